@@ -6,9 +6,9 @@ The terms are functions of maps; where the maps come from is the caller's busine
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +98,8 @@ def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
 
 def check_p(p: object) -> None:
     """Raise a ValueError unless p is 0 or at least 1."""
-    if not isinstance(p, Real) or isinstance(p, bool) or not (p == 0 or p >= 1):
+    is_number = isinstance(p, int | float | np.number) and not isinstance(p, bool)
+    if not (is_number and (p == 0 or p >= 1)):  # type: ignore[operator]
         raise ValueError(
             f"p must be 0 or at least 1; got {p!r}. Between 0 and 1 the norm's gradient is "
             "unbounded at 0, where a sparse map has most of its pixels."
@@ -155,7 +156,8 @@ class ConsistentCAMLoss:
     >>> with record(net, layer, trunk=True) as tape:
     ...     logits, maps = explained(tape, images)
     ...     _, maps_of_view = explained(tape, views(images))
-    ...     terms = loss(nn.functional.cross_entropy(logits, labels), maps, views(maps), maps_of_view)
+    ...     ce = nn.functional.cross_entropy(logits, labels)
+    ...     terms = loss(ce, maps, views(maps), maps_of_view)
     ...     terms.total.backward()
     >>> bool(net[0].weight.grad.abs().sum() > 0)
     True
@@ -163,7 +165,7 @@ class ConsistentCAMLoss:
 
     def __init__(self, alpha: float = 1.0, beta: float = 1e-6, p: float = 1):
         for name, weight in (("alpha", alpha), ("beta", beta)):
-            if not (isinstance(weight, Real) and 0 <= weight < math.inf):
+            if not (isinstance(weight, int | float | np.number) and 0 <= weight < math.inf):
                 raise ValueError(f"{name} must be a finite number >= 0; got {weight!r}.")
         check_p(p)
         self.alpha = alpha

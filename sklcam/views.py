@@ -115,9 +115,11 @@ class Views:
         return self._exact_where_nothing_is_interpolated(images, warped, matrix)
 
     @staticmethod
-    def _exact_where_nothing_is_interpolated(images: Tensor, warped: Tensor, matrix: Tensor) -> Tensor:
-        # In float32 the sampling grid is off by about 1e-5 of a pixel at 224 pixels. That is nothing
-        # to a crop, but an unchanged or mirrored image should come back bit by bit.
+    def _exact_where_nothing_is_interpolated(
+        images: Tensor, warped: Tensor, matrix: Tensor
+    ) -> Tensor:
+        # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
+        # crop, but an unchanged or mirrored image should come back bit by bit.
         unchanged = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=matrix.device)
         mirrored = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=matrix.device)
         is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]

@@ -9,7 +9,15 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchcam.methods import GradCAM as TorchCAMGradCAM
 
-from sklcam.cam import GradCAM, GradientMethod, available, get_method, min_max, target_scores, upsample
+from sklcam.cam import (
+    GradCAM,
+    GradientMethod,
+    available,
+    get_method,
+    min_max,
+    target_scores,
+    upsample,
+)
 from sklcam.models import build_model, find_target_layer
 from sklcam.tape import record
 
@@ -176,7 +184,9 @@ def test_methods_by_name():
     assert get_method(own) is own
 
 
-@pytest.mark.parametrize(("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (GradCAM, "GradCAM")])
+@pytest.mark.parametrize(
+    ("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (GradCAM, "GradCAM")]
+)
 def test_unknown_methods(method, message):
     with pytest.raises(ValueError, match=message):
         get_method(method)

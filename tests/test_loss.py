@@ -125,7 +125,9 @@ def test_terms_out_of_use_need_no_maps():
         ConsistentCAMLoss(0, 1)(cross_entropy)
 
 
-@pytest.mark.parametrize("options", [{"alpha": -1}, {"beta": math.inf}, {"alpha": "1"}, {"beta": None}])
+@pytest.mark.parametrize(
+    "options", [{"alpha": -1}, {"beta": math.inf}, {"alpha": "1"}, {"beta": None}]
+)
 def test_weights_that_do_not_fit(options):
     with pytest.raises(ValueError, match="finite number >= 0"):
         ConsistentCAMLoss(**options)

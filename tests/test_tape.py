@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -124,11 +125,9 @@ def test_leaves_the_model_as_it_was(trunk, fails):
         model.append(Failing())
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    try:
-        with record(model, model[4], trunk=trunk) as tape:
-            model(torch.rand(2, 3, 12, 12))
-    except RuntimeError as error:
-        assert fails and "on purpose" in str(error)
+    expected = pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext()
+    with expected, record(model, model[4], trunk=trunk) as tape:
+        model(torch.rand(2, 3, 12, 12))
     assert all(not module._forward_hooks for module in model.modules())
     assert all(not module._forward_pre_hooks for module in model.modules())
     assert [module.training for module in model.modules()] == modes
@@ -183,9 +182,9 @@ def test_a_frozen_trunk_can_be_trained_on():
 
 
 def test_a_layer_of_another_network_is_refused():
-    with pytest.raises(ValueError, match="not a part of Sequential"):
-        with record(small_network(), nn.ReLU()):
-            pass
+    not_a_part = pytest.raises(ValueError, match="not a part of Sequential")
+    with not_a_part, record(small_network(), nn.ReLU()):
+        pass
 
 
 def test_a_layer_that_does_not_run():

@@ -114,7 +114,9 @@ def test_areas_are_those_of_torchvisions_crop():
     ours = (matrix[:, 0, 0].abs() * matrix[:, 1, 1]).double()
     areas = theirs[:, 2] * theirs[:, 3] / 64**2
     quantiles = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
-    torch.testing.assert_close(ours.quantile(quantiles), areas.quantile(quantiles), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        ours.quantile(quantiles), areas.quantile(quantiles), atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10)])

@@ -1,5 +1,4 @@
-"""What every method of this package shares: from activations to a raw map, and from there to the
-map that people see.
+"""What every method shares: from activations to a raw map, and on to the map that people see.
 
 A method is a small object without state. It gets tensors, not models or files, and returns tensors.
 """
@@ -69,11 +68,12 @@ class GradientMethod(ABC):
             grids = (activations, gradients)
             if to_grid is not None:
                 grids = (to_grid(activations), to_grid(gradients))
-            maps = self.combine(*(_at_least_float32(grid) for grid in grids))
+            maps = self.combine(*(at_least_float32(grid) for grid in grids))
             return maps.relu() if self.relu else maps
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return half-precision tensors as float32, others as they are."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sklcam.cam import GradCAM, GradientMethod
+from sklcam.cam.base import at_least_float32
 from sklcam.views import ViewSampler
 
-_WINDOW = 11  # pixels; sigma 1.5 truncated at 3.5 sigma, as Wang et al. and scikit-image have it
+# Of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, the data range is 1.
+_SIGMA, _WINDOW = 1.5, 11
+_C1, _C2 = 0.01**2, 0.03**2
 
 
 def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
@@ -27,7 +29,8 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     Parameters
     ----------
     maps, others : Tensor of shape (n_images, height, width), in [0, 1]
-        At least 11 pixels high and wide, the size of the window.
+        At least 11 pixels high and wide, the size of the window. The mean is over the windows that
+        lie inside the map, as in scikit-image.
 
     Returns
     -------
@@ -50,18 +53,37 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     >>> structural_similarity(maps, maps)
     tensor([1., 1.])
     """
-    if min(maps.shape[-2:]) < _WINDOW:
+    height, width = maps.shape[-2:]
+    if min(height, width) < _WINDOW:
         raise ValueError(
-            f"SSIM has a window of {_WINDOW} x {_WINDOW} pixels; got maps of "
-            f"{maps.shape[-2]} x {maps.shape[-1]}. Use a larger image_size."
+            f"SSIM has a window of {_WINDOW} x {_WINDOW} pixels; got maps of {height} x {width}. "
+            "Use a larger image_size."
         )
-    _, local = structural_similarity_index_measure(
-        maps[:, None], others[:, None], data_range=1.0, reduction="none", return_full_image=True
-    )
-    # The mean is over the windows that lie inside the image, as in scikit-image; torchmetrics'
-    # own mean has the padded ones too.
-    margin = _WINDOW // 2
-    return local[:, 0, margin:-margin, margin:-margin].mean(dim=(1, 2))
+    with torch.autocast(maps.device.type, enabled=False):
+        maps, others = at_least_float32(maps), at_least_float32(others)
+        moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
+        rows, columns = _window_sums(height, maps), _window_sums(width, maps)
+        mean, other_mean, square, other_square, product = (rows @ moments @ columns.T).unbind(1)
+    variances = (square - mean * mean) + (other_square - other_mean * other_mean)
+    covariance = product - mean * other_mean
+    luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
+    structure = (2 * covariance + _C2) / (variances + _C2)
+    return (luminance * structure).mean(dim=(1, 2))
+
+
+def _window_sums(size: int, like: Tensor) -> Tensor:
+    """Matrix (size - 10, size) that takes the Gaussian mean of every window along one side.
+
+    The window is separable and small, so that two matrix products do for all maps and moments at
+    once what a convolution would: the same numbers, many times faster, backward above all.
+    """
+    distance = torch.arange(_WINDOW, device=like.device, dtype=like.dtype) - _WINDOW // 2
+    window = torch.exp(-(distance**2) / (2 * _SIGMA**2))
+    offset = torch.arange(size, device=like.device) - torch.arange(
+        size - _WINDOW + 1, device=like.device
+    ).unsqueeze(1)
+    inside = (offset >= 0) & (offset < _WINDOW)
+    return torch.where(inside, (window / window.sum())[offset.clamp(0, _WINDOW - 1)], 0.0)
 
 
 def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
@@ -152,7 +174,7 @@ def consistency_score(
     >>> from sklcam.metrics import consistency_score
     >>> X, y = load_digits(n_class=3, return_X_y=True)
     >>> X = (X / 16).reshape(-1, 8, 8)
-    >>> clf = ConsistentCAMClassifier("resnet18", image_size=32, max_epochs=1, verbose=0,
+    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=1, verbose=0,
     ...                               random_state=0).fit(X[:64], y[:64])
     >>> 0 < consistency_score(clf, X[64:96]) < 1
     True

@@ -1,0 +1,82 @@
+"""Small networks and images for the tests, in a module so that worker processes can import them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+
+class SmallNet(nn.Sequential):
+    """Two convolutions, pooled; a target layer of half the input's size."""
+
+    def __init__(self, num_classes: int = 3, in_channels: int = 1, width: int = 8):
+        super().__init__(
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, num_classes),
+        )
+
+
+class DropoutNet(SmallNet):
+    def __init__(self, num_classes: int = 3, in_channels: int = 1):
+        super().__init__(num_classes, in_channels)
+        self.insert(8, nn.Dropout(0.5))
+
+
+class TupleNet(nn.Module):
+    """Returns auxiliary outputs after its logits, as some networks do in training."""
+
+    def __init__(self, num_classes: int = 3, in_channels: int = 1):
+        super().__init__()
+        self.net = SmallNet(num_classes, in_channels)
+
+    def forward(self, x):
+        return self.net(x), x.mean()
+
+
+class FailingNet(SmallNet):
+    """Works for one image (the dry run), fails on a batch."""
+
+    def forward(self, x):
+        if len(x) > 1:
+            raise RuntimeError("failed on purpose")
+        return super().forward(x)
+
+
+class InterruptedNet(SmallNet):
+    """A user presses Ctrl-C in the fourth training batch."""
+
+    n_batches = 0
+
+    def forward(self, x):
+        if self.training and len(x) > 1:
+            self.n_batches += 1
+            if self.n_batches == 4:
+                raise KeyboardInterrupt
+        return super().forward(x)
+
+
+class RowsAsImages(nn.Module):
+    """A linear network on tables, for scikit-learn's checks: each row is a flat image."""
+
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.mix = nn.Conv2d(in_channels, 32, 1)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.mix(x)).mean((2, 3)))
+
+
+def digits(n: int = 60, n_class: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Real images: (n, 8, 8) float in [0, 1], labels 0 to n_class - 1."""
+    X, y = load_digits(n_class=n_class, return_X_y=True)
+    return (X[:n] / 16).reshape(-1, 8, 8), y[:n]
