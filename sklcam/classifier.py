@@ -37,7 +37,13 @@ from torch.utils.data import DataLoader, Subset
 
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
 from sklcam.explainer import ExplainerMixin
-from sklcam.images import ImageDataset, dataset_labels, default_statistics, normalize
+from sklcam.images import (
+    ImageDataset,
+    dataset_labels,
+    default_statistics,
+    n_images,
+    normalize,
+)
 from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p
 from sklcam.models import build_model, check_output, construct, find_target_layer, load_weights
 from sklcam.tape import Tape, record
@@ -340,6 +346,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         self, X: Any, y: Any, *, known: bool, classes: Any
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
+        n_images(X)  # an error if X is empty or no images at all
         y = dataset_labels(X) if y is None else y
         if y is None:
             raise ValueError(
