@@ -45,7 +45,14 @@ from sklcam.images import (
     normalize,
 )
 from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p
-from sklcam.models import build_model, check_output, construct, find_target_layer, load_weights
+from sklcam.models import (
+    TargetLayer,
+    build_model,
+    check_output,
+    construct,
+    find_target_layer,
+    load_weights,
+)
 from sklcam.tape import Tape, record
 from sklcam.views import ViewSampler
 
@@ -92,9 +99,10 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
     weights : None, "DEFAULT", name of torchvision weights, or path, default=None
         What training starts from. A path is that of a state dict, loaded without running code from
         the file; a head of another size is replaced.
-    target_layer : str, default="auto"
+    target_layer : str or TargetLayer, default="auto"
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
-        otherwise the last layer with a spatial output.
+        otherwise the last layer with a spatial output. A :class:`sklcam.models.TargetLayer` says
+        how a layer's tokens form a grid.
     alpha : float >= 0, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
         a plain classifier's cost.
@@ -169,7 +177,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
     _parameter_constraints: ClassVar[dict[str, list]] = {
         "module": [str, nn.Module, type, callable],
         "weights": [None, str, HasMethods(["__fspath__"])],
-        "target_layer": [str],
+        "target_layer": [str, TargetLayer],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "p": [Real],
@@ -195,7 +203,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         module: Any = "resnet18",
         *,
         weights: Any = None,
-        target_layer: str = "auto",
+        target_layer: str | TargetLayer = "auto",
         alpha: float = 1.0,
         beta: float = 1e-6,
         p: float = 1,
@@ -273,12 +281,8 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         self._check_parameters()
         goes_on = self.warm_start and self.initialized_
         data, y = self._check_training_data(X, y, known=goes_on, classes=self.classes)
-        try:
+        with self._unfitted_by_errors(unless=goes_on):
             return super().fit(data, y, **fit_params)
-        except Exception:
-            if not goes_on:
-                self._unfit()
-            raise
 
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
@@ -298,11 +302,13 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         -------
         self
         """
-        if not isinstance(X, TrainingImages):  # else fit has checked them
-            self._check_parameters()
-            known = self.initialized_
-            X, y = self._check_training_data(X, y, known=known, classes=classes)
-        return super().partial_fit(X, y, **fit_params)
+        if isinstance(X, TrainingImages):  # fit has checked them
+            return super().partial_fit(X, y, **fit_params)
+        self._check_parameters()
+        goes_on = self.initialized_
+        data, y = self._check_training_data(X, y, known=goes_on, classes=classes)
+        with self._unfitted_by_errors(unless=goes_on):
+            return super().partial_fit(data, y, **fit_params)
 
     def initialize(self) -> ConsistentCAMClassifier:
         """Build the network, the optimizer and the callbacks; ``fit`` does so by itself.
@@ -319,10 +325,17 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         with self._own_randomness(), self._double_differentiable_attention():
             return super().fit_loop(X, y, epochs, **kwargs)
 
-    def _unfit(self) -> None:
-        self.initialized_ = False
-        for name in ("module_", "criterion_", "optimizer_"):
-            self.__dict__.pop(name, None)
+    @contextmanager
+    def _unfitted_by_errors(self, *, unless: bool) -> Iterator[None]:
+        """Keep a network that failed in its first fit from passing for a fitted one."""
+        try:
+            yield
+        except Exception:
+            if not unless:
+                self.initialized_ = False
+                for name in ("module_", "criterion_", "optimizer_"):
+                    self.__dict__.pop(name, None)
+            raise
 
     # Checks, at the door
 
@@ -347,13 +360,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
-        y = dataset_labels(X) if y is None else y
-        if y is None:
-            raise ValueError(
-                "requires y to be passed, but the target y is None: give one label per image "
-                "(only a torch data set that has .targets brings its own)."
-            )
-        y = _check_labels(y)
+        y = _check_labels(X, y)
         learned = np.asarray(self.classes_) if known else _learn_classes(y, classes)
         if known and classes is not None and not np.array_equal(np.unique(classes), learned):
             raise ValueError(
@@ -393,13 +400,9 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         return train, valid
 
     def _prepare_validation(self, data: Any) -> TrainingImages:
-        X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, dataset_labels(data))
-        if y is None:
-            raise ValueError(
-                "The validation data has no labels; give predefined_split a data set that has "
-                ".targets, or skorch.dataset.Dataset(X, y)."
-            )
-        return TrainingImages(X, _encode(_check_labels(y), self.classes_), **self._image_options())
+        X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
+        y = _encode(_check_labels(X, y), self.classes_)
+        return TrainingImages(X, y, **self._image_options())
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
         iterator = super().get_iterator(dataset, training=training)
@@ -726,7 +729,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
             If y holds labels that ``fit`` has not seen.
         """
         self.check_is_fitted()
-        y = _check_labels(dataset_labels(X) if y is None else y)
+        y = _check_labels(X, y)
         _encode(y, self.classes_)
         return super().score(X, y, sample_weight)
 
@@ -759,6 +762,11 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         return torch.from_numpy(_encode(labels, self.classes_))
 
     # Parameters, devices, copies
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The labels, sorted."""
+        return self.classes_inferred_
 
     @property
     def device(self) -> Any:
@@ -840,7 +848,13 @@ def _is_scheduler(callback: Any) -> bool:
     return is_class or isinstance(callback, LRScheduler)
 
 
-def _check_labels(y: Any) -> np.ndarray:
+def _check_labels(X: Any, y: Any) -> np.ndarray:
+    y = dataset_labels(X) if y is None else y
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: give one label per image (only a "
+            "torch data set that has .targets brings its own)."
+        )
     if isinstance(y, Tensor):
         y = y.detach().cpu().numpy()
     labels = column_or_1d(y, warn=True)

@@ -6,7 +6,6 @@ maps over batch by batch, so that the memory needed is that of one batch.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -23,32 +22,33 @@ from sklcam.tape import record
 class ExplainerMixin:
     """Give an estimator around a network ``explain`` and ``iter_explain``.
 
-    The estimator supplies the batches and the forward pass, in the methods marked abstract.
+    The estimator supplies the batches and the forward pass, in the methods that raise
+    NotImplementedError here.
     """
 
     target_layer_: TargetLayer
     verbose: int
     resize: str
 
-    @abstractmethod
     def _image_dataset(self, X: Any) -> ImageDataset:
         """Check X and return it as a data set at the network's input size."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _iter_dataset(self, dataset: ImageDataset) -> Iterator[Tensor]:
         """Yield the network's inputs, batch by batch, in order, on its device."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _forward(self, inputs: Tensor) -> Tensor:
         """Run the network in evaluation mode; its first output if it has several."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _network(self) -> nn.Module:
         """Return the network whose layer is recorded; an error if there is none yet."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _encode_target(self, target: Any, n_images: int) -> Tensor | Callable | None:
         """Check a target and turn labels into class indices."""
+        raise NotImplementedError
 
     def iter_inputs(self, X: Any) -> Iterator[Tensor]:
         """Yield X as the network gets it, batch after batch.

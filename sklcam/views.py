@@ -120,8 +120,9 @@ class Views:
     ) -> Tensor:
         # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
         # crop, but an unchanged or mirrored image should come back bit by bit.
-        unchanged = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=matrix.device)
-        mirrored = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=matrix.device)
+        unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
+        mirrored = unchanged.clone()
+        mirrored[0, 0] = -1
         is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]
         is_mirrored = (matrix == mirrored).all(dim=2).all(dim=1)[:, None, None, None]
         warped = torch.where(is_unchanged, images, warped)

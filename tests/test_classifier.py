@@ -311,6 +311,17 @@ def test_partial_fit_as_in_scikit_learn():
         clf.partial_fit(X[:1], ["three"])
 
 
+def test_classes_may_be_given_in_any_order():
+    clf = classifier(
+        max_epochs=15, alpha=0, beta=0, augment=None, classes=["x", *np.unique(NAMES)[::-1]]
+    )
+    clf.fit(X, NAMES)
+    assert_array_equal(clf.classes_, ["nought", "one", "two", "x"])
+    assert clf.score(X, NAMES) > 0.6
+    with pytest.raises(ValueError, match="not seen"):
+        classifier(classes=["one", "two"]).fit(X, NAMES)
+
+
 def test_two_and_two_epochs_are_four():
     whole = classifier(DropoutNet, max_epochs=4).fit(X, Y)
     pieces = classifier(DropoutNet, max_epochs=2).fit(X, Y).partial_fit(X, Y)

@@ -131,6 +131,7 @@ def test_a_class_seen_at_prediction_only(fitted):
         ({"module": "resnet18", "weights": "no_such_weights"}, "no_such_weights"),
         ({"weights": "DEFAULT"}, "not a file"),
         ({"target_layer": "layer5"}, "layer5"),
+        ({"target_layer": None}, "target_layer"),
         ({"target_layer": "6"}, "single position"),
         ({"module": "resnet18", "image_size": 32}, "single position"),
         ({"module": lambda: SmallNet(7)}, "7"),
@@ -197,10 +198,11 @@ def test_a_broken_file_names_its_path(tmp_path, fitted):
 
 def test_an_error_in_the_network_leaves_an_unfitted_classifier():
     clf = classifier(FailingNet)
-    with pytest.raises(RuntimeError, match="on purpose"):
-        clf.fit(X, Y)
-    with pytest.raises(NotFittedError):
-        clf.predict(X)
+    for train in (clf.fit, clf.partial_fit):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            train(X, Y)
+        with pytest.raises(NotFittedError):
+            clf.predict(X)
     assert classifier().fit(X, Y).predict(X).shape == (60,)
 
 
