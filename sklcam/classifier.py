@@ -132,7 +132,9 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
     criterion, optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
         As in skorch, with the paper's defaults: SGD with momentum 0.9 and weight decay 1e-4 (given
         by ``optimizer__...``), a learning rate of 1e-3, cut to a tenth every 30 epochs by the
-        callback ``lr_scheduler``. There is no validation split unless ``train_split`` makes one.
+        callback ``lr_scheduler`` (``callbacks__lr_scheduler__step_size=20`` is every 20; a
+        scheduler among ``callbacks`` takes its place). There is no validation split unless
+        ``train_split`` makes one.
     classes : array-like or None, default=None
         The labels, where ``y`` may not hold them all.
     **kwargs

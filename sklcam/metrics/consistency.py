@@ -145,7 +145,8 @@ def consistency_score(
     method : str, GradientMethod or None, default=None
         The explanation; None is Grad-CAM without the ReLU, as in training.
     views : ViewSampler or None, default=None
-        The distribution of crops and flips; None is that of training.
+        The distribution of crops and flips; None is the paper's, whatever an estimator was trained
+        with, so that estimators can be compared.
     random_state : int, RandomState or None, default=0
         One seed gives every model and every batch size the same views.
 
