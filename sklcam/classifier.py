@@ -649,7 +649,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
                 "seed": seed,
                 "global": torch.get_rng_state(),
                 "cuda": [torch.cuda.get_rng_state(device) for device in self._cuda_devices()],
-                "views": torch.Generator().manual_seed(int(views_seed >> 1)).get_state(),
+                "views": torch.Generator().manual_seed(int(views_seed) >> 1).get_state(),
             }
 
     @contextmanager
@@ -826,6 +826,9 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         memo[id(self)] = duplicate
         duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return duplicate
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "module_" in vars(self)  # skorch 1.3 forgets to say so once it is
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

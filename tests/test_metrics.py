@@ -127,5 +127,6 @@ def test_scorers_route_metadata():
 
     clf = classifier(SmallNet, max_epochs=1).set_params(target_layer="5")
     with config_context(enable_metadata_routing=True), warnings.catch_warnings():
-        results = cross_validate(clf, X, Y, cv=2, scoring=get_scorer("consistency"))
+        scorer = get_scorer("consistency")
+        results = cross_validate(clf, X, Y, cv=2, scoring=scorer, params={})
     assert np.isfinite(results["test_score"]).all()
