@@ -124,10 +124,11 @@ def test_min_max_by_hand_and_its_gradient():
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, -1e5, 1e-30])
-def test_a_constant_map_is_zero_with_zero_gradient_also_after_resizing(value):
+@pytest.mark.parametrize("size", [(224, 224), (30, 30)])  # 30: with rounding noise of 2e-7
+def test_a_constant_map_is_zero_with_zero_gradient_also_after_resizing(value, size):
     maps = torch.full((2, 7, 7), value, requires_grad=True)
-    scaled = min_max(upsample(maps, (224, 224)))
-    assert torch.equal(scaled, torch.zeros(2, 224, 224))
+    scaled = min_max(upsample(maps, size))
+    assert torch.equal(scaled, torch.zeros(2, *size))
     scaled.sum().backward()
     assert torch.equal(maps.grad, torch.zeros(2, 7, 7))
 

@@ -170,6 +170,19 @@ def test_training_reaches_the_trunk_and_the_second_derivative_is_right():
         torch.testing.assert_close(weight.grad[index], numeric.detach(), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("trunk", [False, True])
+def test_the_layers_own_output_is_recorded_though_the_next_one_works_in_place(trunk):
+    model, images = small_network().eval(), torch.rand(2, 3, 12, 12)
+    expected = model[3](nn.Sequential(*list(model)[:3])(images))
+    assert (expected < 0).any()  # so that the in-place ReLU behind the layer would show
+    with record(model, model[3], trunk=trunk) as tape:
+        score = model(images)[:, 0].sum()
+        assert torch.equal(tape.activations, expected)
+        (gradient,) = torch.autograd.grad(score, tape.activations)
+    weight = model[7].weight.detach()[0] / 64
+    torch.testing.assert_close(gradient, weight[:, None, None] * (expected > 0))
+
+
 def test_a_frozen_trunk_can_be_trained_on():
     model = small_network()
     for parameter in model[:5].parameters():
