@@ -517,7 +517,8 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
 
     def _decoding(self, callback: Any) -> Any:
         """Let a scoring callback compare labels with labels: batches hold class indices."""
-        if getattr(callback, "target_extractor", None) is not to_numpy:
+        is_scorer = getattr(callback, "target_extractor", None) is to_numpy
+        if not is_scorer or not hasattr(self, "classes_"):  # set_params comes here before fit
             return callback
         callback = copy.copy(callback)
         callback.target_extractor = LabelDecoder(self.classes_)

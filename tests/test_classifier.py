@@ -350,6 +350,14 @@ def test_scoring_callbacks_compare_labels_with_labels():
     assert row["consistent"] == pytest.approx(consistency_score(clf, X[30:]), rel=1e-5)
 
 
+def test_parameters_of_callbacks_can_be_set_before_fit():
+    clf = classifier(callbacks=[("acc", EpochScoring("accuracy", lower_is_better=False))])
+    clf.set_params(callbacks__acc__name="right", callbacks__lr_scheduler__step_size=1)
+    clf.set_params(train_split=ValidSplit(3)).fit(X, NAMES)
+    assert 0 <= clf.history[-1, "right"] <= 1
+    assert_allclose(clf.optimizer_.param_groups[0]["lr"], 0.005)
+
+
 # What X may be
 
 
