@@ -33,6 +33,7 @@ from skorch.dataset import unpack_data
 from skorch.utils import to_device, to_numpy
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
@@ -584,7 +585,8 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         view = sampler(len(images), size=(images.shape[-2], images.shape[-1]), generator=generator)
         view = view.to(images.device)
         view_images = view(images)
-        view_logits = self.infer(view_images)
+        with _statistics_kept(self.module_):
+            view_logits = self.infer(view_images)
         shown = predicted if self.view_target == "shared" else view_logits.argmax(dim=1)
         maps_of_view = self._explain_recorded(tape, view_logits, shown, view_images, training)
         return maps, view(maps), maps_of_view
@@ -836,6 +838,27 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Normalise by the batch as ever, but leave batch normalisation's running statistics alone.
+
+    They are for prediction, so they must be those of images: a view is a crop of a crop, which no
+    image to be predicted is.
+    """
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 class LabelDecoder:

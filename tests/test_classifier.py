@@ -132,6 +132,27 @@ def test_one_step_is_the_papers_equations():
     assert history["train_loss"] == pytest.approx(total.item(), rel=1e-5)
 
 
+def test_running_statistics_are_those_of_the_images_not_of_their_views():
+    """Batch normalisation's moving averages written out, over two steps that train nothing."""
+    options = {"batch_size": 30, "iterator_train__shuffle": False, "augment": None, "lr": 0.0}
+    clf = classifier(alpha=1, max_epochs=0, **options).fit(X, Y)
+    norm = clf.module_[1]
+    norm.running_mean.fill_(3.0)
+    norm.running_var.fill_(2.0)
+    counted = int(norm.num_batches_tracked)
+    clf.set_params(max_epochs=1).partial_fit(X, Y)
+
+    mean, var = torch.full((8,), 3.0), torch.full((8,), 2.0)
+    for images in torch.cat(list(clf.iter_inputs(X))).split(30):
+        features = clf.module_[0](images).detach().transpose(0, 1).flatten(1)
+        mean = 0.9 * mean + 0.1 * features.mean(1)
+        var = 0.9 * var + 0.1 * features.var(1)
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, var, rtol=1e-5, atol=1e-5)
+    assert int(norm.num_batches_tracked) == counted + 2
+    assert norm.track_running_stats
+
+
 def test_history_has_the_terms_in_use():
     split = ValidSplit(3, stratified=True)
     clf = classifier(alpha=0.5, beta=0.01, train_split=split, max_epochs=2).fit(X, NAMES)
