@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sklcam.classifier import ConsistentCAMClassifier
+from sklcam.explainer import CAMExplainer
 
-__all__ = ["ConsistentCAMClassifier"]
+__all__ = ["CAMExplainer", "ConsistentCAMClassifier"]
 
 try:
     __version__ = version("sklcam")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,7 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
-from sklcam.explainer import ExplainerMixin
+from sklcam.explainer import ExplainerMixin, encode_labels
 from sklcam.images import (
     ImageDataset,
     dataset_labels,
@@ -372,7 +372,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
             )
         options = self._image_options()
         options["n_channels"] = self.n_channels_ if known else None
-        data = TrainingImages(X, _encode(y, learned), **options)
+        data = TrainingImages(X, encode_labels(y, learned), **options)
         self.classes_inferred_, self.n_channels_ = learned, data.n_channels
         return data, y
 
@@ -404,7 +404,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
 
     def _prepare_validation(self, data: Any) -> TrainingImages:
         X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
-        y = _encode(_check_labels(X, y), self.classes_)
+        y = encode_labels(_check_labels(X, y), self.classes_)
         return TrainingImages(X, y, **self._image_options())
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
@@ -735,7 +735,7 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         """
         self.check_is_fitted()
         y = _check_labels(X, y)
-        _encode(y, self.classes_)
+        encode_labels(y, self.classes_)
         return super().score(X, y, sample_weight)
 
     def _image_dataset(self, X: Any) -> ImageDataset:
@@ -753,18 +753,6 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
     def _network(self) -> nn.Module:
         self.check_is_fitted()
         return self.module_
-
-    def _encode_target(self, target: Any, n_images: int) -> Tensor | Callable | None:
-        if target is None or callable(target):
-            return target
-        labels = np.asarray(target)
-        labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
-        if labels.shape != (n_images,):
-            raise ValueError(
-                f"target must be one label, or one per image; got shape {labels.shape} for "
-                f"{n_images} images."
-            )
-        return torch.from_numpy(_encode(labels, self.classes_))
 
     # Parameters, devices, copies
 
@@ -898,20 +886,6 @@ def _learn_classes(y: np.ndarray, classes: Any) -> np.ndarray:
             f"A classifier needs at least two classes; got one class: {learned.tolist()}."
         )
     return learned
-
-
-def _encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return the index of each label in classes, int64; a ValueError for those not among them."""
-    found, positions = np.unique(labels, return_inverse=True)
-    order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
-    unknown = [label for label in found.tolist() if label not in order]
-    if unknown:
-        raise ValueError(
-            f"y or target has labels that were not seen in fit: {unknown[:5]}; the classes are "
-            f"{list(order)[:10]}{' ...' if len(order) > 10 else ''}."
-        )
-    indices = np.array([order[label] for label in found.tolist()], dtype=np.int64)
-    return indices[positions]
 
 
 def _check_augmented(augmented: Any, images: Tensor) -> Tensor:

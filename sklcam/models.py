@@ -597,6 +597,9 @@ class TargetLayer:
         Rows and columns of the tokens.
     n_prefix : int, default=0
         Tokens before the grid, such as a class token; they are dropped.
+    reshape : callable or None, default=None
+        For outputs that no layout describes: takes the output and returns it as (n, K, u, v),
+        differentiably.
 
     Examples
     --------
@@ -610,6 +613,7 @@ class TargetLayer:
     layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
     grid: tuple[int, int] | None = None
     n_prefix: int = 0
+    reshape: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -656,6 +660,8 @@ class TargetLayer:
         ValueError
             If the tensor does not have the axes that the layout says.
         """
+        if self.reshape is not None:
+            return self._reshaped(tensor)
         self._check_axes(tensor)
         if self.layout == "nchw":
             return tensor
@@ -663,6 +669,45 @@ class TargetLayer:
             return tensor.permute(0, 3, 1, 2)
         assert self.grid is not None
         return tensor[:, self.n_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+    def channel_axis(self, tensor: Tensor) -> int:
+        """Return which axis of the layer's output holds the channels.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Output of the layer, in its layout.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            If a `reshape` leaves that open.
+        """
+        if self.reshape is None:
+            return 1 if self.layout == "nchw" else tensor.ndim - 1
+        n_channels = self.to_grid(tensor).shape[1]
+        fitting = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] == n_channels]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"Which axis of {tuple(tensor.shape)} holds the {n_channels} channels of "
+                f"{self.name!r} cannot be told from its reshape; use a layout instead."
+            )
+        return fitting[0]
+
+    def _reshaped(self, tensor: Tensor) -> Tensor:
+        assert self.reshape is not None
+        grid = self.reshape(tensor)
+        if not isinstance(grid, Tensor) or grid.ndim != 4 or len(grid) != len(tensor):
+            came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
+            raise ValueError(
+                f"reshape must turn the output of {self.name!r}, of shape {tuple(tensor.shape)}, "
+                f"into a Tensor (n, K, u, v) of as many images; it returned {came}."
+            )
+        return grid
 
     def _check_axes(self, tensor: Tensor) -> None:
         wanted = {"nchw": "(n, K, u, v)", "nhwc": "(n, u, v, K)", "tokens": "(n, tokens, K)"}[
@@ -714,7 +759,7 @@ def find_target_layer(
     --------
     >>> from sklcam.models import build_model, find_target_layer
     >>> find_target_layer(build_model("squeezenet1_1", n_classes=3))
-    TargetLayer(name='features.12', layout='nchw', grid=None, n_prefix=0)
+    TargetLayer(name='features.12', layout='nchw', grid=None, n_prefix=0, reshape=None)
     """
     model = _unwrap(model)
     if isinstance(target_layer, TargetLayer):

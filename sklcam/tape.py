@@ -1,14 +1,17 @@
-"""One forward pass that records a layer's activations and grows the autograd graph from there on.
+"""One forward pass that records layers' activations and grows the autograd graph from there on.
 
 A class activation map needs the gradient of a score with respect to one layer. What lies before
 that layer needs no graph at all when explaining; when training it needs one, but the map's own
-gradient still stops at the layer. This module knows of modules and graphs, not of maps.
+gradient still stops at the layer. And what follows a layer can be run again on other activations,
+without what lies before it. This module knows of modules and graphs, not of maps.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,41 +23,62 @@ class Tape:
     Attributes
     ----------
     activations : Tensor
-        The layer's output in the last forward pass, in the layer's own layout. A score computed
-        from the same pass can be differentiated with respect to it.
+        The layer's output in the last forward pass, in the layer's own layout; of the first layer
+        if there are several. A score computed from the same pass can be differentiated with respect
+        to it.
     """
 
-    def __init__(self) -> None:
-        self._activations: Tensor | None = None
+    def __init__(self, *layers: nn.Module) -> None:
+        self._layers = layers
+        self._activations: dict[int, Tensor] = {}
 
     @property
     def activations(self) -> Tensor:
-        if self._activations is None:
+        return self.of(self._layers[0])
+
+    def of(self, layer: nn.Module) -> Tensor:
+        """Return the activations of one of the layers.
+
+        Parameters
+        ----------
+        layer : nn.Module
+
+        Returns
+        -------
+        Tensor
+
+        Raises
+        ------
+        RuntimeError
+            If the layer did not run.
+        """
+        if id(layer) not in self._activations:
             raise RuntimeError(
                 "Nothing was recorded: the target layer did not run in this forward pass. "
                 "Name a layer that the output depends on."
             )
-        return self._activations
+        return self._activations[id(layer)]
 
     def clear(self) -> None:
         """Forget the activations, so that their graph can be freed."""
-        self._activations = None
+        self._activations = {}
 
 
 @contextmanager
-def record(module: nn.Module, layer: nn.Module, *, trunk: bool = False) -> Iterator[Tape]:
-    """Record a layer's activations during the forward passes made inside the ``with`` block.
+def record(module: nn.Module, *layers: nn.Module, trunk: bool = False) -> Iterator[Tape]:
+    """Record layers' activations during the forward passes made inside the ``with`` block.
 
     Parameters
     ----------
     module : nn.Module
         The network. Its mode, hooks, gradients and flags are left as they were.
-    layer : nn.Module
-        The target layer, a submodule of ``module`` whose output is one tensor.
+    *layers : nn.Module
+        The target layers, submodules of ``module`` whose output is one tensor.
     trunk : bool, default=False
-        False is for explaining: gradients are off up to the layer, whose activations become a leaf,
-        and on from there, so that the graph holds the head alone. True is for training: the graph
-        reaches back to the parameters of the trunk, as the loss must train them.
+        False is for explaining: gradients are off up to the first of the layers, whose activations
+        become a leaf, and on from there, so that the graph holds the head alone. True is for
+        training: the graph reaches back to the parameters of the trunk, as the loss must train
+        them.
 
     Yields
     ------
@@ -63,13 +87,13 @@ def record(module: nn.Module, layer: nn.Module, *, trunk: bool = False) -> Itera
     Raises
     ------
     TypeError
-        If the layer's output is not a tensor.
+        If a layer's output is not a tensor.
     ValueError
-        If ``layer`` is not part of ``module``.
+        If a layer is not part of ``module``.
 
     Notes
     -----
-    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. Where the layer runs
+    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. Where a layer runs
     several times in a pass, the last run counts.
 
     Examples
@@ -84,27 +108,30 @@ def record(module: nn.Module, layer: nn.Module, *, trunk: bool = False) -> Itera
     >>> gradient.shape
     torch.Size([5, 4, 6, 6])
     """
-    if not any(candidate is layer for candidate in module.modules()):
-        raise ValueError(
-            f"The target layer {type(layer).__name__} is not a part of {type(module).__name__}."
-        )
-    tape = Tape()
+    _check_parts(module, layers)
+    tape = Tape(*layers)
     with ExitStack() as stack:
         stack.callback(tape.clear)
         stack.enter_context(torch.inference_mode(False))
         if trunk:
             stack.enter_context(torch.enable_grad())
-            handles = [layer.register_forward_hook(_keep(tape))]
         else:
             stack.enter_context(torch.no_grad())
             stack.enter_context(_no_fused_attention())
-            handles = [
-                module.register_forward_pre_hook(_stop_gradients),
-                layer.register_forward_hook(_cut(tape)),
-            ]
-        for handle in handles:
-            stack.callback(handle.remove)
+            stack.callback(module.register_forward_pre_hook(_stop_gradients).remove)
+        hook = _keep(tape) if trunk else _cut(tape)
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(hook).remove)
         yield tape
+
+
+def _check_parts(module: nn.Module, layers: tuple[nn.Module, ...]) -> None:
+    parts = {id(part) for part in module.modules()}
+    for layer in layers:
+        if id(layer) not in parts:
+            raise ValueError(
+                f"The target layer {type(layer).__name__} is not a part of {type(module).__name__}."
+            )
 
 
 @contextmanager
@@ -122,9 +149,9 @@ def _no_fused_attention() -> Iterator[None]:
 def _keep(tape: Tape) -> Callable[..., Tensor]:
     def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         activations = _check_tensor(layer, output)
-        if not activations.requires_grad:  # the whole trunk is frozen
+        if not activations.requires_grad:  # nothing before the layer is trained
             activations = activations.detach().requires_grad_()
-        tape._activations = activations
+        tape._activations[id(layer)] = activations
         return activations.clone()  # what follows may work in place (as ReLU often does)
 
     return hook
@@ -136,14 +163,18 @@ def _stop_gradients(module: nn.Module, inputs: tuple) -> None:
 
 
 def _cut(tape: Tape) -> Callable[..., Tensor]:
+    keep = _keep(tape)
+
     def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(tape._layers) > 1:  # an earlier layer is the leaf
+            return keep(layer, inputs, output)
         activations = _check_tensor(layer, output).detach()
         if activations.is_inference():  # a layer that hands on its input, in inference mode
             activations = activations.clone()
         # Stays on for the rest of the pass; the no_grad() around the block restores it on exit.
         torch.set_grad_enabled(True)
-        tape._activations = activations.requires_grad_()
-        return tape._activations.clone()
+        tape._activations[id(layer)] = activations.requires_grad_()
+        return tape._activations[id(layer)].clone()
 
     return hook
 
@@ -155,3 +186,142 @@ def _check_tensor(layer: nn.Module, output: object) -> Tensor:
             "a layer whose output is one tensor is needed."
         )
     return output
+
+
+class Trunk:
+    """What a forward pass did before a layer ran; made by :func:`record_trunk`.
+
+    With it, the pass can be resumed at the layer: modules that had finished by then hand out what
+    they returned, and only what follows the layer is computed.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._finished: list[tuple[nn.Module, Any]] = []  # outermost calls only, in their order
+        self._runs = 0  # of the layer
+        self._before_layer: list[tuple[nn.Module, Any]] = []
+
+    @contextmanager
+    def resumed(
+        self, activations: Tensor, *, image: int, n_images: int, from_start: bool = False
+    ) -> Iterator[None]:
+        """Let the forward passes in the block start at the layer, with other activations.
+
+        Parameters
+        ----------
+        activations : Tensor of shape (m, ...)
+            What the layer returns, m variants for one image of the recorded batch.
+        image : int
+            Which image.
+        n_images : int
+            Number of images in the recorded batch.
+        from_start : bool, default=False
+            Run what lies before the layer, too, instead of handing out what it returned. Slower;
+            needed where the network changes tensors in place between its modules.
+
+        Notes
+        -----
+        One forward pass for each use.
+        """
+        answers: dict[nn.Module, deque[Any]] = {}
+        if from_start:
+            answers[self._layer] = deque([_RUN] * (self._runs - 1))
+        else:
+            for module, output in self._before_layer:
+                rows = _repeat(output, image, n_images, len(activations))
+                answers.setdefault(module, deque()).append(rows)
+        answers.setdefault(self._layer, deque()).append(activations)
+        with ExitStack() as stack:
+            for module, queue in answers.items():
+                stack.enter_context(_answering(module, queue))
+            yield
+
+
+_RUN = object()  # stands for: run the module itself
+
+
+@contextmanager
+def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
+    """Give a module answers for its next calls; it runs by itself once they are used up."""
+    forward = module.forward
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        ready = answers.popleft() if answers else _RUN
+        return forward(*args, **kwargs) if ready is _RUN else ready
+
+    shadowed = vars(module).get("forward")
+    module.forward = answer
+    try:
+        yield
+    finally:
+        del module.forward
+        if shadowed is not None:
+            module.forward = shadowed
+
+
+def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
+    """Return one image's part of a module's output, m times, without copying it."""
+    if isinstance(output, Tensor):
+        if output.ndim and len(output) == n_images:
+            return output[image : image + 1].expand(m, *output.shape[1:])
+        return output
+    if isinstance(output, tuple | list):
+        return type(output)(_repeat(item, image, n_images, m) for item in output)
+    if isinstance(output, dict):
+        return {key: _repeat(item, image, n_images, m) for key, item in output.items()}
+    return output
+
+
+@contextmanager
+def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
+    """Record what a forward pass does before a layer, to resume it there later.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    layer : nn.Module
+        A submodule of ``module``.
+
+    Yields
+    ------
+    Trunk
+        It holds the outputs of the modules before the layer for as long as it lives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.tape import record_trunk
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> images = torch.rand(5, 3, 8, 8)
+    >>> with torch.no_grad(), record_trunk(net, net[1]) as trunk:
+    ...     scores = net(images)
+    >>> dark = torch.zeros(7, 4, 6, 6)
+    >>> with torch.no_grad(), trunk.resumed(dark, image=0, n_images=5):
+    ...     of_dark = net(images[:1].expand(7, -1, -1, -1))  # runs net[2] and net[3]
+    >>> torch.equal(of_dark[0], net[3].bias)
+    True
+    """
+    _check_parts(module, (layer,))
+    trunk = Trunk(layer)
+    starts: list[int] = []  # per open call: how many calls had finished when it began
+
+    def begin(part: nn.Module, inputs: tuple) -> None:
+        if part is layer:
+            trunk._runs += 1
+            trunk._before_layer = list(trunk._finished)
+        starts.append(len(trunk._finished))
+
+    def end(part: nn.Module, inputs: tuple, output: Any) -> None:
+        del trunk._finished[starts.pop() :]  # what ran inside it
+        trunk._finished.append((part, output))
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(part.register_forward_pre_hook(begin).remove)
+            stack.callback(part.register_forward_hook(end).remove)
+        try:
+            yield trunk
+        finally:
+            trunk._finished = []

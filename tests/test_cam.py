@@ -186,7 +186,7 @@ def test_methods_by_name():
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (GradCAM, "GradCAM")]
+    ("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (int, "derive from Method")]
 )
 def test_unknown_methods(method, message):
     with pytest.raises(ValueError, match=message):

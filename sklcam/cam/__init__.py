@@ -3,14 +3,66 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import cast
 
-from sklcam.cam.base import GradientMethod, min_max, upsample
-from sklcam.cam.gradient import GradCAM
-from sklcam.cam.targets import target_scores
+from sklcam.cam.base import (
+    GradientMethod,
+    Method,
+    Subject,
+    WeightedGradientMethod,
+    min_max,
+    upsample,
+)
+from sklcam.cam.control import FakeCAM, RandomCAM, Uniform
+from sklcam.cam.gradient import (
+    CAM,
+    Counterfactual,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
+)
+from sklcam.cam.perturbation import ISCAM, SSCAM, AblationCAM, PerturbationMethod, ScoreCAM
+from sklcam.cam.pixel import (
+    Deconvnet,
+    ExcitationBackprop,
+    GuidedBackprop,
+    GuidedGradCAM,
+    Occlusion,
+    Saliency,
+)
+from sklcam.cam.targets import TopK, target_scores
 
 __all__ = [
+    "CAM",
+    "ISCAM",
+    "SSCAM",
+    "AblationCAM",
+    "Counterfactual",
+    "Deconvnet",
+    "ExcitationBackprop",
+    "FakeCAM",
     "GradCAM",
+    "GradCAMPlusPlus",
     "GradientMethod",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "HiResCAM",
+    "LayerCAM",
+    "Method",
+    "Occlusion",
+    "PerturbationMethod",
+    "RandomCAM",
+    "Saliency",
+    "ScoreCAM",
+    "SmoothGradCAMPlusPlus",
+    "Subject",
+    "TopK",
+    "Uniform",
+    "WeightedGradientMethod",
+    "XGradCAM",
     "available",
     "get_method",
     "min_max",
@@ -18,7 +70,29 @@ __all__ = [
     "upsample",
 ]
 
-_METHODS = {"gradcam": GradCAM}
+_METHODS: dict[str, type[Method]] = {
+    "ablationcam": AblationCAM,
+    "cam": CAM,
+    "counterfactual": Counterfactual,
+    "deconvnet": Deconvnet,
+    "excitationbackprop": ExcitationBackprop,
+    "fakecam": FakeCAM,
+    "gradcam": GradCAM,
+    "gradcam++": GradCAMPlusPlus,
+    "guidedbackprop": GuidedBackprop,
+    "guidedgradcam": GuidedGradCAM,
+    "hirescam": HiResCAM,
+    "iscam": ISCAM,
+    "layercam": LayerCAM,
+    "occlusion": Occlusion,
+    "randomcam": RandomCAM,
+    "saliency": Saliency,
+    "scorecam": ScoreCAM,
+    "smoothgradcam++": SmoothGradCAMPlusPlus,
+    "sscam": SSCAM,
+    "uniform": Uniform,
+    "xgradcam": XGradCAM,
+}
 
 
 def available() -> list[str]:
@@ -33,17 +107,18 @@ def available() -> list[str]:
     return sorted(_METHODS)
 
 
-def get_method(method: str | GradientMethod) -> GradientMethod:
+def get_method(method: str | Method | type[Method]) -> Method:
     """Return the method of that name; a method object is returned as it is.
 
     Parameters
     ----------
-    method : str or GradientMethod
-        One of :func:`available`, in any case; or an object of one's own.
+    method : str, Method or class of methods
+        One of :func:`available`, in any case; an object with options of one's own; or a class, for
+        its defaults.
 
     Returns
     -------
-    GradientMethod
+    Method
 
     Raises
     ------
@@ -54,12 +129,14 @@ def get_method(method: str | GradientMethod) -> GradientMethod:
     --------
     >>> from sklcam.cam import GradCAM, get_method
     >>> get_method("gradcam")
-    GradCAM(relu=True)
+    GradCAM()
     >>> get_method(GradCAM(relu=False))
     GradCAM(relu=False)
     """
-    if isinstance(method, GradientMethod):
-        return method
+    if isinstance(method, Method):
+        return cast(Method, method)
+    if isinstance(method, type):
+        return _of_class(method)
     if not isinstance(method, str):
         raise ValueError(
             f"method must be a name or a method object such as GradCAM(); got {method!r}."
@@ -68,3 +145,11 @@ def get_method(method: str | GradientMethod) -> GradientMethod:
         close = get_close_matches(method.lower(), _METHODS, n=3) or available()
         raise ValueError(f"There is no method {method!r}. Did you mean: {', '.join(close)}?")
     return _METHODS[method.lower()]()
+
+
+def _of_class(method: type) -> Method:
+    if not issubclass(method, Method):
+        raise ValueError(
+            f"{method.__name__} is not a class of methods: it must derive from Method."
+        )
+    return method()

@@ -1,20 +1,379 @@
-"""What every method shares: from activations to a raw map, and on to the map that people see.
+"""What every method shares: what it is given, and how its raw maps become those that people see.
 
-A method is a small object without state. It gets tensors, not models or files, and returns tensors.
+A method is a small object that holds its options. It is given a :class:`Subject`, one batch that
+has been through the network once, and returns raw maps.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklcam.cam.rules import ReluRule
+from sklcam.cam.targets import Target, target_classes, target_scores
+from sklcam.models import TargetLayer
+from sklcam.tape import Trunk, record, record_trunk
 
-class GradientMethod(ABC):
-    """A method that weighs a layer's activations by the gradient of a score.
+Inputs = Tensor | Mapping[str, Tensor]
+
+
+class Subject:
+    """One batch, run through a network once, and what a method may ask about it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Where the layers are.
+    layers : sequence of TargetLayer
+    inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+        What the network is given.
+    target : None, TopK, Tensor of class indices or callable, default=None
+        What is explained.
+    forward : callable or None
+        Takes inputs and returns the output; None calls the network.
+    image_input : str or None
+        Which of several inputs is the image.
+    graph : {"head", "images", None}, default="head"
+        What scores can be differentiated to: the layers' activations, the images too, or nothing.
+    rule : context manager or None
+        Active during the forward pass that builds the graph.
+    resumable : bool, default=False
+        Whether the pass can be resumed at a layer.
+
+    Attributes
+    ----------
+    output : Tensor
+        The network's output.
+    images : Tensor of shape (n_images, channels, height, width)
+        As the network got them.
+    activations : list of Tensor
+        One per layer, in the layer's own layout.
+    classes : Tensor of shape (n_images, k) or None
+        What is explained, where the target is not a callable.
+    scores : Tensor of shape (n_images, k)
+        Those of the classes, or of the callable with k = 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[TargetLayer],
+        inputs: Inputs,
+        target: Target = None,
+        *,
+        forward: Callable[[Any], Tensor] | None = None,
+        image_input: str | None = None,
+        graph: Literal["head", "images"] | None = "head",
+        rule: AbstractContextManager | None = None,
+        resumable: bool = False,
+    ):
+        self.network = network
+        self.layers = list(layers)
+        self.rule = rule
+        self._forward = forward or network
+        self._image_input = image_input
+        self._inputs = inputs
+        self._graph = graph
+        self._trunks: list[Trunk] = []
+        self.images = inputs if isinstance(inputs, Tensor) else inputs[str(image_input)]
+        self.images = self.images.detach()
+        self.output = self._record(resumable)
+        self._callable = target if callable(target) else None
+        self.classes = None if callable(target) else target_classes(self.output, target)
+        with torch.set_grad_enabled(graph is not None):
+            self.scores = at_least_float32(self.score(self.output))
+
+    def _record(self, resumable: bool) -> Tensor:
+        modules = [layer.of(self.network) for layer in self.layers]
+        with ExitStack() as stack:
+            if self._graph == "images":
+                self.images = self.images.clone().requires_grad_()
+            # Layers are cut off what lies before them, unless the way back leads on to the images.
+            tape = stack.enter_context(
+                record(self.network, *modules, trunk=self._graph == "images")
+            )
+            if resumable:
+                self._trunks = [
+                    stack.enter_context(record_trunk(self.network, module)) for module in modules
+                ]
+            stack.enter_context(self.rule or nullcontext())
+            output = self._forward(self._with_images(self.images))
+            self.activations = [tape.of(module) for module in modules]
+        if self._graph is None:
+            self.activations = [activations.detach() for activations in self.activations]
+            return output.detach()
+        return output
+
+    def _with_images(self, images: Tensor, rows: Tensor | slice | None = None) -> Any:
+        if isinstance(self._inputs, Tensor):
+            return images
+        others = {
+            name: value if rows is None else value[rows] for name, value in self._inputs.items()
+        }
+        return {**others, str(self._image_input): images}
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def grid(self, layer: int) -> Tensor:
+        """Return a layer's activations as (n_images, K, u, v), without a graph."""
+        activations = self.activations[layer].detach()
+        return at_least_float32(self.layers[layer].to_grid(activations))
+
+    def weighted_maps(self, weights: Sequence[Tensor], *, relu: bool) -> list[Tensor]:
+        """Return the weighted sums of each layer's channels.
+
+        Parameters
+        ----------
+        weights : sequence of Tensor of shape (n_images, k, K)
+            One per layer.
+        relu : bool
+            Whether negative evidence is cut off.
+
+        Returns
+        -------
+        list of Tensor of shape (n_images, k, u, v)
+        """
+        return [
+            weighted_sum(of_layer, self.grid(layer), relu=relu)
+            for layer, of_layer in enumerate(weights)
+        ]
+
+    def score(self, output: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+        """Return the scores of an output of the network.
+
+        Parameters
+        ----------
+        output : Tensor of shape (m, ...)
+        rows : Tensor of shape (m,), slice or None
+            Which image each row of the output belongs to; None if they are the batch itself.
+
+        Returns
+        -------
+        Tensor of shape (m, k)
+        """
+        if self._callable is not None:
+            return target_scores(output, self._callable)[:, None]
+        classes = self.classes if rows is None else self.classes[rows]  # type: ignore[index]
+        return target_scores(output, classes.expand(len(output), -1))  # type: ignore[union-attr]
+
+    def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
+        """Run the network on other images, without a graph.
+
+        Parameters
+        ----------
+        images : Tensor of shape (m, channels, height, width)
+        rows : Tensor of shape (m,) or slice
+            Which image of the batch each stands for, where there are inputs beside the image.
+
+        Returns
+        -------
+        Tensor of shape (m, ...)
+        """
+        with torch.no_grad():
+            return self._forward(self._with_images(images, rows))
+
+    def resume(
+        self, layer: int, activations: Tensor, image: int, *, from_start: bool = False
+    ) -> Tensor:
+        """Run what follows a layer on other activations of one image, without a graph.
+
+        Parameters
+        ----------
+        layer : int
+        activations : Tensor of shape (m, ...)
+            In the layer's own layout.
+        image : int
+        from_start : bool, default=False
+            As in :meth:`sklcam.tape.Trunk.resumed`.
+
+        Returns
+        -------
+        Tensor of shape (m, ...)
+        """
+        rows = torch.full((len(activations),), image, device=self.images.device)
+        images = self.images[image : image + 1].expand(len(activations), -1, -1, -1)
+        with self._trunks[layer].resumed(
+            activations, image=image, n_images=self.n_images, from_start=from_start
+        ):
+            return self.run(images, rows)
+
+    def on(self, images: Tensor) -> Subject:
+        """Return the same question about other images, in a forward pass of their own."""
+        target = self._callable if self.classes is None else self.classes
+        inputs = self._with_images(images)
+        return Subject(
+            self.network,
+            self.layers,
+            inputs,
+            target,
+            forward=self._forward,
+            image_input=self._image_input,
+            graph=self._graph,
+            rule=self.rule,
+        )
+
+    def gradients(
+        self, column: int, *, of: Literal["layers", "images"] = "layers", keep: bool = False
+    ) -> list[Tensor]:
+        """Differentiate one column of the scores.
+
+        Parameters
+        ----------
+        column : int
+            Which of the k classes, in their order: the graph is freed with the last one.
+        of : {"layers", "images"}, default="layers"
+        keep : bool, default=False
+            Keep the graph in any case.
+
+        Returns
+        -------
+        list of Tensor
+            With respect to each layer's activations, in its own layout; or to the images.
+        """
+        is_last = column == self.scores.shape[1] - 1
+        chosen = torch.zeros_like(self.scores)
+        chosen[:, column] = 1
+        return list(
+            torch.autograd.grad(
+                self.scores,
+                self.activations if of == "layers" else [self.images],
+                chosen,
+                retain_graph=keep or not is_last,
+            )
+        )
+
+
+class Method(BaseEstimator, ABC):
+    """A way to explain: options in, raw maps out.
+
+    A method of one's own derives from :class:`GradientMethod` or :class:`WeightedGradientMethod`
+    where it is made of one gradient, and from this class otherwise.
+
+    Attributes
+    ----------
+    graph : {"head", "images", None}
+        What it differentiates to: see :class:`Subject`.
+    uses_layers : bool
+        Whether it looks at layers at all.
+    resumes : bool
+        Whether it runs what follows a layer again.
+    scaled : bool
+        Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
+    """
+
+    graph: ClassVar[Literal["head", "images"] | None] = None
+    uses_layers: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
+
+    @property
+    def scaled(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        """Raise a ValueError for options that make no sense; before any work."""
+
+    def rule(self) -> AbstractContextManager | None:
+        """Return what is to be active while the graph is built, if anything."""
+        return None
+
+    def subject(
+        self, network: nn.Module, layers: Sequence[TargetLayer], inputs: Inputs, **options: Any
+    ) -> Subject:
+        """Run a batch through the network, as the method needs it; parameters as `Subject`'s."""
+        self.check()
+        rule = self.rule()
+        subject = Subject(
+            network,
+            layers if self.uses_layers else (),
+            inputs,
+            graph=self.graph,
+            rule=rule,
+            resumable=self.resumes,
+            **options,
+        )
+        if isinstance(rule, ReluRule) and not rule.n_relus:
+            warnings.warn(
+                f"{self!r} changes what ReLUs hand back, but there is none on the way back; what "
+                "comes out is the plain gradient. An earlier target layer may have some.",
+                stacklevel=2,
+            )
+        return subject
+
+    @abstractmethod
+    def explain(self, subject: Subject) -> list[Tensor]:
+        """Return raw maps.
+
+        Parameters
+        ----------
+        subject : Subject
+
+        Returns
+        -------
+        list of Tensor of shape (n_images, k, u, v)
+            One per layer, at its resolution; a single one where layers are not used. float32, or
+            float64 if the network computes in it.
+        """
+
+    def channel_weights(self, subject: Subject) -> list[Tensor]:
+        """Return the weight of each channel.
+
+        Parameters
+        ----------
+        subject : Subject
+
+        Returns
+        -------
+        list of Tensor of shape (n_images, k, K)
+            One per layer.
+
+        Raises
+        ------
+        ValueError
+            If the method does not weigh channels.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
+            "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
+        )
+
+
+def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
+    r"""Return :math:`\sum_k \alpha_k A_k`.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n_images, k, K)
+    activations : Tensor of shape (n_images, K, u, v)
+    relu : bool
+        Whether negative evidence is cut off.
+
+    Returns
+    -------
+    Tensor of shape (n_images, k, u, v)
+    """
+    maps = torch.einsum("ncK,nKuv->ncuv", weights, activations)
+    return maps.relu() if relu else maps
+
+
+class GradientMethod(Method):
+    """A method made of a layer's activations and the gradient of a score with respect to them.
 
     A subclass writes :meth:`combine`; taking the gradient, the layer's layout and the optional ReLU
     are dealt with here.
@@ -25,16 +384,32 @@ class GradientMethod(ABC):
         Whether negative evidence is cut off.
     """
 
+    graph = "head"
+
     def __init__(self, relu: bool = True):
         self.relu = relu
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
 
     @abstractmethod
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Turn activations and gradients, both (n_images, K, u, v), into maps (n_images, u, v)."""
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        per_class = [
+            [
+                self._finish(self.combine(*_grids(layer, activations, gradients)))
+                for layer, activations, gradients in zip(
+                    subject.layers,
+                    subject.activations,
+                    subject.gradients(column),
+                    strict=True,
+                )
+            ]
+            for column in range(subject.scores.shape[1])
+        ]
+        return [torch.stack(maps, dim=1).detach() for maps in zip(*per_class, strict=True)]
+
+    def _finish(self, maps: Tensor) -> Tensor:
+        return maps.relu() if self.relu else maps
 
     def __call__(
         self,
@@ -44,7 +419,7 @@ class GradientMethod(ABC):
         to_grid: Callable[[Tensor], Tensor] | None = None,
         create_graph: bool = False,
     ) -> Tensor:
-        """Return raw maps at the layer's resolution.
+        """Return raw maps at the layer's resolution, for training loops of one's own.
 
         Parameters
         ----------
@@ -68,8 +443,65 @@ class GradientMethod(ABC):
             grids = (activations, gradients)
             if to_grid is not None:
                 grids = (to_grid(activations), to_grid(gradients))
-            maps = self.combine(*(at_least_float32(grid) for grid in grids))
-            return maps.relu() if self.relu else maps
+            return self._finish(self.combine(*(at_least_float32(grid) for grid in grids)))
+
+
+class WeightedGradientMethod(GradientMethod):
+    """A gradient method that weighs channels: a subclass writes :meth:`weights`.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    """
+
+    @abstractmethod
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Return weights (n_images, K) from activations and gradients (n_images, K, u, v)."""
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        weights = self.weights(activations, gradients)
+        return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
+
+    def channel_weights(self, subject: Subject) -> list[Tensor]:
+        per_class = [
+            [
+                self.weights(*_grids(layer, activations, gradients))
+                for layer, activations, gradients in zip(
+                    subject.layers,
+                    subject.activations,
+                    subject.gradients(column),
+                    strict=True,
+                )
+            ]
+            for column in range(subject.scores.shape[1])
+        ]
+        return [torch.stack(weights, dim=1).detach() for weights in zip(*per_class, strict=True)]
+
+
+def _grids(layer: TargetLayer, *tensors: Tensor) -> list[Tensor]:
+    return [at_least_float32(layer.to_grid(tensor.detach())) for tensor in tensors]
+
+
+def draw_seed(random_state: Any) -> int:
+    """Return the seed that every image's own generator starts from."""
+    if isinstance(random_state, int):
+        return random_state
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError unless a batch can hold something."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive; got {batch_size}.")
+
+
+def check_noise(n_samples: int, std: float) -> None:
+    """Raise a ValueError unless there are samples, and their deviation is not negative."""
+    if n_samples < 1 or std < 0:
+        raise ValueError(
+            f"n_samples must be positive and std not negative; got {n_samples} and {std}."
+        )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -82,15 +514,19 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     Parameters
     ----------
-    maps : Tensor of shape (n_images, u, v)
+    maps : Tensor of shape (..., u, v)
     size : tuple of two ints
         Height and width to reach.
 
     Returns
     -------
-    Tensor of shape (n_images, height, width)
+    Tensor of shape (..., height, width)
     """
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return flat.reshape(*maps.shape[:-2], *size)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -98,7 +534,7 @@ def min_max(maps: Tensor) -> Tensor:
 
     Parameters
     ----------
-    maps : Tensor of shape (n_images, height, width)
+    maps : Tensor of shape (..., height, width)
 
     Returns
     -------
@@ -116,13 +552,13 @@ def min_max(maps: Tensor) -> Tensor:
             [[0.0000, 0.0000],
              [0.0000, 0.0000]]])
     """
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    varies = high - low > _rounding(low.detach(), high.detach())
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    varies = high - low > rounding(low.detach(), high.detach())
     extent = torch.where(varies, high - low, 1.0)
     return torch.where(varies, (maps - low) / extent, 0.0)
 
 
-def _rounding(low: Tensor, high: Tensor) -> Tensor:
-    """The spread that resizing a constant map can cause by rounding alone."""
+def rounding(low: Tensor, high: Tensor) -> Tensor:
+    """Return the spread that resizing a constant map can cause by rounding alone."""
     limits = torch.finfo(low.dtype)
     return 8 * limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny

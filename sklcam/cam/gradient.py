@@ -1,29 +1,51 @@
-"""Methods that need one gradient: of a score, with respect to one layer's activations."""
+"""Methods made of gradients: of a score, with respect to a layer's activations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
 from torch import Tensor
 
-from sklcam.cam.base import GradientMethod
+from sklcam.cam.base import (
+    GradientMethod,
+    Method,
+    Subject,
+    WeightedGradientMethod,
+    at_least_float32,
+    check_noise,
+    draw_seed,
+)
+from sklcam.cam.rules import ReluRule
 
 
-class GradCAM(GradientMethod):
+class GradCAM(WeightedGradientMethod):
     r"""Grad-CAM: channels weighed by their mean gradient.
 
     .. math:: \alpha_k = \frac{1}{Z} \sum_{ij} \frac{\partial y_c}{\partial A_{k,ij}}, \qquad
               L = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big)
+
+    The options are the ablations of the paper's appendix B.
 
     Parameters
     ----------
     relu : bool, default=True
         False keeps negative evidence, as training on explanations needs it: with the ReLU a network
         learns maps that are negative everywhere.
+    pooling : {"mean", "max"}, default="mean"
+        How a channel's gradients become its weight.
+    gradient : {"plain", "absolute", "guided", "deconv"}, default="plain"
+        "absolute" takes their absolute values before pooling; "guided" and "deconv" change the way
+        back through the ReLUs between the layer and the score (where there are none, as after
+        ResNet's last block, they change nothing, and a warning says so).
 
     References
     ----------
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization", IJCV 2020, eq. 1-2. Without the ReLU: Sun, Phan, Nguyen, "Staying Consistent with
-    GradCAM", section 3.2.3.
+    Localization", IJCV 2020, eq. 1-2 and appendix B. Without the ReLU: Sun, Phan, Nguyen, "Staying
+    Consistent with GradCAM", section 3.2.3.
 
     Examples
     --------
@@ -35,6 +57,285 @@ class GradCAM(GradientMethod):
     tensor([[[2., 3.]]])
     """
 
+    def __init__(
+        self,
+        relu: bool = True,
+        pooling: Literal["mean", "max"] = "mean",
+        gradient: Literal["plain", "absolute", "guided", "deconv"] = "plain",
+    ):
+        super().__init__(relu)
+        self.pooling = pooling
+        self.gradient = gradient
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        if self.gradient == "absolute":
+            gradients = gradients.abs()
+        return gradients.mean(dim=(2, 3)) if self.pooling == "mean" else gradients.amax(dim=(2, 3))
+
+    def check(self) -> None:
+        if self.pooling not in ("mean", "max"):
+            raise ValueError(f'pooling must be "mean" or "max"; got {self.pooling!r}.')
+        if self.gradient not in ("plain", "absolute", "guided", "deconv"):
+            raise ValueError(
+                'gradient must be "plain", "absolute", "guided" or "deconv"; got '
+                f"{self.gradient!r}."
+            )
+
+    def rule(self) -> AbstractContextManager | None:
+        return ReluRule(self.gradient) if self.gradient in ("guided", "deconv") else None
+
+
+class Counterfactual(GradCAM):
+    """Counterfactual Grad-CAM: what speaks against a class, by the negated gradient.
+
+    Parameters
+    ----------
+    relu, pooling, gradient
+        As of :class:`GradCAM`.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import Counterfactual
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[4.0, 1.0]]]], requires_grad=True)
+    >>> scores = 2 * activations[:, 0].sum((1, 2)) - activations[:, 1].sum((1, 2))
+    >>> Counterfactual()(scores, activations)
+    tensor([[[2., 0.]]])
+    """
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return super().weights(activations, -gradients)
+
+
+class CAM(Method):
+    """CAM: channels weighed by the weights of the linear layer that follows global pooling.
+
+    For networks whose head is global average pooling and one linear layer, and for no other.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+
+    References
+    ----------
+    Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
+    """
+
+    def __init__(self, relu: bool = True):
+        self.relu = relu
+
+    def channel_weights(self, subject: Subject) -> list[Tensor]:
+        return [_head_weights(subject, layer) for layer in range(len(subject.layers))]
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+
+
+def _head_weights(subject: Subject, layer: int) -> Tensor:
+    """Return the linear layer's rows of the classes, if that is what the head is."""
+    if subject.classes is None:
+        raise ValueError("CAM explains classes; it has no weights for a callable target.")
+    pooled = subject.grid(layer).mean(dim=(2, 3))
+    output = at_least_float32(subject.output.detach())
+    heads = [
+        module
+        for module in subject.network.modules()
+        if isinstance(module, torch.nn.Linear)
+        and (module.in_features, module.out_features) == (pooled.shape[1], output.shape[1])
+    ]
+    scale = output.abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
+    for head in heads:
+        weight = at_least_float32(head.weight.detach())
+        bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
+        half = subject.output.dtype not in (torch.float32, torch.float64)
+        if ((pooled @ weight.T + bias - output).abs() <= (0.05 if half else 1e-3) * scale).all():
+            return weight[subject.classes]
+    raise ValueError(
+        f"CAM needs a head of global average pooling and one linear layer; what follows "
+        f"{subject.layers[layer].name!r} is something else. Grad-CAM is the same where CAM is "
+        "defined, and works here too."
+    )
+
+
+class GradCAMPlusPlus(WeightedGradientMethod):
+    r"""Grad-CAM++: positive gradients, weighed by where in the channel they are.
+
+    .. math:: w_k = \sum_{ij} \frac{g_{ij}^2}{2 g_{ij}^2 + \sum_{ab} A_{ab}\, g_{ij}^3}\,
+              \mathrm{ReLU}(g_{ij}) = \sum_{ij} \frac{\mathrm{ReLU}(g_{ij})}
+              {2 + g_{ij} \sum_{ab} A_{ab}}, \qquad g = \frac{\partial y_c}{\partial A_k}
+
+    Written as on the right there are no tiny squares and cubes to divide by, so that small
+    gradients need no epsilon, which would otherwise decide the result.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+
+    References
+    ----------
+    Chattopadhay et al., "Grad-CAM++", WACV 2018, eq. 5 and 19.
+    """
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        total = activations.sum(dim=(2, 3), keepdim=True)
+        return _divide(gradients.relu(), 2 + gradients * total).sum(dim=(2, 3))
+
+
+class SmoothGradCAMPlusPlus(Method):
+    r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the image.
+
+    .. math:: w_k = \sum_{ij} \frac{\overline{g_{ij}^2}}{2\,\overline{g_{ij}^2} +
+              \sum_{ab} A_{ab}\, \overline{g_{ij}^3}}\, \mathrm{ReLU}(\overline{g_{ij}})
+
+    The paper prints the mean of :math:`g` for that of :math:`g^2` in the numerator; as written
+    here, one copy without noise is Grad-CAM++.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    n_samples : int, default=10
+        Number of noisy copies, each a forward pass.
+    std : float, default=0.3
+        Standard deviation of the noise, in units of the network's input.
+    random_state : int, RandomState or None, default=None
+        Seed of the noise. Every image gets the same noise, so that it has the same map in every
+        batch.
+
+    References
+    ----------
+    Omeiza et al., "Smooth Grad-CAM++", 2019, section 3.
+    """
+
+    graph = "head"
+
+    def __init__(
+        self, relu: bool = True, n_samples: int = 10, std: float = 0.3, random_state: Any = None
+    ):
+        self.relu = relu
+        self.n_samples = n_samples
+        self.std = std
+        self.random_state = random_state
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+
+    def check(self) -> None:
+        check_noise(self.n_samples, self.std)
+
+    def channel_weights(self, subject: Subject) -> list[Tensor]:
+        columns = range(subject.scores.shape[1])
+        means = [[_Moments(self.n_samples) for _ in subject.layers] for _ in columns]
+        for noisy in self._noisy(subject):
+            for column in columns:
+                gradients = noisy.gradients(column)
+                for layer, moments in enumerate(means[column]):
+                    moments.add(at_least_float32(subject.layers[layer].to_grid(gradients[layer])))
+        return [
+            torch.stack(
+                [means[column][layer].weights(subject.grid(layer)) for column in columns], 1
+            )
+            for layer in range(len(subject.layers))
+        ]
+
+    def _noisy(self, subject: Subject) -> Iterator[Subject]:
+        images = subject.images
+        generator = torch.Generator(images.device).manual_seed(draw_seed(self.random_state))
+        for _ in range(self.n_samples):
+            noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
+            yield subject.on(images + self.std * noise.to(images.dtype))
+
+
+class _Moments:
+    """The means of a layer's gradients and of their squares and cubes, sample after sample."""
+
+    def __init__(self, n_samples: int):
+        self.n_samples = n_samples
+        self.first: Tensor | float = 0.0
+        self.second: Tensor | float = 0.0
+        self.third: Tensor | float = 0.0
+
+    def add(self, gradients: Tensor) -> None:
+        square = gradients**2
+        self.first = self.first + gradients / self.n_samples
+        self.second = self.second + square / self.n_samples
+        self.third = self.third + square * gradients / self.n_samples
+
+    def weights(self, activations: Tensor) -> Tensor:
+        first, second, third = map(torch.as_tensor, (self.first, self.second, self.third))
+        total = activations.sum(dim=(2, 3), keepdim=True)
+        return (_divide(second, 2 * second + total * third) * first.relu()).sum(dim=(2, 3))
+
+
+class XGradCAM(WeightedGradientMethod):
+    r"""XGrad-CAM: gradients averaged where the channel is active.
+
+    .. math:: w_k = \sum_{ij} \frac{A_{k,ij}}{\sum_{ab} A_{k,ab}}\,
+              \frac{\partial y_c}{\partial A_{k,ij}}
+
+    On networks with a head of global average pooling and one linear layer it is Grad-CAM.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+
+    References
+    ----------
+    Fu et al., "Axiom-based Grad-CAM", BMVC 2020, eq. 8.
+    """
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        total = activations.sum(dim=(2, 3))
+        return _divide((gradients * activations).sum(dim=(2, 3)), total)
+
+
+class LayerCAM(GradientMethod):
+    r"""LayerCAM: each position weighed by its own positive gradient.
+
+    .. math:: L = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial y_c}{\partial
+              A_k}\Big) \odot A_k\Big)
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+
+    References
+    ----------
+    Jiang et al., "LayerCAM", IEEE TIP 2021, eq. 6-8.
+    """
+
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        weights = gradients.mean(dim=(2, 3), keepdim=True)
-        return (weights * activations).sum(dim=1)
+        return (gradients.relu() * activations).sum(dim=1)
+
+
+class HiResCAM(GradientMethod):
+    r"""HiResCAM: each position weighed by its own gradient.
+
+    .. math:: L = \sum_k \frac{\partial y_c}{\partial A_k} \odot A_k
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        The paper shows what is positive; False keeps negative evidence.
+
+    References
+    ----------
+    Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations", 2020, eq. 5.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (gradients * activations).sum(dim=1)
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return the quotient, and 0 where the denominator is 0."""
+    some = denominator != 0
+    return torch.where(some, numerator / torch.where(some, denominator, 1.0), 0.0)

@@ -14,7 +14,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam import GradCAM, GradientMethod
+from sklcam.cam import GradCAM, Method
 from sklcam.cam.base import at_least_float32
 from sklcam.views import ViewSampler
 
@@ -130,7 +130,7 @@ def consistency_score(
     estimator: Any,
     X: Any,
     *,
-    method: str | GradientMethod | None = None,
+    method: str | Method | None = None,
     views: ViewSampler | None = None,
     random_state: int | np.random.RandomState | None = 0,
 ) -> float:
@@ -142,7 +142,7 @@ def consistency_score(
         Fitted.
     X : images
         In any form that the estimator takes.
-    method : str, GradientMethod or None, default=None
+    method : str, Method or None, default=None
         The explanation; None is Grad-CAM without the ReLU, as in training.
     views : ViewSampler or None, default=None
         The distribution of crops and flips; None is the paper's, whatever an estimator was trained

@@ -1,0 +1,301 @@
+"""Methods that weigh channels by what the network says without them, or with them alone.
+
+They need no gradient: Score-CAM and its relatives run the network on masked images, Ablation-CAM
+runs what follows the layer on activations with a channel missing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam.cam.base import (
+    Method,
+    Subject,
+    at_least_float32,
+    check_batch_size,
+    check_noise,
+    draw_seed,
+    min_max,
+    rounding,
+    upsample,
+)
+
+
+class PerturbationMethod(Method):
+    """A method whose channel weights come from forward passes: a subclass writes :meth:`weights`.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    batch_size : int, default=32
+        Most images, or activations, that go through the network at a time: the memory budget.
+    """
+
+    def __init__(self, relu: bool = True, batch_size: int = 32):
+        self.relu = relu
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def weights(self, subject: Subject, layer: int) -> Tensor:
+        """Return the weights of a layer's channels, of shape (n_images, k, K)."""
+
+    def check(self) -> None:
+        check_batch_size(self.batch_size)
+
+    def channel_weights(self, subject: Subject) -> list[Tensor]:
+        with torch.no_grad():
+            return [self.weights(subject, layer) for layer in range(len(subject.layers))]
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+
+
+class _MaskingMethod(PerturbationMethod):
+    """Weights are a softmax over the scores of the image masked by each channel."""
+
+    def weights(self, subject: Subject, layer: int) -> Tensor:
+        activations = subject.grid(layer)
+        n_images, n_channels = activations.shape[:2]
+        scores = torch.empty(
+            (n_images, n_channels, subject.scores.shape[1]),
+            dtype=subject.scores.dtype,
+            device=activations.device,
+        )
+        self.fill_scores(subject, activations, scores)
+        return scores.softmax(dim=1).transpose(1, 2)
+
+    def fill_scores(self, subject: Subject, activations: Tensor, scores: Tensor) -> None:
+        """Write the scores (n_images, K, k); one empty image scores all constant channels."""
+        low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
+        varies = high - low > rounding(low, high)
+        for (rows,) in self._batches((~varies).any(dim=1)):
+            empty = subject.run(torch.zeros_like(subject.images[rows]), rows)
+            scores[rows] = at_least_float32(subject.score(empty, rows))[:, None]
+        for rows, shown in self._batches(varies):
+            masks = min_max(upsample(activations[rows, shown], subject.size))
+            scores[rows, shown] = self.score_masked(subject, masks, rows)
+
+    def _batches(self, where: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the indices of what is true, along each axis, a batch at a time."""
+        for batch in where.nonzero().split(self.batch_size):
+            if len(batch):
+                yield batch.unbind(dim=1)
+
+    def score_masked(self, subject: Subject, masks: Tensor, rows: Tensor) -> Tensor:
+        """Return the scores (m, k) of images under masks (m, height, width)."""
+        images = subject.images[rows].contiguous(memory_format=torch.channels_last)
+        output = subject.run(images.mul_(masks[:, None].to(images.dtype)), rows)
+        return at_least_float32(subject.score(output, rows))
+
+
+class ScoreCAM(_MaskingMethod):
+    r"""Score-CAM: channels weighed by the score of the image seen through them.
+
+    .. math:: w = \mathrm{softmax}_k\big(y_c(x \odot H_k)\big), \qquad
+              H_k = s(\mathrm{up}(A_k))
+
+    with bilinear upsampling, then scaling to [0, 1]. The score of a baseline, which the paper
+    subtracts, falls out of the softmax.
+
+    Channels that are constant have empty masks and share one forward pass, that of an empty image.
+    The others go through the network in batches across images and channels, without a graph, in
+    channels-last memory.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    batch_size : int, default=32
+        Most masked images that go through the network at a time.
+
+    References
+    ----------
+    Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+    CVPRW 2020, algorithm 1.
+    """
+
+
+class ISCAM(_MaskingMethod):
+    r"""IS-CAM: Score-CAM with scores averaged along a path of ever stronger masks.
+
+    .. math:: w = \mathrm{softmax}_k\Big(\frac{1}{N} \sum_{i=1}^{N} y_c\Big(x \odot H_k
+              \sum_{j=1}^{i} \frac{j}{N}\Big)\Big)
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    batch_size : int, default=32
+        Most masked images that go through the network at a time.
+    n_samples : int, default=10
+        N, the number of steps; each costs as much as Score-CAM.
+
+    References
+    ----------
+    Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020, section 3.
+    """
+
+    def __init__(self, relu: bool = True, batch_size: int = 32, n_samples: int = 10):
+        super().__init__(relu, batch_size)
+        self.n_samples = n_samples
+
+    def check(self) -> None:
+        super().check()
+        check_noise(self.n_samples, 0)
+
+    def score_masked(self, subject: Subject, masks: Tensor, rows: Tensor) -> Tensor:
+        steps = range(1, self.n_samples + 1)
+        scores = [
+            super(ISCAM, self).score_masked(subject, factor / self.n_samples * masks, rows)
+            for factor in accumulate(steps)
+        ]
+        return torch.stack(scores).mean(dim=0)
+
+
+class SSCAM(_MaskingMethod):
+    r"""SS-CAM: Score-CAM with scores averaged over noisy masks.
+
+    .. math:: w = \mathrm{softmax}_k\Big(\frac{1}{N} \sum_{i=1}^{N} y_c\big(x \odot (H_k +
+              \delta_i)\big)\Big), \qquad \delta_i \sim \mathcal{N}(0, \sigma^2)
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    batch_size : int, default=32
+        Most masked images that go through the network at a time.
+    n_samples : int, default=35
+        N, the number of noisy masks; each costs as much as Score-CAM without skipping.
+    std : float, default=2.0
+        Standard deviation of the noise; masks lie in [0, 1].
+    random_state : int, RandomState or None, default=None
+        Seed of the noise. Every image gets the same noise, so that it has the same map in every
+        batch.
+
+    References
+    ----------
+    Wang et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020, the
+    version that smooths masks.
+    """
+
+    def __init__(
+        self,
+        relu: bool = True,
+        batch_size: int = 32,
+        n_samples: int = 35,
+        std: float = 2.0,
+        random_state: Any = None,
+    ):
+        super().__init__(relu, batch_size)
+        self.n_samples = n_samples
+        self.std = std
+        self.random_state = random_state
+
+    def check(self) -> None:
+        super().check()
+        check_noise(self.n_samples, self.std)
+
+    def fill_scores(self, subject: Subject, activations: Tensor, scores: Tensor) -> None:
+        scores.zero_()
+        n_images, n_channels = activations.shape[:2]
+        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
+        for channels in torch.arange(n_channels).split(max(1, self.batch_size // n_images)):
+            masks = min_max(upsample(activations[:, channels], subject.size))
+            for noise in self._noises(seeds[channels.numpy()], masks):
+                noisy = (masks + noise).flatten(0, 1)
+                every = torch.arange(len(noisy), device=noisy.device)
+                for part in every.split(self.batch_size):
+                    rows, shown = part // len(channels), channels[0] + part % len(channels)
+                    of_part = self.score_masked(subject, noisy[part], rows)
+                    scores[rows, shown] += of_part / self.n_samples
+
+    def _noises(self, seeds: np.ndarray, masks: Tensor) -> Iterator[Tensor]:
+        """Yield noise for some channels (c, height, width), which depends on nothing but them."""
+        generators = [torch.Generator(masks.device).manual_seed(int(seed)) for seed in seeds]
+        for _ in range(self.n_samples):
+            noise = torch.empty(len(seeds), *masks.shape[-2:]).to(masks)
+            for of_channel, generator in zip(noise, generators, strict=True):
+                of_channel.normal_(0, self.std, generator=generator)
+            yield noise
+
+
+class AblationCAM(PerturbationMethod):
+    r"""Ablation-CAM: channels weighed by how far the score falls without them.
+
+    .. math:: w_k = \frac{y_c - y_c^{(k)}}{|y_c|}
+
+    where :math:`y_c^{(k)}` is the score with channel k of the layer set to zero. What lies before
+    the layer runs once, in the pass that the prediction comes from; the ablated activations go
+    through the rest of the network alone.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+    batch_size : int, default=256
+        Most ablated activations that go through the head at a time.
+
+    Notes
+    -----
+    The paper divides by :math:`y_c`. The absolute value makes no difference to positive scores, and
+    keeps the map of a negative one from being turned inside out.
+
+    Networks that change tensors in place between their modules cannot be resumed at the layer; this
+    is noticed, as the score without ablation comes out wrong, and the whole network is run instead.
+
+    References
+    ----------
+    Desai, Ramaswamy, "Ablation-CAM", WACV 2020, eq. 3.
+    """
+
+    resumes = True
+
+    def __init__(self, relu: bool = True, batch_size: int = 256):
+        super().__init__(relu, batch_size)
+
+    def weights(self, subject: Subject, layer: int) -> Tensor:
+        falls = torch.stack([self._falls(subject, layer, i) for i in range(subject.n_images)])
+        scores = subject.scores.detach()[..., None].abs()
+        return falls / torch.where(scores > 0, scores, 1.0)
+
+    def _falls(self, subject: Subject, layer: int, image: int) -> Tensor:
+        """Return by how much each score of an image falls without each channel, (k, K)."""
+        activations = subject.activations[layer].detach()[image]
+        axis = subject.layers[layer].channel_axis(subject.activations[layer]) - 1
+        intact = subject.scores[image].detach()
+        falls = []
+        for channels in torch.arange(activations.shape[axis]).split(self.batch_size):
+            # The first row is left as it is, for a check.
+            ablated = activations.expand(len(channels) + 1, *activations.shape).clone()
+            ablated.movedim(axis + 1, 1)[torch.arange(1, len(ablated)), channels] = 0
+            falls.append(intact - self._scores(subject, layer, ablated, image))
+        return torch.cat(falls).T
+
+    def _scores(self, subject: Subject, layer: int, ablated: Tensor, image: int) -> Tensor:
+        """Return the scores (m - 1, k) of all rows but the first, which is checked."""
+        rows = torch.full((len(ablated),), image, device=ablated.device)
+        try:
+            output = subject.resume(layer, ablated.clone(), image)
+            scores = at_least_float32(subject.score(output, rows))
+            came_out = _is_close(scores[0], subject.scores[image].detach(), ablated.dtype)
+        except RuntimeError as error:  # in-place work on what is not to be changed
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            came_out = False
+        if not came_out:
+            output = subject.resume(layer, ablated, image, from_start=True)
+            scores = at_least_float32(subject.score(output, rows))
+        return scores[1:]
+
+
+def _is_close(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.05
+    return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100)

@@ -1,0 +1,269 @@
+"""Methods that end at the pixels: gradients with respect to the image, and its occlusion.
+
+The maps have the resolution of the network's input. Gradients are the largest absolute value over
+the channels, or signed, channel by channel.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sklcam.cam.base import Method, Subject, at_least_float32, check_batch_size, upsample
+from sklcam.cam.gradient import GradCAM
+from sklcam.cam.rules import ExcitationRule, ReluRule
+
+Channels = Literal["max", "keep"]
+
+
+class _PixelMethod(Method):
+    graph = "images"
+    uses_layers = False
+
+    def __init__(self, channels: Channels = "max"):
+        self.channels = channels
+
+    @property
+    def scaled(self) -> bool:
+        return self.channels != "keep"
+
+    def check(self) -> None:
+        if self.channels not in ("max", "keep"):
+            raise ValueError(f'channels must be "max" or "keep"; got {self.channels!r}.')
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        columns = range(subject.scores.shape[1])
+        maps = torch.stack([self.signed(subject, column) for column in columns], dim=1)
+        return [maps if self.channels == "keep" else maps.abs().amax(dim=2)]
+
+    @abstractmethod
+    def signed(self, subject: Subject, column: int) -> Tensor:
+        """Return the signed map of one class, (n_images, channels, height, width)."""
+
+
+class Saliency(_PixelMethod):
+    """Saliency: the gradient of the score with respect to the image.
+
+    Parameters
+    ----------
+    channels : {"max", "keep"}, default="max"
+        The largest absolute value over the image's channels; or the signed gradient of each, in
+        maps of shape (n_images, channels, height, width) that are never scaled.
+
+    References
+    ----------
+    Simonyan et al., "Deep Inside Convolutional Networks", ICLR workshop 2014, section 3.
+    """
+
+    def signed(self, subject: Subject, column: int) -> Tensor:
+        return at_least_float32(subject.gradients(column, of="images")[0])
+
+
+class GuidedBackprop(Saliency):
+    """Guided backpropagation: the gradient with all that is negative cut off at every ReLU.
+
+    Parameters
+    ----------
+    channels : {"max", "keep"}, default="max"
+        As of :class:`Saliency`.
+
+    References
+    ----------
+    Springenberg et al., "Striving for Simplicity", ICLR workshop 2015, section 3.4.
+    """
+
+    def rule(self) -> AbstractContextManager | None:
+        return ReluRule("guided")
+
+
+class Deconvnet(Saliency):
+    """Deconvolution: ReLUs on the way back, in place of the way forward's.
+
+    Parameters
+    ----------
+    channels : {"max", "keep"}, default="max"
+        As of :class:`Saliency`.
+
+    References
+    ----------
+    Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1.
+    """
+
+    def rule(self) -> AbstractContextManager | None:
+        return ReluRule("deconv")
+
+
+class GuidedGradCAM(_PixelMethod):
+    """Guided Grad-CAM: a pixel-space gradient, seen through the upsampled Grad-CAM map.
+
+    Both come from one forward pass.
+
+    Parameters
+    ----------
+    pixel : {"guided", "deconv"}, default="guided"
+        Guided backpropagation, or deconvolution for Deconvolution Grad-CAM.
+    channels : {"max", "keep"}, default="max"
+        As of :class:`Saliency`.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, sections 3.2 and 5.1.
+    """
+
+    uses_layers = True
+
+    def __init__(self, pixel: Literal["guided", "deconv"] = "guided", channels: Channels = "max"):
+        super().__init__(channels)
+        self.pixel = pixel
+
+    def check(self) -> None:
+        super().check()
+        if self.pixel not in ("guided", "deconv"):
+            raise ValueError(f'pixel must be "guided" or "deconv"; got {self.pixel!r}.')
+
+    def rule(self) -> AbstractContextManager | None:
+        return ReluRule(self.pixel)
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        columns = range(subject.scores.shape[1])
+        per_column = [self._products(subject, column) for column in columns]
+        maps = [torch.stack(of_layer, dim=1) for of_layer in zip(*per_column, strict=True)]
+        return maps if self.channels == "keep" else [of.abs().amax(dim=2) for of in maps]
+
+    def signed(self, subject: Subject, column: int) -> Tensor:
+        return self._products(subject, column)[0]
+
+    def _products(self, subject: Subject, column: int) -> list[Tensor]:
+        """Return gradient times Grad-CAM for each layer, (n_images, channels, height, width)."""
+        gradcam = GradCAM()
+        rule = subject.rule
+        assert isinstance(rule, ReluRule)
+        with rule.suspended():
+            of_layers = subject.gradients(column, keep=True)
+        pixels = at_least_float32(subject.gradients(column, of="images")[0])
+        products = []
+        for layer, gradients in enumerate(of_layers):
+            grid = at_least_float32(subject.layers[layer].to_grid(gradients))
+            maps = gradcam.combine(subject.grid(layer), grid).relu()
+            products.append(upsample(maps, subject.size)[:, None] * pixels)
+        return products
+
+
+class ExcitationBackprop(Method):
+    """Excitation backpropagation: where a class's winning probability comes from, at a layer.
+
+    Parameters
+    ----------
+    contrastive : bool, default=True
+        Subtract the probability of the dual class, what speaks against the class (c-MWP), and show
+        what is left of the positive; False is MWP.
+
+    References
+    ----------
+    Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
+    """
+
+    graph = "head"
+
+    def __init__(self, contrastive: bool = True):
+        self.contrastive = contrastive
+
+    def rule(self) -> AbstractContextManager | None:
+        return ExcitationRule(self.contrastive)
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        rule = subject.rule
+        assert isinstance(rule, ExcitationRule)
+        per_column = []
+        for column in range(subject.scores.shape[1]):
+            rule.begin()
+            won = [
+                at_least_float32(layer.to_grid(of_layer)).sum(dim=1)
+                for layer, of_layer in zip(subject.layers, subject.gradients(column), strict=True)
+            ]
+            per_column.append([maps.relu() for maps in won] if self.contrastive else won)
+        return [torch.stack(maps, dim=1) for maps in zip(*per_column, strict=True)]
+
+
+class Occlusion(Method):
+    """Occlusion: by how much the score falls when a patch of the image is covered.
+
+    Each pixel gets the mean over the patches that cover it. Patches start at the top left corner
+    and every stride from there; those at the right and lower edges may be cut off by them.
+
+    Parameters
+    ----------
+    patch : int or None, default=None
+        Side of the square patch, in pixels of the network's input; None is a seventh of the shorter
+        side, 32 of 224.
+    stride : int or None, default=None
+        Distance between patches; None is half the patch.
+    fill : float, default=0.0
+        What patches are covered with, in units of the network's input: 0 is the mean colour.
+    batch_size : int, default=32
+        Most covered images that go through the network at a time.
+
+    References
+    ----------
+    Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
+    """
+
+    uses_layers = False
+
+    def __init__(
+        self,
+        patch: int | None = None,
+        stride: int | None = None,
+        fill: float = 0.0,
+        batch_size: int = 32,
+    ):
+        self.patch = patch
+        self.stride = stride
+        self.fill = fill
+        self.batch_size = batch_size
+
+    def check(self) -> None:
+        check_batch_size(self.batch_size)
+        if self.patch is not None and self.patch < 1:
+            raise ValueError(f"patch must be a positive number of pixels; got {self.patch}.")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"stride must be a positive number of pixels; got {self.stride}.")
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        falls = torch.zeros(
+            (*subject.scores.shape, *subject.size),
+            dtype=subject.scores.dtype,
+            device=subject.images.device,
+        )
+        patches = list(self._patches(*subject.size))
+        every = torch.arange(subject.n_images * len(patches), device=falls.device)
+        scores = []
+        for part in every.split(self.batch_size):
+            rows, places = part % subject.n_images, (part // subject.n_images).tolist()
+            covered = subject.images[rows]
+            for image, place in zip(covered, places, strict=True):
+                image[:, *patches[place]] = self.fill
+            scores.append(at_least_float32(subject.score(subject.run(covered, rows), rows)))
+        of_patches = torch.cat(scores).unflatten(0, (len(patches), subject.n_images))
+        covers = torch.zeros(subject.size, dtype=falls.dtype, device=falls.device)
+        for patch, of_patch in zip(patches, of_patches, strict=True):
+            falls[..., *patch] += (subject.scores.detach() - of_patch)[..., None, None]
+            covers[*patch] += 1
+        return [falls / covers.clamp(min=1)]
+
+    def _patches(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+        side = self.patch or max(1, min(height, width) // 7)
+        stride = self.stride or max(1, side // 2)
+        if side > min(height, width) or stride > side:
+            raise ValueError(
+                f"Occlusion needs a patch within the image, and a stride no longer than the patch; "
+                f"got patch={side} and stride={stride} for images of {height} x {width}."
+            )
+        for top in range(0, height - side + stride, stride):
+            for left in range(0, width - side + stride, stride):
+                yield slice(top, top + side), slice(left, left + side)
