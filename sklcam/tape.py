@@ -65,7 +65,9 @@ class Tape:
 
 
 @contextmanager
-def record(module: nn.Module, *layers: nn.Module, trunk: bool = False) -> Iterator[Tape]:
+def record(
+    module: nn.Module, *layers: nn.Module, trunk: bool = False, head: bool = True
+) -> Iterator[Tape]:
     """Record layers' activations during the forward passes made inside the ``with`` block.
 
     Parameters
@@ -79,6 +81,8 @@ def record(module: nn.Module, *layers: nn.Module, trunk: bool = False) -> Iterat
         become a leaf, and on from there, so that the graph holds the head alone. True is for
         training: the graph reaches back to the parameters of the trunk, as the loss must train
         them.
+    head : bool, default=True
+        Without trunk, False builds no graph at all.
 
     Yields
     ------
@@ -119,7 +123,7 @@ def record(module: nn.Module, *layers: nn.Module, trunk: bool = False) -> Iterat
             stack.enter_context(torch.no_grad())
             stack.enter_context(_no_fused_attention())
             stack.callback(module.register_forward_pre_hook(_stop_gradients).remove)
-        hook = _keep(tape) if trunk else _cut(tape)
+        hook = _keep(tape) if trunk else _cut(tape, head)
         for layer in layers:
             stack.callback(layer.register_forward_hook(hook).remove)
         yield tape
@@ -162,7 +166,7 @@ def _stop_gradients(module: nn.Module, inputs: tuple) -> None:
     torch.set_grad_enabled(False)
 
 
-def _cut(tape: Tape) -> Callable[..., Tensor]:
+def _cut(tape: Tape, head: bool) -> Callable[..., Tensor]:
     keep = _keep(tape)
 
     def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -172,8 +176,8 @@ def _cut(tape: Tape) -> Callable[..., Tensor]:
         if activations.is_inference():  # a layer that hands on its input, in inference mode
             activations = activations.clone()
         # Stays on for the rest of the pass; the no_grad() around the block restores it on exit.
-        torch.set_grad_enabled(True)
-        tape._activations[id(layer)] = activations.requires_grad_()
+        torch.set_grad_enabled(head)
+        tape._activations[id(layer)] = activations.requires_grad_(head)
         return tape._activations[id(layer)].clone()
 
     return hook

@@ -100,7 +100,12 @@ class Subject:
                 self.images = self.images.clone().requires_grad_()
             # Layers are cut off what lies before them, unless the way back leads on to the images.
             tape = stack.enter_context(
-                record(self.network, *modules, trunk=self._graph == "images")
+                record(
+                    self.network,
+                    *modules,
+                    trunk=self._graph == "images",
+                    head=self._graph is not None,
+                )
             )
             if resumable:
                 self._trunks = [
@@ -109,9 +114,6 @@ class Subject:
             stack.enter_context(self.rule or nullcontext())
             output = self._forward(self._with_images(self.images))
             self.activations = [tape.of(module) for module in modules]
-        if self._graph is None:
-            self.activations = [activations.detach() for activations in self.activations]
-            return output.detach()
         return output
 
     def _with_images(self, images: Tensor, rows: Tensor | slice | None = None) -> Any:
