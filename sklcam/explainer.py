@@ -105,10 +105,15 @@ class ExplainerMixin:
             return target
         labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
-        if labels.ndim not in (1, 2) or len(labels) != n_images:
+        if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
             raise ValueError(
                 f"target must be one label, or one (or one row of several) per image; got shape "
                 f"{labels.shape} for {n_images} images."
+            )
+        if self.classes_ is None:
+            raise ValueError(
+                "The network's output is not (n_images, n_classes), so that there are no labels to "
+                "explain; give a callable target that makes one score per image of it."
             )
         indices = encode_labels(labels.ravel(), self.classes_).reshape(labels.shape)
         return torch.from_numpy(indices)
@@ -174,7 +179,7 @@ class ExplainerMixin:
         return method.subject(
             self._network(),
             self._target_layers(),
-            inputs,
+            _recordable(inputs),
             target=target,
             forward=self._forward,
             image_input=self._name_of_image(),
@@ -352,19 +357,21 @@ class ExplainerMixin:
         most.
         """
         dataset, options = self._check_explain(X, target, method, False, "input")
-        chosen, target = options["method"], options["target"]
         per_layer: list[list[np.ndarray]] = [[] for _ in self._target_layers()]
         with self._bar(len(dataset), "channel weights") as bar:
-            for inputs, batch_target in self._iter_targeted(dataset, target):
-                with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-                    subject = self._subject(inputs, batch_target, chosen)
-                    weights = chosen.channel_weights(subject)
+            for inputs, batch_target in self._iter_targeted(dataset, options["target"]):
+                weights = self._weigh_channels(inputs, batch_target, options["method"])
                 for batches, of_layer in zip(per_layer, weights, strict=True):
-                    of_layer = of_layer if has_several(target) else of_layer[:, 0]
                     batches.append(of_layer.float().cpu().numpy())
                 bar.update(len(weights[0]))
         arrays = [np.concatenate(batches) for batches in per_layer]
         return arrays if len(arrays) > 1 else arrays[0]
+
+    def _weigh_channels(self, inputs: Inputs, target: Any, method: Method) -> list[Tensor]:
+        """Return the weights of one batch; a function of its own, as all else is freed with it."""
+        with torch.inference_mode(False), torch.no_grad(), self._evaluating():
+            weights = method.channel_weights(self._subject(inputs, target, method))
+        return weights if has_several(target) else [of_layer[:, 0] for of_layer in weights]
 
     def top_channels(
         self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
@@ -430,6 +437,13 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         )
     indices = np.array([order[label] for label in found.tolist()], dtype=np.int64)
     return indices[positions]
+
+
+def _recordable(inputs: Any) -> Any:
+    """Copy tensors that were made in inference mode, as no graph can hold them."""
+    if isinstance(inputs, Mapping):
+        return {name: _recordable(value) for name, value in inputs.items()}
+    return inputs.clone() if inputs.is_inference() else inputs
 
 
 def _fill(out: np.ndarray, batches: Iterator[np.ndarray], bar: tqdm) -> np.ndarray:
@@ -618,6 +632,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         )
         get_method(self.method).check()
         self._check_own_preparation()
+        self._input_size()
         network = self._module()
         sample = self._sample(X, network)
         output = self._dry_run(sample, given=X is not None)
@@ -666,7 +681,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
     def _dry_run(self, sample: Any, *, given: bool) -> Tensor:
         try:
             with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-                return self._forward(sample)
+                output = self._forward(sample)
         except Exception as error:
             if given:
                 raise
@@ -674,6 +689,12 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                 "The network does not take a blank image of "
                 f"{tuple(sample.shape[1:])}; give fit an X of the kind that it takes."
             ) from error
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"The network returns a {type(output).__name__}; it must return a Tensor, or a "
+                "tuple that starts with one: wrap it in a module that does."
+            )
+        return output
 
     def _find_classes(self, output: Tensor, y: Any) -> np.ndarray | None:
         known = self.classes
@@ -702,6 +723,12 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             wanted = list(self.target_layer)
         if not wanted:
             raise ValueError("target_layer is an empty list; name at least one layer.")
+        for name in wanted:
+            if not isinstance(name, str | TargetLayer):
+                raise ValueError(
+                    "target_layer takes a layer's dotted name, such as 'features.3', or a "
+                    f"TargetLayer; got a {type(name).__name__}."
+                )
         if isinstance(self.model, ExplainerMixin) and wanted == ["auto"]:
             layers = [self.model.target_layer_]
         else:
@@ -751,13 +778,27 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             output = self.model.infer(inputs)
         output = output[0] if isinstance(output, tuple) else output
         if isinstance(self.model, NeuralNetBinaryClassifier):
-            # One logit for the second class, as two whose softmax is its sigmoid.
-            output = output.reshape(len(output), 1) * output.new_tensor([-0.5, 0.5])
+            return self._two_columns(output.reshape(len(output), 1))
         return output
+
+    def _two_columns(self, second: Tensor) -> Tensor:
+        """Return a binary net's output, which is the second class's alone, as both classes'."""
+        if self._gives_probability():
+            return torch.cat([1 - second, second], dim=1)
+        # Of one logit, two whose softmax is its sigmoid.
+        return second * second.new_tensor([-0.5, 0.5])
+
+    def _gives_probability(self) -> bool:
+        return isinstance(self.model.criterion_, nn.BCELoss)
 
     def _input_size(self) -> tuple[int, int]:
         size = 224 if self.image_size is None else self.image_size
-        return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) else (size, size)
+        sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise ValueError(
+                f"image_size must be one positive number of pixels, or (height, width); got {size}."
+            )
+        return int(sides[0]), int(sides[1])
 
     def _image_dataset(self, X: Any) -> Any:
         if isinstance(X, Mapping):
@@ -780,7 +821,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             start = 0
             for images in self._iter_dataset(dataset.images):
                 stop = start + len(images)
-                others = dataset.others(start, stop, images.device)
+                others = dataset.others(start, stop, images)
                 yield {str(self.image_input): images, **others}
                 start = stop
             return
@@ -850,7 +891,8 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         """
         output = at_least_float32(output)
         if isinstance(self.model, NeuralNetBinaryClassifier):
-            return output.softmax(dim=1)
+            second = output[:, 1] if self._gives_probability() else output[:, 1] - output[:, 0]
+            return self.model._get_predict_nonlinearity()(second)
         if isinstance(self.model, NeuralNet):
             return self.model._get_predict_nonlinearity()(output)
         sums_to_one = (output.sum(dim=1) - 1).abs() < 1e-3
@@ -942,6 +984,8 @@ class _NetworkInputs(Dataset):
                 f"Item {i} of X has shape {tuple(image.shape)}, the first one "
                 f"{(self.n_channels, *size)}: a network's inputs must be of one shape."
             )
+        if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
+            raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
         return image.detach(), torch.tensor(0)
 
     def original_size(self, i: int) -> tuple[int, int]:
@@ -955,9 +999,10 @@ class _SeveralInputs:
         self.images = images
         self._others = dict(others)
         for name, value in self._others.items():
-            if len(value) != len(images):
+            if np.shape(value)[:1] != (len(images),):
                 raise ValueError(
-                    f"Input {name!r} has {len(value)} entries for {len(images)} images."
+                    f"Input {name!r} must have one entry for each of the {len(images)} images; it "
+                    f"has shape {tuple(np.shape(value))}."
                 )
         self.n_channels = images.n_channels
         self.image_size = images.image_size
@@ -967,10 +1012,15 @@ class _SeveralInputs:
     def __len__(self) -> int:
         return len(self.images)
 
-    def others(self, start: int, stop: int, device: torch.device) -> dict[str, Tensor]:
-        return {
-            name: torch.as_tensor(value[start:stop], device=device)
+    def others(self, start: int, stop: int, images: Tensor) -> dict[str, Tensor]:
+        """Return the other inputs of some images, on their device; floats in their precision."""
+        tensors = {
+            name: torch.as_tensor(value[start:stop], device=images.device)
             for name, value in self._others.items()
+        }
+        return {
+            name: tensor.to(images.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
         }
 
 

@@ -81,3 +81,34 @@ def digits(n: int = 60, n_class: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Real images: (n, 8, 8) float in [0, 1], labels 0 to n_class - 1."""
     X, y = load_digits(n_class=n_class, return_X_y=True)
     return (X[:n] / 16).reshape(-1, 8, 8), y[:n]
+
+
+class ImageAndVector(nn.Module):
+    """Two inputs; the vector decides how much each channel of the image counts."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.gate = nn.Linear(2, 4)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, image, vector):
+        features = torch.relu(self.conv(image))
+        return self.head((features * self.gate(vector)[..., None, None]).mean((2, 3)))
+
+
+class TokenNet(nn.Module):
+    """A toy transformer: patches become tokens (n, L, C) behind a class token."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 6, 4, stride=4)
+        self.first = nn.Parameter(torch.randn(1, 1, 6))
+        self.norm = nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(torch.cat([self.first.expand(len(x), -1, -1), tokens], dim=1))
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0][:, 0])
