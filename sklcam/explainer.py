@@ -27,7 +27,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet, NeuralNetBinaryClassifier
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK, get_method, min_max, upsample
@@ -40,6 +40,7 @@ from sklcam.images import (
     map_to_frame,
     normalize,
 )
+from sklcam.inputs import NetworkInputs, SeveralInputs, is_network_input
 from sklcam.models import TargetLayer, find_target_layer
 
 AnyMethod = str | Method | type[Method]
@@ -101,6 +102,8 @@ class ExplainerMixin:
 
     def _encode_target(self, target: Any, n_images: int) -> Tensor | TopK | Callable | None:
         """Check a target and turn labels into class indices."""
+        if isinstance(target, TopK) and self.classes_ is not None:
+            target.check(len(self.classes_))
         if target is None or isinstance(target, TopK) or callable(target):
             return target
         labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
@@ -665,7 +668,8 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
     def _sample(self, X: Any, network: nn.Module) -> Any:
         """Return the network's input for one image."""
         if X is not None:
-            return _first_image(next(iter(self._iter_dataset(self._image_dataset(X)))))
+            dataset = self._image_dataset(X)
+            return _first_image(next(iter(self._iter_dataset(dataset, batch_size=1))))
         if self.image_input is not None:
             raise ValueError(
                 "A network of several inputs cannot be tried on a blank; give fit an X."
@@ -809,17 +813,17 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                 )
             images = self._image_dataset(X[self.image_input])
             others = {name: value for name, value in X.items() if name != self.image_input}
-            return _SeveralInputs(images, others)
+            return SeveralInputs(images, others)
         if isinstance(self.model, ExplainerMixin):
             return self.model._image_dataset(X)
-        if _is_network_input(X):
-            return _NetworkInputs(X)
+        if is_network_input(X):
+            return NetworkInputs(X)
         return ImageDataset(X, image_size=self._input_size(), resize=self.resize or "stretch")
 
-    def _iter_dataset(self, dataset: Any) -> Iterator[Any]:
-        if isinstance(dataset, _SeveralInputs):
+    def _iter_dataset(self, dataset: Any, batch_size: int | None = None) -> Iterator[Any]:
+        if isinstance(dataset, SeveralInputs):
             start = 0
-            for images in self._iter_dataset(dataset.images):
+            for images in self._iter_dataset(dataset.images, batch_size):
                 stop = start + len(images)
                 others = dataset.others(start, stop, images)
                 yield {str(self.image_input): images, **others}
@@ -831,14 +835,14 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         device, dtype = _where(self._module())
         loader = DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             num_workers=self.num_workers,
             # A loader draws a seed even if it has no use for it: not from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
         for images, _ in loader:
             images = images.to(device)
-            if not isinstance(dataset, _NetworkInputs):
+            if not isinstance(dataset, NetworkInputs):
                 images = self._normalize(images)
             yield images.to(dtype)
 
@@ -947,97 +951,6 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                 for name, value in options.items()
             }
         )
-
-
-class _NetworkInputs(Dataset):
-    """Float tensors, or a data set of them, that are a network's input as they are."""
-
-    def __init__(self, X: Any):
-        self._X = X
-        if len(X) == 0:
-            raise ValueError("X is empty: at least one image is needed.")
-        if isinstance(X, Tensor) and X.ndim != 4:
-            raise ValueError(
-                f"A tensor of images must be of shape (n_images, channels, height, width); got "
-                f"{tuple(X.shape)}."
-            )
-        first = self[0][0]
-        if first.ndim != 3:
-            raise ValueError(
-                f"The data set's images must be of shape (channels, height, width); the first one "
-                f"is {tuple(first.shape)}."
-            )
-        self.n_channels = len(first)
-        self.image_size = (first.shape[1], first.shape[2])
-        self.uniform_size = self.image_size
-        if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
-            raise ValueError("X has values that are NaN or infinite.")
-
-    def __len__(self) -> int:
-        return len(self._X)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        image = _image_of(self._X[i])
-        size = getattr(self, "image_size", None)
-        if size is not None and tuple(image.shape) != (self.n_channels, *size):
-            raise ValueError(
-                f"Item {i} of X has shape {tuple(image.shape)}, the first one "
-                f"{(self.n_channels, *size)}: a network's inputs must be of one shape."
-            )
-        if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
-            raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
-        return image.detach(), torch.tensor(0)
-
-    def original_size(self, i: int) -> tuple[int, int]:
-        return self.image_size
-
-
-class _SeveralInputs:
-    """An image among other inputs, each with one entry per image."""
-
-    def __init__(self, images: Any, others: Mapping[str, Any]):
-        self.images = images
-        self._others = dict(others)
-        for name, value in self._others.items():
-            if np.shape(value)[:1] != (len(images),):
-                raise ValueError(
-                    f"Input {name!r} must have one entry for each of the {len(images)} images; it "
-                    f"has shape {tuple(np.shape(value))}."
-                )
-        self.n_channels = images.n_channels
-        self.image_size = images.image_size
-        self.uniform_size = images.uniform_size
-        self.original_size = images.original_size
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def others(self, start: int, stop: int, images: Tensor) -> dict[str, Tensor]:
-        """Return the other inputs of some images, on their device; floats in their precision."""
-        tensors = {
-            name: torch.as_tensor(value[start:stop], device=images.device)
-            for name, value in self._others.items()
-        }
-        return {
-            name: tensor.to(images.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
-
-
-def _is_network_input(X: Any) -> bool:
-    if isinstance(X, Tensor):
-        return X.is_floating_point()
-    if not isinstance(X, Dataset) or isinstance(X, ImageDataset):
-        return False
-    try:
-        first = _image_of(X[0])
-    except Exception:
-        return False  # ImageDataset says what is wrong with it
-    return isinstance(first, Tensor) and first.is_floating_point()
-
-
-def _image_of(item: Any) -> Any:
-    return item[0] if isinstance(item, tuple | list) else item
 
 
 def _first_image(inputs: Any) -> Any:

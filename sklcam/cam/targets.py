@@ -33,12 +33,16 @@ class TopK:
         if not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"TopK takes a positive number of classes; got {self.k!r}.")
 
+    def check(self, n_classes: int) -> None:
+        """Raise a ValueError if there are fewer classes than k."""
+        if self.k > n_classes:
+            raise ValueError(
+                f"TopK({self.k}) asks for more classes than the network has: {n_classes}."
+            )
+
     def classes(self, output: Tensor) -> Tensor:
         """Return the classes' indices, of shape (n_images, k)."""
-        if self.k > output.shape[1]:
-            raise ValueError(
-                f"TopK({self.k}) asks for more classes than the network has: {output.shape[1]}."
-            )
+        self.check(output.shape[1])
         return output.topk(self.k, dim=1).indices
 
 
