@@ -233,7 +233,7 @@ def captum_occlusion(case: Case) -> Tensor:
         target=case.predicted(),
         perturbations_per_eval=max(1, MASKED // n_images),
     )
-    return finish(maps[:, 0], case.size)
+    return finish(maps[:, 0].relu(), case.size)
 
 
 # Settings in which a deviation does not count. What is changed is changed for both sides.

@@ -166,12 +166,107 @@ class ExplainerMixin:
         output : Tensor
             The network's output, such as logits of shape (n_images, n_classes).
         """
-        chosen = self._method(method)
+        maps, output = self.explain_inputs_by(inputs, target, methods=[method], normalize=normalize)
+        return maps[0], output
+
+    def explain_inputs_by(
+        self,
+        inputs: Inputs,
+        target: Tensor | TopK | Callable | None = None,
+        *,
+        methods: Sequence[AnyMethod | None],
+        normalize: bool = True,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Explain one batch by several methods; those that can share a forward pass do.
+
+        Parameters
+        ----------
+        inputs, target, normalize
+            As of :meth:`explain_inputs`.
+        methods : sequence of str, Method or None
+            Those that ask for nothing but gradients at the layers, such as Grad-CAM with and
+            without its ReLU, share one pass and one way back.
+
+        Returns
+        -------
+        maps : list of Tensor
+            Those of each method, as of :meth:`explain_inputs`.
+        output : Tensor
+        """
+        all_maps: list[Tensor] = []
+        shared = subject = None
         with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-            subject = self._subject(inputs, target, chosen)
-            raw = [upsample(maps, subject.size) for maps in chosen.explain(subject)]
-            maps = self._fuse(raw, scaled=normalize and chosen.scaled)
-        return maps if has_several(target) else maps[:, 0], subject.output.detach()
+            for method in map(self._method, methods):
+                shares = method.graph == "head" and method.rule() is None
+                subject = shared if shares else None
+                if subject is None:
+                    subject = self._subject(inputs, target, method)
+                shared = subject if shares else shared
+                raw = [upsample(maps, subject.size) for maps in method.explain(subject)]
+                maps = self._fuse(raw, scaled=normalize and method.scaled)
+                all_maps.append(maps if has_several(target) else maps[:, 0])
+        if subject is None:
+            raise ValueError("methods is empty; name at least one.")
+        return all_maps, subject.output.detach()
+
+    def images_of(self, inputs: Inputs) -> Tensor:
+        """Return the images among a network's inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+
+        Returns
+        -------
+        Tensor of shape (n_images, channels, height, width)
+        """
+        return inputs if isinstance(inputs, Tensor) else inputs[str(self._name_of_image())]
+
+    def with_images(self, inputs: Inputs, images: Tensor, rows: Tensor | None = None) -> Inputs:
+        """Return inputs with other images in their place.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+        images : Tensor of shape (m, channels, height, width)
+        rows : Tensor of shape (m,) or None
+            Whose other inputs each of the images goes with; None if they are in the same order.
+
+        Returns
+        -------
+        Tensor or mapping, as ``inputs``
+        """
+        if isinstance(inputs, Tensor):
+            return images
+        others = {name: value if rows is None else value[rows] for name, value in inputs.items()}
+        return {**others, str(self._name_of_image()): images}
+
+    def output_of(self, inputs: Inputs) -> Tensor:
+        """Return the network's output, in evaluation mode and without a graph.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+
+        Returns
+        -------
+        Tensor
+        """
+        with torch.inference_mode(False), torch.no_grad(), self._evaluating():
+            return self._forward(inputs)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Turn the network's output into probabilities.
+
+        Parameters
+        ----------
+        output : Tensor of shape (n_images, n_classes)
+
+        Returns
+        -------
+        Tensor of shape (n_images, n_classes), in [0, 1]
+        """
+        return at_least_float32(output).softmax(dim=1)
 
     def _method(self, method: AnyMethod | None) -> Method:
         chosen = get_method(self._default_method() if method is None else method)
@@ -252,8 +347,7 @@ class ExplainerMixin:
         """Yield inputs and the part of the target that is theirs."""
         start = 0
         for inputs in self._iter_dataset(dataset):
-            images = inputs if isinstance(inputs, Tensor) else inputs[self._name_of_image()]
-            stop = start + len(images)
+            stop = start + len(self.images_of(inputs))
             yield inputs, target[start:stop] if isinstance(target, Tensor) else target
             start = stop
 

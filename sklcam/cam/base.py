@@ -85,6 +85,7 @@ class Subject:
         self._inputs = inputs
         self._graph = graph
         self._trunks: list[Trunk] = []
+        self._gradients: dict[int, list[Tensor]] = {}
         self.images = inputs if isinstance(inputs, Tensor) else inputs[str(image_input)]
         self.images = self.images.detach()
         self.output = self._record(resumable)
@@ -247,12 +248,16 @@ class Subject:
         Returns
         -------
         list of Tensor
-            With respect to each layer's activations, in its own layout; or to the images.
+            With respect to each layer's activations, in its own layout; or to the images. Those of
+            layers are kept, so that several methods can share them.
         """
+        known = self._gradients.get(column) if of == "layers" else None
+        if known is not None:
+            return known
         is_last = column == self.scores.shape[1] - 1
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
-        return list(
+        gradients = list(
             torch.autograd.grad(
                 self.scores,
                 self.activations if of == "layers" else [self.images],
@@ -260,6 +265,9 @@ class Subject:
                 retain_graph=keep or not is_last,
             )
         )
+        if of == "layers":
+            self._gradients[column] = gradients
+        return gradients
 
 
 class Method(BaseEstimator, ABC):

@@ -205,6 +205,8 @@ class Occlusion(Method):
         Distance between patches; None is half the patch.
     fill : float, default=0.0
         What patches are covered with, in units of the network's input: 0 is the mean colour.
+    relu : bool, default=True
+        Whether patches that speak against the class, so that the score rises, are cut off.
     batch_size : int, default=32
         Most covered images that go through the network at a time.
 
@@ -220,11 +222,13 @@ class Occlusion(Method):
         patch: int | None = None,
         stride: int | None = None,
         fill: float = 0.0,
+        relu: bool = True,
         batch_size: int = 32,
     ):
         self.patch = patch
         self.stride = stride
         self.fill = fill
+        self.relu = relu
         self.batch_size = batch_size
 
     def check(self) -> None:
@@ -254,7 +258,8 @@ class Occlusion(Method):
         for patch, of_patch in zip(patches, of_patches, strict=True):
             falls[..., *patch] += (subject.scores.detach() - of_patch)[..., None, None]
             covers[*patch] += 1
-        return [falls / covers.clamp(min=1)]
+        falls = falls / covers.clamp(min=1)
+        return [falls.relu() if self.relu else falls]
 
     def _patches(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
         side = self.patch or max(1, min(height, width) // 7)

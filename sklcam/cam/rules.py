@@ -131,6 +131,9 @@ class ExcitationRule(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or func not in _EXCITATIONS:
             return self._check(func, func(*args, **kwargs))
+        if not args:
+            args = (kwargs["input"],)
+            kwargs = {name: value for name, value in kwargs.items() if name != "input"}
         return _EXCITATIONS[func](self, func, *args, **kwargs)
 
     def _check(self, func: Callable, result: Any) -> Any:
@@ -153,14 +156,14 @@ class ExcitationRule(TorchFunctionMode):
         self._convolutions[id(y)] = (y, linear, (x, weight.detach()))
         return y
 
-    def _batch_norm(self, func: Callable, x: Tensor, mean: Any, var: Any, weight: Any = None,
-                    bias: Any = None, training: bool = False, momentum: float = 0.1,
-                    eps: float = 1e-5, *rest: Any) -> Tensor:  # fmt: skip
+    def _batch_norm(self, func: Callable, x: Tensor, running_mean: Any, running_var: Any,
+                    weight: Any = None, bias: Any = None, training: bool = False,
+                    momentum: float = 0.1, eps: float = 1e-5) -> Tensor:  # fmt: skip
         with torch.no_grad():
-            y = func(x, mean, var, weight, bias, training, momentum, eps, *rest)
-        if training or mean is None:
+            y = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        if training or running_mean is None:
             raise ValueError("Excitation backpropagation needs a network in evaluation mode.")
-        scale = (var + eps).rsqrt() * (1 if weight is None else weight.detach())
+        scale = (running_var + eps).rsqrt() * (1 if weight is None else weight.detach())
         known = self._convolutions.get(id(x))
         if known is not None and known[0] is x:
             _, linear, (source, weights) = known
@@ -199,10 +202,21 @@ _EXCITATIONS: dict[Callable, Callable[..., Any]] = {
     F.conv2d: ExcitationRule._weighted,
     F.conv3d: ExcitationRule._weighted,
     F.batch_norm: ExcitationRule._batch_norm,
-    F.avg_pool2d: ExcitationRule._pooled,
-    F.adaptive_avg_pool2d: ExcitationRule._pooled,
-    torch.mean: ExcitationRule._pooled,
-    Tensor.mean: ExcitationRule._pooled,
+    **dict.fromkeys(
+        (
+            F.avg_pool1d,
+            F.avg_pool2d,
+            F.avg_pool3d,
+            F.adaptive_avg_pool1d,
+            F.adaptive_avg_pool2d,
+            F.adaptive_avg_pool3d,
+            torch.mean,
+            Tensor.mean,
+            torch.sum,
+            Tensor.sum,
+        ),
+        ExcitationRule._pooled,
+    ),
     **dict.fromkeys(
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE_SUMS),
         ExcitationRule._summed,
@@ -214,6 +228,9 @@ _NO_EXCITATION = frozenset(
         F.gelu, F.silu, F.elu, F.selu, F.celu, F.mish, F.hardswish, F.leaky_relu, F.layer_norm,
         F.group_norm, F.scaled_dot_product_attention, F.multi_head_attention_forward, F.sigmoid,
         F.tanh, F.hardsigmoid, torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh,
+        F.softmax, F.log_softmax, torch.softmax, Tensor.softmax, torch.log_softmax,
+        Tensor.log_softmax, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
+        torch.bmm, Tensor.bmm, torch.addmm, torch.einsum,
     }
 )  # fmt: skip
 

@@ -2,15 +2,84 @@
 
 from __future__ import annotations
 
-from sklcam.metrics.confidence import complexity
+from sklcam.metrics.causal import (
+    CausalCurves,
+    blur,
+    causal_curves,
+    deletion_auc,
+    impute,
+    insertion_auc,
+    road,
+)
+from sklcam.metrics.confidence import (
+    adcc,
+    arcc,
+    average_drop,
+    average_increase,
+    coherency,
+    complexity,
+    lp_norm,
+    sparsity,
+)
 from sklcam.metrics.consistency import consistency_score, ssim_consistency, structural_similarity
-from sklcam.metrics.scorers import ExplanationScorer, get_scorer
+from sklcam.metrics.evaluate import METRICS, Evaluation, Summary, compare, evaluate
+from sklcam.metrics.faithfulness import rank_correlation
+from sklcam.metrics.localization import (
+    box_from_map,
+    box_iou,
+    box_masks,
+    heatmap_ratio,
+    inside_outside_ratio,
+    localization_accuracy,
+    localization_error,
+    pointing_game,
+    pointing_game_with_rejection,
+    seeds_iou,
+)
+from sklcam.metrics.scorers import (
+    ExplanationScorer,
+    ExplanationScorers,
+    explanation_scorer,
+    get_scorer,
+)
 
 __all__ = [
+    "METRICS",
+    "CausalCurves",
+    "Evaluation",
     "ExplanationScorer",
+    "ExplanationScorers",
+    "Summary",
+    "adcc",
+    "arcc",
+    "average_drop",
+    "average_increase",
+    "blur",
+    "box_from_map",
+    "box_iou",
+    "box_masks",
+    "causal_curves",
+    "coherency",
+    "compare",
     "complexity",
     "consistency_score",
+    "deletion_auc",
+    "evaluate",
+    "explanation_scorer",
     "get_scorer",
+    "heatmap_ratio",
+    "impute",
+    "insertion_auc",
+    "inside_outside_ratio",
+    "localization_accuracy",
+    "localization_error",
+    "lp_norm",
+    "pointing_game",
+    "pointing_game_with_rejection",
+    "rank_correlation",
+    "road",
+    "seeds_iou",
+    "sparsity",
     "ssim_consistency",
     "structural_similarity",
 ]

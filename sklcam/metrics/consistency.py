@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklcam.cam import GradCAM, Method
 from sklcam.cam.base import at_least_float32
+from sklcam.metrics.confidence import is_constant
 from sklcam.views import ViewSampler
 
 # Of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, the data range is 1.
@@ -119,11 +120,7 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     tensor([1., 0.])
     """
     similarity = structural_similarity(view_of_maps, maps_of_view)
-    return torch.where(_is_constant(view_of_maps) | _is_constant(maps_of_view), 0.0, similarity)
-
-
-def _is_constant(maps: Tensor) -> Tensor:
-    return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
+    return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)
 
 
 def consistency_score(
@@ -189,7 +186,7 @@ def consistency_score(
         view = views(len(inputs), size=tuple(inputs.shape[-2:]), generator=generator)
         maps, _ = estimator.explain_inputs(inputs, method=method)
         maps_of_view, _ = estimator.explain_inputs(view(inputs), method=method)
-        constant = _is_constant(maps) | _is_constant(maps_of_view)
+        constant = is_constant(maps) | is_constant(maps_of_view)
         similarity = ssim_consistency(view(maps), maps_of_view)
         scores.append(torch.where(constant, 0.0, similarity).cpu())
         n_constant += int(constant.sum())

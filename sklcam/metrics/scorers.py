@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,8 +11,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam.metrics.consistency import consistency_score
+from sklcam.metrics.evaluate import METRICS, evaluate
 
-_SCORES: dict[str, Callable[..., float]] = {"consistency": consistency_score}
+_OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
+    "estimator", "X", "y", "metrics", "boxes", "masks", "metric_params", "progress",
+}  # fmt: skip
+_NAMES = {name if METRICS[name] else f"neg_{name}": name for name in METRICS}
 
 
 class ExplanationScorer(BaseEstimator):
@@ -22,7 +27,7 @@ class ExplanationScorer(BaseEstimator):
     name : str
         The metric.
     options : dict or None, default=None
-        Keyword arguments of the metric.
+        Keyword arguments of :func:`evaluate` and of the metric.
     """
 
     # The estimator is the scorer's first argument, not metadata that a search could route to it.
@@ -32,9 +37,51 @@ class ExplanationScorer(BaseEstimator):
         self.name = name
         self.options = options
 
-    def score(self, estimator: Any, X: Any, y: Any = None) -> float:
+    def score(
+        self, estimator: Any, X: Any, y: Any = None, boxes: Any = None, masks: Any = None
+    ) -> float:
         """Return the metric of the estimator on X; higher is better."""
-        return _SCORES[self.name](estimator, X, **(self.options or {}))
+        options = self.options or {}
+        if self.name == "consistency":
+            return consistency_score(estimator, X, **options)
+        return _score(estimator, X, y, [self.name], {self.name: options}, boxes, masks)[self.name]
+
+    __call__ = score
+
+
+class ExplanationScorers(BaseEstimator):
+    """A scorer that returns several metrics at once; made by :func:`explanation_scorer`.
+
+    Parameters
+    ----------
+    metrics : sequence of str
+    options : dict or None, default=None
+        Keyword arguments of :func:`evaluate`.
+    metric_params : dict or None, default=None
+        Options of the metrics, by name.
+    """
+
+    __metadata_request__score = {"estimator": UNUSED}
+
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        options: dict[str, Any] | None = None,
+        metric_params: dict[str, dict[str, Any]] | None = None,
+    ):
+        self.metrics = metrics
+        self.options = options
+        self.metric_params = metric_params
+
+    def score(
+        self, estimator: Any, X: Any, y: Any = None, boxes: Any = None, masks: Any = None
+    ) -> dict[str, float]:
+        """Return the metrics of the estimator on X; higher is better for each."""
+        params = {
+            name: {**(self.options or {}), **(self.metric_params or {}).get(name, {})}
+            for name in self.metrics
+        }
+        return _score(estimator, X, y, self.metrics, params, boxes, masks)
 
     __call__ = score
 
@@ -44,15 +91,19 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
 
     Parameters
     ----------
-    name : {"consistency"}
-        The metric: :func:`sklcam.metrics.consistency_score`.
+    name : str
+        One of :data:`METRICS`; with ``"neg_"`` in front if lower is better, as scikit-learn has it:
+        ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``.
     **options
-        Keyword arguments of that function, such as ``random_state``.
+        Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
+        ``random_state``) and of the metric (``n_steps`` of ``"iauc"``, ``views`` of
+        ``"consistency"``).
 
     Returns
     -------
-    callable of (estimator, X, y=None) that returns a float; higher is better
-        It pickles, and works in parallel searches.
+    callable of (estimator, X, y=None, boxes=None, masks=None) that returns a float
+        Higher is better. It pickles, and works in parallel searches. Boxes and masks reach it by
+        metadata routing, after ``set_score_request(boxes=True)``.
 
     Raises
     ------
@@ -65,7 +116,89 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     >>> get_scorer("consistency", random_state=1)
     ExplanationScorer(name='consistency', options={'random_state': 1})
     """
-    if name not in _SCORES:
-        close = get_close_matches(str(name), _SCORES, n=3) or sorted(_SCORES)
+    return ExplanationScorer(_known(name), options or None)
+
+
+def explanation_scorer(
+    metrics: Sequence[str],
+    *,
+    metric_params: dict[str, dict[str, Any]] | None = None,
+    **options: Any,
+) -> ExplanationScorers:
+    """Return one scorer of several metrics, which pays for what they share once.
+
+    Parameters
+    ----------
+    metrics : sequence of str
+        Names as of :func:`get_scorer`; ``"accuracy"`` goes with them.
+    metric_params : dict of dict or None, default=None
+        Options of the metrics, by name.
+    **options
+        Keyword arguments of :func:`evaluate`, for all.
+
+    Returns
+    -------
+    callable of (estimator, X, y=None, boxes=None, masks=None) that returns a dict of floats
+        For ``GridSearchCV(scoring=..., refit="adcc")``. Higher is better for each.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric.
+
+    Examples
+    --------
+    >>> from sklcam.metrics import explanation_scorer
+    >>> explanation_scorer(["accuracy", "adcc", "neg_complexity"]).metrics
+    ['accuracy', 'adcc', 'neg_complexity']
+    """
+    unknown = sorted(set(options) - _OF_EVALUATE)
+    if unknown:
+        raise ValueError(
+            f"explanation_scorer has no options {unknown}; those of one metric go into "
+            "metric_params."
+        )
+    return ExplanationScorers([_known(name) for name in metrics], options or None, metric_params)
+
+
+def _known(name: str) -> str:
+    if name in METRICS and not METRICS[name]:
+        raise ValueError(f"Lower is better for {name!r}, and higher for scorers: use 'neg_{name}'.")
+    if name not in _NAMES:
+        close = get_close_matches(str(name), _NAMES, n=3) or sorted(_NAMES)
         raise ValueError(f"There is no scorer {name!r}. Did you mean: {', '.join(close)}?")
-    return ExplanationScorer(name, options or None)
+    return name
+
+
+def _score(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    names: Sequence[str],
+    params: dict[str, dict[str, Any]],
+    boxes: Any,
+    masks: Any,
+) -> dict[str, float]:
+    """Evaluate once and return each metric's figure, signed so that higher is better."""
+    shared: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for name, options in params.items():
+        shared |= {key: value for key, value in options.items() if key in _OF_EVALUATE}
+        rest = {key: value for key, value in options.items() if key not in _OF_EVALUATE}
+        if rest:
+            # Insertion and deletion share their curves, and these the options of the first.
+            own["iauc" if _NAMES[name] == "dauc" else _NAMES[name]] = rest
+    wanted = [_NAMES[name] for name in names]
+    result = evaluate(
+        estimator,
+        X,
+        y,
+        metrics=wanted,
+        boxes=boxes,
+        masks=masks,
+        metric_params=own,
+        progress=False,
+        **shared,
+    )
+    means = result.means()
+    return {name: means[_NAMES[name]] * (1 if name in METRICS else -1) for name in names}

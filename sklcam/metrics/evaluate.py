@@ -1,0 +1,602 @@
+"""All numbers of an explainer in one pass over the data.
+
+What several metrics need is computed once a batch: the maps and the prediction in one forward pass,
+the map and the prediction of the masked image in another, one set of insertion and deletion curves.
+Nothing but one value per image and metric outlives its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import Bunch, check_random_state
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklcam.cam import GradCAM, Method, Occlusion, TopK
+from sklcam.cam.targets import target_classes
+from sklcam.explainer import CAMExplainer, ExplainerMixin
+from sklcam.images import map_to_frame
+from sklcam.metrics import causal, confidence, faithfulness, localization
+from sklcam.metrics.consistency import ssim_consistency
+from sklcam.views import ViewSampler
+
+
+@dataclass
+class _Options:
+    """What is the same for all batches."""
+
+    method: Any
+    metrics: frozenset[str]
+    params: dict[str, dict[str, Any]]
+    score: Callable[[Tensor], Tensor] | None
+    generator: torch.Generator
+    batch_size: int = 32
+    views: ViewSampler = field(default_factory=ViewSampler)
+
+    def of(self, metric: str) -> dict[str, Any]:
+        return self.params.get(metric, {})
+
+
+class _Batch:
+    """One batch, and what metrics ask about it; each answer is computed once, when asked for."""
+
+    def __init__(
+        self, estimator: Any, inputs: Any, target: Any, truth: dict[str, Any], options: _Options
+    ):
+        self.estimator = estimator
+        self.inputs = inputs
+        self.target = target
+        self.truth = truth
+        self.options = options
+        self.images = estimator.images_of(inputs)
+
+    @cached_property
+    def _explained(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The maps that are needed of the images, from one forward pass, and the output."""
+        methods = {"maps": self.options.method}
+        if "consistency" in self.options.metrics:
+            methods["consistency"] = _view_method(self.options.of("consistency"))
+        if not self.options.of("iauc").get("relu", True):
+            methods["without_relu"] = without_relu(self.options.method)
+        maps, output = self.estimator.explain_inputs_by(
+            self.inputs, self.target, methods=list(methods.values())
+        )
+        return dict(zip(methods, maps, strict=True)), output
+
+    @property
+    def maps(self) -> Tensor:
+        return self._explained[0]["maps"]
+
+    @property
+    def output(self) -> Tensor:
+        return self._explained[1]
+
+    @cached_property
+    def fixed_target(self) -> Any:
+        """The target, with the predicted class for None: what is explained of other images too."""
+        if callable(self.target):
+            return self.target
+        return target_classes(self.output, self.target)[:, 0]
+
+    def confidence(self, output: Tensor, rows: Any = slice(None)) -> Tensor:
+        """Return the score of what is explained, in [0, 1]."""
+        if self.options.score is not None:
+            return self.options.score(output)
+        probabilities = self.estimator.probabilities(output)
+        return probabilities.gather(1, self.fixed_target[rows][:, None])[:, 0]
+
+    @cached_property
+    def full(self) -> Tensor:
+        return self.confidence(self.output)
+
+    @cached_property
+    def _masked(self) -> tuple[Tensor | None, Tensor]:
+        """The map of the masked image, if it is needed, and its score."""
+        images = self.images * self.maps[:, None].to(self.images.dtype)
+        if not {"coherency", "adcc", "arcc"} & self.options.metrics:
+            every = torch.arange(len(images), device=images.device)
+            return None, self.score(images, every)
+        inputs = self.estimator.with_images(self.inputs, images)
+        maps, output = self.estimator.explain_inputs(
+            inputs, self.fixed_target, method=self.options.method
+        )
+        return maps, self.confidence(output)
+
+    def score(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Run the network on other images, as the causal metrics do."""
+        inputs = self.estimator.with_images(self.inputs, images, rows)
+        return self.confidence(self.estimator.output_of(inputs), rows)
+
+    @cached_property
+    def average_drop(self) -> Tensor:
+        return confidence.average_drop(self.full, self._masked[1])
+
+    @cached_property
+    def average_increase(self) -> Tensor:
+        return confidence.average_increase(self.full, self._masked[1])
+
+    @cached_property
+    def coherency(self) -> Tensor:
+        maps = self._masked[0]
+        assert maps is not None
+        return confidence.coherency(self.maps, maps)
+
+    @cached_property
+    def complexity(self) -> Tensor:
+        return confidence.complexity(self.maps)
+
+    @cached_property
+    def sparsity(self) -> Tensor:
+        return confidence.sparsity(self.maps)
+
+    @cached_property
+    def adcc(self) -> Tensor:
+        return confidence.adcc(self.coherency, self.complexity, self.average_drop)
+
+    @cached_property
+    def arcc(self) -> Tensor:
+        return confidence.arcc(self.coherency, self.complexity, self.road)
+
+    @cached_property
+    def road(self) -> Tensor:
+        return causal.road(
+            self.score,
+            self.images,
+            self.maps,
+            generator=self.options.generator,
+            batch_size=self.options.batch_size,
+            **self.options.of("road"),
+        )
+
+    @cached_property
+    def _curves(self) -> causal.CausalCurves:
+        options = {name: value for name, value in self.options.of("iauc").items() if name != "relu"}
+        maps = self._explained[0]
+        return causal.causal_curves(
+            self.score,
+            self.images,
+            maps.get("without_relu", maps["maps"]),
+            full=self.full,
+            batch_size=self.options.batch_size,
+            **options,
+        )
+
+    @cached_property
+    def iauc(self) -> Tensor:
+        return causal.insertion_auc(self._curves)
+
+    @cached_property
+    def dauc(self) -> Tensor:
+        return causal.deletion_auc(self._curves)
+
+    @cached_property
+    def consistency(self) -> Tensor:
+        options = self.options.of("consistency")
+        sampler = options.get("views") or self.options.views
+        size = (self.images.shape[-2], self.images.shape[-1])
+        view = sampler(len(self.images), size=size, generator=self.options.generator)
+        view = view.to(self.images.device)
+        inputs = self.estimator.with_images(self.inputs, view(self.images))
+        target = self.target if callable(self.target) or self.target is not None else None
+        maps, _ = self.estimator.explain_inputs(inputs, target, method=_view_method(options))
+        return ssim_consistency(view(self._explained[0]["consistency"]), maps)
+
+    @cached_property
+    def rank_correlation(self) -> Tensor:
+        options = self.options.of("rank_correlation")
+        occlusion = options.get("occlusion", Occlusion(relu=False))
+        references, _ = self.estimator.explain_inputs(
+            self.inputs, self.fixed_target, method=occlusion, normalize=False
+        )
+        return faithfulness.rank_correlation(self.maps, references)
+
+    @cached_property
+    def accuracy(self) -> Tensor:
+        predicted = self.estimator.classes_[self.output.argmax(dim=1).cpu().numpy()]
+        return torch.as_tensor(predicted == self.truth["y"])
+
+    # With the truth, in the frame of each image
+
+    def _per_image(self, measure: Callable[[Tensor, Any], Tensor], kind: str) -> Tensor:
+        values = []
+        for map_, truth, size in zip(self.maps, self.truth[kind], self.truth["sizes"], strict=True):
+            framed = map_to_frame(map_, size, resize=self.estimator._frame_resize())[None]
+            values.append(measure(framed, truth)[0])
+        return torch.stack(values)
+
+    def _against_mask(self, measure: Callable[..., Tensor], name: str) -> Tensor:
+        options = self.options.of(name)
+
+        def of_image(map_: Tensor, truth: Any) -> Tensor:
+            if self.truth["masks"] is None:
+                boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
+                mask = localization.box_masks([boxes], (map_.shape[-2], map_.shape[-1]))
+            else:
+                mask = torch.as_tensor(np.asarray(truth))[None]
+            return measure(map_, mask.to(map_.device), **options)
+
+        return self._per_image(of_image, "boxes" if self.truth["masks"] is None else "masks")
+
+    @cached_property
+    def heatmap_ratio(self) -> Tensor:
+        return self._against_mask(localization.heatmap_ratio, "heatmap_ratio")
+
+    @cached_property
+    def inside_outside_ratio(self) -> Tensor:
+        return self._against_mask(localization.inside_outside_ratio, "inside_outside_ratio")
+
+    @cached_property
+    def pointing_game(self) -> Tensor:
+        return self._against_mask(localization.pointing_game, "pointing_game")
+
+    @cached_property
+    def localization_accuracy(self) -> Tensor:
+        options = dict(self.options.of("localization_accuracy"))
+        threshold = options.pop("threshold", 0.15)
+
+        def of_image(map_: Tensor, truth: Any) -> Tensor:
+            boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
+            found = localization.box_from_map(map_, threshold)
+            return localization.localization_accuracy(found, [boxes], **options)
+
+        return self._per_image(of_image, "boxes")
+
+
+# Whether higher is better.
+METRICS = {
+    "accuracy": True,
+    "adcc": True,
+    "arcc": True,
+    "average_drop": False,
+    "average_increase": True,
+    "coherency": True,
+    "complexity": False,
+    "consistency": True,
+    "dauc": False,
+    "heatmap_ratio": True,
+    "iauc": True,
+    "inside_outside_ratio": True,
+    "localization_accuracy": True,
+    "pointing_game": True,
+    "rank_correlation": True,
+    "road": True,
+    "sparsity": True,
+}
+_ADCC_TERMS = ("coherency", "complexity", "average_drop")
+_BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
+_BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
+
+
+def _view_method(options: Mapping[str, Any]) -> Any:
+    return options.get("method") or GradCAM(relu=False)
+
+
+def without_relu(method: Method) -> Method:
+    """Return the method with its ReLU left out; an error if it has none to leave out."""
+    if "relu" not in method.get_params(deep=False):
+        raise ValueError(f"{method!r} has no relu to leave out.")
+    return clone(method).set_params(relu=False)
+
+
+def evaluate(
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    metrics: str | Sequence[str] = ("adcc", "iauc", "dauc", "consistency"),
+    method: Any = None,
+    target: Any = None,
+    boxes: Any = None,
+    masks: Any = None,
+    score: Callable[[Tensor], Tensor] | None = None,
+    metric_params: Mapping[str, Mapping[str, Any]] | None = None,
+    batch_size: int = 32,
+    random_state: Any = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure an explainer on X, in one pass over the data.
+
+    Parameters
+    ----------
+    estimator : ConsistentCAMClassifier, CAMExplainer or nn.Module
+        Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults.
+    X : images
+        In any form that the estimator takes.
+    y : array-like of shape (n_images,) or None, default=None
+        True labels; for ``"accuracy"`` only.
+    metrics : str or sequence of str
+        Among the keys of ``sklcam.metrics.METRICS``. ``"adcc"`` brings its three terms along.
+    method : str, Method or None, default=None
+        The explanation; None is the estimator's own.
+    target : None, labels or callable, default=None
+        What is explained: as of the estimator's ``explain``, one class an image.
+    boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
+        The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
+    masks : sequence of array-like of shape (height, width) or None, default=None
+        The same as masks of the image's own size; they go before boxes where either would do.
+    score : callable or None, default=None
+        Turns the network's output into one score in [0, 1] per image. Needed for the metrics of
+        confidence where the target is a callable.
+    metric_params : mapping of metric to options, or None
+        Such as ``{"iauc": {"n_steps": 56, "relu": False}, "consistency": {"views": views}}``: the
+        keyword arguments of :func:`causal_curves` (for ``"iauc"`` and ``"dauc"`` together, under
+        the first name), :func:`road`, :func:`pointing_game`, :func:`localization_accuracy` (and the
+        ``threshold`` of :func:`box_from_map`); ``method`` and ``views`` of consistency;
+        ``occlusion`` of ``"rank_correlation"``.
+    batch_size : int, default=32
+        Most perturbed images that go through the network at a time.
+    random_state : int, RandomState or None, default=0
+        Of views and of ROAD's noise.
+    progress : bool, default=True
+        Whether a bar is shown.
+
+    Returns
+    -------
+    Evaluation
+        A value for each image under the metric's name, and :meth:`Evaluation.summary`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric, or what it needs is missing; before any work.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import evaluate
+    >>> from sklcam.models import build_model
+    >>> network = build_model("resnet18", n_classes=5)
+    >>> images = torch.randn(3, 3, 64, 64)
+    >>> result = evaluate(network, images, metrics=("adcc", "sparsity"), method="fakecam")
+    >>> [f"{value:.4f}" for value in result["complexity"]]
+    ['0.9998', '0.9998', '0.9998']
+    """
+    names = _check_metrics(metrics)
+    estimator = _as_explainer(estimator, X)
+    _check_needs(names, y, boxes, masks, score, target, metric_params)
+    generator = torch.Generator().manual_seed(
+        int(check_random_state(random_state).randint(2**31 - 1))
+    )
+    options = _Options(
+        estimator._method(method),
+        frozenset(names),
+        {name: dict(params) for name, params in (metric_params or {}).items()},
+        score,
+        generator,
+        batch_size,
+    )
+    truth = {"y": y, "boxes": boxes, "masks": masks}
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for batch in _iter_batches(estimator, X, target, truth, options, progress):
+        for name in names:
+            collected[name].append(getattr(batch, name).detach().double().cpu().numpy())
+    return Evaluation(**{name: np.concatenate(values) for name, values in collected.items()})
+
+
+def _iter_batches(
+    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: _Options, progress: bool
+) -> Iterator[_Batch]:
+    dataset = estimator._image_dataset(X)
+    for name, values in truth.items():
+        if values is not None and len(values) != len(dataset):
+            raise ValueError(f"{name} has {len(values)} entries for {len(dataset)} images.")
+    target = estimator._encode_target(target, len(dataset))
+    bar = tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress)
+    start = 0
+    with bar:
+        for inputs, batch_target in estimator._iter_targeted(dataset, target):
+            stop = start + len(estimator.images_of(inputs))
+            part = {
+                name: None if values is None else values[start:stop]
+                for name, values in truth.items()
+            }
+            part["sizes"] = [dataset.original_size(i) for i in range(start, stop)]
+            yield _Batch(estimator, inputs, batch_target, part, options)
+            bar.update(stop - start)
+            start = stop
+
+
+def _as_explainer(estimator: Any, X: Any) -> Any:
+    if isinstance(estimator, torch.nn.Module):
+        return CAMExplainer(estimator, verbose=0).fit(X)
+    if not isinstance(estimator, ExplainerMixin):
+        raise ValueError(
+            "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
+            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets."
+        )
+    return estimator
+
+
+def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in names:
+        if name not in METRICS:
+            close = get_close_matches(str(name), METRICS, n=3) or sorted(METRICS)
+            raise ValueError(f"There is no metric {name!r}. Did you mean: {', '.join(close)}?")
+    if not names:
+        raise ValueError("metrics is empty; name at least one.")
+    if "adcc" in names:
+        names += _ADCC_TERMS
+    return list(dict.fromkeys(names))
+
+
+def _check_needs(
+    names: Sequence[str],
+    y: Any,
+    boxes: Any,
+    masks: Any,
+    score: Any,
+    target: Any,
+    params: Mapping[str, Any] | None,
+) -> None:
+    chosen = set(names)
+    if "accuracy" in chosen and y is None:
+        raise ValueError("accuracy needs y, the true labels.")
+    if "localization_accuracy" in chosen and boxes is None:
+        raise ValueError("localization_accuracy needs boxes, the true ones of each image.")
+    if chosen & _BOXES_OR_MASKS and boxes is None and masks is None:
+        missing = ", ".join(sorted(chosen & _BOXES_OR_MASKS))
+        raise ValueError(f"{missing}: needs boxes or masks, where the objects of each image are.")
+    if callable(target) and score is None and chosen & _BOUNDED:
+        raise ValueError(
+            f"{', '.join(sorted(chosen & _BOUNDED))}: a callable target has no probability; give "
+            "score=, a function of the network's output that returns one number in [0, 1] per "
+            "image."
+        )
+    if isinstance(target, TopK) or (not callable(target) and np.ndim(target) > 1):
+        raise ValueError("evaluate explains one class per image; give one label each.")
+    unknown = sorted(set(params or {}) - set(METRICS))
+    if unknown:
+        raise ValueError(f"metric_params has options for what is no metric: {unknown}.")
+
+
+class Evaluation(Bunch):
+    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,)."""
+
+    def summary(
+        self, *, level: float = 0.95, n_resamples: int = 2000, random_state: Any = 0
+    ) -> Summary:
+        """Return mean, deviation and bootstrap interval of each metric.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+            Of the interval, by the percentiles of resampled means.
+        n_resamples : int, default=2000
+        random_state : int, RandomState or None, default=0
+
+        Returns
+        -------
+        Summary
+            A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
+            mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
+            mean of the images' own.
+        """
+        draws = _resamples(self, n_resamples, random_state)
+        rows = {}
+        for name in _rows_of(self):
+            estimate, resampled, std = _estimate(self, name, draws)
+            low, high = _interval(resampled, level)
+            rows[name] = Bunch(mean=estimate, std=std, low=low, high=high)
+        return Summary(rows)
+
+    def means(self) -> dict[str, float]:
+        """Return each metric's mean over the images, as :meth:`summary` has it."""
+        none = np.empty((0, len(next(iter(self.values())))), dtype=int)
+        return {name: _estimate(self, name, none)[0] for name in _rows_of(self)}
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame of one row per image; pandas must be installed."""
+        import pandas
+
+        return pandas.DataFrame(dict(self))
+
+
+class Summary(dict[str, Bunch]):
+    """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self))
+        lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
+        lines += [
+            f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
+            for name, row in self.items()
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    random_state: Any = 0,
+) -> Summary:
+    """Compare two explainers on the same images, metric by metric.
+
+    Parameters
+    ----------
+    first, second : Evaluation
+        Of the same images, in the same order.
+    level : float, default=0.95
+        Of the interval.
+    n_resamples : int, default=2000
+    random_state : int, RandomState or None, default=0
+
+    Returns
+    -------
+    Summary
+        ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
+        differences, and ``low`` to ``high`` the bootstrap interval of pairs: where it does not hold
+        0, the difference is more than chance.
+
+    Raises
+    ------
+    ValueError
+        If the two are not of as many images, or share no metric.
+    """
+    shared = [name for name in first if name in second]
+    if not shared or len(first[shared[0]]) != len(second[shared[0]]):
+        raise ValueError(
+            "compare needs two evaluations of the same images with a metric in common."
+        )
+    pair = [Evaluation(**{name: of[name] for name in shared}) for of in (first, second)]
+    draws = _resamples(pair[0], n_resamples, random_state)
+    rows = {}
+    for name in _rows_of(pair[0]):
+        estimates, resampled, _ = zip(*(_estimate(of, name, draws) for of in pair), strict=True)
+        low, high = _interval(resampled[0] - resampled[1], level)
+        own = "adcc" if name == "mean_adcc" else name
+        std = float(np.nanstd(pair[0][own] - pair[1][own], ddof=len(pair[0][own]) > 1))
+        rows[name] = Bunch(mean=estimates[0] - estimates[1], std=std, low=low, high=high)
+    return Summary(rows)
+
+
+def _rows_of(evaluation: Evaluation) -> list[str]:
+    return [*evaluation, *(["mean_adcc"] if "adcc" in evaluation else [])]
+
+
+def _resamples(evaluation: Evaluation, n_resamples: int, random_state: Any) -> np.ndarray:
+    n_images = len(next(iter(evaluation.values())))
+    generator = check_random_state(random_state)
+    return generator.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_resamples)
+
+
+def _estimate(
+    evaluation: Evaluation, name: str, draws: np.ndarray
+) -> tuple[float, np.ndarray, float]:
+    """Return a metric's value over all images and over each resample, and its deviation."""
+    values = evaluation["adcc" if name == "mean_adcc" else name]
+    finite = np.isfinite(values)
+    some = values[finite]
+    std = float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
+    every = np.vstack([np.ones(len(values), dtype=draws.dtype), draws])
+    if name == "adcc":
+        means = [_means(evaluation[term], every) for term in _ADCC_TERMS]
+        overall = confidence.adcc(*(torch.as_tensor(mean) for mean in means)).numpy()
+    else:
+        overall = _means(values, every)
+    return float(overall[0]), overall[1:], std
+
+
+def _means(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite values, each as often as it was drawn, for each row."""
+    finite = np.isfinite(values)
+    counts = draws[:, finite].sum(axis=1)
+    sums = draws[:, finite] @ values[finite]
+    return np.divide(sums, counts, out=np.full(len(draws), np.nan), where=counts > 0)
+
+
+def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    return float(low), float(high)
