@@ -53,6 +53,7 @@ from train_step import peak_of_allocations, seconds, wait
 from sklcam import CAMExplainer
 from sklcam.cam import CAM, ISCAM, SSCAM, Method, ScoreCAM, SmoothGradCAMPlusPlus, get_method
 from sklcam.images import ImageDataset, default_statistics, normalize
+from sklcam.models import build_model
 from sklcam.tape import record
 
 SEED = 0
@@ -426,6 +427,13 @@ NEEDS_POOLED_HEAD = ("cam",)
 # Networks and images
 
 
+def trained_network(arch: str, weights: Path, device: str) -> nn.Module:
+    """A network with the weights of a state dict, and as many classes."""
+    state = torch.load(weights, weights_only=True)
+    head = next(name for name in reversed(state) if name.endswith(".weight"))
+    return build_model(arch, n_classes=len(state[head]), weights=weights).to(device).eval()
+
+
 def prepared_network(arch: str, size: int, device: str) -> nn.Module:
     """A network that behaves as if it had been trained, without a download."""
     torch.manual_seed(SEED)
@@ -640,7 +648,10 @@ def report_ratio(
 
 
 def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None:
-    network = prepared_network(arch, options.image_size, options.device)
+    if options.weights is None:
+        network = prepared_network(arch, options.image_size, options.device)
+    else:
+        network = trained_network(arch, options.weights, options.device)
     explainer = CAMExplainer(network, image_size=options.image_size, verbose=0).fit(images[:1])
     layer = explainer.target_layers_[0]
     if layer.layout != "nchw":
@@ -722,6 +733,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--autocast", action="store_true", help="our Score-CAM in bfloat16, too")
     parser.add_argument("--memory-images", type=int, default=0, metavar="N")
     parser.add_argument("--data", type=Path, help="folder of images; else noise")
+    parser.add_argument("--weights", type=Path, help="state dict of a trained network")
     options = parser.parse_args()
     groups = {"cheap": list(CHEAP), "all": list(SPECS), "none": []}
     options.methods = [one for name in options.methods for one in groups.get(name, [name])]

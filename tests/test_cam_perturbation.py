@@ -202,8 +202,8 @@ def test_constant_channels_share_one_pass_and_weigh_what_an_empty_mask_does(with
     hook.remove()
     torch.testing.assert_close(ours, expected)
     assert torch.equal(ours[:, 1], ours[:, 2])
-    # The prediction, an empty image each, and four channels that vary.
-    assert sum(rows) == 3 + 3 * 1 + 3 * 4
+    # The prediction, one image twice to fold, an empty image each, and four channels that vary.
+    assert sum(rows) == 3 + 2 + 3 * 1 + 3 * 4
     assert max(rows) <= 5
 
 

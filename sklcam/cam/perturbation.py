@@ -69,6 +69,7 @@ class _MaskingMethod(PerturbationMethod):
             dtype=subject.scores.dtype,
             device=activations.device,
         )
+        subject.prepare_many_runs()
         self.fill_scores(subject, activations, scores)
         return scores.softmax(dim=1).transpose(1, 2)
 

@@ -245,6 +245,7 @@ class Occlusion(Method):
             device=subject.images.device,
         )
         patches = list(self._patches(*subject.size))
+        subject.prepare_many_runs()
         every = torch.arange(subject.n_images * len(patches), device=falls.device)
         scores = []
         for part in every.split(self.batch_size):

@@ -194,8 +194,8 @@ def road(
     images : Tensor of shape (n_images, channels, height, width)
     maps : Tensor of shape (n_images, height, width)
     percentiles : sequence of float, in (0, 100)
-        A pixel is removed where the map (or, for the least relevant, one minus the map) is at or
-        over this percentile.
+        A pixel is removed where the map (or, for the least relevant, minus the map) is at or over
+        this percentile.
     noise : float, default=0.01
         Standard deviation of the noise on what is filled in.
     generator : torch.Generator or None, default=None
@@ -217,7 +217,7 @@ def road(
     differences = []
     for percentile in percentiles:
         scores = []
-        for relevance in (maps, 1 - maps):
+        for relevance in (maps, -maps):
             removed = _at_or_over(relevance, percentile)
             filled = impute(images, removed, noise=noise, generator=generator)
             every = torch.arange(len(images), device=images.device)

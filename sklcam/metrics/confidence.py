@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklcam.cam.base import at_least_float32
+
 
 def average_drop(full: Tensor, masked: Tensor) -> Tensor:
     """Relative loss of confidence when the network sees only what the map shows.
@@ -183,9 +185,9 @@ def arcc(coherency: Tensor, complexity: Tensor, road: Tensor) -> Tensor:
 def harmonic_mean(*terms: Tensor) -> Tensor:
     """Return the harmonic mean of tensors of one shape, and 0 where one of them is 0."""
     stacked = torch.stack(terms)
-    some = (stacked > 0).all(dim=0)
-    inverses = 1 / torch.where(some, stacked, 1.0)
-    return torch.where(some, len(terms) / inverses.sum(dim=0), 0.0)
+    none = (stacked <= 0).any(dim=0)  # so that NaN stays NaN
+    inverses = 1 / torch.where(none, 1.0, stacked)
+    return torch.where(none, 0.0, len(terms) / inverses.sum(dim=0))
 
 
 def sparsity(maps: Tensor) -> Tensor:
@@ -215,10 +217,11 @@ def sparsity(maps: Tensor) -> Tensor:
     >>> sparsity(torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]))
     tensor([0.7500, 0.0000])
     """
-    values = maps.abs().flatten(1).sort(dim=1).values
+    values = at_least_float32(maps).abs().flatten(1).sort(dim=1).values  # ranks outgrow halves
     n = values.shape[1]
     ranks = torch.arange(1, n + 1, device=values.device, dtype=values.dtype)
-    return _divide(((2 * ranks - n - 1) * values).sum(dim=1), n * values.sum(dim=1))
+    gini = _divide(((2 * ranks - n - 1) * values).sum(dim=1), n * values.sum(dim=1))
+    return gini.to(maps.dtype)
 
 
 def lp_norm(maps: Tensor, p: float = 1) -> Tensor:

@@ -42,5 +42,5 @@ def rank_correlation(maps: Tensor, references: Tensor) -> Tensor:
     first, second = (of - of.mean(axis=1, keepdims=True) for of in ranks)
     sizes = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = (first * second).sum(axis=1)
-    correlation = np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0)
+    correlation = np.divide(products, sizes, out=np.zeros_like(products), where=sizes != 0)
     return torch.as_tensor(correlation).to(maps)

@@ -89,7 +89,8 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     _check_masks(maps, masks)
     total = maps.sum(dim=(1, 2))
     inside = (maps * masks).sum(dim=(1, 2))
-    return torch.where(total > 0, inside / torch.where(total > 0, total, 1.0), 0.0)
+    none = total <= 0  # so that NaN stays NaN
+    return torch.where(none, 0.0, inside / torch.where(none, 1.0, total))
 
 
 def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:

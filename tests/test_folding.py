@@ -1,0 +1,112 @@
+"""Folding: against the network itself, on every family, and where it must keep its hands off."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models
+
+from sklcam.folding import LearnPairs, learn_folding
+
+
+def settled(network):
+    """Give the running statistics values of their own."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return network.double().eval()
+
+
+def folded_output(network, images):
+    with torch.no_grad():
+        with LearnPairs() as pairs:
+            expected = network(images)
+        folding = pairs.folded()
+        with folding:
+            return network(images), expected, len(folding)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_pairs"), [("resnet18", 20), ("mobilenet_v2", 52), ("regnet_y_400mf", None),
+                          ("googlenet", None), ("efficientnet_b0", None), ("vgg11_bn", 8)]
+)  # fmt: skip
+def test_the_folded_network_is_the_network(name, n_pairs):
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    network = settled(models.get_model(name, weights=None, num_classes=5, **options))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    output, expected, found = folded_output(network, torch.randn(2, 3, 64, 64).double())
+    torch.testing.assert_close(output, expected, rtol=1e-8, atol=1e-10)
+    if n_pairs is not None:  # as many as there are convolutions with a normalisation behind them
+        assert found == n_pairs
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_the_normalisation_is_not_computed(monkeypatch):
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    images = torch.randn(2, 3, 8, 8).double()
+    with torch.no_grad():
+        expected = network(images)
+        folding = learn_folding(network, images, expected)
+        network[1].running_mean.fill_(1e6)  # would show
+        with folding:
+            torch.testing.assert_close(network(images), expected)
+
+
+class Reused(nn.Module):
+    """The convolution's output is used beside its normalisation."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv, self.norm, self.use = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), use
+
+    def forward(self, x):
+        return self.use(self, x).mean((2, 3))
+
+
+REUSES = {
+    "summed after": lambda m, x: m.norm(y := m.conv(x)) + y,
+    "squared before": lambda m, x: (y := m.conv(x)) ** 2 + m.norm(y),
+    "in a list": lambda m, x: torch.cat([m.norm(y := m.conv(x)), y], dim=1),
+    "normalised twice": lambda m, x: m.norm(y := m.conv(x)) + m.norm(2 * m.norm(y)) + m.norm(y),
+    "convolved twice": lambda m, x: m.norm(m.conv(x)) + m.conv(x),
+    "changed in place": lambda m, x: m.norm(m.conv(x).mul_(2)),
+    "read out": lambda m, x: m.norm(y := m.conv(x)) * float(y.detach().numpy().mean()),
+    "in training mode": lambda m, x: F.batch_norm(m.conv(x), None, None, training=True),
+}
+
+
+@pytest.mark.parametrize("use", REUSES.values(), ids=REUSES)
+def test_convolutions_with_another_use_are_left_alone(use):
+    network, images = settled(Reused(use)), torch.randn(2, 3, 8, 8).double()
+    output, expected, found = folded_output(network, images)
+    torch.testing.assert_close(output, expected)
+    assert found == 0
+
+
+def test_what_does_not_come_out_the_same_is_not_folded():
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    images = torch.randn(2, 3, 8, 8).double()
+    assert learn_folding(network, images, torch.zeros(2, 4, 6, 6).double()) is None
+    assert learn_folding(nn.Flatten(), images, images.flatten(1)) is None
+
+
+def test_nothing_outlives_its_context():
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    images, seen = torch.randn(2, 3, 8, 8).double(), []
+    network[0].register_forward_hook(lambda m, i, output: seen.append(weakref.ref(output)))
+    with torch.no_grad():
+        folding = learn_folding(network, images, network(images))
+        with folding:
+            network(images)
+    gc.collect()
+    assert len(seen) == 4
+    assert all(reference() is None for reference in seen)
