@@ -37,7 +37,8 @@ class _Options:
     metrics: frozenset[str]
     params: dict[str, dict[str, Any]]
     score: Callable[[Tensor], Tensor] | None
-    generator: torch.Generator
+    view_generator: torch.Generator
+    noise_generator: torch.Generator
     batch_size: int = 32
     views: ViewSampler = field(default_factory=ViewSampler)
 
@@ -99,16 +100,12 @@ class _Batch:
 
     @cached_property
     def _masked(self) -> tuple[Tensor | None, Tensor]:
-        """The map of the masked image, if it is needed, and its score."""
+        """The map of the masked image, if it is needed, and the network's output for it."""
         images = self.images * self.maps[:, None].to(self.images.dtype)
-        if not {"coherency", "adcc", "arcc"} & self.options.metrics:
-            every = torch.arange(len(images), device=images.device)
-            return None, self.score(images, every)
         inputs = self.estimator.with_images(self.inputs, images)
-        maps, output = self.estimator.explain_inputs(
-            inputs, self.fixed_target, method=self.options.method
-        )
-        return maps, self.confidence(output)
+        if not {"coherency", "adcc", "arcc"} & self.options.metrics:
+            return None, self.estimator.output_of(inputs)
+        return self.estimator.explain_inputs(inputs, self.fixed_target, method=self.options.method)
 
     def score(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run the network on other images, as the causal metrics do."""
@@ -117,11 +114,11 @@ class _Batch:
 
     @cached_property
     def average_drop(self) -> Tensor:
-        return confidence.average_drop(self.full, self._masked[1])
+        return confidence.average_drop(self.full, self.confidence(self._masked[1]))
 
     @cached_property
     def average_increase(self) -> Tensor:
-        return confidence.average_increase(self.full, self._masked[1])
+        return confidence.average_increase(self.full, self.confidence(self._masked[1]))
 
     @cached_property
     def coherency(self) -> Tensor:
@@ -151,7 +148,7 @@ class _Batch:
             self.score,
             self.images,
             self.maps,
-            generator=self.options.generator,
+            generator=self.options.noise_generator,
             batch_size=self.options.batch_size,
             **self.options.of("road"),
         )
@@ -182,7 +179,7 @@ class _Batch:
         options = self.options.of("consistency")
         sampler = options.get("views") or self.options.views
         size = (self.images.shape[-2], self.images.shape[-1])
-        view = sampler(len(self.images), size=size, generator=self.options.generator)
+        view = sampler(len(self.images), size=size, generator=self.options.view_generator)
         view = view.to(self.images.device)
         inputs = self.estimator.with_images(self.inputs, view(self.images))
         target = self.target if callable(self.target) or self.target is not None else None
@@ -270,6 +267,15 @@ METRICS = {
     "road": True,
     "sparsity": True,
 }
+# What metric_params may hold; insertion and deletion share their curves, and these their options.
+OPTIONS = {
+    "consistency": {"method", "views"},
+    "iauc": {"end", "n_steps", "relu", "start"},
+    "localization_accuracy": {"iou_threshold", "threshold"},
+    "pointing_game": {"tolerance"},
+    "rank_correlation": {"occlusion"},
+    "road": {"noise", "percentiles"},
+}
 _ADCC_TERMS = ("coherency", "complexity", "average_drop")
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
@@ -346,7 +352,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there is no such metric, or what it needs is missing; before any work.
+        If there is no such metric or option, or what it needs is missing; before any work.
 
     Examples
     --------
@@ -360,20 +366,20 @@ def evaluate(
     ['0.9998', '0.9998', '0.9998']
     """
     names = _check_metrics(metrics)
-    estimator = _as_explainer(estimator, X)
     _check_needs(names, y, boxes, masks, score, target, metric_params)
-    generator = torch.Generator().manual_seed(
-        int(check_random_state(random_state).randint(2**31 - 1))
-    )
+    estimator = _as_explainer(estimator, X)
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
     options = _Options(
         estimator._method(method),
         frozenset(names),
         {name: dict(params) for name, params in (metric_params or {}).items()},
         score,
-        generator,
+        # One each, so that the views are the same whatever else is measured.
+        torch.Generator().manual_seed(seed),
+        torch.Generator().manual_seed(seed),
         batch_size,
     )
-    truth = {"y": y, "boxes": boxes, "masks": masks}
+    truth = {"y": None if y is None else _as_array(y), "boxes": boxes, "masks": masks}
     collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in _iter_batches(estimator, X, target, truth, options, progress):
         for name in names:
@@ -402,6 +408,10 @@ def _iter_batches(
             yield _Batch(estimator, inputs, batch_target, part, options)
             bar.update(stop - start)
             start = stop
+
+
+def _as_array(labels: Any) -> np.ndarray:
+    return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
 
 
 def _as_explainer(estimator: Any, X: Any) -> Any:
@@ -456,6 +466,11 @@ def _check_needs(
     unknown = sorted(set(params or {}) - set(METRICS))
     if unknown:
         raise ValueError(f"metric_params has options for what is no metric: {unknown}.")
+    for name, options in (params or {}).items():
+        wrong = sorted(set(options) - OPTIONS.get(name, set()))
+        if wrong:
+            known = ", ".join(f"{of}: {sorted(OPTIONS[of])}" for of in OPTIONS)
+            raise ValueError(f"{name} has no options {wrong}; metric_params takes {known}.")
 
 
 class Evaluation(Bunch):
@@ -537,7 +552,8 @@ def compare(
     Summary
         ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
         differences, and ``low`` to ``high`` the bootstrap interval of pairs: where it does not hold
-        0, the difference is more than chance.
+        0, the difference is more than chance. An image whose value is not finite in either is left
+        out of both.
 
     Raises
     ------
@@ -549,14 +565,18 @@ def compare(
         raise ValueError(
             "compare needs two evaluations of the same images with a metric in common."
         )
-    pair = [Evaluation(**{name: of[name] for name in shared}) for of in (first, second)]
+    pair = Evaluation(), Evaluation()
+    for name in shared:
+        both = np.isfinite(first[name]) & np.isfinite(second[name])
+        pair[0][name] = np.where(both, first[name], np.nan)
+        pair[1][name] = np.where(both, second[name], np.nan)
     draws = _resamples(pair[0], n_resamples, random_state)
     rows = {}
     for name in _rows_of(pair[0]):
         estimates, resampled, _ = zip(*(_estimate(of, name, draws) for of in pair), strict=True)
         low, high = _interval(resampled[0] - resampled[1], level)
         own = "adcc" if name == "mean_adcc" else name
-        std = float(np.nanstd(pair[0][own] - pair[1][own], ddof=len(pair[0][own]) > 1))
+        std = _deviation(pair[0][own] - pair[1][own])
         rows[name] = Bunch(mean=estimates[0] - estimates[1], std=std, low=low, high=high)
     return Summary(rows)
 
@@ -576,16 +596,18 @@ def _estimate(
 ) -> tuple[float, np.ndarray, float]:
     """Return a metric's value over all images and over each resample, and its deviation."""
     values = evaluation["adcc" if name == "mean_adcc" else name]
-    finite = np.isfinite(values)
-    some = values[finite]
-    std = float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
     every = np.vstack([np.ones(len(values), dtype=draws.dtype), draws])
     if name == "adcc":
         means = [_means(evaluation[term], every) for term in _ADCC_TERMS]
         overall = confidence.adcc(*(torch.as_tensor(mean) for mean in means)).numpy()
     else:
         overall = _means(values, every)
-    return float(overall[0]), overall[1:], std
+    return float(overall[0]), overall[1:], _deviation(values)
+
+
+def _deviation(values: np.ndarray) -> float:
+    some = values[np.isfinite(values)]
+    return float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
 
 
 def _means(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -598,5 +620,6 @@ def _means(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    some = resampled[np.isfinite(resampled)]
+    low, high = np.percentile(some, [tail, 100 - tail]) if len(some) else [np.nan] * 2
     return float(low), float(high)

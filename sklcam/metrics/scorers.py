@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam.metrics.consistency import consistency_score
-from sklcam.metrics.evaluate import METRICS, evaluate
+from sklcam.metrics.evaluate import METRICS, OPTIONS, evaluate
 
 _OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
     "estimator", "X", "y", "metrics", "boxes", "masks", "metric_params", "progress",
@@ -44,7 +44,10 @@ class ExplanationScorer(BaseEstimator):
         options = self.options or {}
         if self.name == "consistency":
             return consistency_score(estimator, X, **options)
-        return _score(estimator, X, y, [self.name], {self.name: options}, boxes, masks)[self.name]
+        shared = {key: value for key, value in options.items() if key in _OF_EVALUATE}
+        own = {key: value for key, value in options.items() if key not in _OF_EVALUATE}
+        params = {self.name: own} if own else {}
+        return _score(estimator, X, y, [self.name], shared, params, boxes, masks)[self.name]
 
     __call__ = score
 
@@ -77,11 +80,8 @@ class ExplanationScorers(BaseEstimator):
         self, estimator: Any, X: Any, y: Any = None, boxes: Any = None, masks: Any = None
     ) -> dict[str, float]:
         """Return the metrics of the estimator on X; higher is better for each."""
-        params = {
-            name: {**(self.options or {}), **(self.metric_params or {}).get(name, {})}
-            for name in self.metrics
-        }
-        return _score(estimator, X, y, self.metrics, params, boxes, masks)
+        params = self.metric_params or {}
+        return _score(estimator, X, y, self.metrics, self.options or {}, params, boxes, masks)
 
     __call__ = score
 
@@ -96,8 +96,8 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
         ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``.
     **options
         Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
-        ``random_state``) and of the metric (``n_steps`` of ``"iauc"``, ``views`` of
-        ``"consistency"``).
+        ``random_state``) and of the metric (``n_steps`` of ``"iauc"``). ``"consistency"`` takes
+        those of :func:`consistency_score`.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     Raises
     ------
     ValueError
-        If there is no such metric; the message names those there are.
+        If there is no such metric, or it has no such option; the message names those there are.
 
     Examples
     --------
@@ -116,7 +116,12 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     >>> get_scorer("consistency", random_state=1)
     ExplanationScorer(name='consistency', options={'random_state': 1})
     """
-    return ExplanationScorer(_known(name), options or None)
+    of_metric = OPTIONS.get(_options_name(_known(name)), set())
+    known = of_metric | ({"random_state"} if name == "consistency" else _OF_EVALUATE)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"{name} has no options {unknown}; it takes {', '.join(sorted(known))}.")
+    return ExplanationScorer(name, options or None)
 
 
 def explanation_scorer(
@@ -170,24 +175,23 @@ def _known(name: str) -> str:
     return name
 
 
+def _options_name(name: str) -> str:
+    """Return under which name evaluate takes the options of a scorer's metric."""
+    metric = _NAMES.get(name, name)
+    return "iauc" if metric == "dauc" else metric
+
+
 def _score(
     estimator: Any,
     X: Any,
     y: Any,
     names: Sequence[str],
+    shared: dict[str, Any],
     params: dict[str, dict[str, Any]],
     boxes: Any,
     masks: Any,
 ) -> dict[str, float]:
     """Evaluate once and return each metric's figure, signed so that higher is better."""
-    shared: dict[str, Any] = {}
-    own: dict[str, dict[str, Any]] = {}
-    for name, options in params.items():
-        shared |= {key: value for key, value in options.items() if key in _OF_EVALUATE}
-        rest = {key: value for key, value in options.items() if key not in _OF_EVALUATE}
-        if rest:
-            # Insertion and deletion share their curves, and these the options of the first.
-            own["iauc" if _NAMES[name] == "dauc" else _NAMES[name]] = rest
     wanted = [_NAMES[name] for name in names]
     result = evaluate(
         estimator,
@@ -196,7 +200,7 @@ def _score(
         metrics=wanted,
         boxes=boxes,
         masks=masks,
-        metric_params=own,
+        metric_params={_options_name(name): options for name, options in params.items()},
         progress=False,
         **shared,
     )
