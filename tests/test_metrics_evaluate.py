@@ -343,16 +343,16 @@ def test_fake_cam_at_the_papers_size():
     assert result.means()["adcc"] == pytest.approx(3 / 50178, rel=2e-2)
 
 
-def test_constant_maps_without_a_warning():
+def test_constant_maps_count_as_nothing_and_warn_for_consistency_alone():
     """Even images have even maps, which become zeros: nothing is seen, and nothing explained."""
+    metrics = ("adcc", "arcc", "heatmap_ratio", "pointing_game", "sparsity")
+    options = {"side": 16, "boxes": [[[0, 0, 4, 4]]] * 2}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = bright(
-            side=16,
-            metrics=("adcc", "arcc", "consistency", "heatmap_ratio", "pointing_game", "sparsity"),
-            boxes=[[[0, 0, 4, 4]]] * 2,
-        )
-        summary = result.summary()
+        bright(metrics=metrics, **options)
+    with pytest.warns(UserWarning, match="2 of 2 images have a constant map"):
+        result = bright(metrics=(*metrics, "consistency"), **options)
+    summary = result.summary()
     drop = 1 - sigmoid(0) / sigmoid(3)
     assert result.pop("average_drop") == pytest.approx([drop] * 2)
     assert all(not values.any() for values in result.values())

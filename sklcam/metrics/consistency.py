@@ -191,10 +191,15 @@ def consistency_score(
         scores.append(torch.where(constant, 0.0, similarity).cpu())
         n_constant += int(constant.sum())
     per_image = torch.cat(scores)
+    warn_of_constant_maps(n_constant, len(per_image))
+    return per_image.double().mean().item()
+
+
+def warn_of_constant_maps(n_constant: int, n_images: int) -> None:
+    """Say how many images count as 0, if any do; the warning is for two calls up."""
     if n_constant:
         warnings.warn(
-            f"{n_constant} of {len(per_image)} images have a constant map, for themselves or for "
-            "their view; each counts as 0.",
-            stacklevel=2,
+            f"{n_constant} of {n_images} images have a constant map, for themselves or for their "
+            "view; each counts as 0.",
+            stacklevel=3,
         )
-    return per_image.double().mean().item()

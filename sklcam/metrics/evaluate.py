@@ -25,7 +25,8 @@ from sklcam.cam.targets import target_classes
 from sklcam.explainer import CAMExplainer, ExplainerMixin
 from sklcam.images import map_to_frame
 from sklcam.metrics import causal, confidence, faithfulness, localization
-from sklcam.metrics.consistency import ssim_consistency
+from sklcam.metrics.confidence import is_constant
+from sklcam.metrics.consistency import ssim_consistency, warn_of_constant_maps
 from sklcam.views import ViewSampler
 
 
@@ -41,6 +42,7 @@ class _Options:
     noise_generator: torch.Generator
     batch_size: int = 32
     views: ViewSampler = field(default_factory=ViewSampler)
+    n_constant: int = 0  # images whose consistency is 0 as a map is constant
 
     def of(self, metric: str) -> dict[str, Any]:
         return self.params.get(metric, {})
@@ -182,9 +184,12 @@ class _Batch:
         view = sampler(len(self.images), size=size, generator=self.options.view_generator)
         view = view.to(self.images.device)
         inputs = self.estimator.with_images(self.inputs, view(self.images))
-        target = self.target if callable(self.target) or self.target is not None else None
-        maps, _ = self.estimator.explain_inputs(inputs, target, method=_view_method(options))
-        return ssim_consistency(view(self._explained[0]["consistency"]), maps)
+        maps = self._explained[0]["consistency"]
+        maps_of_view, _ = self.estimator.explain_inputs(
+            inputs, self.target, method=_view_method(options)
+        )
+        self.options.n_constant += int((is_constant(maps) | is_constant(maps_of_view)).sum())
+        return ssim_consistency(view(maps), maps_of_view)
 
     @cached_property
     def rank_correlation(self) -> Tensor:
@@ -276,6 +281,7 @@ OPTIONS = {
     "rank_correlation": {"occlusion"},
     "road": {"noise", "percentiles"},
 }
+_RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
 _ADCC_TERMS = ("coherency", "complexity", "average_drop")
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
@@ -384,7 +390,9 @@ def evaluate(
     for batch in _iter_batches(estimator, X, target, truth, options, progress):
         for name in names:
             collected[name].append(getattr(batch, name).detach().double().cpu().numpy())
-    return Evaluation(**{name: np.concatenate(values) for name, values in collected.items()})
+    result = Evaluation(**{name: np.concatenate(values) for name, values in collected.items()})
+    warn_of_constant_maps(options.n_constant, len(result[names[0]]))
+    return result
 
 
 def _iter_batches(
@@ -495,18 +503,16 @@ class Evaluation(Bunch):
             mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
             mean of the images' own.
         """
-        draws = _resamples(self, n_resamples, random_state)
         rows = {}
-        for name in _rows_of(self):
-            estimate, resampled, std = _estimate(self, name, draws)
-            low, high = _interval(resampled, level)
-            rows[name] = Bunch(mean=estimate, std=std, low=low, high=high)
+        for name, figures in _figures(self, n_resamples, random_state).items():
+            low, high = _interval(figures[1:], level)
+            std = _deviation(self[_column_of(name)])
+            rows[name] = Bunch(mean=float(figures[0]), std=std, low=low, high=high)
         return Summary(rows)
 
     def means(self) -> dict[str, float]:
         """Return each metric's mean over the images, as :meth:`summary` has it."""
-        none = np.empty((0, len(next(iter(self.values())))), dtype=int)
-        return {name: _estimate(self, name, none)[0] for name in _rows_of(self)}
+        return {name: float(figures[0]) for name, figures in _figures(self, 0, 0).items()}
 
     def to_frame(self) -> Any:
         """Return a pandas data frame of one row per image; pandas must be installed."""
@@ -570,52 +576,63 @@ def compare(
         both = np.isfinite(first[name]) & np.isfinite(second[name])
         pair[0][name] = np.where(both, first[name], np.nan)
         pair[1][name] = np.where(both, second[name], np.nan)
-    draws = _resamples(pair[0], n_resamples, random_state)
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
     rows = {}
-    for name in _rows_of(pair[0]):
-        estimates, resampled, _ = zip(*(_estimate(of, name, draws) for of in pair), strict=True)
-        low, high = _interval(resampled[0] - resampled[1], level)
-        own = "adcc" if name == "mean_adcc" else name
-        std = _deviation(pair[0][own] - pair[1][own])
-        rows[name] = Bunch(mean=estimates[0] - estimates[1], std=std, low=low, high=high)
+    for name in ours:
+        differences = ours[name] - others[name]
+        low, high = _interval(differences[1:], level)
+        std = _deviation(pair[0][_column_of(name)] - pair[1][_column_of(name)])
+        rows[name] = Bunch(mean=float(differences[0]), std=std, low=low, high=high)
     return Summary(rows)
 
 
-def _rows_of(evaluation: Evaluation) -> list[str]:
-    return [*evaluation, *(["mean_adcc"] if "adcc" in evaluation else [])]
+def _column_of(row: str) -> str:
+    return "adcc" if row == "mean_adcc" else row
 
 
-def _resamples(evaluation: Evaluation, n_resamples: int, random_state: Any) -> np.ndarray:
-    n_images = len(next(iter(evaluation.values())))
+def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dict[str, np.ndarray]:
+    """Return each row of a table over all images, and then over each resample of them."""
+    means = dict(
+        zip(
+            evaluation,
+            _resampled_means(np.column_stack(list(evaluation.values())), n_resamples, random_state),
+            strict=True,
+        )
+    )
+    if "adcc" in means:
+        means["mean_adcc"] = means["adcc"]
+        means["adcc"] = confidence.adcc(
+            *(torch.as_tensor(means[term]) for term in _ADCC_TERMS)
+        ).numpy()
+    return means
+
+
+def _resampled_means(values: np.ndarray, n_resamples: int, random_state: Any) -> np.ndarray:
+    """Return the means of the finite values of each column, (n_columns, 1 + n_resamples)."""
+    n_images = len(values)
     generator = check_random_state(random_state)
-    return generator.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_resamples)
+    finite = np.isfinite(values)
+    filled = np.where(finite, values, 0.0)
+    blocks = [np.ones((1, n_images))]
+    means = []
+    for start in range(0, n_resamples, _RESAMPLES_AT_A_TIME):
+        size = min(_RESAMPLES_AT_A_TIME, n_resamples - start)
+        means += [_weighted_means(blocks.pop(), filled, finite)]
+        even = np.full(n_images, 1 / n_images)
+        blocks.append(generator.multinomial(n_images, even, size=size).astype(float))
+    means += [_weighted_means(blocks.pop(), filled, finite)]
+    return np.concatenate(means).T
 
 
-def _estimate(
-    evaluation: Evaluation, name: str, draws: np.ndarray
-) -> tuple[float, np.ndarray, float]:
-    """Return a metric's value over all images and over each resample, and its deviation."""
-    values = evaluation["adcc" if name == "mean_adcc" else name]
-    every = np.vstack([np.ones(len(values), dtype=draws.dtype), draws])
-    if name == "adcc":
-        means = [_means(evaluation[term], every) for term in _ADCC_TERMS]
-        overall = confidence.adcc(*(torch.as_tensor(mean) for mean in means)).numpy()
-    else:
-        overall = _means(values, every)
-    return float(overall[0]), overall[1:], _deviation(values)
+def _weighted_means(draws: np.ndarray, filled: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    counts = draws @ finite
+    return np.divide(draws @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
 def _deviation(values: np.ndarray) -> float:
     some = values[np.isfinite(values)]
     return float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
-
-
-def _means(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return the mean of the finite values, each as often as it was drawn, for each row."""
-    finite = np.isfinite(values)
-    counts = draws[:, finite].sum(axis=1)
-    sums = draws[:, finite] @ values[finite]
-    return np.divide(sums, counts, out=np.full(len(draws), np.nan), where=counts > 0)
 
 
 def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
