@@ -59,7 +59,7 @@ from sklcam.tape import record
 SEED = 0
 TOLERANCE = 1e-3  # on the largest difference of two maps in [0, 1]
 TOLERANCE_BFLOAT16 = 0.05  # on their mean difference
-MASKED = 32  # masked images that go through the network at a time, in all libraries
+MASKED = 32  # masked images that peers run at a time, torchcam's default; sklcam has its own
 LOGIT = 15.0  # the highest logit of an image, on average: about that of a trained ResNet
 LOUD = 1e4  # times LOGIT: gradients beside which no epsilon counts
 FAINT = 1e-9  # standard deviation of noise that changes nothing
@@ -377,7 +377,7 @@ CHEAP = {
 }
 EXPENSIVE = {
     "scorecam": Spec(
-        ScoreCAM(batch_size=MASKED),
+        ScoreCAM(),
         (
             by_pytorch_grad_cam(
                 "ScoreCAM", why="it upsamples masks with align_corners=True", equal=pixel_centres
@@ -401,13 +401,13 @@ EXPENSIVE = {
     ),
     "occlusion": Spec("occlusion", (Peer("captum", captum_occlusion),), n_images=2, rounds=1),
     "iscam": Spec(
-        ISCAM(batch_size=MASKED, n_samples=2),
+        ISCAM(n_samples=2),
         (by_torchcam("ISCAM", **SCALED_FIRST),),
         n_images=1,
         rounds=1,
     ),
     "sscam": Spec(
-        SSCAM(batch_size=MASKED, n_samples=2, random_state=SEED),
+        SSCAM(n_samples=2, random_state=SEED),
         (
             by_torchcam(
                 "SSCAM",

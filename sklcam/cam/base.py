@@ -511,9 +511,14 @@ def draw_seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
-def check_batch_size(batch_size: int) -> None:
+def batch_size_on(device: torch.device, batch_size: int | None) -> int:
+    """Return how many images go through a network at a time, if that is left open."""
+    return batch_size or (8 if device.type == "cpu" else 64)
+
+
+def check_batch_size(batch_size: int | None) -> None:
     """Raise a ValueError unless a batch can hold something."""
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be positive; got {batch_size}.")
 
 

@@ -19,6 +19,7 @@ from sklcam.cam.base import (
     Method,
     Subject,
     at_least_float32,
+    batch_size_on,
     check_batch_size,
     check_noise,
     draw_seed,
@@ -35,11 +36,12 @@ class PerturbationMethod(Method):
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
-    batch_size : int, default=32
-        Most images, or activations, that go through the network at a time: the memory budget.
+    batch_size : int or None, default=None
+        Most images, or activations, that go through the network at a time: the memory budget. None
+        is 8 on a CPU, whose caches hold no more, and 64 elsewhere.
     """
 
-    def __init__(self, relu: bool = True, batch_size: int = 32):
+    def __init__(self, relu: bool = True, batch_size: int | None = None):
         self.relu = relu
         self.batch_size = batch_size
 
@@ -49,6 +51,10 @@ class PerturbationMethod(Method):
 
     def check(self) -> None:
         check_batch_size(self.batch_size)
+
+    def rows_at_a_time(self, subject: Subject) -> int:
+        """Return the batch size for where the images are."""
+        return batch_size_on(subject.images.device, self.batch_size)
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
         with torch.no_grad():
@@ -77,16 +83,16 @@ class _MaskingMethod(PerturbationMethod):
         """Write the scores (n_images, K, k); one empty image scores all constant channels."""
         low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
         varies = high - low > rounding(low, high)
-        for (rows,) in self._batches((~varies).any(dim=1)):
+        for (rows,) in self._batches((~varies).any(dim=1), subject):
             empty = subject.run(torch.zeros_like(subject.images[rows]), rows)
             scores[rows] = at_least_float32(subject.score(empty, rows))[:, None]
-        for rows, shown in self._batches(varies):
+        for rows, shown in self._batches(varies, subject):
             masks = min_max(upsample(activations[rows, shown], subject.size))
             scores[rows, shown] = self.score_masked(subject, masks, rows)
 
-    def _batches(self, where: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, where: Tensor, subject: Subject) -> Iterator[tuple[Tensor, ...]]:
         """Yield the indices of what is true, along each axis, a batch at a time."""
-        for batch in where.nonzero().split(self.batch_size):
+        for batch in where.nonzero().split(self.rows_at_a_time(subject)):
             if len(batch):
                 yield batch.unbind(dim=1)
 
@@ -114,8 +120,9 @@ class ScoreCAM(_MaskingMethod):
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
-    batch_size : int, default=32
-        Most masked images that go through the network at a time.
+    batch_size : int or None, default=None
+        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        hold no more, and 64 elsewhere.
 
     References
     ----------
@@ -134,8 +141,9 @@ class ISCAM(_MaskingMethod):
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
-    batch_size : int, default=32
-        Most masked images that go through the network at a time.
+    batch_size : int or None, default=None
+        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        hold no more, and 64 elsewhere.
     n_samples : int, default=10
         N, the number of steps; each costs as much as Score-CAM.
 
@@ -144,7 +152,7 @@ class ISCAM(_MaskingMethod):
     Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020, section 3.
     """
 
-    def __init__(self, relu: bool = True, batch_size: int = 32, n_samples: int = 10):
+    def __init__(self, relu: bool = True, batch_size: int | None = None, n_samples: int = 10):
         super().__init__(relu, batch_size)
         self.n_samples = n_samples
 
@@ -171,8 +179,9 @@ class SSCAM(_MaskingMethod):
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
-    batch_size : int, default=32
-        Most masked images that go through the network at a time.
+    batch_size : int or None, default=None
+        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        hold no more, and 64 elsewhere.
     n_samples : int, default=35
         N, the number of noisy masks; each costs as much as Score-CAM without skipping.
     std : float, default=2.0
@@ -190,7 +199,7 @@ class SSCAM(_MaskingMethod):
     def __init__(
         self,
         relu: bool = True,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         n_samples: int = 35,
         std: float = 2.0,
         random_state: Any = None,
@@ -208,12 +217,13 @@ class SSCAM(_MaskingMethod):
         scores.zero_()
         n_images, n_channels = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
-        for channels in torch.arange(n_channels).split(max(1, self.batch_size // n_images)):
+        most = self.rows_at_a_time(subject)
+        for channels in torch.arange(n_channels).split(max(1, most // n_images)):
             masks = min_max(upsample(activations[:, channels], subject.size))
             for noise in self._noises(seeds[channels.numpy()], masks):
                 noisy = (masks + noise).flatten(0, 1)
                 every = torch.arange(len(noisy), device=noisy.device)
-                for part in every.split(self.batch_size):
+                for part in every.split(most):
                     rows, shown = part // len(channels), channels[0] + part % len(channels)
                     of_part = self.score_masked(subject, noisy[part], rows)
                     scores[rows, shown] += of_part / self.n_samples
@@ -273,7 +283,7 @@ class AblationCAM(PerturbationMethod):
         axis = subject.layers[layer].channel_axis(subject.activations[layer]) - 1
         intact = subject.scores[image].detach()
         falls = []
-        for channels in torch.arange(activations.shape[axis]).split(self.batch_size):
+        for channels in torch.arange(activations.shape[axis]).split(self.rows_at_a_time(subject)):
             # The first row is left as it is, for a check.
             ablated = activations.expand(len(channels) + 1, *activations.shape).clone()
             ablated.movedim(axis + 1, 1)[torch.arange(1, len(ablated)), channels] = 0
