@@ -201,7 +201,7 @@ def torchcam_options(case: Case) -> dict[str, object]:
     """Our method's options, under torchcam's names."""
     if isinstance(case.method, CAM):
         return {"fc_layer": last_linear(case.network)}
-    names = {"batch_size": "batch_size", "n_samples": "num_samples", "std": "std"}
+    names = {"n_samples": "num_samples", "std": "std"}
     own = case.method.get_params()
     return {theirs: own[name] for name, theirs in names.items() if name in own}
 
