@@ -750,6 +750,9 @@ class ConsistentCAMClassifier(ExplainerMixin, NeuralNetClassifier):
         self._set_training(False)
         return self.infer(inputs)
 
+    def probabilities(self, output: Tensor) -> Tensor:
+        return self._get_predict_nonlinearity()(output)
+
     def _network(self) -> nn.Module:
         self.check_is_fitted()
         return self.module_

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK, get_method, min_max, upsample
-from sklcam.cam.base import Inputs, at_least_float32
+from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import has_several
 from sklcam.images import (
     ImageDataset,
@@ -40,7 +40,14 @@ from sklcam.images import (
     map_to_frame,
     normalize,
 )
-from sklcam.inputs import NetworkInputs, SeveralInputs, is_network_input
+from sklcam.inputs import (
+    Inputs,
+    NetworkInputs,
+    SeveralInputs,
+    images_of,
+    is_network_input,
+    with_images,
+)
 from sklcam.models import TargetLayer, find_target_layer
 
 AnyMethod = str | Method | type[Method]
@@ -220,7 +227,7 @@ class ExplainerMixin:
         -------
         Tensor of shape (n_images, channels, height, width)
         """
-        return inputs if isinstance(inputs, Tensor) else inputs[str(self._name_of_image())]
+        return images_of(inputs, self._name_of_image())
 
     def with_images(self, inputs: Inputs, images: Tensor, rows: Tensor | None = None) -> Inputs:
         """Return inputs with other images in their place.
@@ -236,10 +243,7 @@ class ExplainerMixin:
         -------
         Tensor or mapping, as ``inputs``
         """
-        if isinstance(inputs, Tensor):
-            return images
-        others = {name: value if rows is None else value[rows] for name, value in inputs.items()}
-        return {**others, str(self._name_of_image()): images}
+        return with_images(inputs, images, rows, self._name_of_image())
 
     def output_of(self, inputs: Inputs) -> Tensor:
         """Return the network's output, in evaluation mode and without a graph.

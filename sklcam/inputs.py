@@ -16,6 +16,22 @@ from torch.utils.data import Dataset
 
 from sklcam.images import ImageDataset
 
+Inputs = Tensor | Mapping[str, Tensor]
+Rows = Tensor | slice | None
+
+
+def images_of(inputs: Inputs, name: str | None) -> Tensor:
+    """Return the images among a network's inputs, by their name if there are several."""
+    return inputs if isinstance(inputs, Tensor) else inputs[str(name)]
+
+
+def with_images(inputs: Inputs, images: Tensor, rows: Rows, name: str | None) -> Inputs:
+    """Return inputs with other images in their place, and what goes with them by rows."""
+    if isinstance(inputs, Tensor):
+        return images
+    others = {key: value if rows is None else value[rows] for key, value in inputs.items()}
+    return {**others, str(name): images}
+
 
 class NetworkInputs(Dataset):
     """Float tensors, or a data set of them, that are a network's input as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from contextlib import contextmanager
+from functools import partial
 
 import joblib
 import numpy as np
@@ -191,14 +192,16 @@ FAMILIES = {
 }
 
 
+def signed_logit(sign, output):
+    return sign * output[:, 0]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_of_networks(name):
     size, layer, grid = FAMILIES[name]
     make = getattr(torchvision.models, name, vision_transformer)
     if name == "vgg11":  # initialising its 100 million weights takes seconds
-        make = lambda num_classes: torchvision.models.vgg11(  # noqa: E731
-            num_classes=num_classes, init_weights=False
-        )
+        make = partial(torchvision.models.vgg11, init_weights=False)
     model, images = network(make, num_classes=4), torch.randn(2, 3, size, size)
     ours = explainer(model, X=images)
     assert [found.name for found in ours.target_layers_] == [layer]
@@ -243,8 +246,7 @@ def test_binary_skorch_net(make, layer, middle):
     assert_array_equal(ours.predict(IMAGES), model.predict(IMAGES))
     module = model.module_.eval()
     for label, sign in ((1, 1), (0, -1)):
-        score = lambda output, sign=sign: sign * output[:, 0]  # noqa: E731
-        expected = plain_grad_cam(module, IMAGES, score, layer)
+        expected = plain_grad_cam(module, IMAGES, partial(signed_logit, sign), layer)
         assert_allclose(ours.explain(IMAGES, label), scaled(expected), atol=1e-5)
     named = explainer(model, classes=["no", "yes"])
     assert_array_equal(named.predict(IMAGES) == "yes", model.predict(IMAGES) == 1)

@@ -110,7 +110,7 @@ def test_wrong_names(name, message):
         ("adcc", {"n_steps": 5}, r"adcc has no options \['n_steps'\]; it takes batch_size, method"),
         ("iauc", {"nsteps": 5}, r"iauc has no options \['nsteps'\]; .*n_steps"),
         ("adcc", {"boxes": BOXES}, "has no options"),
-        ("consistency", {"batch_size": 5}, r"it takes method, random_state, views"),
+        ("consistency", {"n_steps": 5}, r"has no options \['n_steps'\]; .*random_state, .*views"),
     ],
 )
 def test_wrong_options(name, options, message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -23,10 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sklcam.cam.rules import ReluRule
 from sklcam.cam.targets import Target, target_classes, target_scores
 from sklcam.folding import FoldedConvolutions, learn_folding
+from sklcam.inputs import Inputs, Rows, images_of, with_images
 from sklcam.models import TargetLayer
 from sklcam.tape import Trunk, record, record_trunk
-
-Inputs = Tensor | Mapping[str, Tensor]
 
 
 class Subject:
@@ -89,8 +88,7 @@ class Subject:
         self._trunks: list[Trunk] = []
         self._gradients: dict[int, list[Tensor]] = {}
         self._folding: FoldedConvolutions | None = None
-        self.images = inputs if isinstance(inputs, Tensor) else inputs[str(image_input)]
-        self.images = self.images.detach()
+        self.images = images_of(inputs, image_input).detach()
         self.output = self._record(resumable)
         self._callable = target if callable(target) else None
         self.classes = None if callable(target) else target_classes(self.output, target)
@@ -122,19 +120,15 @@ class Subject:
 
     def prepare_many_runs(self) -> None:
         """Make :meth:`run` faster, at the price of two passes: for methods that run it often."""
-        if not any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+        normalizes = any(isinstance(module, _BatchNorm) for module in self.network.modules())
+        if not normalizes or self._folding is not None:
             return
         row = slice(0, 1)  # one image tells as much as all
         inputs = self._with_images(self.images[row], row)
         self._folding = learn_folding(self._forward, inputs, self.output[row])
 
-    def _with_images(self, images: Tensor, rows: Tensor | slice | None = None) -> Any:
-        if isinstance(self._inputs, Tensor):
-            return images
-        others = {
-            name: value if rows is None else value[rows] for name, value in self._inputs.items()
-        }
-        return {**others, str(self._image_input): images}
+    def _with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
+        return with_images(self._inputs, images, rows, self._image_input)
 
     @property
     def n_images(self) -> int:
@@ -169,7 +163,7 @@ class Subject:
             for layer, of_layer in enumerate(weights)
         ]
 
-    def score(self, output: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+    def score(self, output: Tensor, rows: Rows = None) -> Tensor:
         """Return the scores of an output of the network.
 
         Parameters
@@ -182,10 +176,9 @@ class Subject:
         -------
         Tensor of shape (m, k)
         """
-        if self._callable is not None:
+        if self.classes is None:
             return target_scores(output, self._callable)[:, None]
-        classes = self.classes if rows is None else self.classes[rows]  # type: ignore[index]
-        return target_scores(output, classes.expand(len(output), -1))  # type: ignore[union-attr]
+        return target_scores(output, self.classes if rows is None else self.classes[rows])
 
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
@@ -415,19 +408,7 @@ class GradientMethod(Method):
         """Turn activations and gradients, both (n_images, K, u, v), into maps (n_images, u, v)."""
 
     def explain(self, subject: Subject) -> list[Tensor]:
-        per_class = [
-            [
-                self._finish(self.combine(*_grids(layer, activations, gradients)))
-                for layer, activations, gradients in zip(
-                    subject.layers,
-                    subject.activations,
-                    subject.gradients(column),
-                    strict=True,
-                )
-            ]
-            for column in range(subject.scores.shape[1])
-        ]
-        return [torch.stack(maps, dim=1).detach() for maps in zip(*per_class, strict=True)]
+        return _for_each_layer(subject, lambda *grids: self._finish(self.combine(*grids)))
 
     def _finish(self, maps: Tensor) -> Tensor:
         return maps.relu() if self.relu else maps
@@ -485,23 +466,17 @@ class WeightedGradientMethod(GradientMethod):
         return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
-        per_class = [
-            [
-                self.weights(*_grids(layer, activations, gradients))
-                for layer, activations, gradients in zip(
-                    subject.layers,
-                    subject.activations,
-                    subject.gradients(column),
-                    strict=True,
-                )
-            ]
-            for column in range(subject.scores.shape[1])
-        ]
-        return [torch.stack(weights, dim=1).detach() for weights in zip(*per_class, strict=True)]
+        return _for_each_layer(subject, self.weights)
 
 
-def _grids(layer: TargetLayer, *tensors: Tensor) -> list[Tensor]:
-    return [at_least_float32(layer.to_grid(tensor.detach())) for tensor in tensors]
+def _for_each_layer(subject: Subject, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Apply a function of activations and gradients; stack its results (n_images, k, ...)."""
+    results: list[list[Tensor]] = [[] for _ in subject.layers]
+    for column in range(subject.scores.shape[1]):
+        for index, gradients in enumerate(subject.gradients(column)):
+            grid = at_least_float32(subject.layers[index].to_grid(gradients))
+            results[index].append(function(subject.grid(index), grid))
+    return [torch.stack(of_layer, dim=1) for of_layer in results]
 
 
 def draw_seed(random_state: Any) -> int:

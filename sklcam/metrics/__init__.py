@@ -21,8 +21,8 @@ from sklcam.metrics.confidence import (
     lp_norm,
     sparsity,
 )
-from sklcam.metrics.consistency import consistency_score, ssim_consistency, structural_similarity
-from sklcam.metrics.evaluate import METRICS, Evaluation, Summary, compare, evaluate
+from sklcam.metrics.consistency import ssim_consistency, structural_similarity
+from sklcam.metrics.evaluate import METRICS, consistency_score, evaluate
 from sklcam.metrics.faithfulness import rank_correlation
 from sklcam.metrics.localization import (
     box_from_map,
@@ -42,6 +42,7 @@ from sklcam.metrics.scorers import (
     explanation_scorer,
     get_scorer,
 )
+from sklcam.metrics.summary import Evaluation, Summary, compare
 
 __all__ = [
     "METRICS",

@@ -1,23 +1,12 @@
-"""Consistency: whether the map of a view is the view of the map.
-
-The functions here compare maps, and :func:`consistency_score` asks an estimator for them, batch by
-batch, through the methods that every estimator of this library has.
-"""
+"""Consistency: whether the map of a view is the view of the map."""
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
-import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam import GradCAM, Method
 from sklcam.cam.base import at_least_float32
 from sklcam.metrics.confidence import is_constant
-from sklcam.views import ViewSampler
 
 # Of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, the data range is 1.
 _SIGMA, _WINDOW = 1.5, 11
@@ -121,85 +110,3 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     """
     similarity = structural_similarity(view_of_maps, maps_of_view)
     return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)
-
-
-def consistency_score(
-    estimator: Any,
-    X: Any,
-    *,
-    method: str | Method | None = None,
-    views: ViewSampler | None = None,
-    random_state: int | np.random.RandomState | None = 0,
-) -> float:
-    """Mean SSIM between the view of the map and the map of the view, over the images of X.
-
-    Parameters
-    ----------
-    estimator : ConsistentCAMClassifier
-        Fitted.
-    X : images
-        In any form that the estimator takes.
-    method : str, Method or None, default=None
-        The explanation; None is Grad-CAM without the ReLU, as in training.
-    views : ViewSampler or None, default=None
-        The distribution of crops and flips; None is the paper's, whatever an estimator was trained
-        with, so that estimators can be compared.
-    random_state : int, RandomState or None, default=0
-        One seed gives every model and every batch size the same views.
-
-    Returns
-    -------
-    float, in [-1, 1]; higher is better. The paper prints it times 100.
-
-    Warns
-    -----
-    UserWarning
-        If maps were constant; each such image counts as 0.
-
-    Notes
-    -----
-    The map is scaled before it is cropped and not after, so that a crop without the map's brightest
-    pixel peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
-
-    References
-    ----------
-    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2 and table 1.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_digits
-    >>> from sklcam import ConsistentCAMClassifier
-    >>> from sklcam.metrics import consistency_score
-    >>> X, y = load_digits(n_class=3, return_X_y=True)
-    >>> X = (X / 16).reshape(-1, 8, 8)
-    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=1, verbose=0,
-    ...                               random_state=0).fit(X[:64], y[:64])
-    >>> 0 < consistency_score(clf, X[64:96]) < 1
-    True
-    """
-    method = GradCAM(relu=False) if method is None else method
-    views = ViewSampler() if views is None else views
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
-    generator = torch.Generator().manual_seed(seed)
-    scores, n_constant = [], 0
-    for inputs in estimator.iter_inputs(X):
-        view = views(len(inputs), size=tuple(inputs.shape[-2:]), generator=generator)
-        maps, _ = estimator.explain_inputs(inputs, method=method)
-        maps_of_view, _ = estimator.explain_inputs(view(inputs), method=method)
-        constant = is_constant(maps) | is_constant(maps_of_view)
-        similarity = ssim_consistency(view(maps), maps_of_view)
-        scores.append(torch.where(constant, 0.0, similarity).cpu())
-        n_constant += int(constant.sum())
-    per_image = torch.cat(scores)
-    warn_of_constant_maps(n_constant, len(per_image))
-    return per_image.double().mean().item()
-
-
-def warn_of_constant_maps(n_constant: int, n_images: int) -> None:
-    """Say how many images count as 0, if any do; the warning is for two calls up."""
-    if n_constant:
-        warnings.warn(
-            f"{n_constant} of {n_images} images have a constant map, for themselves or for their "
-            "view; each counts as 0.",
-            stacklevel=3,
-        )

@@ -7,6 +7,7 @@ Nothing but one value per image and metric outlives its batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,7 +27,8 @@ from sklcam.explainer import CAMExplainer, ExplainerMixin
 from sklcam.images import map_to_frame
 from sklcam.metrics import causal, confidence, faithfulness, localization
 from sklcam.metrics.confidence import is_constant
-from sklcam.metrics.consistency import ssim_consistency, warn_of_constant_maps
+from sklcam.metrics.consistency import ssim_consistency
+from sklcam.metrics.summary import ADCC_TERMS, Evaluation
 from sklcam.views import ViewSampler
 
 
@@ -64,7 +66,9 @@ class _Batch:
     @cached_property
     def _explained(self) -> tuple[dict[str, Tensor], Tensor]:
         """The maps that are needed of the images, from one forward pass, and the output."""
-        methods = {"maps": self.options.method}
+        methods = {}
+        if self.options.metrics != {"consistency"}:
+            methods["maps"] = self.options.method
         if "consistency" in self.options.metrics:
             methods["consistency"] = _view_method(self.options.of("consistency"))
         if not self.options.of("iauc").get("relu", True):
@@ -281,8 +285,6 @@ OPTIONS = {
     "rank_correlation": {"occlusion"},
     "road": {"noise", "percentiles"},
 }
-_RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
-_ADCC_TERMS = ("coherency", "complexity", "average_drop")
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
 
@@ -391,8 +393,78 @@ def evaluate(
         for name in names:
             collected[name].append(getattr(batch, name).detach().double().cpu().numpy())
     result = Evaluation(**{name: np.concatenate(values) for name, values in collected.items()})
-    warn_of_constant_maps(options.n_constant, len(result[names[0]]))
+    if options.n_constant:
+        warnings.warn(
+            f"{options.n_constant} of {len(result[names[0]])} images have a constant map, for "
+            "themselves or for their view; each counts as 0.",
+            stacklevel=2,
+        )
     return result
+
+
+def consistency_score(
+    estimator: Any,
+    X: Any,
+    *,
+    method: str | Method | None = None,
+    views: ViewSampler | None = None,
+    random_state: int | np.random.RandomState | None = 0,
+) -> float:
+    """Mean SSIM between the view of the map and the map of the view, over the images of X.
+
+    Parameters
+    ----------
+    estimator : ConsistentCAMClassifier
+        Fitted.
+    X : images
+        In any form that the estimator takes.
+    method : str, Method or None, default=None
+        The explanation; None is Grad-CAM without the ReLU, as in training.
+    views : ViewSampler or None, default=None
+        The distribution of crops and flips; None is the paper's, whatever an estimator was trained
+        with, so that estimators can be compared.
+    random_state : int, RandomState or None, default=0
+        One seed gives every model and every batch size the same views.
+
+    Returns
+    -------
+    float, in [-1, 1]; higher is better. The paper prints it times 100.
+
+    Warns
+    -----
+    UserWarning
+        If maps were constant; each such image counts as 0.
+
+    Notes
+    -----
+    The map is scaled before it is cropped and not after, so that a crop without the map's brightest
+    pixel peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2 and table 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklcam import ConsistentCAMClassifier
+    >>> from sklcam.metrics import consistency_score
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> X = (X / 16).reshape(-1, 8, 8)
+    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=1, verbose=0,
+    ...                               random_state=0).fit(X[:64], y[:64])
+    >>> 0 < consistency_score(clf, X[64:96]) < 1
+    True
+    """
+    result = evaluate(
+        estimator,
+        X,
+        metrics="consistency",
+        metric_params={"consistency": {"method": method, "views": views}},
+        random_state=random_state,
+        progress=False,
+    )
+    return result.means()["consistency"]
 
 
 def _iter_batches(
@@ -442,7 +514,7 @@ def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
     if not names:
         raise ValueError("metrics is empty; name at least one.")
     if "adcc" in names:
-        names += _ADCC_TERMS
+        names += ADCC_TERMS
     return list(dict.fromkeys(names))
 
 
@@ -479,164 +551,3 @@ def _check_needs(
         if wrong:
             known = ", ".join(f"{of}: {sorted(OPTIONS[of])}" for of in OPTIONS)
             raise ValueError(f"{name} has no options {wrong}; metric_params takes {known}.")
-
-
-class Evaluation(Bunch):
-    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,)."""
-
-    def summary(
-        self, *, level: float = 0.95, n_resamples: int = 2000, random_state: Any = 0
-    ) -> Summary:
-        """Return mean, deviation and bootstrap interval of each metric.
-
-        Parameters
-        ----------
-        level : float, default=0.95
-            Of the interval, by the percentiles of resampled means.
-        n_resamples : int, default=2000
-        random_state : int, RandomState or None, default=0
-
-        Returns
-        -------
-        Summary
-            A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
-            mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
-            mean of the images' own.
-        """
-        rows = {}
-        for name, figures in _figures(self, n_resamples, random_state).items():
-            low, high = _interval(figures[1:], level)
-            std = _deviation(self[_column_of(name)])
-            rows[name] = Bunch(mean=float(figures[0]), std=std, low=low, high=high)
-        return Summary(rows)
-
-    def means(self) -> dict[str, float]:
-        """Return each metric's mean over the images, as :meth:`summary` has it."""
-        return {name: float(figures[0]) for name, figures in _figures(self, 0, 0).items()}
-
-    def to_frame(self) -> Any:
-        """Return a pandas data frame of one row per image; pandas must be installed."""
-        import pandas
-
-        return pandas.DataFrame(dict(self))
-
-
-class Summary(dict[str, Bunch]):
-    """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``."""
-
-    def __repr__(self) -> str:
-        width = max(map(len, self))
-        lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
-        lines += [
-            f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
-            for name, row in self.items()
-        ]
-        return "\n".join(lines)
-
-
-def compare(
-    first: Evaluation,
-    second: Evaluation,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    random_state: Any = 0,
-) -> Summary:
-    """Compare two explainers on the same images, metric by metric.
-
-    Parameters
-    ----------
-    first, second : Evaluation
-        Of the same images, in the same order.
-    level : float, default=0.95
-        Of the interval.
-    n_resamples : int, default=2000
-    random_state : int, RandomState or None, default=0
-
-    Returns
-    -------
-    Summary
-        ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
-        differences, and ``low`` to ``high`` the bootstrap interval of pairs: where it does not hold
-        0, the difference is more than chance. An image whose value is not finite in either is left
-        out of both.
-
-    Raises
-    ------
-    ValueError
-        If the two are not of as many images, or share no metric.
-    """
-    shared = [name for name in first if name in second]
-    if not shared or len(first[shared[0]]) != len(second[shared[0]]):
-        raise ValueError(
-            "compare needs two evaluations of the same images with a metric in common."
-        )
-    pair = Evaluation(), Evaluation()
-    for name in shared:
-        both = np.isfinite(first[name]) & np.isfinite(second[name])
-        pair[0][name] = np.where(both, first[name], np.nan)
-        pair[1][name] = np.where(both, second[name], np.nan)
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
-    ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
-    rows = {}
-    for name in ours:
-        differences = ours[name] - others[name]
-        low, high = _interval(differences[1:], level)
-        std = _deviation(pair[0][_column_of(name)] - pair[1][_column_of(name)])
-        rows[name] = Bunch(mean=float(differences[0]), std=std, low=low, high=high)
-    return Summary(rows)
-
-
-def _column_of(row: str) -> str:
-    return "adcc" if row == "mean_adcc" else row
-
-
-def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dict[str, np.ndarray]:
-    """Return each row of a table over all images, and then over each resample of them."""
-    means = dict(
-        zip(
-            evaluation,
-            _resampled_means(np.column_stack(list(evaluation.values())), n_resamples, random_state),
-            strict=True,
-        )
-    )
-    if "adcc" in means:
-        means["mean_adcc"] = means["adcc"]
-        means["adcc"] = confidence.adcc(
-            *(torch.as_tensor(means[term]) for term in _ADCC_TERMS)
-        ).numpy()
-    return means
-
-
-def _resampled_means(values: np.ndarray, n_resamples: int, random_state: Any) -> np.ndarray:
-    """Return the means of the finite values of each column, (n_columns, 1 + n_resamples)."""
-    n_images = len(values)
-    generator = check_random_state(random_state)
-    finite = np.isfinite(values)
-    filled = np.where(finite, values, 0.0)
-    blocks = [np.ones((1, n_images))]
-    means = []
-    for start in range(0, n_resamples, _RESAMPLES_AT_A_TIME):
-        size = min(_RESAMPLES_AT_A_TIME, n_resamples - start)
-        means += [_weighted_means(blocks.pop(), filled, finite)]
-        even = np.full(n_images, 1 / n_images)
-        blocks.append(generator.multinomial(n_images, even, size=size).astype(float))
-    means += [_weighted_means(blocks.pop(), filled, finite)]
-    return np.concatenate(means).T
-
-
-def _weighted_means(draws: np.ndarray, filled: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    counts = draws @ finite
-    return np.divide(draws @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-
-
-def _deviation(values: np.ndarray) -> float:
-    some = values[np.isfinite(values)]
-    return float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
-
-
-def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
-    tail = 50 * (1 - level)
-    some = resampled[np.isfinite(resampled)]
-    low, high = np.percentile(some, [tail, 100 - tail]) if len(some) else [np.nan] * 2
-    return float(low), float(high)

@@ -10,7 +10,6 @@ from typing import Any
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sklcam.metrics.consistency import consistency_score
 from sklcam.metrics.evaluate import METRICS, OPTIONS, evaluate
 
 _OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
@@ -42,10 +41,9 @@ class ExplanationScorer(BaseEstimator):
     ) -> float:
         """Return the metric of the estimator on X; higher is better."""
         options = self.options or {}
-        if self.name == "consistency":
-            return consistency_score(estimator, X, **options)
-        shared = {key: value for key, value in options.items() if key in _OF_EVALUATE}
-        own = {key: value for key, value in options.items() if key not in _OF_EVALUATE}
+        of_metric = OPTIONS.get(_options_name(self.name), set())
+        own = {key: value for key, value in options.items() if key in of_metric}
+        shared = {key: value for key, value in options.items() if key not in of_metric}
         params = {self.name: own} if own else {}
         return _score(estimator, X, y, [self.name], shared, params, boxes, masks)[self.name]
 
@@ -97,7 +95,7 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     **options
         Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
         ``random_state``) and of the metric (``n_steps`` of ``"iauc"``). ``"consistency"`` takes
-        those of :func:`consistency_score`.
+        ``method`` and ``views`` as :func:`consistency_score` does.
 
     Returns
     -------
@@ -117,7 +115,7 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     ExplanationScorer(name='consistency', options={'random_state': 1})
     """
     of_metric = OPTIONS.get(_options_name(_known(name)), set())
-    known = of_metric | ({"random_state"} if name == "consistency" else _OF_EVALUATE)
+    known = of_metric | _OF_EVALUATE
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"{name} has no options {unknown}; it takes {', '.join(sorted(known))}.")

@@ -1,0 +1,173 @@
+"""From one value per image to figures: means, bootstrap intervals, and paired comparisons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch, check_random_state
+
+from sklcam.metrics.confidence import adcc
+
+_RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
+ADCC_TERMS = ("coherency", "complexity", "average_drop")
+
+
+class Evaluation(Bunch):
+    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,)."""
+
+    def summary(
+        self, *, level: float = 0.95, n_resamples: int = 2000, random_state: Any = 0
+    ) -> Summary:
+        """Return mean, deviation and bootstrap interval of each metric.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+            Of the interval, by the percentiles of resampled means.
+        n_resamples : int, default=2000
+        random_state : int, RandomState or None, default=0
+
+        Returns
+        -------
+        Summary
+            A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
+            mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
+            mean of the images' own.
+        """
+        rows = {}
+        for name, figures in _figures(self, n_resamples, random_state).items():
+            low, high = _interval(figures[1:], level)
+            std = _deviation(self[_column_of(name)])
+            rows[name] = Bunch(mean=float(figures[0]), std=std, low=low, high=high)
+        return Summary(rows)
+
+    def means(self) -> dict[str, float]:
+        """Return each metric's mean over the images, as :meth:`summary` has it."""
+        return {name: float(figures[0]) for name, figures in _figures(self, 0, 0).items()}
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame of one row per image; pandas must be installed."""
+        import pandas
+
+        return pandas.DataFrame(dict(self))
+
+
+class Summary(dict[str, Bunch]):
+    """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self))
+        lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
+        lines += [
+            f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
+            for name, row in self.items()
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    random_state: Any = 0,
+) -> Summary:
+    """Compare two explainers on the same images, metric by metric.
+
+    Parameters
+    ----------
+    first, second : Evaluation
+        Of the same images, in the same order.
+    level : float, default=0.95
+        Of the interval.
+    n_resamples : int, default=2000
+    random_state : int, RandomState or None, default=0
+
+    Returns
+    -------
+    Summary
+        ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
+        differences, and ``low`` to ``high`` the bootstrap interval of pairs: where it does not hold
+        0, the difference is more than chance. An image whose value is not finite in either is left
+        out of both.
+
+    Raises
+    ------
+    ValueError
+        If the two are not of as many images, or share no metric.
+    """
+    shared = [name for name in first if name in second]
+    if not shared or len(first[shared[0]]) != len(second[shared[0]]):
+        raise ValueError(
+            "compare needs two evaluations of the same images with a metric in common."
+        )
+    pair = Evaluation(), Evaluation()
+    for name in shared:
+        both = np.isfinite(first[name]) & np.isfinite(second[name])
+        pair[0][name] = np.where(both, first[name], np.nan)
+        pair[1][name] = np.where(both, second[name], np.nan)
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
+    rows = {}
+    for name in ours:
+        differences = ours[name] - others[name]
+        low, high = _interval(differences[1:], level)
+        std = _deviation(pair[0][_column_of(name)] - pair[1][_column_of(name)])
+        rows[name] = Bunch(mean=float(differences[0]), std=std, low=low, high=high)
+    return Summary(rows)
+
+
+def _column_of(row: str) -> str:
+    return "adcc" if row == "mean_adcc" else row
+
+
+def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dict[str, np.ndarray]:
+    """Return each row of a table over all images, and then over each resample of them."""
+    means = dict(
+        zip(
+            evaluation,
+            _resampled_means(np.column_stack(list(evaluation.values())), n_resamples, random_state),
+            strict=True,
+        )
+    )
+    if "adcc" in means:
+        means["mean_adcc"] = means["adcc"]
+        means["adcc"] = adcc(*(torch.as_tensor(means[term]) for term in ADCC_TERMS)).numpy()
+    return means
+
+
+def _resampled_means(values: np.ndarray, n_resamples: int, random_state: Any) -> np.ndarray:
+    """Return the means of the finite values of each column, (n_columns, 1 + n_resamples)."""
+    n_images = len(values)
+    generator = check_random_state(random_state)
+    finite = np.isfinite(values)
+    filled = np.where(finite, values, 0.0)
+    blocks = [np.ones((1, n_images))]
+    means = []
+    for start in range(0, n_resamples, _RESAMPLES_AT_A_TIME):
+        size = min(_RESAMPLES_AT_A_TIME, n_resamples - start)
+        means += [_weighted_means(blocks.pop(), filled, finite)]
+        even = np.full(n_images, 1 / n_images)
+        blocks.append(generator.multinomial(n_images, even, size=size).astype(float))
+    means += [_weighted_means(blocks.pop(), filled, finite)]
+    return np.concatenate(means).T
+
+
+def _weighted_means(draws: np.ndarray, filled: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    counts = draws @ finite
+    return np.divide(draws @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+def _deviation(values: np.ndarray) -> float:
+    some = values[np.isfinite(values)]
+    return float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
+
+
+def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:
+    tail = 50 * (1 - level)
+    some = resampled[np.isfinite(resampled)]
+    low, high = np.percentile(some, [tail, 100 - tail]) if len(some) else [np.nan] * 2
+    return float(low), float(high)
