@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from sklcam.cam import ScoreCAM
 from sklcam.folding import LearnPairs, learn_folding
+from sklcam.models import TargetLayer
 
 
 def settled(network):
@@ -97,6 +99,16 @@ def test_what_does_not_come_out_the_same_is_not_folded():
     images = torch.randn(2, 3, 8, 8).double()
     assert learn_folding(network, images, torch.zeros(2, 4, 6, 6).double()) is None
     assert learn_folding(nn.Flatten(), images, images.flatten(1)) is None
+
+
+def test_several_layers_are_folded_for_once():
+    trunk = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)
+    network = settled(nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    layers = [TargetLayer("0"), TargetLayer("3")]
+    method, rows = ScoreCAM(batch_size=64), []
+    network.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
+    method.explain(method.subject(network, layers, torch.randn(2, 3, 8, 8).double()))
+    assert rows.count(1) == 2  # one image, to learn the pairs and to check them
 
 
 def test_nothing_outlives_its_context():

@@ -386,6 +386,14 @@ def test_images_through_the_network(metrics, passes, batch_size):
     assert sum(images) == passes * N and max(images) <= max(5, batch_size)
 
 
+def test_consistency_alone_does_not_pay_for_the_estimators_own_method():
+    model = network()
+    estimator = explainer(model, method="scorecam")
+    with counted(model) as images:
+        measure(estimator, metrics="consistency")
+    assert sum(images) == 2 * N
+
+
 def test_maps_without_the_relu_share_the_pass():
     model = network()
     params = {"iauc": {"n_steps": N_STEPS, "relu": False}}
