@@ -240,9 +240,13 @@ def test_occlusion_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False)).double()
     with torch.no_grad():
         model[1].weight.fill_(1.0)
-    images = torch.tensor([[[[1.0, 2.0, 4.0]]]]).double()
+    images = torch.tensor([[[[-1.0, 2.0, 4.0]]]]).double()
     maps = raw_maps(Occlusion(patch=1, stride=1, relu=False), model, images)
     torch.testing.assert_close(maps[0], images[0, 0])
+    maps = raw_maps(
+        Occlusion(patch=1, stride=1), model, images
+    )  # what speaks against it is cut off
+    torch.testing.assert_close(maps[0], torch.tensor([[0.0, 2.0, 4.0]]).double())
 
 
 def test_occlusions_patch_is_a_seventh_and_its_stride_half_of_that():
