@@ -26,6 +26,10 @@ class _Folded:
     weight: Tensor
     bias: Tensor
 
+    def to(self, dtype: torch.dtype) -> _Folded:
+        """Return the same in another dtype."""
+        return _Folded(self.weight.to(dtype), self.bias.to(dtype))
+
 
 class LearnPairs(TorchFunctionMode):
     """Watch one forward pass for convolutions whose output goes to a batch normalisation alone.
@@ -127,7 +131,9 @@ class LearnPairs(TorchFunctionMode):
 def _fold(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> _Folded:
     shift = shift if bias is None else shift + bias * scale
     folded = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    return _Folded(folded.to(weight.dtype), shift.to(weight.dtype))
+    if folded.ndim == 4:  # as many runs get their images, or each would rearrange the weights
+        folded = folded.contiguous(memory_format=torch.channels_last)
+    return _Folded(folded, shift).to(weight.dtype)
 
 
 class FoldedConvolutions(TorchFunctionMode):
@@ -136,6 +142,7 @@ class FoldedConvolutions(TorchFunctionMode):
     def __init__(self, pairs: dict[int, _Folded]):
         super().__init__()
         self._pairs = pairs
+        self._cast: dict[tuple[int, torch.dtype], _Folded] = {}
         self._outputs: dict[int, weakref.ref] = {}
 
     def __len__(self) -> int:
@@ -145,12 +152,23 @@ class FoldedConvolutions(TorchFunctionMode):
         super().__exit__(*error)
         self._outputs.clear()
 
+    def _pair_of(self, weight: Tensor) -> _Folded | None:
+        """Return the pair in the dtype that it is computed in: autocast would cast at each use."""
+        key, kind = id(weight), weight.device.type
+        pair = self._pairs.get(key)
+        if pair is None or weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+            return pair
+        dtype = torch.get_autocast_dtype(kind)
+        if (key, dtype) not in self._cast:
+            self._cast[key, dtype] = pair.to(dtype)
+        return self._cast[key, dtype]
+
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and len(args) > 1:
-            pair = self._pairs.get(id(args[1]))
+            pair = self._pair_of(args[1])
             if pair is not None:
                 kwargs = {name: value for name, value in kwargs.items() if name != "bias"}
                 output = func(args[0], pair.weight, pair.bias, *args[3:], **kwargs)

@@ -63,6 +63,46 @@ def test_the_normalisation_is_not_computed(monkeypatch):
             torch.testing.assert_close(network(images), expected)
 
 
+class HalfPrecise(nn.Module):
+    """A first part in the precision of autocast, and a second that insists on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.seen = []
+
+    def forward(self, x):
+        x = self.first(x)
+        self.seen.append(x.dtype)
+        with torch.autocast("cpu", enabled=False):
+            x = self.second(x.float())
+        self.seen.append(x.dtype)
+        return x.mean((2, 3))
+
+
+def test_autocast_reaches_folded_convolutions():
+    network = settled(HalfPrecise())
+    images = torch.randn(2, 3, 12, 12).to(next(network.parameters()).dtype)
+    network.float()
+    images = images.float()
+    with torch.no_grad():
+        folding = learn_folding(network, images, network(images))
+        network.seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = network(images)
+            with folding:
+                outputs = [network(images), network(images)]
+        with folding:
+            precise = network(images)
+        exact = network(images)
+    assert network.seen[:6] == [torch.bfloat16, torch.float32] * 3
+    assert network.seen[6:] == [torch.float32] * 4
+    for output in outputs:  # bfloat16 has three digits
+        torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(precise, exact, rtol=1e-5, atol=1e-6)
+
+
 class Reused(nn.Module):
     """The convolution's output is used beside its normalisation."""
 

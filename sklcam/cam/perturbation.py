@@ -38,7 +38,7 @@ class PerturbationMethod(Method):
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
         Most images, or activations, that go through the network at a time: the memory budget. None
-        is 8 on a CPU, whose caches hold no more, and 64 elsewhere.
+        is 10 on a CPU, whose caches hold no more, and 64 elsewhere.
     """
 
     def __init__(self, relu: bool = True, batch_size: int | None = None):
@@ -98,7 +98,7 @@ class _MaskingMethod(PerturbationMethod):
 
     def score_masked(self, subject: Subject, masks: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (m, k) of images under masks (m, height, width)."""
-        images = subject.images[rows].contiguous(memory_format=torch.channels_last)
+        images = subject.images[rows]  # a copy, in the memory format that the subject prepared
         output = subject.run(images.mul_(masks[:, None].to(images.dtype)), rows)
         return at_least_float32(subject.score(output, rows))
 
@@ -121,7 +121,7 @@ class ScoreCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
         hold no more, and 64 elsewhere.
 
     References
@@ -142,7 +142,7 @@ class ISCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
         hold no more, and 64 elsewhere.
     n_samples : int, default=10
         N, the number of steps; each costs as much as Score-CAM.
@@ -180,7 +180,7 @@ class SSCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 8 on a CPU, whose caches
+        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
         hold no more, and 64 elsewhere.
     n_samples : int, default=35
         N, the number of noisy masks; each costs as much as Score-CAM without skipping.

@@ -215,7 +215,7 @@ class Occlusion(Method):
     relu : bool, default=True
         Whether patches that speak against the class, so that the score rises, are cut off.
     batch_size : int or None, default=None
-        Most covered images that go through the network at a time; None is 8 on a CPU, whose caches
+        Most covered images that go through the network at a time; None is 10 on a CPU, whose caches
         hold no more, and 64 elsewhere.
 
     References
@@ -270,7 +270,8 @@ class Occlusion(Method):
         falls = falls / covers.clamp(min=1)
         return [falls.relu() if self.relu else falls]
 
-    def _patches(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    def patch_and_stride(self, height: int, width: int) -> tuple[int, int]:
+        """Return what they are for images of this size."""
         side = self.patch or max(1, min(height, width) // 7)
         stride = self.stride or max(1, side // 2)
         if side > min(height, width) or stride > side:
@@ -278,6 +279,10 @@ class Occlusion(Method):
                 f"Occlusion needs a patch within the image, and a stride no longer than the patch; "
                 f"got patch={side} and stride={stride} for images of {height} x {width}."
             )
+        return side, stride
+
+    def _patches(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+        side, stride = self.patch_and_stride(height, width)
         for top in range(0, height - side + stride, stride):
             for left in range(0, width - side + stride, stride):
                 yield slice(top, top + side), slice(left, left + side)
