@@ -14,7 +14,16 @@ from pytorch_grad_cam.metrics import road as peer
 from scipy.ndimage import convolve, gaussian_filter
 from torchcam.metrics import DeletionInsertionMetric
 
-from sklcam.metrics import blur, causal_curves, deletion_auc, impute, insertion_auc, road
+from sklcam.metrics import (
+    blur,
+    causal_curves,
+    deletion_auc,
+    deletion_curve,
+    impute,
+    insertion_auc,
+    insertion_curve,
+    road,
+)
 
 N, SIDE = 5, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -234,6 +243,34 @@ def test_images_through_the_network(batch_size, known):
         assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("full", [None, torch.linspace(0, 1, N)])
+def test_one_curve_is_one_of_the_two_for_half_the_passes(full):
+    both = causal_curves(Counted(), IMAGES, MAPS, n_steps=8, full=full)
+    known = full is not None
+    score = Counted()
+    insertion = insertion_curve(score, IMAGES, MAPS, n_steps=8, full=full)
+    assert sum(score.batches) == (9 - known) * N
+    score = Counted()
+    deletion = deletion_curve(score, IMAGES, MAPS, n_steps=8, full=full)
+    assert sum(score.batches) == (9 - known) * N
+    assert_allclose(insertion.insertion, both.insertion, atol=1e-6)
+    assert_allclose(deletion.deletion, both.deletion, atol=1e-6)
+    assert insertion.fractions.equal(both.fractions) and deletion.fractions.equal(both.fractions)
+    assert_allclose(insertion_auc(insertion), insertion_auc(both), atol=1e-6)
+    assert_allclose(deletion_auc(deletion), deletion_auc(both), atol=1e-6)
+
+
+def test_bases_may_be_made_from_the_images():
+    def half(images):
+        return images / 2
+
+    made = causal_curves(Counted(), IMAGES, MAPS, n_steps=4, start=half, end=torch.ones_like)
+    given = causal_curves(
+        Counted(), IMAGES, MAPS, n_steps=4, start=IMAGES / 2, end=torch.ones_like(IMAGES)
+    )
+    assert made.insertion.equal(given.insertion) and made.deletion.equal(given.deletion)
+
+
 def test_the_full_score_is_taken_as_it_is():
     full = torch.linspace(0, 1, N)
     curves = causal_curves(Counted(), IMAGES, MAPS, n_steps=4, full=full)
@@ -286,6 +323,7 @@ def test_precisions(dtype):
         (MAPS.where(MAPS > 0.5, float("nan")), {}, "Some maps have NaN"),
         (MAPS, {"n_steps": 0}, "n_steps must be 1 to the number of pixels, 64; got 0"),
         (MAPS, {"n_steps": 65}, "got 65"),
+        (MAPS, {"start": IMAGES[:1], "n_steps": 4}, r"of the images' shape, .* got \(1"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(maps, options, message):
@@ -351,6 +389,14 @@ def test_nothing_removed_and_all_removed():
     noise = impute(IMAGES, every, noise=0.5, generator=torch.Generator().manual_seed(0))
     assert noise.std().item() == pytest.approx(0.5, rel=0.15)
     assert IMAGES.equal(before)
+
+
+def test_noise_is_the_same_for_every_image():
+    removed = some_removed(0.5, (1, SIDE, SIDE))
+    alone = impute(IMAGES[2:3], removed, generator=torch.Generator().manual_seed(0))
+    removed = torch.cat([some_removed(0.3, (2, SIDE, SIDE)), removed])
+    together = impute(IMAGES[:3], removed, generator=torch.Generator().manual_seed(0))
+    assert together[2].equal(alone[0])
 
 
 def test_noise_is_on_what_is_filled_in_and_has_a_seed():

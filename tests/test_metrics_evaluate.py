@@ -18,7 +18,7 @@ from torch import nn
 from torchcam.metrics import ClassificationMetric
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier
-from sklcam.cam import GradCAM, Occlusion, TopK
+from sklcam.cam import GradCAM, Occlusion, Saliency, TopK
 from sklcam.metrics import (
     METRICS,
     Evaluation,
@@ -294,7 +294,7 @@ def bright(slope=3.0, side=4, **options):
 
 
 def test_a_softmax_that_is_known():
-    params = {"iauc": {"n_steps": 16, "start": torch.zeros(2, 1, 4, 4)}}
+    params = {"iauc": {"n_steps": 16, "start": torch.zeros_like}}
     result = bright(metrics=("adcc", "dauc", "iauc"), method="fakecam", metric_params=params)
     drop = 1 - sigmoid(3 * 15 / 16) / sigmoid(3)
     area = np.trapezoid(sigmoid(3 * np.arange(17) / 16), dx=1 / 16)
@@ -379,11 +379,13 @@ def test_constant_maps_count_as_nothing_and_warn_for_consistency_alone():
 )
 @pytest.mark.parametrize("batch_size", [4, N])
 def test_images_through_the_network(metrics, passes, batch_size):
+    """Where many passes follow, two more of one image teach a network to fold its normalisation."""
     model = network()
     estimator = explainer(model, batch_size=batch_size)
     with counted(model) as images:
         measure(estimator, y=LABELS, metrics=metrics, boxes=BOXES, batch_size=5)
-    assert sum(images) == passes * N and max(images) <= max(5, batch_size)
+    n_to_fold = 2 * bool({"iauc", "dauc", "road"} & set(metrics))
+    assert sum(images) == passes * N + n_to_fold and max(images) <= max(5, batch_size)
 
 
 def test_consistency_alone_does_not_pay_for_the_estimators_own_method():
@@ -400,7 +402,7 @@ def test_maps_without_the_relu_share_the_pass():
     estimator = explainer(model)
     with counted(model) as images:
         result = measure(estimator, metric_params=params, metrics=("adcc", "iauc", "dauc"))
-    assert sum(images) == (2 * N_STEPS + 2) * N
+    assert sum(images) == (2 * N_STEPS + 2) * N + 2  # to fold
     without = by_hand(model, IMAGES, method=GradCAM(relu=False))
     assert_same(result, without, names=("iauc", "dauc"))
     assert_same(result, by_hand(model, IMAGES), names=("adcc",))
@@ -416,6 +418,71 @@ def test_batches_make_no_difference(batch_size):
     together = measure(explainer(batch_size=N), **options)
     assert_same(measure(explainer(batch_size=batch_size), **options), together)
     assert_same(measure(explainer(), batch_size=batch_size, **options), together)
+
+
+@pytest.mark.parametrize("form", ["tensor", "dataset", "files", "inputs"])
+def test_processes_make_no_difference(form, tmp_path):
+    """Views, noise, labels and truth are those of each image, whichever process has it."""
+    options = {"y": LABELS, "target": np.array(LABELS), "boxes": BOXES}
+    options["metrics"] = [name for name in ALL if name != "rank_correlation"]
+    options["metric_params"] = {"iauc": {"n_steps": 4}, "road": {"percentiles": (30,)}}
+    X, estimator = IMAGES, explainer()
+    if form == "dataset":
+        X = torch.utils.data.TensorDataset(IMAGES, torch.tensor(LABELS))
+        X.targets, options["y"] = LABELS, None
+    if form == "files":
+        X = [tmp_path / f"{i}.png" for i in range(N)]
+        for path, image in zip(X, IMAGES, strict=True):
+            Image.fromarray(image[0].mul(40).add(128).clamp(0, 255).byte().numpy()).save(path)
+        model = nn.Sequential(nn.Conv2d(3, 1, 1), *network())
+        estimator = explainer(model, target_layer="6", image_size=16, X=None)
+    if form == "inputs":
+        X = {"image": IMAGES, "vector": torch.arange(2.0 * N).view(N, 2)}
+        model = network(ImageAndVector)
+        options["metrics"] = ["adcc", "iauc", "consistency", "accuracy"]
+        estimator = explainer(model, X=X, image_input="image", target_layer="conv")
+    one, two = (measure(estimator, X, n_jobs=n_jobs, **options) for n_jobs in (None, 2))
+    assert list(one) == list(two)
+    assert_same(two, one, atol=1e-6)
+    if "road" in one:  # the noise counts
+        other = measure(estimator, X, random_state=1, **options)
+        assert not np.allclose(other["road"], one["road"])
+
+
+def test_processes_warn_once_of_constant_maps():
+    model = network()
+    nn.init.zeros_(model[-1].weight)
+    estimator = explainer(model)
+    with pytest.warns(UserWarning, match="7 of 7 images have a constant map") as caught:
+        measure(estimator, metrics="consistency", n_jobs=2)
+    assert len(caught) == 1
+
+
+def test_many_passes_are_folded_and_in_channels_last(monkeypatch):
+    """Those of the causal metrics; the normalisation is then not computed at all."""
+    seen = []
+    normalize = torch.batch_norm
+
+    def watched(x, *args, **kwargs):
+        seen.append(len(x))
+        return normalize(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "batch_norm", watched)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()  # fmt: skip
+    formats = []
+    model[3].register_forward_pre_hook(
+        lambda module, args: formats.append(
+            args[0].is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    images = IMAGES.expand(-1, 3, -1, -1)
+    estimator = explainer(model, X=images, target_layer="3", batch_size=N)
+    seen.clear()
+    formats.clear()
+    measure(estimator, images, metrics=("iauc", "dauc"))
+    assert seen == [N, 1]  # the explanation, and the pass that the folding is learnt from
+    assert all(formats[3:])
 
 
 def test_nothing_of_a_batch_outlives_it(monkeypatch):
@@ -519,6 +586,11 @@ def test_what_needs_no_score(shape):
         ({"metrics": "heatmap_ratio", "boxes": BOXES[:3]}, "boxes has 3 entries for 7 images"),
         ({"metrics": "heatmap_ratio", "masks": np.ones((8, 16, 16))}, "masks has 8 entries"),
         ({"method": "gradcamm"}, "gradcam"),
+        (
+            {"metric_params": {"iauc": {"start": torch.zeros(N, 1, 16, 16)}}},
+            "start must be a callable .* torch.zeros_like; got Tensor",
+        ),
+        ({"metric_params": {"iauc": {"end": 0.5}}}, "end must be a callable"),
     ],
 )
 def test_errors_come_before_any_work(options, message):
@@ -532,6 +604,22 @@ def test_errors_come_before_any_work(options, message):
         with counted(model) as images, pytest.raises(ValueError, match=message):
             evaluate(model, IMAGES, **options)
         assert not images
+
+
+def test_maps_must_be_one_per_image():
+    model = network()
+    several = explainer(model, target_layer=["2", "5"], layer_fusion=None)
+    with counted(model) as images, pytest.raises(ValueError, match="maps of 2 layers apart"):
+        measure(several)
+    with pytest.raises(ValueError, match="channels="):
+        measure(explainer(model), method=Saliency(channels="keep"))
+    assert not images
+    fused = explainer(model, target_layer=["2", "5"])
+    assert measure(fused, metrics="complexity")["complexity"] == pytest.approx(
+        fused.explain(IMAGES).mean((1, 2)), abs=1e-6
+    )
+    # A method without layers has one map in any case.
+    measure(several, metrics="complexity", method="saliency")
 
 
 def test_what_is_no_explainer():
@@ -601,6 +689,45 @@ def test_masks_of_each_image():
         estimator, X, metrics=LOCATED[:3], masks=[torch.tensor(mask) for mask in masks]
     )
     assert_same(as_tensors, result)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda m: m * 255, lambda m: m.astype(int) * 7, lambda m: m.astype(float)]
+)
+def test_masks_are_what_is_not_zero(form):
+    masks = np.random.default_rng(0).random((N, 16, 16)) < 0.4
+    metrics = ("heatmap_ratio", "inside_outside_ratio", "pointing_game")
+    expected = measure(explainer(), metrics=metrics, masks=masks)
+    given = [form(mask.astype(np.uint8)) for mask in masks]
+    assert_same(measure(explainer(), metrics=metrics, masks=given), expected, atol=0)
+
+
+def test_masks_that_are_none():
+    for mask, message in ((np.full((16, 16), 255.0), "beyond"), (np.full((16, 16), "a"), "<U1")):
+        with pytest.raises(ValueError, match=f"A mask must be bool, .*{message}"):
+            measure(explainer(), metrics="heatmap_ratio", masks=[mask] * N)
+
+
+def test_a_data_set_that_knows_its_labels():
+    model = network()
+    data = torch.utils.data.TensorDataset(IMAGES, torch.tensor(LABELS))
+    data.targets = LABELS
+    result = measure(explainer(model), data, metrics="accuracy")
+    assert_array_equal(result["accuracy"], model(IMAGES).argmax(1).numpy() == LABELS)
+
+
+def test_rank_correlation_is_on_the_occlusions_grid():
+    occlusion = Occlusion(patch=4, stride=4, relu=False)
+    result = measure(
+        explainer(),
+        metrics="rank_correlation",
+        metric_params={"rank_correlation": {"occlusion": occlusion}},
+    )
+    maps = explainer().explain(IMAGES).reshape(N, 4, 4, 4, 4).mean((2, 4))
+    falls = explainer().explain(IMAGES, method=occlusion, normalize=False)[:, ::4, ::4]
+    pairs = zip(maps, falls, strict=True)
+    expected = [correlation(spearmanr, *pair) for pair in pairs]
+    assert_allclose(result["rank_correlation"], expected, atol=1e-5)
 
 
 def test_truths_that_do_not_vary_in_number():

@@ -23,6 +23,7 @@ from sklcam.metrics import (
     localization_error,
     pointing_game,
     pointing_game_with_rejection,
+    pointing_precision_recall,
     rank_correlation,
     seeds_iou,
 )
@@ -328,6 +329,25 @@ def test_rejection_by_hand():
         pointing_game_with_rejection(maps, masks[:, :2], threshold=1)
 
 
+def test_precision_and_recall_by_hand():
+    """Of six maps four are kept, two of them hits; four classes are present."""
+    there, elsewhere = one_hot(2, 3, 5.0), one_hot(0, 0, 5.0)
+    mask, empty = masks_of((3, 2, 4, 3)), masks_of()
+    maps = torch.stack([
+        torch.cat([there, elsewhere, one_hot(2, 3)]), torch.cat([there, one_hot(2, 3), elsewhere])
+    ])  # fmt: skip
+    masks = torch.stack([torch.cat([mask, mask, mask]), torch.cat([mask, empty, empty])])
+    figures = pointing_precision_recall(maps, masks, threshold=2)
+    assert [value.item() for value in figures] == [2 / 4, 2 / 4]
+    figures = pointing_precision_recall(maps, masks, threshold=0.5)
+    assert [value.item() for value in figures] == pytest.approx([3 / 6, 3 / 4])
+    figures = pointing_precision_recall(maps, masks, threshold=9)
+    assert figures.precision.isnan() and figures.recall == 0
+    assert pointing_precision_recall(maps, masks * 0, threshold=9).recall.isnan()
+    with pytest.raises(ValueError, match="one shape"):
+        pointing_precision_recall(maps, masks[:1], threshold=9)
+
+
 # Segmentation seeds
 
 
@@ -375,6 +395,21 @@ def test_rank_correlation_is_scipys(ties):
         for a, b in zip(maps.numpy(), others.numpy(), strict=True)
     ]
     assert_allclose(rank_correlation(maps, others), expected, atol=1e-6)
+
+
+def test_rank_correlation_of_cells():
+    """Means over squares of two pixels, those at the edges of what is left of them."""
+    generator = torch.Generator().manual_seed(0)
+    maps, others = torch.rand(2, 1, 5, 4, generator=generator)
+    coarse = [
+        np.array([[of[0, i : i + 2, j : j + 2].mean() for j in (0, 2)] for i in (0, 2, 4)])
+        for of in (maps, others)
+    ]
+    expected = spearmanr(coarse[0].ravel(), coarse[1].ravel()).statistic
+    assert rank_correlation(maps, others, cell=2).item() == pytest.approx(expected, abs=1e-6)
+    assert rank_correlation(maps, others, cell=9).tolist() == [0]
+    with pytest.raises(ValueError, match="cell must be a positive number of pixels; got 0"):
+        rank_correlation(maps, others, cell=0)
 
 
 def test_rank_correlation_by_hand():

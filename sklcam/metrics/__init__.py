@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from sklcam.metrics.causal import (
     CausalCurves,
+    DeletionCurve,
+    InsertionCurve,
     blur,
     causal_curves,
     deletion_auc,
+    deletion_curve,
     impute,
     insertion_auc,
+    insertion_curve,
     road,
 )
 from sklcam.metrics.confidence import (
@@ -25,6 +29,7 @@ from sklcam.metrics.consistency import ssim_consistency, structural_similarity
 from sklcam.metrics.evaluate import METRICS, consistency_score, evaluate
 from sklcam.metrics.faithfulness import rank_correlation
 from sklcam.metrics.localization import (
+    PrecisionRecall,
     box_from_map,
     box_iou,
     box_masks,
@@ -34,6 +39,7 @@ from sklcam.metrics.localization import (
     localization_error,
     pointing_game,
     pointing_game_with_rejection,
+    pointing_precision_recall,
     seeds_iou,
 )
 from sklcam.metrics.scorers import (
@@ -47,9 +53,12 @@ from sklcam.metrics.summary import Evaluation, Summary, compare
 __all__ = [
     "METRICS",
     "CausalCurves",
+    "DeletionCurve",
     "Evaluation",
     "ExplanationScorer",
     "ExplanationScorers",
+    "InsertionCurve",
+    "PrecisionRecall",
     "Summary",
     "adcc",
     "arcc",
@@ -65,18 +74,21 @@ __all__ = [
     "complexity",
     "consistency_score",
     "deletion_auc",
+    "deletion_curve",
     "evaluate",
     "explanation_scorer",
     "get_scorer",
     "heatmap_ratio",
     "impute",
     "insertion_auc",
+    "insertion_curve",
     "inside_outside_ratio",
     "localization_accuracy",
     "localization_error",
     "lp_norm",
     "pointing_game",
     "pointing_game_with_rejection",
+    "pointing_precision_recall",
     "rank_correlation",
     "road",
     "seeds_iou",

@@ -8,6 +8,7 @@ each, of shape (m,), in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,10 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 from torch.nn import functional as F
 
+from sklcam.cam.base import batch_size_on
+
 Score = Callable[[Tensor, Tensor], Tensor]
+Base = Tensor | Callable[[Tensor], Tensor]
 
 
 class CausalCurves(NamedTuple):
@@ -33,6 +37,20 @@ class CausalCurves(NamedTuple):
 
     fractions: Tensor
     insertion: Tensor
+    deletion: Tensor
+
+
+class InsertionCurve(NamedTuple):
+    """Scores as pixels come, of :class:`CausalCurves`."""
+
+    fractions: Tensor
+    insertion: Tensor
+
+
+class DeletionCurve(NamedTuple):
+    """Scores as pixels go, of :class:`CausalCurves`."""
+
+    fractions: Tensor
     deletion: Tensor
 
 
@@ -68,10 +86,10 @@ def causal_curves(
     maps: Tensor,
     *,
     n_steps: int = 224,
-    start: Tensor | None = None,
-    end: Tensor | None = None,
+    start: Base | None = None,
+    end: Base | None = None,
     full: Tensor | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> CausalCurves:
     """Insert, and delete, pixels in the order of their saliency, and follow the score.
 
@@ -86,14 +104,15 @@ def causal_curves(
     n_steps : int, default=224
         Steps from nothing to all pixels, of as equal size as can be; 224 pixels a step for the
         authors' 224 x 224.
-    start : Tensor of the images' shape or None, default=None
-        What insertion starts from; None is the blurred image.
-    end : Tensor of the images' shape or None, default=None
-        What deletion ends at; None is zeros.
+    start : Tensor of the images' shape, callable or None, default=None
+        What insertion starts from, or what makes it from the images; None is :func:`blur`.
+    end : Tensor of the images' shape, callable or None, default=None
+        What deletion ends at, or what makes it from the images; None is ``torch.zeros_like``.
     full : Tensor of shape (n_images,) or None, default=None
         The score of the images themselves, if it is known: it saves a pass.
-    batch_size : int, default=32
-        Most images that go through the network at a time, across images and steps.
+    batch_size : int or None, default=None
+        Most images that go through the network at a time, across images and steps. None is 10 on a
+        CPU, whose caches hold no more, and 64 elsewhere.
 
     Returns
     -------
@@ -115,44 +134,173 @@ def causal_curves(
     >>> from sklcam.metrics import causal_curves, deletion_auc, insertion_auc
     >>> images, maps = torch.ones(1, 1, 2, 2), torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     >>> top_left = lambda images, rows: images[:, 0, 0, 0]
-    >>> curves = causal_curves(top_left, images, maps, n_steps=4, start=torch.zeros(1, 1, 2, 2))
+    >>> curves = causal_curves(top_left, images, maps, n_steps=4, start=torch.zeros_like)
     >>> curves.insertion
     tensor([[0., 1., 1., 1., 1.]])
     >>> insertion_auc(curves), deletion_auc(curves)
     (tensor([0.8750]), tensor([0.1250]))
     """
-    _check_maps(images, maps)
-    n_images, n_pixels = len(images), maps[0].numel()
-    if not 1 <= n_steps <= n_pixels:
-        raise ValueError(f"n_steps must be 1 to the number of pixels, {n_pixels}; got {n_steps}.")
-    start = blur(images) if start is None else start
-    end = torch.zeros_like(images) if end is None else end
-    ranks = _ranks(maps)
-    counts = torch.linspace(0, n_pixels, n_steps + 1, device=images.device).round().long()
-    curves = images.new_empty(2, n_images, n_steps + 1, dtype=torch.float32)
-    every = torch.arange(n_images, device=images.device)
-    if full is None:
-        parts = [score(images[rows], rows) for rows in every.split(batch_size)]
-        full = torch.cat([part.to(curves.dtype) for part in parts])
-    curves[0, :, -1] = curves[1, :, 0] = full
-    jobs = torch.arange(2 * n_images * n_steps, device=images.device)
-    for part in jobs.split(batch_size):
-        deletes, rest = part // (n_images * n_steps), part % (n_images * n_steps)
-        rows, steps = rest // n_steps, rest % n_steps + deletes  # insertion 0.., deletion 1..
-        chosen = (ranks[rows] < counts[steps, None, None])[:, None]
-        is_deletion = (deletes == 1)[:, None, None, None]
-        others = torch.where(is_deletion, end[rows], start[rows])
-        mixed = torch.where(chosen ^ is_deletion, images[rows], others)
-        curves[deletes, rows, steps] = score(mixed, rows).to(curves.dtype)
-    return CausalCurves(counts / n_pixels, curves[0], curves[1])
+    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
+    return CausalCurves(sweep.fractions, sweep.insertion(start), sweep.deletion(end))
 
 
-def insertion_auc(curves: CausalCurves) -> Tensor:
+def insertion_curve(
+    score: Score,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    n_steps: int = 224,
+    start: Base | None = None,
+    full: Tensor | None = None,
+    batch_size: int | None = None,
+) -> InsertionCurve:
+    """Insert pixels in the order of their saliency: :func:`causal_curves`, one of the two.
+
+    Parameters
+    ----------
+    score, images, maps, n_steps, start, full, batch_size
+        As of :func:`causal_curves`.
+
+    Returns
+    -------
+    InsertionCurve
+        From ``n_steps`` + 1 images through the network for each image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import insertion_auc, insertion_curve
+    >>> images, maps = torch.ones(1, 1, 2, 2), torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+    >>> share = lambda images, rows: images.mean(dim=(1, 2, 3))
+    >>> curve = insertion_curve(share, images, maps, n_steps=2, start=torch.zeros_like)
+    >>> curve.insertion, insertion_auc(curve)
+    (tensor([[0.0000, 0.5000, 1.0000]]), tensor([0.5000]))
+    """
+    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
+    return InsertionCurve(sweep.fractions, sweep.insertion(start))
+
+
+def deletion_curve(
+    score: Score,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    n_steps: int = 224,
+    end: Base | None = None,
+    full: Tensor | None = None,
+    batch_size: int | None = None,
+) -> DeletionCurve:
+    """Delete pixels in the order of their saliency: :func:`causal_curves`, one of the two.
+
+    Parameters
+    ----------
+    score, images, maps, n_steps, end, full, batch_size
+        As of :func:`causal_curves`.
+
+    Returns
+    -------
+    DeletionCurve
+        From ``n_steps`` + 1 images through the network for each image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import deletion_auc, deletion_curve
+    >>> images, maps = torch.ones(1, 1, 2, 2), torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+    >>> share = lambda images, rows: images.mean(dim=(1, 2, 3))
+    >>> curve = deletion_curve(share, images, maps, n_steps=2)
+    >>> curve.deletion, deletion_auc(curve)
+    (tensor([[1.0000, 0.5000, 0.0000]]), tensor([0.5000]))
+    """
+    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
+    return DeletionCurve(sweep.fractions, sweep.deletion(end))
+
+
+class _Sweep:
+    """The images of one batch with ever more of their pixels, the most salient first."""
+
+    def __init__(
+        self,
+        score: Score,
+        images: Tensor,
+        maps: Tensor,
+        n_steps: int,
+        full: Tensor | None,
+        batch_size: int | None,
+    ):
+        _check_maps(images, maps)
+        n_pixels = maps[0].numel()
+        if not 1 <= n_steps <= n_pixels:
+            raise ValueError(
+                f"n_steps must be 1 to the number of pixels, {n_pixels}; got {n_steps}."
+            )
+        self.score = score
+        self.images = images
+        self.n_steps = n_steps
+        self.batch_size = batch_size_on(images.device, batch_size)
+        self.ranks = _ranks(maps)
+        counts = torch.linspace(0, n_pixels, n_steps + 1, device=images.device).round()
+        self.counts = counts.to(self.ranks.dtype)
+        self.fractions = counts / n_pixels
+        self._full = full
+
+    @cached_property
+    def full(self) -> Tensor:
+        """The images' own scores, (n_images, 1), which the two curves share."""
+        if self._full is None:
+            return _in_batches(self.score, self.images, self.batch_size)[:, None]
+        return self._full.float()[:, None]
+
+    def insertion(self, start: Base | None) -> Tensor:
+        """Return the scores (n_images, n_steps + 1) with the salient pixels in place of start's."""
+        scores = self._scores(
+            _base(self.images, blur if start is None else start), self._is_salient, first=0
+        )
+        return torch.cat([scores, self.full], dim=1)
+
+    def deletion(self, end: Base | None) -> Tensor:
+        """Return the scores (n_images, n_steps + 1) as those of the end replace salient pixels."""
+        base = _base(self.images, torch.zeros_like if end is None else end)
+        scores = self._scores(base, lambda *job: ~self._is_salient(*job), first=1)
+        return torch.cat([self.full, scores], dim=1)
+
+    def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
+        return self.ranks[rows] < self.counts[steps, None, None]
+
+    def _scores(self, base: Tensor, is_shown: Callable[..., Tensor], *, first: int) -> Tensor:
+        """Score all images at n_steps steps, filling batches across both."""
+        jobs = torch.arange(len(self.images) * self.n_steps, device=self.images.device)
+        scores = []
+        for part in jobs.split(self.batch_size):
+            rows, steps = part // self.n_steps, part % self.n_steps + first
+            shown = is_shown(rows, steps)[:, None]
+            mixed = torch.where(shown, self.images[rows], base[rows])
+            scores.append(self.score(mixed, rows).float())
+        return torch.cat(scores).view(len(self.images), self.n_steps)
+
+
+def _base(images: Tensor, base: Base) -> Tensor:
+    """Return what pixels are taken from, or replaced with."""
+    made = base if isinstance(base, Tensor) else base(images)
+    if not isinstance(made, Tensor) or made.shape != images.shape:
+        came = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(
+            f"start and end must be of the images' shape, {tuple(images.shape)}; got {came}."
+        )
+    return made
+
+
+def _in_batches(score: Score, images: Tensor, batch_size: int) -> Tensor:
+    every = torch.arange(len(images), device=images.device)
+    return torch.cat([score(images[rows], rows).float() for rows in every.split(batch_size)])
+
+
+def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
     """Area under the insertion curve, by the trapezoid rule over the share of pixels.
 
     Parameters
     ----------
-    curves : CausalCurves
+    curves : CausalCurves or InsertionCurve
 
     Returns
     -------
@@ -161,12 +309,12 @@ def insertion_auc(curves: CausalCurves) -> Tensor:
     return torch.trapezoid(curves.insertion, curves.fractions.to(curves.insertion), dim=1)
 
 
-def deletion_auc(curves: CausalCurves) -> Tensor:
+def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
     """Area under the deletion curve, by the trapezoid rule over the share of pixels.
 
     Parameters
     ----------
-    curves : CausalCurves
+    curves : CausalCurves or DeletionCurve
 
     Returns
     -------
@@ -183,7 +331,7 @@ def road(
     percentiles: Sequence[float] = (20, 40, 60, 80),
     noise: float = 0.01,
     generator: torch.Generator | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Remove pixels by filling them in from their neighbours, the most and the least relevant.
 
@@ -200,7 +348,8 @@ def road(
         Standard deviation of the noise on what is filled in.
     generator : torch.Generator or None, default=None
         Of the noise, on the CPU.
-    batch_size : int, default=32
+    batch_size : int or None, default=None
+        As of :func:`causal_curves`.
 
     Returns
     -------
@@ -214,15 +363,14 @@ def road(
     ICML 2022.
     """
     _check_maps(images, maps)
+    size = batch_size_on(images.device, batch_size)
     differences = []
     for percentile in percentiles:
         scores = []
         for relevance in (maps, -maps):
             removed = _at_or_over(relevance, percentile)
             filled = impute(images, removed, noise=noise, generator=generator)
-            every = torch.arange(len(images), device=images.device)
-            parts = [score(filled[rows], rows) for rows in every.split(batch_size)]
-            scores.append(torch.cat(parts).float())
+            scores.append(_in_batches(score, filled, size))
         differences.append((scores[1] - scores[0]) / 2)
     return torch.stack(differences).mean(dim=0)
 
@@ -247,20 +395,20 @@ def impute(
     -------
     Tensor of the images' shape
         Neighbours along rows and columns weigh 1/6, along diagonals 1/12. Where all is removed, it
-        is zero but for the noise.
+        is zero but for the noise, which is the same for every image: an image is filled in alike in
+        every batch.
 
     References
     ----------
     Rong et al., ICML 2022, section 4.3 and appendix C.
     """
+    drawn = noise * torch.randn(images.shape[1:], generator=generator).to(images)
     filled = images.clone()
     for image, lost in zip(filled, removed, strict=True):
         where = lost.cpu().numpy()
         if where.any():
             solved = _solve(image.detach().double().cpu().numpy(), where)
-            values = torch.as_tensor(solved).to(images)
-            drawn = torch.randn(values.shape, generator=generator).to(images)
-            image[:, lost] = values + noise * drawn
+            image[:, lost] = torch.as_tensor(solved).to(images) + drawn[:, lost]
     return filled
 
 
@@ -306,8 +454,9 @@ def _at_or_over(maps: Tensor, percentile: float) -> Tensor:
 def _ranks(maps: Tensor) -> Tensor:
     """Return each pixel's place in the order of decreasing saliency, (n_images, height, width)."""
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    ranks = torch.empty_like(order, dtype=torch.int32)
+    places = torch.arange(order.shape[1], device=order.device, dtype=torch.int32)
+    ranks.scatter_(1, order, places.expand_as(order))
     return ranks.view(maps.shape)
 
 

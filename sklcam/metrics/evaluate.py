@@ -9,27 +9,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from sklcam.cam import GradCAM, Method, Occlusion, TopK
 from sklcam.cam.targets import target_classes
 from sklcam.explainer import CAMExplainer, ExplainerMixin
-from sklcam.images import map_to_frame
+from sklcam.folding import learn_folding
+from sklcam.images import dataset_labels, map_to_frame
 from sklcam.metrics import causal, confidence, faithfulness, localization
 from sklcam.metrics.confidence import is_constant
 from sklcam.metrics.consistency import ssim_consistency
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation
-from sklcam.views import ViewSampler
+from sklcam.views import Views, ViewSampler
 
 
 @dataclass
@@ -40,27 +45,61 @@ class _Options:
     metrics: frozenset[str]
     params: dict[str, dict[str, Any]]
     score: Callable[[Tensor], Tensor] | None
-    view_generator: torch.Generator
-    noise_generator: torch.Generator
-    batch_size: int = 32
-    views: ViewSampler = field(default_factory=ViewSampler)
-    n_constant: int = 0  # images whose consistency is 0 as a map is constant
+    batch_size: int | None
+    seed: int
 
     def of(self, metric: str) -> dict[str, Any]:
         return self.params.get(metric, {})
+
+
+class _Shared:
+    """What batches hand on to the next: the views' generator, and the folded network.
+
+    Parameters
+    ----------
+    options : _Options
+    n_before : int
+        How many images precede the first batch: their views are drawn and left aside.
+    """
+
+    def __init__(self, options: _Options, n_before: int):
+        self.n_constant = 0  # images whose consistency is 0 as a map is constant
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._n_before = n_before
+        self._folding: AbstractContextManager | None = None
+
+    def views(self, sampler: ViewSampler, n_images: int, size: tuple[int, int]) -> Views:
+        """Draw the next images' views."""
+        if self._n_before:
+            sampler(self._n_before, size=size, generator=self._generator)
+            self._n_before = 0
+        return sampler(n_images, size=size, generator=self._generator)
+
+    def folding(self, forward: Callable, inputs: Callable[[], Any], output: Tensor) -> Any:
+        """Return the context in which a network that has learnt to fold runs faster."""
+        if self._folding is None:
+            self._folding = learn_folding(forward, inputs(), output) or nullcontext()
+        return self._folding
 
 
 class _Batch:
     """One batch, and what metrics ask about it; each answer is computed once, when asked for."""
 
     def __init__(
-        self, estimator: Any, inputs: Any, target: Any, truth: dict[str, Any], options: _Options
+        self,
+        estimator: Any,
+        inputs: Any,
+        target: Any,
+        truth: dict[str, Any],
+        options: _Options,
+        shared: _Shared,
     ):
         self.estimator = estimator
         self.inputs = inputs
         self.target = target
         self.truth = truth
         self.options = options
+        self.shared = shared
         self.images = estimator.images_of(inputs)
 
     @cached_property
@@ -114,9 +153,20 @@ class _Batch:
         return self.estimator.explain_inputs(inputs, self.fixed_target, method=self.options.method)
 
     def score(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Run the network on other images, as the causal metrics do."""
+        """Run the network on other images, as the causal metrics do many times."""
         inputs = self.estimator.with_images(self.inputs, images, rows)
-        return self.confidence(self.estimator.output_of(inputs), rows)
+        first = torch.zeros(1, dtype=torch.long, device=images.device)
+        with self.shared.folding(
+            self.estimator.output_of,
+            lambda: self.estimator.with_images(self.inputs, self.images[:1], first),
+            self.output[:1],
+        ):
+            return self.confidence(self.estimator.output_of(inputs), rows)
+
+    @property
+    def _images_to_change(self) -> Tensor:
+        """The images in the memory format that many forward passes are the fastest in."""
+        return self.images.contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def average_drop(self) -> Tensor:
@@ -152,9 +202,9 @@ class _Batch:
     def road(self) -> Tensor:
         return causal.road(
             self.score,
-            self.images,
+            self._images_to_change,
             self.maps,
-            generator=self.options.noise_generator,
+            generator=torch.Generator().manual_seed(self.options.seed),
             batch_size=self.options.batch_size,
             **self.options.of("road"),
         )
@@ -165,7 +215,7 @@ class _Batch:
         maps = self._explained[0]
         return causal.causal_curves(
             self.score,
-            self.images,
+            self._images_to_change,
             maps.get("without_relu", maps["maps"]),
             full=self.full,
             batch_size=self.options.batch_size,
@@ -183,26 +233,25 @@ class _Batch:
     @cached_property
     def consistency(self) -> Tensor:
         options = self.options.of("consistency")
-        sampler = options.get("views") or self.options.views
         size = (self.images.shape[-2], self.images.shape[-1])
-        view = sampler(len(self.images), size=size, generator=self.options.view_generator)
-        view = view.to(self.images.device)
+        sampler = options.get("views") or ViewSampler()
+        view = self.shared.views(sampler, len(self.images), size).to(self.images.device)
         inputs = self.estimator.with_images(self.inputs, view(self.images))
         maps = self._explained[0]["consistency"]
         maps_of_view, _ = self.estimator.explain_inputs(
             inputs, self.target, method=_view_method(options)
         )
-        self.options.n_constant += int((is_constant(maps) | is_constant(maps_of_view)).sum())
+        self.shared.n_constant += int((is_constant(maps) | is_constant(maps_of_view)).sum())
         return ssim_consistency(view(maps), maps_of_view)
 
     @cached_property
     def rank_correlation(self) -> Tensor:
-        options = self.options.of("rank_correlation")
-        occlusion = options.get("occlusion", Occlusion(relu=False))
+        occlusion = self.options.of("rank_correlation").get("occlusion", Occlusion(relu=False))
         references, _ = self.estimator.explain_inputs(
             self.inputs, self.fixed_target, method=occlusion, normalize=False
         )
-        return faithfulness.rank_correlation(self.maps, references)
+        _, stride = occlusion.patch_and_stride(*self.images.shape[-2:])
+        return faithfulness.rank_correlation(self.maps, references, cell=stride)
 
     @cached_property
     def accuracy(self) -> Tensor:
@@ -226,7 +275,7 @@ class _Batch:
                 boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
                 mask = localization.box_masks([boxes], (map_.shape[-2], map_.shape[-1]))
             else:
-                mask = torch.as_tensor(np.asarray(truth))[None]
+                mask = _as_mask(truth)[None]
             return measure(map_, mask.to(map_.device), **options)
 
         return self._per_image(of_image, "boxes" if self.truth["masks"] is None else "masks")
@@ -286,6 +335,7 @@ OPTIONS = {
     "road": {"noise", "percentiles"},
 }
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
+_PARTS_PER_JOB = 4  # so that the bar moves
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
 
 
@@ -312,7 +362,8 @@ def evaluate(
     masks: Any = None,
     score: Callable[[Tensor], Tensor] | None = None,
     metric_params: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    n_jobs: int | None = None,
     random_state: Any = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -325,7 +376,8 @@ def evaluate(
     X : images
         In any form that the estimator takes.
     y : array-like of shape (n_images,) or None, default=None
-        True labels; for ``"accuracy"`` only.
+        True labels; for ``"accuracy"`` only. None takes those of X, if it is a data set that knows
+        its own.
     metrics : str or sequence of str
         Among the keys of ``sklcam.metrics.METRICS``. ``"adcc"`` brings its three terms along.
     method : str, Method or None, default=None
@@ -335,7 +387,8 @@ def evaluate(
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
     masks : sequence of array-like of shape (height, width) or None, default=None
-        The same as masks of the image's own size; they go before boxes where either would do.
+        The same as masks of the image's own size, bool, 0 and anything else as integers, or shares
+        in [0, 1]; they go before boxes where either would do.
     score : callable or None, default=None
         Turns the network's output into one score in [0, 1] per image. Needed for the metrics of
         confidence where the target is a callable.
@@ -344,9 +397,14 @@ def evaluate(
         keyword arguments of :func:`causal_curves` (for ``"iauc"`` and ``"dauc"`` together, under
         the first name), :func:`road`, :func:`pointing_game`, :func:`localization_accuracy` (and the
         ``threshold`` of :func:`box_from_map`); ``method`` and ``views`` of consistency;
-        ``occlusion`` of ``"rank_correlation"``.
-    batch_size : int, default=32
-        Most perturbed images that go through the network at a time.
+        ``occlusion`` of ``"rank_correlation"``. What insertion starts from, and deletion ends at,
+        are callables that make it from a batch of images.
+    batch_size : int or None, default=None
+        Most perturbed images that go through the network at a time. None is 10 on a CPU, whose
+        caches hold no more, and 64 elsewhere.
+    n_jobs : int or None, default=None
+        Processes that share the images, as joblib counts them; the numbers are the same. It pays
+        on many cores, for many images: each process gets a copy of the network.
     random_state : int, RandomState or None, default=0
         Of views and of ROAD's noise.
     progress : bool, default=True
@@ -374,32 +432,34 @@ def evaluate(
     ['0.9998', '0.9998', '0.9998']
     """
     names = _check_metrics(metrics)
-    _check_needs(names, y, boxes, masks, score, target, metric_params)
+    _check_needs(names, boxes, masks, score, target, metric_params)
+    if y is None and "accuracy" in names:
+        y = _labels_of(X)
     estimator = _as_explainer(estimator, X)
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
     options = _Options(
         estimator._method(method),
         frozenset(names),
         {name: dict(params) for name, params in (metric_params or {}).items()},
         score,
-        # One each, so that the views are the same whatever else is measured.
-        torch.Generator().manual_seed(seed),
-        torch.Generator().manual_seed(seed),
         batch_size,
+        int(check_random_state(random_state).randint(2**31 - 1)),
     )
+    _check_maps_are_single(estimator, options.method)
+    dataset = estimator._image_dataset(X)
+    estimator._encode_target(target, len(dataset))
     truth = {"y": None if y is None else _as_array(y), "boxes": boxes, "masks": masks}
-    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for batch in _iter_batches(estimator, X, target, truth, options, progress):
-        for name in names:
-            collected[name].append(getattr(batch, name).detach().double().cpu().numpy())
-    result = Evaluation(**{name: np.concatenate(values) for name, values in collected.items()})
-    if options.n_constant:
+    _check_lengths(truth, len(dataset))
+    with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
+        parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
+        results = list(parts(estimator, X, target, truth, options, bar, n_jobs))
+    values, n_constant = zip(*results, strict=True)
+    if any(n_constant):
         warnings.warn(
-            f"{options.n_constant} of {len(result[names[0]])} images have a constant map, for "
-            "themselves or for their view; each counts as 0.",
+            f"{sum(n_constant)} of {len(dataset)} images have a constant map, for themselves or "
+            "for their view; each counts as 0.",
             stacklevel=2,
         )
-    return result
+    return Evaluation(**{name: np.concatenate([part[name] for part in values]) for name in names})
 
 
 def consistency_score(
@@ -467,31 +527,117 @@ def consistency_score(
     return result.means()["consistency"]
 
 
-def _iter_batches(
-    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: _Options, progress: bool
-) -> Iterator[_Batch]:
+def _in_one_go(
+    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: _Options, bar: Any, _: Any
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    yield _measure(estimator, X, target, truth, options, on_images=bar.update)
+
+
+def _in_processes(
+    estimator: Any,
+    X: Any,
+    target: Any,
+    truth: dict[str, Any],
+    options: _Options,
+    bar: Any,
+    n_jobs: int | None,
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Yield what parts of the images give, in their order."""
+    per_image = not callable(target) and np.ndim(target) > 0
+    edges = np.linspace(0, bar.total, _PARTS_PER_JOB * effective_n_jobs(n_jobs) + 1).astype(int)
+    spans = [(i, j) for i, j in pairwise(edges.tolist()) if i < j]
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_measure)(
+            estimator,
+            _part_of(X, start, stop),
+            target[start:stop] if per_image else target,
+            {name: None if of is None else of[start:stop] for name, of in truth.items()},
+            options,
+            n_before=start,
+        )
+        for start, stop in spans
+    )
+    for (start, stop), result in zip(spans, results, strict=True):
+        bar.update(stop - start)
+        yield result
+
+
+def _part_of(X: Any, start: int, stop: int) -> Any:
+    if isinstance(X, Mapping):
+        return {name: _part_of(value, start, stop) for name, value in X.items()}
+    if isinstance(X, Dataset):
+        return Subset(X, range(start, stop))
+    return X[start:stop]
+
+
+def _measure(
+    estimator: Any,
+    X: Any,
+    target: Any,
+    truth: dict[str, Any],
+    options: _Options,
+    *,
+    n_before: int = 0,
+    on_images: Callable[[int], Any] | None = None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Return each metric's values on X, and how many images have a constant map."""
     dataset = estimator._image_dataset(X)
-    for name, values in truth.items():
-        if values is not None and len(values) != len(dataset):
-            raise ValueError(f"{name} has {len(values)} entries for {len(dataset)} images.")
     target = estimator._encode_target(target, len(dataset))
-    bar = tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress)
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in options.metrics}
+    shared = _Shared(options, n_before)
     start = 0
-    with bar:
-        for inputs, batch_target in estimator._iter_targeted(dataset, target):
-            stop = start + len(estimator.images_of(inputs))
-            part = {
-                name: None if values is None else values[start:stop]
-                for name, values in truth.items()
-            }
-            part["sizes"] = [dataset.original_size(i) for i in range(start, stop)]
-            yield _Batch(estimator, inputs, batch_target, part, options)
-            bar.update(stop - start)
-            start = stop
+    for inputs, batch_target in estimator._iter_targeted(dataset, target):
+        stop = start + len(estimator.images_of(inputs))
+        of_batch = {name: None if of is None else of[start:stop] for name, of in truth.items()}
+        of_batch["sizes"] = [dataset.original_size(i) for i in range(start, stop)]
+        batch = _Batch(estimator, inputs, batch_target, of_batch, options, shared)
+        for name, values in collected.items():
+            values.append(getattr(batch, name).detach().double().cpu().numpy())
+        if on_images is not None:
+            on_images(stop - start)
+        start = stop
+    return {name: np.concatenate(of) for name, of in collected.items()}, shared.n_constant
 
 
 def _as_array(labels: Any) -> np.ndarray:
     return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+
+
+def _as_mask(mask: Any) -> Tensor:
+    """Return a mask as bool, or as the shares of pixels that it holds."""
+    array = np.asarray(mask)
+    if array.dtype.kind in "biu":
+        return torch.as_tensor(array != 0)
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            "A mask must be bool, an integer that is 0 outside the object, or a float in [0, 1]; "
+            f"got {array.dtype}{' beyond [0, 1]' if array.dtype.kind == 'f' else ''}."
+        )
+    return torch.as_tensor(array)
+
+
+def _labels_of(X: Any) -> np.ndarray:
+    labels = dataset_labels(X) if isinstance(X, Dataset) else None
+    if labels is None:
+        raise ValueError("accuracy needs y, the true labels.")
+    return labels
+
+
+def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
+    for name, values in truth.items():
+        if values is not None and len(values) != n_images:
+            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
+
+
+def _check_maps_are_single(estimator: Any, method: Method) -> None:
+    n_layers = len(estimator._target_layers())
+    if method.uses_layers and n_layers > 1 and estimator._layer_fusion() is None:
+        raise ValueError(
+            f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures one "
+            'map per image: choose layer_fusion="mean" or "max", or one layer.'
+        )
+    if getattr(method, "channels", None) == "keep":
+        raise ValueError('evaluate measures one map per image; leave channels="keep" out.')
 
 
 def _as_explainer(estimator: Any, X: Any) -> Any:
@@ -520,7 +666,6 @@ def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
 
 def _check_needs(
     names: Sequence[str],
-    y: Any,
     boxes: Any,
     masks: Any,
     score: Any,
@@ -528,8 +673,6 @@ def _check_needs(
     params: Mapping[str, Any] | None,
 ) -> None:
     chosen = set(names)
-    if "accuracy" in chosen and y is None:
-        raise ValueError("accuracy needs y, the true labels.")
     if "localization_accuracy" in chosen and boxes is None:
         raise ValueError("localization_accuracy needs boxes, the true ones of each image.")
     if chosen & _BOXES_OR_MASKS and boxes is None and masks is None:
@@ -551,3 +694,10 @@ def _check_needs(
         if wrong:
             known = ", ".join(f"{of}: {sorted(OPTIONS[of])}" for of in OPTIONS)
             raise ValueError(f"{name} has no options {wrong}; metric_params takes {known}.")
+    for name in ("start", "end"):
+        base = (params or {}).get("iauc", {}).get(name)
+        if base is not None and not callable(base):
+            raise ValueError(
+                f"{name} must be a callable that makes it from a batch of images, such as "
+                f"torch.zeros_like; got {type(base).__name__}."
+            )

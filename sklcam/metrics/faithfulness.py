@@ -6,15 +6,19 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def rank_correlation(maps: Tensor, references: Tensor) -> Tensor:
+def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:
     """Spearman's rank correlation of maps and reference maps.
 
     Parameters
     ----------
     maps, references : Tensor of shape (n_images, height, width)
         Such as Grad-CAM's, and what occlusion does to the score or where people look.
+    cell : int, default=1
+        Side of the squares over which both are averaged first: where a reference is constant over
+        squares, such as an occlusion map over its stride, its ties say nothing.
 
     Returns
     -------
@@ -36,11 +40,20 @@ def rank_correlation(maps: Tensor, references: Tensor) -> Tensor:
             f"maps and references must be of one shape; got {tuple(maps.shape)} and "
             f"{tuple(references.shape)}."
         )
+    if cell < 1:
+        raise ValueError(f"cell must be a positive number of pixels; got {cell}.")
     ranks = [
-        rankdata(stack.flatten(1).double().cpu().numpy(), axis=1) for stack in (maps, references)
+        rankdata(_means(stack.double(), cell).cpu().numpy(), axis=1) for stack in (maps, references)
     ]
     first, second = (of - of.mean(axis=1, keepdims=True) for of in ranks)
     sizes = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = (first * second).sum(axis=1)
     correlation = np.divide(products, sizes, out=np.zeros_like(products), where=sizes != 0)
     return torch.as_tensor(correlation).to(maps)
+
+
+def _means(stack: Tensor, cell: int) -> Tensor:
+    """Return the means over squares, those at the edges cut off: (n_images, n_squares)."""
+    if cell > 1:
+        stack = F.avg_pool2d(stack, cell, ceil_mode=True)
+    return stack.flatten(1)

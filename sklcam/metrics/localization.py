@@ -8,6 +8,7 @@ the map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -344,6 +345,62 @@ def pointing_game_with_rejection(
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3 and appendix D.
     """
+    pointed, kept, present = _play(maps, masks, threshold, tolerance)
+    return torch.where(present, pointed & kept, ~kept).to(maps.dtype)
+
+
+class PrecisionRecall(NamedTuple):
+    """Of the pointing game with rejection.
+
+    Attributes
+    ----------
+    precision : Tensor of shape (), in [0, 1]
+        Share of the maps that were kept that point at their class. NaN if none was kept.
+    recall : Tensor of shape (), in [0, 1]
+        Share of the classes that are present whose map was kept and points at them. NaN if none is.
+    """
+
+    precision: Tensor
+    recall: Tensor
+
+
+def pointing_precision_recall(
+    maps: Tensor, masks: Tensor, *, threshold: float, tolerance: int = 0
+) -> PrecisionRecall:
+    """Precision and recall of the pointing game with the option to reject, over all images.
+
+    Parameters
+    ----------
+    maps, masks, threshold, tolerance
+        As of :func:`pointing_game_with_rejection`.
+
+    Returns
+    -------
+    PrecisionRecall
+        Higher is better for both; a higher threshold trades recall for precision.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_precision_recall
+    >>> maps = torch.tensor([[[[5.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]])  # of three classes
+    >>> masks = torch.tensor([[[[1, 0]], [[0, 1]], [[0, 0]]]])  # the last one is absent
+    >>> pointing_precision_recall(maps, masks, threshold=2.5)
+    PrecisionRecall(precision=tensor(0.5000), recall=tensor(0.5000))
+    """
+    pointed, kept, present = _play(maps, masks, threshold, tolerance)
+    hits = (pointed & kept).sum().to(maps.dtype)
+    return PrecisionRecall(hits / kept.sum(), hits / present.sum())
+
+
+def _play(
+    maps: Tensor, masks: Tensor, threshold: float, tolerance: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whether each map points at its class, is kept, and is of a class that is present."""
     if maps.ndim != 4 or maps.shape != masks.shape:
         raise ValueError(
             f"maps and masks must be of one shape (n_images, k, height, width); got "
@@ -353,7 +410,7 @@ def pointing_game_with_rejection(
     pointed = points.view(maps.shape[:2]) > 0
     kept = maps.amax(dim=(2, 3)) >= threshold
     present = (masks > 0).flatten(2).any(dim=2)
-    return torch.where(present, pointed & kept, ~kept).to(maps.dtype)
+    return pointed, kept, present
 
 
 def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) -> Tensor:
