@@ -371,7 +371,8 @@ def test_constant_maps_count_as_nothing_and_warn_for_consistency_alone():
         (("consistency",), 2),
         (("adcc", "consistency"), 3),
         (("iauc", "dauc"), 2 * N_STEPS + 1),
-        (("dauc",), 2 * N_STEPS + 1),
+        (("dauc",), N_STEPS + 1),
+        (("iauc", "adcc"), N_STEPS + 2),
         (("adcc", "consistency", "iauc", "dauc"), 2 * N_STEPS + 3),
         (("road",), 1 + 4),
         (("arcc", "adcc", "road"), 2 + 4),
@@ -714,6 +715,16 @@ def test_a_data_set_that_knows_its_labels():
     data.targets = LABELS
     result = measure(explainer(model), data, metrics="accuracy")
     assert_array_equal(result["accuracy"], model(IMAGES).argmax(1).numpy() == LABELS)
+
+
+def test_one_curve_alone_is_the_same():
+    """Of the options that the two share, each takes its own."""
+    bases = {"start": torch.zeros_like, "end": lambda images: images.flip(-1)}
+    params = {"iauc": {"n_steps": 5, **bases}}
+    both = measure(explainer(), metrics=("iauc", "dauc"), metric_params=params)
+    for name in ("iauc", "dauc"):
+        alone = measure(explainer(), metrics=name, metric_params=params)
+        assert_allclose(alone[name], both[name], atol=1e-6)
 
 
 def test_rank_correlation_is_on_the_occlusions_grid():

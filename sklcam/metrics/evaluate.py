@@ -210,10 +210,14 @@ class _Batch:
         )
 
     @cached_property
-    def _curves(self) -> causal.CausalCurves:
-        options = {name: value for name, value in self.options.of("iauc").items() if name != "relu"}
+    def _curves(self) -> Any:
+        """Insertion, deletion or both, as is asked for."""
+        asked = self.options.metrics & {"iauc", "dauc"}
+        follow, unused = _CURVES[frozenset(asked)]
+        options = self.options.of("iauc")
+        options = {name: of for name, of in options.items() if name not in ("relu", unused)}
         maps = self._explained[0]
-        return causal.causal_curves(
+        return follow(
             self.score,
             self._images_to_change,
             maps.get("without_relu", maps["maps"]),
@@ -335,6 +339,12 @@ OPTIONS = {
     "road": {"noise", "percentiles"},
 }
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
+# What follows the curves that are asked for, and the option that it has no use for.
+_CURVES: dict[frozenset[str], tuple[Callable[..., Any], str | None]] = {
+    frozenset({"iauc", "dauc"}): (causal.causal_curves, None),
+    frozenset({"iauc"}): (causal.insertion_curve, "end"),
+    frozenset({"dauc"}): (causal.deletion_curve, "start"),
+}
 _PARTS_PER_JOB = 4  # so that the bar moves
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
 
