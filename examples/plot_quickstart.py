@@ -19,13 +19,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM
+from sklcam.datasets import load_class_folders, load_digits
 from sklcam.images import default_statistics
 from sklcam.metrics import complexity, get_scorer, ssim_consistency
 from sklcam.views import ViewSampler
@@ -59,25 +58,19 @@ if not options.data:
 # file paths: they may be of any size, and are read a batch at a time.
 
 
-def read_digits():
-    X, y = load_digits(n_class=options.classes or 10, return_X_y=True)
-    return (X / 16).reshape(-1, 8, 8), y
-
-
-def list_images(folder):
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())[: options.classes]
-    known = Image.registered_extensions()
-    paths = [
-        path for name in classes for path in sorted(name.iterdir()) if path.suffix.lower() in known
-    ]
-    return np.array(paths), np.array([path.parent.name for path in paths])
+def load(folder):
+    """Return the images of a folder of class folders, or the digits; of the first classes."""
+    found = load_class_folders(folder) if folder else load_digits()
+    names = found.target_names[: options.classes]
+    some = np.isin(found.target, names)
+    return np.asarray(found.data)[some], found.target[some]
 
 
 if options.data and (options.data / "train").is_dir() and (options.data / "test").is_dir():
-    X_train, y_train = list_images(options.data / "train")
-    X_test, y_test = list_images(options.data / "test")
+    X_train, y_train = load(options.data / "train")
+    X_test, y_test = load(options.data / "test")
 else:
-    X, y = list_images(options.data) if options.data else read_digits()
+    X, y = load(options.data)
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 
 print(f"{len(X_train)} training images and {len(X_test)} test images of {len(set(y_test))} classes")
