@@ -1,0 +1,700 @@
+"""What evaluating explanations costs, beside other libraries that measure the same.
+
+Runs sklcam's metrics in turns with those of pytorch-grad-cam, torchcam, Quantus and scikit-image,
+in one process, on the same images and the same network. Numbers must agree image by image, or the
+program stops; where a library measures something else, the reason is printed, and agreement is
+checked on what the two have in common.
+
+    python benchmarks/metrics.py
+    python benchmarks/metrics.py --only adcc insertion_deletion --rounds 5
+    python benchmarks/metrics.py --data DIR --weights resnet18.pt --n-steps 56 --device cuda
+
+For ADCC there is no library, but the authors' recipe: one image at a time, a pass, a map, a pass of
+the image times its map, and the map of that; the maps are the peers'.
+
+"passes" are forward passes alone, as many as insertion and deletion take, of the network as it is,
+under ``torch.inference_mode()``.
+
+Quantus, which is ``pip install quantus``, and scikit-image are left out if they are not installed;
+the rest is what ``explain.py`` needs, from which networks and images come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from textwrap import fill
+from typing import NoReturn
+from unittest.mock import patch
+
+import numpy as np
+import pytorch_grad_cam
+import pytorch_grad_cam.metrics.arcc
+import pytorch_grad_cam.metrics.cam_mult_image
+import pytorch_grad_cam.metrics.road
+import torch
+import torchcam.methods
+import torchcam.metrics
+from explain import (
+    SEED,
+    Bar,
+    finish,
+    images_of,
+    noise_images,
+    prepared_network,
+    timed_rounds,
+    trained_network,
+)
+from pytorch_grad_cam.utils.model_targets import (
+    ClassifierOutputSoftmaxTarget,
+    ClassifierOutputTarget,
+)
+from torch import Tensor, nn
+
+from sklcam import CAMExplainer
+from sklcam.cam import GradCAM
+from sklcam.metrics import (
+    deletion_curve,
+    evaluate,
+    impute,
+    pointing_game,
+    sparsity,
+    structural_similarity,
+)
+
+TOLERANCE = 1e-4  # on the largest difference of two values of one image
+SIGNED = GradCAM(relu=False)  # few pixels tie, so that percentiles are what they say
+PERCENTILES = (20, 40, 60, 80)
+PASSES = (10, 32)  # batch sizes of forward passes alone
+FEW = 2  # images that one can afford where many pixels are filled in
+ADCC = ("coherency", "complexity", "average_drop", "adcc")
+ARCC = ("complexity", "coherency", "road", "arcc")
+INDENT = " " * 6
+
+
+class Grey(nn.Module):
+    """A network for images of one channel.
+
+    Quantus spreads a map over the channels and counts each as a pixel of its own: its ROAD breaks
+    off on images of three, and its pixel flipping takes colours of a pixel apart.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.expand(-1, 3, -1, -1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contender gets; peers take the images in batches."""
+
+    network: nn.Module
+    explainer: CAMExplainer
+    images: Tensor
+    batch_size: int
+    n_steps: int
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.explainer.target_layers_[0].of(self.network)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def device(self) -> str:
+        return self.images.device.type
+
+    def batches(self) -> Sequence[Tensor]:
+        return self.images.split(self.batch_size)
+
+    # What is known beforehand where only a metric of ready maps is measured
+
+    @cached_property
+    def maps(self) -> Tensor:
+        return self.explainer.explain_inputs(self.images, method="gradcam")[0]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Each pixel's place, from 0 for the most salient."""
+        maps, _ = self.explainer.explain_inputs(self.images, method=SIGNED)
+        order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+        return order.argsort(dim=1).view(maps.shape)
+
+    @cached_property
+    def untied(self) -> Tensor:
+        """Maps of that order without ties, which others break in no fixed order."""
+        return 1 - self.places / self.places[0].numel()
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """Where objects may be: under what is bright and under what is dark, in turns."""
+        masks = self.untied > 0.5
+        masks[1::2] = ~masks[1::2]
+        return masks
+
+    @cached_property
+    def grey(self) -> nn.Module:
+        return Grey(self.network).eval()
+
+    @cached_property
+    def grey_images(self) -> Tensor:
+        return self.images.mean(dim=1, keepdim=True)
+
+    @cached_property
+    def grey_classes(self) -> Tensor:
+        with torch.no_grad():
+            return self.grey(self.grey_images).argmax(dim=1)
+
+
+Measure = Callable[[Case], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library's way to the same values, a row for each image.
+
+    ``why`` is how it deviates; ``equal`` is a context in which it does not. If ``averages``, a row
+    is the mean over a batch, and agreement is checked one image at a time.
+    """
+
+    library: str
+    measure: Measure
+    why: str = ""
+    equal: Callable[[Case], AbstractContextManager] | None = None
+    averages: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One comparison, and how many images of it one can afford; None is all."""
+
+    ours: Measure
+    peers: tuple[Peer, ...]
+    floors: dict[str, Measure] = field(default_factory=dict)  # what ours cannot go below
+    n_images: int | None = None
+
+
+BARS = (
+    Bar(("resnet18",), "adcc", "pytorch-grad-cam / sklcam", 3.0),
+    Bar(("resnet18",), "adcc", "torchcam / sklcam", 3.0),
+    Bar(("resnet18",), "insertion_deletion", "torchcam / sklcam", 1.3),
+    Bar(("resnet18",), "insertion_deletion", "sklcam / passes of 32", 1.15, at_most=True),
+)
+
+
+def evaluated(case: Case, *, names: Sequence[str], **options: object) -> Tensor:
+    result = evaluate(case.explainer, case.images, metrics=names, progress=False, **options)
+    return torch.as_tensor(np.column_stack([result[name] for name in names]))
+
+
+def predicted(network: nn.Module, images: Tensor) -> list[int]:
+    with torch.no_grad():
+        return network(images).argmax(dim=1).tolist()
+
+
+# ADCC, by the authors' recipe
+
+
+def adcc_by_recipe(
+    network: nn.Module, image: Tensor, explain: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Return the terms and the value for one image, (1, channels, height, width)."""
+    with torch.no_grad():
+        full, target = network(image).softmax(dim=1)[0].max(dim=0)
+    first = explain(image, int(target))
+    with torch.no_grad():
+        confidence = network(image * first).softmax(dim=1)[0, target]
+    second = explain(image * first, int(target))
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    coherency = ((1 + correlation) / 2).nan_to_num(0)  # the authors', where a map is constant
+    complexity = first.abs().mean()
+    drop = (full - confidence).clamp(min=0) / full
+    adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
+    return torch.stack([coherency, complexity, drop, adcc])
+
+
+def pytorch_grad_cam_adcc(case: Case) -> Tensor:
+    with pytorch_grad_cam.GradCAM(model=case.network, target_layers=[case.layer]) as cam:
+
+        def explain(image: Tensor, target: int) -> Tensor:
+            maps = cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
+            return torch.from_numpy(maps).to(image.device)
+
+        return by_recipe(case, explain)
+
+
+def torchcam_adcc(case: Case) -> Tensor:
+    with torchcam.methods.GradCAM(case.network, case.layer) as extractor:
+
+        def explain(image: Tensor, target: int) -> Tensor:
+            (maps,) = extractor(target, case.network(image), normalized=False)
+            return finish(maps, case.size)
+
+        return by_recipe(case, explain)
+
+
+def by_recipe(case: Case, explain: Callable[[Tensor, int], Tensor]) -> Tensor:
+    return torch.stack([adcc_by_recipe(case.network, one, explain) for one in case.images.split(1)])
+
+
+# Insertion and deletion
+
+
+def our_areas(case: Case) -> Tensor:
+    zeros = {"n_steps": case.n_steps, "start": torch.zeros_like, "end": torch.zeros_like}
+    return evaluated(case, names=("iauc", "dauc"), metric_params={"iauc": zeros})
+
+
+def torchcam_areas(case: Case) -> Tensor:
+    kind = partial(torchcam.metrics.DeletionInsertionMetric, steps=case.n_steps)
+    return torchcam_metric(case, kind=kind, names=("insertion_auc", "deletion_auc"))
+
+
+def torchcam_confidence(case: Case) -> Tensor:
+    kind = torchcam.metrics.ClassificationMetric
+    return torchcam_metric(case, kind=kind, names=("avg_drop", "conf_increase"))
+
+
+class OfLogits(torchcam.methods.GradCAM):
+    """Grad-CAM of the logits; torchcam's metrics would explain the probability."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        self.logits = logits
+        return logits.softmax(dim=1)
+
+    def __call__(self, class_idx: object, scores: Tensor, **options: object) -> list[Tensor]:
+        return super().__call__(class_idx, self.logits, **options)
+
+
+def torchcam_metric(case: Case, *, kind: Callable, names: Sequence[str]) -> Tensor:
+    """Return the means over each batch."""
+    rows = []
+    with OfLogits(case.network, case.layer) as extractor:
+        metric = kind(extractor, extractor.probabilities)
+        for batch in case.batches():
+            metric.reset()
+            metric.update(batch)
+            rows.append([metric.summary()[name] for name in names])
+    return torch.tensor(rows)
+
+
+def same_maps(case: Case) -> AbstractContextManager:
+    """Hand torchcam sklcam's maps, batch after batch."""
+    maps = iter(case.maps.split(case.batch_size))
+    return patch.object(torchcam.metrics, "_resize_cam", lambda cam, size: next(maps))
+
+
+def passes(case: Case, *, size: int) -> Tensor:
+    """Run as many images through the network as ours does, and nothing else."""
+    n_passes = len(case.images) * (2 * case.n_steps + 1)
+    batch = case.images[torch.arange(size) % len(case.images)]
+    with torch.inference_mode():
+        for start in range(0, n_passes, size):
+            output = case.network(batch[: n_passes - start])
+    return output
+
+
+# Confidence
+
+
+def pytorch_grad_cam_confidence(case: Case) -> Tensor:
+    metric = pytorch_grad_cam.metrics.cam_mult_image.CamMultImageConfidenceChange()
+    rows = []
+    with pytorch_grad_cam.GradCAM(model=case.network, target_layers=[case.layer]) as cam:
+        for batch in case.batches():
+            maps = cam(input_tensor=batch, targets=None)
+            full, labels = cam.outputs.detach().softmax(dim=1).max(dim=1)
+            change = metric(batch, maps, softmax_targets(labels.tolist()), case.network)
+            drop = np.maximum(-change, 0) / full.cpu().numpy()
+            rows.append(np.column_stack([drop, change > 0]))
+    return torch.as_tensor(np.concatenate(rows))
+
+
+def scaled_last(case: Case) -> AbstractContextManager:
+    """Have torchcam scale maps to [0, 1] after it has upsampled them, too."""
+    return patch.object(torchcam.metrics, "_resize_cam", finish)
+
+
+def softmax_targets(classes: Sequence[int]) -> list[ClassifierOutputSoftmaxTarget]:
+    return [ClassifierOutputSoftmaxTarget(label) for label in classes]
+
+
+# ROAD and ARCC: no noise on either side, and everyone gets maps of sklcam
+
+
+def our_filling(case: Case, *, names: Sequence[str]) -> Tensor:
+    return evaluated(case, names=names, method=SIGNED, metric_params={"road": {"noise": 0}})
+
+
+class WithoutNoise(pytorch_grad_cam.metrics.road.NoisyLinearImputer):
+    def __init__(self) -> None:
+        super().__init__(noise=0)
+
+
+def signed_maps(case: Case, input_tensor: Tensor, targets: Sequence) -> np.ndarray:
+    """Return sklcam's maps, in the form in which pytorch-grad-cam's metrics ask for them."""
+    labels = torch.tensor([target.category for target in targets], device=input_tensor.device)
+    maps, _ = case.explainer.explain_inputs(input_tensor, labels, method=SIGNED)
+    return maps.cpu().numpy()
+
+
+def pytorch_grad_cam_rows(case: Case, metric: Callable) -> Tensor:
+    rows = []
+    with patch.object(pytorch_grad_cam.metrics.road, "NoisyLinearImputer", WithoutNoise):
+        for batch in case.batches():
+            targets = softmax_targets(predicted(case.network, batch))
+            maps = signed_maps(case, batch, targets)
+            rows.append(metric(batch, maps, targets, case.network).reshape(len(batch), -1))
+    return torch.as_tensor(np.concatenate(rows))
+
+
+def pytorch_grad_cam_road(case: Case) -> Tensor:
+    metric = pytorch_grad_cam.metrics.road.ROADCombined(percentiles=list(PERCENTILES))
+    return pytorch_grad_cam_rows(case, metric)
+
+
+def pytorch_grad_cam_arcc(case: Case) -> Tensor:
+    arcc = pytorch_grad_cam.metrics.arcc.ARCC(partial(signed_maps, case), list(PERCENTILES))
+    terms: dict[str, np.ndarray] = {}
+    for name in ARCC[:-1]:
+        setattr(arcc, name, partial(keep, terms, name, getattr(arcc, name)))
+
+    def terms_and_value(*job: object) -> np.ndarray:
+        value = arcc(*job)
+        return np.column_stack([*(terms[name] for name in ARCC[:-1]), value])
+
+    return pytorch_grad_cam_rows(case, terms_and_value)
+
+
+def keep(kept: dict[str, np.ndarray], name: str, term: Callable, *job: object) -> np.ndarray:
+    kept[name] = term(*job)
+    return kept[name]
+
+
+# Quantus: metrics of ready maps, and of grey images where the network is needed
+
+
+def quantus_scores(name: str, case: Case, maps: Tensor, **options: object) -> Tensor:
+    import quantus
+
+    metric = getattr(quantus, name)(normalise=False, disable_warnings=True, **options)
+    scores = metric(
+        model=case.grey,
+        x_batch=as_numpy(case.grey_images),
+        y_batch=as_numpy(case.grey_classes),
+        a_batch=as_numpy(maps[:, None]),
+        s_batch=as_numpy(case.masks[:, None]),
+        channel_first=True,
+        softmax=True,
+        device=case.device,
+        batch_size=max(case.batch_size, FEW),  # its ROAD returns the first batch alone
+    )
+    values = list(scores.values()) if isinstance(scores, dict) else scores
+    return torch.tensor(np.array(values, dtype=float))
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy().copy()  # it changes maps in place
+
+
+def our_share_recognised(case: Case) -> Tensor:
+    """Share of images whose class survives that their most salient pixels are filled in."""
+    n_pixels = case.places[0].numel()
+    shares = []
+    for percentage in PERCENTILES:
+        filled = impute(case.grey_images, case.places < int(n_pixels * percentage / 100), noise=0)
+        with torch.no_grad():
+            found = [case.grey(batch).argmax(dim=1) for batch in filled.split(case.batch_size)]
+        shares.append((torch.cat(found) == case.grey_classes).float().mean())
+    return torch.stack(shares)[None]
+
+
+def quantus_road(case: Case) -> Tensor:
+    options = {"percentages": list(PERCENTILES), "noise": 0.0}
+    return quantus_scores("ROAD", case, case.untied, **options)[None]
+
+
+def our_imputation(case: Case) -> Tensor:
+    half = case.places[0].numel() // 2
+    return impute(case.images, case.places < half, noise=0).flatten(1)
+
+
+def quantus_imputation(case: Case) -> Tensor:
+    from quantus.functions.perturb_func import noisy_linear_imputation
+
+    half = case.places[0].numel() // 2
+    removed = [np.flatnonzero(as_numpy(places < half)) for places in case.places]
+    pairs = zip(as_numpy(case.images), removed, strict=True)
+    filled = [noisy_linear_imputation(image, lost, noise=0.0) for image, lost in pairs]
+    return torch.tensor(np.stack(filled)).flatten(1)
+
+
+def our_deletion(case: Case) -> Tensor:
+    def score(images: Tensor, rows: Tensor) -> Tensor:
+        with torch.inference_mode():
+            probabilities = case.grey(images).softmax(dim=1)
+        return probabilities.gather(1, case.grey_classes[rows][:, None])[:, 0]
+
+    curve = deletion_curve(score, case.grey_images, case.untied, n_steps=case.n_steps)
+    return curve.deletion[:, 1:]  # Quantus leaves the whole image out
+
+
+def quantus_deletion(case: Case) -> Tensor:
+    n_features = case.places[0].numel() // case.n_steps
+    options = {"features_in_step": n_features, "perturb_baseline": 0.0}
+    return quantus_scores("PixelFlipping", case, case.untied, **options)
+
+
+def our_pointing_game(case: Case) -> Tensor:
+    return pointing_game(case.untied, case.masks)[:, None]
+
+
+def quantus_pointing_game(case: Case) -> Tensor:
+    return quantus_scores("PointingGame", case, case.untied)[:, None]
+
+
+def our_sparsity(case: Case) -> Tensor:
+    return sparsity(case.maps)[:, None]
+
+
+def quantus_sparseness(case: Case) -> Tensor:
+    return quantus_scores("Sparseness", case, case.maps)[:, None]
+
+
+# SSIM, of each map and the next image's
+
+
+def our_ssim(case: Case) -> Tensor:
+    return structural_similarity(case.maps, case.maps.roll(1, dims=0))[:, None]
+
+
+def scikit_image_ssim(case: Case) -> Tensor:
+    from skimage.metrics import structural_similarity as ssim
+
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    maps = as_numpy(case.maps)
+    others = np.roll(maps, 1, axis=0)
+    pairs = zip(maps, others, strict=True)
+    return torch.tensor([[ssim(a, b, data_range=1.0, **options)] for a, b in pairs])
+
+
+# Who is compared in what
+
+RECIPE = "it has no ADCC: this is the authors' recipe with its maps"
+AREAS = (
+    "one base for both curves, zeros here, on maps of logits; it scales maps before upsampling, "
+    "where rounding may order pixels otherwise"
+)
+DROP = "its drop is absolute: divided by the confidence here"
+PEAKS = "on maps of logits; it scales them before upsampling, after which they peak below 1"
+FILLED = "without noise, on sklcam's maps without ReLU"
+RECOGNISED = (
+    "its ROAD is the accuracy without the most salient pixels, not what that does to the score "
+    "less what the least salient do; here the accuracy is made of sklcam's impute, on grey images "
+    "without noise"
+)
+FLIPPED = "the deletion curve without its first point, on grey images"
+SPARSE = (
+    "this is its Sparseness; its Complexity is the entropy of the map, and sklcam's the mean: not "
+    "the same quantity, and not compared"
+)
+SPECS = {
+    "adcc": Spec(
+        partial(evaluated, names=ADCC),
+        (
+            Peer("pytorch-grad-cam", pytorch_grad_cam_adcc, RECIPE),
+            Peer("torchcam", torchcam_adcc, RECIPE),
+        ),
+    ),
+    "insertion_deletion": Spec(
+        our_areas,
+        (Peer("torchcam", torchcam_areas, AREAS, same_maps, averages=True),),
+        floors={f"passes of {size}": partial(passes, size=size) for size in PASSES},
+    ),
+    "confidence": Spec(
+        partial(evaluated, names=("average_drop", "average_increase")),
+        (
+            Peer("pytorch-grad-cam", pytorch_grad_cam_confidence, DROP),
+            Peer("torchcam", torchcam_confidence, PEAKS, scaled_last, averages=True),
+        ),
+    ),
+    "road": Spec(
+        partial(our_filling, names=("road",)),
+        (Peer("pytorch-grad-cam", pytorch_grad_cam_road, FILLED),),
+        n_images=FEW,
+    ),
+    "arcc": Spec(
+        partial(our_filling, names=ARCC),
+        (Peer("pytorch-grad-cam", pytorch_grad_cam_arcc, FILLED),),
+        n_images=FEW,
+    ),
+    "road_accuracy": Spec(
+        our_share_recognised, (Peer("Quantus", quantus_road, RECOGNISED),), n_images=FEW
+    ),
+    "imputation": Spec(
+        our_imputation, (Peer("Quantus", quantus_imputation, "half of the pixels"),), n_images=FEW
+    ),
+    "pixel_flipping": Spec(our_deletion, (Peer("Quantus", quantus_deletion, FLIPPED),)),
+    "pointing_game": Spec(our_pointing_game, (Peer("Quantus", quantus_pointing_game),)),
+    "sparsity": Spec(our_sparsity, (Peer("Quantus", quantus_sparseness, SPARSE),)),
+    "ssim": Spec(our_ssim, (Peer("scikit-image", scikit_image_ssim),)),
+}
+DISTRIBUTIONS = {
+    "pytorch-grad-cam": "grad-cam",
+    "torchcam": "torchcam",
+    "Quantus": "quantus",
+    "scikit-image": "scikit-image",
+}
+
+
+# Measuring and reporting
+
+
+def agreement(case: Case, peer: Peer, own: Tensor) -> str:
+    """Say how far the values are apart; stop if they should not be."""
+    checked = replace(case, batch_size=1) if peer.averages else case
+    found = largest_difference(own, peer.measure(checked))
+    because = f": {peer.why}" if peer.why else ""
+    if found <= TOLERANCE:
+        return f"values agree to {found:.0e}{because}"
+    if peer.equal is None:
+        stop(peer, found)
+    with peer.equal(checked):
+        rest = largest_difference(own, peer.measure(checked))
+    if not rest <= TOLERANCE:
+        stop(peer, rest)
+    return f"values differ by {found:.0e}{because}; without that, they agree to {rest:.0e}"
+
+
+def largest_difference(own: Tensor, theirs: Tensor) -> float:
+    if own.shape != theirs.shape:
+        raise SystemExit(f"{tuple(own.shape)} values against {tuple(theirs.shape)}.")
+    return float((own.cpu().double() - theirs.cpu().double()).abs().max())
+
+
+def stop(peer: Peer, found: float) -> NoReturn:
+    raise SystemExit(
+        f"sklcam and {peer.library} disagree: values differ by {found:.1e}; {TOLERANCE:.0e} is "
+        "allowed."
+    )
+
+
+def measure(name: str, case: Case, spec: Spec, options: argparse.Namespace) -> None:
+    peers = [peer for peer in spec.peers if installed(peer.library)]
+    for peer in spec.peers:
+        if peer not in peers:
+            print(f"\n{name}: {peer.library} is left out, as it is not installed")
+    if not peers:
+        return
+    own = spec.ours(case)
+    notes = {peer.library: agreement(case, peer, own) for peer in peers}
+    contenders = {"sklcam": spec.ours} | {peer.library: peer.measure for peer in peers}
+    times = timed_rounds(contenders | spec.floors, case, options.rounds, options.device)
+    print(
+        f"\n{options.arch}, {name}, images: {len(case.images)}, rounds: {options.rounds}\n"
+        f"  sklcam takes {np.median(times['sklcam']):.3f} s; its values are {own.min():.3f} .. "
+        f"{own.max():.3f}"
+    )
+    for peer in peers:
+        report(options.arch, name, times, peer.library, "sklcam")
+        print(fill(notes[peer.library], 100, initial_indent=INDENT, subsequent_indent=INDENT))
+    if spec.floors:
+        times["fastest passes"] = min((times[floor] for floor in spec.floors), key=np.median)
+    for floor in (*spec.floors, "fastest passes") if spec.floors else ():
+        report(options.arch, name, times, "sklcam", floor)
+
+
+def installed(library: str) -> str | None:
+    """Return a library's version, or None if there is none."""
+    try:
+        return version(DISTRIBUTIONS[library])
+    except PackageNotFoundError:
+        return None
+
+
+def report(arch: str, name: str, times: dict[str, np.ndarray], one: str, other: str) -> None:
+    title, ratio = f"{one} / {other}", times[one] / times[other]
+    median = float(np.median(ratio))
+    verdicts = [
+        bar.verdict(median)
+        for bar in BARS
+        if arch in bar.archs and (bar.method, bar.ratio) == (name, title)
+    ]
+    spread = f"{median:8.2f} [{ratio.min():.2f} .. {ratio.max():.2f}]"
+    print("   ".join([f"  {title:30}{spread}", *verdicts]), flush=True)
+
+
+def prepared_case(network: nn.Module, images: Tensor, options: argparse.Namespace) -> Case:
+    """Return a case with a network of its own, as peers leave traces."""
+    own = copy.deepcopy(network)
+    explainer = CAMExplainer(
+        own, image_size=options.image_size, batch_size=options.batch_size, verbose=0
+    ).fit(images[:1])
+    return Case(own, explainer, images, options.batch_size, options.n_steps)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--weights", type=Path, help="state dict of a trained network")
+    parser.add_argument("--data", type=Path, help="folder of images; else noise")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--n-images", type=int, default=16, help=f"ROAD and ARCC: at most {FEW}")
+    parser.add_argument("--n-steps", type=int, default=14, help="of insertion and deletion")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(SPECS), choices=SPECS, metavar="NAME")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options = parser.parse_args()
+    if options.image_size**2 % options.n_steps:
+        parser.error("--n-steps must divide the number of pixels: others round their steps up")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def print_setting(options: argparse.Namespace) -> None:
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    versions = [f"{name} {installed(name) or 'missing'}" for name in DISTRIBUTIONS]
+    images = "noise" if options.data is None else f"images of {options.data}"
+    print(
+        f"torch {torch.__version__} on {options.device} ({hardware}), {torch.get_num_threads()} "
+        f"threads; {', '.join(versions)}\n"
+        f"batches of {options.batch_size}, {images}, image size {options.image_size}, "
+        f"{options.n_steps} steps; the bars are for 224 pixels on two cores of a CPU\n"
+        "time: median [min .. max] over the rounds, each ratio within its round"
+    )
+
+
+def main() -> None:
+    options = parse()
+    warnings.simplefilter("ignore")  # Quantus warns of each step that changes little
+    print_setting(options)
+    if options.weights is None:
+        network = prepared_network(options.arch, options.image_size, options.device)
+    else:
+        network = trained_network(options.arch, options.weights, options.device)
+    images = noise_images(options.n_images, options.image_size, SEED)
+    if options.data is not None:
+        images = images_of(options.data, options.n_images, options.image_size)
+    images = images.to(options.device)
+    for name in options.only:
+        spec = SPECS[name]
+        measure(name, prepared_case(network, images[: spec.n_images], options), spec, options)
+
+
+if __name__ == "__main__":
+    main()
