@@ -1,15 +1,16 @@
-"""Many forward passes, faster: batch normalisation folded into the convolutions before it.
+"""Many forward passes, faster: folded batch normalisation, and memory in channels_last.
 
-In evaluation mode a batch normalisation is one more scaling of its convolution's weights. Methods
-that run a network on hundreds of changed images save its passes over memory. The network itself is
-not changed: the folded weights live beside it, and are swapped in by functions, for as long as a
-context is open.
+In evaluation mode a batch normalisation is one more scaling of the weights of the convolution
+before it. Methods that run a network on hundreds of changed images save its passes over memory. The
+network itself is not changed: the folded weights live beside it, and are swapped in by functions,
+for as long as a context is open.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,16 @@ class LearnPairs(TorchFunctionMode):
         self._spoilt: set[int] = set()
         self._outputs: dict[int, tuple[weakref.ref, int]] = {}
 
-    def folded(self) -> FoldedConvolutions:
-        """Return the context in which the pairs that were found are one function each."""
+    def folded(
+        self, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> FoldedConvolutions:
+        """Return the context in which the pairs that were found are one function each.
+
+        Weights of two dimensions are kept in the memory format, which should be that of the images:
+        each run would have to rearrange them otherwise.
+        """
         pairs = {
-            key: _fold(*self._convolutions[key], *normalization)
+            key: _fold(*self._convolutions[key], *normalization, memory_format)
             for key, normalization in self._normalizations.items()
             if key not in self._spoilt
         }
@@ -128,11 +135,17 @@ class LearnPairs(TorchFunctionMode):
                     self._spoilt.add(key)
 
 
-def _fold(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> _Folded:
+def _fold(
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    memory_format: torch.memory_format,
+) -> _Folded:
     shift = shift if bias is None else shift + bias * scale
     folded = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    if folded.ndim == 4:  # as many runs get their images, or each would rearrange the weights
-        folded = folded.contiguous(memory_format=torch.channels_last)
+    if folded.ndim == 4:
+        folded = folded.contiguous(memory_format=memory_format)
     return _Folded(folded, shift).to(weight.dtype)
 
 
@@ -197,7 +210,10 @@ def _is_plain_property(func: Callable, result: Any) -> bool:
 
 
 def learn_folding(
-    forward: Callable[[Any], Tensor], inputs: Any, expected: Tensor
+    forward: Callable[[Any], Tensor],
+    inputs: Any,
+    expected: Tensor,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> FoldedConvolutions | None:
     """Return a network's folded convolutions, if it has any and they compute what it does.
 
@@ -209,6 +225,8 @@ def learn_folding(
         For the network.
     expected : Tensor
         What the network returns for them.
+    memory_format : torch.memory_format, default=torch.contiguous_format
+        That of the images.
 
     Returns
     -------
@@ -217,7 +235,7 @@ def learn_folding(
     with torch.no_grad():
         with LearnPairs() as pairs:
             forward(inputs)
-        folded = pairs.folded()
+        folded = pairs.folded(memory_format)
         if not len(folded):
             return None
         with folded:
@@ -226,3 +244,64 @@ def learn_folding(
     scale = expected.abs().amax().item()
     is_same = torch.allclose(output, expected.detach(), rtol=tolerance, atol=tolerance * scale)
     return folded if is_same else None
+
+
+@dataclass(frozen=True)
+class ManyRuns:
+    """How a network runs the fastest when it runs often.
+
+    Attributes
+    ----------
+    memory_format : torch.memory_format
+        That images are best given in.
+    folded : context manager
+        Runs are to be made within it.
+    """
+
+    memory_format: torch.memory_format
+    folded: AbstractContextManager
+
+    def arrange(self, images: Tensor) -> Tensor:
+        """Return images (n_images, channels, height, width) in the memory format."""
+        return images.contiguous(memory_format=self.memory_format)
+
+
+def learn_many_runs(
+    forward: Callable[[Any], Tensor],
+    with_image: Callable[[Tensor], Any],
+    image: Tensor,
+    expected: Tensor,
+) -> ManyRuns:
+    """Find out how a network runs the fastest, by one or two passes of one image.
+
+    Parameters
+    ----------
+    forward : callable
+        Runs the network, in evaluation mode.
+    with_image : callable
+        Puts an image into the network's inputs.
+    image : Tensor of shape (1, channels, height, width)
+    expected : Tensor
+        What the network returns for it.
+
+    Returns
+    -------
+    ManyRuns
+        In channels_last, unless the network does not take that, as it views its tensors as if they
+        lay otherwise.
+    """
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        try:
+            inputs = with_image(image.contiguous(memory_format=memory_format))
+            folding = learn_folding(forward, inputs, expected, memory_format)
+        except RuntimeError as error:
+            if memory_format == torch.contiguous_format or is_out_of_memory(error):
+                raise
+        else:
+            break
+    return ManyRuns(memory_format, nullcontext() if folding is None else folding)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says no more than that the batch was too large."""
+    return isinstance(error, torch.OutOfMemoryError)

@@ -112,3 +112,27 @@ class TokenNet(nn.Module):
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         tokens = self.norm(torch.cat([self.first.expand(len(x), -1, -1), tokens], dim=1))
         return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0][:, 0])
+
+
+class Viewing(nn.Sequential):
+    """A network that flattens by ``view``, which takes contiguous memory alone."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)
+        )
+        self.head = nn.Linear(4 * 6 * 6, 3)
+
+    def forward(self, x):
+        for layer in list(self)[:4]:
+            x = layer(x)
+        return self.head(x.view(len(x), -1))
+
+
+class Flattening(Viewing):
+    """The same, in any memory."""
+
+    def forward(self, x):
+        for layer in list(self)[:4]:
+            x = layer(x)
+        return self.head(x.flatten(1))

@@ -18,6 +18,7 @@ from sklcam.cam import (
     target_scores,
     upsample,
 )
+from sklcam.cam.base import batch_size_for
 from sklcam.models import build_model, find_target_layer
 from sklcam.tape import record
 
@@ -201,3 +202,13 @@ def test_a_method_of_ones_own():
     activations = torch.rand(2, 3, 4, 4, requires_grad=True)
     maps = HiRes(relu=False)((activations**2).sum((1, 2, 3)), activations)
     torch.testing.assert_close(maps, (2 * activations**2).sum(1).detach())
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((224, 224), 10), ((112, 112), 41), ((64, 128), 64), ((2000, 1000), 1)]
+)
+def test_as_many_changed_images_at_a_time_as_caches_hold(size, expected):
+    images = torch.empty(1, 3, *size)
+    assert batch_size_for(images, None) == expected
+    assert batch_size_for(images, 7) == 7
+    assert batch_size_for(images.to("meta"), None) == 2**22 // (size[0] * size[1])

@@ -15,10 +15,12 @@ import torchvision
 from networks import (
     DropoutNet,
     FailingNet,
+    Flattening,
     ImageAndVector,
     SmallNet,
     TokenNet,
     TupleNet,
+    Viewing,
     digits,
 )
 from numpy.testing import assert_allclose, assert_array_equal
@@ -1136,3 +1138,63 @@ def test_methods_of_ones_own(method, target, fitted):
         ours = CAMExplainer(fitted, given, verbose=0).fit()
         assert_array_equal(ours.explain(ARRAYS, labels), maps)
     assert clone(method(relu=False)).relu is False
+
+
+# Memory format
+
+
+@pytest.mark.parametrize("method", ["gradcam", "cam", "layercam", "ablationcam", "scorecam"])
+def test_large_batches_run_in_channels_last_and_come_out_the_same(method, monkeypatch):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=3).eval()
+    images = torch.randn(2, 3, 64, 64)
+    formats = []
+    network.layer1.register_forward_pre_hook(
+        lambda module, args: formats.append(
+            args[0].is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    explainer = CAMExplainer(network, method=method, verbose=0).fit(images)
+    formats.clear()
+    expected = explainer.explain(images)
+    assert not formats[0]
+    monkeypatch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 2 * 64 * 64)
+    formats.clear()
+    assert_allclose(explainer.explain(images), expected, atol=2e-5)
+    assert formats[0]
+    formats.clear()
+    explainer.explain(images[:1])
+    assert not formats[0]
+
+
+def test_a_network_that_views_its_tensors_gets_them_as_they_came(monkeypatch):
+    torch.manual_seed(0)
+    network = Viewing().eval()
+    images = torch.randn(2, 3, 8, 8)
+    explainer = CAMExplainer(network, target_layer="3", verbose=0).fit(images)
+    flattening = copy.deepcopy(network)
+    flattening.__class__ = Flattening
+    reference = CAMExplainer(flattening, target_layer="3", verbose=0).fit(images)
+    for method in ("gradcam", "ablationcam", "scorecam", "occlusion"):
+        expected = reference.explain(images, method=method)
+        assert_allclose(explainer.explain(images, method=method), expected, atol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 1)
+            assert_allclose(explainer.explain(images, method=method), expected, atol=1e-5)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_running_out_of_memory_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 1)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    calls = []
+
+    def full(module, args):
+        calls.append(module)
+        raise torch.OutOfMemoryError
+
+    network.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        explainer.explain(torch.zeros(1, 3, 8, 8))
+    assert len(calls) == 1

@@ -7,12 +7,13 @@ import weakref
 
 import pytest
 import torch
+from networks import Viewing
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
 from sklcam.cam import ScoreCAM
-from sklcam.folding import LearnPairs, learn_folding
+from sklcam.folding import FoldedConvolutions, LearnPairs, learn_folding, learn_many_runs
 from sklcam.models import TargetLayer
 
 
@@ -162,3 +163,36 @@ def test_nothing_outlives_its_context():
     gc.collect()
     assert len(seen) == 4
     assert all(reference() is None for reference in seen)
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("views", [True, False])
+def test_many_runs_are_in_channels_last_where_the_network_takes_it(views, normalizes):
+    network = settled(Viewing()) if views else settled(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    if views and not normalizes:
+        network[1] = nn.Identity()
+    images = torch.randn(2, 3, 8, 8).to(next(network.parameters()).dtype)
+    with torch.no_grad():
+        expected = network(images)
+        runs = learn_many_runs(network, lambda image: image, images[:1], expected[:1])
+        arranged = runs.arrange(images)
+        with runs.folded:
+            torch.testing.assert_close(network(arranged), expected)
+    assert arranged.is_contiguous(memory_format=torch.channels_last) is not views
+    assert isinstance(runs.folded, FoldedConvolutions) is (views and normalizes)
+
+
+def test_an_error_of_the_networks_own_is_raised():
+    def broken(image):
+        raise RuntimeError("no such kernel")
+
+    def too_large(image):
+        calls.append(image)
+        raise torch.OutOfMemoryError
+
+    calls, image = [], torch.zeros(1, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        learn_many_runs(broken, lambda image: image, image, torch.zeros(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        learn_many_runs(too_large, lambda image: image, image, torch.zeros(1))
+    assert len(calls) == 1

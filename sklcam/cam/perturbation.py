@@ -19,7 +19,7 @@ from sklcam.cam.base import (
     Method,
     Subject,
     at_least_float32,
-    batch_size_on,
+    batch_size_for,
     check_batch_size,
     check_noise,
     draw_seed,
@@ -27,6 +27,7 @@ from sklcam.cam.base import (
     rounding,
     upsample,
 )
+from sklcam.folding import is_out_of_memory
 
 
 class PerturbationMethod(Method):
@@ -38,7 +39,8 @@ class PerturbationMethod(Method):
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
         Most images, or activations, that go through the network at a time: the memory budget. None
-        is 10 on a CPU, whose caches hold no more, and 64 elsewhere.
+        is 10 of 224 x 224 pixels on a CPU, whose caches hold no more, 83 elsewhere, and more of
+        smaller ones.
     """
 
     def __init__(self, relu: bool = True, batch_size: int | None = None):
@@ -54,7 +56,7 @@ class PerturbationMethod(Method):
 
     def rows_at_a_time(self, subject: Subject) -> int:
         """Return the batch size for where the images are."""
-        return batch_size_on(subject.images.device, self.batch_size)
+        return batch_size_for(subject.images, self.batch_size)
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
         with torch.no_grad():
@@ -121,8 +123,8 @@ class ScoreCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
-        hold no more, and 64 elsewhere.
+        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
+        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
 
     References
     ----------
@@ -142,8 +144,8 @@ class ISCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
-        hold no more, and 64 elsewhere.
+        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
+        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
     n_samples : int, default=10
         N, the number of steps; each costs as much as Score-CAM.
 
@@ -180,8 +182,8 @@ class SSCAM(_MaskingMethod):
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 on a CPU, whose caches
-        hold no more, and 64 elsewhere.
+        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
+        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
     n_samples : int, default=35
         N, the number of noisy masks; each costs as much as Score-CAM without skipping.
     std : float, default=2.0
@@ -298,7 +300,7 @@ class AblationCAM(PerturbationMethod):
             scores = at_least_float32(subject.score(output, rows))
             came_out = _is_close(scores[0], subject.scores[image].detach(), ablated.dtype)
         except RuntimeError as error:  # in-place work on what is not to be changed
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             came_out = False
         if not came_out:

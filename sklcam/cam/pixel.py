@@ -18,7 +18,7 @@ from sklcam.cam.base import (
     Method,
     Subject,
     at_least_float32,
-    batch_size_on,
+    batch_size_for,
     check_batch_size,
     upsample,
 )
@@ -215,8 +215,8 @@ class Occlusion(Method):
     relu : bool, default=True
         Whether patches that speak against the class, so that the score rises, are cut off.
     batch_size : int or None, default=None
-        Most covered images that go through the network at a time; None is 10 on a CPU, whose caches
-        hold no more, and 64 elsewhere.
+        Most covered images that go through the network at a time; None is 10 of 224 x 224 pixels on
+        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
 
     References
     ----------
@@ -256,7 +256,7 @@ class Occlusion(Method):
         subject.prepare_many_runs()
         every = torch.arange(subject.n_images * len(patches), device=falls.device)
         scores = []
-        for part in every.split(batch_size_on(every.device, self.batch_size)):
+        for part in every.split(batch_size_for(subject.images, self.batch_size)):
             rows, places = part % subject.n_images, (part // subject.n_images).tolist()
             covered = subject.images[rows]
             for image, place in zip(covered, places, strict=True):
