@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sklcam.classifier import ConsistentCAMClassifier
+from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import CAMExplainer
 
-__all__ = ["CAMExplainer", "ConsistentCAMClassifier"]
+__all__ = ["CAMExplainer", "ConsistentCAMClassifier", "EmbeddingCAMExplainer"]
 
 try:
     __version__ = version("sklcam")

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK, get_method, min_max, upsample
 from sklcam.cam.base import at_least_float32
-from sklcam.cam.targets import has_several
+from sklcam.cam.targets import has_several, resolve_target
 from sklcam.images import (
     ImageDataset,
     dataset_labels,
@@ -102,6 +102,9 @@ class ExplainerMixin:
 
     def _frame_resize(self) -> str:
         return self.resize
+
+    def _top_channels(self) -> int | None:
+        return None
 
     def _evaluating(self) -> AbstractContextManager:
         """For as long as a batch is being explained."""
@@ -272,6 +275,23 @@ class ExplainerMixin:
         """
         return at_least_float32(output).softmax(dim=1)
 
+    def fixed_target(self, output: Tensor, target: Any) -> Any:
+        """Return the target that asks of other images what this one asks of these.
+
+        Parameters
+        ----------
+        output : Tensor
+            The network's output for some images.
+        target : None, Tensor, TopK or callable
+            As of :meth:`explain_inputs`; of several classes the first one counts.
+
+        Returns
+        -------
+        Tensor of shape (n_images,), or the callable
+            The predicted classes for None.
+        """
+        return target if callable(target) else resolve_target(output, target)[:, 0]
+
     def _method(self, method: AnyMethod | None) -> Method:
         chosen = get_method(self._default_method() if method is None else method)
         chosen.check()
@@ -285,6 +305,7 @@ class ExplainerMixin:
             target=target,
             forward=self._forward,
             image_input=self._name_of_image(),
+            top_channels=self._top_channels(),
         )
 
     def _fuse(self, maps: list[Tensor], *, scaled: bool) -> Tensor:
@@ -474,7 +495,7 @@ class ExplainerMixin:
             weights = method.channel_weights(self._subject(inputs, target, method))
         return weights if has_several(target) else [of_layer[:, 0] for of_layer in weights]
 
-    def top_channels(
+    def strongest_channels(
         self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
     ) -> Bunch:
         """Return the channels that speak most for a class, and most against it.
@@ -497,7 +518,7 @@ class ExplainerMixin:
         Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
         """
         if len(self._target_layers()) > 1:
-            raise ValueError("top_channels is for one target layer; there are several here.")
+            raise ValueError("strongest_channels is for one target layer; there are several here.")
         weights = self.channel_weights(X, target, method=method)
         if not 1 <= k <= weights.shape[-1]:
             raise ValueError(f"k must be 1 to {weights.shape[-1]}, the channels; got {k}.")

@@ -820,10 +820,10 @@ def test_channel_weights():
 
 
 @pytest.mark.parametrize("target", [None, TopK(2)])
-def test_top_channels(target):
+def test_strongest_channels(target):
     ours = explainer()
     weights = ours.channel_weights(IMAGES, target)
-    found = ours.top_channels(IMAGES, target, k=3)
+    found = ours.strongest_channels(IMAGES, target, k=3)
     ascending = np.sort(weights, axis=-1)
     assert_array_equal(found.positive_weights, ascending[..., :-4:-1])
     assert_array_equal(found.negative_weights, ascending[..., :3])
@@ -832,9 +832,9 @@ def test_top_channels(target):
         assert_array_equal(chosen, found[f"{sign}_weights"])
     for k in (0, 9):
         with pytest.raises(ValueError, match="k must be 1 to 8"):
-            ours.top_channels(IMAGES, k=k)
+            ours.strongest_channels(IMAGES, k=k)
     with pytest.raises(ValueError, match="one target layer"):
-        explainer(target_layer=["2", "5"]).top_channels(IMAGES)
+        explainer(target_layer=["2", "5"]).strongest_channels(IMAGES)
 
 
 # Results that do not fit into memory

@@ -573,7 +573,7 @@ def test_what_needs_no_score(shape):
         ),
         (
             {"metrics": ["adcc", "coherency"], "target": lambda output: output[:, 0]},
-            "adcc, average_drop: a callable target has no probability; give score=",
+            "adcc, average_drop: a target that is no class, such as a callable.* give score=",
         ),
         ({"target": TopK(2)}, "one class per image"),
         ({"target": np.zeros((N, 2), dtype=int)}, "one class per image"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklcam.cam.rules import ReluRule
-from sklcam.cam.targets import Target, target_classes, target_scores
+from sklcam.cam.targets import Target, resolve_target, target_scores
 from sklcam.folding import ManyRuns, is_out_of_memory, learn_many_runs
 from sklcam.inputs import Inputs, Rows, images_of, with_images
 from sklcam.models import TargetLayer
@@ -37,8 +37,8 @@ class Subject:
     layers : sequence of TargetLayer
     inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
         What the network is given.
-    target : None, TopK, Tensor of class indices or callable, default=None
-        What is explained.
+    target : None, TopK, Tensor or callable, default=None
+        What is explained, as of :func:`sklcam.cam.targets.target_scores`.
     forward : callable or None
         Takes inputs and returns the output; None calls the network.
     image_input : str or None
@@ -49,6 +49,8 @@ class Subject:
         Active during the forward pass that builds the graph.
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
+    top_channels : int or None, default=None
+        How many channels of a layer make a map, those with the highest weights; None is all.
 
     Attributes
     ----------
@@ -58,10 +60,11 @@ class Subject:
         As the network got them.
     activations : list of Tensor
         One per layer, in the layer's own layout.
-    classes : Tensor of shape (n_images, k) or None
-        What is explained, where the target is not a callable.
+    explained : Tensor or None
+        What is explained, where the target is not a callable: class indices of shape (n_images, k),
+        or directions (n_images, k, n_outputs), whose inner product with the output is the score.
     scores : Tensor of shape (n_images, k)
-        Those of the classes, or of the callable with k = 1.
+        Those of the classes or directions, or of the callable with k = 1.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Subject:
         graph: Literal["head", "images"] | None = "head",
         rule: AbstractContextManager | None = None,
         resumable: bool = False,
+        top_channels: int | None = None,
     ):
         self.network = network
         self.layers = list(layers)
@@ -87,10 +91,11 @@ class Subject:
         self._trunks: list[Trunk] = []
         self._gradients: dict[int, list[Tensor]] = {}
         self._many_runs: ManyRuns | None = None
+        self._top_channels = top_channels
         self.images = images_of(inputs, image_input).detach()
         self.output = self._record_fast(resumable)
         self._callable = target if callable(target) else None
-        self.classes = None if callable(target) else target_classes(self.output, target)
+        self.explained = None if callable(target) else resolve_target(self.output, target)
         with torch.set_grad_enabled(graph is not None):
             self.scores = at_least_float32(self.score(self.output))
 
@@ -175,6 +180,8 @@ class Subject:
         -------
         list of Tensor of shape (n_images, k, u, v)
         """
+        if self._top_channels is not None:
+            weights = [keep_top(of_layer, self._top_channels) for of_layer in weights]
         return [
             weighted_sum(of_layer, self.grid(layer), relu=relu)
             for layer, of_layer in enumerate(weights)
@@ -193,9 +200,9 @@ class Subject:
         -------
         Tensor of shape (m, k)
         """
-        if self.classes is None:
+        if self.explained is None:
             return target_scores(output, self._callable)[:, None]
-        return target_scores(output, self.classes if rows is None else self.classes[rows])
+        return target_scores(output, self.explained if rows is None else self.explained[rows])
 
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
@@ -241,7 +248,7 @@ class Subject:
 
     def on(self, images: Tensor) -> Subject:
         """Return the same question about other images, in a forward pass of their own."""
-        target = self._callable if self.classes is None else self.classes
+        target = self._callable if self.explained is None else self.explained
         inputs = self._with_images(images)
         return Subject(
             self.network,
@@ -252,6 +259,7 @@ class Subject:
             image_input=self._image_input,
             graph=self._graph,
             rule=self.rule,
+            top_channels=self._top_channels,
         )
 
     def gradients(
@@ -317,6 +325,11 @@ class Method(BaseEstimator, ABC):
     @property
     def scaled(self) -> bool:
         return True
+
+    @property
+    def weighs_channels(self) -> bool:
+        """Whether a map is the weighted sum of a layer's channels."""
+        return type(self).channel_weights is not Method.channel_weights
 
     def check(self) -> None:
         """Raise a ValueError for options that make no sense; before any work."""
@@ -384,6 +397,23 @@ class Method(BaseEstimator, ABC):
             f"{type(self).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
             "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
         )
+
+
+def keep_top(weights: Tensor, n_channels: int) -> Tensor:
+    """Set all weights (n_images, k, K) but each row's highest, by their sign, to zero.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer channels.
+    """
+    if n_channels > weights.shape[2]:
+        raise ValueError(
+            f"top_channels={n_channels} asks for more channels than the layer has: "
+            f"{weights.shape[2]}."
+        )
+    highest = weights.topk(n_channels, dim=2)
+    return torch.zeros_like(weights).scatter(2, highest.indices, highest.values)
 
 
 def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
@@ -485,6 +515,9 @@ class WeightedGradientMethod(GradientMethod):
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
         return _for_each_layer(subject, self.weights)
+
+    def explain(self, subject: Subject) -> list[Tensor]:
+        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
 
 
 def _for_each_layer(subject: Subject, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:

@@ -138,7 +138,8 @@ class CAM(Method):
 
 def _head_weights(subject: Subject, layer: int) -> Tensor:
     """Return the linear layer's rows of the classes, if that is what the head is."""
-    if subject.classes is None:
+    explained = subject.explained
+    if explained is None:
         raise ValueError("CAM explains classes; it has no weights for a callable target.")
     pooled = subject.grid(layer).mean(dim=(2, 3))
     output = at_least_float32(subject.output.detach())
@@ -154,7 +155,7 @@ def _head_weights(subject: Subject, layer: int) -> Tensor:
         bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
         half = subject.output.dtype not in (torch.float32, torch.float64)
         if ((pooled @ weight.T + bias - output).abs() <= (0.05 if half else 1e-3) * scale).all():
-            return weight[subject.classes]
+            return explained @ weight if explained.is_floating_point() else weight[explained]
     raise ValueError(
         f"CAM needs a head of global average pooling and one linear layer; what follows "
         f"{subject.layers[layer].name!r} is something else. Grad-CAM is the same where CAM is "

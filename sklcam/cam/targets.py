@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,21 @@ import torch
 from torch import Tensor
 
 
+class DeferredTarget(ABC):
+    """A target that is known once the network's output is."""
+
+    @property
+    @abstractmethod
+    def several(self) -> bool:
+        """Whether it asks for several scores per image, on an axis of their own."""
+
+    @abstractmethod
+    def resolve(self, output: Tensor) -> Tensor:
+        """Return class indices (n_images, k), or directions (n_images, k, n_outputs)."""
+
+
 @dataclass(frozen=True)
-class TopK:
+class TopK(DeferredTarget):
     """Target: the k highest-scoring classes of each image, the predicted one first.
 
     All k are explained from one forward pass; the maps get an axis of length k after the images'.
@@ -23,7 +37,7 @@ class TopK:
     --------
     >>> import torch
     >>> from sklcam.cam import TopK
-    >>> TopK(2).classes(torch.tensor([[1.0, 3.0, 2.0]]))
+    >>> TopK(2).resolve(torch.tensor([[1.0, 3.0, 2.0]]))
     tensor([[1, 2]])
     """
 
@@ -33,6 +47,10 @@ class TopK:
         if not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"TopK takes a positive number of classes; got {self.k!r}.")
 
+    @property
+    def several(self) -> bool:
+        return True
+
     def check(self, n_classes: int) -> None:
         """Raise a ValueError if there are fewer classes than k."""
         if self.k > n_classes:
@@ -40,40 +58,42 @@ class TopK:
                 f"TopK({self.k}) asks for more classes than the network has: {n_classes}."
             )
 
-    def classes(self, output: Tensor) -> Tensor:
+    def resolve(self, output: Tensor) -> Tensor:
         """Return the classes' indices, of shape (n_images, k)."""
         self.check(output.shape[1])
         return output.topk(self.k, dim=1).indices
 
 
-Target = Tensor | TopK | Callable[[Tensor], Tensor] | None
+Target = Tensor | DeferredTarget | Callable[[Tensor], Tensor] | None
 
 
-def target_classes(output: Tensor, target: Tensor | TopK | None = None) -> Tensor:
-    """Return the classes to explain.
+def resolve_target(output: Tensor, target: Tensor | DeferredTarget | None = None) -> Tensor:
+    """Return what is explained of each image, once the output is known.
 
     Parameters
     ----------
-    output : Tensor of shape (n_images, n_classes)
-        The network's output.
-    target : None, TopK, or Tensor of class indices of shape (n_images,) or (n_images, k)
-        None is the predicted class.
+    output : Tensor of shape (n_images, n_outputs)
+        The network's output: class scores, or an embedding.
+    target : None, DeferredTarget such as TopK, or Tensor
+        None is the output that is the highest. Integers are indices of outputs, of shape
+        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
+        (n_images, k, n_outputs): the score is the inner product with the output.
 
     Returns
     -------
-    Tensor of shape (n_images, k), int64
-        One column for None and for a target of one axis.
+    Tensor of shape (n_images, k), int64, or (n_images, k, n_outputs), float
+        k is 1 for a target of one score per image.
 
     Raises
     ------
     ValueError
-        If the output is not one score per class, or the targets are not one row per image.
+        If the output is not one row per image, or the targets are not.
 
     Examples
     --------
     >>> import torch
-    >>> from sklcam.cam.targets import target_classes
-    >>> target_classes(torch.tensor([[1.0, 3.0], [5.0, 2.0]]))
+    >>> from sklcam.cam.targets import resolve_target
+    >>> resolve_target(torch.tensor([[1.0, 3.0], [5.0, 2.0]]))
     tensor([[1],
             [0]])
     """
@@ -84,8 +104,10 @@ def target_classes(output: Tensor, target: Tensor | TopK | None = None) -> Tenso
         )
     if target is None:
         return output.argmax(dim=1, keepdim=True)
-    if isinstance(target, TopK):
-        return target.classes(output)
+    if isinstance(target, DeferredTarget):
+        return target.resolve(output)
+    if target.is_floating_point():
+        return _check_directions(target, output)
     if target.ndim not in (1, 2) or len(target) != len(output):
         raise ValueError(
             f"target must hold one class, or one row of classes, per image; got shape "
@@ -94,19 +116,29 @@ def target_classes(output: Tensor, target: Tensor | TopK | None = None) -> Tenso
     return target.to(output.device).reshape(len(output), -1)
 
 
+def _check_directions(target: Tensor, output: Tensor) -> Tensor:
+    fits = target.ndim in (2, 3) and len(target) == len(output)
+    if not fits or target.shape[-1] != output.shape[1]:
+        raise ValueError(
+            "A target of directions must be (n_images, n_outputs) or (n_images, k, n_outputs), for "
+            f"an output of {tuple(output.shape)}; got shape {tuple(target.shape)}."
+        )
+    return target.to(output.device).reshape(len(output), -1, output.shape[1])
+
+
 def target_scores(output: Tensor, target: Target = None) -> Tensor:
     """Return the scores to explain, differentiably.
 
     Parameters
     ----------
     output : Tensor
-        The network's output; of shape (n_images, n_classes) unless ``target`` is callable.
-    target : None, TopK, Tensor of class indices of shape (n_images,) or (n_images, k), or callable
-        None is the predicted class. A callable takes ``output`` and returns one score per image.
+        The network's output; of shape (n_images, n_outputs) unless ``target`` is callable.
+    target : None, DeferredTarget, Tensor or callable
+        As of :func:`resolve_target`. A callable takes ``output`` and returns one score per image.
 
     Returns
     -------
-    Tensor of shape (n_images,), or (n_images, k) for a target of several classes per image
+    Tensor of shape (n_images,), or (n_images, k) for a target of several scores per image
 
     Raises
     ------
@@ -125,16 +157,24 @@ def target_scores(output: Tensor, target: Target = None) -> Tensor:
     >>> target_scores(logits, TopK(2))
     tensor([[3., 1.],
             [5., 2.]])
+    >>> target_scores(logits, torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    tensor([4., 4.])
     """
     if callable(target):
         return _check_scores(target(output), len(output))
-    scores = output.gather(1, target_classes(output, target))
+    resolved = resolve_target(output, target)
+    if resolved.is_floating_point():
+        scores = (output[:, None] * resolved.to(output.dtype)).sum(dim=2)
+    else:
+        scores = output.gather(1, resolved)
     return scores if has_several(target) else scores[:, 0]
 
 
 def has_several(target: Target) -> bool:
-    """Whether a target asks for several classes per image."""
-    return isinstance(target, TopK) or (isinstance(target, Tensor) and target.ndim == 2)
+    """Whether a target asks for several scores per image."""
+    if isinstance(target, Tensor):
+        return target.ndim == 2 + target.is_floating_point()
+    return isinstance(target, DeferredTarget) and target.several
 
 
 def _check_scores(scores: object, n_images: int) -> Tensor:

@@ -1,318 +1,31 @@
 """All numbers of an explainer in one pass over the data.
 
-What several metrics need is computed once a batch: the maps and the prediction in one forward pass,
-the map and the prediction of the masked image in another, one set of insertion and deletion curves.
-Nothing but one value per image and metric outlives its batch.
+Checks what is asked for, sends batch after batch through the metrics, in one process or several,
+and keeps nothing of a batch but one value per image and metric.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from sklcam.cam import GradCAM, Method, Occlusion, TopK
-from sklcam.cam.targets import target_classes
+from sklcam.cam import Method, TopK
 from sklcam.explainer import CAMExplainer, ExplainerMixin
-from sklcam.folding import ManyRuns, learn_many_runs
-from sklcam.images import dataset_labels, map_to_frame
-from sklcam.metrics import causal, confidence, faithfulness, localization
-from sklcam.metrics.confidence import is_constant
-from sklcam.metrics.consistency import ssim_consistency
+from sklcam.images import dataset_labels
+from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation
-from sklcam.views import Views, ViewSampler
-
-
-@dataclass
-class _Options:
-    """What is the same for all batches."""
-
-    method: Any
-    metrics: frozenset[str]
-    params: dict[str, dict[str, Any]]
-    score: Callable[[Tensor], Tensor] | None
-    batch_size: int | None
-    seed: int
-
-    def of(self, metric: str) -> dict[str, Any]:
-        return self.params.get(metric, {})
-
-
-class _Shared:
-    """What batches hand on to the next: the views' generator, and how the network runs fast.
-
-    Parameters
-    ----------
-    options : _Options
-    n_before : int
-        How many images precede the first batch: their views are drawn and left aside.
-    """
-
-    def __init__(self, options: _Options, n_before: int):
-        self.n_constant = 0  # images whose consistency is 0 as a map is constant
-        self._generator = torch.Generator().manual_seed(options.seed)
-        self._n_before = n_before
-        self._many_runs: ManyRuns | None = None
-
-    def views(self, sampler: ViewSampler, n_images: int, size: tuple[int, int]) -> Views:
-        """Draw the next images' views."""
-        if self._n_before:
-            sampler(self._n_before, size=size, generator=self._generator)
-            self._n_before = 0
-        return sampler(n_images, size=size, generator=self._generator)
-
-    def many_runs(self, learn: Callable[[], ManyRuns]) -> ManyRuns:
-        """Return how the network runs the fastest, which is learnt once."""
-        if self._many_runs is None:
-            self._many_runs = learn()
-        return self._many_runs
-
-
-class _Batch:
-    """One batch, and what metrics ask about it; each answer is computed once, when asked for."""
-
-    def __init__(
-        self,
-        estimator: Any,
-        inputs: Any,
-        target: Any,
-        truth: dict[str, Any],
-        options: _Options,
-        shared: _Shared,
-    ):
-        self.estimator = estimator
-        self.inputs = inputs
-        self.target = target
-        self.truth = truth
-        self.options = options
-        self.shared = shared
-        self.images = estimator.images_of(inputs)
-
-    @cached_property
-    def _explained(self) -> tuple[dict[str, Tensor], Tensor]:
-        """The maps that are needed of the images, from one forward pass, and the output."""
-        methods = {}
-        if self.options.metrics != {"consistency"}:
-            methods["maps"] = self.options.method
-        if "consistency" in self.options.metrics:
-            methods["consistency"] = _view_method(self.options.of("consistency"))
-        if not self.options.of("iauc").get("relu", True):
-            methods["without_relu"] = without_relu(self.options.method)
-        maps, output = self.estimator.explain_inputs_by(
-            self.inputs, self.target, methods=list(methods.values())
-        )
-        return dict(zip(methods, maps, strict=True)), output
-
-    @property
-    def maps(self) -> Tensor:
-        return self._explained[0]["maps"]
-
-    @property
-    def output(self) -> Tensor:
-        return self._explained[1]
-
-    @cached_property
-    def fixed_target(self) -> Any:
-        """The target, with the predicted class for None: what is explained of other images too."""
-        if callable(self.target):
-            return self.target
-        return target_classes(self.output, self.target)[:, 0]
-
-    def confidence(self, output: Tensor, rows: Any = slice(None)) -> Tensor:
-        """Return the score of what is explained, in [0, 1]."""
-        if self.options.score is not None:
-            return self.options.score(output)
-        probabilities = self.estimator.probabilities(output)
-        return probabilities.gather(1, self.fixed_target[rows][:, None])[:, 0]
-
-    @cached_property
-    def full(self) -> Tensor:
-        return self.confidence(self.output)
-
-    @cached_property
-    def _masked(self) -> tuple[Tensor | None, Tensor]:
-        """The map of the masked image, if it is needed, and the network's output for it."""
-        images = self.images * self.maps[:, None].to(self.images.dtype)
-        inputs = self.estimator.with_images(self.inputs, images)
-        if not {"coherency", "adcc", "arcc"} & self.options.metrics:
-            return None, self.estimator.output_of(inputs)
-        return self.estimator.explain_inputs(inputs, self.fixed_target, method=self.options.method)
-
-    def score(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Run the network on other images, as the causal metrics do many times."""
-        inputs = self.estimator.with_images(self.inputs, images, rows)
-        with self._many_runs.folded:
-            return self.confidence(self.estimator.output_of(inputs), rows)
-
-    @property
-    def _many_runs(self) -> ManyRuns:
-        first = torch.zeros(1, dtype=torch.long, device=self.images.device)
-        return self.shared.many_runs(
-            lambda: learn_many_runs(
-                self.estimator.output_of,
-                lambda image: self.estimator.with_images(self.inputs, image, first),
-                self.images[:1],
-                self.output[:1],
-            )
-        )
-
-    @property
-    def _images_to_change(self) -> Tensor:
-        return self._many_runs.arrange(self.images)
-
-    @cached_property
-    def average_drop(self) -> Tensor:
-        return confidence.average_drop(self.full, self.confidence(self._masked[1]))
-
-    @cached_property
-    def average_increase(self) -> Tensor:
-        return confidence.average_increase(self.full, self.confidence(self._masked[1]))
-
-    @cached_property
-    def coherency(self) -> Tensor:
-        maps = self._masked[0]
-        assert maps is not None
-        return confidence.coherency(self.maps, maps)
-
-    @cached_property
-    def complexity(self) -> Tensor:
-        return confidence.complexity(self.maps)
-
-    @cached_property
-    def sparsity(self) -> Tensor:
-        return confidence.sparsity(self.maps)
-
-    @cached_property
-    def adcc(self) -> Tensor:
-        return confidence.adcc(self.coherency, self.complexity, self.average_drop)
-
-    @cached_property
-    def arcc(self) -> Tensor:
-        return confidence.arcc(self.coherency, self.complexity, self.road)
-
-    @cached_property
-    def road(self) -> Tensor:
-        return causal.road(
-            self.score,
-            self._images_to_change,
-            self.maps,
-            generator=torch.Generator().manual_seed(self.options.seed),
-            batch_size=self.options.batch_size,
-            **self.options.of("road"),
-        )
-
-    @cached_property
-    def _curves(self) -> Any:
-        """Insertion, deletion or both, as is asked for."""
-        asked = self.options.metrics & {"iauc", "dauc"}
-        follow, unused = _CURVES[frozenset(asked)]
-        options = self.options.of("iauc")
-        options = {name: of for name, of in options.items() if name not in ("relu", unused)}
-        maps = self._explained[0]
-        return follow(
-            self.score,
-            self._images_to_change,
-            maps.get("without_relu", maps["maps"]),
-            full=self.full,
-            batch_size=self.options.batch_size,
-            **options,
-        )
-
-    @cached_property
-    def iauc(self) -> Tensor:
-        return causal.insertion_auc(self._curves)
-
-    @cached_property
-    def dauc(self) -> Tensor:
-        return causal.deletion_auc(self._curves)
-
-    @cached_property
-    def consistency(self) -> Tensor:
-        options = self.options.of("consistency")
-        size = (self.images.shape[-2], self.images.shape[-1])
-        sampler = options.get("views") or ViewSampler()
-        view = self.shared.views(sampler, len(self.images), size).to(self.images.device)
-        inputs = self.estimator.with_images(self.inputs, view(self.images))
-        maps = self._explained[0]["consistency"]
-        maps_of_view, _ = self.estimator.explain_inputs(
-            inputs, self.target, method=_view_method(options)
-        )
-        self.shared.n_constant += int((is_constant(maps) | is_constant(maps_of_view)).sum())
-        return ssim_consistency(view(maps), maps_of_view)
-
-    @cached_property
-    def rank_correlation(self) -> Tensor:
-        occlusion = self.options.of("rank_correlation").get("occlusion", Occlusion(relu=False))
-        references, _ = self.estimator.explain_inputs(
-            self.inputs, self.fixed_target, method=occlusion, normalize=False
-        )
-        _, stride = occlusion.patch_and_stride(*self.images.shape[-2:])
-        return faithfulness.rank_correlation(self.maps, references, cell=stride)
-
-    @cached_property
-    def accuracy(self) -> Tensor:
-        predicted = self.estimator.classes_[self.output.argmax(dim=1).cpu().numpy()]
-        return torch.as_tensor(predicted == self.truth["y"])
-
-    # With the truth, in the frame of each image
-
-    def _per_image(self, measure: Callable[[Tensor, Any], Tensor], kind: str) -> Tensor:
-        values = []
-        for map_, truth, size in zip(self.maps, self.truth[kind], self.truth["sizes"], strict=True):
-            framed = map_to_frame(map_, size, resize=self.estimator._frame_resize())[None]
-            values.append(measure(framed, truth)[0])
-        return torch.stack(values)
-
-    def _against_mask(self, measure: Callable[..., Tensor], name: str) -> Tensor:
-        options = self.options.of(name)
-
-        def of_image(map_: Tensor, truth: Any) -> Tensor:
-            if self.truth["masks"] is None:
-                boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
-                mask = localization.box_masks([boxes], (map_.shape[-2], map_.shape[-1]))
-            else:
-                mask = _as_mask(truth)[None]
-            return measure(map_, mask.to(map_.device), **options)
-
-        return self._per_image(of_image, "boxes" if self.truth["masks"] is None else "masks")
-
-    @cached_property
-    def heatmap_ratio(self) -> Tensor:
-        return self._against_mask(localization.heatmap_ratio, "heatmap_ratio")
-
-    @cached_property
-    def inside_outside_ratio(self) -> Tensor:
-        return self._against_mask(localization.inside_outside_ratio, "inside_outside_ratio")
-
-    @cached_property
-    def pointing_game(self) -> Tensor:
-        return self._against_mask(localization.pointing_game, "pointing_game")
-
-    @cached_property
-    def localization_accuracy(self) -> Tensor:
-        options = dict(self.options.of("localization_accuracy"))
-        threshold = options.pop("threshold", 0.15)
-
-        def of_image(map_: Tensor, truth: Any) -> Tensor:
-            boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
-            found = localization.box_from_map(map_, threshold)
-            return localization.localization_accuracy(found, [boxes], **options)
-
-        return self._per_image(of_image, "boxes")
-
+from sklcam.views import ViewSampler
 
 # Whether higher is better.
 METRICS = {
@@ -344,25 +57,8 @@ OPTIONS = {
     "road": {"noise", "percentiles"},
 }
 _BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
-# What follows the curves that are asked for, and the option that it has no use for.
-_CURVES: dict[frozenset[str], tuple[Callable[..., Any], str | None]] = {
-    frozenset({"iauc", "dauc"}): (causal.causal_curves, None),
-    frozenset({"iauc"}): (causal.insertion_curve, "end"),
-    frozenset({"dauc"}): (causal.deletion_curve, "start"),
-}
 _PARTS_PER_JOB = 4  # so that the bar moves
 _BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
-
-
-def _view_method(options: Mapping[str, Any]) -> Any:
-    return options.get("method") or GradCAM(relu=False)
-
-
-def without_relu(method: Method) -> Method:
-    """Return the method with its ReLU left out; an error if it has none to leave out."""
-    if "relu" not in method.get_params(deep=False):
-        raise ValueError(f"{method!r} has no relu to leave out.")
-    return clone(method).set_params(relu=False)
 
 
 def evaluate(
@@ -386,7 +82,7 @@ def evaluate(
 
     Parameters
     ----------
-    estimator : ConsistentCAMClassifier, CAMExplainer or nn.Module
+    estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or nn.Module
         Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults.
     X : images
         In any form that the estimator takes.
@@ -447,11 +143,14 @@ def evaluate(
     ['0.9998', '0.9998', '0.9998']
     """
     names = _check_metrics(metrics)
-    _check_needs(names, boxes, masks, score, target, metric_params)
+    _check_needs(names, boxes, masks, target, metric_params)
+    if score is None:
+        _check_has_probability(target, names, encoded=False)
     if y is None and "accuracy" in names:
         y = _labels_of(X)
     estimator = _as_explainer(estimator, X)
-    options = _Options(
+    estimator._network()  # an error if it is not fitted
+    options = Options(
         estimator._method(method),
         frozenset(names),
         {name: dict(params) for name, params in (metric_params or {}).items()},
@@ -461,7 +160,9 @@ def evaluate(
     )
     _check_maps_are_single(estimator, options.method)
     dataset = estimator._image_dataset(X)
-    estimator._encode_target(target, len(dataset))
+    encoded = estimator._encode_target(target, len(dataset))
+    if score is None:
+        _check_has_probability(encoded, names, encoded=True)
     truth = {"y": None if y is None else _as_array(y), "boxes": boxes, "masks": masks}
     _check_lengths(truth, len(dataset))
     with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
@@ -543,7 +244,7 @@ def consistency_score(
 
 
 def _in_one_go(
-    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: _Options, bar: Any, _: Any
+    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: Options, bar: Any, _: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     yield _measure(estimator, X, target, truth, options, on_images=bar.update)
 
@@ -553,7 +254,7 @@ def _in_processes(
     X: Any,
     target: Any,
     truth: dict[str, Any],
-    options: _Options,
+    options: Options,
     bar: Any,
     n_jobs: int | None,
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -590,7 +291,7 @@ def _measure(
     X: Any,
     target: Any,
     truth: dict[str, Any],
-    options: _Options,
+    options: Options,
     *,
     n_before: int = 0,
     on_images: Callable[[int], Any] | None = None,
@@ -599,13 +300,13 @@ def _measure(
     dataset = estimator._image_dataset(X)
     target = estimator._encode_target(target, len(dataset))
     collected: dict[str, list[np.ndarray]] = {name: [] for name in options.metrics}
-    shared = _Shared(options, n_before)
+    shared = Shared(options, n_before)
     start = 0
     for inputs, batch_target in estimator._iter_targeted(dataset, target):
         stop = start + len(estimator.images_of(inputs))
         of_batch = {name: None if of is None else of[start:stop] for name, of in truth.items()}
         of_batch["sizes"] = [dataset.original_size(i) for i in range(start, stop)]
-        batch = _Batch(estimator, inputs, batch_target, of_batch, options, shared)
+        batch = Batch(estimator, inputs, batch_target, of_batch, options, shared)
         for name, values in collected.items():
             values.append(getattr(batch, name).detach().double().cpu().numpy())
         if on_images is not None:
@@ -618,24 +319,25 @@ def _as_array(labels: Any) -> np.ndarray:
     return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
 
 
-def _as_mask(mask: Any) -> Tensor:
-    """Return a mask as bool, or as the shares of pixels that it holds."""
-    array = np.asarray(mask)
-    if array.dtype.kind in "biu":
-        return torch.as_tensor(array != 0)
-    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(
-            "A mask must be bool, an integer that is 0 outside the object, or a float in [0, 1]; "
-            f"got {array.dtype}{' beyond [0, 1]' if array.dtype.kind == 'f' else ''}."
-        )
-    return torch.as_tensor(array)
-
-
 def _labels_of(X: Any) -> np.ndarray:
     labels = dataset_labels(X) if isinstance(X, Dataset) else None
     if labels is None:
         raise ValueError("accuracy needs y, the true labels.")
     return labels
+
+
+def _check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -> None:
+    """Raise a ValueError where probabilities are needed and the target is no class."""
+    is_class = not callable(target)
+    if encoded:
+        is_class = target is None or (isinstance(target, Tensor) and not target.is_floating_point())
+    needy = sorted(_BOUNDED & set(names))
+    if needy and not is_class:
+        raise ValueError(
+            f"{', '.join(needy)}: a target that is no class, such as a callable, has no "
+            "probability; give score=, a function of the network's output that returns one number "
+            "in [0, 1] per image."
+        )
 
 
 def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
@@ -683,7 +385,6 @@ def _check_needs(
     names: Sequence[str],
     boxes: Any,
     masks: Any,
-    score: Any,
     target: Any,
     params: Mapping[str, Any] | None,
 ) -> None:
@@ -693,13 +394,7 @@ def _check_needs(
     if chosen & _BOXES_OR_MASKS and boxes is None and masks is None:
         missing = ", ".join(sorted(chosen & _BOXES_OR_MASKS))
         raise ValueError(f"{missing}: needs boxes or masks, where the objects of each image are.")
-    if callable(target) and score is None and chosen & _BOUNDED:
-        raise ValueError(
-            f"{', '.join(sorted(chosen & _BOUNDED))}: a callable target has no probability; give "
-            "score=, a function of the network's output that returns one number in [0, 1] per "
-            "image."
-        )
-    if isinstance(target, TopK) or (not callable(target) and np.ndim(target) > 1):
+    if isinstance(target, TopK) or (not callable(target) and np.ndim(target) == 2):
         raise ValueError("evaluate explains one class per image; give one label each.")
     unknown = sorted(set(params or {}) - set(METRICS))
     if unknown:
