@@ -124,13 +124,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         themselves, such as those that a network was trained with, in the order of ``classes``.
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
-    target_layer, layer_fusion, reshape, image_input, image_size, resize, mean, std, batch_size, \
-num_workers, verbose
+    target_layer, layer_fusion, reshape, image_input, image_size, resize, mean, std
         As of :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
+    batch_size, num_workers, verbose
+        As of :class:`~sklcam.CAMExplainer`.
 
     Attributes
     ----------
