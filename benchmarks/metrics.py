@@ -12,8 +12,8 @@ checked on what the two have in common.
 For ADCC there is no library, but the authors' recipe: one image at a time, a pass, a map, a pass of
 the image times its map, and the map of that; the maps are the peers'.
 
-"passes" are forward passes alone, as many as insertion and deletion take, of the network as it is,
-under ``torch.inference_mode()``.
+"passes" are forward passes alone, 2 n_steps + 1 for each image as insertion and deletion would take
+without sharing any, of the network as it is, under ``torch.inference_mode()``.
 
 Quantus, which is ``pip install quantus``, and scikit-image are left out if they are not installed;
 the rest is what ``explain.py`` needs, from which networks and images come.

@@ -147,9 +147,14 @@ class Batch:
 
     def score(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run the network on other images, as the causal metrics do many times."""
+        n_images = len(images)
+        if isinstance(self.inputs, Tensor) and images.stride(0) == 0:
+            # It is one image, expanded: it runs once.
+            images = images[:1].clone(memory_format=self._many_runs.memory_format)
         inputs = self.estimator.with_images(self.inputs, images, rows)
         with self._many_runs.folded:
-            return self.confidence(self.estimator.output_of(inputs), rows)
+            output = self.estimator.output_of(inputs)
+        return self.confidence(output.expand(n_images, *output.shape[1:]), rows)
 
     @property
     def _many_runs(self) -> ManyRuns:

@@ -253,31 +253,40 @@ class _Sweep:
         return self._full.float()[:, None]
 
     def insertion(self, start: Base | None) -> Tensor:
-        """Return the scores (n_images, n_steps + 1) with the salient pixels in place of start's."""
-        scores = self._scores(
-            _base(self.images, blur if start is None else start), self._is_salient, first=0
-        )
-        return torch.cat([scores, self.full], dim=1)
+        """Return the scores (n_images, n_steps + 1) as salient pixels replace those of start."""
+        base = _base(self.images, blur if start is None else start)
+        between = self._between(base, self._is_salient)
+        return torch.cat([self._of_base(base), between, self.full], dim=1)
 
     def deletion(self, end: Base | None) -> Tensor:
         """Return the scores (n_images, n_steps + 1) as those of the end replace salient pixels."""
         base = _base(self.images, torch.zeros_like if end is None else end)
-        scores = self._scores(base, lambda *job: ~self._is_salient(*job), first=1)
-        return torch.cat([self.full, scores], dim=1)
+        between = self._between(base, lambda *job: ~self._is_salient(*job))
+        return torch.cat([self.full, between, self._of_base(base)], dim=1)
 
     def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
         return self.ranks[rows] < self.counts[steps, None, None]
 
-    def _scores(self, base: Tensor, is_shown: Callable[..., Tensor], *, first: int) -> Tensor:
-        """Score all images at n_steps steps, filling batches across both."""
-        jobs = torch.arange(len(self.images) * self.n_steps, device=self.images.device)
-        scores = []
-        for part in jobs.split(self.batch_size):
-            rows, steps = part // self.n_steps, part % self.n_steps + first
+    def _of_base(self, base: Tensor) -> Tensor:
+        """Score what has no pixel of the images, (n_images, 1).
+
+        Where it is the same for all of them, such as zeros, it is handed on as one image, expanded.
+        """
+        if bool((base == base[:1]).all()):
+            base = base[:1].expand_as(base)
+        return _in_batches(self.score, base, self.batch_size)[:, None]
+
+    def _between(self, base: Tensor, is_shown: Callable[..., Tensor]) -> Tensor:
+        """Score all images at the n_steps - 1 steps between, filling batches across both."""
+        n_between = self.n_steps - 1
+        jobs = torch.arange(len(self.images) * n_between, device=self.images.device)
+        scores = [self.full.new_empty(0)]
+        for part in jobs.split(self.batch_size) if n_between else ():
+            rows, steps = part // n_between, part % n_between + 1
             shown = is_shown(rows, steps)[:, None]
             mixed = torch.where(shown, self.images[rows], base[rows])
             scores.append(self.score(mixed, rows).float())
-        return torch.cat(scores).view(len(self.images), self.n_steps)
+        return torch.cat(scores).view(len(self.images), n_between)
 
 
 def _base(images: Tensor, base: Base) -> Tensor:
@@ -292,8 +301,9 @@ def _base(images: Tensor, base: Base) -> Tensor:
 
 
 def _in_batches(score: Score, images: Tensor, batch_size: int) -> Tensor:
-    every = torch.arange(len(images), device=images.device)
-    return torch.cat([score(images[rows], rows).float() for rows in every.split(batch_size)])
+    rows = torch.arange(len(images), device=images.device).split(batch_size)
+    parts = zip(images.split(batch_size), rows, strict=True)  # slices: expanded ones stay so
+    return torch.cat([score(*part).float() for part in parts])
 
 
 def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
