@@ -28,7 +28,7 @@ from sklcam.cam import Method, TopK
 from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import DeferredTarget
 from sklcam.explainer import AnyMethod, CAMExplainer
-from sklcam.images import dataset_labels
+from sklcam.images import labels_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,13 +275,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             return None
         if X is None:
             raise ValueError("fit needs images X and labels y to learn proxies from.")
-        y = dataset_labels(X) if y is None else y
-        if y is None:
-            raise ValueError(
-                "y is missing: proxies of classes need one label per image (only a torch data set "
-                'that has .targets brings its own); proxy="self" needs none.'
-            )
-        labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        labels = labels_for(X, y, f"proxy={self.proxy!r}")
         n_images = len(self._image_dataset(X))
         if labels.shape != (n_images,):
             raise ValueError(

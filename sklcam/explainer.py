@@ -35,8 +35,8 @@ from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import has_several, resolve_target
 from sklcam.images import (
     ImageDataset,
-    dataset_labels,
     default_statistics,
+    labels_for,
     map_to_frame,
     normalize,
 )
@@ -1053,13 +1053,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         -------
         float, in [0, 1]
         """
-        y = dataset_labels(X) if y is None else y
-        if y is None:
-            raise ValueError(
-                "score needs y: one label per image (only a torch data set that has .targets "
-                "brings its own)."
-            )
-        y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        y = labels_for(X, y, "score")
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
     def __sklearn_clone__(self) -> CAMExplainer:

@@ -299,6 +299,34 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     return None
 
 
+def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
+    """Return the labels that something needs: those that were given, or the data set's own.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like or None
+    purpose : str
+        What needs them, for the message.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    y = dataset_labels(X) if y is None else y
+    if y is None:
+        raise ValueError(
+            f"{purpose} needs y: one label per image (only a torch data set that has .targets "
+            "brings its own)."
+        )
+    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+
+
 def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation to normalise images with when none are given.
 

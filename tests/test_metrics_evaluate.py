@@ -782,7 +782,7 @@ def test_labels_in_any_form(form):
 
 
 def test_one_seed_one_result():
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - what must not change
     options = {"metric_params": {"iauc": {"n_steps": 2}}, "metrics": ("consistency", "road")}
     first, again, other = (measure(explainer(), random_state=s, **options) for s in (3, 3, 4))
     for name in ("consistency", "road"):

@@ -541,8 +541,8 @@ def draw_seed(random_state: Any) -> int:
 # whose caches hold no more, and 83 elsewhere.
 _PIXELS_ON_CPU, _PIXELS_ELSEWHERE = 2**19, 2**22
 
-# From how many pixels in a batch on, in all of torchvision's families, no network is slower in
-# channels_last on a CPU; most are faster.
+# From how many pixels in a batch on none of seven convolutional families was slower in
+# channels_last on a CPU, to within 1 %; most were faster. With a quarter of it ResNets lose.
 _PIXELS_TO_REARRANGE = 2**18
 
 

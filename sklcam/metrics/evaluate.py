@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK
 from sklcam.explainer import CAMExplainer, ExplainerMixin
-from sklcam.images import dataset_labels
+from sklcam.images import labels_for
 from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation
 from sklcam.views import ViewSampler
@@ -146,8 +146,8 @@ def evaluate(
     _check_needs(names, boxes, masks, target, metric_params)
     if score is None:
         _check_has_probability(target, names, encoded=False)
-    if y is None and "accuracy" in names:
-        y = _labels_of(X)
+    if y is not None or "accuracy" in names:
+        y = labels_for(X, y, "accuracy")
     estimator = _as_explainer(estimator, X)
     estimator._network()  # an error if it is not fitted
     options = Options(
@@ -163,7 +163,7 @@ def evaluate(
     encoded = estimator._encode_target(target, len(dataset))
     if score is None:
         _check_has_probability(encoded, names, encoded=True)
-    truth = {"y": None if y is None else _as_array(y), "boxes": boxes, "masks": masks}
+    truth = {"y": y, "boxes": boxes, "masks": masks}
     _check_lengths(truth, len(dataset))
     with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
         parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
@@ -313,17 +313,6 @@ def _measure(
             on_images(stop - start)
         start = stop
     return {name: np.concatenate(of) for name, of in collected.items()}, shared.n_constant
-
-
-def _as_array(labels: Any) -> np.ndarray:
-    return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-
-
-def _labels_of(X: Any) -> np.ndarray:
-    labels = dataset_labels(X) if isinstance(X, Dataset) else None
-    if labels is None:
-        raise ValueError("accuracy needs y, the true labels.")
-    return labels
 
 
 def _check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -> None:
