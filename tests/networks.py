@@ -93,6 +93,8 @@ class ImageAndVector(nn.Module):
         self.head = nn.Linear(4, num_classes)
 
     def forward(self, image, vector):
+        if len(image) != len(vector):  # which would be broadcast
+            raise ValueError(f"{len(image)} images and {len(vector)} vectors.")
         features = torch.relu(self.conv(image))
         return self.head((features * self.gate(vector)[..., None, None]).mean((2, 3)))
 
