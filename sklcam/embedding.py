@@ -28,7 +28,7 @@ from sklcam.cam import Method, TopK
 from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import DeferredTarget
 from sklcam.explainer import AnyMethod, CAMExplainer
-from sklcam.images import labels_for
+from sklcam.labels import labels_for
 
 
 @dataclass(frozen=True, eq=False)

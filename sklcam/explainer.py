@@ -36,7 +36,6 @@ from sklcam.cam.targets import has_several, resolve_target
 from sklcam.images import (
     ImageDataset,
     default_statistics,
-    labels_for,
     map_to_frame,
     normalize,
 )
@@ -48,7 +47,9 @@ from sklcam.inputs import (
     is_network_input,
     with_images,
 )
+from sklcam.labels import encode_labels, labels_for
 from sklcam.models import TargetLayer, find_target_layer
+from sklcam.net import ImageNeuralNet
 
 AnyMethod = str | Method | type[Method]
 
@@ -532,35 +533,6 @@ class ExplainerMixin:
         )
 
 
-def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return the index of each label in classes.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n,)
-    classes : ndarray of shape (n_classes,)
-
-    Returns
-    -------
-    ndarray of shape (n,), int64
-
-    Raises
-    ------
-    ValueError
-        If some labels are not among the classes.
-    """
-    found, positions = np.unique(labels, return_inverse=True)
-    order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
-    unknown = [label for label in found.tolist() if label not in order]
-    if unknown:
-        raise ValueError(
-            f"y or target has labels that were not seen in fit: {unknown[:5]}; the classes are "
-            f"{list(order)[:10]}{' ...' if len(order) > 10 else ''}."
-        )
-    indices = np.array([order[label] for label in found.tolist()], dtype=np.int64)
-    return indices[positions]
-
-
 def _recordable(inputs: Any) -> Any:
     """Copy tensors that were made in inference mode, as no graph can hold them."""
     if isinstance(inputs, Mapping):
@@ -763,7 +735,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         return self
 
     def _check_own_preparation(self) -> None:
-        if not isinstance(self.model, ExplainerMixin):
+        if not isinstance(self.model, ImageNeuralNet):
             return
         given = {"image_size": self.image_size, "resize": self.resize}
         statistics = {"mean": self.mean, "std": self.std}
@@ -793,7 +765,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             raise ValueError(
                 "A network of several inputs cannot be tried on a blank; give fit an X."
             )
-        if isinstance(self.model, ExplainerMixin):
+        if isinstance(self.model, ImageNeuralNet):
             size, n_channels = self.model._input_size(), self.model.n_channels_
         else:
             stem = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
@@ -852,7 +824,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                     "target_layer takes a layer's dotted name, such as 'features.3', or a "
                     f"TargetLayer; got a {type(name).__name__}."
                 )
-        if isinstance(self.model, ExplainerMixin) and wanted == ["auto"]:
+        if isinstance(self.model, ImageNeuralNet) and wanted == ["auto"]:
             layers = [self.model.target_layer_]
         else:
             image = sample if isinstance(sample, Tensor) else None
@@ -933,7 +905,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             images = self._image_dataset(X[self.image_input])
             others = {name: value for name, value in X.items() if name != self.image_input}
             return SeveralInputs(images, others)
-        if isinstance(self.model, ExplainerMixin):
+        if isinstance(self.model, ImageNeuralNet):
             return self.model._image_dataset(X)
         if is_network_input(X):
             return NetworkInputs(X)
@@ -948,7 +920,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                 yield {str(self.image_input): images, **others}
                 start = stop
             return
-        if isinstance(self.model, ExplainerMixin):
+        if isinstance(self.model, ImageNeuralNet):
             yield from self.model._iter_dataset(dataset)
             return
         device, dtype = _where(self._module())

@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.v2 import functional
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -256,75 +256,6 @@ def n_images(X: Any) -> int:
     4
     """
     return len(_open_source(X))
-
-
-def dataset_labels(X: Any) -> np.ndarray | None:
-    """Labels that a torch data set keeps beside its images, without loading an image.
-
-    They are looked for where torchvision's data sets keep them, in ``targets`` or ``labels``, pass
-    through the data set's ``target_transform`` as its items' labels do, and are followed through
-    ``Subset``.
-
-    Parameters
-    ----------
-    X : Any
-        A torch ``Dataset``, or anything else.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,) or None
-        None if X is no torch ``Dataset``, or keeps no labels, or keeps something of another length
-        (the names of the classes, say) under that name.
-
-    Examples
-    --------
-    >>> from torch.utils.data import Dataset, Subset
-    >>> from sklcam.images import dataset_labels
-    >>> class Pets(Dataset):
-    ...     targets = ["cat", "dog", "cat"]
-    ...     def __len__(self):
-    ...         return 3
-    >>> dataset_labels(Subset(Pets(), [2, 1])).tolist()
-    ['cat', 'dog']
-    """
-    if not (isinstance(X, Dataset) and isinstance(X, Sized)):
-        return None
-    for name in ("targets", "labels"):
-        labels = getattr(X, name, None)
-        if isinstance(labels, Sized) and len(labels) == len(X):
-            return _transform_labels(labels, getattr(X, "target_transform", None))
-    if isinstance(X, Subset):
-        labels = dataset_labels(X.dataset)
-        return None if labels is None else labels[np.asarray(X.indices, dtype=np.intp)]
-    return None
-
-
-def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
-    """Return the labels that something needs: those that were given, or the data set's own.
-
-    Parameters
-    ----------
-    X : images
-    y : array-like or None
-    purpose : str
-        What needs them, for the message.
-
-    Returns
-    -------
-    ndarray
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
-    y = dataset_labels(X) if y is None else y
-    if y is None:
-        raise ValueError(
-            f"{purpose} needs y: one label per image (only a torch data set that has .targets "
-            "brings its own)."
-        )
-    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 
 def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -736,17 +667,6 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
             f"but the images have {batch.shape[1]} channel(s)."
         )
     return statistic.reshape(-1, 1, 1)
-
-
-def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
-    """Labels as an array on the host, each passed through `transform` if that is a function."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    return (
-        np.asarray([transform(label) for label in array.tolist()]) if callable(transform) else array
-    )
-
-
-# Checks
 
 
 def _check_size(size: Any, name: str) -> tuple[int, int]:

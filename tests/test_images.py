@@ -22,7 +22,6 @@ from torchvision.transforms import v2
 from sklcam.images import (
     ImageDataset,
     check_images,
-    dataset_labels,
     default_statistics,
     map_to_frame,
     n_images,
@@ -524,29 +523,6 @@ def test_floats_that_rounding_took_out_of_range_are_clamped():
 def test_labels_are_taken_by_position(y):
     images = ImageDataset(np.zeros((3, 4, 4)), y)
     assert [images[i][1] for i in range(3)] == ["a", "b", "c"]
-
-
-def test_labels_of_data_sets_without_a_read():
-    dataset = CountingDataset([torch.zeros(3, 4, 4)] * 4)
-    assert dataset_labels(dataset) is None
-    dataset.labels = np.array([3, 1, 2, 0])
-    assert dataset_labels(dataset).tolist() == [3, 1, 2, 0]
-    dataset.targets = torch.tensor([30, 10, 20, 0])
-    nested = Subset(Subset(dataset, [3, 2, 1]), torch.tensor([2, 0]))
-    assert dataset_labels(nested).tolist() == [10, 0]
-    dataset.target_transform = lambda target: f"class {target // 10}"
-    assert dataset_labels(nested).tolist() == ["class 1", "class 0"]
-    assert dataset.reads == []
-
-
-def test_what_has_no_labels():
-    dataset = CountingDataset([torch.zeros(3, 4, 4)] * 4)
-    dataset.targets = ["cat", "dog"]  # the names of two classes, not the labels of four images
-    assert dataset_labels(dataset) is None
-    assert dataset_labels(Subset(dataset, [0])) is None
-    assert dataset_labels(Stream()) is None
-    assert dataset_labels(np.zeros((2, 4, 4))) is None
-    assert dataset_labels(["cat.png"]) is None
 
 
 # Resizing

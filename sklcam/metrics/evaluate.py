@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK
 from sklcam.explainer import CAMExplainer, ExplainerMixin
-from sklcam.images import labels_for
+from sklcam.labels import labels_for
 from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation
 from sklcam.views import ViewSampler
