@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from sklcam.classifier import ConsistentCAMClassifier
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import CAMExplainer
+from sklcam.metric_learning import EmbeddingNet
 
-__all__ = ["CAMExplainer", "ConsistentCAMClassifier", "EmbeddingCAMExplainer"]
+__all__ = ["CAMExplainer", "ConsistentCAMClassifier", "EmbeddingCAMExplainer", "EmbeddingNet"]
 
 try:
     __version__ = version("sklcam")

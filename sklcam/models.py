@@ -464,7 +464,7 @@ def _copy_instance(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
 def _wanted_arguments(
     module: Callable[..., nn.Module], n_classes: int, in_channels: int, kwargs: dict[str, Any]
 ) -> dict[str, int]:
-    named = _named_parameters(module)
+    named = parameter_names(module)
     wanted: dict[str, int] = {}
     if not {"num_classes", "n_classes"} & kwargs.keys():
         wanted = {name: n_classes for name in ("num_classes", "n_classes") if name in named}
@@ -473,7 +473,8 @@ def _wanted_arguments(
     return wanted
 
 
-def _named_parameters(function: Callable[..., Any]) -> set[str]:
+def parameter_names(function: Callable[..., Any]) -> set[str]:
+    """Return the parameters that a function, or a class, takes by name."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a callable written in C may have no signature
@@ -486,8 +487,8 @@ def _title(module: object) -> str:
     return getattr(module, "__name__", None) or repr(module)
 
 
-def check_output(model: nn.Module, sample: Tensor, n_classes: int) -> None:
-    """Check by one dry run that a network takes such images and has an output a class.
+def check_output(model: nn.Module, sample: Tensor, n_outputs: int, *, of: str = "classes") -> None:
+    """Check by one dry run that a network takes such images and has as many outputs as it should.
 
     The network's mode, hooks, buffers and gradients, and the random generators, are left as they
     were found.
@@ -495,17 +496,19 @@ def check_output(model: nn.Module, sample: Tensor, n_classes: int) -> None:
     Parameters
     ----------
     model : nn.Module
-        Its output, or the first entry of it, are the logits.
+        Its output, or the first entry of it, are the logits, or an embedding.
     sample : float Tensor of shape (n, channels, height, width)
         One image will do.
-    n_classes : int
-        The number of logits expected.
+    n_outputs : int
+        How many are expected.
+    of : str, default="classes"
+        What there should be as many of, for the message.
 
     Raises
     ------
     ValueError
         If the network fails on the sample, or returns anything but a Tensor of shape
-        (n, n_classes).
+        (n, n_outputs).
 
     Examples
     --------
@@ -513,20 +516,20 @@ def check_output(model: nn.Module, sample: Tensor, n_classes: int) -> None:
     >>> from torch import nn
     >>> from sklcam.models import check_output
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    >>> check_output(model, torch.zeros(1, 3, 2, 2), n_classes=3)
+    >>> check_output(model, torch.zeros(1, 3, 2, 2), 3)
     """
     output = _run_dry(model, sample)
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"module returned a {type(output).__name__} for {n_classes} classes; it must return a "
-            "Tensor of shape (n_images, n_classes), or a tuple that begins with one."
+            f"module returned a {type(output).__name__} for {n_outputs} {of}; it must return a "
+            f"Tensor of shape (n_images, {n_outputs}), or a tuple that begins with one."
         )
-    if output.shape != (len(sample), n_classes):
+    if output.shape != (len(sample), n_outputs):
         raise ValueError(
-            f"module returned shape {tuple(output.shape)} for {n_classes} classes, where "
-            f"{(len(sample), n_classes)} is wanted; give it num_classes={n_classes}."
+            f"module returned shape {tuple(output.shape)} for {n_outputs} {of}, where "
+            f"{(len(sample), n_outputs)} is wanted; give it num_classes={n_outputs}."
         )
 
 

@@ -102,6 +102,8 @@ class ImageNeuralNet(NeuralNet):
         "lr": [Interval(Real, 0, None, closed="left")],
     }
     _loss_terms: ClassVar[tuple[str, ...]] = ("loss",)
+    _outputs_are: ClassVar[str] = "classes"
+    _module_like: ClassVar[tuple[str, ...]] = ("module", "criterion")
 
     classes_inferred_: np.ndarray
     n_channels_: int
@@ -284,7 +286,7 @@ class ImageNeuralNet(NeuralNet):
         with self._own_randomness():
             module = self._build_module()
         sample = torch.zeros(1, self.n_channels_, *self._input_size())
-        check_output(module, sample, self._n_outputs())
+        check_output(module, sample, self._n_outputs(), of=self._outputs_are)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
         self.module_ = module
@@ -307,8 +309,11 @@ class ImageNeuralNet(NeuralNet):
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
 
+    def _module_options(self) -> dict[str, Any]:
+        return self.get_params_for("module")
+
     def _build_module(self) -> nn.Module:
-        options = self.get_params_for("module")
+        options = self._module_options()
         sizes = {"n_classes": self._n_outputs(), "in_channels": self.n_channels_}
         if isinstance(self.module, str):
             size = self._input_size()
@@ -483,7 +488,7 @@ class ImageNeuralNet(NeuralNet):
         return {name: value for name, value in params.items() if not name.startswith("_")}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("module", "criterion"):  # parameters, also where they are instances
+        if name in self._module_like:  # parameters, also where they are instances
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)

@@ -171,13 +171,13 @@ def recorded_forward(model: nn.Module, layer: TargetLayer, images: Tensor):
 @pytest.mark.parametrize("name", [n for n in available_models() if not n.startswith("regnet")])
 def test_every_name_builds_with_a_target_layer_before_the_head(name):
     with torch.device("meta"):
-        model = build_model(name, n_classes=7)
+        model = build_model(name, 7)
         layer = find_target_layer(model)
         shapes = []
         layer.of(model).register_forward_hook(
             lambda module, inputs, output: shapes.append(layer.to_grid(output).shape)
         )
-        check_output(model, torch.empty(1, 3, 224, 224), n_classes=7)
+        check_output(model, torch.empty(1, 3, 224, 224), 7)
     (shape,) = shapes
     assert shape[2] == shape[3] >= 5
 
@@ -327,7 +327,7 @@ def test_vit_weights_fit_another_image_size(published):
     model = build_model("vit_b_32", n_classes=2, image_size=(96, 96), weights="DEFAULT")
     assert model.encoder.pos_embedding.shape == (1, 1 + 3 * 3, 768)
     assert torch.equal(model.conv_proj.weight, source.conv_proj.weight)
-    check_output(model, torch.zeros(1, 3, 96, 96), n_classes=2)
+    check_output(model, torch.zeros(1, 3, 96, 96), 2)
 
 
 def test_unknown_weights_list_the_known_ones(tmp_path):
@@ -566,7 +566,7 @@ def test_a_dry_run_leaves_everything_as_it_was(dry_run, fails):
     torch.manual_seed(0)
 
     sample = torch.rand(1, 3, 8, 8, generator=torch.Generator())
-    arguments = {"n_classes": 3} if dry_run is check_output else {"sample": sample}
+    arguments = {"n_outputs": 3} if dry_run is check_output else {"sample": sample}
     if fails:
         with pytest.raises(ValueError, match="the wrong size"):
             dry_run(model, *([sample] if dry_run is check_output else []), **arguments)
@@ -587,9 +587,9 @@ def test_a_dry_run_leaves_everything_as_it_was(dry_run, fails):
 
 def test_check_output_says_which_width_is_wanted():
     sample = torch.zeros(1, 3, 8, 8)
-    check_output(SmallNet(num_classes=3), sample, n_classes=3)
+    check_output(SmallNet(num_classes=3), sample, 3)
     with pytest.raises(ValueError, match=r"shape \(1, 1000\) for 3 classes.*num_classes=3"):
-        check_output(SmallNet(num_classes=1000), sample, n_classes=3)
+        check_output(SmallNet(num_classes=1000), sample, 3)
 
 
 def test_check_output_takes_the_first_of_several():

@@ -42,6 +42,7 @@ from sklcam.metrics.localization import (
     pointing_precision_recall,
     seeds_iou,
 )
+from sklcam.metrics.retrieval import recall_at_k
 from sklcam.metrics.scorers import (
     ExplanationScorer,
     ExplanationScorers,
@@ -90,6 +91,7 @@ __all__ = [
     "pointing_game_with_rejection",
     "pointing_precision_recall",
     "rank_correlation",
+    "recall_at_k",
     "road",
     "seeds_iou",
     "sparsity",
