@@ -171,7 +171,7 @@ def recorded_forward(model: nn.Module, layer: TargetLayer, images: Tensor):
 @pytest.mark.parametrize("name", [n for n in available_models() if not n.startswith("regnet")])
 def test_every_name_builds_with_a_target_layer_before_the_head(name):
     with torch.device("meta"):
-        model = build_model(name, 7)
+        model = build_model(name, n_classes=7)
         layer = find_target_layer(model)
         shapes = []
         layer.of(model).register_forward_hook(
