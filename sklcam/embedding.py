@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.base import TransformerMixin
+from sklearn.base import TransformerMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -41,10 +41,13 @@ class NearestProxies(DeferredTarget):
     proxies : Tensor of shape (n_classes, dim)
     k : int or None, default=None
         How many; None is one, without an axis of its own.
+    less : Tensor of shape (dim,) or None, default=None
+        What is taken off each of them once they are found.
     """
 
     proxies: Tensor
     k: int | None = None
+    less: Tensor | None = None
 
     @property
     def several(self) -> bool:
@@ -53,12 +56,18 @@ class NearestProxies(DeferredTarget):
     def resolve(self, output: Tensor) -> Tensor:
         """Return the directions, (n_images, k, dim)."""
         proxies = self.proxies.to(output.device)
-        return proxies[cosines(output, proxies).topk(self.k or 1, dim=1).indices]
+        nearest = proxies[cosines(output, proxies).topk(self.k or 1, dim=1).indices]
+        return nearest if self.less is None else nearest - self.less.to(output.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SinglePoint(DeferredTarget):
     """Target: each image's own embedding, Bachhawat's single point proxy.
+
+    Parameters
+    ----------
+    less : Tensor of shape (dim,) or None, default=None
+        What is taken off it.
 
     Examples
     --------
@@ -68,13 +77,16 @@ class SinglePoint(DeferredTarget):
     tensor([[[0.6000, 0.8000]]])
     """
 
+    less: Tensor | None = None
+
     @property
     def several(self) -> bool:
         return False
 
     def resolve(self, output: Tensor) -> Tensor:
         """Return the directions, (n_images, 1, dim)."""
-        return normalized(output.detach())[:, None]
+        embeddings = normalized(output.detach())[:, None]
+        return embeddings if self.less is None else embeddings - self.less.to(output.device)
 
 
 def normalized(embeddings: Tensor) -> Tensor:
@@ -129,6 +141,11 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         As of :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
+    contrast : bool, default=False
+        Explain why it is this class and not another: the mean of all proxies is taken off what is
+        explained, be it a proxy, the image's own embedding or a reference image. What all classes
+        share, such as the background, drops out; embeddings of classes that a network was not
+        trained on have much in common.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
     batch_size, num_workers, verbose
@@ -167,6 +184,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         **CAMExplainer._parameter_constraints,
         "proxy": [StrOptions({"mean", "self"}), callable, "array-like"],
         "top_channels": [None, Interval(Integral, 1, None, closed="left")],
+        "contrast": ["boolean"],
     }
 
     def __init__(
@@ -177,6 +195,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         target_layer: Any = "auto",
         *,
         top_channels: int | None = None,
+        contrast: bool = False,
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
@@ -207,6 +226,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         )
         self.proxy = proxy
         self.top_channels = top_channels
+        self.contrast = contrast
 
     # Learning
 
@@ -435,6 +455,21 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             )
         return torch.from_numpy(self.proxies_)
 
+    def _shared(self) -> Tensor | None:
+        """Return what all classes have in common, if it is to be taken off."""
+        if not self.contrast:
+            return None
+        if self.proxies_ is None or len(self.proxies_) < 2:
+            raise ValueError(
+                "contrast=True sets a class off against the others, and needs the proxies of at "
+                f"least two; there are {0 if self.proxies_ is None else len(self.proxies_)}."
+            )
+        return self._towards().mean(dim=0)
+
+    def _towards(self) -> Tensor:
+        """Return the proxies that are explained: as they are, or alike in length to be compared."""
+        return normalized(self._proxies()) if self.contrast else self._proxies()
+
     # Targets
 
     def fixed_target(self, output: Tensor, target: Any) -> Any:
@@ -443,6 +478,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         return super().fixed_target(output, target)
 
     def _encode_target(self, target: Any, n_images: int) -> Any:
+        self._shared()  # an error now rather than in the first batch
         if target is None and self.proxies_ is None:
             return SinglePoint()
         known = () if self.classes_ is None else self.classes_.tolist()
@@ -468,12 +504,17 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         return directions.expand(n_images, -1)
 
     def _subject(self, inputs: Any, target: Any, method: Method) -> Any:
+        less = self._shared()
         if target is None:
-            target = NearestProxies(self._proxies())
+            target = NearestProxies(self._towards(), None, less)
         elif isinstance(target, TopK):
-            target = NearestProxies(self._proxies(), target.k)
-        elif isinstance(target, Tensor) and not target.is_floating_point():
-            target = self._proxies()[target.cpu()]
+            target = NearestProxies(self._towards(), target.k, less)
+        elif isinstance(target, SinglePoint):
+            target = SinglePoint(less)
+        elif isinstance(target, Tensor):
+            if not target.is_floating_point():
+                target = self._towards()[target.cpu()]
+            target = target if less is None else target - less.to(target.device)
         return super()._subject(inputs, target, method)
 
     def _method(self, method: AnyMethod | None) -> Method:
@@ -681,7 +722,8 @@ class TripletCAM(Method):
         along = (pulls * anchors).sum(dim=1, keepdim=True)
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
         X = _rows_of(X, in_triplets) if len(in_triplets) < len(labels) else X
-        weights = explainer.channel_weights(X, _Directions(directions), method="gradcam")
+        plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
+        weights = plain.channel_weights(X, _Directions(directions), method="gradcam")
         of_layers = weights if isinstance(weights, list) else [weights]
         self.embeddings_ = anchors
         self.weights_ = [torch.from_numpy(of_layer) for of_layer in of_layers]

@@ -322,6 +322,50 @@ def test_neighbours_by_hand(form, fitted):
         fitted.explain_neighbors(query, gallery, k=6)
 
 
+# Contrast
+
+
+def test_contrast_is_the_score_less_the_mean_score():
+    """Of logits and one-hot proxies: the logit, less the mean of all logits."""
+    model = network(3)
+    ours = explainer(model, proxy=5 * np.eye(3), contrast=True).fit()
+    codes = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    plain = CAMExplainer(model, target_layer="5", verbose=0).fit()
+    for i, (image, code) in enumerate(zip(IMAGES, codes, strict=True)):
+        expected = plain.explain(image[None], lambda y, code=code: y[:, code] - y.mean(dim=1))
+        assert_allclose(ours.explain(IMAGES, codes)[i], expected[0], atol=1e-6)
+    assert_array_equal(ours.explain(IMAGES), ours.explain(IMAGES, ours.predict(IMAGES)))
+    first_two = ours.explain(IMAGES, TopK(2))
+    assert_array_equal(first_two[:, 0], ours.explain(IMAGES))
+
+
+def test_contrast_of_images(fitted):
+    ours = explainer(contrast=True).fit(IMAGES, LABELS)
+    assert_array_equal(ours.predict(IMAGES), fitted.predict(IMAGES))
+    mean = fitted.proxies_.mean(axis=0)
+    own = embeddings_of(IMAGES) - mean
+    assert_allclose(ours.explain(IMAGES, "self"), towards(IMAGES, own), atol=1e-5)
+    one = np.tile(own[2], (N, 1))
+    assert_allclose(ours.explain(IMAGES, IMAGES[2:3]), towards(IMAGES, one), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [explainer(proxy="self", contrast=True), explainer(proxy=np.eye(DIM)[:1], contrast=True)],
+)
+def test_contrast_needs_two_classes(ours):
+    with pytest.raises(ValueError, match="needs the proxies of at least two"):
+        ours.fit().explain(IMAGES, "self")
+
+
+def test_contrast_leaves_triplet_weights_alone(fitted):
+    ours = explainer(contrast=True).fit(IMAGES, LABELS)
+    theirs = TripletCAM(random_state=0).fit(fitted, IMAGES, LABELS)
+    assert torch.equal(
+        TripletCAM(random_state=0).fit(ours, IMAGES, LABELS).weights_[0], theirs.weights_[0]
+    )
+
+
 # Triplets
 
 
