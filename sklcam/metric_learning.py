@@ -21,7 +21,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from skorch.utils import to_device
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, Sampler, Subset
+from torch.utils.data import Sampler, Subset
 
 from sklcam.embedding import EmbeddingCAMExplainer, normalized
 from sklcam.labels import check_labels
@@ -226,14 +226,21 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        wanted = (self.criterion, self.miner, self.sampler)
-        if any(isinstance(part, str) and part != "auto" for part in wanted):
+        recipe = self._recipe()
+        miner = recipe.miner if self._is_auto(self.miner) else self.miner
+        sampler = recipe.sampler if self._is_auto(self.sampler) else self.sampler
+        if any(isinstance(part, str) for part in (self.criterion, miner, sampler)):
             _metric_learning("losses")  # an error now rather than once images are read
+
+    @staticmethod
+    def _is_auto(value: Any) -> bool:
+        return isinstance(value, str) and value == "auto"
 
     def initialize_criterion(self) -> EmbeddingNet:
         with self._own_randomness():
             self.criterion_ = self._make_criterion()
             self.miner_ = self._make_miner()
+        self._n_features_out = self.embedding_dim  # of the network that has just been built
         return self
 
     def _make_criterion(self) -> nn.Module:
@@ -253,7 +260,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         if isinstance(miner, nn.Module):
             return _copied(miner, options, "miner")
         if isinstance(miner, str):
-            name = self._recipe().miner if miner == "auto" else miner
+            name = self._recipe().miner if self._is_auto(miner) else miner
             if name is None:
                 return None
             kind, defaults = _MINERS[name]
@@ -274,7 +281,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             return super().get_iterator(dataset, training=training)
         sampler = OwnSampler(make, _labels_of(dataset))
         options.pop("shuffle", None)
-        if isinstance(sampler.inner(), BatchSampler):
+        if sampler.makes_batches:
             options.pop("batch_size", None)
             return self.iterator_train(dataset, batch_sampler=sampler, **options)
         options.setdefault("batch_size", self.batch_size)
@@ -287,7 +294,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         options = self.get_params_for("sampler")
         sampler = self.sampler
         if isinstance(sampler, str):
-            name = self._recipe().sampler if sampler == "auto" else sampler
+            name = self._recipe().sampler if self._is_auto(sampler) else sampler
             if name is None:
                 return None
             kind, defaults = _SAMPLERS[name]
@@ -307,17 +314,44 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         (groups,) = args
         of_criterion = {id(parameter) for parameter in self.criterion_.parameters()}
-        if not of_criterion or "optimizer__param_groups" in vars(self):
+        if not of_criterion or not self._groups_are_own():
             return args, kwargs
         parameters = [parameter for group in groups for parameter in group["params"]]
-        rate = 100 * kwargs["lr"] if self.proxy_lr is None else self.proxy_lr
         groups = [
             {"params": [p for p in parameters if id(p) not in of_criterion]},
-            {"params": [p for p in parameters if id(p) in of_criterion], "lr": rate},
+            {"params": [p for p in parameters if id(p) in of_criterion]},
         ]
+        groups[1]["lr"] = self._proxy_rate(kwargs["lr"])
         if "weight_decay" in parameter_names(self.optimizer):
             groups[1]["weight_decay"] = 0  # a boundary has no reason to go to zero
         return (groups,), kwargs
+
+    def _proxy_rate(self, lr: float) -> float:
+        return 100 * lr if self.proxy_lr is None else self.proxy_lr
+
+    def set_params(self, **kwargs: Any) -> EmbeddingNet:
+        """Set parameters, as scikit-learn does; of a fitted net, from the next step on.
+
+        Parameters
+        ----------
+        **kwargs
+
+        Returns
+        -------
+        self
+        """
+        of_sampler = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith("sampler__")}
+        for name, value in of_sampler.items():  # skorch would look for something to build anew
+            setattr(self, name, value)
+            self._params_to_validate.add(name)
+        super().set_params(**kwargs)
+        groups = self.optimizer_.param_groups if self.initialized_ else []
+        if {"lr", "proxy_lr"} & kwargs.keys() and len(groups) == 2 and self._groups_are_own():
+            groups[1]["lr"] = self._proxy_rate(groups[0]["lr"])
+        return self
+
+    def _groups_are_own(self) -> bool:
+        return "optimizer__param_groups" not in vars(self)
 
     def get_loss(
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
@@ -373,7 +407,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             another of its class counts as a miss.
         """
         self.check_is_fitted()
-        return recall_at_k(self._embed(X, normalize=True), check_labels(X, y))
+        labels = check_labels(X, y)
+        return recall_at_k(self._embed(X, normalize=True), labels)
 
     def explain(self, X: Any, target: Any = None, **options: Any) -> Any:
         """Return one map per image: where it is like itself, or like another image.
@@ -407,11 +442,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         if "criterion_" not in vars(self) or not hasattr(self.criterion_, "proxies"):
             raise AttributeError("proxies_ is there once a loss with proxies has been fitted.")
         proxies: Any = self.criterion_.proxies
-        return proxies.detach().float().cpu().numpy()
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.embedding_dim
+        return proxies.detach().float().cpu().numpy().copy()
 
 
 class OwnSampler(Sampler):
@@ -425,18 +456,22 @@ class OwnSampler(Sampler):
     make : callable
         Takes labels and returns a sampler.
     labels : ndarray of shape (n_images,), int
+
+    Attributes
+    ----------
+    makes_batches : bool
+        Whether what it yields are batches of indices, and not indices.
     """
 
     def __init__(self, make: Callable[[np.ndarray], Sampler], labels: np.ndarray):
-        self._fresh = make(labels)
-
-    def inner(self) -> Sampler:
-        """Return a sampler that has not been drawn from."""
-        return copy.deepcopy(self._fresh)
+        with _numpy_random(0):
+            self._fresh = make(labels)
+            first = next(iter(copy.deepcopy(self._fresh)), 0)
+        self.makes_batches = not isinstance(first, Integral)
 
     def __iter__(self) -> Iterator:
         with _numpy_random(int(torch.randint(2**31 - 1, ()))):
-            return iter(list(self.inner()))
+            return iter(list(copy.deepcopy(self._fresh)))
 
     def __len__(self) -> int:
         return len(self._fresh)  # type: ignore[arg-type]
@@ -473,6 +508,9 @@ def _metric_learning(module: str, name: str | None = None) -> Any:
 def _taken_by(function: Callable, values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return the values that a function has parameters for and that are not given."""
     names = parameter_names(function)
+    # What a class hands on by **kwargs, its parents have names for.
+    for parent in getattr(function, "__mro__", ()):
+        names |= parameter_names(parent)
     return {key: value for key, value in values.items() if key in names and key not in given}
 
 

@@ -536,9 +536,7 @@ def _is_scheduler(callback: Any) -> bool:
 def _learn_classes(y: np.ndarray, classes: Any) -> np.ndarray:
     learned = np.unique(y if classes is None else np.asarray(classes))
     if len(learned) < 2:
-        raise ValueError(
-            f"A classifier needs at least two classes; got one class: {learned.tolist()}."
-        )
+        raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")
     return learned
 
 

@@ -300,8 +300,8 @@ def test_options_of_the_criterion(options, of_criterion):
 def test_any_loss_as_a_class():
     net = embedder(criterion=losses.MultiSimilarityLoss).fit(X, NAMES)
     assert isinstance(net.criterion_, losses.MultiSimilarityLoss) and net.miner_ is None
-    net = embedder(criterion=losses.ArcFaceLoss).fit(X, NAMES)
-    assert net.criterion_.W.shape == (DIM, 3)
+    net = embedder(criterion=losses.ArcFaceLoss, embedding_dim=6).fit(X, NAMES)
+    assert net.criterion_.W.shape == (6, 3)
     other = embedder(criterion=losses.ProxyAnchorLoss, criterion__num_classes=8).fit(X, NAMES)
     assert other.criterion_.proxies.shape == (8, DIM)
 
@@ -327,6 +327,13 @@ def test_an_instance_of_a_loss_is_copied_never_trained():
         embedder(criterion=loss, criterion__alpha=3).fit(X, NAMES)
 
 
+@pytest.mark.parametrize("loss", [losses.CosFaceLoss, losses.SubCenterArcFaceLoss])
+def test_a_loss_that_hands_its_sizes_on_to_a_parent(loss):
+    net = embedder(criterion=loss).fit(X, NAMES)
+    assert net.criterion_.W.shape[0] == DIM
+    assert net.criterion_.W.shape[1] % len(CLASSES) == 0
+
+
 # Miners
 
 
@@ -338,6 +345,9 @@ def test_a_miner_as_a_class_an_instance_or_a_name():
     of_instance = embedder(miner=instance).fit(X, NAMES)
     assert of_instance.miner_ is not instance and of_instance.miner_.epsilon == 0.3
     assert torch.equal(weights(of_class), weights(of_instance))
+    set_later = embedder().fit(X, NAMES).set_params(miner=instance).fit(X, NAMES)
+    assert set_later.get_params()["miner"] is instance
+    assert torch.equal(weights(set_later), weights(of_instance))
     by_name = embedder(criterion=losses.TripletMarginLoss, miner="semihard").fit(X, NAMES)
     assert by_name.miner_.type_of_triplets == "semihard"
     with pytest.raises(ValueError, match=r"miner is an instance of MultiSimilarityMiner.*epsilon"):
@@ -406,6 +416,11 @@ def test_classes_with_fewer_images_than_m_repeat_them():
         assert_array_equal(np.bincount(labels), 4)
         assert len(np.unique(embeddings[labels == 0].numpy(), axis=0)) <= 2
         assert len(np.unique(embeddings[labels == 1].numpy(), axis=0)) == 4
+
+
+def test_all_images_in_one_batch():
+    (labels,) = embedder(criterion=Recorder, batch_size=-1).fit(X, NAMES).criterion_.labels
+    assert_array_equal(np.bincount(labels), 20)
 
 
 def test_fewer_images_than_a_turn_make_one_turn():
@@ -483,6 +498,29 @@ def test_the_sampler_sees_the_labels_of_the_training_images():
         assert_array_equal(np.bincount(labels), 4)
 
 
+def test_a_sampler_that_makes_batches_and_draws_when_it_is_made():
+    def make(labels):
+        levels = np.stack([labels, labels // 2], axis=1)
+        return samplers.HierarchicalSampler(levels, batch_size=8, samples_per_class=4)
+
+    state = np.random.get_state()  # noqa: NPY002
+    net = embedder(criterion=Recorder, miner=None, sampler=make, lr=0).fit(X, NAMES)
+    assert_array_equal(np.random.get_state()[1], state[1])  # noqa: NPY002
+    again = embedder(criterion=Recorder, miner=None, sampler=make, lr=0).fit(X, NAMES)
+    assert {len(batch) for batch in net.criterion_.labels} <= {4, 8}
+    for batch, other in zip(net.criterion_.labels, again.criterion_.labels, strict=True):
+        assert_array_equal(batch, other)
+
+
+def test_options_of_the_sampler_after_a_fit():
+    net = embedder(criterion=Recorder, miner=None).fit(X, NAMES)
+    net.set_params(sampler__m=2).partial_fit(X, NAMES)
+    assert net.get_params()["sampler__m"] == 2
+    for start in range(0, 12, 2):
+        assert len(set(net.criterion_.labels[-1][start : start + 2])) == 1
+    assert any(len(set(batch[:4])) == 2 for batch in net.criterion_.labels[-8:])
+
+
 # The optimizer
 
 
@@ -540,6 +578,21 @@ def test_what_the_loss_learns_changes(criterion):
     before, after = (list(net.criterion_.parameters()) for net in (start, end))
     assert len(before) == 1
     assert not torch.allclose(before[0], after[0], atol=1e-3)
+
+
+def test_rates_that_are_set_after_a_fit():
+    net = embedder(criterion="proxy-anchor", lr=0.001).fit(X, NAMES)
+
+    def rates():
+        return [group["lr"] for group in net.optimizer_.param_groups]
+
+    assert rates() == pytest.approx([0.001, 0.1])
+    net.set_params(lr=0.002)
+    assert rates() == pytest.approx([0.002, 0.2])
+    net.set_params(proxy_lr=0.5)
+    assert rates() == pytest.approx([0.002, 0.5])
+    net.set_params(lr=0.003)
+    assert rates() == pytest.approx([0.003, 0.5])
 
 
 # Randomness
@@ -806,6 +859,15 @@ def test_losses_without_proxies(criterion):
         net.proxies_  # noqa: B018
 
 
+def test_proxies_are_a_copy(with_proxies):
+    net = copy.deepcopy(with_proxies)
+    kept = net.proxies_
+    before = kept.copy()
+    net.partial_fit(X, NAMES)
+    assert_array_equal(kept, before)
+    assert not np.array_equal(net.proxies_, before)
+
+
 # Networks of one's own
 
 
@@ -969,7 +1031,15 @@ def test_names_and_frames(fitted):
     assert fitted.get_feature_names_out().tolist() == names
     frame = embedder(max_epochs=2).set_output(transform="pandas").fit(X, NAMES).transform(X)
     assert frame.columns.tolist() == names
+    assert len(embedder(embedding_dim=7).fit(X, NAMES).get_feature_names_out()) == 7
     assert_array_equal(frame.to_numpy(), fitted.transform(X))
+
+
+def test_names_are_those_of_the_network_that_was_built(fitted):
+    with pytest.raises(NotFittedError):
+        embedder().get_feature_names_out()
+    net = copy.deepcopy(fitted).set_params(embedding_dim=7)
+    assert len(net.get_feature_names_out()) == net.transform(X[:2]).shape[1] == DIM
 
 
 # Copies and files

@@ -84,9 +84,15 @@ def test_embeddings_and_labels_in_any_form(form):
     assert recall_at_k(EMBEDDINGS, names) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_very_short_and_very_long_embeddings(scale):
+    assert recall_at_k(EMBEDDINGS * scale, LABELS) == recall_at_k(EMBEDDINGS, LABELS)
+
+
 @pytest.mark.parametrize(
     ("embeddings", "labels", "k", "message"),
     [
+        (EMBEDDINGS, LABELS, 1.5, "k must be 1 to 52, the other images; got 1.5"),
         (EMBEDDINGS, LABELS, 0, "k must be 1 to 52, the other images; got 0"),
         (EMBEDDINGS, LABELS, N, "k must be 1 to 52, the other images; got 53"),
         (EMBEDDINGS[:1], LABELS[:1], 1, "k must be 1 to 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -42,19 +43,21 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     >>> recall_at_k(embeddings, ["cat", "cat", "dog", "cat"])
     0.5
     """
-    embeddings, labels = np.asarray(embeddings, dtype=np.float32), np.asarray(labels)
+    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             "embeddings must be (n_images, dim) with one label each; got shapes "
             f"{embeddings.shape} and {labels.shape}."
         )
     n_images = len(embeddings)
-    if not 1 <= k < n_images:
+    if not isinstance(k, Integral) or not 1 <= k < n_images:
         raise ValueError(f"k must be 1 to {n_images - 1}, the other images; got {k}.")
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
+    largest = np.abs(embeddings).max(axis=1, keepdims=True)
+    if not (np.isfinite(largest) & (largest > 0)).all():
         raise ValueError("Some embeddings are zero or not finite, and are near to nothing.")
-    embeddings = embeddings / lengths
+    # By the largest entry first, as the squares of very short or long ones are no float32.
+    embeddings = (embeddings / largest).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     hits = 0
     step = max(1, _SIMILARITIES // n_images)
     for start in range(0, n_images, step):
