@@ -46,7 +46,9 @@ gallery = np.stack([drawn(*pair) for pair in pairs])
 # The search
 # ----------
 #
-# ``contrast=True`` takes off what all digits share, so that what is left is what these two share.
+# Embeddings of single digits are what the network learns. All of them have something in common, and
+# so do any two pictures; ``contrast=True`` takes that off, so that what is left is what these two
+# share and others do not.
 
 
 def small_net(embedding_dim, in_channels):
@@ -64,5 +66,43 @@ net = EmbeddingNet(
     random_state=0,
 ).fit(X, y)  # fmt: skip
 
-explainer = EmbeddingCAMExplainer(net.module_, contrast=True, image_size=(40, 80), verbose=0)
-explainer.fit(gallery[:1])
+explainer = EmbeddingCAMExplainer(
+    net.module_, contrast=True, image_size=(40, 80), batch_size=64, verbose=0
+)
+explainer.fit(np.concatenate([X, X], axis=2), y)  # in the gallery's format
+queries, rest = gallery[:4], gallery[4:]
+found = explainer.explain_neighbors(queries, rest, k=3)
+
+# %%
+# How often does a neighbour share a digit with its query?
+
+digits_of = y[pairs]
+close = explainer.explain_neighbors(rest[:100], rest[100:], k=1)
+shared = [
+    bool(set(a) & set(b))
+    for a, b in zip(digits_of[4:104], digits_of[104:][close.indices[:, 0]], strict=True)
+]
+print(f"the nearest neighbour shares a digit: {np.mean(shared):.2f}")
+
+# %%
+# Both sides
+# ----------
+#
+# Of each pair the query is above, its neighbour below.
+
+figure, axes = plt.subplots(8, 4, figsize=(9, 9), layout="constrained")
+for q, (query, rows) in enumerate(zip(queries, axes.reshape(4, 2, 4), strict=True)):
+    rows[0, 0].imshow(query, cmap="gray")
+    rows[0, 0].set_title("query " + " and ".join(map(str, digits_of[q])), fontsize=9)
+    rows[1, 0].set_axis_off()
+    for n, (above, below) in enumerate(rows[:, 1:].T):
+        index = found.indices[q, n]
+        above.imshow(query, cmap="gray")
+        above.imshow(found.query_maps[q, n], cmap="viridis", alpha=0.6)
+        below.imshow(rest[index], cmap="gray")
+        below.imshow(found.neighbor_maps[q, n], cmap="viridis", alpha=0.6)
+        names = " and ".join(map(str, digits_of[4:][index]))
+        above.set_title(f"{names}, cosine {found.similarities[q, n]:.2f}", fontsize=9)
+for axis in axes.flat:
+    axis.set(xticks=[], yticks=[])
+plt.show()

@@ -25,7 +25,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, Dataset, Sampler, SequentialSampler
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer, EmbeddingNet
+from sklcam.datasets import load_digits
 from sklcam.images import ImageDataset, normalize
+from sklcam.metrics import box_masks, heatmap_ratio
 
 X, Y = digits()
 NAMES = np.array(["pear", "apple", "fig"])[Y]
@@ -866,6 +868,37 @@ def test_proxies_are_a_copy(with_proxies):
     net.partial_fit(X, NAMES)
     assert_array_equal(kept, before)
     assert not np.array_equal(net.proxies_, before)
+
+
+def hidden_digits(n_classes=4, n_each=80):
+    """Digits anywhere in 40 x 40 pixels of noise, twice as large as they came, and their boxes."""
+    data = load_digits(n_class=n_classes)
+    generator = np.random.default_rng(0)
+    rows = np.concatenate([np.flatnonzero(data.target == c)[:n_each] for c in range(n_classes)])
+    images = generator.uniform(0, 0.5, size=(len(rows), 40, 40)).astype(np.float32)
+    corners = generator.integers(0, 24, size=(len(rows), 2))
+    for image, row, (left, top) in zip(images, rows, corners, strict=True):
+        image[top : top + 16, left : left + 16] += data.data[row].repeat(2, 0).repeat(2, 1)
+    boxes = torch.from_numpy(np.concatenate([corners, corners + 16], axis=1)).double()
+    return images.clip(0, 1), data.target[rows], box_masks(list(boxes[:, None]), (40, 40)).float()
+
+
+def test_a_trained_network_looks_at_the_object():
+    """Held-out images: the share of the map that lies on the digit, which covers a sixth."""
+    images, labels, masks = hidden_digits()
+    held_out = np.arange(len(labels)) % 4 == 0
+    net = embedder(
+        module__width=16, image_size=40, embedding_dim=16, augment=None, max_epochs=20, batch_size=16
+    ).fit(images[~held_out], labels[~held_out])
+    assert net.score(images[held_out], labels[held_out]) > 0.6  # by chance a quarter
+    masks = masks[held_out]
+    uniform = heatmap_ratio(torch.ones_like(masks), masks).mean()
+    for contrast in (False, True):
+        explainer = EmbeddingCAMExplainer(net, contrast=contrast, verbose=0)
+        explainer.fit(images[~held_out], labels[~held_out])
+        for target in (labels[held_out], "self"):
+            maps = torch.from_numpy(explainer.explain(images[held_out], target))
+            assert heatmap_ratio(maps, masks).nanmean() > uniform + 0.3
 
 
 # Networks of one's own
