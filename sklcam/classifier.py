@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from numbers import Real
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from skorch import NeuralNetClassifier
 from skorch.callbacks import LRScheduler
+from skorch.dataset import unpack_data
 from skorch.utils import to_numpy
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -65,6 +67,15 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         Which norm.
     view_target : {"predicted", "shared"}, default="predicted"
         The class explained on the view: the network's prediction there, or that on the image.
+    memory : {"normal", "low"}, default="normal"
+        "low" keeps the activations of the images and those of their views in memory one after the
+        other, not together: a step holds about what plain training holds, and runs the trunk once
+        more. The gradient is the same. All that the target layer is made of must reach the output
+        by way of the target layer alone, as in all networks with a name.
+    batch_accumulation : int, default=1
+        In how many parts a batch is taken, one after the other, before the optimizer's step: a
+        batch that fits in memory in no other way. The gradient is that of the whole batch, where
+        images do not see each other; batch normalisation sees a part at a time.
     augment : "auto", None, ViewSampler or callable, default="auto"
         How training images are perturbed: "auto" is a crop and flip as the views', independent of
         them. A callable takes and returns a float tensor (n_images, channels, height, width) in
@@ -135,12 +146,14 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         "p": [Real],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
+        "memory": [StrOptions({"normal", "low"})],
+        "batch_accumulation": [Interval(Integral, 1, None, closed="left")],
     }
     _loss_terms: ClassVar[tuple[str, ...]] = ("loss", *_TERMS)
 
     callbacks_: list[tuple[str, Any]]
     tape_: Tape | None
-    terms_: LossTerms | None
+    parts_: list[Part]
 
     def __init__(
         self,
@@ -152,6 +165,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         beta: float = 1e-6,
         p: float = 1,
         view_target: str = "predicted",
+        memory: str = "normal",
+        batch_accumulation: int = 1,
         augment: Any = "auto",
         views: ViewSampler | None = None,
         image_size: int | tuple[int, int] = 224,
@@ -176,6 +191,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.beta = beta
         self.p = p
         self.view_target = view_target
+        self.memory = memory
+        self.batch_accumulation = batch_accumulation
         self.augment = augment
         self.views = views
         self.image_size = image_size
@@ -251,6 +268,36 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     # Training
 
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        super().on_train_begin(net, **kwargs)
+        if self.memory == "low" and self.alpha:
+            self._check_bottleneck()
+
+    def _check_bottleneck(self) -> None:
+        """Refuse a second way from the images to the output, beside the target layer."""
+        layer = self.target_layer_
+        sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
+        sample.requires_grad_()
+
+        def cut_off(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            return output.detach()
+
+        handle = layer.of(self.module_).register_forward_hook(cut_off)
+        try:
+            with torch.enable_grad():
+                output = self._forward(sample.clone())
+            if not output.requires_grad:
+                return
+            (by_another_way,) = torch.autograd.grad(output.sum(), sample, allow_unused=True)
+        finally:
+            handle.remove()
+        if by_another_way is not None:
+            raise ValueError(
+                f'memory="low" takes the gradient of a view through the target layer alone, but '
+                f"{layer.name!r} is bypassed on the way to the output; name a later target_layer, "
+                'or use memory="normal".'
+            )
+
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
         # Every epoch is validated on the same views, so that the epochs can be compared.
@@ -261,12 +308,34 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.__dict__.pop("valid_generator_", None)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        self.parts_ = [Part()]
         with self._taped(trunk=True):
             step = super().train_step(batch, **fit_params)
+        if any(part.postponed for part in self.parts_):
+            raise RuntimeError(
+                'memory="low" needs its own train_step_single; another class has replaced it.'
+            )
         self._record_terms("train")
         return step
 
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Add up the gradient of a batch, part by part."""
+        images, y = unpack_data(batch)
+        n_parts = min(self.batch_accumulation, len(images))
+        self.parts_, steps = [], []
+        for some, labels in zip(images.tensor_split(n_parts), y.tensor_split(n_parts), strict=True):
+            self.parts_.append(Part(len(some) / len(images)))
+            steps.append(super().train_step_single((some, labels), **fit_params))
+            self._train_postponed(self.parts_[-1])
+        if len(steps) == 1:
+            return steps[0]
+        return {
+            "loss": torch.stack([step["loss"].detach() for step in steps]).sum(),
+            "y_pred": torch.cat([step["y_pred"].detach() for step in steps]),
+        }
+
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        self.parts_ = [Part()]
         with self._taped(trunk=False):
             step = super().validation_step(batch, **fit_params)
         self._record_terms("valid")
@@ -279,8 +348,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         loss = ConsistentCAMLoss(self.alpha, self.beta, self.p)
         tape = getattr(self, "tape_", None)
         maps = () if tape is None else self._maps(tape, y_pred, X, training)
-        self.terms_ = terms = loss(cross_entropy, *maps)
-        return terms.total
+        terms = loss(cross_entropy, *maps)
+        part = self.parts_[-1]
+        part.terms = terms
+        return terms.total if part.share == 1 else part.share * terms.total
 
     def _maps(
         self, tape: Tape, logits: Tensor, images: Tensor, training: bool
@@ -295,8 +366,12 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         view = sampler(len(images), size=(images.shape[-2], images.shape[-1]), generator=generator)
         view = view.to(images.device)
         view_images = view(images)
-        with _statistics_kept(self.module_):
+        postpone = training and self.memory == "low"
+        states = self._generator_states() if postpone else None
+        with _statistics_kept(self.module_), tape.cut() if postpone else nullcontext():
             view_logits = self.infer(view_images)
+        if states is not None:
+            self.parts_[-1].postponed = Postponed(view_images, tape.activations, states)
         shown = predicted if self.view_target == "shared" else view_logits.argmax(dim=1)
         maps_of_view = self._explain_recorded(tape, view_logits, shown, view_images, training)
         return maps, view(maps), maps_of_view
@@ -324,13 +399,34 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             finally:
                 self.tape_ = None
 
+    def _train_postponed(self, part: Part) -> None:
+        """Take the gradient of a view's activations back through the trunk, in a pass of its own.
+
+        By now the graph of the images is gone. The pass sees the batch statistics and draws the
+        dropout masks that the first one did.
+        """
+        postponed, part.postponed = part.postponed, None
+        if postponed is None:
+            return
+        with (
+            _statistics_kept(self.module_),
+            self._generators_at(postponed.states),
+            _stopping_after(self.target_layer_.of(self.module_)),
+        ):
+            self.infer(postponed.images)
+        assert self.tape_ is not None  # train_step has opened it
+        activations = self.tape_.activations
+        if activations.grad_fn is not None:  # something before the layer is trained
+            activations.backward(postponed.activations.grad)
+
     def _record_terms(self, phase: str) -> None:
         # Once the step is done, so that reading the numbers does not hold up its backward pass.
-        terms, self.terms_ = self.terms_, None
-        assert terms is not None  # get_loss has just set it
-        for name, value in zip(_TERMS, terms[1:], strict=True):
-            if value is not None:
-                self.history.record_batch(f"{phase}_{name}", value.item())
+        parts, self.parts_ = self.parts_, []
+        for i, name in enumerate(_TERMS, 1):
+            values = [(part.share, part.terms[i]) for part in parts if part.terms is not None]
+            known = [share * value.detach() for share, value in values if value is not None]
+            if known:
+                self.history.record_batch(f"{phase}_{name}", torch.stack(known).sum().item())
 
     def _double_differentiable_attention(self) -> AbstractContextManager:
         # The fused kernels of attention have no second derivative.
@@ -396,6 +492,44 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def probabilities(self, output: Tensor) -> Tensor:
         return self._get_predict_nonlinearity()(output)
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """A view whose trunk is trained once the images' graph is gone."""
+
+    images: Tensor
+    activations: Tensor
+    states: list[Tensor]
+
+
+@dataclass
+class Part:
+    """One part of a batch: its share of the images, its terms, what is left to do for it."""
+
+    share: float = 1.0
+    terms: LossTerms | None = None
+    postponed: Postponed | None = None
+
+
+class _Stop(Exception):
+    """The layer has run, and what follows it is not needed."""
+
+
+@contextmanager
+def _stopping_after(layer: nn.Module) -> Iterator[None]:
+    """End the forward pass in the block once a layer has run."""
+
+    def stop(layer: nn.Module, inputs: tuple, output: Any) -> None:
+        raise _Stop
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
 
 
 @contextmanager

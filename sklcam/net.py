@@ -431,6 +431,21 @@ class ImageNeuralNet(NeuralNet):
                 }
                 del self.generator_
 
+    def _generator_states(self) -> list[Tensor]:
+        """Return where torch's generators are: the CPU's and those of the devices in use."""
+        devices = self._cuda_devices()
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+    @contextmanager
+    def _generators_at(self, states: list[Tensor]) -> Iterator[None]:
+        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
+        devices = self._cuda_devices()
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(states[0])
+            for device, state in zip(devices, states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
     def _cuda_devices(self) -> list[torch.device]:
         device = torch.device(self.device) if self.device is not None else torch.device("cpu")
         return [device] if device.type == "cuda" else []

@@ -28,8 +28,9 @@ class Tape:
         to it.
     """
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module, trunk: bool = False) -> None:
         self._layers = layers
+        self._trunk = trunk
         self._activations: dict[int, Tensor] = {}
 
     @property
@@ -62,6 +63,37 @@ class Tape:
     def clear(self) -> None:
         """Forget the activations, so that their graph can be freed."""
         self._activations = {}
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Let passes in this block grow a graph of the head alone, though the tape records trunks.
+
+        Their activations are a leaf. Its gradient can be taken back through the trunk later, by
+        another pass.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> from sklcam.tape import record
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> x = torch.rand(5, 3)
+        >>> with record(net, net[1], trunk=True) as tape:
+        ...     with tape.cut():
+        ...         scores = net(x)
+        ...     leaf = tape.activations
+        ...     scores.sum().backward()  # reaches the head, net[2], and no further
+        ...     _ = net(x)
+        ...     tape.activations.backward(leaf.grad)
+        >>> net[0].weight.grad is not None
+        True
+        """
+        self._trunk, was = False, self._trunk
+        try:
+            with torch.no_grad(), _no_fused_attention():
+                yield
+        finally:
+            self._trunk = was
 
 
 @contextmanager
@@ -113,7 +145,7 @@ def record(
     torch.Size([5, 4, 6, 6])
     """
     _check_parts(module, layers)
-    tape = Tape(*layers)
+    tape = Tape(*layers, trunk=trunk)
     with ExitStack() as stack:
         stack.callback(tape.clear)
         stack.enter_context(torch.inference_mode(False))
@@ -122,8 +154,8 @@ def record(
         else:
             stack.enter_context(torch.no_grad())
             stack.enter_context(_no_fused_attention())
-            stack.callback(module.register_forward_pre_hook(_stop_gradients).remove)
-        hook = _keep(tape) if trunk else _cut(tape, head)
+        stack.callback(module.register_forward_pre_hook(_stop_gradients(tape)).remove)
+        hook = _hook(tape, head)
         for layer in layers:
             stack.callback(layer.register_forward_hook(hook).remove)
         yield tape
@@ -161,9 +193,22 @@ def _keep(tape: Tape) -> Callable[..., Tensor]:
     return hook
 
 
-def _stop_gradients(module: nn.Module, inputs: tuple) -> None:
-    # The hook below has turned them on if this is not the first pass of the block.
-    torch.set_grad_enabled(False)
+def _stop_gradients(tape: Tape) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple) -> None:
+        # The hook below has turned them on if this is not the first pass of the block.
+        if not tape._trunk:
+            torch.set_grad_enabled(False)
+
+    return hook
+
+
+def _hook(tape: Tape, head: bool) -> Callable[..., Tensor]:
+    keep, cut = _keep(tape), _cut(tape, head)
+
+    def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return keep(layer, inputs, output) if tape._trunk else cut(layer, inputs, output)
+
+    return hook
 
 
 def _cut(tape: Tape, head: bool) -> Callable[..., Tensor]:

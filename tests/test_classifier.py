@@ -286,7 +286,7 @@ def test_learning_rate_steps_down_also_when_fitted_again():
 
 def test_no_graph_outlives_its_batch():
     clf = classifier(train_split=ValidSplit(3), callbacks=[EpochScoring("accuracy")]).fit(X, Y)
-    assert clf.tape_ is None and clf.terms_ is None
+    assert clf.tape_ is None and clf.parts_ == []
     step = clf.validation_step((torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64)))
     assert not step["loss"].requires_grad and not step["y_pred"].requires_grad
     assert all(not module._forward_hooks for module in clf.module_.modules())

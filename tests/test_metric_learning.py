@@ -887,9 +887,9 @@ def test_a_trained_network_looks_at_the_object():
     """Held-out images: the share of the map that lies on the digit, which covers a sixth."""
     images, labels, masks = hidden_digits()
     held_out = np.arange(len(labels)) % 4 == 0
-    net = embedder(
-        module__width=16, image_size=40, embedding_dim=16, augment=None, max_epochs=20, batch_size=16
-    ).fit(images[~held_out], labels[~held_out])
+    options = {"module__width": 16, "image_size": 40, "embedding_dim": 16, "batch_size": 16}
+    net = embedder(**options, augment=None, max_epochs=20)
+    net.fit(images[~held_out], labels[~held_out])
     assert net.score(images[held_out], labels[held_out]) > 0.6  # by chance a quarter
     masks = masks[held_out]
     uniform = heatmap_ratio(torch.ones_like(masks), masks).mean()
