@@ -22,10 +22,12 @@ from skorch.callbacks import LRScheduler
 from skorch.dataset import unpack_data
 from skorch.utils import to_numpy
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
+from sklcam.cam.base import at_least_float32
 from sklcam.explainer import ExplainerMixin
 from sklcam.labels import check_labels, encode_labels
 from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p
@@ -35,6 +37,7 @@ from sklcam.tape import Tape, record
 from sklcam.views import ViewSampler
 
 _TERMS = ("ce", "consistency", "sparsity")
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifier):
@@ -72,6 +75,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         other, not together: a step holds about what plain training holds, and runs the trunk once
         more. The gradient is the same. All that the target layer is made of must reach the output
         by way of the target layer alone, as in all networks with a name.
+    precision : {"fp32", "bf16", "fp16"}, default="fp32"
+        What the network computes in while it is trained; the maps, what is made of them, the loss
+        and the weights are float32 in any case, and so is prediction. With "fp16" the loss is
+        scaled so that small gradients are not lost.
+    channels_last : bool, default=False
+        Whether images and weights lie in memory with the channels last, which convolutions are
+        often faster in, above all in half precision.
     batch_accumulation : int, default=1
         In how many parts a batch is taken, one after the other, before the optimizer's step: a
         batch that fits in memory in no other way. The gradient is that of the whole batch, where
@@ -147,6 +157,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
         "memory": [StrOptions({"normal", "low"})],
+        "precision": [StrOptions(set(_PRECISIONS))],
+        "channels_last": ["boolean"],
         "batch_accumulation": [Interval(Integral, 1, None, closed="left")],
     }
     _loss_terms: ClassVar[tuple[str, ...]] = ("loss", *_TERMS)
@@ -154,6 +166,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     callbacks_: list[tuple[str, Any]]
     tape_: Tape | None
     parts_: list[Part]
+    scaler_: GradScaler
+    in_step_: bool = False
 
     def __init__(
         self,
@@ -166,6 +180,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         p: float = 1,
         view_target: str = "predicted",
         memory: str = "normal",
+        precision: str = "fp32",
+        channels_last: bool = False,
         batch_accumulation: int = 1,
         augment: Any = "auto",
         views: ViewSampler | None = None,
@@ -192,6 +208,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.p = p
         self.view_target = view_target
         self.memory = memory
+        self.precision = precision
+        self.channels_last = channels_last
         self.batch_accumulation = batch_accumulation
         self.augment = augment
         self.views = views
@@ -229,6 +247,11 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             raise ValueError(
                 "compile=True does not record activations; use it with alpha=0 and beta=0 only."
             )
+        if self.precision == "fp16" and self.optimizer is torch.optim.LBFGS:
+            raise ValueError(
+                'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on '
+                'one; use "bf16" or another optimizer.'
+            )
         if self.alpha and min(self._input_size()) < 11:
             raise ValueError(
                 f"alpha > 0 compares maps by SSIM, in windows of 11 pixels; got image_size="
@@ -237,6 +260,12 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
+
+    def initialize_module(self) -> ConsistentCAMClassifier:
+        super().initialize_module()
+        if self.channels_last:
+            self.module_.to(memory_format=torch.channels_last)
+        return self
 
     def _trains_on_maps(self) -> bool:
         return bool(self.alpha or self.beta)
@@ -270,6 +299,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)
+        if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
+            device = torch.device(self.device).type
+            self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
         if self.memory == "low" and self.alpha:
             self._check_bottleneck()
 
@@ -327,12 +359,30 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             self.parts_.append(Part(len(some) / len(images)))
             steps.append(super().train_step_single((some, labels), **fit_params))
             self._train_postponed(self.parts_[-1])
-        if len(steps) == 1:
-            return steps[0]
+        for name in self._optimizers:  # so that callbacks see gradients as they are
+            self.scaler_.unscale_(getattr(self, f"{name}_"))
+        terms = [part.share * part.terms.total.detach() for part in self.parts_ if part.terms]
         return {
-            "loss": torch.stack([step["loss"].detach() for step in steps]).sum(),
+            "loss": torch.stack(terms).sum(),
             "y_pred": torch.cat([step["y_pred"].detach() for step in steps]),
         }
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        if not self.scaler_.is_enabled():
+            super()._step_optimizer(step_fn)
+            return
+        step_fn()
+        for name in self._optimizers:
+            self.scaler_.step(getattr(self, f"{name}_"))
+        self.scaler_.update()
+
+    def infer(self, x: Any, **fit_params: Any) -> Tensor:
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.precision == "fp32" or not self.in_step_:
+            return super().infer(x, **fit_params)
+        with torch.autocast(torch.device(self.device).type, _PRECISIONS[self.precision]):
+            return at_least_float32(super().infer(x, **fit_params))
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self.parts_ = [Part()]
@@ -351,7 +401,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         terms = loss(cross_entropy, *maps)
         part = self.parts_[-1]
         part.terms = terms
-        return terms.total if part.share == 1 else part.share * terms.total
+        total = part.share * terms.total
+        return self.scaler_.scale(total) if training else total
 
     def _maps(
         self, tape: Tape, logits: Tensor, images: Tensor, training: bool
@@ -379,10 +430,14 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def _explain_recorded(
         self, tape: Tape, logits: Tensor, classes: Tensor, images: Tensor, create_graph: bool
     ) -> Tensor:
+        scores, to_grid = target_scores(logits, classes), self.target_layer_.to_grid
+        if tape.activations.dtype == torch.float16:
+            # A score's gradient at one of many positions is too small for it. Maps are scaled.
+            scores = scores * to_grid(tape.activations).shape[-2:].numel()
         maps = GradCAM(relu=False)(
-            target_scores(logits, classes),
+            scores,
             tape.activations,
-            to_grid=self.target_layer_.to_grid,
+            to_grid=to_grid,
             create_graph=create_graph,
         )
         return min_max(upsample(maps, (images.shape[-2], images.shape[-1])))
@@ -394,10 +449,11 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         if self._trains_on_maps():
             recording = record(self.module_, self.target_layer_.of(self.module_), trunk=trunk)
         with recording as self.tape_:
+            self.in_step_ = True
             try:
                 yield
             finally:
-                self.tape_ = None
+                self.tape_, self.in_step_ = None, False
 
     def _train_postponed(self, part: Part) -> None:
         """Take the gradient of a view's activations back through the trunk, in a pass of its own.
