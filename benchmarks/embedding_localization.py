@@ -178,7 +178,11 @@ def network_of(init: int, data: Bunch, options: argparse.Namespace) -> Embedding
     ):
         say(f"network {init}: {epochs} epochs at {size} pixels, {time.strftime('%H:%M:%S')}")
         net = untrained(module, options).set_params(
-            image_size=size, lr=lr, max_epochs=epochs, random_state=init
+            image_size=size,
+            lr=lr,
+            proxy_lr=options.proxy_lr * lr / options.lr,
+            max_epochs=epochs,
+            random_state=init,
         )
         module = net.fit(data.train.at(size), data.train.labels).module_
     if file is not None:
@@ -463,6 +467,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs-small", type=int, default=40, help="at half the image size")
     parser.add_argument("--epochs-full", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--proxy-lr", type=float, default=1e-2, help="of what the loss learns")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--train-share", type=float, default=2 / 3, help="where one has to split")

@@ -89,8 +89,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     normalize : bool, default=True
         Whether :meth:`transform` brings embeddings to length 1.
     proxy_lr : float or None, default=None
-        Learning rate of what the loss learns itself, such as proxies and boundaries; None is 100
-        times ``lr``, as in [1]_ and [3]_.
+        Learning rate of what the loss learns itself, such as proxies and boundaries; None is 10
+        times ``lr``, which is the 1e-2 of [3]_ with the default ``lr``.
     optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
         As in skorch; AdamW with a rate of 1e-3 for training from scratch. With pretrained
         ``weights``, 1e-4 is usual.
@@ -327,7 +327,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return (groups,), kwargs
 
     def _proxy_rate(self, lr: float) -> float:
-        return 100 * lr if self.proxy_lr is None else self.proxy_lr
+        return 10 * lr if self.proxy_lr is None else self.proxy_lr
 
     def set_params(self, **kwargs: Any) -> EmbeddingNet:
         """Set parameters, as scikit-learn does; of a fitted net, from the next step on.

@@ -526,7 +526,7 @@ def test_options_of_the_sampler_after_a_fit():
 # The optimizer
 
 
-@pytest.mark.parametrize(("proxy_lr", "rate"), [(None, 1.0), (0.3, 0.3), (0.0, 0.0)])
+@pytest.mark.parametrize(("proxy_lr", "rate"), [(None, 0.1), (0.3, 0.3), (0.0, 0.0)])
 def test_one_step_of_the_network_and_of_the_proxies(proxy_lr, rate):
     """SGD written out: proxies have a rate of their own, and do not decay."""
     options = {"optimizer": torch.optim.SGD, "optimizer__weight_decay": 0.1, "augment": None}
@@ -588,9 +588,9 @@ def test_rates_that_are_set_after_a_fit():
     def rates():
         return [group["lr"] for group in net.optimizer_.param_groups]
 
-    assert rates() == pytest.approx([0.001, 0.1])
+    assert rates() == pytest.approx([0.001, 0.01])
     net.set_params(lr=0.002)
-    assert rates() == pytest.approx([0.002, 0.2])
+    assert rates() == pytest.approx([0.002, 0.02])
     net.set_params(proxy_lr=0.5)
     assert rates() == pytest.approx([0.002, 0.5])
     net.set_params(lr=0.003)
