@@ -552,7 +552,7 @@ def test_groups_of_the_optimizer():
     margin = embedder().fit(X, NAMES)
     network, of_loss = margin.optimizer_.param_groups
     assert isinstance(margin.optimizer_, torch.optim.AdamW)
-    assert_allclose([network["lr"], of_loss["lr"]], [0.01, 1.0])
+    assert_allclose([network["lr"], of_loss["lr"]], [0.01, 0.1])
     assert (network["weight_decay"], of_loss["weight_decay"]) == (0.01, 0)  # torch's own, and none
     assert [id(p) for p in of_loss["params"]] == [id(margin.criterion_.beta)]
     assert {id(p) for p in network["params"]} == {id(p) for p in margin.module_.parameters()}
@@ -562,7 +562,7 @@ def test_groups_of_the_optimizer():
 
 def test_an_optimizer_without_weight_decay():
     net = embedder(optimizer=torch.optim.Rprop).fit(X, NAMES)
-    assert_allclose([group["lr"] for group in net.optimizer_.param_groups], [0.01, 1.0])
+    assert_allclose([group["lr"] for group in net.optimizer_.param_groups], [0.01, 0.1])
 
 
 def test_groups_of_ones_own_win():
