@@ -5,13 +5,18 @@ Times one optimiser step (zero_grad, forward, loss, backward, SGD) and takes its
 - plain: one view, cross-entropy;
 - two views: a second forward pass, of weight zero: the floor of all that compares two views;
 - sklcam: ``ConsistentCAMClassifier.train_step``, alpha 1, beta 1e-6, p 1;
+- sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own;
 - input gradient: the same loss with the map's gradient taken by way of the input, as
   pytorch-grad-cam's BaseCAM does with ``detach=False``: ``autograd.grad(score, input,
   create_graph=True)`` runs back through the whole network, and what passes the target layer is
   kept. (``backward(create_graph=True)`` would cost more: all parameters' gradients as well.)
 
-All have the same uint8 images, weights and views. The two that compute the same loss must agree on
-it and on its gradient, or the program stops.
+All have the same uint8 images, weights and views, and compute in the same precision. Those that
+compute the same loss must agree on it and on its gradient, or the program stops.
+
+Memory is given twice: the most that is allocated at a time during the step, and the most that
+autograd keeps of tensors at a time, each storage once, without parameters. The second is exact, and
+the same on all devices.
 
     python benchmarks/train_step.py --arch resnet18 resnet50 convnext_tiny --batch-size 8
 
@@ -27,8 +32,8 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -48,10 +54,12 @@ from sklcam.models import TargetLayer
 from sklcam.tape import record
 from sklcam.views import Views, ViewSampler
 
-BAR = 2.3  # times a plain step, on the CPU
+BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEARNING_RATE = 1e-3
 SEED = 0
-TOLERANCE = 1e-4  # relative, on the loss and on the 2-norm of the whole gradient
+# Relative, on the loss and on the 2-norm of the whole gradient.
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
 
 
 @dataclass(frozen=True)
@@ -85,24 +93,43 @@ class Contender:
     step: Callable[[], Tensor]
 
 
-def plain_loss(network: nn.Module, batch: Batch) -> Tensor:
-    return F.cross_entropy(network(batch.images()), batch.labels)
+@dataclass(frozen=True)
+class Setting:
+    """How everyone computes."""
+
+    device: str
+    precision: str
+    channels_last: bool
+
+    def run(self, network: nn.Module, images: Tensor) -> Tensor:
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        half = self.precision != "fp32"
+        with torch.autocast(self.device, PRECISIONS[self.precision], enabled=half):
+            return network(images).float()
 
 
-def two_views_loss(network: nn.Module, batch: Batch) -> Tensor:
+def plain_loss(network: nn.Module, batch: Batch, setting: Setting) -> Tensor:
+    return F.cross_entropy(setting.run(network, batch.images()), batch.labels)
+
+
+def two_views_loss(network: nn.Module, batch: Batch, setting: Setting) -> Tensor:
     images = batch.images()
-    cross_entropy = F.cross_entropy(network(images), batch.labels)
-    return cross_entropy + 0 * network(batch.views(images)).sum()
+    cross_entropy = F.cross_entropy(setting.run(network, images), batch.labels)
+    return cross_entropy + 0 * setting.run(network, batch.views(images)).sum()
 
 
-def input_gradient_loss(network: nn.Module, batch: Batch, layer: TargetLayer) -> Tensor:
+def input_gradient_loss(
+    network: nn.Module, batch: Batch, setting: Setting, layer: TargetLayer
+) -> Tensor:
     def explain(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network(images.requires_grad_())
+        logits = setting.run(network, images.requires_grad_())
         activations = tape.activations
         _, gradients = torch.autograd.grad(
             target_scores(logits).sum(), (images, activations), create_graph=True
         )
-        maps = GradCAM(relu=False).combine(layer.to_grid(activations), layer.to_grid(gradients))
+        grids = (layer.to_grid(of).float() for of in (activations, gradients))
+        maps = GradCAM(relu=False).combine(*grids)
         return logits, min_max(upsample(maps, (images.shape[-2], images.shape[-1])))
 
     images = batch.images()
@@ -130,38 +157,55 @@ def own_loop(network: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Cont
     return Contender(network, step)
 
 
-@contextmanager
-def contenders(arch: str, batch: Batch, device: str) -> Iterator[dict[str, Contender]]:
+def classifier(
+    module: object, batch: Batch, setting: Setting, memory: str
+) -> ConsistentCAMClassifier:
+    """Return a classifier that knows the batch's classes and has not been trained."""
     height, width = batch.pixels.shape[-2:]
-    classifier = ConsistentCAMClassifier(
-        arch,
+    clf = ConsistentCAMClassifier(
+        module,
         image_size=(height, width),
         augment=None,
         views=RecordedViews(views=batch.views),
+        memory=memory,
+        precision=setting.precision,
+        channels_last=setting.channels_last,
         lr=LEARNING_RATE,
         max_epochs=0,
-        device=device,
+        device=setting.device,
         random_state=SEED,
         verbose=0,
     )
     classes = range(max(2, int(batch.labels.max()) + 1))
-    classifier.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes)
-    by_input = partial(input_gradient_loss, batch=batch, layer=classifier.target_layer_)
+    clf.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes)
+    clf.history.new_epoch()
+    clf.history.new_batch()
+    return clf
 
-    def explained_step() -> Tensor:
-        with classifier._double_differentiable_attention():
-            return classifier.train_step((batch.pixels, batch.labels))["loss"].detach()
 
-    # Here and above: what fit_loop puts around its steps.
-    with classifier._own_randomness():
-        classifier.history.new_epoch()
-        classifier.history.new_batch()
-        yield {
-            "plain": own_loop(classifier.module_, partial(plain_loss, batch=batch)),
-            "two views": own_loop(classifier.module_, partial(two_views_loss, batch=batch)),
-            "sklcam": Contender(classifier.module_, explained_step),
-            "input gradient": own_loop(classifier.module_, by_input),
-        }
+def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
+    def step() -> Tensor:
+        # What fit_loop puts around its steps.
+        with clf._own_randomness(), clf._double_differentiable_attention():
+            # From the same seed each time, as the others: dropout and stochastic depth.
+            torch.manual_seed(SEED)
+            return clf.train_step((batch.pixels, batch.labels))["loss"].detach()
+
+    return Contender(clf.module_, step)
+
+
+def contenders(arch: str, batch: Batch, setting: Setting) -> dict[str, Contender]:
+    normal = classifier(arch, batch, setting, "normal")
+    low = classifier(normal.module_, batch, setting, "low")
+    options = {"batch": batch, "setting": setting}
+    by_input = partial(input_gradient_loss, **options, layer=normal.target_layer_)
+    return {
+        "plain": own_loop(normal.module_, partial(plain_loss, **options)),
+        "two views": own_loop(normal.module_, partial(two_views_loss, **options)),
+        "sklcam": own_step(normal, batch),
+        "sklcam, low": own_step(low, batch),
+        "input gradient": own_loop(normal.module_, by_input),
+    }
 
 
 def loss_and_gradient(contender: Contender) -> tuple[Tensor, Tensor]:
@@ -171,9 +215,10 @@ def loss_and_gradient(contender: Contender) -> tuple[Tensor, Tensor]:
     return loss, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
-def drop_what_cannot_run(field: dict[str, Contender]) -> None:
-    """Check that both sides compute the same; go on without the input gradient if it fails."""
+def check_agreement(field: dict[str, Contender], setting: Setting) -> None:
+    """Check that those of one loss compute the same; drop the input gradient if it cannot run."""
     ours = loss_and_gradient(field["sklcam"])
+    agree(ours, loss_and_gradient(field["sklcam, low"]), "sklcam, low", setting)
     try:
         theirs = loss_and_gradient(field["input gradient"])
     except RuntimeError as error:  # out of memory is one, too
@@ -181,13 +226,20 @@ def drop_what_cannot_run(field: dict[str, Contender]) -> None:
         print(f"  input gradient cannot run, agreement is unchecked: {reason}")
         del field["input gradient"]
         return
+    agree(ours, theirs, "input gradient", setting)
+
+
+def agree(
+    ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], name: str, setting: Setting
+) -> None:
     in_loss, in_gradient = (
         float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)
     )
     found = f"loss differs by {in_loss:.0e}, gradient by {in_gradient:.0e}"
-    if not (in_loss <= TOLERANCE and in_gradient <= TOLERANCE):  # as NaN is not, either
-        raise SystemExit(f"sklcam and input gradient disagree: {found}")
-    print(f"  sklcam and input gradient agree: {found}; {TOLERANCE:.0e} is allowed")
+    tolerance = TOLERANCES[setting.precision]
+    if not (in_loss <= tolerance and in_gradient <= tolerance):  # as NaN is not, either
+        raise SystemExit(f"sklcam and {name} disagree: {found}")
+    print(f"  sklcam and {name} agree: {found}; {tolerance:.0e} is allowed")
 
 
 def seconds(step: Callable[[], Tensor], device: str) -> float:
@@ -241,6 +293,40 @@ def peak_of_allocations(step: Callable[[], object]) -> int:
     return peak
 
 
+def saved_at_most(step: Callable[[], object]) -> int:
+    """Most bytes that autograd keeps at a time: each storage once, without parameters."""
+    alive: dict[int, list[int]] = {}  # address: how many tensors are kept of it, and its size
+    total = peak = 0
+
+    class Kept:
+        def __init__(self, tensor: Tensor):
+            self.tensor = tensor
+
+    def keep(tensor: Tensor) -> Kept:
+        nonlocal total, peak
+        kept = Kept(tensor)
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            entry = alive.setdefault(storage.data_ptr(), [0, 0])
+            if not entry[0]:
+                entry[1] = storage.nbytes()
+                total += entry[1]
+            entry[0] += 1
+            weakref.finalize(kept, release, storage.data_ptr())
+            peak = max(peak, total)
+        return kept
+
+    def release(address: int) -> None:
+        nonlocal total
+        alive[address][0] -= 1
+        if not alive[address][0]:
+            total -= alive[address][1]
+
+    with saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        step()
+    return peak
+
+
 def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     generator = torch.Generator().manual_seed(SEED)
     views = ViewSampler()(n_images, size=(size, size), generator=generator)
@@ -259,31 +345,38 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     return Batch(pixels.to(device), labels.to(device), views.to(device))
 
 
-def measure(arch: str, batch: Batch, repeats: int, device: str) -> None:
+def measure(arch: str, batch: Batch, repeats: int, setting: Setting) -> None:
     print(f"\n{arch}", flush=True)
-    with contenders(arch, batch, device) as field:
-        drop_what_cannot_run(field)
-        for contender in field.values():  # warm-up
-            seconds(contender.step, device)
-        rounds = [
-            {name: seconds(contender.step, device) for name, contender in field.items()}
-            for _ in range(repeats)
-        ]
-        peaks = {name: peak_memory(contender, device) for name, contender in field.items()}
+    device = setting.device
+    field = contenders(arch, batch, setting)
+    check_agreement(field, setting)
+    for contender in field.values():  # warm-up
+        seconds(contender.step, device)
+    rounds = [
+        {name: seconds(contender.step, device) for name, contender in field.items()}
+        for _ in range(repeats)
+    ]
+    peaks = {name: peak_memory(contender, device) for name, contender in field.items()}
+    saved = {name: saved_at_most(contender.step) for name, contender in field.items()}
     times = {name: np.array([one[name] for one in rounds]) for name in field}
     print(
-        f"  a plain step takes {np.median(times['plain']):.3f} s and {peaks['plain'] / 2**20:.0f} "
-        "MiB here; in multiples of it:"
+        f"  a plain step takes {np.median(times['plain']):.3f} s, {peaks['plain'] / 2**20:.0f} MiB "
+        f"and {saved['plain'] / 2**20:.0f} MiB of saved tensors here; in multiples of it:"
     )
-    ratios = {name: times[name] / times["plain"] for name in field}
-    for name, ratio in ratios.items():
-        print(
+    for name in field:
+        ratio = times[name] / times["plain"]
+        kept = saved[name] / saved["plain"]
+        line = (
             f"  {name:16}time {np.median(ratio):.2f} [{ratio.min():.2f} .. {ratio.max():.2f}]   "
-            f"memory {peaks[name] / peaks['plain']:.2f}"
+            f"memory {peaks[name] / peaks['plain']:.2f}   saved {kept:.2f}"
         )
-    if device == "cpu":
-        reached = "reached" if np.median(ratios["sklcam"]) <= BAR else "not reached"
-        print(f"  bar: sklcam <= {BAR} x plain in time on CPU: {reached}", flush=True)
+        if name in BARS:
+            reached = [
+                f"{bar} {'reached' if value <= bar else 'not reached'}"
+                for value, bar in zip((np.median(ratio), kept), BARS[name], strict=True)
+            ]
+            line += f"   bars: time {reached[0]}, saved {reached[1]}"
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -291,6 +384,8 @@ def main() -> None:
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50", "convnext_tiny"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS))
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
@@ -304,15 +399,18 @@ def main() -> None:
     else:
         hardware, meter = platform.machine(), "peak of live allocations, by torch.profiler"
     pixels = "random pixels" if options.data is None else f"images of {options.data}"
+    setting = Setting(device, options.precision, options.channels_last)
+    layout = "channels_last" if setting.channels_last else "contiguous"
     print(
-        f"torch {torch.__version__} on {device} ({hardware}), {torch.get_num_threads()} threads\n"
+        f"torch {torch.__version__} on {device} ({hardware}), {torch.get_num_threads()} threads, "
+        f"{setting.precision}, {layout}\n"
         f"batches of {options.batch_size}, {pixels}, image size {options.image_size}\n"
         f"time: median [min .. max] over {options.repeats} rounds, each ratio within its round\n"
         f"memory: {meter}, in one step, above the resting state"
     )
     batch = load(options.data, options.batch_size, options.image_size, device)
     for arch in options.arch:
-        measure(arch, batch, options.repeats, device)
+        measure(arch, batch, options.repeats, setting)
 
 
 if __name__ == "__main__":
