@@ -8,7 +8,7 @@ nets on images share is in :mod:`sklcam.net`; everything else is skorch's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -30,7 +30,7 @@ from sklcam.cam import GradCAM, min_max, target_scores, upsample
 from sklcam.cam.base import at_least_float32
 from sklcam.explainer import ExplainerMixin
 from sklcam.labels import check_labels, encode_labels
-from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p
+from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p, check_weight
 from sklcam.models import TargetLayer
 from sklcam.net import ImageNeuralNet
 from sklcam.tape import Tape, record
@@ -60,10 +60,11 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.models.TargetLayer` says
         how a layer's tokens form a grid.
-    alpha : float >= 0, default=1.0
+    alpha : float >= 0 or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
-        a plain classifier's cost.
-    beta : float >= 0, default=1e-6
+        a plain classifier's cost. A callable takes the epoch, counted from 0 and on through
+        ``partial_fit``, and returns the weight in it; :class:`sklcam.loss.WarmUp` is one.
+    beta : float >= 0 or callable, default=1e-6
         Weight of the norm. The norm grows with the number of pixels: the paper's 1e-5 to 1e-7 are
         for 224 x 224.
     p : float, 0 or >= 1, default=1
@@ -151,8 +152,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **ImageNeuralNet._parameter_constraints,
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="left"), callable],
+        "beta": [Interval(Real, 0, None, closed="left"), callable],
         "p": [Real],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
@@ -175,8 +176,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         *,
         weights: Any = None,
         target_layer: str | TargetLayer = "auto",
-        alpha: float = 1.0,
-        beta: float = 1e-6,
+        alpha: float | Callable[[int], float] = 1.0,
+        beta: float | Callable[[int], float] = 1e-6,
         p: float = 1,
         view_target: str = "predicted",
         memory: str = "normal",
@@ -395,22 +396,35 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
         cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
-        loss = ConsistentCAMLoss(self.alpha, self.beta, self.p)
+        alpha, beta = self._weight("alpha"), self._weight("beta")
+        loss = ConsistentCAMLoss(alpha, beta, self.p)
         tape = getattr(self, "tape_", None)
-        maps = () if tape is None else self._maps(tape, y_pred, X, training)
+        maps: tuple[Tensor | None, ...] = ()
+        if tape is not None and (alpha or beta):
+            maps = self._maps(tape, y_pred, X, training, compare=bool(alpha))
         terms = loss(cross_entropy, *maps)
         part = self.parts_[-1]
         part.terms = terms
         total = part.share * terms.total
         return self.scaler_.scale(total) if training else total
 
+    def _weight(self, name: str) -> float:
+        """Return alpha or beta in this epoch."""
+        weight = getattr(self, name)
+        if not callable(weight):
+            return weight
+        epoch = max(0, len(self.history) - 1)
+        found = weight(epoch)
+        check_weight(f"What {name} returns for epoch {epoch}", found)
+        return float(found)
+
     def _maps(
-        self, tape: Tape, logits: Tensor, images: Tensor, training: bool
+        self, tape: Tape, logits: Tensor, images: Tensor, training: bool, *, compare: bool
     ) -> tuple[Tensor | None, ...]:
-        """Explain the images and, where the loss compares them, a view of each."""
+        """Explain the images and, to compare them, a view of each."""
         predicted = logits.argmax(dim=1)
         maps = self._explain_recorded(tape, logits, predicted, images, training)
-        if not self.alpha:
+        if not compare:
             return maps, None, None
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
         sampler = self.views or ViewSampler()

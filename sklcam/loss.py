@@ -6,6 +6,7 @@ The terms are functions of maps; where the maps come from is the caller's busine
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,52 @@ def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
     return torch.linalg.vector_norm(flat, ord=p, dim=1)
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """A weight that grows over epochs: explanations count for little before there is a classifier.
+
+    A schedule for ``alpha`` or ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`, which takes
+    any callable of the epoch.
+
+    Parameters
+    ----------
+    weight : float >= 0
+        What is reached, and kept.
+    epochs : int, default=5
+        How many it takes, in equal steps.
+    wait : int, default=0
+        How many epochs the weight is 0 before.
+
+    Examples
+    --------
+    >>> from sklcam.loss import WarmUp
+    >>> schedule = WarmUp(1.0, epochs=4, wait=2)
+    >>> [schedule(epoch) for epoch in range(8)]
+    [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+
+    weight: float
+    epochs: int = 5
+    wait: int = 0
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight)
+        if self.epochs < 1 or self.wait < 0:
+            raise ValueError(
+                f"epochs must be positive and wait not negative; got {self.epochs} and {self.wait}."
+            )
+
+    def __call__(self, epoch: int) -> float:
+        """Return the weight in an epoch, counted from 0."""
+        return self.weight * min(1.0, max(0.0, (epoch + 1 - self.wait) / self.epochs))
+
+
+def check_weight(name: str, weight: object) -> None:
+    """Raise a ValueError unless a term's weight is a finite number, and not negative."""
+    if not (isinstance(weight, int | float | np.number) and 0 <= weight < math.inf):
+        raise ValueError(f"{name} must be a finite number >= 0; got {weight!r}.")
+
+
 def check_p(p: object) -> None:
     """Raise a ValueError unless p is 0 or at least 1."""
     is_number = isinstance(p, int | float | np.number) and not isinstance(p, bool)
@@ -165,8 +212,7 @@ class ConsistentCAMLoss:
 
     def __init__(self, alpha: float = 1.0, beta: float = 1e-6, p: float = 1):
         for name, weight in (("alpha", alpha), ("beta", beta)):
-            if not (isinstance(weight, int | float | np.number) and 0 <= weight < math.inf):
-                raise ValueError(f"{name} must be a finite number >= 0; got {weight!r}.")
+            check_weight(name, weight)
         check_p(p)
         self.alpha = alpha
         self.beta = beta

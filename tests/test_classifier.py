@@ -31,6 +31,7 @@ from torch import nn
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, upsample
 from sklcam.images import ImageDataset, normalize
+from sklcam.loss import WarmUp
 from sklcam.metrics import consistency_score, get_scorer, structural_similarity
 from sklcam.views import ViewSampler
 
@@ -239,6 +240,42 @@ def test_augmentations():
     assert all(batch.min() >= 0 and batch.max() <= 1 for batch in seen)
     with pytest.raises(ValueError, match="augment must return"):
         classifier(augment=lambda images: images[:1]).fit(X, Y)
+
+
+# Schedules of the weights
+
+
+def test_a_schedule_is_one_weight_after_the_other():
+    alphas, betas = [0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 1e-3, 2e-3]
+    scheduled = classifier(
+        alpha=lambda epoch: alphas[epoch], beta=lambda epoch: betas[epoch], max_epochs=4
+    ).fit(X, Y)
+    by_hand = classifier(max_epochs=1)
+    for alpha, beta in zip(alphas, betas, strict=True):
+        by_hand.set_params(alpha=alpha, beta=beta).partial_fit(X, Y)
+    assert torch.equal(weights(scheduled), weights(by_hand))
+    terms = [{"train_consistency", "train_sparsity"} & row.keys() for row in scheduled.history]
+    assert terms == [set(), {"train_consistency"}, *[{"train_consistency", "train_sparsity"}] * 2]
+
+
+def test_a_schedule_goes_on_where_it_was():
+    once = classifier(alpha=WarmUp(1.0, epochs=3), max_epochs=4).fit(X, Y)
+    twice = classifier(alpha=WarmUp(1.0, epochs=3), max_epochs=2).fit(X, Y).partial_fit(X, Y)
+    assert torch.equal(weights(once), weights(twice))
+    constant = classifier(alpha=1.0, max_epochs=4).fit(X, Y)
+    assert not torch.equal(weights(once), weights(constant))
+
+
+def test_schedules_are_searched():
+    grid = {"alpha": [0.0, WarmUp(1.0, epochs=2)]}
+    search = GridSearchCV(classifier(beta=0), grid, cv=2, scoring="accuracy").fit(X, Y)
+    assert search.cv_results_["params"][1]["alpha"] == WarmUp(1.0, epochs=2)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "much"])
+def test_a_schedule_of_no_weights(weight):
+    with pytest.raises(ValueError, match="What alpha returns for epoch 0 must be a finite number"):
+        classifier(alpha=lambda epoch: weight).fit(X, Y)
 
 
 def test_a_network_with_auxiliary_outputs():

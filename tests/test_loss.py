@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity as skimage_ssim
 from torch import nn
 
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
-from sklcam.loss import ConsistentCAMLoss, consistency_loss, sparsity_loss
+from sklcam.loss import ConsistentCAMLoss, WarmUp, consistency_loss, sparsity_loss
 from sklcam.metrics import structural_similarity
 from sklcam.tape import record
 from sklcam.views import ViewSampler
@@ -181,3 +181,14 @@ def test_gradients_of_the_whole_loss_are_finite_differences():
             flat[index] = kept
             numeric = (above - below) / (2 * step)
             assert gradient[index].item() == pytest.approx(numeric, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"weight": -1}, {"weight": 1, "epochs": 0}])
+def test_a_warm_up_that_cannot_be(options):
+    with pytest.raises(ValueError, match="must be"):
+        WarmUp(**options)
+
+
+def test_a_warm_up_reaches_its_weight_and_keeps_it():
+    assert [WarmUp(2.0, epochs=1)(epoch) for epoch in range(3)] == [2.0] * 3
+    assert [WarmUp(2.0, epochs=2, wait=1)(epoch) for epoch in range(4)] == [0.0, 1.0, 2.0, 2.0]
