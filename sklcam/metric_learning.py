@@ -226,15 +226,17 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        recipe = self._recipe()
-        miner = recipe.miner if self._is_auto(self.miner) else self.miner
-        sampler = recipe.sampler if self._is_auto(self.sampler) else self.sampler
-        if any(isinstance(part, str) for part in (self.criterion, miner, sampler)):
+        if any(isinstance(part, str) for part in (self.criterion, *self._miner_and_sampler())):
             _metric_learning("losses")  # an error now rather than once images are read
 
-    @staticmethod
-    def _is_auto(value: Any) -> bool:
-        return isinstance(value, str) and value == "auto"
+    def _miner_and_sampler(self) -> tuple[Any, Any]:
+        """Return what was asked for; where that is left open, what goes with the criterion."""
+        recipe = _Recipe("", sampler="m-per-class")
+        if isinstance(self.criterion, str):
+            recipe = _LOSSES[self.criterion]
+        miner = recipe.miner if _is_auto(self.miner) else self.miner
+        sampler = recipe.sampler if _is_auto(self.sampler) else self.sampler
+        return miner, sampler
 
     def initialize_criterion(self) -> EmbeddingNet:
         with self._own_randomness():
@@ -256,21 +258,13 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
     def _make_miner(self) -> nn.Module | None:
         options = self.get_params_for("miner")
-        miner = self.miner
+        miner, _ = self._miner_and_sampler()
         if isinstance(miner, nn.Module):
             return _copied(miner, options, "miner")
         if isinstance(miner, str):
-            name = self._recipe().miner if self._is_auto(miner) else miner
-            if name is None:
-                return None
-            kind, defaults = _MINERS[name]
+            kind, defaults = _MINERS[miner]
             miner, options = _metric_learning("miners", kind), {**defaults, **options}
         return None if miner is None else miner(**options)
-
-    def _recipe(self) -> _Recipe:
-        if isinstance(self.criterion, str):
-            return _LOSSES[self.criterion]
-        return _Recipe("", sampler="m-per-class")
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
         options = self.get_params_for("iterator_train")
@@ -292,12 +286,9 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     def _sampler_maker(self) -> Callable[[np.ndarray], Sampler] | None:
         """Return what makes a sampler of labels, if there is to be one."""
         options = self.get_params_for("sampler")
-        sampler = self.sampler
+        _, sampler = self._miner_and_sampler()
         if isinstance(sampler, str):
-            name = self._recipe().sampler if self._is_auto(sampler) else sampler
-            if name is None:
-                return None
-            kind, defaults = _SAMPLERS[name]
+            kind, defaults = _SAMPLERS[sampler]
             sampler, options = _metric_learning("samplers", kind), {**defaults, **options}
         if sampler is None:
             return None
@@ -512,6 +503,10 @@ def _taken_by(function: Callable, values: dict[str, Any], given: dict[str, Any])
     for parent in getattr(function, "__mro__", ()):
         names |= parameter_names(parent)
     return {key: value for key, value in values.items() if key in names and key not in given}
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
 
 
 def _copied(instance: nn.Module, options: dict[str, Any], name: str) -> nn.Module:
