@@ -52,7 +52,7 @@ from train_step import peak_of_allocations, seconds, wait
 
 from sklcam import CAMExplainer
 from sklcam.cam import CAM, ISCAM, SSCAM, Method, ScoreCAM, SmoothGradCAMPlusPlus, get_method
-from sklcam.images import ImageDataset, default_statistics, normalize
+from sklcam.images import ImageDataset, normalize
 from sklcam.models import build_model
 from sklcam.tape import record
 
@@ -487,7 +487,7 @@ def noise_images(n_images: int, size: int, seed: int) -> Tensor:
     coarse = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
     fine = torch.rand(n_images, 3, size, size, generator=generator)
     pixels = (255 * (0.8 * coarse + 0.2 * fine)).to(torch.uint8)
-    return normalize(pixels, *default_statistics(3))
+    return normalize(pixels, "auto", "auto")
 
 
 def images_of(folder: Path, n_images: int, size: int) -> Tensor:
@@ -498,7 +498,7 @@ def images_of(folder: Path, n_images: int, size: int) -> Tensor:
     drawn = [paths[i] for i in torch.randperm(len(paths), generator=generator)[:n_images]]
     dataset = ImageDataset(drawn, image_size=size)
     pixels = torch.stack([dataset[i][0] for i in range(n_images)])
-    return normalize(pixels, *default_statistics(3))
+    return normalize(pixels, "auto", "auto")
 
 
 # Measuring

@@ -48,7 +48,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
-from sklcam.images import ImageDataset, default_statistics, normalize
+from sklcam.images import ImageDataset, normalize
 from sklcam.loss import ConsistentCAMLoss
 from sklcam.models import TargetLayer
 from sklcam.tape import record
@@ -71,7 +71,7 @@ class Batch:
     views: Views
 
     def images(self) -> Tensor:
-        return normalize(self.pixels, *default_statistics(self.pixels.shape[1]))
+        return normalize(self.pixels, "auto", "auto")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import has_several, resolve_target
 from sklcam.images import (
     ImageDataset,
-    default_statistics,
     map_to_frame,
     normalize,
 )
@@ -938,12 +937,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             yield images.to(dtype)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        mean, std = default_statistics(images.shape[1])
-        return normalize(
-            images,
-            mean if isinstance(self.mean, str) else self.mean,
-            std if isinstance(self.std, str) else self.std,
-        )
+        return normalize(images, self.mean, self.std)
 
     # Prediction
 

@@ -295,8 +295,8 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     ----------
     batch : Tensor of shape (n_images, n_channels, height, width)
         uint8, or float in [0, 1].
-    mean, std : float, sequence of float or Tensor, one value or one a channel
-        Statistics of images in [0, 1].
+    mean, std : "auto", float, sequence of float or Tensor, one value or one a channel
+        Statistics of images in [0, 1]; "auto" is those of :func:`default_statistics`.
 
     Returns
     -------
@@ -321,6 +321,11 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
             "batch must be uint8 or float of shape (n_images, n_channels, height, width), got "
             f"{batch.dtype} of shape {tuple(batch.shape)}."
         )
+    usual = default_statistics(batch.shape[1])
+    mean, std = (
+        auto if isinstance(given, str) and given == "auto" else given
+        for auto, given in zip(usual, (mean, std), strict=True)
+    )
     batch = _to_unit_floats(batch)
     return (batch - _one_per_channel(mean, batch, "mean")) / _one_per_channel(std, batch, "std")
 

@@ -32,7 +32,7 @@ from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from sklcam.images import ImageDataset, default_statistics, n_images, normalize
+from sklcam.images import ImageDataset, n_images, normalize
 from sklcam.labels import check_labels, encode_labels
 from sklcam.models import (
     TargetLayer,
@@ -268,12 +268,7 @@ class ImageNeuralNet(NeuralNet):
         return normalize(to_device(images, self.device), 0.0, 1.0)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        mean, std = default_statistics(images.shape[1])
-        return normalize(
-            images,
-            mean if isinstance(self.mean, str) else self.mean,
-            std if isinstance(self.std, str) else self.std,
-        )
+        return normalize(images, self.mean, self.std)
 
     # Network, callbacks
 

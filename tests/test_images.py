@@ -685,6 +685,14 @@ def test_tensors_and_maps_stay_on_their_device():
         torch.testing.assert_close(on_device.cpu(), map_to_frame(X[0], (6, 11), resize=resize))
 
 
+@pytest.mark.parametrize("n_channels", [1, 3, 5])
+def test_normalising_by_the_default_statistics(n_channels):
+    batch = torch.rand(2, n_channels, 3, 4)
+    mean, std = default_statistics(n_channels)
+    assert torch.equal(normalize(batch, "auto", "auto"), normalize(batch, mean, std))
+    assert torch.equal(normalize(batch, "auto", 1.0), normalize(batch, mean, 1.0))
+
+
 def test_default_statistics():
     assert default_statistics(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     mean, std = default_statistics(4)
