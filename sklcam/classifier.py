@@ -33,7 +33,7 @@ from sklcam.labels import check_labels, encode_labels
 from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p, check_weight
 from sklcam.models import TargetLayer
 from sklcam.net import ImageNeuralNet
-from sklcam.tape import Tape, record
+from sklcam.tape import Tape, blocks_of_trunk, record
 from sklcam.views import ViewSampler
 
 _TERMS = ("ce", "consistency", "sparsity")
@@ -113,7 +113,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         The labels, where ``y`` may not hold them all.
     **kwargs
         Any other parameter of :class:`skorch.NeuralNetClassifier`: ``callbacks``, ``verbose``,
-        ``warm_start``, ``iterator_valid__num_workers`` and so on.
+        ``warm_start``, ``iterator_valid__num_workers`` and so on. With ``compile=True`` (and
+        ``compile__...`` parameters) what makes the target layer's activations is compiled, block by
+        block, and what follows it is not, as maps are differentiated twice.
 
     Attributes
     ----------
@@ -235,8 +237,17 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     # Fitting
 
+    def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
+        if name != "module" or not self.compile or not self._trains_on_maps():
+            return super().torch_compile(module, name)
+        sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
+        layer = self.target_layer_.of(module)
+        for block in blocks_of_trunk(module.eval(), layer, sample):
+            block.compile(**self.get_params_for("compile"))
+        return module
+
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        with self._double_differentiable_attention():
+        with self._double_differentiable_attention(), self._compiling():
             return super().fit_loop(X, y, epochs, **kwargs)
 
     # Checks, at the door
@@ -244,10 +255,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_p(self.p)
-        if self.compile and (self.alpha or self.beta):
-            raise ValueError(
-                "compile=True does not record activations; use it with alpha=0 and beta=0 only."
-            )
         if self.precision == "fp16" and self.optimizer is torch.optim.LBFGS:
             raise ValueError(
                 'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on '
@@ -497,6 +504,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             known = [share * value.detach() for share, value in values if value is not None]
             if known:
                 self.history.record_batch(f"{phase}_{name}", torch.stack(known).sum().item())
+
+    def _compiling(self) -> AbstractContextManager:
+        # Blocks share their code, and each is compiled for itself: in training and evaluation, with
+        # a graph and without, with statistics that are updated and that are not.
+        if not self.compile:
+            return nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)
 
     def _double_differentiable_attention(self) -> AbstractContextManager:
         # The fused kernels of attention have no second derivative.

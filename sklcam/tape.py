@@ -374,3 +374,40 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
             yield trunk
         finally:
             trunk._finished = []
+
+
+def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list[nn.Module]:
+    """Return the largest modules that a layer's activations are made of and nothing else.
+
+    They are what can be compiled when a layer is recorded: a compiled module is one node of the
+    graph, which cannot be cut open at the layer, nor be differentiated twice.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, in evaluation mode, as it is run once.
+    layer : nn.Module
+        A submodule of it.
+    sample : Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    list of nn.Module
+        In the order in which they run; modules without submodules are left out, as compiling them
+        gains nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.models import build_model
+    >>> from sklcam.tape import blocks_of_trunk
+    >>> net = build_model("resnet18", n_classes=2).eval()
+    >>> blocks = blocks_of_trunk(net, net.layer4, torch.zeros(1, 3, 32, 32))
+    >>> blocks == [net.layer1, net.layer2, net.layer3, *net.layer4]
+    True
+    """
+    with torch.no_grad(), record_trunk(module, layer) as trunk:
+        module(sample)
+        before = [part for part, _ in trunk._before_layer]
+    runs = dict.fromkeys([*before, *layer.children()])  # each once
+    return [part for part in runs if any(True for _ in part.children())]

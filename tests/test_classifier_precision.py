@@ -12,6 +12,7 @@ from networks import SmallNet, digits
 from numpy.testing import assert_allclose
 from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
+from torch import nn
 from torch.amp import GradScaler
 
 from sklcam import ConsistentCAMClassifier
@@ -91,6 +92,62 @@ def test_the_first_step_is_that_of_float32(precision, memory, channels_last, pla
         values = [of.history[0, "batches", 0, key] for of in (clf, plain[0])]
         assert_allclose(*values, rtol=TOLERANCES[precision])
     assert {p.dtype for p in clf.module_.parameters()} == {torch.float32}
+
+
+# Compiling: the blocks are captured and their way back traced, but no code is generated.
+COMPILED = {"compile": True, "compile__backend": "aot_eager"}
+
+
+class Blocks(nn.Sequential):
+    """Two blocks before the target layer's own two, and a head."""
+
+    def __init__(self, num_classes=3, in_channels=1):
+        def block(n_in, n_out):
+            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU())
+
+        super().__init__(
+            block(in_channels, 4),
+            nn.Dropout2d(0.2),
+            block(4, 6),
+            nn.Sequential(block(6, 8), block(8, 8)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, num_classes),
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory": "low"},
+        {"precision": "bf16", "channels_last": True},
+        {"memory": "low", "precision": "bf16", "batch_accumulation": 2},
+        {"alpha": 0},
+    ],
+)
+def test_compiled_blocks_train_alike(options):
+    options = {"module": Blocks, "target_layer": "3", "max_epochs": 2, **options}
+    plain, expected = trained(**options)
+    compiled, gradients = trained(**options, **COMPILED)
+    tolerance = 1e-4 if "precision" not in options else 0.05
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert (gradient - other).norm() / other.norm() < tolerance
+    network = compiled.module_
+    parts = [network[0], network[2], *network[3]]
+    assert all(part._compiled_call_impl is not None for part in parts)
+    others = [network, network[1], network[3], *list(network)[4:]]
+    assert all(part._compiled_call_impl is None for part in others)
+    assert_allclose(compiled.predict_proba(X), plain.predict_proba(X), atol=2 * tolerance)
+    assert_allclose(compiled.explain(X[:4]), plain.explain(X[:4]), atol=0.1)
+
+
+def test_a_compiled_classifier_goes_through_a_file(tmp_path):
+    clf = classifier(Blocks, target_layer="3", **COMPILED).fit(X, Y)
+    joblib.dump(clf, tmp_path / "clf.joblib")
+    loaded = joblib.load(tmp_path / "clf.joblib")
+    assert_allclose(loaded.predict_proba(X), clf.predict_proba(X), atol=1e-6)
+    loaded.partial_fit(X, Y)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
