@@ -24,7 +24,7 @@ A network is trained at half the image size first. With ``--weights`` it is kept
 a run that was cut off goes on where it stopped.
 
 In the end the program checks that pytorch-grad-cam has the same maps, and which of the paper's
-claims hold. It fails if maps differ, or if the proxies of classes that the network was trained on do
+claims hold. It fails if maps differ, or if proxies of classes that the network was trained on do
 not beat the uniform map by ``--margin``.
 
 Reference: Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4. Chen et al.,
