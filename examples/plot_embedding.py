@@ -49,9 +49,9 @@ seen, unseen = y <= 5, y > 5
 # Training
 # --------
 #
-# The default is the margin loss, with distance-weighted sampling of triplets. The score is recall at
-# 1: how often the nearest other picture shows the same digit, here of digits that the network has
-# not been trained on. By chance it would be a quarter.
+# The default is the margin loss, with distance-weighted sampling of triplets. The score is recall
+# at 1: how often the nearest other picture shows the same digit, here of digits that the network
+# has not been trained on. By chance it would be a quarter.
 
 
 def small_net(embedding_dim, in_channels):

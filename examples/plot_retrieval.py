@@ -32,7 +32,8 @@ def drawn(*which):
     """Draw digits beside each other, at any height, on noise: (40, 40) or, for two, (40, 80)."""
     picture = generator.uniform(0, 0.5, size=(40, 40 * len(which))).astype(np.float32)
     for place, i in enumerate(which):
-        top, left = generator.integers(0, 24, size=2) + (0, 40 * place)
+        top, left = generator.integers(0, 24, size=2)
+        left += 40 * place
         digit = digits.data[i].repeat(2, axis=0).repeat(2, axis=1)
         picture[top : top + 16, left : left + 16] += digit
     return picture.clip(0, 1)
