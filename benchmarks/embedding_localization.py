@@ -179,7 +179,7 @@ def network_of(init: int, data: Bunch, options: argparse.Namespace) -> Embedding
     file = None if options.weights is None else options.weights / f"{options.arch}_{init}.pt"
     if file is not None and file.is_file():
         module = build_model(options.arch, n_classes=options.embedding_dim)
-        return untrained(load_weights(module, file), options).fit(*training(data, options, 1))
+        return untrained(load_weights(module, file), options).fit(*training(data, options, 3))
     module = options.arch
     for size, epochs, lr in (
         (options.image_size // 2, options.epochs_small, options.lr),

@@ -125,7 +125,6 @@ def test_a_class_seen_at_prediction_only(fitted):
         ({"resize": "pad"}, "resize"),
         ({"random_state": "zero"}, "random_state"),
         ({"max_epochs": -1}, "max_epochs"),
-        ({"compile": True}, "compile=True"),
         ({"module": "resnet19"}, "resnet18"),
         ({"module": 3}, "module"),
         ({"module": "resnet18", "weights": "no_such_weights"}, "no_such_weights"),

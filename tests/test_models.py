@@ -602,11 +602,11 @@ def test_check_output_takes_the_first_of_several():
             return {"logits": super().forward(images)}
 
     sample = torch.zeros(1, 3, 8, 8)
-    check_output(Tuple(), sample, n_classes=10)
+    check_output(Tuple(), sample, n_outputs=10)
     with pytest.raises(ValueError, match="dict for 10 classes"):
-        check_output(Dict(), sample, n_classes=10)
+        check_output(Dict(), sample, n_outputs=10)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\)"):
-        check_output(nn.Identity(), sample, n_classes=3)
+        check_output(nn.Identity(), sample, n_outputs=3)
 
 
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 32), ("inception_v3", 64)])
@@ -614,16 +614,16 @@ def test_too_small_images_are_named(name, side):
     with torch.device("meta"):
         model = build_model(name, n_classes=2)
         with pytest.raises(ValueError, match=rf"{side} x {side} pixels") as caught:
-            check_output(model, torch.empty(1, 3, side, side), n_classes=2)
+            check_output(model, torch.empty(1, 3, side, side), n_outputs=2)
     assert type(model).__name__ in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_wrong_channels_and_sizes_are_named():
     with pytest.raises(ValueError, match=r"SmallNet.*8 x 8 pixels and 1 channel"):
-        check_output(SmallNet(), torch.zeros(1, 1, 8, 8), n_classes=10)
+        check_output(SmallNet(), torch.zeros(1, 1, 8, 8), n_outputs=10)
     with pytest.raises(ValueError, match=r"VisionTransformer.*24 x 24 pixels"):
-        check_output(small_vit(16), torch.zeros(1, 3, 24, 24), n_classes=3)
+        check_output(small_vit(16), torch.zeros(1, 3, 24, 24), n_outputs=3)
 
 
 # --- target layers --------------------------------------------------------------------------------
