@@ -53,7 +53,6 @@ from train_step import seconds
 
 from sklcam import EmbeddingCAMExplainer, EmbeddingNet
 from sklcam.datasets import load_boxes_csv
-from sklcam.embedding import TripletCAM
 from sklcam.images import ImageDataset
 from sklcam.metrics import (
     box_from_map,
@@ -64,6 +63,7 @@ from sklcam.metrics import (
     recall_at_k,
 )
 from sklcam.models import available_models, build_model, load_weights
+from sklcam.triplets import TripletCAM
 
 METHODS = ("Chen et al.", "Single point", "Mean proxy", "Contrast")
 CHANNELS = {"all channels": None, "top 50": 50}

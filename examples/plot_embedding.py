@@ -15,8 +15,8 @@ from torch import nn
 
 from sklcam import EmbeddingCAMExplainer, EmbeddingNet
 from sklcam.datasets import load_digits
-from sklcam.embedding import TripletCAM
 from sklcam.metrics import box_masks, heatmap_ratio, pointing_game
+from sklcam.triplets import TripletCAM
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
 

@@ -33,7 +33,7 @@ from sklcam.labels import check_labels, encode_labels
 from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p, check_weight
 from sklcam.models import TargetLayer
 from sklcam.net import ImageNeuralNet
-from sklcam.tape import Tape, blocks_of_trunk, record
+from sklcam.tape import Tape, blocks_of_trunk, is_bypassed, record, stopping_after
 from sklcam.views import ViewSampler
 
 _TERMS = ("ce", "consistency", "sparsity")
@@ -314,24 +314,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             self._check_bottleneck()
 
     def _check_bottleneck(self) -> None:
-        """Refuse a second way from the images to the output, beside the target layer."""
         layer = self.target_layer_
         sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
-        sample.requires_grad_()
-
-        def cut_off(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            return output.detach()
-
-        handle = layer.of(self.module_).register_forward_hook(cut_off)
-        try:
-            with torch.enable_grad():
-                output = self._forward(sample.clone())
-            if not output.requires_grad:
-                return
-            (by_another_way,) = torch.autograd.grad(output.sum(), sample, allow_unused=True)
-        finally:
-            handle.remove()
-        if by_another_way is not None:
+        if is_bypassed(self.module_.eval(), layer.of(self.module_), sample):
             raise ValueError(
                 f'memory="low" takes the gradient of a view through the target layer alone, but '
                 f"{layer.name!r} is bypassed on the way to the output; name a later target_layer, "
@@ -488,7 +473,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         with (
             _statistics_kept(self.module_),
             self._generators_at(postponed.states),
-            _stopping_after(self.target_layer_.of(self.module_)),
+            stopping_after(self.target_layer_.of(self.module_)),
         ):
             self.infer(postponed.images)
         assert self.tape_ is not None  # train_step has opened it
@@ -594,26 +579,6 @@ class Part:
     share: float = 1.0
     terms: LossTerms | None = None
     postponed: Postponed | None = None
-
-
-class _Stop(Exception):
-    """The layer has run, and what follows it is not needed."""
-
-
-@contextmanager
-def _stopping_after(layer: nn.Module) -> Iterator[None]:
-    """End the forward pass in the block once a layer has run."""
-
-    def stop(layer: nn.Module, inputs: tuple, output: Any) -> None:
-        raise _Stop
-
-    handle = layer.register_forward_hook(stop)
-    try:
-        yield
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -16,20 +16,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.base import TransformerMixin, clone
+from sklearn.base import TransformerMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from sklcam.cam import Method, TopK
-from sklcam.cam.base import Subject, at_least_float32
+from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import DeferredTarget
 from sklcam.explainer import AnyMethod, CAMExplainer
 from sklcam.labels import labels_for
+from sklcam.metrics.retrieval import nearest_neighbors
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +278,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             As if it had been fitted on all images at once. Kept between calls are a sum and a count
             for each class.
         """
-        if not isinstance(self.proxy, str) or self.proxy != "mean":
+        if not is_name(self.proxy, "mean"):
             raise ValueError(
                 f"partial_fit keeps sums, of which only mean proxies can be made; proxy is "
                 f"{self.proxy!r}."
@@ -292,7 +292,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _labels_for_proxies(self, X: Any, y: Any) -> np.ndarray | None:
         """Return a label for each image, or None where nothing is learned from them."""
-        if not callable(self.proxy) and not _is_name(self.proxy, "mean"):
+        if not callable(self.proxy) and not is_name(self.proxy, "mean"):
             return None
         if X is None:
             raise ValueError("fit needs images X and labels y to learn proxies from.")
@@ -357,7 +357,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _take_proxies(self) -> None:
         """Take the proxies that were given; none for single points."""
-        if _is_name(self.proxy, "self"):
+        if is_name(self.proxy, "self"):
             self.classes_ = None
             return
         given = self.proxy.detach().cpu() if isinstance(self.proxy, Tensor) else self.proxy
@@ -482,9 +482,9 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if target is None and self.proxies_ is None:
             return SinglePoint()
         known = () if self.classes_ is None else self.classes_.tolist()
-        if _is_name(target, "self") and "self" not in known:
+        if is_name(target, "self") and "self" not in known:
             return SinglePoint()
-        if isinstance(target, _Directions):
+        if isinstance(target, Directions):
             return target.values
         if _are_images(target):
             return self._directions_of(target, n_images)
@@ -577,215 +577,31 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         queries, others = self.transform(query), self.transform(gallery)
         if not 1 <= k <= len(others):
             raise ValueError(f"k must be 1 to {len(others)}, the images of the gallery; got {k}.")
-        similarities = queries @ others.T
-        indices = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+        indices, similarities = nearest_neighbors(queries, others, k)
         query_maps = self._explain_towards(query, torch.from_numpy(others[indices]), method)
-        found = _rows_of(gallery, indices.ravel())
+        found = rows_of(gallery, indices.ravel())
         towards = torch.from_numpy(np.repeat(queries, k, axis=0))
         neighbor_maps = self._explain_towards(found, towards, method)
         return Bunch(
             indices=indices,
-            similarities=np.take_along_axis(similarities, indices, axis=1),
+            similarities=similarities,
             query_maps=query_maps,
             neighbor_maps=neighbor_maps.reshape(query_maps.shape),
         )
 
     def _explain_towards(self, X: Any, directions: Tensor, method: AnyMethod | None) -> Any:
-        return self.explain(X, _Directions(directions), method=method)
-
-
-class TripletCAM(Method):
-    r"""Chen et al.'s adaptation of Grad-CAM: weights of training images, by their triplets.
-
-    A training image's channels are weighed by what lowers its triplet loss, on average over
-    triplets with it as the anchor:
-
-    .. math:: \alpha_k = -\frac{1}{Z} \sum_{ij} \frac{\partial}{\partial A_{k,ij}}
-              \Big\langle \max(0, \lVert\hat{y} - \hat{y}_+\rVert^2
-              - \lVert\hat{y} - \hat{y}_-\rVert^2 + m) \Big\rangle
-
-    Any other image is explained without a gradient, by the weights of the training image that is
-    the nearest to it. It is the baseline that :class:`EmbeddingCAMExplainer` is compared with: it
-    needs the training images and an index of them.
-
-    Parameters
-    ----------
-    n_triplets : int, default=50
-        How many triplets an image's weights are averaged over, of those that violate the margin.
-        Where none does, and the loss has no gradient, the one that comes closest stands in.
-    margin : float, default=0.2
-        The m of the loss.
-    relu : bool, default=True
-        Whether negative evidence is cut off.
-    random_state : int, RandomState or None, default=None
-        Which triplets are drawn.
-
-    Attributes
-    ----------
-    embeddings_ : Tensor of shape (n_images, dim), float32
-        Of the training images, of length 1; without those that are alone in their class.
-    weights_ : list of Tensor of shape (n_images, K), float32
-        Their weights, one tensor per target layer.
-
-    Notes
-    -----
-    Towards another direction than the image's own embedding, such as a class's proxy, the training
-    image is the one nearest to the middle of the two.
-
-    The loss is differentiated once an image, however many triplets there are: with respect to the
-    anchor's embedding the gradient is :math:`2(\hat{y}_- - \hat{y}_+)`, which is averaged first.
-
-    References
-    ----------
-    Chen, Chen, Hajimirsadeghi, Mori, "Adapting Grad-CAM for Embedding Networks", WACV 2020.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import torch
-    >>> from sklcam import EmbeddingCAMExplainer
-    >>> from sklcam.embedding import TripletCAM
-    >>> from sklcam.models import build_model
-    >>> network = build_model("resnet18", n_classes=16)
-    >>> images, labels = torch.randn(6, 3, 64, 64), np.repeat(["apple", "pear"], 3)
-    >>> explainer = EmbeddingCAMExplainer(network, proxy="self", top_channels=50, verbose=0).fit()
-    >>> method = TripletCAM(random_state=0).fit(explainer, images, labels)
-    >>> explainer.explain(torch.randn(2, 3, 64, 64), method=method).shape
-    (2, 64, 64)
-    """
-
-    embeddings_: Tensor
-    weights_: list[Tensor]
-
-    def __init__(
-        self,
-        n_triplets: int = 50,
-        margin: float = 0.2,
-        relu: bool = True,
-        random_state: Any = None,
-    ):
-        self.n_triplets = n_triplets
-        self.margin = margin
-        self.relu = relu
-        self.random_state = random_state
-
-    def check(self) -> None:
-        self._check_options()
-        check_is_fitted(
-            self,
-            "weights_",
-            msg="%(name)s explains by the weights of training images; call its fit with an "
-            "explainer and these first.",
-        )
-
-    def _check_options(self) -> None:
-        if self.n_triplets < 1 or self.margin < 0:
-            raise ValueError(
-                f"n_triplets must be positive and margin not negative; got {self.n_triplets} and "
-                f"{self.margin}."
-            )
-
-    def fit(self, explainer: EmbeddingCAMExplainer, X: Any, y: Any = None) -> TripletCAM:
-        """Learn the weights of training images.
-
-        Parameters
-        ----------
-        explainer : EmbeddingCAMExplainer
-            A fitted one of the network.
-        X : images
-        y : array-like of shape (n_images,) or None, default=None
-            Their labels; a torch data set may bring its own.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If there are no two images of a class, or no two classes.
-        """
-        self._check_options()
-        labels = explainer.labels_to_learn_from(X, y, "TripletCAM")
-        classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        in_triplets = np.flatnonzero(counts[codes] > 1)
-        if len(classes) < 2 or not len(in_triplets):
-            raise ValueError(
-                "Triplets are two images of one class and one of another; there are "
-                f"{len(labels)} images of {len(classes)} classes."
-            )
-        raw = torch.cat(list(explainer.iter_embeddings(X, "embeddings")))
-        embeddings = normalized(raw)
-        pulls = self._pulls(embeddings, codes, in_triplets)
-        anchors = embeddings[in_triplets]
-        # Through the division by the length, so that the gradient is that of the raw embedding.
-        along = (pulls * anchors).sum(dim=1, keepdim=True)
-        directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
-        X = _rows_of(X, in_triplets) if len(in_triplets) < len(labels) else X
-        plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
-        weights = plain.channel_weights(X, _Directions(directions), method="gradcam")
-        of_layers = weights if isinstance(weights, list) else [weights]
-        self.embeddings_ = anchors
-        self.weights_ = [torch.from_numpy(of_layer) for of_layer in of_layers]
-        return self
-
-    def _pulls(self, embeddings: Tensor, codes: np.ndarray, anchors: np.ndarray) -> Tensor:
-        """Return where each anchor's triplets pull it: the negative gradient of their mean loss."""
-        generator = check_random_state(self.random_state)
-        members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-        pulls = torch.empty(len(anchors), embeddings.shape[1])
-        for row, anchor in enumerate(anchors):
-            own = members[codes[anchor]]
-            positives = _some(own[own != anchor], generator)
-            negatives = _some(np.flatnonzero(codes != codes[anchor]), generator)
-            to_positives = (embeddings[positives] - embeddings[anchor]).square().sum(dim=1)
-            to_negatives = (embeddings[negatives] - embeddings[anchor]).square().sum(dim=1)
-            losses = (to_positives[:, None] - to_negatives + self.margin).flatten().numpy()
-            violating = np.flatnonzero(losses > 0)
-            if not len(violating):
-                violating = np.array([losses.argmax()])
-            n_drawn = min(self.n_triplets, len(violating))
-            drawn = generator.choice(violating, n_drawn, replace=False)
-            which_positive, which_negative = np.divmod(drawn, len(negatives))
-            towards = embeddings[positives[which_positive]]
-            away = embeddings[negatives[which_negative]]
-            pulls[row] = 2 * (towards - away).mean(dim=0)
-        return pulls
-
-    def channel_weights(self, subject: Subject) -> list[Tensor]:
-        explained = subject.explained
-        if explained is None or not explained.is_floating_point():
-            raise ValueError(
-                "TripletCAM explains embeddings; its target is an embedding or a proxy, not a "
-                "class's output or a callable."
-            )
-        device = subject.output.device
-        middle = normalized(subject.output.detach())[:, None] + normalized(explained)
-        nearest = (middle.float() @ self.embeddings_.to(device).T).argmax(dim=2)
-        return [of_layer.to(device)[nearest] for of_layer in self.weights_]
-
-    def explain(self, subject: Subject) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
-
-
-# How many positives and negatives an anchor's triplets are drawn from.
-_CANDIDATES = 256
-
-
-def _some(indices: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
-    if len(indices) <= _CANDIDATES:
-        return indices
-    return generator.choice(indices, _CANDIDATES, replace=False)
+        return self.explain(X, Directions(directions), method=method)
 
 
 @dataclass(frozen=True, eq=False)
-class _Directions:
+class Directions:
     """What is explained of images, as embeddings (n_images, dim) or (n_images, k, dim)."""
 
     values: Tensor
 
 
-def _is_name(value: Any, name: str) -> bool:
+def is_name(value: Any, name: str) -> bool:
+    """Whether a parameter is this string, where it may be an array, too."""
     return isinstance(value, str) and value == name
 
 
@@ -809,7 +625,8 @@ def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return (means / lengths).astype(np.float32)
 
 
-def _rows_of(X: Any, indices: np.ndarray) -> Any:
+def rows_of(X: Any, indices: np.ndarray) -> Any:
+    """Return some of the images, in the form that they came in."""
     if isinstance(X, Dataset):
         return Subset(X, indices.tolist())
     if isinstance(X, np.ndarray | Tensor):

@@ -21,12 +21,12 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from skorch.utils import to_device
 from torch import Tensor, nn
-from torch.utils.data import Sampler, Subset
+from torch.utils.data import Sampler
 
-from sklcam.embedding import EmbeddingCAMExplainer, normalized
-from sklcam.labels import check_labels
+from sklcam.embedding import EmbeddingCAMExplainer, is_name, normalized
+from sklcam.labels import check_labels, labels_for
 from sklcam.metrics import recall_at_k
-from sklcam.models import TargetLayer, parameter_names
+from sklcam.models import TargetLayer, copy_instance, parameter_names
 from sklcam.net import ImageNeuralNet
 
 
@@ -234,8 +234,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         recipe = _Recipe("", sampler="m-per-class")
         if isinstance(self.criterion, str):
             recipe = _LOSSES[self.criterion]
-        miner = recipe.miner if _is_auto(self.miner) else self.miner
-        sampler = recipe.sampler if _is_auto(self.sampler) else self.sampler
+        miner = recipe.miner if is_name(self.miner, "auto") else self.miner
+        sampler = recipe.sampler if is_name(self.sampler, "auto") else self.sampler
         return miner, sampler
 
     def initialize_criterion(self) -> EmbeddingNet:
@@ -248,7 +248,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     def _make_criterion(self) -> nn.Module:
         options = self.get_params_for("criterion")
         if isinstance(self.criterion, nn.Module):
-            return _copied(self.criterion, options, "criterion")
+            return copy_instance(self.criterion, options, "criterion")
         loss = self.criterion
         if isinstance(loss, str):
             recipe = _LOSSES[loss]
@@ -260,7 +260,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         options = self.get_params_for("miner")
         miner, _ = self._miner_and_sampler()
         if isinstance(miner, nn.Module):
-            return _copied(miner, options, "miner")
+            return copy_instance(miner, options, "miner")
         if isinstance(miner, str):
             kind, defaults = _MINERS[miner]
             miner, options = _metric_learning("miners", kind), {**defaults, **options}
@@ -273,7 +273,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         make = self._sampler_maker()
         if make is None:
             return super().get_iterator(dataset, training=training)
-        sampler = OwnSampler(make, _labels_of(dataset))
+        sampler = OwnSampler(make, labels_for(dataset, None, "sampler"))
         options.pop("shuffle", None)
         if sampler.makes_batches:
             options.pop("batch_size", None)
@@ -456,7 +456,7 @@ class OwnSampler(Sampler):
 
     def __init__(self, make: Callable[[np.ndarray], Sampler], labels: np.ndarray):
         with _numpy_random(0):
-            self._fresh = make(labels)
+            self._fresh: Any = make(labels)
             first = next(iter(copy.deepcopy(self._fresh)), 0)
         self.makes_batches = not isinstance(first, Integral)
 
@@ -465,7 +465,7 @@ class OwnSampler(Sampler):
             return iter(list(copy.deepcopy(self._fresh)))
 
     def __len__(self) -> int:
-        return len(self._fresh)  # type: ignore[arg-type]
+        return len(self._fresh)
 
 
 @contextmanager
@@ -503,23 +503,3 @@ def _taken_by(function: Callable, values: dict[str, Any], given: dict[str, Any])
     for parent in getattr(function, "__mro__", ()):
         names |= parameter_names(parent)
     return {key: value for key, value in values.items() if key in names and key not in given}
-
-
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == "auto"
-
-
-def _copied(instance: nn.Module, options: dict[str, Any], name: str) -> nn.Module:
-    if options:
-        raise ValueError(
-            f"{name} is an instance of {type(instance).__name__}, which takes no parameters any "
-            f"more, got {', '.join(sorted(options))}; pass its class instead."
-        )
-    return copy.deepcopy(instance)
-
-
-def _labels_of(dataset: Any) -> np.ndarray:
-    """Return the class of each training image."""
-    if isinstance(dataset, Subset):
-        return _labels_of(dataset.dataset)[np.asarray(dataset.indices, dtype=np.intp)]
-    return np.asarray(dataset.y)

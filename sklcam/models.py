@@ -438,7 +438,7 @@ def construct(
     Conv2d(1, 2, kernel_size=(1, 1), stride=(1, 1))
     """
     if isinstance(module, nn.Module):
-        return _copy_instance(module, kwargs)
+        return copy_instance(module, kwargs, "module")
     if not callable(module):
         raise ValueError(
             "module must be a torchvision name, an nn.Module (class or instance) or a callable "
@@ -452,10 +452,11 @@ def construct(
     return model
 
 
-def _copy_instance(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Module:
+    """Copy a module that was given as a parameter; an error if it is to take parameters itself."""
     if kwargs:
         raise ValueError(
-            f"module is an instance of {type(module).__name__}, which takes no parameters any "
+            f"{name} is an instance of {type(module).__name__}, which takes no parameters any "
             f"more, got {', '.join(sorted(kwargs))}; pass its class instead."
         )
     return copy.deepcopy(module)

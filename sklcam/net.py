@@ -51,7 +51,8 @@ class TrainingImages(ImageDataset, SkorchDataset):
 
     def __init__(self, X: Any, y: Any, **options: Any):
         ImageDataset.__init__(self, X, y, **options)
-        self.X, self.y = X, y
+        self.X = X
+        self.y = self.targets = y
 
 
 class SilentableProgressBar(ProgressBar):
@@ -398,30 +399,28 @@ class ImageNeuralNet(NeuralNet):
         (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         with torch.random.fork_rng(self._cuda_devices()):
             torch.manual_seed(seed)
+            on_cpu, *on_cuda = self._generator_states()
             return {
                 "seed": seed,
-                "global": torch.get_rng_state(),
-                "cuda": [torch.cuda.get_rng_state(device) for device in self._cuda_devices()],
+                "global": on_cpu,
+                "cuda": on_cuda,
                 "views": torch.Generator().manual_seed(int(views_seed) >> 1).get_state(),
             }
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         states = self.random_states_
-        devices = self._cuda_devices()
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(states["global"])
-            for device, state in zip(devices, states["cuda"], strict=False):
-                torch.cuda.set_rng_state(state, device)
+        with self._generators_at([states["global"], *states["cuda"]]):
             self.generator_ = torch.Generator()
             self.generator_.set_state(states["views"])
             try:
                 yield
             finally:
+                on_cpu, *on_cuda = self._generator_states()
                 self.random_states_ = {
                     "seed": states["seed"],
-                    "global": torch.get_rng_state(),
-                    "cuda": [torch.cuda.get_rng_state(device) for device in devices],
+                    "global": on_cpu,
+                    "cuda": on_cuda,
                     "views": self.generator_.get_state(),
                 }
                 del self.generator_
@@ -437,7 +436,7 @@ class ImageNeuralNet(NeuralNet):
         devices = self._cuda_devices()
         with torch.random.fork_rng(devices):
             torch.set_rng_state(states[0])
-            for device, state in zip(devices, states[1:], strict=True):
+            for device, state in zip(devices, states[1:], strict=False):  # it may have moved since
                 torch.cuda.set_rng_state(state, device)
             yield
 

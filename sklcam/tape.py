@@ -411,3 +411,79 @@ def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list
         before = [part for part, _ in trunk._before_layer]
     runs = dict.fromkeys([*before, *layer.children()])  # each once
     return [part for part in runs if any(True for _ in part.children())]
+
+
+def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
+    """Whether there is a way from the images to the output beside a layer.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, in evaluation mode, as it is run once.
+    layer : nn.Module
+        A submodule of it.
+    sample : Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.models import build_model
+    >>> from sklcam.tape import is_bypassed
+    >>> net = build_model("resnet18", n_classes=2).eval()
+    >>> sample = torch.zeros(1, 3, 32, 32)
+    >>> is_bypassed(net, net.layer4, sample), is_bypassed(net, net.layer4[1].conv2, sample)
+    (False, True)
+    """
+    images = sample.clone().requires_grad_()
+    handle = layer.register_forward_hook(lambda layer, inputs, output: output.detach())
+    try:
+        with torch.enable_grad():
+            output = module(images.clone())  # a copy, as the first module may work in place
+    finally:
+        handle.remove()
+    output = output[0] if isinstance(output, tuple) else output
+    if not output.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(output.sum(), images, allow_unused=True)
+    return gradient is not None
+
+
+class _Stop(Exception):
+    """The layer has run, and what follows it is not needed."""
+
+
+@contextmanager
+def stopping_after(layer: nn.Module) -> Iterator[None]:
+    """End the forward pass in the block, and the block, once a layer has run.
+
+    Parameters
+    ----------
+    layer : nn.Module
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.tape import record, stopping_after
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(7, 1))  # the last does not fit
+    >>> with record(net, net[1]) as tape:
+    ...     with stopping_after(net[1]):
+    ...         _ = net(torch.zeros(4, 2))
+    ...     tape.activations.shape
+    torch.Size([4, 3])
+    """
+
+    def stop(layer: nn.Module, inputs: tuple, output: Any) -> None:
+        raise _Stop
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()

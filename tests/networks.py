@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from skorch.callbacks import Callback
 from torch import nn
 
 
@@ -138,3 +139,13 @@ class Flattening(Viewing):
         for layer in list(self)[:4]:
             x = layer(x)
         return self.head(x.flatten(1))
+
+
+class Gradients(Callback):
+    """Keeps the gradient of each step, as callbacks see it before the optimizer does."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        self.seen.append(torch.cat([p.grad.flatten().clone() for _, p in named_parameters]))

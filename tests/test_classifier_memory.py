@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from networks import SmallNet, TokenNet, digits
+from networks import Gradients, SmallNet, TokenNet, digits
 from numpy.testing import assert_allclose, assert_array_equal
 from skorch.callbacks import Callback
 from torch import nn
@@ -51,16 +51,6 @@ class Plain(NoisyNet):
         super().__init__(num_classes, in_channels)
         for i in (1, 2, 5, 8):
             self[i] = nn.Identity()
-
-
-class Gradients(Callback):
-    """Keeps the gradient of each step, as callbacks see it before the optimizer does."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_grad_computed(self, net, named_parameters, **kwargs):
-        self.seen.append(torch.cat([p.grad.flatten().clone() for _, p in named_parameters]))
 
 
 def classifier(module=NoisyNet, **options):

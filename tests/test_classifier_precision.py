@@ -8,9 +8,8 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from networks import SmallNet, digits
+from networks import Gradients, SmallNet, digits
 from numpy.testing import assert_allclose
-from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
 from torch import nn
 from torch.amp import GradScaler
@@ -41,16 +40,6 @@ class Watched(SmallNet):
         for layer in list(self)[6:]:
             before_pooling = layer(before_pooling)
         return before_pooling
-
-
-class Gradients(Callback):
-    """Keeps the gradient of each step, as callbacks see it before the optimizer does."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_grad_computed(self, net, named_parameters, **kwargs):
-        self.seen.append(torch.cat([p.grad.flatten().clone() for _, p in named_parameters]))
 
 
 def classifier(module=Watched, **options):

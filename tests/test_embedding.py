@@ -22,8 +22,8 @@ from torch.utils.data import TensorDataset
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer
 from sklcam.cam import GradCAM, ScoreCAM, TopK, available
-from sklcam.embedding import TripletCAM
 from sklcam.metrics import evaluate
+from sklcam.triplets import TripletCAM
 
 N, DIM = 7, 5
 IMAGES = torch.randn(N, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 3

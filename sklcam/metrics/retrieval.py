@@ -58,12 +58,51 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     # By the largest entry first, as the squares of very short or long ones are no float32.
     embeddings = (embeddings / largest).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    hits = 0
-    step = max(1, _SIMILARITIES // n_images)
-    for start in range(0, n_images, step):
-        rows = np.arange(start, min(start + step, n_images))
-        similarities = embeddings[rows] @ embeddings.T
-        similarities[rows - start, rows] = -np.inf
-        nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
-        hits += int((labels[nearest] == labels[rows, None]).any(axis=1).sum())
-    return hits / n_images
+    indices, _ = nearest_neighbors(embeddings, embeddings, k, leave_one_out=True)
+    return float((labels[indices] == labels[:, None]).any(axis=1).mean())
+
+
+def nearest_neighbors(
+    queries: np.ndarray, gallery: np.ndarray, k: int, *, leave_one_out: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest of a gallery by inner product, some queries at a time.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (n_queries, dim)
+    gallery : ndarray of shape (n_images, dim)
+    k : int
+        How many, of at least as many.
+    leave_one_out : bool, default=False
+        Whether the queries are the gallery, and none is its own neighbour.
+
+    Returns
+    -------
+    indices : ndarray of shape (n_queries, k), int
+        The nearest first; of those that are as near, the first in the gallery.
+    similarities : ndarray of shape (n_queries, k)
+        Their inner products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.metrics.retrieval import nearest_neighbors
+    >>> gallery = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    >>> nearest_neighbors(gallery[:1], gallery, 2)
+    (array([[0, 2]]), array([[1. , 0.6]]))
+    """
+    found = []
+    step = max(1, _SIMILARITIES // len(gallery))
+    for start in range(0, len(queries), step):
+        similarities = queries[start : start + step] @ gallery.T
+        if leave_one_out:
+            rows = np.arange(len(similarities))
+            similarities[rows, start + rows] = -np.inf
+        some = np.sort(np.argpartition(-similarities, k - 1, axis=1)[:, :k], axis=1)
+        of_some = np.take_along_axis(similarities, some, axis=1)
+        order = np.argsort(-of_some, axis=1, kind="stable")
+        found.append(
+            (np.take_along_axis(some, order, axis=1), np.take_along_axis(of_some, order, axis=1))
+        )
+    indices, values = zip(*found, strict=True)
+    return np.concatenate(indices), np.concatenate(values)
