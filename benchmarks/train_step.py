@@ -5,14 +5,20 @@ Times one optimiser step (zero_grad, forward, loss, backward, SGD) and takes its
 - plain: one view, cross-entropy;
 - two views: a second forward pass, of weight zero: the floor of all that compares two views;
 - sklcam: ``ConsistentCAMClassifier.train_step``, alpha 1, beta 1e-6, p 1;
-- sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own;
+- sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own
+  (``--memory`` chooses one of the two);
 - input gradient: the same loss with the map's gradient taken by way of the input, as
   pytorch-grad-cam's BaseCAM does with ``detach=False``: ``autograd.grad(score, input,
   create_graph=True)`` runs back through the whole network, and what passes the target layer is
   kept. (``backward(create_graph=True)`` would cost more: all parameters' gradients as well.)
 
 All have the same uint8 images, weights and views, and compute in the same precision. Those that
-compute the same loss must agree on it and on its gradient, or the program stops.
+compute the same loss must agree on it and on its gradient, or the program stops. In fp16 all scale
+their losses, and unscale their gradients at the end of the step.
+
+With ``--compile`` the classifiers are compiled, block by block, and so are, as a whole, the
+networks of plain and of two views: ratios are to a plain step that is compiled itself. The input
+gradient cannot be, as compiled code has no second derivative.
 
 Memory is given twice: the most that is allocated at a time during the step, and the most that
 autograd keeps of tensors at a time, each storage once, without parameters. The second is exact, and
@@ -41,13 +47,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.cam import GradCAM, min_max, target_scores, upsample
+from sklcam.cam import GradCAM, target_scores
 from sklcam.images import ImageDataset, normalize
 from sklcam.loss import ConsistentCAMLoss
 from sklcam.models import TargetLayer
@@ -55,11 +62,14 @@ from sklcam.tape import record
 from sklcam.views import Views, ViewSampler
 
 BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OURS = {"normal": "sklcam", "low": "sklcam, low"}
 LEARNING_RATE = 1e-3
 SEED = 0
 # Relative, on the loss and on the 2-norm of the whole gradient.
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.05}
+# A scaler's usual start, 2^16, may overflow: such a step changes nothing, and there is no gradient.
+LOSS_SCALE = 2.0**8
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,11 @@ class Setting:
     device: str
     precision: str
     channels_last: bool
+    compiled: bool
+
+    def scaler(self) -> GradScaler:
+        """Return what scales a loss; where that is not needed, it does nothing."""
+        return GradScaler(self.device, LOSS_SCALE, enabled=self.precision == "fp16")
 
     def run(self, network: nn.Module, images: Tensor) -> Tensor:
         if self.channels_last:
@@ -125,12 +140,12 @@ def input_gradient_loss(
     def explain(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = setting.run(network, images.requires_grad_())
         activations = tape.activations
-        _, gradients = torch.autograd.grad(
-            target_scores(logits).sum(), (images, activations), create_graph=True
-        )
+        score = target_scores(logits).sum()
+        if setting.precision == "fp16":  # in which its gradient at a single position is too small
+            score = score * layer.to_grid(activations).shape[-2:].numel()
+        _, gradients = torch.autograd.grad(score, (images, activations), create_graph=True)
         grids = (layer.to_grid(of).float() for of in (activations, gradients))
-        maps = GradCAM(relu=False).combine(*grids)
-        return logits, min_max(upsample(maps, (images.shape[-2], images.shape[-1])))
+        return logits, GradCAM(relu=False).combine(*grids)
 
     images = batch.images()
     view_images = batch.views(images)
@@ -139,19 +154,27 @@ def input_gradient_loss(
         logits, maps = explain(images)
         _, maps_of_view = explain(view_images)
     cross_entropy = F.cross_entropy(logits, batch.labels)
-    return ConsistentCAMLoss()(cross_entropy, maps, batch.views(maps), maps_of_view).total
+    size = (images.shape[-2], images.shape[-1])
+    return ConsistentCAMLoss()(cross_entropy, maps, maps_of_view, batch.views, size=size).total
 
 
-def own_loop(network: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Contender:
+def own_loop(
+    network: nn.Module, loss_of: Callable[[nn.Module], Tensor], setting: Setting, compiled: bool
+) -> Contender:
     """Train a copy of the network as one does by hand, with the classifier's optimiser."""
     network = copy.deepcopy(network).train()
+    if compiled:
+        network.compile()
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, 0.9, weight_decay=1e-4)
+    scaler = setting.scaler()
 
     def step() -> Tensor:
         optimizer.zero_grad()
         loss = loss_of(network)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
         return loss.detach()
 
     return Contender(network, step)
@@ -170,6 +193,7 @@ def classifier(
         memory=memory,
         precision=setting.precision,
         channels_last=setting.channels_last,
+        compile=setting.compiled,
         lr=LEARNING_RATE,
         max_epochs=0,
         device=setting.device,
@@ -178,6 +202,7 @@ def classifier(
     )
     classes = range(max(2, int(batch.labels.max()) + 1))
     clf.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes)
+    clf.scaler_ = setting.scaler()
     clf.history.new_epoch()
     clf.history.new_batch()
     return clf
@@ -186,7 +211,7 @@ def classifier(
 def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
     def step() -> Tensor:
         # What fit_loop puts around its steps.
-        with clf._own_randomness(), clf._double_differentiable_attention():
+        with clf._own_randomness(), clf._double_differentiable_attention(), clf._compiling():
             # From the same seed each time, as the others: dropout and stochastic depth.
             torch.manual_seed(SEED)
             return clf.train_step((batch.pixels, batch.labels))["loss"].detach()
@@ -194,17 +219,20 @@ def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
     return Contender(clf.module_, step)
 
 
-def contenders(arch: str, batch: Batch, setting: Setting) -> dict[str, Contender]:
-    normal = classifier(arch, batch, setting, "normal")
-    low = classifier(normal.module_, batch, setting, "low")
+def contenders(
+    arch: str, batch: Batch, setting: Setting, memories: list[str]
+) -> dict[str, Contender]:
+    first = classifier(arch, batch, setting, memories[0])
+    network = first.module_
+    others = [classifier(network, batch, setting, memory) for memory in memories[1:]]
     options = {"batch": batch, "setting": setting}
-    by_input = partial(input_gradient_loss, **options, layer=normal.target_layer_)
+    plain, two_views = partial(plain_loss, **options), partial(two_views_loss, **options)
+    by_input = partial(input_gradient_loss, **options, layer=first.target_layer_)
     return {
-        "plain": own_loop(normal.module_, partial(plain_loss, **options)),
-        "two views": own_loop(normal.module_, partial(two_views_loss, **options)),
-        "sklcam": own_step(normal, batch),
-        "sklcam, low": own_step(low, batch),
-        "input gradient": own_loop(normal.module_, by_input),
+        "plain": own_loop(network, plain, setting, setting.compiled),
+        "two views": own_loop(network, two_views, setting, setting.compiled),
+        **{OURS[clf.memory]: own_step(clf, batch) for clf in (first, *others)},
+        "input gradient": own_loop(network, by_input, setting, compiled=False),
     }
 
 
@@ -217,8 +245,10 @@ def loss_and_gradient(contender: Contender) -> tuple[Tensor, Tensor]:
 
 def check_agreement(field: dict[str, Contender], setting: Setting) -> None:
     """Check that those of one loss compute the same; drop the input gradient if it cannot run."""
-    ours = loss_and_gradient(field["sklcam"])
-    agree(ours, loss_and_gradient(field["sklcam, low"]), "sklcam, low", setting)
+    first, *others = (name for name in field if name in OURS.values())
+    ours = loss_and_gradient(field[first])
+    for name in others:
+        agree(ours, loss_and_gradient(field[name]), (first, name), setting)
     try:
         theirs = loss_and_gradient(field["input gradient"])
     except RuntimeError as error:  # out of memory is one, too
@@ -226,11 +256,14 @@ def check_agreement(field: dict[str, Contender], setting: Setting) -> None:
         print(f"  input gradient cannot run, agreement is unchecked: {reason}")
         del field["input gradient"]
         return
-    agree(ours, theirs, "input gradient", setting)
+    agree(ours, theirs, (first, "input gradient"), setting)
 
 
 def agree(
-    ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], name: str, setting: Setting
+    ours: tuple[Tensor, Tensor],
+    theirs: tuple[Tensor, Tensor],
+    names: tuple[str, str],
+    setting: Setting,
 ) -> None:
     in_loss, in_gradient = (
         float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)
@@ -238,8 +271,8 @@ def agree(
     found = f"loss differs by {in_loss:.0e}, gradient by {in_gradient:.0e}"
     tolerance = TOLERANCES[setting.precision]
     if not (in_loss <= tolerance and in_gradient <= tolerance):  # as NaN is not, either
-        raise SystemExit(f"sklcam and {name} disagree: {found}")
-    print(f"  sklcam and {name} agree: {found}; {tolerance:.0e} is allowed")
+        raise SystemExit(f"{' and '.join(names)} disagree: {found}")
+    print(f"  {' and '.join(names)} agree: {found}; {tolerance:.0e} is allowed")
 
 
 def seconds(step: Callable[[], Tensor], device: str) -> float:
@@ -345,10 +378,11 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     return Batch(pixels.to(device), labels.to(device), views.to(device))
 
 
-def measure(arch: str, batch: Batch, repeats: int, setting: Setting) -> None:
+def measure(arch: str, batch: Batch, repeats: int, setting: Setting, memories: list[str]) -> None:
     print(f"\n{arch}", flush=True)
     device = setting.device
-    field = contenders(arch, batch, setting)
+    torch._dynamo.reset()  # networks of one family share their code, and the room for its variants
+    field = contenders(arch, batch, setting, memories)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
         seconds(contender.step, device)
@@ -386,6 +420,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS))
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--memory", nargs="+", default=list(OURS), choices=OURS, help="which of ours"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
@@ -399,18 +437,20 @@ def main() -> None:
     else:
         hardware, meter = platform.machine(), "peak of live allocations, by torch.profiler"
     pixels = "random pixels" if options.data is None else f"images of {options.data}"
-    setting = Setting(device, options.precision, options.channels_last)
+    setting = Setting(device, options.precision, options.channels_last, options.compile)
     layout = "channels_last" if setting.channels_last else "contiguous"
+    code = "compiled" if setting.compiled else "not compiled"
+    memories = list(dict.fromkeys(options.memory))
     print(
         f"torch {torch.__version__} on {device} ({hardware}), {torch.get_num_threads()} threads, "
-        f"{setting.precision}, {layout}\n"
+        f"{setting.precision}, {layout}, {code}\n"
         f"batches of {options.batch_size}, {pixels}, image size {options.image_size}\n"
         f"time: median [min .. max] over {options.repeats} rounds, each ratio within its round\n"
         f"memory: {meter}, in one step, above the resting state"
     )
     batch = load(options.data, options.batch_size, options.image_size, device)
     for arch in options.arch:
-        measure(arch, batch, options.repeats, setting)
+        measure(arch, batch, options.repeats, setting, memories)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -25,18 +25,28 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from sklcam.cam import GradCAM, min_max, target_scores, upsample
+from sklcam.cam import GradCAM, target_scores
 from sklcam.cam.base import at_least_float32
+from sklcam.collapse import CollapseWarning, signs_of_collapse
 from sklcam.explainer import ExplainerMixin
 from sklcam.labels import check_labels, encode_labels
-from sklcam.loss import ConsistentCAMLoss, LossTerms, check_p, check_weight
+from sklcam.loss import (
+    Balanced,
+    ConsistentCAMLoss,
+    GradientSizes,
+    LossTerms,
+    check_p,
+    check_weight,
+)
 from sklcam.models import TargetLayer
 from sklcam.net import ImageNeuralNet
 from sklcam.tape import Tape, blocks_of_trunk, is_bypassed, record, stopping_after
 from sklcam.views import ViewSampler
 
-_TERMS = ("ce", "consistency", "sparsity")
+_TERMS = ("ce", "consistency", "sparsity", "alpha", "beta")  # in the order of LossTerms
+Weight = float | str | Balanced
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,11 +70,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.models.TargetLayer` says
         how a layer's tokens form a grid.
-    alpha : float >= 0 or callable, default=1.0
+    alpha : float >= 0, "auto", Balanced or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
-        a plain classifier's cost. A callable takes the epoch, counted from 0 and on through
-        ``partial_fit``, and returns the weight in it; :class:`sklcam.loss.WarmUp` is one.
-    beta : float >= 0 or callable, default=1e-6
+        a plain classifier's cost. "auto" is :class:`sklcam.loss.Balanced`: the term's gradient is
+        kept in proportion to that of cross-entropy. A callable takes the epoch, counted from 0 and
+        on through ``partial_fit``, and returns the weight in it; :class:`sklcam.loss.WarmUp` is
+        one.
+    beta : float >= 0, "auto", Balanced or callable, default=1e-6
         Weight of the norm. The norm grows with the number of pixels: the paper's 1e-5 to 1e-7 are
         for 224 x 224.
     p : float, 0 or >= 1, default=1
@@ -130,7 +142,14 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     history : skorch.history.History
         Per epoch ``train_loss`` and its unweighted terms ``train_ce``, ``train_consistency`` (one
         minus SSIM) and ``train_sparsity``, as far as they are in use, and ``valid_...`` of each
-        where there is a validation split.
+        where there is a validation split. ``train_alpha`` and ``train_beta`` are the weights that
+        balance the terms, where they are "auto".
+
+    Warns
+    -----
+    ConvergenceWarning
+        In training, by :class:`sklcam.collapse.CollapseWarning`, if maps are constant, or stuck in
+        the corners, or accuracy is at chance; it says what to change.
 
     References
     ----------
@@ -154,8 +173,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **ImageNeuralNet._parameter_constraints,
-        "alpha": [Interval(Real, 0, None, closed="left"), callable],
-        "beta": [Interval(Real, 0, None, closed="left"), callable],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
+        "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
@@ -170,6 +189,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     tape_: Tape | None
     parts_: list[Part]
     scaler_: GradScaler
+    gradient_sizes_: GradientSizes
     in_step_: bool = False
 
     def __init__(
@@ -178,8 +198,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         *,
         weights: Any = None,
         target_layer: str | TargetLayer = "auto",
-        alpha: float | Callable[[int], float] = 1.0,
-        beta: float | Callable[[int], float] = 1e-6,
+        alpha: Weight | Callable[[int], Weight] = 1.0,
+        beta: Weight | Callable[[int], Weight] = 1e-6,
         p: float = 1,
         view_target: str = "predicted",
         memory: str = "normal",
@@ -271,6 +291,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def initialize_module(self) -> ConsistentCAMClassifier:
         super().initialize_module()
+        self.gradient_sizes_ = GradientSizes()
         if self.channels_last:
             self.module_.to(memory_format=torch.channels_last)
         return self
@@ -288,6 +309,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def _default_schedule(self) -> LRScheduler:
         return LRScheduler("StepLR", step_size=30, gamma=0.1)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        return [*super()._default_callbacks, ("collapse_warning", CollapseWarning())]
 
     def initialize_callbacks(self) -> ConsistentCAMClassifier:
         super().initialize_callbacks()
@@ -307,8 +332,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)
+        if isinstance(self.module_, DistributedDataParallel):
+            raise RuntimeError(
+                "The network is wrapped to be trained by several processes, and its target layer "
+                "out of reach; use sklcam.distributed.AcceleratedCAMClassifier."
+            )
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
-            device = torch.device(self.device).type
+            device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
         if self.memory == "low" and self.alpha:
             self._check_bottleneck()
@@ -333,15 +363,26 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.__dict__.pop("valid_generator_", None)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        self.parts_ = [Part()]
+        whole = self.parts_ = [Part()]
         with self._taped(trunk=True):
             step = super().train_step(batch, **fit_params)
-        if any(part.postponed for part in self.parts_):
-            raise RuntimeError(
-                'memory="low" needs its own train_step_single; another class has replaced it.'
-            )
+        if self.parts_ is whole:
+            self._check_replaced_step()
         self._record_terms("train")
         return step
+
+    def _check_replaced_step(self) -> None:
+        """Raise an error if another class's train_step_single cannot do what is asked for."""
+        lost = {
+            'memory="low"': any(part.postponed for part in self.parts_),
+            "batch_accumulation": self.batch_accumulation > 1,
+            'precision="fp16"': self.scaler_.is_enabled(),
+        }
+        for name in (name for name, is_lost in lost.items() if is_lost):
+            raise RuntimeError(
+                f"{name} needs its own train_step_single; another class has replaced it. With "
+                "accelerate, use sklcam.distributed.AcceleratedCAMClassifier."
+            )
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Add up the gradient of a batch, part by part."""
@@ -352,6 +393,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             self.parts_.append(Part(len(some) / len(images)))
             steps.append(super().train_step_single((some, labels), **fit_params))
             self._train_postponed(self.parts_[-1])
+        self._complete_gradient()
         for name in self._optimizers:  # so that callbacks see gradients as they are
             self.scaler_.unscale_(getattr(self, f"{name}_"))
         terms = [part.share * part.terms.total.detach() for part in self.parts_ if part.terms]
@@ -359,6 +401,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             "loss": torch.stack(terms).sum(),
             "y_pred": torch.cat([step["y_pred"].detach() for step in steps]),
         }
+
+    def _complete_gradient(self) -> None:
+        """Do nothing: the batch is whole. Processes that share one put their gradients together."""
 
     def _step_optimizer(self, step_fn: Any) -> None:
         if not self.scaler_.is_enabled():
@@ -374,7 +419,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             x = x.contiguous(memory_format=torch.channels_last)
         if self.precision == "fp32" or not self.in_step_:
             return super().infer(x, **fit_params)
-        with torch.autocast(torch.device(self.device).type, _PRECISIONS[self.precision]):
+        with torch.autocast(x.device.type, _PRECISIONS[self.precision]):
             return at_least_float32(super().infer(x, **fit_params))
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -389,40 +434,47 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     ) -> Tensor:
         cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
         alpha, beta = self._weight("alpha"), self._weight("beta")
-        loss = ConsistentCAMLoss(alpha, beta, self.p)
+        loss = ConsistentCAMLoss(alpha, beta, self.p, self.gradient_sizes_)
         tape = getattr(self, "tape_", None)
-        maps: tuple[Tensor | None, ...] = ()
+        explained: dict[str, Any] = {}
         if tape is not None and (alpha or beta):
-            maps = self._maps(tape, y_pred, X, training, compare=bool(alpha))
-        terms = loss(cross_entropy, *maps)
+            explained = self._maps(tape, y_pred, X, training, compare=bool(alpha))
+        terms = loss(cross_entropy, **explained)
         part = self.parts_[-1]
         part.terms = terms
+        if training and explained:
+            part.signs = signs_of_collapse(y_pred, y_true, explained["maps"])
         total = part.share * terms.total
         return self.scaler_.scale(total) if training else total
 
-    def _weight(self, name: str) -> float:
+    def _weight(self, name: str) -> Weight:
         """Return alpha or beta in this epoch."""
         weight = getattr(self, name)
-        if not callable(weight):
+        if isinstance(weight, Balanced) or not callable(weight):
             return weight
         epoch = max(0, len(self.history) - 1)
         found = weight(epoch)
         check_weight(f"What {name} returns for epoch {epoch}", found)
-        return float(found)
+        return found
 
     def _maps(
         self, tape: Tape, logits: Tensor, images: Tensor, training: bool, *, compare: bool
-    ) -> tuple[Tensor | None, ...]:
+    ) -> dict[str, Any]:
         """Explain the images and, to compare them, a view of each."""
         predicted = logits.argmax(dim=1)
-        maps = self._explain_recorded(tape, logits, predicted, images, training)
+        size = (images.shape[-2], images.shape[-1])
+        explained = {
+            "maps": self._explain_recorded(tape, logits, predicted, training),
+            "size": size,
+            "activations": tape.activations if training else None,
+            "scale": self.scaler_.scale if self.scaler_.is_enabled() else None,
+        }
         if not compare:
-            return maps, None, None
+            return explained
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
         sampler = self.views or ViewSampler()
-        view = sampler(len(images), size=(images.shape[-2], images.shape[-1]), generator=generator)
-        view = view.to(images.device)
-        view_images = view(images)
+        views = sampler(len(images), size=size, generator=generator).to(images.device)
+        view_images = views(images)
         postpone = training and self.memory == "low"
         states = self._generator_states() if postpone else None
         with _statistics_kept(self.module_), tape.cut() if postpone else nullcontext():
@@ -430,23 +482,18 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         if states is not None:
             self.parts_[-1].postponed = Postponed(view_images, tape.activations, states)
         shown = predicted if self.view_target == "shared" else view_logits.argmax(dim=1)
-        maps_of_view = self._explain_recorded(tape, view_logits, shown, view_images, training)
-        return maps, view(maps), maps_of_view
+        maps_of_view = self._explain_recorded(tape, view_logits, shown, training)
+        return {**explained, "maps_of_view": maps_of_view, "views": views}
 
     def _explain_recorded(
-        self, tape: Tape, logits: Tensor, classes: Tensor, images: Tensor, create_graph: bool
+        self, tape: Tape, logits: Tensor, classes: Tensor, create_graph: bool
     ) -> Tensor:
         scores, to_grid = target_scores(logits, classes), self.target_layer_.to_grid
         if tape.activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled.
             scores = scores * to_grid(tape.activations).shape[-2:].numel()
-        maps = GradCAM(relu=False)(
-            scores,
-            tape.activations,
-            to_grid=to_grid,
-            create_graph=create_graph,
-        )
-        return min_max(upsample(maps, (images.shape[-2], images.shape[-1])))
+        phi = GradCAM(relu=False)
+        return phi(scores, tape.activations, to_grid=to_grid, create_graph=create_graph)
 
     @contextmanager
     def _taped(self, *, trunk: bool) -> Iterator[None]:
@@ -484,11 +531,19 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def _record_terms(self, phase: str) -> None:
         # Once the step is done, so that reading the numbers does not hold up its backward pass.
         parts, self.parts_ = self.parts_, []
+        sums = {}
         for i, name in enumerate(_TERMS, 1):
             values = [(part.share, part.terms[i]) for part in parts if part.terms is not None]
             known = [share * value.detach() for share, value in values if value is not None]
             if known:
-                self.history.record_batch(f"{phase}_{name}", torch.stack(known).sum().item())
+                sums[f"{phase}_{name}"] = torch.stack(known).sum()
+        for name in parts[0].signs:
+            known = [part.share * part.signs[name] for part in parts]
+            sums[f"{phase}_{name}"] = torch.stack(known).sum()
+        # Together: each reading makes the host wait for the device.
+        values_read = torch.stack([*sums.values()]).tolist() if sums else []
+        for name, value in zip(sums, values_read, strict=True):
+            self.history.record_batch(name, value)
 
     def _compiling(self) -> AbstractContextManager:
         # Blocks share their code, and each is compiled for itself: in training and evaluation, with
@@ -574,11 +629,15 @@ class Postponed:
 
 @dataclass
 class Part:
-    """One part of a batch: its share of the images, its terms, what is left to do for it."""
+    """One part of a batch: its share of the images, its terms, what is left to do for it.
+
+    And how its maps look, for :class:`CollapseWarning`.
+    """
 
     share: float = 1.0
     terms: LossTerms | None = None
     postponed: Postponed | None = None
+    signs: dict[str, Tensor] = field(default_factory=dict)
 
 
 @contextmanager

@@ -31,6 +31,10 @@ _RESIZE_MODES = ("stretch", "center_crop")
 # Pixels looked at together when floats are scanned: bounds the memory a memory-mapped X takes.
 _SCAN_PIXELS = 2**22
 
+# Values of small images that are copied and resized together. It spares what an image costs by
+# itself; with more, floats no longer fit in the caches.
+_STACK_VALUES = 2**17
+
 # How far from [0, 1] rounding may have brought a float; such pixels are clamped when they are read.
 _ROUNDING = 1e-6
 
@@ -79,6 +83,8 @@ class ImageDataset(Dataset):
         Height and width of the images returned.
     uniform_size : tuple of (int, int) or None
         Height and width that all images have before resizing, if X is an array or a tensor.
+    device : torch.device
+        Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
 
     Raises
     ------
@@ -111,6 +117,7 @@ class ImageDataset(Dataset):
     n_channels: int
     image_size: tuple[int, int]
     uniform_size: tuple[int, int] | None
+    device: torch.device
 
     def __init__(
         self,
@@ -128,6 +135,7 @@ class ImageDataset(Dataset):
         self._source.check()
         self.n_channels = self._source.n_channels
         self.uniform_size = self._source.uniform_size
+        self.device = self._source.device
         if n_channels is not None and n_channels != self.n_channels:
             raise ValueError(
                 f"X has {self.n_channels} channel(s), "
@@ -156,7 +164,7 @@ class ImageDataset(Dataset):
         """
         i = range(len(self))[i]
         image = _resize_image(self._source.read(i), self.image_size, self.resize)
-        return image, torch.tensor(0) if self._labels is None else self._labels[i]
+        return image, self._label(i)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Images and labels of one batch, with all images of one dtype.
@@ -170,10 +178,16 @@ class ImageDataset(Dataset):
         list of (image, label)
             As single items are; where these mix uint8 and float32, all are float32 in [0, 1].
         """
-        samples = [self[i] for i in indices]
-        if len({image.dtype for image, _ in samples}) > 1:
-            samples = [(_to_unit_floats(image), label) for image, label in samples]
-        return samples
+        indices = [range(len(self))[i] for i in indices]
+        stacks = self._source.read_stacks(indices)
+        resized = (_resize_image(stack, self.image_size, self.resize) for stack in stacks)
+        images = [image for stack in resized for image in stack]
+        if len({image.dtype for image in images}) > 1:
+            images = [_to_unit_floats(image) for image in images]
+        return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]
+
+    def _label(self, i: int) -> Any:
+        return torch.tensor(0) if self._labels is None else self._labels[i]
 
     def original_size(self, i: int) -> tuple[int, int]:
         """Height and width of image i before resizing.
@@ -386,6 +400,7 @@ class _Source(ABC):
 
     n_channels: int
     uniform_size: tuple[int, int] | None = None
+    device = torch.device("cpu")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -397,6 +412,11 @@ class _Source(ABC):
     @abstractmethod
     def read(self, i: int) -> Tensor:
         """Image i as a (n_channels, height, width) tensor with its own memory, uint8 or float32."""
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """Yield images in their order, as many to a stack as are best resized together."""
+        for i in indices:
+            yield self.read(i)[None]
 
     @abstractmethod
     def size(self, i: int) -> tuple[int, int]:
@@ -410,8 +430,10 @@ class _ArraySource(_Source):
         _check_batch_shape(X)
         _check_pixel_dtype(X, "X")
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
-        self.n_channels, height, width = _copy_channels_first(X[0]).shape
+        first = _copy_channels_first(X[0])
+        self.n_channels, height, width = first.shape
         self.uniform_size = self._size = (height, width)
+        self.device = first.device
 
     def __len__(self) -> int:
         return len(self._images)
@@ -422,6 +444,19 @@ class _ArraySource(_Source):
 
     def read(self, i: int) -> Tensor:
         return _copy_channels_first(self._images[i])
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        n_of_a_stack = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
+        for start in range(0, len(indices), n_of_a_stack):
+            some = [*indices[start : start + n_of_a_stack]]
+            if len(some) == 1:
+                yield self.read(some[0])[None]
+            elif isinstance(self._images, Tensor):
+                yield _copy_channels_first(self._images[some])
+            else:
+                images = self._images[some]
+                images = images if images.ndim == 4 else images[..., np.newaxis]
+                yield _copy_channels_first(images)
 
     def size(self, i: int) -> tuple[int, int]:
         return self._size
@@ -479,7 +514,8 @@ class _LazySource(_Source):
         return self._n_images
 
     def check(self) -> None:
-        self.n_channels = len(_item_tensor(self._image(0), "X[0]"))
+        first = _item_tensor(self._image(0), "X[0]")
+        self.n_channels, self.device = len(first), first.device
 
     def read(self, i: int) -> Tensor:
         image = _item_tensor(self._image(i), f"X[{i}]")
@@ -563,12 +599,12 @@ def _item_tensor(image: Any, name: str) -> Tensor:
 
 
 def _copy_channels_first(image: np.ndarray | Tensor) -> Tensor:
-    """A (n_channels, height, width) copy, uint8 or float32, that shares no memory with `image`."""
+    """A copy, uint8 or float32, with the channels third from last; it shares no memory."""
     if isinstance(image, Tensor):
         dtype = torch.uint8 if _is_uint8(image) else torch.float32
         return image.detach().as_subclass(Tensor).to(dtype, copy=True)
     tensor = torch.from_numpy(np.array(image, dtype=np.uint8 if _is_uint8(image) else np.float32))
-    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.movedim(-1, -3)
 
 
 def _rgb_tensor(image: Image.Image) -> Tensor:
@@ -579,7 +615,8 @@ def _rgb_tensor(image: Image.Image) -> Tensor:
         return torch.from_numpy(grey).repeat(3, 1, 1)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of the transparency it drops
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def _load_upright(image: Image.Image) -> Image.Image:

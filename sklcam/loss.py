@@ -6,16 +6,25 @@ The terms are functions of maps; where the maps come from is the caller's busine
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from sklcam.cam import min_max, upsample
 from sklcam.metrics.consistency import structural_similarity
+from sklcam.views import Views
 
 _SURROGATE_WIDTH = 0.1
+_LARGEST_WEIGHT = 1e4
+_N_PARTS = 4  # of a batch, whose maps are at the images' resolution one after the other
+
+Scale = Callable[[Tensor], Tensor] | None
 
 
 def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
@@ -137,10 +146,124 @@ class WarmUp:
         return self.weight * min(1.0, max(0.0, (epoch + 1 - self.wait) / self.epochs))
 
 
+@dataclass(frozen=True)
+class Balanced:
+    r"""A weight that keeps a term's gradient in proportion to that of cross-entropy.
+
+    .. math:: \alpha = \rho\, \frac{\lVert \partial \mathcal{L}_{CE} / \partial A \rVert_2}
+        {\lVert \partial \mathcal{L}_C / \partial A \rVert_2}
+
+    and in the same way for :math:`\beta`, where :math:`A` are the activations of the target layer
+    on the images, and the norms are moving averages over the steps. So a term can neither drown
+    classification nor be drowned by it, whatever its scale.
+
+    For ``alpha`` and ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`. As ``alpha``, "auto" is
+    ``Balanced(0.5)``; as ``beta`` it is ``Balanced(0.1)``, as sparser maps overlap less.
+
+    Parameters
+    ----------
+    ratio : float > 0
+        How large the term's gradient is to be, in multiples of that of cross-entropy.
+
+    Notes
+    -----
+    A term without a gradient gets the weight 0, and no weight is above 1e4.
+
+    References
+    ----------
+    Esser, Rombach, Ommer, "Taming transformers for high-resolution image synthesis", CVPR 2021,
+    eq. 7, at the last layer of a decoder; in the spirit of Chen et al., "GradNorm", ICML 2018.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.loss import Balanced, GradientSizes
+    >>> activations = torch.ones(2, requires_grad=True)
+    >>> sizes = GradientSizes()
+    >>> sizes.update("cross_entropy", 6 * activations.sum(), activations)
+    >>> sizes.update("consistency", 2 * activations.sum(), activations)
+    >>> Balanced(0.5)(sizes, "consistency")
+    tensor(1.5000)
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.ratio, int | float | np.number) and 0 < self.ratio < math.inf):
+            raise ValueError(f"ratio must be a finite number > 0; got {self.ratio!r}.")
+
+    def __call__(self, sizes: GradientSizes, term: str) -> Tensor:
+        """Return the weight of a term, a scalar Tensor."""
+        reference, size = sizes.averages["cross_entropy"], sizes.averages[term]
+        has_gradient = size > 0
+        weight = self.ratio * reference / torch.where(has_gradient, size, 1.0)
+        return torch.where(has_gradient, weight, 0.0).clamp(max=_LARGEST_WEIGHT)
+
+
+_AUTO = {"consistency": Balanced(0.5), "sparsity": Balanced(0.1)}
+
+
+class GradientSizes:
+    """How large the gradients of terms are at the target layer: moving averages over steps.
+
+    Parameters
+    ----------
+    decay : float in [0, 1), default=0.9
+        What is kept of an average in a step.
+
+    Attributes
+    ----------
+    averages : dict of str to scalar Tensor
+        By term, on the device of the activations; nothing is read back to the host.
+    """
+
+    def __init__(self, decay: float = 0.9):
+        self.decay = decay
+        self.averages: dict[str, Tensor] = {}
+
+    def update(self, term: str, loss: Tensor, activations: Tensor, scale: Scale = None) -> None:
+        """Take a step's gradient into a term's average.
+
+        Parameters
+        ----------
+        term : str
+        loss : scalar Tensor
+            Its graph is kept.
+        activations : Tensor
+            Of the target layer, with the graph that leads from them to the loss.
+        scale : callable or None, default=None
+            Scales what is differentiated, where gradients are too small for half precision.
+        """
+        scaled = loss if scale is None else scale(loss)
+        (gradient,) = torch.autograd.grad(
+            scaled, activations, retain_graph=True, materialize_grads=True
+        )
+        size = torch.linalg.vector_norm(
+            gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)
+        )
+        if scale is not None:
+            size = size / scale(torch.ones_like(size))
+        average = self.averages.get(term)
+        if average is None:
+            average = size
+        average = average.to(size.device)
+        new = self.decay * average + (1 - self.decay) * size
+        self.averages[term] = torch.where(new.isfinite(), new, average.nan_to_num(0, 0, 0)).detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # So that what was trained on a GPU can be loaded where there is none.
+        averages = {term: average.cpu() for term, average in self.averages.items()}
+        return {**vars(self), "averages": averages}
+
+
 def check_weight(name: str, weight: object) -> None:
-    """Raise a ValueError unless a term's weight is a finite number, and not negative."""
+    """Raise a ValueError unless a term's weight is "auto", Balanced, or a finite number >= 0."""
+    if isinstance(weight, Balanced) or (isinstance(weight, str) and weight == "auto"):
+        return
     if not (isinstance(weight, int | float | np.number) and 0 <= weight < math.inf):
-        raise ValueError(f"{name} must be a finite number >= 0; got {weight!r}.")
+        raise ValueError(
+            f'{name} must be a finite number >= 0, "auto" or a Balanced; got {weight!r}.'
+        )
 
 
 def check_p(p: object) -> None:
@@ -154,12 +277,17 @@ def check_p(p: object) -> None:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its terms, each a scalar Tensor; None for a term that is not in use."""
+    """The loss, its terms unweighted, and the weights that balance them, each a scalar Tensor.
+
+    None for a term that is not in use, and for a weight that was given as a number.
+    """
 
     total: Tensor
     cross_entropy: Tensor
-    consistency: Tensor | None
-    sparsity: Tensor | None
+    consistency: Tensor | None = None
+    sparsity: Tensor | None = None
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
 
 
 class ConsistentCAMLoss:
@@ -169,16 +297,24 @@ class ConsistentCAMLoss:
 
     Parameters
     ----------
-    alpha : float >= 0, default=1.0
+    alpha : float >= 0, "auto" or Balanced, default=1.0
         Weight of the inconsistency; 0 leaves it out, and no second view is needed.
-    beta : float >= 0, default=1e-6
+    beta : float >= 0, "auto" or Balanced, default=1e-6
         Weight of the norm; 0 leaves it out.
     p : float, 0 or >= 1, default=1
         Which norm.
+    sizes : GradientSizes or None, default=None
+        What is known of the gradients of earlier steps, and kept up to date, for balanced weights.
 
     References
     ----------
     Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 4.
+
+    Notes
+    -----
+    What is made of a map at the images' resolution is not kept for the way back: it would be many
+    times the map. The terms are differentiated with respect to the layer's own small maps as they
+    are computed, some images at a time. They can be differentiated once.
 
     Examples
     --------
@@ -186,7 +322,7 @@ class ConsistentCAMLoss:
 
     >>> import torch
     >>> from torch import nn
-    >>> from sklcam.cam import GradCAM, min_max, target_scores, upsample
+    >>> from sklcam.cam import GradCAM, target_scores
     >>> from sklcam.loss import ConsistentCAMLoss
     >>> from sklcam.tape import record
     >>> from sklcam.views import ViewSampler
@@ -198,63 +334,174 @@ class ConsistentCAMLoss:
     >>> views = ViewSampler()(4, size=(16, 16))
     >>> def explained(tape, images):
     ...     logits = net(images)
-    ...     maps = phi(target_scores(logits), tape.activations, create_graph=True)
-    ...     return logits, min_max(upsample(maps, (16, 16)))
+    ...     return logits, phi(target_scores(logits), tape.activations, create_graph=True)
     >>> with record(net, layer, trunk=True) as tape:
     ...     logits, maps = explained(tape, images)
     ...     _, maps_of_view = explained(tape, views(images))
     ...     ce = nn.functional.cross_entropy(logits, labels)
-    ...     terms = loss(ce, maps, views(maps), maps_of_view)
+    ...     terms = loss(ce, maps, maps_of_view, views, size=(16, 16))
     ...     terms.total.backward()
     >>> bool(net[0].weight.grad.abs().sum() > 0)
     True
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 1e-6, p: float = 1):
+    def __init__(
+        self,
+        alpha: float | str | Balanced = 1.0,
+        beta: float | str | Balanced = 1e-6,
+        p: float = 1,
+        sizes: GradientSizes | None = None,
+    ):
         for name, weight in (("alpha", alpha), ("beta", beta)):
             check_weight(name, weight)
         check_p(p)
         self.alpha = alpha
         self.beta = beta
         self.p = p
+        self.sizes = GradientSizes() if sizes is None else sizes
 
     def __call__(
         self,
         cross_entropy: Tensor,
         maps: Tensor | None = None,
-        view_of_maps: Tensor | None = None,
         maps_of_view: Tensor | None = None,
+        views: Views | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        activations: Tensor | None = None,
+        scale: Scale = None,
     ) -> LossTerms:
         """Combine the terms.
 
         Parameters
         ----------
         cross_entropy : scalar Tensor
-        maps : Tensor of shape (n_images, height, width), in [0, 1], or None
-            Explanations of the images; needed for beta > 0.
-        view_of_maps, maps_of_view : Tensor of shape (n_images, height, width) or None
-            The maps warped as the images were, and the explanations of the warped images; needed
-            for alpha > 0.
+        maps : Tensor of shape (n_images, u, v) or None
+            Explanations of the images, without ReLU and unscaled; needed for any other term.
+        maps_of_view : Tensor of shape (n_images, u, v) or None
+            Those of the warped images; needed for alpha > 0.
+        views : Views or None
+            How the images were warped; needed for alpha > 0.
+        size : (height, width) or None, default=None
+            What maps are resized to, and scaled to [0, 1] there, before they are compared or
+            measured: the images' size in pixels. None takes them at the size that they have.
+        activations : Tensor or None, default=None
+            Of the target layer on the images, for balanced weights. None leaves them as they are,
+            as in validation.
+        scale : callable or None, default=None
+            As in :meth:`GradientSizes.update`.
 
         Returns
         -------
         LossTerms
-            The terms unweighted, each the mean over the batch.
+            The terms are means over the batch.
 
         Raises
         ------
         ValueError
             If a term is in use and its maps are missing.
         """
-        total, consistency, sparsity = cross_entropy, None, None
+        consistency = sparsity = None
         if self.alpha:
-            if view_of_maps is None or maps_of_view is None:
-                raise ValueError("alpha > 0 needs view_of_maps and maps_of_view.")
-            consistency = consistency_loss(view_of_maps, maps_of_view).mean()
-            total = total + self.alpha * consistency
+            if maps is None or maps_of_view is None or views is None:
+                raise ValueError("alpha > 0 needs maps, maps_of_view and views.")
+            inconsistency = partial(_inconsistency, size=size)
+            consistency = _image_by_image(inconsistency, maps, maps_of_view, views.matrix).mean()
         if self.beta:
             if maps is None:
                 raise ValueError("beta > 0 needs maps.")
-            sparsity = sparsity_loss(maps, self.p).mean()
-            total = total + self.beta * sparsity
-        return LossTerms(total, cross_entropy, consistency, sparsity)
+            norm = partial(_norm, size=size, p=self.p)
+            sparsity = _image_by_image(norm, maps).mean()
+        terms = {"consistency": consistency, "sparsity": sparsity}
+        if activations is not None:
+            self._measure(cross_entropy, terms, activations, scale)
+        total = cross_entropy
+        balancing: list[Tensor | None] = []
+        for name, given in zip(terms, (self.alpha, self.beta), strict=True):
+            term, weight = terms[name], None
+            if term is not None:
+                weight = self._resolve(given, name)
+                total = total + weight * term
+            balancing.append(weight if isinstance(weight, Tensor) else None)
+        return LossTerms(total, cross_entropy, consistency, sparsity, *balancing)
+
+    def _measure(
+        self,
+        cross_entropy: Tensor,
+        terms: dict[str, Tensor | None],
+        activations: Tensor,
+        scale: Scale,
+    ) -> None:
+        balanced = [
+            name
+            for name, weight in zip(terms, (self.alpha, self.beta), strict=True)
+            if isinstance(weight, str | Balanced)
+        ]
+        losses = {"cross_entropy": cross_entropy, **terms}
+        for name in ("cross_entropy", *balanced) if balanced else ():
+            loss = losses[name]
+            assert loss is not None  # a balanced term is in use
+            self.sizes.update(name, loss, activations, scale)
+
+    def _resolve(self, weight: float | str | Balanced, term: str) -> float | Tensor:
+        if isinstance(weight, str):
+            weight = _AUTO[term]
+        if not isinstance(weight, Balanced):
+            return weight
+        if term not in self.sizes.averages:
+            raise ValueError(
+                f"The weight of {term} is balanced by gradients, and none were measured yet; hand "
+                "over activations."
+            )
+        return weight(self.sizes, term)
+
+
+def _inconsistency(
+    maps: Tensor, maps_of_view: Tensor, matrix: Tensor, size: tuple[int, int] | None
+) -> Tensor:
+    return consistency_loss(Views(matrix)(_scaled(maps, size)), _scaled(maps_of_view, size))
+
+
+def _norm(maps: Tensor, size: tuple[int, int] | None, p: float) -> Tensor:
+    return sparsity_loss(_scaled(maps, size), p)
+
+
+def _scaled(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
+    return min_max(maps if size is None else upsample(maps, size))
+
+
+def _image_by_image(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply a function that makes one number of each image's inputs, and keep no graph of it."""
+    if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+        return _DifferentiatedAtOnce.apply(function, *inputs)
+    return function(*inputs)
+
+
+class _DifferentiatedAtOnce(torch.autograd.Function):
+    """One number an image, differentiated in the forward pass, a part of a batch at a time.
+
+    What is kept is the gradient, of the inputs' size, in place of all that is between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        values, gradients = [], []
+        n_at_once = -(-len(inputs[0]) // _N_PARTS)
+        for some in zip(*(each.split(n_at_once) for each in inputs), strict=True):
+            leaves = [each.detach().requires_grad_(i in wanted) for i, each in enumerate(some)]
+            with torch.enable_grad():
+                value = function(*leaves)
+                gradients.append(torch.autograd.grad(value.sum(), [leaves[i] for i in wanted]))
+            values.append(value.detach())
+        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
+        ctx.wanted = wanted
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        results: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 1)
+        for i, of_input in zip(ctx.wanted, ctx.saved_tensors, strict=True):
+            results[i] = gradient.reshape(-1, *[1] * (of_input.ndim - 1)) * of_input
+        return None, *results

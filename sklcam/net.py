@@ -28,7 +28,6 @@ from skorch import NeuralNet
 from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring, PrintLog, ProgressBar
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
-from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -181,8 +180,12 @@ class ImageNeuralNet(NeuralNet):
         NotFittedError
             If the classes are not known yet.
         """
-        self.random_states_ = self._seed()
         return super().initialize()
+
+    def initialize_virtual_params(self) -> None:
+        # The first of skorch's steps of initialization, also where a mixin replaces initialize.
+        super().initialize_virtual_params()
+        self.random_states_ = self._seed()
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
         with self._own_randomness():
@@ -245,11 +248,8 @@ class ImageNeuralNet(NeuralNet):
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         train, valid = super().get_split_datasets(X, y, **fit_params)
-        inner = valid
-        while isinstance(inner, Subset):
-            inner = inner.dataset
-        if valid is not None and not isinstance(inner, ImageDataset):  # a predefined split
-            valid = self._prepare_validation(valid)
+        if valid is not None and not isinstance(_without_subsets(valid), ImageDataset):
+            valid = self._prepare_validation(valid)  # a predefined split
         return train, valid
 
     def _prepare_validation(self, data: Any) -> TrainingImages:
@@ -262,11 +262,26 @@ class ImageNeuralNet(NeuralNet):
         if not training and isinstance(iterator, DataLoader) and iterator.generator is None:
             # A loader draws a seed for its workers even if it has none and does not shuffle.
             iterator.generator = torch.Generator().manual_seed(0)
+        return self._pinning(iterator, training)
+
+    def _pinning(self, iterator: Iterable, training: bool) -> Iterable:
+        """Let a loader pin its batches if they go to a GPU, unless a parameter says whether to."""
+        given = self.get_params_for("iterator_train" if training else "iterator_valid")
+        if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
+            images = _without_subsets(iterator.dataset)
+            if isinstance(images, ImageDataset) and images.device.type == "cpu":
+                iterator.pin_memory = True
         return iterator
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Bring a batch to the device, as floats in [0, 1]."""
-        return normalize(to_device(images, self.device), 0.0, 1.0)
+        return normalize(self._on_device(images), 0.0, 1.0)
+
+    def _on_device(self, values: Any) -> Any:
+        if self.device is None or not isinstance(values, Tensor):
+            return values
+        # A blocking copy would make the host wait for all work queued on the device.
+        return values.to(self.device, non_blocking=values.device.type == "cpu")
 
     def _normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.mean, self.std)
@@ -360,12 +375,12 @@ class ImageNeuralNet(NeuralNet):
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         images, y = unpack_data(batch)
         images = self._normalize(self._augment(self._prepare(images)))
-        return super().train_step((images, y), **fit_params)
+        return super().train_step((images, self._on_device(y)), **fit_params)
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         images, y = unpack_data(batch)
         images = self._normalize(self._prepare(images))
-        return super().validation_step((images, y), **fit_params)
+        return super().validation_step((images, self._on_device(y)), **fit_params)
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
@@ -390,12 +405,17 @@ class ImageNeuralNet(NeuralNet):
     # Randomness: the estimator's own generators, swapped in for as long as they are needed
 
     def _seed(self) -> dict[str, Any]:
+        return self._seeded(self._draw_seed())
+
+    def _draw_seed(self) -> int:
         seed = self.random_state
         if seed is None:
             seed = np.random.SeedSequence().generate_state(1, np.uint32)[0]
         elif not isinstance(seed, Integral):
             seed = seed.randint(2**31 - 1)
-        seed = int(seed)
+        return int(seed)
+
+    def _seeded(self, seed: int) -> dict[str, Any]:
         (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         with torch.random.fork_rng(self._cuda_devices()):
             torch.manual_seed(seed)
@@ -534,6 +554,12 @@ class ImageNeuralNet(NeuralNet):
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _without_subsets(data: Any) -> Any:
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
 
 
 def _is_scheduler(callback: Any) -> bool:

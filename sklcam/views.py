@@ -122,7 +122,7 @@ class Views:
         # crop, but an unchanged or mirrored image should come back bit by bit.
         unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
         mirrored = unchanged.clone()
-        mirrored[0, 0] = -1
+        mirrored[0, 0].neg_()  # to assign a number would be a copy that the host waits for
         is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]
         is_mirrored = (matrix == mirrored).all(dim=2).all(dim=1)[:, None, None, None]
         warped = torch.where(is_unchanged, images, warped)

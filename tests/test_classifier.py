@@ -213,9 +213,9 @@ def test_view_target_shared_explains_the_images_class(monkeypatch):
     seen = {}
     original = ConsistentCAMClassifier._explain_recorded
 
-    def spy(self, tape, logits, classes, images, create_graph):
+    def spy(self, tape, logits, classes, create_graph):
         seen.setdefault(self.view_target, []).append((logits.argmax(1), classes))
-        return original(self, tape, logits, classes, images, create_graph)
+        return original(self, tape, logits, classes, create_graph)
 
     monkeypatch.setattr(ConsistentCAMClassifier, "_explain_recorded", spy)
     for choice in ("predicted", "shared"):

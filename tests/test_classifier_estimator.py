@@ -115,7 +115,7 @@ def test_a_class_seen_at_prediction_only(fitted):
     ("options", "message"),
     [
         ({"alpha": -1}, "alpha"),
-        ({"beta": "auto"}, "beta"),
+        ({"beta": "much"}, "beta"),
         ({"p": 0.5}, "p must be 0 or at least 1"),
         ({"view_target": "label"}, "view_target"),
         ({"augment": "yes"}, "augment"),

@@ -599,6 +599,48 @@ def test_batches_are_their_items(rng):
         assert label == i
 
 
+@pytest.mark.parametrize("resize", ["stretch", "center_crop"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (20, 32, 3), (33, 18, 4), (300, 200, 3)])
+@pytest.mark.parametrize("kind", ["array", "tensor", "slice", "memmap"])
+def test_batches_are_their_items_bit_by_bit(rng, tmp_path, kind, shape, dtype, resize):
+    X = noise(rng, 7, *shape)
+    X = X if dtype is np.uint8 else X.astype(dtype) / dtype(255)
+    if kind == "memmap":
+        np.save(tmp_path / "X.npy", X)
+        X = np.load(tmp_path / "X.npy", mmap_mode="r")
+    elif kind == "slice":
+        X = X[::-1, ::2]
+    elif kind == "tensor":
+        X = torch.from_numpy(X if X.ndim == 4 else X[..., None]).permute(0, 3, 1, 2)
+    before = X.clone() if isinstance(X, torch.Tensor) else X.copy()
+    for size in (shape[:2], 16, (40, 21)):
+        images = ImageDataset(X, image_size=size, resize=resize)
+        indices = [6, 0, 3, -2, 0]
+        batch = [image for image, _ in images.__getitems__(indices)]
+        for image, i in zip(batch, indices, strict=True):
+            assert image.dtype == images[i][0].dtype
+            assert torch.equal(image, images[i][0])
+        for image in batch:
+            image.zero_()
+        assert (before == X).all()
+
+
+def test_a_batch_of_what_is_not_there_is_an_error(rng):
+    images = ImageDataset(noise(rng, 5, 6, 7), image_size=4)
+    with pytest.raises(IndexError):
+        images.__getitems__([0, 5])
+
+
+def test_the_device_is_that_of_the_images(rng):
+    array = noise(rng, 2, 6, 8, 3)
+    for X in (array, torch.from_numpy(array).permute(0, 3, 1, 2), [Image.fromarray(array[0])]):
+        assert ImageDataset(X).device == torch.device("cpu")
+    elsewhere = torch.empty(2, 3, 6, 8, dtype=torch.uint8, device="meta")
+    assert ImageDataset(elsewhere).device == torch.device("meta")
+    assert ImageDataset(CountingDataset(list(elsewhere))).device == torch.device("meta")
+
+
 @pytest.mark.parametrize("form", ["array", "tensor", "pil", "path", "dataset"])
 def test_pickles(rng, tmp_path, form):
     array = noise(rng, 6, 8, 3)

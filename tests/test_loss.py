@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ from sklcam.loss import ConsistentCAMLoss, WarmUp, consistency_loss, sparsity_lo
 from sklcam.metrics import structural_similarity
 from sklcam.tape import record
 from sklcam.views import ViewSampler
+
+
+class Kept:
+    def __init__(self, tensor):
+        self.tensor = tensor
 
 
 def some_maps(n=3, height=24, width=30, dtype=torch.float32):
@@ -98,21 +104,59 @@ def test_gradient_of_the_consistency_loss():
 @pytest.mark.parametrize("p", [0, 1, 2, 3])
 def test_constant_maps_give_finite_gradients(p):
     raw = torch.zeros(2, 4, 4, requires_grad=True)
-    maps = min_max(upsample(raw + 3, (16, 16)))
-    terms = ConsistentCAMLoss(alpha=1, beta=1, p=p)(raw.sum() * 0, maps, maps, maps * 1)
+    loss = ConsistentCAMLoss(alpha=1, beta=1, p=p)
+    terms = loss(raw.sum() * 0, raw + 3, raw + 3, ViewSampler()(2, size=(16, 16)), size=(16, 16))
     terms.total.backward()
     assert torch.equal(raw.grad, torch.zeros(2, 4, 4))
 
 
 def test_the_weighted_sum():
-    maps, others = some_maps(), some_maps().flip(0)
-    cross_entropy = torch.tensor(0.7)
-    terms = ConsistentCAMLoss(alpha=0.5, beta=0.01, p=2)(cross_entropy, maps, maps, others)
-    consistency = (1 - structural_similarity(maps, others)).mean()
+    raw, raw_of_view = some_maps() - 0.3, 7 * some_maps().flip(0)
+    cross_entropy, size = torch.tensor(0.7), (20, 24)
+    views = ViewSampler()(len(raw), size=size, generator=torch.Generator().manual_seed(0))
+    loss = ConsistentCAMLoss(alpha=0.5, beta=0.01, p=2)
+    terms = loss(cross_entropy, raw, raw_of_view, views, size=size)
+    maps, others = (min_max(upsample(each, size)) for each in (raw, raw_of_view))
+    consistency = (1 - structural_similarity(views(maps), others)).mean()
     sparsity = torch.stack([m.pow(2).sum().sqrt() for m in maps]).mean()
     torch.testing.assert_close(terms.consistency, consistency)
     torch.testing.assert_close(terms.sparsity, sparsity)
     torch.testing.assert_close(terms.total, 0.7 + 0.5 * consistency + 0.01 * sparsity)
+
+
+@pytest.mark.parametrize("n_images", [1, 3, 4, 9])
+@pytest.mark.parametrize("p", [0, 1, 2])
+def test_differentiating_at_once_is_differentiating(n_images, p):
+    """The gradient of the same terms, written out, by autograd over the whole batch."""
+    torch.manual_seed(0)
+    size = (14, 16)
+    raw, raw_of_view = torch.randn(2, n_images, 3, 4, dtype=torch.float64).requires_grad_()
+    views = ViewSampler()(n_images, size=size, generator=torch.Generator().manual_seed(0))
+    loss = ConsistentCAMLoss(alpha=0.5, beta=0.01, p=p)
+    terms = loss(torch.tensor(0.7), raw, raw_of_view, views, size=size)
+    found = torch.autograd.grad(terms.total, (raw, raw_of_view))
+    maps, others = (min_max(upsample(each, size)) for each in (raw, raw_of_view))
+    consistency = consistency_loss(views(maps), others).mean()
+    total = 0.7 + 0.5 * consistency + 0.01 * sparsity_loss(maps, p).mean()
+    torch.testing.assert_close(terms.total, total)
+    torch.testing.assert_close(found, torch.autograd.grad(total, (raw, raw_of_view)))
+
+
+def test_nothing_at_the_resolution_of_the_images_is_kept():
+    raw, raw_of_view = torch.randn(2, 8, 3, 3).requires_grad_()
+    views = ViewSampler()(8, size=(64, 64))
+    loss = ConsistentCAMLoss(alpha=1, beta=1)
+    alive = weakref.WeakSet()
+
+    def keep(tensor):
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        terms = loss(torch.tensor(0.7), raw, raw_of_view, views, size=(64, 64))
+    assert sum(kept.tensor.numel() for kept in alive) <= 3 * raw.numel()
+    terms.total.backward()
 
 
 def test_terms_out_of_use_need_no_maps():
@@ -161,12 +205,12 @@ def test_gradients_of_the_whole_loss_are_finite_differences():
             def explain(x):
                 logits = model(x)
                 raw = phi(target_scores(logits), tape.activations, create_graph=True)
-                return logits, min_max(upsample(raw, (16, 16)))
+                return logits, raw
 
             logits, maps = explain(images)
             _, maps_of_view = explain(views(images))
             cross_entropy = nn.functional.cross_entropy(logits, labels)
-            return criterion(cross_entropy, maps, views(maps), maps_of_view).total
+            return criterion(cross_entropy, maps, maps_of_view, views, size=(16, 16)).total
 
     loss().backward()
     step = 1e-6

@@ -1,0 +1,134 @@
+"""Settings of alpha and beta that fail, and what a schedule or a balance makes of them.
+
+Trains a classifier from random weights for each setting, on the same images and seeds, and prints
+its accuracy, consistency and complexity on the test images, how many of its maps are highest in a
+corner, and what training warned of.
+
+    python benchmarks/stability.py --data DIR --classes 20 --seeds 2 \
+        --settings 0,0 1,1e-5 10,1e-6 warmup:10:10,warmup:1e-6:10 auto,auto
+
+DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``. A setting is ``alpha,beta``, each a
+number, ``auto``, ``balanced:RATIO`` or ``warmup:WEIGHT:EPOCHS``. Beta is given for 224 x 224 pixels
+and p = 1, as in the paper's table 2, and brought to the image size: the norm grows with the area.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from consistency_tradeoff import load
+from joblib import Parallel, delayed
+
+from sklcam import ConsistentCAMClassifier
+from sklcam.cam import GradCAM
+from sklcam.loss import Balanced, WarmUp
+from sklcam.metrics import complexity, consistency_score
+
+MEASURES = ("accuracy", "consistency", "complexity", "corner maps")
+
+
+def weight(text: str, scale: float = 1.0):
+    """Read a number, "auto", "balanced:RATIO" or "warmup:WEIGHT:EPOCHS"."""
+    kind, *values = text.split(":")
+    if kind == "auto":
+        return kind
+    if kind == "balanced":
+        return Balanced(float(values[0]))
+    if kind == "warmup":
+        return WarmUp(scale * float(values[0]), epochs=int(values[1]))
+    return scale * float(kind)
+
+
+def measure(options: argparse.Namespace, setting: str, seed: int, train, test) -> dict[str, float]:
+    """Train one classifier and return its measures on the test images, in per cent."""
+    alpha, beta = setting.split(",")
+    clf = ConsistentCAMClassifier(
+        options.arch,
+        target_layer=options.target_layer,
+        alpha=weight(alpha),
+        beta=weight(beta, (224 / options.image_size) ** 2),
+        image_size=options.image_size,
+        lr=options.lr,
+        max_epochs=options.epochs,
+        batch_size=options.batch_size,
+        callbacks__lr_scheduler__step_size=options.step_size,
+        device=options.device,
+        random_state=seed,
+        verbose=0,
+    )
+    X, y = test
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what was warned of is printed
+        clf.fit(*train)
+        consistency = consistency_score(clf, X)
+    sums = np.zeros(2)
+    for batch in clf.iter_inputs(X):
+        maps, _ = clf.explain_inputs(batch, method=GradCAM(relu=False))
+        sums += float(complexity(maps).sum()), float(highest_in_a_corner(maps).sum())
+    found = (clf.score(X, y), consistency, *sums / len(X))
+    figures = {name: 100 * value for name, value in zip(MEASURES, found, strict=True)}
+    collapsed = dict(clf.callbacks_).get("collapse_warning")
+    warned = ", ".join(f"{what} in epoch {at}" for what, at in collapsed.collapsed_.items())
+    ce = clf.history[:, "train_ce"]
+    print(
+        row(f"{setting}, seed {seed}", figures)
+        + f"cross-entropy {ce[0]:.2f} .. {ce[-1]:.2f}   warned of: {warned or 'nothing'}",
+        flush=True,
+    )
+    return figures
+
+
+def highest_in_a_corner(maps: torch.Tensor) -> torch.Tensor:
+    corners = torch.stack([maps[:, i, j] for i in (0, -1) for j in (0, -1)], dim=1)
+    return corners.amax(dim=1) == maps.amax(dim=(1, 2))
+
+
+def row(title: str, figures: dict[str, float]) -> str:
+    return f"{title:36}" + "".join(f"{name} {figures[name]:5.1f}   " for name in MEASURES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", required=True, metavar="ALPHA,BETA")
+    parser.add_argument("--classes", type=int, default=20, help="the first N, by name")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--target-layer", default="layer3.1")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--step-size", type=int, default=15, help="epochs between steps of lr")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
+    options = parser.parse_args()
+
+    classes = sorted(path.name for path in (options.data / "train").iterdir())[: options.classes]
+    train, test = (
+        load(options.data / split, classes, options.image_size) for split in ("train", "test")
+    )
+    print(
+        f"{options.arch} at {options.target_layer}, {len(classes)} classes, {len(train[0])} "
+        f"training and {len(test[0])} test images at {options.image_size} pixels, "
+        f"{options.epochs} epochs, lr {options.lr}",
+        flush=True,
+    )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = [(setting, seed) for setting in options.settings for seed in seeds]
+    results = Parallel(n_jobs=options.jobs)(
+        delayed(measure)(options, setting, seed, train, test) for setting, seed in runs
+    )
+    print()
+    for setting in options.settings:
+        rows = [of for (name, _), of in zip(runs, results, strict=True) if name == setting]
+        print(row(f"{setting}, mean", {m: np.mean([each[m] for each in rows]) for m in MEASURES}))
+
+
+if __name__ == "__main__":
+    main()
