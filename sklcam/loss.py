@@ -135,7 +135,8 @@ class WarmUp:
     wait: int = 0
 
     def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
+        if not _is_weight(self.weight):
+            raise ValueError(f"weight must be a finite number >= 0; got {self.weight!r}.")
         if self.epochs < 1 or self.wait < 0:
             raise ValueError(
                 f"epochs must be positive and wait not negative; got {self.epochs} and {self.wait}."
@@ -260,10 +261,14 @@ def check_weight(name: str, weight: object) -> None:
     """Raise a ValueError unless a term's weight is "auto", Balanced, or a finite number >= 0."""
     if isinstance(weight, Balanced) or (isinstance(weight, str) and weight == "auto"):
         return
-    if not (isinstance(weight, int | float | np.number) and 0 <= weight < math.inf):
+    if not _is_weight(weight):
         raise ValueError(
             f'{name} must be a finite number >= 0, "auto" or a Balanced; got {weight!r}.'
         )
+
+
+def _is_weight(weight: object) -> bool:
+    return isinstance(weight, int | float | np.number) and bool(0 <= weight < math.inf)
 
 
 def check_p(p: object) -> None:

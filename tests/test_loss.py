@@ -161,7 +161,8 @@ def test_nothing_at_the_resolution_of_the_images_is_kept():
 
 def test_terms_out_of_use_need_no_maps():
     cross_entropy = torch.tensor(0.7)
-    assert ConsistentCAMLoss(0, 0)(cross_entropy) == (cross_entropy, cross_entropy, None, None)
+    plain = ConsistentCAMLoss(0, 0)(cross_entropy)
+    assert plain == (cross_entropy, cross_entropy, None, None, None, None)
     assert ConsistentCAMLoss(0, 1)(cross_entropy, some_maps()).consistency is None
     with pytest.raises(ValueError, match="alpha > 0 needs"):
         ConsistentCAMLoss(1, 0)(cross_entropy)
@@ -227,7 +228,9 @@ def test_gradients_of_the_whole_loss_are_finite_differences():
             assert gradient[index].item() == pytest.approx(numeric, rel=1e-4, abs=1e-8)
 
 
-@pytest.mark.parametrize("options", [{"weight": -1}, {"weight": 1, "epochs": 0}])
+@pytest.mark.parametrize(
+    "options", [{"weight": -1}, {"weight": "auto"}, {"weight": 1, "epochs": 0}]
+)
 def test_a_warm_up_that_cannot_be(options):
     with pytest.raises(ValueError, match="must be"):
         WarmUp(**options)
