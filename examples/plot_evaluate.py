@@ -14,9 +14,9 @@ from matplotlib import pyplot as plt
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from sklcam import ConsistentCAMClassifier
+from sklcam import CausalCurveDisplay, ConsistentCAMClassifier
 from sklcam.datasets import load_digits
-from sklcam.metrics import causal_curves, compare, deletion_auc, evaluate, insertion_auc
+from sklcam.metrics import compare, evaluate
 from sklcam.views import ViewSampler
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
@@ -133,33 +133,11 @@ axes[0, 0].invert_yaxis()
 
 # %%
 # Behind two of the numbers are curves: the network's confidence while the brightest pixels of the
-# map come to a blurred picture, or go from the whole one. These are of the first batch.
+# map come to a blurred picture, or go from the whole one.
 
-inputs = next(plain.iter_inputs(X_test))
-probabilities = plain.probabilities(plain.output_of(inputs))
-predicted = probabilities.argmax(dim=1)
-
-
-def confidence(images, rows):
-    output = plain.output_of(images)
-    return plain.probabilities(output).gather(1, predicted[rows][:, None])[:, 0]
-
-
-figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
-for method in ("gradcam", "scorecam", "uniform"):
-    maps, _ = plain.explain_inputs(inputs, method=method)
-    curves = causal_curves(confidence, inputs, maps, n_steps=40)
-    for place, scores, area in (
-        (axes[0], curves.insertion, insertion_auc(curves)),
-        (axes[1], curves.deletion, deletion_auc(curves)),
-    ):
-        label = f"{method}, area {area.mean():.2f}"
-        style = "--" if method == "uniform" else "-"
-        place.plot(curves.fractions, scores.mean(dim=0), style, label=label)
-for place, title in zip(axes, ("pixels inserted", "pixels deleted"), strict=True):
-    place.set_xlabel(f"share of {title}")
-    place.legend(fontsize=8)
-axes[0].set_ylabel("confidence")
+CausalCurveDisplay.from_estimator(
+    plain, X_test, methods=["gradcam", "scorecam", "uniform"], n_steps=40, band=False
+)
 
 # %%
 # Is one network explained better?

@@ -16,17 +16,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from sklcam import ConsistentCAMClassifier
+from sklcam import ConsistentCAMClassifier, ViewPairDisplay
 from sklcam.cam import GradCAM
 from sklcam.datasets import load_class_folders, load_digits
-from sklcam.images import default_statistics
-from sklcam.metrics import complexity, get_scorer, ssim_consistency
+from sklcam.metrics import complexity, get_scorer
 from sklcam.views import ViewSampler
 
 
@@ -189,73 +187,28 @@ for name, row in measures.items():
 # Seen
 # ----
 #
-# One row is one test image: the first of each of some classes, not chosen by its map. The last two
-# maps of each classifier would be equal if it were perfectly consistent. A crop that misses the
-# brightest place of the map leaves a dim one, as the view of the map is not scaled anew; so even a
-# perfect network stays a little under 1.
+# One row is one test image: the first of each of some classes, not chosen by its map; the frame is
+# where its view is cut from. The last two maps of each classifier would be equal if it were
+# perfectly consistent. A crop that misses the brightest place of the map leaves a dim one, as the
+# view of the map is not scaled anew; so even a perfect network stays a little under 1.
 
 ROWS = 5
 labels, first = np.unique(y_test, return_index=True)
 shown = first[np.linspace(0, len(labels) - 1, min(ROWS, len(labels))).round().astype(int)]
 
 
-def explain_views(clf):
-    """Explain the shown images and their views; return pictures and the SSIM of each pair."""
-    inputs = torch.cat(list(clf.iter_inputs(X_test[shown])))
-    view = views(
-        len(inputs), size=(image_size, image_size), generator=torch.Generator().manual_seed(0)
-    )
-    maps, _ = clf.explain_inputs(inputs, method=grad_cam)
-    maps_of_view, _ = clf.explain_inputs(view(inputs), method=grad_cam)
-    originals = {"image": as_pixels(inputs), "view": as_pixels(view(inputs))}
-    explained = {
-        "map": maps.cpu(),
-        "view of the map": view(maps).cpu(),
-        "map of the view": maps_of_view.cpu(),
-    }
-    return originals, explained, ssim_consistency(view(maps), maps_of_view).tolist()
-
-
-def as_pixels(inputs):
-    """Undo the normalisation of the network's inputs."""
-    statistics = default_statistics(inputs.shape[1])
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
-    return (inputs.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-
-
-height = 1 + 1.25 * len(shown)
-inch = 1 / height
-margins = {"left": 0.04, "right": 0.96, "bottom": 0.2 * inch, "top": 1 - 0.95 * inch}
-
-
-def draw(figure, pictures, cmap):
-    """Draw a column for each kind of picture; return the axes, rows by columns."""
-    axes = figure.subplots(
-        len(shown), len(pictures), squeeze=False, gridspec_kw={**margins, "wspace": 0.06}
-    )
-    for column, (title, batch) in zip(axes.T, pictures.items(), strict=True):
-        column[0].set_title(title.replace(" the", "\nthe"), fontsize=10)
-        for place, picture in zip(column, batch, strict=True):
-            place.imshow(picture, cmap=cmap, vmin=0, vmax=1, interpolation="bilinear")
-            place.set_axis_off()
-    return axes
-
-
-figure = plt.figure(figsize=(9, height))
-left, *parts = figure.subfigures(1, 3, width_ratios=[2, 3, 3])
-for part, (name, clf) in zip(parts, classifiers.items(), strict=True):
-    originals, explained, similarities = explain_views(clf)
-    for (_, pair, _), similarity in zip(draw(part, explained, "magma"), similarities, strict=True):
-        text = f"SSIM {similarity:.2f}"
-        pair.text(1.03, -0.04, text, transform=pair.transAxes, ha="center", va="top")
+def described(name):
     row = measures[name]
     numbers = f"accuracy {row['accuracy']:.2f}, consistency {row['consistency']:.2f}"
-    centred = {"ha": "center", "va": "top"}
-    part.text(
-        0.5, 1 - 0.1 * inch, f"{name.capitalize()} classifier", **centred, weight="bold", size=12
-    )
-    part.text(0.5, 1 - 0.35 * inch, numbers, **centred, size=11)
-draw(left, originals, "gray")
+    return f"{name.capitalize()} classifier: {numbers}"
+
+
+display = ViewPairDisplay.from_estimator(
+    {described(name): clf for name, clf in classifiers.items()},
+    X_test[shown],
+    views=views,
+    cmap="magma",
+)
 
 # %%
 # Alone, the script saves the picture; the digits' one is that of the README.
@@ -264,5 +217,5 @@ if runs_alone:
     here = Path("quickstart.png")
     images = Path(__file__).resolve().parents[1] / "docs" / "images"
     output = options.output or (images / here if images.is_dir() and not options.data else here)
-    figure.savefig(output, dpi=150)
+    display.figure_.savefig(output, dpi=150)
     print(f"\nThe picture is in {output}")

@@ -8,8 +8,37 @@ from sklcam.classifier import ConsistentCAMClassifier
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import CAMExplainer
 from sklcam.metric_learning import EmbeddingNet
+from sklcam.persistence import load, model_card, save
+from sklcam.plotting import (
+    CAMDisplay,
+    CausalCurveDisplay,
+    ConsistencyDisplay,
+    LocalizationDisplay,
+    MapGridDisplay,
+    RetrievalDisplay,
+    TradeoffBoxDisplay,
+    TradeoffDisplay,
+    ViewPairDisplay,
+)
 
-__all__ = ["CAMExplainer", "ConsistentCAMClassifier", "EmbeddingCAMExplainer", "EmbeddingNet"]
+__all__ = [
+    "CAMDisplay",
+    "CAMExplainer",
+    "CausalCurveDisplay",
+    "ConsistencyDisplay",
+    "ConsistentCAMClassifier",
+    "EmbeddingCAMExplainer",
+    "EmbeddingNet",
+    "LocalizationDisplay",
+    "MapGridDisplay",
+    "RetrievalDisplay",
+    "TradeoffBoxDisplay",
+    "TradeoffDisplay",
+    "ViewPairDisplay",
+    "load",
+    "model_card",
+    "save",
+]
 
 try:
     __version__ = version("sklcam")

@@ -218,6 +218,24 @@ class ImageDataset(Dataset):
         """
         return self._source.size(range(len(self))[i])
 
+    def original_image(self, i: int) -> Tensor:
+        """Image i before resizing.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        Tensor of shape (n_channels, *original_size(i)), uint8, or float32 in [0, 1]
+
+        Raises
+        ------
+        ValueError
+            If image i cannot be read, or is not an image.
+        """
+        return self._source.read(range(len(self))[i])
+
 
 def check_images(X: Any) -> None:
     """Raise a ValueError unless X holds images.

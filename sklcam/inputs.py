@@ -76,6 +76,10 @@ class NetworkInputs(Dataset):
         """Return height and width of image i, which is what the network gets."""
         return self.image_size
 
+    def original_image(self, i: int) -> Tensor:
+        """Return image i, which is what the network gets."""
+        return self[i][0]
+
 
 class SeveralInputs:
     """An image among other inputs, each with one entry per image."""
@@ -93,6 +97,7 @@ class SeveralInputs:
         self.image_size = images.image_size
         self.uniform_size = images.uniform_size
         self.original_size = images.original_size
+        self.original_image = images.original_image
 
     def __len__(self) -> int:
         return len(self.images)

@@ -832,3 +832,10 @@ def test_map_to_frame_passes_gradients():
 def test_map_to_frame_refuses(map_, size, resize, message):
     with pytest.raises(ValueError, match=message):
         map_to_frame(map_, size, resize=resize)
+
+
+def test_original_images_are_not_resized():
+    pixels = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
+    for X in (pixels, [Image.fromarray(image) for image in pixels]):
+        image = ImageDataset(X, image_size=4).original_image(1)
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels[1])

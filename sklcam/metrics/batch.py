@@ -214,7 +214,7 @@ class Batch:
         )
 
     @cached_property
-    def _curves(self) -> Any:
+    def curves(self) -> Any:
         """Insertion, deletion or both, as is asked for."""
         asked = self.options.metrics & {"iauc", "dauc"}
         follow, unused = _CURVES[frozenset(asked)]
@@ -232,11 +232,11 @@ class Batch:
 
     @cached_property
     def iauc(self) -> Tensor:
-        return causal.insertion_auc(self._curves)
+        return causal.insertion_auc(self.curves)
 
     @cached_property
     def dauc(self) -> Tensor:
-        return causal.deletion_auc(self._curves)
+        return causal.deletion_auc(self.curves)
 
     @cached_property
     def consistency(self) -> Tensor:

@@ -145,10 +145,10 @@ def evaluate(
     names = _check_metrics(metrics)
     _check_needs(names, boxes, masks, target, metric_params)
     if score is None:
-        _check_has_probability(target, names, encoded=False)
+        check_has_probability(target, names, encoded=False)
     if y is not None or "accuracy" in names:
         y = labels_for(X, y, "accuracy")
-    estimator = _as_explainer(estimator, X)
+    estimator = as_explainer(estimator, X)
     estimator._network()  # an error if it is not fitted
     options = Options(
         estimator._method(method),
@@ -158,11 +158,11 @@ def evaluate(
         batch_size,
         int(check_random_state(random_state).randint(2**31 - 1)),
     )
-    _check_maps_are_single(estimator, options.method)
+    check_maps_are_single(estimator, options.method)
     dataset = estimator._image_dataset(X)
     encoded = estimator._encode_target(target, len(dataset))
     if score is None:
-        _check_has_probability(encoded, names, encoded=True)
+        check_has_probability(encoded, names, encoded=True)
     truth = {"y": y, "boxes": boxes, "masks": masks}
     _check_lengths(truth, len(dataset))
     with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
@@ -315,7 +315,7 @@ def _measure(
     return {name: np.concatenate(of) for name, of in collected.items()}, shared.n_constant
 
 
-def _check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -> None:
+def check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -> None:
     """Raise a ValueError where probabilities are needed and the target is no class."""
     is_class = not callable(target)
     if encoded:
@@ -335,7 +335,8 @@ def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
 
 
-def _check_maps_are_single(estimator: Any, method: Method) -> None:
+def check_maps_are_single(estimator: Any, method: Method) -> None:
+    """Raise a ValueError where an image would have several maps, by layers or channels."""
     n_layers = len(estimator._target_layers())
     if method.uses_layers and n_layers > 1 and estimator._layer_fusion() is None:
         raise ValueError(
@@ -346,7 +347,8 @@ def _check_maps_are_single(estimator: Any, method: Method) -> None:
         raise ValueError('evaluate measures one map per image; leave channels="keep" out.')
 
 
-def _as_explainer(estimator: Any, X: Any) -> Any:
+def as_explainer(estimator: Any, X: Any) -> Any:
+    """Return what explains: the estimator itself, or a network in an explainer."""
     if isinstance(estimator, torch.nn.Module):
         return CAMExplainer(estimator, verbose=0).fit(X)
     if not isinstance(estimator, ExplainerMixin):
