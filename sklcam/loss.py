@@ -159,7 +159,7 @@ class Balanced:
     classification nor be drowned by it, whatever its scale.
 
     For ``alpha`` and ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`. As ``alpha``, "auto" is
-    ``Balanced(0.5)``; as ``beta`` it is ``Balanced(0.1)``, as sparser maps overlap less.
+    ``Balanced(0.2)``; as ``beta`` it is ``Balanced(0.05)``, as sparser maps overlap less.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class Balanced:
         return torch.where(has_gradient, weight, 0.0).clamp(max=_LARGEST_WEIGHT)
 
 
-_AUTO = {"consistency": Balanced(0.5), "sparsity": Balanced(0.1)}
+_AUTO = {"consistency": Balanced(0.2), "sparsity": Balanced(0.05)}
 
 
 class GradientSizes:

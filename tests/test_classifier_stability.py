@@ -146,7 +146,7 @@ def test_training_goes_on_where_maps_are_constant():
 def test_auto_is_balanced_and_is_recorded():
     auto, balanced = (
         classifier(alpha=alpha, beta=beta).fit(X, Y)
-        for alpha, beta in (("auto", "auto"), (Balanced(0.5), Balanced(0.1)))
+        for alpha, beta in (("auto", "auto"), (Balanced(0.2), Balanced(0.05)))
     )
     for name in ("train_loss", "train_alpha", "train_beta"):
         assert auto.history[:, name] == balanced.history[:, name]
