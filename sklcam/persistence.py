@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, BinaryIO
@@ -44,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sklcam.explainer import CAMExplainer
 from sklcam.net import ImageNeuralNet
+from sklcam.versions import REQUIRED, installed_versions
 
 __all__ = ["PersistenceError", "UntrustedError", "VersionWarning", "load", "model_card", "save"]
 
@@ -53,7 +53,6 @@ _MEMBERS = ("estimator.json", "weights.safetensors")
 _LARGEST_JSON = 2**27
 _DIGEST = "sha256:"
 _TRAILER = len(_DIGEST) + 64
-_PACKAGES = ("sklcam", "torch", "torchvision", "skorch", "scikit-learn", "numpy")
 
 
 class PersistenceError(ValueError):
@@ -134,7 +133,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     content = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "versions": _installed_versions(),
+        "versions": installed_versions(REQUIRED),
         "estimator": encoder.estimator(estimator, ""),
     }
     text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":")).encode()
@@ -362,19 +361,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _installed_versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def _check_versions(content: dict[str, Any]) -> None:
-    installed, saved = _installed_versions(), content["versions"]
+    installed, saved = installed_versions(REQUIRED), content["versions"]
     differing = [
         f"{package} {saved[package]} (here {installed.get(package, 'none')})"
-        for package in _PACKAGES
+        for package in REQUIRED
         if package in saved and _differ(package, saved[package], installed.get(package, ""))
     ]
     if differing:
@@ -1173,7 +1164,7 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         *_section("Last epoch of training", _last_epoch(net)),
         "## How to load it\n\n```python\nimport sklcam\n\n"
         f'estimator = sklcam.load("path/of/the/file"{trusted})\n```',
-        *_section("Versions", _installed_versions()),
+        *_section("Versions", installed_versions(REQUIRED)),
         "## Limitations\n\n_What it should not be used for, and where it is known to fail. A map "
         "shows where the network looked, not that it was right to._",
     ]
