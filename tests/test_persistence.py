@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +35,6 @@ from skorch.exceptions import DeviceWarning
 from torch import nn
 from torchvision.transforms import v2
 
-import sklcam
 from sklcam import (
     CAMExplainer,
     ConsistentCAMClassifier,
@@ -42,13 +42,19 @@ from sklcam import (
     EmbeddingNet,
     load,
     model_card,
-    persistence,
     save,
 )
 from sklcam.cam import GradCAM
 from sklcam.loss import Balanced, WarmUp
 from sklcam.models import TargetLayer
-from sklcam.persistence import PersistenceError, UntrustedError, VersionWarning
+from sklcam.persistence import (
+    PersistenceError,
+    UntrustedError,
+    VersionWarning,
+    container,
+    decoding,
+    encoding,
+)
 from sklcam.triplets import TripletCAM
 from sklcam.views import ViewSampler
 
@@ -366,9 +372,9 @@ def test_values_of_all_kinds(tmp_path):
         "i": torch.Generator().manual_seed(4),
         "j": [torch.ones(2, 3).T, np.ones((2, 3)).T, np.arange(6)[::-2]],
     }
-    encoder = persistence._Encoder()
+    encoder = encoding.Encoder()
     text = json.dumps(encoder.encode(values, "x"), allow_nan=False)
-    found = persistence._Decoder(encoder.tensors, {}).decode(json.loads(text))
+    found = decoding.Decoder(encoder.tensors, {}).decode(json.loads(text))
     for name in "ac@bef":
         if name != "@" and name != "f" and name in values:
             assert found[name] == values[name], name
@@ -562,7 +568,7 @@ def forged(folder: Path, estimator, tensors=None, **top) -> Path:
 def forged_text(folder: Path, text: bytes, tensors=None) -> Path:
     path = folder / "forged.sklcam"
     with path.open("w+b") as file:
-        persistence._write(file, text, tensors or {})
+        container.write_archive(file, text, tensors or {})
     return path
 
 
@@ -581,7 +587,7 @@ def resealed(path: Path) -> Path:
     data = path.read_bytes()
     with path.open("w+b") as file:
         file.write(data)
-        digest = persistence._digest(file, len(data))
+        digest = container._digest(file, len(data))
     path.write_bytes(data[:-64] + digest.encode())
     return path
 
@@ -628,8 +634,8 @@ EVIL = [
     "sklearn.model_selection._split:sys",
     "sklearn.model_selection._search:GridSearchCV",
     "sklcam.classifier:copy",
-    "sklcam.persistence:import_module",
-    "sklcam.persistence:os",
+    "sklcam.persistence.names:import_module",
+    "sklcam.persistence.container:os",
     "sklcam.persistence:load",
     "sklcam.datasets:load_cub200",
     "sklcam.metrics:__builtins__",
@@ -886,7 +892,7 @@ def test_members_that_say_they_are_not_plain(at, value, saved):
 
 def test_json_of_more_than_the_limit(tmp_path, monkeypatch, fitted):
     path = archive_of(tmp_path, ("estimator.json", TEXT), ("weights.safetensors", EMPTY))
-    monkeypatch.setattr(persistence, "_LARGEST_JSON", len(TEXT) - 1)
+    monkeypatch.setattr(container, "LARGEST_JSON", len(TEXT) - 1)
     with pytest.raises(PersistenceError, match="are refused"):
         load(path)
     with pytest.raises(PersistenceError, match="are refused"):
@@ -973,7 +979,7 @@ def test_files_of_others(fitted, tmp_path):
 
 
 def failing(error):
-    def write(archive, name, data, write=persistence._write_member):
+    def write(archive, name, data, write=container._write_member):
         if name != "estimator.json":
             archive.fp.write(data[: len(data) // 2])
             raise error
@@ -991,7 +997,7 @@ def test_written_whole_or_not_at_all(error, there, fitted, tmp_path, monkeypatch
     if there:
         save(classifier("resnet18"), path)
     before = path.read_bytes() if there else None
-    monkeypatch.setattr(persistence, "_write_member", failing(error))
+    monkeypatch.setattr(container, "_write_member", failing(error))
     with pytest.raises(type(error)):
         save(fitted, path)
     monkeypatch.undo()
@@ -1149,7 +1155,7 @@ def test_card(fitted):
         f"| target layer | {fitted.target_layer_.name} |",
         "| train_loss | ",
         "trusted=['networks.SmallNet']",
-        f"| torch | {sklcam.persistence.version('torch')} |",
+        f"| torch | {version('torch')} |",
         "## Limitations",
     ):
         assert part in card

@@ -1,0 +1,117 @@
+"""The description that goes with a file."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import numpy as np
+from skorch import NeuralNet
+
+from sklcam.net import ImageNeuralNet
+from sklcam.persistence.encoding import Encoder
+from sklcam.persistence.errors import PersistenceError
+from sklcam.persistence.names import dotted_name, may_be_known, names_in
+from sklcam.versions import REQUIRED, installed_versions
+
+
+def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
+    """Describe an estimator in Markdown, to go with its file.
+
+    Parameters
+    ----------
+    estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
+        Or another skorch net; fitted or not.
+    metrics : dict of str to number, default=None
+        What was measured of it, such as ``{"accuracy": 0.93}``; say on which images in the
+        description.
+
+    Returns
+    -------
+    str
+        What it is, its classes and layers, parameters, the last epoch of its training, the metrics,
+        how to load it and with which versions. The purpose, the data and the limitations are left
+        for the author to write.
+
+    Examples
+    --------
+    >>> from sklcam import ConsistentCAMClassifier, model_card
+    >>> card = model_card(ConsistentCAMClassifier("resnet18"), metrics={"accuracy": 0.93})
+    >>> print(card.splitlines()[0])
+    # ConsistentCAMClassifier
+    """
+    net = estimator if isinstance(estimator, NeuralNet) else getattr(estimator, "model", None)
+    kind = type(estimator)
+    known = [name for name in _own_names(estimator) if not may_be_known(name)]
+    trusted = f", trusted={sorted(map(dotted_name, known))!r}" if known else ""
+    sections = [
+        f"# {kind.__name__}",
+        f"A `{kind.__module__}.{kind.__qualname__}`, "
+        f"{'fitted' if _is_fitted(estimator) else 'not fitted'}.\n\n"
+        "_What it is for, and what it was trained on._",
+        *_section("Classes and layers", _facts(estimator)),
+        *_section("Parameters", estimator.get_params(deep=False)),
+        *_section("Metrics", metrics or {}),
+        *_section("Last epoch of training", _last_epoch(net)),
+        "## How to load it\n\n```python\nimport sklcam\n\n"
+        f'estimator = sklcam.load("path/of/the/file"{trusted})\n```',
+        *_section("Versions", installed_versions(REQUIRED)),
+        "## Limitations\n\n_What it should not be used for, and where it is known to fail. A map "
+        "shows where the network looked, not that it was right to._",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _own_names(estimator: Any) -> list[str]:
+    """Return the names that a file of the estimator would ask for, as far as it can be written."""
+    try:
+        return list(names_in(Encoder().estimator(estimator, "")))
+    except PersistenceError:
+        return []
+
+
+def _is_fitted(estimator: Any) -> bool:
+    fitted = ("module_",) if isinstance(estimator, NeuralNet) else ("target_layers_",)
+    return all(name in vars(estimator) for name in fitted)
+
+
+def _facts(estimator: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    classes = getattr(estimator, "classes_", None) if _is_fitted(estimator) else None
+    if classes is not None:
+        facts["classes"] = np.asarray(classes).tolist()
+    layers = vars(estimator).get("target_layers_") or [vars(estimator).get("target_layer_")]
+    names = [layer.name for layer in layers if layer is not None]
+    if names:
+        facts["target layer"] = ", ".join(names)
+    if isinstance(estimator, ImageNeuralNet) and _is_fitted(estimator):
+        facts["channels of the images"] = estimator.n_channels_
+    return facts
+
+
+def _last_epoch(net: Any) -> dict[str, Any]:
+    history = net.history if isinstance(net, NeuralNet) and "history_" in vars(net) else ()
+    row = history[-1] if history else {}
+    return {
+        name: value
+        for name, value in row.items()
+        if name != "batches" and not name.endswith(("_best", "_batch_count"))
+    }
+
+
+def _section(title: str, values: dict[str, Any]) -> list[str]:
+    if not values:
+        return []
+    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
+    return ["\n".join([f"## {title}", "", "| | |", "|---|---|", *rows])]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, type):
+        value = f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, float | np.floating):
+        value = f"{value:.4g}"
+    text = textwrap.shorten(value if isinstance(value, str) else repr(value), 300)
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return text.replace("|", "\\|").replace("<", "&lt;") or "&nbsp;"
