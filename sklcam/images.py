@@ -227,7 +227,8 @@ class ImageDataset(Dataset):
 
         Returns
         -------
-        Tensor of shape (n_channels, *original_size(i)), uint8, or float32 in [0, 1]
+        Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
+            Of the size that :meth:`original_size` says.
 
         Raises
         ------
