@@ -34,6 +34,27 @@ def load(folder: Path, classes: list[str], size: int) -> tuple[np.ndarray, np.nd
     return pixels, np.array([path.parent.name for path in paths])
 
 
+def load_splits(options: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the training and the test images of the classes that are asked for."""
+    classes = sorted(path.name for path in (options.data / "train").iterdir())[: options.classes]
+    return [load(options.data / split, classes, options.image_size) for split in ("train", "test")]
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--classes", type=int, default=20, help="the first N, by name")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--step-size", type=int, default=20, help="epochs between steps of lr")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
+
+
 def measure(options: argparse.Namespace, seed: int, consistent: bool, train, test) -> dict:
     """Train one classifier and return its measures on the test images, in per cent."""
     clf = ConsistentCAMClassifier(
@@ -73,16 +94,7 @@ def _row(title: str, figures: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--classes", type=int, default=20, help="the first N, by name")
-    parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--step-size", type=int, default=20, help="epochs between steps of lr")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=0.01)
+    add_training_options(parser)
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--beta", type=float, default=1e-6)
     parser.add_argument("--p", type=float, default=1)
@@ -90,18 +102,13 @@ def main() -> None:
     parser.add_argument(
         "--skip-baseline", action="store_true", help="train the consistent ones only"
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
 
-    classes = sorted(path.name for path in (options.data / "train").iterdir())[: options.classes]
-    train, test = (
-        load(options.data / split, classes, options.image_size) for split in ("train", "test")
-    )
+    train, test = load_splits(options)
     print(
-        f"{options.arch}, {len(classes)} classes, {len(train[0])} training and {len(test[0])} test "
-        f"images at {options.image_size} pixels, {options.epochs} epochs, lr {options.lr}, "
+        f"{options.arch}, {options.classes} classes, {len(train[0])} training and {len(test[0])} "
+        f"test images at {options.image_size} pixels, {options.epochs} epochs, lr {options.lr}, "
         f"alpha {options.alpha}, beta {options.beta}, p {options.p}",
         flush=True,
     )

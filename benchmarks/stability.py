@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
-from consistency_tradeoff import load
+from consistency_tradeoff import add_training_options, load_splits
 from joblib import Parallel, delayed
 
 from sklcam import ConsistentCAMClassifier
@@ -93,28 +92,15 @@ def row(title: str, figures: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", required=True, metavar="ALPHA,BETA")
-    parser.add_argument("--classes", type=int, default=20, help="the first N, by name")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--target-layer", default="layer3.1")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--step-size", type=int, default=15, help="epochs between steps of lr")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
+    add_training_options(parser)
+    parser.set_defaults(image_size=64, seeds=1, epochs=20, step_size=15)
     options = parser.parse_args()
 
-    classes = sorted(path.name for path in (options.data / "train").iterdir())[: options.classes]
-    train, test = (
-        load(options.data / split, classes, options.image_size) for split in ("train", "test")
-    )
+    train, test = load_splits(options)
     print(
-        f"{options.arch} at {options.target_layer}, {len(classes)} classes, {len(train[0])} "
+        f"{options.arch} at {options.target_layer}, {options.classes} classes, {len(train[0])} "
         f"training and {len(test[0])} test images at {options.image_size} pixels, "
         f"{options.epochs} epochs, lr {options.lr}",
         flush=True,
