@@ -7,6 +7,7 @@ Times one optimiser step (zero_grad, forward, loss, backward, SGD) and takes its
 - sklcam: ``ConsistentCAMClassifier.train_step``, alpha 1, beta 1e-6, p 1;
 - sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own
   (``--memory`` chooses one of the two);
+- sklcam, auto: the first with alpha and beta that balance themselves (``--auto``);
 - input gradient: the same loss with the map's gradient taken by way of the input, as
   pytorch-grad-cam's BaseCAM does with ``detach=False``: ``autograd.grad(score, input,
   create_graph=True)`` runs back through the whole network, and what passes the target layer is
@@ -181,7 +182,7 @@ def own_loop(
 
 
 def classifier(
-    module: object, batch: Batch, setting: Setting, memory: str
+    module: object, batch: Batch, setting: Setting, memory: str, **options: object
 ) -> ConsistentCAMClassifier:
     """Return a classifier that knows the batch's classes and has not been trained."""
     height, width = batch.pixels.shape[-2:]
@@ -199,6 +200,7 @@ def classifier(
         device=setting.device,
         random_state=SEED,
         verbose=0,
+        **options,
     )
     classes = range(max(2, int(batch.labels.max()) + 1))
     clf.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes)
@@ -220,7 +222,7 @@ def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
 
 
 def contenders(
-    arch: str, batch: Batch, setting: Setting, memories: list[str]
+    arch: str, batch: Batch, setting: Setting, memories: list[str], *, auto: bool
 ) -> dict[str, Contender]:
     first = classifier(arch, batch, setting, memories[0])
     network = first.module_
@@ -228,10 +230,12 @@ def contenders(
     options = {"batch": batch, "setting": setting}
     plain, two_views = partial(plain_loss, **options), partial(two_views_loss, **options)
     by_input = partial(input_gradient_loss, **options, layer=first.target_layer_)
+    balanced = partial(classifier, network, batch, setting, "normal", alpha="auto", beta="auto")
     return {
         "plain": own_loop(network, plain, setting, setting.compiled),
         "two views": own_loop(network, two_views, setting, setting.compiled),
         **{OURS[clf.memory]: own_step(clf, batch) for clf in (first, *others)},
+        **({"sklcam, auto": own_step(balanced(), batch)} if auto else {}),
         "input gradient": own_loop(network, by_input, setting, compiled=False),
     }
 
@@ -378,11 +382,13 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     return Batch(pixels.to(device), labels.to(device), views.to(device))
 
 
-def measure(arch: str, batch: Batch, repeats: int, setting: Setting, memories: list[str]) -> None:
+def measure(
+    arch: str, batch: Batch, repeats: int, setting: Setting, memories: list[str], *, auto: bool
+) -> None:
     print(f"\n{arch}", flush=True)
     device = setting.device
     torch._dynamo.reset()  # networks of one family share their code, and the room for its variants
-    field = contenders(arch, batch, setting, memories)
+    field = contenders(arch, batch, setting, memories, auto=auto)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
         seconds(contender.step, device)
@@ -424,6 +430,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", nargs="+", default=list(OURS), choices=OURS, help="which of ours"
     )
+    parser.add_argument("--auto", action="store_true", help="balanced weights, too")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
@@ -450,7 +457,7 @@ def main() -> None:
     )
     batch = load(options.data, options.batch_size, options.image_size, device)
     for arch in options.arch:
-        measure(arch, batch, options.repeats, setting, memories)
+        measure(arch, batch, options.repeats, setting, memories, auto=options.auto)
 
 
 if __name__ == "__main__":
