@@ -258,8 +258,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     # Fitting
 
     def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
-        if name != "module" or not self.compile or not self._trains_on_maps():
+        if not self.compile or not self._trains_on_maps():
             return super().torch_compile(module, name)
+        if name != "module":  # the criterion: compiled, it may be differentiated only once
+            return module
         sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
         layer = self.target_layer_.of(module)
         for block in blocks_of_trunk(module.eval(), layer, sample):

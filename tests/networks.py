@@ -32,6 +32,24 @@ class DropoutNet(SmallNet):
         self.insert(8, nn.Dropout(0.5))
 
 
+class Blocks(nn.Sequential):
+    """Two blocks before the target layer's own two, and a head."""
+
+    def __init__(self, num_classes=3, in_channels=1):
+        def block(n_in, n_out):
+            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU())
+
+        super().__init__(
+            block(in_channels, 4),
+            nn.Dropout2d(0.2),
+            block(4, 6),
+            nn.Sequential(block(6, 8), block(8, 8)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, num_classes),
+        )
+
+
 class TupleNet(nn.Module):
     """Returns auxiliary outputs after its logits, as some networks do in training."""
 

@@ -8,10 +8,9 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from networks import Gradients, SmallNet, digits
+from networks import Blocks, Gradients, SmallNet, digits
 from numpy.testing import assert_allclose
 from skorch.dataset import ValidSplit
-from torch import nn
 from torch.amp import GradScaler
 
 from sklcam import ConsistentCAMClassifier
@@ -85,24 +84,6 @@ def test_the_first_step_is_that_of_float32(precision, memory, channels_last, pla
 
 # Compiling: the blocks are captured and their way back traced, but no code is generated.
 COMPILED = {"compile": True, "compile__backend": "aot_eager"}
-
-
-class Blocks(nn.Sequential):
-    """Two blocks before the target layer's own two, and a head."""
-
-    def __init__(self, num_classes=3, in_channels=1):
-        def block(n_in, n_out):
-            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU())
-
-        super().__init__(
-            block(in_channels, 4),
-            nn.Dropout2d(0.2),
-            block(4, 6),
-            nn.Sequential(block(6, 8), block(8, 8)),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, num_classes),
-        )
 
 
 @pytest.mark.parametrize(

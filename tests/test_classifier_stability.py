@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from networks import SmallNet, digits
+from networks import Blocks, SmallNet, digits
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
@@ -170,10 +170,20 @@ def test_more_of_a_ratio_is_more_weight():
 def test_the_balance_is_the_same_in_every_mode(options):
     if "compile" in options:
         options = {**options, "compile__backend": "aot_eager"}
-    plain, other = (classifier(max_epochs=1, **more).fit(X, Y).history for more in ({}, options))
+    net = {"module": Blocks, "target_layer": "3", "image_size": 32}
+    plain, other = (classifier(**net, **more).fit(X, Y).history for more in ({}, options))
     tolerance = 0.1 if "precision" in options else 1e-4
     for name in ("train_alpha", "train_beta"):
         assert other[0, name] == pytest.approx(plain[0, name], rel=tolerance)
+
+
+def test_the_criterion_is_not_compiled_where_its_gradient_is_taken_twice():
+    balanced, plain = (
+        classifier(alpha=weight, beta=0, compile=True, compile__backend="aot_eager").fit(X, Y)
+        for weight in ("auto", 0)
+    )
+    assert type(balanced.criterion_) is nn.CrossEntropyLoss
+    assert type(plain.criterion_) is not nn.CrossEntropyLoss
 
 
 def test_averages_outlive_a_fit_and_pickling_and_a_new_fit_forgets_them():
