@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 collect_ignore = [] if find_spec("matplotlib") else ["sklcam/plotting"]
+collect_ignore += [] if find_spec("jinja2") else ["sklcam/reporting"]
 
 
 @pytest.fixture(autouse=True)

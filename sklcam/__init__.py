@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TradeoffDisplay,
         ViewPairDisplay,
     )
+    from sklcam.reporting import report
     from sklcam.versions import show_versions
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ViewPairDisplay",
     "load",
     "model_card",
+    "report",
     "save",
     "show_versions",
 ]
@@ -54,13 +56,14 @@ _MODULE_OF = {
     "EmbeddingNet": "metric_learning",
     "load": "persistence",
     "model_card": "persistence",
+    "report": "reporting",
     "save": "persistence",
     "show_versions": "versions",
 }
 _MODULES = {
     *("cam", "classifier", "collapse", "datasets", "distributed", "embedding", "explainer"),
     *("folding", "images", "inputs", "labels", "loss", "metric_learning", "metrics", "models"),
-    *("net", "persistence", "plotting", "tape", "triplets", "versions", "views"),
+    *("net", "persistence", "plotting", "reporting", "tape", "triplets", "versions", "views"),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import sklcam
 
 HEAVY = ("torch", "torchvision", "sklearn", "skorch", "scipy", "matplotlib", "PIL")
-OPTIONAL = ("matplotlib", "pytorch_metric_learning", "accelerate", "dask", "captum")
+OPTIONAL = ("matplotlib", "pytorch_metric_learning", "accelerate", "dask", "captum", "jinja2")
 
 
 def imported_by(statement):
