@@ -55,14 +55,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
 
 
-def measure(options: argparse.Namespace, seed: int, consistent: bool, train, test) -> dict:
-    """Train one classifier and return its measures on the test images, in per cent."""
+def trained(options: argparse.Namespace, seed: int, data, **parameters) -> ConsistentCAMClassifier:
     clf = ConsistentCAMClassifier(
         options.arch,
-        alpha=options.alpha if consistent else 0,
-        beta=options.beta if consistent else 0,
-        p=options.p,
-        view_target=options.view_target,
         image_size=options.image_size,
         lr=options.lr,
         max_epochs=options.epochs,
@@ -70,16 +65,34 @@ def measure(options: argparse.Namespace, seed: int, consistent: bool, train, tes
         callbacks__lr_scheduler__step_size=options.step_size,
         device=options.device,
         random_state=seed,
-        verbose=int(options.verbose),
+        **parameters,
     )
-    clf.fit(*train)
-    X, y = test
+    return clf.fit(*data)
+
+
+def figures_of(clf: ConsistentCAMClassifier, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return a classifier's measures, in per cent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant maps count as 0, and show in the figure
         consistency = consistency_score(clf, X)
     sums = [float(complexity(clf.explain_inputs(batch)[0]).sum()) for batch in clf.iter_inputs(X)]
     measures = (clf.score(X, y), consistency, sum(sums) / len(X))
-    figures = dict(zip(MEASURES, (100 * value for value in measures), strict=True))
+    return {name: 100 * value for name, value in zip(MEASURES, measures, strict=True)}
+
+
+def measure(options: argparse.Namespace, seed: int, consistent: bool, train, test) -> dict:
+    """Train one classifier and return its measures on the test images."""
+    clf = trained(
+        options,
+        seed,
+        train,
+        alpha=options.alpha if consistent else 0,
+        beta=options.beta if consistent else 0,
+        p=options.p,
+        view_target=options.view_target,
+        verbose=int(options.verbose),
+    )
+    figures = figures_of(clf, *test)
     print(_row(f"seed {seed}, {_name(consistent)}", figures), flush=True)
     return figures
 

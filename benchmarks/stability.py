@@ -19,15 +19,11 @@ import warnings
 
 import numpy as np
 import torch
-from consistency_tradeoff import add_training_options, load_splits
+from consistency_tradeoff import add_training_options, figures_of, load_splits, trained
 from joblib import Parallel, delayed
 
-from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM
 from sklcam.loss import Balanced, WarmUp
-from sklcam.metrics import complexity, consistency_score
-
-MEASURES = ("accuracy", "consistency", "complexity", "corner maps")
 
 
 def weight(text: str, scale: float = 1.0):
@@ -45,33 +41,24 @@ def weight(text: str, scale: float = 1.0):
 def measure(options: argparse.Namespace, setting: str, seed: int, train, test) -> dict[str, float]:
     """Train one classifier and return its measures on the test images, in per cent."""
     alpha, beta = setting.split(",")
-    clf = ConsistentCAMClassifier(
-        options.arch,
-        target_layer=options.target_layer,
-        alpha=weight(alpha),
-        beta=weight(beta, (224 / options.image_size) ** 2),
-        image_size=options.image_size,
-        lr=options.lr,
-        max_epochs=options.epochs,
-        batch_size=options.batch_size,
-        callbacks__lr_scheduler__step_size=options.step_size,
-        device=options.device,
-        random_state=seed,
-        verbose=0,
-    )
-    X, y = test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what was warned of is printed
-        clf.fit(*train)
-        consistency = consistency_score(clf, X)
-    sums = np.zeros(2)
-    for batch in clf.iter_inputs(X):
+        clf = trained(
+            options,
+            seed,
+            train,
+            target_layer=options.target_layer,
+            alpha=weight(alpha),
+            beta=weight(beta, (224 / options.image_size) ** 2),
+            verbose=0,
+        )
+    n_in_corners = 0.0
+    for batch in clf.iter_inputs(test[0]):
         maps, _ = clf.explain_inputs(batch, method=GradCAM(relu=False))
-        sums += float(complexity(maps).sum()), float(highest_in_a_corner(maps).sum())
-    found = (clf.score(X, y), consistency, *sums / len(X))
-    figures = {name: 100 * value for name, value in zip(MEASURES, found, strict=True)}
-    collapsed = dict(clf.callbacks_).get("collapse_warning")
-    warned = ", ".join(f"{what} in epoch {at}" for what, at in collapsed.collapsed_.items())
+        n_in_corners += float(highest_in_a_corner(maps).sum())
+    figures = {**figures_of(clf, *test), "corner maps": 100 * n_in_corners / len(test[0])}
+    collapsed = dict(clf.callbacks_)["collapse_warning"].collapsed_
+    warned = ", ".join(f"{what} in epoch {at}" for what, at in collapsed.items())
     ce = clf.history[:, "train_ce"]
     print(
         row(f"{setting}, seed {seed}", figures)
@@ -87,7 +74,7 @@ def highest_in_a_corner(maps: torch.Tensor) -> torch.Tensor:
 
 
 def row(title: str, figures: dict[str, float]) -> str:
-    return f"{title:36}" + "".join(f"{name} {figures[name]:5.1f}   " for name in MEASURES)
+    return f"{title:36}" + "".join(f"{name} {value:5.1f}   " for name, value in figures.items())
 
 
 def main() -> None:
@@ -113,7 +100,7 @@ def main() -> None:
     print()
     for setting in options.settings:
         rows = [of for (name, _), of in zip(runs, results, strict=True) if name == setting]
-        print(row(f"{setting}, mean", {m: np.mean([each[m] for each in rows]) for m in MEASURES}))
+        print(row(f"{setting}, mean", {m: np.mean([each[m] for each in rows]) for m in rows[0]}))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from sklcam.loss import (
     ConsistentCAMLoss,
     GradientSizes,
     LossTerms,
+    Weight,
     check_p,
     check_weight,
 )
@@ -46,7 +47,6 @@ from sklcam.tape import Tape, blocks_of_trunk, is_bypassed, record, stopping_aft
 from sklcam.views import ViewSampler
 
 _TERMS = ("ce", "consistency", "sparsity", "alpha", "beta")  # in the order of LossTerms
-Weight = float | str | Balanced
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -10,6 +10,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
@@ -132,14 +133,15 @@ class CollapseWarning(Callback):
                 warnings.warn(self._message(name, shares, chance, net), ConvergenceWarning, 2)
 
     def _shares(self, history: Any) -> dict[str, float]:
+        """Return the signs' means over the epoch's images; nothing if it had no maps."""
         names = ("correct", "constant_maps", "corner_maps")
         batches = [batch for batch in history[-1]["batches"] if "train_corner_maps" in batch]
-        n_images = sum(batch["train_batch_size"] for batch in batches)
+        if not batches:
+            return {}
+        sizes = [batch["train_batch_size"] for batch in batches]
         return {
-            name: sum(batch[f"train_{name}"] * batch["train_batch_size"] for batch in batches)
-            / n_images
+            name: float(np.average([batch[f"train_{name}"] for batch in batches], weights=sizes))
             for name in names
-            if batches
         }
 
     def _message(self, name: str, shares: dict[str, float], chance: float, net: Any) -> str:

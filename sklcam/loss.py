@@ -201,6 +201,7 @@ class Balanced:
         return torch.where(has_gradient, weight, 0.0).clamp(max=_LARGEST_WEIGHT)
 
 
+Weight = float | str | Balanced  # the str is "auto"
 _AUTO = {"consistency": Balanced(0.2), "sparsity": Balanced(0.05)}
 
 
@@ -352,8 +353,8 @@ class ConsistentCAMLoss:
 
     def __init__(
         self,
-        alpha: float | str | Balanced = 1.0,
-        beta: float | str | Balanced = 1e-6,
+        alpha: Weight = 1.0,
+        beta: Weight = 1e-6,
         p: float = 1,
         sizes: GradientSizes | None = None,
     ):
@@ -406,53 +407,60 @@ class ConsistentCAMLoss:
         ValueError
             If a term is in use and its maps are missing.
         """
-        consistency = sparsity = None
+        terms = self._terms(maps, maps_of_view, views, size)
+        if activations is not None:
+            self._measure({"cross_entropy": cross_entropy, **terms}, activations, scale)
+        total = cross_entropy
+        balancing: dict[str, Tensor] = {}
+        for name, term in terms.items():
+            weight = self._weights[name]
+            if isinstance(weight, Balanced):
+                balancing[name] = self._balance(weight, name)
+                total = total + balancing[name] * term
+            else:
+                total = total + weight * term
+        return LossTerms(
+            total,
+            cross_entropy,
+            *(values.get(name) for values in (terms, balancing) for name in self._weights),
+        )
+
+    @property
+    def _weights(self) -> dict[str, float | Balanced]:
+        given = {"consistency": self.alpha, "sparsity": self.beta}
+        return {
+            name: _AUTO[name] if isinstance(weight, str) else weight
+            for name, weight in given.items()
+        }
+
+    def _terms(
+        self,
+        maps: Tensor | None,
+        maps_of_view: Tensor | None,
+        views: Views | None,
+        size: tuple[int, int] | None,
+    ) -> dict[str, Tensor]:
+        """Return the terms that are in use, by name."""
+        terms = {}
         if self.alpha:
             if maps is None or maps_of_view is None or views is None:
                 raise ValueError("alpha > 0 needs maps, maps_of_view and views.")
             inconsistency = partial(_inconsistency, size=size)
-            consistency = _image_by_image(inconsistency, maps, maps_of_view, views.matrix).mean()
+            values = _image_by_image(inconsistency, maps, maps_of_view, views.matrix)
+            terms["consistency"] = values.mean()
         if self.beta:
             if maps is None:
                 raise ValueError("beta > 0 needs maps.")
-            norm = partial(_norm, size=size, p=self.p)
-            sparsity = _image_by_image(norm, maps).mean()
-        terms = {"consistency": consistency, "sparsity": sparsity}
-        if activations is not None:
-            self._measure(cross_entropy, terms, activations, scale)
-        total = cross_entropy
-        balancing: list[Tensor | None] = []
-        for name, given in zip(terms, (self.alpha, self.beta), strict=True):
-            term, weight = terms[name], None
-            if term is not None:
-                weight = self._resolve(given, name)
-                total = total + weight * term
-            balancing.append(weight if isinstance(weight, Tensor) else None)
-        return LossTerms(total, cross_entropy, consistency, sparsity, *balancing)
+            terms["sparsity"] = _image_by_image(partial(_norm, size=size, p=self.p), maps).mean()
+        return terms
 
-    def _measure(
-        self,
-        cross_entropy: Tensor,
-        terms: dict[str, Tensor | None],
-        activations: Tensor,
-        scale: Scale,
-    ) -> None:
-        balanced = [
-            name
-            for name, weight in zip(terms, (self.alpha, self.beta), strict=True)
-            if isinstance(weight, str | Balanced)
-        ]
-        losses = {"cross_entropy": cross_entropy, **terms}
-        for name in ("cross_entropy", *balanced) if balanced else ():
-            loss = losses[name]
-            assert loss is not None  # a balanced term is in use
-            self.sizes.update(name, loss, activations, scale)
+    def _measure(self, losses: dict[str, Tensor], activations: Tensor, scale: Scale) -> None:
+        balanced = [name for name, of in self._weights.items() if isinstance(of, Balanced)]
+        if balanced:
+            for name in ("cross_entropy", *balanced):
+                self.sizes.update(name, losses[name], activations, scale)
 
-    def _resolve(self, weight: float | str | Balanced, term: str) -> float | Tensor:
-        if isinstance(weight, str):
-            weight = _AUTO[term]
-        if not isinstance(weight, Balanced):
-            return weight
+    def _balance(self, weight: Balanced, term: str) -> Tensor:
         if term not in self.sizes.averages:
             raise ValueError(
                 f"The weight of {term} is balanced by gradients, and none were measured yet; hand "

@@ -344,7 +344,7 @@ def no_work(monkeypatch):
         ({"path": None}, ValueError, "needs path="),
         ({"path": "."}, IsADirectoryError, "is a folder"),
         ({"path": "missing/page.html"}, FileNotFoundError, "no folder"),
-        ({"y": NAMES[:5]}, ValueError, "y must have one entry for each of 60 images"),
+        ({"y": NAMES[:5]}, ValueError, "y must have one label for each of 60 images"),
         ({"names": ["a"]}, ValueError, "names must have one entry"),
         ({"X": X[:0]}, ValueError, "empty"),
         ({"metrics": "adc"}, ValueError, "no metric 'adc'"),

@@ -10,6 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -531,10 +532,11 @@ def _for_each_layer(subject: Subject, function: Callable[[Tensor, Tensor], Tenso
 
 
 def draw_seed(random_state: Any) -> int:
-    """Return the seed that every image's own generator starts from."""
-    if isinstance(random_state, int):
-        return random_state
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    """Return a seed that several may start from, so that they draw the same; an int is one."""
+    generator = check_random_state(random_state)
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(generator.randint(np.iinfo(np.int32).max))
 
 
 # Pixels of changed images that go through a network at a time: 10 images of 224 x 224 on a CPU,

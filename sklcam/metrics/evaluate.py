@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
-from sklearn.utils import check_random_state
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from sklcam.cam import Method, TopK
+from sklcam.cam.base import draw_seed
 from sklcam.explainer import CAMExplainer, ExplainerMixin
 from sklcam.labels import labels_for
 from sklcam.metrics.batch import Batch, Options, Shared
@@ -156,7 +156,7 @@ def evaluate(
         {name: dict(params) for name, params in (metric_params or {}).items()},
         score,
         batch_size,
-        int(check_random_state(random_state).randint(2**31 - 1)),
+        draw_seed(random_state),
     )
     check_maps_are_single(estimator, options.method)
     dataset = estimator._image_dataset(X)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
 
+from sklcam.cam.base import draw_seed
 from sklcam.metrics.confidence import adcc
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
@@ -109,7 +110,7 @@ def compare(
         both = np.isfinite(first[name]) & np.isfinite(second[name])
         pair[0][name] = np.where(both, first[name], np.nan)
         pair[1][name] = np.where(both, second[name], np.nan)
-    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    seed = draw_seed(random_state)
     ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
     rows = {}
     for name in ours:

@@ -126,7 +126,7 @@ def read_archive(file: BinaryIO, name: str) -> tuple[bytes, bytes]:
         raise PersistenceError(
             f"{name!r} is not of the form that sklcam.save writes: {error}"
         ) from None
-    except Exception as error:
+    except Exception as error:  # zipfile meets damage with whatever it runs into
         raise PersistenceError(f"{name!r} is no sound archive: {error}") from error
 
 

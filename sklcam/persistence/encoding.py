@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import dataclasses
 import enum
 import math
@@ -180,9 +179,6 @@ class Encoder:
             raise _unsaved(value, where) from None
         return {"@array": {**node, "dtype": plain.dtype.str, "tensor": stored}}
 
-    def _module(self, value: nn.Module, where: str) -> Any:
-        return self._object(value, where)
-
     def _object(self, value: Any, where: str) -> Any:
         if id(value) in self._known:
             return self._known[id(value)][0]
@@ -201,10 +197,10 @@ class Encoder:
             return {n: v for n, v in vars(value).items() if not n.endswith("_")}
         try:
             make, arguments, state, *rest = value.__reduce_ex__(2)
-        except Exception as error:
+        except Exception as error:  # each kind of object refuses in its own way
             raise _unsaved(value, where) from error
         state = {} if state is None else state
-        is_usual = make is copyreg.__newobj__ and arguments == (type(value),)  # type: ignore[attr-defined]
+        is_usual = make.__name__ == "__newobj__" and arguments == (type(value),)
         if not is_usual or not isinstance(state, dict) or any(part is not None for part in rest):
             raise _unsaved(value, where)
         return state
@@ -249,7 +245,6 @@ class Encoder:
         (enum.Enum, _enum),
         (dict, _dict),
         ((list, tuple, set), _list),
-        (nn.Module, _module),
         (torch.device, lambda self, v, where: {"@device": str(v)}),
         ((torch.dtype, torch.memory_format), lambda self, v, where: {"@torch": str(v)}),
         (np.dtype, lambda self, v, where: {"@dtype": v.str}),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
+from sklcam.cam.base import draw_seed
 from sklcam.cam.targets import has_several
 from sklcam.explainer import AnyMethod
 from sklcam.metrics.batch import Batch, Options, Shared
@@ -105,15 +104,14 @@ class ConsistencyDisplay:
         ConsistencyDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        fixed = random_state if isinstance(random_state, Integral) else seed
+        seed = draw_seed(random_state)  # all get the same views
         values = {
             name: evaluate(
                 explainer,
                 X,
                 metrics="consistency",
                 metric_params={"consistency": {"method": method, "views": views}},
-                random_state=fixed,
+                random_state=seed,
                 progress=False,
             )["consistency"]
             for name, explainer in explainers_by_name(estimator, X).items()

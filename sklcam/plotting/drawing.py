@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ _LETTER = 0.5  # mean width of a letter, in units of the font's size
 def check_matplotlib(caller: str) -> None:
     """Raise an ImportError that names the extra, before anything is computed."""
     try:
-        import matplotlib  # noqa: F401
+        import_module("matplotlib")
     except ImportError as error:
         raise ImportError(
             f'{caller} needs matplotlib. It comes with: pip install "sklcam[plot]"'

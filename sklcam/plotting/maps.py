@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_random_state
 
 from sklcam.cam import GradCAM
+from sklcam.cam.base import draw_seed
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
 from sklcam.metrics.consistency import ssim_consistency
@@ -354,7 +354,7 @@ class ViewPairDisplay:
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         method = GradCAM(relu=False) if method is None else method
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        seed = draw_seed(random_state)
         maps: dict[str, np.ndarray] = {}
         maps_of_views: dict[str, np.ndarray] = {}
         for name, explainer in explainers_by_name(estimator, X).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.images import ImageDataset
-from sklcam.labels import dataset_labels
+from sklcam.labels import dataset_labels, labels_for
 from sklcam.metric_learning import EmbeddingNet
 from sklcam.metrics.evaluate import as_explainer
 
@@ -82,12 +82,13 @@ def map_list(maps: Any) -> list[np.ndarray]:
 
 def labels_of_images(X: Any, y: Any, n_images: int) -> Any:
     """Return the labels that were given, or the data set's own, or None."""
-    y = dataset_labels(X) if y is None else y
-    if y is None:
+    if y is None and dataset_labels(X) is None:
         return None
-    y = np.asarray(y)
+    y = labels_for(X, y, "the picture")
     if y.shape != (n_images,):
-        raise ValueError(f"There must be one label for each of {n_images} images; got {y.shape}.")
+        raise ValueError(
+            f"y must have one label for each of {n_images} images; got shape {y.shape}."
+        )
     return y
 
 

@@ -25,11 +25,15 @@ from tqdm.auto import tqdm
 
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
-from sklcam.labels import dataset_labels, labels_for
 from sklcam.metrics import Evaluation, evaluate
 from sklcam.metrics.evaluate import METRICS
 from sklcam.persistence.container import replacing
-from sklcam.plotting.pictures import explainers_by_name, method_name, picture_of
+from sklcam.plotting.pictures import (
+    explainers_by_name,
+    labels_of_images,
+    method_name,
+    picture_of,
+)
 from sklcam.reporting.pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
 
 _WITH_CLASSES = ("adcc", "iauc", "dauc", "consistency")
@@ -151,9 +155,10 @@ def report(
     _check_count("n_images", n_images, 1, None)
     _check_count("thumbnail", thumbnail, *_SIZES)
     explainer = next(iter(explainers_by_name({"": estimator}, X).values()))
-    labels = labels_for(X, y, "report") if y is not None else dataset_labels(X)
     n_all = len(explainer._image_dataset(X))
-    _check_lengths(n_all, y=labels, names=names)
+    labels = labels_of_images(X, y, n_all)
+    if names is not None and len(names) != n_all:
+        raise ValueError(f"names must have one entry for each of {n_all} images; got {len(names)}.")
     with replacing(path) as file:
         result = evaluate(
             explainer,
@@ -203,15 +208,6 @@ def _check_count(name: str, value: Any, low: int, high: int | None) -> None:
     if not is_count or value < low or (high is not None and value > high):
         wanted = f"{low} or more, or None" if high is None else f"{low} to {high}"
         raise ValueError(f"{name} must be an int, {wanted}; got {value!r}.")
-
-
-def _check_lengths(n_images: int, **given: Any) -> None:
-    for name, values in given.items():
-        if values is not None and np.shape(values) != (n_images,):
-            raise ValueError(
-                f"{name} must have one entry for each of {n_images} images; got shape "
-                f"{np.shape(values)}."
-            )
 
 
 def _default_metrics(explainer: Any, labels: Any, options: Mapping[str, Any]) -> Sequence[str]:

@@ -49,8 +49,11 @@ def thumbnail_size(height: int, width: int, longest: int) -> tuple[int, int]:
     """Return the height and width of an image's thumbnail; small images stay as they are."""
     scale = min(1.0, longest / max(height, width))
     least = max(height, width) * scale / _LONGEST
-    sides = (round(max(side * scale, min(side, least))) for side in (height, width))
-    return tuple(max(1, side) for side in sides)  # type: ignore[return-value]
+
+    def scaled(side: int) -> int:
+        return max(1, round(max(side * scale, min(side, least))))
+
+    return scaled(height), scaled(width)
 
 
 def image_uri(picture: np.ndarray, size: tuple[int, int]) -> str:
