@@ -171,7 +171,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     ((4, 64, 64), dtype('float32'))
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageNeuralNet._parameter_constraints,
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
@@ -303,7 +303,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     # Optimizer and callbacks
 
-    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> tuple[Any, dict]:
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         if self.optimizer is torch.optim.SGD:
             kwargs = {"momentum": 0.9, "weight_decay": 1e-4, **kwargs}
@@ -547,14 +549,14 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         for name, value in zip(sums, values_read, strict=True):
             self.history.record_batch(name, value)
 
-    def _compiling(self) -> AbstractContextManager:
+    def _compiling(self) -> AbstractContextManager[Any]:
         # Blocks share their code, and each is compiled for itself: in training and evaluation, with
         # a graph and without, with statistics that are updated and that are not.
         if not self.compile:
             return nullcontext()
         return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)
 
-    def _double_differentiable_attention(self) -> AbstractContextManager:
+    def _double_differentiable_attention(self) -> AbstractContextManager[Any]:
         # The fused kernels of attention have no second derivative.
         return sdpa_kernel(SDPBackend.MATH) if self._trains_on_maps() else nullcontext()
 

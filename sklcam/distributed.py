@@ -89,7 +89,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     (4, 64, 64)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ConsistentCAMClassifier._parameter_constraints,
         "accelerator": [None, HasMethods(["prepare_data_loader", "wait_for_everyone"])],
     }
@@ -179,7 +179,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
                 part.indices = self._processes.from_main(part.indices)
         return split
 
-    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)
         if not training or not self._is_fitting():
             return iterator

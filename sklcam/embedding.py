@@ -180,7 +180,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     (2, 64, 64)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CAMExplainer._parameter_constraints,
         "proxy": [StrOptions({"mean", "self"}), callable, "array-like"],
         "top_channels": [None, Interval(Integral, 1, None, closed="left")],

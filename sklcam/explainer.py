@@ -106,11 +106,13 @@ class ExplainerMixin:
     def _top_channels(self) -> int | None:
         return None
 
-    def _evaluating(self) -> AbstractContextManager:
+    def _evaluating(self) -> AbstractContextManager[Any]:
         """For as long as a batch is being explained."""
         return nullcontext()
 
-    def _encode_target(self, target: Any, n_images: int) -> Tensor | TopK | Callable | None:
+    def _encode_target(
+        self, target: Any, n_images: int
+    ) -> Tensor | TopK | Callable[..., Any] | None:
         """Check a target and turn labels into class indices."""
         if isinstance(target, TopK) and self.classes_ is not None:
             target.check(len(self.classes_))
@@ -150,7 +152,7 @@ class ExplainerMixin:
     def explain_inputs(
         self,
         inputs: Inputs,
-        target: Tensor | TopK | Callable | None = None,
+        target: Tensor | TopK | Callable[..., Any] | None = None,
         *,
         method: AnyMethod | None = None,
         normalize: bool = True,
@@ -182,7 +184,7 @@ class ExplainerMixin:
     def explain_inputs_by(
         self,
         inputs: Inputs,
-        target: Tensor | TopK | Callable | None = None,
+        target: Tensor | TopK | Callable[..., Any] | None = None,
         *,
         methods: Sequence[AnyMethod | None],
         normalize: bool = True,
@@ -548,7 +550,7 @@ def _fill(out: np.ndarray, batches: Iterator[np.ndarray], bar: tqdm) -> np.ndarr
     return out
 
 
-def _collect_frames(batches: Iterator[list], bar: tqdm, stack: bool) -> Any:
+def _collect_frames(batches: Iterator[list[Any]], bar: tqdm, stack: bool) -> Any:
     frames: list[np.ndarray] = []
     for maps in batches:
         frames.extend(maps)
@@ -647,7 +649,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
     (2, 64, 64)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "model": [nn.Module, NeuralNet],
         "method": [str, Method, type],
         "target_layer": [str, TargetLayer, list, tuple],

@@ -56,7 +56,7 @@ class LearnPairs(TorchFunctionMode):
         self._convolutions: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._normalizations: dict[int, tuple[Tensor, Tensor]] = {}
         self._spoilt: set[int] = set()
-        self._outputs: dict[int, tuple[weakref.ref, int]] = {}
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def folded(
         self, memory_format: torch.memory_format = torch.contiguous_format
@@ -74,7 +74,11 @@ class LearnPairs(TorchFunctionMode):
         return FoldedConvolutions(pairs)
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -100,7 +104,7 @@ class LearnPairs(TorchFunctionMode):
         reference, key = self._outputs.get(id(tensor), (None, None))
         return key if reference is not None and reference() is tensor else None
 
-    def _is_first_use(self, args: tuple) -> bool:
+    def _is_first_use(self, args: tuple[Any, ...]) -> bool:
         key = self._key_of(args[0]) if args else None
         return key is not None and key not in self._normalizations
 
@@ -156,13 +160,13 @@ class FoldedConvolutions(TorchFunctionMode):
         super().__init__()
         self._pairs = pairs
         self._cast: dict[tuple[int, torch.dtype], _Folded] = {}
-        self._outputs: dict[int, weakref.ref] = {}
+        self._outputs: dict[int, weakref.ref[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        TorchFunctionMode.__exit__(self, *error)
         self._outputs.clear()
 
     def _pair_of(self, weight: Tensor) -> _Folded | None:
@@ -177,7 +181,11 @@ class FoldedConvolutions(TorchFunctionMode):
         return self._cast[key, dtype]
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and len(args) > 1:
@@ -205,7 +213,7 @@ _QUESTIONS = frozenset(
 )  # fmt: skip
 
 
-def _is_plain_property(func: Callable, result: Any) -> bool:
+def _is_plain_property(func: Callable[..., Any], result: Any) -> bool:
     return getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor)
 
 
@@ -259,7 +267,7 @@ class ManyRuns:
     """
 
     memory_format: torch.memory_format
-    folded: AbstractContextManager
+    folded: AbstractContextManager[Any]
 
     def arrange(self, images: Tensor) -> Tensor:
         """Return images (n_images, channels, height, width) in the memory format."""

@@ -46,7 +46,7 @@ _WHAT_WOULD_DO = (
 )
 
 
-class ImageDataset(Dataset):
+class ImageDataset(Dataset[Any]):
     """Any X as a lazy torch data set of equally sized images.
 
     Parameters
@@ -486,7 +486,7 @@ class _FileSource(_Source):
 
     n_channels = 3
 
-    def __init__(self, X: Sequence) -> None:
+    def __init__(self, X: Sequence[Any]) -> None:
         self._items = [_check_file_or_image(item, i, X) for i, item in enumerate(X)]
 
     def __len__(self) -> int:
@@ -859,7 +859,7 @@ def _check_range(low: float, high: float, subject: str) -> None:
         )
 
 
-def _check_file_or_image(item: Any, i: int, X: Sequence) -> str | Image.Image:
+def _check_file_or_image(item: Any, i: int, X: Sequence[Any]) -> str | Image.Image:
     if isinstance(item, Image.Image):
         return item
     path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
@@ -872,7 +872,7 @@ def _check_file_or_image(item: Any, i: int, X: Sequence) -> str | Image.Image:
     )
 
 
-def _advise_on_arrays(X: Sequence) -> str:
+def _advise_on_arrays(X: Sequence[Any]) -> str:
     shapes = {getattr(item, "shape", None) for item in X}
     if len(shapes) > 1:
         return (

@@ -33,7 +33,7 @@ def with_images(inputs: Inputs, images: Tensor, rows: Rows, name: str | None) ->
     return {**others, str(name): images}
 
 
-class NetworkInputs(Dataset):
+class NetworkInputs(Dataset[Any]):
     """Float tensors, or a data set of them, that are a network's input as they are."""
 
     def __init__(self, X: Any):

@@ -142,7 +142,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     (4,)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageNeuralNet._parameter_constraints,
         "embedding_dim": [Interval(Integral, 1, None, closed="left")],
         "criterion": [StrOptions(set(_LOSSES)), nn.Module, type, callable],
@@ -266,7 +266,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             miner, options = _metric_learning("miners", kind), {**defaults, **options}
         return None if miner is None else miner(**options)
 
-    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         options = self.get_params_for("iterator_train")
         if not training or "sampler" in options or "batch_sampler" in options:
             return super().get_iterator(dataset, training=training)
@@ -284,7 +284,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             options["batch_size"] = len(sampler)
         return self._pinning(self.iterator_train(dataset, sampler=sampler, **options), training)
 
-    def _sampler_maker(self) -> Callable[[np.ndarray], Sampler] | None:
+    def _sampler_maker(self) -> Callable[[np.ndarray], Sampler[Any]] | None:
         """Return what makes a sampler of labels, if there is to be one."""
         options = self.get_params_for("sampler")
         _, sampler = self._miner_and_sampler()
@@ -294,7 +294,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         if sampler is None:
             return None
 
-        def make(labels: np.ndarray) -> Sampler:
+        def make(labels: np.ndarray) -> Sampler[Any]:
             # A pass of pytorch-metric-learning's sampler is 100,000 images long unless one says so.
             n_of_a_turn = options.get("m", 1) * len(np.unique(labels))
             sizes = {"length_before_new_iter": max(len(labels), n_of_a_turn)}
@@ -302,7 +302,9 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
         return make
 
-    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> tuple[Any, dict]:
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         (groups,) = args
         of_criterion = {id(parameter) for parameter in self.criterion_.parameters()}
@@ -437,7 +439,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return proxies.detach().float().cpu().numpy().copy()
 
 
-class OwnSampler(Sampler):
+class OwnSampler(Sampler[Any]):
     """A sampler that draws from torch's generator, which the estimator makes its own.
 
     Those of pytorch-metric-learning draw from NumPy's global one, and go on where the last epoch
@@ -455,13 +457,13 @@ class OwnSampler(Sampler):
         Whether what it yields are batches of indices, and not indices.
     """
 
-    def __init__(self, make: Callable[[np.ndarray], Sampler], labels: np.ndarray):
+    def __init__(self, make: Callable[[np.ndarray], Sampler[Any]], labels: np.ndarray):
         with _numpy_random(0):
             self._fresh: Any = make(labels)
             first = next(iter(copy.deepcopy(self._fresh)), 0)
         self.makes_batches = not isinstance(first, Integral)
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Any]:
         with _numpy_random(int(torch.randint(2**31 - 1, ()))):
             return iter(list(copy.deepcopy(self._fresh)))
 
@@ -497,7 +499,9 @@ def _metric_learning(module: str, name: str | None = None) -> Any:
     return found if name is None else getattr(found, name)
 
 
-def _taken_by(function: Callable, values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _taken_by(
+    function: Callable[..., Any], values: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
     """Return the values that a function has parameters for and that are not given."""
     names = parameter_names(function)
     # What a class hands on by **kwargs, its parents have names for.

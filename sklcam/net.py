@@ -88,7 +88,7 @@ class ImageNeuralNet(NeuralNet):
         Channels of the images.
     """
 
-    _parameter_constraints: ClassVar[dict[str, list]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "module": [str, nn.Module, type, callable],
         "weights": [None, str, HasMethods(["__fspath__"])],
         "target_layer": [str, TargetLayer],
@@ -257,14 +257,14 @@ class ImageNeuralNet(NeuralNet):
         y = encode_labels(check_labels(X, y), self.classes_)
         return TrainingImages(X, y, **self._image_options())
 
-    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable:
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)
         if not training and isinstance(iterator, DataLoader) and iterator.generator is None:
             # A loader draws a seed for its workers even if it has none and does not shuffle.
             iterator.generator = torch.Generator().manual_seed(0)
         return self._pinning(iterator, training)
 
-    def _pinning(self, iterator: Iterable, training: bool) -> Iterable:
+    def _pinning(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
         """Let a loader pin its batches if they go to a GPU, unless a parameter says whether to."""
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():

@@ -183,7 +183,7 @@ def _no_fused_attention() -> Iterator[None]:
 
 
 def _keep(tape: Tape) -> Callable[..., Tensor]:
-    def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         activations = _check_tensor(layer, output)
         if not activations.requires_grad:  # nothing before the layer is trained
             activations = activations.detach().requires_grad_()
@@ -194,7 +194,7 @@ def _keep(tape: Tape) -> Callable[..., Tensor]:
 
 
 def _stop_gradients(tape: Tape) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         # The hook below has turned them on if this is not the first pass of the block.
         if not tape._trunk:
             torch.set_grad_enabled(False)
@@ -205,7 +205,7 @@ def _stop_gradients(tape: Tape) -> Callable[..., None]:
 def _hook(tape: Tape, head: bool) -> Callable[..., Tensor]:
     keep, cut = _keep(tape), _cut(tape, head)
 
-    def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         return keep(layer, inputs, output) if tape._trunk else cut(layer, inputs, output)
 
     return hook
@@ -214,7 +214,7 @@ def _hook(tape: Tape, head: bool) -> Callable[..., Tensor]:
 def _cut(tape: Tape, head: bool) -> Callable[..., Tensor]:
     keep = _keep(tape)
 
-    def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if torch.is_grad_enabled() and len(tape._layers) > 1:  # an earlier layer is the leaf
             return keep(layer, inputs, output)
         activations = _check_tensor(layer, output).detach()
@@ -356,13 +356,13 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
     trunk = Trunk(layer)
     starts: list[int] = []  # per open call: how many calls had finished when it began
 
-    def begin(part: nn.Module, inputs: tuple) -> None:
+    def begin(part: nn.Module, inputs: tuple[Any, ...]) -> None:
         if part is layer:
             trunk._runs += 1
             trunk._before_layer = list(trunk._finished)
         starts.append(len(trunk._finished))
 
-    def end(part: nn.Module, inputs: tuple, output: Any) -> None:
+    def end(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         del trunk._finished[starts.pop() :]  # what ran inside it
         trunk._finished.append((part, output))
 
@@ -477,7 +477,7 @@ def stopping_after(layer: nn.Module) -> Iterator[None]:
     torch.Size([4, 3])
     """
 
-    def stop(layer: nn.Module, inputs: tuple, output: Any) -> None:
+    def stop(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         raise _Stop
 
     handle = layer.register_forward_hook(stop)

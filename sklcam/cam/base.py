@@ -78,7 +78,7 @@ class Subject:
         forward: Callable[[Any], Tensor] | None = None,
         image_input: str | None = None,
         graph: Literal["head", "images"] | None = "head",
-        rule: AbstractContextManager | None = None,
+        rule: AbstractContextManager[Any] | None = None,
         resumable: bool = False,
         top_channels: int | None = None,
     ):
@@ -335,7 +335,7 @@ class Method(BaseEstimator, ABC):
     def check(self) -> None:
         """Raise a ValueError for options that make no sense; before any work."""
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         """Return what is to be active while the graph is built, if anything."""
         return None
 

@@ -81,7 +81,7 @@ class GradCAM(WeightedGradientMethod):
                 f"{self.gradient!r}."
             )
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule(self.gradient) if self.gradient in ("guided", "deconv") else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class GuidedBackprop(Saliency):
     Springenberg et al., "Striving for Simplicity", ICLR workshop 2015, section 3.4.
     """
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule("guided")
 
 
@@ -101,7 +101,7 @@ class Deconvnet(Saliency):
     Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1.
     """
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule("deconv")
 
 
@@ -133,7 +133,7 @@ class GuidedGradCAM(_PixelMethod):
         if self.pixel not in ("guided", "deconv"):
             raise ValueError(f'pixel must be "guided" or "deconv"; got {self.pixel!r}.')
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule(self.pixel)
 
     def explain(self, subject: Subject) -> list[Tensor]:
@@ -180,7 +180,7 @@ class ExcitationBackprop(Method):
     def __init__(self, contrastive: bool = True):
         self.contrastive = contrastive
 
-    def rule(self) -> AbstractContextManager | None:
+    def rule(self) -> AbstractContextManager[Any] | None:
         return ExcitationRule(self.contrastive)
 
     def explain(self, subject: Subject) -> list[Tensor]:

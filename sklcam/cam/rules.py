@@ -49,7 +49,11 @@ class ReluRule(TorchFunctionMode):
             self.backward = backward
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func not in _RELUS:
@@ -110,10 +114,10 @@ class ExcitationRule(TorchFunctionMode):
         super().__init__()
         self.contrastive = contrastive
         self._is_top = True
-        self._convolutions: dict[int, tuple[Tensor, Callable, tuple]] = {}
+        self._convolutions: dict[int, tuple[Tensor, Callable[..., Any], tuple[Any, ...]]] = {}
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        TorchFunctionMode.__exit__(self, *error)
         self._convolutions.clear()  # they hold the graph, which holds this rule
 
     def begin(self) -> None:
@@ -126,7 +130,11 @@ class ExcitationRule(TorchFunctionMode):
         return is_top
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or func not in _EXCITATIONS:
@@ -136,7 +144,7 @@ class ExcitationRule(TorchFunctionMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "input"}
         return _EXCITATIONS[func](self, func, *args, **kwargs)
 
-    def _check(self, func: Callable, result: Any) -> Any:
+    def _check(self, func: Callable[..., Any], result: Any) -> Any:
         first = result[0] if isinstance(result, tuple) and result else result
         if func in _NO_EXCITATION and isinstance(first, Tensor) and first.requires_grad:
             raise ValueError(
@@ -145,8 +153,15 @@ class ExcitationRule(TorchFunctionMode):
             )
         return result
 
-    def _weighted(self, func: Callable, x: Tensor, weight: Tensor, bias: Any = None, *rest: Any,
-                  **kwargs: Any) -> Tensor:  # fmt: skip
+    def _weighted(
+        self,
+        func: Callable[..., Any],
+        x: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         def linear(x: Tensor, weight: Tensor) -> Tensor:
             return func(x, weight, None, *rest, **kwargs)
 
@@ -156,7 +171,7 @@ class ExcitationRule(TorchFunctionMode):
         self._convolutions[id(y)] = (y, linear, (x, weight.detach()))
         return y
 
-    def _batch_norm(self, func: Callable, x: Tensor, running_mean: Any, running_var: Any,
+    def _batch_norm(self, func: Callable[..., Any], x: Tensor, running_mean: Any, running_var: Any,
                     weight: Any = None, bias: Any = None, training: bool = False,
                     momentum: float = 0.1, eps: float = 1e-5) -> Tensor:  # fmt: skip
         with torch.no_grad():
@@ -172,7 +187,7 @@ class ExcitationRule(TorchFunctionMode):
         scale = scale.view(-1, *[1] * (x.ndim - 2))
         return _Excite.apply(x, y, self, torch.mul, scale)
 
-    def _pooled(self, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _pooled(self, func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         def linear(x: Tensor, _: Tensor) -> Tensor:
             return func(x, *args, **kwargs)
 
@@ -180,14 +195,14 @@ class ExcitationRule(TorchFunctionMode):
             y = func(x, *args, **kwargs)
         return _Excite.apply(x, y, None, linear, torch.ones(()))
 
-    def _summed(self, func: Callable, x: Any, other: Any, **kwargs: Any) -> Any:
+    def _summed(self, func: Callable[..., Any], x: Any, other: Any, **kwargs: Any) -> Any:
         both = all(isinstance(term, Tensor) and term.requires_grad for term in (x, other))
         if not both or kwargs.get("alpha", 1) != 1 or x.shape != other.shape:
             return func(x, other, **kwargs)
         y = _ExciteSum.apply(x, other)
         return x.copy_(y) if func in _IN_PLACE_SUMS else y
 
-    def _passed_on(self, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _passed_on(self, func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
             y = torch.relu(x)
         y = _PassOn.apply(x, y)
@@ -196,7 +211,7 @@ class ExcitationRule(TorchFunctionMode):
 
 
 _IN_PLACE_SUMS = frozenset({Tensor.add_, Tensor.__iadd__})
-_EXCITATIONS: dict[Callable, Callable[..., Any]] = {
+_EXCITATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: ExcitationRule._weighted,
     F.conv1d: ExcitationRule._weighted,
     F.conv2d: ExcitationRule._weighted,
@@ -244,7 +259,7 @@ class _Excite(torch.autograd.Function):
         x: Tensor,
         y: Tensor,
         rule: ExcitationRule | None,
-        linear: Callable,
+        linear: Callable[..., Any],
         weight: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -260,7 +275,7 @@ class _Excite(torch.autograd.Function):
         return won, None, None, None, None
 
 
-def _share(linear: Callable, x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:
+def _share(linear: Callable[..., Any], x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:
     excitation = x.detach().clamp(min=0).requires_grad_()
     with torch.enable_grad():
         total = linear(excitation, weight)

@@ -93,7 +93,7 @@ class Decoder:
     def _members(self, node: dict[str, Any]) -> dict[str, Any]:
         return {name: self.decode(value) for name, value in node.items()}
 
-    def _pairs(self, node: list) -> dict[Any, Any]:
+    def _pairs(self, node: list[Any]) -> dict[Any, Any]:
         return {self.decode(key): self.decode(value) for key, value in node}
 
     def _tensor(self, node: dict[str, Any]) -> Tensor:
@@ -159,11 +159,11 @@ class Decoder:
             self.check_trusted(of_class)
         return getattr(owner, node["name"])
 
-    def _partial(self, node: dict[str, Any]) -> partial:
+    def _partial(self, node: dict[str, Any]) -> partial[Any]:
         parts = self._members(node)
         return partial(parts["function"], *parts["args"], **parts["keywords"])
 
-    def _random_state(self, node: list) -> np.random.RandomState:
+    def _random_state(self, node: list[Any]) -> np.random.RandomState:
         made = np.random.RandomState(0)
         made.set_state(("MT19937", *self.decode(node)))
         return made

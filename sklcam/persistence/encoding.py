@@ -208,7 +208,7 @@ class Encoder:
     def _named(self, value: Any, where: str) -> Any:
         return {"@name": name_of(value, where)}
 
-    def _partial(self, value: partial, where: str) -> Any:
+    def _partial(self, value: partial[Any], where: str) -> Any:
         node = {"function": value.func, "args": value.args, "keywords": value.keywords}
         return {"@partial": self._members(node, where)}
 
@@ -233,7 +233,7 @@ class Encoder:
     def _enum(self, value: enum.Enum, where: str) -> Any:
         return {"@enum": {"class": name_of(type(value), where), "member": value.name}}
 
-    _KINDS: tuple[tuple[Any, Callable], ...] = (
+    _KINDS: tuple[tuple[Any, Callable[..., Any]], ...] = (
         (NeuralNet, _net),
         (CAMExplainer, _explainer),
         (Tensor, _tensor),
