@@ -11,12 +11,14 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -108,6 +110,19 @@ class ImageNeuralNet(NeuralNet):
     classes_inferred_: np.ndarray
     n_channels_: int
     target_layer_: TargetLayer
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            vars(cls)["__init__"].__signature__ = _full_signature(cls)
+
+    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, and looks
+    # for these, as its HTML does, in the signature.
+    __repr__ = BaseEstimator.__repr__
+
+    def _get_params_html(self, deep: bool = True, *args: Any, **kwargs: Any) -> Any:
+        # Deep, it would list each parameter of skorch's own callbacks as set by the user.
+        return super()._get_params_html(False, *args, **kwargs)
 
     def _n_outputs(self) -> int:
         """Return how many outputs the network must have, once the classes are known."""
@@ -583,3 +598,19 @@ def _check_augmented(augmented: Any, images: Tensor) -> Tensor:
             f"{tuple(images.shape)}; it returned {came}."
         )
     return augmented
+
+
+def _full_signature(cls: type) -> Signature:
+    """Return the signature of a class's ``__init__``, with what it passes on spelt out."""
+    own = signature(cls.__init__)  # type: ignore[misc]
+    parameters = dict(own.parameters)
+    *_, last = own.parameters
+    if parameters[last].kind is not Parameter.VAR_KEYWORD:
+        return own
+    rest = parameters.pop(last)
+    for base in cls.__mro__[1:]:
+        inherited = signature(base.__init__).parameters  # type: ignore[misc]
+        for name, parameter in inherited.items():
+            if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+                parameters.setdefault(name, parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    return own.replace(parameters=[*parameters.values(), rest])
