@@ -115,6 +115,20 @@ def test_numbers_are_those_of_evaluate(fitted, written):
     assert len(page.all("svg")) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps"), [({}, 28), ({"iauc": {"n_steps": 5, "relu": False}}, 5)]
+)
+def test_without_metrics_insertion_takes_few_steps(tmp_path, fitted, asked, steps):
+    result = sklcam.report(
+        fitted, X[:6], NAMES[:6], tmp_path / "page.html", metric_params=asked, verbose=0
+    )
+    assert set(result) >= {"accuracy", "adcc", "consistency", "iauc", "dauc"}
+    params = {"iauc": {"n_steps": steps, **asked.get("iauc", {})}}
+    for name in ("iauc", "dauc"):
+        expected = evaluate(fitted, X[:6], metrics=name, metric_params=params, progress=False)
+        assert_array_equal(result[name], expected[name])
+
+
 def test_one_card_per_image_with_labels_as_text(fitted, written):
     page = Page(written[0])
     assert len(page.cards) == len(page.data) == len(X)

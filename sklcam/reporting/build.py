@@ -38,6 +38,7 @@ from sklcam.reporting.pictures import histogram, image_uri, map_uri, thumbnail_s
 
 _WITH_CLASSES = ("adcc", "iauc", "dauc", "consistency")
 _WITHOUT_CLASSES = ("complexity", "sparsity", "consistency")
+_N_STEPS = 28  # of insertion and deletion, which cost 2 n_steps + 1 passes an image
 _CHUNK = 64  # images that are taken out of X together, where only some are shown
 _SIZES = (32, 1024)
 _N_COLOURS = 9  # of the bar that explains them
@@ -98,8 +99,9 @@ def report(
     path : str or path-like
         Where to write the page. A file that is there is replaced once the new one is complete.
     metrics : str, sequence of str or None, default=None
-        As of :func:`~sklcam.metrics.evaluate`. None is ADCC, insertion, deletion and consistency;
-        without classes complexity, sparsity and consistency; and accuracy where there are labels.
+        As of :func:`~sklcam.metrics.evaluate`. None is ADCC, insertion and deletion in 28 steps
+        (unless ``metric_params`` says how many), and consistency; without classes complexity,
+        sparsity and consistency; and accuracy where there are labels.
     method : str, Method or None, default=None
         The explanation; None is the estimator's own.
     target : None, labels or callable, default=None
@@ -159,12 +161,18 @@ def report(
     labels = labels_of_images(X, y, n_all)
     if names is not None and len(names) != n_all:
         raise ValueError(f"names must have one entry for each of {n_all} images; got {len(names)}.")
+    if metrics is None:
+        metrics = _default_metrics(explainer, labels, options)
+        if "iauc" in metrics:
+            given = options.get("metric_params") or {}
+            few = {"n_steps": _N_STEPS, **given.get("iauc", {})}
+            options["metric_params"] = {**given, "iauc": few}
     with replacing(path) as file:
         result = evaluate(
             explainer,
             X,
             labels,
-            metrics=_default_metrics(explainer, labels, options) if metrics is None else metrics,
+            metrics=metrics,
             method=method,
             target=target,
             progress=bool(verbose),
