@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from networks import Blocks, SmallNet, digits
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from skorch.history import History
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
-from sklcam.collapse import signs_of_collapse
+from sklcam.collapse import CollapseWarning, signs_of_collapse
 from sklcam.loss import (
     Balanced,
     ConsistentCAMLoss,
@@ -337,8 +339,26 @@ def test_chance_is_that_of_the_most_frequent_class():
     clf = classifier(Blind, module__grid=peak(2, 2)[None, None], target_layer="layer", lr=0.0)
     clf.set_params(alpha=1.0, beta=0, max_epochs=5, callbacks__collapse_warning__patience=5)
     skewed = np.where(np.arange(len(Y)) % 3 > 0, 2, Y % 2)  # the network always says 2
-    with pytest.warns(ConvergenceWarning, match="is 66"):
+    with pytest.warns(ConvergenceWarning, match=r"is 66\.7%, .* would give 66\.7%"):
         clf.fit(X, skewed)
+
+
+def test_epochs_count_in_a_row():
+    net = SimpleNamespace(history=History(), alpha=1.0, beta=0.0)
+    callback = CollapseWarning(patience=2).initialize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for corners in (1, 0, 1, 0, 1, 1, 1):
+            net.history.new_epoch()
+            callback.on_epoch_begin(net)
+            signs = {"correct": 1.0, "constant_maps": 0.0, "corner_maps": corners}
+            net.history.new_batch()
+            for name, share in {**signs, "batch_size": 400}.items():
+                net.history.record_batch(f"train_{name}", share)
+            labels = torch.arange(400) % 4
+            callback.on_batch_end(net, batch=(None, labels), training=True)
+            callback.on_epoch_end(net)
+    assert callback.collapsed_ == {"corner_maps": 6} and len(caught) == 1
 
 
 def test_what_trains_is_not_warned_of():
