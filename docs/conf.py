@@ -17,6 +17,8 @@ extensions = [
 exclude_patterns = ["_build", "sg_execution_times.rst"]
 templates_path = ["_templates"]
 default_role = "literal"
+nitpicky = True  # a link to a name that is not there is an error
+nitpick_ignore_regex = [("py:.*", r"(sklearn|skorch)\..*")]  # documented elsewhere
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which say more
@@ -31,13 +33,17 @@ sphinx_gallery_conf = {
     "doc_module": ("sklcam",),
     "reference_url": {"sklcam": None},
     "remove_config_comments": True,
+    "capture_repr": (),  # what is printed, and no objects
     "show_signature": False,
     "show_memory": False,
 }
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["columns.css"]
 html_title = "sklcam"
 html_show_sourcelink = False
+html_sidebars = {"getting_started": []}  # it has no pages below it to list
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,

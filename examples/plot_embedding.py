@@ -13,7 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from sklcam import EmbeddingCAMExplainer, EmbeddingNet
+from sklcam import CAMDisplay, EmbeddingCAMExplainer, EmbeddingNet, LocalizationDisplay
 from sklcam.datasets import load_digits
 from sklcam.metrics import box_masks, heatmap_ratio, pointing_game
 from sklcam.triplets import TripletCAM
@@ -109,6 +109,20 @@ for name, of in maps.items():
     print(f"{name:12}  ratio {ratio:.2f}, points at the digit {hits:.2f}")
 
 # %%
+# The box of a map is that of its largest connected part. It fits where the map is of one piece, and
+# not where it is scattered, as for the 8. These are the first two pictures of each digit.
+
+shown = np.concatenate([np.flatnonzero(y[rest] == digit)[:2] for digit in range(6, 10)])
+LocalizationDisplay.from_predictions(
+    X[rest][shown],
+    maps["contrast"][shown],
+    boxes[rest][shown][:, None],
+    labels=y[rest][shown],
+    threshold=0.2,
+    n_columns=4,
+)
+
+# %%
 # Two digits, two questions
 # -------------------------
 #
@@ -121,17 +135,11 @@ for picture, i, j in zip(pairs, first, second, strict=True):
     somewhere(digits.data[i], picture, 2, 4)
     somewhere(digits.data[j], picture, 22, 20)
 
-rows = {
-    "the picture": None,
-    "towards 6": contrast.explain(pairs, target=6),
-    "towards 9": contrast.explain(pairs, target=9),
-}
-figure, axes = plt.subplots(3, 4, figsize=(8, 6.2), layout="constrained")
-for line, (name, of) in zip(axes, rows.items(), strict=True):
-    for i, axis in enumerate(line):
-        axis.imshow(pairs[i], cmap="gray")
-        if of is not None:
-            axis.imshow(of[i], cmap="viridis", alpha=0.6)
-        axis.set(xticks=[], yticks=[])
-    line[0].set_ylabel(name)
+CAMDisplay.from_predictions(
+    pairs,
+    {
+        "towards 6": contrast.explain(pairs, target=6),
+        "towards 9": contrast.explain(pairs, target=9),
+    },
+)
 plt.show()

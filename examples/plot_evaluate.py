@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from sklcam import CausalCurveDisplay, ConsistentCAMClassifier
+from sklcam import CausalCurveDisplay, ConsistencyDisplay, ConsistentCAMClassifier
 from sklcam.datasets import load_digits
 from sklcam.metrics import compare, evaluate
 from sklcam.views import ViewSampler
@@ -148,5 +148,16 @@ CausalCurveDisplay.from_estimator(
 # often; whether that costs something here, and whether another ``alpha`` costs less, is for a
 # search to say, which takes all of these numbers as scorers.
 
-print(compare(measure(consistent, "gradcam"), results["gradcam"]))
+result_of_consistent = measure(consistent, "gradcam")
+print(compare(result_of_consistent, results["gradcam"]))
+
+# %%
+# A mean hides how a number is spread. Every picture's consistency:
+
+ConsistencyDisplay.from_predictions(
+    {
+        "plain": results["gradcam"]["consistency"],
+        "consistent": result_of_consistent["consistency"],
+    }
+)
 plt.show()

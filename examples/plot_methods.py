@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from sklcam import CAMExplainer, ConsistentCAMClassifier
+from sklcam import CAMDisplay, CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import SSCAM, RandomCAM, SmoothGradCAMPlusPlus, available
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
@@ -107,32 +107,29 @@ options = {
     "smoothgradcam++": SmoothGradCAMPlusPlus(n_samples=4, random_state=0),
     "sscam": SSCAM(n_samples=2, random_state=0),
 }
-maps = {
-    name: explainer.explain(
-        picture[None], target="flower", method=options.get(name, name), frame="image"
-    )[0]
-    for name in available()
-}
+methods = {name: options.get(name, name) for name in available()}
 
 # %%
+# A display puts them all in a row; on axes of our own they go into several.
+#
 # Most of them agree: this is easy. The counterfactual map shows what speaks against the flower.
 # Gradients at the pixels (saliency, guided backpropagation, deconvolution) are sharp and do not
 # care much which class they explain. The controls explain nothing: a number by which they look
 # good is not worth much.
 
-columns = 6
-rows = -(-(len(maps) + 1) // columns)
-figure, axes = plt.subplots(
-    rows, columns, figsize=(2.1 * columns, 1.75 * rows), layout="constrained"
-)
-for place in axes.flat:
+figure, axes = plt.subplots(4, 6, figsize=(13, 7), layout="constrained")
+for place in axes.flat[1 + len(methods) :]:
     place.set_axis_off()
-axes.flat[0].imshow(picture)
-axes.flat[0].set_title("picture", fontsize=10)
-for place, (name, map_) in zip(axes.flat[1:], maps.items(), strict=False):
-    place.imshow(picture.mean(axis=2), cmap="gray")
-    place.imshow(map_, cmap="magma", vmin=0, vmax=1, alpha=0.75)
-    place.set_title(name, fontsize=10)
+display = CAMDisplay.from_estimator(
+    explainer,
+    picture[None],
+    methods=methods,
+    target="flower",
+    ax=axes.flat[: 1 + len(methods)],
+    cmap="magma",
+    alpha=0.75,
+    colorbar=False,
+)
 
 # %%
 # By numbers
@@ -140,5 +137,6 @@ for place, (name, map_) in zip(axes.flat[1:], maps.items(), strict=False):
 #
 # The share of each map that lies in the right half, where the flower is.
 
-for name, map_ in sorted(maps.items(), key=lambda item: -item[1][:, 320:].sum() / item[1].sum()):
-    print(f"{name:20}{map_[:, 320:].sum() / map_.sum():6.2f}")
+shares = {name: map_[:, 320:].sum() / map_.sum() for name, (map_,) in display.maps.items()}
+for name, share in sorted(shares.items(), key=lambda item: -item[1]):
+    print(f"{name:20}{share:6.2f}")

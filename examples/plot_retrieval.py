@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from sklcam import EmbeddingCAMExplainer, EmbeddingNet
+from sklcam import EmbeddingCAMExplainer, EmbeddingNet, RetrievalDisplay
 from sklcam.datasets import load_digits
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
@@ -77,33 +77,30 @@ found = explainer.explain_neighbors(queries, rest, k=3)
 # %%
 # How often does a neighbour share a digit with its query?
 
-digits_of = y[pairs]
+names = np.array([f"{one} and {other}" for one, other in y[pairs]])
+
+
+def share_a_digit(name, other):
+    return not set(name.split(" and ")).isdisjoint(other.split(" and "))
+
+
 close = explainer.explain_neighbors(rest[:100], rest[100:], k=1)
-shared = [
-    bool(set(a) & set(b))
-    for a, b in zip(digits_of[4:104], digits_of[104:][close.indices[:, 0]], strict=True)
-]
+nearest = names[104:][close.indices[:, 0]]
+shared = [share_a_digit(*of) for of in zip(names[4:104], nearest, strict=True)]
 print(f"the nearest neighbour shares a digit: {np.mean(shared):.2f}")
 
 # %%
 # Both sides
 # ----------
 #
-# Of each pair the query is above, its neighbour below.
+# Of each pair the query is above, its neighbour below. A neighbour is right if it shares a digit.
 
-figure, axes = plt.subplots(8, 4, figsize=(9, 9), layout="constrained")
-for q, (query, rows) in enumerate(zip(queries, axes.reshape(4, 2, 4), strict=True)):
-    rows[0, 0].imshow(query, cmap="gray")
-    rows[0, 0].set_title("query " + " and ".join(map(str, digits_of[q])), fontsize=9)
-    rows[1, 0].set_axis_off()
-    for n, (above, below) in enumerate(rows[:, 1:].T):
-        index = found.indices[q, n]
-        above.imshow(query, cmap="gray")
-        above.imshow(found.query_maps[q, n], cmap="viridis", alpha=0.6)
-        below.imshow(rest[index], cmap="gray")
-        below.imshow(found.neighbor_maps[q, n], cmap="viridis", alpha=0.6)
-        names = " and ".join(map(str, digits_of[4:][index]))
-        above.set_title(f"{names}, cosine {found.similarities[q, n]:.2f}", fontsize=9)
-for axis in axes.flat:
-    axis.set(xticks=[], yticks=[])
+RetrievalDisplay.from_predictions(
+    queries,
+    rest,
+    found,
+    query_labels=names[:4],
+    gallery_labels=names[4:],
+    is_right=share_a_digit,
+)
 plt.show()

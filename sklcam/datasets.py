@@ -305,12 +305,15 @@ def load_caltech101(
 
     Examples
     --------
-    .. code-block:: python
+    Of a set that is on the disk; none comes with the library, so that these lines are not run:
 
-        train = load_caltech101("data", subset="train")
-        test = load_caltech101("data", subset="test")
-        clf.fit(train.data, train.target)
-        evaluate(clf, test.data, metrics="heatmap_ratio", target=test.target, masks=test.masks)
+    >>> from sklcam.datasets import load_caltech101
+    >>> train = load_caltech101("data", subset="train")  # doctest: +SKIP
+    >>> test = load_caltech101("data", subset="test")  # doctest: +SKIP
+    >>> clf.fit(train.data, train.target)  # doctest: +SKIP
+    >>> evaluate(
+    ...     clf, test.data, metrics="heatmap_ratio", target=test.target, masks=test.masks
+    ... )  # doctest: +SKIP
     """
     _check_choice("subset", subset, ("train", "test", "all"))
     places = [Path(root), Path(root, "caltech101")]
@@ -380,10 +383,13 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
 
     Examples
     --------
-    .. code-block:: python
+    Of a set that is on the disk; none comes with the library, so that these lines are not run:
 
-        birds = load_cub200("data/CUB_200_2011", subset="test")
-        evaluate(clf, birds.data, metrics="pointing_game", target=birds.target, boxes=birds.boxes)
+    >>> from sklcam.datasets import load_cub200
+    >>> birds = load_cub200("data/CUB_200_2011", subset="test")  # doctest: +SKIP
+    >>> evaluate(
+    ...     clf, birds.data, metrics="pointing_game", target=birds.target, boxes=birds.boxes
+    ... )  # doctest: +SKIP
     """
     _check_choice("subset", subset, ("train", "test", "all"))
     home = _find([Path(root), Path(root, "CUB_200_2011")], "images.txt", _CUB_TREE)
@@ -462,11 +468,14 @@ def load_voc(
 
     Examples
     --------
-    .. code-block:: python
+    Of a set that is on the disk; none comes with the library, so that these lines are not run:
 
-        voc = load_voc("data", year="2007", subset="test")
-        evaluate(clf, voc.data, metrics="pointing_game", target=voc.target, boxes=voc.boxes,
-                 metric_params={"pointing_game": {"tolerance": 15}})
+    >>> from sklcam.datasets import load_voc
+    >>> voc = load_voc("data", year="2007", subset="test")  # doctest: +SKIP
+    >>> evaluate(
+    ...     clf, voc.data, metrics="pointing_game", target=voc.target, boxes=voc.boxes,
+    ...     metric_params={"pointing_game": {"tolerance": 15}},
+    ... )  # doctest: +SKIP
     """
     year = str(year)
     _check_choice("year", year, _VOC_YEARS)
@@ -547,10 +556,13 @@ def load_imagenet(
 
     Examples
     --------
-    .. code-block:: python
+    Of a set that is on the disk; none comes with the library, so that these lines are not run:
 
-        val = load_imagenet("ILSVRC", subset="val")
-        evaluate(clf, val.data, metrics="localization_accuracy", target=val.target, boxes=val.boxes)
+    >>> from sklcam.datasets import load_imagenet
+    >>> val = load_imagenet("ILSVRC", subset="val")  # doctest: +SKIP
+    >>> evaluate(
+    ...     clf, val.data, metrics="localization_accuracy", target=val.target, boxes=val.boxes
+    ... )  # doctest: +SKIP
     """
     _check_choice("subset", subset, ("train", "val"))
     bases = [Path(root), Path(root, "ILSVRC")]

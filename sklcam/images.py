@@ -329,7 +329,8 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     batch : Tensor of shape (n_images, n_channels, height, width)
         uint8, or float in [0, 1].
     mean, std : "auto", float, sequence of float or Tensor, one value or one a channel
-        Statistics of images in [0, 1]; "auto" is those of :func:`default_statistics`.
+        Statistics of images in [0, 1]; "auto" is ImageNet's for three channels, and
+        their averages for any other number.
 
     Returns
     -------

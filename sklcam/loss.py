@@ -217,6 +217,17 @@ class GradientSizes:
     ----------
     averages : dict of str to scalar Tensor
         By term, on the device of the activations; nothing is read back to the host.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.loss import GradientSizes
+    >>> activations = torch.ones(4, requires_grad=True)
+    >>> sizes = GradientSizes(decay=0.5)
+    >>> sizes.update("consistency", 3 * activations.sum(), activations)
+    >>> sizes.update("consistency", activations.sum(), activations)
+    >>> sizes.averages
+    {'consistency': tensor(4.)}
     """
 
     def __init__(self, decay: float = 0.9):
@@ -286,6 +297,14 @@ class LossTerms(NamedTuple):
     """The loss, its terms unweighted, and the weights that balance them, each a scalar Tensor.
 
     None for a term that is not in use, and for a weight that was given as a number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.loss import LossTerms
+    >>> terms = LossTerms(total=torch.tensor(0.7), cross_entropy=torch.tensor(0.7))
+    >>> terms.consistency is None  # with alpha=0
+    True
     """
 
     total: Tensor

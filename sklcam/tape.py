@@ -26,6 +26,17 @@ class Tape:
         The layer's output in the last forward pass, in the layer's own layout; of the first layer
         if there are several. A score computed from the same pass can be differentiated with respect
         to it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.tape import record
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> with record(net, net[1]) as tape:
+    ...     scores = net(torch.rand(5, 3))
+    ...     print(tape.activations.shape)
+    torch.Size([5, 4])
     """
 
     def __init__(self, *layers: nn.Module, trunk: bool = False) -> None:
@@ -242,6 +253,19 @@ class Trunk:
 
     With it, the pass can be resumed at the layer: modules that had finished by then hand out what
     they returned, and only what follows the layer is computed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.tape import record_trunk
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> x = torch.rand(1, 3)
+    >>> with torch.no_grad(), record_trunk(net, net[1]) as trunk:
+    ...     _ = net(x)
+    >>> with torch.no_grad(), trunk.resumed(torch.zeros(1, 4), image=0, n_images=1):
+    ...     print(torch.equal(net(x)[0], net[2].bias))  # of all that precedes it, nothing is run
+    True
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -26,8 +26,8 @@ class TripletCAM(Method):
               - \lVert\hat{y} - \hat{y}_-\rVert^2 + m) \Big\rangle
 
     Any other image is explained without a gradient, by the weights of the training image that is
-    the nearest to it. It is the baseline that :class:`EmbeddingCAMExplainer` is compared with: it
-    needs the training images and an index of them.
+    the nearest to it. It is the baseline that :class:`~sklcam.EmbeddingCAMExplainer` is compared
+    with: it needs the training images and an index of them.
 
     Parameters
     ----------

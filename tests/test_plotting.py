@@ -803,6 +803,30 @@ def test_right_and_wrong_differ_by_frame_and_word():
     assert unnamed.axes_[1, 1].get_title() == "cosine 0.90"
 
 
+def test_what_is_right_may_be_said(embedding):
+    def share_a_letter(of_query, of_neighbor):
+        return not set(of_query).isdisjoint(of_neighbor)
+
+    display = RetrievalDisplay.from_estimator(
+        embedding,
+        X[:2],
+        X[2:4],
+        query_labels=["ab", "cd"],
+        gallery_labels=["bc", "be"],
+        is_right=share_a_letter,
+        k=2,
+    )
+    words = {
+        (query, title.split("\n")[0])
+        for query, row in zip("ac", display.axes_[1::2], strict=True)
+        for title in titles(row[1:])
+    }
+    assert words == {
+        *(("a", "right: bc"), ("a", "right: be")),
+        *(("c", "right: bc"), ("c", "wrong: be")),
+    }
+
+
 def test_retrieval_errors(fitted, embedding):
     with pytest.raises(ValueError, match="EmbeddingCAMExplainer or an EmbeddingNet"):
         RetrievalDisplay.from_estimator(fitted, X[:1], X[1:])

@@ -39,7 +39,7 @@ class Subject:
     inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
         What the network is given.
     target : None, TopK, Tensor or callable, default=None
-        What is explained, as of :func:`sklcam.cam.targets.target_scores`.
+        What is explained, as of :func:`sklcam.cam.target_scores`.
     forward : callable or None
         Takes inputs and returns the output; None calls the network.
     image_input : str or None
@@ -66,6 +66,21 @@ class Subject:
         or directions (n_images, k, n_outputs), whose inner product with the output is the score.
     scores : Tensor of shape (n_images, k)
         Those of the classes or directions, or of the callable with k = 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.cam import Subject
+    >>> from sklcam.models import find_target_layer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
+    >>> subject = Subject(network, [find_target_layer(network, "0")], images, torch.tensor([0]))
+    >>> subject.scores
+    tensor([[1.]], grad_fn=<...>)
+    >>> subject.gradients(0)
+    [tensor([[[[0.5000, 0.5000]],
+             [[0.0000, 0.0000]]]])]
     """
 
     def __init__(
@@ -317,6 +332,27 @@ class Method(BaseEstimator, ABC):
         Whether it runs what follows a layer again.
     scaled : bool
         Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
+
+    Examples
+    --------
+    A method that needs neither gradients nor more than one pass: the mean of the channels, whatever
+    the class.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Method
+    >>> class MeanActivation(Method):
+    ...     def explain(self, subject):
+    ...         n_classes = subject.scores.shape[1]
+    ...         return [
+    ...             subject.grid(layer).mean(1, keepdim=True).expand(-1, n_classes, -1, -1)
+    ...             for layer in range(len(subject.layers))
+    ...         ]
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=MeanActivation, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[0.0, 2.0]], [[1.0, 3.0]]]]))
+    array([[[0., 1.]]], dtype=float32)
     """
 
     graph: ClassVar[Literal["head", "images"] | None] = None
@@ -445,6 +481,18 @@ class GradientMethod(Method):
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import GradientMethod
+    >>> class GradientSize(GradientMethod):
+    ...     def combine(self, activations, gradients):
+    ...         return gradients.norm(dim=1)
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]], requires_grad=True)
+    >>> scores = (activations**2).sum((1, 2, 3))
+    >>> GradientSize()(scores, activations)
+    tensor([[[2.0000, 4.4721]]])
     """
 
     graph = "head"
@@ -498,12 +546,23 @@ class GradientMethod(Method):
 
 
 class WeightedGradientMethod(GradientMethod):
-    """A gradient method that weighs channels: a subclass writes :meth:`weights`.
+    """A gradient method that weighs channels: a subclass writes ``weights``.
 
     Parameters
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import WeightedGradientMethod
+    >>> class MedianCAM(WeightedGradientMethod):
+    ...     def weights(self, activations, gradients):
+    ...         return gradients.flatten(2).median(dim=2).values
+    >>> activations = torch.tensor([[[[1.0, 2.0, 3.0]]]], requires_grad=True)
+    >>> MedianCAM()((activations**2).sum((1, 2, 3)), activations)
+    tensor([[[ 4.,  8., 12.]]])
     """
 
     @abstractmethod
@@ -593,6 +652,13 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Returns
     -------
     Tensor of shape (..., height, width)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import upsample
+    >>> upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+    tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
     if maps.shape[-2:] == tuple(size):
         return maps

@@ -41,6 +41,19 @@ class FakeCAM(Uniform):
     References
     ----------
     Poppi et al., "Revisiting the Evaluation of Class Activation Mapping", CVPRW 2021, section 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import FakeCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=FakeCAM(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0., 1.],
+            [1., 1.]]], dtype=float32)
     """
 
     def explain(self, subject: Subject) -> list[Tensor]:
@@ -59,6 +72,19 @@ class RandomCAM(Method):
     random_state : int, RandomState or None, default=None
         Seed of the weights. Every image gets the same weights, so that it has the same map in every
         batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import RandomCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = RandomCAM(random_state=0)
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0).fit()
+    >>> images = torch.rand(5, 2, 3, 3)
+    >>> bool((explainer.explain(images, target=0) == explainer.explain(images, target=1)).all())
+    True
     """
 
     def __init__(self, relu: bool = True, random_state: Any = None):

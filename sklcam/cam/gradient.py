@@ -124,6 +124,20 @@ class CAM(Method):
     References
     ----------
     Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import CAM
+    >>> linear = nn.Linear(2, 2)
+    >>> _ = nn.init.eye_(linear.weight)
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
+    >>> explainer = CAMExplainer(network, method=CAM(), target_layer="0", verbose=0).fit(images)
+    >>> explainer.explain(images, target=0)
+    array([[[0., 1.]]], dtype=float32)
     """
 
     def __init__(self, relu: bool = True):
@@ -181,6 +195,15 @@ class GradCAMPlusPlus(WeightedGradientMethod):
     References
     ----------
     Chattopadhay et al., "Grad-CAM++", WACV 2018, eq. 5 and 19.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import GradCAMPlusPlus
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]], requires_grad=True)
+    >>> scores = 2 * activations[:, 0].sum((1, 2)) - activations[:, 1].sum((1, 2))
+    >>> GradCAMPlusPlus()(scores, activations)
+    tensor([[[0.5000, 1.0000]]])
     """
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -212,6 +235,20 @@ class SmoothGradCAMPlusPlus(Method):
     References
     ----------
     Omeiza et al., "Smooth Grad-CAM++", 2019, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import SmoothGradCAMPlusPlus
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = SmoothGradCAMPlusPlus(n_samples=4, random_state=0)
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0. , 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     graph = "head"
@@ -290,6 +327,15 @@ class XGradCAM(WeightedGradientMethod):
     References
     ----------
     Fu et al., "Axiom-based Grad-CAM", BMVC 2020, eq. 8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import XGradCAM
+    >>> activations = torch.tensor([[[[1.0, 3.0]]]], requires_grad=True)
+    >>> scores = (activations**2).sum((1, 2, 3))
+    >>> XGradCAM()(scores, activations)
+    tensor([[[ 5., 15.]]])
     """
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -311,6 +357,15 @@ class LayerCAM(GradientMethod):
     References
     ----------
     Jiang et al., "LayerCAM", IEEE TIP 2021, eq. 6-8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import LayerCAM
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]], requires_grad=True)
+    >>> scores = (activations[:, 0] ** 2).sum((1, 2)) - activations[:, 1].sum((1, 2))
+    >>> LayerCAM()(scores, activations)
+    tensor([[[2., 8.]]])
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -330,6 +385,15 @@ class HiResCAM(GradientMethod):
     References
     ----------
     Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations", 2020, eq. 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import HiResCAM
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]], requires_grad=True)
+    >>> scores = (activations[:, 0] ** 2).sum((1, 2)) - activations[:, 1].sum((1, 2))
+    >>> HiResCAM()(scores, activations)
+    tensor([[[2., 7.]]])
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:

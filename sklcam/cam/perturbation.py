@@ -31,7 +31,7 @@ from sklcam.folding import is_out_of_memory
 
 
 class PerturbationMethod(Method):
-    """A method whose channel weights come from forward passes: a subclass writes :meth:`weights`.
+    """A method whose channel weights come from forward passes: a subclass writes ``weights``.
 
     Parameters
     ----------
@@ -41,6 +41,27 @@ class PerturbationMethod(Method):
         Most images, or activations, that go through the network at a time: the memory budget. None
         is 10 of 224 x 224 pixels on a CPU, whose caches hold no more, 83 elsewhere, and more of
         smaller ones.
+
+    Examples
+    --------
+    A channel weighs by the score of what the image has where the channel is active:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import PerturbationMethod
+    >>> class ActiveCAM(PerturbationMethod):
+    ...     def weights(self, subject, layer):
+    ...         rows, scores = slice(None), []
+    ...         for channel in subject.grid(layer).unbind(dim=1):
+    ...             shown = (channel > 0)[:, None]
+    ...             output = subject.run(subject.images * shown, rows)
+    ...             scores.append(subject.score(output, rows))
+    ...         return torch.stack(scores, dim=2)
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=ActiveCAM, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[0.0, 2.0, 1.0]], [[3.0, 0.0, -1.0]]]]), target=0)
+    array([[[0. , 1. , 0.5]]], dtype=float32)
     """
 
     def __init__(self, relu: bool = True, batch_size: int | None = None):
@@ -130,6 +151,19 @@ class ScoreCAM(_MaskingMethod):
     ----------
     Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
     CVPRW 2020, algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import ScoreCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=ScoreCAM(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 8.0], [4.0, 0.0]], [[8.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0).round(2)
+    array([[[0.08, 1.  ],
+            [0.5 , 0.  ]]], dtype=float32)
     """
 
 
@@ -152,6 +186,19 @@ class ISCAM(_MaskingMethod):
     References
     ----------
     Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import ISCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=ISCAM(n_samples=2), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 8.0], [4.0, 0.0]], [[8.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0).round(2)
+    array([[[0.08, 1.  ],
+            [0.5 , 0.  ]]], dtype=float32)
     """
 
     def __init__(self, relu: bool = True, batch_size: int | None = None, n_samples: int = 10):
@@ -196,6 +243,20 @@ class SSCAM(_MaskingMethod):
     ----------
     Wang et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020, the
     version that smooths masks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import SSCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = SSCAM(n_samples=2, std=0.1, random_state=0)
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 8.0], [4.0, 0.0]], [[8.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0).round(1)
+    array([[[0.1, 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     def __init__(
@@ -267,6 +328,19 @@ class AblationCAM(PerturbationMethod):
     References
     ----------
     Desai, Ramaswamy, "Ablation-CAM", WACV 2020, eq. 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import AblationCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=AblationCAM(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0. , 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     resumes = True

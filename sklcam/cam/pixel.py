@@ -65,6 +65,19 @@ class Saliency(_PixelMethod):
     References
     ----------
     Simonyan et al., "Deep Inside Convolutional Networks", ICLR workshop 2014, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Saliency
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=Saliency(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0., 1.],
+            [1., 0.]]], dtype=float32)
     """
 
     def signed(self, subject: Subject, column: int) -> Tensor:
@@ -82,6 +95,20 @@ class GuidedBackprop(Saliency):
     References
     ----------
     Springenberg et al., "Striving for Simplicity", ICLR workshop 2015, section 3.4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import GuidedBackprop
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = GuidedBackprop(channels="keep")
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[-1.0, 2.0]]]]), target=lambda out: 2 * out[:, 0])
+    array([[[[0., 1.]]]], dtype=float32)
+    >>> explainer.explain(torch.tensor([[[[-1.0, 2.0]]]]), target=lambda out: -2 * out[:, 0])
+    array([[[[0., 0.]]]], dtype=float32)
     """
 
     def rule(self) -> AbstractContextManager[Any] | None:
@@ -99,6 +126,20 @@ class Deconvnet(Saliency):
     References
     ----------
     Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1.
+
+    Examples
+    --------
+    Places that a ReLU has cut off on the way forward come back:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Deconvnet
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = Deconvnet(channels="keep")
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[-1.0, 2.0]]]]), target=lambda out: 2 * out[:, 0])
+    array([[[[1., 1.]]]], dtype=float32)
     """
 
     def rule(self) -> AbstractContextManager[Any] | None:
@@ -120,6 +161,19 @@ class GuidedGradCAM(_PixelMethod):
     References
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, sections 3.2 and 5.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import GuidedGradCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=GuidedGradCAM(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0. , 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     uses_layers = True
@@ -173,6 +227,19 @@ class ExcitationBackprop(Method):
     References
     ----------
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import ExcitationBackprop
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=ExcitationBackprop(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0. , 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     graph = "head"
@@ -221,6 +288,19 @@ class Occlusion(Method):
     References
     ----------
     Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Occlusion
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=Occlusion(patch=1), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0. , 1. ],
+            [0.5, 0. ]]], dtype=float32)
     """
 
     uses_layers = False

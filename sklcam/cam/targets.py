@@ -134,7 +134,8 @@ def target_scores(output: Tensor, target: Target = None) -> Tensor:
     output : Tensor
         The network's output; of shape (n_images, n_outputs) unless ``target`` is callable.
     target : None, DeferredTarget, Tensor or callable
-        As of :func:`resolve_target`. A callable takes ``output`` and returns one score per image.
+        As of ``resolve_target``, in this module. A callable takes ``output`` and returns one score
+        per image.
 
     Returns
     -------

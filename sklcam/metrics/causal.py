@@ -33,6 +33,14 @@ class CausalCurves(NamedTuple):
     fractions : Tensor of shape (n_steps + 1,), from 0 to 1
         Share of the pixels that have been inserted, or deleted.
     insertion, deletion : Tensor of shape (n_images, n_steps + 1), in [0, 1]
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import CausalCurves, deletion_auc
+    >>> fractions, rising = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[0.0, 0.8, 1.0]])
+    >>> deletion_auc(CausalCurves(fractions, insertion=rising, deletion=rising.flip(1)))
+    tensor([0.6500])
     """
 
     fractions: Tensor
@@ -41,14 +49,32 @@ class CausalCurves(NamedTuple):
 
 
 class InsertionCurve(NamedTuple):
-    """Scores as pixels come, of :class:`CausalCurves`."""
+    """Scores as pixels come, of :class:`CausalCurves`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import InsertionCurve, insertion_auc
+    >>> fractions, rising = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[0.0, 0.8, 1.0]])
+    >>> insertion_auc(InsertionCurve(fractions, rising))
+    tensor([0.6500])
+    """
 
     fractions: Tensor
     insertion: Tensor
 
 
 class DeletionCurve(NamedTuple):
-    """Scores as pixels go, of :class:`CausalCurves`."""
+    """Scores as pixels go, of :class:`CausalCurves`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import DeletionCurve, deletion_auc
+    >>> fractions, falling = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[1.0, 0.2, 0.0]])
+    >>> deletion_auc(DeletionCurve(fractions, falling))
+    tensor([0.3500])
+    """
 
     fractions: Tensor
     deletion: Tensor
@@ -72,6 +98,14 @@ def blur(images: Tensor) -> Tensor:
     ----------
     Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models",
     BMVC 2018, and the authors' code.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import blur
+    >>> blurred = blur(torch.ones(1, 3, 32, 32))
+    >>> blurred[0, 0, 16, [16, 1, 0]]  # towards the border zeros are blurred in
+    tensor([1.0000, 0.6405, 0.5470])
     """
     impulse = np.zeros((11, 11))
     impulse[5, 5] = 1
@@ -316,6 +350,14 @@ def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import InsertionCurve, insertion_auc
+    >>> curve = InsertionCurve(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([[0.0, 0.8, 1.0]]))
+    >>> insertion_auc(curve)
+    tensor([0.7750])
     """
     return torch.trapezoid(curves.insertion, curves.fractions.to(curves.insertion), dim=1)
 
@@ -330,6 +372,14 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; lower is better.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import DeletionCurve, deletion_auc
+    >>> curve = DeletionCurve(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([[1.0, 0.2, 0.0]]))
+    >>> deletion_auc(curve)
+    tensor([0.2250])
     """
     return torch.trapezoid(curves.deletion, curves.fractions.to(curves.deletion), dim=1)
 
@@ -372,6 +422,16 @@ def road(
     ----------
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
     ICML 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import road
+    >>> image = torch.zeros(1, 1, 4, 4)
+    >>> image[..., 0, 0] = 1
+    >>> corner = lambda images, rows: images[:, 0, 0, 0]
+    >>> road(corner, image, image[:, 0], percentiles=[90], noise=0)
+    tensor([0.5000])
     """
     _check_maps(images, maps)
     size = batch_size_for(images, batch_size)
@@ -412,6 +472,16 @@ def impute(
     References
     ----------
     Rong et al., ICML 2022, section 4.3 and appendix C.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import impute
+    >>> image = torch.tensor([[[[0.0, 0.0, 0.0], [4.0, 9.0, 4.0], [8.0, 8.0, 8.0]]]])
+    >>> removed = torch.zeros(1, 3, 3, dtype=bool)
+    >>> removed[0, 1, 1] = True
+    >>> impute(image, removed, noise=0)[0, 0, 1]
+    tensor([4., 4., 4.])
     """
     drawn = noise * torch.randn(images.shape[1:], generator=generator).to(images)
     filled = images.clone()

@@ -262,6 +262,17 @@ def localization_error(
     ----------
     Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4;
     Selvaraju et al., "Grad-CAM", IJCV 2020, table 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import localization_error
+    >>> boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [4.0, 4.0, 8.0, 8.0]]])  # of two classes
+    >>> predicted, truth = torch.tensor([[7, 3]]), [torch.tensor([[4.0, 4.0, 8.0, 7.0]])]
+    >>> localization_error(boxes, predicted, truth, labels=torch.tensor([3]))
+    tensor([0.])
+    >>> localization_error(boxes[:, :1], predicted[:, :1], truth, labels=torch.tensor([3]))
+    tensor([1.])
     """
     errors = []
     for of_image, classes, true_boxes, of_class in zip(
@@ -344,6 +355,15 @@ def pointing_game_with_rejection(
     References
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3 and appendix D.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_game_with_rejection
+    >>> maps = torch.tensor([[[[5.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]])  # of three classes
+    >>> masks = torch.tensor([[[[1, 0]], [[0, 0]], [[0, 0]]]])  # the first one is present
+    >>> pointing_game_with_rejection(maps, masks, threshold=2.5)
+    tensor([[1., 1., 0.]])
     """
     pointed, kept, present = _play(maps, masks, threshold, tolerance)
     return torch.where(present, pointed & kept, ~kept).to(maps.dtype)
@@ -358,6 +378,15 @@ class PrecisionRecall(NamedTuple):
         Share of the maps that were kept that point at their class. NaN if none was kept.
     recall : Tensor of shape (), in [0, 1]
         Share of the classes that are present whose map was kept and points at them. NaN if none is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_precision_recall
+    >>> maps, masks = torch.tensor([[[[5.0, 1.0]]]]), torch.tensor([[[[1, 0]]]])
+    >>> played = pointing_precision_recall(maps, masks, threshold=2.5)
+    >>> played.precision, played.recall
+    (tensor(1.), tensor(1.))
     """
 
     precision: Tensor
@@ -434,6 +463,14 @@ def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) ->
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.2; Kolesnikov, Lampert, "Seed, Expand and
     Constrain", ECCV 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import seeds_iou
+    >>> maps = torch.tensor([[[[1.0, 0.6, 0.1, 0.0]]]])  # of one class
+    >>> seeds_iou(maps, torch.tensor([[[1, 0, 0, 0]]]))  # of 1/2, and 2/3 for the background
+    tensor(0.5833)
     """
     if maps.ndim != 4 or (len(maps), *maps.shape[2:]) != tuple(segmentations.shape):
         raise ValueError(

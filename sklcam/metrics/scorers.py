@@ -27,6 +27,18 @@ class ExplanationScorer(BaseEstimator):
         The metric.
     options : dict or None, default=None
         Keyword arguments of :func:`evaluate` and of the metric.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> scorer = get_scorer("neg_complexity", target=0)
+    >>> scorer(explainer, images)
+    -0.375
     """
 
     # The estimator is the scorer's first argument, not metadata that a search could route to it.
@@ -60,6 +72,18 @@ class ExplanationScorers(BaseEstimator):
         Keyword arguments of :func:`evaluate`.
     metric_params : dict or None, default=None
         Options of the metrics, by name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> scorer = explanation_scorer(["neg_complexity", "sparsity"], target=0)
+    >>> {name: round(value, 3) for name, value in scorer(explainer, images).items()}
+    {'neg_complexity': -0.375, 'sparsity': 0.583}
     """
 
     __metadata_request__score = {"estimator": UNUSED}
@@ -90,8 +114,8 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     Parameters
     ----------
     name : str
-        One of :data:`METRICS`; with ``"neg_"`` in front if lower is better, as scikit-learn has it:
-        ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``.
+        One of ``sklcam.metrics.METRICS``; with ``"neg_"`` in front if lower is better, as
+        scikit-learn has it: ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``.
     **options
         Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
         ``random_state``) and of the metric (``n_steps`` of ``"iauc"``). ``"consistency"`` takes

@@ -16,7 +16,16 @@ ADCC_TERMS = ("coherency", "complexity", "average_drop")
 
 
 class Evaluation(Bunch):
-    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,)."""
+    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.metrics import Evaluation
+    >>> result = Evaluation(complexity=np.array([0.2, 0.4]), sparsity=np.array([0.5, np.nan]))
+    >>> {name: round(mean, 3) for name, mean in result.means().items()}
+    {'complexity': 0.3, 'sparsity': 0.5}
+    """
 
     def summary(
         self, *, level: float = 0.95, n_resamples: int = 2000, random_state: Any = 0
@@ -56,7 +65,19 @@ class Evaluation(Bunch):
 
 
 class Summary(dict[str, Bunch]):
-    """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``."""
+    """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.metrics import Evaluation
+    >>> summary = Evaluation(complexity=np.array([0.25, 0.25, 0.25])).summary()
+    >>> summary
+                      mean       std   interval
+    complexity    0.2500    0.0000   0.2500 .. 0.2500
+    >>> summary["complexity"].mean
+    0.25
+    """
 
     def __repr__(self) -> str:
         width = max(map(len, self))
@@ -99,6 +120,16 @@ def compare(
     ------
     ValueError
         If the two are not of as many images, or share no metric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.metrics import Evaluation, compare
+    >>> ours = Evaluation(complexity=np.array([0.1, 0.3, 0.5]))
+    >>> others = Evaluation(complexity=np.array([0.2, 0.4, 0.6]))
+    >>> compare(ours, others)
+                      mean       std   interval
+    complexity   -0.1000    0.0000   -0.1000 .. -0.1000
     """
     shared = [name for name in first if name in second]
     if not shared or len(first[shared[0]]) != len(second[shared[0]]):

@@ -6,7 +6,22 @@ from collections.abc import Iterable
 
 
 class PersistenceError(ValueError):
-    """An estimator cannot be saved, or a file cannot be loaded."""
+    """An estimator cannot be saved, or a file cannot be loaded.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import sklcam
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "birds.sklcam")
+    ...     _ = path.write_bytes(b"no estimator")
+    ...     try:
+    ...         sklcam.load(path)
+    ...     except sklcam.persistence.PersistenceError as error:
+    ...         print(error)
+    '...birds.sklcam' is not a file that sklcam.save has written.
+    """
 
 
 class UntrustedError(PersistenceError):
@@ -16,6 +31,12 @@ class UntrustedError(PersistenceError):
     ----------
     names : list of str
         Their dotted names, as ``trusted`` takes them.
+
+    Examples
+    --------
+    >>> from sklcam.persistence import UntrustedError
+    >>> UntrustedError({"birds.networks.Tiny"}).names
+    ['birds.networks.Tiny']
     """
 
     def __init__(self, names: Iterable[str]):
@@ -27,4 +48,16 @@ class UntrustedError(PersistenceError):
 
 
 class VersionWarning(UserWarning):
-    """A file was written with versions that may behave in another way than the installed ones."""
+    """A file was written with versions that may behave in another way than the installed ones.
+
+    Examples
+    --------
+    Where the versions are known to differ, and that is fine:
+
+    >>> import warnings
+    >>> from sklcam.persistence import VersionWarning
+    >>> import sklcam
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", VersionWarning)
+    ...     clf = sklcam.load("birds.sklcam")  # doctest: +SKIP
+    """

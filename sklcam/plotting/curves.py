@@ -159,6 +159,8 @@ class ConsistencyDisplay:
             ``self``.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
+        from matplotlib.ticker import MaxNLocator
+
         check_option("kind", kind, ("hist", "ecdf"))
         for name, of in self.values.items():
             if np.ndim(of) != 1 or not len(of) or not np.isfinite(of).all():
@@ -186,6 +188,7 @@ class ConsistencyDisplay:
         title = "mean (line) and standard deviation" if kind == "hist" else "mean and deviation"
         self.legend_ = plain_legend(self.ax_, self.artists_, labels, title=title)
         if kind == "hist":
+            self.ax_.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
             # Room for the legend above the bars.
             self.ax_.set_ylim(0, self.ax_.get_ylim()[1] * (1.15 + 0.1 * len(labels)))
         return self

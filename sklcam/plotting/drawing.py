@@ -22,11 +22,12 @@ WRONG: dict[str, Any] = {"color": COLORS[1], "ls": (0, (2, 1.5))}
 # Class names and the like are no mathematics, whatever signs they hold.
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 
+TITLE = 0.42  # inches that a title is high
+
 _CELL = 2.0  # inches that a picture is wide
 _GAP = 0.1  # of a picture's width, between groups of them
 _LARGEST_FIGURE = 18.0  # inches wide
 _MOST_ROWS = 100
-_TITLE = 0.42  # inches that a title is high
 _SMALL = 9  # points
 _LETTER = 0.5  # mean width of a letter, in units of the font's size
 
@@ -94,7 +95,7 @@ def axes_grid(
     *,
     groups: Sequence[int] = (),
     cell: float = _CELL,
-    title: float = _TITLE,
+    title: float = TITLE,
 ) -> tuple[Any, np.ndarray]:
     """Return a figure and its axes, (n_rows, n_columns): new ones, or those that were given.
 

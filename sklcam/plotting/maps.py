@@ -18,6 +18,7 @@ from sklcam.metrics.consistency import ssim_consistency
 from sklcam.plotting.drawing import (
     MAP_CMAP,
     RIGHT,
+    TITLE,
     axes_grid,
     check_maps,
     check_matplotlib,
@@ -241,8 +242,13 @@ class CAMDisplay:
         kinds = ("map", "overlay") if kind == "both" else (kind,)
         limits = limits or map_limits(self.maps)
         n_columns = 1 + len(self.maps) * len(kinds)
+        titled = self.image_titles is not None or self.map_titles is not None
         figure, axes = axes_grid(
-            ax, n_columns, [[image] for image in self.images], type(self).__name__
+            ax,
+            n_columns,
+            [[image] for image in self.images],
+            type(self).__name__,
+            title=TITLE if titled else 0.1,  # without, there are names over the first row alone
         )
         self.ims_ = np.empty(axes.shape, dtype=object)
         for i, image in enumerate(self.images):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import eq
 from typing import Any, Literal
 
 import numpy as np
@@ -49,10 +50,14 @@ class RetrievalDisplay:
         Cosines.
     query_labels : list of str or None, default=None
     neighbor_labels : list of list of str, or None, default=None
+    right : list of list of bool, or None, default=None
+        Whether each neighbour is right; None is whether its label is the query's.
 
     Attributes
     ----------
-    queries, neighbors, query_maps, neighbor_maps, similarities, query_labels, neighbor_labels
+    queries, neighbors, query_maps, neighbor_maps, similarities
+        As above.
+    query_labels, neighbor_labels, right
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (2 * n_queries, 1 + k)
@@ -85,6 +90,7 @@ class RetrievalDisplay:
         similarities: np.ndarray,
         query_labels: Sequence[str] | None = None,
         neighbor_labels: Sequence[Sequence[str]] | None = None,
+        right: Sequence[Sequence[bool]] | None = None,
     ):
         self.queries = queries
         self.neighbors = neighbors
@@ -93,6 +99,7 @@ class RetrievalDisplay:
         self.similarities = similarities
         self.query_labels = query_labels
         self.neighbor_labels = neighbor_labels
+        self.right = right
 
     @classmethod
     def from_estimator(
@@ -103,6 +110,7 @@ class RetrievalDisplay:
         *,
         query_labels: Any = None,
         gallery_labels: Any = None,
+        is_right: Callable[[Any, Any], bool] = eq,
         k: int = 3,
         method: AnyMethod | None = None,
         ax: Any = None,
@@ -117,6 +125,9 @@ class RetrievalDisplay:
         query, gallery : images
         query_labels, gallery_labels : array-like of one label per image, or None, default=None
             Both or none; torch data sets may bring their own.
+        is_right : callable, default=operator.eq
+            Takes the label of a query and that of a neighbour, and says whether it is right: for
+            labels that are not classes, such as what all there is in an image.
         k : int, default=3
             How many neighbours.
         method : str, Method or None, default=None
@@ -142,7 +153,9 @@ class RetrievalDisplay:
         of_queries = labels_of_images(query, query_labels, len(queries))
         of_gallery = labels_of_images(gallery, gallery_labels, len(others))
         found = explainer.explain_neighbors(query, gallery, k, method=method)
-        display = cls._from_datasets(queries, others, found, of_queries, of_gallery, False)
+        display = cls._from_datasets(
+            queries, others, found, of_queries, of_gallery, is_right, own_size=False
+        )
         return display.plot(ax=ax, **options)
 
     @classmethod
@@ -154,6 +167,7 @@ class RetrievalDisplay:
         *,
         query_labels: Any = None,
         gallery_labels: Any = None,
+        is_right: Callable[[Any, Any], bool] = eq,
         ax: Any = None,
         **options: Any,
     ) -> RetrievalDisplay:
@@ -167,6 +181,8 @@ class RetrievalDisplay:
             Its result: ``indices``, ``similarities``, ``query_maps`` and ``neighbor_maps``.
         query_labels, gallery_labels : array-like of one label per image, or None, default=None
             Both or none; torch data sets may bring their own.
+        is_right : callable, default=operator.eq
+            As of :meth:`from_estimator`.
         ax : array-like of matplotlib axes or None, default=None
         **options
             Of :meth:`plot`.
@@ -183,6 +199,7 @@ class RetrievalDisplay:
             neighbors,
             labels_of_images(query, query_labels, len(queries)),
             labels_of_images(gallery, gallery_labels, len(others)),
+            is_right,
             own_size=True,
         )
         return display.plot(ax=ax, **options)
@@ -195,6 +212,8 @@ class RetrievalDisplay:
         found: Bunch,
         query_labels: Any,
         gallery_labels: Any,
+        is_right: Callable[[Any, Any], bool],
+        *,
         own_size: bool,
     ) -> RetrievalDisplay:
         if (query_labels is None) != (gallery_labels is None):
@@ -203,9 +222,14 @@ class RetrievalDisplay:
             )
         if len(found.indices) != len(queries):
             raise ValueError(f"neighbors has {len(found.indices)} rows for {len(queries)} queries.")
-        named = None
+        named = right = None
         if gallery_labels is not None:
-            named = [[str(gallery_labels[i]) for i in row] for row in found.indices]
+            of_neighbors = [[gallery_labels[i] for i in row] for row in found.indices]
+            named = [[str(label) for label in row] for row in of_neighbors]
+            right = [
+                [bool(is_right(label, other)) for other in row]
+                for label, row in zip(query_labels, of_neighbors, strict=True)
+            ]
         return cls(
             queries=pictures_of(queries, own_size=own_size),
             neighbors=[
@@ -217,6 +241,7 @@ class RetrievalDisplay:
             similarities=found.similarities,
             query_labels=None if query_labels is None else [str(of) for of in query_labels],
             neighbor_labels=named,
+            right=right,
         )
 
     def plot(
@@ -268,7 +293,7 @@ class RetrievalDisplay:
         if self.query_labels is None or self.neighbor_labels is None:
             return ""
         label = self.neighbor_labels[q][n]
-        is_right = label == self.query_labels[q]
+        is_right = label == self.query_labels[q] if self.right is None else self.right[q][n]
         style = RIGHT if is_right else WRONG
         place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["ls"])
         return f"{'right' if is_right else 'wrong'}: {label}"
