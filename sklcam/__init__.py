@@ -61,9 +61,10 @@ _MODULE_OF = {
     "show_versions": "versions",
 }
 _MODULES = {
-    *("cam", "classifier", "collapse", "datasets", "distributed", "embedding", "explainer"),
-    *("folding", "images", "inputs", "labels", "loss", "metric_learning", "metrics", "models"),
-    *("net", "persistence", "plotting", "reporting", "tape", "triplets", "versions", "views"),
+    *("arguments", "cam", "classifier", "collapse", "datasets", "distributed", "embedding"),
+    *("explainer", "folding", "images", "inputs", "labels", "loss", "metric_learning", "metrics"),
+    *("models", "net", "persistence", "plotting", "reporting", "tape", "triplets", "versions"),
+    "views",
 }
 
 

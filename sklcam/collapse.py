@@ -17,6 +17,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import unpack_data
 from torch import Tensor
 
+from sklcam.arguments import check_count, check_number, check_tensor, describe
 from sklcam.cam.base import rounding
 
 
@@ -47,6 +48,16 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
     >>> signs_of_collapse(torch.eye(2), torch.tensor([0, 0]), maps)
     {'correct': tensor(0.5000), 'constant_maps': tensor(0.5000), 'corner_maps': tensor(0.5000)}
     """
+    check_tensor("logits", logits, "n_images", "n_classes")
+    check_tensor("classes", classes, "n_images", floating=False)
+    check_tensor("maps", maps, "n_images", "height", "width")
+    if classes.is_floating_point():
+        raise ValueError(f"classes must be indices, integers; got {describe(classes)}.")
+    if not len(logits) == len(classes) == len(maps) > 0:
+        raise ValueError(
+            "logits, classes and maps must be of the same images, at least one; got "
+            f"{len(logits)}, {len(classes)} and {len(maps)}."
+        )
     maps = maps.detach()
     rows, columns = maps.shape[-2:]
     low, high = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
@@ -101,7 +112,9 @@ class CollapseWarning(Callback):
         self.share = share
 
     def initialize(self) -> CollapseWarning:
-        """Forget what was seen."""
+        """Check the parameters, and forget what was seen."""
+        check_count("patience", self.patience)
+        check_number("share", self.share, 0, 1)
         self.collapsed_: dict[str, int] = {}
         self.in_a_row_ = {"chance": 0, "constant_maps": 0, "corner_maps": 0}
         return self

@@ -30,6 +30,8 @@ from sklearn.datasets import load_digits as load_digits_table
 from sklearn.utils import Bunch
 from torchvision import datasets
 
+from sklcam.arguments import check_callable
+
 AnyPath = str | os.PathLike[str]
 Box = tuple[float, float, float, float]
 
@@ -102,6 +104,7 @@ class LazyMask:
     """
 
     def __init__(self, read: Callable[[], np.ndarray]) -> None:
+        check_callable("read", read, "that takes nothing and returns the mask")
         self.read = read
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -724,18 +727,21 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, str, _M
     """Yield, for each row, where it is, the path in it and the box."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        header = rows.fieldnames or []
-        if not set(columns) <= set(header):
-            raise ValueError(
-                f"{path} must have the columns {', '.join(columns)} in its first line; "
-                f"it has {', '.join(header) or 'none'}."
-            )
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(f"{where}: there must be one entry for each column.")
-            box = _check_box([row[name] for name in _CORNERS], where)
-            yield where, row["path"], _Marked(row.get("label", ""), box)
+        try:
+            header = rows.fieldnames or []
+            if not set(columns) <= set(header):
+                raise ValueError(
+                    f"{path} must have the columns {', '.join(columns)} in its first line; "
+                    f"it has {', '.join(header) or 'none'}."
+                )
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: there must be one entry for each column.")
+                box = _check_box([row[name] for name in _CORNERS], where)
+                yield where, row["path"], _Marked(row.get("label", ""), box)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} cannot be read as a CSV file: {error}.") from error
 
 
 def _boxes_of_images(

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from sklcam.arguments import check_count
 from sklcam.cam import Method, TopK
 from sklcam.cam.base import at_least_float32
-from sklcam.cam.targets import DeferredTarget
+from sklcam.cam.targets import DeferredTarget, check_indices
 from sklcam.explainer import AnyMethod, CAMExplainer
 from sklcam.labels import labels_for
 from sklcam.metrics.retrieval import nearest_neighbors
@@ -324,6 +325,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             raise ValueError(
                 f"y must be one label per image; got shape {labels.shape} for {n_images} images."
             )
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise ValueError("y has labels that are NaN or infinite.")
         return labels
 
     def _add(self, X: Any, labels: np.ndarray) -> None:
@@ -513,6 +516,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             target = SinglePoint(less)
         elif isinstance(target, Tensor):
             if not target.is_floating_point():
+                check_indices(target.cpu(), len(self._towards()))
                 target = self._towards()[target.cpu()]
             target = target if less is None else target - less.to(target.device)
         return super()._subject(inputs, target, method)
@@ -546,6 +550,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         maps_of_x, maps_of_z : ndarray of shape (n_images, height, width), float32
             Where each image of X is like its partner in Z, and the other way round.
         """
+        self._network()  # an error if it is not fitted
+        n_x, n_z = len(self._image_dataset(X)), len(self._image_dataset(Z))
+        if n_x != n_z:
+            raise ValueError(f"X and Z must be pairs of images; got {n_x} and {n_z}.")
+        if "target" in options:
+            raise ValueError(
+                "explain_pairs takes no target: each image is explained by its partner."
+            )
         return self.explain(X, Z, **options), self.explain(Z, X, **options)
 
     def explain_neighbors(
@@ -574,9 +586,11 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ValueError
             If the gallery has fewer than k images.
         """
+        self._network()  # an error if it is not fitted
+        n_others = len(self._image_dataset(gallery))
+        check_count("k, how many images of the gallery,", k, 1, n_others)
+        self._method(method)
         queries, others = self.transform(query), self.transform(gallery)
-        if not 1 <= k <= len(others):
-            raise ValueError(f"k must be 1 to {len(others)}, the images of the gallery; got {k}.")
         indices, similarities = nearest_neighbors(queries, others, k)
         query_maps = self._explain_towards(query, torch.from_numpy(others[indices]), method)
         found = rows_of(gallery, indices.ravel())

@@ -7,6 +7,7 @@ it, and hands the maps over batch by batch, so that the memory needed is that of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -30,9 +31,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from sklcam.arguments import check_count, check_size, describe
 from sklcam.cam import Method, TopK, get_method, min_max, upsample
 from sklcam.cam.base import at_least_float32
 from sklcam.cam.targets import has_several, resolve_target
+from sklcam.folding import is_out_of_memory
 from sklcam.images import (
     ImageDataset,
     map_to_frame,
@@ -48,7 +51,8 @@ from sklcam.inputs import (
 )
 from sklcam.labels import encode_labels, labels_for
 from sklcam.models import TargetLayer, find_target_layer
-from sklcam.net import ImageNeuralNet
+from sklcam.net import ImageNeuralNet, single_position
+from sklcam.tape import record
 
 AnyMethod = str | Method | type[Method]
 
@@ -118,7 +122,10 @@ class ExplainerMixin:
             target.check(len(self.classes_))
         if target is None or isinstance(target, TopK) or callable(target):
             return target
-        labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
+        try:
+            labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"target must be labels, as many for each image: {error}") from error
         labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
         if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
             raise ValueError(
@@ -205,10 +212,17 @@ class ExplainerMixin:
             Those of each method, as of :meth:`explain_inputs`.
         output : Tensor
         """
+        self.images_of(inputs)  # an error if there are none
+        if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+            raise ValueError(
+                f"methods must be a sequence of at least one method; got {describe(methods)}."
+            )
+        chosen = [self._method(method) for method in methods]
         all_maps: list[Tensor] = []
-        shared = subject = None
+        shared: Any = None
+        subject: Any = None
         with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-            for method in map(self._method, methods):
+            for method in chosen:
                 shares = method.graph == "head" and method.rule() is None
                 subject = shared if shares else None
                 if subject is None:
@@ -217,8 +231,6 @@ class ExplainerMixin:
                 raw = [upsample(maps, subject.size) for maps in method.explain(subject)]
                 maps = self._fuse(raw, scaled=normalize and method.scaled)
                 all_maps.append(maps if has_several(target) else maps[:, 0])
-        if subject is None:
-            raise ValueError("methods is empty; name at least one.")
         return all_maps, subject.output.detach()
 
     def images_of(self, inputs: Inputs) -> Tensor:
@@ -261,6 +273,7 @@ class ExplainerMixin:
         -------
         Tensor
         """
+        self.images_of(inputs)  # an error if there are none
         with torch.inference_mode(False), torch.no_grad(), self._evaluating():
             return self._forward(inputs)
 
@@ -519,11 +532,12 @@ class ExplainerMixin:
         ----------
         Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
         """
+        self._network()  # an error if it is not fitted
+        check_count("k, how many channels,", k)
         if len(self._target_layers()) > 1:
             raise ValueError("strongest_channels is for one target layer; there are several here.")
         weights = self.channel_weights(X, target, method=method)
-        if not 1 <= k <= weights.shape[-1]:
-            raise ValueError(f"k must be 1 to {weights.shape[-1]}, the channels; got {k}.")
+        check_count("k, how many channels,", k, 1, weights.shape[-1])
         order = np.argsort(-weights, axis=-1, kind="stable")
         positive, negative = order[..., :k], order[..., : -k - 1 : -1]
         return Bunch(
@@ -729,10 +743,16 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         self._check_own_preparation()
         self._input_size()
         network = self._module()
+        if _where(network)[0].type == "meta":
+            raise ValueError(
+                "The network is on the meta device, where tensors have no values; load its weights."
+            )
         sample = self._sample(X, network)
         output = self._dry_run(sample, given=X is not None)
         self.classes_ = self._find_classes(output, y)
         self.target_layers_ = self._find_layers(network, sample)
+        if get_method(self.method).uses_layers:
+            self._warn_of_single_positions(network, sample)
         return self
 
     def _check_own_preparation(self) -> None:
@@ -779,12 +799,17 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             with torch.inference_mode(False), torch.no_grad(), self._evaluating():
                 output = self._forward(sample)
         except Exception as error:
-            if given:
+            is_refused = isinstance(error, RuntimeError) and not is_out_of_memory(error)
+            if given and not (is_refused and isinstance(sample, Tensor)):
                 raise
-            raise ValueError(
-                "The network does not take a blank image of "
-                f"{tuple(sample.shape[1:])}; give fit an X of the kind that it takes."
-            ) from error
+            shape = tuple(sample.shape[1:])
+            message = f"The network does not take images of {shape}: {error}"
+            if not given:
+                message = (
+                    f"The network does not take a blank image of {shape}; give fit an X of the "
+                    "kind that it takes."
+                )
+            raise ValueError(message) from error
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"The network returns a {type(output).__name__}; it must return a Tensor, or a "
@@ -835,6 +860,15 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
         return [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
+
+    def _warn_of_single_positions(self, network: nn.Module, sample: Any) -> None:
+        layers = [(layer, layer.of(network)) for layer in self.target_layers_]
+        height, width = self.images_of(sample).shape[-2:]
+        with record(network, *(part for _, part in layers)) as tape, self._evaluating():
+            self._forward(_recordable(sample))
+            found = [single_position(of, tape.of(part), (height, width)) for of, part in layers]
+        for message in filter(None, found):
+            warnings.warn(message, stacklevel=3)
 
     # What the mixin asks for
 
@@ -888,13 +922,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         return isinstance(self.model.criterion_, nn.BCELoss)
 
     def _input_size(self) -> tuple[int, int]:
-        size = 224 if self.image_size is None else self.image_size
-        sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
-            raise ValueError(
-                f"image_size must be one positive number of pixels, or (height, width); got {size}."
-            )
-        return int(sides[0]), int(sides[1])
+        return check_size(224 if self.image_size is None else self.image_size, "image_size")
 
     def _image_dataset(self, X: Any) -> Any:
         if isinstance(X, Mapping):

@@ -12,7 +12,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.v2 import functional
+
+from sklcam.arguments import check_count, check_map, check_size, describe
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,7 +129,7 @@ class ImageDataset(Dataset[Any]):
         resize: str = "stretch",
         n_channels: int | None = None,
     ) -> None:
-        self.image_size = _check_size(image_size, "image_size")
+        self.image_size = check_size(image_size, "image_size")
         self.resize = _check_resize(resize)
         self._source = _open_source(X)
         self._labels = _check_labels(y, len(self._source))
@@ -314,8 +315,7 @@ def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float,
     >>> default_statistics(3)
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     """
-    if n_channels < 1:
-        raise ValueError(f"n_channels must be at least 1, got {n_channels}.")
+    check_count("n_channels", n_channels)
     if n_channels == 3:
         return _IMAGENET_MEAN, _IMAGENET_STD
     return (sum(_IMAGENET_MEAN) / 3,) * n_channels, (sum(_IMAGENET_STD) / 3,) * n_channels
@@ -350,10 +350,11 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     >>> normalize(batch, mean=0.5, std=(0.5, 0.25, 0.1))[0, :, 0, 0]
     tensor([1., 2., 5.])
     """
-    if batch.ndim != 4 or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
+    is_batch = isinstance(batch, Tensor) and batch.ndim == 4
+    if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
         raise ValueError(
-            "batch must be uint8 or float of shape (n_images, n_channels, height, width), got "
-            f"{batch.dtype} of shape {tuple(batch.shape)}."
+            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
+            f"got {describe(batch)}."
         )
     usual = default_statistics(batch.shape[1])
     mean, std = (
@@ -397,13 +398,9 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
     tensor([[0., 1., 1., 0.],
             [0., 1., 1., 0.]])
     """
-    size = _check_size(size, "size")
+    size = check_size(size, "size")
     _check_resize(resize)
-    if map_.ndim < 2 or not map_.is_floating_point():
-        raise ValueError(
-            "map_ must be float of shape (..., height, width), got "
-            f"{map_.dtype} of shape {tuple(map_.shape)}."
-        )
+    check_map("map_", map_)
     maps = map_.reshape(-1, 1, *map_.shape[-2:])
     if resize == "stretch":
         maps = functional.resize(maps, list(size), antialias=True)
@@ -721,28 +718,25 @@ def _to_unit_floats(images: Tensor) -> Tensor:
 
 
 def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
-    # A blocking copy to the device would make the host wait for all work queued there.
-    statistic = torch.as_tensor(values, dtype=batch.dtype).to(batch.device, non_blocking=True)
+    try:
+        statistic = torch.as_tensor(values, dtype=batch.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f'{name} must be "auto", a number, or one number for each of {batch.shape[1]} '
+            f"channel(s); got {describe(values)}."
+        ) from None
     if statistic.numel() not in (1, batch.shape[1]):
         raise ValueError(
             f"{name} has {statistic.numel()} values, "
             f"but the images have {batch.shape[1]} channel(s)."
         )
-    return statistic.reshape(-1, 1, 1)
-
-
-def _check_size(size: Any, name: str) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, Integral) else size
-    is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
-    if not is_pair or not all(_is_positive_int(side) for side in pair):
-        raise ValueError(
-            f"{name} must be a positive int or a pair (height, width) of them, got {size!r}."
-        )
-    return int(pair[0]), int(pair[1])
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    if statistic.device.type == "cpu":  # to look at it elsewhere, the host would have to wait
+        usable = statistic.isfinite() & ((statistic > 0) | (name == "mean"))
+        if not bool(usable.all()):
+            wanted = "finite" if name == "mean" else "finite and positive"
+            raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
+    # So it would for a blocking copy to the device.
+    return statistic.to(batch.device, non_blocking=True).reshape(-1, 1, 1)
 
 
 def _check_resize(resize: Any) -> str:
@@ -755,7 +749,10 @@ def _check_labels(y: Any, n_samples: int) -> Any:
     """Labels that can be indexed by position, which a pandas Series could not."""
     if y is None:
         return None
-    labels = y if isinstance(y, Tensor) else np.asarray(y)
+    try:
+        labels = y if isinstance(y, Tensor) else np.asarray(y)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"y must hold one label an image: {error}") from error
     if labels.ndim == 0:
         raise ValueError(f"y must hold one label an image, got {y!r}.")
     if len(labels) != n_samples:
@@ -833,6 +830,8 @@ def _check_channel_axis(image: np.ndarray | Tensor, name: str, shape: tuple[int,
 
 def _check_pixel_values(images: np.ndarray | Tensor) -> None:
     """Check that all pixels are finite and in [0, 1], a piece at a time and with no copy of any."""
+    if isinstance(images, Tensor) and images.is_meta:
+        raise ValueError("X is on the meta device, where tensors have no values.")
     lowest, highest = math.inf, -math.inf
     step = max(1, _SCAN_PIXELS // math.prod(images.shape[1:]))
     for start in range(0, len(images), step):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sklcam.arguments import describe
 from sklcam.images import ImageDataset
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -21,8 +22,26 @@ Rows = Tensor | slice | None
 
 
 def images_of(inputs: Inputs, name: str | None) -> Tensor:
-    """Return the images among a network's inputs, by their name if there are several."""
-    return inputs if isinstance(inputs, Tensor) else inputs[str(name)]
+    """Return the images among a network's inputs, by their name if there are several.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or none of that name.
+    """
+    if isinstance(inputs, Mapping):
+        if name is None or name not in inputs:
+            raise ValueError(
+                f"The inputs are a dict of {sorted(map(str, inputs))}; image_input must name the "
+                f"one that is the image, and is {name!r}."
+            )
+        inputs = inputs[name]
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or 0 in inputs.shape:
+        raise ValueError(
+            "A network's images must be a Tensor of shape (n_images, channels, height, width), of "
+            f"which none is 0; got {describe(inputs)}."
+        )
+    return inputs
 
 
 def with_images(inputs: Inputs, images: Tensor, rows: Rows, name: str | None) -> Inputs:
@@ -54,6 +73,8 @@ class NetworkInputs(Dataset[Any]):
         self.n_channels = len(first)
         self.image_size = (first.shape[1], first.shape[2])
         self.uniform_size = self.image_size
+        if first.is_meta:
+            raise ValueError("X is on the meta device, where tensors have no values.")
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
             raise ValueError("X has values that are NaN or infinite.")
 

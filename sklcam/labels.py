@@ -128,7 +128,12 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     ValueError
         If some labels are not among the classes.
     """
-    found, positions = np.unique(labels, return_inverse=True)
+    try:
+        found, positions = np.unique(labels, return_inverse=True)
+    except TypeError:  # what cannot be sorted, such as dicts, or None among numbers
+        raise ValueError(
+            f"y or target has labels that are neither numbers nor strings: {labels[:5].tolist()}."
+        ) from None
     order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
     unknown = [label for label in found.tolist() if label not in order]
     if unknown:
@@ -146,6 +151,3 @@ def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
     return (
         np.asarray([transform(label) for label in array.tolist()]) if callable(transform) else array
     )
-
-
-# Checks

@@ -16,6 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sklcam.arguments import (
+    check_count,
+    check_maps,
+    check_number,
+    check_size,
+    check_tensor,
+    describe,
+)
 from sklcam.cam import min_max, upsample
 from sklcam.metrics.consistency import structural_similarity
 from sklcam.views import Views
@@ -52,6 +60,7 @@ def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     >>> consistency_loss(maps, maps)
     tensor([0., 0.])
     """
+    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
     return 1 - structural_similarity(view_of_maps, maps_of_view)
 
 
@@ -98,6 +107,7 @@ def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
     [2.0, 1.4, 1.0]
     """
     check_p(p)
+    check_maps(maps=maps)
     flat = maps.flatten(1)
     if p == 0:
         count = (flat != 0).sum(dim=1).to(flat.dtype)
@@ -137,10 +147,8 @@ class WarmUp:
     def __post_init__(self) -> None:
         if not _is_weight(self.weight):
             raise ValueError(f"weight must be a finite number >= 0; got {self.weight!r}.")
-        if self.epochs < 1 or self.wait < 0:
-            raise ValueError(
-                f"epochs must be positive and wait not negative; got {self.epochs} and {self.wait}."
-            )
+        check_count("epochs", self.epochs)
+        check_count("wait", self.wait, 0)
 
     def __call__(self, epoch: int) -> float:
         """Return the weight in an epoch, counted from 0."""
@@ -231,6 +239,7 @@ class GradientSizes:
     """
 
     def __init__(self, decay: float = 0.9):
+        check_number("decay", decay, 0, 1)
         self.decay = decay
         self.averages: dict[str, Tensor] = {}
 
@@ -380,6 +389,8 @@ class ConsistentCAMLoss:
         for name, weight in (("alpha", alpha), ("beta", beta)):
             check_weight(name, weight)
         check_p(p)
+        if not isinstance(sizes, GradientSizes | None):
+            raise ValueError(f"sizes must be GradientSizes or None; got {describe(sizes)}.")
         self.alpha = alpha
         self.beta = beta
         self.p = p
@@ -426,6 +437,11 @@ class ConsistentCAMLoss:
         ValueError
             If a term is in use and its maps are missing.
         """
+        check_tensor("cross_entropy", cross_entropy)
+        self._check_maps(maps, maps_of_view, views)
+        size = None if size is None else check_size(size, "size")
+        if not isinstance(activations, Tensor | None):
+            raise ValueError(f"activations must be a Tensor or None; got {describe(activations)}.")
         terms = self._terms(maps, maps_of_view, views, size)
         if activations is not None:
             self._measure({"cross_entropy": cross_entropy, **terms}, activations, scale)
@@ -452,6 +468,21 @@ class ConsistentCAMLoss:
             for name, weight in given.items()
         }
 
+    def _check_maps(self, maps: Any, maps_of_view: Any, views: Any) -> None:
+        if self.alpha:
+            if maps is None or maps_of_view is None or views is None:
+                raise ValueError("alpha > 0 needs maps, maps_of_view and views.")
+            check_maps(maps=maps, maps_of_view=maps_of_view)
+            if not isinstance(views, Views) or len(views) != len(maps):
+                came = f"{len(views)} views" if isinstance(views, Views) else describe(views)
+                raise ValueError(
+                    f"views must be Views, one for each of {len(maps)} maps; got {came}."
+                )
+        elif self.beta:
+            if maps is None:
+                raise ValueError("beta > 0 needs maps.")
+            check_maps(maps=maps)
+
     def _terms(
         self,
         maps: Tensor | None,
@@ -462,14 +493,12 @@ class ConsistentCAMLoss:
         """Return the terms that are in use, by name."""
         terms = {}
         if self.alpha:
-            if maps is None or maps_of_view is None or views is None:
-                raise ValueError("alpha > 0 needs maps, maps_of_view and views.")
+            assert maps is not None and maps_of_view is not None and views is not None
             inconsistency = partial(_inconsistency, size=size)
             values = _image_by_image(inconsistency, maps, maps_of_view, views.matrix)
             terms["consistency"] = values.mean()
         if self.beta:
-            if maps is None:
-                raise ValueError("beta > 0 needs maps.")
+            assert maps is not None
             terms["sparsity"] = _image_by_image(partial(_norm, size=size, p=self.p), maps).mean()
         return terms
 

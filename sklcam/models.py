@@ -27,6 +27,8 @@ from torchvision import models as zoo
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from sklcam.arguments import check_callable, check_count, check_size, check_tensor, describe
+
 __all__ = [
     "TargetLayer",
     "available_models",
@@ -118,6 +120,11 @@ def build_model(
     torch.Size([2, 3])
     """
     name = _known_name(name)
+    check_count("n_classes", n_classes)
+    check_count("in_channels", in_channels)
+    image_size = check_size(image_size, "image_size")
+    if not isinstance(weights, str | os.PathLike | WeightsEnum | None):
+        raise ValueError(f"weights must be a name, a path or None; got {describe(weights)}.")
     source = None if weights is None else _find_weights(name, weights)
     options = {**_builder_options(name, in_channels, image_size), **kwargs}
     model = zoo.get_model(name, weights=None, num_classes=n_classes, **options)
@@ -228,7 +235,10 @@ def load_weights(
     >>> other.classifier[1].out_channels
     5
     """
-    _load_state(_unwrap(model), _read_state(path), repr(os.fspath(path)), head)
+    network = _unwrap(model)
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be the path of a file; got {describe(path)}.")
+    _load_state(network, _read_state(path), repr(os.fspath(path)), head)
     return model
 
 
@@ -519,6 +529,8 @@ def check_output(model: nn.Module, sample: Tensor, n_outputs: int, *, of: str = 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     >>> check_output(model, torch.zeros(1, 3, 2, 2), 3)
     """
+    check_tensor("sample", sample, "n_images", "channels", "height", "width")
+    check_count("n_outputs", n_outputs)
     output = _run_dry(model, sample)
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -580,7 +592,8 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
 def _unwrap(model: nn.Module) -> nn.Module:
     """The network inside a compiled one."""
     inner = getattr(model, "_orig_mod", model)
-    assert isinstance(inner, nn.Module)
+    if not isinstance(inner, nn.Module):
+        raise ValueError(f"model must be an nn.Module; got {describe(model)}.")
     return inner
 
 
@@ -622,10 +635,17 @@ class TargetLayer:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("A target layer needs a name; the network as a whole cannot be one.")
+        if not isinstance(self.name, str):
+            raise ValueError(f"A target layer's name is a str; got {describe(self.name)}.")
         if self.layout not in ("nchw", "nhwc", "tokens"):
             raise ValueError(f'layout must be "nchw", "nhwc" or "tokens", got {self.layout!r}.')
         if self.layout == "tokens" and self.grid is None:
             raise ValueError(f"Target layer {self.name!r} has tokens; give grid=(rows, columns).")
+        if self.grid is not None:
+            check_size(self.grid, "grid")
+        check_count("n_prefix", self.n_prefix, 0)
+        if self.reshape is not None:
+            check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
 
     def of(self, model: nn.Module) -> nn.Module:
         """Return the layer itself.
@@ -766,8 +786,15 @@ def find_target_layer(
     TargetLayer(name='features.12', layout='nchw', grid=None, n_prefix=0, reshape=None)
     """
     model = _unwrap(model)
+    if sample is not None:
+        check_tensor("sample", sample, "1", "channels", "height", "width")
     if isinstance(target_layer, TargetLayer):
         return replace(target_layer, name=_known_layer(model, target_layer.name))
+    if not isinstance(target_layer, str):
+        raise ValueError(
+            "target_layer must be a layer's dotted name, such as 'features.3', a TargetLayer or "
+            f"'auto'; got {describe(target_layer)}."
+        )
     if target_layer != "auto":
         return _named_layer(model, _known_layer(model, target_layer))
     layer = _usual_layer(model)

@@ -23,6 +23,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
+    Options,
     StrOptions,
     validate_parameter_constraints,
 )
@@ -33,6 +34,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from sklcam.arguments import check_size
 from sklcam.images import ImageDataset, n_images, normalize
 from sklcam.labels import check_labels, encode_labels
 from sklcam.models import (
@@ -102,6 +104,11 @@ class ImageNeuralNet(NeuralNet):
         "random_state": ["random_state"],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), Options(Integral, {-1})],
+        "optimizer": [callable],
+        "criterion": [callable],
+        "train_split": [callable, None],
+        "callbacks": [list, StrOptions({"disable"}), None],
     }
     _loss_terms: ClassVar[tuple[str, ...]] = ("loss",)
     _outputs_are: ClassVar[str] = "classes"
@@ -225,6 +232,8 @@ class ImageNeuralNet(NeuralNet):
         validate_parameter_constraints(
             self._parameter_constraints, own, caller_name=type(self).__name__
         )
+        check_size(self.image_size, "image_size")
+        _check_device(vars(self)["device"])
 
     def _check_training_data(
         self, X: Any, y: Any, *, known: bool, classes: Any
@@ -241,6 +250,7 @@ class ImageNeuralNet(NeuralNet):
         options = self._image_options()
         options["n_channels"] = self.n_channels_ if known else None
         data = TrainingImages(X, encode_labels(y, learned), **options)
+        self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
         self.classes_inferred_, self.n_channels_ = learned, data.n_channels
         return data, y
 
@@ -323,17 +333,12 @@ class ImageNeuralNet(NeuralNet):
         layer = self.target_layer_
         with record(module.eval(), layer.of(module)) as tape:
             module(sample)
-            rows, columns = layer.to_grid(tape.activations).shape[-2:]
-        if rows * columns > 1:
-            return
-        message = (
-            f"The target layer {layer.name!r} has a single position for images of "
-            f"{sample.shape[-2]} x {sample.shape[-1]} pixels, so that every map is constant; use a "
-            "larger image_size or an earlier target_layer."
-        )
-        if self._trains_on_maps():
+            activations = tape.activations
+        message = single_position(layer, activations, self._input_size())
+        if message and self._trains_on_maps():
             raise ValueError(message)
-        warnings.warn(message, stacklevel=2)
+        if message:
+            warnings.warn(message, stacklevel=2)
 
     def _module_options(self) -> dict[str, Any]:
         return self.get_params_for("module")
@@ -357,10 +362,7 @@ class ImageNeuralNet(NeuralNet):
         return load_weights(module, self.weights)
 
     def _input_size(self) -> tuple[int, int]:
-        if isinstance(self.image_size, tuple | list):
-            height, width = self.image_size
-            return int(height), int(width)
-        return int(self.image_size), int(self.image_size)
+        return check_size(self.image_size, "image_size")
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -575,6 +577,40 @@ def _without_subsets(data: Any) -> Any:
     while isinstance(data, Subset):
         data = data.dataset
     return data
+
+
+def _check_device(device: Any) -> None:
+    """Raise a ValueError unless a network can be trained there; "auto" can."""
+    if device is None or (isinstance(device, str) and device == "auto"):
+        return
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto" or a device of torch, such as "cuda:0"; got {device!r}.'
+        ) from None
+    if found.type == "meta":
+        raise ValueError('device="meta" holds no values to train; "auto" takes what there is.')
+    n_devices = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= n_devices:
+        raise ValueError(
+            f'device={device!r} is not here: torch finds {n_devices} CUDA devices. "auto" takes '
+            "what there is."
+        )
+
+
+def single_position(
+    layer: TargetLayer, activations: Tensor, image_size: tuple[int, int]
+) -> str | None:
+    """Return what is wrong with a layer's activations if they are those of a single position."""
+    rows, columns = layer.to_grid(activations).shape[-2:]
+    if rows * columns > 1:
+        return None
+    return (
+        f"The target layer {layer.name!r} has a single position for images of {image_size[0]} x "
+        f"{image_size[1]} pixels, so that every map is constant; use a larger image_size or an "
+        "earlier target_layer."
+    )
 
 
 def _is_scheduler(callback: Any) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklcam.arguments import describe
+
 
 class Tape:
     """What one forward pass recorded; made by :func:`record`.
@@ -46,6 +48,8 @@ class Tape:
 
     @property
     def activations(self) -> Tensor:
+        if not self._layers:
+            raise RuntimeError("Nothing was recorded: no target layer was named.")
         return self.of(self._layers[0])
 
     def of(self, layer: nn.Module) -> Tensor:
@@ -173,6 +177,8 @@ def record(
 
 
 def _check_parts(module: nn.Module, layers: tuple[nn.Module, ...]) -> None:
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"module must be an nn.Module; got {describe(module)}.")
     parts = {id(part) for part in module.modules()}
     for layer in layers:
         if id(layer) not in parts:

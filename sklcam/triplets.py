@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from sklcam.arguments import check_count, check_number, describe
 from sklcam.cam import Method, Subject
 from sklcam.embedding import Directions, EmbeddingCAMExplainer, normalized, rows_of
 
@@ -100,11 +101,9 @@ class TripletCAM(Method):
         )
 
     def _check_options(self) -> None:
-        if self.n_triplets < 1 or self.margin < 0:
-            raise ValueError(
-                f"n_triplets must be positive and margin not negative; got {self.n_triplets} and "
-                f"{self.margin}."
-            )
+        check_count("n_triplets", self.n_triplets)
+        check_number("margin", self.margin, 0)
+        check_random_state(self.random_state)
 
     def fit(self, explainer: EmbeddingCAMExplainer, X: Any, y: Any = None) -> TripletCAM:
         """Learn the weights of training images.
@@ -127,6 +126,10 @@ class TripletCAM(Method):
             If there are no two images of a class, or no two classes.
         """
         self._check_options()
+        if not isinstance(explainer, EmbeddingCAMExplainer):
+            raise ValueError(
+                f"TripletCAM learns by a fitted EmbeddingCAMExplainer; got {describe(explainer)}."
+            )
         labels = explainer.labels_to_learn_from(X, y, "TripletCAM")
         classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         in_triplets = np.flatnonzero(counts[codes] > 1)

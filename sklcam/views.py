@@ -6,11 +6,17 @@ one tensor of 2x3 matrices. Nothing here knows of models, explanations or losses
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sklcam.arguments import check_count, check_number, check_size, check_tensor, describe
 
 _N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
 
@@ -38,16 +44,18 @@ class Views:
     """
 
     def __init__(self, matrix: Tensor):
-        if matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
+        is_float = isinstance(matrix, Tensor) and matrix.is_floating_point()
+        if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
             raise ValueError(
-                f"A view is a 2x3 matrix per image, in a tensor of shape (n_images, 2, 3); "
-                f"got shape {tuple(matrix.shape)}."
+                "A view is a 2x3 matrix per image, in a floating-point Tensor of shape "
+                f"(n_images, 2, 3); got {describe(matrix)}."
             )
         self.matrix = matrix
 
     @classmethod
     def identity(cls, n_images: int) -> Views:
         """Return the views that change nothing."""
+        check_count("n_images", n_images, 0)
         return cls(torch.eye(2, 3).repeat(n_images, 1, 1))
 
     @classmethod
@@ -65,6 +73,13 @@ class Views:
         -------
         Views
         """
+        check_tensor("boxes", boxes, "n_images", "4")
+        check_tensor("flip", flip, "n_images", floating=False)
+        if boxes.shape[1] != 4 or flip.dtype != torch.bool or len(flip) != len(boxes):
+            raise ValueError(
+                "boxes must be of shape (n_images, 4), and flip of shape (n_images,) and bool; got "
+                f"{describe(boxes)}, and {describe(flip)}."
+            )
         left, top, width, height = boxes.unbind(1)
         matrix = boxes.new_zeros(len(boxes), 2, 3)
         matrix[:, 0, 0] = torch.where(flip, -width, width)
@@ -101,6 +116,11 @@ class Views:
         ValueError
             If there is not one view per image.
         """
+        if not isinstance(images, Tensor) or images.ndim not in (3, 4):
+            raise ValueError(
+                "images must be a Tensor of shape (n_images, channels, height, width) or "
+                f"(n_images, height, width); got {describe(images)}."
+            )
         if len(images) != len(self):
             raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
         if images.ndim == 3:
@@ -161,12 +181,11 @@ class ViewSampler:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be a range within (0, 1]; got {self.scale}.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be a range of positive numbers; got {self.ratio}.")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability in [0, 1]; got {self.flip}.")
+        if not _is_range(self.scale, 1):
+            raise ValueError(f"scale must be a range within (0, 1]; got {self.scale!r}.")
+        if not _is_range(self.ratio, sys.float_info.max):
+            raise ValueError(f"ratio must be a range of positive numbers; got {self.ratio!r}.")
+        check_number("flip, a probability,", self.flip, 0, 1)
 
     def __call__(
         self, n_images: int, *, size: tuple[int, int], generator: torch.Generator | None = None
@@ -187,6 +206,12 @@ class ViewSampler:
         Views
             On the CPU: the same seed gives the same views whatever the device of the images.
         """
+        check_count("n_images", n_images, 0)
+        size = check_size(size, "size")
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(
+                f"generator must be a torch.Generator or None; got {describe(generator)}."
+            )
         draws = torch.rand(n_images, 2 * _N_TRIES + 3, generator=generator, dtype=torch.float64)
         areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
         boxes = self._boxes(areas, ratios, draws[:, -3:-1], aspect=size[1] / size[0])
@@ -212,3 +237,10 @@ class ViewSampler:
         if aspect > self.ratio[1]:
             return self.ratio[1] / aspect, 1.0
         return 1.0, 1.0
+
+
+def _is_range(pair: Any, highest: float) -> bool:
+    """Whether these are two numbers, 0 < low <= high <= highest."""
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return False
+    return all(isinstance(end, Real) for end in pair) and 0 < pair[0] <= pair[1] <= highest

@@ -276,21 +276,6 @@ def test_no_relu_on_the_way_back_is_said(resnet, gradient):
     torch.testing.assert_close(maps, raw_maps("gradcam", resnet, images))
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (GradCAM(pooling="sum"), 'pooling must be "mean" or "max"'),
-        (GradCAM(gradient="guide"), "gradient must be"),
-        (Counterfactual(pooling="sum"), 'pooling must be "mean" or "max"'),
-        (SmoothGradCAMPlusPlus(n_samples=0), "n_samples must be positive"),
-        (SmoothGradCAMPlusPlus(std=-1.0), "std not negative"),
-    ],
-)
-def test_options_that_make_no_sense(small, method, message):
-    with pytest.raises(ValueError, match=message):
-        CAMExplainer(small, method=method).fit(noise_images(1, size=12))
-
-
 # Relations between methods
 
 

@@ -515,18 +515,3 @@ def test_the_explainer_resizes_and_scales_the_raw_maps(small, name):
     low, high = resized.amin((1, 2), keepdim=True), resized.amax((1, 2), keepdim=True)
     scaled = torch.where(high > low, (resized - low) / (high - low), 0)
     np.testing.assert_allclose(explainer.explain(images, classes), scaled, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (ScoreCAM(batch_size=0), "batch_size must be positive"),
-        (AblationCAM(batch_size=-1), "batch_size must be positive"),
-        (ISCAM(n_samples=0), "n_samples must be positive"),
-        (SSCAM(n_samples=0), "n_samples must be positive"),
-        (SSCAM(std=-1.0), "std not negative"),
-    ],
-)
-def test_options_that_make_no_sense(small, method, message):
-    with pytest.raises(ValueError, match=message):
-        CAMExplainer(small, method=method).fit(noise_images(1))

@@ -256,36 +256,6 @@ def test_occlusions_patch_is_a_seventh_and_its_stride_half_of_that():
     torch.testing.assert_close(raw_maps("occlusion", model, images), given.relu())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"patch": 0}, "patch must be a positive"),
-        ({"stride": 0}, "stride must be a positive"),
-        ({"batch_size": 0}, "batch_size must be positive"),
-        ({"patch": 13}, "patch within the image"),
-        ({"patch": 2, "stride": 3}, "stride no longer than the patch"),
-    ],
-)
-def test_occlusions_that_make_no_sense(options, message):
-    model = SmallNet(num_classes=5, in_channels=3).double().eval()
-    with pytest.raises(ValueError, match=message):
-        raw_maps(Occlusion(**options), model, noise_images(1, 12))
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (Saliency(channels="mean"), 'channels must be "max" or "keep"'),
-        (GuidedGradCAM(channels="all"), 'channels must be "max" or "keep"'),
-        (GuidedGradCAM(pixel="plain"), 'pixel must be "guided" or "deconv"'),
-    ],
-)
-def test_options_that_make_no_sense(method, message):
-    model = SmallNet(num_classes=5, in_channels=3).double().eval()
-    with pytest.raises(ValueError, match=message):
-        CAMExplainer(model, method=method).fit(noise_images(1, 12))
-
-
 # By the explainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from contextlib import contextmanager
 from functools import partial
 
@@ -786,9 +787,23 @@ def ablated_by_hand(model):
     [lambda tensor: tensor, lambda tensor: by_hand(tensor)[:1], lambda tensor: tensor.shape],
 )
 def test_wrong_reshape(reshape):
-    ours = explainer(network(TokenNet), target_layer="norm", reshape=reshape)
     with pytest.raises(ValueError, match="reshape must turn the output of 'norm'"):
-        ours.explain(IMAGES)
+        explainer(network(TokenNet), target_layer="norm", reshape=reshape).explain(IMAGES)
+
+
+def test_a_single_position_is_warned_of():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(UserWarning, match="'1' has a single position for images of 16 x 16 pixels"):
+        CAMExplainer(model, target_layer="1").fit(IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CAMExplainer(model, target_layer="0").fit(IMAGES)
+        CAMExplainer(model, target_layer="1", method="saliency").fit(IMAGES)  # needs no layer
+
+
+def test_images_that_the_network_does_not_take():
+    with pytest.raises(ValueError, match=r"does not take images of \(3, 16, 16\): .*channels"):
+        CAMExplainer(network()).fit(IMAGES.expand(-1, 3, -1, -1))
 
 
 # Channels
@@ -831,7 +846,7 @@ def test_strongest_channels(target):
         chosen = np.take_along_axis(weights, found[sign], axis=-1)
         assert_array_equal(chosen, found[f"{sign}_weights"])
     for k in (0, 9):
-        with pytest.raises(ValueError, match="k must be 1 to 8"):
+        with pytest.raises(ValueError, match="k, how many channels, must be an int"):
             ours.strongest_channels(IMAGES, k=k)
     with pytest.raises(ValueError, match="one target layer"):
         explainer(target_layer=["2", "5"]).strongest_channels(IMAGES)
@@ -1186,7 +1201,7 @@ def test_a_network_that_views_its_tensors_gets_them_as_they_came(monkeypatch):
 
 def test_running_out_of_memory_is_not_tried_again(monkeypatch):
     monkeypatch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 1)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
     calls = []
 

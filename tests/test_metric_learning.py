@@ -748,7 +748,7 @@ def test_score_is_recall_leaving_one_out(labels, fitted):
 def test_score_needs_labels(fitted):
     with pytest.raises(ValueError, match="requires y to be passed"):
         fitted.score(X)
-    with pytest.raises(ValueError, match=r"\(60, 4\) and \(50,\)"):
+    with pytest.raises(ValueError, match=r"\(60, 4\), and labels of shape \(50,\)"):
         fitted.score(X, NAMES[:50])
 
 

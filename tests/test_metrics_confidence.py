@@ -229,7 +229,7 @@ def test_lp_norm_is_numpys(p):
 
 
 def test_lp_norm_of_no_norm():
-    with pytest.raises(ValueError, match="p must not be negative; got -1"):
+    with pytest.raises(ValueError, match="p must be a finite number >= 0; got -1"):
         lp_norm(MAPS, -1)
 
 

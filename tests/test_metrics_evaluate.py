@@ -593,7 +593,7 @@ def test_what_needs_no_score(shape):
         ({"method": "gradcamm"}, "gradcam"),
         (
             {"metric_params": {"iauc": {"start": torch.zeros(N, 1, 16, 16)}}},
-            "start must be a callable .* torch.zeros_like; got Tensor",
+            "start must be a callable .* torch.zeros_like; got a Tensor",
         ),
         ({"metric_params": {"iauc": {"end": 0.5}}}, "end must be a callable"),
     ],

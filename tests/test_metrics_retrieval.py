@@ -89,23 +89,6 @@ def test_very_short_and_very_long_embeddings(scale):
     assert recall_at_k(EMBEDDINGS * scale, LABELS) == recall_at_k(EMBEDDINGS, LABELS)
 
 
-@pytest.mark.parametrize(
-    ("embeddings", "labels", "k", "message"),
-    [
-        (EMBEDDINGS, LABELS, 1.5, "k must be 1 to 52, the other images; got 1.5"),
-        (EMBEDDINGS, LABELS, 0, "k must be 1 to 52, the other images; got 0"),
-        (EMBEDDINGS, LABELS, N, "k must be 1 to 52, the other images; got 53"),
-        (EMBEDDINGS[:1], LABELS[:1], 1, "k must be 1 to 0"),
-        (EMBEDDINGS, LABELS[:50], 1, r"got shapes \(53, 6\) and \(50,\)"),
-        (EMBEDDINGS, LABELS[:, None], 1, r"got shapes \(53, 6\) and \(53, 1\)"),
-        (EMBEDDINGS[:, 0], LABELS, 1, r"got shapes \(53,\) and \(53,\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(embeddings, labels, k, message):
-    with pytest.raises(ValueError, match=message):
-        recall_at_k(embeddings, labels, k)
-
-
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_embeddings_without_a_direction_are_refused(value):
     embeddings = EMBEDDINGS.copy()

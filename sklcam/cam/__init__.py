@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from inspect import isabstract
 from typing import cast
 
 from sklcam.cam.base import (
@@ -151,5 +152,10 @@ def _of_class(method: type) -> Method:
     if not issubclass(method, Method):
         raise ValueError(
             f"{method.__name__} is not a class of methods: it must derive from Method."
+        )
+    if isabstract(method):
+        raise ValueError(
+            f"{method.__name__} is what methods of one's own derive from; choose one of these, or "
+            f"of {', '.join(available())}."
         )
     return method()

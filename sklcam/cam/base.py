@@ -20,6 +20,14 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklcam.arguments import (
+    check_count,
+    check_map,
+    check_number,
+    check_size,
+    check_tensor,
+    describe,
+)
 from sklcam.cam.rules import ReluRule
 from sklcam.cam.targets import Target, resolve_target, target_scores
 from sklcam.folding import ManyRuns, is_out_of_memory, learn_many_runs
@@ -97,6 +105,13 @@ class Subject:
         resumable: bool = False,
         top_channels: int | None = None,
     ):
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
+        for layer in layers:
+            if not isinstance(layer, TargetLayer):
+                raise ValueError(f"layers must be TargetLayers; got {describe(layer)}.")
+        if graph not in ("head", "images", None):
+            raise ValueError(f'graph must be "head", "images" or None; got {graph!r}.')
         self.network = network
         self.layers = list(layers)
         self.rule = rule
@@ -537,6 +552,17 @@ class GradientMethod(Method):
         Tensor of shape (n_images, u, v)
             float32, or float64 if the activations are.
         """
+        check_tensor("scores", scores, "n_images")
+        if not (isinstance(activations, Tensor) and activations.requires_grad):
+            raise ValueError(
+                "activations must be a Tensor with a gradient, as sklcam.tape.record records them; "
+                f"got {describe(activations)}."
+            )
+        if not scores.requires_grad:
+            raise ValueError(
+                "scores have no graph; compute them from the network's output in the pass that "
+                "sklcam.tape.record recorded, without detach() or no_grad()."
+            )
         (gradients,) = torch.autograd.grad(scores.sum(), activations, create_graph=create_graph)
         with torch.set_grad_enabled(create_graph):
             grids = (activations, gradients)
@@ -623,16 +649,14 @@ def batch_size_for(images: Tensor, batch_size: int | None) -> int:
 
 def check_batch_size(batch_size: int | None) -> None:
     """Raise a ValueError unless a batch can hold something."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be positive; got {batch_size}.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
 
 
 def check_noise(n_samples: int, std: float) -> None:
-    """Raise a ValueError unless there are samples, and their deviation is not negative."""
-    if n_samples < 1 or std < 0:
-        raise ValueError(
-            f"n_samples must be positive and std not negative; got {n_samples} and {std}."
-        )
+    """Raise a ValueError unless there are samples, and their deviation is a number >= 0."""
+    check_count("n_samples", n_samples)
+    check_number("std", std, 0)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -660,7 +684,9 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     >>> upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
     tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    if maps.shape[-2:] == tuple(size):
+    check_map("maps", maps)
+    size = check_size(size, "size")
+    if maps.shape[-2:] == size:
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
@@ -690,6 +716,7 @@ def min_max(maps: Tensor) -> Tensor:
             [[0.0000, 0.0000],
              [0.0000, 0.0000]]])
     """
+    check_map("maps", maps)
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     varies = high - low > rounding(low.detach(), high.detach())
     extent = torch.where(varies, high - low, 1.0)

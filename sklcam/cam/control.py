@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam.cam.base import Method, Subject, draw_seed
@@ -90,6 +91,9 @@ class RandomCAM(Method):
     def __init__(self, relu: bool = True, random_state: Any = None):
         self.relu = relu
         self.random_state = random_state
+
+    def check(self) -> None:
+        check_random_state(self.random_state)
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
         generator = np.random.default_rng(draw_seed(self.random_state))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam.cam.base import (
@@ -266,6 +267,7 @@ class SmoothGradCAMPlusPlus(Method):
 
     def check(self) -> None:
         check_noise(self.n_samples, self.std)
+        check_random_state(self.random_state)
 
     def channel_weights(self, subject: Subject) -> list[Tensor]:
         columns = range(subject.scores.shape[1])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam.cam.base import (
@@ -275,6 +276,7 @@ class SSCAM(_MaskingMethod):
     def check(self) -> None:
         super().check()
         check_noise(self.n_samples, self.std)
+        check_random_state(self.random_state)
 
     def fill_scores(self, subject: Subject, activations: Tensor, scores: Tensor) -> None:
         scores.zero_()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sklcam.arguments import check_count, check_number
 from sklcam.cam.base import (
     Method,
     Subject,
@@ -321,10 +322,10 @@ class Occlusion(Method):
 
     def check(self) -> None:
         check_batch_size(self.batch_size)
-        if self.patch is not None and self.patch < 1:
-            raise ValueError(f"patch must be a positive number of pixels; got {self.patch}.")
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"stride must be a positive number of pixels; got {self.stride}.")
+        for name, pixels in (("patch", self.patch), ("stride", self.stride)):
+            if pixels is not None:
+                check_count(f"{name}, a number of pixels,", pixels)
+        check_number("fill", self.fill)
 
     def explain(self, subject: Subject) -> list[Tensor]:
         falls = torch.zeros(

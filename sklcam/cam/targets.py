@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sklcam.arguments import check_count, describe
+
 
 class DeferredTarget(ABC):
     """A target that is known once the network's output is."""
@@ -44,8 +46,7 @@ class TopK(DeferredTarget):
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"TopK takes a positive number of classes; got {self.k!r}.")
+        check_count("k, how many classes TopK takes,", self.k)
 
     @property
     def several(self) -> bool:
@@ -97,6 +98,8 @@ def resolve_target(output: Tensor, target: Tensor | DeferredTarget | None = None
     tensor([[1],
             [0]])
     """
+    if not isinstance(output, Tensor):
+        raise ValueError(f"The network's output must be a Tensor; got {describe(output)}.")
     if output.ndim != 2:
         raise ValueError(
             f"The network's output has shape {tuple(output.shape)}, not (n_images, n_classes); "
@@ -106,6 +109,11 @@ def resolve_target(output: Tensor, target: Tensor | DeferredTarget | None = None
         return output.argmax(dim=1, keepdim=True)
     if isinstance(target, DeferredTarget):
         return target.resolve(output)
+    if not isinstance(target, Tensor) or target.dtype == torch.bool:
+        raise ValueError(
+            "target must be None, a Tensor of class indices or of directions, TopK or a callable; "
+            f"got {describe(target)}."
+        )
     if target.is_floating_point():
         return _check_directions(target, output)
     if target.ndim not in (1, 2) or len(target) != len(output):
@@ -113,7 +121,20 @@ def resolve_target(output: Tensor, target: Tensor | DeferredTarget | None = None
             f"target must hold one class, or one row of classes, per image; got shape "
             f"{tuple(target.shape)} for {len(output)} images."
         )
+    check_indices(target, output.shape[1])
     return target.to(output.device).reshape(len(output), -1)
+
+
+def check_indices(target: Tensor, n_classes: int) -> None:
+    """Raise a ValueError for indices of classes that are not there, if the host can see them."""
+    if target.device.type != "cpu" or not target.numel():  # the host would have to wait for them
+        return
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "
+            f"{n_classes - 1}."
+        )
 
 
 def _check_directions(target: Tensor, output: Tensor) -> Tensor:

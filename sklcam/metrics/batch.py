@@ -16,6 +16,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from sklcam.arguments import describe
 from sklcam.cam import GradCAM, Method, Occlusion
 from sklcam.folding import ManyRuns, learn_many_runs
 from sklcam.images import map_to_frame
@@ -128,7 +129,13 @@ class Batch:
     def confidence(self, output: Tensor, rows: Any = slice(None)) -> Tensor:
         """Return the score of what is explained, in [0, 1]."""
         if self.options.score is not None:
-            return self.options.score(output)
+            scores = self.options.score(output)
+            if not isinstance(scores, Tensor) or scores.shape != (len(output),):
+                raise ValueError(
+                    f"score must return a Tensor of one number for each of {len(output)} images; "
+                    f"it returned {describe(scores)}."
+                )
+            return scores
         probabilities = self.estimator.probabilities(output)
         return probabilities.gather(1, self.fixed_target[rows][:, None])[:, 0]
 

@@ -7,9 +7,9 @@ each, of shape (m,), in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,20 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam.cam.base import batch_size_for
+from sklcam.arguments import (
+    check_callable,
+    check_count,
+    check_number,
+    check_tensor,
+    check_values,
+    describe,
+)
+from sklcam.cam.base import batch_size_for, check_batch_size
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Base = Tensor | Callable[[Tensor], Tensor]
+
+_IMAGE_AXES = ("n_images", "channels", "height", "width")
 
 
 class CausalCurves(NamedTuple):
@@ -107,6 +117,7 @@ def blur(images: Tensor) -> Tensor:
     >>> blurred[0, 0, 16, [16, 1, 0]]  # towards the border zeros are blurred in
     tensor([1.0000, 0.6405, 0.5470])
     """
+    check_tensor("images", images, *_IMAGE_AXES)
     impulse = np.zeros((11, 11))
     impulse[5, 5] = 1
     kernel = torch.as_tensor(gaussian_filter(impulse, 5)).to(images)
@@ -263,12 +274,16 @@ class _Sweep:
         full: Tensor | None,
         batch_size: int | None,
     ):
-        _check_maps(images, maps)
+        _check_arguments(score, images, maps, batch_size)
         n_pixels = maps[0].numel()
-        if not 1 <= n_steps <= n_pixels:
-            raise ValueError(
-                f"n_steps must be 1 to the number of pixels, {n_pixels}; got {n_steps}."
-            )
+        check_count(f"n_steps, for {n_pixels} pixels,", n_steps, 1, n_pixels)
+        if full is not None:
+            check_values(full=full)
+            if full.shape != (len(images),):
+                raise ValueError(
+                    f"full must be one score for each of {len(images)} images; got shape "
+                    f"{tuple(full.shape)}."
+                )
         self.score = score
         self.images = images
         self.n_steps = n_steps
@@ -319,12 +334,14 @@ class _Sweep:
             rows, steps = part // n_between, part % n_between + 1
             shown = is_shown(rows, steps)[:, None]
             mixed = torch.where(shown, self.images[rows], base[rows])
-            scores.append(self.score(mixed, rows).float())
+            scores.append(_scored(self.score, mixed, rows))
         return torch.cat(scores).view(len(self.images), n_between)
 
 
 def _base(images: Tensor, base: Base) -> Tensor:
     """Return what pixels are taken from, or replaced with."""
+    if not isinstance(base, Tensor):
+        check_callable("start or end, if it is no Tensor,", base, "that makes it from the images")
     made = base if isinstance(base, Tensor) else base(images)
     if not isinstance(made, Tensor) or made.shape != images.shape:
         came = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
@@ -337,7 +354,18 @@ def _base(images: Tensor, base: Base) -> Tensor:
 def _in_batches(score: Score, images: Tensor, batch_size: int) -> Tensor:
     rows = torch.arange(len(images), device=images.device).split(batch_size)
     parts = zip(images.split(batch_size), rows, strict=True)  # slices: expanded ones stay so
-    return torch.cat([score(*part).float() for part in parts])
+    return torch.cat([_scored(score, *part) for part in parts])
+
+
+def _scored(score: Score, images: Tensor, rows: Tensor) -> Tensor:
+    """Return the scores of images, float; a ValueError if what came is not one for each."""
+    scores = score(images, rows)
+    if not isinstance(scores, Tensor) or scores.shape != rows.shape:
+        raise ValueError(
+            f"score must return a Tensor of one number for each of {len(rows)} images; it returned "
+            f"{describe(scores)}."
+        )
+    return scores.float()
 
 
 def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
@@ -359,6 +387,7 @@ def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
     >>> insertion_auc(curve)
     tensor([0.7750])
     """
+    _check_curves(curves, "insertion")
     return torch.trapezoid(curves.insertion, curves.fractions.to(curves.insertion), dim=1)
 
 
@@ -381,6 +410,7 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
     >>> deletion_auc(curve)
     tensor([0.2250])
     """
+    _check_curves(curves, "deletion")
     return torch.trapezoid(curves.deletion, curves.fractions.to(curves.deletion), dim=1)
 
 
@@ -433,7 +463,13 @@ def road(
     >>> road(corner, image, image[:, 0], percentiles=[90], noise=0)
     tensor([0.5000])
     """
-    _check_maps(images, maps)
+    _check_arguments(score, images, maps, batch_size)
+    check_number("noise, a standard deviation,", noise, 0)
+    percentiles = list(percentiles) if isinstance(percentiles, Iterable) else []
+    if not percentiles:
+        raise ValueError("percentiles must be a sequence of at least one number.")
+    for percentile in percentiles:
+        check_number("Each of percentiles", percentile, 0, 100, ends=False)
     size = batch_size_for(images, batch_size)
     differences = []
     for percentile in percentiles:
@@ -483,6 +519,16 @@ def impute(
     >>> impute(image, removed, noise=0)[0, 0, 1]
     tensor([4., 4., 4.])
     """
+    check_tensor("images", images, *_IMAGE_AXES)
+    check_tensor("removed", removed, "n_images", "height", "width", floating=False)
+    if removed.dtype != torch.bool or removed.shape != (len(images), *images.shape[-2:]):
+        raise ValueError(
+            f"removed must be bool and of shape {(len(images), *images.shape[-2:])} for these "
+            f"images; got {describe(removed)}."
+        )
+    check_number("noise, a standard deviation,", noise, 0)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
     drawn = noise * torch.randn(images.shape[1:], generator=generator).to(images)
     filled = images.clone()
     for image, lost in zip(filled, removed, strict=True):
@@ -541,11 +587,27 @@ def _ranks(maps: Tensor) -> Tensor:
     return ranks.view(maps.shape)
 
 
-def _check_maps(images: Tensor, maps: Tensor) -> None:
+def _check_curves(curves: Any, name: str) -> None:
+    if not hasattr(curves, name):
+        raise ValueError(
+            f"curves must be CausalCurves, or {name.capitalize()}Curve; got "
+            f"{type(curves).__name__}, which has no {name}."
+        )
+
+
+def _check_arguments(score: Any, images: Any, maps: Any, batch_size: Any) -> None:
+    check_callable("score", score, "of images and rows that returns one number for each")
+    check_tensor("images", images, *_IMAGE_AXES)
+    check_tensor("maps", maps, "n_images", "height", "width")
+    check_batch_size(batch_size)
+    if not len(images):
+        raise ValueError("images is empty: at least one image is needed.")
     if maps.shape != (len(images), *images.shape[-2:]):
         raise ValueError(
             f"maps must be of shape (n_images, height, width), {(len(images), *images.shape[-2:])} "
             f"for these images; got {tuple(maps.shape)}."
         )
+    if maps.device != images.device:
+        raise ValueError(f"maps are on {maps.device}, and images on {images.device}.")
     if bool(maps.isnan().any()):
         raise ValueError("Some maps have NaN, so that their pixels have no order.")

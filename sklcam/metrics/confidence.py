@@ -6,9 +6,12 @@ Everything here is a pure function of tensors, one value an image; running netwo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from sklcam.arguments import check_maps, check_number, check_values
 from sklcam.cam.base import at_least_float32
 
 
@@ -36,6 +39,7 @@ def average_drop(full: Tensor, masked: Tensor) -> Tensor:
     >>> average_drop(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
     tensor([0.7500, 0.0000])
     """
+    check_values(full=full, masked=masked)
     return _divide((full - masked).clamp(min=0), full)
 
 
@@ -62,6 +66,7 @@ def average_increase(full: Tensor, masked: Tensor) -> Tensor:
     >>> average_increase(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
     tensor([0., 1.])
     """
+    check_values(full=full, masked=masked)
     return (masked > full).to(full.dtype)
 
 
@@ -94,6 +99,7 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     >>> coherency(maps, maps)
     tensor([1., 0.])
     """
+    check_maps(maps=maps, maps_of_masked=maps_of_masked)
     first, second = (_centred(stack) for stack in (maps, maps_of_masked))
     sizes = first.norm(dim=1) * second.norm(dim=1)
     constant = is_constant(maps) | is_constant(maps_of_masked)
@@ -124,6 +130,7 @@ def complexity(maps: Tensor) -> Tensor:
     >>> complexity(torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]))
     tensor([0.5000])
     """
+    check_maps(maps=maps)
     return maps.abs().mean(dim=(1, 2))
 
 
@@ -156,6 +163,7 @@ def adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
     >>> round(adcc(*terms).item(), 3)
     0.7
     """
+    check_values(coherency=coherency, complexity=complexity, average_drop=average_drop)
     return harmonic_mean(coherency, 1 - complexity, 1 - average_drop)
 
 
@@ -179,6 +187,7 @@ def arcc(coherency: Tensor, complexity: Tensor, road: Tensor) -> Tensor:
     >>> arcc(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([0.25]))
     tensor([0.6000])
     """
+    check_values(coherency=coherency, complexity=complexity, road=road)
     return harmonic_mean(coherency, 1 - complexity, (2 * road).clamp(0, 1))
 
 
@@ -217,6 +226,7 @@ def sparsity(maps: Tensor) -> Tensor:
     >>> sparsity(torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]))
     tensor([0.7500, 0.0000])
     """
+    check_maps(maps=maps)
     values = at_least_float32(maps).abs().flatten(1).sort(dim=1).values  # ranks outgrow halves
     n = values.shape[1]
     ranks = torch.arange(1, n + 1, device=values.device, dtype=values.dtype)
@@ -248,8 +258,9 @@ def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
     >>> lp_norm(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), p=2)
     tensor([5.])
     """
-    if p < 0:
-        raise ValueError(f"p must not be negative; got {p}.")
+    check_maps(maps=maps)
+    if p != math.inf:  # which is the largest value
+        check_number("p", p, 0)
     return torch.linalg.vector_norm(maps, ord=p, dim=(1, 2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklcam.arguments import check_maps
 from sklcam.cam.base import at_least_float32
 from sklcam.metrics.confidence import is_constant
 
@@ -29,7 +30,7 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the maps are smaller than the window.
+        If the maps are smaller than the window, or not of one shape.
 
     References
     ----------
@@ -43,6 +44,7 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     >>> structural_similarity(maps, maps)
     tensor([1., 1.])
     """
+    check_maps(maps=maps, others=others)
     height, width = maps.shape[-2:]
     if min(height, width) < _WINDOW:
         raise ValueError(
@@ -108,5 +110,6 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     >>> ssim_consistency(maps, maps)
     tensor([1., 0.])
     """
+    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
     similarity = structural_similarity(view_of_maps, maps_of_view)
     return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)

@@ -7,9 +7,10 @@ and keeps nothing of a batch but one value per image and metric.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from difflib import get_close_matches
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from sklcam.cam import Method, TopK
-from sklcam.cam.base import draw_seed
+from sklcam.arguments import check_callable, check_count, check_number, describe
+from sklcam.cam import Method, Occlusion, TopK, get_method
+from sklcam.cam.base import check_batch_size, draw_seed
 from sklcam.explainer import CAMExplainer, ExplainerMixin
 from sklcam.labels import labels_for
 from sklcam.metrics.batch import Batch, Options, Shared
+from sklcam.metrics.localization import check_boxes
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation
 from sklcam.views import ViewSampler
 
@@ -143,11 +146,19 @@ def evaluate(
     ['0.9998', '0.9998', '0.9998']
     """
     names = _check_metrics(metrics)
-    _check_needs(names, boxes, masks, target, metric_params)
+    _check_needs(names, boxes, masks, target)
+    check_metric_params(metric_params)
+    check_batch_size(batch_size)
+    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
+        raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
     if score is None:
         check_has_probability(target, names, encoded=False)
+    else:
+        check_callable("score", score, "of the network's output that returns one number per image")
     if y is not None or "accuracy" in names:
         y = labels_for(X, y, "accuracy")
+        if y.ndim != 1:
+            raise ValueError(f"y must be one label per image; got shape {y.shape}.")
     estimator = as_explainer(estimator, X)
     estimator._network()  # an error if it is not fitted
     options = Options(
@@ -165,6 +176,7 @@ def evaluate(
         check_has_probability(encoded, names, encoded=True)
     truth = {"y": y, "boxes": boxes, "masks": masks}
     _check_lengths(truth, len(dataset))
+    _check_boxes(boxes)
     with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
         parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
         results = list(parts(estimator, X, target, truth, options, bar, n_jobs))
@@ -329,8 +341,21 @@ def check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -
         )
 
 
+def _check_boxes(boxes: Any) -> None:
+    for i, of_image in enumerate(() if boxes is None else boxes):
+        try:
+            check_boxes(of_image)
+        except ValueError as error:
+            raise ValueError(f"boxes[{i}]: {error}") from None
+
+
 def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
     for name, values in truth.items():
+        if values is not None and not isinstance(values, Sized):
+            raise ValueError(
+                f"{name} must be a sequence with an entry for each of {n_images} images; got "
+                f"{describe(values)}."
+            )
         if values is not None and len(values) != n_images:
             raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
 
@@ -360,9 +385,11 @@ def as_explainer(estimator: Any, X: Any) -> Any:
 
 
 def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
+    if not isinstance(metrics, Iterable):
+        raise ValueError(f"metrics must be a name or a sequence of names; got {describe(metrics)}.")
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
-        if name not in METRICS:
+        if not isinstance(name, str) or name not in METRICS:
             close = get_close_matches(str(name), METRICS, n=3) or sorted(METRICS)
             raise ValueError(f"There is no metric {name!r}. Did you mean: {', '.join(close)}?")
     if not names:
@@ -377,7 +404,6 @@ def _check_needs(
     boxes: Any,
     masks: Any,
     target: Any,
-    params: Mapping[str, Any] | None,
 ) -> None:
     chosen = set(names)
     if "localization_accuracy" in chosen and boxes is None:
@@ -387,18 +413,47 @@ def _check_needs(
         raise ValueError(f"{missing}: needs boxes or masks, where the objects of each image are.")
     if isinstance(target, TopK) or (not callable(target) and np.ndim(target) == 2):
         raise ValueError("evaluate explains one class per image; give one label each.")
+
+
+def check_metric_params(params: Any) -> None:
+    """Raise a ValueError unless options are of metrics that have them, and make sense."""
+    if not isinstance(params, Mapping | None):
+        raise ValueError(
+            f"metric_params must be a dict of options by metric; got {describe(params)}."
+        )
     unknown = sorted(set(params or {}) - set(METRICS))
     if unknown:
         raise ValueError(f"metric_params has options for what is no metric: {unknown}.")
     for name, options in (params or {}).items():
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"metric_params takes a dict of options of {name}; got {describe(options)}."
+            )
         wrong = sorted(set(options) - OPTIONS.get(name, set()))
         if wrong:
             known = ", ".join(f"{of}: {sorted(OPTIONS[of])}" for of in OPTIONS)
             raise ValueError(f"{name} has no options {wrong}; metric_params takes {known}.")
-    for name in ("start", "end"):
-        base = (params or {}).get("iauc", {}).get(name)
-        if base is not None and not callable(base):
-            raise ValueError(
-                f"{name} must be a callable that makes it from a batch of images, such as "
-                f"torch.zeros_like; got {type(base).__name__}."
-            )
+        for option, value in options.items():
+            _check_option(option, value)
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Check one option of a metric; names are of one meaning wherever they occur."""
+    if name in ("start", "end") and value is not None:
+        check_callable(
+            name, value, "that makes it from a batch of images, such as torch.zeros_like"
+        )
+    elif name == "n_steps":
+        check_count(name, value)
+    elif name in ("iou_threshold", "threshold"):
+        check_number(name, value, 0, 1)
+    elif name in ("tolerance", "noise"):
+        check_number(name, value, 0)
+    elif name == "method" and value is not None:
+        get_method(value).check()
+    elif name == "views" and not isinstance(value, ViewSampler | None):
+        raise ValueError(f"views must be a ViewSampler or None; got {describe(value)}.")
+    elif name == "occlusion":
+        if not isinstance(value, Occlusion):
+            raise ValueError(f"occlusion must be an Occlusion(); got {describe(value)}.")
+        value.check()

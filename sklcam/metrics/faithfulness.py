@@ -8,6 +8,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
+from sklcam.arguments import check_alike, check_count, check_maps, check_tensor
+
 
 def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:
     """Spearman's rank correlation of maps and reference maps.
@@ -35,13 +37,10 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.0, 1.0, 1.5]]]))
     tensor([1.])
     """
-    if maps.shape != references.shape:
-        raise ValueError(
-            f"maps and references must be of one shape; got {tuple(maps.shape)} and "
-            f"{tuple(references.shape)}."
-        )
-    if cell < 1:
-        raise ValueError(f"cell must be a positive number of pixels; got {cell}.")
+    check_maps(maps=maps)
+    check_tensor("references", references, "n_images", "height", "width", floating=False)
+    check_alike({"maps": maps, "references": references})
+    check_count("cell, a number of pixels,", cell)
     ranks = [
         rankdata(_means(stack.double(), cell).cpu().numpy(), axis=1) for stack in (maps, references)
     ]

@@ -8,12 +8,21 @@ the map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import find_objects, label
 from torch import Tensor
+
+from sklcam.arguments import (
+    check_alike,
+    check_maps,
+    check_number,
+    check_size,
+    check_tensor,
+    describe,
+)
 
 
 def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -45,10 +54,9 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     tensor([[[0.5000, 1.0000, 0.0000],
              [0.0000, 0.0000, 0.0000]]])
     """
-    height, width = size
+    height, width = check_size(size, "size")
     masks = []
-    for of_image in boxes:
-        corners = _check_boxes(of_image)
+    for corners in _check_boxes_of_images(boxes):
         rows = _coverage(corners[:, 1], corners[:, 3], height)
         columns = _coverage(corners[:, 0], corners[:, 2], width)
         products = rows[:, :, None] * columns[:, None, :]
@@ -155,11 +163,11 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     >>> box_from_map(torch.tensor([[[0.0, 0.9, 1.0], [0.0, 0.1, 0.0]]]))
     tensor([[1., 0., 3., 1.]])
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be a share of the maximum, in [0, 1]; got {threshold}.")
+    check_maps(maps=maps)
+    check_number("threshold, a share of the maximum,", threshold, 0, 1)
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     marked = ((maps >= threshold * peaks) & (maps > 0)).cpu().numpy()
-    boxes = np.array([_largest_box(of_map) for of_map in marked], dtype=np.float64)
+    boxes = np.array([_largest_box(of_map) for of_map in marked], dtype=np.float64).reshape(-1, 4)
     return torch.as_tensor(boxes).to(maps)
 
 
@@ -191,6 +199,16 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     >>> box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]))
     tensor(0.3333)
     """
+    for name, of in (("boxes", boxes), ("others", others)):
+        if not isinstance(of, Tensor) or of.ndim == 0 or of.shape[-1] != 4:
+            raise ValueError(f"{name} must be a Tensor of shape (..., 4); got {describe(of)}.")
+    try:
+        torch.broadcast_shapes(boxes.shape, others.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"boxes and others must broadcast; got shapes {tuple(boxes.shape)} and "
+            f"{tuple(others.shape)}."
+        ) from None
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
@@ -225,7 +243,12 @@ def localization_accuracy(
     >>> localization_accuracy(box, [torch.tensor([[0.0, 0.0, 4.0, 3.0]])])
     tensor([1.])
     """
-    fits = [_fits(box, of_image, iou_threshold) for box, of_image in zip(boxes, truth, strict=True)]
+    check_tensor("boxes", boxes, "n_images", "4", floating=False)
+    check_number("iou_threshold", iou_threshold, 0, 1)
+    corners = _check_boxes_of_images(truth, len(boxes))
+    fits = [
+        _fits(box, of_image, iou_threshold) for box, of_image in zip(boxes, corners, strict=True)
+    ]
     return torch.stack(fits).to(boxes.dtype)
 
 
@@ -274,9 +297,20 @@ def localization_error(
     >>> localization_error(boxes[:, :1], predicted[:, :1], truth, labels=torch.tensor([3]))
     tensor([1.])
     """
+    check_tensor("boxes", boxes, "n_images", "k", "4", floating=False)
+    check_tensor("predicted", predicted, "n_images", "k", floating=False)
+    check_tensor("labels", labels, "n_images", floating=False)
+    if predicted.shape != boxes.shape[:2] or len(labels) != len(boxes):
+        raise ValueError(
+            "boxes, predicted and labels must be of shapes (n_images, k, 4), (n_images, k) and "
+            f"(n_images,); got {tuple(boxes.shape)}, {tuple(predicted.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
+    check_number("iou_threshold", iou_threshold, 0, 1)
+    corners = _check_boxes_of_images(truth, len(boxes))
     errors = []
     for of_image, classes, true_boxes, of_class in zip(
-        boxes, predicted, truth, labels, strict=True
+        boxes, predicted, corners, labels, strict=True
     ):
         fits = torch.stack([_fits(box, true_boxes, iou_threshold) for box in of_image])
         errors.append(~(fits & (classes == of_class)).any())
@@ -284,8 +318,7 @@ def localization_error(
 
 
 def _fits(box: Tensor, truth: Tensor, iou_threshold: float) -> Tensor:
-    true_boxes = _check_boxes(truth).to(box)
-    return (box_iou(box, true_boxes) >= iou_threshold).any()
+    return (box_iou(box, truth.to(box)) >= iou_threshold).any()
 
 
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
@@ -318,8 +351,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     tensor([1.])
     """
     _check_masks(maps, masks)
-    if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative; got {tolerance}.")
+    check_number("tolerance, a number of pixels,", tolerance, 0)
     flat = maps.flatten(1)
     points = flat.argmax(dim=1)
     rows, columns = points // maps.shape[2], points % maps.shape[2]
@@ -430,11 +462,11 @@ def _play(
     maps: Tensor, masks: Tensor, threshold: float, tolerance: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return whether each map points at its class, is kept, and is of a class that is present."""
-    if maps.ndim != 4 or maps.shape != masks.shape:
-        raise ValueError(
-            f"maps and masks must be of one shape (n_images, k, height, width); got "
-            f"{tuple(maps.shape)} and {tuple(masks.shape)}."
-        )
+    axes = ("n_images", "k", "height", "width")
+    check_tensor("maps", maps, *axes)
+    check_tensor("masks", masks, *axes, floating=False)
+    check_alike({"maps": maps, "masks": masks})
+    check_number("threshold", threshold)
     points = pointing_game(maps.flatten(0, 1), masks.flatten(0, 1), tolerance=tolerance)
     pointed = points.view(maps.shape[:2]) > 0
     kept = maps.amax(dim=(2, 3)) >= threshold
@@ -472,7 +504,14 @@ def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) ->
     >>> seeds_iou(maps, torch.tensor([[[1, 0, 0, 0]]]))  # of 1/2, and 2/3 for the background
     tensor(0.5833)
     """
-    if maps.ndim != 4 or (len(maps), *maps.shape[2:]) != tuple(segmentations.shape):
+    check_tensor("maps", maps, "n_images", "n_classes", "height", "width")
+    check_tensor("segmentations", segmentations, "n_images", "height", "width", floating=False)
+    check_number("threshold", threshold)
+    if segmentations.is_floating_point():
+        raise ValueError(
+            f"segmentations must be integers, 0 for the background; got {describe(segmentations)}."
+        )
+    if (len(maps), *maps.shape[2:]) != tuple(segmentations.shape):
         raise ValueError(
             "maps must be (n_images, n_classes, height, width) and segmentations (n_images, "
             f"height, width); got {tuple(maps.shape)} and {tuple(segmentations.shape)}."
@@ -489,18 +528,48 @@ def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) ->
     return torch.stack(ious).mean() if ious else maps.new_tensor(float("nan"))
 
 
-def _check_boxes(boxes: Tensor) -> Tensor:
-    boxes = torch.as_tensor(boxes, dtype=torch.get_default_dtype()).reshape(-1, 4)
-    if not bool((boxes[:, :2] < boxes[:, 2:]).all()):
+def _check_boxes_of_images(boxes: Any, n_images: int | None = None) -> list[Tensor]:
+    """Return the boxes of each image as a float tensor (n_boxes, 4)."""
+    if not isinstance(boxes, Sequence | Tensor | np.ndarray) or isinstance(boxes, str):
         raise ValueError(
-            f"A box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {boxes.tolist()[:3]}."
+            f"There must be a sequence of boxes for each image; got {describe(boxes)}."
         )
-    return boxes
+    if not len(boxes) or (n_images is not None and len(boxes) != n_images):
+        wanted = "at least one image" if n_images is None else f"{n_images} images"
+        raise ValueError(f"There must be boxes of {wanted}; got those of {len(boxes)}.")
+    return [check_boxes(of_image) for of_image in boxes]
+
+
+def check_boxes(boxes: Any) -> Tensor:
+    """Return the boxes of one image as a float tensor (n_boxes, 4), each with some area."""
+    try:
+        numbers = boxes if isinstance(boxes, Tensor) else np.asarray(boxes, dtype=np.float64)
+        corners = torch.as_tensor(numbers, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"A box is (x1, y1, x2, y2), four numbers; got {describe(boxes)}."
+        ) from None
+    if not corners.numel():
+        return corners.reshape(0, 4)
+    if corners.ndim > 2 or corners.shape[-1:] != (4,):
+        raise ValueError(
+            "The boxes of an image must be of shape (n_boxes, 4), (x1, y1, x2, y2) each; got "
+            f"{tuple(corners.shape)}."
+        )
+    corners = corners.reshape(-1, 4)
+    if not bool((corners[:, :2] < corners[:, 2:]).all()):
+        raise ValueError(
+            f"A box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {corners.tolist()[:3]}."
+        )
+    return corners
 
 
 def _check_masks(maps: Tensor, masks: Tensor) -> None:
-    if maps.shape != masks.shape:
+    check_tensor("maps", maps, "n_images", "height", "width")
+    if not isinstance(masks, Tensor) or maps.shape != masks.shape:
+        came = tuple(masks.shape) if isinstance(masks, Tensor) else describe(masks)
         raise ValueError(
             f"There must be a mask of the map's size for each map; got masks of "
-            f"{tuple(masks.shape)} for maps of {tuple(maps.shape)}."
+            f"{came} for maps of {tuple(maps.shape)}."
         )
+    check_alike({"maps": maps, "masks": masks})

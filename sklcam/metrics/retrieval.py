@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
+from sklcam.arguments import check_count, describe
 
 # How many similarities are in memory at a time.
 _SIMILARITIES = 2**24
@@ -43,15 +45,19 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     >>> recall_at_k(embeddings, ["cat", "cat", "dog", "cat"])
     0.5
     """
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+    embeddings, labels = _as_array(embeddings), _as_array(labels)
+    fits = embeddings.ndim == 2 and embeddings.shape[1] and embeddings.dtype.kind in "biuf"
+    if not fits or labels.shape != embeddings.shape[:1]:
         raise ValueError(
-            "embeddings must be (n_images, dim) with one label each; got shapes "
-            f"{embeddings.shape} and {labels.shape}."
+            "embeddings must be numbers of shape (n_images, dim) with one label each; got "
+            f"{describe(embeddings)}, and labels of shape {labels.shape}."
         )
     n_images = len(embeddings)
-    if not isinstance(k, Integral) or not 1 <= k < n_images:
-        raise ValueError(f"k must be 1 to {n_images - 1}, the other images; got {k}.")
+    if n_images < 2:
+        raise ValueError(
+            f"There must be two images at least to find one by another; got {n_images}."
+        )
+    check_count("k, of the other images,", k, 1, n_images - 1)
     largest = np.abs(embeddings).max(axis=1, keepdims=True)
     if not (np.isfinite(largest) & (largest > 0)).all():
         raise ValueError("Some embeddings are zero or not finite, and are near to nothing.")
@@ -60,6 +66,14 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     indices, _ = nearest_neighbors(embeddings, embeddings, k, leave_one_out=True)
     return float((labels[indices] == labels[:, None]).any(axis=1).mean())
+
+
+def _as_array(values: Any) -> np.ndarray:
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"embeddings and labels must be arrays: {error}") from error
 
 
 def nearest_neighbors(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sklcam.metrics.evaluate import METRICS, OPTIONS, evaluate
+from sklcam.arguments import describe
+from sklcam.metrics.evaluate import METRICS, OPTIONS, check_metric_params, evaluate
 
 _OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
     "estimator", "X", "y", "metrics", "boxes", "masks", "metric_params", "progress",
@@ -185,10 +186,26 @@ def explanation_scorer(
             f"explanation_scorer has no options {unknown}; those of one metric go into "
             "metric_params."
         )
-    return ExplanationScorers([_known(name) for name in metrics], options or None, metric_params)
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        raise ValueError(f"metrics must be a sequence of names; got {describe(metrics)}.")
+    names = [_known(name) for name in metrics]
+    if not names:
+        raise ValueError("metrics is empty; name at least one.")
+    check_metric_params({_options_name(name): of for name, of in _items(metric_params)})
+    return ExplanationScorers(names, options or None, metric_params)
+
+
+def _items(metric_params: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(metric_params, Mapping | None):
+        raise ValueError(
+            f"metric_params must be a dict of options by metric; got {describe(metric_params)}."
+        )
+    return (metric_params or {}).items()
 
 
 def _known(name: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"A scorer has a name, such as 'adcc'; got {describe(name)}.")
     if name in METRICS and not METRICS[name]:
         raise ValueError(f"Lower is better for {name!r}, and higher for scorers: use 'neg_{name}'.")
     if name not in _NAMES:
@@ -214,7 +231,7 @@ def _score(
     masks: Any,
 ) -> dict[str, float]:
     """Evaluate once and return each metric's figure, signed so that higher is better."""
-    wanted = [_NAMES[name] for name in names]
+    wanted = [_NAMES[_known(name)] for name in names]
     result = evaluate(
         estimator,
         X,
@@ -222,7 +239,7 @@ def _score(
         metrics=wanted,
         boxes=boxes,
         masks=masks,
-        metric_params={_options_name(name): options for name, options in params.items()},
+        metric_params={_options_name(name): options for name, options in _items(params)},
         progress=False,
         **shared,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
 
+from sklcam.arguments import check_count, check_number, describe
 from sklcam.cam.base import draw_seed
 from sklcam.metrics.confidence import adcc
 
@@ -46,6 +48,7 @@ class Evaluation(Bunch):
             mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
             mean of the images' own.
         """
+        _check_options(level, n_resamples)
         rows = {}
         for name, figures in _figures(self, n_resamples, random_state).items():
             low, high = _interval(figures[1:], level)
@@ -59,7 +62,10 @@ class Evaluation(Bunch):
 
     def to_frame(self) -> Any:
         """Return a pandas data frame of one row per image; pandas must be installed."""
-        import pandas
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas") from error
 
         return pandas.DataFrame(dict(self))
 
@@ -80,7 +86,7 @@ class Summary(dict[str, Bunch]):
     """
 
     def __repr__(self) -> str:
-        width = max(map(len, self))
+        width = max(map(len, self), default=0)
         lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
         lines += [
             f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
@@ -131,6 +137,10 @@ def compare(
                       mean       std   interval
     complexity   -0.1000    0.0000   -0.1000 .. -0.1000
     """
+    for name, of in (("first", first), ("second", second)):
+        if not isinstance(of, Mapping):
+            raise ValueError(f"{name} must be an Evaluation; got {describe(of)}.")
+    _check_options(level, n_resamples)
     shared = [name for name in first if name in second]
     if not shared or len(first[shared[0]]) != len(second[shared[0]]):
         raise ValueError(
@@ -152,12 +162,23 @@ def compare(
     return Summary(rows)
 
 
+def _check_options(level: Any, n_resamples: Any) -> None:
+    check_number("level", level, 0, 1, ends=False)
+    check_count("n_resamples", n_resamples)
+
+
 def _column_of(row: str) -> str:
     return "adcc" if row == "mean_adcc" else row
 
 
 def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dict[str, np.ndarray]:
     """Return each row of a table over all images, and then over each resample of them."""
+    lengths = {name: len(values) for name, values in evaluation.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            "An evaluation needs a metric, and as many values of each; got "
+            f"{lengths or 'none at all'}."
+        )
     means = dict(
         zip(
             evaluation,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from skorch import NeuralNet
 
+from sklcam.arguments import describe
+from sklcam.explainer import CAMExplainer
 from sklcam.net import ImageNeuralNet
 from sklcam.persistence.encoding import Encoder
 from sklcam.persistence.errors import PersistenceError
@@ -41,6 +44,13 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
     >>> print(card.splitlines()[0])
     # ConsistentCAMClassifier
     """
+    if not isinstance(estimator, NeuralNet | CAMExplainer):
+        raise ValueError(
+            "model_card describes the estimators of sklcam and other skorch nets; got "
+            f"{describe(estimator)}."
+        )
+    if not isinstance(metrics, Mapping | None):
+        raise ValueError(f"metrics must be a dict of names to numbers; got {describe(metrics)}.")
     net = estimator if isinstance(estimator, NeuralNet) else getattr(estimator, "model", None)
     kind = type(estimator)
     known = [name for name in _own_names(estimator) if not may_be_known(name)]

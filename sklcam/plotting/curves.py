@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam.cam.base import draw_seed
+from sklcam.arguments import check_callable, describe
+from sklcam.cam.base import check_batch_size, draw_seed
 from sklcam.cam.targets import has_several
 from sklcam.explainer import AnyMethod
 from sklcam.metrics.batch import Batch, Options, Shared
@@ -17,11 +18,14 @@ from sklcam.metrics.causal import CausalCurves, deletion_auc, insertion_auc
 from sklcam.metrics.evaluate import (
     check_has_probability,
     check_maps_are_single,
+    check_metric_params,
     evaluate,
 )
 from sklcam.plotting.drawing import (
+    check_looks,
     check_matplotlib,
     check_option,
+    check_options,
     given_axes,
     line_styles,
     plain_legend,
@@ -34,6 +38,7 @@ from sklcam.plotting.pictures import (
 )
 from sklcam.views import ViewSampler
 
+_KINDS = ("hist", "ecdf")
 _CAUSAL = frozenset({"iauc", "dauc"})
 
 
@@ -104,6 +109,8 @@ class ConsistencyDisplay:
         ConsistencyDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options, _KINDS)
+        check_metric_params({"consistency": {"method": method, "views": views}})
         seed = draw_seed(random_state)  # all get the same views
         values = {
             name: evaluate(
@@ -161,7 +168,8 @@ class ConsistencyDisplay:
         check_matplotlib(f"{type(self).__name__}.plot")
         from matplotlib.ticker import MaxNLocator
 
-        check_option("kind", kind, ("hist", "ecdf"))
+        check_option("kind", kind, _KINDS)
+        check_looks(bins=bins)
         for name, of in self.values.items():
             if np.ndim(of) != 1 or not len(of) or not np.isfinite(of).all():
                 raise ValueError(
@@ -274,7 +282,12 @@ class CausalCurveDisplay:
         CausalCurveDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options)
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
+        check_metric_params(params)
+        check_batch_size(batch_size)
+        if score is not None:
+            check_callable("score", score, "of the network's output, one number per image")
         curves = {}
         for name, (explainer, method) in explained_columns(
             explainers_by_name(estimator, X), methods
@@ -301,7 +314,11 @@ class CausalCurveDisplay:
         CausalCurveDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
-        return cls(curves=named_values(curves, "map")).plot(ax=ax, **options)
+        named = named_values(curves, "map")
+        for name, of in named.items():
+            if not isinstance(of, CausalCurves):
+                raise ValueError(f"curves of {name!r} must be CausalCurves; got {describe(of)}.")
+        return cls(curves=named).plot(ax=ax, **options)
 
     @property
     def insertion_auc(self) -> dict[str, float]:

@@ -6,12 +6,15 @@ colour, so that a picture is legible in grey. Matplotlib is imported when someth
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+from sklcam.arguments import check_count, check_number, describe
 
 MAP_CMAP = "viridis"
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
@@ -48,6 +51,52 @@ def check_option(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {list(known)}; got {value!r}.")
 
 
+def check_options(
+    display: type, ax: Any, options: Mapping[str, Any], kinds: Sequence[str] = ()
+) -> None:
+    """Raise an error for what a display's plot would refuse, before anything is computed for it.
+
+    Parameters
+    ----------
+    display : class of displays
+    ax : Any
+        The axes that were given, or None.
+    options : mapping
+        Keyword arguments of its ``plot``.
+    kinds : sequence of str
+        What its ``kind`` may be.
+    """
+    known = set(inspect.signature(display.plot).parameters) - {"self", "ax"}  # type: ignore[attr-defined]
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(
+            f"{display.__name__} has no options {unknown}; its plot takes {sorted(known)}."
+        )
+    if ax is not None:
+        _check_axes(ax)
+    if "kind" in options:
+        check_option("kind", options["kind"], kinds)
+    check_looks(**options)
+
+
+def check_looks(**looks: Any) -> None:
+    """Raise a ValueError for looks that cannot be drawn; each of one meaning in all displays."""
+    from matplotlib.cm import ScalarMappable
+
+    for name, value in looks.items():
+        if name == "cmap":
+            ScalarMappable(cmap=value)  # matplotlib's error names the closest
+        elif name == "alpha" and isinstance(value, str):
+            check_option(name, value, ("map",))
+        elif name == "alpha":
+            check_number(name, value, 0, 1)
+        elif name == "limits" and value is not None:
+            if np.shape(value) != (2,) or not value[0] < value[1]:
+                raise ValueError(f"limits must be two numbers, low < high; got {value!r}.")
+        elif name in ("n_columns", "bins"):
+            check_count(name, value)
+
+
 def check_n_rows(n_rows: int, name: str) -> None:
     """Raise a ValueError for a picture that would be too high to be looked at."""
     if n_rows > _MOST_ROWS:
@@ -60,6 +109,8 @@ def check_n_rows(n_rows: int, name: str) -> None:
 def check_maps(maps: Mapping[str, Any], n_images: int) -> None:
     """Raise a ValueError unless there is one finite map (height, width) per image."""
     for name, of in maps.items():
+        if not isinstance(of, Sequence | np.ndarray) or isinstance(of, str):
+            raise ValueError(f"maps {name!r} must be one map for each image; got {describe(of)}.")
         if len(of) != n_images:
             raise ValueError(f"There are {len(of)} maps {name!r} for {n_images} images.")
         for map_ in of:
@@ -125,9 +176,7 @@ def axes_grid(
 
 def given_axes(ax: Any, shape: tuple[int, int], name: str) -> tuple[Any, np.ndarray]:
     """Return the figure of the axes that were given, and these in rows and columns."""
-    axes = np.asarray(ax, dtype=object)
-    if not all(hasattr(place, "imshow") for place in axes.flat):
-        raise ValueError(f"ax must be matplotlib axes; got {type(ax).__name__}.")
+    axes = _check_axes(ax)
     if axes.size != shape[0] * shape[1] or (axes.ndim == 2 and 1 not in shape != axes.shape):
         raise ValueError(
             f"{name} needs {shape[0]} x {shape[1]} axes here, rows by columns; ax has "
@@ -135,6 +184,13 @@ def given_axes(ax: Any, shape: tuple[int, int], name: str) -> tuple[Any, np.ndar
         )
     axes = axes.reshape(shape)
     return axes.flat[0].figure, axes
+
+
+def _check_axes(ax: Any) -> np.ndarray:
+    axes = np.asarray(ax, dtype=object)
+    if not all(hasattr(place, "imshow") for place in axes.flat):
+        raise ValueError(f"ax must be matplotlib axes; got {describe(ax)}.")
+    return axes
 
 
 def single_axes(ax: Any, width: float = 6.0, height: float = 4.2) -> tuple[Any, Any]:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sklcam.arguments import check_number, describe
 from sklcam.explainer import AnyMethod
 from sklcam.metrics.localization import box_from_map, box_iou
 from sklcam.plotting.drawing import (
@@ -16,9 +18,11 @@ from sklcam.plotting.drawing import (
     RIGHT,
     WRONG,
     axes_grid,
+    check_looks,
     check_maps,
     check_matplotlib,
     check_n_rows,
+    check_options,
     check_titles,
     draw_box,
     draw_map,
@@ -130,11 +134,13 @@ class LocalizationDisplay:
         LocalizationDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options)
         ((_, explainer),) = explainers_by_name({"": estimator}, X).items()
         dataset = explainer._image_dataset(X)
         check_n_rows(len(dataset), cls.__name__)
         labels = labels_of_images(X, y, len(dataset))
         checked = _true_boxes(boxes, len(dataset))
+        check_number("threshold, a share of the maximum,", threshold, 0, 1)
         display = cls(
             images=pictures_of(dataset),
             maps=list(explainer.explain(X, target, method=method, frame="image")),
@@ -231,6 +237,7 @@ class LocalizationDisplay:
         check_matplotlib(f"{type(self).__name__}.plot")
         check_maps({"": self.maps}, len(self.images))
         check_titles(self.labels, len(self.images))
+        check_looks(cmap=cmap, alpha=alpha, n_columns=n_columns)
         for i, (image, map_) in enumerate(zip(self.images, self.maps, strict=True)):
             if np.shape(map_) != image.shape[:2]:
                 raise ValueError(
@@ -263,6 +270,8 @@ class LocalizationDisplay:
 
 
 def _true_boxes(boxes: Any, n_images: int) -> list[np.ndarray]:
+    if not isinstance(boxes, Sequence | np.ndarray | Tensor):
+        raise ValueError(f"boxes must be a sequence of those of each image; got {describe(boxes)}.")
     if len(boxes) != n_images:
         raise ValueError(f"boxes has {len(boxes)} entries for {n_images} images.")
     checked = []

@@ -10,20 +10,25 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from sklcam.cam import GradCAM
+from sklcam.arguments import describe
+from sklcam.cam import GradCAM, get_method
 from sklcam.cam.base import draw_seed
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
+from sklcam.images import n_images
 from sklcam.metrics.consistency import ssim_consistency
+from sklcam.metrics.evaluate import check_metric_params
 from sklcam.plotting.drawing import (
     MAP_CMAP,
     RIGHT,
     TITLE,
     axes_grid,
+    check_looks,
     check_maps,
     check_matplotlib,
     check_n_rows,
     check_option,
+    check_options,
     check_titles,
     draw_box,
     draw_image,
@@ -45,6 +50,8 @@ from sklcam.plotting.pictures import (
     pictures_of,
 )
 from sklcam.views import Views, ViewSampler
+
+_KINDS = ("overlay", "map", "both")
 
 
 class CAMDisplay:
@@ -138,6 +145,7 @@ class CAMDisplay:
         CAMDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options, _KINDS)
         check_option("frame", frame, ("image", "input"))
         explainers = explainers_by_name(estimator, X)
         first = next(iter(explainers.values()))
@@ -236,7 +244,8 @@ class CAMDisplay:
             ``self``.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        check_option("kind", kind, ("overlay", "map", "both"))
+        check_option("kind", kind, _KINDS)
+        check_looks(cmap=cmap, alpha=alpha, limits=limits)
         check_maps(self.maps, len(self.images))
         check_titles(self.image_titles, len(self.images))
         kinds = ("map", "overlay") if kind == "both" else (kind,)
@@ -359,6 +368,8 @@ class ViewPairDisplay:
         ViewPairDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options)
+        check_metric_params({"consistency": {"method": method, "views": views}})
         method = GradCAM(relu=False) if method is None else method
         seed = draw_seed(random_state)
         maps: dict[str, np.ndarray] = {}
@@ -414,6 +425,7 @@ class ViewPairDisplay:
             ``self``.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
+        check_looks(cmap=cmap)
         check_maps(self.maps, len(self.images))
         check_maps(self.maps_of_views, len(self.images))
         n_columns = 2 + 3 * len(self.maps)
@@ -542,18 +554,24 @@ class MapGridDisplay:
         MapGridDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options)
         if not param_grid or not all(len(values) for values in param_grid.values()):
             raise ValueError("param_grid needs a parameter, and each parameter a value.")
+        if n_images(image) != 1:
+            raise ValueError(f"image must be one image; got {n_images(image)}.")
+        if method is not None:
+            get_method(method).check()
+        models = {  # all of them before the first is trained, as a name may be wrong
+            name: {value: clone(estimator).set_params(**{name: value}) for value in values}
+            for name, values in param_grid.items()
+        }
         maps: dict[str, dict[Any, np.ndarray]] = {}
         scores: dict[str, dict[Any, float]] = {}
-        for name, values in param_grid.items():
+        for name, of_values in models.items():
             maps[name], scores[name] = {}, {}
-            for value in values:
-                model = clone(estimator).set_params(**{name: value}).fit(X, y)
-                found = model.explain(image, method=method, frame="image")
-                if len(found) != 1:
-                    raise ValueError(f"image must be one image; got {len(found)}.")
-                maps[name][value] = found[0]
+            for value in list(of_values):
+                model = of_values.pop(value).fit(X, y)
+                (maps[name][value],) = model.explain(image, method=method, frame="image")
                 if X_test is not None:
                     scores[name][value] = model.score(X_test, y_test)
         (picture,) = pictures_of(model._image_dataset(image))
@@ -612,8 +630,16 @@ class MapGridDisplay:
             ``self``.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
+        if not isinstance(self.maps, Mapping) or not all(
+            isinstance(of, Mapping) for of in self.maps.values()
+        ):
+            raise ValueError(
+                "maps must be a dict of parameters to dicts of their values' maps; got "
+                f"{describe(self.maps)}."
+            )
         if not self.maps or not all(self.maps.values()):
             raise ValueError("maps is empty; give at least one for each parameter.")
+        check_looks(cmap=cmap, alpha=alpha)
         for of in self.maps.values():
             check_maps({str(value): [map_] for value, map_ in of.items()}, 1)
         limits = map_limits({name: list(of.values()) for name, of in self.maps.items()})

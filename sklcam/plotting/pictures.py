@@ -54,6 +54,7 @@ def explained_columns(explainers: Named, methods: Any) -> dict[str, tuple[Any, A
                 column = of_method or method_name(explainer._default_method())
             else:
                 column = name if len(named) == 1 else f"{name}, {of_method}"
+            explainer._method(method)  # an error if there is none, or its options make no sense
             columns[column] = (explainer, method)
     return columns
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from sklcam.arguments import describe
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
 from sklcam.plotting.drawing import (
@@ -16,8 +17,10 @@ from sklcam.plotting.drawing import (
     RIGHT,
     WRONG,
     axes_grid,
+    check_looks,
     check_matplotlib,
     check_n_rows,
+    check_options,
     draw_image,
     draw_map,
     map_limits,
@@ -142,6 +145,7 @@ class RetrievalDisplay:
         RetrievalDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_options(cls, ax, options)
         ((_, explainer),) = explainers_by_name({"": estimator}, query).items()
         if not isinstance(explainer, EmbeddingCAMExplainer):
             raise ValueError(
@@ -220,6 +224,12 @@ class RetrievalDisplay:
             raise ValueError(
                 "Give query_labels and gallery_labels, or neither: right and wrong take both."
             )
+        wanted = ("indices", "similarities", "query_maps", "neighbor_maps")
+        if not all(hasattr(found, name) for name in wanted):
+            raise ValueError(
+                f"neighbors must be what explain_neighbors returns, with {', '.join(wanted)}; got "
+                f"{describe(found)}."
+            )
         if len(found.indices) != len(queries):
             raise ValueError(f"neighbors has {len(found.indices)} rows for {len(queries)} queries.")
         named = right = None
@@ -262,6 +272,7 @@ class RetrievalDisplay:
             ``self``.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
+        check_looks(cmap=cmap, alpha=alpha)
         k = np.shape(self.similarities)[1]
         pairs = zip(self.queries, self.neighbors, strict=True)
         rows_of_images = [row for query, found in pairs for row in ([query], found)]

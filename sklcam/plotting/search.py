@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from sklcam.arguments import describe
 from sklcam.plotting.drawing import (
     COLORS,
     MAP_CMAP,
@@ -443,6 +444,10 @@ class TradeoffBoxDisplay:
 
 def _scores(cv_results: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidates' means and deviations of one score."""
+    if not isinstance(cv_results, Mapping):
+        raise ValueError(
+            f"cv_results must be the dict cv_results_ of a search; got {describe(cv_results)}."
+        )
     known = [key.removeprefix("mean_test_") for key in cv_results if key.startswith("mean_test_")]
     if name not in known:
         raise ValueError(

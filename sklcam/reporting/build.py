@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
+from sklcam.arguments import describe
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
 from sklcam.metrics import Evaluation, evaluate
@@ -159,8 +160,9 @@ def report(
     explainer = next(iter(explainers_by_name({"": estimator}, X).values()))
     n_all = len(explainer._image_dataset(X))
     labels = labels_of_images(X, y, n_all)
-    if names is not None and len(names) != n_all:
-        raise ValueError(f"names must have one entry for each of {n_all} images; got {len(names)}.")
+    if names is not None and (not isinstance(names, Sized) or len(names) != n_all):
+        came = f"{len(names)}" if isinstance(names, Sized) else describe(names)
+        raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
     if metrics is None:
         metrics = _default_metrics(explainer, labels, options)
         if "iauc" in metrics:
