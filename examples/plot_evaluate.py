@@ -129,7 +129,7 @@ for place, (name, title) in zip(axes.flat, shown.items(), strict=True):
     place.set_xlim(-0.03, 1.03)
     place.grid(axis="x", alpha=0.3)
 axes[0, 0].set_yticks(range(len(methods)), methods)
-axes[0, 0].invert_yaxis()
+axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # the first on top
 
 # %%
 # Behind two of the numbers are curves: the network's confidence while the brightest pixels of the
