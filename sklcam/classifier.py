@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sklcam.cam import GradCAM, target_scores
+from sklcam.cam import GradCAM
 from sklcam.cam.base import at_least_float32
 from sklcam.collapse import CollapseWarning, signs_of_collapse
 from sklcam.explainer import ExplainerMixin
@@ -492,7 +492,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def _explain_recorded(
         self, tape: Tape, logits: Tensor, classes: Tensor, create_graph: bool
     ) -> Tensor:
-        scores, to_grid = target_scores(logits, classes), self.target_layer_.to_grid
+        scores, to_grid = logits.gather(1, classes[:, None])[:, 0], self.target_layer_.to_grid
         if tape.activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled.
             scores = scores * to_grid(tape.activations).shape[-2:].numel()

@@ -39,6 +39,12 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
         to rounding. ``corner_maps``: maps that vary, and are highest in one of the four corners;
         none where a layer has no other places.
 
+    Raises
+    ------
+    ValueError
+        If logits and maps are not floating-point tensors, the classes not integers, or the three
+        not of the same images, at least one.
+
     Examples
     --------
     >>> import torch
@@ -112,7 +118,13 @@ class CollapseWarning(Callback):
         self.share = share
 
     def initialize(self) -> CollapseWarning:
-        """Check the parameters, and forget what was seen."""
+        """Check the parameters, and forget what was seen.
+
+        Raises
+        ------
+        ValueError
+            If the patience is no int >= 1, or the share is outside 0 to 1.
+        """
         check_count("patience", self.patience)
         check_number("share", self.share, 0, 1)
         self.collapsed_: dict[str, int] = {}

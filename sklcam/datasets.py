@@ -94,6 +94,11 @@ class LazyMask:
         Takes nothing and returns the mask, bool of shape (height, width). A
         ``functools.partial`` of a function of a module can be pickled.
 
+    Raises
+    ------
+    ValueError
+        If `read` cannot be called.
+
     Examples
     --------
     >>> from functools import partial
@@ -124,6 +129,11 @@ def load_digits(*, n_class: int = 10) -> Bunch:
     Bunch
         With ``data``, float32 in [0, 1] of shape (n_images, 8, 8); ``target``, the digits, int;
         ``target_names``; ``boxes`` and ``masks``, None; and ``DESCR``.
+
+    Raises
+    ------
+    ValueError
+        If `n_class` is no int from 1 to 10.
 
     Examples
     --------

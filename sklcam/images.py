@@ -731,8 +731,10 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
             f"but the images have {batch.shape[1]} channel(s)."
         )
     if statistic.device.type == "cpu":  # to look at it elsewhere, the host would have to wait
-        usable = statistic.isfinite() & ((statistic > 0) | (name == "mean"))
-        if not bool(usable.all()):
+        numbers = statistic.double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        limits = torch.finfo(batch.dtype)
+        low = limits.tiny if name == "std" else limits.min
+        if not ((numbers >= low) & (numbers <= limits.max)).all():
             wanted = "finite" if name == "mean" else "finite and positive"
             raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
     # So it would for a blocking copy to the device.

@@ -48,6 +48,12 @@ def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 2]
 
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels.
+
     References
     ----------
     Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 2.
@@ -132,6 +138,11 @@ class WarmUp:
     wait : int, default=0
         How many epochs the weight is 0 before.
 
+    Raises
+    ------
+    ValueError
+        If the weight is no finite number >= 0, ``epochs`` no int >= 1, or ``wait`` no int >= 0.
+
     Examples
     --------
     >>> from sklcam.loss import WarmUp
@@ -173,6 +184,11 @@ class Balanced:
     ----------
     ratio : float > 0
         How large the term's gradient is to be, in multiples of that of cross-entropy.
+
+    Raises
+    ------
+    ValueError
+        If the ratio is no finite number > 0.
 
     Notes
     -----
@@ -225,6 +241,11 @@ class GradientSizes:
     ----------
     averages : dict of str to scalar Tensor
         By term, on the device of the activations; nothing is read back to the host.
+
+    Raises
+    ------
+    ValueError
+        If the decay is no number from 0 to 1.
 
     Examples
     --------
@@ -340,6 +361,12 @@ class ConsistentCAMLoss:
     sizes : GradientSizes or None, default=None
         What is known of the gradients of earlier steps, and kept up to date, for balanced weights.
 
+    Raises
+    ------
+    ValueError
+        If a weight is neither a finite number >= 0, nor "auto" or Balanced; if p is neither 0 nor
+        at least 1; or if ``sizes`` is something else.
+
     References
     ----------
     Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 4.
@@ -435,7 +462,9 @@ class ConsistentCAMLoss:
         Raises
         ------
         ValueError
-            If a term is in use and its maps are missing.
+            If ``cross_entropy`` is no floating-point scalar; if a term is in use and its maps are
+            missing, do not fit each other or the views, or are compared at less than 11 x 11
+            pixels; or if a weight is balanced and no gradients were measured yet.
         """
         check_tensor("cross_entropy", cross_entropy)
         self._check_maps(maps, maps_of_view, views)

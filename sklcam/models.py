@@ -618,6 +618,12 @@ class TargetLayer:
         For outputs that no layout describes: takes the output and returns it as (n, K, u, v),
         differentiably.
 
+    Raises
+    ------
+    ValueError
+        If the name is empty or no str, the layout is not among these or has tokens and no grid,
+        `grid` is not of positive ints, `n_prefix` is no int >= 0, or `reshape` cannot be called.
+
     Examples
     --------
     >>> import torch

@@ -29,6 +29,11 @@ class Tape:
         if there are several. A score computed from the same pass can be differentiated with respect
         to it.
 
+    Raises
+    ------
+    RuntimeError
+        When the activations are asked for, if no layer was named or the layer did not run.
+
     Examples
     --------
     >>> import torch
@@ -366,6 +371,11 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
     ------
     Trunk
         It holds the outputs of the modules before the layer for as long as it lives.
+
+    Raises
+    ------
+    ValueError
+        If ``module`` is no nn.Module, or the layer is not part of it.
 
     Examples
     --------

@@ -123,7 +123,8 @@ class TripletCAM(Method):
         Raises
         ------
         ValueError
-            If there are no two images of a class, or no two classes.
+            If an option makes no sense, the explainer is no EmbeddingCAMExplainer, the labels are
+            not one per image, or there are no two images of a class, or no two classes.
         """
         self._check_options()
         if not isinstance(explainer, EmbeddingCAMExplainer):

@@ -34,6 +34,11 @@ class Views:
         at the ends (``align_corners=False``). They do not depend on the resolution, so that one
         view serves an image and a map of another size.
 
+    Raises
+    ------
+    ValueError
+        If the matrix is not a floating-point tensor of shape (n_images, 2, 3).
+
     Examples
     --------
     >>> import torch
@@ -54,7 +59,13 @@ class Views:
 
     @classmethod
     def identity(cls, n_images: int) -> Views:
-        """Return the views that change nothing."""
+        """Return the views that change nothing.
+
+        Raises
+        ------
+        ValueError
+            If ``n_images`` is no int >= 0.
+        """
         check_count("n_images", n_images, 0)
         return cls(torch.eye(2, 3).repeat(n_images, 1, 1))
 
@@ -72,6 +83,12 @@ class Views:
         Returns
         -------
         Views
+
+        Raises
+        ------
+        ValueError
+            If the boxes are not a floating-point tensor of shape (n_images, 4), or ``flip`` is not
+            bool with an entry for each.
         """
         check_tensor("boxes", boxes, "n_images", "4")
         check_tensor("flip", flip, "n_images", floating=False)
@@ -114,7 +131,7 @@ class Views:
         Raises
         ------
         ValueError
-            If there is not one view per image.
+            If the images are not a tensor of three or four axes, or not as many as the views.
         """
         if not isinstance(images, Tensor) or images.ndim not in (3, 4):
             raise ValueError(
@@ -162,6 +179,12 @@ class ViewSampler:
     flip : float in [0, 1], default=0.5
         Probability of the flip.
 
+    Raises
+    ------
+    ValueError
+        If ``scale`` is no range within (0, 1], ``ratio`` no range of positive numbers, or ``flip``
+        outside 0 to 1.
+
     References
     ----------
     Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.3.1.
@@ -205,6 +228,12 @@ class ViewSampler:
         -------
         Views
             On the CPU: the same seed gives the same views whatever the device of the images.
+
+        Raises
+        ------
+        ValueError
+            If ``n_images`` is no int >= 0, a side is no positive int, or ``generator`` is no
+            generator.
         """
         check_count("n_images", n_images, 0)
         size = check_size(size, "size")

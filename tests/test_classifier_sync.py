@@ -148,6 +148,7 @@ def test_a_step_needs_no_values(options, monkeypatch):
 def test_a_step_copies_without_blocking(options, monkeypatch):
     without_records(monkeypatch)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # has no "meta"
+    monkeypatch.setattr("sklcam.net._check_device", lambda device: None)  # refuses "meta"
     _, step = stepping(device="meta", **options)
     mode = NoBlockingCopies()
     assert step(mode)["loss"].device.type == "meta"

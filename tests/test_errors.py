@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import io
 import re
 import sys
@@ -1657,6 +1658,24 @@ def public_names() -> set[str]:
 def test_every_public_name_has_its_rows():
     without = public_names() - REFUSALS.keys() - FILES.keys()
     assert without == TAKES_NOTHING_WRONG.keys()
+
+
+def public_functions() -> dict[str, Callable]:
+    """The functions among the public names, from wherever the reference has them."""
+    reference = (Path(__file__).parent.parent / "docs" / "api.rst").read_text()
+    homes = {f"sklcam{of}" for of in PACKAGES} | set(re.findall(r"module:: (\S+)", reference))
+    modules = [importlib.import_module(home) for home in sorted(homes)]
+    named = [(name, getattr(of, name, None)) for of in modules for name in public_names()]
+    return {name: found for name, found in named if inspect.isfunction(found)}
+
+
+FUNCTIONS = public_functions()
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() & {*REFUSALS, *FILES}))
+def test_what_a_function_refuses_is_in_its_docstring(name):
+    docstring = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert re.search(r"^Raises\n------$", docstring, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM"])

@@ -75,6 +75,18 @@ class Subject:
     scores : Tensor of shape (n_images, k)
         Those of the classes or directions, or of the callable with k = 1.
 
+    Raises
+    ------
+    AttributeError
+        If the network has no layer of a target layer's name.
+    RuntimeError
+        If a layer does not run in the pass.
+    TypeError
+        If a layer's output is not a tensor.
+    ValueError
+        If the network is no nn.Module, a layer no TargetLayer, the inputs hold no images, ``graph``
+        is not among these, or the target does not fit the output.
+
     Examples
     --------
     >>> import torch
@@ -677,6 +689,12 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     -------
     Tensor of shape (..., height, width)
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (..., height, width), or a side is no
+        positive int.
+
     Examples
     --------
     >>> import torch
@@ -704,6 +722,11 @@ def min_max(maps: Tensor) -> Tensor:
     -------
     Tensor of the same shape
         A map that is constant, up to rounding, becomes all zeros and has a gradient of zero.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (..., height, width).
 
     Examples
     --------

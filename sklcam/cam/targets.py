@@ -35,6 +35,11 @@ class TopK(DeferredTarget):
     ----------
     k : int >= 1
 
+    Raises
+    ------
+    ValueError
+        If k is no int >= 1.
+
     Examples
     --------
     >>> import torch
@@ -129,7 +134,8 @@ def check_indices(target: Tensor, n_classes: int) -> None:
     """Raise a ValueError for indices of classes that are not there, if the host can see them."""
     if target.device.type != "cpu" or not target.numel():  # the host would have to wait for them
         return
-    low, high = int(target.min()), int(target.max())
+    indices = target.numpy()
+    low, high = indices.min(), indices.max()
     if low < 0 or high >= n_classes:
         raise ValueError(
             f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "

@@ -104,6 +104,11 @@ def blur(images: Tensor) -> Tensor:
     -------
     Tensor of the same shape
 
+    Raises
+    ------
+    ValueError
+        If the images are not a floating-point tensor of shape (n_images, channels, height, width).
+
     References
     ----------
     Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models",
@@ -212,6 +217,14 @@ def insertion_curve(
     InsertionCurve
         From ``n_steps`` + 1 images through the network for each image.
 
+    Raises
+    ------
+    ValueError
+        If there are no images, the maps do not fit them or have NaN, ``n_steps`` is not from 1 to
+        the number of pixels, ``full`` is not one score per image, or ``batch_size`` is under 1; if
+        ``score`` returns anything but one number per image, or ``start`` is or makes anything but
+        images of the same shape.
+
     Examples
     --------
     >>> import torch
@@ -247,6 +260,14 @@ def deletion_curve(
     -------
     DeletionCurve
         From ``n_steps`` + 1 images through the network for each image.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, the maps do not fit them or have NaN, ``n_steps`` is not from 1 to
+        the number of pixels, ``full`` is not one score per image, or ``batch_size`` is under 1; if
+        ``score`` returns anything but one number per image, or ``end`` is or makes anything but
+        images of the same shape.
 
     Examples
     --------
@@ -379,6 +400,11 @@ def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better.
 
+    Raises
+    ------
+    ValueError
+        If there is no insertion among the curves.
+
     Examples
     --------
     >>> import torch
@@ -401,6 +427,11 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If there is no deletion among the curves.
 
     Examples
     --------
@@ -447,6 +478,13 @@ def road(
     Tensor of shape (n_images,), in [-0.5, 0.5]; higher is better.
         Half the score without the least relevant pixels, minus that without the most relevant,
         averaged over the percentiles.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or the maps do not fit them or have NaN; if a percentile is not
+        between 0 and 100 or there is none, the noise is negative, ``batch_size`` is under 1, or
+        ``generator`` is no generator; or if ``score`` returns anything but one number per image.
 
     References
     ----------
@@ -504,6 +542,12 @@ def impute(
         Neighbours along rows and columns weigh 1/6, along diagonals 1/12. Where all is removed, it
         is zero but for the noise, which is the same for every image: an image is filled in alike in
         every batch.
+
+    Raises
+    ------
+    ValueError
+        If the images are not floating-point, ``removed`` is not bool or not of their size, the
+        noise is negative, or ``generator`` is no generator.
 
     References
     ----------

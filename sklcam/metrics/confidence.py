@@ -27,6 +27,12 @@ def average_drop(full: Tensor, masked: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; lower is better.
 
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
+
     References
     ----------
     Chattopadhay et al., "Grad-CAM++", WACV 2018; Poppi et al., "Revisiting the Evaluation of Class
@@ -54,6 +60,12 @@ def average_increase(full: Tensor, masked: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,), 0 or 1; higher is better.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
 
     References
     ----------
@@ -85,6 +97,12 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. 0 where one of the maps is constant,
     which has no correlation with anything.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device.
 
     References
     ----------
@@ -118,6 +136,11 @@ def complexity(maps: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; lower is better.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width).
+
     References
     ----------
     Poppi et al., "Revisiting the Evaluation of Class Activation Mapping for Explainability",
@@ -150,6 +173,12 @@ def adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. 0 where one of the terms is 0.
 
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
+
     References
     ----------
     Poppi et al., "Revisiting the Evaluation of Class Activation Mapping for Explainability",
@@ -179,6 +208,12 @@ def arcc(coherency: Tensor, complexity: Tensor, road: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. 0 where one of the terms is 0.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
 
     Examples
     --------
@@ -215,6 +250,11 @@ def sparsity(maps: Tensor) -> Tensor:
     Tensor of shape (n_images,), in [0, 1); higher is sparser. 0 for an even map, and for a map of
     zeros.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width).
+
     References
     ----------
     Hurley, Rickard, "Comparing Measures of Sparsity", 2009; Chalasani et al., ICML 2020.
@@ -246,6 +286,12 @@ def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,); lower is sparser. It grows with the number of pixels.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or p is no
+        number >= 0.
 
     References
     ----------

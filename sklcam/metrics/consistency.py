@@ -92,6 +92,12 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [-1, 1]; higher is better.
 
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels.
+
     Notes
     -----
     SSIM finds two empty maps alike, so that a network without explanations would win: where either

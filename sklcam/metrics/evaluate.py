@@ -218,6 +218,14 @@ def consistency_score(
     -------
     float, in [-1, 1]; higher is better. The paper prints it times 100.
 
+    Raises
+    ------
+    NotFittedError
+        If the estimator has not been fitted.
+    ValueError
+        If the estimator does not explain, or X, the method, the views or the seed make no sense; or
+        if images are smaller, as the network gets them, than SSIM's window of 11 x 11 pixels.
+
     Warns
     -----
     UserWarning

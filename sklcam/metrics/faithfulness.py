@@ -26,6 +26,12 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     -------
     Tensor of shape (n_images,), in [-1, 1]; higher is better. 0 where one of them is constant.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), the
+        references not a tensor of the same shape on the same device, or ``cell`` is no int >= 1.
+
     References
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 5.3.

@@ -84,6 +84,12 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. 0 for a map of zeros.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
+
     References
     ----------
     Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4.
@@ -115,6 +121,12 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     Tensor of shape (n_images,), >= 0; higher is better, 1 for an even map.
         Infinite where all of the map is inside; NaN where the map is zero, or where there is no
         inside or no outside.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
 
     References
     ----------
@@ -150,6 +162,12 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     Tensor of shape (n_images, 4), float
         ``(x1, y1, x2, y2)``, edges of pixels; zeros for a map of zeros. Pixels are connected along
         rows and columns; of parts of one size, the one that comes first in raster order.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the
+        threshold is outside 0 to 1.
 
     References
     ----------
@@ -191,6 +209,11 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (...,), in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If they are not tensors whose last axis is of length 4, or do not broadcast.
 
     Examples
     --------
@@ -234,6 +257,12 @@ def localization_accuracy(
     Returns
     -------
     Tensor of shape (n_images,), 0 or 1; higher is better. 0 for an image without true boxes.
+
+    Raises
+    ------
+    ValueError
+        If the boxes are not a tensor of shape (n_images, 4), or the true ones not of as many
+        images, with x1 < x2 and y1 < y2; or if ``iou_threshold`` is outside 0 to 1.
 
     Examples
     --------
@@ -280,6 +309,12 @@ def localization_error(
     Returns
     -------
     Tensor of shape (n_images,), 0 or 1; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, there are true boxes of more or fewer images, a true box is not
+        (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or ``iou_threshold`` is outside 0 to 1.
 
     References
     ----------
@@ -338,6 +373,12 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     Tensor of shape (n_images,), 0 or 1; higher is better. 0 for a constant map, which points
     nowhere.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device; or if the tolerance is no number >= 0.
+
     References
     ----------
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, section 4.1.
@@ -383,6 +424,13 @@ def pointing_game_with_rejection(
     Tensor of shape (n_images, k), 0 or 1; higher is better.
         1 where the class is present, kept and pointed at, or absent and rejected. The mean is the
         accuracy of Grad-CAM's version of the game, which counts recall too.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, k, height, width), or the
+        masks not a tensor of the same shape on the same device; if the threshold is no finite
+        number, or the tolerance no number >= 0.
 
     References
     ----------
@@ -440,6 +488,13 @@ def pointing_precision_recall(
     PrecisionRecall
         Higher is better for both; a higher threshold trades recall for precision.
 
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, k, height, width), or the
+        masks not a tensor of the same shape on the same device; if the threshold is no finite
+        number, or the tolerance no number >= 0.
+
     References
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3.
@@ -490,6 +545,12 @@ def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) ->
     -------
     Tensor of shape (), in [0, 1]; higher is better.
         The mean over the background and the classes that are in the segmentations or the seeds.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, n_classes, height, width),
+        the segmentations not integers of the same size, or the threshold is no finite number.
 
     References
     ----------

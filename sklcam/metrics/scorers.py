@@ -29,6 +29,13 @@ class ExplanationScorer(BaseEstimator):
     options : dict or None, default=None
         Keyword arguments of :func:`evaluate` and of the metric.
 
+    Raises
+    ------
+    NotFittedError
+        When it is called, if the estimator has not been fitted.
+    ValueError
+        When it is called, if there is no such scorer, or :func:`evaluate` refuses what it is given.
+
     Examples
     --------
     >>> import torch
@@ -73,6 +80,13 @@ class ExplanationScorers(BaseEstimator):
         Keyword arguments of :func:`evaluate`.
     metric_params : dict or None, default=None
         Options of the metrics, by name.
+
+    Raises
+    ------
+    NotFittedError
+        When it is called, if the estimator has not been fitted.
+    ValueError
+        When it is called, if there is no such scorer, or :func:`evaluate` refuses what it is given.
 
     Examples
     --------

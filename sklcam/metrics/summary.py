@@ -47,6 +47,12 @@ class Evaluation(Bunch):
             A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
             mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
             mean of the images' own.
+
+        Raises
+        ------
+        ValueError
+            If ``level`` is not between 0 and 1, ``n_resamples`` is no int >= 1, or there is no
+            metric, or not as many values of each.
         """
         _check_options(level, n_resamples)
         rows = {}
@@ -57,7 +63,13 @@ class Evaluation(Bunch):
         return Summary(rows)
 
     def means(self) -> dict[str, float]:
-        """Return each metric's mean over the images, as :meth:`summary` has it."""
+        """Return each metric's mean over the images, as :meth:`summary` has it.
+
+        Raises
+        ------
+        ValueError
+            If there is no metric, or not as many values of each.
+        """
         return {name: float(figures[0]) for name, figures in _figures(self, 0, 0).items()}
 
     def to_frame(self) -> Any:

@@ -37,6 +37,11 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         how to load it and with which versions. The purpose, the data and the limitations are left
         for the author to write.
 
+    Raises
+    ------
+    ValueError
+        If `estimator` is none of these, or `metrics` no dict.
+
     Examples
     --------
     >>> from sklcam import ConsistentCAMClassifier, model_card

@@ -107,6 +107,19 @@ class ConsistencyDisplay:
         Returns
         -------
         ConsistencyDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If an estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If an estimator does not explain; if images are smaller, as the network gets them, than
+            SSIM's window of 11 x 11 pixels; or if the images, method, views, seed, axes or looks
+            make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options, _KINDS)
@@ -139,6 +152,13 @@ class ConsistencyDisplay:
         Returns
         -------
         ConsistencyDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If the values are not one finite number per image, or the axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         named = {
@@ -164,6 +184,14 @@ class ConsistencyDisplay:
         -------
         ConsistencyDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If the values are not one finite number per image, ``kind`` is not among these, ``bins``
+            is no int >= 1, or ``ax`` is not one Axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         from matplotlib.ticker import MaxNLocator
@@ -280,6 +308,19 @@ class CausalCurveDisplay:
         Returns
         -------
         CausalCurveDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If an estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If an estimator does not explain; if the images, methods or target make no sense, or an
+            image would have several maps; if a target without a probability comes without a score;
+            or if another argument does not fit.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
@@ -312,6 +353,13 @@ class CausalCurveDisplay:
         Returns
         -------
         CausalCurveDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If what is given is not CausalCurves, or is an empty dict, or if ``ax`` is not two axes.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         named = named_values(curves, "map")
@@ -344,6 +392,13 @@ class CausalCurveDisplay:
         -------
         CausalCurveDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``ax`` is not two axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         figure, axes = _pair_of_axes(ax, type(self).__name__)

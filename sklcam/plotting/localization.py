@@ -132,6 +132,19 @@ class LocalizationDisplay:
         Returns
         -------
         LocalizationDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If the estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If the estimator does not explain; if there are over 100 images; if there are not boxes
+            for each image, (x1, y1, x2, y2) with x1 < x2 and y1 < y2; if the threshold is outside 0
+            to 1; or if the images, labels, method, target, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
@@ -183,6 +196,16 @@ class LocalizationDisplay:
         Returns
         -------
         LocalizationDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there is not one finite map and one label for each image, or a map is not of its
+            image's size; if there are not boxes for each image, (x1, y1, x2, y2) with x1 < x2 and
+            y1 < y2; if the threshold is outside 0 to 1; or if the images, axes or looks make no
+            sense.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         pictures = pictures_of(own_size_dataset(images))
@@ -233,6 +256,15 @@ class LocalizationDisplay:
         -------
         LocalizationDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there is not one finite map and one label for each image, or a map is not of its
+            image's size; if the threshold is outside 0 to 1, a look makes no sense, or there are
+            more or fewer axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         check_maps({"": self.maps}, len(self.images))

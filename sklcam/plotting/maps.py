@@ -143,6 +143,18 @@ class CAMDisplay:
         Returns
         -------
         CAMDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If an estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If an estimator does not explain; if there are over 100 images; or if the images,
+            labels, methods, target, frame, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options, _KINDS)
@@ -198,6 +210,14 @@ class CAMDisplay:
         Returns
         -------
         CAMDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there is not one finite map (height, width) and one title for each image, or the
+            images, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         named = named_values(maps, "map")
@@ -242,6 +262,15 @@ class CAMDisplay:
         -------
         CAMDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there is not one finite map (height, width) and one title for each image; if ``kind``
+            or a look makes no sense, there are more or fewer axes, or a new figure would have over
+            100 rows.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         check_option("kind", kind, _KINDS)
@@ -366,6 +395,19 @@ class ViewPairDisplay:
         Returns
         -------
         ViewPairDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If an estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If an estimator does not explain; if there are over 100 images, or they are smaller, as
+            the network gets them, than SSIM's window of 11 x 11 pixels; or if the images, method,
+            views, seed, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
@@ -423,6 +465,15 @@ class ViewPairDisplay:
         -------
         ViewPairDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there are not two finite maps (height, width) for each image, or they are smaller
+            than SSIM's window of 11 x 11 pixels; if the colour map is not known, there are more or
+            fewer axes, or a new figure would have over 100 rows.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         check_looks(cmap=cmap)
@@ -552,6 +603,16 @@ class MapGridDisplay:
         Returns
         -------
         MapGridDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If ``image`` is not one image, ``param_grid`` has nothing or what is no parameter, or
+            the method, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
@@ -602,6 +663,14 @@ class MapGridDisplay:
         Returns
         -------
         MapGridDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``image`` is no image, there is a parameter without a map or none at all, a map is
+            not finite or not (height, width), or the axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         (picture,) = pictures_of(own_size_dataset(np.asarray(image)[None]))
@@ -628,6 +697,14 @@ class MapGridDisplay:
         -------
         MapGridDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If there is a parameter without a map or none at all, a map is not finite or not
+            (height, width), a look makes no sense, or there are more or fewer axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         if not isinstance(self.maps, Mapping) or not all(

@@ -143,6 +143,19 @@ class RetrievalDisplay:
         Returns
         -------
         RetrievalDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If the estimator has not been fitted.
+        TypeError
+            If there is an option that :meth:`plot` does not take.
+        ValueError
+            If the estimator does not search by embeddings; if there are over 50 queries, or k is
+            not from 1 to the number of images in the gallery; if labels are given of one of the two
+            only, or not one per image; or if the images, method, axes or looks make no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
@@ -194,6 +207,15 @@ class RetrievalDisplay:
         Returns
         -------
         RetrievalDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``neighbors`` is not what explain_neighbors returns of these queries; if labels are
+            given of one of the two only, or not one per image; or if the images, axes or looks make
+            no sense.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         queries, others = own_size_dataset(query), own_size_dataset(gallery)
@@ -270,6 +292,14 @@ class RetrievalDisplay:
         -------
         RetrievalDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If a look makes no sense, there are more or fewer axes, or a new figure would have over
+            100 rows.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         check_looks(cmap=cmap, alpha=alpha)

@@ -116,6 +116,18 @@ class TradeoffDisplay:
         Returns
         -------
         TradeoffDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If the search has not been fitted.
+        TypeError
+            If ``search`` is no estimator.
+        ValueError
+            If the search has no such score or parameter, no candidate has both scores, or ``ax`` is
+            not one Axes.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_is_fitted(search, "cv_results_")
@@ -153,6 +165,14 @@ class TradeoffDisplay:
         Returns
         -------
         TradeoffDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``cv_results`` is no dict, or has no such score or parameter, no candidate has both
+            scores, or ``ax`` is not one Axes.
         """
         check_matplotlib(f"{cls.__name__}.from_cv_results")
         (x_mean, x_error), (y_mean, y_error) = (_scores(cv_results, name) for name in (x, y))
@@ -202,6 +222,13 @@ class TradeoffDisplay:
         -------
         TradeoffDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If no candidate has both scores, there is no such parameter, or ``ax`` is not one Axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         scored = np.flatnonzero(np.isfinite(self.x) & np.isfinite(self.y))
@@ -348,6 +375,18 @@ class TradeoffBoxDisplay:
         Returns
         -------
         TradeoffBoxDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        NotFittedError
+            If the search has not been fitted.
+        TypeError
+            If ``search`` is no estimator.
+        ValueError
+            If the search has no such score or parameter, the baseline is not one candidate for each
+            value, or ``ax`` is not one Axes.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         check_is_fitted(search, "cv_results_")
@@ -375,6 +414,14 @@ class TradeoffBoxDisplay:
         Returns
         -------
         TradeoffBoxDisplay
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``cv_results`` is no dict, or has no such score or parameter, the baseline is not one
+            candidate for each value, or ``ax`` is not one Axes.
         """
         check_matplotlib(f"{cls.__name__}.from_cv_results")
         means, _ = _scores(cv_results, score)
@@ -412,6 +459,13 @@ class TradeoffBoxDisplay:
         -------
         TradeoffBoxDisplay
             ``self``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing; it comes with the extra ``plot``.
+        ValueError
+            If ``ax`` is not one Axes.
         """
         check_matplotlib(f"{type(self).__name__}.plot")
         self.figure_, self.ax_ = single_axes(ax, width=1.8 + 1.1 * len(self.values))
