@@ -245,7 +245,7 @@ class GradientSizes:
     Raises
     ------
     ValueError
-        If the decay is no number from 0 to 1.
+        If the decay is no number from 0 up to, but not including, 1.
 
     Examples
     --------
@@ -261,6 +261,8 @@ class GradientSizes:
 
     def __init__(self, decay: float = 0.9):
         check_number("decay", decay, 0, 1)
+        if decay == 1:
+            raise ValueError("decay must be under 1, or an average stays at its first value.")
         self.decay = decay
         self.averages: dict[str, Tensor] = {}
 

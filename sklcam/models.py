@@ -647,6 +647,8 @@ class TargetLayer:
             raise ValueError(f'layout must be "nchw", "nhwc" or "tokens", got {self.layout!r}.')
         if self.layout == "tokens" and self.grid is None:
             raise ValueError(f"Target layer {self.name!r} has tokens; give grid=(rows, columns).")
+        if self.grid is not None and not isinstance(self.grid, tuple):
+            raise ValueError(f"grid must be a tuple (rows, columns); got {describe(self.grid)}.")
         if self.grid is not None:
             check_size(self.grid, "grid")
         check_count("n_prefix", self.n_prefix, 0)

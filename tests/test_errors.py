@@ -699,6 +699,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("infinite", lambda: Balanced(INF), "ratio must be a finite number > 0; got inf"),
     ],
     "GradientSizes": [
+        ("1", lambda: GradientSizes(1), "decay must be under 1"),
         ("2", lambda: GradientSizes(2), "decay must be a number from 0 to 1; got 2"),
         ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to 1; got 'a'"),
     ],
@@ -713,6 +714,7 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "CollapseWarning": [
         ("0", lambda: CollapseWarning(patience=0).initialize(), "patience must be an int >= 1; go"),
+        ("no share", lambda: CollapseWarning(share=0).initialize(), "share must be above 0"),
         ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number from 0 to 1"),
     ],
     "signs_of_collapse": [
@@ -958,6 +960,11 @@ REFUSALS: dict[str, list[Row]] = {
     "seeds_iou": [
         ("None", lambda: metrics.seeds_iou(None, MAPS.long()), "maps must be .* got None"),
         ("no classes", lambda: metrics.seeds_iou(MAPS, MAPS.long()), "n_classes, height, width"),
+        (
+            "5",
+            lambda: metrics.seeds_iou(IMAGES, MAPS.long() + 5),
+            "have a class 5; there are 1 maps",
+        ),
         ("shares", lambda: metrics.seeds_iou(IMAGES, MAPS), "segmentations must be integers"),
         ("smaller", lambda: metrics.seeds_iou(IMAGES, MAPS[:, 1:].long()), r"\(2, 11, 12\)"),
         (
@@ -1425,8 +1432,9 @@ REFUSALS: dict[str, list[Row]] = {
         ("no name", lambda: TargetLayer(""), "A target layer needs a name"),
         ("a number", lambda: TargetLayer(3), "A target layer's name is a str; got an int, 3"),
         ("a layout", lambda: TargetLayer("a", "nwhc"), 'layout must be "nchw", .* got .nwhc'),
+        ("a number of tokens", lambda: TargetLayer("a", "tokens", grid=7), "grid must be a tuple"),
         ("no grid", lambda: TargetLayer("a", "tokens"), "has tokens; give grid=.rows, columns"),
-        ("a grid", lambda: TargetLayer("a", "tokens", grid="ab"), "grid must be .* got 'ab'"),
+        ("a grid", lambda: TargetLayer("a", "tokens", grid="ab"), "grid must be a tuple .* 'ab'"),
         ("prefix", lambda: TargetLayer("a", n_prefix=-1), "n_prefix must be an int >= 0; got -1"),
         ("reshape", lambda: TargetLayer("a", reshape=3), "reshape must be a callable .* an int, 3"),
         ("None", lambda: TargetLayer("a").to_grid(None), "should give a Tensor .* got NoneType"),

@@ -118,6 +118,10 @@ def test_heatmap_ratio_by_hand():
     masks = torch.tensor([[[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 1]]])
     assert_allclose(heatmap_ratio(maps, masks.bool()), [4 / 10, 1])
     assert_allclose(heatmap_ratio(maps, masks / 2), [2 / 10, 0.5])
+    for marked in (masks, 255 * masks.to(torch.uint8)):  # what marks the object is no weight
+        assert_allclose(heatmap_ratio(maps, marked), [4 / 10, 1])
+        expected = inside_outside_ratio(maps, masks.bool())
+        assert_allclose(inside_outside_ratio(maps, marked), expected)
 
 
 @pytest.mark.parametrize("box", [(0, 0, W, H), (2, 1, 5, 4), (0.5, 0.5, 7.25, 3), (-4, -4, 3, 3)])

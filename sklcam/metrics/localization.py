@@ -77,8 +77,8 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width), >= 0
-    masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
-        Where the object is: a segmentation, or :func:`box_masks`.
+    masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
+        Where the object is: a segmentation, 0 outside, or :func:`box_masks`.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     """
     _check_masks(maps, masks)
     total = maps.sum(dim=(1, 2))
-    inside = (maps * masks).sum(dim=(1, 2))
+    inside = (maps * _shares(masks)).sum(dim=(1, 2))
     none = total <= 0  # so that NaN stays NaN
     return torch.where(none, 0.0, inside / torch.where(none, 1.0, total))
 
@@ -141,7 +141,7 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     tensor([3.])
     """
     _check_masks(maps, masks)
-    inside = masks.to(maps.dtype)
+    inside = _shares(masks).to(maps.dtype)
     outside = 1 - inside
     means = [(maps * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)) for part in (inside, outside)]
     return means[0] / means[1]
@@ -577,6 +577,9 @@ def seeds_iou(maps: Tensor, segmentations: Tensor, *, threshold: float = 0.2) ->
             "maps must be (n_images, n_classes, height, width) and segmentations (n_images, "
             f"height, width); got {tuple(maps.shape)} and {tuple(segmentations.shape)}."
         )
+    highest = int(segmentations.max()) if segmentations.numel() else 0
+    if highest > maps.shape[1]:
+        raise ValueError(f"segmentations have a class {highest}; there are {maps.shape[1]} maps.")
     best = maps.max(dim=1)
     seeds = torch.where(best.values >= threshold, best.indices + 1, 0)
     counted = segmentations >= 0
@@ -623,6 +626,11 @@ def check_boxes(boxes: Any) -> Tensor:
             f"A box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {corners.tolist()[:3]}."
         )
     return corners
+
+
+def _shares(masks: Tensor) -> Tensor:
+    """Return how much of each pixel is the object's; whatever marks it in a mask of integers."""
+    return masks if masks.is_floating_point() else masks != 0
 
 
 def _check_masks(maps: Tensor, masks: Tensor) -> None:
