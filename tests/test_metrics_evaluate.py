@@ -129,7 +129,8 @@ def by_hand(model, inputs, classes=None, method="gradcam", seed=0, run=None):
     values["iauc"], values["dauc"] = insertion_auc(curves), deletion_auc(curves)
     values["road"] = road(score, inputs, maps, **PARAMS["road"])
     values["arcc"] = hmean([*terms, (2 * values["road"]).clamp(0, 1)])
-    generator = torch.Generator().manual_seed(seed)
+    drawn = np.random.RandomState(seed).randint(2**31 - 1)
+    generator = torch.Generator().manual_seed(int(drawn))
     view = ViewSampler()(len(inputs), size=(16, 16), generator=generator)
     # What is explained of a view is its own prediction, unless a class was asked for.
     target = None if classes is None else fixed

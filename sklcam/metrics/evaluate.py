@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 
 from sklcam.arguments import check_callable, check_count, check_number, describe
 from sklcam.cam import Method, Occlusion, TopK, get_method
-from sklcam.cam.base import check_batch_size, draw_seed
+from sklcam.cam.base import check_batch_size
 from sklcam.explainer import CAMExplainer, ExplainerMixin
 from sklcam.labels import labels_for
 from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.localization import check_boxes
-from sklcam.metrics.summary import ADCC_TERMS, Evaluation
+from sklcam.metrics.summary import ADCC_TERMS, Evaluation, seed_drawn_from
 from sklcam.views import ViewSampler
 
 # Whether higher is better.
@@ -167,7 +167,7 @@ def evaluate(
         {name: dict(params) for name, params in (metric_params or {}).items()},
         score,
         batch_size,
-        draw_seed(random_state),
+        seed_drawn_from(random_state),
     )
     check_maps_are_single(estimator, options.method)
     dataset = estimator._image_dataset(X)

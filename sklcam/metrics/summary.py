@@ -10,7 +10,6 @@ import torch
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam.arguments import check_count, check_number, describe
-from sklcam.cam.base import draw_seed
 from sklcam.metrics.confidence import adcc
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
@@ -163,7 +162,7 @@ def compare(
         both = np.isfinite(first[name]) & np.isfinite(second[name])
         pair[0][name] = np.where(both, first[name], np.nan)
         pair[1][name] = np.where(both, second[name], np.nan)
-    seed = draw_seed(random_state)
+    seed = seed_drawn_from(random_state)
     ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
     rows = {}
     for name in ours:
@@ -177,6 +176,11 @@ def compare(
 def _check_options(level: Any, n_resamples: Any) -> None:
     check_number("level", level, 0, 1, ends=False)
     check_count("n_resamples", n_resamples)
+
+
+def seed_drawn_from(random_state: Any) -> int:
+    """Return a seed that several may start from, so that they draw the same."""
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _column_of(row: str) -> str:

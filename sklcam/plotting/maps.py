@@ -12,12 +12,12 @@ from sklearn.base import clone
 
 from sklcam.arguments import describe
 from sklcam.cam import GradCAM, get_method
-from sklcam.cam.base import draw_seed
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
 from sklcam.images import n_images
 from sklcam.metrics.consistency import ssim_consistency
 from sklcam.metrics.evaluate import check_metric_params
+from sklcam.metrics.summary import seed_drawn_from
 from sklcam.plotting.drawing import (
     MAP_CMAP,
     RIGHT,
@@ -413,7 +413,7 @@ class ViewPairDisplay:
         check_options(cls, ax, options)
         check_metric_params({"consistency": {"method": method, "views": views}})
         method = GradCAM(relu=False) if method is None else method
-        seed = draw_seed(random_state)
+        seed = seed_drawn_from(random_state)  # as of evaluate
         maps: dict[str, np.ndarray] = {}
         maps_of_views: dict[str, np.ndarray] = {}
         for name, explainer in explainers_by_name(estimator, X).items():
