@@ -8,7 +8,8 @@ What only one module takes is checked there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -44,6 +45,29 @@ def describe(value: Any) -> str:
 
 
 _SPOKEN_WITH_A_VOWEL = (*"aeioAEIO", "ndarray")
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """Return what may have been meant by an unknown name, or all there are.
+
+    Parameters
+    ----------
+    name : Any
+    known : iterable of str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from sklcam.arguments import suggestion
+    >>> suggestion("adc", ["adcc", "iauc"]), suggestion("ssim", ["adcc", "iauc"])
+    ('Did you mean: adcc?', 'There are: adcc, iauc.')
+    """
+    known = sorted(known)
+    close = get_close_matches(str(name), known, n=3)
+    return f"Did you mean: {', '.join(close)}?" if close else f"There are: {', '.join(known)}."
 
 
 def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> None:

@@ -113,6 +113,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         Normalisation after scaling to [0, 1]; "auto" is ImageNet's.
     random_state : int, RandomState or None, default=None
         Where all randomness of training comes from; the global generators are not touched.
+        The first weights of an instance given as ``module`` are its own.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU.
     criterion, optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle

@@ -99,8 +99,8 @@ class CollapseWarning(Callback):
     Attributes
     ----------
     collapsed_ : dict of str to int
-        What was warned of ("chance", "constant_maps", "corner_maps"), and in which epoch, counted
-        from 1.
+        What was warned of ("loss", "chance", "constant_maps", "corner_maps"), and in which epoch,
+        counted from 1. A loss that is not finite is warned of without maps, too, and at once.
 
     Notes
     -----
@@ -145,6 +145,9 @@ class CollapseWarning(Callback):
             self.counts_ = counts
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        self._warn_of_lost_weights(net)
+        if "loss" in self.collapsed_:
+            return
         shares = self._shares(net.history)
         if not shares:  # no maps in this epoch
             return
@@ -158,6 +161,18 @@ class CollapseWarning(Callback):
             if self.in_a_row_[name] == self.patience and name not in self.collapsed_:
                 self.collapsed_[name] = len(net.history)
                 warnings.warn(self._message(name, shares, chance, net), ConvergenceWarning, 2)
+
+    def _warn_of_lost_weights(self, net: Any) -> None:
+        losses = [of["train_loss"] for of in net.history[-1]["batches"][-3:] if "train_loss" in of]
+        if "loss" in self.collapsed_ or not losses or any(map(math.isfinite, losses)):
+            return
+        self.collapsed_["loss"] = len(net.history)
+        warnings.warn(
+            f"The loss is {losses[-1]} in epoch {len(net.history)}: the weights are lost, and "
+            f"training does not bring them back. Make lr smaller; it is {net.lr}.",
+            ConvergenceWarning,
+            3,
+        )
 
     def _shares(self, history: Any) -> dict[str, float]:
         """Return the signs' means over the epoch's images; nothing if it had no maps."""

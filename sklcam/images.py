@@ -898,7 +898,9 @@ def _check_pil_image(image: Image.Image) -> None:
 def _check_files_exist(paths: Sequence[str]) -> None:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
+        is_folder = os.path.isdir(missing[0])
+        hint = ", a folder: sklcam.datasets.load_class_folders lists the images in one"
         raise ValueError(
             f"{len(missing)} of the {len(paths)} file(s) in X do not exist, "
-            f"the first is {missing[0]!r}."
+            f"the first is {missing[0]!r}{hint if is_folder else ''}."
         )

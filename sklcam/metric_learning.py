@@ -493,8 +493,8 @@ def _metric_learning(module: str, name: str | None = None) -> Any:
         found = import_module(f"pytorch_metric_learning.{module}")
     except ImportError as error:
         raise ImportError(
-            "Losses, miners and samplers by name are those of pytorch-metric-learning; install it "
-            "with `pip install sklcam[metric-learning]`."
+            "Losses, miners and samplers by name are those of pytorch-metric-learning. It comes "
+            'with: pip install "sklcam[metric-learning]"'
         ) from error
     return found if name is None else getattr(found, name)
 

@@ -34,7 +34,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from sklcam.arguments import check_size
+from sklcam.arguments import check_size, suggestion
 from sklcam.images import ImageDataset, n_images, normalize
 from sklcam.labels import check_labels, encode_labels
 from sklcam.models import (
@@ -204,6 +204,18 @@ class ImageNeuralNet(NeuralNet):
         """
         return super().initialize()
 
+    def check_is_fitted(self, attributes: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Raise a NotFittedError before ``fit``.
+
+        Parameters
+        ----------
+        attributes, *args, **kwargs
+            As in skorch.
+        """
+        if not args:
+            kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
+        super().check_is_fitted(attributes, *args, **kwargs)
+
     def initialize_virtual_params(self) -> None:
         # The first of skorch's steps of initialization, also where a mixin replaces initialize.
         super().initialize_virtual_params()
@@ -232,6 +244,13 @@ class ImageNeuralNet(NeuralNet):
         validate_parameter_constraints(
             self._parameter_constraints, own, caller_name=type(self).__name__
         )
+        known = set(signature(type(self).__init__).parameters)
+        for name in sorted(self._params_to_validate - known):
+            if not name.startswith((*self.prefixes_, *self._module_like, "optimizer")):
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r}. "
+                    f"{suggestion(name, known - {'self', 'kwargs'})}"
+                )
         check_size(self.image_size, "image_size")
         _check_device(vars(self)["device"])
 

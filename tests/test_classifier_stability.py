@@ -361,6 +361,17 @@ def test_epochs_count_in_a_row():
     assert callback.collapsed_ == {"corner_maps": 6} and len(caught) == 1
 
 
+@pytest.mark.parametrize("weights", [{"alpha": 0, "beta": 0}, {"alpha": 1.0, "beta": 0}])
+def test_a_loss_that_is_lost_is_warned_of_at_once(weights):
+    clf = classifier(lr=1e30, max_epochs=3, **weights)
+    with pytest.warns(
+        ConvergenceWarning, match=r"The loss is (nan|inf) in epoch .* it is 1e"
+    ) as all_:
+        clf.fit(X, Y)
+    assert len([of for of in all_ if of.category is ConvergenceWarning]) == 1
+    assert set(dict(clf.callbacks_)["collapse_warning"].collapsed_) == {"loss"}
+
+
 def test_what_trains_is_not_warned_of():
     """Images of three levels of brightness, which any network can tell apart."""
     noise = np.random.default_rng(0).random((60, 16, 16))

@@ -292,7 +292,8 @@ def of_training(make: Callable) -> list[Row]:
         ("std 0", lambda: make(std=0).fit(X, Y), "std must be finite and positive; got .*0"),
         ("no such device", lambda: make(device="gpu").fit(X, Y), "device must be .* got 'gpu'"),
         ("meta device", lambda: make(device="meta").fit(X, Y), "meta.* holds no values"),
-        ("unknown option", lambda: make(alhpa=1).fit(X, Y), r"unexpected argument\(s\) alhpa"),
+        ("unknown option", lambda: make(alhpa=1).fit(X, Y), "has no parameter 'alhpa'"),
+        ("no underscores", lambda: make(optimizer_lr=1).fit(X, Y), "mean optimizer__lr"),
         ("no labels", lambda: make().fit(X), "y to be passed, but the target y is None"),
         ("labels too few", lambda: make().fit(X, Y[:5]), r"X has 12 image\(s\), but y has 5"),
         ("a table of labels", lambda: make().fit(X, np.ones((12, 2))), "y should be a 1d array"),
@@ -322,7 +323,7 @@ def of_unfitted(make: Callable, *names: str) -> list[Row]:
         (
             f"{name} before fit",
             lambda name=name: getattr(make(), name)(X, *([Y] if name == "score" else [])),
-            "not initialized yet|not fitted yet",
+            "call fit first|not fitted yet",
             NotFittedError,
         )
         for name in names
@@ -994,7 +995,13 @@ REFUSALS: dict[str, list[Row]] = {
     # evaluate, and what it returns
     "evaluate": [
         ("no estimator", lambda: evaluate(estimator=SVC()), "must be a ConsistentCAM.* got SVC"),
-        ("unfitted", lambda: evaluate(estimator=classifier()), "not initialized", NotFittedError),
+        (
+            "labels of no class",
+            lambda: evaluate("accuracy", y=["cat"] * 12),
+            r"None of the labels in y is a class .* \['cat'\], its classes \[0, 1, 2\]",
+        ),
+        ("a search", lambda: evaluate(estimator=GridSearchCV(SVC(), {})), "best_estimator_"),
+        ("unfitted", lambda: evaluate(estimator=classifier()), "call fit first", NotFittedError),
         ("no images", lambda: evaluate(X=None), "X is None"),
         ("a slip", lambda: evaluate("adc"), "no metric 'adc'. Did you mean: adcc"),
         ("no names", lambda: evaluate([]), "metrics is empty"),
@@ -1132,7 +1139,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "unfitted",
             lambda: CAMDisplay.from_estimator(classifier(), X),
-            "not init",
+            "call fit first",
             NotFittedError,
         ),
         ("no images", lambda: CAMDisplay.from_estimator(fitted(), None), "X is None"),
@@ -1560,7 +1567,7 @@ FILES: dict[str, list[Row]] = {
         (
             "unfitted",
             lambda f: report(f, estimator=classifier()),
-            "not initialized",
+            "call fit first",
             NotFittedError,
         ),
         ("no images", lambda f: report(f, X=None), "X is None"),

@@ -422,7 +422,7 @@ def test_what_is_no_form_of_images(X, message):
     ("X", "message"),
     [
         (["/no/cat.png", __file__, "/no/dog.png"], r"2 of the 3 file\(s\).*first is '/no/cat.png'"),
-        ([os.path.dirname(__file__)], r"1 of the 1 file\(s\) in X do not exist"),
+        ([os.path.dirname(__file__)], r"1 of the 1 file\(s\) in X do not exist.*a folder"),
         ([Image.new("L", (4, 0))], r"X\[0\], a PIL image, cannot be read.*size is 4 x 0"),
         ([Image.new("I", (4, 4))], r"X\[0\].*mode 'I'.*float arrays in \[0, 1\]"),
         ([Image.new("L", (4, 4)), Image.new("F", (4, 4))], r"X\[1\].*mode 'F'"),

@@ -966,7 +966,7 @@ def test_a_network_by_name():
         ({"random_state": "zero"}, "random_state"),
         ({"image_size": 0}, "image_size"),
         ({"sampler_m": 2}, "sampler__m"),
-        ({"embeding_dim": 2}, "unexpected argument.*embeding_dim"),
+        ({"embeding_dim": 2}, "has no parameter .embeding_dim.. Did you mean: embedding_dim"),
     ],
 )
 def test_parameters_that_do_not_fit(options, message):
@@ -1130,7 +1130,7 @@ class Unread(Dataset):
 def test_parts_by_name_say_what_to_install(options):
     net = embedder(**options)
     for train in (net.fit, net.partial_fit):
-        with pytest.raises(ImportError, match=r"pip install sklcam\[metric-learning\]"):
+        with pytest.raises(ImportError, match=r'pip install "sklcam\[metric-learning\]"'):
             train(Unread())
 
 

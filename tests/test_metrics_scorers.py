@@ -94,7 +94,7 @@ def test_adcc_is_of_the_averages(fitted):
         ("neg_adcc", "There is no scorer 'neg_adcc'. Did you mean"),
         ("adc", "Did you mean: .*adcc"),
         ("mean_adcc", "There is no scorer 'mean_adcc'"),
-        ("", "Did you mean: accuracy, adcc"),
+        ("", "There are: accuracy, adcc"),
     ],
 )
 def test_wrong_names(name, message):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from difflib import get_close_matches
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from sklcam.arguments import check_callable, check_count, check_number, describe
+from sklcam.arguments import check_callable, check_count, check_number, describe, suggestion
 from sklcam.cam import Method, Occlusion, TopK, get_method
 from sklcam.cam.base import check_batch_size
 from sklcam.explainer import CAMExplainer, ExplainerMixin
@@ -176,6 +175,8 @@ def evaluate(
         check_has_probability(encoded, names, encoded=True)
     truth = {"y": y, "boxes": boxes, "masks": masks}
     _check_lengths(truth, len(dataset))
+    if "accuracy" in names:
+        _check_classes(y, estimator.classes_)
     _check_boxes(boxes)
     with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
         parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
@@ -349,6 +350,19 @@ def check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -
         )
 
 
+def _check_classes(y: np.ndarray, classes: Any) -> None:
+    """Raise a ValueError if no label is one of the classes; some may be new to the network."""
+    if classes is None:
+        raise ValueError("accuracy needs classes, and the estimator has none.")
+    known, found = np.asarray(classes).tolist(), list(dict.fromkeys(y.tolist()))
+    if not set(known).intersection(found):
+        raise ValueError(
+            f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
+            f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. CAMExplainer takes classes=, "
+            "the label of each output in their order."
+        )
+
+
 def _check_boxes(boxes: Any) -> None:
     for i, of_image in enumerate(() if boxes is None else boxes):
         try:
@@ -387,7 +401,8 @@ def as_explainer(estimator: Any, X: Any) -> Any:
     if not isinstance(estimator, ExplainerMixin):
         raise ValueError(
             "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
-            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets."
+            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
+            "there is the best_estimator_."
         )
     return estimator
 
@@ -398,8 +413,7 @@ def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
         if not isinstance(name, str) or name not in METRICS:
-            close = get_close_matches(str(name), METRICS, n=3) or sorted(METRICS)
-            raise ValueError(f"There is no metric {name!r}. Did you mean: {', '.join(close)}?")
+            raise ValueError(f"There is no metric {name!r}. {suggestion(name, METRICS)}")
     if not names:
         raise ValueError("metrics is empty; name at least one.")
     if "adcc" in names:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sklcam.arguments import describe
+from sklcam.arguments import describe, suggestion
 from sklcam.metrics.evaluate import METRICS, OPTIONS, check_metric_params, evaluate
 
 _OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
@@ -223,8 +222,7 @@ def _known(name: str) -> str:
     if name in METRICS and not METRICS[name]:
         raise ValueError(f"Lower is better for {name!r}, and higher for scorers: use 'neg_{name}'.")
     if name not in _NAMES:
-        close = get_close_matches(str(name), _NAMES, n=3) or sorted(_NAMES)
-        raise ValueError(f"There is no scorer {name!r}. Did you mean: {', '.join(close)}?")
+        raise ValueError(f"There is no scorer {name!r}. {suggestion(name, _NAMES)}")
     return name
 
 

@@ -155,7 +155,8 @@ def compare(
     shared = [name for name in first if name in second]
     if not shared or len(first[shared[0]]) != len(second[shared[0]]):
         raise ValueError(
-            "compare needs two evaluations of the same images with a metric in common."
+            "compare needs two evaluations of the same images with a metric in common; got "
+            f"{_described(first)} and {_described(second)}."
         )
     pair = Evaluation(), Evaluation()
     for name in shared:
@@ -176,6 +177,11 @@ def compare(
 def _check_options(level: Any, n_resamples: Any) -> None:
     check_number("level", level, 0, 1, ends=False)
     check_count("n_resamples", n_resamples)
+
+
+def _described(evaluation: Evaluation) -> str:
+    n_images = len(next(iter(evaluation.values()), ()))
+    return f"{', '.join(evaluation) or 'no metric'} of {n_images} images"
 
 
 def seed_drawn_from(random_state: Any) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sklcam.arguments import check_count, check_number, describe
+from sklcam.arguments import check_count, check_number, describe, suggestion
 
 MAP_CMAP = "viridis"
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
@@ -69,8 +69,10 @@ def check_options(
     known = set(inspect.signature(display.plot).parameters) - {"self", "ax"}  # type: ignore[attr-defined]
     unknown = sorted(set(options) - known)
     if unknown:
+        known |= set(inspect.signature(display.from_estimator).parameters)  # type: ignore[attr-defined]
         raise TypeError(
-            f"{display.__name__} has no options {unknown}; its plot takes {sorted(known)}."
+            f"{display.__name__} has no option {unknown[0]!r}. "
+            f"{suggestion(unknown[0], known - {'ax', 'options'})}"
         )
     if ax is not None:
         _check_axes(ax)
