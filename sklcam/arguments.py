@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -101,7 +101,7 @@ def check_number(
     low: float = -math.inf,
     high: float = math.inf,
     *,
-    ends: bool = True,
+    closed: Literal["both", "left", "right", "neither"] = "both",
 ) -> None:
     """Raise a ValueError unless the value is a finite number in a range.
 
@@ -112,8 +112,8 @@ def check_number(
     value : Any
     low, high : float
         The range.
-    ends : bool, default=True
-        Whether its ends are part of it.
+    closed : {"both", "left", "right", "neither"}, default="both"
+        Which of its ends are part of it.
 
     Examples
     --------
@@ -123,14 +123,20 @@ def check_number(
     ...
     ValueError: std must be a finite number >= 0; got -1.
     """
-    is_number = isinstance(value, Real) and math.isfinite(value)
-    if is_number and (low <= value <= high if ends else low < value < high):
-        return
+    has_low, has_high = closed in ("both", "left"), closed in ("both", "right")
+    if isinstance(value, Real) and math.isfinite(value):
+        number = float(value)
+        inside = low < number < high
+        if inside or (has_low and number == low) or (has_high and number == high):
+            return
     wanted = "a finite number"
     if math.isfinite(low) and math.isfinite(high):
-        wanted = f"a number {'from' if ends else 'between'} {low} {'to' if ends else 'and'} {high}"
+        start, end = "from" if has_low else "above", "to" if has_high else "to under"
+        wanted = f"a number {start} {low} {end} {high}"
+        if closed == "neither":
+            wanted = f"a number between {low} and {high}"
     elif math.isfinite(low):
-        wanted += f" >{'=' if ends else ''} {low}"
+        wanted += f" >{'=' if has_low else ''} {low}"
     raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 

@@ -126,9 +126,7 @@ class CollapseWarning(Callback):
             If the patience is no int >= 1, or the share is outside 0 to 1.
         """
         check_count("patience", self.patience)
-        check_number("share", self.share, 0, 1)
-        if self.share == 0:
-            raise ValueError("share must be above 0, of which every epoch has enough.")
+        check_number("share", self.share, 0, 1, closed="right")
         self.collapsed_: dict[str, int] = {}
         self.in_a_row_ = {"chance": 0, "constant_maps": 0, "corner_maps": 0}
         return self

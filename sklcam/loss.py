@@ -260,9 +260,7 @@ class GradientSizes:
     """
 
     def __init__(self, decay: float = 0.9):
-        check_number("decay", decay, 0, 1)
-        if decay == 1:
-            raise ValueError("decay must be under 1, or an average stays at its first value.")
+        check_number("decay", decay, 0, 1, closed="left")
         self.decay = decay
         self.averages: dict[str, Tensor] = {}
 

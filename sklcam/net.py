@@ -657,15 +657,14 @@ def _check_augmented(augmented: Any, images: Tensor) -> Tensor:
 
 def _full_signature(cls: type) -> Signature:
     """Return the signature of a class's ``__init__``, with what it passes on spelt out."""
-    own = signature(cls.__init__)  # type: ignore[misc]
+    own = signature(vars(cls)["__init__"])
     parameters = dict(own.parameters)
     *_, last = own.parameters
     if parameters[last].kind is not Parameter.VAR_KEYWORD:
         return own
     rest = parameters.pop(last)
     for base in cls.__mro__[1:]:
-        inherited = signature(base.__init__).parameters  # type: ignore[misc]
-        for name, parameter in inherited.items():
+        for name, parameter in signature(base).parameters.items():
             if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
                 parameters.setdefault(name, parameter.replace(kind=Parameter.KEYWORD_ONLY))
     return own.replace(parameters=[*parameters.values(), rest])

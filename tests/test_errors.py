@@ -700,9 +700,9 @@ REFUSALS: dict[str, list[Row]] = {
         ("infinite", lambda: Balanced(INF), "ratio must be a finite number > 0; got inf"),
     ],
     "GradientSizes": [
-        ("1", lambda: GradientSizes(1), "decay must be under 1"),
-        ("2", lambda: GradientSizes(2), "decay must be a number from 0 to 1; got 2"),
-        ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to 1; got 'a'"),
+        ("1", lambda: GradientSizes(1), "decay must be a number from 0 to under 1; got 1"),
+        ("2", lambda: GradientSizes(2), "decay must be a number from 0 to under 1; got 2"),
+        ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to under 1; got 'a'"),
     ],
     "consistency_loss": [
         *of_pairs(consistency_loss, "view_of_maps", "maps_of_view"),
@@ -715,8 +715,12 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "CollapseWarning": [
         ("0", lambda: CollapseWarning(patience=0).initialize(), "patience must be an int >= 1; go"),
-        ("no share", lambda: CollapseWarning(share=0).initialize(), "share must be above 0"),
-        ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number from 0 to 1"),
+        (
+            "no share",
+            lambda: CollapseWarning(share=0).initialize(),
+            "share must be a number above 0 to 1; got 0",
+        ),
+        ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number above 0 to 1"),
     ],
     "signs_of_collapse": [
         ("None", lambda: signs_of_collapse(None, Y, MAPS), "logits must be .* got None"),
@@ -1577,9 +1581,13 @@ FILES: dict[str, list[Row]] = {
         (
             "none shown",
             lambda f: report(f, n_images=0),
-            "n_images must be an int, 1 or more.* got 0",
+            "n_images must be an int >= 1; got 0",
         ),
-        ("tiny", lambda f: report(f, thumbnail=5), "thumbnail must be an int, 32 to 1024; got 5"),
+        (
+            "tiny",
+            lambda f: report(f, thumbnail=5),
+            "thumbnail must be an int from 32 to 1024",
+        ),
         ("a metric", lambda f: report(f, metrics="adc"), "Did you mean: adcc"),
         ("an option", lambda f: report(f, bad=1), "unexpected keyword argument 'bad'", TypeError),
     ],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from inspect import isabstract
 from typing import cast
 
+from sklcam.arguments import suggestion
 from sklcam.cam.base import (
     GradientMethod,
     Method,
@@ -143,8 +143,7 @@ def get_method(method: str | Method | type[Method]) -> Method:
             f"method must be a name or a method object such as GradCAM(); got {method!r}."
         )
     if method.lower() not in _METHODS:
-        close = get_close_matches(method.lower(), _METHODS, n=3) or available()
-        raise ValueError(f"There is no method {method!r}. Did you mean: {', '.join(close)}?")
+        raise ValueError(f"There is no method {method!r}. {suggestion(method.lower(), _METHODS)}")
     return _METHODS[method.lower()]()
 
 

@@ -507,7 +507,7 @@ def road(
     if not percentiles:
         raise ValueError("percentiles must be a sequence of at least one number.")
     for percentile in percentiles:
-        check_number("Each of percentiles", percentile, 0, 100, ends=False)
+        check_number("Each of percentiles", percentile, 0, 100, closed="neither")
     size = batch_size_for(images, batch_size)
     differences = []
     for percentile in percentiles:

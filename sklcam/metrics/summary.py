@@ -175,7 +175,7 @@ def compare(
 
 
 def _check_options(level: Any, n_resamples: Any) -> None:
-    check_number("level", level, 0, 1, ends=False)
+    check_number("level", level, 0, 1, closed="neither")
     check_count("n_resamples", n_resamples)
 
 

@@ -121,7 +121,6 @@ class ConsistencyDisplay:
             SSIM's window of 11 x 11 pixels; or if the images, method, views, seed, axes or looks
             make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options, _KINDS)
         check_metric_params({"consistency": {"method": method, "views": views}})
         seed = draw_seed(random_state)  # all get the same views
@@ -322,7 +321,6 @@ class CausalCurveDisplay:
             image would have several maps; if a target without a probability comes without a score;
             or if another argument does not fit.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
         check_metric_params(params)

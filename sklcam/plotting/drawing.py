@@ -52,9 +52,9 @@ def check_option(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 def check_options(
-    display: type, ax: Any, options: Mapping[str, Any], kinds: Sequence[str] = ()
+    display: type[Any], ax: Any, options: Mapping[str, Any], kinds: Sequence[str] = ()
 ) -> None:
-    """Raise an error for what a display's plot would refuse, before anything is computed for it.
+    """Raise an error for what a display could not draw, before anything is computed for it.
 
     Parameters
     ----------
@@ -66,10 +66,11 @@ def check_options(
     kinds : sequence of str
         What its ``kind`` may be.
     """
-    known = set(inspect.signature(display.plot).parameters) - {"self", "ax"}  # type: ignore[attr-defined]
+    check_matplotlib(f"{display.__name__}.from_estimator")
+    known = set(inspect.signature(display.plot).parameters) - {"self", "ax"}
     unknown = sorted(set(options) - known)
     if unknown:
-        known |= set(inspect.signature(display.from_estimator).parameters)  # type: ignore[attr-defined]
+        known |= set(inspect.signature(display.from_estimator).parameters)
         raise TypeError(
             f"{display.__name__} has no option {unknown[0]!r}. "
             f"{suggestion(unknown[0], known - {'ax', 'options'})}"

@@ -146,7 +146,6 @@ class LocalizationDisplay:
             for each image, (x1, y1, x2, y2) with x1 < x2 and y1 < y2; if the threshold is outside 0
             to 1; or if the images, labels, method, target, axes or looks make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
         ((_, explainer),) = explainers_by_name({"": estimator}, X).items()
         dataset = explainer._image_dataset(X)

@@ -156,7 +156,6 @@ class CAMDisplay:
             If an estimator does not explain; if there are over 100 images; or if the images,
             labels, methods, target, frame, axes or looks make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options, _KINDS)
         check_option("frame", frame, ("image", "input"))
         explainers = explainers_by_name(estimator, X)
@@ -409,7 +408,6 @@ class ViewPairDisplay:
             the network gets them, than SSIM's window of 11 x 11 pixels; or if the images, method,
             views, seed, axes or looks make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
         check_metric_params({"consistency": {"method": method, "views": views}})
         method = GradCAM(relu=False) if method is None else method
@@ -614,7 +612,6 @@ class MapGridDisplay:
             If ``image`` is not one image, ``param_grid`` has nothing or what is no parameter, or
             the method, axes or looks make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
         if not param_grid or not all(len(values) for values in param_grid.values()):
             raise ValueError("param_grid needs a parameter, and each parameter a value.")

@@ -157,7 +157,6 @@ class RetrievalDisplay:
             not from 1 to the number of images in the gallery; if labels are given of one of the two
             only, or not one per image; or if the images, method, axes or looks make no sense.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
         check_options(cls, ax, options)
         ((_, explainer),) = explainers_by_name({"": estimator}, query).items()
         if not isinstance(explainer, EmbeddingCAMExplainer):

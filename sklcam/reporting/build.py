@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from importlib.resources import files
-from numbers import Integral
 from pathlib import PurePath
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from sklcam.arguments import describe
+from sklcam.arguments import check_count, describe
 from sklcam.embedding import EmbeddingCAMExplainer
 from sklcam.explainer import AnyMethod
 from sklcam.metrics import Evaluation, evaluate
@@ -155,8 +154,9 @@ def report(
     template = _template()
     if path is None:
         raise ValueError('report needs path=, the file to write, such as "report.html".')
-    _check_count("n_images", n_images, 1, None)
-    _check_count("thumbnail", thumbnail, *_SIZES)
+    if n_images is not None:
+        check_count("n_images", n_images)
+    check_count("thumbnail", thumbnail, *_SIZES)
     explainer = next(iter(explainers_by_name({"": estimator}, X).values()))
     n_all = len(explainer._image_dataset(X))
     labels = labels_of_images(X, y, n_all)
@@ -209,15 +209,6 @@ def _template() -> Any:
 
 def _text(name: str) -> str:
     return files("sklcam.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _check_count(name: str, value: Any, low: int, high: int | None) -> None:
-    if value is None and high is None:
-        return
-    is_count = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_count or value < low or (high is not None and value > high):
-        wanted = f"{low} or more, or None" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name} must be an int, {wanted}; got {value!r}.")
 
 
 def _default_metrics(explainer: Any, labels: Any, options: Mapping[str, Any]) -> Sequence[str]:
