@@ -41,8 +41,7 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import available, get_method
 from sklcam.images import ImageDataset
 from sklcam.metrics import evaluate
-from sklcam.models import available_models, build_model, load_weights
-from sklcam.tape import record
+from sklcam.networks import available_models, build_model, load_weights, record
 
 PAPER = ("fakecam", "gradcam", "xgradcam", "gradcam++", "smoothgradcam++", "scorecam")  # its order
 METHODS = (*PAPER, "layercam", "ablationcam")

@@ -53,6 +53,7 @@ from train_step import seconds
 
 from sklcam import EmbeddingCAMExplainer, EmbeddingNet
 from sklcam.datasets import load_boxes_csv
+from sklcam.embeddings import TripletCAM
 from sklcam.images import ImageDataset
 from sklcam.metrics import (
     box_from_map,
@@ -62,8 +63,7 @@ from sklcam.metrics import (
     pointing_game,
     recall_at_k,
 )
-from sklcam.models import available_models, build_model, load_weights
-from sklcam.triplets import TripletCAM
+from sklcam.networks import available_models, build_model, load_weights
 
 METHODS = ("Chen et al.", "Single point", "Mean proxy", "Contrast")
 CHANNELS = {"all channels": None, "top 50": 50}

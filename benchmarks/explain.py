@@ -53,8 +53,7 @@ from train_step import peak_of_allocations, seconds, wait
 from sklcam import CAMExplainer
 from sklcam.cam import CAM, ISCAM, SSCAM, Method, ScoreCAM, SmoothGradCAMPlusPlus, get_method
 from sklcam.images import ImageDataset, normalize
-from sklcam.models import build_model
-from sklcam.tape import record
+from sklcam.networks import build_model, record
 
 SEED = 0
 TOLERANCE = 1e-3  # on the largest difference of two maps in [0, 1]

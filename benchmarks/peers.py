@@ -44,8 +44,7 @@ from torch import Tensor, nn
 from sklcam import CAMExplainer
 from sklcam.cam import GradCAM, available
 from sklcam.metrics.evaluate import METRICS as OUR_METRICS
-from sklcam.models import find_target_layer
-from sklcam.tape import record
+from sklcam.networks import find_target_layer, record
 
 TOLERANCE = 1e-4  # on the largest difference of two maps in [0, 1]
 STEP = 1e-8  # of finite differences, as a share of the weights: few units change sides

@@ -23,7 +23,7 @@ from consistency_tradeoff import add_training_options, figures_of, load_splits, 
 from joblib import Parallel, delayed
 
 from sklcam.cam import GradCAM
-from sklcam.loss import Balanced, WarmUp
+from sklcam.training import Balanced, WarmUp
 
 
 def weight(text: str, scale: float = 1.0):

@@ -57,10 +57,8 @@ from torch.profiler import ProfilerActivity, profile
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, target_scores
 from sklcam.images import ImageDataset, normalize
-from sklcam.loss import ConsistentCAMLoss
-from sklcam.models import TargetLayer
-from sklcam.tape import record
-from sklcam.views import Views, ViewSampler
+from sklcam.networks import TargetLayer, record
+from sklcam.training import ConsistentCAMLoss, ViewSampler, Warp
 
 BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,7 +77,7 @@ class Batch:
 
     pixels: Tensor
     labels: Tensor
-    views: Views
+    views: Warp
 
     def images(self) -> Tensor:
         return normalize(self.pixels, "auto", "auto")
@@ -89,9 +87,9 @@ class Batch:
 class RecordedViews(ViewSampler):
     """A "distribution" of one outcome, so that the classifier gets the others' views."""
 
-    views: Views | None = None
+    views: Warp | None = None
 
-    def __call__(self, n_images: int, **kwargs: object) -> Views:
+    def __call__(self, n_images: int, **kwargs: object) -> Warp:
         assert self.views is not None
         return self.views
 

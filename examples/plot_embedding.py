@@ -15,8 +15,8 @@ from torch import nn
 
 from sklcam import CAMDisplay, EmbeddingCAMExplainer, EmbeddingNet, LocalizationDisplay
 from sklcam.datasets import load_digits
+from sklcam.embeddings import TripletCAM
 from sklcam.metrics import box_masks, heatmap_ratio, pointing_game
-from sklcam.triplets import TripletCAM
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
 

@@ -17,7 +17,7 @@ from torch import nn
 from sklcam import CausalCurveDisplay, ConsistencyDisplay, ConsistentCAMClassifier
 from sklcam.datasets import load_digits
 from sklcam.metrics import compare, evaluate
-from sklcam.views import ViewSampler
+from sklcam.training import ViewSampler
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
 

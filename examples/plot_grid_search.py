@@ -22,7 +22,7 @@ from torch import nn
 
 from sklcam import ConsistentCAMClassifier, MapGridDisplay, TradeoffBoxDisplay, TradeoffDisplay
 from sklcam.metrics import get_scorer
-from sklcam.views import ViewSampler
+from sklcam.training import ViewSampler
 
 torch.set_num_threads(1)  # on images this small, threads would wait for each other
 

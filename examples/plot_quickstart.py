@@ -25,7 +25,7 @@ from sklcam import ConsistentCAMClassifier, ViewPairDisplay
 from sklcam.cam import GradCAM
 from sklcam.datasets import load_class_folders, load_digits
 from sklcam.metrics import complexity, get_scorer
-from sklcam.views import ViewSampler
+from sklcam.training import ViewSampler
 
 
 def read_options():

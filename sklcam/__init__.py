@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sklcam.classifier import ConsistentCAMClassifier
-    from sklcam.embedding import EmbeddingCAMExplainer
-    from sklcam.explainer import CAMExplainer
-    from sklcam.metric_learning import EmbeddingNet
+    from sklcam._versions import show_versions
+    from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+    from sklcam.embeddings.net import EmbeddingNet
+    from sklcam.explain.cam_explainer import CAMExplainer
     from sklcam.persistence import load, model_card, save
     from sklcam.plotting import (
         CAMDisplay,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ViewPairDisplay,
     )
     from sklcam.reporting import report
-    from sklcam.versions import show_versions
+    from sklcam.training.classifier import ConsistentCAMClassifier
 
 __all__ = [
     "CAMDisplay",
@@ -50,26 +50,24 @@ __all__ = [
 # Torchvision, scikit-learn and skorch take longer to import than torch does. So a name is imported
 # when it is asked for.
 _MODULE_OF = {
-    "CAMExplainer": "explainer",
-    "ConsistentCAMClassifier": "classifier",
-    "EmbeddingCAMExplainer": "embedding",
-    "EmbeddingNet": "metric_learning",
+    "CAMExplainer": "explain",
+    "ConsistentCAMClassifier": "training",
+    "EmbeddingCAMExplainer": "embeddings",
+    "EmbeddingNet": "embeddings",
     "load": "persistence",
     "model_card": "persistence",
     "report": "reporting",
     "save": "persistence",
-    "show_versions": "versions",
+    "show_versions": "_versions",
 }
-_MODULES = {
-    *("arguments", "cam", "classifier", "collapse", "datasets", "distributed", "embedding"),
-    *("explainer", "folding", "images", "inputs", "labels", "loss", "metric_learning", "metrics"),
-    *("models", "net", "persistence", "plotting", "reporting", "tape", "triplets", "versions"),
-    "views",
+_PACKAGES = {
+    *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
+    *("plotting", "reporting", "training"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _PACKAGES:
         return import_module(f"sklcam.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'sklcam' has no attribute {name!r}")
@@ -79,7 +77,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__, *_PACKAGES})
 
 
 try:

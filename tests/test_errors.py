@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import ImageAndVector, SmallNet, digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
+from small_networks import ImageAndVector, SmallNet, digits
 from torch import nn
 
 import sklcam
@@ -45,29 +45,33 @@ from sklcam import (
     datasets,
     metrics,
 )
-from sklcam.collapse import CollapseWarning, signs_of_collapse
-from sklcam.distributed import AcceleratedCAMClassifier
+from sklcam.embeddings import TripletCAM
 from sklcam.images import ImageDataset, map_to_frame, normalize
-from sklcam.loss import (
-    Balanced,
-    ConsistentCAMLoss,
-    GradientSizes,
-    WarmUp,
-    consistency_loss,
-    sparsity_loss,
-)
-from sklcam.models import (
+from sklcam.networks import (
+    Tape,
     TargetLayer,
     build_model,
     check_output,
     construct,
     find_target_layer,
     load_weights,
+    record,
+    record_trunk,
 )
 from sklcam.persistence import PersistenceError, UntrustedError
-from sklcam.tape import Tape, record, record_trunk
-from sklcam.triplets import TripletCAM
-from sklcam.views import Views, ViewSampler
+from sklcam.training import (
+    AcceleratedCAMClassifier,
+    Balanced,
+    CollapseWarning,
+    ConsistentCAMLoss,
+    GradientSizes,
+    ViewSampler,
+    WarmUp,
+    Warp,
+    consistency_loss,
+    signs_of_collapse,
+    sparsity_loss,
+)
 
 NAN, INF = float("nan"), float("inf")
 X, Y = digits(12)
@@ -77,7 +81,7 @@ VALUES, MORE = torch.tensor([0.2, 0.9]), torch.tensor([0.1, 0.5, 0.7])
 IMAGES = MAPS[:, None]
 LOGITS = torch.tensor([[1.0, 3.0, 2.0], [0.0, 1.0, 5.0]])
 BOX = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-VIEWS = Views.identity(2)
+VIEWS = Warp.identity(2)
 SCALAR = torch.tensor(1.0)
 NET = SmallNet().eval()
 INPUTS = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -154,7 +158,7 @@ def loss(*maps, views=VIEWS, cross_entropy=SCALAR, size=None, activations=None, 
 
 
 def subject(network=NET, layers=(), inputs=INPUTS, **options):
-    return cam.Subject(network, layers, inputs, **options)
+    return cam.RecordedPass(network, layers, inputs, **options)
 
 
 def evaluation(n=3):
@@ -646,7 +650,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("numbers", lambda: cam.target_scores(LOGITS, lambda o: [1, 2]), "it returned .*list"),
     ],
-    "Subject": [
+    "RecordedPass": [
         ("no network", lambda: subject(None), "network must be an nn.Module; got None"),
         ("a name", lambda: subject(layers=["5"]), "layers must be TargetLayers; got a str, '5'"),
         ("no inputs", lambda: subject(inputs=None), "must be a Tensor of shape .* got None"),
@@ -681,8 +685,8 @@ REFUSALS: dict[str, list[Row]] = {
         ("per image", lambda: loss(MAPS, MAPS, cross_entropy=VALUES), r"cross_entropy .* \(2,\)"),
         ("arrays", lambda: loss(MAPS.numpy(), MAPS), "maps must be .* got an ndarray"),
         ("one to two", lambda: loss(MAPS, MAPS[:1]), "maps and maps_of_view must be of one shape"),
-        ("no views", lambda: loss(MAPS, MAPS, views="x"), "views must be Views, .* got a str, 'x'"),
-        ("views", lambda: loss(MAPS, MAPS, views=Views.identity(3)), "views must .* got 3 views"),
+        ("no views", lambda: loss(MAPS, MAPS, views="x"), "views must be Warp, .* got a str, 'x'"),
+        ("views", lambda: loss(MAPS, MAPS, views=Warp.identity(3)), "views must .* got 3 views"),
         ("no size", lambda: loss(MAPS, MAPS, size=(0, 3)), r"size must be .* got \(0, 3\)"),
         ("small", lambda: loss(MAPS, MAPS, size=(4, 4)), "window of 11 x 11 pixels; got maps of 4"),
         ("unmeasured", lambda: loss(MAPS, MAPS, alpha="auto"), "none were measured yet"),
@@ -729,20 +733,20 @@ REFUSALS: dict[str, list[Row]] = {
         ("a label", lambda: signs_of_collapse(LOGITS, torch.tensor([0]), MAPS), "got 2, 1 and 2"),
         ("maps", lambda: signs_of_collapse(LOGITS, torch.tensor([0, 1]), IMAGES), "maps must be"),
     ],
-    # Views and the tape
-    "Views": [
-        ("None", lambda: Views(None), "A view is a 2x3 matrix per image, .* got None"),
-        ("one matrix", lambda: Views(torch.eye(2, 3)), r"2x3 matrix per image, .* \(2, 3\)"),
-        ("integers", lambda: Views(torch.ones(2, 2, 3).int()), "2x3 matrix per image, .*int32"),
-        ("-1 images", lambda: Views.identity(-1), "n_images must be an int >= 0; got -1"),
-        ("no boxes", lambda: Views.from_crops(None, VALUES > 0), "boxes must be .* got None"),
+    # Warp and the tape
+    "Warp": [
+        ("None", lambda: Warp(None), "A view is a 2x3 matrix per image, .* got None"),
+        ("one matrix", lambda: Warp(torch.eye(2, 3)), r"2x3 matrix per image, .* \(2, 3\)"),
+        ("integers", lambda: Warp(torch.ones(2, 2, 3).int()), "2x3 matrix per image, .*int32"),
+        ("-1 images", lambda: Warp.identity(-1), "n_images must be an int >= 0; got -1"),
+        ("no boxes", lambda: Warp.from_crops(None, VALUES > 0), "boxes must be .* got None"),
         (
             "triples",
-            lambda: Views.from_crops(torch.rand(2, 3), VALUES > 0),
+            lambda: Warp.from_crops(torch.rand(2, 3), VALUES > 0),
             r"boxes must .*\(2, 3\)",
         ),
-        ("chances", lambda: Views.from_crops(torch.rand(2, 4), VALUES), "flip of .* and bool; got"),
-        ("a flip more", lambda: Views.from_crops(torch.rand(2, 4), MORE > 0), r"flip of .*\(3,\)"),
+        ("chances", lambda: Warp.from_crops(torch.rand(2, 4), VALUES), "flip of .* and bool; got"),
+        ("a flip more", lambda: Warp.from_crops(torch.rand(2, 4), MORE > 0), r"flip of .*\(3,\)"),
         ("no images", lambda: VIEWS(None), "images must be a Tensor .* got None"),
         ("arrays", lambda: VIEWS(MAPS.numpy()), "images must be a Tensor .* got an ndarray"),
         ("a table", lambda: VIEWS(LOGITS), r"images must be a Tensor .* shape \(2, 3\)"),

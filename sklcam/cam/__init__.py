@@ -5,16 +5,9 @@ from __future__ import annotations
 from inspect import isabstract
 from typing import cast
 
-from sklcam.arguments import suggestion
-from sklcam.cam.base import (
-    GradientMethod,
-    Method,
-    Subject,
-    WeightedGradientMethod,
-    min_max,
-    upsample,
-)
-from sklcam.cam.control import FakeCAM, RandomCAM, Uniform
+from sklcam._validation import suggestion
+from sklcam.cam.base import GradientMethod, Method, WeightedGradientMethod
+from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
 from sklcam.cam.gradient import (
     CAM,
     Counterfactual,
@@ -25,6 +18,7 @@ from sklcam.cam.gradient import (
     SmoothGradCAMPlusPlus,
     XGradCAM,
 )
+from sklcam.cam.maps import min_max, upsample
 from sklcam.cam.perturbation import ISCAM, SSCAM, AblationCAM, PerturbationMethod, ScoreCAM
 from sklcam.cam.pixel import (
     Deconvnet,
@@ -34,6 +28,7 @@ from sklcam.cam.pixel import (
     Occlusion,
     Saliency,
 )
+from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.targets import TopK, target_scores
 
 __all__ = [
@@ -56,10 +51,10 @@ __all__ = [
     "Occlusion",
     "PerturbationMethod",
     "RandomCAM",
+    "RecordedPass",
     "Saliency",
     "ScoreCAM",
     "SmoothGradCAMPlusPlus",
-    "Subject",
     "TopK",
     "Uniform",
     "WeightedGradientMethod",

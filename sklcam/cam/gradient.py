@@ -10,15 +10,9 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam.base import (
-    GradientMethod,
-    Method,
-    Subject,
-    WeightedGradientMethod,
-    at_least_float32,
-    check_noise,
-    draw_seed,
-)
+from sklcam.cam.base import GradientMethod, Method, WeightedGradientMethod, check_noise, draw_seed
+from sklcam.cam.maps import at_least_float32
+from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ReluRule
 
 
@@ -144,14 +138,14 @@ class CAM(Method):
     def __init__(self, relu: bool = True):
         self.relu = relu
 
-    def channel_weights(self, subject: Subject) -> list[Tensor]:
+    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
         return [_head_weights(subject, layer) for layer in range(len(subject.layers))]
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
 
 
-def _head_weights(subject: Subject, layer: int) -> Tensor:
+def _head_weights(subject: RecordedPass, layer: int) -> Tensor:
     """Return the linear layer's rows of the classes, if that is what the head is."""
     explained = subject.explained
     if explained is None:
@@ -262,14 +256,14 @@ class SmoothGradCAMPlusPlus(Method):
         self.std = std
         self.random_state = random_state
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
 
     def check(self) -> None:
         check_noise(self.n_samples, self.std)
         check_random_state(self.random_state)
 
-    def channel_weights(self, subject: Subject) -> list[Tensor]:
+    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
         columns = range(subject.scores.shape[1])
         means = [[_Moments(self.n_samples) for _ in subject.layers] for _ in columns]
         for noisy in self._noisy(subject):
@@ -284,7 +278,7 @@ class SmoothGradCAMPlusPlus(Method):
             for layer in range(len(subject.layers))
         ]
 
-    def _noisy(self, subject: Subject) -> Iterator[Subject]:
+    def _noisy(self, subject: RecordedPass) -> Iterator[RecordedPass]:
         images = subject.images
         generator = torch.Generator(images.device).manual_seed(draw_seed(self.random_state))
         for _ in range(self.n_samples):

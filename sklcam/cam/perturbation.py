@@ -16,19 +16,10 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam.base import (
-    Method,
-    Subject,
-    at_least_float32,
-    batch_size_for,
-    check_batch_size,
-    check_noise,
-    draw_seed,
-    min_max,
-    rounding,
-    upsample,
-)
-from sklcam.folding import is_out_of_memory
+from sklcam.cam.base import Method, batch_size_for, check_batch_size, check_noise, draw_seed
+from sklcam.cam.maps import at_least_float32, min_max, rounding, upsample
+from sklcam.cam.recorded import RecordedPass
+from sklcam.networks.inference import is_out_of_memory
 
 
 class PerturbationMethod(Method):
@@ -70,28 +61,28 @@ class PerturbationMethod(Method):
         self.batch_size = batch_size
 
     @abstractmethod
-    def weights(self, subject: Subject, layer: int) -> Tensor:
+    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
         """Return the weights of a layer's channels, of shape (n_images, k, K)."""
 
     def check(self) -> None:
         check_batch_size(self.batch_size)
 
-    def rows_at_a_time(self, subject: Subject) -> int:
+    def rows_at_a_time(self, subject: RecordedPass) -> int:
         """Return the batch size for where the images are."""
         return batch_size_for(subject.images, self.batch_size)
 
-    def channel_weights(self, subject: Subject) -> list[Tensor]:
+    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
         with torch.no_grad():
             return [self.weights(subject, layer) for layer in range(len(subject.layers))]
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
 
 
 class _MaskingMethod(PerturbationMethod):
     """Weights are a softmax over the scores of the image masked by each channel."""
 
-    def weights(self, subject: Subject, layer: int) -> Tensor:
+    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
         activations = subject.grid(layer)
         n_images, n_channels = activations.shape[:2]
         scores = torch.empty(
@@ -99,11 +90,11 @@ class _MaskingMethod(PerturbationMethod):
             dtype=subject.scores.dtype,
             device=activations.device,
         )
-        subject.prepare_many_runs()
+        subject.prepare_inference()
         self.fill_scores(subject, activations, scores)
         return scores.softmax(dim=1).transpose(1, 2)
 
-    def fill_scores(self, subject: Subject, activations: Tensor, scores: Tensor) -> None:
+    def fill_scores(self, subject: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         """Write the scores (n_images, K, k); one empty image scores all constant channels."""
         low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
         varies = high - low > rounding(low, high)
@@ -114,13 +105,13 @@ class _MaskingMethod(PerturbationMethod):
             masks = min_max(upsample(activations[rows, shown], subject.size))
             scores[rows, shown] = self.score_masked(subject, masks, rows)
 
-    def _batches(self, where: Tensor, subject: Subject) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, where: Tensor, subject: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
         """Yield the indices of what is true, along each axis, a batch at a time."""
         for batch in where.nonzero().split(self.rows_at_a_time(subject)):
             if len(batch):
                 yield batch.unbind(dim=1)
 
-    def score_masked(self, subject: Subject, masks: Tensor, rows: Tensor) -> Tensor:
+    def score_masked(self, subject: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (m, k) of images under masks (m, height, width)."""
         images = subject.images[rows]  # a copy, in the memory format that the subject prepared
         output = subject.run(images.mul_(masks[:, None].to(images.dtype)), rows)
@@ -210,7 +201,7 @@ class ISCAM(_MaskingMethod):
         super().check()
         check_noise(self.n_samples, 0)
 
-    def score_masked(self, subject: Subject, masks: Tensor, rows: Tensor) -> Tensor:
+    def score_masked(self, subject: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         steps = range(1, self.n_samples + 1)
         scores = [
             super(ISCAM, self).score_masked(subject, factor / self.n_samples * masks, rows)
@@ -278,7 +269,7 @@ class SSCAM(_MaskingMethod):
         check_noise(self.n_samples, self.std)
         check_random_state(self.random_state)
 
-    def fill_scores(self, subject: Subject, activations: Tensor, scores: Tensor) -> None:
+    def fill_scores(self, subject: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         scores.zero_()
         n_images, n_channels = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
@@ -350,12 +341,12 @@ class AblationCAM(PerturbationMethod):
     def __init__(self, relu: bool = True, batch_size: int = 256):
         super().__init__(relu, batch_size)
 
-    def weights(self, subject: Subject, layer: int) -> Tensor:
+    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
         falls = torch.stack([self._falls(subject, layer, i) for i in range(subject.n_images)])
         scores = subject.scores.detach()[..., None].abs()
         return falls / torch.where(scores > 0, scores, 1.0)
 
-    def _falls(self, subject: Subject, layer: int, image: int) -> Tensor:
+    def _falls(self, subject: RecordedPass, layer: int, image: int) -> Tensor:
         """Return by how much each score of an image falls without each channel, (k, K)."""
         activations = subject.activations[layer].detach()[image]
         axis = subject.layers[layer].channel_axis(subject.activations[layer]) - 1
@@ -368,7 +359,7 @@ class AblationCAM(PerturbationMethod):
             falls.append(intact - self._scores(subject, layer, ablated, image))
         return torch.cat(falls).T
 
-    def _scores(self, subject: Subject, layer: int, ablated: Tensor, image: int) -> Tensor:
+    def _scores(self, subject: RecordedPass, layer: int, ablated: Tensor, image: int) -> Tensor:
         """Return the scores (m - 1, k) of all rows but the first, which is checked."""
         rows = torch.full((len(ablated),), image, device=ablated.device)
         try:

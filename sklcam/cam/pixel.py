@@ -14,16 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_count, check_number
-from sklcam.cam.base import (
-    Method,
-    Subject,
-    at_least_float32,
-    batch_size_for,
-    check_batch_size,
-    upsample,
-)
+from sklcam._validation import check_count, check_number
+from sklcam.cam.base import Method, batch_size_for, check_batch_size
 from sklcam.cam.gradient import GradCAM
+from sklcam.cam.maps import at_least_float32, upsample
+from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ExcitationRule, ReluRule
 
 Channels = Literal["max", "keep"]
@@ -44,13 +39,13 @@ class _PixelMethod(Method):
         if self.channels not in ("max", "keep"):
             raise ValueError(f'channels must be "max" or "keep"; got {self.channels!r}.')
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         columns = range(subject.scores.shape[1])
         maps = torch.stack([self.signed(subject, column) for column in columns], dim=1)
         return [maps if self.channels == "keep" else maps.abs().amax(dim=2)]
 
     @abstractmethod
-    def signed(self, subject: Subject, column: int) -> Tensor:
+    def signed(self, subject: RecordedPass, column: int) -> Tensor:
         """Return the signed map of one class, (n_images, channels, height, width)."""
 
 
@@ -81,7 +76,7 @@ class Saliency(_PixelMethod):
             [1., 0.]]], dtype=float32)
     """
 
-    def signed(self, subject: Subject, column: int) -> Tensor:
+    def signed(self, subject: RecordedPass, column: int) -> Tensor:
         return at_least_float32(subject.gradients(column, of="images")[0])
 
 
@@ -191,16 +186,16 @@ class GuidedGradCAM(_PixelMethod):
     def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule(self.pixel)
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         columns = range(subject.scores.shape[1])
         per_column = [self._products(subject, column) for column in columns]
         maps = [torch.stack(of_layer, dim=1) for of_layer in zip(*per_column, strict=True)]
         return maps if self.channels == "keep" else [of.abs().amax(dim=2) for of in maps]
 
-    def signed(self, subject: Subject, column: int) -> Tensor:
+    def signed(self, subject: RecordedPass, column: int) -> Tensor:
         return self._products(subject, column)[0]
 
-    def _products(self, subject: Subject, column: int) -> list[Tensor]:
+    def _products(self, subject: RecordedPass, column: int) -> list[Tensor]:
         """Return gradient times Grad-CAM for each layer, (n_images, channels, height, width)."""
         gradcam = GradCAM()
         rule = subject.rule
@@ -251,7 +246,7 @@ class ExcitationBackprop(Method):
     def rule(self) -> AbstractContextManager[Any] | None:
         return ExcitationRule(self.contrastive)
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         rule = subject.rule
         assert isinstance(rule, ExcitationRule)
         per_column = []
@@ -327,14 +322,14 @@ class Occlusion(Method):
                 check_count(f"{name}, a number of pixels,", pixels)
         check_number("fill", self.fill)
 
-    def explain(self, subject: Subject) -> list[Tensor]:
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
         falls = torch.zeros(
             (*subject.scores.shape, *subject.size),
             dtype=subject.scores.dtype,
             device=subject.images.device,
         )
         patches = list(self._patches(*subject.size))
-        subject.prepare_many_runs()
+        subject.prepare_inference()
         every = torch.arange(subject.n_images * len(patches), device=falls.device)
         scores = []
         for part in every.split(batch_size_for(subject.images, self.batch_size)):

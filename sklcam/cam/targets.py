@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_count, describe
+from sklcam._validation import check_count, describe
 
 
 class DeferredTarget(ABC):

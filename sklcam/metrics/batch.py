@@ -16,14 +16,14 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from sklcam.arguments import describe
+from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, Occlusion
-from sklcam.folding import ManyRuns, learn_many_runs
-from sklcam.images import map_to_frame
+from sklcam.images.frames import map_to_frame
+from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics import causal, confidence, faithfulness, localization
 from sklcam.metrics.confidence import is_constant
 from sklcam.metrics.consistency import ssim_consistency
-from sklcam.views import Views, ViewSampler
+from sklcam.networks.inference import InferencePlan, plan_inference
 
 # What follows the curves that are asked for, and the option that it has no use for.
 _CURVES: dict[frozenset[str], tuple[Callable[..., Any], str | None]] = {
@@ -62,20 +62,20 @@ class Shared:
         self.n_constant = 0  # images whose consistency is 0 as a map is constant
         self._generator = torch.Generator().manual_seed(options.seed)
         self._n_before = n_before
-        self._many_runs: ManyRuns | None = None
+        self._inference_plan: InferencePlan | None = None
 
-    def views(self, sampler: ViewSampler, n_images: int, size: tuple[int, int]) -> Views:
+    def views(self, sampler: ViewSampler, n_images: int, size: tuple[int, int]) -> Warp:
         """Draw the next images' views."""
         if self._n_before:
             sampler(self._n_before, size=size, generator=self._generator)
             self._n_before = 0
         return sampler(n_images, size=size, generator=self._generator)
 
-    def many_runs(self, learn: Callable[[], ManyRuns]) -> ManyRuns:
+    def inference_plan(self, learn: Callable[[], InferencePlan]) -> InferencePlan:
         """Return how the network runs the fastest, which is learnt once."""
-        if self._many_runs is None:
-            self._many_runs = learn()
-        return self._many_runs
+        if self._inference_plan is None:
+            self._inference_plan = learn()
+        return self._inference_plan
 
 
 class Batch:
@@ -157,17 +157,17 @@ class Batch:
         n_images = len(images)
         if isinstance(self.inputs, Tensor) and images.stride(0) == 0:
             # It is one image, expanded: it runs once.
-            images = images[:1].clone(memory_format=self._many_runs.memory_format)
+            images = images[:1].clone(memory_format=self._inference_plan.memory_format)
         inputs = self.estimator.with_images(self.inputs, images, rows)
-        with self._many_runs.folded:
+        with self._inference_plan.folded:
             output = self.estimator.output_of(inputs)
         return self.confidence(output.expand(n_images, *output.shape[1:]), rows)
 
     @property
-    def _many_runs(self) -> ManyRuns:
+    def _inference_plan(self) -> InferencePlan:
         first = torch.zeros(1, dtype=torch.long, device=self.images.device)
-        return self.shared.many_runs(
-            lambda: learn_many_runs(
+        return self.shared.inference_plan(
+            lambda: plan_inference(
                 self.estimator.output_of,
                 lambda image: self.estimator.with_images(self.inputs, image, first),
                 self.images[:1],
@@ -177,7 +177,7 @@ class Batch:
 
     @property
     def _images_to_change(self) -> Tensor:
-        return self._many_runs.arrange(self.images)
+        return self._inference_plan.arrange(self.images)
 
     @cached_property
     def average_drop(self) -> Tensor:

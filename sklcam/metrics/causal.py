@@ -19,7 +19,7 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam.arguments import (
+from sklcam._validation import (
     check_callable,
     check_count,
     check_number,

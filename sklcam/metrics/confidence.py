@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_maps, check_number, check_values
-from sklcam.cam.base import at_least_float32
+from sklcam._validation import check_maps, check_number, check_values
+from sklcam.cam.maps import at_least_float32
 
 
 def average_drop(full: Tensor, masked: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_maps
-from sklcam.cam.base import at_least_float32
+from sklcam._validation import check_maps
+from sklcam.cam.maps import at_least_float32
 from sklcam.metrics.confidence import is_constant
 
 # Of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, the data range is 1.

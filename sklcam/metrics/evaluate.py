@@ -19,15 +19,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from sklcam.arguments import check_callable, check_count, check_number, describe, suggestion
+from sklcam._validation import check_callable, check_count, check_number, describe, suggestion
 from sklcam.cam import Method, Occlusion, TopK, get_method
 from sklcam.cam.base import check_batch_size
-from sklcam.explainer import CAMExplainer, ExplainerMixin
-from sklcam.labels import labels_for
+from sklcam.explain.base import ExplainerMixin
+from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.images.labels import labels_for
+from sklcam.images.views import ViewSampler
 from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.localization import check_boxes
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation, seed_drawn_from
-from sklcam.views import ViewSampler
 
 # Whether higher is better.
 METRICS = {
@@ -137,7 +138,7 @@ def evaluate(
     --------
     >>> import torch
     >>> from sklcam.metrics import evaluate
-    >>> from sklcam.models import build_model
+    >>> from sklcam.networks import build_model
     >>> network = build_model("resnet18", n_classes=5)
     >>> images = torch.randn(3, 3, 64, 64)
     >>> result = evaluate(network, images, metrics=("adcc", "sparsity"), method="fakecam")

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam.arguments import check_alike, check_count, check_maps, check_tensor
+from sklcam._validation import check_alike, check_count, check_maps, check_tensor
 
 
 def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import find_objects, label
 from torch import Tensor
 
-from sklcam.arguments import (
+from sklcam._validation import (
     check_alike,
     check_maps,
     check_number,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sklcam.arguments import check_count, describe
+from sklcam._validation import check_count, describe
 
 # How many similarities are in memory at a time.
 _SIMILARITIES = 2**24

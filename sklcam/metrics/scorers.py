@@ -9,7 +9,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sklcam.arguments import describe, suggestion
+from sklcam._validation import describe, suggestion
 from sklcam.metrics.evaluate import METRICS, OPTIONS, check_metric_params, evaluate
 
 _OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
 
-from sklcam.arguments import check_count, check_number, describe
+from sklcam._validation import check_count, check_number, describe
 from sklcam.metrics.confidence import adcc
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from skorch import NeuralNet
 
-from sklcam.arguments import describe
-from sklcam.explainer import CAMExplainer
-from sklcam.net import ImageNeuralNet
+from sklcam._validation import describe
+from sklcam._versions import REQUIRED, installed_versions
+from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.persistence.encoding import Encoder
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.names import dotted_name, may_be_known, names_in
-from sklcam.versions import REQUIRED, installed_versions
+from sklcam.training.net import ImageNeuralNet
 
 
 def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:

@@ -19,7 +19,7 @@ from skorch.history import History
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from sklcam.explainer import CAMExplainer
+from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.persistence.errors import PersistenceError, UntrustedError
 from sklcam.persistence.names import (
     dotted_name,

@@ -19,7 +19,7 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sklcam.explainer import CAMExplainer
+from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.names import name_of
 from sklcam.persistence.rebuilding import check_rebuilt, check_unpickling, learned_by, modules_of

@@ -14,13 +14,13 @@ from warnings import warn
 import safetensors.torch
 from skorch import NeuralNet
 
-from sklcam.explainer import CAMExplainer
+from sklcam._versions import REQUIRED, installed_versions
+from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.persistence.container import read_archive, replacing, write_archive
 from sklcam.persistence.decoding import Decoder
 from sklcam.persistence.encoding import Encoder
 from sklcam.persistence.errors import PersistenceError, UntrustedError, VersionWarning
 from sklcam.persistence.names import trusted_names
-from sklcam.versions import REQUIRED, installed_versions
 
 _FORMAT = "sklcam"
 _FORMAT_VERSION = 1

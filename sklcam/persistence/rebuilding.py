@@ -10,8 +10,8 @@ import torch
 from skorch import NeuralNet
 from torch import Tensor, nn
 
-from sklcam.net import ImageNeuralNet
 from sklcam.persistence.errors import PersistenceError
+from sklcam.training.net import ImageNeuralNet
 
 # Attributes that initialize makes, or that hold for a step.
 _REMADE = {

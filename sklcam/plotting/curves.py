@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_callable, describe
+from sklcam._validation import check_callable, describe
 from sklcam.cam.base import check_batch_size, draw_seed
 from sklcam.cam.targets import has_several
-from sklcam.explainer import AnyMethod
+from sklcam.explain.base import AnyMethod
+from sklcam.images.views import ViewSampler
 from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.causal import CausalCurves, deletion_auc, insertion_auc
 from sklcam.metrics.evaluate import (
@@ -36,7 +37,6 @@ from sklcam.plotting.pictures import (
     explainers_by_name,
     named_values,
 )
-from sklcam.views import ViewSampler
 
 _KINDS = ("hist", "ecdf")
 _CAUSAL = frozenset({"iauc", "dauc"})

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sklcam.arguments import check_count, check_number, describe, suggestion
+from sklcam._validation import check_count, check_number, describe, suggestion
 
 MAP_CMAP = "viridis"
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.

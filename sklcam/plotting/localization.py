@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam.arguments import check_number, describe
-from sklcam.explainer import AnyMethod
+from sklcam._validation import check_number, describe
+from sklcam.explain.base import AnyMethod
 from sklcam.metrics.localization import box_from_map, box_iou
 from sklcam.plotting.drawing import (
     MAP_CMAP,

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from sklcam.arguments import describe
+from sklcam._validation import describe
 from sklcam.cam import GradCAM, get_method
-from sklcam.embedding import EmbeddingCAMExplainer
-from sklcam.explainer import AnyMethod
-from sklcam.images import n_images
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.explain.base import AnyMethod
+from sklcam.images.dataset import n_images
+from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics.consistency import ssim_consistency
 from sklcam.metrics.evaluate import check_metric_params
 from sklcam.metrics.summary import seed_drawn_from
@@ -49,7 +50,6 @@ from sklcam.plotting.pictures import (
     own_size_dataset,
     pictures_of,
 )
-from sklcam.views import Views, ViewSampler
 
 _KINDS = ("overlay", "map", "both")
 
@@ -84,7 +84,7 @@ class CAMDisplay:
     --------
     >>> import torch
     >>> from sklcam import CAMExplainer
-    >>> from sklcam.models import build_model
+    >>> from sklcam.networks import build_model
     >>> from sklcam.plotting import CAMDisplay
     >>> explainer = CAMExplainer(build_model("resnet18", n_classes=5), verbose=0).fit()
     >>> images = torch.rand(2, 3, 64, 64)
@@ -318,7 +318,7 @@ class ViewPairDisplay:
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
         As the network gets them.
-    views : Views
+    views : Warp
         One for each image.
     maps, maps_of_views : dict of str to ndarray of shape (n_images, height, width), in [0, 1]
         For each model, the maps of the images and those of their views.
@@ -342,7 +342,7 @@ class ViewPairDisplay:
     --------
     >>> import torch
     >>> from sklcam import CAMExplainer
-    >>> from sklcam.models import build_model
+    >>> from sklcam.networks import build_model
     >>> from sklcam.plotting import ViewPairDisplay
     >>> explainer = CAMExplainer(build_model("resnet18", n_classes=5), verbose=0).fit()
     >>> ViewPairDisplay.from_estimator(explainer, torch.rand(2, 3, 64, 64)).axes_.shape
@@ -353,7 +353,7 @@ class ViewPairDisplay:
         self,
         *,
         images: Sequence[np.ndarray],
-        views: Views,
+        views: Warp,
         maps: Mapping[str, np.ndarray],
         maps_of_views: Mapping[str, np.ndarray],
     ):
@@ -493,7 +493,7 @@ class ViewPairDisplay:
         for i, image in enumerate(self.images):
             places, drawn = axes[i], self.ims_[i]
             drawn[0] = draw_image(places[0], image)
-            drawn[1] = draw_image(places[1], _warped(image, Views(self.views.matrix[i : i + 1])))
+            drawn[1] = draw_image(places[1], _warped(image, Warp(self.views.matrix[i : i + 1])))
             draw_box(places[0], crops[i] * np.array(image.shape[1::-1] * 2), RIGHT)
             set_title(places[0], "image" if i == 0 else "")
             set_title(places[1], "view" if i == 0 else "")
@@ -759,7 +759,7 @@ def _predictions(explainer: Any, X: Any, n_images: int) -> list[str]:
     ]
 
 
-def _warped(image: np.ndarray, view: Views) -> np.ndarray:
+def _warped(image: np.ndarray, view: Warp) -> np.ndarray:
     pixels = torch.from_numpy(image)
     if image.ndim == 2:
         return view(pixels[None])[0].numpy()
@@ -767,7 +767,7 @@ def _warped(image: np.ndarray, view: Views) -> np.ndarray:
 
 
 def _maps_of_views(
-    explainer: Any, dataset: Any, views: Views, method: Any
+    explainer: Any, dataset: Any, views: Warp, method: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the maps of the images, and of their views."""
     maps: list[np.ndarray] = []
@@ -775,7 +775,7 @@ def _maps_of_views(
     start = 0
     for inputs in explainer._iter_dataset(dataset):
         images = explainer.images_of(inputs)
-        view = Views(views.matrix[start : start + len(images)]).to(images.device)
+        view = Warp(views.matrix[start : start + len(images)]).to(images.device)
         target = explainer._encode_target(None, len(images))
         for collected, of in ((maps, images), (maps_of_views, view(images))):
             explained, _ = explainer.explain_inputs(
@@ -786,7 +786,7 @@ def _maps_of_views(
     return np.concatenate(maps), np.concatenate(maps_of_views)
 
 
-def _crops(views: Views) -> tuple[np.ndarray, np.ndarray]:
+def _crops(views: Warp) -> tuple[np.ndarray, np.ndarray]:
     """Return the frame of each view in its image, as shares of the sides, and if it is mirrored."""
     matrix = views.matrix.cpu().double().numpy()
     half = np.abs(matrix[:, [0, 1], [0, 1]])

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam.embedding import EmbeddingCAMExplainer
-from sklcam.images import ImageDataset
-from sklcam.labels import dataset_labels, labels_for
-from sklcam.metric_learning import EmbeddingNet
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.embeddings.net import EmbeddingNet
+from sklcam.images.dataset import ImageDataset
+from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.metrics.evaluate import as_explainer
 
 Named = Mapping[str, Any]

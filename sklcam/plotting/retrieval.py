@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from sklcam.arguments import describe
-from sklcam.embedding import EmbeddingCAMExplainer
-from sklcam.explainer import AnyMethod
+from sklcam._validation import describe
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.explain.base import AnyMethod
 from sklcam.plotting.drawing import (
     MAP_CMAP,
     RIGHT,
@@ -74,7 +74,7 @@ class RetrievalDisplay:
     --------
     >>> import torch
     >>> from sklcam import EmbeddingCAMExplainer
-    >>> from sklcam.models import build_model
+    >>> from sklcam.networks import build_model
     >>> from sklcam.plotting import RetrievalDisplay
     >>> network = build_model("resnet18", n_classes=16)
     >>> explainer = EmbeddingCAMExplainer(network, proxy="self", verbose=0).fit()

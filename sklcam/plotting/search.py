@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklcam.arguments import describe
+from sklcam._validation import describe
 from sklcam.plotting.drawing import (
     COLORS,
     MAP_CMAP,

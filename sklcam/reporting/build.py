@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from sklcam.arguments import check_count, describe
-from sklcam.embedding import EmbeddingCAMExplainer
-from sklcam.explainer import AnyMethod
+from sklcam._validation import check_count, describe
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.explain.base import AnyMethod
 from sklcam.metrics import Evaluation, evaluate
 from sklcam.metrics.evaluate import METRICS
 from sklcam.persistence.container import replacing
@@ -140,7 +140,7 @@ def report(
     >>> from pathlib import Path
     >>> import torch
     >>> import sklcam
-    >>> from sklcam.models import build_model
+    >>> from sklcam.networks import build_model
     >>> network = build_model("resnet18", n_classes=5)
     >>> explainer = sklcam.CAMExplainer(network, verbose=0).fit()
     >>> images = torch.randn(3, 3, 64, 64)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sklcam.cam import min_max
-from sklcam.images import map_to_frame
+from sklcam.images.frames import map_to_frame
 
 # Every eighth colour of matplotlib's viridis, and its last; between them it is straight enough.
 _VIRIDIS = (

@@ -1,0 +1,307 @@
+"""Numbers, sizes and tensors as arguments: checked where they enter, before any work.
+
+Nothing but types, shapes and plain numbers is looked at. That costs next to nothing, and never
+makes the host wait for a device, so that functions in the middle of training can afford it, too.
+What only one module takes is checked there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """Return what came, for a message: the form of what has one, else the type and the value.
+
+    Parameters
+    ----------
+    value : Any
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam._validation import describe
+    >>> describe(np.zeros((2, 3))), describe("cat")
+    ('an ndarray of float64 and shape (2, 3)', "a str, 'cat'")
+    """
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    kind = f"an {kind}" if kind.startswith(_SPOKEN_WITH_A_VOWEL) else f"a {kind}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{kind}, {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+_SPOKEN_WITH_A_VOWEL = (*"aeioAEIO", "ndarray")
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """Return what may have been meant by an unknown name, or all there are.
+
+    Parameters
+    ----------
+    name : Any
+    known : iterable of str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from sklcam._validation import suggestion
+    >>> suggestion("adc", ["adcc", "iauc"]), suggestion("ssim", ["adcc", "iauc"])
+    ('Did you mean: adcc?', 'There are: adcc, iauc.')
+    """
+    known = sorted(known)
+    close = get_close_matches(str(name), known, n=3)
+    return f"Did you mean: {', '.join(close)}?" if close else f"There are: {', '.join(known)}."
+
+
+def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
+    """Raise a ValueError unless the value is an int in a range.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Any
+    low, high : int
+        The range, its ends included; None is no limit.
+
+    Examples
+    --------
+    >>> from sklcam._validation import check_count
+    >>> check_count("n_steps, of 144 pixels,", 500, 1, 144)
+    Traceback (most recent call last):
+    ...
+    ValueError: n_steps, of 144 pixels, must be an int from 1 to 144; got 500.
+    """
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_int or value < low or (high is not None and value > high):
+        wanted = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an int {wanted}; got {value!r}.")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    closed: Literal["both", "left", "right", "neither"] = "both",
+) -> None:
+    """Raise a ValueError unless the value is a finite number in a range.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Any
+    low, high : float
+        The range.
+    closed : {"both", "left", "right", "neither"}, default="both"
+        Which of its ends are part of it.
+
+    Examples
+    --------
+    >>> from sklcam._validation import check_number
+    >>> check_number("std", -1, 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: std must be a finite number >= 0; got -1.
+    """
+    has_low, has_high = closed in ("both", "left"), closed in ("both", "right")
+    if isinstance(value, Real) and math.isfinite(value):
+        number = float(value)
+        inside = low < number < high
+        if inside or (has_low and number == low) or (has_high and number == high):
+            return
+    wanted = "a finite number"
+    if math.isfinite(low) and math.isfinite(high):
+        start, end = "from" if has_low else "above", "to" if has_high else "to under"
+        wanted = f"a number {start} {low} {end} {high}"
+        if closed == "neither":
+            wanted = f"a number between {low} and {high}"
+    elif math.isfinite(low):
+        wanted += f" >{'=' if has_low else ''} {low}"
+    raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+
+
+def check_size(size: Any, name: str) -> tuple[int, int]:
+    """Return height and width; a ValueError unless there are two positive ints, or one for both.
+
+    Parameters
+    ----------
+    size : int or (int, int)
+    name : str
+        What it is, for the message.
+
+    Returns
+    -------
+    tuple of (int, int)
+
+    Examples
+    --------
+    >>> from sklcam._validation import check_size
+    >>> check_size(224, "image_size")
+    (224, 224)
+    """
+    pair = (size, size) if isinstance(size, Integral) else size
+    is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+    if not is_pair or not all(_is_positive_int(side) for side in pair):
+        raise ValueError(
+            f"{name} must be a positive int or a pair (height, width) of them, got {size!r}."
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> None:
+    """Raise a ValueError unless the value is a tensor of these axes.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Any
+    *axes : str
+        What each axis is, such as ``"n_images"``. Heights and widths must not be zero.
+    floating : bool, default=True
+        Whether it must be of a floating-point type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam._validation import check_tensor
+    >>> check_tensor("embedding", np.zeros(3), "n_images", "dim")
+    Traceback (most recent call last):
+    ...
+    ValueError: embedding must be a floating-point Tensor of shape (n_images, dim); got an ndarray
+    of float64 and shape (3,).
+    """
+    if isinstance(value, Tensor) and value.ndim == len(axes):
+        sides = [of for axis, of in zip(axes, value.shape, strict=True) if axis in _SIDES]
+        if 0 not in sides and (value.is_floating_point() or not floating):
+            return
+    kind = "floating-point Tensor" if floating else "Tensor"
+    shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+    raise ValueError(f"{name} must be a {kind} of shape {shape}; got {describe(value)}.")
+
+
+_SIDES = ("height", "width")
+
+
+def check_map(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a floating-point tensor of a map, or of many.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Any
+        Should be a Tensor of shape (..., height, width).
+    """
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    if not is_float or value.ndim < 2 or 0 in value.shape[-2:]:
+        raise ValueError(
+            f"{name} must be a floating-point Tensor of shape (..., height, width); got "
+            f"{describe(value)}."
+        )
+
+
+def check_maps(**maps: Any) -> None:
+    """Raise a ValueError unless all are floating-point tensors of maps that can be compared.
+
+    Parameters
+    ----------
+    **maps
+        By the names of the arguments: Tensors of shape (n_images, height, width), of one shape and
+        on one device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam._validation import check_maps
+    >>> check_maps(maps=torch.rand(2, 7, 7), others=torch.rand(2, 7, 8))
+    Traceback (most recent call last):
+    ...
+    ValueError: maps and others must be of one shape; got (2, 7, 7) and (2, 7, 8).
+    """
+    for name, of in maps.items():
+        check_tensor(name, of, "n_images", "height", "width")
+    check_alike(maps)
+
+
+def check_values(**values: Any) -> None:
+    """Raise a ValueError unless all are floating-point tensors of one value per image, or a scalar.
+
+    Parameters
+    ----------
+    **values
+        By the names of the arguments: Tensors of shape (n_images,), or all of shape (), of one
+        shape and on one device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam._validation import check_values
+    >>> check_values(full=torch.rand(2), masked=torch.rand(2, 1))
+    Traceback (most recent call last):
+    ...
+    ValueError: masked must be a floating-point Tensor of shape (n_images,); got a Tensor of
+    torch.float32 and shape (2, 1).
+    """
+    for name, of in values.items():
+        if not (isinstance(of, Tensor) and of.ndim == 0 and of.is_floating_point()):
+            check_tensor(name, of, "n_images")
+    check_alike(values)
+
+
+def check_alike(tensors: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless tensors are of one shape and on one device.
+
+    Parameters
+    ----------
+    tensors : mapping of names to Tensors
+    """
+    for attribute, said in (("shape", "of one shape"), ("device", "on one device")):
+        found = [getattr(of, attribute) for of in tensors.values()]
+        if any(of != found[0] for of in found):
+            came = " and ".join(str(tuple(of) if attribute == "shape" else of) for of in found)
+            raise ValueError(f"{' and '.join(tensors)} must be {said}; got {came}.")
+
+
+def check_callable(name: str, value: Any, takes: str) -> Callable[..., Any]:
+    """Return the value; a ValueError unless it can be called.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Any
+    takes : str
+        What it is called with and returns, for the message.
+
+    Returns
+    -------
+    callable
+    """
+    if not callable(value):
+        raise ValueError(f"{name} must be a callable {takes}; got {describe(value)}.")
+    return value

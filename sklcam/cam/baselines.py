@@ -1,0 +1,109 @@
+"""Controls: maps that explain nothing, against which methods and metrics are judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from sklcam.cam.base import Method, draw_seed
+from sklcam.cam.recorded import RecordedPass
+
+
+class Uniform(Method):
+    """The map that is 1 everywhere; it is never scaled.
+
+    Examples
+    --------
+    >>> from sklcam.cam import Uniform
+    >>> Uniform().scaled
+    False
+    """
+
+    uses_layers = False
+
+    @property
+    def scaled(self) -> bool:
+        return False
+
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
+        shape = (*subject.scores.shape, *subject.size)
+        return [torch.ones(shape, dtype=subject.scores.dtype, device=subject.images.device)]
+
+
+class FakeCAM(Uniform):
+    """Fake-CAM: 1 everywhere but in the top left pixel of the input; it is never scaled.
+
+    The image under this map is nearly the image, so that its drop in confidence is next to none,
+    while it explains nothing.
+
+    References
+    ----------
+    Poppi et al., "Revisiting the Evaluation of Class Activation Mapping", CVPRW 2021, section 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import FakeCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=FakeCAM(), target_layer="0", verbose=0)
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> explainer.fit().explain(images, target=0)
+    array([[[0., 1.],
+            [1., 1.]]], dtype=float32)
+    """
+
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
+        (maps,) = super().explain(subject)
+        maps[..., 0, 0] = 0
+        return [maps]
+
+
+class RandomCAM(Method):
+    """Channels weighed at random, uniformly in [-1, 1].
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether what is negative is cut off.
+    random_state : int, RandomState or None, default=None
+        Seed of the weights. Every image gets the same weights, so that it has the same map in every
+        batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import RandomCAM
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> method = RandomCAM(random_state=0)
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0).fit()
+    >>> images = torch.rand(5, 2, 3, 3)
+    >>> bool((explainer.explain(images, target=0) == explainer.explain(images, target=1)).all())
+    True
+    """
+
+    def __init__(self, relu: bool = True, random_state: Any = None):
+        self.relu = relu
+        self.random_state = random_state
+
+    def check(self) -> None:
+        check_random_state(self.random_state)
+
+    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
+        generator = np.random.default_rng(draw_seed(self.random_state))
+        weights = []
+        for layer in range(len(subject.layers)):
+            grid = subject.grid(layer)
+            drawn = torch.as_tensor(generator.uniform(-1, 1, grid.shape[1])).to(grid)
+            weights.append(drawn.expand(*subject.scores.shape, -1))
+        return weights
+
+    def explain(self, subject: RecordedPass) -> list[Tensor]:
+        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)

@@ -1,0 +1,355 @@
+"""One batch that has been through a network once, and what a method may ask about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sklcam._validation import (
+    describe,
+)
+from sklcam.cam.maps import at_least_float32, weighted_sum
+from sklcam.cam.targets import Target, resolve_target, target_scores
+from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
+from sklcam.networks.inputs import Inputs, Rows, images_of, with_images
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.tape import Trunk, record, record_trunk
+
+
+class RecordedPass:
+    """One batch, run through a network once, and what a method may ask about it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Where the layers are.
+    layers : sequence of TargetLayer
+    inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+        What the network is given.
+    target : None, TopK, Tensor or callable, default=None
+        What is explained, as of :func:`sklcam.cam.target_scores`.
+    forward : callable or None
+        Takes inputs and returns the output; None calls the network.
+    image_input : str or None
+        Which of several inputs is the image.
+    graph : {"head", "images", None}, default="head"
+        What scores can be differentiated to: the layers' activations, the images too, or nothing.
+    rule : context manager or None
+        Active during the forward pass that builds the graph.
+    resumable : bool, default=False
+        Whether the pass can be resumed at a layer.
+    top_channels : int or None, default=None
+        How many channels of a layer make a map, those with the highest weights; None is all.
+
+    Attributes
+    ----------
+    output : Tensor
+        The network's output.
+    images : Tensor of shape (n_images, channels, height, width)
+        As the network got them.
+    activations : list of Tensor
+        One per layer, in the layer's own layout.
+    explained : Tensor or None
+        What is explained, where the target is not a callable: class indices of shape (n_images, k),
+        or directions (n_images, k, n_outputs), whose inner product with the output is the score.
+    scores : Tensor of shape (n_images, k)
+        Those of the classes or directions, or of the callable with k = 1.
+
+    Raises
+    ------
+    AttributeError
+        If the network has no layer of a target layer's name.
+    RuntimeError
+        If a layer does not run in the pass.
+    TypeError
+        If a layer's output is not a tensor.
+    ValueError
+        If the network is no nn.Module, a layer no TargetLayer, the inputs hold no images, ``graph``
+        is not among these, or the target does not fit the output.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.cam import RecordedPass
+    >>> from sklcam.networks import find_target_layer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
+    >>> subject = RecordedPass(network, [find_target_layer(network, "0")], images, torch.tensor([0]))
+    >>> subject.scores
+    tensor([[1.]], grad_fn=<...>)
+    >>> subject.gradients(0)
+    [tensor([[[[0.5000, 0.5000]],
+             [[0.0000, 0.0000]]]])]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[TargetLayer],
+        inputs: Inputs,
+        target: Target = None,
+        *,
+        forward: Callable[[Any], Tensor] | None = None,
+        image_input: str | None = None,
+        graph: Literal["head", "images"] | None = "head",
+        rule: AbstractContextManager[Any] | None = None,
+        resumable: bool = False,
+        top_channels: int | None = None,
+    ):
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
+        for layer in layers:
+            if not isinstance(layer, TargetLayer):
+                raise ValueError(f"layers must be TargetLayers; got {describe(layer)}.")
+        if graph not in ("head", "images", None):
+            raise ValueError(f'graph must be "head", "images" or None; got {graph!r}.')
+        self.network = network
+        self.layers = list(layers)
+        self.rule = rule
+        self._forward = forward or network
+        self._image_input = image_input
+        self._inputs = inputs
+        self._graph = graph
+        self._trunks: list[Trunk] = []
+        self._gradients: dict[int, list[Tensor]] = {}
+        self._inference_plan: InferencePlan | None = None
+        self._top_channels = top_channels
+        self.images = images_of(inputs, image_input).detach()
+        self.output = self._record_fast(resumable)
+        self._callable = target if callable(target) else None
+        self.explained = None if callable(target) else resolve_target(self.output, target)
+        with torch.set_grad_enabled(graph is not None):
+            self.scores = at_least_float32(self.score(self.output))
+
+    def _record_fast(self, resumable: bool) -> Tensor:
+        """Run the pass in channels_last memory where that is faster and the network takes it."""
+        if self._graph == "images" or not _is_faster_in_channels_last(self.images):
+            return self._record(resumable)
+        as_they_came = self.images
+        try:
+            self.images = as_they_came.contiguous(memory_format=torch.channels_last)
+            return self._record(resumable)
+        except RuntimeError as error:  # of a view, which looks at how the memory lies
+            if is_out_of_memory(error):
+                raise
+            self.images = as_they_came
+            return self._record(resumable)
+
+    def _record(self, resumable: bool) -> Tensor:
+        modules = [layer.of(self.network) for layer in self.layers]
+        with ExitStack() as stack:
+            if self._graph == "images":
+                self.images = self.images.clone().requires_grad_()
+            # Layers are cut off what lies before them, unless the way back leads on to the images.
+            tape = stack.enter_context(
+                record(
+                    self.network,
+                    *modules,
+                    trunk=self._graph == "images",
+                    head=self._graph is not None,
+                )
+            )
+            if resumable:
+                self._trunks = [
+                    stack.enter_context(record_trunk(self.network, module)) for module in modules
+                ]
+            stack.enter_context(self.rule or nullcontext())
+            output = self._forward(self._with_images(self.images))
+            self.activations = [tape.of(module) for module in modules]
+        return output
+
+    def prepare_inference(self) -> None:
+        """Make :meth:`run` faster, at the price of two passes: for methods that run it often."""
+        if self._inference_plan is not None:
+            return
+        row = slice(0, 1)  # one image tells as much as all
+        self._inference_plan = plan_inference(
+            self._forward,
+            lambda image: self._with_images(image, row),
+            self.images[row],
+            self.output[row],
+        )
+        self.images = self._inference_plan.arrange(self.images)
+
+    def _with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
+        return with_images(self._inputs, images, rows, self._image_input)
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def grid(self, layer: int) -> Tensor:
+        """Return a layer's activations as (n_images, K, u, v), without a graph."""
+        activations = self.activations[layer].detach()
+        return at_least_float32(self.layers[layer].to_grid(activations))
+
+    def weighted_maps(self, weights: Sequence[Tensor], *, relu: bool) -> list[Tensor]:
+        """Return the weighted sums of each layer's channels.
+
+        Parameters
+        ----------
+        weights : sequence of Tensor of shape (n_images, k, K)
+            One per layer.
+        relu : bool
+            Whether negative evidence is cut off.
+
+        Returns
+        -------
+        list of Tensor of shape (n_images, k, u, v)
+        """
+        if self._top_channels is not None:
+            weights = [keep_top(of_layer, self._top_channels) for of_layer in weights]
+        return [
+            weighted_sum(of_layer, self.grid(layer), relu=relu)
+            for layer, of_layer in enumerate(weights)
+        ]
+
+    def score(self, output: Tensor, rows: Rows = None) -> Tensor:
+        """Return the scores of an output of the network.
+
+        Parameters
+        ----------
+        output : Tensor of shape (m, ...)
+        rows : Tensor of shape (m,), slice or None
+            Which image each row of the output belongs to; None if they are the batch itself.
+
+        Returns
+        -------
+        Tensor of shape (m, k)
+        """
+        if self.explained is None:
+            return target_scores(output, self._callable)[:, None]
+        return target_scores(output, self.explained if rows is None else self.explained[rows])
+
+    def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
+        """Run the network on other images, without a graph.
+
+        Parameters
+        ----------
+        images : Tensor of shape (m, channels, height, width)
+        rows : Tensor of shape (m,) or slice
+            Which image of the batch each stands for, where there are inputs beside the image.
+
+        Returns
+        -------
+        Tensor of shape (m, ...)
+        """
+        folded = nullcontext() if self._inference_plan is None else self._inference_plan.folded
+        with torch.no_grad(), folded:
+            return self._forward(self._with_images(images, rows))
+
+    def resume(
+        self, layer: int, activations: Tensor, image: int, *, from_start: bool = False
+    ) -> Tensor:
+        """Run what follows a layer on other activations of one image, without a graph.
+
+        Parameters
+        ----------
+        layer : int
+        activations : Tensor of shape (m, ...)
+            In the layer's own layout.
+        image : int
+        from_start : bool, default=False
+            As in :meth:`sklcam.networks.Trunk.resumed`.
+
+        Returns
+        -------
+        Tensor of shape (m, ...)
+        """
+        rows = torch.full((len(activations),), image, device=self.images.device)
+        images = self.images[image : image + 1].expand(len(activations), -1, -1, -1)
+        with self._trunks[layer].resumed(
+            activations, image=image, n_images=self.n_images, from_start=from_start
+        ):
+            return self.run(images, rows)
+
+    def on(self, images: Tensor) -> RecordedPass:
+        """Return the same question about other images, in a forward pass of their own."""
+        target = self._callable if self.explained is None else self.explained
+        inputs = self._with_images(images)
+        return RecordedPass(
+            self.network,
+            self.layers,
+            inputs,
+            target,
+            forward=self._forward,
+            image_input=self._image_input,
+            graph=self._graph,
+            rule=self.rule,
+            top_channels=self._top_channels,
+        )
+
+    def gradients(
+        self, column: int, *, of: Literal["layers", "images"] = "layers", keep: bool = False
+    ) -> list[Tensor]:
+        """Differentiate one column of the scores.
+
+        Parameters
+        ----------
+        column : int
+            Which of the k classes, in their order: the graph is freed with the last one.
+        of : {"layers", "images"}, default="layers"
+        keep : bool, default=False
+            Keep the graph in any case.
+
+        Returns
+        -------
+        list of Tensor
+            With respect to each layer's activations, in its own layout; or to the images. Those of
+            layers are kept, so that several methods can share them.
+        """
+        known = self._gradients.get(column) if of == "layers" else None
+        if known is not None:
+            return known
+        is_last = column == self.scores.shape[1] - 1
+        chosen = torch.zeros_like(self.scores)
+        chosen[:, column] = 1
+        gradients = list(
+            torch.autograd.grad(
+                self.scores,
+                self.activations if of == "layers" else [self.images],
+                chosen,
+                retain_graph=keep or not is_last,
+            )
+        )
+        if of == "layers":
+            self._gradients[column] = gradients
+        return gradients
+
+
+def keep_top(weights: Tensor, n_channels: int) -> Tensor:
+    """Set all weights (n_images, k, K) but each row's highest, by their sign, to zero.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer channels.
+    """
+    if n_channels > weights.shape[2]:
+        raise ValueError(
+            f"top_channels={n_channels} asks for more channels than the layer has: "
+            f"{weights.shape[2]}."
+        )
+    highest = weights.topk(n_channels, dim=2)
+    return torch.zeros_like(weights).scatter(2, highest.indices, highest.values)
+
+
+# From how many pixels in a batch on none of seven convolutional families was slower in
+# channels_last on a CPU, to within 1 %; most were faster. With a quarter of it ResNets lose.
+_PIXELS_TO_REARRANGE = 2**18
+
+
+def _is_faster_in_channels_last(images: Tensor) -> bool:
+    # On other devices it depends on the precision; there the images stay as they came.
+    n_pixels = images.numel() // images.shape[1]
+    return images.device.type == "cpu" and n_pixels >= _PIXELS_TO_REARRANGE

@@ -1,0 +1,112 @@
+"""Caltech-UCSD Birds 200."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import Bunch
+
+from sklcam.datasets._annotations import _as_array, _bunch, _check_box, _four_numbers
+from sklcam.datasets._trees import AnyPath, Box, _check_choice, _find, _first, _not_there
+
+_CUB_TREE = """\
+<root>/images.txt, classes.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt
+<root>/images/<class>/<image>.jpg
+<root>/segmentations/<class>/<image>.png (optional; also beside <root>)"""
+
+
+def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
+    """Load the birds of CUB-200-2011, with their boxes and segmentations.
+
+    Parameters
+    ----------
+    root : path
+        The unpacked ``CUB_200_2011``, or the folder that holds it. The segmentations, an archive of
+        their own, are looked for in it and beside it. Nothing is downloaded, as torchvision has no
+        loader of this set.
+    subset : {"train", "test", "all"}, default="train"
+        The authors' split: 5994 and 5794 images.
+
+    Returns
+    -------
+    Bunch
+        With ``data``, list of paths; ``target``, names such as "001.Black_footed_Albatross";
+        ``target_names``, all of ``classes.txt``; ``boxes``, list of float64 arrays of shape (1, 4);
+        ``masks``, object array of :class:`LazyMask`, or None without segmentations; and ``DESCR``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing; the message shows the layout.
+    ValueError
+        If there is no such subset, or the files do not fit each other.
+
+    Notes
+    -----
+    ``bounding_boxes.txt`` holds ``x y width height``, taken as edges that count from 0: boxes
+    of whole images read ``0 0 500 375``. The segmentations are means over annotators, from 0 to
+    255; from 128 on, a pixel is the bird's.
+
+    References
+    ----------
+    Wah, Branson, Welinder, Perona, Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", Caltech
+    technical report CNS-TR-2011-001.
+
+    Examples
+    --------
+    Of a set that is on the disk; none comes with the library, so that these lines are not run:
+
+    >>> from sklcam.datasets.cub200 import load_cub200
+    >>> birds = load_cub200("data/CUB_200_2011", subset="test")  # doctest: +SKIP
+    >>> evaluate(
+    ...     clf, birds.data, metrics="pointing_game", target=birds.target, boxes=birds.boxes
+    ... )  # doctest: +SKIP
+    """
+    _check_choice("subset", subset, ("train", "test", "all"))
+    home = _find([Path(root), Path(root, "CUB_200_2011")], "images.txt", _CUB_TREE)
+    names, classes = _Table(home / "images.txt"), _Table(home / "classes.txt")
+    labels, split = _Table(home / "image_class_labels.txt"), _Table(home / "train_test_split.txt")
+    boxes = _Table(home / "bounding_boxes.txt")
+    wanted = {"train": ("1",), "test": ("0",), "all": ("0", "1")}[subset]
+    chosen = [image for image in names if split[image] in wanted]
+    masks = None
+    if segmented := _first([home, home.parent], "segmentations"):
+        files = [segmented / "segmentations" / names[image] for image in chosen]
+        masks = [partial(_read_grey_mask, file.with_suffix(".png")) for file in files]
+    return _bunch(
+        [os.fspath(home / "images" / names[image]) for image in chosen],
+        [classes[labels[image]] for image in chosen],
+        names=classes.values(),
+        boxes=[_as_array([_cub_box(boxes, image)]) for image in chosen],
+        masks=masks,
+        descr=f"CUB-200-2011, {subset}. Wah et al., Caltech technical report CNS-TR-2011-001.",
+    )
+
+
+class _Table(dict[str, str]):
+    """The lines ``key value`` of a text file; asking for another key names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise FileNotFoundError(_not_there(path.parent, path.name, _CUB_TREE))
+        lines = (line.strip().partition(" ") for line in path.read_text("utf-8").splitlines())
+        super().__init__({key: value for key, _, value in lines if key})
+
+    def __missing__(self, key: str) -> str:
+        raise ValueError(f"{self.path} has no line for {key!r}.")
+
+
+def _cub_box(table: _Table, image: str) -> Box:
+    where = f"{table.path}, image {image}"
+    x, y, width, height = _four_numbers(table[image].split(), where)
+    return _check_box((x, y, x + width, y + height), where)
+
+
+def _read_grey_mask(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("L")) >= 128

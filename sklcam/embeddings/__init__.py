@@ -1,0 +1,10 @@
+"""Embedding networks: trained, explained, and the baseline that explanations are compared with."""
+
+from __future__ import annotations
+
+import sklcam.training  # noqa: F401
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer, NearestProxies, SinglePoint
+from sklcam.embeddings.net import EmbeddingNet
+from sklcam.embeddings.triplet_cam import TripletCAM
+
+__all__ = ["EmbeddingCAMExplainer", "EmbeddingNet", "NearestProxies", "SinglePoint", "TripletCAM"]

@@ -1,0 +1,649 @@
+"""Explanations of embedding networks, which have no class scores.
+
+A proxy, the direction that stands for a class or for another image, takes the place of the class:
+the score is the embedding's inner product with it. From there on every method works as it does on
+classifiers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.base import TransformerMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import Bunch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Subset
+
+from sklcam._validation import check_count
+from sklcam.cam import Method, TopK
+from sklcam.cam.maps import at_least_float32
+from sklcam.cam.targets import DeferredTarget, check_indices
+from sklcam.explain.base import AnyMethod
+from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.images.labels import labels_for
+from sklcam.metrics.retrieval import nearest_neighbors
+
+
+@dataclass(frozen=True, eq=False)
+class NearestProxies(DeferredTarget):
+    """Target: the proxies that are the nearest to each embedding by cosine, the nearest first.
+
+    Parameters
+    ----------
+    proxies : Tensor of shape (n_classes, dim)
+    k : int or None, default=None
+        How many; None is one, without an axis of its own.
+    less : Tensor of shape (dim,) or None, default=None
+        What is taken off each of them once they are found.
+    """
+
+    proxies: Tensor
+    k: int | None = None
+    less: Tensor | None = None
+
+    @property
+    def several(self) -> bool:
+        return self.k is not None
+
+    def resolve(self, output: Tensor) -> Tensor:
+        """Return the directions, (n_images, k, dim)."""
+        proxies = self.proxies.to(output.device)
+        nearest = proxies[cosines(output, proxies).topk(self.k or 1, dim=1).indices]
+        return nearest if self.less is None else nearest - self.less.to(output.device)
+
+
+@dataclass(frozen=True, eq=False)
+class SinglePoint(DeferredTarget):
+    """Target: each image's own embedding, Bachhawat's single point proxy.
+
+    Parameters
+    ----------
+    less : Tensor of shape (dim,) or None, default=None
+        What is taken off it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.embeddings import SinglePoint
+    >>> SinglePoint().resolve(torch.tensor([[3.0, 4.0]]))
+    tensor([[[0.6000, 0.8000]]])
+    """
+
+    less: Tensor | None = None
+
+    @property
+    def several(self) -> bool:
+        return False
+
+    def resolve(self, output: Tensor) -> Tensor:
+        """Return the directions, (n_images, 1, dim)."""
+        embeddings = normalized(output.detach())[:, None]
+        return embeddings if self.less is None else embeddings - self.less.to(output.device)
+
+
+def normalized(embeddings: Tensor) -> Tensor:
+    """Return embeddings of length 1, in float32 or better.
+
+    Raises
+    ------
+    ValueError
+        If an embedding is zero or not finite: it has no direction.
+    """
+    embeddings = at_least_float32(embeddings)
+    lengths = embeddings.norm(dim=-1, keepdim=True)
+    without = ~((lengths > 0) & lengths.isfinite())
+    if bool(without.any()):
+        raise ValueError(
+            f"The embeddings of {int(without.sum())} of {len(embeddings)} images are zero or not "
+            "finite, and have no direction: is the network dead, or its input not what it was "
+            "trained on?"
+        )
+    return embeddings / lengths
+
+
+def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
+    """Return the cosines (n_images, n_classes) of embeddings (n_images, dim) and proxies."""
+    proxies = proxies.to(embeddings.device)
+    return F.normalize(at_least_float32(embeddings), dim=1) @ F.normalize(proxies, dim=1).T
+
+
+class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
+    r"""Explain an embedding network: where an image looks like its class, or like another image.
+
+    .. math:: L_c = y \cdot p_c
+
+    takes the place of a class's score, y being the network's embedding of the image and
+    :math:`p_c` the proxy of the class. Of a classifier's logits and one-hot proxies it is Grad-CAM.
+    The network is used, and never changed.
+
+    Parameters
+    ----------
+    model : nn.Module or fitted estimator
+        A network that takes images and returns embeddings of shape (n_images, dim), best as they
+        are before they are brought to length 1; or a fitted skorch net around one.
+    proxy : {"mean", "self"}, callable or array-like of shape (n_classes, dim), default="mean"
+        The proxies that :meth:`fit` learns. "mean" is the mean of the class's embeddings, each of
+        length 1, brought to length 1 (eq. 11). "self" is the image's own embedding: nothing is
+        learned, and there are no classes. A callable takes a class's embeddings, of length 1, as an
+        ndarray of shape (n, dim), and returns its proxy, of shape (dim,). An array is the proxies
+        themselves, such as those that a network was trained with, in the order of ``classes``.
+    method : str, Method or class of methods, default="gradcam"
+        Any of :func:`sklcam.cam.available`.
+    target_layer, layer_fusion, reshape, image_input, image_size, resize, mean, std
+        As of :class:`~sklcam.CAMExplainer`.
+    top_channels : int or None, default=None
+        How many channels of the layer make a map, those with the highest weights; None is all.
+    contrast : bool, default=False
+        Explain why it is this class and not another: the mean of all proxies is taken off what is
+        explained, be it a proxy, the image's own embedding or a reference image. What all classes
+        share, such as the background, drops out; embeddings of classes that a network was not
+        trained on have much in common.
+    classes : array-like or None, default=None
+        The labels of an array of proxies; None is 0, 1, ....
+    batch_size, num_workers, verbose
+        As of :class:`~sklcam.CAMExplainer`.
+
+    Attributes
+    ----------
+    proxies_ : ndarray of shape (n_classes, dim), float32
+    classes_ : ndarray of shape (n_classes,), or None without classes
+    n_images_per_class_ : ndarray of shape (n_classes,), int
+        How many images each proxy was learned from; 0 for proxies that were given.
+    target_layers_ : list of TargetLayer
+
+    References
+    ----------
+    Bachhawat, "Generalizing GradCAM for Embedding Networks", section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklcam import EmbeddingCAMExplainer
+    >>> from sklcam.networks import build_model
+    >>> network = build_model("resnet18", n_classes=16)  # embeddings of 16 dimensions
+    >>> images, labels = torch.randn(6, 3, 64, 64), np.repeat(["apple", "pear"], 3)
+    >>> explainer = EmbeddingCAMExplainer(network, verbose=0).fit(images, labels)
+    >>> explainer.proxies_.shape
+    (2, 16)
+    >>> explainer.explain(images, target="pear").shape
+    (6, 64, 64)
+    >>> explainer.explain(images[:2], target=images[4:]).shape  # what makes the two alike
+    (2, 64, 64)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **CAMExplainer._parameter_constraints,
+        "proxy": [StrOptions({"mean", "self"}), callable, "array-like"],
+        "top_channels": [None, Interval(Integral, 1, None, closed="left")],
+        "contrast": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        proxy: Any = "mean",
+        method: AnyMethod = "gradcam",
+        target_layer: Any = "auto",
+        *,
+        top_channels: int | None = None,
+        contrast: bool = False,
+        layer_fusion: Literal["mean", "max"] | None = "mean",
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        image_input: str | None = None,
+        classes: Any = None,
+        image_size: int | tuple[int, int] | None = None,
+        resize: Literal["stretch", "center_crop"] | None = None,
+        mean: Any = "auto",
+        std: Any = "auto",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        verbose: int = 1,
+    ):
+        super().__init__(
+            model,
+            method,
+            target_layer,
+            layer_fusion=layer_fusion,
+            reshape=reshape,
+            image_input=image_input,
+            classes=classes,
+            image_size=image_size,
+            resize=resize,
+            mean=mean,
+            std=std,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            verbose=verbose,
+        )
+        self.proxy = proxy
+        self.top_channels = top_channels
+        self.contrast = contrast
+
+    # Learning
+
+    def fit(self, X: Any = None, y: Any = None) -> EmbeddingCAMExplainer:
+        """Learn the proxies.
+
+        Parameters
+        ----------
+        X : images or None, default=None
+            In any form that :class:`~sklcam.CAMExplainer` takes. Needed for proxies that are
+            learned; for others one image is enough.
+        y : array-like of shape (n_images,) or None, default=None
+            Their labels; a torch data set may bring its own.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not fit the model, labels are missing, or an embedding is zero.
+        """
+        self._sums_: dict[Any, np.ndarray] = {}
+        self._counts_: dict[Any, int] = {}
+        self.proxies_: np.ndarray | None = None
+        labels = self._labels_for_proxies(X, y)
+        super().fit(X)
+        if labels is None:
+            self._take_proxies()
+        elif callable(self.proxy):
+            self._learn_by(self.proxy, X, labels)
+        else:
+            self._add(X, labels)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> EmbeddingCAMExplainer:
+        """Learn mean proxies from some more images, of classes old and new.
+
+        Parameters
+        ----------
+        X : images
+        y : array-like of shape (n_images,) or None, default=None
+            Their labels; a torch data set may bring its own.
+
+        Returns
+        -------
+        self
+            As if it had been fitted on all images at once. Kept between calls are a sum and a count
+            for each class.
+        """
+        if not is_name(self.proxy, "mean"):
+            raise ValueError(
+                f"partial_fit keeps sums, of which only mean proxies can be made; proxy is "
+                f"{self.proxy!r}."
+            )
+        if getattr(self, "_sums_", None) is None or not hasattr(self, "target_layers_"):
+            return self.fit(X, y)
+        labels = self._labels_for_proxies(X, y)
+        assert labels is not None  # as the proxies are means
+        self._add(X, labels)
+        return self
+
+    def _labels_for_proxies(self, X: Any, y: Any) -> np.ndarray | None:
+        """Return a label for each image, or None where nothing is learned from them."""
+        if not callable(self.proxy) and not is_name(self.proxy, "mean"):
+            return None
+        if X is None:
+            raise ValueError("fit needs images X and labels y to learn proxies from.")
+        return self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}")
+
+    def labels_to_learn_from(self, X: Any, y: Any, purpose: str) -> np.ndarray:
+        """Return one label for each image, for what learns from both.
+
+        Parameters
+        ----------
+        X : images
+        y : array-like of shape (n_images,) or None
+            None is the labels that a torch data set brings.
+        purpose : str
+            What learns, for the message.
+
+        Returns
+        -------
+        ndarray of shape (n_images,)
+
+        Raises
+        ------
+        ValueError
+            If there are none, or not one for each image.
+        """
+        labels = labels_for(X, y, purpose)
+        n_images = len(self._image_dataset(X))
+        if labels.shape != (n_images,):
+            raise ValueError(
+                f"y must be one label per image; got shape {labels.shape} for {n_images} images."
+            )
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise ValueError("y has labels that are NaN or infinite.")
+        return labels
+
+    def _add(self, X: Any, labels: np.ndarray) -> None:
+        """Add the images' embeddings to the sums of their classes."""
+        start = 0
+        for embeddings in self._embeddings(X, "proxies"):
+            part = labels[start : start + len(embeddings)]
+            for label in np.unique(part):
+                key = label.item()
+                total = embeddings[part == label].sum(axis=0, dtype=np.float64)
+                self._sums_[key] = self._sums_.get(key, 0) + total
+                self._counts_[key] = self._counts_.get(key, 0) + int((part == label).sum())
+            start += len(embeddings)
+        self.classes_ = np.array(sorted(self._sums_))
+        self.n_images_per_class_ = np.array([self._counts_[key] for key in self.classes_.tolist()])
+        means = np.stack([self._sums_[key] for key in self.classes_.tolist()])
+        self.proxies_ = _of_unit_length(means, self.classes_)
+
+    def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, labels: np.ndarray) -> None:
+        embeddings = np.concatenate(list(self._embeddings(X, "proxies")))
+        self.classes_, counts = np.unique(labels, return_counts=True)
+        made = [np.asarray(proxy(embeddings[labels == label])) for label in self.classes_]
+        wrong = [of.shape for of in made if of.shape != embeddings.shape[1:]]
+        if wrong:
+            raise ValueError(
+                f"The callable proxy must return an array of shape {embeddings.shape[1:]}; it "
+                f"returned one of {wrong[0]}."
+            )
+        self.n_images_per_class_ = counts
+        self.proxies_ = np.stack(made).astype(np.float32)
+
+    def _take_proxies(self) -> None:
+        """Take the proxies that were given; none for single points."""
+        if is_name(self.proxy, "self"):
+            self.classes_ = None
+            return
+        given = self.proxy.detach().cpu() if isinstance(self.proxy, Tensor) else self.proxy
+        proxies = np.asarray(given, dtype=np.float32)
+        if proxies.ndim != 2 or proxies.shape[1] != self._dim_:
+            raise ValueError(
+                f"Proxies must be of shape (n_classes, {self._dim_}), as the embeddings have "
+                f"{self._dim_} dimensions; got {proxies.shape}."
+            )
+        classes = np.arange(len(proxies)) if self.classes is None else np.asarray(self.classes)
+        if classes.shape != (len(proxies),) or len(np.unique(classes)) != len(classes):
+            raise ValueError(
+                f"classes must be one label for each of the {len(proxies)} proxies, all different; "
+                f"got {classes.tolist()}."
+            )
+        if not (np.isfinite(proxies).all() and proxies.any(axis=1).all()):
+            raise ValueError("Some proxies are zero or not finite, and have no direction.")
+        self.classes_ = classes
+        self.n_images_per_class_ = np.zeros(len(classes), dtype=int)
+        self.proxies_ = proxies
+
+    def _find_classes(self, output: Tensor, y: Any) -> None:
+        """Check that the network embeds; its outputs are no classes."""
+        if output.ndim != 2:
+            raise ValueError(
+                f"The network's output has shape {tuple(output.shape)}; embeddings are (n_images, "
+                "dim)."
+            )
+        self._dim_ = output.shape[1]
+
+    # Embeddings
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the images' embeddings, brought to length 1.
+
+        Parameters
+        ----------
+        X : images
+
+        Returns
+        -------
+        ndarray of shape (n_images, dim), float32
+
+        Raises
+        ------
+        ValueError
+            If an embedding is zero or not finite.
+        """
+        self._network()
+        return np.concatenate(list(self._embeddings(X, "transform")))
+
+    def iter_embeddings(self, X: Any, description: str = "embeddings") -> Iterator[Tensor]:
+        """Yield the embeddings of X batch after batch, as the network returns them.
+
+        Parameters
+        ----------
+        X : images
+        description : str, default="embeddings"
+            Of the progress bar.
+
+        Yields
+        ------
+        Tensor of shape (batch_size, dim), float32, on the CPU
+        """
+        dataset = self._image_dataset(X)
+        with self._bar(len(dataset), description) as bar:
+            for inputs in self._iter_dataset(dataset):
+                yield self.output_of(inputs).float().cpu()
+                bar.update(len(self.images_of(inputs)))
+
+    def _embeddings(self, X: Any, description: str) -> Iterator[np.ndarray]:
+        for embeddings in self.iter_embeddings(X, description):
+            yield normalized(embeddings).numpy()
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Return the softmax over the cosines of embeddings and proxies.
+
+        Parameters
+        ----------
+        output : Tensor of shape (n_images, dim)
+            Embeddings.
+
+        Returns
+        -------
+        Tensor of shape (n_images, n_classes), in [0, 1]
+            Close to even, as cosines are in [-1, 1]. The nearest proxy has the highest.
+        """
+        return cosines(output, self._proxies()).softmax(dim=1)
+
+    def _proxies(self) -> Tensor:
+        if self.proxies_ is None:
+            raise NotFittedError(
+                'There are no classes: proxy="self" explains images by their own embeddings. Use '
+                "another proxy, and fit with labels."
+            )
+        return torch.from_numpy(self.proxies_)
+
+    def _shared(self) -> Tensor | None:
+        """Return what all classes have in common, if it is to be taken off."""
+        if not self.contrast:
+            return None
+        if self.proxies_ is None or len(self.proxies_) < 2:
+            raise ValueError(
+                "contrast=True sets a class off against the others, and needs the proxies of at "
+                f"least two; there are {0 if self.proxies_ is None else len(self.proxies_)}."
+            )
+        return self._towards().mean(dim=0)
+
+    def _towards(self) -> Tensor:
+        """Return the proxies that are explained: as they are, or alike in length to be compared."""
+        return normalized(self._proxies()) if self.contrast else self._proxies()
+
+    # Targets
+
+    def fixed_target(self, output: Tensor, target: Any) -> Any:
+        if target is None:
+            return cosines(output, self._proxies()).argmax(dim=1)
+        return super().fixed_target(output, target)
+
+    def _encode_target(self, target: Any, n_images: int) -> Any:
+        self._shared()  # an error now rather than in the first batch
+        if target is None and self.proxies_ is None:
+            return SinglePoint()
+        known = () if self.classes_ is None else self.classes_.tolist()
+        if is_name(target, "self") and "self" not in known:
+            return SinglePoint()
+        if isinstance(target, Directions):
+            return target.values
+        if _are_images(target):
+            return self._directions_of(target, n_images)
+        if self.proxies_ is None and not callable(target):
+            self._proxies()
+        return super()._encode_target(target, n_images)
+
+    def _directions_of(self, references: Any, n_images: int) -> Tensor:
+        """Return the embeddings of reference images, one for each image or one for all."""
+        n_references = len(self._image_dataset(references))
+        if n_references not in (1, n_images):
+            raise ValueError(
+                f"target has {n_references} reference images for {n_images} images; give one for "
+                "each, or one for all."
+            )
+        directions = torch.cat([torch.from_numpy(of) for of in self._embeddings(references, "")])
+        return directions.expand(n_images, -1)
+
+    def _subject(self, inputs: Any, target: Any, method: Method) -> Any:
+        less = self._shared()
+        if target is None:
+            target = NearestProxies(self._towards(), None, less)
+        elif isinstance(target, TopK):
+            target = NearestProxies(self._towards(), target.k, less)
+        elif isinstance(target, SinglePoint):
+            target = SinglePoint(less)
+        elif isinstance(target, Tensor):
+            if not target.is_floating_point():
+                check_indices(target.cpu(), len(self._towards()))
+                target = self._towards()[target.cpu()]
+            target = target if less is None else target - less.to(target.device)
+        return super()._subject(inputs, target, method)
+
+    def _method(self, method: AnyMethod | None) -> Method:
+        chosen = super()._method(method)
+        if self.top_channels is not None and not chosen.weighs_channels:
+            raise ValueError(
+                f"top_channels={self.top_channels} needs a method that weighs channels as a whole, "
+                f"such as Grad-CAM; {chosen!r} does not."
+            )
+        return chosen
+
+    def _top_channels(self) -> int | None:
+        return self.top_channels
+
+    # Pairs and neighbours
+
+    def explain_pairs(self, X: Any, Z: Any, **options: Any) -> tuple[Any, Any]:
+        """Return what makes two images alike, on both of them.
+
+        Parameters
+        ----------
+        X, Z : images
+            As many of each.
+        **options
+            Of :meth:`explain`, but for the target.
+
+        Returns
+        -------
+        maps_of_x, maps_of_z : ndarray of shape (n_images, height, width), float32
+            Where each image of X is like its partner in Z, and the other way round.
+        """
+        self._network()  # an error if it is not fitted
+        n_x, n_z = len(self._image_dataset(X)), len(self._image_dataset(Z))
+        if n_x != n_z:
+            raise ValueError(f"X and Z must be pairs of images; got {n_x} and {n_z}.")
+        if "target" in options:
+            raise ValueError(
+                "explain_pairs takes no target: each image is explained by its partner."
+            )
+        return self.explain(X, Z, **options), self.explain(Z, X, **options)
+
+    def explain_neighbors(
+        self, query: Any, gallery: Any, k: int = 5, *, method: AnyMethod | None = None
+    ) -> Bunch:
+        """Find the gallery's images that are the nearest to each query, and show why.
+
+        Parameters
+        ----------
+        query, gallery : images
+        k : int, default=5
+            How many neighbours.
+        method : str, Method or None, default=None
+            As of :meth:`explain`.
+
+        Returns
+        -------
+        Bunch
+            ``indices``: ndarray of shape (n_queries, k), into the gallery, the nearest first;
+            ``similarities``: their cosines; ``query_maps``: ndarray of shape (n_queries, k, height,
+            width), where the query is like each neighbour; ``neighbor_maps``: of the same shape,
+            where the neighbour is like the query.
+
+        Raises
+        ------
+        ValueError
+            If the gallery has fewer than k images.
+        """
+        self._network()  # an error if it is not fitted
+        n_others = len(self._image_dataset(gallery))
+        check_count("k, how many images of the gallery,", k, 1, n_others)
+        self._method(method)
+        queries, others = self.transform(query), self.transform(gallery)
+        indices, similarities = nearest_neighbors(queries, others, k)
+        query_maps = self._explain_towards(query, torch.from_numpy(others[indices]), method)
+        found = rows_of(gallery, indices.ravel())
+        towards = torch.from_numpy(np.repeat(queries, k, axis=0))
+        neighbor_maps = self._explain_towards(found, towards, method)
+        return Bunch(
+            indices=indices,
+            similarities=similarities,
+            query_maps=query_maps,
+            neighbor_maps=neighbor_maps.reshape(query_maps.shape),
+        )
+
+    def _explain_towards(self, X: Any, directions: Tensor, method: AnyMethod | None) -> Any:
+        return self.explain(X, Directions(directions), method=method)
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """What is explained of images, as embeddings (n_images, dim) or (n_images, k, dim)."""
+
+    values: Tensor
+
+
+def is_name(value: Any, name: str) -> bool:
+    """Whether a parameter is this string, where it may be an array, too."""
+    return isinstance(value, str) and value == name
+
+
+def _are_images(target: Any) -> bool:
+    """Whether a target is images rather than labels: it has their axes, or is files or pictures."""
+    if isinstance(target, np.ndarray | Tensor):
+        return target.ndim >= 3
+    if isinstance(target, Dataset):
+        return True
+    some = target[0] if isinstance(target, list | tuple) and len(target) else None
+    return isinstance(some, os.PathLike | Image.Image)
+
+
+def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    if not lengths.all():
+        raise ValueError(
+            f"The embeddings of {classes[lengths[:, 0] == 0].tolist()} add up to zero: the class "
+            "has no mean direction."
+        )
+    return (means / lengths).astype(np.float32)
+
+
+def rows_of(X: Any, indices: np.ndarray) -> Any:
+    """Return some of the images, in the form that they came in."""
+    if isinstance(X, Dataset):
+        return Subset(X, indices.tolist())
+    if isinstance(X, np.ndarray | Tensor):
+        return X[indices]
+    return [X[i] for i in indices.tolist()]

@@ -1,0 +1,511 @@
+"""The network that :mod:`sklcam.embedding` explains, trained here: a skorch net that embeds images.
+
+Losses, miners and samplers are those of pytorch-metric-learning, imported when they are asked for
+by name. What is added is what a scikit-learn estimator needs: they are told the number of classes
+and dimensions, draw from the estimator's own generators, and go through searches and files.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from skorch.utils import to_device
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer, is_name, normalized
+from sklcam.images.labels import check_labels, labels_for
+from sklcam.metrics import recall_at_k
+from sklcam.networks.construction import copy_instance, parameter_names
+from sklcam.networks.layers import TargetLayer
+from sklcam.training.net import ImageNeuralNet
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A loss of pytorch-metric-learning by name, and what goes with it."""
+
+    loss: str
+    options: dict[str, Any] = field(default_factory=dict)
+    miner: str | None = None
+    sampler: str | None = None
+
+
+_LOSSES = {
+    "margin": _Recipe("MarginLoss", {"learn_beta": True}, "distance-weighted", "m-per-class"),
+    "triplet": _Recipe("TripletMarginLoss", {"margin": 0.2}, "semihard", "m-per-class"),
+    "proxy-anchor": _Recipe("ProxyAnchorLoss"),
+    "proxy-nca++": _Recipe("ProxyNCALoss", {"softmax_scale": 9}, None, "m-per-class"),
+}
+_MINERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "distance-weighted": ("DistanceWeightedMiner", {}),
+    "semihard": ("TripletMarginMiner", {"margin": 0.2, "type_of_triplets": "semihard"}),
+}
+_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {"m-per-class": ("MPerClassSampler", {"m": 4})}
+
+
+class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeuralNet):
+    """Embeds images so that those of a class are near each other, as a scikit-learn transformer.
+
+    The network ends in a linear layer with ``embedding_dim`` outputs. Losses compare the embeddings
+    brought to length 1, and :meth:`transform` returns them so; the network in ``module_`` returns
+    them as they are, which is what :class:`~sklcam.EmbeddingCAMExplainer` explains.
+
+    Parameters
+    ----------
+    module : str, nn.Module class or instance, or callable, default="resnet18"
+        A torchvision name. A class or callable is given ``embedding_dim``, ``num_classes`` or
+        ``n_classes`` (of the same value), and ``in_channels``, as far as it takes them, and
+        ``module__...`` parameters. An instance is copied, never changed.
+    embedding_dim : int, default=128
+        Dimensions of the embedding.
+    criterion : str, class or instance of a loss, default="margin"
+        "margin" is the margin loss with a boundary that is learned for each class [1]_; "triplet"
+        that of FaceNet [2]_; "proxy-anchor" [3]_; "proxy-nca++" the probabilities and the
+        temperature of [4]_. Or any loss of pytorch-metric-learning, or one that is called in the
+        same way: ``loss(embeddings, labels)``, and with a miner ``loss(embeddings, labels,
+        tuples)``. A class is given ``num_classes`` and ``embedding_size``, if it takes them, and
+        ``criterion__...`` parameters.
+    miner : str, class or instance of a miner, or None, default="auto"
+        "distance-weighted" [1]_, "semihard" [2]_, or any miner of pytorch-metric-learning, with
+        ``miner__...`` parameters. "auto" is the criterion's own: the first for "margin", the second
+        for "triplet", else none.
+    sampler : str, class or callable, or None, default="auto"
+        How batches are put together. "m-per-class" takes 4 images (``sampler__m``) of each class in
+        turn, so that there are pairs in every batch; a class or callable takes the labels, as an
+        ndarray of int, and ``sampler__...`` parameters. None shuffles. "auto" is None for
+        "proxy-anchor", which needs no pairs, and otherwise "m-per-class".
+    weights, target_layer, augment, image_size, resize, mean, std, random_state, device
+        As of :class:`~sklcam.ConsistentCAMClassifier`.
+    normalize : bool, default=True
+        Whether :meth:`transform` brings embeddings to length 1.
+    proxy_lr : float or None, default=None
+        Learning rate of what the loss learns itself, such as proxies and boundaries; None is 10
+        times ``lr``, which is the 1e-2 of [3]_ with the default ``lr``.
+    optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
+        As in skorch; AdamW with a rate of 1e-3 for training from scratch. With pretrained
+        ``weights``, 1e-4 is usual.
+    classes : array-like or None, default=None
+        The labels, where ``y`` may not hold them all.
+    **kwargs
+        Any other parameter of :class:`skorch.NeuralNet`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    module_ : nn.Module
+        The trained network.
+    criterion_, miner_ : nn.Module
+        The loss with what it has learned, and the miner or None.
+    target_layer_ : TargetLayer
+        The layer that is explained.
+    n_channels_ : int
+        Channels of the images.
+    history : skorch.history.History
+        Per epoch ``train_loss``, and ``valid_loss`` where there is a validation split.
+
+    References
+    ----------
+    .. [1] Wu, Manmatha, Smola, Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV
+       2017.
+    .. [2] Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015.
+    .. [3] Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
+    .. [4] Teh, DeVries, Taylor, "ProxyNCA++", ECCV 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklcam import EmbeddingCAMExplainer, EmbeddingNet
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> X = (X / 16).reshape(-1, 8, 8)
+    >>> net = EmbeddingNet("resnet18", embedding_dim=16, image_size=64, max_epochs=1, verbose=0,
+    ...                    random_state=0)
+    >>> net.fit(X[:96], y[:96]).transform(X[96:100]).shape
+    (4, 16)
+    >>> explainer = EmbeddingCAMExplainer(net, verbose=0).fit(X[:96], y[:96])
+    >>> explainer.explain(X[96:100]).shape  # of the nearest class
+    (4, 64, 64)
+    >>> pipeline = make_pipeline(net, KNeighborsClassifier())
+    >>> pipeline.fit(X[:96], y[:96]).predict(X[96:100]).shape
+    (4,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ImageNeuralNet._parameter_constraints,
+        "embedding_dim": [Interval(Integral, 1, None, closed="left")],
+        "criterion": [StrOptions(set(_LOSSES)), nn.Module, type, callable],
+        "miner": [StrOptions({"auto", *_MINERS}), nn.Module, type, callable, None],
+        "sampler": [StrOptions({"auto", *_SAMPLERS}), type, callable, None],
+        "normalize": ["boolean"],
+        "proxy_lr": [None, Interval(Real, 0, None, closed="left")],
+    }
+    _outputs_are: ClassVar[str] = "embedding dimensions"
+    _module_like: ClassVar[tuple[str, ...]] = (*ImageNeuralNet._module_like, "miner")
+    prefixes_: ClassVar[list[str]] = [*ImageNeuralNet.prefixes_, "sampler"]
+
+    criterion_: nn.Module
+    miner_: nn.Module | None
+
+    def __init__(
+        self,
+        module: Any = "resnet18",
+        *,
+        embedding_dim: int = 128,
+        criterion: Any = "margin",
+        miner: Any = "auto",
+        sampler: Any = "auto",
+        weights: Any = None,
+        target_layer: str | TargetLayer = "auto",
+        normalize: bool = True,
+        augment: Any = "auto",
+        image_size: int | tuple[int, int] = 224,
+        resize: str = "stretch",
+        mean: Any = "auto",
+        std: Any = "auto",
+        random_state: Any = None,
+        device: Any = "auto",
+        optimizer: Any = torch.optim.AdamW,
+        lr: float = 1e-3,
+        proxy_lr: float | None = None,
+        max_epochs: int = 20,
+        batch_size: int = 32,
+        train_split: Any = None,
+        iterator_train__shuffle: bool = True,
+        classes: Any = None,
+        **kwargs: Any,
+    ):
+        self.embedding_dim = embedding_dim
+        self.miner = miner
+        self.sampler = sampler
+        self.weights = weights
+        self.target_layer = target_layer
+        self.normalize = normalize
+        self.augment = augment
+        self.image_size = image_size
+        self.resize = resize
+        self.mean = mean
+        self.std = std
+        self.random_state = random_state
+        self.proxy_lr = proxy_lr
+        self.classes = classes
+        super().__init__(
+            module,
+            device=device,
+            criterion=criterion,
+            optimizer=optimizer,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            train_split=train_split,
+            iterator_train__shuffle=iterator_train__shuffle,
+            **kwargs,
+        )
+
+    # What is trained, and on what
+
+    def _n_outputs(self) -> int:
+        return self.embedding_dim
+
+    def _module_options(self) -> dict[str, Any]:
+        options = super()._module_options()
+        if callable(self.module) and "embedding_dim" in parameter_names(self.module):
+            options.setdefault("embedding_dim", self.embedding_dim)
+        return options
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if any(isinstance(part, str) for part in (self.criterion, *self._miner_and_sampler())):
+            _metric_learning("losses")  # an error now rather than once images are read
+
+    def _miner_and_sampler(self) -> tuple[Any, Any]:
+        """Return what was asked for; where that is left open, what goes with the criterion."""
+        recipe = _Recipe("", sampler="m-per-class")
+        if isinstance(self.criterion, str):
+            recipe = _LOSSES[self.criterion]
+        miner = recipe.miner if is_name(self.miner, "auto") else self.miner
+        sampler = recipe.sampler if is_name(self.sampler, "auto") else self.sampler
+        return miner, sampler
+
+    def initialize_criterion(self) -> EmbeddingNet:
+        with self._own_randomness():
+            self.criterion_ = self._make_criterion()
+            self.miner_ = self._make_miner()
+        self._n_features_out = self.embedding_dim  # of the network that has just been built
+        return self
+
+    def _make_criterion(self) -> nn.Module:
+        options = self.get_params_for("criterion")
+        if isinstance(self.criterion, nn.Module):
+            return copy_instance(self.criterion, options, "criterion")
+        loss = self.criterion
+        if isinstance(loss, str):
+            recipe = _LOSSES[loss]
+            loss, options = _metric_learning("losses", recipe.loss), {**recipe.options, **options}
+        sizes = {"num_classes": len(self.classes_), "embedding_size": self.embedding_dim}
+        return loss(**_taken_by(loss, sizes, options), **options)
+
+    def _make_miner(self) -> nn.Module | None:
+        options = self.get_params_for("miner")
+        miner, _ = self._miner_and_sampler()
+        if isinstance(miner, nn.Module):
+            return copy_instance(miner, options, "miner")
+        if isinstance(miner, str):
+            kind, defaults = _MINERS[miner]
+            miner, options = _metric_learning("miners", kind), {**defaults, **options}
+        return None if miner is None else miner(**options)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
+        options = self.get_params_for("iterator_train")
+        if not training or "sampler" in options or "batch_sampler" in options:
+            return super().get_iterator(dataset, training=training)
+        make = self._sampler_maker()
+        if make is None:
+            return super().get_iterator(dataset, training=training)
+        sampler = OwnSampler(make, labels_for(dataset, None, "sampler"))
+        options.pop("shuffle", None)
+        if sampler.makes_batches:
+            options.pop("batch_size", None)
+            loader = self.iterator_train(dataset, batch_sampler=sampler, **options)
+            return self._pinning(loader, training)
+        options.setdefault("batch_size", self.batch_size)
+        if options["batch_size"] == -1:
+            options["batch_size"] = len(sampler)
+        return self._pinning(self.iterator_train(dataset, sampler=sampler, **options), training)
+
+    def _sampler_maker(self) -> Callable[[np.ndarray], Sampler[Any]] | None:
+        """Return what makes a sampler of labels, if there is to be one."""
+        options = self.get_params_for("sampler")
+        _, sampler = self._miner_and_sampler()
+        if isinstance(sampler, str):
+            kind, defaults = _SAMPLERS[sampler]
+            sampler, options = _metric_learning("samplers", kind), {**defaults, **options}
+        if sampler is None:
+            return None
+
+        def make(labels: np.ndarray) -> Sampler[Any]:
+            # A pass of pytorch-metric-learning's sampler is 100,000 images long unless one says so.
+            n_of_a_turn = options.get("m", 1) * len(np.unique(labels))
+            sizes = {"length_before_new_iter": max(len(labels), n_of_a_turn)}
+            return sampler(labels, **_taken_by(sampler, sizes, options), **options)
+
+        return make
+
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        (groups,) = args
+        of_criterion = {id(parameter) for parameter in self.criterion_.parameters()}
+        if not of_criterion or not self._groups_are_own():
+            return args, kwargs
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        groups = [
+            {"params": [p for p in parameters if id(p) not in of_criterion]},
+            {"params": [p for p in parameters if id(p) in of_criterion]},
+        ]
+        groups[1]["lr"] = self._proxy_rate(kwargs["lr"])
+        if "weight_decay" in parameter_names(self.optimizer):
+            groups[1]["weight_decay"] = 0  # a boundary has no reason to go to zero
+        return (groups,), kwargs
+
+    def _proxy_rate(self, lr: float) -> float:
+        return 10 * lr if self.proxy_lr is None else self.proxy_lr
+
+    def set_params(self, **kwargs: Any) -> EmbeddingNet:
+        """Set parameters, as scikit-learn does; of a fitted net, from the next step on.
+
+        Parameters
+        ----------
+        **kwargs
+
+        Returns
+        -------
+        self
+        """
+        of_sampler = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith("sampler__")}
+        for name, value in of_sampler.items():  # skorch would look for something to build anew
+            setattr(self, name, value)
+            self._params_to_validate.add(name)
+        super().set_params(**kwargs)
+        groups = self.optimizer_.param_groups if self.initialized_ else []
+        if {"lr", "proxy_lr"} & kwargs.keys() and len(groups) == 2 and self._groups_are_own():
+            groups[1]["lr"] = self._proxy_rate(groups[0]["lr"])
+        return self
+
+    def _groups_are_own(self) -> bool:
+        return "optimizer__param_groups" not in vars(self)
+
+    def get_loss(
+        self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
+    ) -> Tensor:
+        labels = to_device(y_true, self.device)
+        if self.miner_ is None:
+            return self.criterion_(y_pred, labels)
+        return self.criterion_(y_pred, labels, self.miner_(y_pred, labels))
+
+    # Embeddings
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the embeddings of images.
+
+        Parameters
+        ----------
+        X : images
+            In any form that :meth:`fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_images, embedding_dim), float32
+            Of length 1 with ``normalize``, and otherwise as the network returns them.
+
+        Raises
+        ------
+        ValueError
+            If embeddings cannot be brought to length 1, being zero or not finite.
+        """
+        return self._embed(X, normalize=self.normalize)
+
+    def _embed(self, X: Any, *, normalize: bool) -> np.ndarray:
+        self.check_is_fitted()
+        batches = self.forward_iter(X)
+        made = [normalized(batch) if normalize else batch for batch in batches]
+        return torch.cat(made).float().numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return recall at 1, leaving one out.
+
+        Parameters
+        ----------
+        X : images
+            In any form that :meth:`fit` takes, at least two.
+        y : array-like of shape (n_images,)
+            Labels, which need not be those of ``fit``. May be left out for a data set that has
+            ``targets``.
+
+        Returns
+        -------
+        float, in [0, 1]
+            The share of images whose nearest other image is of their own class. An image without
+            another of its class counts as a miss.
+        """
+        self.check_is_fitted()
+        labels = check_labels(X, y)
+        return recall_at_k(self._embed(X, normalize=True), labels)
+
+    def explain(self, X: Any, target: Any = None, **options: Any) -> Any:
+        """Return one map per image: where it is like itself, or like another image.
+
+        Classes are explained by :class:`~sklcam.EmbeddingCAMExplainer`, which learns their proxies.
+
+        Parameters
+        ----------
+        X : images
+            In any form that :meth:`fit` takes.
+        target : images or None, default=None
+            None is the image's own embedding; reference images, one for each or one for all, show
+            what makes an image like them.
+        **options
+            As of :meth:`sklcam.CAMExplainer.explain`.
+
+        Returns
+        -------
+        ndarray of shape (n_images, height, width), float32, in [0, 1]
+        """
+        self.check_is_fitted()
+        explainer = EmbeddingCAMExplainer(self, proxy="self", verbose=self.verbose)
+        return explainer.fit().explain(X, target, **options)
+
+    @property
+    def proxies_(self) -> np.ndarray:
+        """The proxies that the loss has learned, of shape (n_classes, embedding_dim), float32.
+
+        In the order of ``classes_``. There are none for losses without proxies.
+        """
+        if "criterion_" not in vars(self) or not hasattr(self.criterion_, "proxies"):
+            raise AttributeError("proxies_ is there once a loss with proxies has been fitted.")
+        proxies: Any = self.criterion_.proxies
+        return proxies.detach().float().cpu().numpy().copy()
+
+
+class OwnSampler(Sampler[Any]):
+    """A sampler that draws from torch's generator, which the estimator makes its own.
+
+    Those of pytorch-metric-learning draw from NumPy's global one, and go on where the last epoch
+    left off. Here each epoch starts from a fresh one, so that two epochs and two more are four.
+
+    Parameters
+    ----------
+    make : callable
+        Takes labels and returns a sampler.
+    labels : ndarray of shape (n_images,), int
+
+    Attributes
+    ----------
+    makes_batches : bool
+        Whether what it yields are batches of indices, and not indices.
+    """
+
+    def __init__(self, make: Callable[[np.ndarray], Sampler[Any]], labels: np.ndarray):
+        with _numpy_random(0):
+            self._fresh: Any = make(labels)
+            first = next(iter(copy.deepcopy(self._fresh)), 0)
+        self.makes_batches = not isinstance(first, Integral)
+
+    def __iter__(self) -> Iterator[Any]:
+        with _numpy_random(int(torch.randint(2**31 - 1, ()))):
+            return iter(list(copy.deepcopy(self._fresh)))
+
+    def __len__(self) -> int:
+        return len(self._fresh)
+
+
+@contextmanager
+def _numpy_random(seed: int) -> Iterator[None]:
+    """Let pytorch-metric-learning draw from a generator of its own."""
+    try:
+        functions: Any = import_module("pytorch_metric_learning.utils.common_functions")
+    except ImportError:  # then the sampler is another's, and draws from wherever it does
+        yield
+        return
+    found = functions.NUMPY_RANDOM
+    functions.NUMPY_RANDOM = np.random.RandomState(seed)
+    try:
+        yield
+    finally:
+        functions.NUMPY_RANDOM = found
+
+
+def _metric_learning(module: str, name: str | None = None) -> Any:
+    """Return a module of pytorch-metric-learning, or something in it."""
+    try:
+        found = import_module(f"pytorch_metric_learning.{module}")
+    except ImportError as error:
+        raise ImportError(
+            "Losses, miners and samplers by name are those of pytorch-metric-learning. It comes "
+            'with: pip install "sklcam[metric-learning]"'
+        ) from error
+    return found if name is None else getattr(found, name)
+
+
+def _taken_by(
+    function: Callable[..., Any], values: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the values that a function has parameters for and that are not given."""
+    names = parameter_names(function)
+    # What a class hands on by **kwargs, its parents have names for.
+    for parent in getattr(function, "__mro__", ()):
+        names |= parameter_names(parent)
+    return {key: value for key, value in values.items() if key in names and key not in given}

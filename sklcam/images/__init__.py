@@ -1,0 +1,24 @@
+"""What X may be, and how it becomes batches of images: forms, frames, views, labels, rows.
+
+Nothing here knows of networks.
+"""
+
+from __future__ import annotations
+
+from sklcam.images.dataset import ImageDataset, check_images, n_images
+from sklcam.images.frames import map_to_frame
+from sklcam.images.labels import dataset_labels
+from sklcam.images.normalization import default_statistics, normalize
+from sklcam.images.views import ViewSampler, Warp
+
+__all__ = [
+    "ImageDataset",
+    "ViewSampler",
+    "Warp",
+    "check_images",
+    "dataset_labels",
+    "default_statistics",
+    "map_to_frame",
+    "n_images",
+    "normalize",
+]

@@ -1,0 +1,270 @@
+"""The forms that X may have, each as a source of single images."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from sklcam.images._pixels import (
+    _check_image_shape,
+    _check_pixel_dtype,
+    _check_pixel_values,
+    _copy_channels_first,
+    _is_uint8,
+    _item_tensor,
+    _load_upright,
+    _naming,
+    _rgb_tensor,
+    _upright_size,
+)
+
+# Values of small images that are copied and resized together. It spares what an image costs by
+# itself; with more, floats no longer fit in the caches.
+_STACK_VALUES = 2**17
+
+
+_WHAT_WOULD_DO = (
+    "X may be a uint8 array, or a float array in [0, 1], of shape (n_samples, height, width) or "
+    "(n_samples, height, width, n_channels); a uint8 or float torch tensor of shape "
+    "(n_samples, n_channels, height, width); a list of file paths or PIL images; or a map-style "
+    "torch Dataset of images."
+)
+
+
+class _Source(ABC):
+    """The images of one form of X, in their own sizes."""
+
+    n_channels: int
+    uniform_size: tuple[int, int] | None = None
+    device = torch.device("cpu")
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def check(self) -> None:
+        """Do the checks that look further than the container: at pixels, or at the disk."""
+
+    @abstractmethod
+    def read(self, i: int) -> Tensor:
+        """Image i as a (n_channels, height, width) tensor with its own memory, uint8 or float32."""
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """Yield images in their order, as many to a stack as are best resized together."""
+        for i in indices:
+            yield self.read(i)[None]
+
+    @abstractmethod
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of image i."""
+
+
+class _ArraySource(_Source):
+    """Images of one size in an array or a tensor, whichever: both index and reduce alike."""
+
+    def __init__(self, X: np.ndarray | Tensor) -> None:
+        _check_batch_shape(X)
+        _check_pixel_dtype(X, "X")
+        self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
+        first = _copy_channels_first(X[0])
+        self.n_channels, height, width = first.shape
+        self.uniform_size = self._size = (height, width)
+        self.device = first.device
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def check(self) -> None:
+        if not _is_uint8(self._images):
+            _check_pixel_values(self._images)
+
+    def read(self, i: int) -> Tensor:
+        return _copy_channels_first(self._images[i])
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        n_of_a_stack = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
+        for start in range(0, len(indices), n_of_a_stack):
+            some = [*indices[start : start + n_of_a_stack]]
+            if len(some) == 1:
+                yield self.read(some[0])[None]
+            elif isinstance(self._images, Tensor):
+                yield _copy_channels_first(self._images[some])
+            else:
+                images = self._images[some]
+                images = images if images.ndim == 4 else images[..., np.newaxis]
+                yield _copy_channels_first(images)
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self._size
+
+
+class _FileSource(_Source):
+    """File paths and PIL images, read as RGB."""
+
+    n_channels = 3
+
+    def __init__(self, X: Sequence[Any]) -> None:
+        self._items = [_check_file_or_image(item, i, X) for i, item in enumerate(X)]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def check(self) -> None:
+        _check_files_exist([item for item in self._items if isinstance(item, str)])
+        for i, item in enumerate(self._items):
+            if isinstance(item, Image.Image):
+                with _naming(self._name(i)):
+                    self._items[i] = _load_upright(item)
+
+    def read(self, i: int) -> Tensor:
+        with self._opened(i) as image:
+            return _rgb_tensor(image)
+
+    def size(self, i: int) -> tuple[int, int]:
+        with self._opened(i) as image:
+            return _upright_size(image)
+
+    @contextmanager
+    def _opened(self, i: int) -> Iterator[Image.Image]:
+        item = self._items[i]
+        with _naming(self._name(i)):
+            if isinstance(item, Image.Image):
+                yield item
+            else:
+                with Image.open(item) as image:
+                    yield image
+
+    def _name(self, i: int) -> str:
+        item = self._items[i]
+        return f"X[{i}], a PIL image," if isinstance(item, Image.Image) else repr(item)
+
+
+class _LazySource(_Source):
+    """A map-style torch data set, or any other sequence that makes its images when asked."""
+
+    def __init__(self, X: Any) -> None:
+        self._dataset = X
+        self._n_images = len(X)
+
+    def __len__(self) -> int:
+        return self._n_images
+
+    def check(self) -> None:
+        first = _item_tensor(self._image(0), "X[0]")
+        self.n_channels, self.device = len(first), first.device
+
+    def read(self, i: int) -> Tensor:
+        image = _item_tensor(self._image(i), f"X[{i}]")
+        if len(image) != self.n_channels:
+            raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
+        return image
+
+    def size(self, i: int) -> tuple[int, int]:
+        _, height, width = self.read(i).shape
+        return height, width
+
+    def _image(self, i: int) -> Any:
+        item = self._dataset[i]
+        return item[0] if isinstance(item, (tuple, list)) and item else item
+
+
+def _open_source(X: Any) -> _Source:
+    """The source for X, after the checks that need neither pixels nor the disk."""
+    source: _Source
+    if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OSTU"):
+        source = _ArraySource(X)
+    elif isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.ndim == 1):
+        source = _FileSource(list(X))
+    elif _is_lazy(X):
+        source = _LazySource(X)
+    else:
+        raise ValueError(f"{_diagnose(X)} {_WHAT_WOULD_DO}")
+    if len(source) == 0:
+        raise ValueError("X is empty: at least one image is needed.")
+    return source
+
+
+def _is_lazy(X: Any) -> bool:
+    if isinstance(X, Dataset):
+        return isinstance(X, Sized) and not isinstance(X, IterableDataset)
+    return isinstance(X, Sequence) and not isinstance(X, (str, bytes, bytearray, memoryview, range))
+
+
+def _diagnose(X: Any) -> str:
+    """A sentence on what X is, when it is no form of images, and what may have been meant."""
+    name = f"{type(X).__module__}.{type(X).__qualname__}".removeprefix("builtins.")
+    if isinstance(X, (str, bytes, os.PathLike)):
+        return f"X is one file path, {X!r}: wrap it in a list, X=[path]."
+    if isinstance(X, Image.Image):
+        return "X is one PIL image: wrap it in a list, X=[image]."
+    if isinstance(X, np.ndarray):
+        return (
+            f"X is an array of dtype {X.dtype} and shape {X.shape}, whose entries are not pixels."
+        )
+    if isinstance(X, Dataset):
+        return f"X is {name}, a data set without length or indices: a map-style Dataset is needed."
+    if name.startswith("pandas."):
+        return f"X is a {name}: if a column holds file paths, pass X[column].tolist()."
+    if hasattr(X, "tocsr"):
+        return f"X is a sparse matrix ({name}): tables are not images."
+    if isinstance(X, Iterator):
+        return f"X is a {name}, which has no length: pass list(X)."
+    return "X is None." if X is None else f"X is a {name}."
+
+
+def _check_batch_shape(X: np.ndarray | Tensor) -> None:
+    if X.ndim == 2:
+        raise ValueError(
+            f"X has shape {tuple(X.shape)}: tables are not images. If each row is a flattened "
+            "image, reshape to (n_samples, height, width)."
+        )
+    if X.ndim != 4 and (X.ndim != 3 or isinstance(X, Tensor)):
+        raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {_WHAT_WOULD_DO}")
+    if len(X) == 0:
+        raise ValueError(f"X is empty, of shape {tuple(X.shape)}: at least one image is needed.")
+    _check_image_shape(X[0], "X", batch=tuple(X.shape))
+
+
+def _check_file_or_image(item: Any, i: int, X: Sequence[Any]) -> str | Image.Image:
+    if isinstance(item, Image.Image):
+        return item
+    path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    if isinstance(path, str):
+        return path
+    if isinstance(item, (np.ndarray, Tensor)):
+        raise ValueError(_advise_on_arrays(X))
+    raise ValueError(
+        f"X[{i}] is a {type(item).__name__}, not a file path or a PIL image. {_WHAT_WOULD_DO}"
+    )
+
+
+def _advise_on_arrays(X: Sequence[Any]) -> str:
+    shapes = {getattr(item, "shape", None) for item in X}
+    if len(shapes) > 1:
+        return (
+            "X is a list with arrays in it that are not all of one shape: arrays of different "
+            "sizes cannot be mixed. Pass file paths or PIL images instead."
+        )
+    stack = "torch.stack(X)" if isinstance(X[0], Tensor) else "np.stack(X)"
+    return f"X is a list of arrays of shape {tuple(X[0].shape)}: pass {stack} instead."
+
+
+def _check_files_exist(paths: Sequence[str]) -> None:
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        is_folder = os.path.isdir(missing[0])
+        hint = ", a folder: sklcam.datasets.load_class_folders lists the images in one"
+        raise ValueError(
+            f"{len(missing)} of the {len(paths)} file(s) in X do not exist, "
+            f"the first is {missing[0]!r}{hint if is_folder else ''}."
+        )

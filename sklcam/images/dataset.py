@@ -1,0 +1,276 @@
+"""Any X as a data set of equally sized images, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sklcam._validation import check_size
+from sklcam.images._sources import _open_source
+from sklcam.images.frames import _check_resize, _resize_image
+from sklcam.images.normalization import _to_unit_floats
+
+
+class ImageDataset(Dataset[Any]):
+    """Any X as a lazy torch data set of equally sized images.
+
+    Parameters
+    ----------
+    X : array, tensor, list or Dataset
+        The images, in one of these forms:
+
+        - ndarray of shape (n_samples, height, width) or (n_samples, height, width, n_channels),
+          uint8, or float in [0, 1]; a memory map stays on the disk;
+        - Tensor of shape (n_samples, n_channels, height, width), uint8, or float in [0, 1];
+        - list, tuple or one-dimensional array of file paths and PIL images, of any sizes. They
+          become RGB, upright by their EXIF orientation. Files are read when asked for; PIL images
+          are loaded here, as an opened one holds a file handle that worker processes cannot share;
+        - map-style torch ``Dataset`` (or a lazy sequence such as skorch's ``SliceDataset``) whose
+          items are an image or a tuple that starts with one: a PIL image, an ndarray of shape
+          (height, width) or (height, width, n_channels), or a Tensor of shape (n_channels, height,
+          width).
+    y : array-like of length n_samples, optional
+        What to return beside each image.
+    image_size : int or (int, int), default=224
+        Height and width of the images returned.
+    resize : {"stretch", "center_crop"}, default="stretch"
+        "stretch" brings both sides to `image_size`. "center_crop" keeps the proportions: it scales
+        the image until it just covers `image_size`, and cuts off what stands over, evenly on both
+        sides.
+    n_channels : int, optional
+        The number of channels that X must have.
+
+    Attributes
+    ----------
+    n_channels : int
+        Channels of the images returned; 3 for file paths and PIL images.
+    image_size : tuple of (int, int)
+        Height and width of the images returned.
+    uniform_size : tuple of (int, int) or None
+        Height and width that all images have before resizing, if X is an array or a tensor.
+    device : torch.device
+        Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If X is none of the above, is empty, names a missing file, or has pixels that are NaN,
+        infinite or out of range; if `y` or `n_channels` do not fit X; if `image_size` or `resize`
+        make no sense. What can only be seen by reading an image is checked when it is read: the
+        error names the file or index.
+
+    Notes
+    -----
+    Images keep their kind: uint8 stays uint8, any float becomes float32. A 16-bit greyscale file
+    becomes float32, so a batch may mix the two. Stacked as they are, the uint8 ones would end up
+    255 times too bright; a ``DataLoader`` therefore gets such a batch as float32 throughout (see
+    ``__getitems__``).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.dataset import ImageDataset
+    >>> X = np.zeros((5, 60, 80, 3), dtype=np.uint8)
+    >>> images = ImageDataset(X, y=list("abcde"), image_size=32)
+    >>> image, label = images[1]
+    >>> image.shape, image.dtype, str(label)
+    (torch.Size([3, 32, 32]), torch.uint8, 'b')
+    >>> images.original_size(1)
+    (60, 80)
+    """
+
+    n_channels: int
+    image_size: tuple[int, int]
+    uniform_size: tuple[int, int] | None
+    device: torch.device
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        image_size: int | Sequence[int] = 224,
+        resize: str = "stretch",
+        n_channels: int | None = None,
+    ) -> None:
+        self.image_size = check_size(image_size, "image_size")
+        self.resize = _check_resize(resize)
+        self._source = _open_source(X)
+        self._labels = _check_labels(y, len(self._source))
+        self._source.check()
+        self.n_channels = self._source.n_channels
+        self.uniform_size = self._source.uniform_size
+        self.device = self._source.device
+        if n_channels is not None and n_channels != self.n_channels:
+            raise ValueError(
+                f"X has {self.n_channels} channel(s), "
+                f"but this estimator was fitted on {n_channels}."
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
+        """Image i at `image_size`, and its label.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        image : Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
+        label : the entry of `y`, or a tensor that holds 0 if there is no `y`
+
+        Raises
+        ------
+        ValueError
+            If image i cannot be read, or is not an image.
+        """
+        i = range(len(self))[i]
+        image = _resize_image(self._source.read(i), self.image_size, self.resize)
+        return image, self._label(i)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
+        """Images and labels of one batch, with all images of one dtype.
+
+        Parameters
+        ----------
+        indices : sequence of int
+
+        Returns
+        -------
+        list of (image, label)
+            As single items are; where these mix uint8 and float32, all are float32 in [0, 1].
+        """
+        indices = [range(len(self))[i] for i in indices]
+        stacks = self._source.read_stacks(indices)
+        resized = (_resize_image(stack, self.image_size, self.resize) for stack in stacks)
+        images = [image for stack in resized for image in stack]
+        if len({image.dtype for image in images}) > 1:
+            images = [_to_unit_floats(image) for image in images]
+        return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]
+
+    def _label(self, i: int) -> Any:
+        return torch.tensor(0) if self._labels is None else self._labels[i]
+
+    def original_size(self, i: int) -> tuple[int, int]:
+        """Height and width of image i before resizing.
+
+        An item of a data set is read whole. Of a file, only the header is decoded, except where
+        that does not tell: a PNG without EXIF data in its header, as PNG allows the orientation to
+        follow the pixels, and a TIFF that lies on its side.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        tuple of (int, int)
+
+        Raises
+        ------
+        ValueError
+            If image i cannot be read.
+
+        Examples
+        --------
+        >>> from PIL import Image
+        >>> from sklcam.images.dataset import ImageDataset
+        >>> ImageDataset([Image.new("L", (80, 60))]).original_size(0)
+        (60, 80)
+        """
+        return self._source.size(range(len(self))[i])
+
+    def original_image(self, i: int) -> Tensor:
+        """Image i before resizing.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
+            Of the size that :meth:`original_size` says.
+
+        Raises
+        ------
+        ValueError
+            If image i cannot be read, or is not an image.
+        """
+        return self._source.read(range(len(self))[i])
+
+
+def check_images(X: Any) -> None:
+    """Raise a ValueError unless X holds images.
+
+    Parameters
+    ----------
+    X : array, tensor, list or Dataset
+        As in `ImageDataset`.
+
+    Raises
+    ------
+    ValueError
+        As in `ImageDataset`; the message says what X is and what would do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.dataset import check_images
+    >>> check_images(np.zeros((2, 8, 8)))
+    >>> check_images(np.full((2, 8, 8), 255.0))
+    Traceback (most recent call last):
+    ...
+    ValueError: The pixels of X range from 255 to 255; floats must lie in [0, 1]: divide by 255.
+    """
+    _open_source(X).check()
+
+
+def n_images(X: Any) -> int:
+    """Number of images in X, once its form is checked; no file is opened.
+
+    Parameters
+    ----------
+    X : array, tensor, list or Dataset
+        As in `ImageDataset`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If X is none of these forms, or is empty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.images.dataset import n_images
+    >>> n_images(torch.zeros(4, 3, 32, 32))
+    4
+    """
+    return len(_open_source(X))
+
+
+def _check_labels(y: Any, n_samples: int) -> Any:
+    """Labels that can be indexed by position, which a pandas Series could not."""
+    if y is None:
+        return None
+    try:
+        labels = y if isinstance(y, Tensor) else np.asarray(y)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"y must hold one label an image: {error}") from error
+    if labels.ndim == 0:
+        raise ValueError(f"y must hold one label an image, got {y!r}.")
+    if len(labels) != n_samples:
+        raise ValueError(f"X has {n_samples} image(s), but y has {len(labels)} label(s).")
+    return labels

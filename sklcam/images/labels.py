@@ -1,0 +1,153 @@
+"""Labels: where they come from, and the numbers that networks know them by."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+
+def dataset_labels(X: Any) -> np.ndarray | None:
+    """Labels that a torch data set keeps beside its images, without loading an image.
+
+    They are looked for where torchvision's data sets keep them, in ``targets`` or ``labels``, pass
+    through the data set's ``target_transform`` as its items' labels do, and are followed through
+    ``Subset``.
+
+    Parameters
+    ----------
+    X : Any
+        A torch ``Dataset``, or anything else.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,) or None
+        None if X is no torch ``Dataset``, or keeps no labels, or keeps something of another length
+        (the names of the classes, say) under that name.
+
+    Examples
+    --------
+    >>> from torch.utils.data import Dataset, Subset
+    >>> from sklcam.images.labels import dataset_labels
+    >>> class Pets(Dataset):
+    ...     targets = ["cat", "dog", "cat"]
+    ...     def __len__(self):
+    ...         return 3
+    >>> dataset_labels(Subset(Pets(), [2, 1])).tolist()
+    ['cat', 'dog']
+    """
+    if not (isinstance(X, Dataset) and isinstance(X, Sized)):
+        return None
+    for name in ("targets", "labels"):
+        labels = getattr(X, name, None)
+        if isinstance(labels, Sized) and len(labels) == len(X):
+            return _transform_labels(labels, getattr(X, "target_transform", None))
+    if isinstance(X, Subset):
+        labels = dataset_labels(X.dataset)
+        return None if labels is None else labels[np.asarray(X.indices, dtype=np.intp)]
+    return None
+
+
+def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
+    """Return the labels that something needs: those that were given, or the data set's own.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like or None
+    purpose : str
+        What needs them, for the message.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    y = dataset_labels(X) if y is None else y
+    if y is None:
+        raise ValueError(
+            f"{purpose} needs y: one label per image (only a torch data set that has .targets "
+            "brings its own)."
+        )
+    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+
+
+def check_labels(X: Any, y: Any) -> np.ndarray:
+    """Return one label of a class for each image, as an estimator's ``fit`` needs them.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like or None
+
+    Returns
+    -------
+    ndarray of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they are no labels of classes.
+    """
+    y = dataset_labels(X) if y is None else y
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: give one label per image (only a "
+            "torch data set that has .targets brings its own)."
+        )
+    if isinstance(y, Tensor):
+        y = y.detach().cpu().numpy()
+    labels = column_or_1d(y, warn=True)
+    check_classification_targets(labels)
+    return labels
+
+
+def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the index of each label in classes.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+    classes : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    ndarray of shape (n,), int64
+
+    Raises
+    ------
+    ValueError
+        If some labels are not among the classes.
+    """
+    try:
+        found, positions = np.unique(labels, return_inverse=True)
+    except TypeError:  # what cannot be sorted, such as dicts, or None among numbers
+        raise ValueError(
+            f"y or target has labels that are neither numbers nor strings: {labels[:5].tolist()}."
+        ) from None
+    order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
+    unknown = [label for label in found.tolist() if label not in order]
+    if unknown:
+        raise ValueError(
+            f"y or target has labels that were not seen in fit: {unknown[:5]}; the classes are "
+            f"{list(order)[:10]}{' ...' if len(order) > 10 else ''}."
+        )
+    indices = np.array([order[label] for label in found.tolist()], dtype=np.int64)
+    return indices[positions]
+
+
+def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
+    """Labels as an array on the host, each passed through `transform` if that is a function."""
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    return (
+        np.asarray([transform(label) for label in array.tolist()]) if callable(transform) else array
+    )

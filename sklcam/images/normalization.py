@@ -1,0 +1,117 @@
+"""Normalisation: from pixels to what networks are trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import check_count, describe
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation to normalise images with when none are given.
+
+    Parameters
+    ----------
+    n_channels : int
+
+    Returns
+    -------
+    mean, std : tuple of float, of length n_channels
+        ImageNet's for three channels; otherwise the average of ImageNet's three, for every channel.
+
+    Raises
+    ------
+    ValueError
+        If `n_channels` is under 1.
+
+    Examples
+    --------
+    >>> from sklcam.images.normalization import default_statistics
+    >>> default_statistics(3)
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    """
+    check_count("n_channels", n_channels)
+    if n_channels == 3:
+        return _IMAGENET_MEAN, _IMAGENET_STD
+    return (sum(_IMAGENET_MEAN) / 3,) * n_channels, (sum(_IMAGENET_STD) / 3,) * n_channels
+
+
+def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
+    """Scale images to [0, 1], and each channel by its mean and standard deviation.
+
+    Parameters
+    ----------
+    batch : Tensor of shape (n_images, n_channels, height, width)
+        uint8, or float in [0, 1].
+    mean, std : "auto", float, sequence of float or Tensor, one value or one a channel
+        Statistics of images in [0, 1]; "auto" is ImageNet's for three channels, and
+        their averages for any other number.
+
+    Returns
+    -------
+    Tensor of shape (n_images, n_channels, height, width)
+        On the device of `batch`; float32 for uint8, the dtype of `batch` otherwise.
+
+    Raises
+    ------
+    ValueError
+        If `batch` has another shape or dtype, or `mean` or `std` another length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.images.normalization import normalize
+    >>> batch = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    >>> normalize(batch, mean=0.5, std=(0.5, 0.25, 0.1))[0, :, 0, 0]
+    tensor([1., 2., 5.])
+    """
+    is_batch = isinstance(batch, Tensor) and batch.ndim == 4
+    if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
+        raise ValueError(
+            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
+            f"got {describe(batch)}."
+        )
+    usual = default_statistics(batch.shape[1])
+    mean, std = (
+        auto if isinstance(given, str) and given == "auto" else given
+        for auto, given in zip(usual, (mean, std), strict=True)
+    )
+    batch = _to_unit_floats(batch)
+    return (batch - _one_per_channel(mean, batch, "mean")) / _one_per_channel(std, batch, "std")
+
+
+def _to_unit_floats(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.to(torch.float32) / 255
+
+
+def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
+    try:
+        statistic = torch.as_tensor(values, dtype=batch.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f'{name} must be "auto", a number, or one number for each of {batch.shape[1]} '
+            f"channel(s); got {describe(values)}."
+        ) from None
+    if statistic.numel() not in (1, batch.shape[1]):
+        raise ValueError(
+            f"{name} has {statistic.numel()} values, "
+            f"but the images have {batch.shape[1]} channel(s)."
+        )
+    if statistic.device.type == "cpu":  # to look at it elsewhere, the host would have to wait
+        numbers = statistic.double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        limits = torch.finfo(batch.dtype)
+        low = limits.tiny if name == "std" else limits.min
+        if not ((numbers >= low) & (numbers <= limits.max)).all():
+            wanted = "finite" if name == "mean" else "finite and positive"
+            raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
+    # So it would for a blocking copy to the device.
+    return statistic.to(batch.device, non_blocking=True).reshape(-1, 1, 1)

@@ -1,0 +1,174 @@
+"""The layer that is explained, and how its output becomes a grid of positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sklcam._validation import check_callable, check_count, check_size, describe
+from sklcam.networks._dry_run import _unwrap
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """A layer to explain, and how its output becomes a grid of activations.
+
+    Parameters
+    ----------
+    name : str
+        Dotted name, as `model.get_submodule` takes it.
+    layout : {"nchw", "nhwc", "tokens"}, default="nchw"
+        Axes of the output: (n, K, u, v), (n, u, v, K) or (n, n_prefix + u * v, K).
+    grid : tuple of int (u, v) or None, default=None
+        Rows and columns of the tokens.
+    n_prefix : int, default=0
+        Tokens before the grid, such as a class token; they are dropped.
+    reshape : callable or None, default=None
+        For outputs that no layout describes: takes the output and returns it as (n, K, u, v),
+        differentiably.
+
+    Raises
+    ------
+    ValueError
+        If the name is empty or no str, the layout is not among these or has tokens and no grid,
+        `grid` is not of positive ints, `n_prefix` is no int >= 0, or `reshape` cannot be called.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks import TargetLayer
+    >>> TargetLayer("norm", layout="nhwc").to_grid(torch.zeros(1, 7, 9, 96)).shape
+    torch.Size([1, 96, 7, 9])
+    """
+
+    name: str
+    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+    grid: tuple[int, int] | None = None
+    n_prefix: int = 0
+    reshape: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("A target layer needs a name; the network as a whole cannot be one.")
+        if not isinstance(self.name, str):
+            raise ValueError(f"A target layer's name is a str; got {describe(self.name)}.")
+        if self.layout not in ("nchw", "nhwc", "tokens"):
+            raise ValueError(f'layout must be "nchw", "nhwc" or "tokens", got {self.layout!r}.')
+        if self.layout == "tokens" and self.grid is None:
+            raise ValueError(f"Target layer {self.name!r} has tokens; give grid=(rows, columns).")
+        if self.grid is not None and not isinstance(self.grid, tuple):
+            raise ValueError(f"grid must be a tuple (rows, columns); got {describe(self.grid)}.")
+        if self.grid is not None:
+            check_size(self.grid, "grid")
+        check_count("n_prefix", self.n_prefix, 0)
+        if self.reshape is not None:
+            check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
+
+    def of(self, model: nn.Module) -> nn.Module:
+        """Return the layer itself.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The network the layer belongs to, compiled or not.
+
+        Returns
+        -------
+        nn.Module
+
+        Raises
+        ------
+        AttributeError
+            If `model` has no layer of this name.
+        """
+        return _unwrap(model).get_submodule(self.name)
+
+    def to_grid(self, tensor: Tensor) -> Tensor:
+        """View activations, or their gradients, as a grid.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Output of the layer, in its layout.
+
+        Returns
+        -------
+        Tensor of shape (n, K, u, v)
+            A view; gradients flow through it.
+
+        Raises
+        ------
+        ValueError
+            If the tensor does not have the axes that the layout says.
+        """
+        if self.reshape is not None:
+            return self._reshaped(tensor)
+        self._check_axes(tensor)
+        if self.layout == "nchw":
+            return tensor
+        if self.layout == "nhwc":
+            return tensor.permute(0, 3, 1, 2)
+        assert self.grid is not None
+        return tensor[:, self.n_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+    def channel_axis(self, tensor: Tensor) -> int:
+        """Return which axis of the layer's output holds the channels.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Output of the layer, in its layout.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            If a `reshape` leaves that open.
+        """
+        if self.reshape is None:
+            return 1 if self.layout == "nchw" else tensor.ndim - 1
+        n_channels = self.to_grid(tensor).shape[1]
+        fitting = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] == n_channels]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"Which axis of {tuple(tensor.shape)} holds the {n_channels} channels of "
+                f"{self.name!r} cannot be told from its reshape; use a layout instead."
+            )
+        return fitting[0]
+
+    def _reshaped(self, tensor: Tensor) -> Tensor:
+        assert self.reshape is not None
+        grid = self.reshape(tensor)
+        if not isinstance(grid, Tensor) or grid.ndim != 4 or len(grid) != len(tensor):
+            came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
+            raise ValueError(
+                f"reshape must turn the output of {self.name!r}, of shape {tuple(tensor.shape)}, "
+                f"into a Tensor (n, K, u, v) of as many images; it returned {came}."
+            )
+        return grid
+
+    def _check_axes(self, tensor: Tensor) -> None:
+        wanted = {"nchw": "(n, K, u, v)", "nhwc": "(n, u, v, K)", "tokens": "(n, tokens, K)"}[
+            self.layout
+        ]
+        given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not isinstance(tensor, Tensor) or tensor.ndim != wanted.count(",") + 1:
+            raise ValueError(
+                f"Target layer {self.name!r} should give a Tensor {wanted} in the {self.layout} "
+                f"layout, got {given}; name another layer, or pass a TargetLayer with the right "
+                "layout."
+            )
+        if self.grid is not None and self.layout == "tokens":
+            n_tokens = self.n_prefix + math.prod(self.grid)
+            if tensor.shape[1] != n_tokens:
+                raise ValueError(
+                    f"Target layer {self.name!r} should give {n_tokens} tokens ({self.n_prefix} "
+                    f"and a grid of {self.grid}), got {tensor.shape[1]} in shape {given}."
+                )

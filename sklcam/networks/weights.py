@@ -1,0 +1,237 @@
+"""Weights: state dicts from files, fitted to a network of other classes or channels."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models as zoo
+from torchvision.models import WeightsEnum
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from sklcam._validation import describe
+from sklcam.networks._dry_run import _unwrap
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, head: str | None = None
+) -> nn.Module:
+    """Load a state dict from a file into a network, adapting the head and the stem.
+
+    A head for other classes is left out: the network keeps its own. A first convolution for another
+    number of channels is averaged over its input channels and repeated. All else must fit. No code
+    runs from the file.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network to fill, in place.
+    path : str or path
+        A file written by `torch.save`: a state dict, or a dict that holds one under "state_dict" or
+        "model". The prefixes that `DataParallel` and `torch.compile` leave on the names are taken
+        off.
+    head : str or None, default=None
+        Dotted name of the classification head; None is the last `Linear`, or the last `Conv2d` of a
+        network that has no `Linear`.
+
+    Returns
+    -------
+    nn.Module
+        `model`.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, holds anything but tensors, or does not fit the network, which
+        is then left as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from sklcam.networks import build_model, load_weights
+    >>> trained = build_model("squeezenet1_1", n_classes=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(trained.state_dict(), f"{folder}/trained.pt")
+    ...     other = load_weights(build_model("squeezenet1_1", n_classes=5), f"{folder}/trained.pt")
+    >>> torch.equal(other.features[0].weight, trained.features[0].weight)
+    True
+    >>> other.classifier[1].out_channels
+    5
+    """
+    network = _unwrap(model)
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be the path of a file; got {describe(path)}.")
+    _load_state(network, _read_state(path), repr(os.fspath(path)), head)
+    return model
+
+
+def _find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> WeightsEnum | Path:
+    published = zoo.get_model_weights(name)
+    member = str(weights).removeprefix(f"{published.__name__}.")
+    if not isinstance(weights, os.PathLike) and member in published.__members__:
+        return published[member]
+    path = Path(str(weights))
+    if path.is_file():
+        return path
+    raise ValueError(
+        f"weights={str(weights)!r} is no weights name of {name}, which has "
+        f"{', '.join(published.__members__)}, and no such file exists."
+    )
+
+
+def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise OSError(
+            f"{weights} could not be downloaded from {weights.url} ({error}). Fetch the file by "
+            "other means and pass its path as weights."
+        ) from error
+
+
+def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # a damaged or foreign file makes the unpickler raise nearly anything
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read as a state dict ({type(error).__name__}: "
+            f"{reason}). Write it with torch.save(model.state_dict(), path): a file that holds "
+            "anything but tensors is refused."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not _is_state_dict(state):
+        raise ValueError(
+            f"{os.fspath(path)!r} holds a {type(state).__name__} that is no state dict; a dict of "
+            "names and tensors is expected, as torch.save(model.state_dict(), path) writes it."
+        )
+    return state
+
+
+def _is_state_dict(state: object) -> bool:
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+
+
+def _load_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, head: str | None = None
+) -> None:
+    fitted = _fit_state(model, state, head)
+    before = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(fitted)
+    except RuntimeError as error:
+        model.load_state_dict(before)
+        faults = [
+            textwrap.shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:5]
+        ]
+        raise ValueError(
+            f"{source} does not fit {type(model).__name__}. {' '.join(faults)}"
+        ) from error
+
+
+def _fit_state(
+    model: nn.Module, state: Mapping[str, Tensor], head: str | None
+) -> dict[str, Tensor]:
+    own = model.state_dict()
+    fitted = _rename_entries(model, state)
+    for name in [name for name in fitted if name not in own and _is_auxiliary(model, name)]:
+        del fitted[name]
+    if isinstance(model, zoo.VisionTransformer) and "encoder.pos_embedding" in fitted:
+        fitted.update(interpolate_embeddings(model.image_size, model.patch_size, fitted))
+    _fit_stem(fitted, own, _stem_name(model))
+    _fit_head(fitted, own, _head_name(model) if head is None else head)
+    return fitted
+
+
+class _StateDict(dict[str, Tensor]):
+    """A state dict with the layers' versions, which old files need to be read as what they were."""
+
+    _metadata: dict[str, dict[str, Any]]
+
+
+def _rename_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict:
+    # A network may have a layer called "module" of its own.
+    prefix = _wrapper_prefix(state).removesuffix(_wrapper_prefix(model.state_dict()))
+    renamed = _StateDict((_current_name(name[len(prefix) :]), state[name]) for name in state)
+    # A plain dict has lost the versions; without its own, MNASNet refuses to load at all.
+    versions = getattr(state, "_metadata", {prefix[:-1]: {"version": model._version}})
+    renamed._metadata = {
+        f"{layer}.".removeprefix(prefix)[:-1]: version
+        for layer, version in versions.items()
+        if f"{layer}.".startswith(prefix)
+    }
+    return renamed
+
+
+def _wrapper_prefix(names: Iterable[str]) -> str:
+    """What DataParallel and torch.compile have put before every name."""
+    wrappers = re.compile(r"^(?:module\.|_orig_mod\.)+")
+    return min((name.removesuffix(wrappers.sub("", name)) for name in names), key=len, default="")
+
+
+def _current_name(name: str) -> str:
+    """The published DenseNets still carry names such as "denselayer1.norm.1.weight"."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
+
+
+def _is_auxiliary(model: nn.Module, name: str) -> bool:
+    if isinstance(model, zoo.GoogLeNet):
+        return name.startswith(("aux1.", "aux2."))
+    return isinstance(model, zoo.Inception3) and name.startswith("AuxLogits.")
+
+
+def _fit_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], stem: str | None) -> None:
+    entry = f"{stem}.weight"
+    if stem is None or entry not in state or entry not in own:
+        return
+    kernel, wanted = state[entry], own[entry].shape
+    if kernel.ndim == 4 and kernel.shape[1] != wanted[1]:
+        # the mean over the old channels times old / new: a grey image is answered as before
+        state[entry] = (kernel.sum(dim=1, keepdim=True) / wanted[1]).repeat(1, wanted[1], 1, 1)
+
+
+def _fit_head(state: dict[str, Tensor], own: Mapping[str, Tensor], head: str | None) -> None:
+    if head is None:
+        return
+    kept = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+    if all(name not in state or state[name].shape == value.shape for name, value in kept.items()):
+        return
+    for name in [name for name in state if name.startswith(f"{head}.")]:
+        del state[name]
+    state.update(kept)
+
+
+def _stem_name(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name if module.groups == 1 else None
+    return None
+
+
+def _head_name(model: nn.Module) -> str | None:
+    for kind in (nn.Linear, nn.Conv2d):
+        names = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    return None
+
+
+def _renew_blank_layers(model: nn.Module) -> None:
+    """Draw anew what the weights leave out: IMAGENET1K_FEATURES has NaN for a classifier."""
+    for module in model.modules():
+        if any(bool(parameter.isnan().any()) for parameter in module.parameters(recurse=False)):
+            module.reset_parameters()  # type: ignore[operator]

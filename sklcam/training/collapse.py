@@ -1,0 +1,202 @@
+"""Noticing that training on explanations has collapsed, and saying what to change.
+
+Consistent and sparse maps are easy to have of a network that classifies nothing: blank ones, or a
+spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback
+from skorch.dataset import unpack_data
+from torch import Tensor
+
+from sklcam._validation import check_count, check_number, check_tensor, describe
+from sklcam.cam.maps import rounding
+
+
+def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str, Tensor]:
+    """Return what tells a collapse, as shares of a batch.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_images, n_classes)
+    classes : Tensor of shape (n_images,), int64
+        The true ones.
+    maps : Tensor of shape (n_images, u, v)
+        At the layer's own resolution, unscaled.
+
+    Returns
+    -------
+    dict of str to scalar Tensor, in [0, 1]
+        ``correct``: images that are classified correctly. ``constant_maps``: maps of one value, up
+        to rounding. ``corner_maps``: maps that vary, and are highest in one of the four corners;
+        none where a layer has no other places.
+
+    Raises
+    ------
+    ValueError
+        If logits and maps are not floating-point tensors, the classes not integers, or the three
+        not of the same images, at least one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import signs_of_collapse
+    >>> maps = torch.zeros(2, 3, 3)
+    >>> maps[1, 0, 2] = 1
+    >>> signs_of_collapse(torch.eye(2), torch.tensor([0, 0]), maps)
+    {'correct': tensor(0.5000), 'constant_maps': tensor(0.5000), 'corner_maps': tensor(0.5000)}
+    """
+    check_tensor("logits", logits, "n_images", "n_classes")
+    check_tensor("classes", classes, "n_images", floating=False)
+    check_tensor("maps", maps, "n_images", "height", "width")
+    if classes.is_floating_point():
+        raise ValueError(f"classes must be indices, integers; got {describe(classes)}.")
+    if not len(logits) == len(classes) == len(maps) > 0:
+        raise ValueError(
+            "logits, classes and maps must be of the same images, at least one; got "
+            f"{len(logits)}, {len(classes)} and {len(maps)}."
+        )
+    maps = maps.detach()
+    rows, columns = maps.shape[-2:]
+    low, high = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
+    is_constant = high - low <= rounding(low, high)
+    at = maps.flatten(1).argmax(dim=1)
+    row, column = at // columns, at % columns
+    in_corner = ((row == 0) | (row == rows - 1)) & ((column == 0) | (column == columns - 1))
+    if min(rows, columns) < 3:
+        in_corner = torch.zeros_like(in_corner)
+    shares = {
+        "correct": logits.detach().argmax(dim=1) == classes,
+        "constant_maps": is_constant,
+        "corner_maps": in_corner & ~is_constant,
+    }
+    return {name: which.float().mean() for name, which in shares.items()}
+
+
+class CollapseWarning(Callback):
+    """Warn when training on explanations has collapsed, and say what to change.
+
+    Part of :class:`~sklcam.ConsistentCAMClassifier` under the name ``collapse_warning``:
+    ``callbacks__collapse_warning=None`` leaves it out, ``callbacks__collapse_warning__patience=10``
+    lets it wait.
+
+    Parameters
+    ----------
+    patience : int, default=5
+        How many epochs in a row must look collapsed: a network that starts from random weights
+        does at first.
+    share : float in (0, 1], default=0.8
+        How many of an epoch's maps must be constant, or highest in a corner.
+
+    Attributes
+    ----------
+    collapsed_ : dict of str to int
+        What was warned of ("loss", "chance", "constant_maps", "corner_maps"), and in which epoch,
+        counted from 1. A loss that is not finite is warned of without maps, too, and at once.
+
+    Notes
+    -----
+    Accuracy is on the training images as they are trained on, and at chance where it is within two
+    standard deviations of naming the most frequent class every time.
+
+    Examples
+    --------
+    >>> from sklcam import ConsistentCAMClassifier
+    >>> clf = ConsistentCAMClassifier(callbacks__collapse_warning__patience=10)
+    """
+
+    def __init__(self, patience: int = 5, share: float = 0.8):
+        self.patience = patience
+        self.share = share
+
+    def initialize(self) -> CollapseWarning:
+        """Check the parameters, and forget what was seen.
+
+        Raises
+        ------
+        ValueError
+            If the patience is no int >= 1, or the share is outside 0 to 1.
+        """
+        check_count("patience", self.patience)
+        check_number("share", self.share, 0, 1, closed="right")
+        self.collapsed_: dict[str, int] = {}
+        self.in_a_row_ = {"chance": 0, "constant_maps": 0, "corner_maps": 0}
+        return self
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        self.counts_ = torch.zeros(0, dtype=torch.int64)
+
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+    ) -> None:
+        if training:
+            counts = torch.bincount(unpack_data(batch)[1], minlength=len(self.counts_)).cpu()
+            counts[: len(self.counts_)] += self.counts_
+            self.counts_ = counts
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        self._warn_of_lost_weights(net)
+        if "loss" in self.collapsed_:
+            return
+        shares = self._shares(net.history)
+        if not shares:  # no maps in this epoch
+            return
+        found = {name: shares[name] >= self.share for name in ("constant_maps", "corner_maps")}
+        n_images = int(self.counts_.sum())
+        chance = float(self.counts_.max()) / n_images
+        noise = math.sqrt(chance * (1 - chance) / n_images)
+        found["chance"] = shares["correct"] <= chance + 2 * noise
+        for name, is_found in found.items():
+            self.in_a_row_[name] = self.in_a_row_[name] + 1 if is_found else 0
+            if self.in_a_row_[name] == self.patience and name not in self.collapsed_:
+                self.collapsed_[name] = len(net.history)
+                warnings.warn(self._message(name, shares, chance, net), ConvergenceWarning, 2)
+
+    def _warn_of_lost_weights(self, net: Any) -> None:
+        losses = [of["train_loss"] for of in net.history[-1]["batches"][-3:] if "train_loss" in of]
+        if "loss" in self.collapsed_ or not losses or any(map(math.isfinite, losses)):
+            return
+        self.collapsed_["loss"] = len(net.history)
+        warnings.warn(
+            f"The loss is {losses[-1]} in epoch {len(net.history)}: the weights are lost, and "
+            f"training does not bring them back. Make lr smaller; it is {net.lr}.",
+            ConvergenceWarning,
+            3,
+        )
+
+    def _shares(self, history: Any) -> dict[str, float]:
+        """Return the signs' means over the epoch's images; nothing if it had no maps."""
+        names = ("correct", "constant_maps", "corner_maps")
+        batches = [batch for batch in history[-1]["batches"] if "train_corner_maps" in batch]
+        if not batches:
+            return {}
+        sizes = [batch["train_batch_size"] for batch in batches]
+        return {
+            name: float(np.average([batch[f"train_{name}"] for batch in batches], weights=sizes))
+            for name in names
+        }
+
+    def _message(self, name: str, shares: dict[str, float], chance: float, net: Any) -> str:
+        seen = {
+            "chance": f"accuracy on the training images is {shares['correct']:.1%}, and naming the "
+            f"most frequent class every time would give {chance:.1%}",
+            "constant_maps": f"{shares['constant_maps']:.0%} of the maps are constant, so that "
+            "they agree and are sparse without explaining anything",
+            "corner_maps": f"{shares['corner_maps']:.0%} of the maps are highest in a corner of "
+            "the image, where they agree and are sparse without explaining anything",
+        }[name]
+        return (
+            f"For {self.patience} epochs, up to epoch {len(net.history)}: {seen}. The terms on "
+            f"explanations (alpha={net.alpha!r}, beta={net.beta!r}) may weigh too much: make them "
+            'smaller, bring them in late by sklcam.training.WarmUp, or balance them by alpha="auto", '
+            'beta="auto", or by sklcam.training.Balanced with a smaller ratio. If a classifier with '
+            "alpha=0, beta=0 does not train, either, change lr first."
+        )

@@ -1,0 +1,597 @@
+"""The report: its numbers against evaluate's, and the page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+from small_networks import ImageAndVector, SmallNet, digits
+
+pytest.importorskip("jinja2")
+
+import sklcam
+from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet
+from sklcam.metrics import evaluate
+from sklcam.metrics.evaluate import METRICS
+from sklcam.reporting import build
+from sklcam.reporting.pictures import histogram, image_uri, thumbnail_size, viridis
+
+X, Y = digits()
+HOSTILE = ["<script>alert(1)</script>", '"quo\'te" onload=alert(1)', "a & b \u2028</script>{{ 1 }}"]
+NAMES = np.array(HOSTILE)[Y]
+QUICK = ("accuracy", "complexity", "consistency", "sparsity")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    options = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.1, "max_epochs": 3}
+    options |= {"random_state": 0, "verbose": 0, "augment": None}
+    return ConsistentCAMClassifier(SmallNet, **options).fit(X, NAMES)
+
+
+@pytest.fixture(scope="module")
+def written(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    result = sklcam.report(fitted, X, NAMES, path, metrics=QUICK, verbose=0)
+    return path, result
+
+
+class SmallEmbedding(SmallNet):
+    def __init__(self, embedding_dim, in_channels):
+        super().__init__(embedding_dim, in_channels)
+
+
+class Page(HTMLParser):
+    """A page's elements, its tables and the texts of its cards, by the standard library."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.rows, self.cards, self.scripts = [], [], [], []
+        self._inside = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.data = json.loads(self.scripts[0])
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
+        self._inside.append(tag)
+        if tag == "article":
+            self.cards.append("")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "script":
+            self.scripts.append("")
+        if tag in ("meta", "img", "input"):
+            self._inside.pop()
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag  # what is opened is closed
+
+    def handle_data(self, text):
+        if "article" in self._inside:
+            self.cards[-1] += text
+        if self._inside and self._inside[-1] in ("td", "th"):
+            self.rows[-1][-1] += text
+        if "script" in self._inside:
+            self.scripts[-1] += text
+
+    def all(self, tag):
+        return [attributes for of, attributes in self.elements if of == tag]
+
+
+# What is on the page
+
+
+def test_numbers_are_those_of_evaluate(fitted, written):
+    path, result = written
+    expected = evaluate(fitted, X, NAMES, metrics=QUICK, progress=False)
+    page = Page(path)
+    assert list(result) == list(expected)
+    for name, values in expected.items():
+        assert_array_equal(result[name], values)
+        assert_array_equal([image["values"][name] for image in page.data], values)
+    for name, row in expected.summary().items():
+        (cells,) = (cells for cells in page.rows if cells[0] == name)
+        assert cells[1].startswith("higher" if METRICS[name] else "lower")
+        assert cells[2:5] == [
+            f"{row.mean:.4f}",
+            f"{row.std:.4f}",
+            f"{row.low:.4f} to {row.high:.4f}",
+        ]
+    assert len(page.all("svg")) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"), [({}, 28), ({"iauc": {"n_steps": 5, "relu": False}}, 5)]
+)
+def test_without_metrics_insertion_takes_few_steps(tmp_path, fitted, asked, steps):
+    result = sklcam.report(
+        fitted, X[:6], NAMES[:6], tmp_path / "page.html", metric_params=asked, verbose=0
+    )
+    assert set(result) >= {"accuracy", "adcc", "consistency", "iauc", "dauc"}
+    params = {"iauc": {"n_steps": steps, **asked.get("iauc", {})}}
+    for name in ("iauc", "dauc"):
+        expected = evaluate(fitted, X[:6], metrics=name, metric_params=params, progress=False)
+        assert_array_equal(result[name], expected[name])
+
+
+def test_one_card_per_image_with_labels_as_text(fitted, written):
+    page = Page(written[0])
+    assert len(page.cards) == len(page.data) == len(X)
+    predicted = fitted.predict(X)
+    chances = fitted.predict_proba(X).max(axis=1)
+    for i, text in enumerate(page.cards):
+        assert f"true: {NAMES[i]}" in text
+        assert f"predicted: {predicted[i]} ({chances[i]:.2f})" in text
+        assert ("right" in text) == (predicted[i] == NAMES[i])
+        assert page.data[i]["right"] == (predicted[i] == NAMES[i])
+    assert len(page.scripts) == 2  # none of a label's
+
+
+def test_nothing_is_loaded_from_anywhere(written):
+    path, _ = written
+    page = Page(path)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"// .*", "", page_text(path)))
+    loading = {"src", "href", "srcset", "data", "action", "poster", "background", "style"}
+    for tag, attributes in page.elements:
+        for name in loading & set(attributes):
+            if name == "style":
+                assert "url" not in attributes[name]
+            else:
+                assert attributes[name].startswith(("data:image/", "#")), tag
+        assert not any(name.startswith("on") for name in attributes)
+    (policy,) = (meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert (
+        policy.startswith("default-src 'none'; img-src data:;") and "script-src 'sha256-" in policy
+    )
+
+
+def page_text(path):
+    return re.sub(r"data:image/[^\"]*", "", path.read_text(encoding="utf-8"))
+
+
+def test_json_cannot_end_its_script():
+    value = {"a": "</script><!-- & \u2028 \u2029"}
+    text = build._json(value)
+    assert json.loads(text) == value
+    assert not set(text) & {"<", ">", "&", "\u2028", "\u2029"}
+
+
+def opened(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def test_images_and_maps_are_small_and_of_one_shape(tmp_path, fitted):
+    rng = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        for height, width in ((300, 200), (90, 500), (20, 10))
+    ]
+    network = SmallNet(in_channels=3)
+    explainer = CAMExplainer(network, image_size=24, resize="center_crop", verbose=0).fit()
+    path = tmp_path / "page.html"
+    sklcam.report(explainer, pictures, path=path, metrics="complexity", thumbnail=100, verbose=0)
+    page = Page(path)
+    sizes = [(100, 67), (18, 100), (20, 10)]
+    for i, (height, width) in enumerate(sizes):
+        image, map_ = (opened(img["src"]) for img in page.all("img")[2 * i : 2 * i + 2])
+        assert image.size == map_.size == (width, height)
+        assert image.format == ("PNG" if i == 2 else "JPEG")
+        assert_array_equal(np.asarray(map_.getpalette()).reshape(-1, 3), viridis())
+    assert_array_equal(np.asarray(opened(page.all("img")[4]["src"])), np.asarray(pictures[2]))
+    # The corner of a tall image was cut off: the network did not see it.
+    assert np.asarray(opened(page.all("img")[1]["src"]))[0, 0] == 0
+
+
+def test_maps_are_those_of_explain(fitted, written):
+    maps = fitted.explain(X, frame="image")
+    imgs = Page(written[0]).all("img")
+    for i in (0, 7, 59):
+        levels = np.asarray(opened(imgs[2 * i + 1]["src"]))
+        assert np.abs(levels / 255 - maps[i]).max() < 0.51 / 255
+        pixels = np.asarray(opened(imgs[2 * i]["src"]))
+        assert np.abs(pixels / 255 - X[i]).max() < 0.51 / 255
+
+
+def test_colours_are_viridis():
+    matplotlib = pytest.importorskip("matplotlib")
+    expected = matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255
+    assert np.abs(viridis() - expected).max() < 3
+
+
+def test_thumbnails_keep_proportions_and_histograms_count_all():
+    assert thumbnail_size(300, 600, 224) == (112, 224)
+    assert thumbnail_size(8, 8, 224) == (8, 8)
+    assert thumbnail_size(1, 10_000, 224) == (1, 224)
+    values = np.array([0.0, 0.5, 1.0, np.nan, np.inf])
+    bins = histogram(values)
+    assert sum(bins.counts) == 3 and bins.n_missing == 2 and (bins.low, bins.high) == (0, 1)
+    assert histogram(np.full(3, 7.0)).position(7.0) == 0.5
+    assert sum(histogram(np.array([np.nan])).counts) == 0
+    assert image_uri(np.zeros((8, 8)), (8, 8)).startswith("data:image/png;base64,")
+
+
+def test_every_metric_is_explained():
+    assert {*METRICS, "mean_adcc"} == set(build._MEANINGS)
+
+
+def test_some_images_are_shown_and_all_are_measured(tmp_path, fitted):
+    path = tmp_path / "page.html"
+    target = np.array(HOSTILE)[(Y + 1) % 3]
+    result = sklcam.report(
+        fitted, X, NAMES, path, metrics=QUICK, target=target, n_images=7, verbose=0
+    )
+    shown = np.linspace(0, 59, 7).round().astype(int)
+    page = Page(path)
+    assert len(page.cards) == 7 and len(result["sparsity"]) == 60
+    for place, i in enumerate(shown):
+        assert f"image {i}" in page.cards[place]
+        assert f"explained: {target[i]}" in page.cards[place]
+        assert page.data[place]["values"]["sparsity"] == result["sparsity"][i]
+
+
+def test_files_are_called_by_their_names_alone(tmp_path, fitted):
+    folder = tmp_path / "secret folder"
+    folder.mkdir()
+    files = [folder / "a & <b>.png", folder / "c.png"]
+    for file in files:
+        Image.fromarray((X[0] * 255).astype(np.uint8)).save(file)
+    explainer = CAMExplainer(SmallNet(in_channels=3), image_size=16, verbose=0).fit()
+    path = tmp_path / "page.html"
+    sklcam.report(explainer, files, path=path, metrics="sparsity", verbose=0)
+    page = Page(path)
+    assert [re.search(r"\S.*", text)[0] for text in page.cards] == ["a & <b>.png", "c.png"]
+    assert "secret folder" not in page_text(path)
+    sklcam.report(
+        explainer, files, path=path, metrics="sparsity", names=["</script>", "x"], verbose=0
+    )
+    assert "</script>" in Page(path).cards[0] and len(Page(path).scripts) == 2
+
+
+def test_values_that_are_not_finite(tmp_path, fitted, monkeypatch):
+    def with_nan(*args, **kwargs):
+        result = evaluate(*args, **kwargs)
+        result["sparsity"][:2] = np.nan, np.inf
+        return result
+
+    monkeypatch.setattr(build, "evaluate", with_nan)
+    path = tmp_path / "page.html"
+    sklcam.report(fitted, X[:5], path=path, metrics="sparsity", verbose=0)
+    page = Page(path)
+    assert [image["values"]["sparsity"] is None for image in page.data] == [True] * 2 + [False] * 3
+    assert "2 not finite" in path.read_text(encoding="utf-8")
+
+
+# Whose report it may be
+
+
+def test_networks_embeddings_and_several_inputs(tmp_path):
+    path = tmp_path / "page.html"
+    images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = np.repeat(["left", "right"], 3)
+
+    result = sklcam.report(SmallNet(), images * 4 - 2, path=path, metrics="sparsity", verbose=0)
+    assert list(result) == ["sparsity"] and len(Page(path).cards) == 6
+
+    proxies = EmbeddingCAMExplainer(SmallNet(4), verbose=0).fit(images, labels)
+    result = sklcam.report(proxies, images, labels, path, metrics=QUICK, n_images=4, verbose=0)
+    page = Page(path)
+    predicted = proxies.predict(images)[[0, 2, 3, 5]]
+    for of, text in zip(predicted, page.cards, strict=True):
+        assert f"predicted: {of}\n" in text  # no probability
+
+    result = sklcam.report(EmbeddingCAMExplainer(SmallNet(4), "self", verbose=0).fit(), images,
+                           labels, path, verbose=0)  # fmt: skip
+    assert list(result) == ["complexity", "sparsity", "consistency"]
+    assert "predicted" not in Page(path).cards[0] and "true: left" in Page(path).cards[0]
+    with pytest.raises(ValueError, match="a target that is no class"):
+        sklcam.report(
+            EmbeddingCAMExplainer(SmallNet(4), "self", verbose=0).fit(),
+            images, path=path, metrics="adcc", verbose=0,
+        )  # fmt: skip
+
+    several = {"image": images, "vector": torch.rand(6, 2)}
+    explainer = CAMExplainer(
+        ImageAndVector(), target_layer="conv", image_input="image", verbose=0
+    ).fit(several)
+    sklcam.report(explainer, several, path=path, metrics="sparsity", n_images=3, verbose=0)
+    assert len(Page(path).cards) == 3
+
+
+def test_labels_are_compared_by_value(tmp_path):
+    path = tmp_path / "page.html"
+    explainer = CAMExplainer(SmallNet(), image_size=16, verbose=0).fit()
+    predicted = explainer.predict(X)
+    sklcam.report(explainer, X, predicted.astype(float), path, metrics="accuracy", verbose=0)
+    page = Page(path)
+    assert all(image["right"] for image in page.data)
+    assert f"true: {predicted[0]}\n" in page.cards[0]
+    others = np.array([predicted[0], *NAMES[1:]], dtype=object)  # but one of other classes
+    sklcam.report(explainer, X, others, path, metrics="accuracy", verbose=0)
+    assert [image["right"] for image in Page(path).data] == [True] + [False] * 59
+
+
+def test_embedding_nets(tmp_path):
+    pytest.importorskip("pytorch_metric_learning")
+    net = EmbeddingNet(SmallEmbedding, embedding_dim=4, image_size=16, max_epochs=1, verbose=0)
+    path = tmp_path / "page.html"
+    sklcam.report(net.fit(X, Y), X[:4], path=path, verbose=0)
+    assert len(Page(path).cards) == 4
+
+
+def test_bars_are_silenced(tmp_path, fitted, capsys):
+    path = tmp_path / "page.html"
+    sklcam.report(fitted, X[:4], path=path, metrics="sparsity", verbose=0)
+    assert capsys.readouterr() == ("", "")
+    sklcam.report(fitted, X[:4], path=path, metrics="sparsity", verbose=1)
+    assert "report: " in capsys.readouterr().err
+
+
+# Errors, before any work
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("work was done")
+
+    # The function hides the module of its name.
+    monkeypatch.setattr(sys.modules["sklcam.metrics.evaluate"], "_measure", fail)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"path": None}, ValueError, "needs path="),
+        ({"path": "."}, IsADirectoryError, "is a folder"),
+        ({"path": "missing/page.html"}, FileNotFoundError, "no folder"),
+        ({"y": NAMES[:5]}, ValueError, "y must have one label for each of 60 images"),
+        ({"names": ["a"]}, ValueError, "names must have one entry"),
+        ({"X": X[:0]}, ValueError, "empty"),
+        ({"metrics": "adc"}, ValueError, "no metric 'adc'"),
+        ({"metrics": ()}, ValueError, "metrics is empty"),
+        ({"metrics": "pointing_game"}, ValueError, "needs boxes or masks"),
+        ({"method": "grad"}, ValueError, "grad"),
+        ({"n_images": 0}, ValueError, "n_images must be an int >= 1"),
+        ({"n_images": True}, ValueError, "n_images must be"),
+        ({"thumbnail": 5000}, ValueError, "thumbnail must be an int from 32 to 1024"),
+        ({"thumbnail": None}, ValueError, "thumbnail must be"),
+        ({"batchsize": 3}, TypeError, "batchsize"),
+    ],
+)
+def test_errors_at_the_door(tmp_path, monkeypatch, fitted, no_work, options, error, message):
+    monkeypatch.chdir(tmp_path)
+    given = {"X": X, "y": None, "path": "page.html", "verbose": 0} | options
+    with pytest.raises(error, match=message):
+        sklcam.report(fitted, **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_estimators_that_cannot_be_reported(tmp_path, no_work):
+    path = tmp_path / "page.html"
+    with pytest.raises(NotFittedError):
+        sklcam.report(ConsistentCAMClassifier(SmallNet), X, Y, path)
+    with pytest.raises(NotFittedError):
+        sklcam.report(CAMExplainer(SmallNet()), X, Y, path)
+    with pytest.raises(ValueError, match="estimator must be"):
+        sklcam.report("resnet18", X, Y, path)
+    assert not path.exists()
+
+
+def test_missing_jinja_names_the_extra(tmp_path, fitted, no_work, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"sklcam\[report\]"):
+        sklcam.report(fitted, X, path=tmp_path / "page.html")
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path, fitted, monkeypatch):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("on purpose")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "map_uri", fail)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            sklcam.report(fitted, X, path=path, metrics="sparsity", verbose=0)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    sklcam.report(fitted, X, path=path, metrics="sparsity", verbose=0)
+    assert Page(path).cards and list(tmp_path.iterdir()) == [path]
+
+
+# In a browser
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; at the end nothing may have gone wrong on it, and nothing been asked for."""
+    pages, wrong = [], []
+
+    def open_page(path, **options):
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url),
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not wrong
+
+
+def order_of(page):
+    return page.eval_on_selector_all("#cards > .card", "all => all.map(c => +c.dataset.index)")
+
+
+def test_browser_shows_hostile_labels_as_text(visit, written):
+    page = visit(written[0])
+    assert order_of(page) == list(range(60))
+    shown = page.locator(".card .true b").all_text_contents()
+    assert shown == NAMES.tolist()
+    assert page.locator("#true option").all_text_contents() == ["all", *sorted(HOSTILE)]
+    widths = page.eval_on_selector_all("#cards img", "all => all.map(i => i.naturalWidth)")
+    assert widths == [8] * 120
+
+
+@pytest.mark.parametrize("name", ["consistency", "sparsity", "complexity"])
+def test_browser_sorts_as_numpy_does(visit, written, name):
+    path, result = written
+    page = visit(path)
+    page.select_option("#sort", name)
+    assert order_of(page) == np.argsort(result[name], kind="stable").tolist()
+    page.select_option("#order", "down")
+    assert order_of(page) == np.argsort(-result[name], kind="stable").tolist()
+    assert page.locator(".card .current dt").all_text_contents() == [name] * 60
+    page.select_option("#sort", "")
+    assert order_of(page) == list(range(60))[::-1]
+
+
+def test_browser_filters(visit, written, fitted):
+    page = visit(written[0])
+    predicted = fitted.predict(X)
+    page.select_option("#true", label=HOSTILE[0])
+    assert order_of(page) == np.flatnonzero(HOSTILE[0] == NAMES).tolist()
+    page.select_option("#true", "")
+    page.select_option("#right", "false")
+    assert order_of(page) == np.flatnonzero(predicted != NAMES).tolist()
+    page.select_option("#right", "true")
+    seen = Counter(predicted).most_common(1)[0][0]
+    page.select_option("#predicted", label=seen)
+    kept = np.flatnonzero((predicted == NAMES) & (predicted == seen))
+    assert order_of(page) == kept.tolist()
+    assert f"{len(kept)} of {len(kept)} images (60 without filters)" in page.inner_text("#status")
+
+
+def test_browser_slider_changes_the_opacity(visit, written):
+    page = visit(written[0])
+
+    def look(name, selector):
+        return page.eval_on_selector(selector, f"e => getComputedStyle(e).{name}")
+
+    assert look("opacity", ".map") == "0.5" and look("filter", ".image") == "grayscale(1)"
+    page.fill("#opacity", "80")
+    assert look("opacity", ".map") == "0.8"
+    page.fill("#opacity", "0")
+    assert look("opacity", ".map") == "0" and look("filter", ".image") == "grayscale(0)"
+    page.focus("#opacity")
+    page.keyboard.press("ArrowRight")
+    assert look("opacity", ".map") == "0.05"
+    page.uncheck("#grey")
+    assert look("filter", ".image") == "grayscale(0)"
+
+
+def test_browser_works_by_keyboard(visit, written):
+    page = visit(written[0])
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.className")
+        )
+        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert style == "solid"
+    wanted = ["sort", "order", "true", "predicted", "right", "opacity", "grey", "picture"]
+    assert [name for name in reached if name in wanted][: len(wanted)] == wanted
+    page.locator(".picture").nth(0).focus()
+    page.keyboard.press("Enter")
+    assert page.inner_text("#detail-name") == "image 0"
+    assert page.inner_text("#place") == "1 of 60"
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#detail-name") == "image 0"
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#detail-name") == "image 2"
+    assert page.locator("#detail .values div:visible").count() == len(QUICK)
+    page.keyboard.press("Escape")
+    assert not page.locator("#detail").is_visible()
+    # The browser gives the focus back where it was, and the page moves it on just after.
+    page.wait_for_function("document.activeElement.closest('.card')?.dataset.index === '2'")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_browser_is_readable(visit, written, scheme, width):
+    page = visit(written[0], viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("body", ".note", ".right", ".wrong", "svg text", ".labels b", ".true"):
+        assert page.eval_on_selector(selector, CONTRAST) >= 4.5, selector
+
+
+# WCAG's ratio of an element's colour and the first ground behind it.
+CONTRAST = """element => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(element);
+  const text = light(element.closest("svg") ? style.fill : style.color);
+  let behind = element;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
+    behind = behind.parentElement;
+  }
+  const ground = light(getComputedStyle(behind).backgroundColor);
+  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+}"""
+
+
+def test_browser_renders_many_images_a_part_at_a_time(visit, fitted, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = X[rng.integers(0, 60, 500)], NAMES[rng.integers(0, 60, 500)]
+    path = tmp_path / "many.html"
+    result = sklcam.report(fitted, images, labels, path, metrics="sparsity", verbose=0)
+    page = visit(path)
+    assert len(order_of(page)) == 60
+    page.click("#more")
+    assert len(order_of(page)) == 120
+    assert page.evaluate("document.activeElement.closest('.card').dataset.index") == "60"
+    page.select_option("#sort", "sparsity")
+    assert order_of(page) == np.argsort(result["sparsity"], kind="stable")[:60].tolist()
+    page.select_option("#true", label=HOSTILE[1])
+    n_found = int((labels == HOSTILE[1]).sum())
+    assert len(order_of(page)) == 60 and f"60 of {n_found} images" in page.inner_text("#status")
+    while page.locator("#more").is_visible():
+        page.click("#more")
+    order = [i for i in np.argsort(result["sparsity"], kind="stable") if labels[i] == HOSTILE[1]]
+    assert order_of(page) == order

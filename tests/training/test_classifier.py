@@ -1,0 +1,625 @@
+"""The classifier: against plain skorch, against its own definition, and as scikit-learn's guest."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch import NeuralNetClassifier
+from skorch.callbacks import EpochScoring, LRScheduler
+from skorch.dataset import Dataset as SkorchDataset
+from skorch.dataset import ValidSplit
+from skorch.helper import SliceDataset, predefined_split
+from small_networks import (
+    DropoutNet,
+    RowsAsImages,
+    SmallNet,
+    TupleNet,
+    digits,
+)
+from torch import nn
+
+from sklcam import ConsistentCAMClassifier
+from sklcam.cam import GradCAM, min_max, upsample
+from sklcam.images import ImageDataset, normalize
+from sklcam.metrics import consistency_score, get_scorer, structural_similarity
+from sklcam.training import ViewSampler, WarmUp
+
+X, Y = digits()
+NAMES = np.array(["nought", "one", "two"])[Y]
+
+
+def classifier(module=SmallNet, **options):
+    defaults = {
+        "image_size": 16,
+        "max_epochs": 1,
+        "batch_size": 20,
+        "lr": 0.05,
+        "verbose": 0,
+        "random_state": 0,
+        "device": "cpu",
+    }
+    return ConsistentCAMClassifier(module, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return classifier(max_epochs=2).fit(X, NAMES)
+
+
+def weights(clf):
+    return torch.cat([p.detach().flatten() for p in clf.module_.parameters()])
+
+
+# Training
+
+
+@pytest.mark.parametrize("module", [SmallNet, DropoutNet])
+def test_without_the_terms_it_is_plain_skorch(module):
+    ours = classifier(module, alpha=0, beta=0, augment=None, max_epochs=2).fit(X, Y)
+    images = torch.stack([ImageDataset(X, image_size=16)[i][0] for i in range(len(X))])
+    images = normalize(images, 0.449, 0.226)  # the mean of ImageNet's statistics over its colours
+    torch.manual_seed(0)
+    plain = NeuralNetClassifier(
+        module,
+        criterion=nn.CrossEntropyLoss,
+        optimizer__momentum=0.9,
+        optimizer__weight_decay=1e-4,
+        lr=0.05,
+        max_epochs=2,
+        batch_size=20,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+    ).fit(images, Y)
+    torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-5, atol=1e-7)
+    assert_allclose(ours.predict_proba(X), plain.predict_proba(images), atol=1e-6)
+
+
+def test_one_step_is_the_papers_equations():
+    """The weights after one step of SGD, from eq. 1 to 4 written out."""
+    options = {"alpha": 0.7, "beta": 0.01, "p": 2, "optimizer__momentum": 0, "augment": None}
+    clf = classifier(max_epochs=0, batch_size=len(X), iterator_train__shuffle=False, **options)
+    clf.fit(X, Y)
+    model = copy.deepcopy(clf.module_)
+    generator = torch.Generator()
+    generator.set_state(clf.random_states_["views"])
+    clf.set_params(max_epochs=1).partial_fit(X, Y)
+
+    images = torch.cat(list(clf.iter_inputs(X)))
+    views = ViewSampler()(len(X), size=(16, 16), generator=generator)
+    model.train()
+
+    def explain(inputs):
+        kept = []
+        handle = model[5].register_forward_hook(lambda _, __, out: kept.append(out))
+        logits = model(inputs)
+        handle.remove()
+        score = logits.gather(1, logits.argmax(1, keepdim=True)).sum()
+        (gradient,) = torch.autograd.grad(score, kept[0], create_graph=True)
+        raw = torch.einsum("nk,nkuv->nuv", gradient.mean((2, 3)), kept[0])
+        raw = nn.functional.interpolate(raw[:, None], (16, 16), mode="bilinear")[:, 0]
+        low, high = raw.amin((1, 2), True), raw.amax((1, 2), True)
+        return logits, (raw - low) / (high - low)
+
+    logits, maps = explain(images)
+    _, maps_of_view = explain(views(images))
+    cross_entropy = -logits.log_softmax(1)[range(len(Y)), Y].mean()
+    consistency = 1 - structural_similarity(views(maps), maps_of_view).mean()
+    sparsity = maps.pow(2).sum((1, 2)).sqrt().mean()
+    total = cross_entropy + 0.7 * consistency + 0.01 * sparsity
+    gradients = torch.autograd.grad(total, list(model.parameters()))
+    expected = torch.cat(
+        [
+            (p - 0.05 * (g + 1e-4 * p)).flatten()
+            for p, g in zip(model.parameters(), gradients, strict=True)
+        ]
+    )
+    torch.testing.assert_close(weights(clf), expected.detach(), rtol=1e-5, atol=1e-6)
+    history = clf.history[-1]
+    assert history["train_ce"] == pytest.approx(cross_entropy.item(), rel=1e-5)
+    assert history["train_consistency"] == pytest.approx(consistency.item(), rel=1e-5)
+    assert history["train_sparsity"] == pytest.approx(sparsity.item(), rel=1e-5)
+    assert history["train_loss"] == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_running_statistics_are_those_of_the_images_not_of_their_views():
+    """Batch normalisation's moving averages written out, over two steps that train nothing."""
+    options = {"batch_size": 30, "iterator_train__shuffle": False, "augment": None, "lr": 0.0}
+    clf = classifier(alpha=1, max_epochs=0, **options).fit(X, Y)
+    norm = clf.module_[1]
+    norm.running_mean.fill_(3.0)
+    norm.running_var.fill_(2.0)
+    counted = int(norm.num_batches_tracked)
+    clf.set_params(max_epochs=1).partial_fit(X, Y)
+
+    mean, var = torch.full((8,), 3.0), torch.full((8,), 2.0)
+    for images in torch.cat(list(clf.iter_inputs(X))).split(30):
+        features = clf.module_[0](images).detach().transpose(0, 1).flatten(1)
+        mean = 0.9 * mean + 0.1 * features.mean(1)
+        var = 0.9 * var + 0.1 * features.var(1)
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, var, rtol=1e-5, atol=1e-5)
+    assert int(norm.num_batches_tracked) == counted + 2
+    assert norm.track_running_stats
+
+
+def test_history_has_the_terms_in_use():
+    split = ValidSplit(3, stratified=True)
+    clf = classifier(alpha=0.5, beta=0.01, train_split=split, max_epochs=2).fit(X, NAMES)
+    for phase in ("train", "valid"):
+        for row in clf.history:
+            total = row[f"{phase}_ce"] + 0.5 * row[f"{phase}_consistency"]
+            total += 0.01 * row[f"{phase}_sparsity"]
+            assert row[f"{phase}_loss"] == pytest.approx(total, rel=1e-5)
+    for alpha, beta, terms in ((0, 0, ()), (1, 0, ("consistency",)), (0, 1, ("sparsity",))):
+        row = classifier(alpha=alpha, beta=beta).fit(X, Y).history[-1]
+        present = {name for name in ("ce", "consistency", "sparsity") if f"train_{name}" in row}
+        assert present == {"ce", *terms}
+        assert not any(name.startswith("valid_") for name in row)
+
+
+def test_validation_is_in_eval_mode_on_the_same_views_each_epoch():
+    # A network without running statistics: with lr=0 nothing changes but the augmentation.
+    options = {"lr": 0.0, "train_split": ValidSplit(3), "max_epochs": 3, "target_layer": "mix"}
+    clf = classifier(RowsAsImages, **options).fit(X, Y)
+    losses = [row["valid_loss"] for row in clf.history]
+    assert len({row["train_loss"] for row in clf.history}) == 3
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_validation_loss_by_hand():
+    valid = SkorchDataset(X[40:], NAMES[40:])
+    clf = classifier(alpha=0.5, beta=0.01, train_split=predefined_split(valid)).fit(
+        X[:40], NAMES[:40]
+    )
+    generator = torch.Generator().manual_seed(0)  # random_state, anew each epoch
+    inputs = torch.cat(list(clf.iter_inputs(X[40:])))
+    views = ViewSampler()(20, size=(16, 16), generator=generator)
+    maps, logits = clf.explain_inputs(inputs, method=GradCAM(relu=False))
+    of_view, _ = clf.explain_inputs(views(inputs), method=GradCAM(relu=False))
+    cross_entropy = nn.functional.cross_entropy(logits, torch.from_numpy(Y[40:])).item()
+    consistency = 1 - structural_similarity(views(maps), of_view).mean().item()
+    row = clf.history[-1]
+    assert row["valid_ce"] == pytest.approx(cross_entropy, rel=1e-5)
+    assert row["valid_consistency"] == pytest.approx(consistency, rel=1e-5)
+    assert row["valid_sparsity"] == pytest.approx(maps.sum((1, 2)).mean().item(), rel=1e-5)
+
+
+def test_training_raises_consistency():
+    X, y = digits(360, n_class=4)
+    train, test = slice(0, 240), slice(240, 360)
+    options = {"image_size": 24, "max_epochs": 25, "lr": 0.02, "module__width": 16}
+    options |= {"optimizer": torch.optim.Adam, "augment": None, "views": ViewSampler((0.5, 1.0))}
+    scores = {}
+    for alpha, beta in ((0, 0), (1, 1e-4)):
+        clf = classifier(alpha=alpha, beta=beta, **options).fit(X[train], y[train])
+        scores[alpha] = (consistency_score(clf, X[test]), clf.score(X[test], y[test]))
+    assert scores[1][0] > scores[0][0] + 0.15
+    assert scores[1][1] > scores[0][1] - 0.1
+
+
+def test_view_target_shared_explains_the_images_class(monkeypatch):
+    seen = {}
+    original = ConsistentCAMClassifier._explain_recorded
+
+    def spy(self, tape, logits, classes, create_graph):
+        seen.setdefault(self.view_target, []).append((logits.argmax(1), classes))
+        return original(self, tape, logits, classes, create_graph)
+
+    monkeypatch.setattr(ConsistentCAMClassifier, "_explain_recorded", spy)
+    for choice in ("predicted", "shared"):
+        classifier(view_target=choice, max_epochs=3, batch_size=60).fit(X, Y)
+    for predictions, classes in seen["predicted"]:
+        assert torch.equal(predictions, classes)
+    image_passes, view_passes = seen["shared"][::2], seen["shared"][1::2]
+    for (predicted, explained), (_, on_view) in zip(image_passes, view_passes, strict=True):
+        assert torch.equal(predicted, explained) and torch.equal(on_view, predicted)
+    assert any(not torch.equal(logits, classes) for logits, classes in view_passes)
+
+
+def test_augmentations():
+    plain = classifier(augment=None, alpha=0, beta=0).fit(X, Y)
+    crops = classifier(alpha=0, beta=0).fit(X, Y)
+    unchanged = classifier(augment=lambda images: images, alpha=0, beta=0).fit(X, Y)
+    assert torch.equal(weights(plain), weights(unchanged))
+    assert not torch.equal(weights(plain), weights(crops))
+    seen = []
+    classifier(augment=lambda images: (seen.append(images), images)[1]).fit(X, Y)
+    assert seen[0].shape == (20, 1, 16, 16)
+    assert all(batch.min() >= 0 and batch.max() <= 1 for batch in seen)
+    with pytest.raises(ValueError, match="augment must return"):
+        classifier(augment=lambda images: images[:1]).fit(X, Y)
+
+
+# Schedules of the weights
+
+
+def test_a_schedule_is_one_weight_after_the_other():
+    alphas, betas = [0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 1e-3, 2e-3]
+    scheduled = classifier(
+        alpha=lambda epoch: alphas[epoch], beta=lambda epoch: betas[epoch], max_epochs=4
+    ).fit(X, Y)
+    by_hand = classifier(max_epochs=1)
+    for alpha, beta in zip(alphas, betas, strict=True):
+        by_hand.set_params(alpha=alpha, beta=beta).partial_fit(X, Y)
+    assert torch.equal(weights(scheduled), weights(by_hand))
+    terms = [{"train_consistency", "train_sparsity"} & row.keys() for row in scheduled.history]
+    assert terms == [set(), {"train_consistency"}, *[{"train_consistency", "train_sparsity"}] * 2]
+
+
+def test_a_schedule_goes_on_where_it_was():
+    once = classifier(alpha=WarmUp(1.0, epochs=3), max_epochs=4).fit(X, Y)
+    twice = classifier(alpha=WarmUp(1.0, epochs=3), max_epochs=2).fit(X, Y).partial_fit(X, Y)
+    assert torch.equal(weights(once), weights(twice))
+    constant = classifier(alpha=1.0, max_epochs=4).fit(X, Y)
+    assert not torch.equal(weights(once), weights(constant))
+
+
+def test_schedules_are_searched():
+    grid = {"alpha": [0.0, WarmUp(1.0, epochs=2)]}
+    search = GridSearchCV(classifier(beta=0), grid, cv=2, scoring="accuracy").fit(X, Y)
+    assert search.cv_results_["params"][1]["alpha"] == WarmUp(1.0, epochs=2)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "much"])
+def test_a_schedule_of_no_weights(weight):
+    with pytest.raises(ValueError, match="What alpha returns for epoch 0 must be a finite number"):
+        classifier(alpha=lambda epoch: weight).fit(X, Y)
+
+
+def test_a_network_with_auxiliary_outputs():
+    clf = classifier(TupleNet, target_layer="net.5", train_split=ValidSplit(3)).fit(X, Y)
+    assert clf.predict_proba(X).shape == (60, 3)
+    assert clf.explain(X[:2]).shape == (2, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+@pytest.mark.slow
+def test_transformers_train(name):
+    clf = classifier(name, image_size=64, batch_size=4).fit(X[:8], Y[:8])
+    assert np.isfinite(clf.history[-1, "train_loss"])
+    assert clf.history[-1, "train_consistency"] is not None
+    assert np.isfinite(clf.explain(X[:2])).all()
+
+
+def test_lbfgs_runs_the_closure_again():
+    clf = classifier(optimizer=torch.optim.LBFGS, lr=0.1, batch_size=60).fit(X, Y)
+    assert np.isfinite(clf.history[-1, "train_loss"])
+
+
+def test_adam_does_not_get_sgds_defaults():
+    clf = classifier(optimizer=torch.optim.Adam, lr=1e-3).fit(X, Y)
+    assert clf.optimizer_.defaults["weight_decay"] == 0
+    sgd = classifier().fit(X, Y).optimizer_.defaults
+    assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
+    own = classifier(optimizer__momentum=0.5).fit(X, Y).optimizer_.defaults
+    assert (own["momentum"], own["weight_decay"]) == (0.5, 1e-4)
+
+
+def test_learning_rate_steps_down_also_when_fitted_again():
+    clf = classifier(alpha=0, beta=0, max_epochs=5, callbacks__lr_scheduler__step_size=2)
+    for _ in range(2):
+        clf.fit(X, Y)
+        rates = [group["lr"] for group in clf.optimizer_.param_groups]
+        assert_allclose(rates, [0.05 * 0.1**2])
+    other = classifier(alpha=0, beta=0, callbacks=[LRScheduler("StepLR", step_size=1, gamma=0.5)])
+    assert_allclose(other.fit(X, Y).optimizer_.param_groups[0]["lr"], 0.025)
+    never = classifier(alpha=0, beta=0, max_epochs=31, callbacks__lr_scheduler=None).fit(
+        X[:4], Y[:4]
+    )
+    assert_allclose(never.optimizer_.param_groups[0]["lr"], 0.05)
+
+
+def test_no_graph_outlives_its_batch():
+    clf = classifier(train_split=ValidSplit(3), callbacks=[EpochScoring("accuracy")]).fit(X, Y)
+    assert clf.tape_ is None and clf.parts_ == []
+    step = clf.validation_step((torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64)))
+    assert not step["loss"].requires_grad and not step["y_pred"].requires_grad
+    assert all(not module._forward_hooks for module in clf.module_.modules())
+
+
+# Progress
+
+
+def test_verbose_zero_is_silent(capfd):
+    clf = classifier(verbose=0).fit(X, Y)
+    clf.explain(X)
+    assert capfd.readouterr() == ("", "")
+    classifier(verbose=1).fit(X, Y)
+    out, err = capfd.readouterr()
+    assert "train_consistency" in out and "it/s" in err
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    "labels", [NAMES, NAMES.astype(object), list(NAMES), Y * 10 - 7, Y.astype(np.uint8), Y == 1]
+)
+def test_labels_of_any_kind_come_back(labels):
+    clf = classifier(max_epochs=15, alpha=0, beta=0, augment=None).fit(X, labels)
+    assert_array_equal(clf.classes_, np.unique(labels))
+    predicted = clf.predict(X)
+    assert np.isin(predicted, np.unique(labels)).all()
+    assert clf.score(X, labels) == accuracy_score(labels, predicted) > 0.6
+
+
+def test_partial_fit_as_in_scikit_learn():
+    clf = classifier()
+    clf.partial_fit(X[:4], NAMES[:4][:4], classes=np.unique(NAMES))
+    assert clf.predict_proba(X).shape == (60, 3)
+    clf.partial_fit(X[4:], NAMES[4:])
+    assert_array_equal(clf.classes_, ["nought", "one", "two"])
+    clf.partial_fit(X[Y < 2], NAMES[Y < 2], classes=["two", "one", "nought"])
+    assert len(clf.history) == 3
+    with pytest.raises(ValueError, match="not the same as on the first call"):
+        clf.partial_fit(X, NAMES, classes=["one", "two"])
+    with pytest.raises(ValueError, match=r"not seen in fit: \['three'\]"):
+        clf.partial_fit(X[:1], ["three"])
+
+
+def test_classes_may_be_given_in_any_order():
+    clf = classifier(
+        max_epochs=15, alpha=0, beta=0, augment=None, classes=["x", *np.unique(NAMES)[::-1]]
+    )
+    clf.fit(X, NAMES)
+    assert_array_equal(clf.classes_, ["nought", "one", "two", "x"])
+    assert clf.score(X, NAMES) > 0.6
+    with pytest.raises(ValueError, match="not seen"):
+        classifier(classes=["one", "two"]).fit(X, NAMES)
+
+
+def test_two_and_two_epochs_are_four():
+    whole = classifier(DropoutNet, max_epochs=4).fit(X, Y)
+    pieces = classifier(DropoutNet, max_epochs=2).fit(X, Y).partial_fit(X, Y)
+    assert torch.equal(weights(whole), weights(pieces))
+    warm = classifier(DropoutNet, max_epochs=2, warm_start=True).fit(X, Y).fit(X, Y)
+    assert torch.equal(weights(whole), weights(warm))
+
+
+def test_scoring_callbacks_compare_labels_with_labels():
+    callbacks = [
+        EpochScoring("accuracy", name="cached", lower_is_better=False),
+        EpochScoring("accuracy", name="uncached", use_caching=False, lower_is_better=False),
+        EpochScoring("neg_log_loss", name="log_loss", lower_is_better=False),
+        EpochScoring(
+            get_scorer("consistency"), name="consistent", use_caching=False, lower_is_better=False
+        ),
+    ]
+    split = predefined_split(SkorchDataset(X[30:], NAMES[30:]))
+    clf = classifier(max_epochs=1, callbacks=callbacks, train_split=split).fit(X[:30], NAMES[:30])
+    row = clf.history[-1]
+    expected = accuracy_score(NAMES[30:], clf.predict(X[30:]))
+    assert row["cached"] == row["uncached"] == pytest.approx(expected)
+    assert row["log_loss"] == pytest.approx(
+        -log_loss(NAMES[30:], clf.predict_proba(X[30:])), rel=1e-5
+    )
+    assert row["consistent"] == pytest.approx(consistency_score(clf, X[30:]), rel=1e-5)
+
+
+def test_parameters_of_callbacks_can_be_set_before_fit():
+    clf = classifier(callbacks=[("acc", EpochScoring("accuracy", lower_is_better=False))])
+    clf.set_params(callbacks__acc__name="right", callbacks__lr_scheduler__step_size=1)
+    clf.set_params(train_split=ValidSplit(3)).fit(X, NAMES)
+    assert 0 <= clf.history[-1, "right"] <= 1
+    assert_allclose(clf.optimizer_.param_groups[0]["lr"], 0.005)
+
+
+# What X may be
+
+
+class Images(torch.utils.data.Dataset):
+    targets = Y
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(X[i : i + 1]).float(), int(Y[i])
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    names = []
+    for i, image in enumerate(X):
+        pixels = np.kron((255 * image).astype(np.uint8), np.ones((2 + i % 2, 2), np.uint8))
+        names.append(folder / f"{i}.png")
+        Image.fromarray(pixels).convert("RGB").save(names[-1])
+    return names
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda paths: X,
+        lambda paths: (255 * X).astype(np.uint8)[..., None],
+        lambda paths: torch.from_numpy(X).float()[:, None],
+        lambda paths: paths,
+        lambda paths: [str(path) for path in paths],
+        lambda paths: np.array([str(path) for path in paths]),
+        lambda paths: [Image.open(path) for path in paths],
+        lambda paths: Images(),
+        lambda paths: SliceDataset(Images()),
+    ],
+    ids=["float", "uint8", "tensor", "paths", "strings", "array", "pil", "dataset", "slice"],
+)
+def test_every_form_of_images(make, paths):
+    images = make(paths)
+    clf = classifier().fit(images, NAMES)
+    assert clf.predict(images).shape == (60,)
+    maps = clf.explain(images)
+    assert maps.shape == (60, 16, 16) and maps.dtype == np.float32
+    assert np.isfinite(get_scorer("consistency")(clf, images))
+
+
+def test_a_data_set_brings_its_labels():
+    clf = classifier().fit(Images())
+    same = classifier().fit(X.astype(np.float32), Y)
+    torch.testing.assert_close(weights(clf), weights(same))
+    assert clf.score(Images()) == same.score(X, Y)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_searches_over_paths_and_arrays(paths, n_jobs):
+    scoring = {"accuracy": "accuracy", "consistency": get_scorer("consistency")}
+    results = []
+    for images in (paths, np.array(paths, dtype=object)):
+        search = GridSearchCV(
+            classifier(),
+            {"alpha": [0, 1], "p": [0, 2]},
+            scoring=scoring,
+            refit="consistency",
+            cv=2,
+            n_jobs=n_jobs,
+            error_score="raise",
+        ).fit(images, NAMES)
+        results.append(search.cv_results_["mean_test_consistency"])
+    assert np.isfinite(results).all()
+    assert_array_equal(*results)
+    assert search.best_estimator_.explain(paths[:2]).shape == (2, 16, 16)
+
+
+def test_one_and_two_jobs_agree():
+    def run(n_jobs):
+        return cross_validate(
+            classifier(DropoutNet), X, NAMES, cv=2, n_jobs=n_jobs, scoring=get_scorer("consistency")
+        )["test_score"]
+
+    assert_array_equal(run(None), run(2))
+
+
+def test_halving_search_and_pipeline():
+    steps = make_pipeline(FunctionTransformer(np.flip, kw_args={"axis": 1}), classifier())
+    search = HalvingGridSearchCV(
+        steps,
+        {"consistentcamclassifier__beta": [0, 1e-6, 1e-5]},
+        cv=2,
+        min_resources=20,
+        random_state=0,
+        error_score="raise",
+    ).fit(X, NAMES)
+    assert search.predict(X).shape == (60,)
+
+
+# Randomness
+
+
+def test_the_same_seed_gives_the_same_weights_and_maps():
+    one, two = (classifier(DropoutNet).fit(X, Y) for _ in range(2))
+    assert torch.equal(weights(one), weights(two))
+    assert_array_equal(one.explain(X), two.explain(X))
+    other = classifier(DropoutNet, random_state=1).fit(X, Y)
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_fitting_again_gives_the_same_weights():
+    clf = classifier(DropoutNet).fit(X, Y)
+    first = weights(clf)
+    assert torch.equal(first, weights(clf.fit(X, Y)))
+
+
+def test_the_callers_generators_are_left_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for seed in (0, None, np.random.RandomState(0)):
+        clf = classifier(DropoutNet, random_state=seed, train_split=ValidSplit(3)).fit(X, Y)
+        clf.partial_fit(X, Y)
+        clf.predict(X), clf.explain(X), consistency_score(clf, X)
+    assert torch.equal(before, torch.get_rng_state())
+    assert_array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_no_seed_differs_and_a_random_state_moves_on():
+    assert not torch.equal(
+        weights(classifier(random_state=None).fit(X, Y)),
+        weights(classifier(random_state=None).fit(X, Y)),
+    )
+    state = np.random.RandomState(0)
+    first, second = (classifier(random_state=state).fit(X, Y) for _ in range(2))
+    assert not torch.equal(weights(first), weights(second))
+
+
+# Explanations
+
+
+def test_explain_is_gradcam_of_the_predicted_class(fitted):
+    inputs = torch.cat(list(fitted.iter_inputs(X)))
+    model = fitted.module_.eval()
+    with torch.no_grad():
+        activations = nn.Sequential(*list(model)[:6])(inputs)
+        predicted = model(inputs).argmax(1)
+    weight = model[8].weight.detach()[predicted]
+    raw = torch.einsum("nk,nkuv->nuv", weight, activations).relu() / 64
+    assert_allclose(fitted.explain(X), min_max(upsample(raw, (16, 16))), atol=1e-5)
+    unscaled = fitted.explain(X, normalize=False)
+    assert_allclose(unscaled, upsample(raw, (16, 16)), atol=1e-6)
+
+
+def test_explain_other_targets(fitted):
+    by_label = fitted.explain(X, target=NAMES)
+    assert_array_equal(by_label, fitted.explain(X, target=list(NAMES)))
+    one = fitted.explain(X, target="two")
+    assert_array_equal(one, fitted.explain(X, target=["two"] * 60))
+    assert_array_equal(one, fitted.explain(X, target=lambda out: out[:, 2]))
+    predicted = fitted.predict(X)
+    assert_array_equal(fitted.explain(X), fitted.explain(X, target=predicted))
+    assert not np.array_equal(one, fitted.explain(X))
+
+
+def test_iter_explain_and_out_give_the_same_maps(fitted, tmp_path):
+    maps = fitted.explain(X, target=NAMES)
+    batches = list(fitted.iter_explain(X, target=NAMES))
+    assert [len(batch) for batch in batches] == [20, 20, 20]
+    assert_array_equal(np.concatenate(batches), maps)
+    out = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", np.float32, maps.shape)
+    assert fitted.explain(X, target=NAMES, out=out) is out
+    out.flush()
+    assert_array_equal(np.load(tmp_path / "maps.npy"), maps)
+
+
+def test_explaining_reads_one_batch_at_a_time(fitted):
+    class Counting(Images):
+        read = 0
+
+        def __getitem__(self, i):
+            Counting.read += 1
+            return super().__getitem__(i)
+
+    batches = fitted.iter_explain(Counting())
+    opened = Counting.read  # one image, to see its channels
+    assert opened <= 1
+    next(batches)
+    assert Counting.read - opened == 20
+
+
+def test_maps_in_the_images_own_frame(fitted, paths):
+    clf = classifier().fit(paths, NAMES)
+    maps = clf.explain(paths, frame="image")
+    sizes = [Image.open(path).size for path in paths]
+    assert [map_.shape for map_ in maps] == [(height, width) for width, height in sizes]
+    assert len({map_.shape for map_ in maps}) == 2
+    arrays = fitted.explain(X, frame="image")
+    assert arrays.shape == (60, 8, 8) and arrays.dtype == np.float32
+
+
+def test_explaining_leaves_gradients_and_hooks_alone(fitted):
+    before = weights(fitted)
+    fitted.module_.zero_grad()
+    fitted.explain(X)
+    assert all(parameter.grad is None for parameter in fitted.module_.parameters())
+    assert all(parameter.requires_grad for parameter in fitted.module_.parameters())
+    assert torch.equal(before, weights(fitted))
+    with torch.inference_mode():
+        assert_array_equal(fitted.explain(X[:3]), fitted.explain(X)[:3])
