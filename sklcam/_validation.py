@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 
@@ -305,3 +307,33 @@ def check_callable(name: str, value: Any, takes: str) -> Callable[..., Any]:
     if not callable(value):
         raise ValueError(f"{name} must be a callable {takes}; got {describe(value)}.")
     return value
+
+
+def draw_seed(random_state: int | np.random.RandomState | None) -> int:
+    """Return one seed, from which several may start so that they draw the same numbers.
+
+    Parameters
+    ----------
+    random_state : int, RandomState or None
+        An int is the seed. A RandomState moves on by one draw; None is numpy's global one.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If ``random_state`` is none of these.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam._validation import draw_seed
+    >>> draw_seed(3), draw_seed(np.random.RandomState(3))
+    (3, 218175338)
+    """
+    generator = check_random_state(random_state)
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(generator.randint(np.iinfo(np.int32).max))
