@@ -10,37 +10,29 @@ from sklcam.metrics.causal import (
     causal_curves,
     deletion_auc,
     deletion_curve,
-    impute,
     insertion_auc,
     insertion_curve,
-    road,
 )
-from sklcam.metrics.confidence import (
-    adcc,
-    arcc,
-    average_drop,
-    average_increase,
-    coherency,
-    complexity,
-    lp_norm,
-    sparsity,
-)
-from sklcam.metrics.consistency import ssim_consistency, structural_similarity
+from sklcam.metrics.composites import adcc, arcc
+from sklcam.metrics.concentration import complexity, lp_norm, sparsity
+from sklcam.metrics.confidence import average_drop, average_increase
+from sklcam.metrics.consistency import coherency, ssim_consistency, structural_similarity
+from sklcam.metrics.energy import heatmap_ratio, inside_outside_ratio
 from sklcam.metrics.evaluate import METRICS, consistency_score, evaluate
 from sklcam.metrics.faithfulness import rank_correlation
+from sklcam.metrics.imputation import impute, road
 from sklcam.metrics.localization import (
-    PrecisionRecall,
     box_from_map,
     box_iou,
-    box_masks,
-    heatmap_ratio,
-    inside_outside_ratio,
     localization_accuracy,
     localization_error,
+)
+from sklcam.metrics.masks import box_masks
+from sklcam.metrics.pointing import (
+    PrecisionRecall,
     pointing_game,
     pointing_game_with_rejection,
     pointing_precision_recall,
-    seeds_iou,
 )
 from sklcam.metrics.retrieval import recall_at_k
 from sklcam.metrics.scorers import (
@@ -49,6 +41,7 @@ from sklcam.metrics.scorers import (
     explanation_scorer,
     get_scorer,
 )
+from sklcam.metrics.seeds import seeds_iou
 from sklcam.metrics.summary import Evaluation, Summary, compare
 
 __all__ = [

@@ -18,11 +18,20 @@ from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, Occlusion
-from sklcam.images.frames import map_to_frame
 from sklcam.images.views import ViewSampler, Warp
-from sklcam.metrics import causal, confidence, faithfulness, localization
-from sklcam.metrics.confidence import is_constant
-from sklcam.metrics.consistency import ssim_consistency
+from sklcam.metrics import (
+    causal,
+    composites,
+    concentration,
+    confidence,
+    energy,
+    faithfulness,
+    imputation,
+    localization,
+    pointing,
+)
+from sklcam.metrics.consistency import coherency, is_constant, ssim_consistency
+from sklcam.metrics.masks import as_mask, box_masks
 from sklcam.networks.inference import InferencePlan, plan_inference
 
 # What follows the curves that are asked for, and the option that it has no use for.
@@ -96,10 +105,10 @@ class Batch:
         self.truth = truth
         self.options = options
         self.shared = shared
-        self.images = estimator.images_of(inputs)
+        self.images = inputs.images
 
     @cached_property
-    def _explained(self) -> tuple[dict[str, Tensor], Tensor]:
+    def _explained(self) -> tuple[dict[str, Tensor], Tensor, Any]:
         """The maps that are needed of the images, from one forward pass, and the output."""
         methods = {}
         if self.options.metrics != {"consistency"}:
@@ -108,10 +117,10 @@ class Batch:
             methods["consistency"] = _view_method(self.options.of("consistency"))
         if not self.options.of("iauc").get("relu", True):
             methods["without_relu"] = without_relu(self.options.method)
-        maps, output = self.estimator.explain_inputs_by(
+        maps, output, resolved = self.estimator.explain_batch(
             self.inputs, self.target, methods=list(methods.values())
         )
-        return dict(zip(methods, maps, strict=True)), output
+        return dict(zip(methods, maps, strict=True)), output, resolved
 
     @property
     def maps(self) -> Tensor:
@@ -124,7 +133,7 @@ class Batch:
     @cached_property
     def fixed_target(self) -> Any:
         """The target, with the predicted class for None: what is explained of other images too."""
-        return self.estimator.fixed_target(self.output, self.target)
+        return self._explained[2]
 
     def confidence(self, output: Tensor, rows: Any = slice(None)) -> Tensor:
         """Return the score of what is explained, in [0, 1]."""
@@ -137,7 +146,7 @@ class Batch:
                 )
             return scores
         probabilities = self.estimator.probabilities(output)
-        return probabilities.gather(1, self.fixed_target[rows][:, None])[:, 0]
+        return self.fixed_target.probability(probabilities, rows)
 
     @cached_property
     def full(self) -> Tensor:
@@ -147,7 +156,7 @@ class Batch:
     def _masked(self) -> tuple[Tensor | None, Tensor]:
         """The map of the masked image, if it is needed, and the network's output for it."""
         images = self.images * self.maps[:, None].to(self.images.dtype)
-        inputs = self.estimator.with_images(self.inputs, images)
+        inputs = self.inputs.with_images(images)
         if not {"coherency", "adcc", "arcc"} & self.options.metrics:
             return None, self.estimator.output_of(inputs)
         return self.estimator.explain_inputs(inputs, self.fixed_target, method=self.options.method)
@@ -155,10 +164,10 @@ class Batch:
     def score(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run the network on other images, as the causal metrics do many times."""
         n_images = len(images)
-        if isinstance(self.inputs, Tensor) and images.stride(0) == 0:
+        if not self.inputs.others and images.stride(0) == 0:
             # It is one image, expanded: it runs once.
             images = images[:1].clone(memory_format=self._inference_plan.memory_format)
-        inputs = self.estimator.with_images(self.inputs, images, rows)
+        inputs = self.inputs.with_images(images, rows)
         with self._inference_plan.folded:
             output = self.estimator.output_of(inputs)
         return self.confidence(output.expand(n_images, *output.shape[1:]), rows)
@@ -169,7 +178,7 @@ class Batch:
         return self.shared.inference_plan(
             lambda: plan_inference(
                 self.estimator.output_of,
-                lambda image: self.estimator.with_images(self.inputs, image, first),
+                lambda image: self.inputs.with_images(image, first),
                 self.images[:1],
                 self.output[:1],
             )
@@ -191,27 +200,27 @@ class Batch:
     def coherency(self) -> Tensor:
         maps = self._masked[0]
         assert maps is not None
-        return confidence.coherency(self.maps, maps)
+        return coherency(self.maps, maps)
 
     @cached_property
     def complexity(self) -> Tensor:
-        return confidence.complexity(self.maps)
+        return concentration.complexity(self.maps)
 
     @cached_property
     def sparsity(self) -> Tensor:
-        return confidence.sparsity(self.maps)
+        return concentration.sparsity(self.maps)
 
     @cached_property
     def adcc(self) -> Tensor:
-        return confidence.adcc(self.coherency, self.complexity, self.average_drop)
+        return composites.adcc(self.coherency, self.complexity, self.average_drop)
 
     @cached_property
     def arcc(self) -> Tensor:
-        return confidence.arcc(self.coherency, self.complexity, self.road)
+        return composites.arcc(self.coherency, self.complexity, self.road)
 
     @cached_property
     def road(self) -> Tensor:
-        return causal.road(
+        return imputation.road(
             self.score,
             self._images_to_change,
             self.maps,
@@ -251,7 +260,7 @@ class Batch:
         size = (self.images.shape[-2], self.images.shape[-1])
         sampler = options.get("views") or ViewSampler()
         view = self.shared.views(sampler, len(self.images), size).to(self.images.device)
-        inputs = self.estimator.with_images(self.inputs, view(self.images))
+        inputs = self.inputs.with_images(view(self.images))
         maps = self._explained[0]["consistency"]
         maps_of_view, _ = self.estimator.explain_inputs(
             inputs, self.target, method=_view_method(options)
@@ -270,7 +279,7 @@ class Batch:
 
     @cached_property
     def accuracy(self) -> Tensor:
-        predicted = self.estimator.fixed_target(self.output, None).cpu().numpy()
+        predicted = self.estimator.decide(self.output).cpu().numpy()
         predicted = self.estimator.classes_[predicted]
         return torch.as_tensor(predicted == self.truth["y"])
 
@@ -279,7 +288,7 @@ class Batch:
     def _per_image(self, measure: Callable[[Tensor, Any], Tensor], kind: str) -> Tensor:
         values = []
         for map_, truth, size in zip(self.maps, self.truth[kind], self.truth["sizes"], strict=True):
-            framed = map_to_frame(map_, size, resize=self.estimator._frame_resize())[None]
+            framed = self.estimator.to_frame(map_, size)[None]
             values.append(measure(framed, truth)[0])
         return torch.stack(values)
 
@@ -289,24 +298,24 @@ class Batch:
         def of_image(map_: Tensor, truth: Any) -> Tensor:
             if self.truth["masks"] is None:
                 boxes = torch.as_tensor(np.asarray(truth, dtype=np.float32))
-                mask = localization.box_masks([boxes], (map_.shape[-2], map_.shape[-1]))
+                mask = box_masks([boxes], (map_.shape[-2], map_.shape[-1]))
             else:
-                mask = _as_mask(truth)[None]
+                mask = as_mask(truth)[None]
             return measure(map_, mask.to(map_.device), **options)
 
         return self._per_image(of_image, "boxes" if self.truth["masks"] is None else "masks")
 
     @cached_property
     def heatmap_ratio(self) -> Tensor:
-        return self._against_mask(localization.heatmap_ratio, "heatmap_ratio")
+        return self._against_mask(energy.heatmap_ratio, "heatmap_ratio")
 
     @cached_property
     def inside_outside_ratio(self) -> Tensor:
-        return self._against_mask(localization.inside_outside_ratio, "inside_outside_ratio")
+        return self._against_mask(energy.inside_outside_ratio, "inside_outside_ratio")
 
     @cached_property
     def pointing_game(self) -> Tensor:
-        return self._against_mask(localization.pointing_game, "pointing_game")
+        return self._against_mask(pointing.pointing_game, "pointing_game")
 
     @cached_property
     def localization_accuracy(self) -> Tensor:
@@ -330,16 +339,3 @@ def without_relu(method: Method) -> Method:
     if "relu" not in method.get_params(deep=False):
         raise ValueError(f"{method!r} has no relu to leave out.")
     return clone(method).set_params(relu=False)
-
-
-def _as_mask(mask: Any) -> Tensor:
-    """Return a mask as bool, or as the shares of pixels that it holds."""
-    array = np.asarray(mask)
-    if array.dtype.kind in "biu":
-        return torch.as_tensor(array != 0)
-    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(
-            "A mask must be bool, an integer that is 0 outside the object, or a float in [0, 1]; "
-            f"got {array.dtype}{' beyond [0, 1]' if array.dtype.kind == 'f' else ''}."
-        )
-    return torch.as_tensor(array)

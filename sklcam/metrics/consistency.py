@@ -1,4 +1,4 @@
-"""Consistency: whether the map of a view is the view of the map."""
+"""Whether a map stays what it is when its image is warped, or reduced to what the map shows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,55 @@ from torch import Tensor
 
 from sklcam._validation import check_maps
 from sklcam.cam.maps import at_least_float32
-from sklcam.metrics.confidence import is_constant
+from sklcam.metrics._ratios import ratio_or_zero
 
-# Of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, the data range is 1.
+# The constants of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, and the
+# data range is 1.
 _SIGMA, _WINDOW = 1.5, 11
 _C1, _C2 = 0.01**2, 0.03**2
+
+
+def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    """SSIM of the view of each map and the map of the view; a constant map counts as 0.
+
+    Parameters
+    ----------
+    view_of_maps : Tensor of shape (n_images, height, width), in [0, 1]
+        The map of each image, warped as the image was.
+    maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
+        The map of each warped image.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [-1, 1]; higher is better.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels.
+
+    Notes
+    -----
+    The SSIM of two empty maps is 1, so that a network without explanations would win. An image
+    therefore counts as 0 where either map is constant.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import ssim_consistency
+    >>> maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> maps[1] = 0
+    >>> ssim_consistency(maps, maps)
+    tensor([1., 0.])
+    """
+    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+    similarity = structural_similarity(view_of_maps, maps_of_view)
+    return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)
 
 
 def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
@@ -51,6 +95,7 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
             f"SSIM has a window of {_WINDOW} x {_WINDOW} pixels; got maps of {height} x {width}. "
             "Use a larger image_size."
         )
+    # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
         moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
@@ -64,11 +109,9 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def _window_sums(size: int, like: Tensor) -> Tensor:
-    """Matrix (size - 10, size) that takes the Gaussian mean of every window along one side.
-
-    The window is separable and small, so that two matrix products do for all maps and moments at
-    once what a convolution would: the same numbers, many times faster, backward above all.
-    """
+    """Return the matrix (size - 10, size) that takes the Gaussian mean of each window of a side."""
+    # The window is separable and small: two matrix products do for all maps and moments at once
+    # what a convolution would, many times faster, above all backward.
     distance = torch.arange(_WINDOW, device=like.device, dtype=like.dtype) - _WINDOW // 2
     window = torch.exp(-(distance**2) / (2 * _SIGMA**2))
     offset = torch.arange(size, device=like.device) - torch.arange(
@@ -78,44 +121,54 @@ def _window_sums(size: int, like: Tensor) -> Tensor:
     return torch.where(inside, (window / window.sum())[offset.clamp(0, _WINDOW - 1)], 0.0)
 
 
-def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
-    """SSIM of the view of each map and the map of the view; a constant map counts as 0.
+def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
+    r"""Whether a map stays what it is when the image is reduced to what it shows.
+
+    .. math:: \frac{1}{2}\Big(1 + \frac{\mathrm{Cov}(M', M)}{\sigma_{M'}\, \sigma_M}\Big), \qquad
+              M' = \mathrm{CAM}(x \odot M)
 
     Parameters
     ----------
-    view_of_maps : Tensor of shape (n_images, height, width), in [0, 1]
-        The maps of the images, warped as the images were.
-    maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
-        The maps of the warped images.
+    maps, maps_of_masked : Tensor of shape (n_images, height, width)
+        The map of each image, and that of the image times its map, for the same class.
 
     Returns
     -------
-    Tensor of shape (n_images,), in [-1, 1]; higher is better.
+    Tensor of shape (n_images,), in [0, 1]; higher is better. 0 where one of the maps is constant:
+    a constant has no correlation with anything.
 
     Raises
     ------
     ValueError
         If they are not floating-point tensors of one shape, (n_images, height, width), on one
-        device, or are smaller than SSIM's window of 11 x 11 pixels.
-
-    Notes
-    -----
-    SSIM finds two empty maps alike, so that a network without explanations would win: where either
-    map is constant, the image counts as 0.
+        device.
 
     References
     ----------
-    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2.
+    Poppi et al., "Revisiting the Evaluation of Class Activation Mapping for Explainability",
+    CVPRW 2021, eq. 3, brought to [0, 1] as in section 3.2.
 
     Examples
     --------
     >>> import torch
-    >>> from sklcam.metrics import ssim_consistency
-    >>> maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
-    >>> maps[1] = 0
-    >>> ssim_consistency(maps, maps)
+    >>> from sklcam.metrics import coherency
+    >>> maps = torch.tensor([[[0.0, 1.0], [0.2, 0.0]], [[0.5, 0.5], [0.5, 0.5]]])
+    >>> coherency(maps, maps)
     tensor([1., 0.])
     """
-    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    similarity = structural_similarity(view_of_maps, maps_of_view)
-    return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)
+    check_maps(maps=maps, maps_of_masked=maps_of_masked)
+    first, second = (_centred(stack) for stack in (maps, maps_of_masked))
+    sizes = first.norm(dim=1) * second.norm(dim=1)
+    constant = is_constant(maps) | is_constant(maps_of_masked)
+    correlation = ratio_or_zero((first * second).sum(dim=1), sizes).clamp(-1, 1)
+    return torch.where(constant, 0.0, (1 + correlation) / 2)
+
+
+def _centred(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1)
+    return flat - flat.mean(dim=1, keepdim=True)
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Return which maps have a single value, bool of shape (n_images,)."""
+    return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))

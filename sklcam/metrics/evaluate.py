@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from sklcam._validation import check_callable, check_count, check_number, describe, suggestion
 from sklcam.cam import Method, Occlusion, TopK, get_method
 from sklcam.cam.base import check_batch_size
-from sklcam.explain.base import ExplainerMixin
+from sklcam.explain.base import Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.images.labels import labels_for
 from sklcam.images.views import ViewSampler
 from sklcam.metrics.batch import Batch, Options, Shared
-from sklcam.metrics.localization import check_boxes
+from sklcam.metrics.masks import check_boxes
 from sklcam.metrics.summary import ADCC_TERMS, Evaluation, seed_drawn_from
 
 # Whether higher is better.
@@ -160,32 +160,32 @@ def evaluate(
         if y.ndim != 1:
             raise ValueError(f"y must be one label per image; got shape {y.shape}.")
     estimator = as_explainer(estimator, X)
-    estimator._network()  # an error if it is not fitted
+    _ = estimator.adapter  # an error if it is not fitted
     options = Options(
-        estimator._method(method),
+        estimator.as_method(method),
         frozenset(names),
         {name: dict(params) for name, params in (metric_params or {}).items()},
         score,
         batch_size,
         seed_drawn_from(random_state),
     )
+    opened = estimator.open(X)
+    question = estimator.as_target(target, len(opened))
     check_maps_are_single(estimator, options.method)
-    dataset = estimator._image_dataset(X)
-    encoded = estimator._encode_target(target, len(dataset))
     if score is None:
-        check_has_probability(encoded, names, encoded=True)
+        check_has_probability(question, names, encoded=True)
     truth = {"y": y, "boxes": boxes, "masks": masks}
-    _check_lengths(truth, len(dataset))
+    _check_lengths(truth, len(opened))
     if "accuracy" in names:
         _check_classes(y, estimator.classes_)
     _check_boxes(boxes)
-    with tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
+    with tqdm(total=len(opened), desc="evaluate", leave=False, disable=not progress) as bar:
         parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
         results = list(parts(estimator, X, target, truth, options, bar, n_jobs))
     values, n_constant = zip(*results, strict=True)
     if any(n_constant):
         warnings.warn(
-            f"{sum(n_constant)} of {len(dataset)} images have a constant map, for themselves or "
+            f"{sum(n_constant)} of {len(opened)} images have a constant map, for themselves or "
             "for their view; each counts as 0.",
             stacklevel=2,
         )
@@ -319,21 +319,19 @@ def _measure(
     on_images: Callable[[int], Any] | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return each metric's values on X, and how many images have a constant map."""
-    dataset = estimator._image_dataset(X)
-    target = estimator._encode_target(target, len(dataset))
+    opened = estimator.open(X)
+    question = estimator.as_target(target, len(opened))
     collected: dict[str, list[np.ndarray]] = {name: [] for name in options.metrics}
     shared = Shared(options, n_before)
-    start = 0
-    for inputs, batch_target in estimator._iter_targeted(dataset, target):
-        stop = start + len(estimator.images_of(inputs))
-        of_batch = {name: None if of is None else of[start:stop] for name, of in truth.items()}
-        of_batch["sizes"] = [dataset.original_size(i) for i in range(start, stop)]
-        batch = Batch(estimator, inputs, batch_target, of_batch, options, shared)
+    for part in opened.batches():
+        rows = slice(part.start, part.stop)
+        of_batch = {name: None if of is None else of[rows] for name, of in truth.items()}
+        of_batch["sizes"] = part.sizes
+        batch = Batch(estimator, part.inputs, question.take(rows), of_batch, options, shared)
         for name, values in collected.items():
             values.append(getattr(batch, name).detach().double().cpu().numpy())
         if on_images is not None:
-            on_images(stop - start)
-        start = stop
+            on_images(len(part))
     return {name: np.concatenate(of) for name, of in collected.items()}, shared.n_constant
 
 
@@ -341,7 +339,7 @@ def check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -
     """Raise a ValueError where probabilities are needed and the target is no class."""
     is_class = not callable(target)
     if encoded:
-        is_class = target is None or (isinstance(target, Tensor) and not target.is_floating_point())
+        is_class = target.names_classes
     needy = sorted(_BOUNDED & set(names))
     if needy and not is_class:
         raise ValueError(
@@ -385,8 +383,8 @@ def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
 
 def check_maps_are_single(estimator: Any, method: Method) -> None:
     """Raise a ValueError where an image would have several maps, by layers or channels."""
-    n_layers = len(estimator._target_layers())
-    if method.uses_layers and n_layers > 1 and estimator._layer_fusion() is None:
+    n_layers = len(estimator.target_layers)
+    if method.uses_layers and n_layers > 1 and estimator.layer_fusion is None:
         raise ValueError(
             f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures one "
             'map per image: choose layer_fusion="mean" or "max", or one layer.'
@@ -399,7 +397,7 @@ def as_explainer(estimator: Any, X: Any) -> Any:
     """Return what explains: the estimator itself, or a network in an explainer."""
     if isinstance(estimator, torch.nn.Module):
         return CAMExplainer(estimator, verbose=0).fit(X)
-    if not isinstance(estimator, ExplainerMixin):
+    if not isinstance(estimator, Explainer):
         raise ValueError(
             "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
             f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "

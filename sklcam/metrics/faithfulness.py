@@ -1,4 +1,4 @@
-"""Whether maps rank places as a reference does: what covering them costs, or where people look."""
+"""Whether a map ranks places as a reference does, such as occlusion, or where people look."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     Parameters
     ----------
     maps, references : Tensor of shape (n_images, height, width)
-        Such as Grad-CAM's, and what occlusion does to the score or where people look.
+        Such as Grad-CAM's, and occlusion's or those of where people look.
     cell : int, default=1
-        Side of the squares over which both are averaged first: where a reference is constant over
-        squares, such as an occlusion map over its stride, its ties say nothing.
+        Side of the squares over which both are averaged first. A reference may be constant over
+        squares, as an occlusion map is over its stride; such ties say nothing.
 
     Returns
     -------
@@ -30,7 +30,8 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     ------
     ValueError
         If the maps are not a floating-point tensor of shape (n_images, height, width), the
-        references not a tensor of the same shape on the same device, or ``cell`` is no int >= 1.
+        references not a tensor of the same shape on the same device, or ``cell`` is not an int
+        >= 1.
 
     References
     ----------
@@ -50,7 +51,7 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     ranks = [
         rankdata(_means(stack.double(), cell).cpu().numpy(), axis=1) for stack in (maps, references)
     ]
-    first, second = (of - of.mean(axis=1, keepdims=True) for of in ranks)
+    first, second = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
     sizes = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = (first * second).sum(axis=1)
     correlation = np.divide(products, sizes, out=np.zeros_like(products), where=sizes != 0)
@@ -58,7 +59,7 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
 
 
 def _means(stack: Tensor, cell: int) -> Tensor:
-    """Return the means over squares, those at the edges cut off: (n_images, n_squares)."""
+    """Return the means over squares, cut off at the edges: (n_images, n_squares)."""
     if cell > 1:
         stack = F.avg_pool2d(stack, cell, ceil_mode=True)
     return stack.flatten(1)

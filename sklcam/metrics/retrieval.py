@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sklcam._validation import check_count, describe
 
-# How many similarities are in memory at a time.
+# How many similarities are in memory at a time: 64 MiB of float32.
 _SIMILARITIES = 2**24
 
 
@@ -19,7 +19,7 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     Parameters
     ----------
     embeddings : array-like of shape (n_images, dim)
-        Of any length but 0.
+        Of any length other than 0.
     labels : array-like of shape (n_images,)
     k : int, default=1
 
@@ -61,7 +61,8 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     largest = np.abs(embeddings).max(axis=1, keepdims=True)
     if not (np.isfinite(largest) & (largest > 0)).all():
         raise ValueError("Some embeddings are zero or not finite, and are near to nothing.")
-    # By the largest entry first, as the squares of very short or long ones are no float32.
+    # Divided by the largest entry first: the squares of very short or long embeddings overflow or
+    # vanish in float32.
     embeddings = (embeddings / largest).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     indices, _ = nearest_neighbors(embeddings, embeddings, k, leave_one_out=True)
@@ -86,14 +87,14 @@ def nearest_neighbors(
     queries : ndarray of shape (n_queries, dim)
     gallery : ndarray of shape (n_images, dim)
     k : int
-        How many, of at least as many.
+        How many of the gallery to find; at most as many as there are.
     leave_one_out : bool, default=False
-        Whether the queries are the gallery, and none is its own neighbour.
+        Whether the queries are the gallery itself, where no image is its own neighbour.
 
     Returns
     -------
     indices : ndarray of shape (n_queries, k), int
-        The nearest first; of those that are as near, the first in the gallery.
+        The nearest first; of equally near ones, the first in the gallery.
     similarities : ndarray of shape (n_queries, k)
         Their inner products.
 
@@ -112,11 +113,12 @@ def nearest_neighbors(
         if leave_one_out:
             rows = np.arange(len(similarities))
             similarities[rows, start + rows] = -np.inf
+        # Partition leaves ties in any order: sorted, they stand as they do in the gallery.
         some = np.sort(np.argpartition(-similarities, k - 1, axis=1)[:, :k], axis=1)
-        of_some = np.take_along_axis(similarities, some, axis=1)
-        order = np.argsort(-of_some, axis=1, kind="stable")
+        nearest = np.take_along_axis(similarities, some, axis=1)
+        order = np.argsort(-nearest, axis=1, kind="stable")
         found.append(
-            (np.take_along_axis(some, order, axis=1), np.take_along_axis(of_some, order, axis=1))
+            (np.take_along_axis(some, order, axis=1), np.take_along_axis(nearest, order, axis=1))
         )
     indices, values = zip(*found, strict=True)
     return np.concatenate(indices), np.concatenate(values)

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam._validation import check_count, check_number, describe
-from sklcam.metrics.confidence import adcc
+from sklcam.metrics.composites import adcc
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
 ADCC_TERMS = ("coherency", "complexity", "average_drop")
