@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from scipy.integrate import trapezoid
 from scipy.stats import hmean, pearsonr, spearmanr
 from small_networks import ImageAndVector, SmallNet, digits
 from torch import nn
@@ -297,7 +298,7 @@ def test_a_softmax_that_is_known():
     params = {"iauc": {"n_steps": 16, "start": torch.zeros_like}}
     result = bright(metrics=("adcc", "dauc", "iauc"), method="fakecam", metric_params=params)
     drop = 1 - sigmoid(3 * 15 / 16) / sigmoid(3)
-    area = np.trapezoid(sigmoid(3 * np.arange(17) / 16), dx=1 / 16)
+    area = trapezoid(sigmoid(3 * np.arange(17) / 16), dx=1 / 16)
     expected = {
         "average_drop": drop,
         "coherency": 1,

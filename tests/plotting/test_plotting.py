@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from scipy.integrate import trapezoid
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
@@ -531,9 +532,9 @@ def test_curves_and_areas_are_the_metrics(fitted):
             assert legend.get_texts()[i].get_text() == expected
         line = display.lines_[0, i]
         assert_allclose(line.get_xdata(), np.arange(17) / 16, atol=1e-6)
-        area = np.trapezoid(line.get_ydata(), line.get_xdata())
+        area = trapezoid(line.get_ydata(), line.get_xdata())
         assert area == pytest.approx(result["iauc"].mean(), abs=1e-5)
-        area = np.trapezoid(
+        area = trapezoid(
             *[line.get_data()[axis] for line in display.lines_[1:, i] for axis in (1, 0)]
         )
         assert area == pytest.approx(result["dauc"].mean(), abs=1e-5)
