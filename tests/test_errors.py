@@ -157,7 +157,7 @@ def loss(*maps, views=VIEWS, cross_entropy=SCALAR, size=None, activations=None, 
     )
 
 
-def subject(network=NET, layers=(), inputs=INPUTS, **options):
+def recorded_pass(network=NET, layers=(), inputs=INPUTS, **options):
     return cam.RecordedPass(network, layers, inputs, **options)
 
 
@@ -385,8 +385,8 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("a list", lambda: make().explain_inputs(INPUTS, [0, 1]), "target must be None, a Tensor"),
         ("index 9", lambda: make().explain_inputs(INPUTS, torch.tensor([0, 9])), "from 0 to 9; th"),
         ("index -1", lambda: make().explain_inputs(INPUTS, torch.tensor([0, -1])), "from -1 to 0"),
-        ("methods", lambda: make().explain_inputs_by(INPUTS, methods=[]), "at least one method"),
-        ("a name", lambda: make().explain_inputs_by(INPUTS, methods="cam"), "methods must be a"),
+        ("methods", lambda: make().explain_batch(INPUTS, methods=[]), "at least one method"),
+        ("a name", lambda: make().explain_batch(INPUTS, methods="cam"), "methods must be a"),
         ("no output", lambda: make().output_of(None), "must be a Tensor .* got None"),
         ("labels", lambda: make().score(images), "y to be passed|score needs y"),
         ("labels too few", lambda: make().score(images, [0]), "inconsistent numbers of samples"),
@@ -651,14 +651,30 @@ REFUSALS: dict[str, list[Row]] = {
         ("numbers", lambda: cam.target_scores(LOGITS, lambda o: [1, 2]), "it returned .*list"),
     ],
     "RecordedPass": [
-        ("no network", lambda: subject(None), "network must be an nn.Module; got None"),
-        ("a name", lambda: subject(layers=["5"]), "layers must be TargetLayers; got a str, '5'"),
-        ("no inputs", lambda: subject(inputs=None), "must be a Tensor of shape .* got None"),
-        ("arrays", lambda: subject(inputs=INPUTS.numpy()), "must be a Tensor .* got an ndarray"),
-        ("one image", lambda: subject(inputs=INPUTS[0]), r"must be a Tensor .* \(1, 16, 16\)"),
-        ("empty", lambda: subject(inputs=INPUTS[:0]), r"got .* shape \(0, 1, 16, 16\)"),
-        ("no name", lambda: subject(inputs={"a": INPUTS}), r"a dict of \['a'\]; image_input must"),
-        ("a graph", lambda: subject(graph="tail"), 'graph must be "head", .* got .tail'),
+        ("no network", lambda: recorded_pass(None), "network must be an nn.Module; got None"),
+        (
+            "a name",
+            lambda: recorded_pass(layers=["5"]),
+            "layers must be TargetLayers; got a str, '5'",
+        ),
+        ("no inputs", lambda: recorded_pass(inputs=None), "must be a Tensor of shape .* got None"),
+        (
+            "arrays",
+            lambda: recorded_pass(inputs=INPUTS.numpy()),
+            "must be a Tensor .* got an ndarray",
+        ),
+        (
+            "one image",
+            lambda: recorded_pass(inputs=INPUTS[0]),
+            r"must be a Tensor .* \(1, 16, 16\)",
+        ),
+        ("empty", lambda: recorded_pass(inputs=INPUTS[:0]), r"got .* shape \(0, 1, 16, 16\)"),
+        (
+            "no name",
+            lambda: recorded_pass(inputs={"a": INPUTS}),
+            r"a dict of \['a'\]; image_input must",
+        ),
+        ("a graph", lambda: recorded_pass(graph="tail"), 'graph must be "head", .* got .tail'),
     ],
     "min_max": [
         ("None", lambda: cam.min_max(None), r"maps must be .* \(\.\.\., height, width\); got None"),
@@ -1505,7 +1521,12 @@ def of_folders(load: Callable, missing: str) -> list[Row]:
     """What loaders of folders refuse, all alike."""
     return [
         ("None", lambda _: load(None), "expected str, bytes or os.PathLike.* not None", TypeError),
-        ("no folder", lambda f: load(f / "no"), "no is no folder. Expected is", FileNotFoundError),
+        (
+            "no folder",
+            lambda f: load(f / "no"),
+            "no is not a folder. The expected layout is",
+            FileNotFoundError,
+        ),
         ("empty", lambda f: load(f), missing, (ValueError, FileNotFoundError)),
     ]
 
@@ -1619,7 +1640,7 @@ FILES: dict[str, list[Row]] = {
         ),
     ],
     "load_voc": [
-        ("no folder", lambda f: datasets.load_voc(f), "VOC2012 is no folder", FileNotFoundError),
+        ("no folder", lambda f: datasets.load_voc(f), "VOC2012 is not a folder", FileNotFoundError),
         ("a year", lambda f: datasets.load_voc(f, year="1999"), "year must be one of 2007"),
         ("a part", lambda f: datasets.load_voc(f, subset="x"), "subset must be one of train, val"),
     ],
@@ -1733,7 +1754,7 @@ def asleep() -> ConsistentCAMClassifier:
     [
         lambda of: of.explain(X, 99),
         lambda of: of.explain(X, out=np.zeros(3)),
-        lambda of: of.explain_inputs_by(INPUTS, methods=["gradcam", "gradcm"]),
+        lambda of: of.explain_batch(INPUTS, methods=["gradcam", "gradcm"]),
         lambda of: of.strongest_channels(X, k=0),
         lambda of: evaluate(estimator=of, boxes=[BOX] * 11 + [-BOX]),
         lambda of: with_params_of(of, "iauc", n_steps=0),

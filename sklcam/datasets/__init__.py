@@ -1,20 +1,19 @@
 """Data sets of images, with the boxes and masks of their objects.
 
-Loaders of the sets that papers on explanations use, each with its own split. They read what lies in
-a local folder; two can be downloaded by torchvision. No image is opened here: the estimators read
-the paths in ``data`` lazily, and masks are read when they are asked for.
+Loaders of the sets that papers on explanations use, each with its own split. They read a local
+folder; two sets can be downloaded by torchvision. No image is opened here: the estimators read the
+paths in ``data`` lazily, and masks are read when they are asked for.
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels of the image itself: edges of pixels, counted from 0, so
-that a box from 0 to the width is as wide as the image. Each loader brings the coordinates of its
-source to that. Masks are of the image's size. ``evaluate(..., boxes=..., masks=...)`` brings the
-maps into this frame, however the network's input was resized. The estimators turn images upright by
-their EXIF orientation, which matters for photographs in class folders of one's own: their boxes are
-those of the upright image.
+that a box from 0 to the width is as wide as the image. Each loader converts the coordinates of its
+source. Masks are of the image's size. ``evaluate(..., boxes=..., masks=...)`` brings the maps into
+this frame, however the network's input was resized. The estimators turn images upright by their
+EXIF orientation: the boxes of your own photographs must be those of the upright image.
 """
 
 from __future__ import annotations
 
-from sklcam.datasets._annotations import LazyMask
+from sklcam.datasets._bunch import LazyMask
 from sklcam.datasets.caltech101 import load_caltech101
 from sklcam.datasets.cub200 import load_cub200
 from sklcam.datasets.digits import load_digits

@@ -1,4 +1,4 @@
-"""Files and folders on the disk: what is looked for, and what is said if it is not there."""
+"""Look for files and folders, and say what is expected where one is missing."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from pathlib import Path
 
 AnyPath = str | os.PathLike[str]
 
-
-Box = tuple[float, float, float, float]
-
-
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of images that Pillow opens.
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def _files_under(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the files with these suffixes, at any depth, sorted; hidden ones are passed over."""
+def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the files with these suffixes at any depth, sorted, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder):
+        # In place: os.walk goes on into the folders that are left in its own list.
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in names if not name.startswith("."))
         found += [os.path.join(parent, name) for name in visible if name.lower().endswith(suffixes)]
     return sorted(found)
 
 
-def _class_folders(root: Path) -> list[Path]:
+def class_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _images_by_class(root: Path, tree: str) -> dict[str, list[str]]:
+def images_by_class(root: Path, tree: str) -> dict[str, list[str]]:
+    """Return the images in each class's folder; `tree` shows the layout to whoever lacks it."""
     if not root.is_dir():
-        raise FileNotFoundError(_not_there(root, "", tree))
-    images = {folder.name: _files_under(folder, _SUFFIXES) for folder in _class_folders(root)}
-    if not images:
-        raise ValueError(_not_there(root, "folders of classes", tree))
-    for label, of_class in images.items():
-        if not of_class:
+        raise FileNotFoundError(missing(root, "", tree))
+    by_class = {folder.name: files_under(folder, SUFFIXES) for folder in class_folders(root)}
+    if not by_class:
+        raise ValueError(missing(root, "folders of classes", tree))
+    for label, images in by_class.items():
+        # Without this, an estimator would never hear of the class.
+        if not images:
             raise ValueError(
                 f"The class folder {root / label} has no images in it, by their suffixes "
-                f"({', '.join(_SUFFIXES)}): fill it, or take it away."
+                f"({', '.join(SUFFIXES)}): fill it, or take it away."
             )
-    return images
+    return by_class
 
 
-def _images_of_classes(root: Path, tree: str) -> tuple[list[str], list[str]]:
+def images_with_classes(root: Path, tree: str) -> tuple[list[str], list[str]]:
     """Return all images, and the class of each."""
-    by_class = _images_by_class(root, tree)
+    by_class = images_by_class(root, tree)
     data = [image for images in by_class.values() for image in images]
     return data, [label for label, images in by_class.items() for _ in images]
 
 
-def _first(places: Iterable[Path], name: str) -> Path | None:
+def first_with(name: str, places: Iterable[Path]) -> Path | None:
     return next((place for place in places if (place / name).exists()), None)
 
 
-def _find(places: Sequence[Path], name: str, tree: str) -> Path:
+def find(name: str, places: Sequence[Path], tree: str) -> Path:
     """Return the first of these folders that has `name` in it."""
-    place = _first(places, name)
+    place = first_with(name, places)
     if place is None:
-        raise FileNotFoundError(_not_there(places[0], name, tree))
+        raise FileNotFoundError(missing(places[0], name, tree))
     return place
 
 
-def _not_there(folder: AnyPath, name: str, tree: str) -> str:
-    lacks = f"has no {name}" if name and Path(folder).is_dir() else "is no folder"
-    return f"{os.fspath(folder)} {lacks}. Expected is:\n{tree}"
+def missing(folder: Path, name: str, tree: str) -> str:
+    lacks = f"has no {name}" if name and folder.is_dir() else "is not a folder"
+    return f"{folder} {lacks}. The expected layout is:\n{tree}"
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

@@ -1,12 +1,11 @@
-"""Caltech 101."""
+"""Caltech 101: objects of 101 categories, with outlines of them drawn by hand."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,32 +13,24 @@ from scipy.io import loadmat
 from sklearn.utils import Bunch
 from torchvision import datasets
 
-from sklcam.datasets._annotations import _as_array, _bunch, _check_box, _draw
-from sklcam.datasets._trees import (
-    AnyPath,
-    Box,
-    _check_choice,
-    _find,
-    _first,
-    _images_by_class,
-)
+from sklcam.datasets._annotations import Box, box_array, check_box
+from sklcam.datasets._bunch import bunch
+from sklcam.datasets._trees import AnyPath, check_choice, find, first_with, images_by_class
 
-_CALTECH_TREE = """\
+_TREE = """\
 <root>/101_ObjectCategories/<class>/image_0001.jpg
 <root>/Annotations/<class>/annotation_0001.mat (optional)
 or both in <root>/caltech101"""
 
-
-# What torchvision's loader maps, too: four folders of annotations have names of their own.
-_CALTECH_ANNOTATIONS = {
+# Four folders of annotations are not named like their class; torchvision's loader has the same map.
+_ANNOTATION_FOLDERS = {
     "Faces": "Faces_2",
     "Faces_easy": "Faces_3",
     "Motorbikes": "Motorbikes_16",
     "airplanes": "Airplanes_Side_2",
 }
 
-
-_CALTECH_BACKGROUND = "BACKGROUND_Google"
+_BACKGROUND = "BACKGROUND_Google"
 
 
 def load_caltech101(
@@ -55,7 +46,7 @@ def load_caltech101(
     """Load Caltech 101, with the outlines of its objects.
 
     The set comes without a split. The protocol of the literature draws `n_train` images of each
-    class for training, and tests on the others, at most `n_test` a class.
+    class for training, and tests on the others, at most `n_test` per class.
 
     Parameters
     ----------
@@ -63,16 +54,15 @@ def load_caltech101(
         Holds ``101_ObjectCategories`` and, for boxes and masks, ``Annotations``; or ``caltech101``
         with both, as torchvision has it.
     subset : {"train", "test", "all"}, default="train"
-        "all" is every image, whatever `n_train` and `n_test`.
+        "all" is every image, whatever `n_train` and `n_test` are.
     n_train : int, default=30
-        Images a class for training.
+        Images per class for training.
     n_test : int or None, default=50
-        At most so many images a class for testing; None is all that are not for training.
+        At most this many images per class for testing; None takes all that are not for training.
     include_background : bool, default=False
-        Whether the 102nd folder, of images of nothing in particular, counts as a class.
+        Whether the 102nd folder, with images of nothing in particular, counts as a class.
     random_state : int, default=0
-        The seed of the draw, of each class by itself. "train" and "test" of one seed, and of one
-        `n_train`, share no image.
+        The seed of the draw. "train" and "test" of the same seed and `n_train` share no image.
     download : bool, default=False
         Have torchvision download the set if it is not there.
 
@@ -87,17 +77,18 @@ def load_caltech101(
     Raises
     ------
     FileNotFoundError
-        If the images are not there, or some of the annotations are missing.
+        If the images, or some of the annotations, are missing.
     ValueError
-        If there is no such subset, or a class has no image left for testing.
+        If there is no such subset, a class has no images or none left for testing, or an annotation
+        lacks a field; the file is named.
 
     Notes
     -----
     Annotations count pixels from 1, and include the last one. A mask is the outline's polygon with
     its corners rounded to pixels, filled; the pixels on the outline belong to the object.
 
-    torchvision unpacks those parts of the download that are gzipped. Should the annotations not be
-    among them, unpack ``Annotations.tar`` of the same archive beside ``101_ObjectCategories``.
+    torchvision unpacks only the gzipped parts of the download. If the annotations are not among
+    them, unpack ``Annotations.tar`` of the same archive beside ``101_ObjectCategories``.
 
     References
     ----------
@@ -106,24 +97,28 @@ def load_caltech101(
 
     Examples
     --------
-    Of a set that is on the disk; none comes with the library, so that these lines are not run:
-
-    >>> from sklcam.datasets.caltech101 import load_caltech101
-    >>> train = load_caltech101("data", subset="train")  # doctest: +SKIP
-    >>> test = load_caltech101("data", subset="test")  # doctest: +SKIP
-    >>> clf.fit(train.data, train.target)  # doctest: +SKIP
-    >>> evaluate(
-    ...     clf, test.data, metrics="heatmap_ratio", target=test.target, masks=test.masks
-    ... )  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklcam.datasets import load_caltech101
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for label in ("ant", "bass"):
+    ...         folder = Path(root, "101_ObjectCategories", label)
+    ...         folder.mkdir(parents=True)
+    ...         for i in range(1, 6):
+    ...             (folder / f"image_000{i}.jpg").touch()
+    ...     train = load_caltech101(root, subset="train", n_train=3)
+    ...     test = load_caltech101(root, subset="test", n_train=3)
+    >>> len(train.data), len(test.data), set(train.data) & set(test.data)
+    (6, 4, set())
     """
-    _check_choice("subset", subset, ("train", "test", "all"))
+    check_choice("subset", subset, ("train", "test", "all"))
     places = [Path(root), Path(root, "caltech101")]
-    if download and not _first(places, "101_ObjectCategories"):
+    if download and not first_with("101_ObjectCategories", places):
         datasets.Caltech101(root, target_type=["category", "annotation"], download=True)
-    home = _find(places, "101_ObjectCategories", _CALTECH_TREE)
+    home = find("101_ObjectCategories", places, _TREE)
     data, target = [], []
-    for label, images in _images_by_class(home / "101_ObjectCategories", _CALTECH_TREE).items():
-        if label != _CALTECH_BACKGROUND or include_background:
+    for label, images in images_by_class(home / "101_ObjectCategories", _TREE).items():
+        if label != _BACKGROUND or include_background:
             chosen = images
             if subset != "all":
                 chosen = _draw(images, label, subset, n_train, n_test, random_state)
@@ -134,31 +129,48 @@ def load_caltech101(
         "Fei-Fei, Fergus, Perona, CVPR Workshop 2004."
     )
     if not (home / "Annotations").is_dir():
-        return _bunch(data, target, descr=descr)
-    files = [_caltech_annotation(home, *entry) for entry in zip(data, target, strict=True)]
-    return _bunch(
+        return bunch(data, target, descr=descr)
+    files = [_annotation_of(home, *entry) for entry in zip(data, target, strict=True)]
+    return bunch(
         data,
         target,
-        boxes=[_as_array([] if file is None else [_read_outline(file)[0]]) for file in files],
+        boxes=[box_array([_read_outline(file)[0]] if file else []) for file in files],
         masks=[partial(_fill_outline, *pair) for pair in zip(data, files, strict=True)],
         descr=descr,
     )
 
 
-def _caltech_annotation(home: Path, image: str, label: str) -> Path | None:
+def _draw(
+    images: Sequence[str], label: str, subset: str, n_train: int, n_test: int | None, seed: int
+) -> list[str]:
+    """Draw the training or the test images of one class, sorted."""
+    if not 0 < n_train < len(images):
+        raise ValueError(
+            f"n_train must be from 1 to {len(images) - 1}, as {label!r} has {len(images)} images "
+            f"and one must be left for testing; got {n_train}. subset='all' loads all of them."
+        )
+    # Seeded by the class, too, so that a class's draw does not depend on which others there are.
+    order = np.random.default_rng([seed, *label.encode()]).permutation(len(images))
+    test = order[n_train:] if n_test is None else order[n_train : n_train + n_test]
+    return [images[i] for i in sorted(order[:n_train] if subset == "train" else test)]
+
+
+def _annotation_of(home: Path, image: str, label: str) -> Path | None:
     """Return the annotation of an image, None for the background."""
-    if label == _CALTECH_BACKGROUND:
+    if label == _BACKGROUND:
         return None
     name = Path(image).stem.replace("image", "annotation")
-    path = home / "Annotations" / _CALTECH_ANNOTATIONS.get(label, label) / f"{name}.mat"
+    path = home / "Annotations" / _ANNOTATION_FOLDERS.get(label, label) / f"{name}.mat"
     if not path.is_file():
-        raise FileNotFoundError(f"{image} has no annotation {path}. Expected is:\n{_CALTECH_TREE}")
+        raise FileNotFoundError(
+            f"{image} has no annotation {path}. The expected layout is:\n{_TREE}"
+        )
     return path
 
 
 def _read_outline(path: Path) -> tuple[Box, np.ndarray]:
-    """Read the box, and the outline's (n_points, 2) x and y, pixels' centres counted from 0."""
-    annotation: Mapping[str, Any] = loadmat(os.fspath(path))
+    """Return the box, and the outline: (n_points, 2), x and y of pixels' centres from 0."""
+    annotation = loadmat(os.fspath(path))
     try:
         top, bottom, left, right = np.asarray(annotation["box_coord"], dtype=float).ravel()
         x, y = np.asarray(annotation["obj_contour"], dtype=float)
@@ -167,7 +179,8 @@ def _read_outline(path: Path) -> tuple[Box, np.ndarray]:
             f"{path} must hold box_coord, which is [top, bottom, left, right], and obj_contour, a "
             "row of x and a row of y."
         ) from None
-    box = _check_box((left - 1, top - 1, right, bottom), str(path))
+    box = check_box((left - 1, top - 1, right, bottom), str(path))
+    # The outline counts from the box's corner.
     return box, np.stack([x + left - 1, y + top - 1], axis=1)
 
 

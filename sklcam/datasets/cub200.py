@@ -1,4 +1,4 @@
-"""Caltech-UCSD Birds 200."""
+"""Caltech-UCSD Birds 200-2011: birds of 200 species, with boxes and segmentations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import Bunch
 
-from sklcam.datasets._annotations import _as_array, _bunch, _check_box, _four_numbers
-from sklcam.datasets._trees import AnyPath, Box, _check_choice, _find, _first, _not_there
+from sklcam.datasets._annotations import Box, box_array, check_box, four_numbers
+from sklcam.datasets._bunch import bunch
+from sklcam.datasets._trees import AnyPath, check_choice, find, first_with, missing
 
-_CUB_TREE = """\
+_TREE = """\
 <root>/images.txt, classes.txt, image_class_labels.txt, train_test_split.txt, bounding_boxes.txt
 <root>/images/<class>/<image>.jpg
 <root>/segmentations/<class>/<image>.png (optional; also beside <root>)"""
@@ -25,9 +26,9 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
     Parameters
     ----------
     root : path
-        The unpacked ``CUB_200_2011``, or the folder that holds it. The segmentations, an archive of
-        their own, are looked for in it and beside it. Nothing is downloaded, as torchvision has no
-        loader of this set.
+        The unpacked ``CUB_200_2011``, or the folder that holds it. The segmentations, which come in
+        an archive of their own, may lie in it or beside it. Nothing is downloaded, as torchvision
+        has no loader of this set.
     subset : {"train", "test", "all"}, default="train"
         The authors' split: 5994 and 5794 images.
 
@@ -43,13 +44,13 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
     FileNotFoundError
         If a file is missing; the message shows the layout.
     ValueError
-        If there is no such subset, or the files do not fit each other.
+        If there is no such subset, or the files do not fit together; the file is named.
 
     Notes
     -----
-    ``bounding_boxes.txt`` holds ``x y width height``, taken as edges that count from 0: boxes
-    of whole images read ``0 0 500 375``. The segmentations are means over annotators, from 0 to
-    255; from 128 on, a pixel is the bird's.
+    ``bounding_boxes.txt`` holds ``x y width height``, taken as edges that count from 0: boxes of
+    whole images read ``0 0 500 375``. The segmentations are means over annotators, from 0 to 255;
+    pixels of 128 and more are the bird's.
 
     References
     ----------
@@ -58,42 +59,46 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
 
     Examples
     --------
-    Of a set that is on the disk; none comes with the library, so that these lines are not run:
-
-    >>> from sklcam.datasets.cub200 import load_cub200
-    >>> birds = load_cub200("data/CUB_200_2011", subset="test")  # doctest: +SKIP
-    >>> evaluate(
-    ...     clf, birds.data, metrics="pointing_game", target=birds.target, boxes=birds.boxes
-    ... )  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklcam.datasets import load_cub200
+    >>> tables = {"images": "1 001.Albatross/1.jpg", "classes": "1 001.Albatross"}
+    >>> tables |= {"image_class_labels": "1 1", "train_test_split": "1 0"}
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name, line in {**tables, "bounding_boxes": "1 60 27 325 304"}.items():
+    ...         _ = Path(root, f"{name}.txt").write_text(line)
+    ...     birds = load_cub200(root, subset="test")
+    >>> birds.target.tolist(), birds.boxes
+    (['001.Albatross'], [array([[ 60.,  27., 385., 331.]])])
     """
-    _check_choice("subset", subset, ("train", "test", "all"))
-    home = _find([Path(root), Path(root, "CUB_200_2011")], "images.txt", _CUB_TREE)
+    check_choice("subset", subset, ("train", "test", "all"))
+    home = find("images.txt", [Path(root), Path(root, "CUB_200_2011")], _TREE)
     names, classes = _Table(home / "images.txt"), _Table(home / "classes.txt")
     labels, split = _Table(home / "image_class_labels.txt"), _Table(home / "train_test_split.txt")
     boxes = _Table(home / "bounding_boxes.txt")
     wanted = {"train": ("1",), "test": ("0",), "all": ("0", "1")}[subset]
     chosen = [image for image in names if split[image] in wanted]
     masks = None
-    if segmented := _first([home, home.parent], "segmentations"):
+    if segmented := first_with("segmentations", [home, home.parent]):
         files = [segmented / "segmentations" / names[image] for image in chosen]
         masks = [partial(_read_grey_mask, file.with_suffix(".png")) for file in files]
-    return _bunch(
+    return bunch(
         [os.fspath(home / "images" / names[image]) for image in chosen],
         [classes[labels[image]] for image in chosen],
         names=classes.values(),
-        boxes=[_as_array([_cub_box(boxes, image)]) for image in chosen],
+        boxes=[box_array([_box_of(boxes, image)]) for image in chosen],
         masks=masks,
         descr=f"CUB-200-2011, {subset}. Wah et al., Caltech technical report CNS-TR-2011-001.",
     )
 
 
 class _Table(dict[str, str]):
-    """The lines ``key value`` of a text file; asking for another key names the file."""
+    """The lines ``key value`` of a text file; a key that is missing names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise FileNotFoundError(_not_there(path.parent, path.name, _CUB_TREE))
+            raise FileNotFoundError(missing(path.parent, path.name, _TREE))
         lines = (line.strip().partition(" ") for line in path.read_text("utf-8").splitlines())
         super().__init__({key: value for key, _, value in lines if key})
 
@@ -101,10 +106,10 @@ class _Table(dict[str, str]):
         raise ValueError(f"{self.path} has no line for {key!r}.")
 
 
-def _cub_box(table: _Table, image: str) -> Box:
+def _box_of(table: _Table, image: str) -> Box:
     where = f"{table.path}, image {image}"
-    x, y, width, height = _four_numbers(table[image].split(), where)
-    return _check_box((x, y, x + width, y + height), where)
+    x, y, width, height = four_numbers(table[image].split(), where)
+    return check_box((x, y, x + width, y + height), where)
 
 
 def _read_grey_mask(path: Path) -> np.ndarray:

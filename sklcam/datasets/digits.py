@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits as load_digits_table
 from sklearn.utils import Bunch
 
-from sklcam.datasets._annotations import _bunch
+from sklcam.datasets._bunch import bunch
 
 
 def load_digits(*, n_class: int = 10) -> Bunch:
@@ -26,11 +26,11 @@ def load_digits(*, n_class: int = 10) -> Bunch:
     Raises
     ------
     ValueError
-        If `n_class` is no int from 1 to 10.
+        If `n_class` is not an int from 1 to 10.
 
     Examples
     --------
-    >>> from sklcam.datasets.digits import load_digits
+    >>> from sklcam.datasets import load_digits
     >>> digits = load_digits(n_class=3)
     >>> digits.data.shape, digits.data.dtype, float(digits.data.max())
     ((537, 8, 8), dtype('float32'), 1.0)
@@ -41,4 +41,4 @@ def load_digits(*, n_class: int = 10) -> Bunch:
         f"Handwritten digits 0 to {n_class - 1} of scikit-learn, 8 x 8 pixels. Alpaydin, Kaynak, "
         "UCI Machine Learning Repository, 1998."
     )
-    return _bunch(images, table.target, descr=descr)
+    return bunch(images, table.target, descr=descr)

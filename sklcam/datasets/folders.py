@@ -1,16 +1,21 @@
-"""Folders of images, one for each class, and tables of boxes."""
+"""Images of one's own: folders of classes, and CSV files of boxes."""
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from sklearn.utils import Bunch
 
-from sklcam.datasets._annotations import _CORNERS, _as_array, _boxes_of_images, _bunch, _read_csv
-from sklcam.datasets._trees import AnyPath, Box, _images_of_classes
+from sklcam.datasets._annotations import AnnotatedObject, Box, box_array, boxes_of_class, check_box
+from sklcam.datasets._bunch import bunch
+from sklcam.datasets._trees import AnyPath, images_with_classes
 
-_CLASS_TREE = "<root>/<class>/<any name>.jpg (or .png, ...)"
+_TREE = "<root>/<class>/<any name>.jpg (or .png, ...)"
+_CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
@@ -20,12 +25,12 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
     ----------
     root : path
         Holds ``<class>/<image>``; folders within a class's folder belong to the class. Hidden files
-        and files that are no images by their suffix are passed over.
+        and files without the suffix of an image are skipped.
     boxes : path or None, default=None
-        A CSV file with the columns ``path, x1, y1, x2, y2`` and maybe ``label``, one row a box.
-        Paths count from the folder of the CSV file, or else from `root`. With labels, an image's
-        boxes are those of its own class. Rows of files that lie outside `root` are passed over, so
-        that one file may serve the folders of several splits.
+        A CSV file with the columns ``path, x1, y1, x2, y2`` and maybe ``label``, one row per box.
+        Paths are relative to the folder of the CSV file, or else to `root`. With labels, an image's
+        boxes are those of its own class. Rows of files outside `root` are skipped, so that one file
+        can serve the folders of several splits.
 
     Returns
     -------
@@ -40,14 +45,14 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
         If there is no such folder or CSV file.
     ValueError
         If `root` has no class folders, a class has no images, or the CSV file lacks a column, has a
-        box that is none, or names an image that does not exist.
+        box that is not one, or names an image that does not exist.
 
     Examples
     --------
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from sklcam.datasets.folders import load_class_folders
+    >>> from sklcam.datasets import load_class_folders
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ("cat", "dog"):
     ...         Path(root, name).mkdir()
@@ -56,23 +61,23 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
     >>> pets.target
     array(['cat', 'dog'], ...)
     """
-    data, target = _images_of_classes(Path(root), _CLASS_TREE)
+    data, target = images_with_classes(Path(root), _TREE)
     found = None if boxes is None else _boxes_of_images(Path(boxes), Path(root), data, target)
-    return _bunch(data, target, boxes=found, descr=f"Class folders in {os.fspath(root)}.")
+    return bunch(data, target, boxes=found, descr=f"Class folders in {os.fspath(root)}.")
 
 
 def load_boxes_csv(path: AnyPath) -> Bunch:
     r"""Load a data set that a CSV file of labelled boxes describes.
 
-    There is one entry for each image *and* label in it, with the boxes of that label: an image with
+    There is one entry for each image *and* label, with the boxes of that label: an image with
     apples and bananas comes twice. That is the form of the pointing game, where each class in an
     image is explained, ``explain(data, target=target)``.
 
     Parameters
     ----------
     path : path
-        A CSV file with the columns ``path, label, x1, y1, x2, y2``, one row a box. Paths count from
-        the file's folder.
+        A CSV file with the columns ``path, label, x1, y1, x2, y2``, one row per box. Paths are
+        relative to the file's folder.
 
     Returns
     -------
@@ -85,15 +90,17 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
     ------
     FileNotFoundError
         If the CSV file, or an image that it names, does not exist.
+    TypeError
+        If `path` is not a path.
     ValueError
-        If a column is missing, or a box is none; the message names file and line.
+        If a column is missing, or a box is not one; the message names file and line.
 
     Examples
     --------
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from sklcam.datasets.folders import load_boxes_csv
+    >>> from sklcam.datasets import load_boxes_csv
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Image.new("RGB", (8, 8)).save(Path(folder, "1.png"))
     ...     rows = "path,label,x1,y1,x2,y2\n1.png,apple,0,0,4,4\n1.png,pear,4,0,8,8\n"
@@ -104,13 +111,61 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
     """
     table = Path(path)
     entries: dict[tuple[str, str], list[Box]] = {}
-    for where, name, marked in _read_csv(table, ("path", "label", *_CORNERS)):
+    for where, name, annotated in _read_csv(table, ("path", "label", *_CORNERS)):
+        # One name for one file, however a row writes it.
         image = os.path.normpath(table.parent / name)
-        if not marked.label:
+        if not annotated.label:
             raise ValueError(f"{where}: the label is empty.")
-        if (image, marked.label) not in entries and not os.path.isfile(image):
+        if (image, annotated.label) not in entries and not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {image}.")
-        entries.setdefault((image, marked.label), []).append(marked.box)
+        entries.setdefault((image, annotated.label), []).append(annotated.box)
     data, target = [image for image, _ in entries], [label for _, label in entries]
-    boxes = [_as_array(of_entry) for of_entry in entries.values()]
-    return _bunch(data, target, boxes=boxes, descr=f"Images and boxes listed in {table}.")
+    boxes = [box_array(corners) for corners in entries.values()]
+    return bunch(data, target, boxes=boxes, descr=f"Images and boxes listed in {table}.")
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, str, AnnotatedObject]]:
+    """Yield, for each row, its file and line, the path in it, and the object."""
+    # Spreadsheets write a byte order mark, which would be part of the first column's name.
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        try:
+            header = rows.fieldnames or []
+            if not set(columns) <= set(header):
+                raise ValueError(
+                    f"{path} must have the columns {', '.join(columns)} in its first line; "
+                    f"it has {', '.join(header) or 'none'}."
+                )
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                # DictReader puts entries too many under the key None, and None for those too few.
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: there must be one entry for each column.")
+                box = check_box([row[name] for name in _CORNERS], where)
+                yield where, row["path"], AnnotatedObject(row.get("label", ""), box)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} cannot be read as a CSV file: {error}.") from error
+
+
+def _boxes_of_images(
+    table: Path, root: Path, data: Sequence[str], target: Sequence[str]
+) -> list[np.ndarray]:
+    """Return the boxes that a CSV file has of each image under `root`."""
+    index_of = {_resolved(Path(image)): i for i, image in enumerate(data)}
+    objects: list[list[AnnotatedObject]] = [[] for _ in data]
+    for where, name, annotated in _read_csv(table, ("path", *_CORNERS)):
+        places = [_resolved(folder / name) for folder in (table.parent, root)]
+        i = next((index_of[place] for place in places if place in index_of), None)
+        if i is not None:
+            objects[i].append(annotated)
+        # A row may be of another split's image, outside root; any other is a mistake.
+        elif places[0].is_relative_to(root.resolve()) or not places[0].is_file():
+            raise ValueError(
+                f"{where}: there is no image {name!r}, neither beside the CSV file nor in {root}."
+            )
+    return list(map(boxes_of_class, objects, target, data))
+
+
+def _resolved(path: Path) -> Path:
+    """Return the path by which a file is known, whatever links lead to its folder."""
+    return path.parent.resolve() / path.name

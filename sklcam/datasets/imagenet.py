@@ -1,4 +1,4 @@
-"""ImageNet's localisation task."""
+"""ImageNet's images of 1000 classes, with the boxes of its localisation task."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 
 from sklearn.utils import Bunch
 
-from sklcam.datasets._annotations import _boxes_of_class, _bunch, _Marked, _read_xml
+from sklcam.datasets._annotations import AnnotatedObject, boxes_of_class, read_xml
+from sklcam.datasets._bunch import bunch
 from sklcam.datasets._trees import (
-    _SUFFIXES,
+    SUFFIXES,
     AnyPath,
-    _check_choice,
-    _class_folders,
-    _files_under,
-    _find,
-    _first,
-    _images_of_classes,
+    check_choice,
+    class_folders,
+    files_under,
+    find,
+    first_with,
+    images_with_classes,
 )
 
-_IMAGENET_TREE = """\
+_TREE = """\
 <root>/<subset>/<wnid>/<image>.JPEG, or <root>/<subset>/<image>.JPEG with annotations
 <root>/Annotations/CLS-LOC/<subset>/[<wnid>/]<image>.xml (or annotations=)
 or Kaggle's <root>/Data/CLS-LOC/<subset> in place of <root>/<subset>"""
@@ -52,19 +53,19 @@ def load_imagenet(
     Raises
     ------
     FileNotFoundError
-        If the images are not there, or the annotations are of none of them.
+        If there are no images, or no annotations of any of them.
     ValueError
-        If a class has no images, the class of an image cannot be known, or an XML file lacks a
-        field; the file is named.
+        If there is no such subset, a class has no images, the class of an image cannot be known, or
+        an XML file lacks a field; the file is named.
 
     Notes
     -----
-    These XML files count pixels from 0, and include the last one: a whole image of 500 pixels is
-    from 0 to 499. In the training set, some boxes reach beyond the image, and some have their
-    corners swapped; they are cut, and put in order. About half of its images have boxes.
+    The XML files count pixels from 0, and include the last one: a box as wide as an image of 500
+    pixels goes from 0 to 499. In the training set, about half of the images have boxes. Some reach
+    beyond the image, and are cut; some have their corners swapped, and are put in order.
 
     Boxes are in pixels of the size that the XML file names. No image is opened to see whether it
-    still has that size: images that were resized need their boxes resized alike.
+    still has that size: if you resize the images, resize their boxes, too.
 
     References
     ----------
@@ -72,59 +73,65 @@ def load_imagenet(
 
     Examples
     --------
-    Of a set that is on the disk; none comes with the library, so that these lines are not run:
-
-    >>> from sklcam.datasets.imagenet import load_imagenet
-    >>> val = load_imagenet("ILSVRC", subset="val")  # doctest: +SKIP
-    >>> evaluate(
-    ...     clf, val.data, metrics="localization_accuracy", target=val.target, boxes=val.boxes
-    ... )  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklcam.datasets import load_imagenet
+    >>> box = "<xmin>0</xmin><ymin>20</ymin><xmax>499</xmax><ymax>374</ymax>"
+    >>> xml = f"<annotation><object><name>n01</name><bndbox>{box}</bndbox></object></annotation>"
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name, text in {"val/1.JPEG": "", "Annotations/CLS-LOC/val/1.xml": xml}.items():
+    ...         path = Path(root, name)
+    ...         path.parent.mkdir(parents=True)
+    ...         _ = path.write_text(text)
+    ...     val = load_imagenet(root, subset="val")
+    >>> val.target.tolist(), val.boxes
+    (['n01'], [array([[  0.,  20., 500., 375.]])])
     """
-    _check_choice("subset", subset, ("train", "val"))
+    check_choice("subset", subset, ("train", "val"))
     bases = [Path(root), Path(root, "ILSVRC")]
     places = [base / inner for inner in ("", "Data/CLS-LOC") for base in bases]
-    folder = _find(places, subset, _IMAGENET_TREE) / subset
-    xml_folder = _first([base / "Annotations/CLS-LOC" / subset for base in bases], "")
+    folder = find(subset, places, _TREE) / subset
+    xml_folder = first_with("", [base / "Annotations/CLS-LOC" / subset for base in bases])
     xml_folder = xml_folder if annotations is None else Path(annotations)
-    in_folders = bool(_class_folders(folder))
+    in_folders = bool(class_folders(folder))
     if in_folders:
-        data, target = _images_of_classes(folder, _IMAGENET_TREE)
+        data, target = images_with_classes(folder, _TREE)
     else:
-        data = _files_under(folder, _SUFFIXES)
-    marked = _objects_in(xml_folder, data, folder) if xml_folder else [[] for _ in data]
+        data = files_under(folder, SUFFIXES)
+    objects = _objects_in(xml_folder, data, folder) if xml_folder else [[] for _ in data]
     if not in_folders:
-        target = [_label_of(*entry) for entry in zip(data, marked, strict=True)]
-    entries = zip(marked, target, data, strict=True)
-    return _bunch(
+        target = list(map(_label_of, data, objects))
+    return bunch(
         data,
         target,
-        boxes=[_boxes_of_class(*entry) for entry in entries] if xml_folder else None,
+        boxes=list(map(boxes_of_class, objects, target, data)) if xml_folder else None,
         descr=f"ImageNet (CLS-LOC), {subset}. Russakovsky et al., IJCV 2015.",
     )
 
 
-def _label_of(image: str, marked: Sequence[_Marked]) -> str:
-    if not marked:
+def _label_of(image: str, objects: Sequence[AnnotatedObject]) -> str:
+    if not objects:
         raise ValueError(
             f"The class of {image} is not known, as it lies in no class folder and no XML file "
-            f"has an object of it. Expected is:\n{_IMAGENET_TREE}"
+            f"has an object of it. The expected layout is:\n{_TREE}"
         )
-    return marked[0].label
+    return objects[0].label
 
 
-def _objects_in(annotations: Path, data: Sequence[str], folder: Path) -> list[list[_Marked]]:
-    """Return the objects in ImageNet's XML file of each image, none if it has no file."""
-    files = {_name_in(annotations, file): file for file in _files_under(annotations, (".xml",))}
-    of_images = []
-    for image in data:
-        name = _name_in(folder, image)
-        of_images.append(files.get(name) or files.get(Path(name.name)))
-    if not any(of_images):
+def _objects_in(
+    annotations: Path, data: Sequence[str], folder: Path
+) -> list[list[AnnotatedObject]]:
+    """Return the objects in each image's XML file, none for an image without one."""
+    files = {_name_in(annotations, file): file for file in files_under(annotations, (".xml",))}
+    # By class and name where there are folders of classes: names alone need not be unique.
+    names = [_name_in(folder, image) for image in data]
+    found = [files.get(name) or files.get(Path(name.name)) for name in names]
+    if not any(found):
         raise FileNotFoundError(
-            f"{annotations} has no XML file of any of the images in {folder}. Expected is:\n"
-            f"{_IMAGENET_TREE}"
+            f"{annotations} has no XML file of any of the images in {folder}. The expected layout "
+            f"is:\n{_TREE}"
         )
-    return [[] if file is None else _read_xml(Path(file), first=0) for file in of_images]
+    return [read_xml(Path(file), first=0) if file else [] for file in found]
 
 
 def _name_in(folder: Path, file: str) -> Path:

@@ -611,11 +611,17 @@ def test_voc_is_downloaded_where_it_is_missing(voc, monkeypatch):
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (load_class_folders, r"(?s)nothing is no folder\. Expected is:\n<root>/<class>"),
-        (load_caltech101, r"(?s)nothing is no folder\..*101_ObjectCategories/<class>/image_0001"),
-        (load_cub200, r"(?s)nothing is no folder\..*train_test_split.txt"),
-        (load_voc, r"(?s)nothing/VOCdevkit/VOC2012 is no folder\..*JPEGImages"),
-        (load_imagenet, r"(?s)nothing is no folder\..*<wnid>"),
+        (
+            load_class_folders,
+            r"(?s)nothing is not a folder\. The expected layout is:\n<root>/<class>",
+        ),
+        (
+            load_caltech101,
+            r"(?s)nothing is not a folder\..*101_ObjectCategories/<class>/image_0001",
+        ),
+        (load_cub200, r"(?s)nothing is not a folder\..*train_test_split.txt"),
+        (load_voc, r"(?s)nothing/VOCdevkit/VOC2012 is not a folder\..*JPEGImages"),
+        (load_imagenet, r"(?s)nothing is not a folder\..*<wnid>"),
         (load_boxes_csv, "No such file"),
     ],
 )
@@ -632,7 +638,10 @@ def test_missing_folders(tmp_path, load, message):
         (partial(load_voc, subset="all"), "one of train, val, trainval, test; got 'all'"),
         (partial(load_voc, year="2013"), "year must be one of 2007, .*2012; got '2013'"),
         (partial(load_imagenet, subset="test"), "subset must be one of train, val; got 'test'"),
-        (load_class_folders, r"(?s)has no folders of classes\. Expected is:\n<root>/<class>"),
+        (
+            load_class_folders,
+            r"(?s)has no folders of classes\. The expected layout is:\n<root>/<class>",
+        ),
     ],
 )
 def test_choices(tmp_path, load, message):
@@ -723,7 +732,9 @@ def test_files_of_cub_that_do_not_fit(cub, name, text, message):
 
 def test_files_of_cub_that_are_missing(cub):
     (cub / "classes.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"(?s)has no classes\.txt\. Expected is:.*images/"):
+    with pytest.raises(
+        FileNotFoundError, match=r"(?s)has no classes\.txt\. The expected layout is:.*images/"
+    ):
         load_cub200(cub)
 
 
