@@ -29,15 +29,17 @@ from sklcam.cam.pixel import (
     Saliency,
 )
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.targets import TopK, target_scores
+from sklcam.cam.targets import Classes, Directions, Target, TopK, target_scores
 
 __all__ = [
     "CAM",
     "ISCAM",
     "SSCAM",
     "AblationCAM",
+    "Classes",
     "Counterfactual",
     "Deconvnet",
+    "Directions",
     "ExcitationBackprop",
     "FakeCAM",
     "GradCAM",
@@ -55,6 +57,7 @@ __all__ = [
     "Saliency",
     "ScoreCAM",
     "SmoothGradCAMPlusPlus",
+    "Target",
     "TopK",
     "Uniform",
     "WeightedGradientMethod",

@@ -59,11 +59,11 @@ class Method(BaseEstimator, ABC):
     >>> from sklcam import CAMExplainer
     >>> from sklcam.cam import Method
     >>> class MeanActivation(Method):
-    ...     def explain(self, subject):
-    ...         n_classes = subject.scores.shape[1]
+    ...     def explain(self, recorded):
+    ...         n_classes = recorded.scores.shape[1]
     ...         return [
-    ...             subject.grid(layer).mean(1, keepdim=True).expand(-1, n_classes, -1, -1)
-    ...             for layer in range(len(subject.layers))
+    ...             recorded.grid(layer).mean(1, keepdim=True).expand(-1, n_classes, -1, -1)
+    ...             for layer in range(len(recorded.layers))
     ...         ]
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> explainer = CAMExplainer(network, method=MeanActivation, target_layer="0", verbose=0).fit()
@@ -91,36 +91,29 @@ class Method(BaseEstimator, ABC):
         """Return what is to be active while the graph is built, if anything."""
         return None
 
-    def subject(
+    def record(
         self, network: nn.Module, layers: Sequence[TargetLayer], inputs: Inputs, **options: Any
     ) -> RecordedPass:
-        """Run a batch through the network, as the method needs it; parameters as `RecordedPass`'s."""
-        self.check()
-        rule = self.rule()
-        subject = RecordedPass(
-            network,
-            layers if self.uses_layers else (),
-            inputs,
-            graph=self.graph,
-            rule=rule,
-            resumable=self.resumes,
-            **options,
-        )
-        if isinstance(rule, ReluRule) and not rule.n_relus:
-            warnings.warn(
-                f"{self!r} changes what ReLUs hand back, but there is none on the way back; what "
-                "comes out is the plain gradient. An earlier target layer may have some.",
-                stacklevel=2,
-            )
-        return subject
+        """Run a batch through the network, as this method needs it.
+
+        Parameters
+        ----------
+        network, layers, inputs, **options
+            See :class:`RecordedPass`.
+
+        Returns
+        -------
+        RecordedPass
+        """
+        return record_for([self], network, layers, inputs, **options)
 
     @abstractmethod
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
         """Return raw maps.
 
         Parameters
         ----------
-        subject : RecordedPass
+        recorded : RecordedPass
 
         Returns
         -------
@@ -129,12 +122,12 @@ class Method(BaseEstimator, ABC):
             float64 if the network computes in it.
         """
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         """Return the weight of each channel.
 
         Parameters
         ----------
-        subject : RecordedPass
+        recorded : RecordedPass
 
         Returns
         -------
@@ -185,8 +178,8 @@ class GradientMethod(Method):
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Turn activations and gradients, both (n_images, K, u, v), into maps (n_images, u, v)."""
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return _for_each_layer(subject, lambda *grids: self._finish(self.combine(*grids)))
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return _for_each_layer(recorded, lambda *grids: self._finish(self.combine(*grids)))
 
     def _finish(self, maps: Tensor) -> Tensor:
         return maps.relu() if self.relu else maps
@@ -265,22 +258,66 @@ class WeightedGradientMethod(GradientMethod):
         weights = self.weights(activations, gradients)
         return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
-        return _for_each_layer(subject, self.weights)
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
+        return _for_each_layer(recorded, self.weights)
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
+
+
+def sharing_a_pass(methods: Sequence[Method]) -> list[list[int]]:
+    """Group methods, by their positions, so that those of a group can share a forward pass.
+
+    A rule changes what a pass hands back, so that a method with one needs a pass of its own. All
+    others differ only in how much of the graph they need.
+    """
+    with_rule = [i for i, method in enumerate(methods) if method.rule() is not None]
+    plain = [i for i in range(len(methods)) if i not in with_rule]
+    # Those that need the graph come first: it is freed before the others run the network often.
+    plain.sort(key=lambda i: methods[i].graph is None)
+    return [*([plain] if plain else []), *([i] for i in with_rule)]
+
+
+def record_for(
+    methods: Sequence[Method],
+    network: nn.Module,
+    layers: Sequence[TargetLayer],
+    inputs: Inputs,
+    **options: Any,
+) -> RecordedPass:
+    """Run a batch through the network once, as all of these methods need it."""
+    for method in methods:
+        method.check()
+    graphs = {method.graph for method in methods}
+    rule = methods[0].rule() if len(methods) == 1 else None
+    recorded = RecordedPass(
+        network,
+        layers if any(method.uses_layers for method in methods) else (),
+        inputs,
+        graph="images" if "images" in graphs else "head" if "head" in graphs else None,
+        rule=rule,
+        resumable=any(method.resumes for method in methods),
+        keep_graph=len(methods) > 1 and "images" in graphs,
+        **options,
+    )
+    if isinstance(rule, ReluRule) and not rule.n_relus:
+        warnings.warn(
+            f"{methods[0]!r} changes what ReLUs hand back, but there is none on the way back; what "
+            "comes out is the plain gradient. An earlier target layer may have some.",
+            stacklevel=2,
+        )
+    return recorded
 
 
 def _for_each_layer(
-    subject: RecordedPass, function: Callable[[Tensor, Tensor], Tensor]
+    recorded: RecordedPass, function: Callable[[Tensor, Tensor], Tensor]
 ) -> list[Tensor]:
     """Apply a function of activations and gradients; stack its results (n_images, k, ...)."""
-    results: list[list[Tensor]] = [[] for _ in subject.layers]
-    for column in range(subject.scores.shape[1]):
-        for index, gradients in enumerate(subject.gradients(column)):
-            grid = at_least_float32(subject.layers[index].to_grid(gradients))
-            results[index].append(function(subject.grid(index), grid))
+    results: list[list[Tensor]] = [[] for _ in recorded.layers]
+    for column in range(recorded.scores.shape[1]):
+        for index, gradients in enumerate(recorded.gradients(column)):
+            grid = at_least_float32(recorded.layers[index].to_grid(gradients))
+            results[index].append(function(recorded.grid(index), grid))
     return [torch.stack(of_layer, dim=1) for of_layer in results]
 
 

@@ -29,9 +29,9 @@ class Uniform(Method):
     def scaled(self) -> bool:
         return False
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        shape = (*subject.scores.shape, *subject.size)
-        return [torch.ones(shape, dtype=subject.scores.dtype, device=subject.images.device)]
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        shape = (*recorded.scores.shape, *recorded.size)
+        return [torch.ones(shape, dtype=recorded.scores.dtype, device=recorded.images.device)]
 
 
 class FakeCAM(Uniform):
@@ -58,8 +58,8 @@ class FakeCAM(Uniform):
             [1., 1.]]], dtype=float32)
     """
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        (maps,) = super().explain(subject)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        (maps,) = super().explain(recorded)
         maps[..., 0, 0] = 0
         return [maps]
 
@@ -96,14 +96,14 @@ class RandomCAM(Method):
     def check(self) -> None:
         check_random_state(self.random_state)
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         generator = np.random.default_rng(draw_seed(self.random_state))
         weights = []
-        for layer in range(len(subject.layers)):
-            grid = subject.grid(layer)
+        for layer in range(len(recorded.layers)):
+            grid = recorded.grid(layer)
             drawn = torch.as_tensor(generator.uniform(-1, 1, grid.shape[1])).to(grid)
-            weights.append(drawn.expand(*subject.scores.shape, -1))
+            weights.append(drawn.expand(*recorded.scores.shape, -1))
         return weights
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)

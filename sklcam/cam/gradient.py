@@ -138,23 +138,23 @@ class CAM(Method):
     def __init__(self, relu: bool = True):
         self.relu = relu
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
-        return [_head_weights(subject, layer) for layer in range(len(subject.layers))]
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
+        return [_head_weights(recorded, layer) for layer in range(len(recorded.layers))]
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
-def _head_weights(subject: RecordedPass, layer: int) -> Tensor:
+def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     """Return the linear layer's rows of the classes, if that is what the head is."""
-    explained = subject.explained
-    if explained is None:
+    target = recorded.target
+    if target.indices is None and target.directions is None:
         raise ValueError("CAM explains classes; it has no weights for a callable target.")
-    pooled = subject.grid(layer).mean(dim=(2, 3))
-    output = at_least_float32(subject.output.detach())
+    pooled = recorded.grid(layer).mean(dim=(2, 3))
+    output = at_least_float32(recorded.output.detach())
     heads = [
         module
-        for module in subject.network.modules()
+        for module in recorded.network.modules()
         if isinstance(module, torch.nn.Linear)
         and (module.in_features, module.out_features) == (pooled.shape[1], output.shape[1])
     ]
@@ -162,12 +162,14 @@ def _head_weights(subject: RecordedPass, layer: int) -> Tensor:
     for head in heads:
         weight = at_least_float32(head.weight.detach())
         bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
-        half = subject.output.dtype not in (torch.float32, torch.float64)
+        half = recorded.output.dtype not in (torch.float32, torch.float64)
         if ((pooled @ weight.T + bias - output).abs() <= (0.05 if half else 1e-3) * scale).all():
-            return explained @ weight if explained.is_floating_point() else weight[explained]
+            if target.directions is not None:
+                return target.directions @ weight
+            return weight[target.indices]
     raise ValueError(
         f"CAM needs a head of global average pooling and one linear layer; what follows "
-        f"{subject.layers[layer].name!r} is something else. Grad-CAM is the same where CAM is "
+        f"{recorded.layers[layer].name!r} is something else. Grad-CAM is the same where CAM is "
         "defined, and works here too."
     )
 
@@ -256,34 +258,34 @@ class SmoothGradCAMPlusPlus(Method):
         self.std = std
         self.random_state = random_state
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
     def check(self) -> None:
         check_noise(self.n_samples, self.std)
         check_random_state(self.random_state)
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
-        columns = range(subject.scores.shape[1])
-        means = [[_Moments(self.n_samples) for _ in subject.layers] for _ in columns]
-        for noisy in self._noisy(subject):
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
+        columns = range(recorded.scores.shape[1])
+        means = [[_Moments(self.n_samples) for _ in recorded.layers] for _ in columns]
+        for noisy in self._noisy(recorded):
             for column in columns:
                 gradients = noisy.gradients(column)
                 for layer, moments in enumerate(means[column]):
-                    moments.add(at_least_float32(subject.layers[layer].to_grid(gradients[layer])))
+                    moments.add(at_least_float32(recorded.layers[layer].to_grid(gradients[layer])))
         return [
             torch.stack(
-                [means[column][layer].weights(subject.grid(layer)) for column in columns], 1
+                [means[column][layer].weights(recorded.grid(layer)) for column in columns], 1
             )
-            for layer in range(len(subject.layers))
+            for layer in range(len(recorded.layers))
         ]
 
-    def _noisy(self, subject: RecordedPass) -> Iterator[RecordedPass]:
-        images = subject.images
+    def _noisy(self, recorded: RecordedPass) -> Iterator[RecordedPass]:
+        images = recorded.images
         generator = torch.Generator(images.device).manual_seed(draw_seed(self.random_state))
         for _ in range(self.n_samples):
             noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
-            yield subject.on(images + self.std * noise.to(images.dtype))
+            yield recorded.on(images + self.std * noise.to(images.dtype))
 
 
 class _Moments:

@@ -10,6 +10,7 @@ from sklcam._validation import (
     check_map,
     check_size,
 )
+from sklcam.networks.precision import at_least_float32  # noqa: F401
 
 
 def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
@@ -28,11 +29,6 @@ def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
     """
     maps = torch.einsum("ncK,nKuv->ncuv", weights, activations)
     return maps.relu() if relu else maps
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return half-precision tensors as float32, others as they are."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

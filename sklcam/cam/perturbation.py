@@ -43,12 +43,12 @@ class PerturbationMethod(Method):
     >>> from sklcam import CAMExplainer
     >>> from sklcam.cam import PerturbationMethod
     >>> class ActiveCAM(PerturbationMethod):
-    ...     def weights(self, subject, layer):
+    ...     def weights(self, recorded, layer):
     ...         rows, scores = slice(None), []
-    ...         for channel in subject.grid(layer).unbind(dim=1):
+    ...         for channel in recorded.grid(layer).unbind(dim=1):
     ...             shown = (channel > 0)[:, None]
-    ...             output = subject.run(subject.images * shown, rows)
-    ...             scores.append(subject.score(output, rows))
+    ...             output = recorded.run(recorded.images * shown, rows)
+    ...             scores.append(recorded.score(output, rows))
     ...         return torch.stack(scores, dim=2)
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> explainer = CAMExplainer(network, method=ActiveCAM, target_layer="0", verbose=0).fit()
@@ -61,61 +61,61 @@ class PerturbationMethod(Method):
         self.batch_size = batch_size
 
     @abstractmethod
-    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
+    def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
         """Return the weights of a layer's channels, of shape (n_images, k, K)."""
 
     def check(self) -> None:
         check_batch_size(self.batch_size)
 
-    def rows_at_a_time(self, subject: RecordedPass) -> int:
+    def rows_at_a_time(self, recorded: RecordedPass) -> int:
         """Return the batch size for where the images are."""
-        return batch_size_for(subject.images, self.batch_size)
+        return batch_size_for(recorded.images, self.batch_size)
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         with torch.no_grad():
-            return [self.weights(subject, layer) for layer in range(len(subject.layers))]
+            return [self.weights(recorded, layer) for layer in range(len(recorded.layers))]
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
 class _MaskingMethod(PerturbationMethod):
     """Weights are a softmax over the scores of the image masked by each channel."""
 
-    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
-        activations = subject.grid(layer)
+    def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
+        activations = recorded.grid(layer)
         n_images, n_channels = activations.shape[:2]
         scores = torch.empty(
-            (n_images, n_channels, subject.scores.shape[1]),
-            dtype=subject.scores.dtype,
+            (n_images, n_channels, recorded.scores.shape[1]),
+            dtype=recorded.scores.dtype,
             device=activations.device,
         )
-        subject.prepare_inference()
-        self.fill_scores(subject, activations, scores)
+        recorded.prepare_inference()
+        self.fill_scores(recorded, activations, scores)
         return scores.softmax(dim=1).transpose(1, 2)
 
-    def fill_scores(self, subject: RecordedPass, activations: Tensor, scores: Tensor) -> None:
+    def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         """Write the scores (n_images, K, k); one empty image scores all constant channels."""
         low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
         varies = high - low > rounding(low, high)
-        for (rows,) in self._batches((~varies).any(dim=1), subject):
-            empty = subject.run(torch.zeros_like(subject.images[rows]), rows)
-            scores[rows] = at_least_float32(subject.score(empty, rows))[:, None]
-        for rows, shown in self._batches(varies, subject):
-            masks = min_max(upsample(activations[rows, shown], subject.size))
-            scores[rows, shown] = self.score_masked(subject, masks, rows)
+        for (rows,) in self._batches((~varies).any(dim=1), recorded):
+            empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
+            scores[rows] = at_least_float32(recorded.score(empty, rows))[:, None]
+        for rows, shown in self._batches(varies, recorded):
+            masks = min_max(upsample(activations[rows, shown], recorded.size))
+            scores[rows, shown] = self.score_masked(recorded, masks, rows)
 
-    def _batches(self, where: Tensor, subject: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, where: Tensor, recorded: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
         """Yield the indices of what is true, along each axis, a batch at a time."""
-        for batch in where.nonzero().split(self.rows_at_a_time(subject)):
+        for batch in where.nonzero().split(self.rows_at_a_time(recorded)):
             if len(batch):
                 yield batch.unbind(dim=1)
 
-    def score_masked(self, subject: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
+    def score_masked(self, recorded: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (m, k) of images under masks (m, height, width)."""
-        images = subject.images[rows]  # a copy, in the memory format that the subject prepared
-        output = subject.run(images.mul_(masks[:, None].to(images.dtype)), rows)
-        return at_least_float32(subject.score(output, rows))
+        images = recorded.images[rows]  # a copy, in the memory format that the recorded prepared
+        output = recorded.run(images.mul_(masks[:, None].to(images.dtype)), rows)
+        return at_least_float32(recorded.score(output, rows))
 
 
 class ScoreCAM(_MaskingMethod):
@@ -201,10 +201,10 @@ class ISCAM(_MaskingMethod):
         super().check()
         check_noise(self.n_samples, 0)
 
-    def score_masked(self, subject: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
+    def score_masked(self, recorded: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         steps = range(1, self.n_samples + 1)
         scores = [
-            super(ISCAM, self).score_masked(subject, factor / self.n_samples * masks, rows)
+            super(ISCAM, self).score_masked(recorded, factor / self.n_samples * masks, rows)
             for factor in accumulate(steps)
         ]
         return torch.stack(scores).mean(dim=0)
@@ -269,19 +269,19 @@ class SSCAM(_MaskingMethod):
         check_noise(self.n_samples, self.std)
         check_random_state(self.random_state)
 
-    def fill_scores(self, subject: RecordedPass, activations: Tensor, scores: Tensor) -> None:
+    def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         scores.zero_()
         n_images, n_channels = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
-        most = self.rows_at_a_time(subject)
+        most = self.rows_at_a_time(recorded)
         for channels in torch.arange(n_channels).split(max(1, most // n_images)):
-            masks = min_max(upsample(activations[:, channels], subject.size))
+            masks = min_max(upsample(activations[:, channels], recorded.size))
             for noise in self._noises(seeds[channels.numpy()], masks):
                 noisy = (masks + noise).flatten(0, 1)
                 every = torch.arange(len(noisy), device=noisy.device)
                 for part in every.split(most):
                     rows, shown = part // len(channels), channels[0] + part % len(channels)
-                    of_part = self.score_masked(subject, noisy[part], rows)
+                    of_part = self.score_masked(recorded, noisy[part], rows)
                     scores[rows, shown] += of_part / self.n_samples
 
     def _noises(self, seeds: np.ndarray, masks: Tensor) -> Iterator[Tensor]:
@@ -341,38 +341,38 @@ class AblationCAM(PerturbationMethod):
     def __init__(self, relu: bool = True, batch_size: int = 256):
         super().__init__(relu, batch_size)
 
-    def weights(self, subject: RecordedPass, layer: int) -> Tensor:
-        falls = torch.stack([self._falls(subject, layer, i) for i in range(subject.n_images)])
-        scores = subject.scores.detach()[..., None].abs()
+    def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
+        falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
+        scores = recorded.scores.detach()[..., None].abs()
         return falls / torch.where(scores > 0, scores, 1.0)
 
-    def _falls(self, subject: RecordedPass, layer: int, image: int) -> Tensor:
+    def _falls(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
         """Return by how much each score of an image falls without each channel, (k, K)."""
-        activations = subject.activations[layer].detach()[image]
-        axis = subject.layers[layer].channel_axis(subject.activations[layer]) - 1
-        intact = subject.scores[image].detach()
+        activations = recorded.activations[layer].detach()[image]
+        axis = recorded.layers[layer].channel_axis(recorded.activations[layer]) - 1
+        intact = recorded.scores[image].detach()
         falls = []
-        for channels in torch.arange(activations.shape[axis]).split(self.rows_at_a_time(subject)):
+        for channels in torch.arange(activations.shape[axis]).split(self.rows_at_a_time(recorded)):
             # The first row is left as it is, for a check.
             ablated = activations.expand(len(channels) + 1, *activations.shape).clone()
             ablated.movedim(axis + 1, 1)[torch.arange(1, len(ablated)), channels] = 0
-            falls.append(intact - self._scores(subject, layer, ablated, image))
+            falls.append(intact - self._scores(recorded, layer, ablated, image))
         return torch.cat(falls).T
 
-    def _scores(self, subject: RecordedPass, layer: int, ablated: Tensor, image: int) -> Tensor:
+    def _scores(self, recorded: RecordedPass, layer: int, ablated: Tensor, image: int) -> Tensor:
         """Return the scores (m - 1, k) of all rows but the first, which is checked."""
         rows = torch.full((len(ablated),), image, device=ablated.device)
         try:
-            output = subject.resume(layer, ablated.clone(), image)
-            scores = at_least_float32(subject.score(output, rows))
-            came_out = _is_close(scores[0], subject.scores[image].detach(), ablated.dtype)
+            output = recorded.resume(layer, ablated.clone(), image)
+            scores = at_least_float32(recorded.score(output, rows))
+            came_out = _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype)
         except RuntimeError as error:  # in-place work on what is not to be changed
             if is_out_of_memory(error):
                 raise
             came_out = False
         if not came_out:
-            output = subject.resume(layer, ablated, image, from_start=True)
-            scores = at_least_float32(subject.score(output, rows))
+            output = recorded.resume(layer, ablated, image, from_start=True)
+            scores = at_least_float32(recorded.score(output, rows))
         return scores[1:]
 
 

@@ -39,13 +39,13 @@ class _PixelMethod(Method):
         if self.channels not in ("max", "keep"):
             raise ValueError(f'channels must be "max" or "keep"; got {self.channels!r}.')
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        columns = range(subject.scores.shape[1])
-        maps = torch.stack([self.signed(subject, column) for column in columns], dim=1)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        columns = range(recorded.scores.shape[1])
+        maps = torch.stack([self.signed(recorded, column) for column in columns], dim=1)
         return [maps if self.channels == "keep" else maps.abs().amax(dim=2)]
 
     @abstractmethod
-    def signed(self, subject: RecordedPass, column: int) -> Tensor:
+    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
         """Return the signed map of one class, (n_images, channels, height, width)."""
 
 
@@ -76,8 +76,8 @@ class Saliency(_PixelMethod):
             [1., 0.]]], dtype=float32)
     """
 
-    def signed(self, subject: RecordedPass, column: int) -> Tensor:
-        return at_least_float32(subject.gradients(column, of="images")[0])
+    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
+        return at_least_float32(recorded.gradients(column, of="images")[0])
 
 
 class GuidedBackprop(Saliency):
@@ -186,28 +186,28 @@ class GuidedGradCAM(_PixelMethod):
     def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule(self.pixel)
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        columns = range(subject.scores.shape[1])
-        per_column = [self._products(subject, column) for column in columns]
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        columns = range(recorded.scores.shape[1])
+        per_column = [self._products(recorded, column) for column in columns]
         maps = [torch.stack(of_layer, dim=1) for of_layer in zip(*per_column, strict=True)]
         return maps if self.channels == "keep" else [of.abs().amax(dim=2) for of in maps]
 
-    def signed(self, subject: RecordedPass, column: int) -> Tensor:
-        return self._products(subject, column)[0]
+    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
+        return self._products(recorded, column)[0]
 
-    def _products(self, subject: RecordedPass, column: int) -> list[Tensor]:
+    def _products(self, recorded: RecordedPass, column: int) -> list[Tensor]:
         """Return gradient times Grad-CAM for each layer, (n_images, channels, height, width)."""
         gradcam = GradCAM()
-        rule = subject.rule
+        rule = recorded.rule
         assert isinstance(rule, ReluRule)
         with rule.suspended():
-            of_layers = subject.gradients(column, keep=True)
-        pixels = at_least_float32(subject.gradients(column, of="images")[0])
+            of_layers = recorded.gradients(column, keep=True)
+        pixels = at_least_float32(recorded.gradients(column, of="images")[0])
         products = []
         for layer, gradients in enumerate(of_layers):
-            grid = at_least_float32(subject.layers[layer].to_grid(gradients))
-            maps = gradcam.combine(subject.grid(layer), grid).relu()
-            products.append(upsample(maps, subject.size)[:, None] * pixels)
+            grid = at_least_float32(recorded.layers[layer].to_grid(gradients))
+            maps = gradcam.combine(recorded.grid(layer), grid).relu()
+            products.append(upsample(maps, recorded.size)[:, None] * pixels)
         return products
 
 
@@ -246,15 +246,15 @@ class ExcitationBackprop(Method):
     def rule(self) -> AbstractContextManager[Any] | None:
         return ExcitationRule(self.contrastive)
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        rule = subject.rule
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        rule = recorded.rule
         assert isinstance(rule, ExcitationRule)
         per_column = []
-        for column in range(subject.scores.shape[1]):
+        for column in range(recorded.scores.shape[1]):
             rule.begin()
             won = [
                 at_least_float32(layer.to_grid(of_layer)).sum(dim=1)
-                for layer, of_layer in zip(subject.layers, subject.gradients(column), strict=True)
+                for layer, of_layer in zip(recorded.layers, recorded.gradients(column), strict=True)
             ]
             per_column.append([maps.relu() for maps in won] if self.contrastive else won)
         return [torch.stack(maps, dim=1) for maps in zip(*per_column, strict=True)]
@@ -322,26 +322,26 @@ class Occlusion(Method):
                 check_count(f"{name}, a number of pixels,", pixels)
         check_number("fill", self.fill)
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
         falls = torch.zeros(
-            (*subject.scores.shape, *subject.size),
-            dtype=subject.scores.dtype,
-            device=subject.images.device,
+            (*recorded.scores.shape, *recorded.size),
+            dtype=recorded.scores.dtype,
+            device=recorded.images.device,
         )
-        patches = list(self._patches(*subject.size))
-        subject.prepare_inference()
-        every = torch.arange(subject.n_images * len(patches), device=falls.device)
+        patches = list(self._patches(*recorded.size))
+        recorded.prepare_inference()
+        every = torch.arange(recorded.n_images * len(patches), device=falls.device)
         scores = []
-        for part in every.split(batch_size_for(subject.images, self.batch_size)):
-            rows, places = part % subject.n_images, (part // subject.n_images).tolist()
-            covered = subject.images[rows]
+        for part in every.split(batch_size_for(recorded.images, self.batch_size)):
+            rows, places = part % recorded.n_images, (part // recorded.n_images).tolist()
+            covered = recorded.images[rows]
             for image, place in zip(covered, places, strict=True):
                 image[:, *patches[place]] = self.fill
-            scores.append(at_least_float32(subject.score(subject.run(covered, rows), rows)))
-        of_patches = torch.cat(scores).unflatten(0, (len(patches), subject.n_images))
-        covers = torch.zeros(subject.size, dtype=falls.dtype, device=falls.device)
+            scores.append(at_least_float32(recorded.score(recorded.run(covered, rows), rows)))
+        of_patches = torch.cat(scores).unflatten(0, (len(patches), recorded.n_images))
+        covers = torch.zeros(recorded.size, dtype=falls.dtype, device=falls.device)
         for patch, of_patch in zip(patches, of_patches, strict=True):
-            falls[..., *patch] += (subject.scores.detach() - of_patch)[..., None, None]
+            falls[..., *patch] += (recorded.scores.detach() - of_patch)[..., None, None]
             covers[*patch] += 1
         falls = falls / covers.clamp(min=1)
         return [falls.relu() if self.relu else falls]

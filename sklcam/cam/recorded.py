@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from sklcam._validation import (
     describe,
 )
-from sklcam.cam.maps import at_least_float32, weighted_sum
-from sklcam.cam.targets import Target, resolve_target, target_scores
+from sklcam.cam.maps import weighted_sum
+from sklcam.cam.targets import Target, as_target
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
-from sklcam.networks.inputs import Inputs, Rows, images_of, with_images
+from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import Trunk, record, record_trunk
 
 
@@ -28,20 +29,20 @@ class RecordedPass:
     network : nn.Module
         Where the layers are.
     layers : sequence of TargetLayer
-    inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+    inputs : Inputs, or Tensor of shape (n_images, channels, height, width)
         What the network is given.
-    target : None, TopK, Tensor or callable, default=None
-        What is explained, as of :func:`sklcam.cam.target_scores`.
+    target : None, Target such as TopK, Tensor or callable, default=None
+        What is explained; see :func:`sklcam.cam.target_scores`.
     forward : callable or None
-        Takes inputs and returns the output; None calls the network.
-    image_input : str or None
-        Which of several inputs is the image.
+        Takes Inputs and returns the output; None calls the network.
     graph : {"head", "images", None}, default="head"
         What scores can be differentiated to: the layers' activations, the images too, or nothing.
     rule : context manager or None
         Active during the forward pass that builds the graph.
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
+    keep_graph : bool, default=False
+        Whether the graph outlives the last gradient, for several methods that share the pass.
     top_channels : int or None, default=None
         How many channels of a layer make a map, those with the highest weights; None is all.
 
@@ -53,11 +54,11 @@ class RecordedPass:
         As the network got them.
     activations : list of Tensor
         One per layer, in the layer's own layout.
-    explained : Tensor or None
-        What is explained, where the target is not a callable: class indices of shape (n_images, k),
-        or directions (n_images, k, n_outputs), whose inner product with the output is the score.
+    inputs : Inputs
+        What the network was given.
+    target : Target
+        What is explained, resolved.
     scores : Tensor of shape (n_images, k)
-        Those of the classes or directions, or of the callable with k = 1.
 
     Raises
     ------
@@ -68,8 +69,8 @@ class RecordedPass:
     TypeError
         If a layer's output is not a tensor.
     ValueError
-        If the network is no nn.Module, a layer no TargetLayer, the inputs hold no images, ``graph``
-        is not among these, or the target does not fit the output.
+        If the network is not an nn.Module, a layer is not a TargetLayer, the inputs hold no images,
+        ``graph`` is something else, or the target does not fit the output.
 
     Examples
     --------
@@ -79,10 +80,10 @@ class RecordedPass:
     >>> from sklcam.networks import find_target_layer
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
-    >>> subject = RecordedPass(network, [find_target_layer(network, "0")], images, torch.tensor([0]))
-    >>> subject.scores
+    >>> recorded = RecordedPass(network, [find_target_layer(network, "0")], images, torch.tensor([0]))
+    >>> recorded.scores
     tensor([[1.]], grad_fn=<...>)
-    >>> subject.gradients(0)
+    >>> recorded.gradients(0)
     [tensor([[[[0.5000, 0.5000]],
              [[0.0000, 0.0000]]]])]
     """
@@ -91,14 +92,14 @@ class RecordedPass:
         self,
         network: nn.Module,
         layers: Sequence[TargetLayer],
-        inputs: Inputs,
-        target: Target = None,
+        inputs: Inputs | Tensor,
+        target: Target | Tensor | Callable[..., Tensor] | None = None,
         *,
-        forward: Callable[[Any], Tensor] | None = None,
-        image_input: str | None = None,
+        forward: Callable[[Inputs], Tensor] | None = None,
         graph: Literal["head", "images"] | None = "head",
         rule: AbstractContextManager[Any] | None = None,
         resumable: bool = False,
+        keep_graph: bool = False,
         top_channels: int | None = None,
     ):
         if not isinstance(network, nn.Module):
@@ -111,18 +112,17 @@ class RecordedPass:
         self.network = network
         self.layers = list(layers)
         self.rule = rule
-        self._forward = forward or network
-        self._image_input = image_input
-        self._inputs = inputs
+        self.inputs = Inputs.of(inputs)
+        self._forward = forward or (lambda inputs: inputs.call(network))
         self._graph = graph
+        self._keep_graph = keep_graph
         self._trunks: list[Trunk] = []
         self._gradients: dict[int, list[Tensor]] = {}
         self._inference_plan: InferencePlan | None = None
         self._top_channels = top_channels
-        self.images = images_of(inputs, image_input).detach()
+        self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
-        self._callable = target if callable(target) else None
-        self.explained = None if callable(target) else resolve_target(self.output, target)
+        self.target = as_target(target).resolve(self.output, self.inputs)
         with torch.set_grad_enabled(graph is not None):
             self.scores = at_least_float32(self.score(self.output))
 
@@ -159,7 +159,7 @@ class RecordedPass:
                     stack.enter_context(record_trunk(self.network, module)) for module in modules
                 ]
             stack.enter_context(self.rule or nullcontext())
-            output = self._forward(self._with_images(self.images))
+            output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(module) for module in modules]
         return output
 
@@ -170,14 +170,11 @@ class RecordedPass:
         row = slice(0, 1)  # one image tells as much as all
         self._inference_plan = plan_inference(
             self._forward,
-            lambda image: self._with_images(image, row),
+            lambda image: self.inputs.with_images(image, row),
             self.images[row],
             self.output[row],
         )
         self.images = self._inference_plan.arrange(self.images)
-
-    def _with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
-        return with_images(self._inputs, images, rows, self._image_input)
 
     @property
     def n_images(self) -> int:
@@ -227,9 +224,7 @@ class RecordedPass:
         -------
         Tensor of shape (m, k)
         """
-        if self.explained is None:
-            return target_scores(output, self._callable)[:, None]
-        return target_scores(output, self.explained if rows is None else self.explained[rows])
+        return self.target.scores(output, self.inputs, rows)
 
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
@@ -246,7 +241,7 @@ class RecordedPass:
         """
         folded = nullcontext() if self._inference_plan is None else self._inference_plan.folded
         with torch.no_grad(), folded:
-            return self._forward(self._with_images(images, rows))
+            return self._forward(self.inputs.with_images(images, rows))
 
     def resume(
         self, layer: int, activations: Tensor, image: int, *, from_start: bool = False
@@ -275,15 +270,12 @@ class RecordedPass:
 
     def on(self, images: Tensor) -> RecordedPass:
         """Return the same question about other images, in a forward pass of their own."""
-        target = self._callable if self.explained is None else self.explained
-        inputs = self._with_images(images)
         return RecordedPass(
             self.network,
             self.layers,
-            inputs,
-            target,
+            self.inputs.with_images(images),
+            self.target,
             forward=self._forward,
-            image_input=self._image_input,
             graph=self._graph,
             rule=self.rule,
             top_channels=self._top_channels,
@@ -319,7 +311,7 @@ class RecordedPass:
                 self.scores,
                 self.activations if of == "layers" else [self.images],
                 chosen,
-                retain_graph=keep or not is_last,
+                retain_graph=keep or self._keep_graph or not is_last,
             )
         )
         if of == "layers":

@@ -1,32 +1,138 @@
-"""Which number a map explains: from a network's output and a target to scores."""
+"""Targets: which number a map explains.
+
+A target turns a network's output into one differentiable score per image. It resolves itself: what
+depends on the network's answer, such as the predicted class, is fixed once the output is there, so
+that the same question can be asked of other images.
+"""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sklcam._validation import check_count, describe
+from sklcam.networks.inputs import Inputs, Rows
 
 
-class DeferredTarget(ABC):
-    """A target that is known once the network's output is."""
+class Target(ABC):
+    """A question about an image, answered by one score or several.
 
-    @property
+    Attributes
+    ----------
+    several : bool
+        Whether the scores of an image have an axis of their own.
+    k : int
+        How many scores an image has.
+    names_classes : bool
+        Whether it stands for classes, and so has a probability.
+    indices : Tensor of shape (n_images, k), int64, or None
+        The classes that a resolved target stands for, if it stands for classes.
+    directions : Tensor of shape (n_images, k, n_outputs) or None
+        The vectors whose inner products with the output a resolved target scores, if it does so.
+
+    Examples
+    --------
+    A target of one's own: by how much the predicted class leads the next one.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Target
+    >>> class Margin(Target):
+    ...     def scores(self, output, inputs=None, rows=None):
+    ...         first, second = output.topk(2, dim=1).values.unbind(1)
+    ...         return (first - second)[:, None]
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[0.0, 3.0]], [[1.0, 0.0]]]]), target=Margin())
+    array([[[0., 1.]]], dtype=float32)
+    """
+
+    several: bool = False
+    k: int = 1
+    names_classes: bool = False
+    indices: Tensor | None = None
+    directions: Tensor | None = None
+
+    def take(self, rows: slice) -> Target:
+        """Return the target of some of the images."""
+        return self
+
+    def check(self, n_classes: int) -> None:  # noqa: B027  most targets need no check
+        """Raise a ValueError if a network with so many classes cannot be asked this."""
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+        """Return the target with all that depends on the network's answer fixed.
+
+        Parameters
+        ----------
+        output : Tensor of shape (n_images, ...)
+        inputs : Inputs or None
+            What the network was given.
+
+        Returns
+        -------
+        Target
+        """
+        return self
+
     @abstractmethod
-    def several(self) -> bool:
-        """Whether it asks for several scores per image, on an axis of their own."""
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        """Return the scores of an output, differentiably.
 
-    @abstractmethod
-    def resolve(self, output: Tensor) -> Tensor:
-        """Return class indices (n_images, k), or directions (n_images, k, n_outputs)."""
+        Parameters
+        ----------
+        output : Tensor of shape (m, ...)
+        inputs : Inputs or None
+            What the network was given for the batch.
+        rows : Tensor of shape (m,), slice or None
+            Which image of the batch each row belongs to; None if they are the batch itself.
+
+        Returns
+        -------
+        Tensor of shape (m, k)
+        """
+
+    def probability(self, probabilities: Tensor, rows: Rows = None) -> Tensor | None:
+        """Return the probability of what is explained; of several classes, that of the first.
+
+        Parameters
+        ----------
+        probabilities : Tensor of shape (m, n_classes), in [0, 1]
+        rows : Tensor of shape (m,), slice or None
+            As in :meth:`scores`.
+
+        Returns
+        -------
+        Tensor of shape (m,), or None
+            None if the target stands for no class.
+        """
+        if self.indices is None:
+            return None
+        indices = self.indices if rows is None else self.indices[rows]
+        return probabilities.gather(1, indices[:, :1])[:, 0]
+
+
+class Predicted(Target):
+    """Target: the output that is the highest, which is a classifier's predicted class."""
+
+    names_classes = True
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+        return Classes(check_rows(output).argmax(dim=1))
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        return self.resolve(output).scores(output)
 
 
 @dataclass(frozen=True)
-class TopK(DeferredTarget):
+class TopK(Target):
     """Target: the k highest-scoring classes of each image, the predicted one first.
 
     All k are explained from one forward pass; the maps get an axis of length k after the images'.
@@ -38,131 +144,189 @@ class TopK(DeferredTarget):
     Raises
     ------
     ValueError
-        If k is no int >= 1.
+        If k is not an int >= 1.
 
     Examples
     --------
     >>> import torch
     >>> from sklcam.cam import TopK
-    >>> TopK(2).resolve(torch.tensor([[1.0, 3.0, 2.0]]))
+    >>> TopK(2).resolve(torch.tensor([[1.0, 3.0, 2.0]])).indices
     tensor([[1, 2]])
     """
 
     k: int
+    several = True
+    names_classes = True
 
     def __post_init__(self) -> None:
-        check_count("k, how many classes TopK takes,", self.k)
-
-    @property
-    def several(self) -> bool:
-        return True
+        check_count("k, the number of classes that TopK takes,", self.k)
 
     def check(self, n_classes: int) -> None:
-        """Raise a ValueError if there are fewer classes than k."""
         if self.k > n_classes:
             raise ValueError(
                 f"TopK({self.k}) asks for more classes than the network has: {n_classes}."
             )
 
-    def resolve(self, output: Tensor) -> Tensor:
-        """Return the classes' indices, of shape (n_images, k)."""
-        self.check(output.shape[1])
-        return output.topk(self.k, dim=1).indices
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+        self.check(check_rows(output).shape[1])
+        return Classes(output.topk(self.k, dim=1).indices)
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        return self.resolve(output).scores(output)
 
 
-Target = Tensor | DeferredTarget | Callable[[Tensor], Tensor] | None
-
-
-def resolve_target(output: Tensor, target: Tensor | DeferredTarget | None = None) -> Tensor:
-    """Return what is explained of each image, once the output is known.
+class Classes(Target):
+    """Target: given classes.
 
     Parameters
     ----------
-    output : Tensor of shape (n_images, n_outputs)
-        The network's output: class scores, or an embedding.
-    target : None, DeferredTarget such as TopK, or Tensor
+    indices : Tensor of shape (n_images,) or (n_images, k), int64
+    """
+
+    names_classes = True
+
+    def __init__(self, indices: Tensor):
+        self.several = indices.ndim == 2
+        self.indices: Tensor = indices.reshape(len(indices), -1)
+        self.k = self.indices.shape[1]
+
+    def _given(self, indices: Tensor) -> Tensor:
+        """Return indices (n_images, k) in the shape in which they are given."""
+        return indices if self.several else indices[:, 0]
+
+    def take(self, rows: slice) -> Classes:
+        return Classes(self._given(self.indices[rows]))
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
+        if len(self.indices) != len(check_rows(output)):
+            raise ValueError(
+                "target must hold one class, or one row of classes, per image; got shape "
+                f"{tuple(self._given(self.indices).shape)} for {len(output)} images."
+            )
+        check_indices(self.indices, output.shape[1])
+        return Classes(self._given(self.indices.to(output.device)))
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        return output.gather(1, self.indices if rows is None else self.indices[rows])
+
+
+class Directions(Target):
+    """Target: given directions; the score is the output's inner product with each.
+
+    Parameters
+    ----------
+    vectors : Tensor of shape (n_images, n_outputs) or (n_images, k, n_outputs)
+    """
+
+    def __init__(self, vectors: Tensor):
+        self.several = vectors.ndim == 3
+        self.directions: Tensor = vectors if self.several else vectors[:, None]
+        self.k = self.directions.shape[1]
+
+    def _given(self, vectors: Tensor) -> Tensor:
+        """Return vectors (n_images, k, n_outputs) in the shape in which they are given."""
+        return vectors if self.several else vectors[:, 0]
+
+    def take(self, rows: slice) -> Directions:
+        return Directions(self._given(self.directions[rows]))
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
+        n_images, n_outputs = check_rows(output).shape
+        if (len(self.directions), self.directions.shape[-1]) != (n_images, n_outputs):
+            raise ValueError(
+                "A target of directions must be (n_images, n_outputs) or (n_images, k, n_outputs), "
+                f"for an output of {tuple(output.shape)}; got shape "
+                f"{tuple(self._given(self.directions).shape)}."
+            )
+        return Directions(self._given(self.directions.to(output.device)))
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        directions = self.directions if rows is None else self.directions[rows]
+        return (output[:, None] * directions.to(output.dtype)).sum(dim=2)
+
+
+class Score(Target):
+    """Target: any score that a function makes of the output, and of the inputs if it takes two.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the output and returns a Tensor of one score per image; a function of two required
+        arguments takes the inputs as well, as the network got them.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+        self._takes_inputs = _n_required(function) == 2
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        if not self._takes_inputs:
+            return _check_scores(self.function(output), len(output))[:, None]
+        if inputs is None:
+            raise ValueError("This callable target takes output and inputs; there are no inputs.")
+        own = inputs if rows is None else inputs.take(rows)
+        return _check_scores(self.function(output, own.arguments), len(output))[:, None]
+
+
+def as_target(target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
+    """Return a target as an object.
+
+    Parameters
+    ----------
+    target : None, Target, Tensor or callable
         None is the output that is the highest. Integers are indices of outputs, of shape
         (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
-        (n_images, k, n_outputs): the score is the inner product with the output.
+        (n_images, k, n_outputs). See :class:`Score` for callables.
 
     Returns
     -------
-    Tensor of shape (n_images, k), int64, or (n_images, k, n_outputs), float
-        k is 1 for a target of one score per image.
+    Target
 
     Raises
     ------
     ValueError
-        If the output is not one row per image, or the targets are not.
+        If it is something else.
 
     Examples
     --------
     >>> import torch
-    >>> from sklcam.cam.targets import resolve_target
-    >>> resolve_target(torch.tensor([[1.0, 3.0], [5.0, 2.0]]))
+    >>> from sklcam.cam.targets import as_target
+    >>> as_target(None).resolve(torch.tensor([[1.0, 3.0], [5.0, 2.0]])).indices
     tensor([[1],
             [0]])
     """
-    if not isinstance(output, Tensor):
-        raise ValueError(f"The network's output must be a Tensor; got {describe(output)}.")
-    if output.ndim != 2:
-        raise ValueError(
-            f"The network's output has shape {tuple(output.shape)}, not (n_images, n_classes); "
-            "give a callable target that makes one score per image of it."
-        )
+    if isinstance(target, Target):
+        return target
     if target is None:
-        return output.argmax(dim=1, keepdim=True)
-    if isinstance(target, DeferredTarget):
-        return target.resolve(output)
-    if not isinstance(target, Tensor) or target.dtype == torch.bool:
-        raise ValueError(
-            "target must be None, a Tensor of class indices or of directions, TopK or a callable; "
-            f"got {describe(target)}."
-        )
-    if target.is_floating_point():
-        return _check_directions(target, output)
-    if target.ndim not in (1, 2) or len(target) != len(output):
-        raise ValueError(
-            f"target must hold one class, or one row of classes, per image; got shape "
-            f"{tuple(target.shape)} for {len(output)} images."
-        )
-    check_indices(target, output.shape[1])
-    return target.to(output.device).reshape(len(output), -1)
+        return Predicted()
+    if not isinstance(target, Tensor):
+        if callable(target):
+            return Score(target)
+    elif target.is_floating_point() and target.ndim in (2, 3):
+        return Directions(target)
+    elif not target.is_floating_point() and target.dtype != torch.bool and target.ndim in (1, 2):
+        return Classes(target)
+    raise ValueError(
+        "target must be None, a Tensor of class indices (n_images,) or (n_images, k), a Tensor of "
+        "directions (n_images, n_outputs) or (n_images, k, n_outputs), TopK or a callable; got "
+        f"{describe(target)}."
+    )
 
 
-def check_indices(target: Tensor, n_classes: int) -> None:
-    """Raise a ValueError for indices of classes that are not there, if the host can see them."""
-    if target.device.type != "cpu" or not target.numel():  # the host would have to wait for them
-        return
-    indices = target.numpy()
-    low, high = indices.min(), indices.max()
-    if low < 0 or high >= n_classes:
-        raise ValueError(
-            f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "
-            f"{n_classes - 1}."
-        )
-
-
-def _check_directions(target: Tensor, output: Tensor) -> Tensor:
-    fits = target.ndim in (2, 3) and len(target) == len(output)
-    if not fits or target.shape[-1] != output.shape[1]:
-        raise ValueError(
-            "A target of directions must be (n_images, n_outputs) or (n_images, k, n_outputs), for "
-            f"an output of {tuple(output.shape)}; got shape {tuple(target.shape)}."
-        )
-    return target.to(output.device).reshape(len(output), -1, output.shape[1])
-
-
-def target_scores(output: Tensor, target: Target = None) -> Tensor:
+def target_scores(
+    output: Tensor, target: Target | Tensor | Callable[..., Tensor] | None = None
+) -> Tensor:
     """Return the scores to explain, differentiably.
 
     Parameters
     ----------
     output : Tensor
         The network's output; of shape (n_images, n_outputs) unless ``target`` is callable.
-    target : None, DeferredTarget, Tensor or callable
-        As of ``resolve_target``, in this module. A callable takes ``output`` and returns one score
-        per image.
+    target : None, Target such as TopK, Tensor or callable
+        None is the output that is the highest. Integers are indices of outputs, of shape
+        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
+        (n_images, k, n_outputs): the score is the inner product with the output. A callable takes
+        ``output`` and returns one score per image.
 
     Returns
     -------
@@ -188,29 +352,51 @@ def target_scores(output: Tensor, target: Target = None) -> Tensor:
     >>> target_scores(logits, torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
     tensor([4., 4.])
     """
-    if callable(target):
-        return _check_scores(target(output), len(output))
-    resolved = resolve_target(output, target)
-    if resolved.is_floating_point():
-        scores = (output[:, None] * resolved.to(output.dtype)).sum(dim=2)
-    else:
-        scores = output.gather(1, resolved)
-    return scores if has_several(target) else scores[:, 0]
+    if not isinstance(output, Tensor):
+        raise ValueError(f"The network's output must be a Tensor; got {describe(output)}.")
+    resolved = as_target(target).resolve(output)
+    scores = resolved.scores(output)
+    return scores if resolved.several else scores[:, 0]
 
 
-def has_several(target: Target) -> bool:
-    """Whether a target asks for several scores per image."""
-    if isinstance(target, Tensor):
-        return target.ndim == 2 + target.is_floating_point()
-    return isinstance(target, DeferredTarget) and target.several
+def check_rows(output: Tensor) -> Tensor:
+    """Return an output of one row per image; a ValueError for any other."""
+    if output.ndim != 2:
+        raise ValueError(
+            f"The network's output has shape {tuple(output.shape)}, not (n_images, n_classes); "
+            "give a callable target that makes one score per image of it."
+        )
+    return output
+
+
+def check_indices(indices: Tensor, n_classes: int) -> None:
+    """Raise a ValueError for indices of classes that are not there, if the host can see them."""
+    if indices.device.type != "cpu" or not indices.numel():  # the host would have to wait for them
+        return
+    low, high = indices.min().item(), indices.max().item()
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "
+            f"{n_classes - 1}."
+        )
+
+
+def _n_required(function: Callable[..., Any]) -> int:
+    """Return how many arguments a function cannot do without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a callable written in C may have no signature
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def _check_scores(scores: object, n_images: int) -> Tensor:
     if not isinstance(scores, Tensor) or scores.shape != (n_images,):
-        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(type(scores))
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(type(scores))
         raise ValueError(
             f"A callable target must return a tensor of one score per image, of shape "
-            f"({n_images},); it returned {came}."
+            f"({n_images},); it returned {found}."
         )
     if not scores.requires_grad and torch.is_grad_enabled():
         raise ValueError(

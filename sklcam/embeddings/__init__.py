@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sklcam.training  # noqa: F401
-from sklcam.embeddings.explainer import EmbeddingCAMExplainer, NearestProxies, SinglePoint
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.embeddings.net import EmbeddingNet
+from sklcam.embeddings.targets import NearestProxies, SinglePoint
 from sklcam.embeddings.triplet_cam import TripletCAM
 
 __all__ = ["EmbeddingCAMExplainer", "EmbeddingNet", "NearestProxies", "SinglePoint", "TripletCAM"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
@@ -21,100 +20,25 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from sklcam._validation import check_count
 from sklcam.cam import Method, TopK
-from sklcam.cam.maps import at_least_float32
-from sklcam.cam.targets import DeferredTarget, check_indices
+from sklcam.cam.targets import Directions, Target, as_target
+from sklcam.embeddings.targets import (
+    NearestProxies,
+    ProxyClasses,
+    SinglePoint,
+    cosines,
+    normalized,
+)
 from sklcam.explain.base import AnyMethod
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
+from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
-
-
-@dataclass(frozen=True, eq=False)
-class NearestProxies(DeferredTarget):
-    """Target: the proxies that are the nearest to each embedding by cosine, the nearest first.
-
-    Parameters
-    ----------
-    proxies : Tensor of shape (n_classes, dim)
-    k : int or None, default=None
-        How many; None is one, without an axis of its own.
-    less : Tensor of shape (dim,) or None, default=None
-        What is taken off each of them once they are found.
-    """
-
-    proxies: Tensor
-    k: int | None = None
-    less: Tensor | None = None
-
-    @property
-    def several(self) -> bool:
-        return self.k is not None
-
-    def resolve(self, output: Tensor) -> Tensor:
-        """Return the directions, (n_images, k, dim)."""
-        proxies = self.proxies.to(output.device)
-        nearest = proxies[cosines(output, proxies).topk(self.k or 1, dim=1).indices]
-        return nearest if self.less is None else nearest - self.less.to(output.device)
-
-
-@dataclass(frozen=True, eq=False)
-class SinglePoint(DeferredTarget):
-    """Target: each image's own embedding, Bachhawat's single point proxy.
-
-    Parameters
-    ----------
-    less : Tensor of shape (dim,) or None, default=None
-        What is taken off it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.embeddings import SinglePoint
-    >>> SinglePoint().resolve(torch.tensor([[3.0, 4.0]]))
-    tensor([[[0.6000, 0.8000]]])
-    """
-
-    less: Tensor | None = None
-
-    @property
-    def several(self) -> bool:
-        return False
-
-    def resolve(self, output: Tensor) -> Tensor:
-        """Return the directions, (n_images, 1, dim)."""
-        embeddings = normalized(output.detach())[:, None]
-        return embeddings if self.less is None else embeddings - self.less.to(output.device)
-
-
-def normalized(embeddings: Tensor) -> Tensor:
-    """Return embeddings of length 1, in float32 or better.
-
-    Raises
-    ------
-    ValueError
-        If an embedding is zero or not finite: it has no direction.
-    """
-    embeddings = at_least_float32(embeddings)
-    lengths = embeddings.norm(dim=-1, keepdim=True)
-    without = ~((lengths > 0) & lengths.isfinite())
-    if bool(without.any()):
-        raise ValueError(
-            f"The embeddings of {int(without.sum())} of {len(embeddings)} images are zero or not "
-            "finite, and have no direction: is the network dead, or its input not what it was "
-            "trained on?"
-        )
-    return embeddings / lengths
-
-
-def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
-    """Return the cosines (n_images, n_classes) of embeddings (n_images, dim) and proxies."""
-    proxies = proxies.to(embeddings.device)
-    return F.normalize(at_least_float32(embeddings), dim=1) @ F.normalize(proxies, dim=1).T
+from sklcam.networks.adapters import adapt
 
 
 class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
@@ -321,7 +245,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             If there are none, or not one for each image.
         """
         labels = labels_for(X, y, purpose)
-        n_images = len(self._image_dataset(X))
+        n_images = len(OpenedImages(adapt(self.model, self._preparation()), X, self.image_input))
         if labels.shape != (n_images,):
             raise ValueError(
                 f"y must be one label per image; got shape {labels.shape} for {n_images} images."
@@ -410,7 +334,6 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ValueError
             If an embedding is zero or not finite.
         """
-        self._network()
         return np.concatenate(list(self._embeddings(X, "transform")))
 
     def iter_embeddings(self, X: Any, description: str = "embeddings") -> Iterator[Tensor]:
@@ -426,11 +349,11 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ------
         Tensor of shape (batch_size, dim), float32, on the CPU
         """
-        dataset = self._image_dataset(X)
-        with self._bar(len(dataset), description) as bar:
-            for inputs in self._iter_dataset(dataset):
-                yield self.output_of(inputs).float().cpu()
-                bar.update(len(self.images_of(inputs)))
+        opened = self.open(X)
+        with self._bar(len(opened), description) as bar:
+            for batch in opened.batches():
+                yield self.output_of(batch.inputs).float().cpu()
+                bar.update(len(batch))
 
     def _embeddings(self, X: Any, description: str) -> Iterator[np.ndarray]:
         for embeddings in self.iter_embeddings(X, description):
@@ -451,6 +374,9 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         """
         return cosines(output, self._proxies()).softmax(dim=1)
 
+    def decide(self, output: Tensor) -> Tensor:
+        return cosines(output, self._proxies()).argmax(dim=1)
+
     def _proxies(self) -> Tensor:
         if self.proxies_ is None:
             raise NotFittedError(
@@ -468,71 +394,65 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
                 "contrast=True sets a class off against the others, and needs the proxies of at "
                 f"least two; there are {0 if self.proxies_ is None else len(self.proxies_)}."
             )
-        return self._towards().mean(dim=0)
+        return self._comparable_proxies().mean(dim=0)
 
-    def _towards(self) -> Tensor:
+    def _comparable_proxies(self) -> Tensor:
         """Return the proxies that are explained: as they are, or alike in length to be compared."""
         return normalized(self._proxies()) if self.contrast else self._proxies()
 
     # Targets
 
-    def fixed_target(self, output: Tensor, target: Any) -> Any:
-        if target is None:
-            return cosines(output, self._proxies()).argmax(dim=1)
-        return super().fixed_target(output, target)
-
-    def _encode_target(self, target: Any, n_images: int) -> Any:
-        self._shared()  # an error now rather than in the first batch
-        if target is None and self.proxies_ is None:
-            return SinglePoint()
+    def as_target(self, target: Any, n_images: int) -> Target:
+        shared = self._shared()  # an error now rather than in the first batch
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
-            return SinglePoint()
+            return SinglePoint(shared)
         if isinstance(target, Directions):
-            return target.values
+            return self._towards_directions(target.directions)
         if _are_images(target):
-            return self._directions_of(target, n_images)
-        if self.proxies_ is None and not callable(target):
+            return self._towards_images(target, n_images)
+        if self.proxies_ is None and target is not None and not callable(target):
             self._proxies()
-        return super()._encode_target(target, n_images)
+        return super().as_target(target, n_images)
 
-    def _directions_of(self, references: Any, n_images: int) -> Tensor:
+    def _question(self, target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
+        if target is None and self.proxies_ is None:
+            return SinglePoint(self._shared())
+        if target is None or isinstance(target, TopK):
+            k = None if target is None else target.k
+            return NearestProxies(self._comparable_proxies(), k, self._shared())
+        if not isinstance(target, Tensor):
+            return as_target(target)
+        if target.is_floating_point():
+            return self._towards_directions(target)
+        proxies, shared = self._comparable_proxies(), self._shared()
+        return ProxyClasses(target.cpu(), proxies if shared is None else proxies - shared)
+
+    def _towards_directions(self, directions: Tensor) -> Directions:
+        shared = self._shared()
+        if directions.ndim == 3 and directions.shape[1] == 1:
+            directions = directions[:, 0]
+        return Directions(directions if shared is None else directions - shared.to(directions))
+
+    def _towards_images(self, references: Any, n_images: int) -> Directions:
         """Return the embeddings of reference images, one for each image or one for all."""
-        n_references = len(self._image_dataset(references))
-        if n_references not in (1, n_images):
+        embeddings = np.concatenate(list(self._embeddings(references, "")))
+        if len(embeddings) not in (1, n_images):
             raise ValueError(
-                f"target has {n_references} reference images for {n_images} images; give one for "
-                "each, or one for all."
+                f"target has {len(embeddings)} reference images for {n_images} images; give one "
+                "for each, or one for all."
             )
-        directions = torch.cat([torch.from_numpy(of) for of in self._embeddings(references, "")])
-        return directions.expand(n_images, -1)
+        directions = torch.from_numpy(embeddings).expand(n_images, -1)
+        return self._towards_directions(directions)
 
-    def _subject(self, inputs: Any, target: Any, method: Method) -> Any:
-        less = self._shared()
-        if target is None:
-            target = NearestProxies(self._towards(), None, less)
-        elif isinstance(target, TopK):
-            target = NearestProxies(self._towards(), target.k, less)
-        elif isinstance(target, SinglePoint):
-            target = SinglePoint(less)
-        elif isinstance(target, Tensor):
-            if not target.is_floating_point():
-                check_indices(target.cpu(), len(self._towards()))
-                target = self._towards()[target.cpu()]
-            target = target if less is None else target - less.to(target.device)
-        return super()._subject(inputs, target, method)
-
-    def _method(self, method: AnyMethod | None) -> Method:
-        chosen = super()._method(method)
+    def as_method(self, method: AnyMethod | None) -> Method:
+        chosen = super().as_method(method)
         if self.top_channels is not None and not chosen.weighs_channels:
             raise ValueError(
                 f"top_channels={self.top_channels} needs a method that weighs channels as a whole, "
                 f"such as Grad-CAM; {chosen!r} does not."
             )
         return chosen
-
-    def _top_channels(self) -> int | None:
-        return self.top_channels
 
     # Pairs and neighbours
 
@@ -551,8 +471,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         maps_of_x, maps_of_z : ndarray of shape (n_images, height, width), float32
             Where each image of X is like its partner in Z, and the other way round.
         """
-        self._network()  # an error if it is not fitted
-        n_x, n_z = len(self._image_dataset(X)), len(self._image_dataset(Z))
+        n_x, n_z = len(self.open(X)), len(self.open(Z))
         if n_x != n_z:
             raise ValueError(f"X and Z must be pairs of images; got {n_x} and {n_z}.")
         if "target" in options:
@@ -587,14 +506,13 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ValueError
             If the gallery has fewer than k images.
         """
-        self._network()  # an error if it is not fitted
-        n_others = len(self._image_dataset(gallery))
+        n_others = len(self.open(gallery))
         check_count("k, how many images of the gallery,", k, 1, n_others)
-        self._method(method)
+        self.as_method(method)
         queries, others = self.transform(query), self.transform(gallery)
         indices, similarities = nearest_neighbors(queries, others, k)
         query_maps = self._explain_towards(query, torch.from_numpy(others[indices]), method)
-        found = rows_of(gallery, indices.ravel())
+        found = take_rows(gallery, indices.ravel())
         towards = torch.from_numpy(np.repeat(queries, k, axis=0))
         neighbor_maps = self._explain_towards(found, towards, method)
         return Bunch(
@@ -606,13 +524,6 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _explain_towards(self, X: Any, directions: Tensor, method: AnyMethod | None) -> Any:
         return self.explain(X, Directions(directions), method=method)
-
-
-@dataclass(frozen=True, eq=False)
-class Directions:
-    """What is explained of images, as embeddings (n_images, dim) or (n_images, k, dim)."""
-
-    values: Tensor
 
 
 def is_name(value: Any, name: str) -> bool:
@@ -638,12 +549,3 @@ def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
             "has no mean direction."
         )
     return (means / lengths).astype(np.float32)
-
-
-def rows_of(X: Any, indices: np.ndarray) -> Any:
-    """Return some of the images, in the form that they came in."""
-    if isinstance(X, Dataset):
-        return Subset(X, indices.tolist())
-    if isinstance(X, np.ndarray | Tensor):
-        return X[indices]
-    return [X[i] for i in indices.tolist()]

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from sklcam._validation import check_count, check_number, describe
 from sklcam.cam import Method, RecordedPass
-from sklcam.embeddings.explainer import Directions, EmbeddingCAMExplainer, normalized, rows_of
+from sklcam.cam.targets import Directions
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.embeddings.targets import normalized
+from sklcam.images.rows import take_rows
 
 
 class TripletCAM(Method):
@@ -146,7 +149,7 @@ class TripletCAM(Method):
         # Through the division by the length, so that the gradient is that of the raw embedding.
         along = (pulls * anchors).sum(dim=1, keepdim=True)
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
-        X = rows_of(X, in_triplets) if len(in_triplets) < len(labels) else X
+        X = take_rows(X, in_triplets) if len(in_triplets) < len(labels) else X
         plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
         weights = plain.channel_weights(X, Directions(directions), method="gradcam")
         of_layers = weights if isinstance(weights, list) else [weights]
@@ -177,20 +180,20 @@ class TripletCAM(Method):
             pulls[row] = 2 * (towards - away).mean(dim=0)
         return pulls
 
-    def channel_weights(self, subject: RecordedPass) -> list[Tensor]:
-        explained = subject.explained
-        if explained is None or not explained.is_floating_point():
+    def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
+        explained = recorded.target.directions
+        if explained is None:
             raise ValueError(
                 "TripletCAM explains embeddings; its target is an embedding or a proxy, not a "
                 "class's output or a callable."
             )
-        device = subject.output.device
-        middle = normalized(subject.output.detach())[:, None] + normalized(explained)
+        device = recorded.output.device
+        middle = normalized(recorded.output.detach())[:, None] + normalized(explained)
         nearest = (middle.float() @ self.embeddings_.to(device).T).argmax(dim=2)
         return [of_layer.to(device)[nearest] for of_layer in self.weights_]
 
-    def explain(self, subject: RecordedPass) -> list[Tensor]:
-        return subject.weighted_maps(self.channel_weights(subject), relu=self.relu)
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
 # How many positives and negatives an anchor's triplets are drawn from.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sklcam.explain.base import ExplainerMixin
+from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.opened import Batch, OpenedImages
 
-__all__ = ["CAMExplainer", "ExplainerMixin"]
+__all__ = ["Batch", "CAMExplainer", "ExplainedBatch", "Explainer", "OpenedImages"]

@@ -1,102 +1,219 @@
-"""What anything that explains offers to its neighbours.
+"""The Explainer protocol: what anything that explains offers to metrics, displays and reports.
 
-The explainer turns any ``X`` into batches, runs each through the network as the method needs it,
-and hands the maps over batch by batch, so that the memory needed is that of one batch.
+An explainer opens any ``X`` once, runs it through its network batch by batch, and hands over the
+maps of several methods, the network's output and the frames of the images from the same pass. So
+the memory needed is that of one batch, and nobody has to look at an image twice.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.utils import Bunch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import check_count, describe
-from sklcam.cam import Method, TopK, get_method, min_max, upsample
-from sklcam.cam.maps import at_least_float32
-from sklcam.cam.targets import has_several, resolve_target
+from sklcam.cam import Method, get_method, min_max, upsample
+from sklcam.cam.base import record_for, sharing_a_pass
+from sklcam.cam.recorded import RecordedPass
+from sklcam.cam.targets import Target, as_target
+from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.images.frames import map_to_frame
 from sklcam.images.labels import encode_labels
-from sklcam.networks.inputs import (
-    Inputs,
-    images_of,
-    with_images,
-)
+from sklcam.networks.adapters import Adapter
+from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
 
 AnyMethod = str | Method | type[Method]
+Methods = Sequence[AnyMethod | None] | Mapping[str, AnyMethod | None]
+AnyInputs = Inputs | Tensor | Mapping[str, Tensor]
 
 
-class ExplainerMixin:
-    """Give an estimator around a network ``explain`` and its relatives.
+@dataclass(frozen=True, eq=False)
+class ExplainedBatch:
+    """A batch, its maps and the network's answer, all from the same pass.
 
-    The estimator supplies the batches and the forward pass, in the methods that raise
-    NotImplementedError here.
+    Attributes
+    ----------
+    batch : Batch
+    maps : list of Tensor of shape (n_images, height, width)
+        Those of each method, with further axes as :meth:`Explainer.explain` describes.
+    output : Tensor
+        The network's output, such as logits of shape (n_images, n_classes).
+    target : Target
+        What is explained, resolved.
+    """
+
+    batch: Batch
+    maps: list[Tensor]
+    output: Tensor
+    target: Target
+
+
+class Explainer(ABC):
+    """Anything that explains: an adapter to a network, the layers to look at, and a method.
+
+    Metrics, displays and reports use what is public here, and nothing else.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,) or None
+        The label of each class; None if the network has none.
+    method : str, Method or class of methods
+        How to explain unless something else is asked for.
+    layer_fusion : {"mean", "max"} or None
+        How the maps of several layers become one.
+    image_input : str or None
+        Which of several inputs is the image.
+    top_channels : int or None
+        How many channels make a map, those with the highest weights; None is all.
+    verbose : int
+        0 silences the progress bar.
+
+    Examples
+    --------
+    The values of :class:`~sklcam.CAMExplainer`, batch by batch:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
+    >>> opened = explainer.open(torch.rand(3, 2, 8, 8))
+    >>> for explained in explainer.iter_explained(opened, methods=["gradcam", "layercam"]):
+    ...     print(len(explained.batch), [tuple(maps.shape) for maps in explained.maps])
+    2 [(2, 8, 8), (2, 8, 8)]
+    1 [(1, 8, 8), (1, 8, 8)]
     """
 
     classes_: Any
     target_layer_: TargetLayer
+    method: AnyMethod = "gradcam"
+    layer_fusion: Literal["mean", "max"] | None = "mean"
+    image_input: str | None = None
+    top_channels: int | None = None
     verbose: int
-    resize: Any
-    n_channels_: int
 
-    def _input_size(self) -> tuple[int, int]:
-        """Return height and width of the network's input."""
-        raise NotImplementedError
+    # What a subclass says
 
-    def _image_dataset(self, X: Any) -> Any:
-        """Check X and return it as a data set at the network's input size."""
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def adapter(self) -> Adapter:
+        """The network and what is known of its kind; a NotFittedError if there is none yet."""
 
-    def _iter_dataset(self, dataset: Any) -> Iterator[Any]:
-        """Yield the network's inputs, batch by batch, in order, on its device."""
-        raise NotImplementedError
-
-    def _forward(self, inputs: Any) -> Tensor:
-        """Run the network in evaluation mode; its first output if it has several."""
-        raise NotImplementedError
-
-    def _network(self) -> nn.Module:
-        """Return the network whose layer is recorded; an error if there is none yet."""
-        raise NotImplementedError
-
-    # What an estimator may have another answer to
-
-    def _target_layers(self) -> list[TargetLayer]:
+    @property
+    def target_layers(self) -> list[TargetLayer]:
+        """The layers that are explained."""
         return [self.target_layer_]
 
-    def _default_method(self) -> AnyMethod:
-        return "gradcam"
+    # X
 
-    def _layer_fusion(self) -> str | None:
-        return "mean"
+    def open(self, X: Any, *, originals: bool = False) -> OpenedImages:
+        """Check X, and make it ready to be read batch by batch.
 
-    def _name_of_image(self) -> str | None:
-        return None
+        Parameters
+        ----------
+        X : images
+            In any form that ``fit`` takes.
+        originals : bool, default=False
+            Whether the batches bring the images at their own sizes, too.
 
-    def _frame_resize(self) -> str:
-        return self.resize
+        Returns
+        -------
+        OpenedImages
 
-    def _top_channels(self) -> int | None:
-        return None
+        Raises
+        ------
+        ValueError
+            If X holds no images of a form that can be read.
+        """
+        return OpenedImages(self.adapter, X, self.image_input, originals=originals)
 
-    def _evaluating(self) -> AbstractContextManager[Any]:
-        """For as long as a batch is being explained."""
-        return nullcontext()
+    def iter_inputs(self, X: Any) -> Iterator[Any]:
+        """Yield X as the network gets it, batch after batch.
 
-    def _encode_target(
-        self, target: Any, n_images: int
-    ) -> Tensor | TopK | Callable[..., Any] | None:
-        """Check a target and turn labels into class indices."""
-        if isinstance(target, TopK) and self.classes_ is not None:
+        Parameters
+        ----------
+        X : images
+            In any form that ``fit`` takes.
+
+        Yields
+        ------
+        Tensor of shape (batch_size, channels, height, width), or dict of str to Tensor
+            Resized and normalised, on the network's device.
+        """
+        opened = self.open(X)
+        return (batch.inputs.arguments for batch in opened.batches())
+
+    def to_frame(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring maps to the frame of an image at its own size.
+
+        Parameters
+        ----------
+        maps : Tensor of shape (..., height, width)
+            At the network's input size.
+        size : tuple of (int, int)
+            Height and width of the image.
+
+        Returns
+        -------
+        Tensor of shape (..., size[0], size[1])
+        """
+        return map_to_frame(maps, size, resize=self.adapter.resize)
+
+    # What is asked
+
+    def as_method(self, method: AnyMethod | None) -> Method:
+        """Return a method as an object, its options checked.
+
+        Parameters
+        ----------
+        method : str, Method, class of methods or None
+            None is the explainer's own.
+
+        Returns
+        -------
+        Method
+
+        Raises
+        ------
+        ValueError
+            If there is no such method, or an option of it is out of range.
+        """
+        chosen = get_method(self.method if method is None else method)
+        chosen.check()
+        return chosen
+
+    def as_target(self, target: Any, n_images: int) -> Target:
+        """Turn what a user asks for into a target.
+
+        Parameters
+        ----------
+        target : None, label, array-like of labels, Target or callable
+            See :meth:`explain`.
+        n_images : int
+            For how many images.
+
+        Returns
+        -------
+        Target
+
+        Raises
+        ------
+        ValueError
+            If it is not one target, or one row of targets, per image; or if a label is unknown.
+        """
+        if isinstance(target, Target) and self.classes_ is not None:
             target.check(len(self.classes_))
-        if target is None or isinstance(target, TopK) or callable(target):
-            return target
+        if target is None or isinstance(target, Target) or callable(target):
+            return self._question(target)
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         except ValueError as error:  # rows of different lengths
@@ -113,144 +230,50 @@ class ExplainerMixin:
                 "explain; give a callable target that makes one score per image of it."
             )
         indices = encode_labels(labels.ravel(), self.classes_).reshape(labels.shape)
-        return torch.from_numpy(indices)
+        return self._question(torch.from_numpy(indices))
 
-    def iter_inputs(self, X: Any) -> Iterator[Any]:
-        """Yield X as the network gets it, batch after batch.
+    def _question(self, target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
+        """Return the target that class indices, or nothing at all, stand for here."""
+        return as_target(target)
 
-        Parameters
-        ----------
-        X : images
-            In any form that ``fit`` takes.
-
-        Yields
-        ------
-        Tensor of shape (batch_size, channels, height, width)
-            Resized and normalised, on the network's device.
-        """
-        self._network()
-        return self._iter_dataset(self._image_dataset(X))
-
-    def explain_inputs(
-        self,
-        inputs: Inputs,
-        target: Tensor | TopK | Callable[..., Any] | None = None,
-        *,
-        method: AnyMethod | None = None,
-        normalize: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Explain one batch of network inputs; one forward pass gives maps and output.
+    def map_shape(self, opened: OpenedImages, target: Target, method: Method) -> tuple[int, ...]:
+        """Return the shape of one image's map.
 
         Parameters
         ----------
-        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
-            As :meth:`iter_inputs` yields them.
-        target : None, Tensor of class indices, TopK or callable, default=None
-            None is the predicted class; indices may be one per image, or one row of k; a callable
-            makes one score per image of the output.
-        method : str, Method or None, default=None
-            As of :meth:`explain`.
-        normalize : bool, default=True
-            Whether each map is scaled to [0, 1] by its minimum and maximum.
+        opened : OpenedImages
+        target : Target
+        method : Method
 
         Returns
         -------
-        maps : Tensor of shape (n_images, height, width)
-            With further axes after the first as :meth:`explain` describes.
-        output : Tensor
-            The network's output, such as logits of shape (n_images, n_classes).
+        tuple of int
+            (height, width), with the axes of several targets, layers and channels before them.
         """
-        maps, output = self.explain_inputs_by(inputs, target, methods=[method], normalize=normalize)
-        return maps[0], output
+        shape = [target.k] if target.several else []
+        n_layers = len(self.target_layers)
+        if method.uses_layers and n_layers > 1 and self.layer_fusion is None:
+            shape.append(n_layers)
+        if getattr(method, "channels", None) == "keep":
+            shape.append(opened.n_channels)
+        return (*shape, *opened.image_size)
 
-    def explain_inputs_by(
-        self,
-        inputs: Inputs,
-        target: Tensor | TopK | Callable[..., Any] | None = None,
-        *,
-        methods: Sequence[AnyMethod | None],
-        normalize: bool = True,
-    ) -> tuple[list[Tensor], Tensor]:
-        """Explain one batch by several methods; those that can share a forward pass do.
+    # One batch
 
-        Parameters
-        ----------
-        inputs, target, normalize
-            As of :meth:`explain_inputs`.
-        methods : sequence of str, Method or None
-            Those that ask for nothing but gradients at the layers, such as Grad-CAM with and
-            without its ReLU, share one pass and one way back.
-
-        Returns
-        -------
-        maps : list of Tensor
-            Those of each method, as of :meth:`explain_inputs`.
-        output : Tensor
-        """
-        self.images_of(inputs)  # an error if there are none
-        if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
-            raise ValueError(
-                f"methods must be a sequence of at least one method; got {describe(methods)}."
-            )
-        chosen = [self._method(method) for method in methods]
-        all_maps: list[Tensor] = []
-        shared: Any = None
-        subject: Any = None
-        with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-            for method in chosen:
-                shares = method.graph == "head" and method.rule() is None
-                subject = shared if shares else None
-                if subject is None:
-                    subject = self._subject(inputs, target, method)
-                shared = subject if shares else shared
-                raw = [upsample(maps, subject.size) for maps in method.explain(subject)]
-                maps = self._fuse(raw, scaled=normalize and method.scaled)
-                all_maps.append(maps if has_several(target) else maps[:, 0])
-        return all_maps, subject.output.detach()
-
-    def images_of(self, inputs: Inputs) -> Tensor:
-        """Return the images among a network's inputs.
-
-        Parameters
-        ----------
-        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
-
-        Returns
-        -------
-        Tensor of shape (n_images, channels, height, width)
-        """
-        return images_of(inputs, self._name_of_image())
-
-    def with_images(self, inputs: Inputs, images: Tensor, rows: Tensor | None = None) -> Inputs:
-        """Return inputs with other images in their place.
-
-        Parameters
-        ----------
-        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
-        images : Tensor of shape (m, channels, height, width)
-        rows : Tensor of shape (m,) or None
-            Whose other inputs each of the images goes with; None if they are in the same order.
-
-        Returns
-        -------
-        Tensor or mapping, as ``inputs``
-        """
-        return with_images(inputs, images, rows, self._name_of_image())
-
-    def output_of(self, inputs: Inputs) -> Tensor:
+    def output_of(self, inputs: AnyInputs) -> Tensor:
         """Return the network's output, in evaluation mode and without a graph.
 
         Parameters
         ----------
-        inputs : Tensor of shape (n_images, channels, height, width), or mapping of names to tensors
+        inputs : Inputs, Tensor of shape (n_images, channels, height, width), or mapping
 
         Returns
         -------
         Tensor
         """
-        self.images_of(inputs)  # an error if there are none
-        with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-            return self._forward(inputs)
+        adapter = self.adapter
+        with _without_graph(adapter):
+            return adapter.forward(Inputs.of(inputs, self.image_input))
 
     def probabilities(self, output: Tensor) -> Tensor:
         """Turn the network's output into probabilities.
@@ -263,53 +286,166 @@ class ExplainerMixin:
         -------
         Tensor of shape (n_images, n_classes), in [0, 1]
         """
-        return at_least_float32(output).softmax(dim=1)
+        return self.adapter.probabilities(output)
 
-    def fixed_target(self, output: Tensor, target: Any) -> Any:
-        """Return the target that asks of other images what this one asks of these.
+    def decide(self, output: Tensor) -> Tensor:
+        """Return the index of the predicted class.
 
         Parameters
         ----------
-        output : Tensor
-            The network's output for some images.
-        target : None, Tensor, TopK or callable
-            As of :meth:`explain_inputs`; of several classes the first one counts.
+        output : Tensor of shape (n_images, n_classes)
 
         Returns
         -------
-        Tensor of shape (n_images,), or the callable
-            The predicted classes for None.
+        Tensor of shape (n_images,), int64
         """
-        return target if callable(target) else resolve_target(output, target)[:, 0]
+        return self.adapter.decide(self.probabilities(output))
 
-    def _method(self, method: AnyMethod | None) -> Method:
-        chosen = get_method(self._default_method() if method is None else method)
-        chosen.check()
-        return chosen
+    def explain_inputs(
+        self,
+        inputs: AnyInputs,
+        target: Target | Tensor | Callable[..., Tensor] | None = None,
+        *,
+        method: AnyMethod | None = None,
+        normalize: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Explain one batch of network inputs; one forward pass gives maps and output.
 
-    def _subject(self, inputs: Any, target: Any, method: Method) -> Any:
-        return method.subject(
-            self._network(),
-            self._target_layers(),
-            _recordable(inputs),
+        Parameters
+        ----------
+        inputs : Inputs, Tensor of shape (n_images, channels, height, width), or mapping
+            As :meth:`iter_inputs` yields them.
+        target : None, Tensor of class indices, Target or callable, default=None
+            None is the predicted class; indices may be one per image, or one row of k; a callable
+            makes one score per image of the output.
+        method : str, Method or None, default=None
+            See :meth:`explain`.
+        normalize : bool, default=True
+            Whether each map is scaled to [0, 1] by its minimum and maximum.
+
+        Returns
+        -------
+        maps : Tensor of shape (n_images, height, width)
+            With further axes after the first as :meth:`explain` describes.
+        output : Tensor
+            The network's output, such as logits of shape (n_images, n_classes).
+        """
+        maps, output, _ = self.explain_batch(inputs, target, methods=[method], normalize=normalize)
+        return maps[0], output
+
+    def explain_batch(
+        self,
+        inputs: AnyInputs,
+        target: Target | Tensor | Callable[..., Tensor] | None = None,
+        *,
+        methods: Sequence[AnyMethod | None],
+        normalize: bool | Sequence[bool] = True,
+    ) -> tuple[list[Tensor], Tensor, Target]:
+        """Explain one batch by several methods, from as few forward passes as can be.
+
+        Methods share a pass unless they change what it hands back, as guided backpropagation does.
+
+        Parameters
+        ----------
+        inputs, target
+            See :meth:`explain_inputs`.
+        methods : sequence of str, Method or None
+        normalize : bool or sequence of bool, default=True
+            Whether maps are scaled to [0, 1]: all of them, or those of each method.
+
+        Returns
+        -------
+        maps : list of Tensor
+            Those of each method, as :meth:`explain_inputs` returns them.
+        output : Tensor
+        target : Target
+            What was explained, resolved by this output.
+        """
+        if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+            raise ValueError(
+                f"methods must be a sequence of at least one method; got {describe(methods)}."
+            )
+        chosen = [self.as_method(method) for method in methods]
+        scaled = [normalize] * len(chosen) if isinstance(normalize, bool) else list(normalize)
+        question = target if isinstance(target, Target) else self._question(target)
+        given = Inputs.of(inputs, self.image_input)
+        maps: dict[int, Tensor] = {}
+        adapter = self.adapter
+        output, resolved = None, question
+        with _without_graph(adapter):
+            recordable = given.recordable()
+            for group in sharing_a_pass(chosen):
+                recorded = self._record([chosen[i] for i in group], recordable, question)
+                for i in group:
+                    made = self._fuse(
+                        [upsample(raw, recorded.size) for raw in chosen[i].explain(recorded)],
+                        scaled=scaled[i] and chosen[i].scaled,
+                    )
+                    maps[i] = made if question.several else made[:, 0]
+                output, resolved = recorded.output.detach(), recorded.target
+                del recorded  # with its graph, before the next pass grows another
+        assert output is not None  # there is at least one method
+        return [maps[i] for i in range(len(chosen))], output, resolved
+
+    def _record(self, methods: Sequence[Method], inputs: Inputs, target: Target) -> RecordedPass:
+        adapter = self.adapter
+        return record_for(
+            methods,
+            adapter.network,
+            self.target_layers,
+            inputs,
             target=target,
-            forward=self._forward,
-            image_input=self._name_of_image(),
-            top_channels=self._top_channels(),
+            forward=adapter.forward,
+            top_channels=self.top_channels,
         )
 
     def _fuse(self, maps: list[Tensor], *, scaled: bool) -> Tensor:
         """Scale the maps of each layer and make one of them, (n_images, k, ...)."""
         if scaled:
-            maps = [min_max(of_layer) for of_layer in maps]
+            maps = [min_max(layer_maps) for layer_maps in maps]
         if len(maps) == 1:
             return maps[0]
         stacked = torch.stack(maps, dim=2)
-        fusion = self._layer_fusion()
-        if fusion is None:
+        if self.layer_fusion is None:
             return stacked
-        fused = stacked.mean(dim=2) if fusion == "mean" else stacked.amax(dim=2)
+        fused = stacked.mean(dim=2) if self.layer_fusion == "mean" else stacked.amax(dim=2)
         return min_max(fused) if scaled else fused
+
+    # Batch after batch
+
+    def iter_explained(
+        self,
+        opened: OpenedImages,
+        target: Target | None = None,
+        *,
+        methods: Sequence[AnyMethod | None] = (None,),
+        normalize: bool | Sequence[bool] = True,
+    ) -> Iterator[ExplainedBatch]:
+        """Explain opened images by several methods, batch after batch.
+
+        Parameters
+        ----------
+        opened : OpenedImages
+            See :meth:`open`.
+        target : Target or None, default=None
+            For all of the images; see :meth:`as_target`.
+        methods : sequence of str, Method or None, default=(None,)
+        normalize : bool or sequence of bool, default=True
+            See :meth:`explain_batch`.
+
+        Yields
+        ------
+        ExplainedBatch
+        """
+        question = self._question(None) if target is None else target
+        for batch in opened.batches():
+            maps, output, resolved = self.explain_batch(
+                batch.inputs,
+                question.take(slice(batch.start, batch.stop)),
+                methods=methods,
+                normalize=normalize,
+            )
+            yield ExplainedBatch(batch, maps, output, resolved)
 
     def iter_explain(
         self,
@@ -330,48 +466,41 @@ class ExplainerMixin:
         ndarray of shape (batch_size, height, width), float32
             With ``frame="image"``, a list of arrays, each of its own image's size.
         """
-        dataset, options = self._check_explain(X, target, method, normalize, frame)
-        return self._iter_maps(dataset, frame, **options)
-
-    def _check_explain(
-        self, X: Any, target: Any, method: AnyMethod | None, normalize: bool, frame: str
-    ) -> tuple[Any, dict[str, Any]]:
-        chosen = self._method(method)
+        chosen = self.as_method(method)
         _check_frame(frame)
-        self._network()
-        dataset = self._image_dataset(X)
-        target = self._encode_target(target, len(dataset))
-        return dataset, {"target": target, "method": chosen, "normalize": normalize}
+        opened = self.open(X)
+        question = self.as_target(target, len(opened))
+        batches = self._iter_maps(opened, question, [chosen], normalize, frame)
+        return (maps for (maps,) in batches)
 
-    def _iter_maps(self, dataset: Any, frame: str, target: Any, **options: Any) -> Iterator[Any]:
-        start = 0
-        for inputs, batch_target in self._iter_targeted(dataset, target):
-            maps, _ = self.explain_inputs(inputs, batch_target, **options)
-            stop = start + len(maps)
-            if frame == "image":
-                sizes = [dataset.original_size(i) for i in range(start, stop)]
-                yield [
-                    map_to_frame(map_, size, resize=self._frame_resize()).float().cpu().numpy()
-                    for map_, size in zip(maps, sizes, strict=True)
+    def _iter_maps(
+        self,
+        opened: OpenedImages,
+        target: Target,
+        methods: Sequence[Method],
+        normalize: bool,
+        frame: str,
+    ) -> Iterator[list[Any]]:
+        """Yield the maps of each method for a batch, as arrays."""
+        batches = self.iter_explained(opened, target, methods=methods, normalize=normalize)
+        for explained in batches:
+            if frame == "input":
+                yield [maps.float().cpu().numpy() for maps in explained.maps]
+                continue
+            yield [
+                [
+                    self.to_frame(map_, size).float().cpu().numpy()
+                    for map_, size in zip(maps, explained.batch.sizes, strict=True)
                 ]
-            else:
-                yield maps.float().cpu().numpy()
-            start = stop
-
-    def _iter_targeted(self, dataset: Any, target: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield inputs and the part of the target that is theirs."""
-        start = 0
-        for inputs in self._iter_dataset(dataset):
-            stop = start + len(self.images_of(inputs))
-            yield inputs, target[start:stop] if isinstance(target, Tensor) else target
-            start = stop
+                for maps in explained.maps
+            ]
 
     def explain(
         self,
         X: Any,
         target: Any = None,
         *,
-        method: AnyMethod | None = None,
+        method: AnyMethod | Methods | None = None,
         normalize: bool = True,
         frame: Literal["input", "image"] = "input",
         out: np.ndarray | None = None,
@@ -382,15 +511,16 @@ class ExplainerMixin:
         ----------
         X : images
             In any form that ``fit`` takes.
-        target : None, label, array-like of labels, TopK or callable, default=None
+        target : None, label, array-like of labels, Target or callable, default=None
             The class to explain: None is the predicted one. Labels are one for all, one per image,
             or, of shape (n_images, k), several per image; :class:`sklcam.cam.TopK` are the highest
             scoring ones. Several are explained from one forward pass. A callable takes an output of
             the network, of any number of images, and returns one score for each, any
-            differentiable one that depends on that image's part of the output alone.
-        method : str, Method or None, default=None
+            differentiable one that depends on that image's part of the output alone. A callable of
+            two arguments is given the network's inputs as well.
+        method : str, Method, list of them, dict of names to them, or None, default=None
             One of :func:`sklcam.cam.available`, or a method object such as ``GradCAM(relu=False)``.
-            None is the estimator's own, or Grad-CAM.
+            None is the estimator's own, or Grad-CAM. Several explain from the same forward passes.
         normalize : bool, default=True
             Whether each map is scaled to [0, 1] by its minimum and maximum; a constant map becomes
             all zeros. False returns the method's own numbers. Controls, and signed maps
@@ -398,7 +528,8 @@ class ExplainerMixin:
         frame : {"input", "image"}, default="input"
             "input" gives maps at the network's input size, "image" each at its own image's size.
         out : ndarray of the result's shape or None
-            Where to write the maps, such as a ``numpy.memmap``; for ``frame="input"`` only.
+            Where to write the maps, such as a ``numpy.memmap``; for one method and
+            ``frame="input"``.
 
         Returns
         -------
@@ -406,40 +537,50 @@ class ExplainerMixin:
             ``out`` if it was given. There are further axes after the first, in this order: k for a
             target of several classes per image, the layers if several are kept apart, and the
             image's channels for signed maps. With ``frame="image"`` a list of arrays, or one array
-            if X is an array or a tensor, whose images are all of one size.
+            if X is an array or a tensor, whose images are all of one size. For several methods a
+            dict of these, by name.
 
         Raises
         ------
         ValueError
             If X, the target or another argument does not fit; before any work is done.
         """
-        dataset, options = self._check_explain(X, target, method, normalize, frame)
-        shape = self._shape(dataset, options["target"], options["method"])
+        named = self._named_methods(method)
+        _check_frame(frame)
+        opened = self.open(X)
+        question = self.as_target(target, len(opened))
+        shapes = [
+            (len(opened), *self.map_shape(opened, question, chosen)) for chosen in named.values()
+        ]
         if out is not None:
-            _check_out(out, shape, frame)
-        bar = self._bar(len(dataset), "explain")
-        batches = self._iter_maps(dataset, frame, **options)
-        with bar:
+            _check_out(out, shapes, frame)
+        batches = self._iter_maps(opened, question, list(named.values()), normalize, frame)
+        with self._bar(len(opened), "explain") as bar:
             if frame == "image":
-                return _collect_frames(batches, bar, stack=dataset.uniform_size is not None)
-            if out is None:
-                out = np.empty(shape, dtype=np.float32)
-            return _fill(out, batches, bar)
+                found = _collect_frames(batches, len(named), bar, opened.uniform_size is not None)
+            else:
+                arrays = [np.empty(shape, np.float32) for shape in shapes] if out is None else [out]
+                found = _fill(arrays, batches, bar)
+        one_alone = not isinstance(method, Mapping | list | tuple)
+        return found[0] if one_alone else dict(zip(named, found, strict=True))
 
-    def _shape(self, dataset: Any, target: Any, method: Method) -> tuple[int, ...]:
-        """Return the shape that all maps will have."""
-        shape = [len(dataset)]
-        if has_several(target):
-            shape.append(target.k if isinstance(target, TopK) else target.shape[1])
-        n_layers = len(self._target_layers())
-        if method.uses_layers and n_layers > 1 and self._layer_fusion() is None:
-            shape.append(n_layers)
-        if getattr(method, "channels", None) == "keep":
-            shape.append(dataset.n_channels)
-        return (*shape, *dataset.image_size)
+    def _named_methods(self, method: AnyMethod | Methods | None) -> dict[str, Method]:
+        """Return the methods that were asked for, by the names that their maps go by."""
+        if isinstance(method, Mapping):
+            named = {str(name): self.as_method(each) for name, each in method.items()}
+        else:
+            several = list(method) if isinstance(method, list | tuple) else [method]
+            named = {method_name(each): self.as_method(each) for each in several}
+            if len(named) < len(several):
+                raise ValueError(f"method has two of one name: {[*map(method_name, several)]}.")
+        if not named:
+            raise ValueError("method is empty; name at least one.")
+        return named
 
     def _bar(self, total: int, description: str) -> tqdm:
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
+
+    # Channels
 
     def channel_weights(
         self, X: Any, target: Any = None, *, method: AnyMethod | None = None
@@ -449,7 +590,7 @@ class ExplainerMixin:
         Parameters
         ----------
         X, target, method
-            As of :meth:`explain`; the method must be one that weighs channels as a whole, such as
+            See :meth:`explain`; the method must be one that weighs channels as a whole, such as
             Grad-CAM.
 
         Returns
@@ -468,22 +609,25 @@ class ExplainerMixin:
         Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 1; section 7 names the channels that weigh the
         most.
         """
-        dataset, options = self._check_explain(X, target, method, False, "input")
-        per_layer: list[list[np.ndarray]] = [[] for _ in self._target_layers()]
-        with self._bar(len(dataset), "channel weights") as bar:
-            for inputs, batch_target in self._iter_targeted(dataset, options["target"]):
-                weights = self._weigh_channels(inputs, batch_target, options["method"])
-                for batches, of_layer in zip(per_layer, weights, strict=True):
-                    batches.append(of_layer.float().cpu().numpy())
-                bar.update(len(weights[0]))
-        arrays = [np.concatenate(batches) for batches in per_layer]
+        chosen = self.as_method(method)
+        opened = self.open(X)
+        question = self.as_target(target, len(opened))
+        per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
+        with self._bar(len(opened), "channel weights") as bar:
+            for batch in opened.batches():
+                part = question.take(slice(batch.start, batch.stop))
+                weights = self._weigh_channels(batch.inputs, part, chosen)
+                for collected, layer_weights in zip(per_layer, weights, strict=True):
+                    collected.append(layer_weights.float().cpu().numpy())
+                bar.update(len(batch))
+        arrays = [np.concatenate(collected) for collected in per_layer]
         return arrays if len(arrays) > 1 else arrays[0]
 
-    def _weigh_channels(self, inputs: Inputs, target: Any, method: Method) -> list[Tensor]:
+    def _weigh_channels(self, inputs: Inputs, target: Target, method: Method) -> list[Tensor]:
         """Return the weights of one batch; a function of its own, as all else is freed with it."""
-        with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-            weights = method.channel_weights(self._subject(inputs, target, method))
-        return weights if has_several(target) else [of_layer[:, 0] for of_layer in weights]
+        with _without_graph(self.adapter):
+            weights = method.channel_weights(self._record([method], inputs.recordable(), target))
+        return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]
 
     def strongest_channels(
         self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
@@ -493,7 +637,7 @@ class ExplainerMixin:
         Parameters
         ----------
         X, target, method
-            As of :meth:`channel_weights`, for one target layer.
+            See :meth:`channel_weights`; for one target layer.
         k : int, default=5
             How many of each.
 
@@ -507,9 +651,8 @@ class ExplainerMixin:
         ----------
         Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
         """
-        self._network()  # an error if it is not fitted
         check_count("k, how many channels,", k)
-        if len(self._target_layers()) > 1:
+        if len(self.target_layers) > 1:
             raise ValueError("strongest_channels is for one target layer; there are several here.")
         weights = self.channel_weights(X, target, method=method)
         check_count("k, how many channels,", k, 1, weights.shape[-1])
@@ -523,28 +666,42 @@ class ExplainerMixin:
         )
 
 
-def _recordable(inputs: Any) -> Any:
-    """Copy tensors that were made in inference mode, as no graph can hold them."""
-    if isinstance(inputs, Mapping):
-        return {name: _recordable(value) for name, value in inputs.items()}
-    return inputs.clone() if inputs.is_inference() else inputs
+def method_name(method: AnyMethod | None) -> str:
+    """Return what a method is called in tables and pictures; nothing for an explainer's own."""
+    if method is None or isinstance(method, str):
+        return method or ""
+    return method.__name__ if isinstance(method, type) else " ".join(repr(method).split())
 
 
-def _fill(out: np.ndarray, batches: Iterator[np.ndarray], bar: tqdm) -> np.ndarray:
+@contextmanager
+def _without_graph(adapter: Adapter) -> Iterator[None]:
+    """Evaluate the network, and build no graph but where a recording turns it on."""
+    with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
+        yield
+
+
+def _fill(
+    arrays: list[np.ndarray], batches: Iterator[list[np.ndarray]], bar: tqdm
+) -> list[np.ndarray]:
     start = 0
-    for maps in batches:
-        out[start : start + len(maps)] = maps
-        start += len(maps)
-        bar.update(len(maps))
-    return out
+    for batch in batches:
+        n_images = len(batch[0])
+        for array, maps in zip(arrays, batch, strict=True):
+            array[start : start + n_images] = maps
+        start += n_images
+        bar.update(n_images)
+    return arrays
 
 
-def _collect_frames(batches: Iterator[list[Any]], bar: tqdm, stack: bool) -> Any:
-    frames: list[np.ndarray] = []
-    for maps in batches:
-        frames.extend(maps)
-        bar.update(len(maps))
-    return np.stack(frames) if stack else frames
+def _collect_frames(
+    batches: Iterator[list[list[np.ndarray]]], n_methods: int, bar: tqdm, stack: bool
+) -> list[Any]:
+    frames: list[list[np.ndarray]] = [[] for _ in range(n_methods)]
+    for batch in batches:
+        for collected, maps in zip(frames, batch, strict=True):
+            collected.extend(maps)
+        bar.update(len(batch[0]))
+    return [np.stack(collected) for collected in frames] if stack else list(frames)
 
 
 def _check_frame(frame: object) -> None:
@@ -552,14 +709,17 @@ def _check_frame(frame: object) -> None:
         raise ValueError(f'frame must be "input" or "image"; got {frame!r}.')
 
 
-def _check_out(out: object, shape: tuple[int, ...], frame: str) -> None:
+def _check_out(out: object, shapes: list[tuple[int, ...]], frame: str) -> None:
     if frame != "input":
         raise ValueError(
             'out= takes maps of one size; leave frame at "input" with it, or take maps of the '
             "images' sizes from iter_explain."
         )
+    if len(shapes) > 1:
+        raise ValueError(f"out= takes the maps of one method; got {len(shapes)} methods.")
+    shape = shapes[0]
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype.kind != "f":
-        came = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out)
-        raise ValueError(f"out must be a floating-point ndarray of shape {shape}; got {came}.")
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out)
+        raise ValueError(f"out must be a floating-point ndarray of shape {shape}; got {found}.")
     if not out.flags.writeable:
         raise ValueError("out is read-only; open a memmap with mode 'r+' or 'w+'.")

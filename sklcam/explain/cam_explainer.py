@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 from sklearn.utils._param_validation import (
     Interval,
@@ -20,30 +18,22 @@ from sklearn.utils._param_validation import (
     validate_parameter_constraints,
 )
 from sklearn.utils.validation import check_is_fitted
-from skorch import NeuralNet, NeuralNetBinaryClassifier
+from skorch import NeuralNet
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
-from sklcam.cam.maps import at_least_float32
-from sklcam.explain.base import AnyMethod, ExplainerMixin, _recordable
-from sklcam.images.dataset import ImageDataset
+from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
-from sklcam.images.normalization import normalize
+from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.inference import is_out_of_memory
-from sklcam.networks.inputs import (
-    NetworkInputs,
-    SeveralInputs,
-    is_network_input,
-)
-from sklcam.networks.layer_search import find_target_layer
+from sklcam.networks.inputs import Inputs
+from sklcam.networks.layer_search import find_target_layer, single_position
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
-from sklcam.training.net import ImageNeuralNet, single_position
 
 
-class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
+class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     """Explain a trained classifier by any method, as it is.
 
     The network is used, and never changed: its mode, hooks, gradients and flags are after each call
@@ -193,69 +183,46 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             self._parameter_constraints, own, caller_name=type(self).__name__
         )
         get_method(self.method).check()
-        self._check_own_preparation()
-        self._input_size()
-        network = self._module()
-        if _where(network)[0].type == "meta":
+        adapter = adapt(self.model, self._preparation())
+        _ = adapter.input_size  # an error if it is not a size
+        network = adapter.network
+        if any(parameter.is_meta for parameter in network.parameters()):
             raise ValueError(
                 "The network is on the meta device, where tensors have no values; load its weights."
             )
-        sample = self._sample(X, network)
-        output = self._dry_run(sample, given=X is not None)
+        sample = self._sample(X, adapter)
+        output = self._dry_run(adapter, sample, given=X is not None)
+        adapter.learn(output)
+        self._adapter = adapter
         self.classes_ = self._find_classes(output, y)
-        self.target_layers_ = self._find_layers(network, sample)
+        self.target_layers_ = self._find_layers(sample)
         if get_method(self.method).uses_layers:
-            self._warn_of_single_positions(network, sample)
+            self._warn_of_single_positions(sample)
         return self
 
-    def _check_own_preparation(self) -> None:
-        if not isinstance(self.model, ImageNeuralNet):
-            return
-        given = {"image_size": self.image_size, "resize": self.resize}
-        statistics = {"mean": self.mean, "std": self.std}
-        given |= {name: None if isinstance(v, str) else v for name, v in statistics.items()}
-        wrong = [name for name, value in given.items() if value is not None]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(wrong)}: a {type(self.model).__name__} prepares images as it was "
-                "trained; leave this at its default."
-            )
+    def _preparation(self) -> Preparation:
+        return Preparation(**{field.name: vars(self)[field.name] for field in fields(Preparation)})
 
-    def _module(self) -> nn.Module:
-        if isinstance(self.model, nn.Module):
-            return self.model
-        if not getattr(self.model, "initialized_", False) or not hasattr(self.model, "module_"):
-            raise NotFittedError(
-                f"CAMExplainer explains trained models; fit the {type(self.model).__name__} first."
-            )
-        return self.model.module_
-
-    def _sample(self, X: Any, network: nn.Module) -> Any:
+    def _sample(self, X: Any, adapter: Adapter) -> Inputs:
         """Return the network's input for one image."""
         if X is not None:
-            dataset = self._image_dataset(X)
-            return _first_image(next(iter(self._iter_dataset(dataset, batch_size=1))))
+            opened = OpenedImages(adapter, X, self.image_input)
+            return next(opened.subset(range(1)).batches()).inputs
         if self.image_input is not None:
             raise ValueError(
                 "A network of several inputs cannot be tried on a blank; give fit an X."
             )
-        if isinstance(self.model, ImageNeuralNet):
-            size, n_channels = self.model._input_size(), self.model.n_channels_
-        else:
-            stem = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-            size, n_channels = self._input_size(), 3 if stem is None else stem.in_channels
-        device, dtype = _where(network)
-        return torch.zeros(1, n_channels, *size, device=device, dtype=dtype)
+        return Inputs(adapter.blank())
 
-    def _dry_run(self, sample: Any, *, given: bool) -> Tensor:
+    def _dry_run(self, adapter: Adapter, sample: Inputs, *, given: bool) -> Tensor:
         try:
-            with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-                output = self._forward(sample)
+            with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
+                output = adapter.forward(sample)
         except Exception as error:
             is_refused = isinstance(error, RuntimeError) and not is_out_of_memory(error)
-            if given and not (is_refused and isinstance(sample, Tensor)):
+            if given and not (is_refused and sample.name is None):
                 raise
-            shape = tuple(sample.shape[1:])
+            shape = tuple(sample.images.shape[1:])
             message = f"The network does not take images of {shape}: {error}"
             if not given:
                 message = (
@@ -271,12 +238,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         return output
 
     def _find_classes(self, output: Tensor, y: Any) -> np.ndarray | None:
-        known = self.classes
-        if known is None and not isinstance(self.model, nn.Module):
-            try:
-                known = self.model.classes_
-            except AttributeError:
-                known = None
+        known = self._adapter.labels if self.classes is None else self.classes
         if output.ndim != 2:
             return None if known is None else np.asarray(known)
         n_classes = output.shape[1]
@@ -291,7 +253,7 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             )
         return classes
 
-    def _find_layers(self, network: nn.Module, sample: Any) -> list[TargetLayer]:
+    def _find_layers(self, sample: Inputs) -> list[TargetLayer]:
         wanted: list[Any] = [self.target_layer]
         if isinstance(self.target_layer, list | tuple):
             wanted = list(self.target_layer)
@@ -303,124 +265,40 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
                     "target_layer takes a layer's dotted name, such as 'features.3', or a "
                     f"TargetLayer; got a {type(name).__name__}."
                 )
-        if isinstance(self.model, ImageNeuralNet) and wanted == ["auto"]:
-            layers = [self.model.target_layer_]
+        if self._adapter.target_layer is not None and wanted == ["auto"]:
+            layers = [self._adapter.target_layer]
         else:
-            image = sample if isinstance(sample, Tensor) else None
-            with self._evaluating():
+            image = sample.images if sample.name is None else None
+            network = self._adapter.network
+            with self._adapter.evaluating():
                 layers = [find_target_layer(network, name, sample=image) for name in wanted]
         names = [layer.name for layer in layers]
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
         return [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
 
-    def _warn_of_single_positions(self, network: nn.Module, sample: Any) -> None:
-        layers = [(layer, layer.of(network)) for layer in self.target_layers_]
-        height, width = self.images_of(sample).shape[-2:]
-        with record(network, *(part for _, part in layers)) as tape, self._evaluating():
-            self._forward(_recordable(sample))
-            found = [single_position(of, tape.of(part), (height, width)) for of, part in layers]
+    def _warn_of_single_positions(self, sample: Inputs) -> None:
+        network = self._adapter.network
+        modules = [layer.of(network) for layer in self.target_layers_]
+        with record(network, *modules) as tape, self._adapter.evaluating():
+            self._adapter.forward(sample.recordable())
+            found = [
+                single_position(layer, tape.of(module), sample.size)
+                for layer, module in zip(self.target_layers_, modules, strict=True)
+            ]
         for message in filter(None, found):
             warnings.warn(message, stacklevel=3)
 
-    # What the mixin asks for
-
-    def _network(self) -> nn.Module:
+    @property
+    def adapter(self) -> Adapter:
         check_is_fitted(self, "target_layers_")
-        return self._module()
+        if "_adapter" not in vars(self):  # read from a file, which holds no adapters
+            self._adapter = adapt(self.model, self._preparation())
+        return self._adapter
 
-    def _target_layers(self) -> list[TargetLayer]:
+    @property
+    def target_layers(self) -> list[TargetLayer]:
         return self.target_layers_
-
-    def _default_method(self) -> AnyMethod:
-        return self.method
-
-    def _layer_fusion(self) -> str | None:
-        return self.layer_fusion
-
-    def _name_of_image(self) -> str | None:
-        return self.image_input
-
-    def _frame_resize(self) -> str:
-        return self.resize or getattr(self.model, "resize", None) or "stretch"
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self._module().modules()]
-        self._module().eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-    def _forward(self, inputs: Any) -> Tensor:
-        if isinstance(self.model, nn.Module):
-            output = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        else:
-            output = self.model.infer(inputs)
-        output = output[0] if isinstance(output, tuple) else output
-        if isinstance(self.model, NeuralNetBinaryClassifier):
-            return self._two_columns(output.reshape(len(output), 1))
-        return output
-
-    def _two_columns(self, second: Tensor) -> Tensor:
-        """Return a binary net's output, which is the second class's alone, as both classes'."""
-        if self._gives_probability():
-            return torch.cat([1 - second, second], dim=1)
-        # Of one logit, two whose softmax is its sigmoid.
-        return second * second.new_tensor([-0.5, 0.5])
-
-    def _gives_probability(self) -> bool:
-        return isinstance(self.model.criterion_, nn.BCELoss)
-
-    def _input_size(self) -> tuple[int, int]:
-        return check_size(224 if self.image_size is None else self.image_size, "image_size")
-
-    def _image_dataset(self, X: Any) -> Any:
-        if isinstance(X, Mapping):
-            if self.image_input not in X:
-                raise ValueError(
-                    f"X is a dict of inputs {sorted(map(str, X))}; image_input must name the one "
-                    f"that is the image, and is {self.image_input!r}."
-                )
-            images = self._image_dataset(X[self.image_input])
-            others = {name: value for name, value in X.items() if name != self.image_input}
-            return SeveralInputs(images, others)
-        if isinstance(self.model, ImageNeuralNet):
-            return self.model._image_dataset(X)
-        if is_network_input(X):
-            return NetworkInputs(X)
-        return ImageDataset(X, image_size=self._input_size(), resize=self.resize or "stretch")
-
-    def _iter_dataset(self, dataset: Any, batch_size: int | None = None) -> Iterator[Any]:
-        if isinstance(dataset, SeveralInputs):
-            start = 0
-            for images in self._iter_dataset(dataset.images, batch_size):
-                stop = start + len(images)
-                others = dataset.others(start, stop, images)
-                yield {str(self.image_input): images, **others}
-                start = stop
-            return
-        if isinstance(self.model, ImageNeuralNet):
-            yield from self.model._iter_dataset(dataset)
-            return
-        device, dtype = _where(self._module())
-        loader = DataLoader(
-            dataset,
-            batch_size=batch_size or self.batch_size,
-            num_workers=self.num_workers,
-            # A loader draws a seed even if it has no use for it: not from the global generator.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for images, _ in loader:
-            images = images.to(device)
-            if not isinstance(dataset, NetworkInputs):
-                images = self._normalize(images)
-            yield images.to(dtype)
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return normalize(images, self.mean, self.std)
 
     # Prediction
 
@@ -437,40 +315,19 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
             In the order of ``classes_``. By the net's own nonlinearity for a skorch net; otherwise
             the softmax of the output, or the output itself where its rows are probabilities.
         """
-        self._network()
-        batches = []
-        for inputs in self.iter_inputs(X):
-            with torch.inference_mode(False), torch.no_grad(), self._evaluating():
-                output = self._forward(inputs)
-                if output.ndim != 2:
-                    raise ValueError(
-                        f"The network's output has shape {tuple(output.shape)}, not (n_images, "
-                        "n_classes): there are no classes to predict."
-                    )
-                batches.append(self.probabilities(output).cpu().numpy())
-        return np.concatenate(batches)
+        return np.concatenate(
+            [self.probabilities(output).cpu().numpy() for output in self._iter_outputs(X)]
+        )
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        """Turn the network's output into probabilities.
-
-        Parameters
-        ----------
-        output : Tensor of shape (n_images, n_classes)
-
-        Returns
-        -------
-        Tensor of shape (n_images, n_classes), in [0, 1]
-        """
-        output = at_least_float32(output)
-        if isinstance(self.model, NeuralNetBinaryClassifier):
-            second = output[:, 1] if self._gives_probability() else output[:, 1] - output[:, 0]
-            return self.model._get_predict_nonlinearity()(second)
-        if isinstance(self.model, NeuralNet):
-            return self.model._get_predict_nonlinearity()(output)
-        sums_to_one = (output.sum(dim=1) - 1).abs() < 1e-3
-        if bool((sums_to_one & (output >= 0).all(dim=1)).all()):
-            return output
-        return output.softmax(dim=1)
+    def _iter_outputs(self, X: Any) -> Iterator[Tensor]:
+        for batch in self.open(X).batches():
+            output = self.output_of(batch.inputs)
+            if output.ndim != 2:
+                raise ValueError(
+                    f"The network's output has shape {tuple(output.shape)}, not (n_images, "
+                    "n_classes): there are no classes to predict."
+                )
+            yield output
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each image.
@@ -483,10 +340,8 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         -------
         ndarray of shape (n_images,)
         """
-        probabilities = self.predict_proba(X)
-        if isinstance(self.model, NeuralNetBinaryClassifier):
-            return self.classes_[(probabilities[:, 1] > self.model.threshold).astype(int)]
-        return self.classes_[probabilities.argmax(axis=1)]
+        decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
+        return self.classes_[np.concatenate(decisions)]
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy on X.
@@ -506,24 +361,10 @@ class CAMExplainer(ClassifierMixin, ExplainerMixin, BaseEstimator):
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
     def __sklearn_clone__(self) -> CAMExplainer:
-        options = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        options = self.get_params(deep=False)
         return type(self)(
             **{
                 name: value if name == "model" else clone(value, safe=False)
                 for name, value in options.items()
             }
         )
-
-
-def _first_image(inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs[:1]
-    return {name: value[:1] for name, value in inputs.items()}
-
-
-def _where(network: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the precision that a network computes in."""
-    for parameter in network.parameters():
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
-    return torch.device("cpu"), torch.get_default_dtype()

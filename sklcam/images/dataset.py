@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sklcam._validation import check_size
 from sklcam.images._sources import _open_source
 from sklcam.images.frames import _check_resize, _resize_image
 from sklcam.images.normalization import _to_unit_floats
+from sklcam.images.opened import FramedDataset, FramedImage
 
 
-class ImageDataset(Dataset[Any]):
+class ImageDataset(FramedDataset):
     """Any X as a lazy torch data set of equally sized images.
 
     Parameters
@@ -84,11 +84,6 @@ class ImageDataset(Dataset[Any]):
     (60, 80)
     """
 
-    n_channels: int
-    image_size: tuple[int, int]
-    uniform_size: tuple[int, int] | None
-    device: torch.device
-
     def __init__(
         self,
         X: Any,
@@ -133,8 +128,43 @@ class ImageDataset(Dataset[Any]):
             If image i cannot be read, or is not an image.
         """
         i = range(len(self))[i]
-        image = _resize_image(self._source.read(i), self.image_size, self.resize)
-        return image, self._label(i)
+        return self.read(i).image, self._label(i)
+
+    def read(self, i: int) -> FramedImage:
+        """Read image i, at `image_size` and as it was.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        FramedImage
+            Of Tensors of shape (n_channels, height, width).
+        """
+        original = self._source.read(i)
+        return FramedImage(_resize_image(original, self.image_size, self.resize), original)
+
+    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
+        """Read several images, all returned in one dtype.
+
+        Parameters
+        ----------
+        indices : sequence of int
+
+        Returns
+        -------
+        list of FramedImage
+            Where `image_size` brings together uint8 and float32, all are float32 in [0, 1]; the
+            originals stay as they are.
+        """
+        read = []
+        for stack in self._source.read_stacks(indices):
+            resized = _resize_image(stack, self.image_size, self.resize)
+            read += [FramedImage(*pair) for pair in zip(resized, stack, strict=True)]
+        if len({framed.image.dtype for framed in read}) > 1:
+            read = [FramedImage(_to_unit_floats(image), original) for image, original in read]
+        return read
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Images and labels of one batch, with all images of one dtype.
@@ -149,11 +179,7 @@ class ImageDataset(Dataset[Any]):
             As single items are; where these mix uint8 and float32, all are float32 in [0, 1].
         """
         indices = [range(len(self))[i] for i in indices]
-        stacks = self._source.read_stacks(indices)
-        resized = (_resize_image(stack, self.image_size, self.resize) for stack in stacks)
-        images = [image for stack in resized for image in stack]
-        if len({image.dtype for image in images}) > 1:
-            images = [_to_unit_floats(image) for image in images]
+        images = [framed.image for framed in self.read_batch(indices)]
         return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]
 
     def _label(self, i: int) -> Any:

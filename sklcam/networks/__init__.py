@@ -1,8 +1,10 @@
-"""Networks: by name or one's own, their weights, their target layers, and the tape that records them."""
+"""Networks: names, weights, target layers, what they are called with, and the tape."""
 
 from __future__ import annotations
 
+from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import check_output, construct
+from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import (
@@ -18,9 +20,13 @@ from sklcam.networks.weights import load_weights
 from sklcam.networks.zoo import available_models, build_model
 
 __all__ = [
+    "Adapter",
+    "Inputs",
+    "Preparation",
     "Tape",
     "TargetLayer",
     "Trunk",
+    "adapt",
     "available_models",
     "blocks_of_trunk",
     "build_model",

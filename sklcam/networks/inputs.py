@@ -1,12 +1,13 @@
-"""What a network takes as it is, unlike images that are prepared for it.
+"""What a network is called with: images, and whatever goes with them.
 
-Float tensors go to a network of someone else's untouched; and where a network has inputs beside the
-image, each image brings its own part of them.
+Most networks take images alone. Some take more, by name: :class:`Inputs` holds both kinds, so that
+nobody else has to ask which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,44 +17,127 @@ from torch.utils.data import Dataset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
+from sklcam.images.opened import FramedDataset, FramedImage
+from sklcam.images.rows import take_rows
 
-Inputs = Tensor | Mapping[str, Tensor]
 Rows = Tensor | slice | None
 
 
-def images_of(inputs: Inputs, name: str | None) -> Tensor:
-    """Return the images among a network's inputs, by their name if there are several.
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A batch for a network: its images, and the other inputs of each.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or none of that name.
+    Parameters
+    ----------
+    images : Tensor of shape (n_images, channels, height, width)
+    others : mapping of str to Tensor, default={}
+        Further inputs by name, one row per image.
+    name : str or None, default=None
+        The images' own name, where the network takes its inputs by name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks import Inputs
+    >>> inputs = Inputs.of({"image": torch.zeros(2, 3, 8, 8), "age": torch.tensor([30, 40])}, "image")
+    >>> inputs.take(torch.tensor([1])).arguments["age"]
+    tensor([40])
     """
-    if isinstance(inputs, Mapping):
-        if name is None or name not in inputs:
+
+    images: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str | None = None
+
+    @classmethod
+    def of(cls, value: Tensor | Mapping[str, Tensor] | Inputs, name: str | None = None) -> Inputs:
+        """Wrap what a network is called with.
+
+        Parameters
+        ----------
+        value : Tensor, mapping of str to Tensor, or Inputs
+        name : str or None, default=None
+            Which entry of a mapping is the image.
+
+        Returns
+        -------
+        Inputs
+
+        Raises
+        ------
+        ValueError
+            If there are no images, or none of that name.
+        """
+        if isinstance(value, Inputs):
+            return value
+        others: dict[str, Tensor] = {}
+        images: object = value
+        if isinstance(value, Mapping):
+            if name is None or name not in value:
+                raise ValueError(
+                    f"The inputs are a dict of {sorted(map(str, value))}; image_input must name "
+                    f"the one that is the image, and is {name!r}."
+                )
+            others = {key: entry for key, entry in value.items() if key != name}
+            images = value[name]
+        if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
             raise ValueError(
-                f"The inputs are a dict of {sorted(map(str, inputs))}; image_input must name the "
-                f"one that is the image, and is {name!r}."
+                "A network's images must be a Tensor of shape (n_images, channels, height, width) "
+                f"without an empty axis; got {describe(images)}."
             )
-        inputs = inputs[name]
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or 0 in inputs.shape:
-        raise ValueError(
-            "A network's images must be a Tensor of shape (n_images, channels, height, width), of "
-            f"which none is 0; got {describe(inputs)}."
-        )
-    return inputs
+        return cls(images, others, name if isinstance(value, Mapping) else None)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def arguments(self) -> Tensor | dict[str, Tensor]:
+        """What the network is called with: a tensor, or a dict to be passed by name."""
+        return self.images if self.name is None else {**self.others, self.name: self.images}
+
+    def call(self, network: Callable[..., Any]) -> Any:
+        """Call a network with the inputs: by name if they have names."""
+        arguments = self.arguments
+        return network(**arguments) if isinstance(arguments, dict) else network(arguments)
+
+    def with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
+        """Return the same inputs with other images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (m, channels, height, width)
+        rows : Tensor of shape (m,), slice or None, default=None
+            Whose other inputs go with each image; None if the images are in the same order.
+
+        Returns
+        -------
+        Inputs
+        """
+        if not self.others or rows is None:
+            return Inputs(images, self.others, self.name)
+        others = {key: value[rows] for key, value in self.others.items()}
+        return Inputs(images, others, self.name)
+
+    def take(self, rows: Tensor | slice) -> Inputs:
+        """Return some of the rows."""
+        return self.with_images(self.images[rows], rows)
+
+    def recordable(self) -> Inputs:
+        """Return inputs that a graph can hold: copies of those made in inference mode."""
+
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.clone() if tensor.is_inference() else tensor
+
+        others = {key: copied(value) for key, value in self.others.items()}
+        return Inputs(copied(self.images), others, self.name)
 
 
-def with_images(inputs: Inputs, images: Tensor, rows: Rows, name: str | None) -> Inputs:
-    """Return inputs with other images in their place, and what goes with them by rows."""
-    if isinstance(inputs, Tensor):
-        return images
-    others = {key: value if rows is None else value[rows] for key, value in inputs.items()}
-    return {**others, str(name): images}
-
-
-class NetworkInputs(Dataset[Any]):
-    """Float tensors, or a data set of them, that are a network's input as they are."""
+class NetworkTensors(FramedDataset):
+    """Float tensors, or a data set of them, that go to a network untouched."""
 
     def __init__(self, X: Any):
         self._X = X
@@ -64,7 +148,7 @@ class NetworkInputs(Dataset[Any]):
                 f"A tensor of images must be of shape (n_images, channels, height, width); got "
                 f"{tuple(X.shape)}."
             )
-        first = self[0][0]
+        first = _image_of(X[0])
         if first.ndim != 3:
             raise ValueError(
                 f"The data set's images must be of shape (channels, height, width); the first one "
@@ -75,59 +159,55 @@ class NetworkInputs(Dataset[Any]):
         self.uniform_size = self.image_size
         if first.is_meta:
             raise ValueError("X is on the meta device, where tensors have no values.")
+        # A tensor is looked at as a whole, once. The items of a data set are, as they are read.
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
             raise ValueError("X has values that are NaN or infinite.")
 
     def __len__(self) -> int:
         return len(self._X)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+    def read(self, i: int) -> FramedImage:
+        """Return image i; its own size is the one that the network gets."""
         image = _image_of(self._X[i])
-        size = getattr(self, "image_size", None)
-        if size is not None and tuple(image.shape) != (self.n_channels, *size):
+        if tuple(image.shape) != (self.n_channels, *self.image_size):
             raise ValueError(
                 f"Item {i} of X has shape {tuple(image.shape)}, the first one "
-                f"{(self.n_channels, *size)}: a network's inputs must be of one shape."
+                f"{(self.n_channels, *self.image_size)}: a network's inputs must be of one shape."
             )
         if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
             raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
-        return image.detach(), torch.tensor(0)
-
-    def original_size(self, i: int) -> tuple[int, int]:
-        """Return height and width of image i, which is what the network gets."""
-        return self.image_size
-
-    def original_image(self, i: int) -> Tensor:
-        """Return image i, which is what the network gets."""
-        return self[i][0]
+        image = image.detach()
+        return FramedImage(image, image)
 
 
-class SeveralInputs:
-    """An image among other inputs, each with one entry per image."""
+class OtherInputs:
+    """The inputs beside the image, each with one entry per image.
 
-    def __init__(self, images: Any, others: Mapping[str, Any]):
-        self.images = images
-        self._others = dict(others)
-        for name, value in self._others.items():
-            if np.shape(value)[:1] != (len(images),):
+    Parameters
+    ----------
+    values : mapping of str to array-like
+    n_images : int
+
+    Raises
+    ------
+    ValueError
+        If an input does not have one entry per image.
+    """
+
+    def __init__(self, values: Mapping[str, Any], n_images: int):
+        self._values = dict(values)
+        for name, value in self._values.items():
+            if np.shape(value)[:1] != (n_images,):
                 raise ValueError(
-                    f"Input {name!r} must have one entry for each of the {len(images)} images; it "
+                    f"Input {name!r} must have one entry for each of the {n_images} images; it "
                     f"has shape {tuple(np.shape(value))}."
                 )
-        self.n_channels = images.n_channels
-        self.image_size = images.image_size
-        self.uniform_size = images.uniform_size
-        self.original_size = images.original_size
-        self.original_image = images.original_image
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def others(self, start: int, stop: int, images: Tensor) -> dict[str, Tensor]:
-        """Return the other inputs of some images, on their device; floats in their precision."""
+    def take(self, rows: np.ndarray | range, images: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of some images, on their device; floats in their precision."""
         tensors = {
-            name: torch.as_tensor(value[start:stop], device=images.device)
-            for name, value in self._others.items()
+            name: torch.as_tensor(take_rows(value, rows), device=images.device)
+            for name, value in self._values.items()
         }
         return {
             name: tensor.to(images.dtype) if tensor.is_floating_point() else tensor

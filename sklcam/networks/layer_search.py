@@ -207,3 +207,17 @@ def _finished_layers(model: nn.Module, sample: Tensor) -> list[tuple[str, torch.
 
 def _is_spatial(shape: torch.Size | None) -> bool:
     return shape is not None and len(shape) == 4 and shape[2] * shape[3] > 1
+
+
+def single_position(
+    layer: TargetLayer, activations: Tensor, image_size: tuple[int, int]
+) -> str | None:
+    """Return what is wrong with a layer's activations if they are those of a single position."""
+    rows, columns = layer.to_grid(activations).shape[-2:]
+    if rows * columns > 1:
+        return None
+    return (
+        f"The target layer {layer.name!r} has a single position for images of {image_size[0]} x "
+        f"{image_size[1]} pixels, so that every map is constant; use a larger image_size or an "
+        "earlier target_layer."
+    )

@@ -89,8 +89,8 @@ def noise_images(n: int, size: int = SIZE) -> torch.Tensor:
 
 def raw_maps(method, model, images, target=None, layer="auto") -> torch.Tensor:
     layers = [find_target_layer(model, layer, sample=images[:1])]
-    subject = get_method(method).subject(model, layers, images, target=target)
-    (maps,) = get_method(method).explain(subject)
+    recorded = get_method(method).record(model, layers, images, target=target)
+    (maps,) = get_method(method).explain(recorded)
     return maps[:, 0]
 
 

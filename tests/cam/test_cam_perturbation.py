@@ -67,21 +67,21 @@ def build(name: str) -> nn.Module:
     return model.eval()
 
 
-def subject_of(method, model, images, target=None, layer="auto"):
+def recorded_by(method, model, images, target=None, layer="auto"):
     if not isinstance(layer, TargetLayer):
         layer = find_target_layer(model, layer, sample=images[:1])
-    return method.subject(model, [layer], images, target=target)
+    return method.record(model, [layer], images, target=target)
 
 
 def raw_maps(method, *args, **kwargs) -> torch.Tensor:
     method = get_method(method)
-    (maps,) = method.explain(subject_of(method, *args, **kwargs))
+    (maps,) = method.explain(recorded_by(method, *args, **kwargs))
     return maps[:, 0]
 
 
 def weights_of(method, *args, **kwargs) -> torch.Tensor:
     method = get_method(method)
-    (weights,) = method.channel_weights(subject_of(method, *args, **kwargs))
+    (weights,) = method.channel_weights(recorded_by(method, *args, **kwargs))
     return weights[:, 0]
 
 
@@ -497,9 +497,9 @@ def test_the_batch_size_makes_no_difference(with_constants, name):
 def test_no_more_rows_than_the_batch_size(small, name):
     rows = []
     method = clone(METHODS[name])
-    subject = subject_of(method.set_params(batch_size=3), small, noise_images(4), layer="4")
+    recorded = recorded_by(method.set_params(batch_size=3), small, noise_images(4), layer="4")
     hook = small.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    method.channel_weights(subject)
+    method.channel_weights(recorded)
     hook.remove()
     assert max(rows) <= 3 + (name == "ablationcam")  # and its intact row
 

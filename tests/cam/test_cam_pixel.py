@@ -64,8 +64,8 @@ def network(request):
 def raw_maps(method, model, images, target=None, layer=None) -> torch.Tensor:
     method = get_method(method)
     layers = [find_target_layer(model, layer, sample=images[:1])] if layer else []
-    subject = method.subject(model, layers, images, target=target)
-    (maps,) = method.explain(subject)
+    recorded = method.record(model, layers, images, target=target)
+    (maps,) = method.explain(recorded)
     return maps[:, 0]
 
 
@@ -500,8 +500,8 @@ def test_probabilities_sum_to_one_in_resnet(layer):
 def test_excitation_backprop_leaves_the_scores_as_they_are(residual):
     images = noise_images(2, size=12)
     layers = [find_target_layer(residual, "pool", sample=images)]
-    subject = get_method("excitationbackprop").subject(residual, layers, images)
-    torch.testing.assert_close(subject.output.detach(), residual(images).detach())
+    recorded = get_method("excitationbackprop").record(residual, layers, images)
+    torch.testing.assert_close(recorded.output.detach(), residual(images).detach())
 
 
 @pytest.mark.parametrize(

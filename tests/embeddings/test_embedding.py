@@ -121,8 +121,8 @@ def test_every_method_is_that_of_the_network_with_its_proxies_behind_it(method, 
         warnings.simplefilter("ignore")
         ours = clone(fitted).set_params(method=method).fit(IMAGES, LABELS)
         theirs = CAMExplainer(nn.Sequential(*model, last).eval(), classes=CLASSES, **options).fit()
-        if "random_state" in ours._method(None).get_params():
-            seeded = ours._method(None).set_params(random_state=0)
+        if "random_state" in ours.as_method(None).get_params():
+            seeded = ours.as_method(None).set_params(random_state=0)
             ours.set_params(method=seeded)
             theirs.set_params(method=seeded)
         assert_allclose(ours.explain(IMAGES, LABELS), theirs.explain(IMAGES, LABELS), atol=2e-5)

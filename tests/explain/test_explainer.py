@@ -1173,7 +1173,7 @@ def test_large_batches_run_in_channels_last_and_come_out_the_same(method, monkey
     formats.clear()
     expected = explainer.explain(images)
     assert not formats[0]
-    monkeypatch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 2 * 64 * 64)
+    monkeypatch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 2 * 64 * 64)
     formats.clear()
     assert_allclose(explainer.explain(images), expected, atol=2e-5)
     assert formats[0]
@@ -1194,13 +1194,13 @@ def test_a_network_that_views_its_tensors_gets_them_as_they_came(monkeypatch):
         expected = reference.explain(images, method=method)
         assert_allclose(explainer.explain(images, method=method), expected, atol=1e-5)
         with monkeypatch.context() as patch:
-            patch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 1)
+            patch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 1)
             assert_allclose(explainer.explain(images, method=method), expected, atol=1e-5)
     assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_running_out_of_memory_is_not_tried_again(monkeypatch):
-    monkeypatch.setattr("sklcam.cam.base._PIXELS_TO_REARRANGE", 1)
+    monkeypatch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
     calls = []

@@ -148,7 +148,7 @@ def test_several_layers_are_folded_for_once():
     layers = [TargetLayer("0"), TargetLayer("3")]
     method, rows = ScoreCAM(batch_size=64), []
     network.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
-    method.explain(method.subject(network, layers, torch.randn(2, 3, 8, 8).double()))
+    method.explain(method.record(network, layers, torch.randn(2, 3, 8, 8).double()))
     assert rows.count(1) == 2  # one image, to learn the pairs and to check them
 
 

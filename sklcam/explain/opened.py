@@ -1,0 +1,121 @@
+"""X, opened once: batches of a network's inputs, each with the frames of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sklcam.images.opened import FramedItems
+from sklcam.networks.adapters import Adapter
+from sklcam.networks.inputs import Inputs, OtherInputs
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images, as the network gets them.
+
+    Attributes
+    ----------
+    inputs : Inputs
+        On the network's device.
+    start, stop : int
+        Which rows they are, of those that were opened.
+    sizes : list of tuple (height, width)
+        The images' own sizes.
+    originals : list of Tensor of shape (channels, height, width), or None
+        The images at their own sizes, on the CPU, if they were asked for.
+    """
+
+    inputs: Inputs
+    start: int
+    stop: int
+    sizes: list[tuple[int, int]]
+    originals: list[Tensor] | None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class OpenedImages:
+    """X in a form that can be read batch by batch; it has been checked.
+
+    Made by :meth:`Explainer.open`.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    X : images
+        In any form that the adapter's model takes; a mapping for a network of several inputs.
+    image_input : str or None
+        Which entry of a mapping is the image.
+    originals : bool
+        Whether batches bring the images at their own sizes.
+
+    Attributes
+    ----------
+    image_size : tuple of (int, int)
+        Height and width that the network gets.
+    n_channels : int
+    uniform_size : tuple of (int, int) or None
+        Height and width of all images, if they are known to be of one size.
+    """
+
+    def __init__(
+        self, adapter: Adapter, X: Any, image_input: str | None = None, *, originals: bool = False
+    ):
+        self._adapter = adapter
+        self._others: OtherInputs | None = None
+        self._name: str | None = None
+        images = X
+        if isinstance(X, Mapping):
+            if image_input not in X:
+                raise ValueError(
+                    f"X is a dict of inputs {sorted(map(str, X))}; image_input must name the one "
+                    f"that is the image, and is {image_input!r}."
+                )
+            images, self._name = X[image_input], image_input
+        self._dataset = adapter.dataset(images)
+        if isinstance(X, Mapping):
+            others = {name: value for name, value in X.items() if name != image_input}
+            self._others = OtherInputs(others, len(self._dataset))
+        self._rows: range | np.ndarray = range(len(self._dataset))
+        self._originals = originals
+        self.image_size = self._dataset.image_size
+        self.n_channels = self._dataset.n_channels
+        self.uniform_size = self._dataset.uniform_size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def subset(self, rows: np.ndarray | range) -> OpenedImages:
+        """Return some of the images, without a further check.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,) of int, or range
+
+        Returns
+        -------
+        OpenedImages
+        """
+        part = object.__new__(type(self))
+        vars(part).update(vars(self), _rows=np.asarray(self._rows)[np.asarray(rows)])
+        return part
+
+    def batches(self) -> Iterator[Batch]:
+        """Read the images, each once, in their order."""
+        items = FramedItems(self._dataset, self._rows, originals=self._originals)
+        start = 0
+        for images, (sizes, originals) in self._adapter.loader(items):
+            images = self._adapter.prepare(images, self._dataset)
+            stop = start + len(images)
+            others: dict[str, Tensor] = {}
+            if self._others is not None:
+                others = self._others.take(self._rows[start:stop], images)
+            inputs = Inputs(images, others, self._name)
+            yield Batch(inputs, start, stop, sizes, originals if self._originals else None)
+            start = stop

@@ -1,0 +1,100 @@
+"""Images as explainers read them: each together with the picture that it was made from.
+
+A map is shown on the picture, and measured in its frame. So picture and network input are read
+together: an image is opened once, whatever is asked of it afterwards.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class FramedImage(NamedTuple):
+    """An image at the network's input size, and the one that it was made from."""
+
+    image: Tensor
+    original: Tensor
+
+
+class FramedDataset(Dataset[Any]):
+    """Equally sized images, each of which knows its original.
+
+    As a torch data set, it yields pairs of an image and a label.
+
+    Attributes
+    ----------
+    n_channels : int
+    image_size : tuple of (int, int)
+        Height and width that all images are returned at.
+    uniform_size : tuple of (int, int) or None
+        Height and width of all originals, if they are known to be of one size.
+    device : torch.device
+        Where the images are.
+    """
+
+    n_channels: int
+    image_size: tuple[int, int]
+    uniform_size: tuple[int, int] | None = None
+    device = torch.device("cpu")
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, i: int) -> FramedImage:
+        """Read image i."""
+
+    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
+        """Read several images, all returned in one dtype."""
+        return [self.read(i) for i in indices]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
+        return self.read(i).image, torch.tensor(0)
+
+
+class FramedItems(Dataset[Any]):
+    """The rows of a data set that one run over it reads, with the sizes of the originals.
+
+    Parameters
+    ----------
+    dataset : FramedDataset
+    rows : sequence of int or None, default=None
+        Which images, in this order; None is all.
+    originals : bool, default=False
+        Whether the originals come along. They are kept out of the way otherwise: a worker process
+        would have to hand them over.
+    """
+
+    def __init__(
+        self, dataset: FramedDataset, rows: Sequence[int] | None = None, *, originals: bool = False
+    ):
+        self.dataset = dataset
+        self.rows = range(len(dataset)) if rows is None else rows
+        self.device = dataset.device
+        self._originals = originals
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, Tensor | None]]:
+        return [
+            (image, tuple(original.shape[-2:]), original if self._originals else None)
+            for image, original in self.dataset.read_batch([self.rows[i] for i in indices])
+        ]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor | None]:
+        return self.__getitems__([i])[0]
+
+
+def collate_framed(
+    items: Sequence[tuple[Tensor, tuple[int, int], Tensor | None]],
+) -> tuple[Tensor, tuple[list[tuple[int, int]], list[Tensor | None]]]:
+    """Make a batch of items: images, and in the place of labels their sizes and originals."""
+    images, sizes, originals = zip(*items, strict=True)
+    return torch.stack(images), (list(sizes), list(originals))

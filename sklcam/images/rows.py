@@ -1,0 +1,45 @@
+"""Rows of X: some of the images, in the form that all of them came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+
+def take_rows(X: Any, indices: np.ndarray | range) -> Any:
+    """Return some rows of X, or of anything else that has one entry per image.
+
+    Parameters
+    ----------
+    X : array, tensor, sequence, data set, or mapping of these
+    indices : ndarray of shape (m,) of int, or range
+
+    Returns
+    -------
+    array, tensor, list, Subset or dict
+        Nothing is read of what is lazy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.rows import take_rows
+    >>> take_rows({"image": ["a.png", "b.png"], "age": np.array([30, 40])}, range(1, 2))
+    {'image': ['b.png'], 'age': array([40])}
+    """
+    if isinstance(X, Mapping):
+        return {name: take_rows(value, indices) for name, value in X.items()}
+    if hasattr(X, "iloc"):  # a pandas Series is indexed by its labels, not by position
+        X = np.asarray(X)
+    if isinstance(X, np.ndarray | Tensor):
+        if isinstance(indices, range) and indices.step == 1:
+            return X[indices.start : indices.stop]  # a view: no copy of a memory map
+        positions = np.asarray(indices)
+        return X[torch.from_numpy(positions) if isinstance(X, Tensor) else positions]
+    if isinstance(X, Dataset):
+        return Subset(X, list(map(int, indices)))
+    return [X[int(i)] for i in indices]

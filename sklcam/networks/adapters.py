@@ -1,0 +1,313 @@
+"""Adapters: one object that knows what kind of network it has.
+
+How a network is called, what its output means and how images are prepared for it depend on where it
+comes from. :func:`adapt` decides that once; everybody else asks the adapter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError
+from skorch import NeuralNet, NeuralNetBinaryClassifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sklcam._validation import check_size
+from sklcam.images.dataset import ImageDataset
+from sklcam.images.normalization import normalize
+from sklcam.images.opened import FramedDataset, FramedItems, collate_framed
+from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
+
+Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
+
+# How far from 1 a row of probabilities may sum.
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images become a network's input, and how they are read.
+
+    None, or "auto", is the network's own way where it has one.
+    """
+
+    image_size: int | tuple[int, int] | None = None
+    resize: Literal["stretch", "center_crop"] | None = None
+    mean: Any = "auto"
+    std: Any = "auto"
+    batch_size: int = 32
+    num_workers: int = 0
+
+    def changed(self) -> list[str]:
+        """Return the names of what was set about the images themselves."""
+        return [
+            field.name
+            for field in fields(self)
+            if field.name not in ("batch_size", "num_workers")
+            and not isinstance(getattr(self, field.name), type(field.default))
+        ]
+
+
+class Adapter(ABC):
+    """A network, how it is called, and what its output means.
+
+    Attributes
+    ----------
+    task : {"multiclass", "binary", "multilabel", "regression", "embedding"}
+    resize : {"stretch", "center_crop"}
+        How images are brought to the network's input size.
+    input_size : tuple of (int, int)
+        Height and width of what images are resized to.
+    labels : ndarray of shape (n_classes,) or None
+        The labels of the outputs, where the model knows them.
+    target_layer : TargetLayer or None
+        The layer that the model itself says is to be explained.
+    """
+
+    task: ClassVar[Task] = "multiclass"
+    labels: np.ndarray | None = None
+    target_layer: TargetLayer | None = None
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network whose layers are recorded; NotFittedError if there is none yet."""
+
+    @property
+    @abstractmethod
+    def resize(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int]: ...
+
+    # Images
+
+    @abstractmethod
+    def dataset(self, X: Any) -> FramedDataset:
+        """Check X and return it as a data set at the network's input size."""
+
+    @abstractmethod
+    def loader(self, items: FramedItems) -> Iterable[Any]:
+        """Return what reads the items batch by batch, as :func:`collate_framed` puts them."""
+
+    @abstractmethod
+    def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
+        """Bring a batch of a data set to the device, as the network takes it."""
+
+    def blank(self) -> Tensor:
+        """Return a blank image of the kind that the network takes, for a dry run."""
+        stem = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
+        device, dtype = _where(self.network)
+        n_channels = 3 if stem is None else stem.in_channels
+        return torch.zeros(1, n_channels, *self.input_size, device=device, dtype=dtype)
+
+    # The network
+
+    @abstractmethod
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Run the network, in whatever mode it is in; its first output if it has several."""
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Set the network to evaluation mode, and put back the mode of each module afterwards."""
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training  # not train(), which a network may have overridden
+
+    def learn(self, output: Tensor) -> None:  # noqa: B027  some models say it themselves
+        """Decide what the output means by that of a sample; called once, in an explainer's fit."""
+
+    @abstractmethod
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Turn an output (n_images, n_classes) into probabilities of the same shape."""
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Return the index of the predicted class of each row."""
+        return probabilities.argmax(dim=1)
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """An estimator that brings an adapter of its own."""
+
+    def as_adapter(self) -> Adapter: ...
+
+
+def adapt(model: nn.Module | NeuralNet | Adaptable, preparation: Preparation) -> Adapter:
+    """Return the adapter for a model. Nobody else looks at what kind of model it is.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, or estimator of this library
+    preparation : Preparation
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    ValueError
+        If the preparation is not for this model to take.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklcam.networks.adapters import Preparation, adapt
+    >>> type(adapt(nn.Identity(), Preparation())).__name__
+    'ModuleAdapter'
+    """
+    if isinstance(model, Adaptable):
+        if preparation.changed():
+            raise ValueError(
+                f"{', '.join(preparation.changed())}: a {type(model).__name__} prepares images as "
+                "it was trained; leave this at its default."
+            )
+        return model.as_adapter()
+    if isinstance(model, NeuralNetBinaryClassifier):
+        return BinarySkorchAdapter(model, preparation)
+    if isinstance(model, NeuralNet):
+        return SkorchAdapter(model, preparation)
+    return ModuleAdapter(model, preparation)
+
+
+class ModuleAdapter(Adapter):
+    """A bare network. Float tensors are its input; other images are prepared for it."""
+
+    def __init__(self, model: nn.Module, preparation: Preparation):
+        self.model = model
+        self.preparation = preparation
+        self.gives_probabilities = False
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    @property
+    def resize(self) -> str:
+        return self.preparation.resize or "stretch"
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        size = self.preparation.image_size
+        return check_size(224 if size is None else size, "image_size")
+
+    def dataset(self, X: Any) -> FramedDataset:
+        if is_network_input(X):
+            return NetworkTensors(X)
+        return ImageDataset(X, image_size=self.input_size, resize=self.resize)
+
+    def loader(self, items: FramedItems) -> Iterable[Any]:
+        return DataLoader(
+            items,
+            batch_size=self.preparation.batch_size,
+            num_workers=self.preparation.num_workers,
+            collate_fn=collate_framed,
+            # A loader draws a seed even if it has no use for it: not from the global generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
+        device, dtype = _where(self.network)
+        images = images.to(device)
+        if not isinstance(dataset, NetworkTensors):
+            images = normalize(images, self.preparation.mean, self.preparation.std)
+        return images.to(dtype)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return _first(inputs.call(self.model))
+
+    def learn(self, output: Tensor) -> None:
+        if output.ndim == 2:
+            output = at_least_float32(output)
+            sums_to_one = (output.sum(dim=1) - 1).abs() < _SUM_TOLERANCE
+            # Of a single class the softmax is 1, whatever the network says.
+            self.gives_probabilities = output.shape[1] > 1 and bool(
+                (sums_to_one & (output >= 0).all(dim=1)).all()
+            )
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        output = at_least_float32(output)
+        return output if self.gives_probabilities else output.softmax(dim=1)
+
+
+class SkorchAdapter(ModuleAdapter):
+    """A fitted skorch net: called by its ``infer``, read by its own nonlinearity."""
+
+    model: NeuralNet
+
+    @property
+    def network(self) -> nn.Module:
+        if not getattr(self.model, "initialized_", False) or not hasattr(self.model, "module_"):
+            raise NotFittedError(
+                f"CAMExplainer explains trained models; fit the {type(self.model).__name__} first."
+            )
+        return self.model.module_
+
+    @property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        try:
+            return np.asarray(self.model.classes_)
+        except AttributeError:  # a regressor has none, and so does a net without labels
+            return None
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return _first(self.model.infer(inputs.arguments))
+
+    def learn(self, output: Tensor) -> None:
+        """Do nothing: the net's criterion says what its output is."""
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return self.model._get_predict_nonlinearity()(at_least_float32(output))
+
+
+class BinarySkorchAdapter(SkorchAdapter):
+    """A skorch net of one output, the second class's. It is shown as two, so that both have one."""
+
+    task: ClassVar[Task] = "binary"
+
+    @property
+    def _is_probability(self) -> bool:
+        return isinstance(self.model.criterion_, nn.BCELoss)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        output = super().forward(inputs)
+        second = output.reshape(len(output), 1)
+        if self._is_probability:
+            return torch.cat([1 - second, second], dim=1)
+        # Two logits whose softmax is the sigmoid of the one.
+        return second * second.new_tensor([-0.5, 0.5])
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        output = at_least_float32(output)
+        second = output[:, 1] if self._is_probability else output[:, 1] - output[:, 0]
+        return self.model._get_predict_nonlinearity()(second)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        return (probabilities[:, 1] > self.model.threshold).long()
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _where(network: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision that a network computes in."""
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.get_default_dtype()

@@ -1,0 +1,80 @@
+"""The adapter of the nets that are trained here: they prepare images as they did in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sklcam.images.dataset import ImageDataset
+from sklcam.images.opened import FramedDataset, FramedItems, collate_framed
+from sklcam.networks.adapters import Adapter
+from sklcam.networks.inputs import Inputs
+from sklcam.networks.layers import TargetLayer
+
+if TYPE_CHECKING:
+    from sklcam.training.net import ImageNeuralNet
+
+
+class NetAdapter(Adapter):
+    """A fitted net: its images, its loader, its nonlinearity.
+
+    Parameters
+    ----------
+    net : ImageNeuralNet
+    """
+
+    def __init__(self, net: ImageNeuralNet):
+        self.net = net
+
+    @property
+    def network(self) -> nn.Module:
+        self.net.check_is_fitted()
+        return self.net.module_
+
+    @property
+    def resize(self) -> str:
+        return self.net.resize
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.net.input_size
+
+    @property
+    def labels(self) -> np.ndarray:  # type: ignore[override]
+        return self.net.classes_
+
+    @property
+    def target_layer(self) -> TargetLayer:  # type: ignore[override]
+        return self.net.target_layer_
+
+    def dataset(self, X: Any) -> FramedDataset:
+        return ImageDataset(X, **self.net.image_options())
+
+    def loader(self, items: FramedItems) -> Iterable[Any]:
+        loader = self.net.get_iterator(items, training=False)
+        if not isinstance(loader, DataLoader):
+            raise ValueError(
+                f"iterator_valid is a {type(loader).__name__}; images are explained, and measured, "
+                "through a torch DataLoader."
+            )
+        loader.collate_fn = collate_framed
+        return loader
+
+    def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
+        return self.net.prepare_images(images)
+
+    def blank(self) -> Tensor:
+        parameter = next(self.network.parameters())
+        size, n_channels = self.input_size, self.net.n_channels_
+        return torch.zeros(1, n_channels, *size, device=parameter.device, dtype=parameter.dtype)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.net.infer(inputs.images)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return self.net._get_predict_nonlinearity()(output)  # skorch's, which has no public name
