@@ -58,7 +58,7 @@ from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, target_scores
 from sklcam.images import ImageDataset, normalize
 from sklcam.networks import TargetLayer, record
-from sklcam.training import ConsistentCAMLoss, ViewSampler, Warp
+from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, Warp
 
 BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,11 +73,11 @@ LOSS_SCALE = 2.0**8
 
 @dataclass(frozen=True)
 class Batch:
-    """What every contender gets: uint8 images, class indices, and one view per image."""
+    """What every contender gets: uint8 images, class indices, and a view of each image."""
 
     pixels: Tensor
     labels: Tensor
-    views: Warp
+    warp: Warp
 
     def images(self) -> Tensor:
         return normalize(self.pixels, "auto", "auto")
@@ -87,11 +87,11 @@ class Batch:
 class RecordedViews(ViewSampler):
     """A "distribution" of one outcome, so that the classifier gets the others' views."""
 
-    views: Warp | None = None
+    warp: Warp | None = None
 
     def __call__(self, n_images: int, **kwargs: object) -> Warp:
-        assert self.views is not None
-        return self.views
+        assert self.warp is not None
+        return self.warp
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def plain_loss(network: nn.Module, batch: Batch, setting: Setting) -> Tensor:
 def two_views_loss(network: nn.Module, batch: Batch, setting: Setting) -> Tensor:
     images = batch.images()
     cross_entropy = F.cross_entropy(setting.run(network, images), batch.labels)
-    return cross_entropy + 0 * setting.run(network, batch.views(images)).sum()
+    return cross_entropy + 0 * setting.run(network, batch.warp(images)).sum()
 
 
 def input_gradient_loss(
@@ -147,14 +147,15 @@ def input_gradient_loss(
         return logits, GradCAM(relu=False).combine(*grids)
 
     images = batch.images()
-    view_images = batch.views(images)
+    view_images = batch.warp(images)
     # Attention has a second derivative in its plain kernel only.
     with record(network, layer.of(network), trunk=True) as tape, sdpa_kernel(SDPBackend.MATH):
         logits, maps = explain(images)
         _, maps_of_view = explain(view_images)
     cross_entropy = F.cross_entropy(logits, batch.labels)
     size = (images.shape[-2], images.shape[-1])
-    return ConsistentCAMLoss()(cross_entropy, maps, maps_of_view, batch.views, size=size).total
+    explained = Explanations(maps, maps_of_view, batch.warp, size=size)
+    return ConsistentCAMLoss()(cross_entropy, explained).total
 
 
 def own_loop(
@@ -188,7 +189,7 @@ def classifier(
         module,
         image_size=(height, width),
         augment=None,
-        views=RecordedViews(views=batch.views),
+        views=RecordedViews(warp=batch.warp),
         memory=memory,
         precision=setting.precision,
         channels_last=setting.channels_last,
@@ -364,7 +365,7 @@ def saved_at_most(step: Callable[[], object]) -> int:
 
 def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     generator = torch.Generator().manual_seed(SEED)
-    views = ViewSampler()(n_images, size=(size, size), generator=generator)
+    warp = ViewSampler()(n_images, size=(size, size), generator=generator)
     pixels = torch.randint(256, (n_images, 3, size, size), generator=generator).to(torch.uint8)
     labels = torch.arange(n_images) % 10
     if folder is not None:
@@ -377,7 +378,7 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
         images = ImageDataset(drawn, image_size=size)
         pixels = torch.stack([images[i][0] for i in range(n_images)])
         labels = torch.tensor([names.index(path.parent.name) for path in drawn])
-    return Batch(pixels.to(device), labels.to(device), views.to(device))
+    return Batch(pixels.to(device), labels.to(device), warp.to(device))
 
 
 def measure(

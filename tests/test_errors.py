@@ -63,8 +63,11 @@ from sklcam.training import (
     AcceleratedCAMClassifier,
     Balanced,
     CollapseWarning,
+    Consistency,
     ConsistentCAMLoss,
+    Explanations,
     GradientSizes,
+    Sparsity,
     ViewSampler,
     WarmUp,
     Warp,
@@ -147,14 +150,10 @@ def trunk_of(network, layer):
         return trunk
 
 
-def loss(*maps, views=VIEWS, cross_entropy=SCALAR, size=None, activations=None, **weights):
-    return ConsistentCAMLoss(**weights)(
-        cross_entropy,
-        *maps,
-        *([] if len(maps) < 2 else [views]),
-        size=size,
-        activations=activations,
-    )
+def loss(*maps, cross_entropy=SCALAR, size=None, activations=None, **options):
+    warp = VIEWS if len(maps) == 2 else None
+    explained = Explanations(*maps, warp=warp, size=size) if maps else None
+    return ConsistentCAMLoss(**options)(cross_entropy, explained, activations=activations)
 
 
 def recorded_pass(network=NET, layers=(), inputs=INPUTS, **options):
@@ -695,19 +694,43 @@ REFUSALS: dict[str, list[Row]] = {
         ("beta NaN", lambda: ConsistentCAMLoss(beta=NAN), "beta must be .* got nan"),
         ("p a half", lambda: ConsistentCAMLoss(p=0.5), "p must be 0 or at least 1; got 0.5"),
         ("sizes", lambda: ConsistentCAMLoss(sizes=3), "sizes must be GradientSizes or None; got"),
-        ("no maps", lambda: loss(), "alpha > 0 needs maps, maps_of_view and views"),
-        ("no maps for beta", lambda: loss(alpha=0), "beta > 0 needs maps"),
+        ("terms", lambda: ConsistentCAMLoss(terms=3), "terms must be a list of terms; got an int"),
+        ("a term", lambda: ConsistentCAMLoss(terms=[3]), "terms must be of .*Term; got an int, 3"),
+        ("twice", lambda: ConsistentCAMLoss(terms=[Sparsity()]), "has a column 'norm' already"),
+        ("no maps", lambda: loss(), "alpha > 0 needs the explained images; got None"),
+        ("no view", lambda: loss(MAPS), "alpha > 0 needs maps_of_view and warp"),
+        ("no maps for beta", lambda: loss(alpha=0), "beta > 0 needs the explained images"),
+        ("maps", lambda: ConsistentCAMLoss()(SCALAR, MAPS), "needs the explained images; got a T"),
         ("no loss", lambda: loss(MAPS, MAPS, cross_entropy=None), "cross_entropy must .* got None"),
         ("per image", lambda: loss(MAPS, MAPS, cross_entropy=VALUES), r"cross_entropy .* \(2,\)"),
-        ("arrays", lambda: loss(MAPS.numpy(), MAPS), "maps must be .* got an ndarray"),
-        ("one to two", lambda: loss(MAPS, MAPS[:1]), "maps and maps_of_view must be of one shape"),
-        ("no views", lambda: loss(MAPS, MAPS, views="x"), "views must be Warp, .* got a str, 'x'"),
-        ("views", lambda: loss(MAPS, MAPS, views=Warp.identity(3)), "views must .* got 3 views"),
-        ("no size", lambda: loss(MAPS, MAPS, size=(0, 3)), r"size must be .* got \(0, 3\)"),
         ("small", lambda: loss(MAPS, MAPS, size=(4, 4)), "window of 11 x 11 pixels; got maps of 4"),
         ("unmeasured", lambda: loss(MAPS, MAPS, alpha="auto"), "none were measured yet"),
         ("a list", lambda: loss(MAPS, MAPS, activations=[1]), "activations must be .* got a list"),
     ],
+    "Explanations": [
+        ("arrays", lambda: Explanations(MAPS.numpy()), "maps must be .* got an ndarray"),
+        (
+            "one to two",
+            lambda: Explanations(MAPS, MAPS[:1], VIEWS),
+            "maps and maps_of_view must be of one shape",
+        ),
+        ("no warp", lambda: Explanations(MAPS, MAPS), "warp must be a Warp of each .* got None"),
+        ("a word", lambda: Explanations(MAPS, MAPS, "x"), "warp must be .* got a str, 'x'"),
+        ("warps", lambda: Explanations(MAPS, MAPS, Warp.identity(3)), "warp must .* got one of 3"),
+        ("no maps of it", lambda: Explanations(MAPS, warp=VIEWS), "maps_of_view must .* got None"),
+        ("masks", lambda: Explanations(MAPS, masks=MAPS > 0), "masks must be a floating-point Ten"),
+        ("a mask", lambda: Explanations(MAPS, masks=MAPS[:1]), "There are 2 maps and 1 masks"),
+        ("annotated", lambda: Explanations(MAPS, annotated=3), "annotated must be a Tensor"),
+        ("no size", lambda: Explanations(MAPS, size=(0, 3)), r"size must be .* got \(0, 3\)"),
+    ],
+    "Consistency": [
+        (
+            "small",
+            lambda: Consistency().values(Explanations(MAPS[:, 2:], MAPS[:, 2:], VIEWS)),
+            "got maps of 10 x 12",
+        ),
+    ],
+    "Sparsity": [("p a half", lambda: Sparsity(p=0.5), "p must be 0 or at least 1; got 0.5")],
     "WarmUp": [
         ("no weight", lambda: WarmUp(None), "weight must be a finite number >= 0; got None"),
         ("negative", lambda: WarmUp(-1), "weight must be a finite number >= 0; got -1"),
@@ -1678,7 +1701,8 @@ TAKES_NOTHING_WRONG = {
     "CausalCurves": "a tuple that is returned",
     "DeletionCurve": "a tuple that is returned",
     "InsertionCurve": "a tuple that is returned",
-    "LossTerms": "a tuple that is returned",
+    "LossValues": "a tuple that is returned",
+    "Term": "a base class",
     "PrecisionRecall": "a tuple that is returned",
     "Summary": "a table that is returned",
     "Trunk": "made by record_trunk",

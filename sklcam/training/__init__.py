@@ -1,22 +1,34 @@
-"""Training with explanations: the classifier, its objective, its views and its callbacks."""
+"""Training with explanations: the classifier, its loss and terms, its views and its callbacks."""
 
 from __future__ import annotations
 
 from sklcam.images.views import ViewSampler, Warp
+from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
-from sklcam.training.collapse import CollapseWarning, signs_of_collapse
 from sklcam.training.distributed import AcceleratedCAMClassifier
-from sklcam.training.objective import ConsistentCAMLoss, LossTerms, consistency_loss, sparsity_loss
+from sklcam.training.objective import ConsistentCAMLoss, LossValues
+from sklcam.training.terms import (
+    Consistency,
+    Explanations,
+    Sparsity,
+    Term,
+    consistency_loss,
+    sparsity_loss,
+)
 from sklcam.training.weights import Balanced, GradientSizes, WarmUp
 
 __all__ = [
     "AcceleratedCAMClassifier",
     "Balanced",
     "CollapseWarning",
+    "Consistency",
     "ConsistentCAMClassifier",
     "ConsistentCAMLoss",
+    "Explanations",
     "GradientSizes",
-    "LossTerms",
+    "LossValues",
+    "Sparsity",
+    "Term",
     "ViewSampler",
     "WarmUp",
     "Warp",

@@ -1,18 +1,18 @@
 """The classifier that trains with consistent explanations, as a skorch net.
 
 Each override is the narrowest of skorch's hooks that does the job: :meth:`train_step` and
-:meth:`validation_step` open the tape, :meth:`get_loss` adds the terms on the explanations. What all
-nets on images share is in :mod:`sklcam.training.net`; everything else is skorch's.
+:meth:`validation_step` open a :class:`~sklcam.training.step.Step`, :meth:`infer` and
+:meth:`get_loss` ask it. What all nets on images share is in :mod:`sklcam.training.net`; everything
+else is skorch's.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,30 +20,28 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skorch import NeuralNetClassifier
 from skorch.callbacks import LRScheduler
 from skorch.dataset import unpack_data
-from skorch.utils import to_numpy
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sklcam.cam import GradCAM
-from sklcam.cam.maps import at_least_float32
-from sklcam.explain.base import ExplainerMixin
+from sklcam._validation import describe
+from sklcam.explain.base import Explainer
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.tape import Tape, blocks_of_trunk, is_bypassed, record, stopping_after
-from sklcam.training.collapse import CollapseWarning, signs_of_collapse
+from sklcam.networks.tape import blocks_of_trunk, is_bypassed
+from sklcam.training._data import TrainingImages
+from sklcam.training._randomness import Draws
+from sklcam.training.callbacks import CollapseWarning, decoding
 from sklcam.training.net import ImageNeuralNet
-from sklcam.training.objective import ConsistentCAMLoss, LossTerms, check_p
-from sklcam.training.weights import Balanced, GradientSizes, Weight, check_weight
+from sklcam.training.objective import ConsistentCAMLoss
+from sklcam.training.step import PRECISIONS, Step
+from sklcam.training.terms import Consistency, Sparsity, Term, check_terms
+from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
 
-_TERMS = ("ce", "consistency", "sparsity", "alpha", "beta")  # in the order of LossTerms
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifier):
+class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     r"""Image classifier whose Grad-CAM maps are trained to follow crops and flips.
 
     The loss is :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
@@ -65,41 +63,45 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         how a layer's tokens form a grid.
     alpha : float >= 0, "auto", Balanced or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
-        a plain classifier's cost. "auto" is :class:`sklcam.training.Balanced`: the term's gradient is
-        kept in proportion to that of cross-entropy. A callable takes the epoch, counted from 0 and
-        on through ``partial_fit``, and returns the weight in it; :class:`sklcam.training.WarmUp` is
-        one.
+        a plain classifier's cost. "auto" is a :class:`sklcam.training.Balanced`: the term's
+        gradient is kept in proportion to that of cross-entropy. A callable takes the epoch, counted
+        from 0 and on through ``partial_fit``, and returns the weight in it, as
+        :class:`sklcam.training.WarmUp` does.
     beta : float >= 0, "auto", Balanced or callable, default=1e-6
         Weight of the norm. The norm grows with the number of pixels: the paper's 1e-5 to 1e-7 are
         for 224 x 224.
     p : float, 0 or >= 1, default=1
         Which norm.
+    terms : list of Term, default=()
+        Further terms of the loss: objects of :class:`sklcam.training.Term`, each with a weight of
+        its own.
     view_target : {"predicted", "shared"}, default="predicted"
         The class explained on the view: the network's prediction there, or that on the image.
     memory : {"normal", "low"}, default="normal"
         "low" keeps the activations of the images and those of their views in memory one after the
-        other, not together: a step holds about what plain training holds, and runs the trunk once
-        more. The gradient is the same. All that the target layer is made of must reach the output
-        by way of the target layer alone, as in all networks with a name.
+        other, not together: a step holds about as much as plain training does, and runs the trunk
+        once more. The gradient is the same. All that the target layer is made of must reach the
+        output by way of the target layer alone, as in all networks with a name.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
-        What the network computes in while it is trained; the maps, what is made of them, the loss
-        and the weights are float32 in any case, and so is prediction. With "fp16" the loss is
-        scaled so that small gradients are not lost.
+        The type of numbers that the network computes in while it is trained. Maps, the loss and the
+        weights are float32 in any case, and so is prediction. With "fp16" the loss is scaled so
+        that small gradients are not lost.
     channels_last : bool, default=False
         Whether images and weights lie in memory with the channels last, which convolutions are
         often faster in, above all in half precision.
     batch_accumulation : int, default=1
-        In how many parts a batch is taken, one after the other, before the optimizer's step: a
+        In how many parts a batch is taken, one after the other, before the optimizer's step, for a
         batch that fits in memory in no other way. The gradient is that of the whole batch, where
-        images do not see each other; batch normalisation sees a part at a time.
+        images do not see each other; batch normalisation, and terms that couple images, see a part
+        at a time.
     augment : "auto", None, ViewSampler or callable, default="auto"
         How training images are perturbed: "auto" is a crop and flip as the views', independent of
         them. A callable takes and returns a float tensor (n_images, channels, height, width) in
-        [0, 1].
+        [0, 1]; masks cannot follow it.
     views : ViewSampler or None, default=None
         The distribution of the views t; None is that of the paper.
     image_size : int or (height, width), default=224
-        What images are resized to; at least 11 with ``alpha > 0``, the window of SSIM.
+        The size that images are resized to; at least 11 with ``alpha > 0``, the window of SSIM.
     resize : {"stretch", "center_crop"}, default="stretch"
         Both sides to ``image_size``, or the proportions kept and the middle cut out.
     mean, std : "auto", float or one float a channel, default="auto"
@@ -120,8 +122,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     **kwargs
         Any other parameter of :class:`skorch.NeuralNetClassifier`: ``callbacks``, ``verbose``,
         ``warm_start``, ``iterator_valid__num_workers`` and so on. With ``compile=True`` (and
-        ``compile__...`` parameters) what makes the target layer's activations is compiled, block by
-        block, and what follows it is not, as maps are differentiated twice.
+        ``compile__...`` parameters) the network is compiled up to the target layer, block by block,
+        and not from there on, as maps are differentiated twice.
 
     Attributes
     ----------
@@ -134,10 +136,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     n_channels_ : int
         Channels of the images.
     history : skorch.history.History
-        Per epoch ``train_loss`` and its unweighted terms ``train_ce``, ``train_consistency`` (one
-        minus SSIM) and ``train_sparsity``, as far as they are in use, and ``valid_...`` of each
-        where there is a validation split. ``train_alpha`` and ``train_beta`` are the weights that
-        balance the terms, where they are "auto".
+        Per epoch ``train_loss`` and its unweighted parts: ``train_ce``, ``train_inconsistency``
+        (one minus SSIM), ``train_norm`` and ``train_<name>`` of further terms, as far as they are
+        in use, and ``valid_...`` of each where there is a validation split. Weights that balance
+        themselves are ``train_alpha``, ``train_beta`` and ``train_<name>_weight``.
 
     Warns
     -----
@@ -170,21 +172,19 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
+        "terms": [list, tuple],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
         "memory": [StrOptions({"normal", "low"})],
-        "precision": [StrOptions(set(_PRECISIONS))],
+        "precision": [StrOptions(set(PRECISIONS))],
         "channels_last": ["boolean"],
         "batch_accumulation": [Interval(Integral, 1, None, closed="left")],
     }
-    _loss_terms: ClassVar[tuple[str, ...]] = ("loss", *_TERMS)
 
     callbacks_: list[tuple[str, Any]]
-    tape_: Tape | None
-    parts_: list[Part]
     scaler_: GradScaler
     gradient_sizes_: GradientSizes
-    in_step_: bool = False
+    _step: Step | None = None  # the one that is being made
 
     def __init__(
         self,
@@ -192,9 +192,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         *,
         weights: Any = None,
         target_layer: str | TargetLayer = "auto",
-        alpha: Weight | Callable[[int], Weight] = 1.0,
-        beta: Weight | Callable[[int], Weight] = 1e-6,
+        alpha: Weight | Schedule = 1.0,
+        beta: Weight | Schedule = 1e-6,
         p: float = 1,
+        terms: Sequence[Term] = (),
         view_target: str = "predicted",
         memory: str = "normal",
         precision: str = "fp32",
@@ -223,6 +224,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.alpha = alpha
         self.beta = beta
         self.p = p
+        self.terms = terms
         self.view_target = view_target
         self.memory = memory
         self.precision = precision
@@ -251,12 +253,63 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     # Fitting
 
+    def fit(self, X: Any, y: Any = None, *, masks: Any = None, **fit_params: Any) -> Self:
+        """Train from the start (or on, with ``warm_start=True``).
+
+        Parameters
+        ----------
+        X : images
+            uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
+            channels); tensors (n, channels, height, width); lists of file paths or PIL images, of
+            any sizes, read as they are needed; a torch data set of images.
+        y : array-like of shape (n_images,)
+            Labels of any kind. May be left out for a data set that has ``targets``.
+        masks : array-like of shape (n_images, height, width), list of masks or None, default=None
+            For terms that need them: the object in each image, at the image's own size; bool, 0 and
+            anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
+            an image without one. Masks are resized and augmented as their images are.
+        **fit_params
+            As in skorch.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If X, y, masks or a parameter does not fit; before any training.
+        """
+        return self._fit(X, y, fit_params, masks=masks)
+
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, *, masks: Any = None, **fit_params: Any
+    ) -> Self:
+        """Train for ``max_epochs`` more, without starting anew.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+        classes : array-like or None, default=None
+            All labels that will ever come; needed in the first call where ``y`` lacks some.
+        masks
+            As in :meth:`fit`.
+        **fit_params
+            As in skorch.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, classes, fit_params, masks=masks)
+
     def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
         if not self.compile or not self._trains_on_maps():
             return super().torch_compile(module, name)
         if name != "module":  # the criterion: compiled, it may be differentiated only once
             return module
-        sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
+        sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
         layer = self.target_layer_.of(module)
         for block in blocks_of_trunk(module.eval(), layer, sample):
             block.compile(**self.get_params_for("compile"))
@@ -270,17 +323,33 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_p(self.p)
+        check_terms((Consistency(self.alpha), Sparsity(self.beta, self.p), *self.terms))
         if self.precision == "fp16" and self.optimizer is torch.optim.LBFGS:
             raise ValueError(
                 'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on '
                 'one; use "bf16" or another optimizer.'
             )
-        if self.alpha and min(self._input_size()) < 11:
+        if self.alpha and min(self.input_size) < 11:
             raise ValueError(
                 f"alpha > 0 compares maps by SSIM, in windows of 11 pixels; got image_size="
                 f"{self.image_size}. Use a larger image_size: small images are resized to it."
             )
+
+    def _check_training_data(
+        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+    ) -> tuple[TrainingImages, np.ndarray]:
+        needing = [term.name for term in self.terms if "masks" in term.needs]
+        if needing and masks is None:
+            raise ValueError(f"The term {needing[0]!r} needs masks; give them to fit, masks=...")
+        if needing and callable(self.augment) and not isinstance(self.augment, ViewSampler):
+            raise ValueError(
+                "Masks are augmented as their images are, which takes a crop and flip that is "
+                'known: augment may be "auto", None or a ViewSampler; got '
+                f"{describe(self.augment)}."
+            )
+        if not needing:  # they would be read for nothing
+            masks = None
+        return super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
@@ -293,7 +362,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         return self
 
     def _trains_on_maps(self) -> bool:
-        return bool(self.alpha or self.beta)
+        return bool(self.alpha or self.beta or self.terms)
+
+    def _compares_views(self) -> bool:
+        return bool(self.alpha or any("view" in term.needs for term in self.terms))
 
     # Optimizer and callbacks
 
@@ -312,19 +384,18 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         return [*super()._default_callbacks, ("collapse_warning", CollapseWarning())]
 
+    def _names_in_history(self) -> Sequence[str]:
+        terms = [term for term in self.terms if isinstance(term, Term)]
+        names = ["inconsistency", "norm", *(term.name for term in terms)]
+        weights = ["alpha", "beta", *(term.weight_name for term in terms)]
+        return ["loss", "ce", *names, *weights]
+
     def initialize_callbacks(self) -> ConsistentCAMClassifier:
         super().initialize_callbacks()
-        self.callbacks_ = [(name, self._decoding(callback)) for name, callback in self.callbacks_]
+        if hasattr(self, "classes_"):  # set_params comes here before fit
+            found = self.callbacks_
+            self.callbacks_ = [(name, decoding(each, self.classes_)) for name, each in found]
         return self
-
-    def _decoding(self, callback: Any) -> Any:
-        """Let a scoring callback compare labels with labels: batches hold class indices."""
-        is_scorer = getattr(callback, "target_extractor", None) is to_numpy
-        if not is_scorer or not hasattr(self, "classes_"):  # set_params comes here before fit
-            return callback
-        callback = copy.copy(callback)
-        callback.target_extractor = LabelDecoder(self.classes_)
-        return callback
 
     # Training
 
@@ -338,12 +409,12 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
-        if self.memory == "low" and self.alpha:
+        if self.memory == "low" and self._compares_views():
             self._check_bottleneck()
 
     def _check_bottleneck(self) -> None:
         layer = self.target_layer_
-        sample = torch.zeros(1, self.n_channels_, *self._input_size(), device=self.device)
+        sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
         if is_bypassed(self.module_.eval(), layer.of(self.module_), sample):
             raise ValueError(
                 f'memory="low" takes the gradient of a view through the target layer alone, but '
@@ -361,18 +432,58 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         self.__dict__.pop("valid_generator_", None)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        whole = self.parts_ = [Part()]
-        with self._taped(trunk=True):
-            step = super().train_step(batch, **fit_params)
-        if self.parts_ is whole:
-            self._check_replaced_step()
-        self._record_terms("train")
-        return step
+        with self._stepping(training=True) as step:
+            found = super().train_step(batch, **fit_params)
+        if not step.is_split:
+            self._check_replaced_step(step)
+        step.record(self.history, "train")
+        return found
 
-    def _check_replaced_step(self) -> None:
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        with self._stepping(training=False) as step:
+            found = super().validation_step(batch, **fit_params)
+        step.record(self.history, "valid")
+        # Callbacks keep what is returned, and its graph would keep the activations.
+        return {name: value.detach() for name, value in found.items()}
+
+    @contextmanager
+    def _stepping(self, *, training: bool) -> Iterator[Step]:
+        """Make one step in the block."""
+        generator = getattr(self, "generator_" if training else "valid_generator_", None)
+        loss = ConsistentCAMLoss(
+            self.alpha,
+            self.beta,
+            self.p,
+            terms=self.terms,
+            sizes=self.gradient_sizes_,
+            epoch=max(0, len(self.history) - 1),
+        )
+        step = Step(
+            self.module_,
+            self.target_layer_,
+            loss,
+            self.infer,
+            Draws(self, self.views or ViewSampler(), generator),
+            scaler=self.scaler_ if training else None,
+            precision=PRECISIONS[self.precision],
+            shares_target=self.view_target == "shared",
+            postpones=self.memory == "low",
+        )
+        self._step = step
+        try:
+            with step.recording():
+                yield step
+        finally:
+            self._step = None
+
+    def _annotate(self, masks: Tensor | None) -> None:
+        assert self._step is not None
+        self._step.annotate(masks)
+
+    def _check_replaced_step(self, step: Step) -> None:
         """Raise an error if another class's train_step_single cannot do what is asked for."""
         lost = {
-            'memory="low"': any(part.postponed for part in self.parts_),
+            'memory="low"': step.is_postponed,
             "batch_accumulation": self.batch_accumulation > 1,
             'precision="fp16"': self.scaler_.is_enabled(),
         }
@@ -383,22 +494,17 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
             )
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Add up the gradient of a batch, part by part."""
+        """Add up the gradient of a batch, one micro-batch after the other."""
+        assert self._step is not None
         images, y = unpack_data(batch)
-        n_parts = min(self.batch_accumulation, len(images))
-        self.parts_, steps = [], []
-        for some, labels in zip(images.tensor_split(n_parts), y.tensor_split(n_parts), strict=True):
-            self.parts_.append(Part(len(some) / len(images)))
-            steps.append(super().train_step_single((some, labels), **fit_params))
-            self._train_postponed(self.parts_[-1])
+        outputs = []
+        for some in self._step.split(images, y, min(self.batch_accumulation, len(images))):
+            outputs.append(super().train_step_single(some, **fit_params)["y_pred"].detach())
+            self._step.backward()
         self._complete_gradient()
         for name in self._optimizers:  # so that callbacks see gradients as they are
             self.scaler_.unscale_(getattr(self, f"{name}_"))
-        terms = [part.share * part.terms.total.detach() for part in self.parts_ if part.terms]
-        return {
-            "loss": torch.stack(terms).sum(),
-            "y_pred": torch.cat([step["y_pred"].detach() for step in steps]),
-        }
+        return {"loss": self._step.total, "y_pred": torch.cat(outputs)}
 
     def _complete_gradient(self) -> None:
         """Do nothing: the batch is whole. Processes that share one put their gradients together."""
@@ -415,133 +521,17 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        if self.precision == "fp32" or not self.in_step_:
+        if self._step is None:
             return super().infer(x, **fit_params)
-        with torch.autocast(x.device.type, _PRECISIONS[self.precision]):
-            return at_least_float32(super().infer(x, **fit_params))
-
-    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        self.parts_ = [Part()]
-        with self._taped(trunk=False):
-            step = super().validation_step(batch, **fit_params)
-        self._record_terms("valid")
-        return {name: value.detach() for name, value in step.items()}
+        return self._step.forward(partial(super().infer, **fit_params), x)
 
     def get_loss(
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
         cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
-        alpha, beta = self._weight("alpha"), self._weight("beta")
-        loss = ConsistentCAMLoss(alpha, beta, self.p, self.gradient_sizes_)
-        tape = getattr(self, "tape_", None)
-        explained: dict[str, Any] = {}
-        if tape is not None and (alpha or beta):
-            explained = self._maps(tape, y_pred, X, training, compare=bool(alpha))
-        terms = loss(cross_entropy, **explained)
-        part = self.parts_[-1]
-        part.terms = terms
-        if training and explained:
-            part.signs = signs_of_collapse(y_pred, y_true, explained["maps"])
-        total = part.share * terms.total
-        return self.scaler_.scale(total) if training else total
-
-    def _weight(self, name: str) -> Weight:
-        """Return alpha or beta in this epoch."""
-        weight = getattr(self, name)
-        if isinstance(weight, Balanced) or not callable(weight):
-            return weight
-        epoch = max(0, len(self.history) - 1)
-        found = weight(epoch)
-        check_weight(f"What {name} returns for epoch {epoch}", found)
-        return found
-
-    def _maps(
-        self, tape: Tape, logits: Tensor, images: Tensor, training: bool, *, compare: bool
-    ) -> dict[str, Any]:
-        """Explain the images and, to compare them, a view of each."""
-        predicted = logits.argmax(dim=1)
-        size = (images.shape[-2], images.shape[-1])
-        explained = {
-            "maps": self._explain_recorded(tape, logits, predicted, training),
-            "size": size,
-            "activations": tape.activations if training else None,
-            "scale": self.scaler_.scale if self.scaler_.is_enabled() else None,
-        }
-        if not compare:
-            return explained
-        generator = getattr(self, "generator_" if training else "valid_generator_", None)
-        sampler = self.views or ViewSampler()
-        views = sampler(len(images), size=size, generator=generator).to(images.device)
-        view_images = views(images)
-        postpone = training and self.memory == "low"
-        states = self._generator_states() if postpone else None
-        with _statistics_kept(self.module_), tape.cut() if postpone else nullcontext():
-            view_logits = self.infer(view_images)
-        if states is not None:
-            self.parts_[-1].postponed = Postponed(view_images, tape.activations, states)
-        shown = predicted if self.view_target == "shared" else view_logits.argmax(dim=1)
-        maps_of_view = self._explain_recorded(tape, view_logits, shown, training)
-        return {**explained, "maps_of_view": maps_of_view, "views": views}
-
-    def _explain_recorded(
-        self, tape: Tape, logits: Tensor, classes: Tensor, create_graph: bool
-    ) -> Tensor:
-        scores, to_grid = logits.gather(1, classes[:, None])[:, 0], self.target_layer_.to_grid
-        if tape.activations.dtype == torch.float16:
-            # A score's gradient at one of many positions is too small for it. Maps are scaled.
-            scores = scores * to_grid(tape.activations).shape[-2:].numel()
-        phi = GradCAM(relu=False)
-        return phi(scores, tape.activations, to_grid=to_grid, create_graph=create_graph)
-
-    @contextmanager
-    def _taped(self, *, trunk: bool) -> Iterator[None]:
-        """Record the target layer for the length of a step, if the loss looks at maps."""
-        recording: AbstractContextManager[Tape | None] = nullcontext()
-        if self._trains_on_maps():
-            recording = record(self.module_, self.target_layer_.of(self.module_), trunk=trunk)
-        with recording as self.tape_:
-            self.in_step_ = True
-            try:
-                yield
-            finally:
-                self.tape_, self.in_step_ = None, False
-
-    def _train_postponed(self, part: Part) -> None:
-        """Take the gradient of a view's activations back through the trunk, in a pass of its own.
-
-        By now the graph of the images is gone. The pass sees the batch statistics and draws the
-        dropout masks that the first one did.
-        """
-        postponed, part.postponed = part.postponed, None
-        if postponed is None:
-            return
-        with (
-            _statistics_kept(self.module_),
-            self._generators_at(postponed.states),
-            stopping_after(self.target_layer_.of(self.module_)),
-        ):
-            self.infer(postponed.images)
-        assert self.tape_ is not None  # train_step has opened it
-        activations = self.tape_.activations
-        if activations.grad_fn is not None:  # something before the layer is trained
-            activations.backward(postponed.activations.grad)
-
-    def _record_terms(self, phase: str) -> None:
-        # Once the step is done, so that reading the numbers does not hold up its backward pass.
-        parts, self.parts_ = self.parts_, []
-        sums = {}
-        for i, name in enumerate(_TERMS, 1):
-            values = [(part.share, part.terms[i]) for part in parts if part.terms is not None]
-            known = [share * value.detach() for share, value in values if value is not None]
-            if known:
-                sums[f"{phase}_{name}"] = torch.stack(known).sum()
-        for name in parts[0].signs:
-            known = [part.share * part.signs[name] for part in parts]
-            sums[f"{phase}_{name}"] = torch.stack(known).sum()
-        # Together: each reading makes the host wait for the device.
-        values_read = torch.stack([*sums.values()]).tolist() if sums else []
-        for name, value in zip(sums, values_read, strict=True):
-            self.history.record_batch(name, value)
+        if self._step is None:  # of predictions, not of a step: there are no maps
+            return cross_entropy
+        return self._step.explain(cross_entropy, y_pred, y_true, X)
 
     def _compiling(self) -> AbstractContextManager[Any]:
         # Blocks share their code, and each is compiled for itself: in training and evaluation, with
@@ -611,59 +601,3 @@ class ConsistentCAMClassifier(ImageNeuralNet, ExplainerMixin, NeuralNetClassifie
         y = check_labels(X, y)
         encode_labels(y, self.classes_)
         return super().score(X, y, sample_weight)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        return self._get_predict_nonlinearity()(output)
-
-
-@dataclass(frozen=True)
-class Postponed:
-    """A view whose trunk is trained once the images' graph is gone."""
-
-    images: Tensor
-    activations: Tensor
-    states: list[Tensor]
-
-
-@dataclass
-class Part:
-    """One part of a batch: its share of the images, its terms, what is left to do for it.
-
-    And how its maps look, for :class:`CollapseWarning`.
-    """
-
-    share: float = 1.0
-    terms: LossTerms | None = None
-    postponed: Postponed | None = None
-    signs: dict[str, Tensor] = field(default_factory=dict)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as ever, but leave batch normalisation's running statistics alone.
-
-    They are for prediction, so they must be those of images: a view is a crop of a crop, which no
-    image to be predicted is.
-    """
-    layers = [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
-    ]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
-
-
-class LabelDecoder:
-    """Turn class indices back into labels, for skorch's scoring callbacks."""
-
-    def __init__(self, classes: np.ndarray):
-        self.classes = classes
-
-    def __call__(self, indices: Any) -> np.ndarray:
-        return self.classes[to_numpy(indices)]

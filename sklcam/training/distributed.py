@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
+from sklcam.training._data import TrainingImages
 from sklcam.training.classifier import ConsistentCAMClassifier
-from sklcam.training.net import TrainingImages
 
 _BUCKET_BYTES = 2**26
 
@@ -122,15 +122,16 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self.accelerator_ = accelerator
 
     def _check_training_data(
-        self, X: Any, y: Any, *, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
     ) -> tuple[TrainingImages, np.ndarray]:
-        data, y = super()._check_training_data(X, y, known=known, classes=classes)
+        data, y = super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
         labels = zlib.crc32(np.asarray(data.y).tobytes())
-        given = (len(data), self.n_channels_, self.classes_.tolist(), labels)
+        annotated = None if data.masks is None else data.masks.annotated.tolist()
+        given = (len(data), self.n_channels_, self.classes_.tolist(), labels, annotated)
         if any(other != given for other in self._processes.of_all(given)):
             raise ValueError(
-                "The processes were given different images, labels or classes. Each must be given "
-                "all of them, in the same order; it takes its share in training."
+                "The processes were given different images, labels, masks or classes. Each must be "
+                "given all of them, in the same order; it takes its share in training."
             )
         return data, y
 
@@ -215,26 +216,14 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         is_used = [parameter.grad is not None for parameter in parameters]
         gradients = [_gradient(parameter) for parameter in parameters]
         users = torch.tensor(is_used, dtype=torch.float32, device=self.device)
+        assert self._step is not None
         sizes = self.gradient_sizes_.averages.values()
-        self._processes.average([*gradients, users, *self._terms(), *sizes])
+        self._processes.average([*gradients, users, *self._step.detach(), *sizes])
         if all(is_used):  # without a look at the others, which the host would have to wait for
             return
         for parameter, share in zip(parameters, users.tolist(), strict=True):
             if not share:
                 parameter.grad = None
-
-    def _terms(self) -> Iterator[Tensor]:
-        """Yield what is recorded of a step, part by part, detached: it can be changed in place."""
-        for part in self.parts_:
-            assert part.terms is not None  # the gradient comes from them
-            terms = {
-                name: value.detach().clone()
-                for name, value in part.terms._asdict().items()
-                if isinstance(value, Tensor)
-            }
-            part.terms = part.terms._replace(**terms)
-            part.signs = {name: value.detach().clone() for name, value in part.signs.items()}
-            yield from (*terms.values(), *part.signs.values())
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.get_all_learnable_params())

@@ -1,15 +1,14 @@
 """The skorch net that trains on images, whatever it learns from them.
 
 It makes images of any X, builds the network that a name stands for and finds the layer that is
-explained, draws all its randomness from generators of its own, and resolves devices. What is
-learned, a subclass says: by its loss, and by how many outputs the network needs.
+explained. A subclass says what is learned: by its loss, and by how many outputs the network needs.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
@@ -27,12 +26,11 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_parameter_constraints,
 )
-from skorch import NeuralNet
-from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring, PrintLog, ProgressBar
+from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from sklcam._validation import check_size, suggestion
 from sklcam.images.dataset import ImageDataset, n_images
@@ -40,43 +38,23 @@ from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import check_output, construct
-from sklcam.networks.layer_search import find_target_layer
+from sklcam.networks.layer_search import find_target_layer, single_position
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
 from sklcam.networks.zoo import build_model
+from sklcam.training._data import TrainingImages, with_masks_beside, without_subsets
+from sklcam.training._devices import check_device
+from sklcam.training._randomness import SeededNet
+from sklcam.training.adapter import NetAdapter
+from sklcam.training.callbacks import SilentableProgressBar
 
 
-class TrainingImages(ImageDataset, SkorchDataset):
-    """Images with encoded labels, in the form that skorch's callbacks know how to take apart."""
-
-    def __init__(self, X: Any, y: Any, **options: Any):
-        ImageDataset.__init__(self, X, y, **options)
-        self.X = X
-        self.y = self.targets = y
-
-
-class SilentableProgressBar(ProgressBar):
-    """skorch's progress bar, which ``verbose=0`` silences as it does the log."""
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_epoch_begin(net, **kwargs)
-
-    def on_batch_end(self, net: Any, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_batch_end(net, **kwargs)
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_epoch_end(net, **kwargs)
-
-
-class ImageNeuralNet(NeuralNet):
+class ImageNeuralNet(SeededNet):
     """A skorch net whose X are images.
 
-    A subclass sets the parameters of :attr:`_parameter_constraints` in its ``__init__``, and says
-    in :meth:`_n_outputs` how wide the network's output is.
+    A subclass sets the parameters of ``_parameter_constraints`` in its ``__init__``, and says in
+    ``_n_outputs`` how wide the network's output is.
 
     Attributes
     ----------
@@ -108,7 +86,6 @@ class ImageNeuralNet(NeuralNet):
         "train_split": [callable, None],
         "callbacks": [list, StrOptions({"disable"}), None],
     }
-    _loss_terms: ClassVar[tuple[str, ...]] = ("loss",)
     _outputs_are: ClassVar[str] = "classes"
     _module_like: ClassVar[tuple[str, ...]] = ("module", "criterion")
 
@@ -162,11 +139,15 @@ class ImageNeuralNet(NeuralNet):
         ValueError
             If X, y or a parameter does not fit; before any training.
         """
-        self._check_parameters()
+        return self._fit(X, y, fit_params)
+
+    def _fit(self, X: Any, y: Any, fit_params: dict[str, Any], *, masks: Any = None) -> Self:
         goes_on = self.warm_start and self.initialized_
-        data, y = self._check_training_data(X, y, known=goes_on, classes=self.classes)
-        with self._unfitted_by_errors(unless=goes_on):
-            return super().fit(data, y, **fit_params)
+        with self._training_on(X, y, masks=masks, known=goes_on, classes=self.classes) as (
+            data,
+            labels,
+        ):
+            return super().fit(data, labels, **fit_params)
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> Self:
         """Train for ``max_epochs`` more, without starting anew.
@@ -184,13 +165,37 @@ class ImageNeuralNet(NeuralNet):
         -------
         self
         """
+        return self._partial_fit(X, y, classes, fit_params)
+
+    def _partial_fit(
+        self, X: Any, y: Any, classes: Any, fit_params: dict[str, Any], *, masks: Any = None
+    ) -> Self:
         if isinstance(X, TrainingImages):  # fit has checked them
             return super().partial_fit(X, y, **fit_params)
+        with self._training_on(X, y, masks=masks, known=self.initialized_, classes=classes) as (
+            data,
+            labels,
+        ):
+            return super().partial_fit(data, labels, **fit_params)
+
+    @contextmanager
+    def _training_on(
+        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+    ) -> Iterator[tuple[TrainingImages, np.ndarray]]:
+        """Check all that is given, then let the block train on it.
+
+        A network that fails in its first fit must not pass for a fitted one.
+        """
         self._check_parameters()
-        goes_on = self.initialized_
-        data, y = self._check_training_data(X, y, known=goes_on, classes=classes)
-        with self._unfitted_by_errors(unless=goes_on):
-            return super().partial_fit(data, y, **fit_params)
+        training = self._check_training_data(X, y, masks=masks, known=known, classes=classes)
+        try:
+            yield training
+        except Exception:
+            if not known:
+                self.initialized_ = False
+                for name in ("module_", "criterion_", "optimizer_"):
+                    self.__dict__.pop(name, None)
+            raise
 
     def initialize(self) -> Self:
         """Build the network, the optimizer and the callbacks; ``fit`` does so by itself.
@@ -214,27 +219,6 @@ class ImageNeuralNet(NeuralNet):
             kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
         super().check_is_fitted(attributes, *args, **kwargs)
 
-    def initialize_virtual_params(self) -> None:
-        # The first of skorch's steps of initialization, also where a mixin replaces initialize.
-        super().initialize_virtual_params()
-        self.random_states_ = self._seed()
-
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        with self._own_randomness():
-            return super().fit_loop(X, y, epochs, **kwargs)
-
-    @contextmanager
-    def _unfitted_by_errors(self, *, unless: bool) -> Iterator[None]:
-        """Keep a network that failed in its first fit from passing for a fitted one."""
-        try:
-            yield
-        except Exception:
-            if not unless:
-                self.initialized_ = False
-                for name in ("module_", "criterion_", "optimizer_"):
-                    self.__dict__.pop(name, None)
-            raise
-
     # Checks, at the door
 
     def _check_parameters(self) -> None:
@@ -250,10 +234,10 @@ class ImageNeuralNet(NeuralNet):
                     f"{suggestion(name, known - {'self', 'kwargs'})}"
                 )
         check_size(self.image_size, "image_size")
-        _check_device(vars(self)["device"])
+        check_device(vars(self)["device"])
 
     def _check_training_data(
-        self, X: Any, y: Any, *, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
@@ -264,14 +248,15 @@ class ImageNeuralNet(NeuralNet):
                 f"classes={np.unique(classes).tolist()} is not the same as on the first call: "
                 f"{learned.tolist()}."
             )
-        options = self._image_options()
+        options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
-        data = TrainingImages(X, encode_labels(y, learned), **options)
+        data = TrainingImages(X, encode_labels(y, learned), masks, **options)
         self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
         self.classes_inferred_, self.n_channels_ = learned, data.n_channels
         return data, y
 
-    def _image_options(self) -> dict[str, Any]:
+    def image_options(self) -> dict[str, Any]:
+        """Return how images of any form become a data set of equally sized ones."""
         return {
             "image_size": self.image_size,
             "resize": self.resize,
@@ -286,18 +271,18 @@ class ImageNeuralNet(NeuralNet):
     def get_dataset(self, X: Any, y: Any = None) -> ImageDataset:
         if isinstance(X, ImageDataset):
             return X
-        return ImageDataset(X, y, **self._image_options())
+        return ImageDataset(X, y, **self.image_options())
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         train, valid = super().get_split_datasets(X, y, **fit_params)
-        if valid is not None and not isinstance(_without_subsets(valid), ImageDataset):
+        if valid is not None and not isinstance(without_subsets(valid), ImageDataset):
             valid = self._prepare_validation(valid)  # a predefined split
         return train, valid
 
     def _prepare_validation(self, data: Any) -> TrainingImages:
         X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
         y = encode_labels(check_labels(X, y), self.classes_)
-        return TrainingImages(X, y, **self._image_options())
+        return TrainingImages(X, y, **self.image_options())
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)
@@ -310,20 +295,14 @@ class ImageNeuralNet(NeuralNet):
         """Let a loader pin its batches if they go to a GPU, unless a parameter says whether to."""
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
-            images = _without_subsets(iterator.dataset)
-            if isinstance(images, ImageDataset) and images.device.type == "cpu":
+            device = getattr(without_subsets(iterator.dataset), "device", None)
+            if device is not None and device.type == "cpu":
                 iterator.pin_memory = True
         return iterator
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Bring a batch to the device, as floats in [0, 1]."""
         return normalize(self._on_device(images), 0.0, 1.0)
-
-    def _on_device(self, values: Any) -> Any:
-        if self.device is None or not isinstance(values, Tensor):
-            return values
-        # A blocking copy would make the host wait for all work queued on the device.
-        return values.to(self.device, non_blocking=values.device.type == "cpu")
 
     def _normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.mean, self.std)
@@ -338,7 +317,7 @@ class ImageNeuralNet(NeuralNet):
             )
         with self._own_randomness():
             module = self._build_module()
-        sample = torch.zeros(1, self.n_channels_, *self._input_size())
+        sample = torch.zeros(1, self.n_channels_, *self.input_size)
         check_output(module, sample, self._n_outputs(), of=self._outputs_are)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
@@ -351,7 +330,7 @@ class ImageNeuralNet(NeuralNet):
         with record(module.eval(), layer.of(module)) as tape:
             module(sample)
             activations = tape.activations
-        message = single_position(layer, activations, self._input_size())
+        message = single_position(layer, activations, self.input_size)
         if message and self._trains_on_maps():
             raise ValueError(message)
         if message:
@@ -364,7 +343,7 @@ class ImageNeuralNet(NeuralNet):
         options = self._module_options()
         sizes = {"n_classes": self._n_outputs(), "in_channels": self.n_channels_}
         if isinstance(self.module, str):
-            size = self._input_size()
+            size = self.input_size
             return build_model(
                 self.module, image_size=size, weights=self.weights, **sizes, **options
             )
@@ -378,15 +357,12 @@ class ImageNeuralNet(NeuralNet):
             )
         return load_weights(module, self.weights)
 
-    def _input_size(self) -> tuple[int, int]:
-        return check_size(self.image_size, "image_size")
-
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         losses = [
-            PassthroughScoring(f"{phase}_{term}", on_train=phase == "train")
+            PassthroughScoring(f"{phase}_{name}", on_train=phase == "train")
             for phase in ("train", "valid")
-            for term in self._loss_terms
+            for name in self._names_in_history()
         ]
         scheduled = any(_is_scheduler(callback) for callback in self._given_callbacks())
         return [
@@ -397,6 +373,10 @@ class ImageNeuralNet(NeuralNet):
             ("print_log", PrintLog()),
         ]
 
+    def _names_in_history(self) -> Sequence[str]:
+        """Return what each batch may record, and is averaged over an epoch."""
+        return ["loss"]
+
     def _default_schedule(self) -> LRScheduler | None:
         return None
 
@@ -406,19 +386,35 @@ class ImageNeuralNet(NeuralNet):
 
     # Steps
 
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        batches = None if iterator is None else with_masks_beside(iterator)
+        super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        images, y = unpack_data(batch)
-        images = self._normalize(self._augment(self._prepare(images)))
-        return super().train_step((images, self._on_device(y)), **fit_params)
+        return super().train_step(self._ready(batch, training=True), **fit_params)
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        return super().validation_step(self._ready(batch, training=False), **fit_params)
+
+    def _ready(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
+        """Return images as the network takes them, and labels, on the device."""
         images, y = unpack_data(batch)
-        images = self._normalize(self._prepare(images))
-        return super().validation_step((images, self._on_device(y)), **fit_params)
+        images, masks = self._prepare(images), self._on_device(getattr(batch, "masks", None))
+        if training:
+            augment = self._augmentation(images)
+            images = augment(images)
+            masks = None if masks is None else augment(masks)
+        self._annotate(masks)
+        return self._normalize(images), self._on_device(y)
+
+    def _annotate(self, masks: Tensor | None) -> None:
+        """Do nothing with the masks of a batch, which are there if they were given to ``fit``."""
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
-        images, y = unpack_data(batch)
+        images, y, *_ = batch
         return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
@@ -426,152 +422,59 @@ class ImageNeuralNet(NeuralNet):
         # Some networks return their auxiliary outputs too; the first one is the prediction.
         return output[0] if isinstance(output, tuple) else output
 
-    def _augment(self, images: Tensor) -> Tensor:
+    def _augmentation(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """Draw how a batch of images is perturbed; their masks may be perturbed alike."""
         if self.augment is None:
-            return images
+            return lambda images: images
         sampler = ViewSampler() if isinstance(self.augment, str) else self.augment
         if not isinstance(sampler, ViewSampler):
-            return _check_augmented(sampler(images), images)
+            return lambda images: _check_augmented(sampler(images), images)
         size = (images.shape[-2], images.shape[-1])
         generator = getattr(self, "generator_", None)  # there while fitting
-        return sampler(len(images), size=size, generator=generator)(images)
-
-    # Randomness: the estimator's own generators, swapped in for as long as they are needed
-
-    def _seed(self) -> dict[str, Any]:
-        return self._seeded(self._draw_seed())
-
-    def _draw_seed(self) -> int:
-        seed = self.random_state
-        if seed is None:
-            seed = np.random.SeedSequence().generate_state(1, np.uint32)[0]
-        elif not isinstance(seed, Integral):
-            seed = seed.randint(2**31 - 1)
-        return int(seed)
-
-    def _seeded(self, seed: int) -> dict[str, Any]:
-        (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-        with torch.random.fork_rng(self._cuda_devices()):
-            torch.manual_seed(seed)
-            on_cpu, *on_cuda = self._generator_states()
-            return {
-                "seed": seed,
-                "global": on_cpu,
-                "cuda": on_cuda,
-                "views": torch.Generator().manual_seed(int(views_seed) >> 1).get_state(),
-            }
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        states = self.random_states_
-        with self._generators_at([states["global"], *states["cuda"]]):
-            self.generator_ = torch.Generator()
-            self.generator_.set_state(states["views"])
-            try:
-                yield
-            finally:
-                on_cpu, *on_cuda = self._generator_states()
-                self.random_states_ = {
-                    "seed": states["seed"],
-                    "global": on_cpu,
-                    "cuda": on_cuda,
-                    "views": self.generator_.get_state(),
-                }
-                del self.generator_
-
-    def _generator_states(self) -> list[Tensor]:
-        """Return where torch's generators are: the CPU's and those of the devices in use."""
-        devices = self._cuda_devices()
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-
-    @contextmanager
-    def _generators_at(self, states: list[Tensor]) -> Iterator[None]:
-        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
-        devices = self._cuda_devices()
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(states[0])
-            for device, state in zip(devices, states[1:], strict=False):  # it may have moved since
-                torch.cuda.set_rng_state(state, device)
-            yield
-
-    def _cuda_devices(self) -> list[torch.device]:
-        device = torch.device(self.device) if self.device is not None else torch.device("cpu")
-        return [device] if device.type == "cuda" else []
+        return sampler(len(images), size=size, generator=generator)
 
     # Inference
 
-    def _image_dataset(self, X: Any) -> ImageDataset:
-        return ImageDataset(X, **self._image_options())
+    def as_adapter(self) -> NetAdapter:
+        """Return what explainers know this net by."""
+        return NetAdapter(self)
 
-    def _iter_dataset(self, dataset: ImageDataset) -> Iterator[Tensor]:
-        for batch in self.get_iterator(dataset, training=False):
-            images, _ = unpack_data(batch)
-            yield self._normalize(self._prepare(images))
-
-    def _forward(self, inputs: Tensor) -> Tensor:
-        self._set_training(False)
-        return self.infer(inputs)
-
-    def _network(self) -> nn.Module:
+    @property
+    def adapter(self) -> NetAdapter:
+        """What explainers know this net by, once it is fitted."""
         self.check_is_fitted()
-        return self.module_
+        return NetAdapter(self)
 
-    # Parameters, devices, copies
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what images are resized to."""
+        return check_size(self.image_size, "image_size")
+
+    def prepare_images(self, images: Tensor) -> Tensor:
+        """Bring a batch of images to the device, as the network takes them.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, n_channels, height, width), uint8, or float in [0, 1]
+
+        Returns
+        -------
+        Tensor of the same shape, float32
+        """
+        return self._normalize(self._prepare(images))
+
+    # Parameters, copies
 
     @property
     def classes_(self) -> np.ndarray:
         """The labels, sorted."""
         return self.classes_inferred_
 
-    @property
-    def device(self) -> Any:
-        """The device in use: "auto" is resolved when it is read."""
-        device = vars(self)["device"]
-        if isinstance(device, str) and device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return device
-
-    @device.setter
-    def device(self, device: Any) -> None:
-        self.__dict__["device"] = device
-
-    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
-        """Return the parameters, as scikit-learn does.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-
-        Returns
-        -------
-        dict
-        """
-        params = super().get_params(deep=deep, **kwargs)
-        params["device"] = vars(self)["device"]
-        return {name: value for name, value in params.items() if not name.startswith("_")}
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._module_like:  # parameters, also where they are instances
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    def load_params(self, *args: Any, **kwargs: Any) -> None:
-        stored = vars(self)["device"]
-        try:
-            super().load_params(*args, **kwargs)
-        finally:
-            if isinstance(stored, str) and stored == "auto":  # skorch writes what it resolved to
-                self.__dict__["device"] = stored
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        stored = state["device"]
-        is_auto = isinstance(stored, str) and stored == "auto"
-        if is_auto:
-            state = {**state, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-        super().__setstate__(state)
-        if is_auto:
-            self.__dict__["device"] = "auto"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Not by way of pickling, which refuses functions and classes defined on the spot.
@@ -590,46 +493,6 @@ class ImageNeuralNet(NeuralNet):
         return tags
 
 
-def _without_subsets(data: Any) -> Any:
-    while isinstance(data, Subset):
-        data = data.dataset
-    return data
-
-
-def _check_device(device: Any) -> None:
-    """Raise a ValueError unless a network can be trained there; "auto" can."""
-    if device is None or (isinstance(device, str) and device == "auto"):
-        return
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(
-            f'device must be "auto" or a device of torch, such as "cuda:0"; got {device!r}.'
-        ) from None
-    if found.type == "meta":
-        raise ValueError('device="meta" holds no values to train; "auto" takes what there is.')
-    n_devices = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= n_devices:
-        raise ValueError(
-            f'device={device!r} is not here: torch finds {n_devices} CUDA devices. "auto" takes '
-            "what there is."
-        )
-
-
-def single_position(
-    layer: TargetLayer, activations: Tensor, image_size: tuple[int, int]
-) -> str | None:
-    """Return what is wrong with a layer's activations if they are those of a single position."""
-    rows, columns = layer.to_grid(activations).shape[-2:]
-    if rows * columns > 1:
-        return None
-    return (
-        f"The target layer {layer.name!r} has a single position for images of {image_size[0]} x "
-        f"{image_size[1]} pixels, so that every map is constant; use a larger image_size or an "
-        "earlier target_layer."
-    )
-
-
 def _is_scheduler(callback: Any) -> bool:
     callback = callback[1] if isinstance(callback, tuple) else callback
     is_class = isinstance(callback, type) and issubclass(callback, LRScheduler)
@@ -645,10 +508,10 @@ def _learn_classes(y: np.ndarray, classes: Any) -> np.ndarray:
 
 def _check_augmented(augmented: Any, images: Tensor) -> Tensor:
     if not isinstance(augmented, Tensor) or augmented.shape[:2] != images.shape[:2]:
-        came = tuple(augmented.shape) if isinstance(augmented, Tensor) else type(augmented)
+        found = tuple(augmented.shape) if isinstance(augmented, Tensor) else type(augmented)
         raise ValueError(
             f"augment must return a tensor of as many images and channels as it was given, "
-            f"{tuple(images.shape)}; it returned {came}."
+            f"{tuple(images.shape)}; it returned {found}."
         )
     return augmented
 

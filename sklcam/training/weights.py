@@ -1,4 +1,4 @@
-"""The weights of the terms of the objective: numbers, schedules, and weights that balance gradients."""
+"""The weights of the loss's terms: numbers, schedules, and weights that balance gradients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam._validation import (
-    check_count,
-    check_number,
-)
+from sklcam._validation import check_count, check_number
 
+# A term whose gradient all but vanishes would otherwise get a weight that lets it explode later.
 _LARGEST_WEIGHT = 1e4
-
 
 Scale = Callable[[Tensor], Tensor] | None
 
@@ -26,22 +23,23 @@ Scale = Callable[[Tensor], Tensor] | None
 class WarmUp:
     """A weight that grows over epochs: explanations count for little before there is a classifier.
 
-    A schedule for ``alpha`` or ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`, which takes
-    any callable of the epoch.
+    A schedule for ``alpha`` or ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`, or for the
+    weight of any other term; any callable of the epoch is one.
 
     Parameters
     ----------
     weight : float >= 0
-        What is reached, and kept.
+        The weight that is reached, and kept.
     epochs : int, default=5
-        How many it takes, in equal steps.
+        How many epochs the growth takes, in equal steps.
     wait : int, default=0
         How many epochs the weight is 0 before.
 
     Raises
     ------
     ValueError
-        If the weight is no finite number >= 0, ``epochs`` no int >= 1, or ``wait`` no int >= 0.
+        If the weight is not a finite number >= 0, ``epochs`` not an int >= 1, or ``wait`` not an
+        int >= 0.
 
     Examples
     --------
@@ -56,7 +54,7 @@ class WarmUp:
     wait: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_weight(self.weight):
+        if not _is_number(self.weight):
             raise ValueError(f"weight must be a finite number >= 0; got {self.weight!r}.")
         check_count("epochs", self.epochs)
         check_count("wait", self.wait, 0)
@@ -73,12 +71,12 @@ class Balanced:
     .. math:: \alpha = \rho\, \frac{\lVert \partial \mathcal{L}_{CE} / \partial A \rVert_2}
         {\lVert \partial \mathcal{L}_C / \partial A \rVert_2}
 
-    and in the same way for :math:`\beta`, where :math:`A` are the activations of the target layer
+    and in the same way for the other terms, where :math:`A` are the activations of the target layer
     on the images, and the norms are moving averages over the steps. So a term can neither drown
     classification nor be drowned by it, whatever its scale.
 
-    For ``alpha`` and ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`. As ``alpha``, "auto" is
-    ``Balanced(0.2)``; as ``beta`` it is ``Balanced(0.05)``, as sparser maps overlap less.
+    The weight "auto" is ``Balanced(0.2)`` for ``alpha`` and ``Balanced(0.05)`` for ``beta``, as
+    sparser maps overlap less; a :class:`~sklcam.training.Term` says its own.
 
     Parameters
     ----------
@@ -88,7 +86,7 @@ class Balanced:
     Raises
     ------
     ValueError
-        If the ratio is no finite number > 0.
+        If the ratio is not a finite number > 0.
 
     Notes
     -----
@@ -106,8 +104,8 @@ class Balanced:
     >>> activations = torch.ones(2, requires_grad=True)
     >>> sizes = GradientSizes()
     >>> sizes.update("cross_entropy", 6 * activations.sum(), activations)
-    >>> sizes.update("consistency", 2 * activations.sum(), activations)
-    >>> Balanced(0.5)(sizes, "consistency")
+    >>> sizes.update("inconsistency", 2 * activations.sum(), activations)
+    >>> Balanced(0.5)(sizes, "inconsistency")
     tensor(1.5000)
     """
 
@@ -120,15 +118,14 @@ class Balanced:
     def __call__(self, sizes: GradientSizes, term: str) -> Tensor:
         """Return the weight of a term, a scalar Tensor."""
         reference, size = sizes.averages["cross_entropy"], sizes.averages[term]
+        # By where, not by if: to look at a number on a GPU, the host would have to wait for it.
         has_gradient = size > 0
         weight = self.ratio * reference / torch.where(has_gradient, size, 1.0)
         return torch.where(has_gradient, weight, 0.0).clamp(max=_LARGEST_WEIGHT)
 
 
 Weight = float | str | Balanced  # the str is "auto"
-
-
-_AUTO = {"consistency": Balanced(0.2), "sparsity": Balanced(0.05)}
+Schedule = Callable[[int], Weight]
 
 
 class GradientSizes:
@@ -137,7 +134,7 @@ class GradientSizes:
     Parameters
     ----------
     decay : float in [0, 1), default=0.9
-        What is kept of an average in a step.
+        How much of an average a step keeps.
 
     Attributes
     ----------
@@ -147,7 +144,7 @@ class GradientSizes:
     Raises
     ------
     ValueError
-        If the decay is no number from 0 up to, but not including, 1.
+        If the decay is not a number from 0 up to, but not including, 1.
 
     Examples
     --------
@@ -155,10 +152,10 @@ class GradientSizes:
     >>> from sklcam.training import GradientSizes
     >>> activations = torch.ones(4, requires_grad=True)
     >>> sizes = GradientSizes(decay=0.5)
-    >>> sizes.update("consistency", 3 * activations.sum(), activations)
-    >>> sizes.update("consistency", activations.sum(), activations)
+    >>> sizes.update("inconsistency", 3 * activations.sum(), activations)
+    >>> sizes.update("inconsistency", activations.sum(), activations)
     >>> sizes.averages
-    {'consistency': tensor(4.)}
+    {'inconsistency': tensor(4.)}
     """
 
     def __init__(self, decay: float = 0.9):
@@ -177,7 +174,8 @@ class GradientSizes:
         activations : Tensor
             Of the target layer, with the graph that leads from them to the loss.
         scale : callable or None, default=None
-            Scales what is differentiated, where gradients are too small for half precision.
+            Scales the loss before it is differentiated, where gradients are too small for half
+            precision.
         """
         scaled = loss if scale is None else scale(loss)
         (gradient,) = torch.autograd.grad(
@@ -193,6 +191,7 @@ class GradientSizes:
             average = size
         average = average.to(size.device)
         new = self.decay * average + (1 - self.decay) * size
+        # One overflow in half precision would otherwise spoil the average for good.
         self.averages[term] = torch.where(new.isfinite(), new, average.nan_to_num(0, 0, 0)).detach()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,15 +200,28 @@ class GradientSizes:
         return {**vars(self), "averages": averages}
 
 
-def check_weight(name: str, weight: object) -> None:
-    """Raise a ValueError unless a term's weight is "auto", Balanced, or a finite number >= 0."""
-    if isinstance(weight, Balanced) or (isinstance(weight, str) and weight == "auto"):
-        return
-    if not _is_weight(weight):
+def weight_in(epoch: int, weight: Weight | Schedule, name: str) -> Weight:
+    """Return a weight as it is in an epoch; a ValueError if it is not one.
+
+    Parameters
+    ----------
+    epoch : int
+        Counted from 0.
+    weight : float >= 0, "auto", Balanced or callable
+        A callable takes the epoch and returns one of the others.
+    name : str
+        The weight's name, for the message.
+    """
+    if callable(weight) and not isinstance(weight, Balanced):
+        weight = weight(epoch)
+        name = f"The weight that {name} returns for epoch {epoch}"
+    is_balanced = isinstance(weight, Balanced) or (isinstance(weight, str) and weight == "auto")
+    if not is_balanced and not _is_number(weight):
         raise ValueError(
             f'{name} must be a finite number >= 0, "auto" or a Balanced; got {weight!r}.'
         )
+    return weight
 
 
-def _is_weight(weight: object) -> bool:
+def _is_number(weight: object) -> bool:
     return isinstance(weight, int | float | np.number) and bool(0 <= weight < math.inf)

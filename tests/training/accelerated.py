@@ -99,9 +99,9 @@ class RecordingViews(ViewSampler):
     drawn: tuple = ()
 
     def __call__(self, n_images, **kwargs):
-        views = super().__call__(n_images, **kwargs)
-        type(self).drawn += (views.matrix,)
-        return views
+        warp = super().__call__(n_images, **kwargs)
+        type(self).drawn += (warp.matrix,)
+        return warp
 
 
 class Seen:
@@ -162,7 +162,7 @@ def gradients_of(make, **options):
 def ends(clf):
     """What the processes must agree on."""
     rows = [
-        {key: row[key] for key in row if key.endswith(("loss", "ce", "consistency", "sparsity"))}
+        {key: row[key] for key in row if key.endswith(("loss", "ce", "inconsistency", "norm"))}
         for row in clf.history
     ]
     state = {**clf.module_.state_dict(), **clf.gradient_sizes_.averages}

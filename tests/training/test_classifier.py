@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerated import FIXED, OneView
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -21,6 +22,7 @@ from skorch.dataset import ValidSplit
 from skorch.helper import SliceDataset, predefined_split
 from small_networks import (
     DropoutNet,
+    Gradients,
     RowsAsImages,
     SmallNet,
     TupleNet,
@@ -29,10 +31,12 @@ from small_networks import (
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.cam import GradCAM, min_max, upsample
+from sklcam.cam import GradCAM, min_max, target_scores, upsample
 from sklcam.images import ImageDataset, normalize
 from sklcam.metrics import consistency_score, get_scorer, structural_similarity
-from sklcam.training import ViewSampler, WarmUp
+from sklcam.networks import record
+from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, WarmUp
+from sklcam.training.step import Step
 
 X, Y = digits()
 NAMES = np.array(["nought", "one", "two"])[Y]
@@ -57,7 +61,11 @@ def fitted():
 
 
 def weights(clf):
-    return torch.cat([p.detach().flatten() for p in clf.module_.parameters()])
+    return weights_of(clf.module_)
+
+
+def weights_of(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 # Training
@@ -96,7 +104,7 @@ def test_one_step_is_the_papers_equations():
     clf.set_params(max_epochs=1).partial_fit(X, Y)
 
     images = torch.cat(list(clf.iter_inputs(X)))
-    views = ViewSampler()(len(X), size=(16, 16), generator=generator)
+    warp = ViewSampler()(len(X), size=(16, 16), generator=generator)
     model.train()
 
     def explain(inputs):
@@ -112,9 +120,9 @@ def test_one_step_is_the_papers_equations():
         return logits, (raw - low) / (high - low)
 
     logits, maps = explain(images)
-    _, maps_of_view = explain(views(images))
+    _, maps_of_view = explain(warp(images))
     cross_entropy = -logits.log_softmax(1)[range(len(Y)), Y].mean()
-    consistency = 1 - structural_similarity(views(maps), maps_of_view).mean()
+    consistency = 1 - structural_similarity(warp(maps), maps_of_view).mean()
     sparsity = maps.pow(2).sum((1, 2)).sqrt().mean()
     total = cross_entropy + 0.7 * consistency + 0.01 * sparsity
     gradients = torch.autograd.grad(total, list(model.parameters()))
@@ -127,8 +135,8 @@ def test_one_step_is_the_papers_equations():
     torch.testing.assert_close(weights(clf), expected.detach(), rtol=1e-5, atol=1e-6)
     history = clf.history[-1]
     assert history["train_ce"] == pytest.approx(cross_entropy.item(), rel=1e-5)
-    assert history["train_consistency"] == pytest.approx(consistency.item(), rel=1e-5)
-    assert history["train_sparsity"] == pytest.approx(sparsity.item(), rel=1e-5)
+    assert history["train_inconsistency"] == pytest.approx(consistency.item(), rel=1e-5)
+    assert history["train_norm"] == pytest.approx(sparsity.item(), rel=1e-5)
     assert history["train_loss"] == pytest.approx(total.item(), rel=1e-5)
 
 
@@ -158,12 +166,12 @@ def test_history_has_the_terms_in_use():
     clf = classifier(alpha=0.5, beta=0.01, train_split=split, max_epochs=2).fit(X, NAMES)
     for phase in ("train", "valid"):
         for row in clf.history:
-            total = row[f"{phase}_ce"] + 0.5 * row[f"{phase}_consistency"]
-            total += 0.01 * row[f"{phase}_sparsity"]
+            total = row[f"{phase}_ce"] + 0.5 * row[f"{phase}_inconsistency"]
+            total += 0.01 * row[f"{phase}_norm"]
             assert row[f"{phase}_loss"] == pytest.approx(total, rel=1e-5)
-    for alpha, beta, terms in ((0, 0, ()), (1, 0, ("consistency",)), (0, 1, ("sparsity",))):
+    for alpha, beta, terms in ((0, 0, ()), (1, 0, ("inconsistency",)), (0, 1, ("norm",))):
         row = classifier(alpha=alpha, beta=beta).fit(X, Y).history[-1]
-        present = {name for name in ("ce", "consistency", "sparsity") if f"train_{name}" in row}
+        present = {name for name in ("ce", "inconsistency", "norm") if f"train_{name}" in row}
         assert present == {"ce", *terms}
         assert not any(name.startswith("valid_") for name in row)
 
@@ -184,15 +192,15 @@ def test_validation_loss_by_hand():
     )
     generator = torch.Generator().manual_seed(0)  # random_state, anew each epoch
     inputs = torch.cat(list(clf.iter_inputs(X[40:])))
-    views = ViewSampler()(20, size=(16, 16), generator=generator)
+    warp = ViewSampler()(20, size=(16, 16), generator=generator)
     maps, logits = clf.explain_inputs(inputs, method=GradCAM(relu=False))
-    of_view, _ = clf.explain_inputs(views(inputs), method=GradCAM(relu=False))
+    of_view, _ = clf.explain_inputs(warp(inputs), method=GradCAM(relu=False))
     cross_entropy = nn.functional.cross_entropy(logits, torch.from_numpy(Y[40:])).item()
-    consistency = 1 - structural_similarity(views(maps), of_view).mean().item()
+    consistency = 1 - structural_similarity(warp(maps), of_view).mean().item()
     row = clf.history[-1]
     assert row["valid_ce"] == pytest.approx(cross_entropy, rel=1e-5)
-    assert row["valid_consistency"] == pytest.approx(consistency, rel=1e-5)
-    assert row["valid_sparsity"] == pytest.approx(maps.sum((1, 2)).mean().item(), rel=1e-5)
+    assert row["valid_inconsistency"] == pytest.approx(consistency, rel=1e-5)
+    assert row["valid_norm"] == pytest.approx(maps.sum((1, 2)).mean().item(), rel=1e-5)
 
 
 def test_training_raises_consistency():
@@ -210,13 +218,13 @@ def test_training_raises_consistency():
 
 def test_view_target_shared_explains_the_images_class(monkeypatch):
     seen = {}
-    original = ConsistentCAMClassifier._explain_recorded
+    original = Step._maps
 
-    def spy(self, tape, logits, classes, create_graph):
-        seen.setdefault(self.view_target, []).append((logits.argmax(1), classes))
-        return original(self, tape, logits, classes, create_graph)
+    def spy(self, logits, classes):
+        seen.setdefault(choice, []).append((logits.argmax(1), classes))
+        return original(self, logits, classes)
 
-    monkeypatch.setattr(ConsistentCAMClassifier, "_explain_recorded", spy)
+    monkeypatch.setattr(Step, "_maps", spy)
     for choice in ("predicted", "shared"):
         classifier(view_target=choice, max_epochs=3, batch_size=60).fit(X, Y)
     for predictions, classes in seen["predicted"]:
@@ -253,8 +261,8 @@ def test_a_schedule_is_one_weight_after_the_other():
     for alpha, beta in zip(alphas, betas, strict=True):
         by_hand.set_params(alpha=alpha, beta=beta).partial_fit(X, Y)
     assert torch.equal(weights(scheduled), weights(by_hand))
-    terms = [{"train_consistency", "train_sparsity"} & row.keys() for row in scheduled.history]
-    assert terms == [set(), {"train_consistency"}, *[{"train_consistency", "train_sparsity"}] * 2]
+    terms = [{"train_inconsistency", "train_norm"} & row.keys() for row in scheduled.history]
+    assert terms == [set(), {"train_inconsistency"}, *[{"train_inconsistency", "train_norm"}] * 2]
 
 
 def test_a_schedule_goes_on_where_it_was():
@@ -273,7 +281,7 @@ def test_schedules_are_searched():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), "much"])
 def test_a_schedule_of_no_weights(weight):
-    with pytest.raises(ValueError, match="What alpha returns for epoch 0 must be a finite number"):
+    with pytest.raises(ValueError, match="that alpha returns for epoch 0 must be a finite number"):
         classifier(alpha=lambda epoch: weight).fit(X, Y)
 
 
@@ -288,13 +296,49 @@ def test_a_network_with_auxiliary_outputs():
 def test_transformers_train(name):
     clf = classifier(name, image_size=64, batch_size=4).fit(X[:8], Y[:8])
     assert np.isfinite(clf.history[-1, "train_loss"])
-    assert clf.history[-1, "train_consistency"] is not None
+    assert clf.history[-1, "train_inconsistency"] is not None
     assert np.isfinite(clf.explain(X[:2])).all()
 
 
-def test_lbfgs_runs_the_closure_again():
-    clf = classifier(optimizer=torch.optim.LBFGS, lr=0.1, batch_size=60).fit(X, Y)
-    assert np.isfinite(clf.history[-1, "train_loss"])
+@pytest.mark.parametrize("options", [{}, {"memory": "low"}, {"batch_accumulation": 3}])
+def test_lbfgs_runs_the_closure_again(options):
+    """Against torch's own, on the same loss in a loop written out."""
+    weights_of_terms = {"alpha": 0.7, "beta": 1e-3}
+    clf = classifier(
+        **{**FIXED, **weights_of_terms, **options},
+        callbacks=[("gradients", Gradients())],
+        optimizer=torch.optim.LBFGS,
+        optimizer__max_iter=4,
+        batch_size=60,
+    )
+    clf.set_params(max_epochs=0, lr=0.1).fit(X, Y)
+    model, images = copy.deepcopy(clf.module_), torch.cat(list(clf.iter_inputs(X)))
+    clf.set_params(max_epochs=1).partial_fit(X, Y)
+
+    optimizer, warp = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4), OneView()(len(X))
+    loss, phi, losses = ConsistentCAMLoss(**weights_of_terms), GradCAM(relu=False), []
+
+    def closure():
+        optimizer.zero_grad()
+        with record(model, model[3], trunk=True) as tape:
+
+            def explain(x):
+                logits = model(x)
+                return logits, phi(target_scores(logits), tape.activations, create_graph=True)
+
+            logits, maps = explain(images)
+            explained = Explanations(maps, explain(warp(images))[1], warp, size=(16, 16))
+            cross_entropy = nn.functional.cross_entropy(logits, torch.from_numpy(Y))
+            total = loss(cross_entropy, explained).total
+            total.backward()
+        losses.append(total.item())
+        return total
+
+    optimizer.step(closure)
+    gradients = dict(clf.callbacks_)["gradients"].seen
+    assert len(gradients) == len(losses) >= 3
+    assert clf.history[-1, "train_loss"] == pytest.approx(losses[0], rel=1e-6)
+    torch.testing.assert_close(weights(clf), weights_of(model), rtol=1e-7, atol=1e-10)
 
 
 def test_adam_does_not_get_sgds_defaults():
@@ -322,7 +366,7 @@ def test_learning_rate_steps_down_also_when_fitted_again():
 
 def test_no_graph_outlives_its_batch():
     clf = classifier(train_split=ValidSplit(3), callbacks=[EpochScoring("accuracy")]).fit(X, Y)
-    assert clf.tape_ is None and clf.parts_ == []
+    assert clf._step is None
     step = clf.validation_step((torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64)))
     assert not step["loss"].requires_grad and not step["y_pred"].requires_grad
     assert all(not module._forward_hooks for module in clf.module_.modules())
@@ -337,7 +381,7 @@ def test_verbose_zero_is_silent(capfd):
     assert capfd.readouterr() == ("", "")
     classifier(verbose=1).fit(X, Y)
     out, err = capfd.readouterr()
-    assert "train_consistency" in out and "it/s" in err
+    assert "train_inconsistency" in out and "it/s" in err
 
 
 # Labels

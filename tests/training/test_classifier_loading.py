@@ -101,7 +101,7 @@ def test_workers_change_nothing(form, tmp_path):
     )
     for ours, theirs in zip(alone.module_.parameters(), helped.module_.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    for key in ("train_loss", "train_consistency", "valid_loss"):
+    for key in ("train_loss", "train_inconsistency", "valid_loss"):
         assert alone.history[:, key] == helped.history[:, key]
 
 

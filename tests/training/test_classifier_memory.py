@@ -102,7 +102,7 @@ def test_low_memory_takes_the_same_steps(options):
     assert_allclose(gradients, expected, rtol=1e-9, atol=1e-12)
     for name, value in state_of(normal).items():  # running statistics, too
         assert_allclose(state_of(low)[name], value, rtol=1e-9, atol=1e-12)
-    for key in ("train_loss", "train_ce", "train_consistency", "train_sparsity"):
+    for key in ("train_loss", "train_ce", "train_inconsistency", "train_norm"):
         if key in normal.history[-1]:
             assert_allclose(low.history[:, key], normal.history[:, key], rtol=1e-6)
     ends = (low.random_states_, normal.random_states_)
@@ -214,7 +214,7 @@ def test_a_way_around_the_layer_is_refused():
 
 def test_nothing_outlives_a_step():
     clf = classifier(memory="low").fit(X, Y)
-    assert clf.tape_ is None and clf.parts_ == []
+    assert clf._step is None
     assert all(not module._forward_hooks for module in clf.module_.modules())
     assert all(not module._forward_pre_hooks for module in clf.module_.modules())
 
@@ -240,7 +240,7 @@ def test_parts_of_a_batch_are_the_batch(n_parts, memory):
     parts, gradients = trained(Plain, **options, batch_accumulation=n_parts)
     assert len(gradients) == len(expected) == 6  # one step a batch
     assert_allclose(gradients, expected, rtol=1e-8, atol=1e-12)
-    for key in ("train_loss", "train_ce", "train_consistency", "train_sparsity"):
+    for key in ("train_loss", "train_ce", "train_inconsistency", "train_norm"):
         assert_allclose(parts.history[:, key], whole.history[:, key], rtol=1e-5)
 
 

@@ -14,7 +14,7 @@ from small_networks import Blocks, Gradients, SmallNet, digits
 from torch.amp import GradScaler
 
 from sklcam import ConsistentCAMClassifier
-from sklcam import classifier as classifier_module
+from sklcam.training import classifier as classifier_module
 
 X, Y = digits()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,7 +76,7 @@ def test_the_first_step_is_that_of_float32(precision, memory, channels_last, pla
     clf, gradients = trained(**options)
     expected = plain[1][0]
     assert (gradients[0] - expected).norm() / expected.norm() < TOLERANCES[precision]
-    for key in ("train_loss", "train_ce", "train_consistency", "train_sparsity"):
+    for key in ("train_loss", "train_ce", "train_inconsistency", "train_norm"):
         values = [of.history[0, "batches", 0, key] for of in (clf, plain[0])]
         assert_allclose(*values, rtol=TOLERANCES[precision])
     assert {p.dtype for p in clf.module_.parameters()} == {torch.float32}
@@ -148,9 +148,10 @@ def test_maps_and_their_losses_stay_in_float32(monkeypatch):
     seen = []
     inner = classifier_module.ConsistentCAMLoss.__call__
 
-    def spy(self, cross_entropy, *, maps, maps_of_view, **options):
-        seen.extend(each.dtype for each in (cross_entropy, maps, maps_of_view))
-        return inner(self, cross_entropy, maps=maps, maps_of_view=maps_of_view, **options)
+    def spy(self, cross_entropy, explained, **options):
+        maps = (explained.maps, explained.maps_of_view)
+        seen.extend(each.dtype for each in (cross_entropy, *maps))
+        return inner(self, cross_entropy, explained, **options)
 
     monkeypatch.setattr(classifier_module.ConsistentCAMLoss, "__call__", spy)
     classifier(precision="bf16").fit(X, Y)
@@ -166,7 +167,7 @@ def test_small_gradients_survive_in_float16():
         with torch.no_grad():
             module[8].weight.mul_(1e-3)
         options = {"image_size": 128, "precision": precision, "lr": 0, "batch_size": 60}
-        return classifier(module, **options).fit(X, Y).history[0, "train_consistency"]
+        return classifier(module, **options).fit(X, Y).history[0, "train_inconsistency"]
 
     with torch.no_grad():
         assert torch.tensor(1e-3 * 0.1 / 64**2).half() == 0

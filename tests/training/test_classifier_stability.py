@@ -23,6 +23,7 @@ from sklcam.training import (
     Balanced,
     CollapseWarning,
     ConsistentCAMLoss,
+    Explanations,
     GradientSizes,
     ViewSampler,
     WarmUp,
@@ -58,24 +59,25 @@ def test_the_balanced_terms_pull_as_hard_as_was_asked_for():
     head = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Softplus(), nn.Flatten(), nn.Linear(45, 3)).double()
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), *head).double()
     images, labels = torch.rand(6, 2, 5, 5).double(), torch.arange(6) % 3
-    views = ViewSampler()(6, size=(5, 5), generator=torch.Generator().manual_seed(0))
+    warp = ViewSampler()(6, size=(5, 5), generator=torch.Generator().manual_seed(0))
     phi, size = GradCAM(relu=False), (15, 15)
 
     with record(net, net[1], trunk=True) as tape:
         logits = net(images)
         activations = tape.activations
         maps = phi(target_scores(logits), activations, create_graph=True)
-        maps_of_view = phi(target_scores(net(views(images))), tape.activations, create_graph=True)
+        maps_of_view = phi(target_scores(net(warp(images))), tape.activations, create_graph=True)
     cross_entropy = nn.functional.cross_entropy(logits, labels)
     loss = ConsistentCAMLoss(Balanced(0.3), Balanced(2.0), p=2)
-    terms = loss(cross_entropy, maps, maps_of_view, views, size=size, activations=activations)
+    explained = Explanations(maps, maps_of_view, warp, size=size)
+    values = loss(cross_entropy, explained, activations=activations)
 
     scaled, scaled_of_view = (min_max(upsample(each, size)) for each in (maps, maps_of_view))
     of = {
         "ce": cross_entropy,
-        "c": consistency_loss(views(scaled), scaled_of_view).mean(),
+        "c": consistency_loss(warp(scaled), scaled_of_view).mean(),
         "s": sparsity_loss(scaled, 2).mean(),
-        "total": terms.total,
+        "total": values.total,
     }
     gradients = {
         name: torch.autograd.grad(term, activations, retain_graph=True)[0]
@@ -85,9 +87,8 @@ def test_the_balanced_terms_pull_as_hard_as_was_asked_for():
         ratio * gradients["ce"].norm() / gradients[name].norm()
         for ratio, name in ((0.3, "c"), (2.0, "s"))
     )
-    torch.testing.assert_close(terms.alpha, alpha)
-    torch.testing.assert_close(terms.beta, beta)
-    torch.testing.assert_close(terms.total, of["ce"] + alpha * of["c"] + beta * of["s"])
+    torch.testing.assert_close(values.weights, {"alpha": alpha, "beta": beta})
+    torch.testing.assert_close(values.total, of["ce"] + alpha * of["c"] + beta * of["s"])
     torch.testing.assert_close(
         gradients["total"], gradients["ce"] + alpha * gradients["c"] + beta * gradients["s"]
     )  # the weights themselves are not differentiated
@@ -96,40 +97,40 @@ def test_the_balanced_terms_pull_as_hard_as_was_asked_for():
 def test_averages_move_towards_what_they_see():
     activations, sizes = torch.ones(1, requires_grad=True), GradientSizes(decay=0.75)
     for slope in (8.0, 4.0, 0.0):
-        sizes.update("sparsity", slope * activations.sum(), activations)
-    assert sizes.averages["sparsity"].item() == pytest.approx(0.75 * 7)
+        sizes.update("norm", slope * activations.sum(), activations)
+    assert sizes.averages["norm"].item() == pytest.approx(0.75 * 7)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_gradient_that_is_not_finite_changes_no_average(value):
     activations, sizes = torch.ones(1, requires_grad=True), GradientSizes()
-    sizes.update("sparsity", value * activations.sum(), activations)
-    assert sizes.averages["sparsity"] == 0
-    sizes.update("sparsity", 3 * activations.sum(), activations)
-    before = sizes.averages["sparsity"].clone()
+    sizes.update("norm", value * activations.sum(), activations)
+    assert sizes.averages["norm"] == 0
+    sizes.update("norm", 3 * activations.sum(), activations)
+    before = sizes.averages["norm"].clone()
     assert before > 0
-    sizes.update("sparsity", value * activations.sum(), activations)
-    assert sizes.averages["sparsity"] == before
+    sizes.update("norm", value * activations.sum(), activations)
+    assert sizes.averages["norm"] == before
 
 
 def test_a_scale_leaves_sizes_as_they_are():
     activations, sizes = torch.ones(4, dtype=torch.float16, requires_grad=True), GradientSizes()
     tiny = 1e-8 * activations.float().sum()  # float16 cannot say that slope
-    sizes.update("sparsity", tiny, activations, lambda loss: 2**16 * loss)
-    assert sizes.averages["sparsity"].item() == pytest.approx(2e-8, rel=1e-2)
-    sizes.update("consistency", tiny, activations)
-    assert sizes.averages["consistency"] == 0
+    sizes.update("norm", tiny, activations, lambda loss: 2**16 * loss)
+    assert sizes.averages["norm"].item() == pytest.approx(2e-8, rel=1e-2)
+    sizes.update("inconsistency", tiny, activations)
+    assert sizes.averages["inconsistency"] == 0
 
 
-@pytest.mark.parametrize("zero", ["cross_entropy", "sparsity", "both"])
+@pytest.mark.parametrize("zero", ["cross_entropy", "norm", "both"])
 def test_weights_are_finite_where_a_term_is_zero(zero):
     activations, sizes = torch.ones(2, requires_grad=True), GradientSizes()
-    for term in ("cross_entropy", "sparsity"):
+    for term in ("cross_entropy", "norm"):
         slope = 0.0 if zero in (term, "both") else 3.0
         sizes.update(term, slope * activations.sum(), activations)
-    assert Balanced(0.5)(sizes, "sparsity") == 0
-    sizes.averages = {"cross_entropy": torch.tensor(1.0), "sparsity": torch.tensor(1e-30)}
-    assert Balanced(0.5)(sizes, "sparsity") == 1e4
+    assert Balanced(0.5)(sizes, "norm") == 0
+    sizes.averages = {"cross_entropy": torch.tensor(1.0), "norm": torch.tensor(1e-30)}
+    assert Balanced(0.5)(sizes, "norm") == 1e4
 
 
 def test_training_goes_on_where_maps_are_constant():
@@ -208,8 +209,8 @@ def test_validation_weighs_as_training_did_last():
     row = clf.history[0]
     expected = (
         row["valid_ce"]
-        + row["train_alpha"] * row["valid_consistency"]
-        + row["train_beta"] * row["valid_sparsity"]
+        + row["train_alpha"] * row["valid_inconsistency"]
+        + row["train_beta"] * row["valid_norm"]
     )
     assert row["valid_loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -247,7 +248,7 @@ def test_a_weight_that_does_not_fit(weight):
 def test_a_balance_needs_gradients():
     maps = torch.rand(2, 12, 12)
     with pytest.raises(ValueError, match="hand over activations"):
-        ConsistentCAMLoss(0, "auto")(torch.tensor(1.0), maps)
+        ConsistentCAMLoss(0, "auto")(torch.tensor(1.0), Explanations(maps))
 
 
 # Collapse

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.images import ImageDataset
+from sklcam.training.step import Step
 
 X, Y = digits(24)
 SIZE = 16
@@ -128,7 +129,7 @@ def stepping(module=DropoutNet, device="cpu", **options):
 
 def without_records(monkeypatch):
     """Leave the numbers of a step unread, which is done once, when all of it is queued."""
-    monkeypatch.setattr(ConsistentCAMClassifier, "_record_terms", lambda self, phase: None)
+    monkeypatch.setattr(Step, "record", lambda self, history, phase: None)
 
 
 @pytest.mark.parametrize("options", ALL, ids=str)
@@ -148,7 +149,7 @@ def test_a_step_needs_no_values(options, monkeypatch):
 def test_a_step_copies_without_blocking(options, monkeypatch):
     without_records(monkeypatch)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # has no "meta"
-    monkeypatch.setattr("sklcam.training.net._check_device", lambda device: None)  # refuses "meta"
+    monkeypatch.setattr("sklcam.training.net.check_device", lambda device: None)  # refuses "meta"
     _, step = stepping(device="meta", **options)
     mode = NoBlockingCopies()
     assert step(mode)["loss"].device.type == "meta"
@@ -192,7 +193,7 @@ def test_the_terms_of_a_step_are_read_together(options):
     loss = step(mode)["loss"].item()
     assert mode.seen == ["tolist"]
     row = clf.history[-1, "batches", -1]
-    total = row["train_ce"] + row.get("train_consistency", 0) + 1e-3 * row["train_sparsity"]
+    total = row["train_ce"] + row.get("train_inconsistency", 0) + 1e-3 * row["train_norm"]
     assert total == pytest.approx(loss, rel=1e-5)
 
 

@@ -8,7 +8,6 @@ import pickle
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import accelerated
@@ -64,6 +63,7 @@ def together(tmp_path_factory):
         "WORLD_SIZE": str(N_PROCESSES),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": ":".join(path for path in sys.path if path),
     }
     processes = []
     for rank in map(str, range(N_PROCESSES)):
@@ -234,8 +234,8 @@ def test_files_load_without_accelerate(tmp_path):
         "np.save(sys.argv[3], clf.explain(np.load(sys.argv[2])))"
     )
     names = [str(tmp_path / name) for name in ("clf.joblib", "X.npy", "maps.npy")]
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": tests}
+    here = ":".join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": here}
     subprocess.run([sys.executable, "-c", script, *names], check=True, env=environment)
     assert_allclose(np.load(names[-1]), clf.explain(X), atol=1e-6)
 

@@ -14,7 +14,14 @@ from torch import nn
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
 from sklcam.metrics import structural_similarity
 from sklcam.networks import record
-from sklcam.training import ConsistentCAMLoss, ViewSampler, WarmUp, consistency_loss, sparsity_loss
+from sklcam.training import (
+    ConsistentCAMLoss,
+    Explanations,
+    ViewSampler,
+    WarmUp,
+    consistency_loss,
+    sparsity_loss,
+)
 
 
 class Kept:
@@ -104,23 +111,22 @@ def test_gradient_of_the_consistency_loss():
 def test_constant_maps_give_finite_gradients(p):
     raw = torch.zeros(2, 4, 4, requires_grad=True)
     loss = ConsistentCAMLoss(alpha=1, beta=1, p=p)
-    terms = loss(raw.sum() * 0, raw + 3, raw + 3, ViewSampler()(2, size=(16, 16)), size=(16, 16))
-    terms.total.backward()
+    warp = ViewSampler()(2, size=(16, 16))
+    loss(raw.sum() * 0, Explanations(raw + 3, raw + 3, warp, size=(16, 16))).total.backward()
     assert torch.equal(raw.grad, torch.zeros(2, 4, 4))
 
 
 def test_the_weighted_sum():
     raw, raw_of_view = some_maps() - 0.3, 7 * some_maps().flip(0)
     cross_entropy, size = torch.tensor(0.7), (20, 24)
-    views = ViewSampler()(len(raw), size=size, generator=torch.Generator().manual_seed(0))
+    warp = ViewSampler()(len(raw), size=size, generator=torch.Generator().manual_seed(0))
     loss = ConsistentCAMLoss(alpha=0.5, beta=0.01, p=2)
-    terms = loss(cross_entropy, raw, raw_of_view, views, size=size)
+    values = loss(cross_entropy, Explanations(raw, raw_of_view, warp, size=size))
     maps, others = (min_max(upsample(each, size)) for each in (raw, raw_of_view))
-    consistency = (1 - structural_similarity(views(maps), others)).mean()
+    consistency = (1 - structural_similarity(warp(maps), others)).mean()
     sparsity = torch.stack([m.pow(2).sum().sqrt() for m in maps]).mean()
-    torch.testing.assert_close(terms.consistency, consistency)
-    torch.testing.assert_close(terms.sparsity, sparsity)
-    torch.testing.assert_close(terms.total, 0.7 + 0.5 * consistency + 0.01 * sparsity)
+    torch.testing.assert_close(values.terms, {"inconsistency": consistency, "norm": sparsity})
+    torch.testing.assert_close(values.total, 0.7 + 0.5 * consistency + 0.01 * sparsity)
 
 
 @pytest.mark.parametrize("n_images", [1, 3, 4, 9])
@@ -130,20 +136,20 @@ def test_differentiating_at_once_is_differentiating(n_images, p):
     torch.manual_seed(0)
     size = (14, 16)
     raw, raw_of_view = torch.randn(2, n_images, 3, 4, dtype=torch.float64).requires_grad_()
-    views = ViewSampler()(n_images, size=size, generator=torch.Generator().manual_seed(0))
+    warp = ViewSampler()(n_images, size=size, generator=torch.Generator().manual_seed(0))
     loss = ConsistentCAMLoss(alpha=0.5, beta=0.01, p=p)
-    terms = loss(torch.tensor(0.7), raw, raw_of_view, views, size=size)
-    found = torch.autograd.grad(terms.total, (raw, raw_of_view))
+    values = loss(torch.tensor(0.7), Explanations(raw, raw_of_view, warp, size=size))
+    found = torch.autograd.grad(values.total, (raw, raw_of_view))
     maps, others = (min_max(upsample(each, size)) for each in (raw, raw_of_view))
-    consistency = consistency_loss(views(maps), others).mean()
+    consistency = consistency_loss(warp(maps), others).mean()
     total = 0.7 + 0.5 * consistency + 0.01 * sparsity_loss(maps, p).mean()
-    torch.testing.assert_close(terms.total, total)
+    torch.testing.assert_close(values.total, total)
     torch.testing.assert_close(found, torch.autograd.grad(total, (raw, raw_of_view)))
 
 
 def test_nothing_at_the_resolution_of_the_images_is_kept():
     raw, raw_of_view = torch.randn(2, 8, 3, 3).requires_grad_()
-    views = ViewSampler()(8, size=(64, 64))
+    warp = ViewSampler()(8, size=(64, 64))
     loss = ConsistentCAMLoss(alpha=1, beta=1)
     alive = weakref.WeakSet()
 
@@ -153,16 +159,16 @@ def test_nothing_at_the_resolution_of_the_images_is_kept():
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
-        terms = loss(torch.tensor(0.7), raw, raw_of_view, views, size=(64, 64))
+        values = loss(torch.tensor(0.7), Explanations(raw, raw_of_view, warp, size=(64, 64)))
     assert sum(kept.tensor.numel() for kept in alive) <= 3 * raw.numel()
-    terms.total.backward()
+    values.total.backward()
 
 
 def test_terms_out_of_use_need_no_maps():
     cross_entropy = torch.tensor(0.7)
     plain = ConsistentCAMLoss(0, 0)(cross_entropy)
-    assert plain == (cross_entropy, cross_entropy, None, None, None, None)
-    assert ConsistentCAMLoss(0, 1)(cross_entropy, some_maps()).consistency is None
+    assert plain == (cross_entropy, cross_entropy, {}, {})
+    assert set(ConsistentCAMLoss(0, 1)(cross_entropy, Explanations(some_maps())).terms) == {"norm"}
     with pytest.raises(ValueError, match="alpha > 0 needs"):
         ConsistentCAMLoss(1, 0)(cross_entropy)
     with pytest.raises(ValueError, match="beta > 0 needs"):
@@ -196,7 +202,7 @@ def test_gradients_of_the_whole_loss_are_finite_differences():
     ).double()
     images = torch.rand(2, 2, 12, 12, dtype=torch.float64)
     labels = torch.tensor([0, 2])
-    views = ViewSampler()(2, size=(12, 12), generator=torch.Generator().manual_seed(0))
+    warp = ViewSampler()(2, size=(12, 12), generator=torch.Generator().manual_seed(0))
     criterion, phi = ConsistentCAMLoss(alpha=0.7, beta=0.01, p=2), GradCAM(relu=False)
 
     def loss():
@@ -208,9 +214,10 @@ def test_gradients_of_the_whole_loss_are_finite_differences():
                 return logits, raw
 
             logits, maps = explain(images)
-            _, maps_of_view = explain(views(images))
+            _, maps_of_view = explain(warp(images))
             cross_entropy = nn.functional.cross_entropy(logits, labels)
-            return criterion(cross_entropy, maps, maps_of_view, views, size=(16, 16)).total
+            explained = Explanations(maps, maps_of_view, warp, size=(16, 16))
+            return criterion(cross_entropy, explained).total
 
     loss().backward()
     step = 1e-6

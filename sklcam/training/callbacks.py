@@ -1,11 +1,13 @@
-"""Noticing that training on explanations has collapsed, and saying what to change.
+"""Callbacks of training: a warning when it has collapsed, a progress bar, labels for scores.
 
 Consistent and sparse maps are easy to have of a network that classifies nothing: blank ones, or a
-spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both.
+spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both. That is what the
+warning looks for.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback
-from skorch.dataset import unpack_data
+from skorch import NeuralNet
+from skorch.callbacks import Callback, ProgressBar
+from skorch.history import History
+from skorch.utils import to_numpy
 from torch import Tensor
 
 from sklcam._validation import check_count, check_number, check_tensor, describe
@@ -22,7 +26,7 @@ from sklcam.cam.maps import rounding
 
 
 def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str, Tensor]:
-    """Return what tells a collapse, as shares of a batch.
+    """Return the signs of a collapse, as shares of a batch.
 
     Parameters
     ----------
@@ -35,9 +39,9 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
     Returns
     -------
     dict of str to scalar Tensor, in [0, 1]
-        ``correct``: images that are classified correctly. ``constant_maps``: maps of one value, up
-        to rounding. ``corner_maps``: maps that vary, and are highest in one of the four corners;
-        none where a layer has no other places.
+        ``correct``: images that are classified correctly. ``constant_maps``: maps of a single
+        value, up to rounding. ``corner_maps``: maps that vary, and are highest in one of the four
+        corners; none where a layer has no other places.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
     at = maps.flatten(1).argmax(dim=1)
     row, column = at // columns, at % columns
     in_corner = ((row == 0) | (row == rows - 1)) & ((column == 0) | (column == columns - 1))
-    if min(rows, columns) < 3:
+    if min(rows, columns) < 3:  # too small for the highest place to say anything
         in_corner = torch.zeros_like(in_corner)
     shares = {
         "correct": logits.detach().argmax(dim=1) == classes,
@@ -99,8 +103,8 @@ class CollapseWarning(Callback):
     Attributes
     ----------
     collapsed_ : dict of str to int
-        What was warned of ("loss", "chance", "constant_maps", "corner_maps"), and in which epoch,
-        counted from 1. A loss that is not finite is warned of without maps, too, and at once.
+        The epoch, counted from 1, of each warning: "loss", "chance", "constant_maps",
+        "corner_maps". A loss that is not finite is warned of at once, and without maps, too.
 
     Notes
     -----
@@ -123,7 +127,7 @@ class CollapseWarning(Callback):
         Raises
         ------
         ValueError
-            If the patience is no int >= 1, or the share is outside 0 to 1.
+            If the patience is not an int >= 1, or the share is outside 0 to 1.
         """
         check_count("patience", self.patience)
         check_number("share", self.share, 0, 1, closed="right")
@@ -131,18 +135,18 @@ class CollapseWarning(Callback):
         self.in_a_row_ = {"chance": 0, "constant_maps": 0, "corner_maps": 0}
         return self
 
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.counts_ = torch.zeros(0, dtype=torch.int64)
 
     def on_batch_end(
-        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+        self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         if training:
-            counts = torch.bincount(unpack_data(batch)[1], minlength=len(self.counts_)).cpu()
+            counts = torch.bincount(batch[1], minlength=len(self.counts_)).cpu()
             counts[: len(self.counts_)] += self.counts_
             self.counts_ = counts
 
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self._warn_of_lost_weights(net)
         if "loss" in self.collapsed_:
             return
@@ -153,6 +157,7 @@ class CollapseWarning(Callback):
         n_images = int(self.counts_.sum())
         chance = float(self.counts_.max()) / n_images
         noise = math.sqrt(chance * (1 - chance) / n_images)
+        # A classifier that names the most frequent class is right that often, give or take.
         found["chance"] = shares["correct"] <= chance + 2 * noise
         for name, is_found in found.items():
             self.in_a_row_[name] = self.in_a_row_[name] + 1 if is_found else 0
@@ -160,8 +165,10 @@ class CollapseWarning(Callback):
                 self.collapsed_[name] = len(net.history)
                 warnings.warn(self._message(name, shares, chance, net), ConvergenceWarning, 2)
 
-    def _warn_of_lost_weights(self, net: Any) -> None:
-        losses = [of["train_loss"] for of in net.history[-1]["batches"][-3:] if "train_loss" in of]
+    def _warn_of_lost_weights(self, net: NeuralNet) -> None:
+        # A single batch may overflow in half precision; the weights are lost if all of them do.
+        last = net.history[-1]["batches"][-3:]
+        losses = [batch["train_loss"] for batch in last if "train_loss" in batch]
         if "loss" in self.collapsed_ or not losses or any(map(math.isfinite, losses)):
             return
         self.collapsed_["loss"] = len(net.history)
@@ -172,7 +179,7 @@ class CollapseWarning(Callback):
             3,
         )
 
-    def _shares(self, history: Any) -> dict[str, float]:
+    def _shares(self, history: History) -> dict[str, float]:
         """Return the signs' means over the epoch's images; nothing if it had no maps."""
         names = ("correct", "constant_maps", "corner_maps")
         batches = [batch for batch in history[-1]["batches"] if "train_corner_maps" in batch]
@@ -184,7 +191,7 @@ class CollapseWarning(Callback):
             for name in names
         }
 
-    def _message(self, name: str, shares: dict[str, float], chance: float, net: Any) -> str:
+    def _message(self, name: str, shares: dict[str, float], chance: float, net: NeuralNet) -> str:
         seen = {
             "chance": f"accuracy on the training images is {shares['correct']:.1%}, and naming the "
             f"most frequent class every time would give {chance:.1%}",
@@ -196,7 +203,54 @@ class CollapseWarning(Callback):
         return (
             f"For {self.patience} epochs, up to epoch {len(net.history)}: {seen}. The terms on "
             f"explanations (alpha={net.alpha!r}, beta={net.beta!r}) may weigh too much: make them "
-            'smaller, bring them in late by sklcam.training.WarmUp, or balance them by alpha="auto", '
-            'beta="auto", or by sklcam.training.Balanced with a smaller ratio. If a classifier with '
-            "alpha=0, beta=0 does not train, either, change lr first."
+            "smaller, bring them in late by sklcam.training.WarmUp, or balance them by "
+            'alpha="auto", beta="auto", or by sklcam.training.Balanced with a smaller ratio. If a '
+            "classifier with alpha=0, beta=0 does not train, either, change lr first."
         )
+
+
+class SilentableProgressBar(ProgressBar):
+    """skorch's progress bar, which ``verbose=0`` silences as it does the log."""
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if net.verbose:
+            super().on_epoch_begin(net, **kwargs)
+
+    def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if net.verbose:
+            super().on_batch_end(net, **kwargs)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if net.verbose:
+            super().on_epoch_end(net, **kwargs)
+
+
+def decoding(callback: Callback, classes: np.ndarray) -> Callback:
+    """Let a scoring callback of skorch compare labels with labels: batches hold class indices.
+
+    Parameters
+    ----------
+    callback : Callback
+        Any; one that scores nothing, or extracts its targets in a way of its own, is returned.
+    classes : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    Callback
+        A copy, as the caller's own may be part of another net.
+    """
+    if getattr(callback, "target_extractor", None) is not to_numpy:
+        return callback
+    callback = copy.copy(callback)
+    callback.target_extractor = LabelDecoder(classes)
+    return callback
+
+
+class LabelDecoder:
+    """Turn class indices back into labels, for skorch's scoring callbacks."""
+
+    def __init__(self, classes: np.ndarray):
+        self.classes = classes
+
+    def __call__(self, indices: Tensor | np.ndarray) -> np.ndarray:
+        return self.classes[to_numpy(indices)]

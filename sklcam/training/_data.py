@@ -1,0 +1,160 @@
+"""What a net is trained on: images, their labels and, for terms that need them, their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.dataset import Dataset as SkorchDataset
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from sklcam._validation import describe
+from sklcam.images.dataset import ImageDataset
+
+
+class TrainingImages(ImageDataset, SkorchDataset):
+    """Images with encoded labels, in the form that skorch's callbacks know how to take apart.
+
+    Parameters
+    ----------
+    X : images
+    y : ndarray of shape (n_images,)
+        Indices of classes.
+    masks : array-like of shape (n_images, height, width), sequence of masks or None, default=None
+        As ``fit`` takes them. Items then have the image's mask as a third entry, resized as the
+        image is: a float32 Tensor of shape (height, width) in [0, 1], all NaN where there is none.
+    **options
+        Of :class:`~sklcam.images.dataset.ImageDataset`.
+    """
+
+    def __init__(self, X: Any, y: Any, masks: Any = None, **options: Any):
+        ImageDataset.__init__(self, X, y, **options)
+        self.X = X
+        self.y = self.targets = y
+        self.masks: Masks | None = None
+        if masks is not None:
+            self.masks = Masks(masks, len(self), self.uniform_size)
+            # By the one way by which images are resized, whatever it is.
+            self._resized_masks = ImageDataset(
+                self.masks, image_size=self.image_size, resize=self.resize
+            )
+
+    def __getitem__(self, i: int) -> Any:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        if self.masks is None:
+            return super().__getitems__(indices)
+        indices = [range(len(self))[i] for i in indices]
+        read = self.read_batch(indices)
+        return [
+            (framed.image, self._label(i), self._mask(i, framed.original))
+            for i, framed in zip(indices, read, strict=True)
+        ]
+
+    def _mask(self, i: int, original: Tensor) -> Tensor:
+        assert self.masks is not None
+        if not self.masks.annotated[i]:
+            return torch.full(self.image_size, torch.nan)
+        mask, own = self._resized_masks.read(i)
+        if own.shape[-2:] != original.shape[-2:]:
+            raise ValueError(_wrong_size(i, own.shape[-2:], original.shape[-2:]))
+        return mask[0]
+
+
+class Masks(Dataset[Any]):
+    """Masks of any form, as a data set of float32 images in [0, 1].
+
+    Parameters
+    ----------
+    masks : array-like of shape (n_images, height, width), or sequence of array-like or None
+    n_images : int
+    size : (height, width) or None
+        That of the images, if they are all of one.
+
+    Attributes
+    ----------
+    annotated : ndarray of shape (n_images,), bool
+        Which images have a mask.
+
+    Raises
+    ------
+    ValueError
+        If the masks are not as many as the images, not of two dimensions or not of the image's
+        size, or hold something else than bool, integers or floats in [0, 1].
+    """
+
+    def __init__(self, masks: Any, n_images: int, size: tuple[int, int] | None = None):
+        if not isinstance(masks, np.ndarray | Tensor | Sequence) or isinstance(masks, str):
+            raise ValueError(
+                "masks must be an array of shape (n_images, height, width), or a list with a mask "
+                f"or None for each image; got {describe(masks)}."
+            )
+        if len(masks) != n_images:
+            raise ValueError(
+                f"masks must have one entry for each of {n_images} images; got {len(masks)}."
+            )
+        self._masks = masks
+        self.annotated = np.array([masks[i] is not None for i in range(n_images)])
+        for i in np.flatnonzero(self.annotated):
+            mask = _as_array(masks[i])
+            _check_mask(mask, f"masks[{i}]")
+            if size is not None and mask.shape != size:
+                raise ValueError(_wrong_size(int(i), mask.shape, size))
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not self.annotated[i]:
+            return np.zeros((1, 1), dtype=np.float32)
+        mask = _as_array(self._masks[i])
+        return (mask if mask.dtype.kind == "f" else mask != 0).astype(np.float32)
+
+
+def _as_array(mask: Any) -> np.ndarray:
+    return np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+
+
+def _check_mask(mask: np.ndarray, name: str) -> None:
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ValueError(f"{name} must be of shape (height, width); got shape {mask.shape}.")
+    is_float = mask.dtype.kind == "f"
+    # NaN is not in the range, either.
+    if mask.dtype.kind not in "biuf" or (is_float and not (mask.min() >= 0 and mask.max() <= 1)):
+        raise ValueError(
+            f"{name} must be bool, an integer that is 0 outside the object, or a float in [0, 1]; "
+            f"got {mask.dtype}{' beyond [0, 1]' if is_float else ''}."
+        )
+
+
+def _wrong_size(i: int, found: Sequence[int], expected: Sequence[int]) -> str:
+    return (
+        f"masks[{i}] must be of its image's size, {tuple(expected)}; its shape is {tuple(found)}."
+    )
+
+
+class AnnotatedBatch(tuple[Any, ...]):
+    """A batch of images and labels, which skorch takes apart, with the images' masks beside it."""
+
+    masks: Tensor
+
+
+def with_masks_beside(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches as pairs, whatever the loader made them of: skorch knows no third entry."""
+    for batch in batches:
+        if isinstance(batch, list | tuple) and len(batch) == 3:
+            *pair, masks = batch
+            batch = AnnotatedBatch(pair)
+            batch.masks = masks
+        yield batch
+
+
+def without_subsets(data: Any) -> Any:
+    """Return the data set that subsets are of."""
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data

@@ -1,0 +1,131 @@
+"""Nets that draw from generators of their own, swapped in for as long as they are needed.
+
+Networks, loaders and samplers draw from torch's global generators, and cannot be told not to. So
+these are set to the estimator's own state before training, and back to the caller's after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import draw_seed
+from sklcam.images.views import ViewSampler, Warp
+from sklcam.training._devices import DeviceNet
+
+
+class SeededNet(DeviceNet):
+    """A skorch net whose training is reproducible, and leaves the caller's generators alone.
+
+    Attributes
+    ----------
+    random_states_ : dict
+        The seed, and where the generators are: "global" and "cuda" are torch's, "views" is that of
+        views and augmentation. They have one of their own so that what else is drawn, such as
+        dropout masks, does not change them.
+    generator_ : torch.Generator
+        That of views and augmentation, while it is in use.
+    """
+
+    random_state: Any
+    random_states_: dict[str, Any]
+    generator_: torch.Generator
+
+    def initialize_virtual_params(self) -> None:
+        # The first of skorch's steps of initialization, also where a mixin replaces initialize.
+        super().initialize_virtual_params()
+        self.random_states_ = self._seed()
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
+        with self._own_randomness():
+            return super().fit_loop(X, y, epochs, **kwargs)
+
+    def _seed(self) -> dict[str, Any]:
+        return self._seeded(self._draw_seed())
+
+    def _draw_seed(self) -> int:
+        if self.random_state is None:  # and the caller's global generator stays where it is
+            return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
+        return draw_seed(self.random_state)
+
+    def _seeded(self, seed: int) -> dict[str, Any]:
+        (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        with torch.random.fork_rng(self._cuda_devices()):
+            torch.manual_seed(seed)
+            on_cpu, *on_cuda = self._generator_states()
+            return {
+                "seed": seed,
+                "global": on_cpu,
+                "cuda": on_cuda,
+                "views": torch.Generator().manual_seed(int(views_seed) >> 1).get_state(),
+            }
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Draw from the estimator's generators in the block, and keep where they end."""
+        states = self.random_states_
+        with self._generators_at([states["global"], *states["cuda"]]):
+            self.generator_ = torch.Generator()
+            self.generator_.set_state(states["views"])
+            try:
+                yield
+            finally:
+                on_cpu, *on_cuda = self._generator_states()
+                self.random_states_ = {
+                    "seed": states["seed"],
+                    "global": on_cpu,
+                    "cuda": on_cuda,
+                    "views": self.generator_.get_state(),
+                }
+                del self.generator_
+
+    def _generator_states(self) -> list[Tensor]:
+        """Return where torch's generators are: the CPU's and those of the devices in use."""
+        devices = self._cuda_devices()
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+    @contextmanager
+    def _generators_at(self, states: list[Tensor]) -> Iterator[None]:
+        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
+        devices = self._cuda_devices()
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(states[0])
+            for device, state in zip(devices, states[1:], strict=False):  # it may have moved since
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a step draws: views, and again what its network has drawn before.
+
+    Parameters
+    ----------
+    net : SeededNet
+    sampler : ViewSampler
+        The distribution of views.
+    generator : torch.Generator or None
+        Where views come from; None is torch's global one.
+    """
+
+    net: SeededNet
+    sampler: ViewSampler
+    generator: torch.Generator | None
+
+    def warp(self, n_images: int, size: tuple[int, int]) -> Warp:
+        """Draw a view of each image."""
+        return self.sampler(n_images, size=size, generator=self.generator)
+
+    def states(self) -> list[Tensor]:
+        """Return where torch's generators are."""
+        return self.net._generator_states()
+
+    def at(self, states: list[Tensor]) -> AbstractContextManager[None]:
+        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
+        return self.net._generators_at(states)

@@ -1,0 +1,350 @@
+"""A step of training or validation: the passes it makes, their loss, and what is recorded of it.
+
+skorch decides when each part happens; here is what happens. A step takes its batch whole or in
+micro-batches. For each, it runs the network (:meth:`Step.forward`), explains the images and a view
+of each and weighs the terms (:meth:`Step.explain`), takes back what low memory had postponed
+(:meth:`Step.backward`); and once all is done, it reads the numbers (:meth:`Step.record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from skorch.history import History
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sklcam.cam import GradCAM
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
+from sklcam.networks.tape import Tape, record, stopping_after
+from sklcam.training._randomness import Draws
+from sklcam.training.callbacks import signs_of_collapse
+from sklcam.training.objective import ConsistentCAMLoss, LossValues
+from sklcam.training.terms import Explanations
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """A view whose trunk is trained once the images' graph is gone."""
+
+    images: Tensor
+    activations: Tensor
+    states: list[Tensor]
+
+
+@dataclass
+class MicroBatch:
+    """Images that go through the network together, and what came of it.
+
+    Attributes
+    ----------
+    share : float
+        Of the batch's images.
+    masks : Tensor of shape (n_images, height, width) or None
+        NaN for images without one.
+    values : LossValues or None
+    signs : dict of str to Tensor
+        How its maps look, for :class:`~sklcam.training.CollapseWarning`.
+    postponed : Postponed or None
+        What is left to do for its gradient.
+    """
+
+    share: float = 1.0
+    masks: Tensor | None = None
+    values: LossValues | None = None
+    signs: dict[str, Tensor] = field(default_factory=dict)
+    postponed: Postponed | None = None
+
+    def recorded(self) -> dict[str, Tensor]:
+        """Return what goes into the history, by name, unweighted by the share."""
+        if self.values is None:
+            return dict(self.signs)
+        values = self.values
+        return {"ce": values.cross_entropy, **values.terms, **values.weights, **self.signs}
+
+    def detach(self) -> Iterator[Tensor]:
+        """Cut what is recorded off its graph; yield it, to be changed in place."""
+        assert self.values is not None  # the gradient comes from them
+
+        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.detach().clone() for name, value in tensors.items()}
+
+        total, cross_entropy, terms, weights = self.values
+        self.values = LossValues(
+            total.detach().clone(), cross_entropy.detach().clone(), copied(terms), copied(weights)
+        )
+        self.signs = copied(self.signs)
+        yield self.values.total
+        yield from self.recorded().values()
+
+
+class Step:
+    """A batch on its way through a network, for training or for validation.
+
+    Parameters
+    ----------
+    module : nn.Module
+    layer : TargetLayer
+    loss : ConsistentCAMLoss
+        With the weights of the epoch.
+    infer : callable
+        Runs the network on images, in this step's precision.
+    draws : Draws
+    scaler : GradScaler or None, default=None
+        Scales the loss in training; None is for validation.
+    precision : torch.dtype, default=torch.float32
+    shares_target : bool, default=False
+        Whether a view is explained for the class predicted on its image.
+    postpones : bool, default=False
+        Whether the trunk is trained on the view in a pass of its own, when the images' graph is
+        gone.
+
+    Attributes
+    ----------
+    micro_batches : list of MicroBatch
+    is_split : bool
+        Whether :meth:`split` was called: another class may have replaced what calls it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: TargetLayer,
+        loss: ConsistentCAMLoss,
+        infer: Callable[[Tensor], Tensor],
+        draws: Draws,
+        *,
+        scaler: GradScaler | None = None,
+        precision: torch.dtype = torch.float32,
+        shares_target: bool = False,
+        postpones: bool = False,
+    ):
+        self.micro_batches = [MicroBatch()]
+        self.is_split = False
+        self._masks: Tensor | None = None
+        self._module = module
+        self._layer = layer
+        self._loss = loss
+        self._infer = infer
+        self._draws = draws
+        self._scaler = scaler
+        self._precision = precision
+        self._shares_target = shares_target
+        self._postpones = postpones and scaler is not None
+        self._tape: Tape | None = None
+
+    @property
+    def _is_training(self) -> bool:
+        return self._scaler is not None
+
+    @contextmanager
+    def recording(self) -> Iterator[Step]:
+        """Record the target layer in the block, if the loss looks at maps."""
+        if not self._loss.terms:
+            yield self
+            return
+        target = self._layer.of(self._module)
+        with record(self._module, target, trunk=self._is_training) as self._tape:
+            try:
+                yield self
+            finally:
+                self._tape = None
+
+    def annotate(self, masks: Tensor | None) -> None:
+        """Set the masks of the batch, which is still whole; NaN where an image has none."""
+        self._masks = masks
+        self.micro_batches = [MicroBatch(masks=masks)]
+
+    def split(
+        self, images: Tensor, labels: Tensor, n_parts: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batch in micro-batches of like sizes; all else is about the last one yielded.
+
+        An optimizer that asks for the gradient several times in a step starts anew each time.
+        """
+        no_masks = [None] * n_parts
+        masks = no_masks if self._masks is None else self._masks.tensor_split(n_parts)
+        self.micro_batches, self.is_split = [], True
+        parts = zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), masks, strict=True)
+        for some, some_labels, some_masks in parts:
+            self.micro_batches.append(MicroBatch(len(some) / len(images), some_masks))
+            yield some, some_labels
+
+    def forward(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Run the network in the step's precision; what it returns is at least float32.
+
+        Parameters
+        ----------
+        run : callable
+            Runs the network on images.
+        images : Tensor of shape (n_images, channels, height, width)
+        """
+        if self._precision == torch.float32:
+            return run(images)
+        with torch.autocast(images.device.type, self._precision):
+            return at_least_float32(run(images))
+
+    def explain(
+        self, cross_entropy: Tensor, logits: Tensor, labels: Tensor, images: Tensor
+    ) -> Tensor:
+        """Explain a micro-batch by its recorded pass, and return the loss to differentiate.
+
+        Parameters
+        ----------
+        cross_entropy : scalar Tensor
+        logits : Tensor of shape (n_images, n_classes)
+            Of the last pass.
+        labels : Tensor of shape (n_images,)
+        images : Tensor of shape (n_images, channels, height, width)
+
+        Returns
+        -------
+        scalar Tensor
+            Weighted by the micro-batch's share of the images, and scaled for half precision.
+        """
+        batch = self.micro_batches[-1]
+        if self._tape is None:
+            batch.values = self._loss(cross_entropy)
+        else:
+            activations = self._tape.activations  # of the images: a view's take their place
+            explained = self._explained(logits, images)
+            batch.values = self._loss(
+                cross_entropy,
+                explained,
+                activations=activations if self._is_training else None,
+                scale=self._scale,
+            )
+            if self._is_training:
+                batch.signs = signs_of_collapse(logits, labels, explained.maps)
+        total = batch.share * batch.values.total
+        return total if self._scaler is None else self._scaler.scale(total)
+
+    @property
+    def _scale(self) -> Callable[[Tensor], Tensor] | None:
+        is_scaled = self._scaler is not None and self._scaler.is_enabled()
+        return self._scaler.scale if is_scaled else None  # type: ignore[union-attr]
+
+    def _explained(self, logits: Tensor, images: Tensor) -> Explanations:
+        """Explain the images and, for terms that compare, a view of each."""
+        size = (images.shape[-2], images.shape[-1])
+        predicted = logits.argmax(dim=1)
+        maps = self._maps(logits, predicted)
+        warp = maps_of_view = masks = annotated = None
+        if "view" in self._loss.needs:
+            warp = self._draws.warp(len(images), size).to(images.device)
+            view_logits = self._run_view(warp(images))
+            shown = predicted if self._shares_target else view_logits.argmax(dim=1)
+            maps_of_view = self._maps(view_logits, shown)
+        if "masks" in self._loss.needs and self.micro_batches[-1].masks is not None:
+            masks = self.micro_batches[-1].masks
+            annotated = ~masks[:, 0, 0].isnan()
+            masks = masks.nan_to_num().to(maps.dtype)
+        return Explanations(maps, maps_of_view, warp, masks, annotated, size)
+
+    def _run_view(self, images: Tensor) -> Tensor:
+        assert self._tape is not None
+        if not self._postpones:
+            with _statistics_kept(self._module):
+                return self._infer(images)
+        states = self._draws.states()
+        with _statistics_kept(self._module), self._tape.cut():
+            logits = self._infer(images)
+        self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
+        return logits
+
+    def _maps(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Explain classes by the last pass: Grad-CAM without the ReLU."""
+        assert self._tape is not None
+        activations, to_grid = self._tape.activations, self._layer.to_grid
+        scores = logits.gather(1, classes[:, None])[:, 0]
+        if activations.dtype == torch.float16:
+            # A score's gradient at one of many positions is too small for it. Maps are scaled, so
+            # a factor does not change what becomes of them.
+            scores = scores * to_grid(activations).shape[-2:].numel()
+        phi = GradCAM(relu=False)
+        return phi(scores, activations, to_grid=to_grid, create_graph=self._is_training)
+
+    def backward(self) -> None:
+        """Take the postponed gradient of a view's activations back through the trunk.
+
+        By now the graph of the images is gone. The pass sees the batch statistics and draws the
+        dropout masks that the first one did.
+        """
+        batch = self.micro_batches[-1]
+        postponed, batch.postponed = batch.postponed, None
+        if postponed is None:
+            return
+        with (
+            _statistics_kept(self._module),
+            self._draws.at(postponed.states),
+            stopping_after(self._layer.of(self._module)),
+        ):
+            self._infer(postponed.images)
+        assert self._tape is not None
+        activations = self._tape.activations
+        if activations.grad_fn is not None:  # something before the layer is trained
+            activations.backward(postponed.activations.grad)
+
+    @property
+    def is_postponed(self) -> bool:
+        """Whether some of the gradient has not been taken."""
+        return any(batch.postponed is not None for batch in self.micro_batches)
+
+    @property
+    def total(self) -> Tensor:
+        """The loss of the whole batch, detached."""
+        return torch.stack(
+            [
+                batch.share * batch.values.total.detach()
+                for batch in self.micro_batches
+                if batch.values is not None
+            ]
+        ).sum()
+
+    def detach(self) -> Iterator[Tensor]:
+        """Cut what is recorded off its graph; yield it, to be changed in place."""
+        for batch in self.micro_batches:
+            yield from batch.detach()
+
+    def record(self, history: History, phase: str) -> None:
+        """Write the loss's terms into the history, as ``<phase>_<name>``.
+
+        Call it once the step is done, so that reading numbers does not hold up the backward pass.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for batch in self.micro_batches:
+            for name, value in batch.recorded().items():
+                found.setdefault(name, []).append(batch.share * value.detach())
+        sums = {f"{phase}_{name}": torch.stack(values).sum() for name, values in found.items()}
+        # Together: each reading makes the host wait for the device.
+        values_read = torch.stack([*sums.values()]).tolist() if sums else []
+        for name, value in zip(sums, values_read, strict=True):
+            history.record_batch(name, value)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Normalise by the batch as ever, but leave batch normalisation's running statistics alone.
+
+    They are for prediction, so they must be those of images: a view is a crop of a crop, which no
+    image to be predicted is.
+    """
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -1,0 +1,413 @@
+"""The terms that a training loss adds to cross-entropy, each a measure of explanations.
+
+A term takes the maps of a batch and returns a number for each image. Where the maps come from is
+the business of a training step; how terms are weighted and differentiated, that of the loss.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import check_alike, check_maps, check_size, check_tensor, describe
+from sklcam.cam import min_max, upsample
+from sklcam.images.views import Warp
+from sklcam.metrics.consistency import structural_similarity
+from sklcam.training.weights import Balanced, Schedule, Weight, weight_in
+
+Need = Literal["view", "masks"]
+NEEDS: tuple[Need, ...] = ("view", "masks")
+
+_SURROGATE_WIDTH = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """The explained images of a batch, as terms see them.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, u, v)
+        Explanations of the images, without ReLU and unscaled.
+    maps_of_view : Tensor of shape (n_images, u, v) or None, default=None
+        Those of a view of each image.
+    warp : Warp or None, default=None
+        The view: how each image was warped.
+    masks : Tensor of shape (n_images, height, width) or None, default=None
+        How much of each pixel is annotated, in [0, 1]; warped as the image is by its augmentation.
+    annotated : Tensor of shape (n_images,), bool, or None, default=None
+        Which images have a mask; the others' masks are zero. None is all of them.
+    size : (height, width) or None, default=None
+        The images' size in pixels, to which :attr:`scaled` maps are resized. None leaves them at
+        their own.
+
+    Raises
+    ------
+    ValueError
+        If maps, views or masks are of the wrong type, or do not fit each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import Explanations
+    >>> explained = Explanations(torch.tensor([[[1.0, 5.0], [3.0, 1.0]]]))
+    >>> explained.scaled
+    tensor([[[0.0000, 1.0000],
+             [0.5000, 0.0000]]])
+    """
+
+    maps: Tensor
+    maps_of_view: Tensor | None = None
+    warp: Warp | None = None
+    masks: Tensor | None = None
+    annotated: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_maps(maps=self.maps)
+        if self.maps_of_view is not None or self.warp is not None:
+            check_maps(maps=self.maps, maps_of_view=self.maps_of_view)
+            if not isinstance(self.warp, Warp) or len(self.warp) != len(self.maps):
+                given = describe(self.warp)
+                if isinstance(self.warp, Warp):
+                    given = f"one of {len(self.warp)}"
+                raise ValueError(
+                    f"warp must be a Warp of each of the {len(self.maps)} images; got {given}."
+                )
+        if self.masks is not None:
+            check_tensor("masks", self.masks, "n_images", "height", "width")
+            if len(self.masks) != len(self.maps):
+                raise ValueError(f"There are {len(self.maps)} maps and {len(self.masks)} masks.")
+        if self.annotated is not None:
+            check_tensor("annotated", self.annotated, "n_images", floating=False)
+            check_alike({"annotated": self.annotated, "one of each map": self.maps[:, 0, 0]})
+        if self.size is not None:
+            object.__setattr__(self, "size", check_size(self.size, "size"))
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @property
+    def scaled(self) -> Tensor:
+        """The maps at the images' size, each scaled to [0, 1]."""
+        return self._at_size(self.maps)
+
+    @property
+    def scaled_of_view(self) -> Tensor:
+        """The view's maps at the images' size, each scaled to [0, 1]."""
+        assert self.maps_of_view is not None  # the term has said that it needs them
+        return self._at_size(self.maps_of_view)
+
+    @property
+    def masks_of_view(self) -> Tensor:
+        """The masks, warped as the view is."""
+        assert self.masks is not None and self.warp is not None
+        return self.warp(self.masks)
+
+    def _at_size(self, maps: Tensor) -> Tensor:
+        return min_max(maps if self.size is None else upsample(maps, self.size))
+
+    def take(self, rows: slice) -> Explanations:
+        """Return those of some of the images.
+
+        Parameters
+        ----------
+        rows : slice
+
+        Returns
+        -------
+        Explanations
+        """
+        fields = {
+            name: getattr(self, name) for name in ("maps", "maps_of_view", "masks", "annotated")
+        }
+        part = {name: value[rows] for name, value in fields.items() if value is not None}
+        warp = None if self.warp is None else Warp(self.warp.matrix[rows])
+        return replace(self, **part, warp=warp)
+
+
+class Term(ABC):
+    """A part of the training loss: a number for each image, from its explanation.
+
+    A subclass says its :attr:`name` and returns its :meth:`values`;
+    ``ConsistentCAMClassifier(terms=[...])`` adds it to the terms of alpha and beta.
+
+    Attributes
+    ----------
+    name : str
+        Under which the history has its mean over the images, ``train_<name>`` and
+        ``valid_<name>``, unweighted.
+    weight : float >= 0, "auto", Balanced or callable, default=1.0
+        As ``alpha`` of :class:`~sklcam.ConsistentCAMClassifier`.
+    needs : set of {"view", "masks"}, default=empty
+        "view": a view of each image, its maps, and how it was warped. "masks": those that are given
+        to ``fit``; images without one contribute nothing, whatever the term makes of them.
+    couples_images : bool, default=False
+        Whether the value of an image depends on others in the batch. Terms that do not are
+        differentiated some images at a time, and nothing of the size of an image is kept.
+    balance : Balanced, default=Balanced(0.1)
+        The meaning of the weight "auto".
+
+    Examples
+    --------
+    The share of a map that lies outside of its image's mask:
+
+    >>> import torch
+    >>> from dataclasses import dataclass
+    >>> from sklcam.training import Explanations, Term
+    >>> @dataclass(frozen=True)
+    ... class Outside(Term):
+    ...     weight: float = 1.0
+    ...     name = "outside"
+    ...     needs = frozenset({"masks"})
+    ...
+    ...     def values(self, explained):
+    ...         energy = explained.scaled
+    ...         return ((1 - explained.masks) * energy).sum((1, 2)) / energy.sum((1, 2))
+    >>> maps, masks = torch.tensor([[[0.0, 0.25, 1.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]])
+    >>> Outside().values(Explanations(maps, masks=masks))
+    tensor([0.2000])
+    """
+
+    name: str
+    weight: Weight | Schedule = 1.0
+    needs: frozenset[Need] = frozenset()
+    couples_images: bool = False
+    balance: ClassVar[Balanced] = Balanced(0.1)
+
+    @abstractmethod
+    def values(self, explained: Explanations) -> Tensor:
+        """Measure each image.
+
+        Parameters
+        ----------
+        explained : Explanations
+            With all that the term needs.
+
+        Returns
+        -------
+        Tensor of shape (n_images,)
+            Differentiable with respect to the maps, once.
+        """
+
+    @property
+    def weight_name(self) -> str:
+        """Under which the history has the weight, where it balances itself."""
+        return f"{self.name}_weight"
+
+
+@dataclass(frozen=True)
+class Consistency(Term):
+    """The paper's first term: how little the map of a view is the view of the map.
+
+    Parameters
+    ----------
+    weight : float >= 0, "auto", Balanced or callable, default=1.0
+        The paper's alpha.
+
+    See Also
+    --------
+    consistency_loss : The number that is computed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import Consistency, Explanations, Warp
+    >>> maps = torch.rand(2, 12, 12)
+    >>> Consistency().values(Explanations(maps, maps_of_view=maps, warp=Warp.identity(2)))
+    tensor([0., 0.])
+    """
+
+    weight: Weight | Schedule = 1.0
+
+    name = "inconsistency"
+    needs = frozenset({"view"})
+    balance = Balanced(0.2)
+
+    def values(self, explained: Explanations) -> Tensor:
+        assert explained.warp is not None
+        return consistency_loss(explained.warp(explained.scaled), explained.scaled_of_view)
+
+    @property
+    def weight_name(self) -> str:
+        return "alpha"
+
+
+@dataclass(frozen=True)
+class Sparsity(Term):
+    """The paper's second term: the norm of the map.
+
+    Parameters
+    ----------
+    weight : float >= 0, "auto", Balanced or callable, default=1e-6
+        The paper's beta.
+    p : float, 0 or >= 1, default=1
+        Which norm.
+
+    Raises
+    ------
+    ValueError
+        If p is neither 0 nor at least 1.
+
+    See Also
+    --------
+    sparsity_loss : The number that is computed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import Explanations, Sparsity
+    >>> Sparsity(p=1).values(Explanations(torch.tensor([[[1.0, 2.0, 5.0]]])))
+    tensor([1.2500])
+    """
+
+    weight: Weight | Schedule = 1e-6
+    p: float = 1
+
+    name = "norm"
+    balance = Balanced(0.05)
+
+    def __post_init__(self) -> None:
+        check_p(self.p)
+
+    def values(self, explained: Explanations) -> Tensor:
+        return sparsity_loss(explained.scaled, self.p)
+
+    @property
+    def weight_name(self) -> str:
+        return "beta"
+
+
+def check_terms(terms: Iterable[Term]) -> None:
+    """Raise a ValueError unless these are terms that the history can tell apart.
+
+    Parameters
+    ----------
+    terms : iterable of Term
+    """
+    taken = {"loss", "ce", "batch_size", "correct", "constant_maps", "corner_maps"}
+    for term in terms:
+        if not isinstance(term, Term):
+            raise ValueError(f"terms must be of sklcam.training.Term; got {describe(term)}.")
+        name = getattr(term, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{type(term).__name__}.name must be a str; got {name!r}.")
+        if not callable(term.weight):
+            weight_in(0, term.weight, term.weight_name)
+        unknown = set(term.needs) - set(NEEDS)
+        if unknown:
+            raise ValueError(
+                f"{type(term).__name__}.needs may hold {', '.join(NEEDS)}; got {sorted(unknown)}."
+            )
+        for each in (name, term.weight_name):
+            if each in taken:
+                raise ValueError(
+                    f"The history has a column {each!r} already; {type(term).__name__} needs "
+                    "another name."
+                )
+            taken.add(each)
+
+
+def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    r"""One minus SSIM between the view of the map and the map of the view.
+
+    .. math:: \mathcal{L}_C = 1 - \mathrm{SSIM}\big(t(\Phi(f, x)),\, \Phi(f, t(x))\big)
+
+    Parameters
+    ----------
+    view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 2]
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import consistency_loss
+    >>> maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> consistency_loss(maps, maps)
+    tensor([0., 0.])
+    """
+    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+    return 1 - structural_similarity(view_of_maps, maps_of_view)
+
+
+def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
+    r"""The L_p norm of each map, over all its pixels.
+
+    .. math:: \mathcal{L}_S = \Big(\sum_j |\Phi_j|^p\Big)^{1/p}
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width), in [0, 1]
+    p : float, 0 or >= 1, default=1
+        0 counts the pixels that are not zero.
+
+    Returns
+    -------
+    Tensor of shape (n_images,)
+        It grows with the area: a beta that suits 224 x 224 pixels weighs a quarter at 112 x 112
+        with p = 1.
+
+    Raises
+    ------
+    ValueError
+        If p lies between 0 and 1 (the gradient has no bound at 0) or is negative, or the maps are
+        not a floating-point tensor of shape (n_images, height, width).
+
+    Notes
+    -----
+    The count of p = 0 is exact, but flat: its gradient is zero wherever it exists. So the gradient
+    is that of :math:`\sum_j 1 - e^{-|\Phi_j| / \sigma}` with :math:`\sigma = 0.1`, which tends to
+    the count as :math:`\sigma` does to 0: pixels near zero are pushed there, bright ones are left.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 3. The surrogate is in the manner of
+    Mohimani, Babaie-Zadeh, Jutten, "A fast approach for overcomplete sparse decomposition based on
+    smoothed L0 norm", 2009.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import sparsity_loss
+    >>> maps = torch.tensor([[[0.0, 0.6], [0.0, 0.8]]])
+    >>> [round(sparsity_loss(maps, p).item(), 4) for p in (0, 1, 2)]
+    [2.0, 1.4, 1.0]
+    """
+    check_p(p)
+    check_maps(maps=maps)
+    flat = maps.flatten(1)
+    if p == 0:
+        count = (flat != 0).sum(dim=1).to(flat.dtype)
+        surrogate = (1 - torch.exp(-flat.abs() / _SURROGATE_WIDTH)).sum(dim=1)
+        # The value of the count, the gradient of the surrogate.
+        return count + (surrogate - surrogate.detach())
+    return torch.linalg.vector_norm(flat, ord=p, dim=1)
+
+
+def check_p(p: object) -> None:
+    """Raise a ValueError unless p is 0 or at least 1."""
+    is_number = isinstance(p, int | float | np.number) and not isinstance(p, bool)
+    if not (is_number and (p == 0 or p >= 1)):  # type: ignore[operator]
+        raise ValueError(
+            f"p must be 0 or at least 1; got {p!r}. Between 0 and 1 the norm's gradient is "
+            "unbounded at 0, where a sparse map has most of its pixels."
+        )
