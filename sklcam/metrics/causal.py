@@ -187,8 +187,17 @@ def causal_curves(
     >>> insertion_auc(curves), deletion_auc(curves)
     (tensor([0.8750]), tensor([0.1250]))
     """
-    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
-    return CausalCurves(sweep.fractions, sweep.insertion(start), sweep.deletion(end))
+    sweep = PixelSweep(
+        score,
+        images,
+        maps,
+        n_steps=n_steps,
+        start=start,
+        end=end,
+        full=full,
+        batch_size=batch_size,
+    )
+    return CausalCurves(sweep.fractions, sweep.insertion(), sweep.deletion())
 
 
 def insertion_curve(
@@ -231,8 +240,10 @@ def insertion_curve(
     >>> curve.insertion, insertion_auc(curve)
     (tensor([[0.0000, 0.5000, 1.0000]]), tensor([0.5000]))
     """
-    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
-    return InsertionCurve(sweep.fractions, sweep.insertion(start))
+    sweep = PixelSweep(
+        score, images, maps, n_steps=n_steps, start=start, full=full, batch_size=batch_size
+    )
+    return InsertionCurve(sweep.fractions, sweep.insertion())
 
 
 def deletion_curve(
@@ -275,8 +286,10 @@ def deletion_curve(
     >>> curve.deletion, deletion_auc(curve)
     (tensor([[1.0000, 0.5000, 0.0000]]), tensor([0.5000]))
     """
-    sweep = _Sweep(score, images, maps, n_steps, full, batch_size)
-    return DeletionCurve(sweep.fractions, sweep.deletion(end))
+    sweep = PixelSweep(
+        score, images, maps, n_steps=n_steps, end=end, full=full, batch_size=batch_size
+    )
+    return DeletionCurve(sweep.fractions, sweep.deletion())
 
 
 def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
@@ -343,17 +356,28 @@ def _check_curves(curves: object, name: str) -> None:
         )
 
 
-class _Sweep:
-    """Runs of the images of a batch with ever more of their pixels, the most salient first."""
+class PixelSweep:
+    """Runs of the images of a batch with ever more of their pixels, the most salient first.
+
+    Insertion and deletion share the order of the pixels, and the images' own score.
+
+    Parameters
+    ----------
+    score, images, maps, n_steps, start, end, full, batch_size
+        See :func:`causal_curves`.
+    """
 
     def __init__(
         self,
         score: Score,
         images: Tensor,
         maps: Tensor,
-        n_steps: int,
-        full: Tensor | None,
-        batch_size: int | None,
+        *,
+        n_steps: int = 224,
+        start: Base | None = None,
+        end: Base | None = None,
+        full: Tensor | None = None,
+        batch_size: int | None = None,
     ):
         check_arguments(score, images, maps, batch_size)
         n_pixels = maps[0].numel()
@@ -365,37 +389,39 @@ class _Sweep:
                     f"full must be one score for each of {len(images)} images; got shape "
                     f"{tuple(full.shape)}."
                 )
-        self.score = score
-        self.images = images
-        self.n_steps = n_steps
-        self.batch_size = batch_size_for(images, batch_size)
-        self.ranks = _ranks(maps)
+        self._score = score
+        self._images = images
         counts = torch.linspace(0, n_pixels, n_steps + 1, device=images.device).round()
-        self.counts = counts.to(self.ranks.dtype)
         self.fractions = counts / n_pixels
-        self._full = full
+        self._n_steps = n_steps
+        self._start = blur if start is None else start
+        self._end = torch.zeros_like if end is None else end
+        self._batch_size = batch_size_for(images, batch_size)
+        self._ranks = _ranks(maps)
+        self._counts = counts.to(self._ranks.dtype)
+        self._own_score = full
 
     @cached_property
-    def full(self) -> Tensor:
+    def _full(self) -> Tensor:
         """The images' own scores, (n_images, 1), which the two curves share."""
-        if self._full is None:
-            return score_in_batches(self.score, self.images, self.batch_size)[:, None]
-        return self._full.float()[:, None]
+        if self._own_score is None:
+            return score_in_batches(self._score, self._images, self._batch_size)[:, None]
+        return self._own_score.float()[:, None]
 
-    def insertion(self, start: Base | None) -> Tensor:
+    def insertion(self) -> Tensor:
         """Return the scores (n_images, n_steps + 1) as salient pixels replace those of start."""
-        base = _base(self.images, blur if start is None else start)
+        base = _base(self._images, self._start)
         between = self._between(base, self._is_salient)
-        return torch.cat([self._score_base(base), between, self.full], dim=1)
+        return torch.cat([self._score_base(base), between, self._full], dim=1)
 
-    def deletion(self, end: Base | None) -> Tensor:
+    def deletion(self) -> Tensor:
         """Return the scores (n_images, n_steps + 1) as those of the end replace salient pixels."""
-        base = _base(self.images, torch.zeros_like if end is None else end)
+        base = _base(self._images, self._end)
         between = self._between(base, lambda *job: ~self._is_salient(*job))
-        return torch.cat([self.full, between, self._score_base(base)], dim=1)
+        return torch.cat([self._full, between, self._score_base(base)], dim=1)
 
     def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
-        return self.ranks[rows] < self.counts[steps, None, None]
+        return self._ranks[rows] < self._counts[steps, None, None]
 
     def _score_base(self, base: Tensor) -> Tensor:
         """Score what has no pixel of the images, (n_images, 1)."""
@@ -403,21 +429,21 @@ class _Sweep:
         # network need not see it more than once.
         if bool((base == base[:1]).all()):
             base = base[:1].expand_as(base)
-        return score_in_batches(self.score, base, self.batch_size)[:, None]
+        return score_in_batches(self._score, base, self._batch_size)[:, None]
 
     def _between(self, base: Tensor, is_shown: Callable[..., Tensor]) -> Tensor:
         """Score all images at the n_steps - 1 steps between."""
-        n_between = self.n_steps - 1
+        n_between = self._n_steps - 1
         # A job is one step of one image. Batches are filled across images and steps, so that they
         # are full whatever the number of either.
-        jobs = torch.arange(len(self.images) * n_between, device=self.images.device)
-        scores = [self.full.new_empty(0)]
-        for part in jobs.split(self.batch_size) if n_between else ():
+        jobs = torch.arange(len(self._images) * n_between, device=self._images.device)
+        scores = [self._full.new_empty(0)]
+        for part in jobs.split(self._batch_size) if n_between else ():
             rows, steps = part // n_between, part % n_between + 1
             shown = is_shown(rows, steps)[:, None]
-            mixed = torch.where(shown, self.images[rows], base[rows])
-            scores.append(score_images(self.score, mixed, rows))
-        return torch.cat(scores).view(len(self.images), n_between)
+            mixed = torch.where(shown, self._images[rows], base[rows])
+            scores.append(score_images(self._score, mixed, rows))
+        return torch.cat(scores).view(len(self._images), n_between)
 
 
 def _base(images: Tensor, base: Base) -> Tensor:

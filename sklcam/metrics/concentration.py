@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_maps, check_number
-from sklcam.cam.maps import at_least_float32
 from sklcam.metrics._ratios import ratio_or_zero
+from sklcam.networks.precision import at_least_float32
 
 
 def complexity(maps: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_maps
-from sklcam.cam.maps import at_least_float32
 from sklcam.metrics._ratios import ratio_or_zero
+from sklcam.networks.precision import at_least_float32
 
 # The constants of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, and the
 # data range is 1.

@@ -1,126 +1,137 @@
-"""All numbers of an explainer in one pass over the data.
+"""All numbers of an explainer in one pass over the images.
 
-Checks what is asked for, sends batch after batch through the metrics, in one process or several,
-and keeps nothing of a batch but one value per image and metric.
+Everything is checked before any work. Then batch after batch goes through the metrics, in one
+process or several, and nothing of a batch is kept but one value per image and metric.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
-from sklcam._validation import check_callable, check_count, check_number, describe, suggestion
-from sklcam.cam import Method, Occlusion, TopK, get_method
+from sklcam._validation import check_callable, describe, draw_seed
 from sklcam.cam.base import check_batch_size
-from sklcam.explain.base import Explainer
+from sklcam.cam.targets import Target
+from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.images.labels import labels_for
+from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
-from sklcam.metrics.batch import Batch, Options, Shared
 from sklcam.metrics.masks import check_boxes
-from sklcam.metrics.summary import ADCC_TERMS, Evaluation, seed_drawn_from
+from sklcam.metrics.measurement import NO_PROBABILITY, Annotations, Measurement, Measurer
+from sklcam.metrics.plan import (
+    OutputScore,
+    Params,
+    Plan,
+    check_metric_params,
+    make_plan,
+    metrics_of_confidence,
+)
+from sklcam.metrics.registry import Metric, all_needs, get_metrics
+from sklcam.metrics.summary import Evaluation
 
-# Whether higher is better.
-METRICS = {
-    "accuracy": True,
-    "adcc": True,
-    "arcc": True,
-    "average_drop": False,
-    "average_increase": True,
-    "coherency": True,
-    "complexity": False,
-    "consistency": True,
-    "dauc": False,
-    "heatmap_ratio": True,
-    "iauc": True,
-    "inside_outside_ratio": True,
-    "localization_accuracy": True,
-    "pointing_game": True,
-    "rank_correlation": True,
-    "road": True,
-    "sparsity": True,
-}
-# What metric_params may hold; insertion and deletion share their curves, and these their options.
-OPTIONS = {
-    "consistency": {"method", "views"},
-    "iauc": {"end", "n_steps", "relu", "start"},
-    "localization_accuracy": {"iou_threshold", "threshold"},
-    "pointing_game": {"tolerance"},
-    "rank_correlation": {"occlusion"},
-    "road": {"noise", "percentiles"},
-}
-_BOUNDED = {"adcc", "arcc", "average_drop", "average_increase", "dauc", "iauc", "road"}
-_PARTS_PER_JOB = 4  # so that the bar moves
-_BOXES_OR_MASKS = {"heatmap_ratio", "inside_outside_ratio", "pointing_game"}
+Observed = TypeVar("Observed")
+Observer = Callable[[Measurement], Observed]
+AnyMetrics = str | Metric | Sequence[str | Metric]
+
+_PARTS_PER_JOB = 4  # so that the progress bar moves before the end
+
+
+def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[str, ...]:
+    """Return the names of the metrics that give a first picture of an explainer.
+
+    Parameters
+    ----------
+    confidence : bool, default=True
+        Whether what is explained has a probability, or a score in its place.
+    labels : bool, default=False
+        Whether there are true labels.
+
+    Returns
+    -------
+    tuple of str
+
+    Examples
+    --------
+    >>> from sklcam.metrics import default_metrics
+    >>> default_metrics(), default_metrics(confidence=False)
+    (('adcc', 'iauc', 'dauc', 'consistency'), ('complexity', 'sparsity', 'consistency'))
+    """
+    if not confidence:
+        return "complexity", "sparsity", "consistency"
+    names = ("adcc", "iauc", "dauc", "consistency")
+    return ("accuracy", *names) if labels else names
 
 
 def evaluate(
-    estimator: Any,
+    estimator: Explainer | torch.nn.Module,
     X: Any,
     y: Any = None,
     *,
-    metrics: str | Sequence[str] = ("adcc", "iauc", "dauc", "consistency"),
-    method: Any = None,
+    metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
+    method: AnyMethod | None = None,
     target: Any = None,
-    boxes: Any = None,
-    masks: Any = None,
-    score: Callable[[Tensor], Tensor] | None = None,
-    metric_params: Mapping[str, Mapping[str, Any]] | None = None,
+    boxes: Sequence[Any] | None = None,
+    masks: Sequence[Any] | None = None,
+    score: OutputScore | None = None,
+    metric_params: Params | None = None,
     batch_size: int | None = None,
     n_jobs: int | None = None,
-    random_state: Any = 0,
+    random_state: int | np.random.RandomState | None = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure an explainer on X, in one pass over the data.
+    """Measure an explainer on X, in one pass over the images.
 
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or nn.Module
         Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults.
     X : images
-        In any form that the estimator takes.
+        In any form that the estimator takes. Each image is read once.
     y : array-like of shape (n_images,) or None, default=None
-        True labels; for ``"accuracy"`` only. None takes those of X, if it is a data set that knows
-        its own.
-    metrics : str or sequence of str
-        Among the keys of ``sklcam.metrics.METRICS``. ``"adcc"`` brings its three terms along.
+        True labels, for ``"accuracy"``. None takes those of X, if it is a data set that knows its
+        own.
+    metrics : str, Metric or sequence of them
+        Names of registered metrics, see :func:`available`, or metrics of your own, see
+        :class:`Metric`. ``"adcc"`` brings its three terms along.
     method : str, Method or None, default=None
         The explanation; None is the estimator's own.
-    target : None, labels or callable, default=None
-        What is explained: as of the estimator's ``explain``, one class an image.
+    target : None, labels, Target or callable, default=None
+        The class to explain, or another target, one per image: see the estimator's ``explain``.
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
     masks : sequence of array-like of shape (height, width) or None, default=None
-        The same as masks of the image's own size, bool, 0 and anything else as integers, or shares
-        in [0, 1]; they go before boxes where either would do.
+        The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
+        [0, 1]. Where either would do, masks go before boxes.
     score : callable or None, default=None
-        Turns the network's output into one score in [0, 1] per image. Needed for the metrics of
-        confidence where the target is a callable.
-    metric_params : mapping of metric to options, or None
-        Such as ``{"iauc": {"n_steps": 56, "relu": False}, "consistency": {"views": views}}``: the
-        keyword arguments of :func:`causal_curves` (for ``"iauc"`` and ``"dauc"`` together, under
-        the first name), :func:`road`, :func:`pointing_game`, :func:`localization_accuracy` (and the
-        ``threshold`` of :func:`box_from_map`); ``method`` and ``views`` of consistency;
-        ``occlusion`` of ``"rank_correlation"``. What insertion starts from, and deletion ends at,
-        are callables that make it from a batch of images.
+        Turns the network's output into one score in [0, 1] per image. The metrics of confidence
+        need it where the target is not a class.
+    metric_params : mapping of str to mapping, or None
+        Options by metric, such as ``{"iauc": {"n_steps": 56, "relu": False}}``: ``n_steps``,
+        ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
+        ``percentiles`` of :func:`road`; ``tolerance`` of :func:`pointing_game`; ``threshold`` of
+        :func:`box_from_map` and ``iou_threshold`` of :func:`localization_accuracy`; ``method`` and
+        ``views`` of ``"consistency"``; ``occlusion`` of ``"rank_correlation"``. ``"iauc"`` and
+        ``"dauc"`` share their curves: an option given to one of them holds for both. ``start`` and
+        ``end`` are functions of a batch of images.
     batch_size : int or None, default=None
-        Most perturbed images that go through the network at a time. None is 10 of 224 x 224 pixels
+        Most changed images that go through the network at a time. None is 10 of 224 x 224 pixels
         on a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
     n_jobs : int or None, default=None
         Processes that share the images, as joblib counts them; the numbers are the same. It pays
         on many cores, for many images: each process gets a copy of the network.
     random_state : int, RandomState or None, default=0
-        Of views and of ROAD's noise.
+        Seeds the views and the noise of ROAD.
     progress : bool, default=True
         Whether a bar is shown.
 
@@ -132,7 +143,13 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there is no such metric or option, or what it needs is missing; before any work.
+        If there is no such metric or option, or something that it needs is missing; before any
+        work.
+
+    Warns
+    -----
+    UserWarning
+        If maps were constant, each of which counts as 0 in ``"consistency"``.
 
     Examples
     --------
@@ -145,58 +162,29 @@ def evaluate(
     >>> [f"{value:.4f}" for value in result["complexity"]]
     ['0.9998', '0.9998', '0.9998']
     """
-    names = _check_metrics(metrics)
-    _check_needs(names, boxes, masks, target)
-    check_metric_params(metric_params)
-    check_batch_size(batch_size)
-    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
-        raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
-    if score is None:
-        check_has_probability(target, names, encoded=False)
-    else:
-        check_callable("score", score, "of the network's output that returns one number per image")
-    if y is not None or "accuracy" in names:
-        y = labels_for(X, y, "accuracy")
-        if y.ndim != 1:
-            raise ValueError(f"y must be one label per image; got shape {y.shape}.")
-    estimator = as_explainer(estimator, X)
-    _ = estimator.adapter  # an error if it is not fitted
-    options = Options(
-        estimator.as_method(method),
-        frozenset(names),
-        {name: dict(params) for name, params in (metric_params or {}).items()},
-        score,
-        batch_size,
-        seed_drawn_from(random_state),
+    _check_n_jobs(n_jobs)
+    evaluator: Evaluator[None] = Evaluator(
+        estimator,
+        X,
+        y,
+        metrics=metrics,
+        method=method,
+        target=target,
+        boxes=boxes,
+        masks=masks,
+        score=score,
+        metric_params=metric_params,
+        batch_size=batch_size,
+        random_state=random_state,
     )
-    opened = estimator.open(X)
-    question = estimator.as_target(target, len(opened))
-    check_maps_are_single(estimator, options.method)
-    if score is None:
-        check_has_probability(question, names, encoded=True)
-    truth = {"y": y, "boxes": boxes, "masks": masks}
-    _check_lengths(truth, len(opened))
-    if "accuracy" in names:
-        _check_classes(y, estimator.classes_)
-    _check_boxes(boxes)
-    with tqdm(total=len(opened), desc="evaluate", leave=False, disable=not progress) as bar:
-        parts = _in_processes if effective_n_jobs(n_jobs) > 1 else _in_one_go
-        results = list(parts(estimator, X, target, truth, options, bar, n_jobs))
-    values, n_constant = zip(*results, strict=True)
-    if any(n_constant):
-        warnings.warn(
-            f"{sum(n_constant)} of {len(opened)} images have a constant map, for themselves or "
-            "for their view; each counts as 0.",
-            stacklevel=2,
-        )
-    return Evaluation(**{name: np.concatenate([part[name] for part in values]) for name in names})
+    return evaluator.run(n_jobs=n_jobs, progress=progress)[0]
 
 
 def consistency_score(
-    estimator: Any,
+    estimator: Explainer | torch.nn.Module,
     X: Any,
     *,
-    method: str | Method | None = None,
+    method: AnyMethod | None = None,
     views: ViewSampler | None = None,
     random_state: int | np.random.RandomState | None = 0,
 ) -> float:
@@ -225,7 +213,7 @@ def consistency_score(
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If the estimator does not explain, or X, the method, the views or the seed make no sense; or
+        If the estimator does not explain; if X, the method, the views or the seed are refused; or
         if images are smaller, as the network gets them, than SSIM's window of 11 x 11 pixels.
 
     Warns
@@ -235,8 +223,8 @@ def consistency_score(
 
     Notes
     -----
-    The map is scaled before it is cropped and not after, so that a crop without the map's brightest
-    pixel peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
+    The map is scaled before it is cropped and not after. A crop without the map's brightest pixel
+    therefore peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
 
     References
     ----------
@@ -265,95 +253,345 @@ def consistency_score(
     return result.means()["consistency"]
 
 
-def _in_one_go(
-    estimator: Any, X: Any, target: Any, truth: dict[str, Any], options: Options, bar: Any, _: Any
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    yield _measure(estimator, X, target, truth, options, on_images=bar.update)
+class Evaluator(Generic[Observed]):
+    """An evaluation that has been checked and is ready to run; X is open.
 
+    :func:`evaluate` is the short way. An evaluator also lets an observer see each batch while it is
+    there: its images, maps, predictions and values, without a second look at the images.
 
-def _in_processes(
-    estimator: Any,
-    X: Any,
-    target: Any,
-    truth: dict[str, Any],
-    options: Options,
-    bar: Any,
-    n_jobs: int | None,
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Yield what parts of the images give, in their order."""
-    per_image = not callable(target) and np.ndim(target) > 0
-    edges = np.linspace(0, bar.total, _PARTS_PER_JOB * effective_n_jobs(n_jobs) + 1).astype(int)
-    spans = [(i, j) for i, j in pairwise(edges.tolist()) if i < j]
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_measure)(
-            estimator,
-            _part_of(X, start, stop),
-            target[start:stop] if per_image else target,
-            {name: None if of is None else of[start:stop] for name, of in truth.items()},
-            options,
-            n_before=start,
+    Parameters
+    ----------
+    estimator, X, y, metrics, method, target, boxes, masks, score, metric_params, batch_size, \
+random_state
+        See :func:`evaluate`.
+    needs : sequence of str, default=()
+        Quantities that the observer asks for beside those of the metrics: see :class:`Metric`.
+    originals : bool, default=False
+        Whether the batches bring the images at their own sizes.
+
+    Attributes
+    ----------
+    explainer : Explainer
+    opened : OpenedImages
+        X; its length is the number of images.
+    labels : ndarray of shape (n_images,) or None
+        The true labels, if there are any.
+    metrics : dict of str to Metric
+        Those whose values are collected, by name.
+    plan : Plan
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit; see :func:`evaluate`.
+
+    Examples
+    --------
+    The brightest map of all, found while the metric is measured:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.metrics import Evaluator
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
+    >>> images = torch.arange(1, 4.0)[:, None, None, None] * torch.eye(8)
+    >>> evaluator = Evaluator(explainer, images, metrics="sparsity", needs=["raw_maps"])
+    >>> result, peaks = evaluator.run(observe=lambda batch: batch["raw_maps"].amax().item())
+    >>> result["sparsity"].round(3), [round(peak, 3) for peak in peaks]
+    (array([0.875, 0.875, 0.875]), [0.031, 0.047])
+    """
+
+    def __init__(
+        self,
+        estimator: Explainer | torch.nn.Module,
+        X: Any,
+        y: Any = None,
+        *,
+        metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
+        method: AnyMethod | None = None,
+        target: Any = None,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
+        score: OutputScore | None = None,
+        metric_params: Params | None = None,
+        batch_size: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        needs: Sequence[str] = (),
+        originals: bool = False,
+    ):
+        # First what can be told without the estimator, which may have to be fitted.
+        self.metrics = get_metrics(metrics)
+        _check_objects(self.metrics, boxes, masks)
+        if (isinstance(target, Target) and target.several) or (
+            not callable(target) and np.ndim(target) == 2
+        ):
+            raise ValueError("evaluate explains one class per image; give one label each.")
+        check_metric_params(metric_params, self.metrics)
+        check_batch_size(batch_size)
+        if score is not None:
+            check_callable("score", score, "of the network's output, one number per image")
+        elif callable(target):
+            _check_has_probability(False, self.metrics)
+        self.labels = _labels(X, y, self.metrics)
+
+        self.explainer = as_explainer(estimator, X)
+        chosen = self.explainer.as_method(method)
+        seed = draw_seed(check_random_state(random_state))
+        self.plan = make_plan(
+            self.metrics,
+            metric_params,
+            method=chosen,
+            needs=needs,
+            score=score,
+            batch_size=batch_size,
+            seed=seed,
         )
-        for start, stop in spans
-    )
-    for (start, stop), result in zip(spans, results, strict=True):
-        bar.update(stop - start)
-        yield result
+        self.opened = self.explainer.open(X, originals=originals)
+        self._question = self.explainer.as_target(target, len(self.opened))
+        _check_maps_are_single(self.explainer, self.plan)
+        if score is None:
+            _check_has_probability(self._question.names_classes, self.metrics)
+        self._annotations = Annotations(self.labels, boxes, masks)
+        _check_lengths(self._annotations, len(self.opened))
+        _check_classes(self.metrics, self.labels, self.explainer.classes_)
+        _check_boxes(boxes)
+        self._X, self._originals = X, originals
+
+    def run(
+        self,
+        *,
+        observe: Observer[Observed] | None = None,
+        n_jobs: int | None = None,
+        progress: bool = True,
+    ) -> tuple[Evaluation, list[Observed]]:
+        """Run the evaluation.
+
+        Parameters
+        ----------
+        observe : callable or None, default=None
+            Called with each :class:`Measurement`, once its metrics are computed; in one of the
+            processes if there are several, so that it and all that it returns must pickle.
+        n_jobs, progress
+            See :func:`evaluate`.
+
+        Returns
+        -------
+        evaluation : Evaluation
+        observed : list
+            What the observer returned, in the order of the images.
+        """
+        _check_n_jobs(n_jobs)
+        n_images = len(self.opened)
+        with tqdm(total=n_images, desc="evaluate", leave=False, disable=not progress) as bar:
+            if effective_n_jobs(n_jobs) > 1:
+                parts = list(self._in_processes(observe, n_jobs, bar))
+            else:
+                measure = _Measure(self.explainer, self.plan, list(self.metrics), observe)
+                parts = [measure(self.opened, self._question, self._annotations, bar=bar)]
+        n_constant = sum(part.n_constant for part in parts)
+        if n_constant:
+            warnings.warn(
+                f"{n_constant} of {n_images} images have a constant map, for themselves or for "
+                "their view; each counts as 0.",
+                stacklevel=3,
+            )
+        values = {
+            name: np.concatenate([part.values[name] for part in parts]) for name in self.metrics
+        }
+        return Evaluation(**values), [seen for part in parts for seen in part.observed]
+
+    def _in_processes(
+        self, observe: Observer[Observed] | None, n_jobs: int | None, bar: tqdm
+    ) -> Iterator[_Part]:
+        """Yield the results of parts of the images, in their order."""
+        n_parts = _PARTS_PER_JOB * effective_n_jobs(n_jobs)
+        edges = np.linspace(0, len(self.opened), n_parts + 1).astype(int).tolist()
+        spans = [(start, stop) for start, stop in pairwise(edges) if start < stop]
+        measure = _Measure(self.explainer, self.plan, list(self.metrics), observe)
+        # A part of X is opened where it is read: less has to go to the process than all of X.
+        results = Parallel(n_jobs=n_jobs, return_as="generator")(
+            delayed(measure.open_and_measure)(
+                take_rows(self._X, range(start, stop)),
+                self._question.take(slice(start, stop)),
+                self._annotations.take(start, stop),
+                first_row=start,
+                originals=self._originals,
+            )
+            for start, stop in spans
+        )
+        for (start, stop), part in zip(spans, results, strict=True):
+            bar.update(stop - start)
+            yield part
 
 
-def _part_of(X: Any, start: int, stop: int) -> Any:
-    if isinstance(X, Mapping):
-        return {name: _part_of(value, start, stop) for name, value in X.items()}
-    if isinstance(X, Dataset):
-        return Subset(X, range(start, stop))
-    return X[start:stop]
+class _Part(NamedTuple):
+    """The results of some of the images."""
+
+    values: dict[str, np.ndarray]
+    observed: list[Any]
+    n_constant: int
 
 
-def _measure(
-    estimator: Any,
-    X: Any,
-    target: Any,
-    truth: dict[str, Any],
-    options: Options,
-    *,
-    n_before: int = 0,
-    on_images: Callable[[int], Any] | None = None,
-) -> tuple[dict[str, np.ndarray], int]:
-    """Return each metric's values on X, and how many images have a constant map."""
-    opened = estimator.open(X)
-    question = estimator.as_target(target, len(opened))
-    collected: dict[str, list[np.ndarray]] = {name: [] for name in options.metrics}
-    shared = Shared(options, n_before)
-    for part in opened.batches():
-        rows = slice(part.start, part.stop)
-        of_batch = {name: None if of is None else of[rows] for name, of in truth.items()}
-        of_batch["sizes"] = part.sizes
-        batch = Batch(estimator, part.inputs, question.take(rows), of_batch, options, shared)
-        for name, values in collected.items():
-            values.append(getattr(batch, name).detach().double().cpu().numpy())
-        if on_images is not None:
-            on_images(len(part))
-    return {name: np.concatenate(of) for name, of in collected.items()}, shared.n_constant
+class _Measure:
+    """Measures images in whichever process it is called."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        plan: Plan,
+        names: Sequence[str],
+        observe: Callable[[Measurement], Any] | None,
+    ):
+        self._explainer = explainer
+        self._plan = plan
+        self._names = names
+        self._observe = observe
+
+    def open_and_measure(
+        self,
+        X: Any,
+        question: Target,
+        annotations: Annotations,
+        *,
+        first_row: int,
+        originals: bool,
+    ) -> _Part:
+        opened = self._explainer.open(X, originals=originals)
+        return self(opened, question, annotations, first_row=first_row)
+
+    def __call__(
+        self,
+        opened: OpenedImages,
+        question: Target,
+        annotations: Annotations,
+        *,
+        first_row: int = 0,
+        bar: tqdm | None = None,
+    ) -> _Part:
+        measurer = Measurer(self._explainer, self._plan, first_row)
+        values: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
+        observed: list[Any] = []
+        n_constant = 0
+        for batch in opened.batches():
+            n_constant += self._add_batch(measurer, batch, question, annotations, values, observed)
+            if bar is not None:
+                bar.update(len(batch))
+        joined = {name: np.concatenate(parts) for name, parts in values.items()}
+        return _Part(joined, observed, n_constant)
+
+    def _add_batch(
+        self,
+        measurer: Measurer,
+        batch: Batch,
+        question: Target,
+        annotations: Annotations,
+        values: dict[str, list[np.ndarray]],
+        observed: list[Any],
+    ) -> int:
+        """Add the results of a batch, and return how many of its images have a constant map.
+
+        A function of its own, so that nothing of a batch is alive when the next one is read.
+        """
+        part = question.take(slice(batch.start, batch.stop))
+        known = annotations.take(batch.start, batch.stop)
+        measurement = Measurement(measurer, batch, part, known)
+        for name, collected in values.items():
+            collected.append(measurement[name].detach().double().cpu().numpy())
+        if self._observe is not None:
+            observed.append(self._observe(measurement))
+        if "consistency" not in self._plan.metrics:
+            return 0
+        return int(measurement["constant_views"].sum())
 
 
-def check_has_probability(target: Any, names: Sequence[str], *, encoded: bool) -> None:
-    """Raise a ValueError where probabilities are needed and the target is no class."""
-    is_class = not callable(target)
-    if encoded:
-        is_class = target.names_classes
-    needy = sorted(_BOUNDED & set(names))
-    if needy and not is_class:
+def as_explainer(estimator: Explainer | torch.nn.Module, X: Any) -> Explainer:
+    """Return the estimator if it explains, or an explainer around a network.
+
+    Parameters
+    ----------
+    estimator : Explainer or nn.Module
+        Fitted, if it is an explainer.
+    X : images
+        A module's explainer is fitted to them.
+
+    Returns
+    -------
+    Explainer
+
+    Raises
+    ------
+    NotFittedError
+        If the estimator has not been fitted.
+    ValueError
+        If it is neither.
+    """
+    if isinstance(estimator, torch.nn.Module):
+        return CAMExplainer(estimator, verbose=0).fit(X)
+    if not isinstance(estimator, Explainer):
         raise ValueError(
-            f"{', '.join(needy)}: a target that is no class, such as a callable, has no "
-            "probability; give score=, a function of the network's output that returns one number "
-            "in [0, 1] per image."
+            "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
+            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
+            "there is the best_estimator_."
         )
+    _ = estimator.adapter  # an error if it is not fitted
+    return estimator
 
 
-def _check_classes(y: np.ndarray, classes: Any) -> None:
+# Checks at the door
+
+
+def _check_n_jobs(n_jobs: object) -> None:
+    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
+        raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
+
+
+def _names_needing(metrics: Mapping[str, Metric], quantity: str) -> str:
+    """Return the names of the metrics that a quantity goes into, for a message."""
+    return ", ".join(sorted(name for name in metrics if quantity in all_needs(metrics[name])))
+
+
+def _check_objects(
+    metrics: Mapping[str, Metric], boxes: object | None, masks: object | None
+) -> None:
+    """Raise a ValueError if metrics need to know where the objects are, and nobody says so."""
+    of_boxes = sorted(name for name, metric in metrics.items() if "boxes" in metric.needs)
+    if of_boxes and boxes is None:
+        raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
+    of_masks = _names_needing(metrics, "masks")
+    if of_masks and boxes is None and masks is None:
+        raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
+
+
+def _check_has_probability(is_class: bool, metrics: Mapping[str, Metric]) -> None:
+    needy = metrics_of_confidence(metrics)
+    if needy and not is_class:
+        raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
+
+
+def _labels(X: Any, y: Any, metrics: Mapping[str, Metric]) -> np.ndarray | None:
+    """Return the true labels if they were given, or if a metric needs them."""
+    needy = _names_needing(metrics, "labels")
+    if y is None and not needy:
+        return None
+    labels = labels_for(X, y, needy)
+    if labels.ndim != 1:
+        raise ValueError(f"y must be one label per image; got shape {labels.shape}.")
+    return labels
+
+
+def _check_classes(
+    metrics: Mapping[str, Metric], labels: np.ndarray | None, classes: np.ndarray | None
+) -> None:
     """Raise a ValueError if no label is one of the classes; some may be new to the network."""
+    needy = _names_needing(metrics, "predictions")
+    if not needy:
+        return
     if classes is None:
-        raise ValueError("accuracy needs classes, and the estimator has none.")
-    known, found = np.asarray(classes).tolist(), list(dict.fromkeys(y.tolist()))
+        raise ValueError(f"{needy} needs classes, and the estimator has none.")
+    if labels is None:
+        return
+    known, found = np.asarray(classes).tolist(), list(dict.fromkeys(labels.tolist()))
     if not set(known).intersection(found):
         raise ValueError(
             f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
@@ -362,16 +600,9 @@ def _check_classes(y: np.ndarray, classes: Any) -> None:
         )
 
 
-def _check_boxes(boxes: Any) -> None:
-    for i, of_image in enumerate(() if boxes is None else boxes):
-        try:
-            check_boxes(of_image)
-        except ValueError as error:
-            raise ValueError(f"boxes[{i}]: {error}") from None
-
-
-def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
-    for name, values in truth.items():
+def _check_lengths(annotations: Annotations, n_images: int) -> None:
+    named = {"y": annotations.labels, "boxes": annotations.boxes, "masks": annotations.masks}
+    for name, values in named.items():
         if values is not None and not isinstance(values, Sized):
             raise ValueError(
                 f"{name} must be a sequence with an entry for each of {n_images} images; got "
@@ -381,100 +612,22 @@ def _check_lengths(truth: Mapping[str, Any], n_images: int) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
 
 
-def check_maps_are_single(estimator: Any, method: Method) -> None:
+def _check_boxes(boxes: Sequence[Any] | None) -> None:
+    for i, corners in enumerate(() if boxes is None else boxes):
+        try:
+            check_boxes(corners)
+        except ValueError as error:
+            raise ValueError(f"boxes[{i}]: {error}") from None
+
+
+def _check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
     """Raise a ValueError where an image would have several maps, by layers or channels."""
-    n_layers = len(estimator.target_layers)
-    if method.uses_layers and n_layers > 1 and estimator.layer_fusion is None:
-        raise ValueError(
-            f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures one "
-            'map per image: choose layer_fusion="mean" or "max", or one layer.'
-        )
-    if getattr(method, "channels", None) == "keep":
-        raise ValueError('evaluate measures one map per image; leave channels="keep" out.')
-
-
-def as_explainer(estimator: Any, X: Any) -> Any:
-    """Return what explains: the estimator itself, or a network in an explainer."""
-    if isinstance(estimator, torch.nn.Module):
-        return CAMExplainer(estimator, verbose=0).fit(X)
-    if not isinstance(estimator, Explainer):
-        raise ValueError(
-            "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
-            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
-            "there is the best_estimator_."
-        )
-    return estimator
-
-
-def _check_metrics(metrics: str | Sequence[str]) -> list[str]:
-    if not isinstance(metrics, Iterable):
-        raise ValueError(f"metrics must be a name or a sequence of names; got {describe(metrics)}.")
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    for name in names:
-        if not isinstance(name, str) or name not in METRICS:
-            raise ValueError(f"There is no metric {name!r}. {suggestion(name, METRICS)}")
-    if not names:
-        raise ValueError("metrics is empty; name at least one.")
-    if "adcc" in names:
-        names += ADCC_TERMS
-    return list(dict.fromkeys(names))
-
-
-def _check_needs(
-    names: Sequence[str],
-    boxes: Any,
-    masks: Any,
-    target: Any,
-) -> None:
-    chosen = set(names)
-    if "localization_accuracy" in chosen and boxes is None:
-        raise ValueError("localization_accuracy needs boxes, the true ones of each image.")
-    if chosen & _BOXES_OR_MASKS and boxes is None and masks is None:
-        missing = ", ".join(sorted(chosen & _BOXES_OR_MASKS))
-        raise ValueError(f"{missing}: needs boxes or masks, where the objects of each image are.")
-    if isinstance(target, TopK) or (not callable(target) and np.ndim(target) == 2):
-        raise ValueError("evaluate explains one class per image; give one label each.")
-
-
-def check_metric_params(params: Any) -> None:
-    """Raise a ValueError unless options are of metrics that have them, and make sense."""
-    if not isinstance(params, Mapping | None):
-        raise ValueError(
-            f"metric_params must be a dict of options by metric; got {describe(params)}."
-        )
-    unknown = sorted(set(params or {}) - set(METRICS))
-    if unknown:
-        raise ValueError(f"metric_params has options for what is no metric: {unknown}.")
-    for name, options in (params or {}).items():
-        if not isinstance(options, Mapping):
+    n_layers = len(explainer.target_layers)
+    for method, _ in plan.explained.values():
+        if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
             raise ValueError(
-                f"metric_params takes a dict of options of {name}; got {describe(options)}."
+                f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "
+                'one map per image: choose layer_fusion="mean" or "max", or one layer.'
             )
-        wrong = sorted(set(options) - OPTIONS.get(name, set()))
-        if wrong:
-            known = ", ".join(f"{of}: {sorted(OPTIONS[of])}" for of in OPTIONS)
-            raise ValueError(f"{name} has no options {wrong}; metric_params takes {known}.")
-        for option, value in options.items():
-            _check_option(option, value)
-
-
-def _check_option(name: str, value: Any) -> None:
-    """Check one option of a metric; names are of one meaning wherever they occur."""
-    if name in ("start", "end") and value is not None:
-        check_callable(
-            name, value, "that makes it from a batch of images, such as torch.zeros_like"
-        )
-    elif name == "n_steps":
-        check_count(name, value)
-    elif name in ("iou_threshold", "threshold"):
-        check_number(name, value, 0, 1)
-    elif name in ("tolerance", "noise"):
-        check_number(name, value, 0)
-    elif name == "method" and value is not None:
-        get_method(value).check()
-    elif name == "views" and not isinstance(value, ViewSampler | None):
-        raise ValueError(f"views must be a ViewSampler or None; got {describe(value)}.")
-    elif name == "occlusion":
-        if not isinstance(value, Occlusion):
-            raise ValueError(f"occlusion must be an Occlusion(); got {describe(value)}.")
-        value.check()
+        if getattr(method, "channels", None) == "keep":
+            raise ValueError('evaluate measures one map per image; leave channels="keep" out.')

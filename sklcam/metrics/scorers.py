@@ -10,12 +10,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam._validation import describe, suggestion
-from sklcam.metrics.evaluate import METRICS, OPTIONS, check_metric_params, evaluate
+from sklcam.explain.base import Explainer
+from sklcam.metrics.evaluate import evaluate
+from sklcam.metrics.plan import check_metric_params
+from sklcam.metrics.registry import Metric, available, get_metric, option_checks
 
-_OF_EVALUATE = frozenset(inspect.signature(evaluate).parameters) - {
+_EVALUATE_OPTIONS = frozenset(inspect.signature(evaluate).parameters) - {
     "estimator", "X", "y", "metrics", "boxes", "masks", "metric_params", "progress",
 }  # fmt: skip
-_NAMES = {name if METRICS[name] else f"neg_{name}": name for name in METRICS}
 
 
 class ExplanationScorer(BaseEstimator):
@@ -23,8 +25,7 @@ class ExplanationScorer(BaseEstimator):
 
     Parameters
     ----------
-    name : str
-        The metric.
+    metric : str or Metric
     options : dict or None, default=None
         Keyword arguments of :func:`evaluate` and of the metric.
 
@@ -33,7 +34,7 @@ class ExplanationScorer(BaseEstimator):
     NotFittedError
         When it is called, if the estimator has not been fitted.
     ValueError
-        When it is called, if there is no such scorer, or :func:`evaluate` refuses what it is given.
+        When it is called, if there is no such scorer, or :func:`evaluate` refuses its arguments.
 
     Examples
     --------
@@ -51,20 +52,28 @@ class ExplanationScorer(BaseEstimator):
     # The estimator is the scorer's first argument, not metadata that a search could route to it.
     __metadata_request__score = {"estimator": UNUSED}
 
-    def __init__(self, name: str, options: dict[str, Any] | None = None):
-        self.name = name
+    def __init__(self, metric: str | Metric, options: dict[str, Any] | None = None):
+        self.metric = metric
         self.options = options
 
     def score(
-        self, estimator: Any, X: Any, y: Any = None, boxes: Any = None, masks: Any = None
+        self,
+        estimator: Explainer,
+        X: Any,
+        y: Any = None,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
     ) -> float:
         """Return the metric of the estimator on X; higher is better."""
-        options = self.options or {}
-        of_metric = OPTIONS.get(_options_name(self.name), set())
-        own = {key: value for key, value in options.items() if key in of_metric}
-        shared = {key: value for key, value in options.items() if key not in of_metric}
-        params = {self.name: own} if own else {}
-        return _score(estimator, X, y, [self.name], shared, params, boxes, masks)[self.name]
+        metric = _metric_of(self.metric)
+        checks, options = option_checks(metric), self.options or {}
+        # Options of the metric go before evaluate's of the same name: consistency has a method of
+        # its own.
+        own = {name: value for name, value in options.items() if name in checks}
+        shared = {name: value for name, value in options.items() if name not in checks}
+        params = {metric.name: own} if own else {}
+        (score,) = _score(estimator, X, y, [self.metric], shared, params, boxes, masks).values()
+        return score
 
     __call__ = score
 
@@ -74,7 +83,7 @@ class ExplanationScorers(BaseEstimator):
 
     Parameters
     ----------
-    metrics : sequence of str
+    metrics : sequence of str or Metric
     options : dict or None, default=None
         Keyword arguments of :func:`evaluate`.
     metric_params : dict or None, default=None
@@ -85,7 +94,7 @@ class ExplanationScorers(BaseEstimator):
     NotFittedError
         When it is called, if the estimator has not been fitted.
     ValueError
-        When it is called, if there is no such scorer, or :func:`evaluate` refuses what it is given.
+        When it is called, if there is no such scorer, or :func:`evaluate` refuses its arguments.
 
     Examples
     --------
@@ -104,32 +113,38 @@ class ExplanationScorers(BaseEstimator):
 
     def __init__(
         self,
-        metrics: Sequence[str],
+        metrics: Sequence[str | Metric],
         options: dict[str, Any] | None = None,
-        metric_params: dict[str, dict[str, Any]] | None = None,
+        metric_params: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.metrics = metrics
         self.options = options
         self.metric_params = metric_params
 
     def score(
-        self, estimator: Any, X: Any, y: Any = None, boxes: Any = None, masks: Any = None
+        self,
+        estimator: Explainer,
+        X: Any,
+        y: Any = None,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
     ) -> dict[str, float]:
         """Return the metrics of the estimator on X; higher is better for each."""
-        params = self.metric_params or {}
+        params = _by_metric(self.metric_params)
         return _score(estimator, X, y, self.metrics, self.options or {}, params, boxes, masks)
 
     __call__ = score
 
 
-def get_scorer(name: str, **options: Any) -> ExplanationScorer:
+def get_scorer(metric: str | Metric, **options: Any) -> ExplanationScorer:
     """Return a scorer for ``cross_validate``, ``GridSearchCV`` and their kin.
 
     Parameters
     ----------
-    name : str
-        One of ``sklcam.metrics.METRICS``; with ``"neg_"`` in front if lower is better, as
-        scikit-learn has it: ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``.
+    metric : str or Metric
+        One of :func:`available`; with ``"neg_"`` in front if lower is better, as scikit-learn has
+        it: ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``. A :class:`Metric` is
+        negated if lower is better.
     **options
         Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
         ``random_state``) and of the metric (``n_steps`` of ``"iauc"``). ``"consistency"`` takes
@@ -144,34 +159,35 @@ def get_scorer(name: str, **options: Any) -> ExplanationScorer:
     Raises
     ------
     ValueError
-        If there is no such metric, or it has no such option; the message names those there are.
+        If there is no such metric or option; the message names those there are.
 
     Examples
     --------
     >>> from sklcam.metrics import get_scorer
     >>> get_scorer("consistency", random_state=1)
-    ExplanationScorer(name='consistency', options={'random_state': 1})
+    ExplanationScorer(metric='consistency', options={'random_state': 1})
     """
-    of_metric = OPTIONS.get(_options_name(_known(name)), set())
-    known = of_metric | _OF_EVALUATE
+    known = option_checks(_metric_of(metric)).keys() | _EVALUATE_OPTIONS
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"{name} has no options {unknown}; it takes {', '.join(sorted(known))}.")
-    return ExplanationScorer(name, options or None)
+        raise ValueError(
+            f"{_scorer_name(metric)} has no options {unknown}; it takes {', '.join(sorted(known))}."
+        )
+    return ExplanationScorer(metric, options or None)
 
 
 def explanation_scorer(
-    metrics: Sequence[str],
+    metrics: Sequence[str | Metric],
     *,
-    metric_params: dict[str, dict[str, Any]] | None = None,
+    metric_params: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> ExplanationScorers:
-    """Return one scorer of several metrics, which pays for what they share once.
+    """Return one scorer of several metrics, which pays once for what they share.
 
     Parameters
     ----------
-    metrics : sequence of str
-        Names as of :func:`get_scorer`; ``"accuracy"`` goes with them.
+    metrics : sequence of str or Metric
+        See :func:`get_scorer`; ``"accuracy"`` goes with them.
     metric_params : dict of dict or None, default=None
         Options of the metrics, by name.
     **options
@@ -180,12 +196,13 @@ def explanation_scorer(
     Returns
     -------
     callable of (estimator, X, y=None, boxes=None, masks=None) that returns a dict of floats
-        For ``GridSearchCV(scoring=..., refit="adcc")``. Higher is better for each.
+        For ``GridSearchCV(scoring=..., refit="adcc")``. Higher is better for each. A
+        :class:`Metric` goes by its name, with ``"neg_"`` in front if lower is better.
 
     Raises
     ------
     ValueError
-        If there is no such metric.
+        If there is no such metric or option.
 
     Examples
     --------
@@ -193,7 +210,7 @@ def explanation_scorer(
     >>> explanation_scorer(["accuracy", "adcc", "neg_complexity"]).metrics
     ['accuracy', 'adcc', 'neg_complexity']
     """
-    unknown = sorted(set(options) - _OF_EVALUATE)
+    unknown = sorted(set(options) - _EVALUATE_OPTIONS)
     if unknown:
         raise ValueError(
             f"explanation_scorer has no options {unknown}; those of one metric go into "
@@ -201,59 +218,71 @@ def explanation_scorer(
         )
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         raise ValueError(f"metrics must be a sequence of names; got {describe(metrics)}.")
-    names = [_known(name) for name in metrics]
-    if not names:
+    given = list(metrics)
+    if not given:
         raise ValueError("metrics is empty; name at least one.")
-    check_metric_params({_options_name(name): of for name, of in _items(metric_params)})
-    return ExplanationScorers(names, options or None, metric_params)
+    named = {metric.name: metric for metric in map(_metric_of, given)}
+    check_metric_params(_by_metric(metric_params), named)
+    return ExplanationScorers(given, options or None, metric_params)
 
 
-def _items(metric_params: Any) -> Iterable[tuple[str, Any]]:
-    if not isinstance(metric_params, Mapping | None):
+def _scorer_name(metric: str | Metric) -> str:
+    """Return the name that a metric goes by as a scorer."""
+    if not isinstance(metric, Metric):
+        return metric
+    return metric.name if metric.higher_is_better else f"neg_{metric.name}"
+
+
+def _metric_of(metric: str | Metric) -> Metric:
+    """Return the metric of a scorer; a ValueError if there is none of this name."""
+    if isinstance(metric, Metric):
+        return metric
+    if not isinstance(metric, str):
+        raise ValueError(f"A scorer has a name, such as 'adcc'; got {describe(metric)}.")
+    names = {_scorer_name(get_metric(name)): name for name in available()}
+    if metric in names:
+        return get_metric(names[metric])
+    if f"neg_{metric}" in names:
         raise ValueError(
-            f"metric_params must be a dict of options by metric; got {describe(metric_params)}."
+            f"Lower is better for {metric!r}, and higher for scorers: use 'neg_{metric}'."
         )
-    return (metric_params or {}).items()
+    raise ValueError(f"There is no scorer {metric!r}. {suggestion(metric, names)}")
 
 
-def _known(name: str) -> str:
-    if not isinstance(name, str):
-        raise ValueError(f"A scorer has a name, such as 'adcc'; got {describe(name)}.")
-    if name in METRICS and not METRICS[name]:
-        raise ValueError(f"Lower is better for {name!r}, and higher for scorers: use 'neg_{name}'.")
-    if name not in _NAMES:
-        raise ValueError(f"There is no scorer {name!r}. {suggestion(name, _NAMES)}")
-    return name
-
-
-def _options_name(name: str) -> str:
-    """Return under which name evaluate takes the options of a scorer's metric."""
-    metric = _NAMES.get(name, name)
-    return "iauc" if metric == "dauc" else metric
+def _by_metric(params: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
+    """Return options by the names of metrics, whichever way their scorers are named."""
+    if not isinstance(params, Mapping | None):
+        raise ValueError(
+            f"metric_params must be a dict of options by metric; got {describe(params)}."
+        )
+    lower = {f"neg_{name}": name for name in available() if not get_metric(name).higher_is_better}
+    return {lower.get(name, name): options for name, options in (params or {}).items()}
 
 
 def _score(
-    estimator: Any,
+    estimator: Explainer,
     X: Any,
     y: Any,
-    names: Sequence[str],
-    shared: dict[str, Any],
-    params: dict[str, dict[str, Any]],
-    boxes: Any,
-    masks: Any,
+    metrics: Sequence[str | Metric],
+    shared: Mapping[str, Any],
+    params: Mapping[str, Mapping[str, Any]],
+    boxes: Sequence[Any] | None,
+    masks: Sequence[Any] | None,
 ) -> dict[str, float]:
     """Evaluate once and return each metric's figure, signed so that higher is better."""
-    wanted = [_NAMES[_known(name)] for name in names]
-    result = evaluate(
+    wanted = {_scorer_name(metric): _metric_of(metric) for metric in metrics}
+    means = evaluate(
         estimator,
         X,
         y,
-        metrics=wanted,
+        metrics=list(wanted.values()),
         boxes=boxes,
         masks=masks,
-        metric_params={_options_name(name): options for name, options in _items(params)},
+        metric_params=params,
         progress=False,
         **shared,
-    )
-    means = result.means()
-    return {name: means[_NAMES[name]] * (1 if name in METRICS else -1) for name in names}
+    ).means()
+    return {
+        name: means[metric.name] * (1 if metric.higher_is_better else -1)
+        for name, metric in wanted.items()
+    }

@@ -1,4 +1,4 @@
-"""From one value per image to figures: means, bootstrap intervals, and paired comparisons."""
+"""Figures made of one value per image: means, bootstrap intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
 
-from sklcam._validation import check_count, check_number, describe
-from sklcam.metrics.composites import adcc
+from sklcam._validation import check_count, check_number, describe, draw_seed
+from sklcam.metrics.registry import metric_of_row
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
-ADCC_TERMS = ("coherency", "complexity", "average_drop")
 
 
 class Evaluation(Bunch):
-    """What :func:`evaluate` measured: for each metric an ndarray of shape (n_images,).
+    """The values of an evaluation: for each metric an ndarray of shape (n_images,).
+
+    Made by :func:`evaluate`.
 
     Examples
     --------
@@ -29,14 +30,18 @@ class Evaluation(Bunch):
     """
 
     def summary(
-        self, *, level: float = 0.95, n_resamples: int = 2000, random_state: Any = 0
+        self,
+        *,
+        level: float = 0.95,
+        n_resamples: int = 2000,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> Summary:
         """Return mean, deviation and bootstrap interval of each metric.
 
         Parameters
         ----------
         level : float, default=0.95
-            Of the interval, by the percentiles of resampled means.
+            The level of the interval, which lies between percentiles of resampled means.
         n_resamples : int, default=2000
         random_state : int, RandomState or None, default=0
 
@@ -44,14 +49,14 @@ class Evaluation(Bunch):
         -------
         Summary
             A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
-            mean of the averages of its terms, as the paper's tables print it, and ``mean_adcc`` the
-            mean of the images' own.
+            mean of the averages of its terms, as in the paper's tables, and ``mean_adcc`` the mean
+            of the images' own values.
 
         Raises
         ------
         ValueError
-            If ``level`` is not between 0 and 1, ``n_resamples`` is no int >= 1, or there is no
-            metric, or not as many values of each.
+            If ``level`` is not between 0 and 1, ``n_resamples`` is not an int >= 1, or there is
+            no metric, or not as many values of each.
         """
         _check_options(level, n_resamples)
         rows = {}
@@ -112,7 +117,7 @@ def compare(
     *,
     level: float = 0.95,
     n_resamples: int = 2000,
-    random_state: Any = 0,
+    random_state: int | np.random.RandomState | None = 0,
 ) -> Summary:
     """Compare two explainers on the same images, metric by metric.
 
@@ -121,7 +126,7 @@ def compare(
     first, second : Evaluation
         Of the same images, in the same order.
     level : float, default=0.95
-        Of the interval.
+        The level of the interval.
     n_resamples : int, default=2000
     random_state : int, RandomState or None, default=0
 
@@ -129,7 +134,7 @@ def compare(
     -------
     Summary
         ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
-        differences, and ``low`` to ``high`` the bootstrap interval of pairs: where it does not hold
+        differences, and ``low`` to ``high`` the bootstrap interval of pairs: if it does not hold
         0, the difference is more than chance. An image whose value is not finite in either is left
         out of both.
 
@@ -148,9 +153,9 @@ def compare(
                       mean       std   interval
     complexity   -0.1000    0.0000   -0.1000 .. -0.1000
     """
-    for name, of in (("first", first), ("second", second)):
-        if not isinstance(of, Mapping):
-            raise ValueError(f"{name} must be an Evaluation; got {describe(of)}.")
+    for name, given in (("first", first), ("second", second)):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name} must be an Evaluation; got {describe(given)}.")
     _check_options(level, n_resamples)
     shared = [name for name in first if name in second]
     if not shared or len(first[shared[0]]) != len(second[shared[0]]):
@@ -163,8 +168,8 @@ def compare(
         both = np.isfinite(first[name]) & np.isfinite(second[name])
         pair[0][name] = np.where(both, first[name], np.nan)
         pair[1][name] = np.where(both, second[name], np.nan)
-    seed = seed_drawn_from(random_state)
-    ours, others = (_figures(of, n_resamples, seed) for of in pair)  # of the same draws
+    seed = draw_seed(check_random_state(random_state))
+    ours, others = (_figures(side, n_resamples, seed) for side in pair)  # of the same draws
     rows = {}
     for name in ours:
         differences = ours[name] - others[name]
@@ -174,7 +179,7 @@ def compare(
     return Summary(rows)
 
 
-def _check_options(level: Any, n_resamples: Any) -> None:
+def _check_options(level: float, n_resamples: int) -> None:
     check_number("level", level, 0, 1, closed="neither")
     check_count("n_resamples", n_resamples)
 
@@ -184,16 +189,15 @@ def _described(evaluation: Evaluation) -> str:
     return f"{', '.join(evaluation) or 'no metric'} of {n_images} images"
 
 
-def seed_drawn_from(random_state: Any) -> int:
-    """Return a seed that several may start from, so that they draw the same."""
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-
 def _column_of(row: str) -> str:
-    return "adcc" if row == "mean_adcc" else row
+    """Return the metric whose values a row is made of."""
+    metric = metric_of_row(row)
+    return row if metric is None else metric.name
 
 
-def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dict[str, np.ndarray]:
+def _figures(
+    evaluation: Evaluation, n_resamples: int, random_state: int | np.random.RandomState | None
+) -> dict[str, np.ndarray]:
     """Return each row of a table over all images, and then over each resample of them."""
     lengths = {name: len(values) for name, values in evaluation.items()}
     if len(set(lengths.values())) != 1:
@@ -208,13 +212,18 @@ def _figures(evaluation: Evaluation, n_resamples: int, random_state: Any) -> dic
             strict=True,
         )
     )
-    if "adcc" in means:
-        means["mean_adcc"] = means["adcc"]
-        means["adcc"] = adcc(*(torch.as_tensor(means[term]) for term in ADCC_TERMS)).numpy()
+    for name in evaluation:
+        metric = metric_of_row(name)
+        if metric is not None and metric.of_averages and means.keys() >= set(metric.needs):
+            means[f"mean_{name}"] = means[name]
+            terms = (torch.as_tensor(means[term]) for term in metric.needs)
+            means[name] = metric.function(*terms).numpy()
     return means
 
 
-def _resampled_means(values: np.ndarray, n_resamples: int, random_state: Any) -> np.ndarray:
+def _resampled_means(
+    values: np.ndarray, n_resamples: int, random_state: int | np.random.RandomState | None
+) -> np.ndarray:
     """Return the means of the finite values of each column, (n_columns, 1 + n_resamples)."""
     n_images = len(values)
     generator = check_random_state(random_state)

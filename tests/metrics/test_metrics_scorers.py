@@ -10,13 +10,14 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.model_selection import GridSearchCV, KFold, cross_validate
 from small_networks import SmallNet, digits
 from torch import nn
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.metrics import (
-    METRICS,
+    available,
     consistency_score,
     evaluate,
     explanation_scorer,
@@ -28,7 +29,7 @@ X, Y = digits(30)
 BOXES = [[[1, 0, 6, 8]], [[0, 0, 2, 2], [4, 4, 8, 8]], []] * 10
 MASKS = np.random.default_rng(0).random((30, 8, 8)) > 0.5
 LOWER = ("average_drop", "complexity", "dauc")
-SCORERS = [f"neg_{name}" if name in LOWER else name for name in METRICS]
+SCORERS = [f"neg_{name}" if name in LOWER else name for name in available()]
 
 
 def classifier(**options):
@@ -215,8 +216,11 @@ def test_the_truth_comes_by_metadata_routing(kind, n_jobs):
     given = {"boxes": BOXES, "masks": MASKS}[kind]
     with config_context(enable_metadata_routing=True):
         scorer = get_scorer("heatmap_ratio").set_score_request(**{kind: True})
+        clf = classifier()
+        if kind == "masks":  # which training could ask for, too
+            clf.set_fit_request(masks=False)
         results = cross_validate(
-            classifier(), X, Y, cv=KFold(3), scoring=scorer, params={kind: given}, n_jobs=n_jobs,
+            clf, X, Y, cv=KFold(3), scoring=scorer, params={kind: given}, n_jobs=n_jobs,
             error_score="raise", return_estimator=True,
         )  # fmt: skip
     folds = KFold(3).split(X)
@@ -246,9 +250,31 @@ def test_boxes_are_routed_to_one_of_several_and_through_searches():
     assert results["test_pointing"].mean() == pytest.approx(search.best_score_)
 
 
-def test_boxes_that_nobody_asked_for():
-    with config_context(enable_metadata_routing=True), pytest.raises(Exception, match="boxes"):
-        cross_validate(
-            classifier(), X, Y, cv=KFold(2), scoring=get_scorer("heatmap_ratio"),
-            params={"boxes": BOXES}, error_score="raise",
-        )  # fmt: skip
+def test_metadata_reach_a_scorer_by_its_request_alone():
+    def scores(scorer):
+        return cross_validate(
+            classifier(), X, Y, cv=KFold(2), scoring=scorer, params={"boxes": BOXES},
+            error_score="raise",
+        )["test_score"]  # fmt: skip
+
+    with config_context(enable_metadata_routing=True):
+        scorer = get_scorer("heatmap_ratio")
+        assert scorer.get_metadata_routing().score.requests.keys() == {"boxes", "masks"}
+        with pytest.raises(UnsetMetadataPassedError, match="boxes"):
+            scores(scorer)
+        with pytest.raises(TypeError, match="boxes.*not routed to any object"):
+            scores(clone(scorer).set_score_request(boxes=False))
+        assert (scores(clone(scorer).set_score_request(boxes=True)) > 0).all()
+
+
+def test_the_scorer_is_the_score_and_a_good_guest():
+    clf = classifier().fit(X, Y)
+    scorer = get_scorer("consistency", random_state=5)
+    for twin in (scorer, clone(scorer), pickle.loads(pickle.dumps(scorer))):
+        assert twin(clf, X, Y) == consistency_score(clf, X, random_state=5)
+    results = cross_validate(
+        clf, X, Y, cv=2, scoring={"a": scorer, "accuracy": "accuracy"}, error_score="raise"
+    )
+    assert np.isfinite(results["test_a"]).all() and len(results["test_accuracy"]) == 2
+    with pytest.raises(ValueError, match="consistency"):
+        get_scorer("consistensy")

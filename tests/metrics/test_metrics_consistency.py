@@ -1,21 +1,18 @@
-"""The metrics against equivariant toy networks and numbers worked by hand."""
+"""Consistency and coherency: equivariant toy networks, numbers worked by hand, SciPy."""
 
 from __future__ import annotations
-
-import pickle
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.model_selection import cross_validate
+from numpy.testing import assert_allclose
+from scipy.stats import pearsonr
 from small_networks import SmallNet, digits
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores
-from sklcam.metrics import complexity, consistency_score, get_scorer, ssim_consistency
+from sklcam.metrics import coherency, consistency_score, ssim_consistency
 from sklcam.networks import record
 from sklcam.training import ViewSampler, Warp
 
@@ -104,29 +101,31 @@ def test_the_score_by_hand_and_independent_of_the_batches():
     assert relu != pytest.approx(expected, abs=1e-4)
 
 
-def test_complexity_by_hand():
-    maps = torch.tensor([[[0.0, 0.5], [1.0, 0.1]], [[-0.5, 0.5], [0.0, 0.0]]])
-    torch.testing.assert_close(complexity(maps), torch.tensor([0.4, 0.25]))
+# Coherency
 
 
-def test_the_scorer_is_the_score_and_a_good_guest():
-    clf = classifier(SmallNet, max_epochs=1).set_params(target_layer="5").fit(X, Y)
-    scorer = get_scorer("consistency", random_state=5)
-    for twin in (scorer, clone(scorer), pickle.loads(pickle.dumps(scorer))):
-        assert twin(clf, X, Y) == consistency_score(clf, X, random_state=5)
-    results = cross_validate(
-        clf, X, Y, cv=2, scoring={"a": scorer, "accuracy": "accuracy"}, error_score="raise"
-    )
-    assert np.isfinite(results["test_a"]).all() and len(results["test_accuracy"]) == 2
-    with pytest.raises(ValueError, match="consistency"):
-        get_scorer("consistensy")
+MAPS = torch.rand(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_scorers_route_metadata():
-    from sklearn import config_context
+OTHERS = torch.rand(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    clf = classifier(SmallNet, max_epochs=1).set_params(target_layer="5")
-    with config_context(enable_metadata_routing=True), warnings.catch_warnings():
-        scorer = get_scorer("consistency")
-        results = cross_validate(clf, X, Y, cv=2, scoring=scorer, params={})
-    assert np.isfinite(results["test_score"]).all()
+
+def test_coherency_is_pearsons_correlation():
+    expected = [
+        (pearsonr(a.ravel(), b.ravel()).statistic + 1) / 2
+        for a, b in zip(MAPS.numpy(), OTHERS.numpy(), strict=True)
+    ]
+    assert_allclose(coherency(MAPS, OTHERS), expected, atol=1e-12)
+    assert_allclose(coherency(MAPS.float(), OTHERS.float()), expected, atol=1e-6)
+    assert_allclose(coherency(3 * MAPS + 1, OTHERS / 7), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(1, 1), (2, 1), (-1, 0), (-0.1, 0)])
+def test_coherency_of_linear_relations(slope, expected):
+    assert_allclose(coherency(MAPS, slope * MAPS + 0.5), np.full(4, expected), atol=1e-7)
+
+
+def test_coherency_of_four_pixels_by_hand():
+    # Deviations (-1, 0, 0, 1) and (-1, -1, 1, 1), over their norms: 2 / (sqrt(2) 2) = 1 / sqrt(2).
+    maps, others = torch.tensor([[[0.0, 1, 1, 2]], [[0.0, 0, 2, 2]]])[:, None]
+    assert coherency(maps, others).item() == pytest.approx((1 + 0.5**0.5) / 2)

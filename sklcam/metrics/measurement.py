@@ -1,0 +1,309 @@
+"""One batch of images on its way through the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import describe
+from sklcam.cam.targets import Target
+from sklcam.explain.base import Explainer
+from sklcam.explain.opened import Batch
+from sklcam.images.views import ViewSampler, Warp
+from sklcam.metrics.plan import OutputScore, Plan
+from sklcam.metrics.quantities import QUANTITIES
+from sklcam.networks.inference import InferencePlan, plan_inference
+from sklcam.networks.inputs import Inputs
+
+NO_PROBABILITY = (
+    "a target that is not a class, such as a callable, has no probability; give score=, a function "
+    "of the network's output that returns one number in [0, 1] per image."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What is known of images: their labels, and where their objects are.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n_images,) or None
+    boxes : sequence of array-like of shape (n_boxes, 4), or None
+    masks : sequence of array-like of shape (height, width), or None
+    """
+
+    labels: np.ndarray | None = None
+    boxes: Sequence[Any] | None = None
+    masks: Sequence[Any] | None = None
+
+    def take(self, start: int, stop: int) -> Annotations:
+        """Return the annotations of some of the images."""
+        return Annotations(
+            None if self.labels is None else self.labels[start:stop],
+            None if self.boxes is None else self.boxes[start:stop],
+            None if self.masks is None else self.masks[start:stop],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """The images of a batch, to be changed, and the confidence in what they become.
+
+    Attributes
+    ----------
+    images : Tensor of shape (n_images, channels, height, width)
+    batch_size : int or None
+        Most changed images that should go through the network at a time; None leaves it open.
+    """
+
+    images: Tensor
+    batch_size: int | None
+    _explainer: Explainer
+    _inputs: Inputs
+    _target: Target
+    _score: OutputScore | None
+    _inference: InferencePlan
+    _seed: int
+
+    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return the confidence in changed images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (m, channels, height, width)
+        rows : Tensor of shape (m,)
+            Which image of the batch each was made from.
+
+        Returns
+        -------
+        Tensor of shape (m,), in [0, 1]
+        """
+        n_images = len(images)
+        if not self._inputs.others and images.stride(0) == 0:
+            # It is one image, expanded: it runs once.
+            images = images[:1].clone(memory_format=self._inference.memory_format)
+        inputs = self._inputs.with_images(images, rows)
+        with self._inference.folded:
+            output = self._explainer.output_of(inputs)
+        output = output.expand(n_images, *output.shape[1:])
+        return _confidence(self._explainer, output, self._target, self._score, rows)
+
+    def generator(self) -> torch.Generator:
+        """Return a generator that draws the same numbers for every batch."""
+        return torch.Generator().manual_seed(self._seed)
+
+
+class Measurer:
+    """Measures batch after batch, and keeps what one hands on to the next.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    plan : Plan
+    first_row : int, default=0
+        How many images precede the first batch. Their views are drawn and left aside, so that an
+        image has the same view whichever process measures it.
+    """
+
+    def __init__(self, explainer: Explainer, plan: Plan, first_row: int = 0):
+        self.explainer = explainer
+        self.plan = plan
+        self.first_row = first_row
+        self._generator = torch.Generator().manual_seed(plan.seed)
+        self._n_undrawn = first_row
+        self._inference: InferencePlan | None = None
+
+    def draw_views(self, sampler: ViewSampler, inputs: Inputs) -> Warp:
+        """Draw the views of the next images."""
+        size = inputs.size
+        if self._n_undrawn:
+            sampler(self._n_undrawn, size=size, generator=self._generator)
+            self._n_undrawn = 0
+        warp = sampler(len(inputs), size=size, generator=self._generator)
+        return warp.to(inputs.images.device)
+
+    def inference_plan(self, inputs: Inputs, output: Tensor) -> InferencePlan:
+        """Return how the network runs the fastest; it is learnt from the first image."""
+        if self._inference is None:
+            first = inputs.take(slice(0, 1))
+            self._inference = plan_inference(
+                self.explainer.output_of, first.with_images, first.images, output[:1]
+            )
+        return self._inference
+
+
+class Measurement:
+    """One batch of images, and all that is asked of it: ``measurement[name]``.
+
+    A name is that of a metric, for its values (n_images,), or of a quantity: see :class:`Metric`.
+    Each is computed once, when it is first asked for. :class:`Evaluator` makes measurements and
+    hands them to observers.
+
+    Attributes
+    ----------
+    batch : Batch
+        The inputs, the sizes of the images and, if asked for, the images at their own sizes.
+    rows : range
+        Which rows of X the images are.
+    explainer : Explainer
+    plan : Plan
+    question : Target
+        What was asked of the images.
+    annotations : Annotations
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.metrics import Evaluator
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
+    >>> evaluator = Evaluator(explainer, torch.rand(3, 2, 8, 8), metrics="sparsity")
+    >>> def look(measurement):
+    ...     return measurement.rows, tuple(measurement["maps"].shape)
+    >>> evaluator.run(observe=look)[1]
+    [(range(0, 2), (2, 8, 8)), (range(2, 3), (1, 8, 8))]
+    """
+
+    def __init__(
+        self, measurer: Measurer, batch: Batch, question: Target, annotations: Annotations
+    ):
+        self.batch = batch
+        self.question = question
+        self.annotations = annotations
+        self.explainer = measurer.explainer
+        self.plan = measurer.plan
+        self.rows = range(measurer.first_row + batch.start, measurer.first_row + batch.stop)
+        self._measurer = measurer
+        self._found: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            self._found[name] = self._compute(name)
+        return self._found[name]
+
+    def _compute(self, name: str) -> Any:
+        if name in QUANTITIES:
+            return QUANTITIES[name].compute(self)
+        if name not in self.plan.metrics:
+            raise KeyError(f"{name!r} is neither a quantity nor a metric of this evaluation.")
+        metric = self.plan.metrics[name]
+        values = metric.function(*(self[need] for need in metric.needs), **self.options(name))
+        if not isinstance(values, Tensor) or values.shape != (len(self.batch),):
+            raise ValueError(
+                f"The metric {name!r} must return a Tensor of one number for each of "
+                f"{len(self.batch)} images; it returned {describe(values)}."
+            )
+        return values
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Return the options of a quantity or of a metric's function."""
+        return self.plan.options.get(name, {})
+
+    # The first pass
+
+    @cached_property
+    def _first_pass(self) -> tuple[dict[str, Tensor], Tensor, Target]:
+        """The maps of all methods, the network's output, and the target that it resolved."""
+        inputs, explained = self.batch.inputs, self.plan.explained
+        if not explained:  # the output alone is asked for
+            output = self.explainer.output_of(inputs)
+            return {}, output, self.question.resolve(output, inputs)
+        # Quantities that are made in the same way share their maps. Methods are told apart by
+        # identity: those with equal parameters may still draw different noise.
+        ways = {(id(method), scaled): (method, scaled) for method, scaled in explained.values()}
+        methods, scaled = zip(*ways.values(), strict=True)
+        maps, output, target = self.explainer.explain_batch(
+            inputs, self.question, methods=methods, normalize=scaled
+        )
+        made = dict(zip(ways, maps, strict=True))
+        named = {name: made[id(method), flag] for name, (method, flag) in explained.items()}
+        return named, output, target
+
+    def explained(self, name: str) -> Tensor:
+        """Return maps of the first pass; a ValueError if the plan did not ask for them."""
+        maps = self._first_pass[0]
+        if name not in maps:
+            raise ValueError(
+                f"{name!r} comes from the first pass of a batch: ask for it before, in needs=."
+            )
+        return maps[name]
+
+    @property
+    def output(self) -> Tensor:
+        """The network's output."""
+        return self._first_pass[1]
+
+    @property
+    def target(self) -> Target:
+        """The question as the network's output resolved it, to be asked of changed images."""
+        return self._first_pass[2]
+
+    # Other passes
+
+    def explain(self, inputs: Inputs, target: Target, *, like: str) -> Tensor:
+        """Explain other inputs in the way that a quantity of the first pass was explained."""
+        method, scaled = self.plan.explained[like]
+        maps, _ = self.explainer.explain_inputs(inputs, target, method=method, normalize=scaled)
+        return maps
+
+    @cached_property
+    def masked(self) -> tuple[Tensor | None, Tensor]:
+        """The maps of the images times their maps, if they are needed, and the output for them."""
+        inputs, maps = self.batch.inputs, self["maps"]
+        masked = inputs.with_images(inputs.images * maps[:, None].to(inputs.images.dtype))
+        if "maps_of_masked" not in self.plan.quantities:
+            return None, self.explainer.output_of(masked)
+        method, _ = self.plan.explained["maps"]
+        return self.explainer.explain_inputs(masked, self.target, method=method)
+
+    def confidence(self, output: Tensor) -> Tensor:
+        """Return the score, in [0, 1], of what is explained in an output of the images' rows."""
+        return _confidence(self.explainer, output, self.target, self.plan.score)
+
+    def draw_views(self, sampler: ViewSampler) -> Warp:
+        """Draw a view for each of the images."""
+        return self._measurer.draw_views(sampler, self.batch.inputs)
+
+    def perturbation(self) -> Perturbation:
+        """Return the images to be changed, and a fast way to run the network on them."""
+        inputs = self.batch.inputs
+        inference = self._measurer.inference_plan(inputs, self.output)
+        return Perturbation(
+            inference.arrange(inputs.images),
+            self.plan.batch_size,
+            self.explainer,
+            inputs,
+            self.target,
+            self.plan.score,
+            inference,
+            self.plan.seed,
+        )
+
+
+def _confidence(
+    explainer: Explainer,
+    output: Tensor,
+    target: Target,
+    score: OutputScore | None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    if score is None:
+        probability = target.probability(explainer.probabilities(output), rows)
+        if probability is None:
+            raise ValueError(f"There is no confidence: {NO_PROBABILITY}")
+        return probability
+    scores = score(output)
+    if not isinstance(scores, Tensor) or scores.shape != (len(output),):
+        raise ValueError(
+            f"score must return a Tensor of one number for each of {len(output)} images; it "
+            f"returned {describe(scores)}."
+        )
+    return scores

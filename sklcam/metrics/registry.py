@@ -1,0 +1,485 @@
+"""The metrics by name: one object each, which evaluate, scorers, the report and the docs go by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import check_callable, check_number, describe, suggestion
+from sklcam.metrics.causal import deletion_auc, insertion_auc
+from sklcam.metrics.composites import adcc, arcc
+from sklcam.metrics.concentration import complexity, sparsity
+from sklcam.metrics.confidence import average_drop, average_increase
+from sklcam.metrics.consistency import coherency, ssim_consistency
+from sklcam.metrics.energy import heatmap_ratio, inside_outside_ratio
+from sklcam.metrics.faithfulness import rank_correlation
+from sklcam.metrics.imputation import road
+from sklcam.metrics.localization import box_from_map, localization_accuracy
+from sklcam.metrics.pointing import pointing_game
+from sklcam.metrics.quantities import QUANTITIES, Check, closure
+
+if TYPE_CHECKING:
+    from sklcam.metrics.measurement import Perturbation
+
+_INFINITY = float("inf")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for each image that says how good its explanation is.
+
+    A metric goes wherever a name does: into :func:`evaluate`, :func:`get_scorer` and the report.
+
+    Parameters
+    ----------
+    name : str
+        The key of its values.
+    function : callable
+        Takes the quantities of ``needs``, in this order, and the options by their names. Returns a
+        Tensor of shape (n_images,).
+    needs : tuple of str
+        Names of quantities of a batch of n images, or of other metrics, whose values are meant:
+
+        - ``"maps"``, ``"raw_maps"``: Tensor (n, height, width), at the size of the network's input,
+          scaled to [0, 1] or the method's own numbers;
+        - ``"images"``, ``"output"``: Tensor, what the network gets and returns;
+        - ``"confidence"``, ``"masked_confidence"``: Tensor (n,), the score in [0, 1] of what is
+          explained, on the images and on the images times their maps;
+        - ``"maps_of_masked"``: Tensor (n, height, width), the maps of the images times their maps;
+        - ``"view_of_maps"``, ``"maps_of_view"``: Tensor (n, height, width), without the ReLU: the
+          maps warped, and those of the images warped likewise;
+        - ``"insertion_curve"``, ``"deletion_curve"``: see :func:`insertion_curve`;
+        - ``"perturbation"``: a callable of changed images (m, channels, height, width) and rows
+          (m,), which image of the batch each was made from, that returns their confidence (m,); its
+          attribute ``images`` are the images to change, and ``generator()`` makes the seeded
+          ``torch.Generator``;
+        - ``"occlusion_maps"``: Tensor (n, height, width), see :class:`sklcam.cam.Occlusion`;
+        - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels;
+        - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
+          the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
+    higher_is_better : bool, default=True
+    range : tuple of two floats, default=(0, 1)
+        The lowest and the highest value that there can be.
+    meaning : str, default=""
+        One sentence, or less, for readers who have not met it.
+    options : mapping of str to callable, default={}
+        The keyword arguments of the function that a user may set, each with its check: it takes the
+        name and the value, and raises a ValueError that names both.
+    of_averages : bool, default=False
+        Whether the figure of a data set is the function of the averages of what it needs, instead
+        of the average of the images' own values. What it needs is evaluated along with it.
+
+    Raises
+    ------
+    ValueError
+        If it has no name, the function is not callable, a quantity or metric that it needs is not
+        known, or the range is not one.
+
+    Examples
+    --------
+    The largest share of the map that a single pixel holds; lower is better:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.metrics import Metric, evaluate, get_scorer
+    >>> def peak_share(maps):
+    ...     return maps.amax(dim=(1, 2)) / maps.sum(dim=(1, 2))
+    >>> peak = Metric("peak_share", peak_share, needs=("maps",), higher_is_better=False)
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
+    >>> result = evaluate(explainer, images, metrics=["sparsity", peak], target=0)
+    >>> round(result["peak_share"].item(), 3)
+    0.667
+    >>> round(get_scorer(peak, target=0)(explainer, images), 3)  # for scorers higher is better
+    -0.667
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    needs: tuple[str, ...]
+    higher_is_better: bool = True
+    range: tuple[float, float] = (0.0, 1.0)
+    meaning: str = ""
+    options: Mapping[str, Check] = field(default_factory=dict)
+    of_averages: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"A metric has a name; got {describe(self.name)}.")
+        if self.name in QUANTITIES:
+            raise ValueError(f"{self.name!r} is the name of a quantity; choose another.")
+        check_callable("function", self.function, "of the quantities that the metric needs")
+        if isinstance(self.needs, str) or not isinstance(self.needs, Sequence):
+            raise ValueError(f"needs must be a tuple of names; got {describe(self.needs)}.")
+        known = [*QUANTITIES, *_REGISTERED]
+        for need in self.needs:
+            if need not in known:
+                raise ValueError(
+                    f"{self.name} needs {need!r}, which is neither a quantity nor a registered "
+                    f"metric. {suggestion(need, known)}"
+                )
+        if len(self.range) != 2 or not self.range[0] < self.range[1]:
+            raise ValueError(f"range must be (low, high) with low < high; got {self.range!r}.")
+
+
+_REGISTERED: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> None:
+    """Make a metric available by its name: to :func:`evaluate`, scorers and the report.
+
+    Parameters
+    ----------
+    metric : Metric
+
+    Raises
+    ------
+    ValueError
+        If it is not a Metric, or another one has its name.
+
+    Examples
+    --------
+    >>> from sklcam.metrics import Metric, register
+    >>> register(Metric("adcc", max, needs=("coherency", "complexity")))
+    Traceback (most recent call last):
+    ...
+    ValueError: There is a metric 'adcc' already; choose another name.
+    """
+    if not isinstance(metric, Metric):
+        raise ValueError(f"register takes a Metric; got {describe(metric)}.")
+    if _REGISTERED.setdefault(metric.name, metric) is not metric:
+        raise ValueError(f"There is a metric {metric.name!r} already; choose another name.")
+
+
+def available() -> list[str]:
+    """Return the names of the registered metrics.
+
+    Returns
+    -------
+    list of str
+        In alphabetical order.
+
+    Examples
+    --------
+    >>> from sklcam.metrics import available
+    >>> available()[:3]
+    ['accuracy', 'adcc', 'arcc']
+    """
+    return sorted(_REGISTERED)
+
+
+def get_metric(metric: str | Metric) -> Metric:
+    """Return a metric by its name.
+
+    Parameters
+    ----------
+    metric : str or Metric
+        One of :func:`available`, or a metric, which is returned as it is.
+
+    Returns
+    -------
+    Metric
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric.
+
+    Examples
+    --------
+    >>> from sklcam.metrics import get_metric
+    >>> dauc = get_metric("dauc")
+    >>> dauc.higher_is_better, dauc.meaning
+    (False, "confidence while pixels are deleted, the map's brightest first")
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if not isinstance(metric, str) or metric not in _REGISTERED:
+        raise ValueError(f"There is no metric {metric!r}. {suggestion(metric, _REGISTERED)}")
+    return _REGISTERED[metric]
+
+
+def get_metrics(metrics: str | Metric | Iterable[str | Metric]) -> dict[str, Metric]:
+    """Return metrics by name, each followed by those that go with it; a ValueError for none."""
+    if not isinstance(metrics, str | Metric | Iterable):
+        raise ValueError(f"metrics must be a name or a sequence of names; got {describe(metrics)}.")
+    asked = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
+    if not asked:
+        raise ValueError("metrics is empty; name at least one.")
+    found = [get_metric(metric) for metric in asked]
+    # Terms follow all that was asked for, so that these keep their places in tables.
+    found += [get_metric(term) for metric in found if metric.of_averages for term in metric.needs]
+    named: dict[str, Metric] = {}
+    for metric in found:
+        if named.setdefault(metric.name, metric) is not metric:
+            raise ValueError(f"There are two metrics of one name, {metric.name!r}.")
+    return named
+
+
+def metric_of_row(row: str) -> Metric | None:
+    """Return the metric that a row of a :class:`Summary` is about; None if it is not registered.
+
+    Parameters
+    ----------
+    row : str
+        The name of a metric; or of the mean over the images where a metric's own row is the figure
+        of the averages, such as ``"mean_adcc"``.
+
+    Returns
+    -------
+    Metric or None
+    """
+    if row in _REGISTERED:
+        return _REGISTERED[row]
+    metric = _REGISTERED.get(row.removeprefix("mean_"))
+    return metric if metric is not None and metric.of_averages else None
+
+
+def row_meaning(row: str) -> str:
+    """Return what a row of a :class:`Summary` tells, in a few words; "" if nothing is known.
+
+    Parameters
+    ----------
+    row : str
+        See :func:`metric_of_row`.
+
+    Returns
+    -------
+    str
+    """
+    metric = metric_of_row(row)
+    if metric is None:
+        return ""
+    return metric.meaning if metric.name == row else f"mean of the images' own {metric.name}"
+
+
+# What metrics are made of
+
+
+def needs_of(name: str, metrics: Mapping[str, Metric]) -> Sequence[str]:
+    """Return what a quantity or a metric is computed from."""
+    if name in QUANTITIES:
+        return QUANTITIES[name].needs
+    return metrics[name].needs if name in metrics else get_metric(name).needs
+
+
+def all_needs(metric: Metric) -> list[str]:
+    """Return the names of all quantities and metrics that go into a metric, its own first."""
+    return closure([metric.name], lambda name: needs_of(name, {metric.name: metric}))
+
+
+def option_checks(metric: Metric) -> dict[str, Check]:
+    """Return the options that may be given under a metric's name, with their checks."""
+    checks = dict(metric.options)
+    for name in all_needs(metric):
+        checks.update(QUANTITIES[name].options if name in QUANTITIES else {})
+    return checks
+
+
+# Functions that bring quantities into the form that the metrics' own take
+
+
+def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> Tensor:
+    return torch.as_tensor(predictions == labels)
+
+
+def _road(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
+    return road(
+        perturbation,
+        perturbation.images,
+        maps,
+        generator=perturbation.generator(),
+        batch_size=perturbation.batch_size,
+        **options,
+    )
+
+
+def _rank_correlation(maps: Tensor, references: Tensor, stride: int) -> Tensor:
+    return rank_correlation(maps, references, cell=stride)
+
+
+def _image_by_image(
+    measure: Callable[..., Tensor],
+    maps: Sequence[Tensor],
+    annotations: Sequence[Tensor],
+    **options: Any,
+) -> Tensor:
+    """Measure maps of different sizes, each against what is annotated on its image."""
+    pairs = zip(maps, annotations, strict=True)
+    return torch.stack(
+        [measure(map_[None], of_image[None], **options)[0] for map_, of_image in pairs]
+    )
+
+
+def _localization_accuracy(
+    maps: Tensor, boxes: Tensor, threshold: float = 0.15, **options: Any
+) -> Tensor:
+    return localization_accuracy(box_from_map(maps, threshold), list(boxes), **options)
+
+
+_IN_UNIT_INTERVAL = partial(check_number, low=0, high=1)
+_NOT_NEGATIVE = partial(check_number, low=0)
+
+
+def _check_percentiles(name: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Iterable) or not list(value):
+        raise ValueError(f"{name} must be a sequence of at least one number; got {value!r}.")
+    for percentile in value:
+        check_number(f"Each of {name}", percentile, 0, 100, closed="neither")
+
+
+register(
+    Metric(
+        "accuracy",
+        _accuracy,
+        needs=("predictions", "labels"),
+        meaning="share of images whose predicted class is the true one",
+    )
+)
+register(
+    Metric(
+        "average_drop",
+        average_drop,
+        needs=("confidence", "masked_confidence"),
+        higher_is_better=False,
+        meaning="confidence lost when only what the map shows is seen",
+    )
+)
+register(
+    Metric(
+        "average_increase",
+        average_increase,
+        needs=("confidence", "masked_confidence"),
+        meaning="share of images whose confidence rises when only the map is seen",
+    )
+)
+register(
+    Metric(
+        "coherency",
+        coherency,
+        needs=("maps", "maps_of_masked"),
+        meaning="correlation of the map with the map of what it shows",
+    )
+)
+register(
+    Metric(
+        "complexity",
+        complexity,
+        needs=("maps",),
+        higher_is_better=False,
+        meaning="how much of the image the map covers",
+    )
+)
+register(
+    Metric(
+        "adcc",
+        adcc,
+        needs=("coherency", "complexity", "average_drop"),
+        meaning="harmonic mean of coherency, simplicity and kept confidence",
+        of_averages=True,
+    )
+)
+register(
+    Metric(
+        "road",
+        _road,
+        needs=("perturbation", "maps"),
+        range=(-0.5, 0.5),
+        meaning="confidence without the least relevant pixels, against without the most",
+        options={"noise": _NOT_NEGATIVE, "percentiles": _check_percentiles},
+    )
+)
+register(
+    Metric(
+        "arcc",
+        arcc,
+        needs=("coherency", "complexity", "road"),
+        meaning="harmonic mean of coherency, simplicity and ROAD",
+    )
+)
+register(
+    Metric(
+        "consistency",
+        ssim_consistency,
+        needs=("view_of_maps", "maps_of_view"),
+        range=(-1, 1),
+        meaning="likeness of the map's view and the view's map",
+    )
+)
+register(
+    Metric(
+        "iauc",
+        insertion_auc,
+        needs=("insertion_curve",),
+        meaning="confidence while pixels are inserted, the map's brightest first",
+    )
+)
+register(
+    Metric(
+        "dauc",
+        deletion_auc,
+        needs=("deletion_curve",),
+        higher_is_better=False,
+        meaning="confidence while pixels are deleted, the map's brightest first",
+    )
+)
+register(
+    Metric(
+        "heatmap_ratio",
+        partial(_image_by_image, heatmap_ratio),
+        needs=("framed_maps", "masks"),
+        meaning="share of the map that lies inside the object",
+    )
+)
+register(
+    Metric(
+        "inside_outside_ratio",
+        partial(_image_by_image, inside_outside_ratio),
+        needs=("framed_maps", "masks"),
+        range=(0, _INFINITY),
+        meaning="mean of the map inside the object over its mean outside",
+    )
+)
+register(
+    Metric(
+        "pointing_game",
+        partial(_image_by_image, pointing_game),
+        needs=("framed_maps", "masks"),
+        meaning="share of images whose brightest pixel is on the object",
+        options={"tolerance": _NOT_NEGATIVE},
+    )
+)
+register(
+    Metric(
+        "localization_accuracy",
+        partial(_image_by_image, _localization_accuracy),
+        needs=("framed_maps", "boxes"),
+        meaning="share of images whose box, made from the map, fits a true one",
+        options={"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL},
+    )
+)
+register(
+    Metric(
+        "rank_correlation",
+        _rank_correlation,
+        needs=("maps", "occlusion_maps", "occlusion_stride"),
+        range=(-1, 1),
+        meaning="correlation of the ranks of the map and of occlusion's map",
+    )
+)
+register(
+    Metric(
+        "sparsity",
+        sparsity,
+        needs=("maps",),
+        meaning="Gini index of the map: how much of it lies in few pixels",
+    )
+)

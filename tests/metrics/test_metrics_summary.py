@@ -1,0 +1,133 @@
+"""Means, intervals and comparisons: NumPy, the normal distribution, numbers by hand."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from evaluations import explainer, measure
+from numpy.testing import assert_array_equal
+from scipy.stats import hmean
+
+from sklcam.metrics import Evaluation, compare
+
+
+def made_up(n=50, seed=0, **others):
+    numbers = np.random.default_rng(seed)
+    terms = {name: numbers.random(n) for name in ("coherency", "complexity", "average_drop")}
+    adcc = hmean([terms["coherency"], 1 - terms["complexity"], 1 - terms["average_drop"]])
+    return Evaluation(adcc=adcc, **terms, iauc=numbers.random(n), **others)
+
+
+def test_summary_is_numpys():
+    result = made_up()
+    summary, means = result.summary(), result.means()
+    for name in ("coherency", "complexity", "average_drop", "iauc"):
+        assert (summary[name].mean, means[name]) == pytest.approx([result[name].mean()] * 2)
+        assert summary[name].std == pytest.approx(result[name].std(ddof=1))
+        assert summary[name].low < summary[name].mean < summary[name].high
+    averages = (result[name].mean() for name in ("coherency", "complexity", "average_drop"))
+    coherency, complexity, drop = averages
+    expected = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
+    assert (summary["adcc"].mean, means["adcc"]) == pytest.approx((expected, expected))
+    assert summary["mean_adcc"].mean == pytest.approx(result["adcc"].mean())
+    assert expected > result["adcc"].mean() + 0.01  # they are not the same
+    assert summary["adcc"].low < expected < summary["adcc"].high
+    assert list(summary) == [*result, "mean_adcc"] == list(means)
+
+
+def test_summary_of_an_evaluation():
+    result = measure(explainer(), metrics=("adcc", "iauc"))
+    expected = hmean([
+        result["coherency"].mean(), 1 - result["complexity"].mean(),
+        1 - result["average_drop"].mean(),
+    ])  # fmt: skip
+    assert result.summary()["adcc"].mean == pytest.approx(expected)
+    assert result.means()["iauc"] == pytest.approx(result["iauc"].mean())
+
+
+@pytest.mark.parametrize(("level", "z"), [(0.95, 1.960), (0.8, 1.2816)])
+def test_intervals_of_large_samples_are_the_normal_ones(level, z):
+    result = made_up(3000)
+    row = result.summary(level=level, n_resamples=3000)["iauc"]
+    half = z * result["iauc"].std() / np.sqrt(3000)
+    assert (row.low, row.high) == pytest.approx((row.mean - half, row.mean + half), abs=half / 10)
+
+
+def test_summary_has_a_seed():
+    result = made_up()
+    first, again, other = (result.summary(random_state=seed)["iauc"].low for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_what_is_not_finite_is_left_out():
+    odd = np.array([1.0, np.nan, 3, np.inf, -np.inf, 5])
+    result = Evaluation(inside_outside_ratio=odd, iauc=np.arange(6.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = result.summary()
+        row = summary["inside_outside_ratio"]
+        assert (row.mean, row.std) == pytest.approx((3, 2)) and 1 <= row.low <= row.high <= 5
+        assert summary["iauc"].mean == 2.5 and "inside_outside_ratio" in repr(summary)
+        nothing = Evaluation(road=np.full(3, np.nan)).summary()["road"]
+        assert np.isnan([nothing.mean, nothing.std, nothing.low, nothing.high]).all()
+        one = Evaluation(road=np.array([0.25])).summary()["road"]
+        assert (one.mean, one.std, one.low, one.high) == (0.25, 0, 0.25, 0.25)
+
+
+def test_repr_is_a_table():
+    lines = repr(made_up().summary()).splitlines()
+    assert len(lines) == 7 and lines[0].split() == ["mean", "std", "interval"]
+    assert lines[1].startswith("adcc") and ".." in lines[1]
+
+
+def test_comparisons_are_of_pairs():
+    first = made_up(400)
+    same = compare(first, first)
+    for row in same.values():
+        assert (row.mean, row.std, row.low, row.high) == (0, 0, 0, 0)
+    shift = np.random.default_rng(5).normal(0.02, 0.01, 400)
+    second = Evaluation(iauc=first["iauc"] - shift, road=np.zeros(400))
+    summary = compare(first, second, n_resamples=4000)
+    assert list(summary) == ["iauc"]
+    row, half = summary["iauc"], 1.96 * shift.std() / 20
+    assert (row.mean, row.std) == pytest.approx((shift.mean(), shift.std(ddof=1)))
+    assert (row.low, row.high) == pytest.approx((row.mean - half, row.mean + half), abs=half / 8)
+    back = compare(second, first)["iauc"]
+    assert back.mean == pytest.approx(-row.mean) and back.high < 0 < row.low
+
+
+def test_comparisons_of_adcc():
+    first, second = made_up(300, seed=0), made_up(300, seed=1)
+    summary = compare(first, second)
+    for name in ("adcc", "mean_adcc", "iauc"):
+        difference = first.means()[name] - second.means()[name]
+        assert summary[name].mean == pytest.approx(difference)
+        assert summary[name].low < difference < summary[name].high
+
+
+def test_comparisons_leave_out_what_one_of_them_lacks():
+    """Images 1 and 3: only the difference of the others counts."""
+    first = Evaluation(inside_outside_ratio=np.array([1.0, np.nan, 3.0, 50.0, 7.0]))
+    second = Evaluation(inside_outside_ratio=np.array([2.0, 90.0, 1.0, np.inf, 3.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row = compare(first, second)["inside_outside_ratio"]
+    differences = np.array([-1.0, 2, 4])
+    assert (row.mean, row.std) == pytest.approx((differences.mean(), differences.std(ddof=1)))
+    assert -1 <= row.low <= row.mean <= row.high <= 4
+    assert np.isnan(first["inside_outside_ratio"][1]) and second["inside_outside_ratio"][1] == 90
+
+
+def test_what_cannot_be_compared():
+    for other in (made_up(49), Evaluation(road=np.zeros(50))):
+        with pytest.raises(ValueError, match="two evaluations of the same images"):
+            compare(made_up(), other)
+
+
+def test_to_frame():
+    result = made_up()
+    frame = result.to_frame()
+    assert list(frame) == list(result) and frame.shape == (50, 5)
+    assert_array_equal(frame["iauc"], result["iauc"])
