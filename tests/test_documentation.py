@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -53,16 +54,38 @@ def is_documented(module, name):
     return inspect.isclass(named) or inspect.isfunction(named)
 
 
-PUBLIC = sorted({of for of in [*names_of_modules(), *names_of_reference()] if is_documented(*of)})
+PUBLIC = sorted(
+    {named for named in [*names_of_modules(), *names_of_reference()] if is_documented(*named)}
+)
+
+
+def shows_something(example):
+    """Whether an example runs, and does more than import."""
+    imports = all(
+        isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(example.source).body
+    )
+    return not imports and not example.options.get(doctest.SKIP)
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC)
-def test_every_public_name_has_an_example(module, name):
+def test_every_public_name_has_an_example_that_runs(module, name):
     named = getattr(importlib.import_module(module), name)
     own = inspect.cleandoc(vars(named).get("__doc__") or named.__doc__)  # not a base's
     sections = re.split(r"^(\w+)\n-+$", own, flags=re.MULTILINE)
     examples = dict(zip(sections[1::2], sections[2::2], strict=True)).get("Examples", "")
-    assert ">>> " in examples
+    assert any(map(shows_something, doctest.DocTestParser().get_examples(examples)))
+
+
+def test_examples_that_are_skipped_do_not_count():
+    skipped, run = doctest.DocTestParser().get_examples(
+        ">>> load('x')  # doctest: +SKIP\n>>> load(\n...     'x')\n1\n"
+    )
+    (imported,) = doctest.DocTestParser().get_examples(">>> from sklcam import load\n")
+    assert [shows_something(example) for example in (skipped, run, imported)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_every_public_name_is_in_the_reference():

@@ -54,10 +54,12 @@ class VersionWarning(UserWarning):
     --------
     Where the versions are known to differ, and that is fine:
 
+    >>> import tempfile
     >>> import warnings
-    >>> from sklcam.persistence import VersionWarning
     >>> import sklcam
-    >>> with warnings.catch_warnings():
+    >>> from sklcam.persistence import VersionWarning
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
     ...     warnings.simplefilter("ignore", VersionWarning)
-    ...     clf = sklcam.load("birds.sklcam")  # doctest: +SKIP
+    ...     sklcam.save(sklcam.ConsistentCAMClassifier("resnet18"), f"{folder}/birds.sklcam")
+    ...     clf = sklcam.load(f"{folder}/birds.sklcam")
     """

@@ -127,8 +127,16 @@ def load(path: str | os.PathLike[str], *, trusted: Iterable[Any] = ()) -> Any:
 
     Examples
     --------
+    >>> import tempfile
     >>> import sklcam
-    >>> clf = sklcam.load("birds.sklcam", trusted=["mynets.Net"])  # doctest: +SKIP
+    >>> clf = sklcam.ConsistentCAMClassifier("resnet18", max_epochs=5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sklcam.save(clf, f"{folder}/birds.sklcam")
+    ...     loaded = sklcam.load(f"{folder}/birds.sklcam")
+    >>> loaded.max_epochs
+    5
+
+    A file with a network of your own names its class, ``trusted=["mynets.Net"]``.
     """
     names = trusted_names(trusted)
     path = Path(path)

@@ -206,14 +206,15 @@ def test_validation_loss_by_hand():
 def test_training_raises_consistency():
     X, y = digits(360, n_class=4)
     train, test = slice(0, 240), slice(240, 360)
-    options = {"image_size": 24, "max_epochs": 25, "lr": 0.02, "module__width": 16}
+    # After fewer epochs, accuracies depend on the seed and on the version of torch more than on alpha.
+    options = {"image_size": 24, "max_epochs": 40, "lr": 0.02, "module__width": 16}
     options |= {"optimizer": torch.optim.Adam, "augment": None, "views": ViewSampler((0.5, 1.0))}
     scores = {}
-    for alpha, beta in ((0, 0), (1, 1e-4)):
+    for alpha, beta in ((0, 0), (0.5, 1e-4)):
         clf = classifier(alpha=alpha, beta=beta, **options).fit(X[train], y[train])
         scores[alpha] = (consistency_score(clf, X[test]), clf.score(X[test], y[test]))
-    assert scores[1][0] > scores[0][0] + 0.15
-    assert scores[1][1] > scores[0][1] - 0.1
+    assert scores[0.5][0] > scores[0][0] + 0.15
+    assert scores[0.5][1] > scores[0][1] - 0.1
 
 
 def test_view_target_shared_explains_the_images_class(monkeypatch):
