@@ -206,7 +206,7 @@ def test_validation_loss_by_hand():
 def test_training_raises_consistency():
     X, y = digits(360, n_class=4)
     train, test = slice(0, 240), slice(240, 360)
-    # After fewer epochs, accuracies depend more on the seed and on the version of torch than on alpha
+    # After fewer epochs, accuracies hang on the seed and the version of torch more than on alpha.
     options = {"image_size": 24, "max_epochs": 40, "lr": 0.02, "module__width": 16}
     options |= {"optimizer": torch.optim.Adam, "augment": None, "views": ViewSampler((0.5, 1.0))}
     scores = {}
