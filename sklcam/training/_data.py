@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from skorch.dataset import Dataset as SkorchDataset
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
+
+Classes = ArrayLike | None
+Masks = np.ndarray | Tensor | Sequence[ArrayLike | None] | None
 
 
 class TrainingImages(ImageDataset, SkorchDataset):
@@ -30,14 +34,14 @@ class TrainingImages(ImageDataset, SkorchDataset):
         Of :class:`~sklcam.images.dataset.ImageDataset`.
     """
 
-    def __init__(self, X: Any, y: Any, masks: Any = None, **options: Any):
+    def __init__(self, X: Any, y: np.ndarray, masks: Masks = None, **options: Any):
         ImageDataset.__init__(self, X, y, **options)
         self.X = X
         self.y = self.targets = y
-        self.masks: Masks | None = None
+        self.masks: MaskImages | None = None
         if masks is not None:
-            self.masks = Masks(masks, len(self), self.uniform_size)
-            # By the one way by which images are resized, whatever it is.
+            self.masks = MaskImages(masks, len(self), self.uniform_size)
+            # As a data set of images, so that they are resized just as images are.
             self._resized_masks = ImageDataset(
                 self.masks, image_size=self.image_size, resize=self.resize
             )
@@ -57,7 +61,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
 
     def _mask(self, i: int, original: Tensor) -> Tensor:
         assert self.masks is not None
-        if not self.masks.annotated[i]:
+        if not self.masks.annotated[i]:  # a loader stacks masks, so there must be one
             return torch.full(self.image_size, torch.nan)
         mask, own = self._resized_masks.read(i)
         if own.shape[-2:] != original.shape[-2:]:
@@ -65,7 +69,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
         return mask[0]
 
 
-class Masks(Dataset[Any]):
+class MaskImages(Dataset[Any]):
     """Masks of any form, as a data set of float32 images in [0, 1].
 
     Parameters
@@ -87,7 +91,7 @@ class Masks(Dataset[Any]):
         size, or hold something else than bool, integers or floats in [0, 1].
     """
 
-    def __init__(self, masks: Any, n_images: int, size: tuple[int, int] | None = None):
+    def __init__(self, masks: Masks, n_images: int, size: tuple[int, int] | None = None):
         if not isinstance(masks, np.ndarray | Tensor | Sequence) or isinstance(masks, str):
             raise ValueError(
                 "masks must be an array of shape (n_images, height, width), or a list with a mask "
@@ -99,11 +103,12 @@ class Masks(Dataset[Any]):
             )
         self._masks = masks
         self.annotated = np.array([masks[i] is not None for i in range(n_images)])
-        for i in np.flatnonzero(self.annotated):
+        for i in np.flatnonzero(self.annotated).tolist():
             mask = _as_array(masks[i])
             _check_mask(mask, f"masks[{i}]")
+            # Where images are of many sizes, theirs are known once they are read.
             if size is not None and mask.shape != size:
-                raise ValueError(_wrong_size(int(i), mask.shape, size))
+                raise ValueError(_wrong_size(i, mask.shape, size))
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -115,7 +120,7 @@ class Masks(Dataset[Any]):
         return (mask if mask.dtype.kind == "f" else mask != 0).astype(np.float32)
 
 
-def _as_array(mask: Any) -> np.ndarray:
+def _as_array(mask: ArrayLike | Tensor | None) -> np.ndarray:
     return np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
 
 

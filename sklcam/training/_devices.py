@@ -8,6 +8,8 @@ import torch
 from skorch import NeuralNet
 from torch import Tensor
 
+Device = str | torch.device | None
+
 
 class DeviceNet(NeuralNet):
     """A skorch net with ``device="auto"``, which survives copies, files and clones as that."""
@@ -19,7 +21,7 @@ class DeviceNet(NeuralNet):
         return _found() if _is_auto(device) else device
 
     @device.setter
-    def device(self, device: Any) -> None:
+    def device(self, device: Device) -> None:
         self.__dict__["device"] = device
 
     def _cuda_devices(self) -> list[torch.device]:
@@ -64,7 +66,7 @@ class DeviceNet(NeuralNet):
             self.__dict__["device"] = stored
 
 
-def _is_auto(device: Any) -> bool:
+def _is_auto(device: Device) -> bool:
     return isinstance(device, str) and device == "auto"
 
 
@@ -72,7 +74,7 @@ def _found() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_device(device: Any) -> None:
+def check_device(device: Device) -> None:
     """Raise a ValueError unless a network can be trained there; "auto" can."""
     if device is None or _is_auto(device):
         return

@@ -33,7 +33,7 @@ class SeededNet(DeviceNet):
         That of views and augmentation, while it is in use.
     """
 
-    random_state: Any
+    random_state: int | np.random.RandomState | None
     random_states_: dict[str, Any]
     generator_: torch.Generator
 

@@ -8,16 +8,17 @@ else is skorch's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet, NeuralNetClassifier
 from skorch.callbacks import LRScheduler
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
@@ -30,13 +31,13 @@ from sklcam.explain.base import Explainer
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.tape import blocks_of_trunk, is_bypassed
-from sklcam.training._data import TrainingImages
+from sklcam.networks.tape import blocks_of_trunk
+from sklcam.training._data import Classes, Masks, TrainingImages
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import CollapseWarning, decoding
-from sklcam.training.net import ImageNeuralNet
+from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.objective import ConsistentCAMLoss
-from sklcam.training.step import PRECISIONS, Step
+from sklcam.training.step import PRECISIONS, Step, check_bottleneck
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
 
@@ -188,9 +189,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     def __init__(
         self,
-        module: Any = "resnet18",
+        module: Module = "resnet18",
         *,
-        weights: Any = None,
+        weights: str | PathLike[str] | None = None,
         target_layer: str | TargetLayer = "auto",
         alpha: Weight | Schedule = 1.0,
         beta: Weight | Schedule = 1e-6,
@@ -201,22 +202,22 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         precision: str = "fp32",
         channels_last: bool = False,
         batch_accumulation: int = 1,
-        augment: Any = "auto",
+        augment: str | ViewSampler | Callable[[Tensor], Tensor] | None = "auto",
         views: ViewSampler | None = None,
         image_size: int | tuple[int, int] = 224,
         resize: str = "stretch",
-        mean: Any = "auto",
-        std: Any = "auto",
-        random_state: Any = None,
-        device: Any = "auto",
-        criterion: Any = nn.CrossEntropyLoss,
-        optimizer: Any = torch.optim.SGD,
+        mean: str | float | Sequence[float] = "auto",
+        std: str | float | Sequence[float] = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = "auto",
+        criterion: nn.Module | Callable[..., nn.Module] = nn.CrossEntropyLoss,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         lr: float = 1e-3,
         max_epochs: int = 20,
         batch_size: int = 32,
-        train_split: Any = None,
+        train_split: Callable[..., Any] | None = None,
         iterator_train__shuffle: bool = True,
-        classes: Any = None,
+        classes: Classes = None,
         **kwargs: Any,
     ):
         self.weights = weights
@@ -253,7 +254,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any = None, *, masks: Any = None, **fit_params: Any) -> Self:
+    def fit(self, X: Any, y: Any = None, *, masks: Masks = None, **fit_params: Any) -> Self:
         """Train from the start (or on, with ``warm_start=True``).
 
         Parameters
@@ -283,7 +284,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         return self._fit(X, y, fit_params, masks=masks)
 
     def partial_fit(
-        self, X: Any, y: Any = None, classes: Any = None, *, masks: Any = None, **fit_params: Any
+        self,
+        X: Any,
+        y: Any = None,
+        classes: Classes = None,
+        *,
+        masks: Masks = None,
+        **fit_params: Any,
     ) -> Self:
         """Train for ``max_epochs`` more, without starting anew.
 
@@ -336,7 +343,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             )
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         needing = [term.name for term in self.terms if "masks" in term.needs]
         if needing and masks is None:
@@ -385,10 +392,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         return [*super()._default_callbacks, ("collapse_warning", CollapseWarning())]
 
     def _names_in_history(self) -> Sequence[str]:
-        terms = [term for term in self.terms if isinstance(term, Term)]
-        names = ["inconsistency", "norm", *(term.name for term in terms)]
-        weights = ["alpha", "beta", *(term.weight_name for term in terms)]
-        return ["loss", "ce", *names, *weights]
+        terms = (Consistency(), Sparsity(), *self.terms)
+        weights = [term.weight_name for term in terms]
+        return ["loss", "ce", *(term.name for term in terms), *weights]
 
     def initialize_callbacks(self) -> ConsistentCAMClassifier:
         super().initialize_callbacks()
@@ -399,7 +405,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     # Training
 
-    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)
         if isinstance(self.module_, DistributedDataParallel):
             raise RuntimeError(
@@ -410,32 +416,22 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
         if self.memory == "low" and self._compares_views():
-            self._check_bottleneck()
+            sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
+            check_bottleneck(self.module_, self.target_layer_, sample)
 
-    def _check_bottleneck(self) -> None:
-        layer = self.target_layer_
-        sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
-        if is_bypassed(self.module_.eval(), layer.of(self.module_), sample):
-            raise ValueError(
-                f'memory="low" takes the gradient of a view through the target layer alone, but '
-                f"{layer.name!r} is bypassed on the way to the output; name a later target_layer, "
-                'or use memory="normal".'
-            )
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
         # Every epoch is validated on the same views, so that the epochs can be compared.
         self.valid_generator_ = torch.Generator().manual_seed(self.random_states_["seed"])
 
-    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_end(net, **kwargs)
         self.__dict__.pop("valid_generator_", None)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         with self._stepping(training=True) as step:
             found = super().train_step(batch, **fit_params)
-        if not step.is_split:
-            self._check_replaced_step(step)
+        step.check_split(self.batch_accumulation)
         step.record(self.history, "train")
         return found
 
@@ -480,19 +476,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         assert self._step is not None
         self._step.annotate(masks)
 
-    def _check_replaced_step(self, step: Step) -> None:
-        """Raise an error if another class's train_step_single cannot do what is asked for."""
-        lost = {
-            'memory="low"': step.is_postponed,
-            "batch_accumulation": self.batch_accumulation > 1,
-            'precision="fp16"': self.scaler_.is_enabled(),
-        }
-        for name in (name for name, is_lost in lost.items() if is_lost):
-            raise RuntimeError(
-                f"{name} needs its own train_step_single; another class has replaced it. With "
-                "accelerate, use sklcam.training.AcceleratedCAMClassifier."
-            )
-
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Add up the gradient of a batch, one micro-batch after the other."""
         assert self._step is not None
@@ -509,7 +492,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     def _complete_gradient(self) -> None:
         """Do nothing: the batch is whole. Processes that share one put their gradients together."""
 
-    def _step_optimizer(self, step_fn: Any) -> None:
+    def _step_optimizer(self, step_fn: Callable[[], Tensor]) -> None:
         if not self.scaler_.is_enabled():
             super()._step_optimizer(step_fn)
             return
@@ -529,7 +512,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
         cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
-        if self._step is None:  # of predictions, not of a step: there are no maps
+        if self._step is None:  # skorch scores predictions, too, and they have no maps
             return cross_entropy
         return self._step.explain(cross_entropy, y_pred, y_true, X)
 

@@ -11,17 +11,22 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.utils._param_validation import HasMethods
+from skorch import NeuralNet
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
-from sklcam.training._data import TrainingImages
+from sklcam.training._data import Classes, Masks, TrainingImages
 from sklcam.training.classifier import ConsistentCAMClassifier
+from sklcam.training.net import Module, StepFunction
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _BUCKET_BYTES = 2**26
 
@@ -94,9 +99,15 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         "accelerator": [None, HasMethods(["prepare_data_loader", "wait_for_everyone"])],
     }
 
-    accelerator_: Any
+    accelerator_: Accelerator
 
-    def __init__(self, module: Any = "resnet18", *, accelerator: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        module: Module = "resnet18",
+        *,
+        accelerator: Accelerator | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(module, **kwargs)
         self.accelerator = accelerator
 
@@ -122,7 +133,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self.accelerator_ = accelerator
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         data, y = super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
         labels = zlib.crc32(np.asarray(data.y).tobytes())
@@ -152,7 +163,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             (own,) = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint32)
         return {**self._seeded(int(own)), "seed": seed}
 
-    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         device = torch.device(self.device)
         if any(parameter.device != device for parameter in self._parameters()):
             self._move(device)  # what was loaded may be on another process's
@@ -195,7 +206,12 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         return hasattr(self, "generator_")
 
     def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+        self,
+        iterator: Iterable[Any] | None,
+        training: bool,
+        prefix: str,
+        step_fn: StepFunction,
+        **fit_params: Any,
     ) -> None:
         if training:  # here, as callbacks may have set weights
             self._processes.copy_from_main([*self._parameters(), *self._buffers()])
@@ -305,7 +321,7 @@ class Processes:
     All of them must call each method, in the same order. With a single process, nothing happens.
     """
 
-    def __init__(self, accelerator: Any):
+    def __init__(self, accelerator: Accelerator):
         self.rank: int = accelerator.process_index
         self.count: int = accelerator.num_processes
         self._device: torch.device = accelerator.device
@@ -378,7 +394,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _new_accelerator() -> Any:
+def _new_accelerator() -> Accelerator:
     try:
         accelerate = import_module("accelerate")
     except ImportError as error:
@@ -389,7 +405,7 @@ def _new_accelerator() -> Any:
     return accelerate.Accelerator()
 
 
-def _check_accelerator(accelerator: Any) -> None:
+def _check_accelerator(accelerator: Accelerator) -> None:
     kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise ValueError(

@@ -43,11 +43,15 @@ from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
 from sklcam.networks.zoo import build_model
-from sklcam.training._data import TrainingImages, with_masks_beside, without_subsets
+from sklcam.training._data import Classes, Masks, TrainingImages, with_masks_beside, without_subsets
 from sklcam.training._devices import check_device
 from sklcam.training._randomness import SeededNet
 from sklcam.training.adapter import NetAdapter
 from sklcam.training.callbacks import SilentableProgressBar
+
+Module = str | nn.Module | Callable[..., nn.Module]
+Batches = Iterable[Any] | None
+StepFunction = Callable[..., dict[str, Tensor]]
 
 
 class ImageNeuralNet(SeededNet):
@@ -141,7 +145,7 @@ class ImageNeuralNet(SeededNet):
         """
         return self._fit(X, y, fit_params)
 
-    def _fit(self, X: Any, y: Any, fit_params: dict[str, Any], *, masks: Any = None) -> Self:
+    def _fit(self, X: Any, y: Any, fit_params: dict[str, Any], *, masks: Masks = None) -> Self:
         goes_on = self.warm_start and self.initialized_
         with self._training_on(X, y, masks=masks, known=goes_on, classes=self.classes) as (
             data,
@@ -149,7 +153,9 @@ class ImageNeuralNet(SeededNet):
         ):
             return super().fit(data, labels, **fit_params)
 
-    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> Self:
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Classes = None, **fit_params: Any
+    ) -> Self:
         """Train for ``max_epochs`` more, without starting anew.
 
         Parameters
@@ -168,7 +174,7 @@ class ImageNeuralNet(SeededNet):
         return self._partial_fit(X, y, classes, fit_params)
 
     def _partial_fit(
-        self, X: Any, y: Any, classes: Any, fit_params: dict[str, Any], *, masks: Any = None
+        self, X: Any, y: Any, classes: Classes, fit_params: dict[str, Any], *, masks: Masks = None
     ) -> Self:
         if isinstance(X, TrainingImages):  # fit has checked them
             return super().partial_fit(X, y, **fit_params)
@@ -180,7 +186,7 @@ class ImageNeuralNet(SeededNet):
 
     @contextmanager
     def _training_on(
-        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
     ) -> Iterator[tuple[TrainingImages, np.ndarray]]:
         """Check all that is given, then let the block train on it.
 
@@ -237,7 +243,7 @@ class ImageNeuralNet(SeededNet):
         check_device(vars(self)["device"])
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Any, known: bool, classes: Any
+        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
@@ -387,7 +393,12 @@ class ImageNeuralNet(SeededNet):
     # Steps
 
     def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+        self,
+        iterator: Iterable[Any] | None,
+        training: bool,
+        prefix: str,
+        step_fn: StepFunction,
+        **fit_params: Any,
     ) -> None:
         batches = None if iterator is None else with_masks_beside(iterator)
         super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
@@ -499,7 +510,7 @@ def _is_scheduler(callback: Any) -> bool:
     return is_class or isinstance(callback, LRScheduler)
 
 
-def _learn_classes(y: np.ndarray, classes: Any) -> np.ndarray:
+def _learn_classes(y: np.ndarray, classes: Classes) -> np.ndarray:
     learned = np.unique(y if classes is None else np.asarray(classes))
     if len(learned) < 2:
         raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sklcam.cam import GradCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.tape import Tape, record, stopping_after
+from sklcam.networks.tape import Tape, is_bypassed, record, stopping_after
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
@@ -85,6 +85,7 @@ class MicroBatch:
         yield from self.recorded().values()
 
 
+@dataclass
 class Step:
     """A batch on its way through a network, for training or for validation.
 
@@ -103,55 +104,40 @@ class Step:
     shares_target : bool, default=False
         Whether a view is explained for the class predicted on its image.
     postpones : bool, default=False
-        Whether the trunk is trained on the view in a pass of its own, when the images' graph is
-        gone.
+        Whether training on the view is left for a pass of its own, when the images' graph is gone.
 
     Attributes
     ----------
     micro_batches : list of MicroBatch
-    is_split : bool
-        Whether :meth:`split` was called: another class may have replaced what calls it.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        layer: TargetLayer,
-        loss: ConsistentCAMLoss,
-        infer: Callable[[Tensor], Tensor],
-        draws: Draws,
-        *,
-        scaler: GradScaler | None = None,
-        precision: torch.dtype = torch.float32,
-        shares_target: bool = False,
-        postpones: bool = False,
-    ):
-        self.micro_batches = [MicroBatch()]
-        self.is_split = False
-        self._masks: Tensor | None = None
-        self._module = module
-        self._layer = layer
-        self._loss = loss
-        self._infer = infer
-        self._draws = draws
-        self._scaler = scaler
-        self._precision = precision
-        self._shares_target = shares_target
-        self._postpones = postpones and scaler is not None
-        self._tape: Tape | None = None
+    module: nn.Module
+    layer: TargetLayer
+    loss: ConsistentCAMLoss
+    infer: Callable[[Tensor], Tensor]
+    draws: Draws
+    scaler: GradScaler | None = None
+    precision: torch.dtype = torch.float32
+    shares_target: bool = False
+    postpones: bool = False
+
+    micro_batches: list[MicroBatch] = field(default_factory=lambda: [MicroBatch()], init=False)
+    _is_split: bool = field(default=False, init=False)
+    _masks: Tensor | None = field(default=None, init=False)
+    _tape: Tape | None = field(default=None, init=False)
 
     @property
     def _is_training(self) -> bool:
-        return self._scaler is not None
+        return self.scaler is not None
 
     @contextmanager
     def recording(self) -> Iterator[Step]:
         """Record the target layer in the block, if the loss looks at maps."""
-        if not self._loss.terms:
+        if not self.loss.terms:
             yield self
             return
-        target = self._layer.of(self._module)
-        with record(self._module, target, trunk=self._is_training) as self._tape:
+        target = self.layer.of(self.module)
+        with record(self.module, target, trunk=self._is_training) as self._tape:
             try:
                 yield self
             finally:
@@ -171,7 +157,7 @@ class Step:
         """
         no_masks = [None] * n_parts
         masks = no_masks if self._masks is None else self._masks.tensor_split(n_parts)
-        self.micro_batches, self.is_split = [], True
+        self.micro_batches, self._is_split = [], True
         parts = zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), masks, strict=True)
         for some, some_labels, some_masks in parts:
             self.micro_batches.append(MicroBatch(len(some) / len(images), some_masks))
@@ -186,9 +172,9 @@ class Step:
             Runs the network on images.
         images : Tensor of shape (n_images, channels, height, width)
         """
-        if self._precision == torch.float32:
+        if self.precision == torch.float32:
             return run(images)
-        with torch.autocast(images.device.type, self._precision):
+        with torch.autocast(images.device.type, self.precision):
             return at_least_float32(run(images))
 
     def explain(
@@ -211,11 +197,11 @@ class Step:
         """
         batch = self.micro_batches[-1]
         if self._tape is None:
-            batch.values = self._loss(cross_entropy)
+            batch.values = self.loss(cross_entropy)
         else:
             activations = self._tape.activations  # of the images: a view's take their place
             explained = self._explained(logits, images)
-            batch.values = self._loss(
+            batch.values = self.loss(
                 cross_entropy,
                 explained,
                 activations=activations if self._is_training else None,
@@ -224,12 +210,12 @@ class Step:
             if self._is_training:
                 batch.signs = signs_of_collapse(logits, labels, explained.maps)
         total = batch.share * batch.values.total
-        return total if self._scaler is None else self._scaler.scale(total)
+        return total if self.scaler is None else self.scaler.scale(total)
 
     @property
     def _scale(self) -> Callable[[Tensor], Tensor] | None:
-        is_scaled = self._scaler is not None and self._scaler.is_enabled()
-        return self._scaler.scale if is_scaled else None  # type: ignore[union-attr]
+        is_scaled = self.scaler is not None and self.scaler.is_enabled()
+        return self.scaler.scale if is_scaled else None  # type: ignore[union-attr]
 
     def _explained(self, logits: Tensor, images: Tensor) -> Explanations:
         """Explain the images and, for terms that compare, a view of each."""
@@ -237,12 +223,12 @@ class Step:
         predicted = logits.argmax(dim=1)
         maps = self._maps(logits, predicted)
         warp = maps_of_view = masks = annotated = None
-        if "view" in self._loss.needs:
-            warp = self._draws.warp(len(images), size).to(images.device)
+        if "view" in self.loss.needs:
+            warp = self.draws.warp(len(images), size).to(images.device)
             view_logits = self._run_view(warp(images))
-            shown = predicted if self._shares_target else view_logits.argmax(dim=1)
+            shown = predicted if self.shares_target else view_logits.argmax(dim=1)
             maps_of_view = self._maps(view_logits, shown)
-        if "masks" in self._loss.needs and self.micro_batches[-1].masks is not None:
+        if "masks" in self.loss.needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
             annotated = ~masks[:, 0, 0].isnan()
             masks = masks.nan_to_num().to(maps.dtype)
@@ -250,19 +236,19 @@ class Step:
 
     def _run_view(self, images: Tensor) -> Tensor:
         assert self._tape is not None
-        if not self._postpones:
-            with _statistics_kept(self._module):
-                return self._infer(images)
-        states = self._draws.states()
-        with _statistics_kept(self._module), self._tape.cut():
-            logits = self._infer(images)
+        if not (self.postpones and self._is_training):
+            with _statistics_kept(self.module):
+                return self.infer(images)
+        states = self.draws.states()
+        with _statistics_kept(self.module), self._tape.cut():
+            logits = self.infer(images)
         self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
         return logits
 
     def _maps(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Explain classes by the last pass: Grad-CAM without the ReLU."""
         assert self._tape is not None
-        activations, to_grid = self._tape.activations, self._layer.to_grid
+        activations, to_grid = self._tape.activations, self.layer.to_grid
         scores = logits.gather(1, classes[:, None])[:, 0]
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled, so
@@ -282,20 +268,36 @@ class Step:
         if postponed is None:
             return
         with (
-            _statistics_kept(self._module),
-            self._draws.at(postponed.states),
-            stopping_after(self._layer.of(self._module)),
+            _statistics_kept(self.module),
+            self.draws.at(postponed.states),
+            stopping_after(self.layer.of(self.module)),
         ):
-            self._infer(postponed.images)
+            self.infer(postponed.images)
         assert self._tape is not None
         activations = self._tape.activations
         if activations.grad_fn is not None:  # something before the layer is trained
             activations.backward(postponed.activations.grad)
 
-    @property
-    def is_postponed(self) -> bool:
-        """Whether some of the gradient has not been taken."""
-        return any(batch.postponed is not None for batch in self.micro_batches)
+    def check_split(self, n_parts: int) -> None:
+        """Raise an error if something was asked for that another class's step cannot do.
+
+        Parameters
+        ----------
+        n_parts : int
+            In how many parts the batch was to be taken.
+        """
+        if self._is_split:
+            return
+        lost = {
+            'memory="low"': any(batch.postponed for batch in self.micro_batches),
+            "batch_accumulation": n_parts > 1,
+            'precision="fp16"': self._scale is not None,
+        }
+        for name in (name for name, is_lost in lost.items() if is_lost):
+            raise RuntimeError(
+                f"{name} needs its own train_step_single; another class has replaced it. With "
+                "accelerate, use sklcam.training.AcceleratedCAMClassifier."
+            )
 
     @property
     def total(self) -> Tensor:
@@ -348,3 +350,21 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> None:
+    """Raise a ValueError if a view's gradient cannot be taken back through the layer alone.
+
+    Parameters
+    ----------
+    module : nn.Module
+        It is set to evaluation mode.
+    layer : TargetLayer
+    sample : Tensor of shape (1, channels, height, width)
+    """
+    if is_bypassed(module.eval(), layer.of(module), sample):
+        raise ValueError(
+            f'memory="low" takes the gradient of a view through the target layer alone, but '
+            f"{layer.name!r} is bypassed on the way to the output; name a later target_layer, or "
+            'use memory="normal".'
+        )
