@@ -1942,7 +1942,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_old_file(step, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = written(tmp_path, b"the old one")
-    monkeypatch.setattr(f"sklcam.persistence.container.os.{step}", full)
+    monkeypatch.setattr(f"sklcam._files.os.{step}", full)
     with pytest.raises(OSError, match="No space left"):
         sklcam.save(explainer(), path)
     assert path.read_bytes() == b"the old one"

@@ -1,4 +1,4 @@
-"""The archive that an estimator is in: written whole or not at all, and read only if it is sound.
+"""The archive that an estimator is in: read only if it is sound.
 
 It is a zip archive without compression, of two members, that ends with a checksum.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import textwrap
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO
 
 import safetensors.torch
@@ -24,40 +20,6 @@ _MEMBERS = ("estimator.json", "weights.safetensors")
 LARGEST_JSON = 2**27
 _DIGEST = "sha256:"
 _TRAILER = len(_DIGEST) + 64
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file beside the wanted one, and put it in its place once it is complete."""
-    final = Path(os.path.realpath(path))
-    if final.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the path of a file in it.")
-    if not final.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(final.parent)!r} to save to.")
-    beside = final.with_name(f".{final.name[:64]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            beside.chmod(final.stat().st_mode & 0o7777)
-        os.replace(beside, final)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
-    _flush_folder(final.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk, too, where the system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> None:

@@ -14,9 +14,10 @@ from warnings import warn
 import safetensors.torch
 from skorch import NeuralNet
 
+from sklcam._files import replacing
 from sklcam._versions import REQUIRED, installed_versions
 from sklcam.explain.cam_explainer import CAMExplainer
-from sklcam.persistence.container import read_archive, replacing, write_archive
+from sklcam.persistence.container import read_archive, write_archive
 from sklcam.persistence.decoding import Decoder
 from sklcam.persistence.encoding import Encoder
 from sklcam.persistence.errors import PersistenceError, UntrustedError, VersionWarning

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
+from sklcam._files import replacing
 from sklcam._validation import check_count, describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
 from sklcam.metrics import Evaluation, evaluate
 from sklcam.metrics.evaluate import METRICS
-from sklcam.persistence.container import replacing
 from sklcam.plotting.pictures import (
     explainers_by_name,
     labels_of_images,
