@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sklcam.images.opened import FramedItems
+from sklcam.images.framed import FramedItems
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs, OtherInputs
 

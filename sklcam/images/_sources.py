@@ -16,24 +16,23 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sklcam.images._pixels import (
-    _check_image_shape,
-    _check_pixel_dtype,
-    _check_pixel_values,
-    _copy_channels_first,
-    _is_uint8,
-    _item_tensor,
-    _load_upright,
-    _naming,
-    _rgb_tensor,
-    _upright_size,
+    check_image_shape,
+    check_pixel_dtype,
+    check_pixel_values,
+    copy_channels_first,
+    is_uint8,
+    item_tensor,
+    load_upright,
+    naming,
+    rgb_tensor,
+    upright_size,
 )
 
-# Values of small images that are copied and resized together. It spares what an image costs by
-# itself; with more, floats no longer fit in the caches.
+# Small images are copied and resized together, this many values at a time: each call has a cost of
+# its own. With more, floats no longer fit in the caches.
 _STACK_VALUES = 2**17
 
-
-_WHAT_WOULD_DO = (
+_FORMS = (
     "X may be a uint8 array, or a float array in [0, 1], of shape (n_samples, height, width) or "
     "(n_samples, height, width, n_channels); a uint8 or float torch tensor of shape "
     "(n_samples, n_channels, height, width); a list of file paths or PIL images; or a map-style "
@@ -41,7 +40,7 @@ _WHAT_WOULD_DO = (
 )
 
 
-class _Source(ABC):
+class Source(ABC):
     """The images of one form of X, in their own sizes."""
 
     n_channels: int
@@ -57,7 +56,7 @@ class _Source(ABC):
 
     @abstractmethod
     def read(self, i: int) -> Tensor:
-        """Image i as a (n_channels, height, width) tensor with its own memory, uint8 or float32."""
+        """Return image i, (n_channels, height, width), uint8 or float32, in memory of its own."""
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
         """Yield images in their order, as many to a stack as are best resized together."""
@@ -66,17 +65,17 @@ class _Source(ABC):
 
     @abstractmethod
     def size(self, i: int) -> tuple[int, int]:
-        """Height and width of image i."""
+        """Return the height and width of image i."""
 
 
-class _ArraySource(_Source):
+class ArraySource(Source):
     """Images of one size in an array or a tensor, whichever: both index and reduce alike."""
 
     def __init__(self, X: np.ndarray | Tensor) -> None:
         _check_batch_shape(X)
-        _check_pixel_dtype(X, "X")
+        check_pixel_dtype(X, "X")
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
-        first = _copy_channels_first(X[0])
+        first = copy_channels_first(X[0])
         self.n_channels, height, width = first.shape
         self.uniform_size = self._size = (height, width)
         self.device = first.device
@@ -85,30 +84,26 @@ class _ArraySource(_Source):
         return len(self._images)
 
     def check(self) -> None:
-        if not _is_uint8(self._images):
-            _check_pixel_values(self._images)
+        if not is_uint8(self._images):
+            check_pixel_values(self._images)
 
     def read(self, i: int) -> Tensor:
-        return _copy_channels_first(self._images[i])
+        return copy_channels_first(self._images[i])
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
-        n_of_a_stack = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
-        for start in range(0, len(indices), n_of_a_stack):
-            some = [*indices[start : start + n_of_a_stack]]
-            if len(some) == 1:
-                yield self.read(some[0])[None]
-            elif isinstance(self._images, Tensor):
-                yield _copy_channels_first(self._images[some])
-            else:
-                images = self._images[some]
-                images = images if images.ndim == 4 else images[..., np.newaxis]
-                yield _copy_channels_first(images)
+        step = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
+        for start in range(0, len(indices), step):
+            rows = [*indices[start : start + step]]
+            # A list of rows makes a copy, which a large image, alone in its stack, is spared.
+            stack = self._images[rows] if len(rows) > 1 else self._images[rows[0]][None]
+            # Grey arrays have no axis of channels: the last of a stack would be taken for it.
+            yield copy_channels_first(stack if stack.ndim == 4 else stack[..., np.newaxis])
 
     def size(self, i: int) -> tuple[int, int]:
         return self._size
 
 
-class _FileSource(_Source):
+class FileSource(Source):
     """File paths and PIL images, read as RGB."""
 
     n_channels = 3
@@ -123,21 +118,21 @@ class _FileSource(_Source):
         _check_files_exist([item for item in self._items if isinstance(item, str)])
         for i, item in enumerate(self._items):
             if isinstance(item, Image.Image):
-                with _naming(self._name(i)):
-                    self._items[i] = _load_upright(item)
+                with naming(self._name(i)):
+                    self._items[i] = load_upright(item)
 
     def read(self, i: int) -> Tensor:
         with self._opened(i) as image:
-            return _rgb_tensor(image)
+            return rgb_tensor(image)
 
     def size(self, i: int) -> tuple[int, int]:
         with self._opened(i) as image:
-            return _upright_size(image)
+            return upright_size(image)
 
     @contextmanager
     def _opened(self, i: int) -> Iterator[Image.Image]:
         item = self._items[i]
-        with _naming(self._name(i)):
+        with naming(self._name(i)):
             if isinstance(item, Image.Image):
                 yield item
             else:
@@ -149,7 +144,7 @@ class _FileSource(_Source):
         return f"X[{i}], a PIL image," if isinstance(item, Image.Image) else repr(item)
 
 
-class _LazySource(_Source):
+class LazySource(Source):
     """A map-style torch data set, or any other sequence that makes its images when asked."""
 
     def __init__(self, X: Any) -> None:
@@ -160,11 +155,11 @@ class _LazySource(_Source):
         return self._n_images
 
     def check(self) -> None:
-        first = _item_tensor(self._image(0), "X[0]")
+        first = item_tensor(self._image(0), "X[0]")
         self.n_channels, self.device = len(first), first.device
 
     def read(self, i: int) -> Tensor:
-        image = _item_tensor(self._image(i), f"X[{i}]")
+        image = item_tensor(self._image(i), f"X[{i}]")
         if len(image) != self.n_channels:
             raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
         return image
@@ -178,17 +173,17 @@ class _LazySource(_Source):
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
-def _open_source(X: Any) -> _Source:
-    """The source for X, after the checks that need neither pixels nor the disk."""
-    source: _Source
+def open_source(X: Any) -> Source:
+    """Return the source for X, after the checks that need neither pixels nor the disk."""
+    source: Source
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OSTU"):
-        source = _ArraySource(X)
+        source = ArraySource(X)
     elif isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.ndim == 1):
-        source = _FileSource(list(X))
+        source = FileSource(list(X))
     elif _is_lazy(X):
-        source = _LazySource(X)
+        source = LazySource(X)
     else:
-        raise ValueError(f"{_diagnose(X)} {_WHAT_WOULD_DO}")
+        raise ValueError(f"{_diagnose(X)} {_FORMS}")
     if len(source) == 0:
         raise ValueError("X is empty: at least one image is needed.")
     return source
@@ -201,7 +196,7 @@ def _is_lazy(X: Any) -> bool:
 
 
 def _diagnose(X: Any) -> str:
-    """A sentence on what X is, when it is no form of images, and what may have been meant."""
+    """Say what X is, when it is not a form of images, and what may have been meant."""
     name = f"{type(X).__module__}.{type(X).__qualname__}".removeprefix("builtins.")
     if isinstance(X, (str, bytes, os.PathLike)):
         return f"X is one file path, {X!r}: wrap it in a list, X=[path]."
@@ -229,34 +224,27 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
             "image, reshape to (n_samples, height, width)."
         )
     if X.ndim != 4 and (X.ndim != 3 or isinstance(X, Tensor)):
-        raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {_WHAT_WOULD_DO}")
+        raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {_FORMS}")
     if len(X) == 0:
         raise ValueError(f"X is empty, of shape {tuple(X.shape)}: at least one image is needed.")
-    _check_image_shape(X[0], "X", batch=tuple(X.shape))
+    check_image_shape(X[0], "X", batch=tuple(X.shape))
 
 
 def _check_file_or_image(item: Any, i: int, X: Sequence[Any]) -> str | Image.Image:
-    if isinstance(item, Image.Image):
-        return item
-    path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
-    if isinstance(path, str):
+    path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else item
+    if isinstance(path, str | Image.Image):
         return path
-    if isinstance(item, (np.ndarray, Tensor)):
-        raise ValueError(_advise_on_arrays(X))
-    raise ValueError(
-        f"X[{i}] is a {type(item).__name__}, not a file path or a PIL image. {_WHAT_WOULD_DO}"
-    )
-
-
-def _advise_on_arrays(X: Sequence[Any]) -> str:
-    shapes = {getattr(item, "shape", None) for item in X}
-    if len(shapes) > 1:
-        return (
+    if not isinstance(item, (np.ndarray, Tensor)):
+        raise ValueError(
+            f"X[{i}] is a {type(item).__name__}, not a file path or a PIL image. {_FORMS}"
+        )
+    if len({getattr(item, "shape", None) for item in X}) > 1:
+        raise ValueError(
             "X is a list with arrays in it that are not all of one shape: arrays of different "
             "sizes cannot be mixed. Pass file paths or PIL images instead."
         )
-    stack = "torch.stack(X)" if isinstance(X[0], Tensor) else "np.stack(X)"
-    return f"X is a list of arrays of shape {tuple(X[0].shape)}: pass {stack} instead."
+    stack = "torch.stack(X)" if isinstance(item, Tensor) else "np.stack(X)"
+    raise ValueError(f"X is a list of arrays of shape {tuple(item.shape)}: pass {stack} instead.")
 
 
 def _check_files_exist(paths: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Any X as a data set of equally sized images, read when they are asked for."""
+"""``ImageDataset``: any X as equally sized images, read when they are asked for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_size
-from sklcam.images._sources import _open_source
-from sklcam.images.frames import _check_resize, _resize_image
-from sklcam.images.normalization import _to_unit_floats
-from sklcam.images.opened import FramedDataset, FramedImage
+from sklcam.images._sources import open_source
+from sklcam.images.framed import FramedDataset, FramedImage
+from sklcam.images.frames import check_resize, resize_image
+from sklcam.images.normalization import to_unit_floats
 
 
 class ImageDataset(FramedDataset):
@@ -60,9 +60,9 @@ class ImageDataset(FramedDataset):
     ------
     ValueError
         If X is none of the above, is empty, names a missing file, or has pixels that are NaN,
-        infinite or out of range; if `y` or `n_channels` do not fit X; if `image_size` or `resize`
-        make no sense. What can only be seen by reading an image is checked when it is read: the
-        error names the file or index.
+        infinite or out of range; if `y` or `n_channels` do not fit X; if `image_size` is not
+        of positive ints, or `resize` unknown. What only shows when an image is read is checked
+        then: the error names the file or index.
 
     Notes
     -----
@@ -94,8 +94,8 @@ class ImageDataset(FramedDataset):
         n_channels: int | None = None,
     ) -> None:
         self.image_size = check_size(image_size, "image_size")
-        self.resize = _check_resize(resize)
-        self._source = _open_source(X)
+        self.resize = check_resize(resize)
+        self._source = open_source(X)
         self._labels = _check_labels(y, len(self._source))
         self._source.check()
         self.n_channels = self._source.n_channels
@@ -111,7 +111,7 @@ class ImageDataset(FramedDataset):
         return len(self._source)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
-        """Image i at `image_size`, and its label.
+        """Return image i at `image_size`, and its label.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class ImageDataset(FramedDataset):
             Of Tensors of shape (n_channels, height, width).
         """
         original = self._source.read(i)
-        return FramedImage(_resize_image(original, self.image_size, self.resize), original)
+        return FramedImage(resize_image(original, self.image_size, self.resize), original)
 
     def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
         """Read several images, all returned in one dtype.
@@ -160,14 +160,14 @@ class ImageDataset(FramedDataset):
         """
         read = []
         for stack in self._source.read_stacks(indices):
-            resized = _resize_image(stack, self.image_size, self.resize)
+            resized = resize_image(stack, self.image_size, self.resize)
             read += [FramedImage(*pair) for pair in zip(resized, stack, strict=True)]
         if len({framed.image.dtype for framed in read}) > 1:
-            read = [FramedImage(_to_unit_floats(image), original) for image, original in read]
+            read = [FramedImage(to_unit_floats(image), original) for image, original in read]
         return read
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
-        """Images and labels of one batch, with all images of one dtype.
+        """Return images and labels of one batch, with all images of one dtype.
 
         Parameters
         ----------
@@ -186,7 +186,7 @@ class ImageDataset(FramedDataset):
         return torch.tensor(0) if self._labels is None else self._labels[i]
 
     def original_size(self, i: int) -> tuple[int, int]:
-        """Height and width of image i before resizing.
+        """Return the height and width of image i before resizing.
 
         An item of a data set is read whole. Of a file, only the header is decoded, except where
         that does not tell: a PNG without EXIF data in its header, as PNG allows the orientation to
@@ -215,7 +215,7 @@ class ImageDataset(FramedDataset):
         return self._source.size(range(len(self))[i])
 
     def original_image(self, i: int) -> Tensor:
-        """Image i before resizing.
+        """Return image i before resizing.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ def check_images(X: Any) -> None:
     Raises
     ------
     ValueError
-        As in `ImageDataset`; the message says what X is and what would do.
+        As in `ImageDataset`; the message says what X is, and what is needed.
 
     Examples
     --------
@@ -257,11 +257,11 @@ def check_images(X: Any) -> None:
     ...
     ValueError: The pixels of X range from 255 to 255; floats must lie in [0, 1]: divide by 255.
     """
-    _open_source(X).check()
+    open_source(X).check()
 
 
 def n_images(X: Any) -> int:
-    """Number of images in X, once its form is checked; no file is opened.
+    """Return the number of images in X, once its form is checked; no file is opened.
 
     Parameters
     ----------
@@ -284,11 +284,11 @@ def n_images(X: Any) -> int:
     >>> n_images(torch.zeros(4, 3, 32, 32))
     4
     """
-    return len(_open_source(X))
+    return len(open_source(X))
 
 
 def _check_labels(y: Any, n_samples: int) -> Any:
-    """Labels that can be indexed by position, which a pandas Series could not."""
+    """Return labels that can be indexed by position, which a pandas Series cannot."""
     if y is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Frames: how an image is brought to the size of a network's input, and how a map is brought back."""
+"""Frames: an image is brought to the size of a network's input, and a map is brought back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional
 
 from sklcam._validation import check_map, check_size
-
-_RESIZE_MODES = ("stretch", "center_crop")
 
 
 def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") -> Tensor:
@@ -38,7 +36,8 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
     Raises
     ------
     ValueError
-        If `map_` is not float or has under two dimensions, or `size` or `resize` make no sense.
+        If `map_` is not float or has under two dimensions, `size` is not two positive ints, or
+        `resize` is unknown.
 
     Examples
     --------
@@ -49,7 +48,7 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
             [0., 1., 1., 0.]])
     """
     size = check_size(size, "size")
-    _check_resize(resize)
+    check_resize(resize)
     check_map("map_", map_)
     maps = map_.reshape(-1, 1, *map_.shape[-2:])
     if resize == "stretch":
@@ -59,8 +58,8 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
     return maps.reshape(*map_.shape[:-2], *size)
 
 
-def _resize_image(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
-    """The image at `size`: the one path by which every form of X is resized."""
+def resize_image(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
+    """Return the image at `size`; every form of X is resized here, so that all look alike."""
     if resize == "stretch":
         image = functional.resize(image, list(size), antialias=True)
     else:
@@ -72,7 +71,7 @@ def _resize_image(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
 
 
 def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[int, int], int, int]:
-    """Size to which an image is scaled to just cover `size`; top and left of the crop in it.
+    """Return the size at which an image just covers `size`, and the top and left of its crop.
 
     Rounded as torchvision's ``Resize`` and ``CenterCrop`` do.
     """
@@ -84,7 +83,7 @@ def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[in
 
 
 def _undo_center_crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps of shape (n, 1, h, w) of a centre crop, put back into the whole image's frame."""
+    """Put maps of a centre crop, of shape (n, 1, h, w), back into the frame of the whole image."""
     height, width = maps.shape[-2:]
     scaled, top, left = _center_crop(*size, (height, width))
     bottom, right = scaled[0] - height - top, scaled[1] - width - left
@@ -97,12 +96,13 @@ def _undo_center_crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _covered(n_pixels: int, n_scaled: int, start: int, length: int, device: torch.device) -> Tensor:
-    """Which original pixels of a side have their centre in the crop, bool of shape (n_pixels,)."""
+    """Mark the original pixels of a side whose centre is in the crop: bool of shape (n_pixels,)."""
     centers = (torch.arange(n_pixels, device=device) + 0.5) * (n_scaled / n_pixels)
     return (centers >= start) & (centers < start + length)
 
 
-def _check_resize(resize: Any) -> str:
-    if resize not in _RESIZE_MODES:
+def check_resize(resize: Any) -> str:
+    """Return the way of resizing; a ValueError unless it is known."""
+    if resize not in ("stretch", "center_crop"):
         raise ValueError(f"resize must be 'stretch' or 'center_crop', got {resize!r}.")
     return resize

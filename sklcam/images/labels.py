@@ -1,4 +1,4 @@
-"""Labels: where they come from, and the numbers that networks know them by."""
+"""Labels: those that are given, those that data sets keep, and their numbers in a network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+_WHERE_FROM = "one label per image (only a torch data set that has .targets brings its own)."
+
 
 def dataset_labels(X: Any) -> np.ndarray | None:
-    """Labels that a torch data set keeps beside its images, without loading an image.
+    """Return the labels that a torch data set keeps beside its images, without loading an image.
 
     They are looked for where torchvision's data sets keep them, in ``targets`` or ``labels``, pass
     through the data set's ``target_transform`` as its items' labels do, and are followed through
@@ -27,8 +29,8 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     Returns
     -------
     ndarray of shape (n_samples,) or None
-        None if X is no torch ``Dataset``, or keeps no labels, or keeps something of another length
-        (the names of the classes, say) under that name.
+        None if X is not a torch ``Dataset``, or keeps no labels, or keeps something of another
+        length (such as the names of the classes) under that name.
 
     Examples
     --------
@@ -74,10 +76,7 @@ def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
     """
     y = dataset_labels(X) if y is None else y
     if y is None:
-        raise ValueError(
-            f"{purpose} needs y: one label per image (only a torch data set that has .targets "
-            "brings its own)."
-        )
+        raise ValueError(f"{purpose} needs y: {_WHERE_FROM}")
     return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 
@@ -96,17 +95,12 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are none, or they are no labels of classes.
+        If there are none, or they are not labels of classes.
     """
     y = dataset_labels(X) if y is None else y
     if y is None:
-        raise ValueError(
-            "requires y to be passed, but the target y is None: give one label per image (only a "
-            "torch data set that has .targets brings its own)."
-        )
-    if isinstance(y, Tensor):
-        y = y.detach().cpu().numpy()
-    labels = column_or_1d(y, warn=True)
+        raise ValueError(f"requires y to be passed, but the target y is None: give {_WHERE_FROM}")
+    labels = column_or_1d(y.detach().cpu() if isinstance(y, Tensor) else y, warn=True)
     check_classification_targets(labels)
     return labels
 
@@ -146,8 +140,6 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
-    """Labels as an array on the host, each passed through `transform` if that is a function."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    return (
-        np.asarray([transform(label) for label in array.tolist()]) if callable(transform) else array
-    )
+    """Return labels as an array on the host, each transformed if there is a function for it."""
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    return np.asarray([*map(transform, array.tolist())]) if callable(transform) else array

@@ -1,4 +1,4 @@
-"""Normalisation: from pixels to what networks are trained on."""
+"""Normalisation of pixels, to the range that networks are trained on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from torch import Tensor
 from sklcam._validation import check_count, describe
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation to normalise images with when none are given.
+    """Return the mean and standard deviation that images are normalised with by default.
 
     Parameters
     ----------
@@ -85,11 +83,12 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
         auto if isinstance(given, str) and given == "auto" else given
         for auto, given in zip(usual, (mean, std), strict=True)
     )
-    batch = _to_unit_floats(batch)
+    batch = to_unit_floats(batch)
     return (batch - _one_per_channel(mean, batch, "mean")) / _one_per_channel(std, batch, "std")
 
 
-def _to_unit_floats(images: Tensor) -> Tensor:
+def to_unit_floats(images: Tensor) -> Tensor:
+    """Return bytes as float32 in [0, 1], floats as they are."""
     return images if images.is_floating_point() else images.to(torch.float32) / 255
 
 
@@ -106,12 +105,13 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
             f"{name} has {statistic.numel()} values, "
             f"but the images have {batch.shape[1]} channel(s)."
         )
-    if statistic.device.type == "cpu":  # to look at it elsewhere, the host would have to wait
+    # Values on another device are not looked at, as the host would have to wait for them.
+    if statistic.device.type == "cpu":
         numbers = statistic.double().numpy() if isinstance(values, Tensor) else np.asarray(values)
         limits = torch.finfo(batch.dtype)
         low = limits.tiny if name == "std" else limits.min
         if not ((numbers >= low) & (numbers <= limits.max)).all():
             wanted = "finite" if name == "mean" else "finite and positive"
             raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
-    # So it would for a blocking copy to the device.
+    # A blocking copy to the device would make it wait, too.
     return statistic.to(batch.device, non_blocking=True).reshape(-1, 1, 1)

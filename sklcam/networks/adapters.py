@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
+from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.normalization import normalize
-from sklcam.images.opened import FramedDataset, FramedItems, collate_framed
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32

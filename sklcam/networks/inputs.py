@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.opened import FramedDataset, FramedImage
+from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.rows import take_rows
 
 Rows = Tensor | slice | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.opened import FramedDataset, FramedItems, collate_framed
+from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer

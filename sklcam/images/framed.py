@@ -1,7 +1,7 @@
-"""Images as explainers read them: each together with the picture that it was made from.
+"""Framed images: each at the network's input size, with the picture that it was made from.
 
-A map is shown on the picture, and measured in its frame. So picture and network input are read
-together: an image is opened once, whatever is asked of it afterwards.
+A map is shown on the picture, and measured in its frame. So both are read together: an image is
+opened once, whatever is asked of it afterwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FramedDataset(Dataset[Any]):
     ----------
     n_channels : int
     image_size : tuple of (int, int)
-        Height and width that all images are returned at.
+        Height and width of the images returned.
     uniform_size : tuple of (int, int) or None
         Height and width of all originals, if they are known to be of one size.
     device : torch.device
@@ -67,8 +67,8 @@ class FramedItems(Dataset[Any]):
     rows : sequence of int or None, default=None
         Which images, in this order; None is all.
     originals : bool, default=False
-        Whether the originals come along. They are kept out of the way otherwise: a worker process
-        would have to hand them over.
+        Whether the originals come along. Otherwise they stay behind: a worker process would have to
+        hand them over.
     """
 
     def __init__(
