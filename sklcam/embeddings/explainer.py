@@ -112,6 +112,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         "top_channels": [None, Interval(Integral, 1, None, closed="left")],
         "contrast": ["boolean"],
     }
+    shows_probabilities: ClassVar[bool] = False  # the softmax of cosines is close to even
 
     def __init__(
         self,

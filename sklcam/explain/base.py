@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -76,6 +76,8 @@ class Explainer(ABC):
         How many channels make a map, those with the highest weights; None is all.
     verbose : int
         0 silences the progress bar.
+    shows_probabilities : bool
+        Whether the probabilities tell a reader how sure the network is.
 
     Examples
     --------
@@ -100,6 +102,7 @@ class Explainer(ABC):
     image_input: str | None = None
     top_channels: int | None = None
     verbose: int
+    shows_probabilities: ClassVar[bool] = True
 
     # What a subclass says
 
@@ -190,6 +193,34 @@ class Explainer(ABC):
         chosen = get_method(self.method if method is None else method)
         chosen.check()
         return chosen
+
+    def named_methods(self, methods: AnyMethod | Methods | None) -> dict[str, Method]:
+        """Return methods as objects, by the names that their maps go by.
+
+        Parameters
+        ----------
+        methods : str, Method, list of them, dict of names to them, or None
+            See :meth:`explain`; the explainer's own has no name.
+
+        Returns
+        -------
+        dict of str to Method
+
+        Raises
+        ------
+        ValueError
+            If there is no method, or two have one name; and as :meth:`as_method`.
+        """
+        if isinstance(methods, Mapping):
+            named = {str(name): self.as_method(each) for name, each in methods.items()}
+        else:
+            several = list(methods) if isinstance(methods, list | tuple) else [methods]
+            named = {method_name(each): self.as_method(each) for each in several}
+            if len(named) < len(several):
+                raise ValueError(f"Two methods have one name: {[*map(method_name, several)]}.")
+        if not named:
+            raise ValueError("There is no method to explain by; name at least one.")
+        return named
 
     def as_target(self, target: Any, n_images: int) -> Target:
         """Turn what a user asks for into a target.
@@ -545,7 +576,7 @@ class Explainer(ABC):
         ValueError
             If X, the target or another argument does not fit; before any work is done.
         """
-        named = self._named_methods(method)
+        named = self.named_methods(method)
         _check_frame(frame)
         opened = self.open(X)
         question = self.as_target(target, len(opened))
@@ -563,19 +594,6 @@ class Explainer(ABC):
                 found = _fill(arrays, batches, bar)
         one_alone = not isinstance(method, Mapping | list | tuple)
         return found[0] if one_alone else dict(zip(named, found, strict=True))
-
-    def _named_methods(self, method: AnyMethod | Methods | None) -> dict[str, Method]:
-        """Return the methods that were asked for, by the names that their maps go by."""
-        if isinstance(method, Mapping):
-            named = {str(name): self.as_method(each) for name, each in method.items()}
-        else:
-            several = list(method) if isinstance(method, list | tuple) else [method]
-            named = {method_name(each): self.as_method(each) for each in several}
-            if len(named) < len(several):
-                raise ValueError(f"method has two of one name: {[*map(method_name, several)]}.")
-        if not named:
-            raise ValueError("method is empty; name at least one.")
-        return named
 
     def _bar(self, total: int, description: str) -> tqdm:
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
@@ -664,6 +682,13 @@ class Explainer(ABC):
             positive_weights=np.take_along_axis(weights, positive, axis=-1),
             negative_weights=np.take_along_axis(weights, negative, axis=-1),
         )
+
+
+@runtime_checkable
+class Explainable(Protocol):
+    """An estimator that brings an explainer of its own."""
+
+    def as_explainer(self) -> Explainer: ...
 
 
 def method_name(method: AnyMethod | None) -> str:

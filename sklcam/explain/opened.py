@@ -28,6 +28,8 @@ class Batch:
         The images' own sizes.
     originals : list of Tensor of shape (channels, height, width), or None
         The images at their own sizes, on the CPU, if they were asked for.
+    resized : Tensor of shape (n_images, channels, height, width), or None
+        The same at the network's input size, before they are normalised.
     """
 
     inputs: Inputs
@@ -35,6 +37,7 @@ class Batch:
     stop: int
     sizes: list[tuple[int, int]]
     originals: list[Tensor] | None
+    resized: Tensor | None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -110,12 +113,13 @@ class OpenedImages:
         """Read the images, each once, in their order."""
         items = FramedItems(self._dataset, self._rows, originals=self._originals)
         start = 0
-        for images, (sizes, originals) in self._adapter.loader(items):
-            images = self._adapter.prepare(images, self._dataset)
+        for resized, (sizes, originals) in self._adapter.loader(items):
+            images = self._adapter.prepare(resized, self._dataset)
             stop = start + len(images)
             others: dict[str, Tensor] = {}
             if self._others is not None:
                 others = self._others.take(self._rows[start:stop], images)
             inputs = Inputs(images, others, self._name)
-            yield Batch(inputs, start, stop, sizes, originals if self._originals else None)
+            shown = (originals, resized) if self._originals else (None, None)
+            yield Batch(inputs, start, stop, sizes, *shown)
             start = stop

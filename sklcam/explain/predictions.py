@@ -1,0 +1,60 @@
+"""Predictions as they are written beside an image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from sklcam.explain.base import Explainer
+
+
+class Prediction(NamedTuple):
+    """What a network takes an image for.
+
+    Attributes
+    ----------
+    label : str or None
+        The predicted class; None without classes.
+    probability : float or None
+        How sure the network is; None where that would tell a reader nothing.
+    """
+
+    label: str | None
+    probability: float | None
+
+
+def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
+    """Return the predicted class of each image, as text.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    output : Tensor
+        The network's, such as logits of shape (n_images, n_classes).
+
+    Returns
+    -------
+    list of Prediction
+    """
+    classes = class_names(explainer)
+    if not classes or output.ndim != 2:
+        return [Prediction(None, None)] * len(output)
+    indices = explainer.decide(output)
+    chances: list[float | None] = [None] * len(output)
+    if explainer.shows_probabilities:
+        # Of the class that was decided on: with a threshold it need not be the likeliest.
+        probabilities = explainer.probabilities(output)
+        chances = probabilities.gather(1, indices[:, None])[:, 0].tolist()
+    return [
+        Prediction(classes[i], chance) for i, chance in zip(indices.tolist(), chances, strict=True)
+    ]
+
+
+def class_names(explainer: Explainer) -> list[str]:
+    """Return the labels of the classes as text; none without classes."""
+    # Python's own values are written as their users write them: 1.0, not np.float64(1.0).
+    return (
+        [] if explainer.classes_ is None else [*map(str, np.asarray(explainer.classes_).tolist())]
+    )
