@@ -217,7 +217,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
     # What is trained, and on what
 
-    def _n_outputs(self) -> int:
+    @property
+    def n_outputs(self) -> int:
         return self.embedding_dim
 
     def _module_options(self) -> dict[str, Any]:
@@ -425,9 +426,22 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         -------
         ndarray of shape (n_images, height, width), float32, in [0, 1]
         """
+        return self.as_explainer().explain(X, target, **options)
+
+    def as_explainer(self) -> EmbeddingCAMExplainer:
+        """Return an explainer of the images by their own embeddings.
+
+        Returns
+        -------
+        EmbeddingCAMExplainer
+
+        Raises
+        ------
+        NotFittedError
+            If the net has not been fitted.
+        """
         self.check_is_fitted()
-        explainer = EmbeddingCAMExplainer(self, proxy="self", verbose=self.verbose)
-        return explainer.fit().explain(X, target, **options)
+        return EmbeddingCAMExplainer(self, proxy="self", verbose=self.verbose).fit()
 
     @property
     def proxies_(self) -> np.ndarray:

@@ -107,6 +107,10 @@ def build_model(
     source = None if weights is None else _find_weights(name, weights)
     options = {**_builder_options(name, in_channels, image_size), **kwargs}
     model = zoo.get_model(name, weights=None, num_classes=n_classes, **options)
+    model.built_as = {  # so that a file can name it
+        **{"name": name, "n_classes": n_classes, "in_channels": in_channels},
+        **{"image_size": image_size, **kwargs},
+    }
     if in_channels != 3:
         _redraw_stem(model, in_channels)
     if isinstance(source, WeightsEnum):

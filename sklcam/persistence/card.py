@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from skorch import NeuralNet
 from sklcam._validation import describe
 from sklcam._versions import REQUIRED, installed_versions
 from sklcam.explain.cam_explainer import CAMExplainer
-from sklcam.persistence.encoding import Encoder
 from sklcam.persistence.errors import PersistenceError
-from sklcam.persistence.names import dotted_name, may_be_known, names_in
+from sklcam.persistence.estimators import write_estimator
+from sklcam.persistence.values import Writer
 from sklcam.training.net import ImageNeuralNet
 
 
@@ -58,8 +59,8 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         raise ValueError(f"metrics must be a dict of names to numbers; got {describe(metrics)}.")
     net = estimator if isinstance(estimator, NeuralNet) else getattr(estimator, "model", None)
     kind = type(estimator)
-    known = [name for name in _own_names(estimator) if not may_be_known(name)]
-    trusted = f", trusted={sorted(map(dotted_name, known))!r}" if known else ""
+    pairs = ", ".join(f"{label!r}: {label}" for label in _labels(estimator))
+    objects = f", objects={{{pairs}}}" if pairs else ""
     sections = [
         f"# {kind.__name__}",
         f"A `{kind.__module__}.{kind.__qualname__}`, "
@@ -70,7 +71,7 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         *_section("Metrics", metrics or {}),
         *_section("Last epoch of training", _last_epoch(net)),
         "## How to load it\n\n```python\nimport sklcam\n\n"
-        f'estimator = sklcam.load("path/of/the/file"{trusted})\n```',
+        f'estimator = sklcam.load("path/of/the/file"{objects})\n```',
         *_section("Versions", installed_versions(REQUIRED)),
         "## Limitations\n\n_What it should not be used for, and where it is known to fail. A map "
         "shows where the network looked, not that it was right to._",
@@ -78,12 +79,12 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _own_names(estimator: Any) -> list[str]:
-    """Return the names that a file of the estimator would ask for, as far as it can be written."""
-    try:
-        return list(names_in(Encoder().estimator(estimator, "")))
-    except PersistenceError:
-        return []
+def _labels(estimator: Any) -> list[str]:
+    """Return what a file of the estimator would ask for, as far as it can be written."""
+    writer = Writer()
+    with suppress(PersistenceError):
+        write_estimator(estimator, writer, "")
+    return sorted(writer.objects)
 
 
 def _is_fitted(estimator: Any) -> bool:

@@ -17,18 +17,15 @@ from torch import Tensor
 from sklcam.persistence.errors import PersistenceError
 
 _MEMBERS = ("estimator.json", "weights.safetensors")
-LARGEST_JSON = 2**27
+LARGEST_JSON = 2**25
+# Values in the JSON: each takes up to a hundred bytes once it is read.
+MOST_VALUES = 2**21
 _DIGEST = "sha256:"
 _TRAILER = len(_DIGEST) + 64
 
 
 def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> None:
     """Write the two members, and the checksum behind them."""
-    if len(text) > LARGEST_JSON:
-        raise PersistenceError(
-            f"All but the arrays takes {len(text)} bytes, and files of more than {LARGEST_JSON} "
-            "are refused; is the history very long, or a list of numbers not an array?"
-        )
     try:
         weights = safetensors.torch.save(tensors)
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -40,6 +37,17 @@ def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> No
     digest = _digest(file, file.seek(0, os.SEEK_END))
     file.seek(-64, os.SEEK_END)
     file.write(digest.encode())
+
+
+def check_json(text: bytes) -> None:
+    """Refuse a JSON that would take much more memory than a file should, before it is parsed."""
+    n_values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if len(text) > LARGEST_JSON or n_values > MOST_VALUES:
+        raise PersistenceError(
+            f"All but the arrays takes {len(text)} bytes and {n_values} values, and more than "
+            f"{LARGEST_JSON} or {MOST_VALUES} are refused; is the history very long, or a list of "
+            "numbers not an array?"
+        )
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

@@ -24,26 +24,27 @@ class PersistenceError(ValueError):
     """
 
 
-class UntrustedError(PersistenceError):
-    """A file asks for classes or functions that are not trusted.
+class MissingObjectsError(PersistenceError):
+    """A file needs objects that it does not hold, such as a network's class.
 
     Attributes
     ----------
-    names : list of str
-        Their dotted names, as ``trusted`` takes them.
+    labels : list of str
+        What the file calls them.
 
     Examples
     --------
-    >>> from sklcam.persistence import UntrustedError
-    >>> UntrustedError({"birds.networks.Tiny"}).names
-    ['birds.networks.Tiny']
+    >>> from sklcam.persistence import MissingObjectsError
+    >>> MissingObjectsError(["Tiny"]).labels
+    ['Tiny']
     """
 
-    def __init__(self, names: Iterable[str]):
-        self.names = sorted(set(names))
+    def __init__(self, labels: Iterable[str]):
+        self.labels = sorted(set(labels))
+        pairs = ", ".join(f"{label!r}: {label}" for label in self.labels)
         super().__init__(
-            f"The file needs {', '.join(self.names)}. Loading it would import and run this code. "
-            f"If you know it and trust the file, pass trusted={self.names!r}."
+            f"The file needs {', '.join(self.labels)}, which it does not hold: bring along what "
+            f"it was saved with, load(path, objects={{{pairs}}})."
         )
 
 

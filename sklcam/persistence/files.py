@@ -6,7 +6,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -15,27 +15,27 @@ import safetensors.torch
 from skorch import NeuralNet
 
 from sklcam._files import replacing
+from sklcam._validation import describe
 from sklcam._versions import REQUIRED, installed_versions
-from sklcam.explain.cam_explainer import CAMExplainer
-from sklcam.persistence.container import read_archive, write_archive
-from sklcam.persistence.decoding import Decoder
-from sklcam.persistence.encoding import Encoder
-from sklcam.persistence.errors import PersistenceError, UntrustedError, VersionWarning
-from sklcam.persistence.names import trusted_names
+from sklcam.persistence.container import check_json, read_archive, write_archive
+from sklcam.persistence.errors import MissingObjectsError, PersistenceError, VersionWarning
+from sklcam.persistence.estimators import read_estimator, write_estimator
+from sklcam.persistence.values import Reader, Writer, labels_in
 
 _FORMAT = "sklcam"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def save(estimator: Any, path: str | os.PathLike[str]) -> None:
-    """Write an estimator to a file that :func:`load` reads without running code from it.
+    """Write an estimator to a file that is data, and nothing else.
 
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or an AcceleratedCAMClassifier, or another skorch net; fitted or not. With it goes all that
-        it needs to predict, to explain and to be trained on: weights, optimizer, history, random
-        generators, and the network in an explainer.
+        Or an AcceleratedCAMClassifier; fitted or not. With it goes all that it needs to predict, to
+        explain and to be trained on: weights, optimizer, history, random generators, and the
+        numbers of the network in an explainer. What is not plain, such as a network's class, is in
+        the file as a label; :func:`load` asks for it.
     path : str or path
         The file to write. What is there is replaced once the new file is complete, and kept if
         anything goes wrong. A link is followed.
@@ -43,8 +43,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     PersistenceError
-        If something in the estimator has no name to be found by, such as a lambda or a class of a
-        notebook, or cannot be put in words and numbers; the message says what, and where it is.
+        If the estimator is not one of these, or holds numbers that files do not; the message says
+        where they are.
     OSError
         If the file cannot be written.
 
@@ -73,31 +73,32 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     accelerator = vars(estimator).get("accelerator_") if isinstance(estimator, NeuralNet) else None
     if accelerator is not None and not accelerator.is_main_process:
         return
-    encoder = Encoder()
+    writer = Writer()
     content = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "versions": installed_versions(REQUIRED),
-        "estimator": encoder.estimator(estimator, ""),
+        "estimator": write_estimator(estimator, writer, ""),
     }
     text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":")).encode()
+    check_json(text)
     with replacing(path) as file:
-        write_archive(file, text, encoder.tensors)
+        write_archive(file, text, writer.tensors)
 
 
-def load(path: str | os.PathLike[str], *, trusted: Iterable[Any] = ()) -> Any:
+def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = None) -> Any:
     """Read an estimator from a file that :func:`save` has written.
 
-    No code comes from the file. Classes and functions are found by name among those of sklcam,
-    torch, torchvision, skorch, scikit-learn's splitters and pytorch-metric-learning that do no
-    harm; for any other the file is refused, unless you trust it.
+    A file is data. Reading it imports nothing, calls nothing and sets no attribute that the file
+    names: it holds which estimator of sklcam it is, plain parameters, tensors, and names out of one
+    fixed table. A network is built by its name, as the constructor builds it.
 
     Parameters
     ----------
     path : str or path
-    trusted : iterable of str, classes or functions, default=()
-        What else the file may ask for: dotted names such as ``"mynets.Net"``, or the classes and
-        functions themselves. It is imported, called, and has its attributes set from the file.
+    objects : mapping of str to object, or None, default=None
+        What the file does not hold, by its label: ``{"MyNet": MyNet}``. A network that was trained
+        elsewhere may be given as an instance or as a class; the file's numbers are loaded into it.
 
     Returns
     -------
@@ -106,11 +107,11 @@ def load(path: str | os.PathLike[str], *, trusted: Iterable[Any] = ()) -> Any:
 
     Raises
     ------
-    UntrustedError
-        If the file asks for anything else, before that is imported; it names all of it.
+    MissingObjectsError
+        If the file needs objects that are not there; it names all of them.
     PersistenceError
-        If the file is none of :func:`save`, is damaged or cut off, comes from a later version,
-        or holds what does not fit the network that its parameters describe.
+        If the file was not written by :func:`save`, is damaged or cut off, comes from a later
+        version, or holds what is not in the schema.
     OSError
         If the file cannot be read.
 
@@ -121,50 +122,57 @@ def load(path: str | os.PathLike[str], *, trusted: Iterable[Any] = ()) -> Any:
 
     Notes
     -----
-    The file ends with a SHA-256 of all that comes before. It is there for damage: who writes a file
-    on purpose writes its checksum, too, and can have an estimator of known classes with any weights
-    and parameters, as large as the machine can bear. Whose weights you use remains a question of
-    trust; what they cannot do is run code of their own.
+    The file ends with a SHA-256 of all that comes before. It is there for damage: whoever writes a
+    file on purpose writes its checksum, too. Such a file can hold an estimator with any weights and
+    any parameters. Whose weights you use remains a question of trust.
 
     Examples
     --------
     >>> import tempfile
+    >>> from torch import nn
     >>> import sklcam
-    >>> clf = sklcam.ConsistentCAMClassifier("resnet18", max_epochs=5)
+    >>> class MyNet(nn.Sequential):
+    ...     def __init__(self):
+    ...         super().__init__(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = sklcam.CAMExplainer(MyNet(), target_layer="0").fit()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     sklcam.save(clf, f"{folder}/birds.sklcam")
-    ...     loaded = sklcam.load(f"{folder}/birds.sklcam")
-    >>> loaded.max_epochs
-    5
-
-    A file with a network of your own names its class, ``trusted=["mynets.Net"]``.
+    ...     sklcam.save(explainer, f"{folder}/mine.sklcam")
+    ...     loaded = sklcam.load(f"{folder}/mine.sklcam", objects={"MyNet": MyNet})
+    >>> loaded.target_layers_[0].name
+    '0'
     """
-    names = trusted_names(trusted)
+    if not isinstance(objects, Mapping | None):
+        raise ValueError(
+            f"objects must be a dict of labels to objects, such as {{'MyNet': MyNet}}; got "
+            f"{describe(objects)}."
+        )
+    given = dict(objects or {})
     path = Path(path)
     with path.open("rb") as file:
         text, weights = read_archive(file, str(path))
     try:
         content = _parse(text)
         _check_versions(content)
+        missing = [label for label in labels_in(content["estimator"]) if label not in given]
+        if missing:
+            raise MissingObjectsError(missing)
         tensors = safetensors.torch.load(weights)
-        decoder = Decoder(tensors, names)
-        decoder.check_names(content)
-        found = decoder.decode(content["estimator"])
-        if not isinstance(found, NeuralNet | CAMExplainer):
-            raise PersistenceError(f"it holds a {type(found).__name__}, not an estimator")
-    except UntrustedError:
+        del weights  # the tensors have memory of their own
+        return read_estimator(content["estimator"], Reader(tensors, given))
+    except MissingObjectsError:
         raise
-    except Exception as error:  # whatever a file that was made up can lead to
-        reason = textwrap.shorten(f"{error}", 500, placeholder=" ...")
+    # A file that was made up can lead to anything. It all means the same.
+    except Exception as error:
+        reason = textwrap.shorten(f"{error}"[:2000], 500, placeholder=" ...")
         kind = "" if isinstance(error, PersistenceError) else f"{type(error).__name__}: "
         raise PersistenceError(f"{str(path)!r} cannot be loaded: {kind}{reason}") from error
-    return found
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise PersistenceError(f"{constant} is not JSON")
 
+    check_json(text)
     content = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=refuse)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise PersistenceError('its JSON is not that of an estimator: it lacks "format": "sklcam"')

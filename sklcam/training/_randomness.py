@@ -36,11 +36,13 @@ class SeededNet(DeviceNet):
     random_state: int | np.random.RandomState | None
     random_states_: dict[str, Any]
     generator_: torch.Generator
+    _is_restoring: bool = False
 
     def initialize_virtual_params(self) -> None:
         # The first of skorch's steps of initialization, also where a mixin replaces initialize.
         super().initialize_virtual_params()
-        self.random_states_ = self._seed()
+        if not self._is_restoring:  # a file knows where the generators were
+            self.random_states_ = self._seed()
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
         with self._own_randomness():

@@ -358,7 +358,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             masks = None
         return super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
 
-    def _n_outputs(self) -> int:
+    @property
+    def n_outputs(self) -> int:
         return len(self.classes_)
 
     def initialize_module(self) -> ConsistentCAMClassifier:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
@@ -58,7 +58,7 @@ class ImageNeuralNet(SeededNet):
     """A skorch net whose X are images.
 
     A subclass sets the parameters of ``_parameter_constraints`` in its ``__init__``, and says in
-    ``_n_outputs`` how wide the network's output is.
+    ``n_outputs`` how wide the network's output is.
 
     Attributes
     ----------
@@ -110,8 +110,9 @@ class ImageNeuralNet(SeededNet):
         # Deep, it would list each parameter of skorch's own callbacks as set by the user.
         return super()._get_params_html(False, *args, **kwargs)
 
-    def _n_outputs(self) -> int:
-        """Return how many outputs the network must have, once the classes are known."""
+    @property
+    def n_outputs(self) -> int:
+        """How many outputs the network must have, once the classes are known."""
         raise NotImplementedError
 
     def _trains_on_maps(self) -> bool:
@@ -321,14 +322,41 @@ class ImageNeuralNet(SeededNet):
                 f"This {type(self).__name__} does not know its classes and channels yet; call fit, "
                 "or partial_fit with classes=, before initialize or load_params."
             )
+        if self._is_restoring:  # what fit found out is known
+            self.module_ = self._build_module()
+            return self
         with self._own_randomness():
             module = self._build_module()
         sample = torch.zeros(1, self.n_channels_, *self.input_size)
-        check_output(module, sample, self._n_outputs(), of=self._outputs_are)
+        check_output(module, sample, self.n_outputs, of=self._outputs_are)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
         self.module_ = module
         return self
+
+    def restore(self, attributes: Mapping[str, Any]) -> Self:
+        """Initialize as ``fit`` did, once it is known what it learned.
+
+        The network has weights that are to be replaced. Nothing is downloaded or tried out, and no
+        seed is drawn.
+
+        Parameters
+        ----------
+        attributes : mapping of str to object
+            The fitted attributes, by name.
+
+        Returns
+        -------
+        self
+        """
+        vars(self).update(attributes)
+        weights, self.weights, self._is_restoring = self.weights, None, True
+        try:
+            with torch.random.fork_rng(self._cuda_devices()):
+                return self.initialize()
+        finally:
+            self.weights = weights
+            del self._is_restoring
 
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
         """Refuse to train on maps of a single position; warn where they are only looked at."""
@@ -347,7 +375,7 @@ class ImageNeuralNet(SeededNet):
 
     def _build_module(self) -> nn.Module:
         options = self._module_options()
-        sizes = {"n_classes": self._n_outputs(), "in_channels": self.n_channels_}
+        sizes = {"n_classes": self.n_outputs, "in_channels": self.n_channels_}
         if isinstance(self.module, str):
             size = self.input_size
             return build_model(
