@@ -62,7 +62,8 @@ class NetAdapter(Adapter):
                 f"iterator_valid is a {type(loader).__name__}; images are explained, and measured, "
                 "through a torch DataLoader."
             )
-        loader.collate_fn = collate_framed
+        # Accelerate wraps loaders, for nets with skorch's mixin; the one inside makes the batches.
+        getattr(loader, "base_dataloader", loader).collate_fn = collate_framed
         return loader
 
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
