@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from sklcam import CAMExplainer
 from sklcam.cam import GradCAM, available
-from sklcam.metrics.evaluate import METRICS as OUR_METRICS
+from sklcam.metrics import available as available_metrics
 from sklcam.networks import find_target_layer, record
 
 TOLERANCE = 1e-4  # on the largest difference of two maps in [0, 1]
@@ -321,7 +321,7 @@ def of_quantus() -> str:
 
 def check_names() -> None:
     """Stop if sklcam lacks what the table says it has."""
-    ours = {name.replace("_", " ") for name in OUR_METRICS}
+    ours = {name.replace("_", " ") for name in available_metrics()}
     missing = set(METRICS) - ours
     names = {re.sub("[^a-z+]", "", name.lower()) for name in METHODS}
     missing |= names - set(available())

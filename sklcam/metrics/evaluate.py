@@ -142,6 +142,10 @@ def evaluate(
 
     Raises
     ------
+    NotFittedError
+        If the estimator has not been fitted.
+    NotFittedError
+        If the estimator has not been fitted.
     ValueError
         If there is no such metric or option, or something that it needs is missing; before any
         work.
@@ -282,6 +286,8 @@ random_state
 
     Raises
     ------
+    NotFittedError
+        If the estimator has not been fitted.
     ValueError
         If an argument does not fit; see :func:`evaluate`.
 

@@ -265,10 +265,15 @@ def row_meaning(row: str) -> str:
 
 
 def needs_of(name: str, metrics: Mapping[str, Metric]) -> Sequence[str]:
-    """Return what a quantity or a metric is computed from."""
+    """Return what a quantity or a metric is made of; a ValueError if there is no such thing."""
     if name in QUANTITIES:
         return QUANTITIES[name].needs
-    return metrics[name].needs if name in metrics else get_metric(name).needs
+    known = _REGISTERED | dict(metrics)
+    if name not in known:
+        raise ValueError(
+            f"There is no metric or quantity {name!r}. {suggestion(name, [*QUANTITIES, *known])}"
+        )
+    return known[name].needs
 
 
 def all_needs(metric: Metric) -> list[str]:

@@ -174,3 +174,45 @@ def test_nothing_of_a_batch_outlives_it(monkeypatch):
     assert len(batches) == 4 and min(map(len, batches)) >= 4
     assert all(ref() is None for refs in batches for ref in refs)
     assert all(values.base is None for values in result.values())
+
+
+# Images are read once
+
+
+class Counting(torch.utils.data.Dataset):
+    """Twelve images, of sizes of their own, and how often each was read."""
+
+    def __init__(self):
+        self.reads = dict.fromkeys(range(12), 0)
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        self.reads[i] += 1
+        return np.random.default_rng(i).integers(0, 256, (20 + i, 18, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "passes"),
+    [
+        ("sparsity", {}, 1),
+        ("accuracy", {"y": LABELS + LABELS[:5], "method": "scorecam"}, 1),
+        (("sparsity", "consistency"), {}, 2),
+        (("heatmap_ratio", "localization_accuracy"), {"boxes": [[[0, 0, 8, 8]]] * 12}, 1),
+        (("adcc", "consistency", "heatmap_ratio"), {"masks": "own"}, 3),
+    ],
+)
+def test_each_image_is_read_once_and_explained_once(metrics, options, passes):
+    """Two more reads of an image at most tell what X holds."""
+    if options.get("masks") == "own":
+        options = {"masks": [np.ones((20 + i, 18), dtype=bool) for i in range(12)]}
+    model = network(in_channels=3)
+    estimator = explainer(model, X=None, image_size=16)
+    X = Counting()
+    trunk = []
+    handle = model[0].register_forward_hook(lambda _, args, output: trunk.append(len(output)))
+    measure(estimator, X, metrics=metrics, n_jobs=None, metric_params={}, **options)
+    handle.remove()
+    assert sum(X.reads.values()) <= 12 + 2 and min(X.reads.values()) == 1
+    assert trunk == [4] * 3 * passes

@@ -262,7 +262,7 @@ def test_metadata_reach_a_scorer_by_its_request_alone():
         assert scorer.get_metadata_routing().score.requests.keys() == {"boxes", "masks"}
         with pytest.raises(UnsetMetadataPassedError, match="boxes"):
             scores(scorer)
-        with pytest.raises(TypeError, match="boxes.*not routed to any object"):
+        with pytest.raises(TypeError, match=r"boxes.*not routed to any object"):
             scores(clone(scorer).set_score_request(boxes=False))
         assert (scores(clone(scorer).set_score_request(boxes=True)) > 0).all()
 
