@@ -78,6 +78,8 @@ def load_caltech101(
     ------
     FileNotFoundError
         If the images, or some of the annotations, are missing.
+    TypeError
+        If `root` is not a path.
     ValueError
         If there is no such subset, a class has no images or none left for testing, or an annotation
         lacks a field; the file is named.

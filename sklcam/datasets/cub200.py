@@ -43,6 +43,8 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
     ------
     FileNotFoundError
         If a file is missing; the message shows the layout.
+    TypeError
+        If `root` is not a path.
     ValueError
         If there is no such subset, or the files do not fit together; the file is named.
 

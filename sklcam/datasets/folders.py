@@ -43,6 +43,8 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
     ------
     FileNotFoundError
         If there is no such folder or CSV file.
+    TypeError
+        If `root` is not a path.
     ValueError
         If `root` has no class folders, a class has no images, or the CSV file lacks a column, has a
         box that is not one, or names an image that does not exist.

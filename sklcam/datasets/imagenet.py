@@ -54,6 +54,8 @@ def load_imagenet(
     ------
     FileNotFoundError
         If there are no images, or no annotations of any of them.
+    TypeError
+        If `root` is not a path.
     ValueError
         If there is no such subset, a class has no images, the class of an image cannot be known, or
         an XML file lacks a field; the file is named.

@@ -70,6 +70,8 @@ def load_voc(
     ------
     FileNotFoundError
         If a file is missing; the message shows the layout.
+    TypeError
+        If `root` is not a path.
     ValueError
         If there is no such year or subset, or an XML file lacks a field; the file is named.
 

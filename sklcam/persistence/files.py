@@ -47,6 +47,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         where they are.
     OSError
         If the file cannot be written.
+    TypeError
+        If `path` is not a path.
 
     Notes
     -----
@@ -114,6 +116,10 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
         version, or holds what is not in the schema.
     OSError
         If the file cannot be read.
+    TypeError
+        If `path` is not a path.
+    ValueError
+        If `objects` is not a mapping.
 
     Warns
     -----

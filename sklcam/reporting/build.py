@@ -131,6 +131,8 @@ def report(
         If Jinja2 is missing; it comes with the extra ``report``.
     IsADirectoryError, FileNotFoundError
         If the path is a folder, or in none that exists; before any work.
+    NotFittedError
+        If the estimator has not been fitted.
     ValueError
         If an argument does not fit; before any work.
 

@@ -472,31 +472,6 @@ def test_files_of_unknown_range_are_named(tmp_path):
         ImageDataset([path])[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_channels": 3}, r"X has 1 channel\(s\), but this estimator was fitted on 3\."),
-        ({"y": [1, 2, 3]}, r"X has 2 image\(s\), but y has 3 label\(s\)"),
-        ({"y": 1}, "y must hold one label an image, got 1"),
-        ({"image_size": 0}, "image_size must be a positive int or a pair .*got 0"),
-        ({"image_size": -8}, "image_size must be"),
-        ({"image_size": 8.0}, "image_size must be"),
-        ({"image_size": True}, "image_size must be"),
-        ({"image_size": "8"}, "image_size must be"),
-        ({"image_size": "88"}, "image_size must be"),
-        ({"image_size": (8,)}, "image_size must be"),
-        ({"image_size": (8, 8, 3)}, "image_size must be"),
-        ({"image_size": (8, 0)}, "image_size must be"),
-        ({"image_size": None}, "image_size must be"),
-        ({"resize": "crop"}, "resize must be 'stretch' or 'center_crop', got 'crop'"),
-        ({"resize": None}, "resize must be"),
-    ],
-)
-def test_arguments_that_make_no_sense(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ImageDataset(np.zeros((2, 4, 4)), **arguments)
-
-
 def test_small_images_with_three_rows_are_not_taken_for_channels_first():
     assert ImageDataset(np.zeros((2, 3, 4, 4))).n_channels == 4
     assert ImageDataset(torch.zeros(2, 4, 4, 3)).n_channels == 4

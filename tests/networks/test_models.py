@@ -221,19 +221,6 @@ def test_names_are_known_in_any_case_and_are_classifiers_only():
     assert "fasterrcnn_resnet50_fpn" not in available_models()
 
 
-def test_unknown_name_suggests_the_closest_and_the_way_out():
-    with pytest.raises(ValueError, match=r"'resnet-18'.*'resnet18'.*nn\.Module"):
-        build_model("resnet-18", n_classes=2)
-    with pytest.raises(ValueError, match="available_models"):
-        build_model("fasterrcnn_resnet50_fpn", n_classes=2)
-
-
-@pytest.mark.parametrize("image_size", [(64, 96), (60, 60), (1, 1)])
-def test_vit_says_which_image_sizes_it_takes(image_size):
-    with pytest.raises(ValueError, match=r"vit_b_16 takes square images.*multiple of 16.*\(\d+, "):
-        build_model("vit_b_16", n_classes=2, image_size=image_size)
-
-
 def test_same_seed_same_network():
     first, second = [], []
     for target in (first, second):
@@ -328,12 +315,6 @@ def test_vit_weights_fit_another_image_size(published):
     assert model.encoder.pos_embedding.shape == (1, 1 + 3 * 3, 768)
     assert torch.equal(model.conv_proj.weight, source.conv_proj.weight)
     check_output(model, torch.zeros(1, 3, 96, 96), 2)
-
-
-def test_unknown_weights_list_the_known_ones(tmp_path):
-    for weights in ("IMAGENET1K_V9", "ResNet50_Weights.IMAGENET1K_V1", tmp_path / "nothing.pt"):
-        with pytest.raises(ValueError, match=r"resnet18.*IMAGENET1K_V1.*DEFAULT.*no such file"):
-            build_model("resnet18", n_classes=2, weights=weights)
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):
@@ -498,16 +479,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
-def test_unreadable_files_are_named(tmp_path):
-    text = tmp_path / "notes.txt"
-    text.write_text("these are no weights")
-    empty = tmp_path / "empty.pt"
-    empty.write_bytes(b"")
-    for path in (text, empty, tmp_path, tmp_path / "missing.pt"):
-        with pytest.raises(ValueError, match=path.name):
-            load_weights(SmallNet(), path)
-
-
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {"epoch": 3}, {1: torch.zeros(1)}])
 def test_files_without_a_state_dict_are_named(content, tmp_path):
     with pytest.raises(ValueError, match=r"weights\.pt.*no state dict"):
@@ -585,13 +556,6 @@ def test_a_dry_run_leaves_everything_as_it_was(dry_run, fails):
     assert torch.is_grad_enabled()
 
 
-def test_check_output_says_which_width_is_wanted():
-    sample = torch.zeros(1, 3, 8, 8)
-    check_output(SmallNet(num_classes=3), sample, 3)
-    with pytest.raises(ValueError, match=r"shape \(1, 1000\) for 3 classes.*num_classes=3"):
-        check_output(SmallNet(num_classes=1000), sample, 3)
-
-
 def test_check_output_takes_the_first_of_several():
     class Tuple(SmallNet):
         def forward(self, images):
@@ -658,15 +622,6 @@ def test_other_axes_are_refused(layer, output, message):
         layer.to_grid(output)
 
 
-def test_a_target_layer_is_checked_when_made():
-    with pytest.raises(ValueError, match="name"):
-        TargetLayer("")
-    with pytest.raises(ValueError, match="layout"):
-        TargetLayer("a", "nwhc")
-    with pytest.raises(ValueError, match="grid"):
-        TargetLayer("a", "tokens")
-
-
 def test_auto_on_a_network_of_ones_own_is_the_last_that_runs_once():
     # The ReLU runs twice, the pooling has one position: the dropout is the last with a grid.
     sample = torch.zeros(1, 3, 8, 8)
@@ -730,8 +685,6 @@ def test_auto_ignores_the_part_of_a_wrapped_network_that_does_not_run():
 
 
 def test_auto_without_an_answer_says_so():
-    with pytest.raises(ValueError, match=r"SmallNet.*name one.*sample"):
-        find_target_layer(SmallNet())
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(ValueError, match=r"Grad-CAM needs a layer with a spatial output"):
         find_target_layer(flat, sample=torch.zeros(1, 3, 2, 2))
@@ -752,10 +705,6 @@ def test_named_layers_are_checked_and_know_their_layout():
     assert find_target_layer(vit, "conv_proj") == TargetLayer("conv_proj")
     block = f"backbone.{block}"
     assert find_target_layer(Normalized(vit), block) == TargetLayer(block, "tokens", (14, 14), 1)
-    with pytest.raises(ValueError, match=r"ResNet has no layer 'layer5'.*'layer4'"):
-        find_target_layer(resnet, "layer5")
-    with pytest.raises(ValueError, match="no layer ''"):
-        find_target_layer(resnet, "")
 
 
 @pytest.mark.parametrize("name", ["features.0.0", "features.0", "features.3", "norm", "permute"])
@@ -775,8 +724,6 @@ def test_swin_layouts_are_what_the_layers_give(name):
 def test_a_target_layer_of_ones_own_is_taken_as_it_is():
     layer = TargetLayer("conv1", "tokens", grid=(2, 2))
     assert find_target_layer(SmallNet(), layer) == layer
-    with pytest.raises(ValueError, match=r"no layer 'conv9'.*'conv1'"):
-        find_target_layer(SmallNet(), TargetLayer("conv9"))
 
 
 def test_compiled_networks_are_looked_into():
@@ -817,12 +764,3 @@ def test_construct_copies_instances():
     with torch.no_grad():
         copied.conv1.weight.zero_()
     assert (model.conv1.weight != 0).any()
-
-
-def test_construct_refuses_what_is_no_network():
-    with pytest.raises(ValueError, match=r"must be a torchvision name.*got 3 of type int"):
-        construct(3, n_classes=3, in_channels=1)
-    with pytest.raises(ValueError, match=r"must return an nn\.Module.*dict"):
-        construct(dict, n_classes=3, in_channels=1)
-    with pytest.raises(ValueError, match=r"instance of SmallNet.*width.*class"):
-        construct(SmallNet(), n_classes=3, in_channels=1, width=2)
