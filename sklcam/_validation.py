@@ -1,8 +1,8 @@
-"""Numbers, sizes and tensors as arguments: checked where they enter, before any work.
+"""Checks of arguments that many functions take: numbers, sizes, tensors, seeds.
 
-Nothing but types, shapes and plain numbers is looked at. That costs next to nothing, and never
-makes the host wait for a device, so that functions in the middle of training can afford it, too.
-What only one module takes is checked there.
+They look at types, shapes and plain numbers alone. That costs next to nothing, and never makes the
+host wait for a device, so that functions in the middle of training can afford it, too. What only
+one module takes is checked there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 
 def describe(value: Any) -> str:
-    """Return what came, for a message: the form of what has one, else the type and the value.
+    """Describe a value for a message: the form of what has one, else the type and the value.
 
     Parameters
     ----------
@@ -39,18 +40,15 @@ def describe(value: Any) -> str:
     if value is None:
         return "None"
     kind = type(value).__name__
-    kind = f"an {kind}" if kind.startswith(_SPOKEN_WITH_A_VOWEL) else f"a {kind}"
+    kind = f"an {kind}" if kind.startswith((*"aeioAEIO", "ndarray")) else f"a {kind}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
     text = repr(value)
     return f"{kind}, {text if len(text) <= 80 else text[:77] + '...'}"
 
 
-_SPOKEN_WITH_A_VOWEL = (*"aeioAEIO", "ndarray")
-
-
 def suggestion(name: Any, known: Iterable[str]) -> str:
-    """Return what may have been meant by an unknown name, or all there are.
+    """Suggest known names that are close to an unknown one, or list them all.
 
     Parameters
     ----------
@@ -69,7 +67,10 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     close = get_close_matches(str(name), known, n=3)
-    return f"Did you mean: {', '.join(close)}?" if close else f"There are: {', '.join(known)}."
+    if close:
+        return f"Did you mean: {', '.join(close)}?"
+    # A network has hundreds of layers.
+    return f"There are: {shorten(', '.join(known), 1000, placeholder=' ...')}."
 
 
 def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
@@ -198,15 +199,13 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
     of float64 and shape (3,).
     """
     if isinstance(value, Tensor) and value.ndim == len(axes):
-        sides = [of for axis, of in zip(axes, value.shape, strict=True) if axis in _SIDES]
-        if 0 not in sides and (value.is_floating_point() or not floating):
+        sides = dict(zip(axes, value.shape, strict=True))
+        has_pixels = sides.get("height") != 0 and sides.get("width") != 0
+        if has_pixels and (value.is_floating_point() or not floating):
             return
     kind = "floating-point Tensor" if floating else "Tensor"
     shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     raise ValueError(f"{name} must be a {kind} of shape {shape}; got {describe(value)}.")
-
-
-_SIDES = ("height", "width")
 
 
 def check_map(name: str, value: Any) -> None:
@@ -245,8 +244,8 @@ def check_maps(**maps: Any) -> None:
     ...
     ValueError: maps and others must be of one shape; got (2, 7, 7) and (2, 7, 8).
     """
-    for name, of in maps.items():
-        check_tensor(name, of, "n_images", "height", "width")
+    for name, value in maps.items():
+        check_tensor(name, value, "n_images", "height", "width")
     check_alike(maps)
 
 
@@ -269,9 +268,9 @@ def check_values(**values: Any) -> None:
     ValueError: masked must be a floating-point Tensor of shape (n_images,); got a Tensor of
     torch.float32 and shape (2, 1).
     """
-    for name, of in values.items():
-        if not (isinstance(of, Tensor) and of.ndim == 0 and of.is_floating_point()):
-            check_tensor(name, of, "n_images")
+    for name, value in values.items():
+        if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
+            check_tensor(name, value, "n_images")
     check_alike(values)
 
 
@@ -282,11 +281,12 @@ def check_alike(tensors: Mapping[str, Any]) -> None:
     ----------
     tensors : mapping of names to Tensors
     """
-    for attribute, said in (("shape", "of one shape"), ("device", "on one device")):
-        found = [getattr(of, attribute) for of in tensors.values()]
-        if any(of != found[0] for of in found):
-            came = " and ".join(str(tuple(of) if attribute == "shape" else of) for of in found)
-            raise ValueError(f"{' and '.join(tensors)} must be {said}; got {came}.")
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    devices = [tensor.device for tensor in tensors.values()]
+    for found, wanted in ((shapes, "of one shape"), (devices, "on one device")):
+        if len(set(found)) > 1:
+            given = " and ".join(map(str, found))
+            raise ValueError(f"{' and '.join(tensors)} must be {wanted}; got {given}.")
 
 
 def check_callable(name: str, value: Any, takes: str) -> Callable[..., Any]:

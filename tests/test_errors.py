@@ -285,8 +285,8 @@ def of_training(make: Callable) -> list[Row]:
             max_epochs=[-1, 1.5], batch_size=[0, -2, "a", None], optimizer=["SGD", None],
             criterion=[3], train_split=[0.2], callbacks=[3], image_size=[0, -1, 1.5, "a"],
         ),
-        ("unknown network", lambda: make(module="resnet81").fit(X, Y), "Did you mean 'resnet18'"),
-        ("no network", lambda: make(module=int).fit(X, Y), "int must return an nn.Module"),
+        ("unknown network", lambda: make(module="resnet81").fit(X, Y), "Did you mean: resnet18"),
+        ("no network", lambda: make(module=int).fit(X, Y), "module must return an nn.Module"),
         ("unknown layer", lambda: make(target_layer="44").fit(X, Y), "has no layer '44'"),
         ("no weights", lambda: make(weights="nope").fit(X, Y), "weights='nope' is not a file"),
         ("three sides", lambda: make(image_size=(1, 2, 3)).fit(X, Y), r"image_size must be .*3\)"),
@@ -1512,7 +1512,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a slip",
             lambda: build_model("resnet81", n_classes=3),
-            r"Did you mean 'resnet18'.*Module",
+            r"Did you mean: resnet18.*Module",
         ),
         (
             "no classifier",
@@ -1535,14 +1535,14 @@ REFUSALS: dict[str, list[Row]] = {
             (
                 f"weights {weights}",
                 lambda weights=weights: build_model("alexnet", n_classes=3, weights=weights),
-                "no weights name of alexnet.*IMAGENET1K_V1.*DEFAULT.*no such file",
+                "not a weights name of alexnet.*IMAGENET1K_V1.*DEFAULT.*no such file",
             )
             for weights in ("IMAGENET1K_V9", "ResNet50_Weights.IMAGENET1K_V1", Path("nothing.pt"))
         ),
         (
             "another size",
             lambda: build_model("vit_b_16", n_classes=3, image_size=(100, 100)),
-            r"a multiple of 16, got image_size=\(100, 100\); \(96, 96\) would do",
+            r"a multiple of 16, got image_size=\(100, 100\); \(96, 96\) fits",
         ),
         *(
             (
@@ -1554,7 +1554,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "find_target_layer": [
-        ("a slip", lambda: find_target_layer(ImageAndVector(), "conf"), "Did you mean 'conv'"),
+        ("a slip", lambda: find_target_layer(ImageAndVector(), "conf"), "Did you mean: conv"),
         ("empty", lambda: find_target_layer(NET, ""), "no layer ''"),
         ("no such", lambda: find_target_layer(NET, TargetLayer("44")), "has no layer '44'"),
         ("None", lambda: find_target_layer(NET, None), "target_layer must be .* got None"),

@@ -18,7 +18,8 @@ from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_infe
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.tape import Trunk, record, record_trunk
+from sklcam.networks.tape import record
+from sklcam.networks.trunk import Trunk, record_trunk
 
 
 class RecordedPass:

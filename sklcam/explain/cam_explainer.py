@@ -28,7 +28,7 @@ from sklcam.images.labels import labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
-from sklcam.networks.layer_search import find_target_layer, single_position
+from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 
@@ -282,12 +282,15 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         modules = [layer.of(network) for layer in self.target_layers_]
         with record(network, *modules) as tape, self._adapter.evaluating():
             self._adapter.forward(sample.recordable())
-            found = [
-                single_position(layer, tape.of(module), sample.size)
-                for layer, module in zip(self.target_layers_, modules, strict=True)
-            ]
-        for message in filter(None, found):
-            warnings.warn(message, stacklevel=3)
+            outputs = [tape.of(module) for module in modules]
+        for layer, output in zip(self.target_layers_, outputs, strict=True):
+            if layer.n_positions(output) == 1:
+                warnings.warn(
+                    f"The target layer {layer.name!r} has a single position for images of "
+                    f"{sample.size[0]} x {sample.size[1]} pixels, so that every map is constant; "
+                    "use a larger image_size or an earlier target_layer.",
+                    stacklevel=3,
+                )
 
     @property
     def adapter(self) -> Adapter:

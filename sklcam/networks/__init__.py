@@ -1,23 +1,16 @@
-"""Networks: names, weights, target layers, what they are called with, and the tape."""
+"""Networks: where they come from, what they are called with, their layers, and the tape."""
 
 from __future__ import annotations
 
 from sklcam.networks.adapters import Adapter, Preparation, adapt
-from sklcam.networks.construction import check_output, construct
+from sklcam.networks.construction import available_models, build_model, construct
+from sklcam.networks.dry_run import check_output
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.tape import (
-    Tape,
-    Trunk,
-    blocks_of_trunk,
-    is_bypassed,
-    record,
-    record_trunk,
-    stopping_after,
-)
+from sklcam.networks.tape import Tape, record, stopping_after
+from sklcam.networks.trunk import Trunk, blocks_of_trunk, is_bypassed, record_trunk
 from sklcam.networks.weights import load_weights
-from sklcam.networks.zoo import available_models, build_model
 
 __all__ = [
     "Adapter",

@@ -39,7 +39,8 @@ class Inputs:
     --------
     >>> import torch
     >>> from sklcam.networks import Inputs
-    >>> inputs = Inputs.of({"image": torch.zeros(2, 3, 8, 8), "age": torch.tensor([30, 40])}, "image")
+    >>> patients = {"image": torch.zeros(2, 3, 8, 8), "age": torch.tensor([30, 40])}
+    >>> inputs = Inputs.of(patients, "image")
     >>> inputs.take(torch.tensor([1])).arguments["age"]
     tensor([40])
     """

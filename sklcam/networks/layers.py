@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sklcam._validation import check_callable, check_count, check_size, describe
-from sklcam.networks._dry_run import _unwrap
+from sklcam.networks.dry_run import unwrap
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class TargetLayer:
     Raises
     ------
     ValueError
-        If the name is empty or no str, the layout is not among these or has tokens and no grid,
-        `grid` is not of positive ints, `n_prefix` is no int >= 0, or `reshape` cannot be called.
+        If the name is empty or not a str, the layout is not among these or has tokens and no grid,
+        `grid` is not of positive ints, `n_prefix` is not an int >= 0, or `reshape` cannot be
+        called.
 
     Examples
     --------
@@ -85,7 +86,7 @@ class TargetLayer:
         AttributeError
             If `model` has no layer of this name.
         """
-        return _unwrap(model).get_submodule(self.name)
+        return unwrap(model).get_submodule(self.name)
 
     def to_grid(self, tensor: Tensor) -> Tensor:
         """View activations, or their gradients, as a grid.
@@ -114,6 +115,22 @@ class TargetLayer:
             return tensor.permute(0, 3, 1, 2)
         assert self.grid is not None
         return tensor[:, self.n_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+    def n_positions(self, tensor: Tensor) -> int:
+        """Return how many positions the layer's output has for an image.
+
+        Of a single one, every map is constant.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Output of the layer, in its layout.
+
+        Returns
+        -------
+        int
+        """
+        return math.prod(self.to_grid(tensor).shape[-2:])
 
     def channel_axis(self, tensor: Tensor) -> int:
         """Return which axis of the layer's output holds the channels.

@@ -1,4 +1,4 @@
-"""Weights: state dicts from files, fitted to a network of other classes or channels."""
+"""Weights: state dicts that are read, and fitted to a network of other classes or channels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as zoo
+from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from sklcam._validation import describe
-from sklcam.networks._dry_run import _unwrap
+from sklcam.networks.dry_run import unwrap
+from sklcam.networks.families import find_family
 
 
 def load_weights(
@@ -66,15 +67,15 @@ def load_weights(
     >>> other.classifier[1].out_channels
     5
     """
-    network = _unwrap(model)
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the path of a file; got {describe(path)}.")
-    _load_state(network, _read_state(path), repr(os.fspath(path)), head)
+    _load_state(unwrap(model), _read_state(path), repr(os.fspath(path)), head)
     return model
 
 
-def _find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> WeightsEnum | Path:
-    published = zoo.get_model_weights(name)
+def find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> WeightsEnum | Path:
+    """Return what a parameter stands for: weights that torchvision publishes, or a file's."""
+    published = models.get_model_weights(name)
     member = str(weights).removeprefix(f"{published.__name__}.")
     if not isinstance(weights, os.PathLike) and member in published.__members__:
         return published[member]
@@ -82,9 +83,21 @@ def _find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> W
     if path.is_file():
         return path
     raise ValueError(
-        f"weights={str(weights)!r} is no weights name of {name}, which has "
+        f"weights={str(weights)!r} is not a weights name of {name}, which has "
         f"{', '.join(published.__members__)}, and no such file exists."
     )
+
+
+def fill(model: nn.Module, source: WeightsEnum | Path) -> None:
+    """Load what `find_weights` found."""
+    if isinstance(source, Path):
+        load_weights(model, source)
+        return
+    _load_state(model, _download(source), str(source))
+    # Some leave layers out: IMAGENET1K_FEATURES has NaN for a classifier. Those are drawn anew.
+    for module in model.modules():
+        if any(bool(parameter.isnan().any()) for parameter in module.parameters(recurse=False)):
+            module.reset_parameters()  # type: ignore[operator]
 
 
 def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
@@ -100,9 +113,7 @@ def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
 def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged or foreign file makes the unpickler raise nearly anything
+    except Exception as error:  # of a damaged or foreign file, the unpickler raises anything
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(
             f"{os.fspath(path)!r} cannot be read as a state dict ({type(error).__name__}: "
@@ -112,18 +123,13 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not _is_state_dict(state):
+    entries = state.items() if isinstance(state, Mapping) else ()
+    if not entries or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
         raise ValueError(
-            f"{os.fspath(path)!r} holds a {type(state).__name__} that is no state dict; a dict of "
-            "names and tensors is expected, as torch.save(model.state_dict(), path) writes it."
+            f"{os.fspath(path)!r} holds a {type(state).__name__} that is not a state dict; a dict "
+            "of names and tensors is expected, as torch.save(model.state_dict(), path) writes it."
         )
     return state
-
-
-def _is_state_dict(state: object) -> bool:
-    if not isinstance(state, Mapping) or not state:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
 
 
 def _load_state(
@@ -134,13 +140,10 @@ def _load_state(
     try:
         model.load_state_dict(fitted)
     except RuntimeError as error:
-        model.load_state_dict(before)
-        faults = [
-            textwrap.shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:5]
-        ]
-        raise ValueError(
-            f"{source} does not fit {type(model).__name__}. {' '.join(faults)}"
-        ) from error
+        model.load_state_dict(before)  # what did fit has been copied already
+        faults = str(error).splitlines()[1:5]
+        named = " ".join(textwrap.shorten(line, 200, placeholder=" ...") for line in faults)
+        raise ValueError(f"{source} does not fit {type(model).__name__}. {named}") from error
 
 
 def _fit_state(
@@ -148,11 +151,13 @@ def _fit_state(
 ) -> dict[str, Tensor]:
     own = model.state_dict()
     fitted = _rename_entries(model, state)
-    for name in [name for name in fitted if name not in own and _is_auxiliary(model, name)]:
-        del fitted[name]
-    if isinstance(model, zoo.VisionTransformer) and "encoder.pos_embedding" in fitted:
+    family = find_family(model)
+    for name in fitted.keys() - own.keys():
+        if family is not None and name.startswith(family.auxiliary_heads):
+            del fitted[name]
+    if isinstance(model, models.VisionTransformer) and "encoder.pos_embedding" in fitted:
         fitted.update(interpolate_embeddings(model.image_size, model.patch_size, fitted))
-    _fit_stem(fitted, own, _stem_name(model))
+    _fit_stem(fitted, own, stem_name(model))
     _fit_head(fitted, own, _head_name(model) if head is None else head)
     return fitted
 
@@ -178,20 +183,14 @@ def _rename_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict
 
 
 def _wrapper_prefix(names: Iterable[str]) -> str:
-    """What DataParallel and torch.compile have put before every name."""
+    """Return what DataParallel and torch.compile have put before every name."""
     wrappers = re.compile(r"^(?:module\.|_orig_mod\.)+")
     return min((name.removesuffix(wrappers.sub("", name)) for name in names), key=len, default="")
 
 
 def _current_name(name: str) -> str:
-    """The published DenseNets still carry names such as "denselayer1.norm.1.weight"."""
+    """Bring up to date names of the published DenseNets, such as "denselayer1.norm.1.weight"."""
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
-
-
-def _is_auxiliary(model: nn.Module, name: str) -> bool:
-    if isinstance(model, zoo.GoogLeNet):
-        return name.startswith(("aux1.", "aux2."))
-    return isinstance(model, zoo.Inception3) and name.startswith("AuxLogits.")
 
 
 def _fit_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], stem: str | None) -> None:
@@ -200,7 +199,7 @@ def _fit_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], stem: str | N
         return
     kernel, wanted = state[entry], own[entry].shape
     if kernel.ndim == 4 and kernel.shape[1] != wanted[1]:
-        # the mean over the old channels times old / new: a grey image is answered as before
+        # The mean over the old channels, times old / new: a grey image is answered as before.
         state[entry] = (kernel.sum(dim=1, keepdim=True) / wanted[1]).repeat(1, wanted[1], 1, 1)
 
 
@@ -215,7 +214,8 @@ def _fit_head(state: dict[str, Tensor], own: Mapping[str, Tensor], head: str | N
     state.update(kept)
 
 
-def _stem_name(model: nn.Module) -> str | None:
+def stem_name(model: nn.Module) -> str | None:
+    """Return the name of the convolution that takes the images, if there is one."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             return name if module.groups == 1 else None
@@ -228,10 +228,3 @@ def _head_name(model: nn.Module) -> str | None:
         if names:
             return names[-1]
     return None
-
-
-def _renew_blank_layers(model: nn.Module) -> None:
-    """Draw anew what the weights leave out: IMAGENET1K_FEATURES has NaN for a classifier."""
-    for module in model.modules():
-        if any(bool(parameter.isnan().any()) for parameter in module.parameters(recurse=False)):
-            module.reset_parameters()  # type: ignore[operator]

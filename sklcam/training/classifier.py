@@ -31,7 +31,7 @@ from sklcam.explain.base import Explainer
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.tape import blocks_of_trunk
+from sklcam.networks.trunk import blocks_of_trunk
 from sklcam.training._data import Classes, Masks, TrainingImages
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import CollapseWarning, decoding

@@ -37,12 +37,12 @@ from sklcam.images.dataset import ImageDataset, n_images
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
-from sklcam.networks.construction import check_output, construct
-from sklcam.networks.layer_search import find_target_layer, single_position
+from sklcam.networks.construction import build_model, construct
+from sklcam.networks.dry_run import check_output
+from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
-from sklcam.networks.zoo import build_model
 from sklcam.training._data import Classes, Masks, TrainingImages, with_masks_beside, without_subsets
 from sklcam.training._devices import check_device
 from sklcam.training._randomness import SeededNet
@@ -328,7 +328,7 @@ class ImageNeuralNet(SeededNet):
         with self._own_randomness():
             module = self._build_module()
         sample = torch.zeros(1, self.n_channels_, *self.input_size)
-        check_output(module, sample, self.n_outputs, of=self._outputs_are)
+        check_output(module, sample, self.n_outputs, name=self._outputs_are)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
         self.module_ = module
@@ -363,12 +363,17 @@ class ImageNeuralNet(SeededNet):
         layer = self.target_layer_
         with record(module.eval(), layer.of(module)) as tape:
             module(sample)
-            activations = tape.activations
-        message = single_position(layer, activations, self.input_size)
-        if message and self._trains_on_maps():
+            n_positions = layer.n_positions(tape.activations)
+        if n_positions > 1:
+            return
+        message = (
+            f"The target layer {layer.name!r} has a single position for images of "
+            f"{self.input_size[0]} x {self.input_size[1]} pixels, so that every map is constant; "
+            "use a larger image_size or an earlier target_layer."
+        )
+        if self._trains_on_maps():
             raise ValueError(message)
-        if message:
-            warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=2)
 
     def _module_options(self) -> dict[str, Any]:
         return self.get_params_for("module")

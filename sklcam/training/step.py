@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sklcam.cam import GradCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.tape import Tape, is_bypassed, record, stopping_after
+from sklcam.networks.tape import Tape, record, stopping_after
+from sklcam.networks.trunk import is_bypassed
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues

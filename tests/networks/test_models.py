@@ -481,7 +481,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {"epoch": 3}, {1: torch.zeros(1)}])
 def test_files_without_a_state_dict_are_named(content, tmp_path):
-    with pytest.raises(ValueError, match=r"weights\.pt.*no state dict"):
+    with pytest.raises(ValueError, match=r"weights\.pt.*not a state dict"):
         load_weights(SmallNet(), saved(tmp_path, content))
 
 

@@ -1,0 +1,89 @@
+"""Families of networks: what is known of their layers, one entry a family.
+
+To add a family, add an entry to `FAMILIES`, and a small member of it to the list in
+``tests/networks/test_families.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchvision import models
+
+from sklcam.networks.layers import TargetLayer
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one architecture.
+
+    Parameters
+    ----------
+    kind : type of nn.Module
+        The class of the networks.
+    usual : str
+        The path of the layer that is explained by default. A negative number counts the entries of
+        a container from the end, as in ``"features.-1"``.
+    target_layer : callable
+        Takes the network and the name of any of its layers, and returns the `TargetLayer`. By
+        default, layers give (n, K, u, v).
+    auxiliary_heads : tuple of str, default=()
+        How the names of heads start that are for training alone; published weights may have them.
+    """
+
+    kind: type[nn.Module]
+    usual: str
+    target_layer: Callable[[Any, str], TargetLayer] = lambda network, name: TargetLayer(name)
+    auxiliary_heads: tuple[str, ...] = ()
+
+    def usual_layer(self, network: nn.Module) -> TargetLayer:
+        """Return the layer that is explained by default."""
+        names: list[str] = []
+        for part in self.usual.split("."):
+            children = [name for name, _ in network.get_submodule(".".join(names)).named_children()]
+            names.append(children[int(part)] if part.startswith("-") else part)
+        return self.target_layer(network, ".".join(names))
+
+
+def _of_vision_transformer(network: models.VisionTransformer, name: str) -> TargetLayer:
+    if not name.startswith("encoder"):
+        return TargetLayer(name)
+    side = network.image_size // network.patch_size
+    return TargetLayer(name, layout="tokens", grid=(side, side), n_prefix=1)
+
+
+def _of_swin_transformer(network: models.SwinTransformer, name: str) -> TargetLayer:
+    # A convolution cuts the patches, and a permutation to channels first follows the last norm.
+    is_convolution = isinstance(network.get_submodule(name), nn.Conv2d)
+    channels_last = name.startswith(("features", "norm")) and not is_convolution
+    return TargetLayer(name, layout="nhwc" if channels_last else "nchw")
+
+
+FAMILIES = (
+    Family(models.ResNet, "layer4"),
+    Family(models.ConvNeXt, "features.-1.-1"),
+    Family(models.VGG, "features.-2"),  # before the last pooling
+    Family(models.AlexNet, "features.-2"),
+    Family(models.DenseNet, "features"),
+    Family(models.GoogLeNet, "inception5b", auxiliary_heads=("aux1.", "aux2.")),
+    Family(models.Inception3, "Mixed_7c", auxiliary_heads=("AuxLogits.",)),
+    Family(models.MobileNetV2, "features.-1"),
+    Family(models.MobileNetV3, "features.-1"),
+    Family(models.EfficientNet, "features.-1"),
+    Family(models.RegNet, "trunk_output"),
+    Family(models.ShuffleNetV2, "conv5"),
+    Family(models.SqueezeNet, "features.-1"),
+    Family(models.MNASNet, "layers"),
+    # At a block's output only the class token has a gradient; before the attention, all have.
+    Family(models.VisionTransformer, "encoder.layers.-1.ln_1", _of_vision_transformer),
+    Family(models.SwinTransformer, "norm", _of_swin_transformer),
+    Family(models.MaxVit, "blocks.-1"),
+)
+
+
+def find_family(network: nn.Module) -> Family | None:
+    """Return the family of a network, if it is known."""
+    return next((family for family in FAMILIES if isinstance(network, family.kind)), None)

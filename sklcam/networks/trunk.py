@@ -1,0 +1,251 @@
+"""The trunk: what a forward pass does before a layer runs, kept so that it can be resumed there.
+
+What follows a layer can be run again on other activations, without what lies before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklcam.networks.tape import check_part
+
+
+class Trunk:
+    """What a forward pass did before a layer ran; made by :func:`record_trunk`.
+
+    With it, the pass can be resumed at the layer: modules that had finished by then hand out what
+    they returned, and only what follows the layer is computed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.networks import record_trunk
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> x = torch.rand(1, 3)
+    >>> with torch.no_grad(), record_trunk(net, net[1]) as trunk:
+    ...     _ = net(x)
+    >>> with torch.no_grad(), trunk.resumed(torch.zeros(1, 4), image=0, n_images=1):
+    ...     print(torch.equal(net(x)[0], net[2].bias))  # of all that precedes it, nothing is run
+    True
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._runs = 0  # of the layer
+        # The calls that had finished by then, with their outputs; not those inside of others.
+        self.before: list[tuple[nn.Module, Any]] = []
+
+    def enter_layer(self, finished: list[tuple[nn.Module, Any]]) -> None:
+        """Note what had finished when the layer began; of several runs, the last counts."""
+        self._runs += 1
+        self.before = list(finished)
+
+    @contextmanager
+    def resumed(
+        self, activations: Tensor, *, image: int, n_images: int, from_start: bool = False
+    ) -> Iterator[None]:
+        """Let the forward passes in the block start at the layer, with other activations.
+
+        Parameters
+        ----------
+        activations : Tensor of shape (m, ...)
+            What the layer returns, m variants for one image of the recorded batch.
+        image : int
+            Which image.
+        n_images : int
+            Number of images in the recorded batch.
+        from_start : bool, default=False
+            Run what lies before the layer, too, instead of handing out what it returned. Slower;
+            needed where the network changes tensors in place between its modules.
+
+        Notes
+        -----
+        One forward pass for each use.
+        """
+        answers: dict[nn.Module, deque[Any]] = {}
+        if from_start:
+            answers[self._layer] = deque([_RUN] * (self._runs - 1))
+        else:
+            for module, output in self.before:
+                rows = _repeat(output, image, n_images, len(activations))
+                answers.setdefault(module, deque()).append(rows)
+        answers.setdefault(self._layer, deque()).append(activations)
+        with ExitStack() as stack:
+            for module, queue in answers.items():
+                stack.enter_context(_answering(module, queue))
+            yield
+
+
+_RUN = object()  # stands for: run the module itself
+
+
+@contextmanager
+def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
+    """Give a module answers for its next calls; it runs by itself once they are used up."""
+    forward = module.forward
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        ready = answers.popleft() if answers else _RUN
+        return forward(*args, **kwargs) if ready is _RUN else ready
+
+    shadowed = vars(module).get("forward")
+    module.forward = answer
+    try:
+        yield
+    finally:
+        del module.forward
+        if shadowed is not None:
+            module.forward = shadowed
+
+
+def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
+    """Return one image's part of a module's output, m times, without copying it."""
+    if isinstance(output, Tensor):
+        if output.ndim and len(output) == n_images:
+            return output[image : image + 1].expand(m, *output.shape[1:])
+        return output
+    if isinstance(output, tuple | list):
+        return type(output)(_repeat(item, image, n_images, m) for item in output)
+    if isinstance(output, dict):
+        return {key: _repeat(item, image, n_images, m) for key, item in output.items()}
+    return output
+
+
+@contextmanager
+def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
+    """Record what a forward pass does before a layer, to resume it there later.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    layer : nn.Module
+        A submodule of ``module``.
+
+    Yields
+    ------
+    Trunk
+        It holds the outputs of the modules before the layer for as long as it lives.
+
+    Raises
+    ------
+    ValueError
+        If ``module`` is not an nn.Module, or the layer is not part of it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam.networks import record_trunk
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> images = torch.rand(5, 3, 8, 8)
+    >>> with torch.no_grad(), record_trunk(net, net[1]) as trunk:
+    ...     scores = net(images)
+    >>> dark = torch.zeros(7, 4, 6, 6)
+    >>> with torch.no_grad(), trunk.resumed(dark, image=0, n_images=5):
+    ...     of_dark = net(images[:1].expand(7, -1, -1, -1))  # runs net[2] and net[3]
+    >>> torch.equal(of_dark[0], net[3].bias)
+    True
+    """
+    check_part(module, layer)
+    trunk = Trunk(layer)
+    finished: list[tuple[nn.Module, Any]] = []
+    starts: list[int] = []  # per open call: how many calls had finished when it began
+
+    def begin(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if part is layer:
+            trunk.enter_layer(finished)
+        starts.append(len(finished))
+
+    def end(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        del finished[starts.pop() :]  # what ran inside it
+        finished.append((part, output))
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(part.register_forward_pre_hook(begin).remove)
+            stack.callback(part.register_forward_hook(end).remove)
+        yield trunk
+
+
+def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list[nn.Module]:
+    """Return the largest modules that a layer's activations are made of and nothing else.
+
+    They are what can be compiled when a layer is recorded: a compiled module is one node of the
+    graph, which cannot be cut open at the layer, nor be differentiated twice.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, in evaluation mode, as it is run once.
+    layer : nn.Module
+        A submodule of it.
+    sample : Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    list of nn.Module
+        In the order in which they run; modules without submodules are left out, as compiling them
+        gains nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks import build_model
+    >>> from sklcam.networks import blocks_of_trunk
+    >>> net = build_model("resnet18", n_classes=2).eval()
+    >>> blocks = blocks_of_trunk(net, net.layer4, torch.zeros(1, 3, 32, 32))
+    >>> blocks == [net.layer1, net.layer2, net.layer3, *net.layer4]
+    True
+    """
+    with torch.no_grad(), record_trunk(module, layer) as trunk:
+        module(sample)
+        before = [part for part, _ in trunk.before]
+    runs = dict.fromkeys([*before, *layer.children()])  # each once
+    return [part for part in runs if any(True for _ in part.children())]
+
+
+def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
+    """Whether there is a way from the images to the output beside a layer.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, in evaluation mode, as it is run once.
+    layer : nn.Module
+        A submodule of it.
+    sample : Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks import build_model
+    >>> from sklcam.networks import is_bypassed
+    >>> net = build_model("resnet18", n_classes=2).eval()
+    >>> sample = torch.zeros(1, 3, 32, 32)
+    >>> is_bypassed(net, net.layer4, sample), is_bypassed(net, net.layer4[1].conv2, sample)
+    (False, True)
+    """
+    images = sample.clone().requires_grad_()
+    handle = layer.register_forward_hook(lambda layer, inputs, output: output.detach())
+    try:
+        with torch.enable_grad():
+            output = module(images.clone())  # a copy, as the first module may work in place
+    finally:
+        handle.remove()
+    output = output[0] if isinstance(output, tuple) else output
+    if not output.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(output.sum(), images, allow_unused=True)
+    return gradient is not None
