@@ -86,47 +86,6 @@ def test_adcc_is_of_the_averages(fitted):
     assert expected != pytest.approx(result["adcc"].mean(), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("average_drop", "Lower is better for 'average_drop', .*: use 'neg_average_drop'"),
-        ("complexity", "use 'neg_complexity'"),
-        ("dauc", "use 'neg_dauc'"),
-        ("neg_adcc", "There is no scorer 'neg_adcc'. Did you mean"),
-        ("adc", "Did you mean: .*adcc"),
-        ("mean_adcc", "There is no scorer 'mean_adcc'"),
-        ("", "There are: accuracy, adcc"),
-    ],
-)
-def test_wrong_names(name, message):
-    with pytest.raises(ValueError, match=message):
-        get_scorer(name)
-    with pytest.raises(ValueError, match=message):
-        explanation_scorer(["adcc", name])
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("adcc", {"n_steps": 5}, r"adcc has no options \['n_steps'\]; it takes batch_size, method"),
-        ("iauc", {"nsteps": 5}, r"iauc has no options \['nsteps'\]; .*n_steps"),
-        ("adcc", {"boxes": BOXES}, "has no options"),
-        ("consistency", {"n_steps": 5}, r"has no options \['n_steps'\]; .*random_state, .*views"),
-    ],
-)
-def test_wrong_options(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        get_scorer(name, **options)
-
-
-def test_wrong_options_of_several(fitted):
-    with pytest.raises(ValueError, match=r"no options \['n_steps'\]; those of one metric go into"):
-        explanation_scorer(["iauc"], n_steps=5)
-    for params in ({"adcc": {"n_steps": 5}}, {"adccc": {}}):
-        with pytest.raises(ValueError, match="options"):
-            explanation_scorer(["adcc"], metric_params=params)(fitted, X)
-
-
 @pytest.mark.parametrize("name", ["iauc", "neg_dauc"])
 def test_options_are_split(name, fitted):
     """``method`` and ``target`` are evaluate's, ``n_steps`` and ``relu`` the metric's."""

@@ -22,6 +22,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from sklcam.plotting.drawing import COLORS, MAP_CMAP  # noqa: E402
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet  # noqa: E402
 from sklcam.cam import GradCAM, TopK  # noqa: E402
@@ -37,7 +38,6 @@ from sklcam.plotting import (  # noqa: E402
     TradeoffDisplay,
     ViewPairDisplay,
 )
-from sklcam.plotting.drawing import COLORS, MAP_CMAP  # noqa: E402
 from sklcam.training import ViewSampler, Warp  # noqa: E402
 
 X, Y = digits()
@@ -382,36 +382,6 @@ def test_unfitted(draw):
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"y": [1, 2]}, "one label for each of 1 images"),
-        ({"methods": []}, "methods is empty"),
-        ({"methods": ["gradcam", "gradcam"]}, "two of one name"),
-        ({"kind": "heat"}, r"kind must be one of \['overlay', 'map', 'both'\]; got 'heat'"),
-        ({"frame": "window"}, "frame must be"),
-        ({"alpha": "image"}, "alpha must be"),
-        ({"target": TopK(2)}, r"one map \(height, width\) per image"),
-    ],
-)
-def test_arguments_that_do_not_fit(fitted, options, message):
-    with pytest.raises(ValueError, match=message):
-        CAMDisplay.from_estimator(fitted, X[:1], **options)
-
-
-def test_maps_that_do_not_fit():
-    with pytest.raises(ValueError, match="2 maps 'map' for 1 images"):
-        CAMDisplay.from_predictions(X[:1], X[:2])
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        CAMDisplay.from_predictions(X[:1], np.full((1, 8, 8), np.nan))
-    with pytest.raises(ValueError, match="1 titles for 2 images"):
-        CAMDisplay.from_predictions(X[:2], X[:2], titles=["a"])
-    with pytest.raises(ValueError, match="nothing to draw"):
-        CAMDisplay.from_predictions(X[:2], {})
-    with pytest.raises(ValueError, match="dict is empty"):
-        CAMDisplay.from_estimator({}, X[:2])
-
-
 # Consistency
 
 
@@ -688,15 +658,6 @@ def test_maps_by_parameter_are_those_of_models_trained_so():
     assert display.axes_[1, 3].get_title() == f"max_epochs = 3\n{score}"
     assert display.ims_[0, 3] is None and not display.axes_[0, 3].axison
     assert_allclose(display.ims_[0, 0].get_array(), X[4], atol=1e-7)
-
-
-def test_map_grid_errors():
-    with pytest.raises(ValueError, match="image must be one image; got 2"):
-        MapGridDisplay.from_estimator(small(), X, NAMES, image=X[:2], param_grid={"alpha": [0]})
-    with pytest.raises(ValueError, match="param_grid needs"):
-        MapGridDisplay.from_estimator(small(), X, NAMES, image=X[:1], param_grid={})
-    with pytest.raises(ValueError, match="maps is empty"):
-        MapGridDisplay.from_predictions(X[0], {"alpha": {}})
 
 
 # Boxes
