@@ -47,7 +47,14 @@ from sklcam import (
     metrics,
 )
 from sklcam.embeddings import TripletCAM
-from sklcam.images import ImageDataset, map_to_frame, normalize
+from sklcam.images import (
+    ImageDataset,
+    check_images,
+    default_statistics,
+    map_to_frame,
+    n_images,
+    normalize,
+)
 from sklcam.networks import (
     Tape,
     TargetLayer,
@@ -1497,6 +1504,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("channels", lambda: ImageDataset(X, n_channels=3), r"X has 1 channel.*fitted on 3\."),
         ("the 13th", lambda: ImageDataset(X)[12], "out of range", IndexError),
     ],
+    "check_images": [("None", lambda: check_images(None), "X is None. X may be")],
+    "n_images": [("None", lambda: n_images(None), "X is None. X may be")],
+    "default_statistics": [
+        ("0", lambda: default_statistics(0), "n_channels must be an int >= 1; got 0"),
+    ],
     "normalize": [
         (
             "None",
@@ -1820,6 +1832,7 @@ TAKES_NOTHING_WRONG = {
     "available": "takes nothing",
     "available_models": "takes nothing",
     "show_versions": "takes nothing",
+    "dataset_labels": "takes anything",
     "default_metrics": "takes true or false",
     "metric_of_row": "knows some names, and returns None for others",
     "row_meaning": "knows some names, and returns nothing for others",
@@ -1843,12 +1856,13 @@ TAKES_NOTHING_WRONG = {
     "LayerCAM": "its option is true or false",
     "XGradCAM": "its option is true or false",
 }
-PACKAGES = ("", ".cam", ".metrics", ".persistence", ".plotting", ".reporting")
+ROOMS = ("cam", "datasets", "images", "metrics", "persistence", "plotting", "reporting", "training")
+PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 
 
 def public_names() -> set[str]:
     """The names of all ``__all__``, and those of the reference."""
-    found = {name for of in PACKAGES for name in importlib.import_module(f"sklcam{of}").__all__}
+    found = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
     reference = Path(__file__).parent.parent / "docs" / "api.rst"
     return found | set(re.findall(r"^   (\w+)$", reference.read_text(), re.MULTILINE))
 
@@ -1861,9 +1875,9 @@ def test_every_public_name_has_its_rows():
 def public_functions() -> dict[str, Callable]:
     """The functions among the public names, from wherever the reference has them."""
     reference = (Path(__file__).parent.parent / "docs" / "api.rst").read_text()
-    homes = {f"sklcam{of}" for of in PACKAGES} | set(re.findall(r"module:: (\S+)", reference))
+    homes = {*PACKAGES, *re.findall(r"module:: (\S+)", reference)}
     modules = [importlib.import_module(home) for home in sorted(homes)]
-    named = [(name, getattr(of, name, None)) for of in modules for name in public_names()]
+    named = [(name, getattr(module, name, None)) for module in modules for name in public_names()]
     return {name: found for name, found in named if inspect.isfunction(found)}
 
 
@@ -1918,26 +1932,26 @@ def asleep() -> ConsistentCAMClassifier:
 @pytest.mark.parametrize(
     "refused",
     [
-        lambda of: of.explain(X, 99),
-        lambda of: of.explain(X, out=np.zeros(3)),
-        lambda of: of.explain_batch(INPUTS, methods=["gradcam", "gradcm"]),
-        lambda of: of.strongest_channels(X, k=0),
-        lambda of: evaluate(estimator=of, boxes=[BOX] * 11 + [-BOX]),
-        lambda of: with_params_of(of, "iauc", n_steps=0),
-        lambda of: with_params_of(of, "consistency", views=3),
-        lambda of: CAMDisplay.from_estimator(of, X, kind="x"),
-        lambda of: CAMDisplay.from_estimator(of, X, alpha=2),
-        lambda of: CAMDisplay.from_estimator(of, X, alpha="x"),
-        lambda of: CAMDisplay.from_estimator(of, X, cmap="virids"),
-        lambda of: CAMDisplay.from_estimator(of, X, limits=(1, 0)),
-        lambda of: CAMDisplay.from_estimator(of, X, limits=3),
-        lambda of: CAMDisplay.from_estimator(of, X, ax=3),
-        lambda of: CAMDisplay.from_estimator(of, X, colour="red"),
-        lambda of: CAMDisplay.from_estimator(of, X, methods=["gradcam", "gradcm"]),
-        lambda of: ConsistencyDisplay.from_estimator(of, X, bins=0),
-        lambda of: LocalizationDisplay.from_estimator(of, X, [BOX] * 12, n_columns="a"),
-        lambda of: ViewPairDisplay.from_estimator(of, X, alpha=0.5),
-        lambda of: sklcam.report(of, X, Y, "no/such/folder/page.html"),
+        lambda clf: clf.explain(X, 99),
+        lambda clf: clf.explain(X, out=np.zeros(3)),
+        lambda clf: clf.explain_batch(INPUTS, methods=["gradcam", "gradcm"]),
+        lambda clf: clf.strongest_channels(X, k=0),
+        lambda clf: evaluate(estimator=clf, boxes=[BOX] * 11 + [-BOX]),
+        lambda clf: with_params_of(clf, "iauc", n_steps=0),
+        lambda clf: with_params_of(clf, "consistency", views=3),
+        lambda clf: CAMDisplay.from_estimator(clf, X, kind="x"),
+        lambda clf: CAMDisplay.from_estimator(clf, X, alpha=2),
+        lambda clf: CAMDisplay.from_estimator(clf, X, alpha="x"),
+        lambda clf: CAMDisplay.from_estimator(clf, X, cmap="virids"),
+        lambda clf: CAMDisplay.from_estimator(clf, X, limits=(1, 0)),
+        lambda clf: CAMDisplay.from_estimator(clf, X, limits=3),
+        lambda clf: CAMDisplay.from_estimator(clf, X, ax=3),
+        lambda clf: CAMDisplay.from_estimator(clf, X, colour="red"),
+        lambda clf: CAMDisplay.from_estimator(clf, X, methods=["gradcam", "gradcm"]),
+        lambda clf: ConsistencyDisplay.from_estimator(clf, X, bins=0),
+        lambda clf: LocalizationDisplay.from_estimator(clf, X, [BOX] * 12, n_columns="a"),
+        lambda clf: ViewPairDisplay.from_estimator(clf, X, alpha=0.5),
+        lambda clf: sklcam.report(clf, X, Y, "no/such/folder/page.html"),
     ],
 )
 def test_nothing_is_run_before_a_refusal(refused, asleep):
