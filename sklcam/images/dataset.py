@@ -127,23 +127,7 @@ class ImageDataset(FramedDataset):
         ValueError
             If image i cannot be read, or is not an image.
         """
-        i = range(len(self))[i]
-        return self.read(i).image, self._label(i)
-
-    def read(self, i: int) -> FramedImage:
-        """Read image i, at `image_size` and as it was.
-
-        Parameters
-        ----------
-        i : int
-
-        Returns
-        -------
-        FramedImage
-            Of Tensors of shape (n_channels, height, width).
-        """
-        original = self._source.read(i)
-        return FramedImage(resize_image(original, self.image_size, self.resize), original)
+        return self.__getitems__([i])[0]
 
     def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
         """Read several images, all returned in one dtype.

@@ -25,8 +25,6 @@ class FramedImage(NamedTuple):
 class FramedDataset(Dataset[Any]):
     """Equally sized images, each of which knows its original.
 
-    As a torch data set, it yields pairs of an image and a label.
-
     Attributes
     ----------
     n_channels : int
@@ -47,15 +45,12 @@ class FramedDataset(Dataset[Any]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, i: int) -> FramedImage:
-        """Read image i."""
-
     def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
         """Read several images, all returned in one dtype."""
-        return [self.read(i) for i in indices]
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
-        return self.read(i).image, torch.tensor(0)
+    def read(self, i: int) -> FramedImage:
+        """Read image i, at the network's input size and as it was."""
+        return self.read_batch([i])[0]
 
 
 class FramedItems(Dataset[Any]):

@@ -1,15 +1,15 @@
-"""Adapters: one object that knows what kind of network it has.
+"""Adapters: one object that knows the kind of a network.
 
 How a network is called, what its output means and how images are prepared for it depend on where it
-comes from. :func:`adapt` decides that once; everybody else asks the adapter.
+comes from. :func:`adapt` decides that once, and everybody else asks the adapter.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,13 +23,14 @@ from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.normalization import normalize
+from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
 
-# How far from 1 a row of probabilities may sum.
+# Rounding, in half precision too, may take the sum of a row of probabilities this far from 1.
 _SUM_TOLERANCE = 1e-3
 
 
@@ -37,7 +38,7 @@ _SUM_TOLERANCE = 1e-3
 class Preparation:
     """How images become a network's input, and how they are read.
 
-    None, or "auto", is the network's own way where it has one.
+    None and "auto" stand for the network's own way, where it has one.
     """
 
     image_size: int | tuple[int, int] | None = None
@@ -49,12 +50,12 @@ class Preparation:
 
     def changed(self) -> list[str]:
         """Return the names of what was set about the images themselves."""
-        return [
-            field.name
-            for field in fields(self)
-            if field.name not in ("batch_size", "num_workers")
-            and not isinstance(getattr(self, field.name), type(field.default))
-        ]
+
+        def is_default(value: object) -> bool:
+            return value is None or (isinstance(value, str) and value == "auto")
+
+        about_images = ("image_size", "resize", "mean", "std")
+        return [name for name in about_images if not is_default(getattr(self, name))]
 
 
 class Adapter(ABC):
@@ -117,19 +118,12 @@ class Adapter(ABC):
     def forward(self, inputs: Inputs) -> Tensor:
         """Run the network, in whatever mode it is in; its first output if it has several."""
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Set the network to evaluation mode, and put back the mode of each module afterwards."""
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training  # not train(), which a network may have overridden
+        return evaluating(self.network)
 
     def learn(self, output: Tensor) -> None:  # noqa: B027  some models say it themselves
-        """Decide what the output means by that of a sample; called once, in an explainer's fit."""
+        """Decide from the output for a sample what outputs mean; called once, in ``fit``."""
 
     @abstractmethod
     def probabilities(self, output: Tensor) -> Tensor:
@@ -232,13 +226,11 @@ class ModuleAdapter(Adapter):
         return _first(inputs.call(self.model))
 
     def learn(self, output: Tensor) -> None:
-        if output.ndim == 2:
+        # Of a single class the softmax is 1, whatever the network says.
+        if output.ndim == 2 and output.shape[1] > 1:
             output = at_least_float32(output)
-            sums_to_one = (output.sum(dim=1) - 1).abs() < _SUM_TOLERANCE
-            # Of a single class the softmax is 1, whatever the network says.
-            self.gives_probabilities = output.shape[1] > 1 and bool(
-                (sums_to_one & (output >= 0).all(dim=1)).all()
-            )
+            is_distribution = (output.sum(dim=1) - 1).abs() < _SUM_TOLERANCE
+            self.gives_probabilities = bool((is_distribution & (output >= 0).all(dim=1)).all())
 
     def probabilities(self, output: Tensor) -> Tensor:
         output = at_least_float32(output)
@@ -254,7 +246,7 @@ class SkorchAdapter(ModuleAdapter):
     def network(self) -> nn.Module:
         if not getattr(self.model, "initialized_", False) or not hasattr(self.model, "module_"):
             raise NotFittedError(
-                f"CAMExplainer explains trained models; fit the {type(self.model).__name__} first."
+                f"Only trained models are explained; fit the {type(self.model).__name__} first."
             )
         return self.model.module_
 
@@ -276,7 +268,7 @@ class SkorchAdapter(ModuleAdapter):
 
 
 class BinarySkorchAdapter(SkorchAdapter):
-    """A skorch net of one output, the second class's. It is shown as two, so that both have one."""
+    """A skorch net with one output, the second class's; it is split, to give each class its own."""
 
     task: ClassVar[Task] = "binary"
 

@@ -1,15 +1,13 @@
 """Many forward passes, faster: folded batch normalisation, and memory in channels_last.
 
-In evaluation mode a batch normalisation is one more scaling of the weights of the convolution
-before it. Methods that run a network on hundreds of changed images save its passes over memory. The
-network itself is not changed: the folded weights live beside it, and are swapped in by functions,
-for as long as a context is open.
+In evaluation mode a batch normalisation only scales and shifts the output of a convolution. Methods
+that run a network on hundreds of changed images save its passes over memory. The network itself is
+not changed: the folded weights live beside it, and functions swap them in while a context is open.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +16,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Folded:
-    """What a convolution is to be computed with, instead of its own."""
+    """A convolution's weight and bias, with the normalisation in them."""
 
     weight: Tensor
     bias: Tensor
 
     def to(self, dtype: torch.dtype) -> _Folded:
-        """Return the same in another dtype."""
         return _Folded(self.weight.to(dtype), self.bias.to(dtype))
+
+
+@dataclass(eq=False)
+class _Pair:
+    """A convolution, and the normalisation that its output goes to."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    has_another_use: bool = False
+
+    def normalize(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        """Note the arguments of ``batch_norm``."""
+        if training or running_mean is None or running_var is None:
+            self.has_another_use = True
+            return
+        scale = (running_var.detach() + eps).rsqrt()
+        self.scale = scale if weight is None else scale * weight.detach()
+        shift = -running_mean.detach() * self.scale
+        self.shift = shift if bias is None else shift + bias.detach()
+
+    def fold(self, memory_format: torch.memory_format) -> _Folded | None:
+        """Return both as one convolution, unless the output goes elsewhere, too."""
+        if self.has_another_use or self.scale is None or self.shift is None:
+            return None
+        shift = self.shift if self.bias is None else self.shift + self.bias * self.scale
+        folded = self.weight * self.scale.view(-1, *[1] * (self.weight.ndim - 1))
+        if folded.ndim == 4:
+            folded = folded.contiguous(memory_format=memory_format)
+        return _Folded(folded, shift).to(self.weight.dtype)
 
 
 class LearnPairs(TorchFunctionMode):
@@ -52,11 +91,9 @@ class LearnPairs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # By the identity of the convolution's weight, which the network keeps alive.
-        self._convolutions: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._normalizations: dict[int, tuple[Tensor, Tensor]] = {}
-        self._spoilt: set[int] = set()
-        self._outputs: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        # By the convolution's weight. One that is made anew in each pass is soon gone from here.
+        self._pairs: MutableMapping[Tensor, _Pair] = WeakTensorKeyDictionary()
+        self._outputs: MutableMapping[Tensor, _Pair] = WeakTensorKeyDictionary()
 
     def folded(
         self, memory_format: torch.memory_format = torch.contiguous_format
@@ -66,101 +103,52 @@ class LearnPairs(TorchFunctionMode):
         Weights of two dimensions are kept in the memory format, which should be that of the images:
         each run would have to rearrange them otherwise.
         """
-        pairs = {
-            key: _fold(*self._convolutions[key], *normalization, memory_format)
-            for key, normalization in self._normalizations.items()
-            if key not in self._spoilt
-        }
-        return FoldedConvolutions(pairs)
+        folded: MutableMapping[Tensor, _Folded] = WeakTensorKeyDictionary()
+        for weight, pair in self._pairs.items():
+            one = pair.fold(memory_format)
+            if one is not None:
+                folded[weight] = one
+        return FoldedConvolutions(folded)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _CONVOLUTIONS and len(args) > 1:
-            self._spoil((args[0],))
+            self._mark_used(args[:1])
             self._add_convolution(result, *args[1:3], **kwargs)
         elif func is F.batch_norm and self._is_first_use(args):
-            self._add_normalization(*args, **kwargs)
+            self._outputs[args[0]].normalize(*args, **kwargs)
         elif func not in _QUESTIONS and not _is_plain_property(func, result):
-            self._spoil((*args, *kwargs.values()))  # another use
+            self._mark_used((*args, *kwargs.values()))
         return result
 
     def _add_convolution(
         self, output: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> None:
-        key = id(weight)
-        if key in self._convolutions:  # used twice
-            self._spoilt.add(key)
-        self._convolutions[key] = weight.detach(), None if bias is None else bias.detach()
-        self._outputs[id(output)] = weakref.ref(output), key
-
-    def _key_of(self, tensor: Any) -> int | None:
-        reference, key = self._outputs.get(id(tensor), (None, None))
-        return key if reference is not None and reference() is tensor else None
+        pair = _Pair(weight.detach(), None if bias is None else bias.detach())
+        pair.has_another_use = weight in self._pairs  # it runs twice
+        self._pairs[weight] = self._outputs[output] = pair
 
     def _is_first_use(self, args: tuple[Any, ...]) -> bool:
-        key = self._key_of(args[0]) if args else None
-        return key is not None and key not in self._normalizations
+        pair = self._outputs.get(args[0]) if args else None
+        return pair is not None and pair.scale is None
 
-    def _add_normalization(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> None:
-        key = self._key_of(x)
-        assert key is not None
-        if training or running_mean is None or running_var is None:
-            self._spoilt.add(key)
-            return
-        scale = (running_var.detach() + eps).rsqrt()
-        scale = scale if weight is None else scale * weight.detach()
-        shift = -running_mean.detach() * scale
-        self._normalizations[key] = scale, shift if bias is None else shift + bias.detach()
-
-    def _spoil(self, values: Any) -> None:
+    def _mark_used(self, values: Any) -> None:
         for value in values:
             if isinstance(value, tuple | list):
-                self._spoil(value)
-            elif isinstance(value, Tensor):
-                key = self._key_of(value)
-                if key is not None:
-                    self._spoilt.add(key)
-
-
-def _fold(
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    memory_format: torch.memory_format,
-) -> _Folded:
-    shift = shift if bias is None else shift + bias * scale
-    folded = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    if folded.ndim == 4:
-        folded = folded.contiguous(memory_format=memory_format)
-    return _Folded(folded, shift).to(weight.dtype)
+                self._mark_used(value)
+            elif isinstance(value, Tensor) and value in self._outputs:
+                self._outputs[value].has_another_use = True
 
 
 class FoldedConvolutions(TorchFunctionMode):
     """Compute pairs of convolution and batch normalisation as one; see :class:`LearnPairs`."""
 
-    def __init__(self, pairs: dict[int, _Folded]):
+    def __init__(self, pairs: MutableMapping[Tensor, _Folded]):
         super().__init__()
-        self._pairs = pairs
-        self._cast: dict[tuple[int, torch.dtype], _Folded] = {}
-        self._outputs: dict[int, weakref.ref[Tensor]] = {}
+        self._pairs = pairs  # by the convolution's own weight
+        self._cast: dict[tuple[_Folded, torch.dtype], _Folded] = {}
+        self._outputs: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -171,39 +159,30 @@ class FoldedConvolutions(TorchFunctionMode):
 
     def _pair_of(self, weight: Tensor) -> _Folded | None:
         """Return the pair in the dtype that it is computed in: autocast would cast at each use."""
-        key, kind = id(weight), weight.device.type
-        pair = self._pairs.get(key)
-        if pair is None or weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        pair, device = self._pairs.get(weight), weight.device.type
+        if pair is None or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
             return pair
-        dtype = torch.get_autocast_dtype(kind)
-        if (key, dtype) not in self._cast:
-            self._cast[key, dtype] = pair.to(dtype)
-        return self._cast[key, dtype]
+        dtype = torch.get_autocast_dtype(device)
+        if (pair, dtype) not in self._cast:
+            self._cast[pair, dtype] = pair.to(dtype)
+        return self._cast[pair, dtype]
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and len(args) > 1:
             pair = self._pair_of(args[1])
             if pair is not None:
                 kwargs = {name: value for name, value in kwargs.items() if name != "bias"}
                 output = func(args[0], pair.weight, pair.bias, *args[3:], **kwargs)
-                self._outputs[id(output)] = weakref.ref(output)
+                self._outputs[output] = True
                 return output
-        elif func is F.batch_norm and args:
-            reference = self._outputs.pop(id(args[0]), None)
-            if reference is not None and reference() is args[0]:
-                return args[0]
+        elif func is F.batch_norm and args and self._outputs.pop(args[0], False):
+            return args[0]  # it is in the weights
         return func(*args, **kwargs)
 
 
 _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d})
-# About the shape and kind of a tensor, not about its values.
+# They ask for the shape and kind of a tensor, not for its values.
 _QUESTIONS = frozenset(
     {
         Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement,
@@ -223,7 +202,7 @@ def learn_folding(
     expected: Tensor,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> FoldedConvolutions | None:
-    """Return a network's folded convolutions, if it has any and they compute what it does.
+    """Return a network's folded convolutions, if it has any and its output stays the same.
 
     Parameters
     ----------
@@ -232,7 +211,7 @@ def learn_folding(
     inputs
         For the network.
     expected : Tensor
-        What the network returns for them.
+        The network's output for them.
     memory_format : torch.memory_format, default=torch.contiguous_format
         That of the images.
 
@@ -248,6 +227,7 @@ def learn_folding(
             return None
         with folded:
             output = forward(inputs)
+    # Rounding differs, and half precision has three digits: what is to be found is another network.
     tolerance = 1e-3 if output.dtype in (torch.float32, torch.float64) else 0.05
     scale = expected.abs().amax().item()
     is_same = torch.allclose(output, expected.detach(), rtol=tolerance, atol=tolerance * scale)
@@ -256,14 +236,14 @@ def learn_folding(
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """How a network runs the fastest when it runs often.
+    """The fastest way to run a network many times.
 
     Attributes
     ----------
     memory_format : torch.memory_format
-        That images are best given in.
+        The one to give images in.
     folded : context manager
-        Runs are to be made within it.
+        The one to run the network in.
     """
 
     memory_format: torch.memory_format
@@ -280,7 +260,7 @@ def plan_inference(
     image: Tensor,
     expected: Tensor,
 ) -> InferencePlan:
-    """Find out how a network runs the fastest, by one or two passes of one image.
+    """Find the fastest way to run a network many times, by a few passes of one image.
 
     Parameters
     ----------
@@ -290,13 +270,12 @@ def plan_inference(
         Puts an image into the network's inputs.
     image : Tensor of shape (1, channels, height, width)
     expected : Tensor
-        What the network returns for it.
+        The network's output for it.
 
     Returns
     -------
     InferencePlan
-        In channels_last, unless the network does not take that, as it views its tensors as if they
-        lay otherwise.
+        In channels_last, unless the network fails on it, as one does that uses ``view``.
     """
     for memory_format in (torch.channels_last, torch.contiguous_format):
         try:
@@ -311,5 +290,5 @@ def plan_inference(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says no more than that the batch was too large."""
+    """Whether the batch was too large, which says nothing about the network."""
     return isinstance(error, torch.OutOfMemoryError)

@@ -1,12 +1,12 @@
-"""What a network is called with: images, and whatever goes with them.
+"""Inputs: what a network is called with.
 
-Most networks take images alone. Some take more, by name: :class:`Inputs` holds both kinds, so that
+Most networks take images alone. Some take more, by name. :class:`Inputs` holds either, so that
 nobody else has to ask which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ class Inputs:
 
     @property
     def arguments(self) -> Tensor | dict[str, Tensor]:
-        """What the network is called with: a tensor, or a dict to be passed by name."""
+        """The images, or a dict of all inputs, to be passed by name."""
         return self.images if self.name is None else {**self.others, self.name: self.images}
 
     def call(self, network: Callable[..., Any]) -> Any:
@@ -144,22 +144,16 @@ class NetworkTensors(FramedDataset):
         self._X = X
         if len(X) == 0:
             raise ValueError("X is empty: at least one image is needed.")
-        if isinstance(X, Tensor) and X.ndim != 4:
-            raise ValueError(
-                f"A tensor of images must be of shape (n_images, channels, height, width); got "
-                f"{tuple(X.shape)}."
-            )
         first = _image_of(X[0])
         if first.ndim != 3:
             raise ValueError(
-                f"The data set's images must be of shape (channels, height, width); the first one "
-                f"is {tuple(first.shape)}."
+                "A network's images must be of shape (channels, height, width); the first one of X "
+                f"is of {tuple(first.shape)}."
             )
-        self.n_channels = len(first)
-        self.image_size = (first.shape[1], first.shape[2])
-        self.uniform_size = self.image_size
         if first.is_meta:
             raise ValueError("X is on the meta device, where tensors have no values.")
+        self.n_channels = len(first)
+        self.image_size = self.uniform_size = (first.shape[1], first.shape[2])
         # A tensor is looked at as a whole, once. The items of a data set are, as they are read.
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
             raise ValueError("X has values that are NaN or infinite.")
@@ -167,8 +161,12 @@ class NetworkTensors(FramedDataset):
     def __len__(self) -> int:
         return len(self._X)
 
-    def read(self, i: int) -> FramedImage:
-        """Return image i; its own size is the one that the network gets."""
+    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
+        """Return images; their own size is the one that the network gets."""
+        images = [self._read(i) for i in indices]
+        return [FramedImage(image, image) for image in images]
+
+    def _read(self, i: int) -> Tensor:
         image = _image_of(self._X[i])
         if tuple(image.shape) != (self.n_channels, *self.image_size):
             raise ValueError(
@@ -177,8 +175,7 @@ class NetworkTensors(FramedDataset):
             )
         if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
             raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
-        image = image.detach()
-        return FramedImage(image, image)
+        return image.detach()
 
 
 class OtherInputs:
