@@ -36,9 +36,9 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
     if hasattr(X, "iloc"):  # a pandas Series is indexed by its labels, not by position
         X = np.asarray(X)
     if isinstance(X, np.ndarray | Tensor):
-        if isinstance(indices, range) and indices.step == 1:
+        if isinstance(indices, range) and indices.step == 1 and indices.start >= 0:
             return X[indices.start : indices.stop]  # a view: no copy of a memory map
-        positions = np.asarray(indices)
+        positions = np.asarray(indices, dtype=np.intp)
         return X[torch.from_numpy(positions) if isinstance(X, Tensor) else positions]
     if isinstance(X, Dataset):
         return Subset(X, list(map(int, indices)))

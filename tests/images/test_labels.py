@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from image_forms import Stream
+from torch.utils.data import Dataset, Subset
 
 from sklcam.images.labels import check_labels, dataset_labels, encode_labels, labels_for
 
@@ -16,11 +17,6 @@ class UnreadableDataset(Dataset):
 
     def __getitem__(self, i):
         raise AssertionError("an image was read")
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter([torch.zeros(3, 4, 4)])
 
 
 def test_labels_of_data_sets_without_a_read():
