@@ -358,7 +358,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
     return [
         ("no images", lambda: make().explain(None), "X is None"),
         ("a table", lambda: make().explain(X.reshape(12, -1)), "tables are not images"),
-        ("five axes", lambda: make().explain(INPUTS[None]), r"\(1, 2, 1, 16, 16\)"),
+        ("five axes", lambda: make().explain(INPUTS[None]), r"2, 1, 16, 16\)"),
         ("empty", lambda: make().explain(images[:0]), "X is empty"),
         ("NaN", lambda: make().explain(images * NAN), "NaN or infinite"),
         ("meta", lambda: make().explain(INPUTS.to("meta")), "meta device"),
@@ -423,7 +423,11 @@ CLASSIFIER: list[Row] = [
         lambda: classifier(image_size=10).fit(X, Y),
         "windows of 11 pixels; got image",
     ),
-    ("a schedule's text", lambda: classifier(alpha=lambda _: "z").fit(X, Y), "What alpha returns"),
+    (
+        "a schedule's text",
+        lambda: classifier(alpha=lambda _: "z").fit(X, Y),
+        "The weight that alpha returns",
+    ),
     (
         "augmented",
         lambda: classifier(augment=lambda i: 3).fit(X, Y),
@@ -482,7 +486,7 @@ REFUSALS: dict[str, list[Row]] = {
             num_workers=[-1],
             verbose=["a"],
         ),
-        ("untrained", lambda: CAMExplainer(classifier()).fit(), "fit the Consis", NotFittedError),
+        ("untrained", lambda: CAMExplainer(classifier()).fit(), "not fitted yet", NotFittedError),
         ("before fit", lambda: CAMExplainer(NET).explain(X), "is not fitted yet", NotFittedError),
         ("two methods", lambda: CAMExplainer(NET, "gradcan").fit(INPUTS), "Did you mean: gradcam"),
         ("options", lambda: CAMExplainer(NET, cam.GradCAM(pooling="x")).fit(), "pooling must be"),
@@ -638,7 +642,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("one class", lambda: TripletCAM().fit(embedder(), X, Y * 0), "12 images of 1 classes"),
     ],
     "TopK": [
-        ("none", lambda: cam.TopK(0), "k, how many classes .* an int >= 1; got 0"),
+        ("none", lambda: cam.TopK(0), "k, the number of classes .* an int >= 1; got 0"),
         ("a word", lambda: cam.TopK("a"), "an int >= 1; got 'a'"),
         ("True", lambda: cam.TopK(True), "an int >= 1; got True"),
         ("too many", lambda: cam.target_scores(LOGITS, cam.TopK(9)), "more classes .*: 3"),
@@ -1702,10 +1706,10 @@ FILES: dict[str, list[Row]] = {
         (
             "a network",
             lambda f: sklcam.save(NET, f / "x"),
-            "by an explainer around",
+            "by a CAMExplainer around",
             PersistenceError,
         ),
-        ("a class", lambda f: sklcam.save(CAMExplainer, f / "x"), "got a type", PersistenceError),
+        ("a class", lambda f: sklcam.save(CAMExplainer, f / "x"), "ABCMeta", PersistenceError),
         (
             "a lambda",
             lambda f: sklcam.save(classifier(alpha=lambda e: 1), f / "x"),
@@ -1732,7 +1736,7 @@ FILES: dict[str, list[Row]] = {
         (
             "a class",
             lambda _: sklcam.model_card(CAMExplainer),
-            "describes the estimators .* a type",
+            "describes the estimators .*ABCMeta",
         ),
         ("a number", lambda _: sklcam.model_card(explainer(), metrics=3), "metrics must be a dict"),
     ],
