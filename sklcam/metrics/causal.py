@@ -187,17 +187,9 @@ def causal_curves(
     >>> insertion_auc(curves), deletion_auc(curves)
     (tensor([0.8750]), tensor([0.1250]))
     """
-    sweep = PixelSweep(
-        score,
-        images,
-        maps,
-        n_steps=n_steps,
-        start=start,
-        end=end,
-        full=full,
-        batch_size=batch_size,
-    )
-    return CausalCurves(sweep.fractions, sweep.insertion(), sweep.deletion())
+    sweep = PixelSweep(score, images, maps, n_steps, start, end, full, batch_size)
+    insertion, deletion = sweep.insertion_curve(), sweep.deletion_curve()
+    return CausalCurves(*insertion, deletion.deletion)
 
 
 def insertion_curve(
@@ -240,10 +232,8 @@ def insertion_curve(
     >>> curve.insertion, insertion_auc(curve)
     (tensor([[0.0000, 0.5000, 1.0000]]), tensor([0.5000]))
     """
-    sweep = PixelSweep(
-        score, images, maps, n_steps=n_steps, start=start, full=full, batch_size=batch_size
-    )
-    return InsertionCurve(sweep.fractions, sweep.insertion())
+    sweep = PixelSweep(score, images, maps, n_steps, start, None, full, batch_size)
+    return sweep.insertion_curve()
 
 
 def deletion_curve(
@@ -286,10 +276,8 @@ def deletion_curve(
     >>> curve.deletion, deletion_auc(curve)
     (tensor([[1.0000, 0.5000, 0.0000]]), tensor([0.5000]))
     """
-    sweep = PixelSweep(
-        score, images, maps, n_steps=n_steps, end=end, full=full, batch_size=batch_size
-    )
-    return DeletionCurve(sweep.fractions, sweep.deletion())
+    sweep = PixelSweep(score, images, maps, n_steps, None, end, full, batch_size)
+    return sweep.deletion_curve()
 
 
 def insertion_auc(curves: CausalCurves | InsertionCurve) -> Tensor:
@@ -372,7 +360,6 @@ class PixelSweep:
         score: Score,
         images: Tensor,
         maps: Tensor,
-        *,
         n_steps: int = 224,
         start: Base | None = None,
         end: Base | None = None,
@@ -392,7 +379,7 @@ class PixelSweep:
         self._score = score
         self._images = images
         counts = torch.linspace(0, n_pixels, n_steps + 1, device=images.device).round()
-        self.fractions = counts / n_pixels
+        self._fractions = counts / n_pixels
         self._n_steps = n_steps
         self._start = blur if start is None else start
         self._end = torch.zeros_like if end is None else end
@@ -408,17 +395,19 @@ class PixelSweep:
             return score_in_batches(self._score, self._images, self._batch_size)[:, None]
         return self._own_score.float()[:, None]
 
-    def insertion(self) -> Tensor:
-        """Return the scores (n_images, n_steps + 1) as salient pixels replace those of start."""
+    def insertion_curve(self) -> InsertionCurve:
+        """Return the scores as salient pixels replace those of the start."""
         base = _base(self._images, self._start)
         between = self._between(base, self._is_salient)
-        return torch.cat([self._score_base(base), between, self._full], dim=1)
+        scores = torch.cat([self._score_base(base), between, self._full], dim=1)
+        return InsertionCurve(self._fractions, scores)
 
-    def deletion(self) -> Tensor:
-        """Return the scores (n_images, n_steps + 1) as those of the end replace salient pixels."""
+    def deletion_curve(self) -> DeletionCurve:
+        """Return the scores as pixels of the end replace salient ones."""
         base = _base(self._images, self._end)
         between = self._between(base, lambda *job: ~self._is_salient(*job))
-        return torch.cat([self._full, between, self._score_base(base)], dim=1)
+        scores = torch.cat([self._full, between, self._score_base(base)], dim=1)
+        return DeletionCurve(self._fractions, scores)
 
     def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
         return self._ranks[rows] < self._counts[steps, None, None]

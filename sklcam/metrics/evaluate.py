@@ -7,10 +7,9 @@ process or several, and nothing of a batch is kept but one value per image and m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from numbers import Integral
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,30 +17,43 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
-from sklcam._validation import check_callable, describe, draw_seed
+from sklcam._validation import check_callable, draw_seed
 from sklcam.cam.base import check_batch_size
 from sklcam.cam.targets import Target
-from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.base import AnyMethod, Explainable, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
-from sklcam.explain.opened import Batch, OpenedImages
-from sklcam.images.labels import labels_for
+from sklcam.explain.opened import OpenedImages
 from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
-from sklcam.metrics.masks import check_boxes
-from sklcam.metrics.measurement import NO_PROBABILITY, Annotations, Measurement, Measurer
+from sklcam.metrics._checks import (
+    check_boxes_of_all,
+    check_classes,
+    check_has_probability,
+    check_lengths,
+    check_maps_are_single,
+    check_n_jobs,
+    check_objects,
+    labels_if_needed,
+)
+from sklcam.metrics.measurement import (
+    Annotations,
+    Measurement,
+    Measurer,
+    PerImage,
+)
 from sklcam.metrics.plan import (
     OutputScore,
     Params,
     Plan,
     check_metric_params,
     make_plan,
-    metrics_of_confidence,
 )
-from sklcam.metrics.registry import Metric, all_needs, get_metrics
+from sklcam.metrics.registry import Metric, get_metrics
 from sklcam.metrics.summary import Evaluation
 
 Observed = TypeVar("Observed")
 Observer = Callable[[Measurement], Observed]
+AnyEstimator = Explainer | Explainable | torch.nn.Module
 AnyMetrics = str | Metric | Sequence[str | Metric]
 
 _PARTS_PER_JOB = 4  # so that the progress bar moves before the end
@@ -74,15 +86,15 @@ def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[s
 
 
 def evaluate(
-    estimator: Explainer | torch.nn.Module,
+    estimator: AnyEstimator,
     X: Any,
     y: Any = None,
     *,
     metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
     method: AnyMethod | None = None,
     target: Any = None,
-    boxes: Sequence[Any] | None = None,
-    masks: Sequence[Any] | None = None,
+    boxes: PerImage = None,
+    masks: PerImage = None,
     score: OutputScore | None = None,
     metric_params: Params | None = None,
     batch_size: int | None = None,
@@ -112,7 +124,7 @@ def evaluate(
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
     masks : sequence of array-like of shape (height, width) or None, default=None
         The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
-        [0, 1]. Where either would do, masks go before boxes.
+        [0, 1]. They go before boxes.
     score : callable or None, default=None
         Turns the network's output into one score in [0, 1] per image. The metrics of confidence
         need it where the target is not a class.
@@ -166,7 +178,7 @@ def evaluate(
     >>> [f"{value:.4f}" for value in result["complexity"]]
     ['0.9998', '0.9998', '0.9998']
     """
-    _check_n_jobs(n_jobs)
+    check_n_jobs(n_jobs)
     evaluator: Evaluator[None] = Evaluator(
         estimator,
         X,
@@ -185,7 +197,7 @@ def evaluate(
 
 
 def consistency_score(
-    estimator: Explainer | torch.nn.Module,
+    estimator: AnyEstimator,
     X: Any,
     *,
     method: AnyMethod | None = None,
@@ -260,13 +272,12 @@ def consistency_score(
 class Evaluator(Generic[Observed]):
     """An evaluation that has been checked and is ready to run; X is open.
 
-    :func:`evaluate` is the short way. An evaluator also lets an observer see each batch while it is
-    there: its images, maps, predictions and values, without a second look at the images.
+    :func:`evaluate` is the short way. An evaluator also shows each batch to an observer while it is
+    there, with its images, maps, predictions and values.
 
     Parameters
     ----------
-    estimator, X, y, metrics, method, target, boxes, masks, score, metric_params, batch_size, \
-random_state
+    estimator, X, y and all options of an evaluation
         See :func:`evaluate`.
     needs : sequence of str, default=()
         Quantities that the observer asks for beside those of the metrics: see :class:`Metric`.
@@ -310,15 +321,15 @@ random_state
 
     def __init__(
         self,
-        estimator: Explainer | torch.nn.Module,
+        estimator: AnyEstimator,
         X: Any,
         y: Any = None,
         *,
         metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
         method: AnyMethod | None = None,
         target: Any = None,
-        boxes: Sequence[Any] | None = None,
-        masks: Sequence[Any] | None = None,
+        boxes: PerImage = None,
+        masks: PerImage = None,
         score: OutputScore | None = None,
         metric_params: Params | None = None,
         batch_size: int | None = None,
@@ -328,7 +339,7 @@ random_state
     ):
         # First what can be told without the estimator, which may have to be fitted.
         self.metrics = get_metrics(metrics)
-        _check_objects(self.metrics, boxes, masks)
+        check_objects(self.metrics, boxes, masks)
         if (isinstance(target, Target) and target.several) or (
             not callable(target) and np.ndim(target) == 2
         ):
@@ -338,8 +349,8 @@ random_state
         if score is not None:
             check_callable("score", score, "of the network's output, one number per image")
         elif callable(target):
-            _check_has_probability(False, self.metrics)
-        self.labels = _labels(X, y, self.metrics)
+            check_has_probability(False, self.metrics)
+        self.labels = labels_if_needed(X, y, self.metrics)
 
         self.explainer = as_explainer(estimator, X)
         chosen = self.explainer.as_method(method)
@@ -355,13 +366,13 @@ random_state
         )
         self.opened = self.explainer.open(X, originals=originals)
         self._question = self.explainer.as_target(target, len(self.opened))
-        _check_maps_are_single(self.explainer, self.plan)
+        check_maps_are_single(self.explainer, self.plan)
         if score is None:
-            _check_has_probability(self._question.names_classes, self.metrics)
+            check_has_probability(self._question.names_classes, self.metrics)
         self._annotations = Annotations(self.labels, boxes, masks)
-        _check_lengths(self._annotations, len(self.opened))
-        _check_classes(self.metrics, self.labels, self.explainer.classes_)
-        _check_boxes(boxes)
+        check_lengths(self._annotations, len(self.opened))
+        check_classes(self.metrics, self.labels, self.explainer.classes_)
+        check_boxes_of_all(boxes)
         self._X, self._originals = X, originals
 
     def run(
@@ -387,40 +398,42 @@ random_state
         observed : list
             What the observer returned, in the order of the images.
         """
-        _check_n_jobs(n_jobs)
+        check_n_jobs(n_jobs)
         n_images = len(self.opened)
         with tqdm(total=n_images, desc="evaluate", leave=False, disable=not progress) as bar:
             if effective_n_jobs(n_jobs) > 1:
                 parts = list(self._in_processes(observe, n_jobs, bar))
             else:
-                measure = _Measure(self.explainer, self.plan, list(self.metrics), observe)
-                parts = [measure(self.opened, self._question, self._annotations, bar=bar)]
-        n_constant = sum(part.n_constant for part in parts)
+                rest = (self._question, self._annotations, self.plan, observe)
+                parts = [_measure(self.explainer, self.opened, *rest, bar=bar)]
+        values = {
+            name: np.concatenate([part[name] for part, _ in parts]) for name in self.plan.collected
+        }
+        n_constant = int(values.pop("constant_views", np.zeros(1)).sum())
         if n_constant:
             warnings.warn(
                 f"{n_constant} of {n_images} images have a constant map, for themselves or for "
                 "their view; each counts as 0.",
                 stacklevel=3,
             )
-        values = {
-            name: np.concatenate([part.values[name] for part in parts]) for name in self.metrics
-        }
-        return Evaluation(**values), [seen for part in parts for seen in part.observed]
+        return Evaluation(**values), [seen for _, observed in parts for seen in observed]
 
     def _in_processes(
         self, observe: Observer[Observed] | None, n_jobs: int | None, bar: tqdm
-    ) -> Iterator[_Part]:
+    ) -> Iterator[tuple[dict[str, np.ndarray], list[Observed]]]:
         """Yield the results of parts of the images, in their order."""
         n_parts = _PARTS_PER_JOB * effective_n_jobs(n_jobs)
         edges = np.linspace(0, len(self.opened), n_parts + 1).astype(int).tolist()
         spans = [(start, stop) for start, stop in pairwise(edges) if start < stop]
-        measure = _Measure(self.explainer, self.plan, list(self.metrics), observe)
-        # A part of X is opened where it is read: less has to go to the process than all of X.
+        # A process opens its part of X itself, so that not all of X has to go there.
         results = Parallel(n_jobs=n_jobs, return_as="generator")(
-            delayed(measure.open_and_measure)(
+            delayed(_open_and_measure)(
+                self.explainer,
                 take_rows(self._X, range(start, stop)),
                 self._question.take(slice(start, stop)),
-                self._annotations.take(start, stop),
+                self._annotations.take(slice(start, stop)),
+                self.plan,
+                observe,
                 first_row=start,
                 originals=self._originals,
             )
@@ -431,93 +444,47 @@ random_state
             yield part
 
 
-class _Part(NamedTuple):
-    """The results of some of the images."""
-
-    values: dict[str, np.ndarray]
-    observed: list[Any]
-    n_constant: int
+def _open_and_measure(
+    explainer: Explainer, X: Any, *rest: Any, first_row: int, originals: bool
+) -> tuple[dict[str, np.ndarray], list[Any]]:
+    return _measure(explainer, explainer.open(X, originals=originals), *rest, first_row=first_row)
 
 
-class _Measure:
-    """Measures images in whichever process it is called."""
-
-    def __init__(
-        self,
-        explainer: Explainer,
-        plan: Plan,
-        names: Sequence[str],
-        observe: Callable[[Measurement], Any] | None,
-    ):
-        self._explainer = explainer
-        self._plan = plan
-        self._names = names
-        self._observe = observe
-
-    def open_and_measure(
-        self,
-        X: Any,
-        question: Target,
-        annotations: Annotations,
-        *,
-        first_row: int,
-        originals: bool,
-    ) -> _Part:
-        opened = self._explainer.open(X, originals=originals)
-        return self(opened, question, annotations, first_row=first_row)
-
-    def __call__(
-        self,
-        opened: OpenedImages,
-        question: Target,
-        annotations: Annotations,
-        *,
-        first_row: int = 0,
-        bar: tqdm | None = None,
-    ) -> _Part:
-        measurer = Measurer(self._explainer, self._plan, first_row)
-        values: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
-        observed: list[Any] = []
-        n_constant = 0
-        for batch in opened.batches():
-            n_constant += self._add_batch(measurer, batch, question, annotations, values, observed)
-            if bar is not None:
-                bar.update(len(batch))
-        joined = {name: np.concatenate(parts) for name, parts in values.items()}
-        return _Part(joined, observed, n_constant)
-
-    def _add_batch(
-        self,
-        measurer: Measurer,
-        batch: Batch,
-        question: Target,
-        annotations: Annotations,
-        values: dict[str, list[np.ndarray]],
-        observed: list[Any],
-    ) -> int:
-        """Add the results of a batch, and return how many of its images have a constant map.
-
-        A function of its own, so that nothing of a batch is alive when the next one is read.
-        """
-        part = question.take(slice(batch.start, batch.stop))
-        known = annotations.take(batch.start, batch.stop)
-        measurement = Measurement(measurer, batch, part, known)
+def _measure(
+    explainer: Explainer,
+    opened: OpenedImages,
+    question: Target,
+    annotations: Annotations,
+    plan: Plan,
+    observe: Observer[Observed] | None,
+    *,
+    first_row: int = 0,
+    bar: tqdm | None = None,
+) -> tuple[dict[str, np.ndarray], list[Observed]]:
+    """Return the values of each image, and what the observer returned for each batch."""
+    measurer = Measurer(explainer, plan, first_row)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in plan.collected}
+    observed: list[Observed] = []
+    for batch in opened.batches():
+        rows = slice(batch.start, batch.stop)
+        measurement = Measurement(measurer, batch, question.take(rows), annotations.take(rows))
         for name, collected in values.items():
             collected.append(measurement[name].detach().double().cpu().numpy())
-        if self._observe is not None:
-            observed.append(self._observe(measurement))
-        if "consistency" not in self._plan.metrics:
-            return 0
-        return int(measurement["constant_views"].sum())
+        if observe is not None:
+            observed.append(observe(measurement))
+        if bar is not None:
+            bar.update(len(batch))
+        del measurement, batch  # nothing of a batch is alive when the next one is read
+    return {name: np.concatenate(parts) for name, parts in values.items()}, observed
 
 
-def as_explainer(estimator: Explainer | torch.nn.Module, X: Any) -> Explainer:
-    """Return the estimator if it explains, or an explainer around a network.
+def as_explainer(estimator: AnyEstimator, X: Any) -> Explainer:
+    """Return the estimator if it explains, its own explainer, or one around a network.
 
     Parameters
     ----------
-    estimator : Explainer or nn.Module
-        Fitted, if it is an explainer.
+    estimator : Explainer, estimator that brings one, or nn.Module
+        Fitted, unless it is a module.
     X : images
         A module's explainer is fitted to them.
 
@@ -534,6 +501,8 @@ def as_explainer(estimator: Explainer | torch.nn.Module, X: Any) -> Explainer:
     """
     if isinstance(estimator, torch.nn.Module):
         return CAMExplainer(estimator, verbose=0).fit(X)
+    if isinstance(estimator, Explainable):
+        return estimator.as_explainer()
     if not isinstance(estimator, Explainer):
         raise ValueError(
             "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
@@ -542,98 +511,3 @@ def as_explainer(estimator: Explainer | torch.nn.Module, X: Any) -> Explainer:
         )
     _ = estimator.adapter  # an error if it is not fitted
     return estimator
-
-
-# Checks at the door
-
-
-def _check_n_jobs(n_jobs: object) -> None:
-    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
-        raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
-
-
-def _names_needing(metrics: Mapping[str, Metric], quantity: str) -> str:
-    """Return the names of the metrics that a quantity goes into, for a message."""
-    return ", ".join(sorted(name for name in metrics if quantity in all_needs(metrics[name])))
-
-
-def _check_objects(
-    metrics: Mapping[str, Metric], boxes: object | None, masks: object | None
-) -> None:
-    """Raise a ValueError if metrics need to know where the objects are, and nobody says so."""
-    of_boxes = sorted(name for name, metric in metrics.items() if "boxes" in metric.needs)
-    if of_boxes and boxes is None:
-        raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
-    of_masks = _names_needing(metrics, "masks")
-    if of_masks and boxes is None and masks is None:
-        raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
-
-
-def _check_has_probability(is_class: bool, metrics: Mapping[str, Metric]) -> None:
-    needy = metrics_of_confidence(metrics)
-    if needy and not is_class:
-        raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
-
-
-def _labels(X: Any, y: Any, metrics: Mapping[str, Metric]) -> np.ndarray | None:
-    """Return the true labels if they were given, or if a metric needs them."""
-    needy = _names_needing(metrics, "labels")
-    if y is None and not needy:
-        return None
-    labels = labels_for(X, y, needy)
-    if labels.ndim != 1:
-        raise ValueError(f"y must be one label per image; got shape {labels.shape}.")
-    return labels
-
-
-def _check_classes(
-    metrics: Mapping[str, Metric], labels: np.ndarray | None, classes: np.ndarray | None
-) -> None:
-    """Raise a ValueError if no label is one of the classes; some may be new to the network."""
-    needy = _names_needing(metrics, "predictions")
-    if not needy:
-        return
-    if classes is None:
-        raise ValueError(f"{needy} needs classes, and the estimator has none.")
-    if labels is None:
-        return
-    known, found = np.asarray(classes).tolist(), list(dict.fromkeys(labels.tolist()))
-    if not set(known).intersection(found):
-        raise ValueError(
-            f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
-            f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. CAMExplainer takes classes=, "
-            "the label of each output in their order."
-        )
-
-
-def _check_lengths(annotations: Annotations, n_images: int) -> None:
-    named = {"y": annotations.labels, "boxes": annotations.boxes, "masks": annotations.masks}
-    for name, values in named.items():
-        if values is not None and not isinstance(values, Sized):
-            raise ValueError(
-                f"{name} must be a sequence with an entry for each of {n_images} images; got "
-                f"{describe(values)}."
-            )
-        if values is not None and len(values) != n_images:
-            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
-
-
-def _check_boxes(boxes: Sequence[Any] | None) -> None:
-    for i, corners in enumerate(() if boxes is None else boxes):
-        try:
-            check_boxes(corners)
-        except ValueError as error:
-            raise ValueError(f"boxes[{i}]: {error}") from None
-
-
-def _check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
-    """Raise a ValueError where an image would have several maps, by layers or channels."""
-    n_layers = len(explainer.target_layers)
-    for method, _ in plan.explained.values():
-        if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
-            raise ValueError(
-                f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "
-                'one map per image: choose layer_fusion="mean" or "max", or one layer.'
-            )
-        if getattr(method, "channels", None) == "keep":
-            raise ValueError('evaluate measures one map per image; leave channels="keep" out.')

@@ -21,6 +21,8 @@ from sklcam.metrics.quantities import QUANTITIES
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
 
+PerImage = Sequence[Any] | None
+
 NO_PROBABILITY = (
     "a target that is not a class, such as a callable, has no probability; give score=, a function "
     "of the network's output that returns one number in [0, 1] per image."
@@ -38,17 +40,46 @@ class Annotations:
     masks : sequence of array-like of shape (height, width), or None
     """
 
-    labels: np.ndarray | None = None
-    boxes: Sequence[Any] | None = None
-    masks: Sequence[Any] | None = None
+    labels: np.ndarray | None
+    boxes: PerImage
+    masks: PerImage
 
-    def take(self, start: int, stop: int) -> Annotations:
+    def take(self, rows: slice) -> Annotations:
         """Return the annotations of some of the images."""
-        return Annotations(
-            None if self.labels is None else self.labels[start:stop],
-            None if self.boxes is None else self.boxes[start:stop],
-            None if self.masks is None else self.masks[start:stop],
-        )
+        all_of_them = (self.labels, self.boxes, self.masks)
+        return Annotations(*(None if each is None else each[rows] for each in all_of_them))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Confidence:
+    """The score, in [0, 1], of what is explained: a probability, or a user's own score.
+
+    Attributes
+    ----------
+    explainer : Explainer
+    target : Target
+        Resolved.
+    score : callable or None
+    """
+
+    explainer: Explainer
+    target: Target
+    score: OutputScore | None
+
+    def __call__(self, output: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the scores (m,) of an output; rows say which image each was made from."""
+        if self.score is None:
+            probability = self.target.probability(self.explainer.probabilities(output), rows)
+            if probability is None:
+                raise ValueError(f"There is no confidence: {NO_PROBABILITY}")
+            return probability
+        scores = self.score(output)
+        if not isinstance(scores, Tensor) or scores.shape != (len(output),):
+            raise ValueError(
+                f"score must return a Tensor of one number for each of {len(output)} images; it "
+                f"returned {describe(scores)}."
+            )
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +89,21 @@ class Perturbation:
     Attributes
     ----------
     images : Tensor of shape (n_images, channels, height, width)
+    inputs : Inputs
+        What goes with the images.
+    confidence : Confidence
+    inference : InferencePlan
     batch_size : int or None
         Most changed images that should go through the network at a time; None leaves it open.
+    seed : int
     """
 
     images: Tensor
+    inputs: Inputs
+    confidence: Confidence
+    inference: InferencePlan
     batch_size: int | None
-    _explainer: Explainer
-    _inputs: Inputs
-    _target: Target
-    _score: OutputScore | None
-    _inference: InferencePlan
-    _seed: int
+    seed: int
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return the confidence in changed images.
@@ -85,18 +119,16 @@ class Perturbation:
         Tensor of shape (m,), in [0, 1]
         """
         n_images = len(images)
-        if not self._inputs.others and images.stride(0) == 0:
+        if not self.inputs.others and images.stride(0) == 0:
             # It is one image, expanded: it runs once.
-            images = images[:1].clone(memory_format=self._inference.memory_format)
-        inputs = self._inputs.with_images(images, rows)
-        with self._inference.folded:
-            output = self._explainer.output_of(inputs)
-        output = output.expand(n_images, *output.shape[1:])
-        return _confidence(self._explainer, output, self._target, self._score, rows)
+            images = images[:1].clone(memory_format=self.inference.memory_format)
+        with self.inference.folded:
+            output = self.confidence.explainer.output_of(self.inputs.with_images(images, rows))
+        return self.confidence(output.expand(n_images, *output.shape[1:]), rows)
 
     def generator(self) -> torch.Generator:
         """Return a generator that draws the same numbers for every batch."""
-        return torch.Generator().manual_seed(self._seed)
+        return torch.Generator().manual_seed(self.seed)
 
 
 class Measurer:
@@ -171,6 +203,9 @@ class Measurement:
     >>> evaluator.run(observe=look)[1]
     [(range(0, 2), (2, 8, 8)), (range(2, 3), (1, 8, 8))]
     """
+
+    batch: Batch
+    annotations: Annotations
 
     def __init__(
         self, measurer: Measurer, batch: Batch, question: Target, annotations: Annotations
@@ -264,9 +299,10 @@ class Measurement:
         method, _ = self.plan.explained["maps"]
         return self.explainer.explain_inputs(masked, self.target, method=method)
 
-    def confidence(self, output: Tensor) -> Tensor:
-        """Return the score, in [0, 1], of what is explained in an output of the images' rows."""
-        return _confidence(self.explainer, output, self.target, self.plan.score)
+    @cached_property
+    def confidence(self) -> Confidence:
+        """How the confidence is read off an output."""
+        return Confidence(self.explainer, self.target, self.plan.score)
 
     def draw_views(self, sampler: ViewSampler) -> Warp:
         """Draw a view for each of the images."""
@@ -274,36 +310,7 @@ class Measurement:
 
     def perturbation(self) -> Perturbation:
         """Return the images to be changed, and a fast way to run the network on them."""
-        inputs = self.batch.inputs
+        inputs, plan = self.batch.inputs, self.plan
         inference = self._measurer.inference_plan(inputs, self.output)
-        return Perturbation(
-            inference.arrange(inputs.images),
-            self.plan.batch_size,
-            self.explainer,
-            inputs,
-            self.target,
-            self.plan.score,
-            inference,
-            self.plan.seed,
-        )
-
-
-def _confidence(
-    explainer: Explainer,
-    output: Tensor,
-    target: Target,
-    score: OutputScore | None,
-    rows: Tensor | None = None,
-) -> Tensor:
-    if score is None:
-        probability = target.probability(explainer.probabilities(output), rows)
-        if probability is None:
-            raise ValueError(f"There is no confidence: {NO_PROBABILITY}")
-        return probability
-    scores = score(output)
-    if not isinstance(scores, Tensor) or scores.shape != (len(output),):
-        raise ValueError(
-            f"score must return a Tensor of one number for each of {len(output)} images; it "
-            f"returned {describe(scores)}."
-        )
-    return scores
+        images = inference.arrange(inputs.images)
+        return Perturbation(images, inputs, self.confidence, inference, plan.batch_size, plan.seed)

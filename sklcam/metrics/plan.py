@@ -19,10 +19,8 @@ from sklcam.metrics.registry import (
     get_metric,
     needs_of,
     option_checks,
+    option_takers,
 )
-
-# These ask for a probability of what is explained, or for a score in its place.
-_OF_CONFIDENCE = frozenset({"confidence"})
 
 Params = Mapping[str, Mapping[str, Any]]
 OutputScore = Callable[[Tensor], Tensor]
@@ -34,8 +32,10 @@ class Plan:
 
     Attributes
     ----------
+    collected : tuple of str
+        The metrics and quantities whose values are kept.
     metrics : dict of str to Metric
-        Those whose values are wanted, and those that go into them.
+        Those that are collected, and those that go into them.
     quantities : frozenset of str
         All that they need.
     explained : dict of str to tuple of (Method, bool)
@@ -49,6 +49,7 @@ class Plan:
     seed : int
     """
 
+    collected: tuple[str, ...]
     metrics: dict[str, Metric]
     quantities: frozenset[str]
     explained: dict[str, tuple[Method, bool]]
@@ -63,26 +64,27 @@ def make_plan(
     params: Params | None,
     *,
     method: Method,
-    needs: Iterable[str] = (),
-    score: OutputScore | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    needs: Iterable[str],
+    score: OutputScore | None,
+    batch_size: int | None,
+    seed: int,
 ) -> Plan:
     """Decide what is computed; parameters as those of :class:`Plan`, ``needs`` are quantities."""
-    names = closure([*metrics, *needs], lambda name: needs_of(name, metrics))
-    quantities = frozenset(names) & QUANTITIES.keys()
+    collected = (*metrics, *(["constant_views"] if "consistency" in metrics else []))
+    names = closure([*collected, *needs], lambda name: needs_of(name, metrics))
     options = _route(metrics, params)
     explained = {
         name: _explanation(name, method, options.get(name, {}))
         for name in EXPLAINED
-        if name in quantities
+        if name in names
     }
     used = {
         name: metrics[name] if name in metrics else get_metric(name)
         for name in names
         if name not in QUANTITIES
     }
-    return Plan(used, quantities, explained, options, score, batch_size, seed)
+    quantities = frozenset(names) & QUANTITIES.keys()
+    return Plan(collected, used, quantities, explained, options, score, batch_size, seed)
 
 
 def _explanation(name: str, method: Method, options: Mapping[str, Any]) -> tuple[Method, bool]:
@@ -91,47 +93,34 @@ def _explanation(name: str, method: Method, options: Mapping[str, Any]) -> tuple
         # Training keeps maps without the ReLU consistent, and so they are measured.
         return get_method(options.get("method") or GradCAM(relu=False)), True
     if name == "curve_maps" and not options.get("relu", True):
-        return _without_relu(method), True
+        if "relu" not in method.get_params(deep=False):
+            raise ValueError(f"{method!r} has no relu to leave out.")
+        return clone(method).set_params(relu=False), True
     return method, name != "raw_maps"
 
 
-def _without_relu(method: Method) -> Method:
-    if "relu" not in method.get_params(deep=False):
-        raise ValueError(f"{method!r} has no relu to leave out.")
-    return clone(method).set_params(relu=False)
-
-
 def _route(metrics: Mapping[str, Metric], params: Params | None) -> dict[str, dict[str, Any]]:
-    """Return the options of each function and each quantity.
-
-    What several metrics share, such as the curves of insertion and deletion, takes its options
-    from any of them.
-    """
+    """Return the options of each function and each quantity, by its name."""
     options: dict[str, dict[str, Any]] = {}
-    givers: dict[tuple[str, str], str] = {}
     for name, given in (params or {}).items():
         metric = metrics[name] if name in metrics else get_metric(name)
-        shared = [need for need in all_needs(metric) if need in QUANTITIES]
-        for option, value in given.items():
-            if option in metric.options:
-                options.setdefault(name, {})[option] = value
-            for quantity in shared:
-                if option not in QUANTITIES[quantity].options:
-                    continue
-                giver = givers.setdefault((quantity, option), name)
-                taken = options.setdefault(quantity, {}).setdefault(option, value)
-                if taken is not value and taken != value:
+        for taker, checks in option_takers(metric).items():
+            for option in checks.keys() & given.keys():
+                # What several metrics share, such as the curves of insertion and deletion, takes
+                # its options from any of them.
+                value = given[option]
+                earlier = options.setdefault(taker, {}).setdefault(option, value)
+                if earlier is not value and earlier != value:
                     raise ValueError(
-                        f"{giver} and {name} share {option}, and are given {taken!r} and {value!r}."
+                        f"{option} is shared by several metrics, and given as {earlier!r} and as "
+                        f"{value!r}."
                     )
     return options
 
 
 def metrics_of_confidence(metrics: Mapping[str, Metric]) -> list[str]:
     """Return the names of the metrics that need the probability of what is explained."""
-    return sorted(
-        name for name, metric in metrics.items() if _OF_CONFIDENCE.intersection(all_needs(metric))
-    )
+    return sorted(name for name, metric in metrics.items() if "confidence" in all_needs(metric))
 
 
 def check_metric_params(params: Params | None, metrics: Mapping[str, Metric] | None = None) -> None:

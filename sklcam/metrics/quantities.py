@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from sklcam._validation import check_callable, check_count, describe
 from sklcam.cam import Occlusion, get_method
-from sklcam.images.views import ViewSampler, Warp
-from sklcam.metrics.causal import DeletionCurve, InsertionCurve, PixelSweep
+from sklcam.images.views import ViewSampler
+from sklcam.metrics.causal import PixelSweep
 from sklcam.metrics.consistency import is_constant
 from sklcam.metrics.masks import as_mask, box_masks
 
 if TYPE_CHECKING:
-    from sklcam.metrics.measurement import Measurement, Perturbation
+    from sklcam.metrics.measurement import Measurement
 
 
 class Check(Protocol):
@@ -49,21 +48,6 @@ class Quantity:
     compute: Callable[[Measurement], Any]
     needs: tuple[str, ...] = ()
     options: Mapping[str, Check] = field(default_factory=dict)
-
-
-QUANTITIES: dict[str, Quantity] = {}
-
-
-def _quantity(
-    name: str, *, needs: tuple[str, ...] = (), options: Mapping[str, Check] | None = None
-) -> Callable[[Callable[[Measurement], Any]], Callable[[Measurement], Any]]:
-    """Make a function a quantity."""
-
-    def add(compute: Callable[[Measurement], Any]) -> Callable[[Measurement], Any]:
-        QUANTITIES[name] = Quantity(compute, needs, options or {})
-        return compute
-
-    return add
 
 
 class _Lazy(Sequence[Tensor]):
@@ -110,74 +94,14 @@ def _check_occlusion(name: str, value: Any) -> None:
     value.check()
 
 
-# Of the images themselves, from one pass of the network
-
-EXPLAINED = ("maps", "view_maps", "curve_maps", "raw_maps")
-_OPTIONS_OF_EXPLAINED: dict[str, dict[str, Check]] = {
-    "view_maps": {"method": _check_method},
-    "curve_maps": {"relu": _check_flag},
-}
+# Those that take more than a line
 
 
-def _explained(name: str, measurement: Measurement) -> Tensor:
-    return measurement.explained(name)
-
-
-for _name in EXPLAINED:
-    QUANTITIES[_name] = Quantity(
-        partial(_explained, _name), options=_OPTIONS_OF_EXPLAINED.get(_name, {})
-    )
-
-
-@_quantity("images")
-def _images(measurement: Measurement) -> Tensor:
-    return measurement.batch.inputs.images
-
-
-@_quantity("output")
-def _output(measurement: Measurement) -> Tensor:
-    return measurement.output
-
-
-@_quantity("predictions", needs=("output",))
 def _predictions(measurement: Measurement) -> np.ndarray:
     indices = measurement.explainer.decide(measurement.output)
     return np.asarray(measurement.explainer.classes_)[indices.cpu().numpy()]
 
 
-@_quantity("confidence", needs=("output",))
-def _confidence(measurement: Measurement) -> Tensor:
-    return measurement.confidence(measurement.output)
-
-
-# Of the images times their maps
-
-
-@_quantity("masked_confidence", needs=("maps", "confidence"))
-def _masked_confidence(measurement: Measurement) -> Tensor:
-    return measurement.confidence(measurement.masked[1])
-
-
-@_quantity("maps_of_masked", needs=("maps",))
-def _maps_of_masked(measurement: Measurement) -> Tensor:
-    maps = measurement.masked[0]
-    assert maps is not None  # a plan with this quantity explains the masked images
-    return maps
-
-
-# Of images that are changed pixel by pixel
-
-
-@_quantity("perturbation", needs=("confidence",))
-def _perturbation(measurement: Measurement) -> Perturbation:
-    return measurement.perturbation()
-
-
-@_quantity(
-    "pixel_sweep",
-    needs=("perturbation", "confidence", "curve_maps"),
-    options={"n_steps": check_count, "start": _check_base, "end": _check_base},
-)
 def _pixel_sweep(measurement: Measurement) -> PixelSweep:
     perturbation = measurement["perturbation"]
     return PixelSweep(
@@ -190,32 +114,6 @@ def _pixel_sweep(measurement: Measurement) -> PixelSweep:
     )
 
 
-@_quantity("insertion_curve", needs=("pixel_sweep",))
-def _insertion_curve(measurement: Measurement) -> InsertionCurve:
-    sweep = measurement["pixel_sweep"]
-    return InsertionCurve(sweep.fractions, sweep.insertion())
-
-
-@_quantity("deletion_curve", needs=("pixel_sweep",))
-def _deletion_curve(measurement: Measurement) -> DeletionCurve:
-    sweep = measurement["pixel_sweep"]
-    return DeletionCurve(sweep.fractions, sweep.deletion())
-
-
-# Of views
-
-
-@_quantity("warp", options={"views": _check_views})
-def _warp(measurement: Measurement) -> Warp:
-    return measurement.draw_views(measurement.options("warp").get("views") or ViewSampler())
-
-
-@_quantity("view_of_maps", needs=("view_maps", "warp"))
-def _view_of_maps(measurement: Measurement) -> Tensor:
-    return measurement["warp"](measurement["view_maps"])
-
-
-@_quantity("maps_of_view", needs=("view_maps", "warp"))
 def _maps_of_view(measurement: Measurement) -> Tensor:
     inputs = measurement.batch.inputs
     warped = inputs.with_images(measurement["warp"](inputs.images))
@@ -224,52 +122,18 @@ def _maps_of_view(measurement: Measurement) -> Tensor:
     return measurement.explain(warped, measurement.question, like="view_maps")
 
 
-@_quantity("constant_views", needs=("view_maps", "maps_of_view"))
-def _constant_views(measurement: Measurement) -> Tensor:
-    return is_constant(measurement["view_maps"]) | is_constant(measurement["maps_of_view"])
-
-
-# By occlusion
-
-
-@_quantity("occlusion", options={"occlusion": _check_occlusion})
-def _occlusion(measurement: Measurement) -> Occlusion:
-    return measurement.options("occlusion").get("occlusion", Occlusion(relu=False))
-
-
-@_quantity("occlusion_maps", needs=("occlusion",))
 def _occlusion_maps(measurement: Measurement) -> Tensor:
-    maps, _ = measurement.explainer.explain_inputs(
-        measurement.batch.inputs,
-        measurement.target,
-        method=measurement["occlusion"],
-        normalize=False,
-    )
-    return maps
+    inputs, target = measurement.batch.inputs, measurement.target
+    method = measurement["occlusion"]
+    return measurement.explainer.explain_inputs(inputs, target, method=method, normalize=False)[0]
 
 
-@_quantity("occlusion_stride", needs=("occlusion",))
-def _occlusion_stride(measurement: Measurement) -> int:
-    _, stride = measurement["occlusion"].patch_and_stride(*measurement.batch.inputs.size)
-    return stride
-
-
-# Against annotations, in the frame of each image
-
-
-@_quantity("labels")
-def _labels(measurement: Measurement) -> np.ndarray | None:
-    return measurement.annotations.labels
-
-
-@_quantity("framed_maps", needs=("maps",))
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # The function holds on to what it needs, and not to the measurement, which holds on to it.
     explainer, maps, sizes = measurement.explainer, measurement["maps"], measurement.batch.sizes
     return _Lazy(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
 
 
-@_quantity("boxes")
 def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
     boxes = measurement.annotations.boxes
     if boxes is None:
@@ -277,19 +141,67 @@ def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
     return [torch.as_tensor(np.asarray(corners, dtype=np.float32)) for corners in boxes]
 
 
-@_quantity("masks", needs=("boxes",))
 def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
-    masks, boxes, sizes = (
-        measurement.annotations.masks,
-        measurement["boxes"],
-        measurement.batch.sizes,
-    )
-    device = measurement.output.device
+    masks, boxes = measurement.annotations.masks, measurement["boxes"]
+    sizes, device = measurement.batch.sizes, measurement.output.device
     if masks is not None:
         return _Lazy(lambda i: as_mask(masks[i]).to(device), len(sizes))
-    if boxes is None:
-        return None
-    return _Lazy(lambda i: box_masks([boxes[i]], sizes[i])[0].to(device), len(sizes))
+    if boxes is not None:
+        return _Lazy(lambda i: box_masks([boxes[i]], sizes[i])[0].to(device), len(sizes))
+    return None
+
+
+# Maps that are made in the first pass of a batch; the plan says how.
+EXPLAINED = ("maps", "view_maps", "curve_maps", "raw_maps")
+
+QUANTITIES: dict[str, Quantity] = {
+    # Of the images themselves
+    "maps": Quantity(lambda m: m.explained("maps")),
+    "raw_maps": Quantity(lambda m: m.explained("raw_maps")),
+    "view_maps": Quantity(lambda m: m.explained("view_maps"), (), {"method": _check_method}),
+    "curve_maps": Quantity(lambda m: m.explained("curve_maps"), (), {"relu": _check_flag}),
+    "images": Quantity(lambda m: m.batch.inputs.images),
+    "output": Quantity(lambda m: m.output),
+    "predictions": Quantity(_predictions, ("output",)),
+    "confidence": Quantity(lambda m: m.confidence(m.output), ("output",)),
+    # Of the images times their maps
+    "masked_confidence": Quantity(lambda m: m.confidence(m.masked[1]), ("maps", "confidence")),
+    "maps_of_masked": Quantity(lambda m: m.masked[0], ("maps",)),
+    # Of images that are changed pixel by pixel
+    "perturbation": Quantity(lambda m: m.perturbation(), ("confidence",)),
+    "pixel_sweep": Quantity(
+        _pixel_sweep,
+        ("perturbation", "confidence", "curve_maps"),
+        {"n_steps": check_count, "start": _check_base, "end": _check_base},
+    ),
+    "insertion_curve": Quantity(lambda m: m["pixel_sweep"].insertion_curve(), ("pixel_sweep",)),
+    "deletion_curve": Quantity(lambda m: m["pixel_sweep"].deletion_curve(), ("pixel_sweep",)),
+    # Of views
+    "warp": Quantity(
+        lambda m: m.draw_views(m.options("warp").get("views") or ViewSampler()),
+        options={"views": _check_views},
+    ),
+    "view_of_maps": Quantity(lambda m: m["warp"](m["view_maps"]), ("view_maps", "warp")),
+    "maps_of_view": Quantity(_maps_of_view, ("view_maps", "warp")),
+    "constant_views": Quantity(
+        lambda m: is_constant(m["view_maps"]) | is_constant(m["maps_of_view"]),
+        ("view_maps", "maps_of_view"),
+    ),
+    # By occlusion
+    "occlusion": Quantity(
+        lambda m: m.options("occlusion").get("occlusion", Occlusion(relu=False)),
+        options={"occlusion": _check_occlusion},
+    ),
+    "occlusion_maps": Quantity(_occlusion_maps, ("occlusion",)),
+    "occlusion_stride": Quantity(
+        lambda m: m["occlusion"].patch_and_stride(*m.batch.inputs.size)[1], ("occlusion",)
+    ),
+    # Against annotations, in the frame of each image
+    "labels": Quantity(lambda m: m.annotations.labels),
+    "framed_maps": Quantity(_framed_maps, ("maps",)),
+    "boxes": Quantity(_boxes),
+    "masks": Quantity(_masks, ("boxes",)),
+}
 
 
 def closure(names: Iterable[str], needs_of: Callable[[str], Sequence[str]]) -> list[str]:

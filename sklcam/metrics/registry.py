@@ -27,8 +27,6 @@ from sklcam.metrics.quantities import QUANTITIES, Check, closure
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Perturbation
 
-_INFINITY = float("inf")
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -63,11 +61,11 @@ class Metric:
         - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
+    meaning : str, default=""
+        One sentence, or less, for readers who have not met it.
     higher_is_better : bool, default=True
     range : tuple of two floats, default=(0, 1)
         The lowest and the highest value that there can be.
-    meaning : str, default=""
-        One sentence, or less, for readers who have not met it.
     options : mapping of str to callable, default={}
         The keyword arguments of the function that a user may set, each with its check: it takes the
         name and the value, and raises a ValueError that names both.
@@ -105,9 +103,9 @@ class Metric:
     name: str
     function: Callable[..., Tensor]
     needs: tuple[str, ...]
+    meaning: str = ""
     higher_is_better: bool = True
     range: tuple[float, float] = (0.0, 1.0)
-    meaning: str = ""
     options: Mapping[str, Check] = field(default_factory=dict)
     of_averages: bool = False
 
@@ -281,12 +279,16 @@ def all_needs(metric: Metric) -> list[str]:
     return closure([metric.name], lambda name: needs_of(name, {metric.name: metric}))
 
 
+def option_takers(metric: Metric) -> dict[str, Mapping[str, Check]]:
+    """Return the options that may be given under a metric's name, by what takes them."""
+    quantities = [name for name in all_needs(metric) if name in QUANTITIES]
+    return {metric.name: metric.options} | {name: QUANTITIES[name].options for name in quantities}
+
+
 def option_checks(metric: Metric) -> dict[str, Check]:
     """Return the options that may be given under a metric's name, with their checks."""
-    checks = dict(metric.options)
-    for name in all_needs(metric):
-        checks.update(QUANTITIES[name].options if name in QUANTITIES else {})
-    return checks
+    takers = option_takers(metric).values()
+    return {option: check for checks in takers for option, check in checks.items()}
 
 
 # Functions that bring quantities into the form that the metrics' own take
@@ -341,150 +343,80 @@ def _check_percentiles(name: str, value: Any) -> None:
         check_number(f"Each of {name}", percentile, 0, 100, closed="neither")
 
 
-register(
-    Metric(
-        "accuracy",
-        _accuracy,
-        needs=("predictions", "labels"),
-        meaning="share of images whose predicted class is the true one",
-    )
-)
-register(
-    Metric(
-        "average_drop",
-        average_drop,
-        needs=("confidence", "masked_confidence"),
-        higher_is_better=False,
-        meaning="confidence lost when only what the map shows is seen",
-    )
-)
-register(
-    Metric(
-        "average_increase",
-        average_increase,
-        needs=("confidence", "masked_confidence"),
-        meaning="share of images whose confidence rises when only the map is seen",
-    )
-)
-register(
-    Metric(
-        "coherency",
-        coherency,
-        needs=("maps", "maps_of_masked"),
-        meaning="correlation of the map with the map of what it shows",
-    )
-)
-register(
-    Metric(
-        "complexity",
-        complexity,
-        needs=("maps",),
-        higher_is_better=False,
-        meaning="how much of the image the map covers",
-    )
-)
-register(
-    Metric(
-        "adcc",
-        adcc,
-        needs=("coherency", "complexity", "average_drop"),
-        meaning="harmonic mean of coherency, simplicity and kept confidence",
-        of_averages=True,
-    )
-)
-register(
-    Metric(
-        "road",
-        _road,
-        needs=("perturbation", "maps"),
-        range=(-0.5, 0.5),
-        meaning="confidence without the least relevant pixels, against without the most",
-        options={"noise": _NOT_NEGATIVE, "percentiles": _check_percentiles},
-    )
-)
-register(
-    Metric(
-        "arcc",
-        arcc,
-        needs=("coherency", "complexity", "road"),
-        meaning="harmonic mean of coherency, simplicity and ROAD",
-    )
-)
-register(
-    Metric(
-        "consistency",
-        ssim_consistency,
-        needs=("view_of_maps", "maps_of_view"),
-        range=(-1, 1),
-        meaning="likeness of the map's view and the view's map",
-    )
-)
-register(
-    Metric(
-        "iauc",
-        insertion_auc,
-        needs=("insertion_curve",),
-        meaning="confidence while pixels are inserted, the map's brightest first",
-    )
-)
-register(
-    Metric(
-        "dauc",
-        deletion_auc,
-        needs=("deletion_curve",),
-        higher_is_better=False,
-        meaning="confidence while pixels are deleted, the map's brightest first",
-    )
-)
-register(
-    Metric(
-        "heatmap_ratio",
-        partial(_image_by_image, heatmap_ratio),
-        needs=("framed_maps", "masks"),
-        meaning="share of the map that lies inside the object",
-    )
-)
-register(
-    Metric(
-        "inside_outside_ratio",
-        partial(_image_by_image, inside_outside_ratio),
-        needs=("framed_maps", "masks"),
-        range=(0, _INFINITY),
-        meaning="mean of the map inside the object over its mean outside",
-    )
-)
-register(
-    Metric(
-        "pointing_game",
-        partial(_image_by_image, pointing_game),
-        needs=("framed_maps", "masks"),
-        meaning="share of images whose brightest pixel is on the object",
-        options={"tolerance": _NOT_NEGATIVE},
-    )
-)
-register(
-    Metric(
-        "localization_accuracy",
-        partial(_image_by_image, _localization_accuracy),
-        needs=("framed_maps", "boxes"),
-        meaning="share of images whose box, made from the map, fits a true one",
-        options={"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL},
-    )
-)
-register(
-    Metric(
-        "rank_correlation",
-        _rank_correlation,
-        needs=("maps", "occlusion_maps", "occlusion_stride"),
-        range=(-1, 1),
-        meaning="correlation of the ranks of the map and of occlusion's map",
-    )
-)
-register(
-    Metric(
-        "sparsity",
-        sparsity,
-        needs=("maps",),
-        meaning="Gini index of the map: how much of it lies in few pixels",
-    )
-)
+_CONFIDENCES = ("confidence", "masked_confidence")
+_OBJECTS = ("framed_maps", "masks")
+
+# fmt: off
+register(Metric(
+    "accuracy", _accuracy, ("predictions", "labels"),
+    "share of images whose predicted class is the true one",
+))
+register(Metric(
+    "average_drop", average_drop, _CONFIDENCES,
+    "confidence lost when only what the map shows is seen", higher_is_better=False,
+))
+register(Metric(
+    "average_increase", average_increase, _CONFIDENCES,
+    "share of images whose confidence rises when only the map is seen",
+))
+register(Metric(
+    "coherency", coherency, ("maps", "maps_of_masked"),
+    "correlation of the map with the map of what it shows",
+))
+register(Metric(
+    "complexity", complexity, ("maps",), "how much of the image the map covers",
+    higher_is_better=False,
+))
+register(Metric(
+    "adcc", adcc, ("coherency", "complexity", "average_drop"),
+    "harmonic mean of coherency, simplicity and kept confidence", of_averages=True,
+))
+register(Metric(
+    "road", _road, ("perturbation", "maps"),
+    "confidence without the least relevant pixels, against without the most",
+    range=(-0.5, 0.5), options={"noise": _NOT_NEGATIVE, "percentiles": _check_percentiles},
+))
+register(Metric(
+    "arcc", arcc, ("coherency", "complexity", "road"),
+    "harmonic mean of coherency, simplicity and ROAD",
+))
+register(Metric(
+    "consistency", ssim_consistency, ("view_of_maps", "maps_of_view"),
+    "likeness of the map's view and the view's map", range=(-1, 1),
+))
+register(Metric(
+    "iauc", insertion_auc, ("insertion_curve",),
+    "confidence while pixels are inserted, the map's brightest first",
+))
+register(Metric(
+    "dauc", deletion_auc, ("deletion_curve",),
+    "confidence while pixels are deleted, the map's brightest first", higher_is_better=False,
+))
+register(Metric(
+    "heatmap_ratio", partial(_image_by_image, heatmap_ratio), _OBJECTS,
+    "share of the map that lies inside the object",
+))
+register(Metric(
+    "inside_outside_ratio", partial(_image_by_image, inside_outside_ratio), _OBJECTS,
+    "mean of the map inside the object over its mean outside", range=(0, float("inf")),
+))
+register(Metric(
+    "pointing_game", partial(_image_by_image, pointing_game), _OBJECTS,
+    "share of images whose brightest pixel is on the object",
+    options={"tolerance": _NOT_NEGATIVE},
+))
+register(Metric(
+    "localization_accuracy", partial(_image_by_image, _localization_accuracy),
+    ("framed_maps", "boxes"),
+    "share of images whose box, made from the map, fits a true one",
+    options={"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL},
+))
+register(Metric(
+    "rank_correlation", _rank_correlation, ("maps", "occlusion_maps", "occlusion_stride"),
+    "correlation of the ranks of the map and of occlusion's map", range=(-1, 1),
+))
+register(Metric(
+    "sparsity", sparsity, ("maps",),
+    "Gini index of the map: how much of it lies in few pixels",
+))
+# fmt: on

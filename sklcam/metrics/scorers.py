@@ -10,9 +10,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam._validation import describe, suggestion
-from sklcam.explain.base import Explainer
-from sklcam.metrics.evaluate import evaluate
-from sklcam.metrics.plan import check_metric_params
+from sklcam.metrics.evaluate import AnyEstimator, evaluate
+from sklcam.metrics.measurement import PerImage
+from sklcam.metrics.plan import Params, check_metric_params
 from sklcam.metrics.registry import Metric, available, get_metric, option_checks
 
 _EVALUATE_OPTIONS = frozenset(inspect.signature(evaluate).parameters) - {
@@ -58,21 +58,20 @@ class ExplanationScorer(BaseEstimator):
 
     def score(
         self,
-        estimator: Explainer,
+        estimator: AnyEstimator,
         X: Any,
         y: Any = None,
-        boxes: Sequence[Any] | None = None,
-        masks: Sequence[Any] | None = None,
+        boxes: PerImage = None,
+        masks: PerImage = None,
     ) -> float:
         """Return the metric of the estimator on X; higher is better."""
-        metric = _metric_of(self.metric)
-        checks, options = option_checks(metric), self.options or {}
+        metric, options = _metric_of(self.metric), self.options or {}
         # Options of the metric go before evaluate's of the same name: consistency has a method of
         # its own.
-        own = {name: value for name, value in options.items() if name in checks}
-        shared = {name: value for name, value in options.items() if name not in checks}
-        params = {metric.name: own} if own else {}
-        (score,) = _score(estimator, X, y, [self.metric], shared, params, boxes, masks).values()
+        own = {name: options[name] for name in option_checks(metric).keys() & options.keys()}
+        shared = {name: value for name, value in options.items() if name not in own}
+        scorer = ExplanationScorers([self.metric], shared, {metric.name: own} if own else None)
+        (score,) = scorer.score(estimator, X, y, boxes, masks).values()
         return score
 
     __call__ = score
@@ -115,7 +114,7 @@ class ExplanationScorers(BaseEstimator):
         self,
         metrics: Sequence[str | Metric],
         options: dict[str, Any] | None = None,
-        metric_params: Mapping[str, Mapping[str, Any]] | None = None,
+        metric_params: Params | None = None,
     ):
         self.metrics = metrics
         self.options = options
@@ -123,15 +122,27 @@ class ExplanationScorers(BaseEstimator):
 
     def score(
         self,
-        estimator: Explainer,
+        estimator: AnyEstimator,
         X: Any,
         y: Any = None,
-        boxes: Sequence[Any] | None = None,
-        masks: Sequence[Any] | None = None,
+        boxes: PerImage = None,
+        masks: PerImage = None,
     ) -> dict[str, float]:
         """Return the metrics of the estimator on X; higher is better for each."""
-        params = _by_metric(self.metric_params)
-        return _score(estimator, X, y, self.metrics, self.options or {}, params, boxes, masks)
+        wanted = {_scorer_name(metric): _metric_of(metric) for metric in self.metrics}
+        means = evaluate(
+            estimator,
+            X,
+            y,
+            metrics=list(wanted.values()),
+            boxes=boxes,
+            masks=masks,
+            metric_params=_by_metric(self.metric_params),
+            progress=False,
+            **self.options or {},
+        ).means()
+        signs = {name: 1 if metric.higher_is_better else -1 for name, metric in wanted.items()}
+        return {name: signs[name] * means[metric.name] for name, metric in wanted.items()}
 
     __call__ = score
 
@@ -179,7 +190,7 @@ def get_scorer(metric: str | Metric, **options: Any) -> ExplanationScorer:
 def explanation_scorer(
     metrics: Sequence[str | Metric],
     *,
-    metric_params: Mapping[str, Mapping[str, Any]] | None = None,
+    metric_params: Params | None = None,
     **options: Any,
 ) -> ExplanationScorers:
     """Return one scorer of several metrics, which pays once for what they share.
@@ -249,7 +260,7 @@ def _metric_of(metric: str | Metric) -> Metric:
     raise ValueError(f"There is no scorer {metric!r}. {suggestion(metric, names)}")
 
 
-def _by_metric(params: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
+def _by_metric(params: Params | None) -> dict[str, Mapping[str, Any]]:
     """Return options by the names of metrics, whichever way their scorers are named."""
     if not isinstance(params, Mapping | None):
         raise ValueError(
@@ -257,32 +268,3 @@ def _by_metric(params: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Mapp
         )
     lower = {f"neg_{name}": name for name in available() if not get_metric(name).higher_is_better}
     return {lower.get(name, name): options for name, options in (params or {}).items()}
-
-
-def _score(
-    estimator: Explainer,
-    X: Any,
-    y: Any,
-    metrics: Sequence[str | Metric],
-    shared: Mapping[str, Any],
-    params: Mapping[str, Mapping[str, Any]],
-    boxes: Sequence[Any] | None,
-    masks: Sequence[Any] | None,
-) -> dict[str, float]:
-    """Evaluate once and return each metric's figure, signed so that higher is better."""
-    wanted = {_scorer_name(metric): _metric_of(metric) for metric in metrics}
-    means = evaluate(
-        estimator,
-        X,
-        y,
-        metrics=list(wanted.values()),
-        boxes=boxes,
-        masks=masks,
-        metric_params=params,
-        progress=False,
-        **shared,
-    ).means()
-    return {
-        name: means[metric.name] * (1 if metric.higher_is_better else -1)
-        for name, metric in wanted.items()
-    }

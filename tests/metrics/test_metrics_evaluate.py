@@ -327,7 +327,7 @@ def test_what_needs_no_score(shape):
         ({"metric_params": {"dauc": {"steps": 9}}}, r"dauc has no options \['steps'\]"),
         (
             {"metric_params": {"iauc": {"n_steps": 5}, "dauc": {"n_steps": 9}}},
-            "iauc and dauc share n_steps, and are given 5 and 9",
+            "n_steps is shared by several metrics, and given as 5 and as 9",
         ),
         ({"metric_params": {"adcc": {"relu": False}}}, r"adcc has no options \['relu'\]"),
         ({"metric_params": {"iauc": {"nsteps": 9}}}, r"takes .*iauc: \['end', 'n_steps', 'relu'"),
