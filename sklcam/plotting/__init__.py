@@ -2,13 +2,20 @@
 
 ``from_estimator`` computes, ``plot`` draws, and what was drawn is kept in ``ax_`` or ``axes_`` and
 ``figure_``.
+
+Displays need matplotlib, which comes with the extra ``plot``; without it, all of their methods
+raise an ImportError. They also have in common that an estimator that has not been fitted is a
+NotFittedError, an option that ``plot`` does not take is a TypeError, and estimators, images,
+labels, methods, targets, axes and options that do not fit are a ValueError. They are refused before
+anything is computed. Methods list only what else they raise.
 """
 
 from __future__ import annotations
 
-from sklcam.plotting.curves import CausalCurveDisplay, ConsistencyDisplay
+from sklcam.plotting.causal import CausalCurveDisplay
+from sklcam.plotting.consistency import ConsistencyDisplay, ViewPairDisplay
 from sklcam.plotting.localization import LocalizationDisplay
-from sklcam.plotting.maps import CAMDisplay, MapGridDisplay, ViewPairDisplay
+from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
 from sklcam.plotting.search import TradeoffBoxDisplay, TradeoffDisplay
 

@@ -1,42 +1,40 @@
-"""Queries, and what embeddings find for them."""
+"""Queries, and the neighbours that embeddings find for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import eq
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
 from sklcam._validation import describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
-from sklcam.plotting.drawing import (
-    MAP_CMAP,
-    RIGHT,
-    WRONG,
-    axes_grid,
-    check_looks,
-    check_matplotlib,
-    check_n_rows,
-    check_options,
-    draw_image,
-    draw_map,
-    map_limits,
-    set_title,
-    stacked,
-)
-from sklcam.plotting.pictures import (
-    explainers_by_name,
+from sklcam.metrics.evaluate import as_explainer
+from sklcam.plotting import _drawing as draw
+from sklcam.plotting._display import AnyAxes, Display
+from sklcam.plotting._explained import (
+    AnyEstimator,
+    as_dataset,
+    as_text,
+    input_pictures,
     labels_of_images,
-    own_size_dataset,
-    picture_of,
     pictures_of,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-class RetrievalDisplay:
+
+IsRight = Callable[[Any, Any], bool]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RetrievalDisplay(Display):
     """Queries and their nearest neighbours in a gallery, each explained towards the other.
 
     Of each query there are two rows: where it is like each neighbour, and, below, where the
@@ -83,40 +81,28 @@ class RetrievalDisplay:
     (2, 3)
     """
 
-    def __init__(
-        self,
-        *,
-        queries: Sequence[np.ndarray],
-        neighbors: Sequence[Sequence[np.ndarray]],
-        query_maps: np.ndarray,
-        neighbor_maps: np.ndarray,
-        similarities: np.ndarray,
-        query_labels: Sequence[str] | None = None,
-        neighbor_labels: Sequence[Sequence[str]] | None = None,
-        right: Sequence[Sequence[bool]] | None = None,
-    ):
-        self.queries = queries
-        self.neighbors = neighbors
-        self.query_maps = query_maps
-        self.neighbor_maps = neighbor_maps
-        self.similarities = similarities
-        self.query_labels = query_labels
-        self.neighbor_labels = neighbor_labels
-        self.right = right
+    queries: Sequence[np.ndarray]
+    neighbors: Sequence[Sequence[np.ndarray]]
+    query_maps: np.ndarray
+    neighbor_maps: np.ndarray
+    similarities: np.ndarray
+    query_labels: Sequence[str] | None = None
+    neighbor_labels: Sequence[Sequence[str]] | None = None
+    right: Sequence[Sequence[bool]] | None = None
 
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
+        estimator: AnyEstimator,
         query: Any,
         gallery: Any,
         *,
-        query_labels: Any = None,
-        gallery_labels: Any = None,
-        is_right: Callable[[Any, Any], bool] = eq,
+        query_labels: ArrayLike | None = None,
+        gallery_labels: ArrayLike | None = None,
+        is_right: IsRight = eq,
         k: int = 3,
         method: AnyMethod | None = None,
-        ax: Any = None,
+        ax: AnyAxes = None,
         **options: Any,
     ) -> RetrievalDisplay:
         """Search the gallery, explain what was found, and draw it.
@@ -126,11 +112,12 @@ class RetrievalDisplay:
         estimator : EmbeddingCAMExplainer or EmbeddingNet
             Fitted.
         query, gallery : images
+            At most 50 queries.
         query_labels, gallery_labels : array-like of one label per image, or None, default=None
             Both or none; torch data sets may bring their own.
         is_right : callable, default=operator.eq
             Takes the label of a query and that of a neighbour, and says whether it is right: for
-            labels that are not classes, such as what all there is in an image.
+            labels that are not classes, such as a list of all that is in an image.
         k : int, default=3
             How many neighbours.
         method : str, Method or None, default=None
@@ -138,7 +125,7 @@ class RetrievalDisplay:
         ax : array-like of matplotlib axes or None, default=None
             Of shape (2 * n_queries, 1 + k).
         **options
-            Of :meth:`plot`.
+            Those of :meth:`plot`.
 
         Returns
         -------
@@ -146,32 +133,30 @@ class RetrievalDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
-        NotFittedError
-            If the estimator has not been fitted.
-        TypeError
-            If there is an option that :meth:`plot` does not take.
         ValueError
-            If the estimator does not search by embeddings; if there are over 50 queries, or k is
-            not from 1 to the number of images in the gallery; if labels are given of one of the two
-            only, or not one per image; or if the images, method, axes or looks make no sense.
+            If the estimator does not search by embeddings, k is not from 1 to the number of images
+            in the gallery, or labels are given of one of the two only, or not one per image.
         """
-        check_options(cls, ax, options)
-        ((_, explainer),) = explainers_by_name({"": estimator}, query).items()
+        cls._check(ax, **options)
+        explainer = as_explainer(estimator, query)
         if not isinstance(explainer, EmbeddingCAMExplainer):
             raise ValueError(
                 "RetrievalDisplay searches by embeddings: estimator must be an "
                 f"EmbeddingCAMExplainer or an EmbeddingNet; got {type(estimator).__name__}."
             )
-        queries, others = explainer._image_dataset(query), explainer._image_dataset(gallery)
-        check_n_rows(2 * len(queries), cls.__name__)
-        of_queries = labels_of_images(query, query_labels, len(queries))
-        of_gallery = labels_of_images(gallery, gallery_labels, len(others))
-        found = explainer.explain_neighbors(query, gallery, k, method=method)
-        display = cls._from_datasets(
-            queries, others, found, of_queries, of_gallery, is_right, own_size=False
+        queries, others = (explainer.open(X, originals=True) for X in (query, gallery))
+        cls._check_n_rows(2 * len(queries))
+        labels = _Labels(
+            labels_of_images(query, query_labels, len(queries)),
+            labels_of_images(gallery, gallery_labels, len(others)),
+            is_right,
         )
+        found = explainer.explain_neighbors(query, gallery, k, method=method)
+        # An image that is found several times is read once.
+        rows, places = np.unique(found.indices, return_inverse=True)
+        pictures = input_pictures(others.subset(rows))
+        neighbors = [[pictures[i] for i in row] for row in places.reshape(found.indices.shape)]
+        display = cls(queries=input_pictures(queries), neighbors=neighbors, **labels.beside(found))
         return display.plot(ax=ax, **options)
 
     @classmethod
@@ -181,10 +166,10 @@ class RetrievalDisplay:
         gallery: Any,
         neighbors: Bunch,
         *,
-        query_labels: Any = None,
-        gallery_labels: Any = None,
-        is_right: Callable[[Any, Any], bool] = eq,
-        ax: Any = None,
+        query_labels: ArrayLike | None = None,
+        gallery_labels: ArrayLike | None = None,
+        is_right: IsRight = eq,
+        ax: AnyAxes = None,
         **options: Any,
     ) -> RetrievalDisplay:
         """Draw what :meth:`~sklcam.EmbeddingCAMExplainer.explain_neighbors` has found.
@@ -195,13 +180,11 @@ class RetrievalDisplay:
             In any form that an estimator takes.
         neighbors : Bunch
             Its result: ``indices``, ``similarities``, ``query_maps`` and ``neighbor_maps``.
-        query_labels, gallery_labels : array-like of one label per image, or None, default=None
-            Both or none; torch data sets may bring their own.
-        is_right : callable, default=operator.eq
-            As of :meth:`from_estimator`.
+        query_labels, gallery_labels, is_right
+            See :meth:`from_estimator`.
         ax : array-like of matplotlib axes or None, default=None
         **options
-            Of :meth:`plot`.
+            Those of :meth:`plot`.
 
         Returns
         -------
@@ -209,74 +192,36 @@ class RetrievalDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         ValueError
-            If ``neighbors`` is not what explain_neighbors returns of these queries; if labels are
-            given of one of the two only, or not one per image; or if the images, axes or looks make
-            no sense.
+            If ``neighbors`` is not the result of explain_neighbors for these queries, or labels are
+            given of one of the two only, or not one per image.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
-        queries, others = own_size_dataset(query), own_size_dataset(gallery)
-        display = cls._from_datasets(
-            queries,
-            others,
-            neighbors,
+        cls._check(ax, **options)
+        wanted = ("indices", "similarities", "query_maps", "neighbor_maps")
+        if not all(hasattr(neighbors, name) for name in wanted):
+            raise ValueError(
+                f"neighbors must be what explain_neighbors returns, with {', '.join(wanted)}; got "
+                f"{describe(neighbors)}."
+            )
+        queries, others = as_dataset(query), as_dataset(gallery)
+        if len(neighbors.indices) != len(queries):
+            raise ValueError(
+                f"neighbors has {len(neighbors.indices)} rows for {len(queries)} queries."
+            )
+        labels = _Labels(
             labels_of_images(query, query_labels, len(queries)),
             labels_of_images(gallery, gallery_labels, len(others)),
             is_right,
-            own_size=True,
+        )
+        display = cls(
+            queries=pictures_of(queries),
+            neighbors=[pictures_of(others, map(int, row)) for row in neighbors.indices],
+            **labels.beside(neighbors),
         )
         return display.plot(ax=ax, **options)
 
-    @classmethod
-    def _from_datasets(
-        cls,
-        queries: Any,
-        gallery: Any,
-        found: Bunch,
-        query_labels: Any,
-        gallery_labels: Any,
-        is_right: Callable[[Any, Any], bool],
-        *,
-        own_size: bool,
-    ) -> RetrievalDisplay:
-        if (query_labels is None) != (gallery_labels is None):
-            raise ValueError(
-                "Give query_labels and gallery_labels, or neither: right and wrong take both."
-            )
-        wanted = ("indices", "similarities", "query_maps", "neighbor_maps")
-        if not all(hasattr(found, name) for name in wanted):
-            raise ValueError(
-                f"neighbors must be what explain_neighbors returns, with {', '.join(wanted)}; got "
-                f"{describe(found)}."
-            )
-        if len(found.indices) != len(queries):
-            raise ValueError(f"neighbors has {len(found.indices)} rows for {len(queries)} queries.")
-        named = right = None
-        if gallery_labels is not None:
-            of_neighbors = [[gallery_labels[i] for i in row] for row in found.indices]
-            named = [[str(label) for label in row] for row in of_neighbors]
-            right = [
-                [bool(is_right(label, other)) for other in row]
-                for label, row in zip(query_labels, of_neighbors, strict=True)
-            ]
-        return cls(
-            queries=pictures_of(queries, own_size=own_size),
-            neighbors=[
-                [picture_of(gallery, int(i), own_size=own_size) for i in row]
-                for row in found.indices
-            ],
-            query_maps=found.query_maps,
-            neighbor_maps=found.neighbor_maps,
-            similarities=found.similarities,
-            query_labels=None if query_labels is None else [str(of) for of in query_labels],
-            neighbor_labels=named,
-            right=right,
-        )
-
     def plot(
-        self, *, ax: Any = None, cmap: Any = MAP_CMAP, alpha: float | Literal["map"] = 0.6
+        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap = draw.MAP_CMAP, alpha: draw.Alpha = 0.6
     ) -> RetrievalDisplay:
         """Draw two rows for each query.
 
@@ -285,7 +230,7 @@ class RetrievalDisplay:
         ax : array-like of matplotlib axes or None, default=None
             Of shape (2 * n_queries, 1 + k); None makes a new figure.
         cmap, alpha
-            As of :meth:`CAMDisplay.plot`.
+            See :meth:`CAMDisplay.plot`.
 
         Returns
         -------
@@ -294,46 +239,67 @@ class RetrievalDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         ValueError
-            If a look makes no sense, there are more or fewer axes, or a new figure would have over
-            100 rows.
+            If a new figure would have over 100 rows.
         """
-        check_matplotlib(f"{type(self).__name__}.plot")
-        check_looks(cmap=cmap, alpha=alpha)
+        self._check(ax, cmap=cmap, alpha=alpha)
         k = np.shape(self.similarities)[1]
         pairs = zip(self.queries, self.neighbors, strict=True)
-        rows_of_images = [row for query, found in pairs for row in ([query], found)]
-        name = type(self).__name__
-        figure, axes = axes_grid(ax, 1 + k, rows_of_images, name)
-        self.ims_ = np.full(axes.shape, None, dtype=object)
-        limits = map_limits({"query": self.query_maps, "neighbor": self.neighbor_maps})
+        axes = self._take_grid(
+            ax, 1 + k, [row for query, found in pairs for row in ([query], found)]
+        )
+        maps = {"query": self.query_maps, "neighbor": self.neighbor_maps}
+        painter = draw.MapPainter(cmap, draw.map_limits(maps), alpha)
         for q, query in enumerate(self.queries):
-            rows, drawn = axes[2 * q : 2 * q + 2], self.ims_[2 * q : 2 * q + 2]
-            drawn[0, 0] = draw_image(rows[0, 0], query)
-            rows[1, 0].set_axis_off()
-            label = "" if self.query_labels is None else self.query_labels[q]
-            set_title(rows[0, 0], stacked("query", label))
-            for n, neighbor in enumerate(self.neighbors[q], 1):
-                above, below = rows[:, n]
-                maps = self.query_maps[q, n - 1], self.neighbor_maps[q, n - 1]
-                drawn[0, n] = draw_map(above, maps[0], limits, cmap, alpha, on=query, frame=query)
-                drawn[1, n] = draw_map(
-                    below, maps[1], limits, cmap, alpha, on=neighbor, frame=neighbor
+            (above, below), drawn = axes[2 * q : 2 * q + 2], self.ims_[2 * q : 2 * q + 2]
+            drawn[0, 0] = draw.image(above[0], query)
+            below[0].set_axis_off()
+            draw.title(above[0], "query", "" if self.query_labels is None else self.query_labels[q])
+            for n, neighbor in enumerate(self.neighbors[q]):
+                drawn[0, n + 1] = painter.draw_over(above[n + 1], self.query_maps[q, n], query)
+                drawn[1, n + 1] = painter.draw_over(
+                    below[n + 1], self.neighbor_maps[q, n], neighbor
                 )
-                set_title(above, f"query, as neighbour {n}")
-                cosine = f"cosine {self.similarities[q, n - 1]:.2f}"
-                set_title(below, stacked(self._verdict(below, q, n - 1), cosine))
-        self.figure_, self.axes_ = figure, axes
+                draw.title(above[n + 1], f"query, as neighbour {n + 1}")
+                verdict = self._verdict(below[n + 1], q, n)
+                draw.title(below[n + 1], verdict, f"cosine {self.similarities[q, n]:.2f}")
         return self
 
-    def _verdict(self, place: Any, q: int, n: int) -> str:
+    def _verdict(self, place: Axes, q: int, n: int) -> str:
         """Frame a neighbour as right or wrong, and return what is written over it."""
         if self.query_labels is None or self.neighbor_labels is None:
             return ""
         label = self.neighbor_labels[q][n]
         is_right = label == self.query_labels[q] if self.right is None else self.right[q][n]
-        style = RIGHT if is_right else WRONG
+        style = draw.RIGHT if is_right else draw.WRONG
         place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["ls"])
         return f"{'right' if is_right else 'wrong'}: {label}"
+
+
+class _Labels:
+    """The labels of queries and gallery, and how they are judged."""
+
+    def __init__(self, queries: np.ndarray | None, gallery: np.ndarray | None, is_right: IsRight):
+        if (queries is None) != (gallery is None):
+            raise ValueError(
+                "Give query_labels and gallery_labels, or neither: right and wrong take both."
+            )
+        self._queries, self._gallery, self._is_right = queries, gallery, is_right
+
+    def beside(self, found: Bunch) -> dict[str, Any]:
+        """Return what a display shows of neighbours, with their labels."""
+        shown = {
+            name: getattr(found, name) for name in ("query_maps", "neighbor_maps", "similarities")
+        }
+        if self._queries is None or self._gallery is None:
+            return shown
+        of_neighbors = self._gallery[found.indices]
+        right = [
+            [bool(self._is_right(label, other)) for other in row]
+            for label, row in zip(self._queries, of_neighbors, strict=True)
+        ]
+        return shown | {
+            "query_labels": as_text(self._queries),
+            "neighbor_labels": [as_text(row) for row in of_neighbors],
+            "right": right,
+        }

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklcam._validation import describe
-from sklcam.plotting.drawing import (
-    COLORS,
-    MAP_CMAP,
-    PLAIN,
-    check_matplotlib,
-    legend_key,
-    plain_legend,
-    shortened,
-    single_axes,
-    wrapped_text,
-)
+from sklcam.plotting import _drawing as draw
+from sklcam.plotting._display import AnyAxes, Display
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _NOT_SET = "not set"
 
 
-class TradeoffDisplay:
+@dataclass(kw_only=True, eq=False, repr=False)
+class TradeoffDisplay(Display):
     """Accuracy against consistency, or any two scores, of a search's candidates.
 
     Up and to the right is better. A dashed line joins the candidates that no other beats in both.
@@ -68,37 +66,24 @@ class TradeoffDisplay:
     ['alpha = 0', 'alpha = 1', 'no other is better in both']
     """
 
-    def __init__(
-        self,
-        *,
-        x: np.ndarray,
-        y: np.ndarray,
-        x_error: np.ndarray,
-        y_error: np.ndarray,
-        params: Sequence[Mapping[str, Any]],
-        x_name: str,
-        y_name: str,
-        n_splits: int,
-        best_index: int | None = None,
-    ):
-        self.x = x
-        self.y = y
-        self.x_error = x_error
-        self.y_error = y_error
-        self.params = params
-        self.x_name = x_name
-        self.y_name = y_name
-        self.n_splits = n_splits
-        self.best_index = best_index
+    x: np.ndarray
+    y: np.ndarray
+    x_error: np.ndarray
+    y_error: np.ndarray
+    params: Sequence[Mapping[str, Any]]
+    x_name: str
+    y_name: str
+    n_splits: int
+    best_index: int | None = None
 
     @classmethod
     def from_estimator(
         cls,
-        search: Any,
+        search: BaseEstimator,
         *,
         x: str = "accuracy",
         y: str = "consistency",
-        ax: Any = None,
+        ax: AnyAxes = None,
         **options: Any,
     ) -> TradeoffDisplay:
         """Draw the candidates of a finished search.
@@ -111,7 +96,7 @@ class TradeoffDisplay:
             Names of two of them.
         ax : matplotlib Axes or None, default=None
         **options
-            Of :meth:`plot`.
+            Those of :meth:`plot`.
 
         Returns
         -------
@@ -119,23 +104,17 @@ class TradeoffDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         NotFittedError
             If the search has not been fitted.
         TypeError
-            If ``search`` is no estimator.
+            If ``search`` is not an estimator.
         ValueError
-            If the search has no such score or parameter, no candidate has both scores, or ``ax`` is
-            not one Axes.
+            If the search has no such score or parameter, or no candidate has both scores.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        cls._check(ax, **options)
         check_is_fitted(search, "cv_results_")
-        # Without refit there is none.
-        best_index = getattr(search, "best_index_", None)
-        return cls.from_cv_results(
-            search.cv_results_, x=x, y=y, best_index=best_index, ax=ax, **options
-        )
+        best = getattr(search, "best_index_", None)  # without refit there is none
+        return cls.from_cv_results(search.cv_results_, x=x, y=y, best_index=best, ax=ax, **options)
 
     @classmethod
     def from_cv_results(
@@ -145,7 +124,7 @@ class TradeoffDisplay:
         x: str = "accuracy",
         y: str = "consistency",
         best_index: int | None = None,
-        ax: Any = None,
+        ax: AnyAxes = None,
         **options: Any,
     ) -> TradeoffDisplay:
         """Draw the candidates of a search by its table.
@@ -160,7 +139,7 @@ class TradeoffDisplay:
             A candidate that is ringed.
         ax : matplotlib Axes or None, default=None
         **options
-            Of :meth:`plot`.
+            Those of :meth:`plot`.
 
         Returns
         -------
@@ -168,13 +147,11 @@ class TradeoffDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         ValueError
-            If ``cv_results`` is no dict, or has no such score or parameter, no candidate has both
-            scores, or ``ax`` is not one Axes.
+            If ``cv_results`` is not a dict, or has no such score or parameter, or no candidate has
+            both scores.
         """
-        check_matplotlib(f"{cls.__name__}.from_cv_results")
+        cls._check(ax, **options)
         (x_mean, x_error), (y_mean, y_error) = (_scores(cv_results, name) for name in (x, y))
         display = cls(
             x=x_mean,
@@ -184,9 +161,7 @@ class TradeoffDisplay:
             params=list(cv_results["params"]),
             x_name=x,
             y_name=y,
-            n_splits=sum(
-                name.startswith("split") and name.endswith(f"_test_{x}") for name in cv_results
-            ),
+            n_splits=sum(_is_of_a_fold(name, x) for name in cv_results),
             best_index=best_index,
         )
         return display.plot(ax=ax, **options)
@@ -202,7 +177,7 @@ class TradeoffDisplay:
     def plot(
         self,
         *,
-        ax: Any = None,
+        ax: AnyAxes = None,
         color_by: str | None = None,
         marker_by: str | None = None,
         errors: bool = True,
@@ -225,12 +200,10 @@ class TradeoffDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         ValueError
-            If no candidate has both scores, there is no such parameter, or ``ax`` is not one Axes.
+            If no candidate has both scores, or there is no such parameter.
         """
-        check_matplotlib(f"{type(self).__name__}.plot")
+        self._check(None)
         scored = np.flatnonzero(np.isfinite(self.x) & np.isfinite(self.y))
         if not scored.size:
             raise ValueError("No candidate has both scores: did all fits fail?")
@@ -242,60 +215,54 @@ class TradeoffDisplay:
         # So many that they make a scale cannot have a shape each.
         many = same and scale is not None
         markers = ["o" if many else _MARKERS[i % len(_MARKERS)] for i in range(len(shapes))]
-        self.figure_, self.ax_ = single_axes(ax, width=7.2)
+        place = self._take_axes(ax, width=7.2)
         self.points_: list[Any] = [None] * len(self.params)
         for i in scored.tolist():
-            self.points_[i] = self.ax_.errorbar(
-                self.x[i],
-                self.y[i],
-                xerr=self.x_error[i] if errors else None,
-                yerr=self.y_error[i] if errors else None,
-                elinewidth=1,
-                zorder=3,
-                **_point(colors[level_of[i]], markers[shape_of[i]]),
-            )
-        keys = []
+            bars = {"xerr": self.x_error[i], "yerr": self.y_error[i]} if errors else {}
+            look = _point(colors[level_of[i]], markers[shape_of[i]]) | {"zorder": 3}
+            self.points_[i] = place.errorbar(self.x[i], self.y[i], elinewidth=1, **bars, **look)
+        labels, artists = [], []
         if color_by is not None and scale is None:
-            for i, level in enumerate(levels):
-                style = _point(colors[i], markers[i] if same else "o")
-                keys.append((f"{color_by} = {shortened(level)}", style))
+            labels += [f"{color_by} = {draw.shortened(level)}" for level in levels]
+            own = markers if same else ["o"] * len(levels)
+            artists += [draw.key(**_point(*look)) for look in zip(colors, own, strict=True)]
         if marker_by is not None and not same:
-            for marker, shape in zip(markers, shapes, strict=True):
-                keys.append((f"{marker_by} = {shortened(shape)}", _point("0.75", marker)))
-        labels, artists = [label for label, _ in keys], [legend_key(**style) for _, style in keys]
+            labels += [f"{marker_by} = {draw.shortened(shape)}" for shape in shapes]
+            artists += [draw.key(**_point("0.75", marker)) for marker in markers]
         front = self.front
-        style = {"linestyle": "--", "color": "0.4", "linewidth": 1, "zorder": 1}
-        artists += self.ax_.plot(self.x[front], self.y[front], **style)
+        dashes = {"linestyle": "--", "color": "0.4", "linewidth": 1, "zorder": 1}
+        artists += place.plot(self.x[front], self.y[front], **dashes)
         labels.append("no other is better in both")
         if self.best_index is not None:
             ring = {"marker": "o", "markersize": 18, "color": "black", "markerfacecolor": "none"}
             at = (self.x[self.best_index], self.y[self.best_index])
-            self.ax_.plot(*at, linestyle="", zorder=4, **ring)
-            artists.append(legend_key(**{**ring, "markersize": 12}))
+            place.plot(*at, linestyle="", zorder=4, **ring)
+            artists.append(draw.key(**{**ring, "markersize": 12}))
             labels.append("chosen")
-        self.legend_ = plain_legend(self.ax_, artists, labels, beside=ax is None)
+        self.legend_ = draw.legend(place, artists, labels, beside=ax is None)
         self.colorbar_ = None
         if scale is not None:
-            self.colorbar_ = self.figure_.colorbar(scale, ax=self.ax_)
-            self.colorbar_.set_label(color_by, **PLAIN)
+            self.colorbar_ = self.figure_.colorbar(scale, ax=place)
+            self.colorbar_.set_label(color_by, **draw.PLAIN)
         folds = f", mean of {self.n_splits} folds" if self.n_splits else ""
-        self.ax_.set_xlabel(f"{self.x_name}{folds}", **PLAIN)
-        self.ax_.set_ylabel(f"{self.y_name}{folds}", **PLAIN)
+        place.set_xlabel(f"{self.x_name}{folds}", **draw.PLAIN)
+        place.set_ylabel(f"{self.y_name}{folds}", **draw.PLAIN)
         return self
 
-    def _encodings(self, color_by: str | None, marker_by: str | None) -> tuple[Any, Any]:
+    def _encodings(
+        self, color_by: str | None, marker_by: str | None
+    ) -> tuple[str | None, str | None]:
         """Return the parameters that colours and shapes tell; the same one if only one varies."""
-        known = list(dict.fromkeys(name for of in self.params for name in of))
-        for name in (color_by, marker_by):
-            if name is not None and name not in known:
-                raise ValueError(f"The search has no parameter {name!r}; it has {sorted(known)}.")
-        varying = [name for name in known if len(_levels(self.params, name)[0]) > 1]
+        for name in filter(None, (color_by, marker_by)):
+            _check_name(name, self.params)
+        varying = [name for name in _names(self.params) if len(_levels(self.params, name)[0]) > 1]
         rest = [name for name in varying if name not in (color_by, marker_by)]
         color_by = color_by or (rest.pop(0) if rest else marker_by)
         return color_by, marker_by or (rest.pop(0) if rest else color_by)
 
 
-class TradeoffBoxDisplay:
+@dataclass(kw_only=True, eq=False, repr=False)
+class TradeoffBoxDisplay(Display):
     """A score of a search's candidates, or what it gains over a baseline, by a parameter.
 
     Parameters
@@ -316,7 +283,7 @@ class TradeoffBoxDisplay:
     figure_ : matplotlib Figure
     ax_ : matplotlib Axes
     boxes_ : dict
-        What matplotlib's ``boxplot`` returns.
+        The result of matplotlib's ``boxplot``.
     points_ : list of Line2D
         The candidates of each box.
 
@@ -331,32 +298,24 @@ class TradeoffBoxDisplay:
     >>> params = [{"module": name, "alpha": i % 2} for i, name in enumerate(architectures)]
     >>> results = {"params": params, "mean_test_accuracy": [0.7, 0.6, 0.9, 0.8]}
     >>> display = TradeoffBoxDisplay.from_cv_results(results, by="module", baseline={"alpha": 0})
-    >>> {name: of.round(2).tolist() for name, of in display.values.items()}
+    >>> {name: values.round(2).tolist() for name, values in display.values.items()}
     {'resnet18': [-0.1], 'convnext_tiny': [-0.1]}
     """
 
-    def __init__(
-        self,
-        *,
-        values: Mapping[str, np.ndarray],
-        name: str,
-        by: str,
-        is_difference: bool = False,
-    ):
-        self.values = values
-        self.name = name
-        self.by = by
-        self.is_difference = is_difference
+    values: Mapping[str, np.ndarray]
+    name: str
+    by: str
+    is_difference: bool = False
 
     @classmethod
     def from_estimator(
         cls,
-        search: Any,
+        search: BaseEstimator,
         *,
         by: str,
         score: str = "accuracy",
         baseline: Mapping[str, Any] | None = None,
-        ax: Any = None,
+        ax: AnyAxes = None,
     ) -> TradeoffBoxDisplay:
         """Draw the candidates of a finished search.
 
@@ -378,17 +337,15 @@ class TradeoffBoxDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         NotFittedError
             If the search has not been fitted.
         TypeError
-            If ``search`` is no estimator.
+            If ``search`` is not an estimator.
         ValueError
-            If the search has no such score or parameter, the baseline is not one candidate for each
-            value, or ``ax`` is not one Axes.
+            If the search has no such score or parameter, or the baseline is not one candidate for
+            each value.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        cls._check(ax)
         check_is_fitted(search, "cv_results_")
         return cls.from_cv_results(search.cv_results_, by=by, score=score, baseline=baseline, ax=ax)
 
@@ -400,7 +357,7 @@ class TradeoffBoxDisplay:
         by: str,
         score: str = "accuracy",
         baseline: Mapping[str, Any] | None = None,
-        ax: Any = None,
+        ax: AnyAxes = None,
     ) -> TradeoffBoxDisplay:
         """Draw the candidates of a search by its table.
 
@@ -409,7 +366,7 @@ class TradeoffBoxDisplay:
         cv_results : dict
             ``cv_results_`` of the search.
         by, score, baseline, ax
-            As of :meth:`from_estimator`.
+            See :meth:`from_estimator`.
 
         Returns
         -------
@@ -417,18 +374,14 @@ class TradeoffBoxDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
         ValueError
-            If ``cv_results`` is no dict, or has no such score or parameter, the baseline is not one
-            candidate for each value, or ``ax`` is not one Axes.
+            If ``cv_results`` is not a dict, or has no such score or parameter, or the baseline is
+            not one candidate for each value.
         """
-        check_matplotlib(f"{cls.__name__}.from_cv_results")
+        cls._check(ax)
         means, _ = _scores(cv_results, score)
         params = list(cv_results["params"])
-        if not any(by in of for of in params):
-            known = sorted({name for of in params for name in of})
-            raise ValueError(f"The search has no parameter {by!r}; it has {known}.")
+        _check_name(by, params)
         levels, level_of = _levels(params, by)
         values = {}
         for i, level in enumerate(levels):
@@ -439,15 +392,15 @@ class TradeoffBoxDisplay:
                 if len(among) != 1:
                     raise ValueError(
                         f"baseline={dict(baseline)} must be one candidate for each {by}; there are "
-                        f"{len(among)} with {by}={shortened(level)}."
+                        f"{len(among)} with {by}={draw.shortened(level)}."
                     )
                 own.remove(among[0])
                 taken_off = means[among[0]]
-            values[shortened(level)] = means[own] - taken_off
+            values[draw.shortened(level)] = means[own] - taken_off
         display = cls(values=values, name=score, by=by, is_difference=baseline is not None)
         return display.plot(ax=ax)
 
-    def plot(self, *, ax: Any = None) -> TradeoffBoxDisplay:
+    def plot(self, *, ax: AnyAxes = None) -> TradeoffBoxDisplay:
         """Draw a box, and the candidates in it, for each value of the parameter.
 
         Parameters
@@ -459,40 +412,30 @@ class TradeoffBoxDisplay:
         -------
         TradeoffBoxDisplay
             ``self``.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is missing; it comes with the extra ``plot``.
-        ValueError
-            If ``ax`` is not one Axes.
         """
-        check_matplotlib(f"{type(self).__name__}.plot")
-        self.figure_, self.ax_ = single_axes(ax, width=1.8 + 1.1 * len(self.values))
+        self._check(None)
+        axes = self._take_axes(ax, width=1.8 + 1.1 * len(self.values))
         places = np.arange(len(self.values))
-        dark = {"color": "0.25"}
-        self.boxes_ = self.ax_.boxplot(
+        lines = {f"{name}props": {"color": "0.25"} for name in ("box", "whisker", "cap")}
+        self.boxes_ = axes.boxplot(
             list(self.values.values()),
             positions=places,
             widths=0.5,
             showfliers=False,  # all candidates are drawn
-            boxprops=dark,
-            whiskerprops=dark,
-            capprops=dark,
-            medianprops={"color": COLORS[1], "linewidth": 2.5},
+            medianprops={"color": draw.COLORS[1], "linewidth": 2.5},
+            **lines,
         )
+        look = {"color": draw.COLORS[0], "alpha": 0.6, "markersize": 5}
         self.points_ = []
-        for place, of in zip(places, self.values.values(), strict=True):
-            self.points_ += self.ax_.plot(
-                np.full(len(of), place), of, "o", color=COLORS[0], alpha=0.6, markersize=5
-            )
-        labels = [wrapped_text(name, 13, max_lines=4) for name in self.values]
-        self.ax_.set_xticks(places, labels, **PLAIN)
-        self.ax_.set_xlabel(self.by, **PLAIN)
-        of_what = f"{self.name}, less the baseline's" if self.is_difference else self.name
-        self.ax_.set_ylabel(of_what, **PLAIN)
+        for place, scores in zip(places, self.values.values(), strict=True):
+            self.points_ += axes.plot(np.full(len(scores), place), scores, "o", **look)
+        labels = [draw.wrapped(name, 13, max_lines=4) for name in self.values]
+        axes.set_xticks(places, labels, **draw.PLAIN)
+        axes.set_xlabel(self.by, **draw.PLAIN)
+        suffix = ", less the baseline's" if self.is_difference else ""
+        axes.set_ylabel(f"{self.name}{suffix}", **draw.PLAIN)
         if self.is_difference:
-            self.ax_.axhline(0, linestyle="--", color="0.4", linewidth=1, zorder=0)
+            axes.axhline(0, linestyle="--", color="0.4", linewidth=1, zorder=0)
         return self
 
 
@@ -512,11 +455,26 @@ def _scores(cv_results: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.nd
     return means, np.asarray(cv_results.get(f"std_test_{name}", np.zeros_like(means)), dtype=float)
 
 
+def _is_of_a_fold(key: str, score: str) -> bool:
+    return key.startswith("split") and key.endswith(f"_test_{score}")
+
+
+def _names(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all parameters; candidates of several grids may not share them."""
+    return list(dict.fromkeys(name for candidate in params for name in candidate))
+
+
+def _check_name(name: str, params: Sequence[Mapping[str, Any]]) -> None:
+    known = _names(params)
+    if name not in known:
+        raise ValueError(f"The search has no parameter {name!r}; it has {sorted(known)}.")
+
+
 def _levels(params: Sequence[Mapping[str, Any]], name: str | None) -> tuple[list[Any], list[int]]:
     """Return the different values of a parameter, numbers in order, and each candidate's."""
     if name is None:
         return [None], [0] * len(params)
-    values = [of.get(name, _NOT_SET) for of in params]
+    values = [candidate.get(name, _NOT_SET) for candidate in params]
     levels: list[Any] = []
     for value in values:
         if not any(_same(value, level) for level in levels):
@@ -534,7 +492,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _point(color: Any, marker: str) -> dict[str, Any]:
@@ -542,7 +500,7 @@ def _point(color: Any, marker: str) -> dict[str, Any]:
     return {"color": color, "marker": marker, "markersize": 8, "linestyle": "", **edge}
 
 
-def _palette(levels: Sequence[Any]) -> tuple[list[Any], Any]:
+def _palette(levels: Sequence[Any]) -> tuple[list[Any], ScalarMappable | None]:
     """Return a colour for each level, and the scale of numbers too many for a key each.
 
     Numbers get lighter as they grow, so that their order is seen.
@@ -553,9 +511,9 @@ def _palette(levels: Sequence[Any]) -> tuple[list[Any], Any]:
 
     numbers = [level for level in levels if _is_number(level)]
     if not numbers:
-        return [COLORS[i % len(COLORS)] for i in range(len(levels))], None
-    shades = colormaps[MAP_CMAP]
-    if len(levels) <= len(COLORS):
+        return [draw.COLORS[i % len(draw.COLORS)] for i in range(len(levels))], None
+    shades = colormaps[draw.MAP_CMAP]
+    if len(levels) <= len(draw.COLORS):
         light = np.linspace(0.05, 0.85, len(numbers))
         return [*shades(light), *["white"] * (len(levels) - len(numbers))], None
     low, high = min(numbers), max(numbers)
@@ -563,4 +521,4 @@ def _palette(levels: Sequence[Any]) -> tuple[list[Any], Any]:
     spreads = low >= 0 and 0 < 100 * least < high  # over orders of magnitude, but for a zero
     norm = SymLogNorm(least, vmin=low, vmax=high) if spreads else Normalize(low, high)
     scale = ScalarMappable(norm, shades)
-    return [scale.to_rgba(of) if _is_number(of) else "white" for of in levels], scale
+    return [scale.to_rgba(each) if _is_number(each) else "white" for each in levels], scale

@@ -22,7 +22,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from sklcam.plotting.drawing import COLORS, MAP_CMAP  # noqa: E402
+from sklcam.plotting._drawing import COLORS, MAP_CMAP  # noqa: E402
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet  # noqa: E402
 from sklcam.cam import GradCAM, TopK  # noqa: E402

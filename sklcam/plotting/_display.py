@@ -1,0 +1,229 @@
+"""The base of the displays: what cannot be drawn is refused before anything is computed."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+
+from sklcam._validation import check_count, check_number, describe, suggestion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AnyAxes: TypeAlias = "Axes | Sequence[Axes] | np.ndarray | None"
+
+_CELL = 2.0  # inches that a picture is wide
+_GAP = 0.1  # of a picture's width, between groups of them
+_TITLE = 0.42  # inches that a title is high
+_LARGEST_FIGURE = 18.0  # inches wide
+_MOST_ROWS = 100
+
+
+class Display(ABC):
+    """Base of the displays, in scikit-learn's protocol.
+
+    ``from_estimator`` computes, ``from_predictions`` takes what is there already; both draw by
+    :meth:`plot`, and take its options.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+    axes_ : ndarray of matplotlib Axes
+        Of displays of pictures.
+    ims_ : ndarray of matplotlib AxesImage or None, of the same shape
+    ax_ : matplotlib Axes
+        Of displays of numbers.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing; it comes with the extra ``plot``.
+    NotFittedError
+        If an estimator has not been fitted.
+    TypeError
+        If there is an option that :meth:`plot` does not take.
+    ValueError
+        If an estimator does not explain, or if images, labels, methods, targets, axes or options
+        do not fit; before anything is computed.
+    """
+
+    kinds: ClassVar[Sequence[str]] = ()
+
+    @abstractmethod
+    def plot(self, *, ax: AnyAxes = None) -> Self:
+        """Draw on new axes, or on those that are given."""
+
+    @classmethod
+    def _check(cls, ax: AnyAxes, **options: Any) -> None:
+        """Raise an error for what could not be drawn."""
+        try:
+            import_module("matplotlib")
+        except ImportError as error:
+            raise ImportError(
+                f'{cls.__name__} needs matplotlib. It comes with: pip install "sklcam[plot]"'
+            ) from error
+        known = set(inspect.signature(cls.plot).parameters) - {"self", "ax"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            # What was meant may belong to the method that the option was given to.
+            for name in ("from_estimator", "from_predictions", "from_cv_results"):
+                known |= set(inspect.signature(getattr(cls, name, cls.plot)).parameters)
+            raise TypeError(
+                f"{cls.__name__} has no option {unknown[0]!r}. "
+                f"{suggestion(unknown[0], known - {'self', 'ax', 'options'})}"
+            )
+        if ax is not None:
+            _check_axes(ax)
+        for name, value in options.items():
+            _check_look(name, value, cls.kinds)
+
+    @classmethod
+    def _check_n_rows(cls, n_rows: int) -> None:
+        """Raise a ValueError for a picture that would be too high to be looked at."""
+        if n_rows > _MOST_ROWS:
+            raise ValueError(
+                f"{cls.__name__} draws at most {_MOST_ROWS} rows, and this would be {n_rows}: "
+                "choose some images."
+            )
+
+    def _take_grid(
+        self,
+        ax: AnyAxes,
+        n_columns: int,
+        rows: Sequence[Sequence[np.ndarray]],
+        *,
+        groups: Sequence[int] = (),
+        cell: float = _CELL,
+        title: float = _TITLE,
+    ) -> np.ndarray:
+        """Return axes for rows of images, (n_rows, n_columns): new ones, or those that were given.
+
+        Rows are as high as the images that will be in them are, at the width of a column. Of groups
+        of so many columns each, there is some space between.
+        """
+        if ax is None:
+            self._check_n_rows(len(rows))
+            self.figure_, self.axes_ = _new_grid(n_columns, rows, groups, cell, title)
+        else:
+            self.figure_, self.axes_ = given_axes(ax, (len(rows), n_columns), type(self).__name__)
+        self.ims_ = np.full(self.axes_.shape, None, dtype=object)
+        return self.axes_
+
+    def _take_axes(self, ax: AnyAxes, width: float = 6.0) -> Axes:
+        """Return one axes: new ones, or those that were given."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            self.figure_, self.ax_ = plt.subplots(figsize=(width, 4.2), layout="constrained")
+        elif not hasattr(ax, "errorbar"):
+            raise ValueError(f"ax must be one matplotlib Axes; got a {type(ax).__name__}.")
+        else:
+            self.figure_, self.ax_ = ax.figure, ax
+        return self.ax_
+
+
+def _new_grid(
+    n_columns: int,
+    rows: Sequence[Sequence[np.ndarray]],
+    groups: Sequence[int],
+    cell: float,
+    title: float,
+) -> tuple[Figure, np.ndarray]:
+    import matplotlib.pyplot as plt
+
+    width = min(cell * n_columns, _LARGEST_FIGURE - 1) / n_columns
+    shapes = [[image.shape[0] / image.shape[1] for image in images] for images in rows]
+    heights = [width * min(max(max(row), 0.3), 3) for row in shapes]
+    ratios = [1.0] * n_columns
+    for start in reversed(np.cumsum(groups)[:-1].tolist()):
+        ratios.insert(start, _GAP)  # a column without axes
+    size = (width * sum(ratios) + 0.8, sum(heights) + title * len(rows) + 0.3)
+    figure = plt.figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(
+        len(rows), len(ratios), width_ratios=ratios, height_ratios=heights, wspace=0.02
+    )
+    columns = [i for i, ratio in enumerate(ratios) if ratio == 1]
+    axes = [[figure.add_subplot(grid[row, i]) for i in columns] for row in range(len(rows))]
+    return figure, np.array(axes, dtype=object)
+
+
+def given_axes(ax: AnyAxes, shape: tuple[int, int], name: str) -> tuple[Figure, np.ndarray]:
+    """Return the figure of the axes that were given, and these in rows and columns."""
+    axes = _check_axes(ax)
+    # One row of axes may be laid out in any way; rows and columns must be the picture's own.
+    is_other_grid = axes.ndim == 2 and 1 not in shape and axes.shape != shape
+    if axes.size != shape[0] * shape[1] or is_other_grid:
+        raise ValueError(
+            f"{name} needs {shape[0]} x {shape[1]} axes here, rows by columns; ax has "
+            f"{' x '.join(map(str, axes.shape)) or 'one'}."
+        )
+    axes = axes.reshape(shape)
+    return axes.flat[0].figure, axes
+
+
+def _check_axes(ax: AnyAxes) -> np.ndarray:
+    axes = np.asarray(ax, dtype=object)
+    if not all(hasattr(place, "imshow") for place in axes.flat):
+        raise ValueError(f"ax must be matplotlib axes; got {describe(ax)}.")
+    return axes
+
+
+def check_option(name: str, value: object, known: Sequence[str]) -> None:
+    """Raise a ValueError unless the value is one of those known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}; got {value!r}.")
+
+
+def _check_look(name: str, value: Any, kinds: Sequence[str]) -> None:
+    """Raise a ValueError for an option that cannot be drawn; each means one thing everywhere."""
+    from matplotlib.cm import ScalarMappable
+
+    if name == "kind":
+        check_option(name, value, kinds)
+    elif name == "cmap":
+        ScalarMappable(cmap=value)  # matplotlib's error names the closest
+    elif name == "alpha" and isinstance(value, str):
+        check_option(name, value, ("map",))
+    elif name == "alpha":
+        check_number(name, value, 0, 1)
+    elif name == "limits" and value is not None:
+        if np.shape(value) != (2,) or not value[0] < value[1]:
+            raise ValueError(f"limits must be two numbers, low < high; got {value!r}.")
+    elif name in ("n_columns", "bins"):
+        check_count(name, value)
+
+
+def check_maps(maps: Mapping[str, Any], n_images: int) -> None:
+    """Raise a ValueError unless there is one finite map (height, width) per image."""
+    for name, given in maps.items():
+        if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str):
+            raise ValueError(
+                f"maps {name!r} must be one map for each image; got {describe(given)}."
+            )
+        if len(given) != n_images:
+            raise ValueError(f"There are {len(given)} maps {name!r} for {n_images} images.")
+        for map_ in given:
+            check_map_shape(name, np.shape(map_))
+            if not np.isfinite(map_).all():
+                raise ValueError(f"A map {name!r} has values that are NaN or infinite.")
+
+
+def check_map_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless a map is one of height and width."""
+    if len(shape) != 2:
+        raise ValueError(
+            f"A display draws one map (height, width) per image; a map {name!r} is of shape "
+            f"{shape}."
+        )
+
+
+def check_titles(titles: Sequence[str] | None, n_images: int) -> None:
+    """Raise a ValueError unless there is one title per image."""
+    if titles is not None and len(titles) != n_images:
+        raise ValueError(f"There are {len(titles)} titles for {n_images} images.")

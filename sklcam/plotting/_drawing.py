@@ -1,0 +1,193 @@
+"""What displays draw with: pictures, maps over them, boxes, titles and legends.
+
+Maps are drawn in colours whose lightness rises with the map, and lines differ by more than their
+colour, so that a picture is legible in grey. Matplotlib is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import Colormap
+    from matplotlib.image import AxesImage
+    from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
+
+Alpha = float | Literal["map"]
+AnyColormap: TypeAlias = "str | Colormap"
+
+MAP_CMAP = "viridis"
+# Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
+RIGHT: dict[str, Any] = {"color": COLORS[0], "ls": "-"}
+WRONG: dict[str, Any] = {"color": COLORS[1], "ls": (0, (2, 1.5))}
+# Class names and the like are no mathematics, whatever signs they hold.
+PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
+
+_GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
+_SMALL = 9  # points
+_LETTER = 0.5  # mean width of a letter, in units of the font's size
+
+
+def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
+    """Return where an image is, so that pixels are areas and a box's edges are edges of pixels."""
+    height, width = image.shape[:2]
+    return (0, width, height, 0)
+
+
+def image(place: Axes, pixels: np.ndarray) -> AxesImage:
+    """Draw an image, grey ones from black to white as they are."""
+    place.set(xticks=[], yticks=[])
+    return place.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=_extent(pixels))
+
+
+@dataclass(frozen=True)
+class MapPainter:
+    """Draws maps in one look.
+
+    Parameters
+    ----------
+    cmap : str or matplotlib Colormap
+    limits : tuple of (float, float)
+        What the ends of the colour map stand for.
+    alpha : float in [0, 1] or "map"
+        How opaque a map is on its image.
+    """
+
+    cmap: AnyColormap
+    limits: tuple[float, float] = (0.0, 1.0)
+    alpha: Alpha = 1.0
+
+    def draw(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
+        """Draw a map where its image would be."""
+        place.set(xticks=[], yticks=[])
+        low, high = self.limits
+        return place.imshow(map_, cmap=self.cmap, vmin=low, vmax=high, extent=_extent(pixels))
+
+    def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
+        """Draw a map on its image, which is grey, as its colours would mix with the map's."""
+        image(place, pixels if pixels.ndim == 2 else pixels @ _GREY)
+        drawn = self.draw(place, map_, pixels)
+        low, high = self.limits
+        is_as_map = self.alpha == "map"
+        drawn.set_alpha(np.clip((map_ - low) / (high - low), 0, 1) if is_as_map else self.alpha)
+        return drawn
+
+    def scale(self, place: Axes) -> Colorbar:
+        """Draw what the colours stand for, beside a map and as high as it is."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        bar = place.figure.colorbar(
+            ScalarMappable(Normalize(*self.limits), self.cmap),
+            cax=place.inset_axes((1.06, 0, 0.08, 1)),
+        )
+        bar.set_label("map", fontsize=_SMALL)
+        bar.ax.tick_params(labelsize=_SMALL)
+        return bar
+
+
+def map_limits(maps: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what the ends of the colour map stand for: 0 and 1, or more if maps go beyond."""
+    low = min(float(np.min(map_)) for some in maps.values() for map_ in some)
+    high = max(float(np.max(map_)) for some in maps.values() for map_ in some)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
+
+
+def box(place: Axes, corners: Sequence[float] | np.ndarray, style: Mapping[str, Any]) -> None:
+    """Draw a box that is seen on any ground: a line within a white one."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = map(float, corners)
+    looks: tuple[tuple[float, Any], ...] = ((3.6, {"color": "white"}), (1.8, style))
+    for width, look in looks:
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=width, **look)
+        frame.set_clip_on(False)
+        place.add_patch(frame)
+
+
+def stacked(*parts: str) -> str:
+    """Return lines of text, without the empty ones."""
+    return "\n".join(part for part in parts if part)
+
+
+def wrapped(text: str, width: int, max_lines: int = 2) -> str:
+    """Break text into lines of at most a width in letters, and cut it after some."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=max_lines, placeholder=" …"))
+
+
+def title(place: Axes, *lines: str, columns: int = 1) -> None:
+    """Write lines over a picture, none wider than it or some columns, as they are."""
+    inches = place.get_window_extent().width / place.figure.dpi
+    if place.figure.get_layout_engine() is not None:
+        inches *= 1.2  # it has yet to fill the space between
+    letters = max(12, int(columns * inches * 72 / (_LETTER * _SMALL)))
+    given = stacked(*lines).splitlines()
+    text = "\n".join(wrapped(line, letters) for line in given)
+    place.set_title(text, fontsize=_SMALL, **PLAIN)
+
+
+def caption(place: Axes, text: str) -> None:
+    """Write a line under a picture."""
+    place.set_xlabel(text, fontsize=_SMALL, labelpad=2, **PLAIN)
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Yield a colour and a line for each of any number of curves."""
+    i = 0
+    while True:
+        # Once all lines have been used, they go with other colours than before.
+        line = LINES[(i + i // len(LINES)) % len(LINES)]
+        yield {"color": COLORS[i % len(COLORS)], "linestyle": line}
+        i += 1
+
+
+def shortened(value: Any) -> str:
+    """Return a parameter's value as it is told from others in a legend."""
+    if isinstance(value, float | np.floating):
+        return f"{value:g}"
+    name = getattr(value, "__name__", None)
+    return name if isinstance(name, str) else " ".join(str(value).split())
+
+
+def key(**style: Any) -> Line2D:
+    """Return a line or marker for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"linestyle": "", "label": "", **style})
+
+
+def legend(
+    place: Axes,
+    artists: Sequence[Artist],
+    labels: Sequence[str],
+    *,
+    beside: bool = False,
+    above: bool = False,
+    **options: Any,
+) -> Legend:
+    """Write a legend of labels as they are: also those that matplotlib would leave out or set."""
+    if beside:
+        options |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}
+    if above:
+        options |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+        options |= {"ncols": 2}
+    # Each label is set once it is there: matplotlib hides those that begin with an underscore.
+    made = place.legend(
+        artists, ["label"] * len(labels), fontsize=_SMALL, title_fontsize=_SMALL, **options
+    )
+    for text, label in zip(made.get_texts(), labels, strict=True):
+        text.set(text=wrapped(label, 40), **PLAIN)
+    return made

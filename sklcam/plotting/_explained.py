@@ -1,0 +1,149 @@
+"""What displays of images draw: pictures, maps and predictions, from one look at the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from sklcam.explain.base import AnyMethod, Explainable, Explainer, Methods, method_name
+from sklcam.explain.opened import OpenedImages
+from sklcam.explain.predictions import Prediction, predictions
+from sklcam.images.dataset import ImageDataset
+from sklcam.images.labels import dataset_labels, labels_for
+from sklcam.images.pictures import to_picture
+from sklcam.metrics.evaluate import as_explainer
+from sklcam.plotting._display import check_map_shape
+
+AnyEstimator = Explainer | Explainable | nn.Module
+AnyEstimators = AnyEstimator | Mapping[str, AnyEstimator]
+AnyMethods = AnyMethod | Methods | None
+
+
+@dataclass(eq=False)
+class Explained:
+    """Images as they are drawn, what they are taken for, and their maps by each method."""
+
+    maps: dict[str, list[np.ndarray]]
+    pictures: list[np.ndarray] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+
+
+class Explanation:
+    """Images that are ready to be explained; everything has been checked, and nothing run.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    X : images
+    target : None, labels or callable
+    methods : str, Method, list of them, dict of names to them, or None
+    frame : {"image", "input"}
+        Whether pictures and maps are at each image's own size, or as the network gets them.
+
+    Attributes
+    ----------
+    n_images : int
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        X: Any,
+        target: Any,
+        methods: AnyMethods,
+        frame: Literal["image", "input"] = "image",
+    ):
+        self._explainer = explainer
+        self._methods = explainer.named_methods(methods)
+        self._opened = explainer.open(X, originals=True)
+        self.n_images = len(self._opened)
+        self._target = explainer.as_target(target, self.n_images)
+        self._own_size = frame == "image"
+        for name, method in self._methods.items():
+            check_map_shape(name, explainer.map_shape(self._opened, self._target, method))
+
+    def run(self) -> Explained:
+        """Explain, all methods from one pass over the images."""
+        found = Explained({name: [] for name in self._methods})
+        for explained in self._explainer.iter_explained(
+            self._opened, self._target, methods=list(self._methods.values())
+        ):
+            batch = explained.batch
+            found.pictures += map(to_picture, batch.originals if self._own_size else batch.resized)
+            found.predictions += predictions(self._explainer, explained.output)
+            for collected, maps in zip(found.maps.values(), explained.maps, strict=True):
+                framed = maps
+                if self._own_size:
+                    framed = map(self._explainer.to_frame, maps, batch.sizes)
+                collected += [map_.float().cpu().numpy() for map_ in framed]
+        return found
+
+
+def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, Explainer]:
+    """Return by name what explains, each fitted."""
+    named = estimator
+    if not isinstance(estimator, Mapping):
+        named = {type(estimator).__name__: estimator}
+    if not named:
+        raise ValueError("There is no estimator to draw: the dict is empty.")
+    return {str(name): as_explainer(given, X) for name, given in named.items()}
+
+
+def column_name(explainers: Mapping[str, Explainer], name: str, method: str, n_methods: int) -> str:
+    """Return what maps are called: by their method, by the model, or by both."""
+    if len(explainers) == 1:
+        return method or method_name(explainers[name].method)
+    return name if n_methods == 1 else f"{name}, {method}"
+
+
+def named_values(values: Any, name: str) -> dict[str, Any]:
+    """Return by name what came in a dict, or alone."""
+    if not isinstance(values, Mapping):
+        return {name: values}
+    if not values:
+        raise ValueError("There is nothing to draw: the dict is empty.")
+    return {str(key): value for key, value in values.items()}
+
+
+def map_list(maps: Tensor | np.ndarray | Sequence[Any]) -> list[np.ndarray]:
+    """Return maps as a list of arrays."""
+    maps = maps.detach().cpu() if isinstance(maps, Tensor) else maps
+    return [np.asarray(map_) for map_ in maps]
+
+
+def labels_of_images(X: Any, y: Any, n_images: int) -> np.ndarray | None:
+    """Return the labels that were given, or the data set's own, or None."""
+    if y is None and dataset_labels(X) is None:
+        return None
+    y = labels_for(X, y, "the picture")
+    if y.shape != (n_images,):
+        raise ValueError(
+            f"y must have one label for each of {n_images} images; got shape {y.shape}."
+        )
+    return y
+
+
+def as_text(values: Any) -> list[str] | None:
+    """Return labels or titles as they are written; None if there are none."""
+    return None if values is None else [str(value) for value in values]
+
+
+def as_dataset(X: Any) -> ImageDataset:
+    """Return images of any form, to be read at their own sizes."""
+    return X if isinstance(X, ImageDataset) else ImageDataset(X)
+
+
+def pictures_of(X: Any, rows: Iterable[int] | None = None) -> list[np.ndarray]:
+    """Return images of any form, or some of them, at their own sizes."""
+    images = as_dataset(X)
+    chosen = range(len(images)) if rows is None else rows
+    return [to_picture(images.original_image(i)) for i in chosen]
+
+
+def input_pictures(opened: OpenedImages) -> list[np.ndarray]:
+    """Return opened images at the network's input size."""
+    return [to_picture(image) for batch in opened.batches() for image in batch.resized]

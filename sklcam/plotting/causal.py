@@ -1,0 +1,232 @@
+"""Insertion and deletion: how much the network needs what the map shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import describe
+from sklcam.metrics import CausalCurves, Evaluator, Measurement, deletion_auc, insertion_auc
+from sklcam.plotting import _drawing as draw
+from sklcam.plotting._display import AnyAxes, Display, given_axes
+from sklcam.plotting._explained import (
+    AnyEstimators,
+    AnyMethods,
+    column_name,
+    explainers_by_name,
+    named_values,
+)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CausalCurveDisplay(Display):
+    """Insertion and deletion: the network's confidence as the map's pixels come, and as they go.
+
+    Parameters
+    ----------
+    curves : dict of str to CausalCurves
+        For each method or model.
+
+    Attributes
+    ----------
+    curves
+        As above.
+    insertion_auc, deletion_auc : dict of str to float
+        Means over the images.
+    figure_ : matplotlib Figure
+    axes_ : ndarray of Axes, of shape (2,)
+        Insertion and deletion.
+    lines_ : ndarray of Line2D, of shape (2, n_curves)
+    legends_ : list of two matplotlib Legend
+
+    References
+    ----------
+    Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+    BMVC 2018.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import CausalCurves
+    >>> from sklcam.plotting import CausalCurveDisplay
+    >>> rising = torch.tensor([[0.0, 0.5, 1.0]])
+    >>> curves = CausalCurves(torch.tensor([0.0, 0.5, 1.0]), rising, rising.flip(1))
+    >>> display = CausalCurveDisplay.from_predictions({"gradcam": curves})
+    >>> display.legends_[0].get_texts()[0].get_text()
+    'gradcam: AUC 0.50'
+    """
+
+    curves: Mapping[str, CausalCurves]
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: AnyEstimators,
+        X: Any,
+        *,
+        methods: AnyMethods = None,
+        target: Any = None,
+        score: Callable[[Tensor], Tensor] | None = None,
+        n_steps: int = 224,
+        start: Callable[[Tensor], Tensor] | None = None,
+        end: Callable[[Tensor], Tensor] | None = None,
+        batch_size: int | None = None,
+        ax: AnyAxes = None,
+        **options: Any,
+    ) -> CausalCurveDisplay:
+        """Follow the confidence on each image, and draw it.
+
+        Parameters
+        ----------
+        estimator : estimator with ``explain``, nn.Module, or dict of names to them
+            Fitted.
+        X : images
+        methods : str, Method, list of them, dict of names to them, or None, default=None
+            The explanations; None is the estimator's own.
+        target : None, labels or callable, default=None
+            See ``explain``; one class an image.
+        score : callable or None, default=None
+            See :func:`~sklcam.metrics.evaluate`; needed for a target that is a callable.
+        n_steps, start, end, batch_size
+            See :func:`~sklcam.metrics.causal_curves`.
+        ax : array-like of two matplotlib axes or None, default=None
+        **options
+            Those of :meth:`plot`.
+
+        Returns
+        -------
+        CausalCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            If an image would have several maps, or a target without a probability comes without a
+            score.
+        """
+        cls._check(ax, **options)
+        params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
+        explainers = explainers_by_name(estimator, X)
+        evaluators: dict[str, Evaluator[CausalCurves]] = {}
+        for name, explainer in explainers.items():
+            named = explainer.named_methods(methods)
+            for of_method, method in named.items():
+                evaluators[column_name(explainers, name, of_method, len(named))] = Evaluator(
+                    explainer,
+                    X,
+                    metrics=("iauc", "dauc"),
+                    method=method,
+                    target=target,
+                    score=score,
+                    metric_params=params,
+                    batch_size=batch_size,
+                )
+        curves = {
+            column: _joined(evaluator.run(observe=_see_curves, progress=False)[1])
+            for column, evaluator in evaluators.items()
+        }
+        return cls(curves=curves).plot(ax=ax, **options)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        curves: CausalCurves | Mapping[str, CausalCurves],
+        *,
+        ax: AnyAxes = None,
+        **options: Any,
+    ) -> CausalCurveDisplay:
+        """Draw curves that are there already.
+
+        Parameters
+        ----------
+        curves : CausalCurves, or dict of names to them
+        ax : array-like of two matplotlib axes or None, default=None
+        **options
+            Those of :meth:`plot`.
+
+        Returns
+        -------
+        CausalCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            If there are no CausalCurves.
+        """
+        cls._check(ax, **options)
+        named = named_values(curves, "map")
+        for name, given in named.items():
+            if not isinstance(given, CausalCurves):
+                raise ValueError(f"curves of {name!r} must be CausalCurves; got {describe(given)}.")
+        return cls(curves=named).plot(ax=ax, **options)
+
+    @property
+    def insertion_auc(self) -> dict[str, float]:
+        """Mean area under the insertion curves."""
+        return {name: insertion_auc(curves).mean().item() for name, curves in self.curves.items()}
+
+    @property
+    def deletion_auc(self) -> dict[str, float]:
+        """Mean area under the deletion curves."""
+        return {name: deletion_auc(curves).mean().item() for name, curves in self.curves.items()}
+
+    def plot(self, *, ax: AnyAxes = None, band: bool = True) -> CausalCurveDisplay:
+        """Draw the mean curves.
+
+        Parameters
+        ----------
+        ax : array-like of two matplotlib axes or None, default=None
+            None makes a new figure.
+        band : bool, default=True
+            Whether the middle half of the images is shaded.
+
+        Returns
+        -------
+        CausalCurveDisplay
+            ``self``.
+        """
+        self._check(ax)
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            size = {"figsize": (10, 4.2), "layout": "constrained"}
+            self.figure_, self.axes_ = plt.subplots(1, 2, sharey=True, **size)
+        else:
+            self.figure_, grid = given_axes(ax, (1, 2), type(self).__name__)
+            self.axes_ = grid[0]
+        self.lines_ = np.empty((2, len(self.curves)), dtype=object)
+        self.legends_ = []
+        kinds = ("insertion", self.insertion_auc), ("deletion", self.deletion_auc)
+        for place, lines, (kind, areas) in zip(self.axes_, self.lines_, kinds, strict=True):
+            for i, (curves, style) in enumerate(
+                zip(self.curves.values(), draw.styles(), strict=False)
+            ):
+                fractions = curves.fractions.cpu().numpy()
+                scores = getattr(curves, kind).float().cpu().numpy()
+                (lines[i],) = place.plot(fractions, scores.mean(axis=0), **style)
+                if band and len(scores) > 1:
+                    middle_half = np.quantile(scores, [0.25, 0.75], axis=0)
+                    shade = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+                    place.fill_between(fractions, *middle_half, **shade)
+            labels = [f"{name}: AUC {areas[name]:.2f}" for name in self.curves]
+            self.legends_.append(draw.legend(place, list(lines), labels, above=True))
+            done = "inserted" if kind == "insertion" else "deleted"
+            place.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+            place.set_xlabel(f"share of pixels {done}, the map's highest first")
+        averaged = "mean and middle half of the images" if band else "mean of the images"
+        self.axes_[0].set_ylabel(f"confidence ({averaged})")
+        return self
+
+
+def _see_curves(measurement: Measurement) -> CausalCurves:
+    inserted, deleted = measurement["insertion_curve"], measurement["deletion_curve"]
+    return CausalCurves(inserted.fractions.cpu(), inserted.insertion.cpu(), deleted.deletion.cpu())
+
+
+def _joined(batches: Sequence[CausalCurves]) -> CausalCurves:
+    fractions, insertion, deletion = zip(*batches, strict=True)
+    return CausalCurves(fractions[0], torch.cat(insertion), torch.cat(deletion))
