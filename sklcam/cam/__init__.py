@@ -6,7 +6,7 @@ from inspect import isabstract
 from typing import cast
 
 from sklcam._validation import suggestion
-from sklcam.cam.base import GradientMethod, Method, WeightedGradientMethod
+from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradientMethod
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
 from sklcam.cam.gradient import (
     CAM,
@@ -36,6 +36,7 @@ __all__ = [
     "ISCAM",
     "SSCAM",
     "AblationCAM",
+    "ChannelMethod",
     "Classes",
     "Counterfactual",
     "Deconvnet",

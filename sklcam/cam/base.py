@@ -6,37 +6,27 @@ that has been through the network once, and returns raw maps.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from numbers import Integral
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
-from torch import Tensor, nn
+from torch import Tensor
 
-from sklcam._validation import (
-    check_count,
-    check_number,
-    check_tensor,
-    describe,
-)
-from sklcam.cam.maps import at_least_float32, weighted_sum
+from sklcam._validation import check_count, check_number, check_tensor, describe
+from sklcam.cam.maps import weighted_sum
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.rules import ReluRule
-from sklcam.networks.inputs import Inputs
-from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
 
 
 class Method(BaseEstimator, ABC):
     """A way to explain: options in, raw maps out.
 
-    A method of one's own derives from :class:`GradientMethod` or :class:`WeightedGradientMethod`
-    where it is made of one gradient, and from this class otherwise.
+    A method of your own derives from :class:`GradientMethod` or :class:`WeightedGradientMethod` if
+    it is made of one gradient, from :class:`ChannelMethod` if it weighs channels in another way,
+    and from this class otherwise.
 
     Attributes
     ----------
@@ -48,6 +38,8 @@ class Method(BaseEstimator, ABC):
         Whether it runs what follows a layer again.
     scaled : bool
         Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
+    keeps_channels : bool
+        Whether there is a map for each channel of the image.
 
     Examples
     --------
@@ -80,32 +72,18 @@ class Method(BaseEstimator, ABC):
         return True
 
     @property
-    def weighs_channels(self) -> bool:
-        """Whether a map is the weighted sum of a layer's channels."""
-        return type(self).channel_weights is not Method.channel_weights
+    def keeps_channels(self) -> bool:
+        return False
 
     def check(self) -> None:
-        """Raise a ValueError for options that make no sense; before any work."""
+        """Raise a ValueError for options that are out of range; before any work."""
 
     def rule(self) -> AbstractContextManager[Any] | None:
-        """Return what is to be active while the graph is built, if anything."""
-        return None
+        """Return what is to be active while the graph is built, if anything.
 
-    def record(
-        self, network: nn.Module, layers: Sequence[TargetLayer], inputs: Inputs, **options: Any
-    ) -> RecordedPass:
-        """Run a batch through the network, as this method needs it.
-
-        Parameters
-        ----------
-        network, layers, inputs, **options
-            See :class:`RecordedPass`.
-
-        Returns
-        -------
-        RecordedPass
+        It changes what the pass hands back, so that no other method can share the pass.
         """
-        return record_for([self], network, layers, inputs, **options)
+        return None
 
     @abstractmethod
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
@@ -122,6 +100,37 @@ class Method(BaseEstimator, ABC):
             float64 if the network computes in it.
         """
 
+
+class ChannelMethod(Method):
+    """A method whose map is a weighted sum of channels: a subclass writes ``channel_weights``.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Whether negative evidence is cut off.
+
+    Examples
+    --------
+    All channels count the same, whatever the class:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import ChannelMethod
+    >>> class EvenCAM(ChannelMethod):
+    ...     def channel_weights(self, recorded):
+    ...         n_channels = recorded.grid(0).shape[1]
+    ...         return [torch.ones(*recorded.scores.shape, n_channels)]
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, method=EvenCAM, target_layer="0", verbose=0).fit()
+    >>> explainer.explain(torch.tensor([[[[0.0, 2.0]], [[1.0, 3.0]]]]), normalize=False)
+    array([[[1., 5.]]], dtype=float32)
+    """
+
+    def __init__(self, relu: bool = True):
+        self.relu = relu
+
+    @abstractmethod
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         """Return the weight of each channel.
 
@@ -133,16 +142,10 @@ class Method(BaseEstimator, ABC):
         -------
         list of Tensor of shape (n_images, k, K)
             One per layer.
-
-        Raises
-        ------
-        ValueError
-            If the method does not weigh channels.
         """
-        raise ValueError(
-            f"{type(self).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
-            "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
-        )
+
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
 class GradientMethod(Method):
@@ -179,7 +182,12 @@ class GradientMethod(Method):
         """Turn activations and gradients, both (n_images, K, u, v), into maps (n_images, u, v)."""
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return _for_each_layer(recorded, lambda *grids: self._finish(self.combine(*grids)))
+        return recorded.for_each_score(
+            lambda column: [
+                self._finish(self.combine(recorded.grid(layer), gradients))
+                for layer, gradients in enumerate(recorded.gradient_grids(column))
+            ]
+        )
 
     def _finish(self, maps: Tensor) -> Tensor:
         return maps.relu() if self.relu else maps
@@ -214,8 +222,8 @@ class GradientMethod(Method):
         check_tensor("scores", scores, "n_images")
         if not (isinstance(activations, Tensor) and activations.requires_grad):
             raise ValueError(
-                "activations must be a Tensor with a gradient, as sklcam.networks.record records them; "
-                f"got {describe(activations)}."
+                "activations must be a Tensor with a gradient, as sklcam.networks.record records "
+                f"them; got {describe(activations)}."
             )
         if not scores.requires_grad:
             raise ValueError(
@@ -230,7 +238,7 @@ class GradientMethod(Method):
             return self._finish(self.combine(*(at_least_float32(grid) for grid in grids)))
 
 
-class WeightedGradientMethod(GradientMethod):
+class WeightedGradientMethod(ChannelMethod, GradientMethod):
     """A gradient method that weighs channels: a subclass writes ``weights``.
 
     Parameters
@@ -259,74 +267,12 @@ class WeightedGradientMethod(GradientMethod):
         return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
-        return _for_each_layer(recorded, self.weights)
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
-
-
-def sharing_a_pass(methods: Sequence[Method]) -> list[list[int]]:
-    """Group methods, by their positions, so that those of a group can share a forward pass.
-
-    A rule changes what a pass hands back, so that a method with one needs a pass of its own. All
-    others differ only in how much of the graph they need.
-    """
-    with_rule = [i for i, method in enumerate(methods) if method.rule() is not None]
-    plain = [i for i in range(len(methods)) if i not in with_rule]
-    # Those that need the graph come first: it is freed before the others run the network often.
-    plain.sort(key=lambda i: methods[i].graph is None)
-    return [*([plain] if plain else []), *([i] for i in with_rule)]
-
-
-def record_for(
-    methods: Sequence[Method],
-    network: nn.Module,
-    layers: Sequence[TargetLayer],
-    inputs: Inputs,
-    **options: Any,
-) -> RecordedPass:
-    """Run a batch through the network once, as all of these methods need it."""
-    for method in methods:
-        method.check()
-    graphs = {method.graph for method in methods}
-    rule = methods[0].rule() if len(methods) == 1 else None
-    recorded = RecordedPass(
-        network,
-        layers if any(method.uses_layers for method in methods) else (),
-        inputs,
-        graph="images" if "images" in graphs else "head" if "head" in graphs else None,
-        rule=rule,
-        resumable=any(method.resumes for method in methods),
-        keep_graph=len(methods) > 1 and "images" in graphs,
-        **options,
-    )
-    if isinstance(rule, ReluRule) and not rule.n_relus:
-        warnings.warn(
-            f"{methods[0]!r} changes what ReLUs hand back, but there is none on the way back; what "
-            "comes out is the plain gradient. An earlier target layer may have some.",
-            stacklevel=2,
+        return recorded.for_each_score(
+            lambda column: [
+                self.weights(recorded.grid(layer), gradients)
+                for layer, gradients in enumerate(recorded.gradient_grids(column))
+            ]
         )
-    return recorded
-
-
-def _for_each_layer(
-    recorded: RecordedPass, function: Callable[[Tensor, Tensor], Tensor]
-) -> list[Tensor]:
-    """Apply a function of activations and gradients; stack its results (n_images, k, ...)."""
-    results: list[list[Tensor]] = [[] for _ in recorded.layers]
-    for column in range(recorded.scores.shape[1]):
-        for index, gradients in enumerate(recorded.gradients(column)):
-            grid = at_least_float32(recorded.layers[index].to_grid(gradients))
-            results[index].append(function(recorded.grid(index), grid))
-    return [torch.stack(of_layer, dim=1) for of_layer in results]
-
-
-def draw_seed(random_state: Any) -> int:
-    """Return a seed that several may start from, so that they draw the same; an int is one."""
-    generator = check_random_state(random_state)
-    if isinstance(random_state, Integral):
-        return int(random_state)
-    return int(generator.randint(np.iinfo(np.int32).max))
 
 
 # Pixels of changed images that go through a network at a time: 10 images of 224 x 224 on a CPU,

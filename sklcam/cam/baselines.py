@@ -9,7 +9,8 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam.base import Method, draw_seed
+from sklcam._validation import draw_seed
+from sklcam.cam.base import ChannelMethod, Method
 from sklcam.cam.recorded import RecordedPass
 
 
@@ -64,7 +65,7 @@ class FakeCAM(Uniform):
         return [maps]
 
 
-class RandomCAM(Method):
+class RandomCAM(ChannelMethod):
     """Channels weighed at random, uniformly in [-1, 1].
 
     Parameters
@@ -90,7 +91,7 @@ class RandomCAM(Method):
     """
 
     def __init__(self, relu: bool = True, random_state: Any = None):
-        self.relu = relu
+        super().__init__(relu)
         self.random_state = random_state
 
     def check(self) -> None:
@@ -101,9 +102,7 @@ class RandomCAM(Method):
         weights = []
         for layer in range(len(recorded.layers)):
             grid = recorded.grid(layer)
+            # Drawn once for all images and classes: a control knows neither of them.
             drawn = torch.as_tensor(generator.uniform(-1, 1, grid.shape[1])).to(grid)
             weights.append(drawn.expand(*recorded.scores.shape, -1))
         return weights
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)

@@ -10,10 +10,11 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam.base import GradientMethod, Method, WeightedGradientMethod, check_noise, draw_seed
-from sklcam.cam.maps import at_least_float32
+from sklcam._validation import draw_seed
+from sklcam.cam.base import ChannelMethod, GradientMethod, WeightedGradientMethod, check_noise
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ReluRule
+from sklcam.networks.precision import at_least_float32
 
 
 class GradCAM(WeightedGradientMethod):
@@ -106,7 +107,7 @@ class Counterfactual(GradCAM):
         return super().weights(activations, -gradients)
 
 
-class CAM(Method):
+class CAM(ChannelMethod):
     """CAM: channels weighed by the weights of the linear layer that follows global pooling.
 
     For networks whose head is global average pooling and one linear layer, and for no other.
@@ -135,14 +136,8 @@ class CAM(Method):
     array([[[0., 1.]]], dtype=float32)
     """
 
-    def __init__(self, relu: bool = True):
-        self.relu = relu
-
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         return [_head_weights(recorded, layer) for layer in range(len(recorded.layers))]
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
 def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
@@ -158,12 +153,15 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
         if isinstance(module, torch.nn.Linear)
         and (module.in_features, module.out_features) == (pooled.shape[1], output.shape[1])
     ]
+    # A layer of the right shape may be anywhere. That it is the head shows in the numbers alone: it
+    # turns the pooled activations into the output, to the precision that the network computes in.
     scale = output.abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
+    half = recorded.output.dtype not in (torch.float32, torch.float64)
+    tolerance = (0.05 if half else 1e-3) * scale
     for head in heads:
         weight = at_least_float32(head.weight.detach())
         bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
-        half = recorded.output.dtype not in (torch.float32, torch.float64)
-        if ((pooled @ weight.T + bias - output).abs() <= (0.05 if half else 1e-3) * scale).all():
+        if ((pooled @ weight.T + bias - output).abs() <= tolerance).all():
             if target.directions is not None:
                 return target.directions @ weight
             return weight[target.indices]
@@ -208,7 +206,7 @@ class GradCAMPlusPlus(WeightedGradientMethod):
         return _divide(gradients.relu(), 2 + gradients * total).sum(dim=(2, 3))
 
 
-class SmoothGradCAMPlusPlus(Method):
+class SmoothGradCAMPlusPlus(ChannelMethod):
     r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the image.
 
     .. math:: w_k = \sum_{ij} \frac{\overline{g_{ij}^2}}{2\,\overline{g_{ij}^2} +
@@ -253,35 +251,33 @@ class SmoothGradCAMPlusPlus(Method):
     def __init__(
         self, relu: bool = True, n_samples: int = 10, std: float = 0.3, random_state: Any = None
     ):
-        self.relu = relu
+        super().__init__(relu)
         self.n_samples = n_samples
         self.std = std
         self.random_state = random_state
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
     def check(self) -> None:
         check_noise(self.n_samples, self.std)
         check_random_state(self.random_state)
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
-        columns = range(recorded.scores.shape[1])
-        means = [[_Moments(self.n_samples) for _ in recorded.layers] for _ in columns]
-        for noisy in self._noisy(recorded):
-            for column in columns:
-                gradients = noisy.gradients(column)
-                for layer, moments in enumerate(means[column]):
-                    moments.add(at_least_float32(recorded.layers[layer].to_grid(gradients[layer])))
-        return [
-            torch.stack(
-                [means[column][layer].weights(recorded.grid(layer)) for column in columns], 1
-            )
-            for layer in range(len(recorded.layers))
+        moments = [
+            [_Moments(self.n_samples) for _ in recorded.layers] for _ in range(recorded.target.k)
         ]
+        # Sums, and not the samples themselves: memory does not grow with the number of samples.
+        for noisy in self._noisy(recorded):
+            for column, per_layer in enumerate(moments):
+                for sums, gradients in zip(per_layer, noisy.gradient_grids(column), strict=True):
+                    sums.add(gradients)
+        return recorded.for_each_score(
+            lambda column: [
+                sums.weights(recorded.grid(layer)) for layer, sums in enumerate(moments[column])
+            ]
+        )
 
     def _noisy(self, recorded: RecordedPass) -> Iterator[RecordedPass]:
         images = recorded.images
+        # The same noise for each image, so that its map does not depend on the rest of the batch.
         generator = torch.Generator(images.device).manual_seed(draw_seed(self.random_state))
         for _ in range(self.n_samples):
             noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
@@ -400,5 +396,5 @@ class HiResCAM(GradientMethod):
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 where the denominator is 0."""
-    some = denominator != 0
+    some = denominator != 0  # the inner `where` keeps NaN out of the gradient, too
     return torch.where(some, numerator / torch.where(some, denominator, 1.0), 0.0)

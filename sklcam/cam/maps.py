@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import (
-    check_map,
-    check_size,
-)
-from sklcam.networks.precision import at_least_float32  # noqa: F401
+from sklcam._validation import check_map, check_size
 
 
 def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
@@ -47,8 +43,8 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (..., height, width), or a side is no
-        positive int.
+        If the maps are not a floating-point tensor of shape (..., height, width), or a side is not
+        a positive int.
 
     Examples
     --------
@@ -97,11 +93,14 @@ def min_max(maps: Tensor) -> Tensor:
     check_map("maps", maps)
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     varies = high - low > rounding(low.detach(), high.detach())
+    # Both branches of `where` have a gradient, and one of 1/0 would be NaN: divide by 1 there.
     extent = torch.where(varies, high - low, 1.0)
     return torch.where(varies, (maps - low) / extent, 0.0)
 
 
 def rounding(low: Tensor, high: Tensor) -> Tensor:
     """Return the spread that resizing a constant map can cause by rounding alone."""
+    # The weights of a bilinear mean sum to 1 only up to rounding. Constants, resized from 2 to 32
+    # pixels a side to 12 to 384, came out up to 3.5 epsilons apart; 8 leaves room.
     limits = torch.finfo(low.dtype)
     return 8 * limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny

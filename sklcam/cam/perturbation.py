@@ -16,13 +16,15 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklcam.cam.base import Method, batch_size_for, check_batch_size, check_noise, draw_seed
-from sklcam.cam.maps import at_least_float32, min_max, rounding, upsample
+from sklcam._validation import draw_seed
+from sklcam.cam.base import ChannelMethod, batch_size_for, check_batch_size, check_noise
+from sklcam.cam.maps import min_max, rounding, upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.inference import is_out_of_memory
+from sklcam.networks.precision import at_least_float32
 
 
-class PerturbationMethod(Method):
+class PerturbationMethod(ChannelMethod):
     """A method whose channel weights come from forward passes: a subclass writes ``weights``.
 
     Parameters
@@ -57,7 +59,7 @@ class PerturbationMethod(Method):
     """
 
     def __init__(self, relu: bool = True, batch_size: int | None = None):
-        self.relu = relu
+        super().__init__(relu)
         self.batch_size = batch_size
 
     @abstractmethod
@@ -74,9 +76,6 @@ class PerturbationMethod(Method):
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         with torch.no_grad():
             return [self.weights(recorded, layer) for layer in range(len(recorded.layers))]
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
 
 
 class _MaskingMethod(PerturbationMethod):
@@ -98,6 +97,7 @@ class _MaskingMethod(PerturbationMethod):
         """Write the scores (n_images, K, k); one empty image scores all constant channels."""
         low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
         varies = high - low > rounding(low, high)
+        # After a ReLU many channels are zero everywhere; they would be most of the passes.
         for (rows,) in self._batches((~varies).any(dim=1), recorded):
             empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
             scores[rows] = at_least_float32(recorded.score(empty, rows))[:, None]
@@ -113,7 +113,7 @@ class _MaskingMethod(PerturbationMethod):
 
     def score_masked(self, recorded: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (m, k) of images under masks (m, height, width)."""
-        images = recorded.images[rows]  # a copy, in the memory format that the recorded prepared
+        images = recorded.images[rows]  # a copy, in the memory format that the pass has prepared
         output = recorded.run(images.mul_(masks[:, None].to(images.dtype)), rows)
         return at_least_float32(recorded.score(output, rows))
 
@@ -270,6 +270,7 @@ class SSCAM(_MaskingMethod):
         check_random_state(self.random_state)
 
     def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
+        # A channel that is constant is not skipped here: noise makes a mask of it, too.
         scores.zero_()
         n_images, n_channels = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
@@ -281,16 +282,17 @@ class SSCAM(_MaskingMethod):
                 every = torch.arange(len(noisy), device=noisy.device)
                 for part in every.split(most):
                     rows, shown = part // len(channels), channels[0] + part % len(channels)
-                    of_part = self.score_masked(recorded, noisy[part], rows)
-                    scores[rows, shown] += of_part / self.n_samples
+                    part_scores = self.score_masked(recorded, noisy[part], rows)
+                    scores[rows, shown] += part_scores / self.n_samples
 
     def _noises(self, seeds: np.ndarray, masks: Tensor) -> Iterator[Tensor]:
         """Yield noise for some channels (c, height, width), which depends on nothing but them."""
+        # A generator for each channel: how many fit into a batch makes no difference.
         generators = [torch.Generator(masks.device).manual_seed(int(seed)) for seed in seeds]
         for _ in range(self.n_samples):
             noise = torch.empty(len(seeds), *masks.shape[-2:]).to(masks)
-            for of_channel, generator in zip(noise, generators, strict=True):
-                of_channel.normal_(0, self.std, generator=generator)
+            for channel_noise, generator in zip(noise, generators, strict=True):
+                channel_noise.normal_(0, self.std, generator=generator)
             yield noise
 
 
@@ -349,6 +351,7 @@ class AblationCAM(PerturbationMethod):
     def _falls(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
         """Return by how much each score of an image falls without each channel, (k, K)."""
         activations = recorded.activations[layer].detach()[image]
+        # In the layer's own layout, as that is what the network goes on from.
         axis = recorded.layers[layer].channel_axis(recorded.activations[layer]) - 1
         intact = recorded.scores[image].detach()
         falls = []
@@ -363,6 +366,7 @@ class AblationCAM(PerturbationMethod):
         """Return the scores (m - 1, k) of all rows but the first, which is checked."""
         rows = torch.full((len(ablated),), image, device=ablated.device)
         try:
+            # A copy, as the head may work in place and the rows may be needed once more.
             output = recorded.resume(layer, ablated.clone(), image)
             scores = at_least_float32(recorded.score(output, rows))
             came_out = _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype)

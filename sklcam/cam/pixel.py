@@ -17,9 +17,10 @@ from torch import Tensor
 from sklcam._validation import check_count, check_number
 from sklcam.cam.base import Method, batch_size_for, check_batch_size
 from sklcam.cam.gradient import GradCAM
-from sklcam.cam.maps import at_least_float32, upsample
+from sklcam.cam.maps import upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ExcitationRule, ReluRule
+from sklcam.networks.precision import at_least_float32
 
 Channels = Literal["max", "keep"]
 
@@ -32,21 +33,27 @@ class _PixelMethod(Method):
         self.channels = channels
 
     @property
+    def keeps_channels(self) -> bool:
+        return self.channels == "keep"
+
+    @property
     def scaled(self) -> bool:
-        return self.channels != "keep"
+        return not self.keeps_channels  # scaled to [0, 1], a map would lose its sign
 
     def check(self) -> None:
         if self.channels not in ("max", "keep"):
             raise ValueError(f'channels must be "max" or "keep"; got {self.channels!r}.')
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        columns = range(recorded.scores.shape[1])
-        maps = torch.stack([self.signed(recorded, column) for column in columns], dim=1)
-        return [maps if self.channels == "keep" else maps.abs().amax(dim=2)]
+        signed = recorded.for_each_score(lambda column: self.signed(recorded, column))
+        return signed if self.keeps_channels else [maps.abs().amax(dim=2) for maps in signed]
 
     @abstractmethod
-    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
-        """Return the signed map of one class, (n_images, channels, height, width)."""
+    def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
+        """Return the signed maps of one score, (n_images, channels, height, width).
+
+        One per layer, or one alone if layers are not used.
+        """
 
 
 class Saliency(_PixelMethod):
@@ -76,8 +83,8 @@ class Saliency(_PixelMethod):
             [1., 0.]]], dtype=float32)
     """
 
-    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
-        return at_least_float32(recorded.gradients(column, of="images")[0])
+    def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
+        return [recorded.image_gradients(column)]
 
 
 class GuidedBackprop(Saliency):
@@ -186,29 +193,18 @@ class GuidedGradCAM(_PixelMethod):
     def rule(self) -> AbstractContextManager[Any] | None:
         return ReluRule(self.pixel)
 
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        columns = range(recorded.scores.shape[1])
-        per_column = [self._products(recorded, column) for column in columns]
-        maps = [torch.stack(of_layer, dim=1) for of_layer in zip(*per_column, strict=True)]
-        return maps if self.channels == "keep" else [of.abs().amax(dim=2) for of in maps]
-
-    def signed(self, recorded: RecordedPass, column: int) -> Tensor:
-        return self._products(recorded, column)[0]
-
-    def _products(self, recorded: RecordedPass, column: int) -> list[Tensor]:
-        """Return gradient times Grad-CAM for each layer, (n_images, channels, height, width)."""
-        gradcam = GradCAM()
-        rule = recorded.rule
+    def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
+        gradcam, rule = GradCAM(), recorded.rule
         assert isinstance(rule, ReluRule)
+        # Grad-CAM takes plain gradients; the rule is for the way on to the pixels.
         with rule.suspended():
-            of_layers = recorded.gradients(column, keep=True)
-        pixels = at_least_float32(recorded.gradients(column, of="images")[0])
-        products = []
-        for layer, gradients in enumerate(of_layers):
-            grid = at_least_float32(recorded.layers[layer].to_grid(gradients))
-            maps = gradcam.combine(recorded.grid(layer), grid).relu()
-            products.append(upsample(maps, recorded.size)[:, None] * pixels)
-        return products
+            grids = recorded.gradient_grids(column, keep=True)
+        pixels = recorded.image_gradients(column)
+        maps = [
+            gradcam.combine(recorded.grid(layer), gradients).relu()
+            for layer, gradients in enumerate(grids)
+        ]
+        return [upsample(each, recorded.size)[:, None] * pixels for each in maps]
 
 
 class ExcitationBackprop(Method):
@@ -247,17 +243,15 @@ class ExcitationBackprop(Method):
         return ExcitationRule(self.contrastive)
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return recorded.for_each_score(lambda column: self._won(recorded, column))
+
+    def _won(self, recorded: RecordedPass, column: int) -> list[Tensor]:
+        """Return the probability that each position of each layer wins, (n_images, u, v)."""
         rule = recorded.rule
         assert isinstance(rule, ExcitationRule)
-        per_column = []
-        for column in range(recorded.scores.shape[1]):
-            rule.begin()
-            won = [
-                at_least_float32(layer.to_grid(of_layer)).sum(dim=1)
-                for layer, of_layer in zip(recorded.layers, recorded.gradients(column), strict=True)
-            ]
-            per_column.append([maps.relu() for maps in won] if self.contrastive else won)
-        return [torch.stack(maps, dim=1) for maps in zip(*per_column, strict=True)]
+        rule.begin()
+        won = [gradients.sum(dim=1) for gradients in recorded.gradient_grids(column)]
+        return [maps.relu() for maps in won] if self.contrastive else won
 
 
 class Occlusion(Method):
@@ -329,7 +323,7 @@ class Occlusion(Method):
             device=recorded.images.device,
         )
         patches = list(self._patches(*recorded.size))
-        recorded.prepare_inference()
+        recorded.prepare_inference()  # it is worth two passes: there are dozens for each image
         every = torch.arange(recorded.n_images * len(patches), device=falls.device)
         scores = []
         for part in every.split(batch_size_for(recorded.images, self.batch_size)):
@@ -338,10 +332,10 @@ class Occlusion(Method):
             for image, place in zip(covered, places, strict=True):
                 image[:, *patches[place]] = self.fill
             scores.append(at_least_float32(recorded.score(recorded.run(covered, rows), rows)))
-        of_patches = torch.cat(scores).unflatten(0, (len(patches), recorded.n_images))
+        covered_scores = torch.cat(scores).unflatten(0, (len(patches), recorded.n_images))
         covers = torch.zeros(recorded.size, dtype=falls.dtype, device=falls.device)
-        for patch, of_patch in zip(patches, of_patches, strict=True):
-            falls[..., *patch] += (recorded.scores.detach() - of_patch)[..., None, None]
+        for patch, patch_scores in zip(patches, covered_scores, strict=True):
+            falls[..., *patch] += (recorded.scores.detach() - patch_scores)[..., None, None]
             covers[*patch] += 1
         falls = falls / covers.clamp(min=1)
         return [falls.relu() if self.relu else falls]

@@ -9,11 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sklcam._validation import (
-    describe,
-)
+from sklcam._validation import describe
 from sklcam.cam.maps import weighted_sum
-from sklcam.cam.targets import Target, as_target
+from sklcam.cam.targets import Target, as_target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
@@ -43,7 +41,7 @@ class RecordedPass:
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
     keep_graph : bool, default=False
-        Whether the graph outlives the last gradient, for several methods that share the pass.
+        Whether the graph outlives the last column's gradient, for methods that share the pass.
     top_channels : int or None, default=None
         How many channels of a layer make a map, those with the highest weights; None is all.
 
@@ -81,7 +79,8 @@ class RecordedPass:
     >>> from sklcam.networks import find_target_layer
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
-    >>> recorded = RecordedPass(network, [find_target_layer(network, "0")], images, torch.tensor([0]))
+    >>> layer = find_target_layer(network, "0")
+    >>> recorded = RecordedPass(network, [layer], images, torch.tensor([0]))
     >>> recorded.scores
     tensor([[1.]], grad_fn=<...>)
     >>> recorded.gradients(0)
@@ -123,7 +122,13 @@ class RecordedPass:
         self._top_channels = top_channels
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
-        self.target = as_target(target).resolve(self.output, self.inputs)
+        asked = as_target(target)
+        self.target = asked.resolve(self.output, self.inputs)
+        if (asked.several, asked.k) != (self.target.several, self.target.k):
+            raise ValueError(
+                f"{type(asked).__name__} says several={asked.several} and k={asked.k}; it resolves "
+                f"to a target of several={self.target.several} and k={self.target.k}."
+            )
         with torch.set_grad_enabled(graph is not None):
             self.scores = at_least_float32(self.score(self.output))
 
@@ -132,6 +137,8 @@ class RecordedPass:
         if self._graph == "images" or not _is_faster_in_channels_last(self.images):
             return self._record(resumable)
         as_they_came = self.images
+        # Values and shapes are the same; only the order in memory differs. A network that calls
+        # `view` cannot take that, and fails: then the pass is run on the images as they came.
         try:
             self.images = as_they_came.contiguous(memory_format=torch.channels_last)
             return self._record(resumable)
@@ -145,6 +152,7 @@ class RecordedPass:
         modules = [layer.of(self.network) for layer in self.layers]
         with ExitStack() as stack:
             if self._graph == "images":
+                # A copy, as the images belong to the caller and may be part of a graph.
                 self.images = self.images.clone().requires_grad_()
             # Layers are cut off what lies before them, unless the way back leads on to the images.
             tape = stack.enter_context(
@@ -191,6 +199,29 @@ class RecordedPass:
         activations = self.activations[layer].detach()
         return at_least_float32(self.layers[layer].to_grid(activations))
 
+    def gradient_grids(self, column: int, *, keep: bool = False) -> list[Tensor]:
+        """Return the gradients of :meth:`gradients` as (n_images, K, u, v), one per layer."""
+        return [
+            at_least_float32(layer.to_grid(gradients))
+            for layer, gradients in zip(self.layers, self.gradients(column, keep=keep), strict=True)
+        ]
+
+    def for_each_score(self, function: Callable[[int], list[Tensor]]) -> list[Tensor]:
+        """Stack what a function makes of each column of the scores.
+
+        Parameters
+        ----------
+        function : callable
+            Takes the column and returns a tensor (n_images, ...) per layer.
+
+        Returns
+        -------
+        list of Tensor of shape (n_images, k, ...)
+            One per layer.
+        """
+        columns = [function(column) for column in range(self.scores.shape[1])]
+        return [torch.stack(layer, dim=1) for layer in zip(*columns, strict=True)]
+
     def weighted_maps(self, weights: Sequence[Tensor], *, relu: bool) -> list[Tensor]:
         """Return the weighted sums of each layer's channels.
 
@@ -206,10 +237,9 @@ class RecordedPass:
         list of Tensor of shape (n_images, k, u, v)
         """
         if self._top_channels is not None:
-            weights = [keep_top(of_layer, self._top_channels) for of_layer in weights]
+            weights = [keep_top(each, self._top_channels) for each in weights]
         return [
-            weighted_sum(of_layer, self.grid(layer), relu=relu)
-            for layer, of_layer in enumerate(weights)
+            weighted_sum(each, self.grid(layer), relu=relu) for layer, each in enumerate(weights)
         ]
 
     def score(self, output: Tensor, rows: Rows = None) -> Tensor:
@@ -225,7 +255,9 @@ class RecordedPass:
         -------
         Tensor of shape (m, k)
         """
-        return self.target.scores(output, self.inputs, rows)
+        scores = self.target.scores(output, self.inputs, rows)
+        name, shape = f"{type(self.target).__name__}.scores", (len(output), self.target.k)
+        return check_scores(name, scores, shape, differentiable=output.requires_grad)
 
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
@@ -282,42 +314,47 @@ class RecordedPass:
             top_channels=self._top_channels,
         )
 
-    def gradients(
-        self, column: int, *, of: Literal["layers", "images"] = "layers", keep: bool = False
-    ) -> list[Tensor]:
-        """Differentiate one column of the scores.
+    def gradients(self, column: int, *, keep: bool = False) -> list[Tensor]:
+        """Differentiate one column of the scores with respect to the layers' activations.
 
         Parameters
         ----------
         column : int
-            Which of the k classes, in their order: the graph is freed with the last one.
-        of : {"layers", "images"}, default="layers"
+            Which of the k scores, in their order: the graph is freed with the last one.
         keep : bool, default=False
             Keep the graph in any case.
 
         Returns
         -------
         list of Tensor
-            With respect to each layer's activations, in its own layout; or to the images. Those of
-            layers are kept, so that several methods can share them.
+            One per layer, in its own layout. They are kept, so that methods can share them.
         """
-        known = self._gradients.get(column) if of == "layers" else None
-        if known is not None:
-            return known
-        is_last = column == self.scores.shape[1] - 1
+        if column not in self._gradients:
+            self._gradients[column] = self._differentiate(column, self.activations, keep)
+        return self._gradients[column]
+
+    def image_gradients(self, column: int) -> Tensor:
+        """Differentiate one column of the scores with respect to the images.
+
+        Parameters
+        ----------
+        column : int
+            Which of the k scores, in their order: the graph is freed with the last one.
+
+        Returns
+        -------
+        Tensor of shape (n_images, channels, height, width)
+            float32, or float64 if the network computes in it.
+        """
+        return at_least_float32(self._differentiate(column, [self.images], keep=False)[0])
+
+    def _differentiate(self, column: int, leaves: list[Tensor], keep: bool) -> list[Tensor]:
+        # A score depends on its own image alone: the gradient of the sum is that of each image.
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
-        gradients = list(
-            torch.autograd.grad(
-                self.scores,
-                self.activations if of == "layers" else [self.images],
-                chosen,
-                retain_graph=keep or self._keep_graph or not is_last,
-            )
-        )
-        if of == "layers":
-            self._gradients[column] = gradients
-        return gradients
+        is_last = column == self.scores.shape[1] - 1
+        keep = keep or self._keep_graph or not is_last
+        return list(torch.autograd.grad(self.scores, leaves, chosen, retain_graph=keep))
 
 
 def keep_top(weights: Tensor, n_channels: int) -> Tensor:

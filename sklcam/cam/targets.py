@@ -1,8 +1,8 @@
 """Targets: which number a map explains.
 
-A target turns a network's output into one differentiable score per image. It resolves itself: what
-depends on the network's answer, such as the predicted class, is fixed once the output is there, so
-that the same question can be asked of other images.
+A target turns a network's output into one differentiable score per image, or into several. It
+resolves itself: what depends on the network's answer, such as the predicted class, is fixed once
+the output is there, so that the same question can be asked of other images.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from sklcam.networks.inputs import Inputs, Rows
 class Target(ABC):
     """A question about an image, answered by one score or several.
 
+    A target of your own writes :meth:`scores`. One that holds something for each image writes
+    :meth:`take`, too; one that the network's answer decides derives from :class:`Deferred`.
+
     Attributes
     ----------
     several : bool
-        Whether the scores of an image have an axis of their own.
+        Whether the scores of an image, and so its maps, have an axis of their own.
     k : int
         How many scores an image has.
     names_classes : bool
@@ -38,7 +41,7 @@ class Target(ABC):
 
     Examples
     --------
-    A target of one's own: by how much the predicted class leads the next one.
+    A target of your own: by how much the predicted class leads the next one.
 
     >>> import torch
     >>> from torch import nn
@@ -61,7 +64,16 @@ class Target(ABC):
     directions: Tensor | None = None
 
     def take(self, rows: slice) -> Target:
-        """Return the target of some of the images."""
+        """Return the target of some of the images; itself, if it is the same for all of them.
+
+        Parameters
+        ----------
+        rows : slice
+
+        Returns
+        -------
+        Target
+        """
         return self
 
     def check(self, n_classes: int) -> None:  # noqa: B027  most targets need no check
@@ -100,7 +112,7 @@ class Target(ABC):
         """
 
     def probability(self, probabilities: Tensor, rows: Rows = None) -> Tensor | None:
-        """Return the probability of what is explained; of several classes, that of the first.
+        """Return the probability of the class that is explained; of several, that of the first.
 
         Parameters
         ----------
@@ -119,20 +131,43 @@ class Target(ABC):
         return probabilities.gather(1, indices[:, :1])[:, 0]
 
 
-class Predicted(Target):
+class Deferred(Target):
+    """A target that is known once the network has answered: a subclass writes ``resolve``.
+
+    Examples
+    --------
+    The class that comes second, whatever it is:
+
+    >>> import torch
+    >>> from sklcam.cam import Classes
+    >>> from sklcam.cam.targets import Deferred
+    >>> class RunnerUp(Deferred):
+    ...     def resolve(self, output, inputs=None):
+    ...         return Classes(output.topk(2, dim=1).indices[:, 1])
+    >>> RunnerUp().scores(torch.tensor([[1.0, 3.0, 2.0]]))
+    tensor([[2.]])
+    """
+
+    @abstractmethod
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target: ...
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        # Nobody has resolved it, so this output decides, and its rows are the images themselves.
+        own = inputs if inputs is None or rows is None else inputs.take(rows)
+        return self.resolve(output, own).scores(output, own)
+
+
+class Predicted(Deferred):
     """Target: the output that is the highest, which is a classifier's predicted class."""
 
     names_classes = True
 
-    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         return Classes(check_rows(output).argmax(dim=1))
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        return self.resolve(output).scores(output)
 
 
 @dataclass(frozen=True)
-class TopK(Target):
+class TopK(Deferred):
     """Target: the k highest-scoring classes of each image, the predicted one first.
 
     All k are explained from one forward pass; the maps get an axis of length k after the images'.
@@ -155,7 +190,7 @@ class TopK(Target):
     """
 
     k: int
-    several = True
+    several = True  # also for k = 1: the shape of the maps follows from the kind of target alone
     names_classes = True
 
     def __post_init__(self) -> None:
@@ -167,12 +202,9 @@ class TopK(Target):
                 f"TopK({self.k}) asks for more classes than the network has: {n_classes}."
             )
 
-    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         self.check(check_rows(output).shape[1])
         return Classes(output.topk(self.k, dim=1).indices)
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        return self.resolve(output).scores(output)
 
 
 class Classes(Target):
@@ -181,30 +213,39 @@ class Classes(Target):
     Parameters
     ----------
     indices : Tensor of shape (n_images,) or (n_images, k), int64
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import Classes
+    >>> Classes(torch.tensor([2, 0])).scores(torch.tensor([[1.0, 3.0, 2.0], [4.0, 5.0, 6.0]]))
+    tensor([[2.],
+            [4.]])
     """
 
     names_classes = True
 
     def __init__(self, indices: Tensor):
         self.several = indices.ndim == 2
+        # The axis of the scores is always there, so that nobody else has to ask.
         self.indices: Tensor = indices.reshape(len(indices), -1)
         self.k = self.indices.shape[1]
 
-    def _given(self, indices: Tensor) -> Tensor:
-        """Return indices (n_images, k) in the shape in which they are given."""
-        return indices if self.several else indices[:, 0]
+    def given(self) -> Tensor:
+        """Return the indices in the shape in which they were given."""
+        return self.indices if self.several else self.indices[:, 0]
 
     def take(self, rows: slice) -> Classes:
-        return Classes(self._given(self.indices[rows]))
+        return Classes(self.given()[rows])
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         if len(self.indices) != len(check_rows(output)):
             raise ValueError(
                 "target must hold one class, or one row of classes, per image; got shape "
-                f"{tuple(self._given(self.indices).shape)} for {len(output)} images."
+                f"{tuple(self.given().shape)} for {len(output)} images."
             )
         check_indices(self.indices, output.shape[1])
-        return Classes(self._given(self.indices.to(output.device)))
+        return Classes(self.given().to(output.device))
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         return output.gather(1, self.indices if rows is None else self.indices[rows])
@@ -216,19 +257,31 @@ class Directions(Target):
     Parameters
     ----------
     vectors : Tensor of shape (n_images, n_outputs) or (n_images, k, n_outputs)
+    indices : Tensor of shape (n_images,) or (n_images, k), int64, or None, default=None
+        The classes that they stand for, if they do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.cam import Directions
+    >>> Directions(torch.tensor([[1.0, -1.0]])).scores(torch.tensor([[3.0, 5.0]]))
+    tensor([[-2.]])
     """
 
-    def __init__(self, vectors: Tensor):
+    def __init__(self, vectors: Tensor, indices: Tensor | None = None):
         self.several = vectors.ndim == 3
         self.directions: Tensor = vectors if self.several else vectors[:, None]
         self.k = self.directions.shape[1]
+        self.names_classes = indices is not None
+        self.indices = None if indices is None else indices.reshape(len(vectors), -1)
 
-    def _given(self, vectors: Tensor) -> Tensor:
-        """Return vectors (n_images, k, n_outputs) in the shape in which they are given."""
-        return vectors if self.several else vectors[:, 0]
+    def given(self) -> Tensor:
+        """Return the vectors in the shape in which they were given."""
+        return self.directions if self.several else self.directions[:, 0]
 
     def take(self, rows: slice) -> Directions:
-        return Directions(self._given(self.directions[rows]))
+        indices = None if self.indices is None else self.indices[rows]
+        return type(self)(self.given()[rows], indices)
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
         n_images, n_outputs = check_rows(output).shape
@@ -236,9 +289,10 @@ class Directions(Target):
             raise ValueError(
                 "A target of directions must be (n_images, n_outputs) or (n_images, k, n_outputs), "
                 f"for an output of {tuple(output.shape)}; got shape "
-                f"{tuple(self._given(self.directions).shape)}."
+                f"{tuple(self.given().shape)}."
             )
-        return Directions(self._given(self.directions.to(output.device)))
+        indices = None if self.indices is None else self.indices.to(output.device)
+        return type(self)(self.given().to(output.device), indices)
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         directions = self.directions if rows is None else self.directions[rows]
@@ -260,12 +314,20 @@ class Score(Target):
         self._takes_inputs = _n_required(function) == 2
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        if not self._takes_inputs:
-            return _check_scores(self.function(output), len(output))[:, None]
-        if inputs is None:
-            raise ValueError("This callable target takes output and inputs; there are no inputs.")
-        own = inputs if rows is None else inputs.take(rows)
-        return _check_scores(self.function(output, own.arguments), len(output))[:, None]
+        arguments: list[Tensor | dict[str, Tensor]] = [output]
+        if self._takes_inputs:
+            if inputs is None:
+                raise ValueError(
+                    "This callable target takes output and inputs; there are no inputs."
+                )
+            arguments.append((inputs if rows is None else inputs.take(rows)).arguments)
+        scores = check_scores(
+            "A callable target",
+            self.function(*arguments),
+            (len(output),),
+            differentiable=torch.is_grad_enabled(),
+        )
+        return scores[:, None]
 
 
 def as_target(target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
@@ -391,16 +453,19 @@ def _n_required(function: Callable[..., Any]) -> int:
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
-def _check_scores(scores: object, n_images: int) -> Tensor:
-    if not isinstance(scores, Tensor) or scores.shape != (n_images,):
+def check_scores(
+    name: str, scores: object, shape: tuple[int, ...], *, differentiable: bool
+) -> Tensor:
+    """Return scores; a ValueError unless they are of a shape, and differentiable if need be."""
+    if not isinstance(scores, Tensor) or scores.shape != shape:
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(type(scores))
         raise ValueError(
-            f"A callable target must return a tensor of one score per image, of shape "
-            f"({n_images},); it returned {found}."
+            f"{name} must return a tensor of one score per image, of shape {shape}; it returned "
+            f"{found}."
         )
-    if not scores.requires_grad and torch.is_grad_enabled():
+    if differentiable and not scores.requires_grad:
         raise ValueError(
-            "The callable target's scores do not depend on the network's output differentiably; "
+            f"{name} must return scores that depend on the network's output differentiably; "
             "compute them with torch operations, without detach() or no_grad()."
         )
     return scores

@@ -8,7 +8,7 @@ classifiers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
@@ -23,16 +23,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sklcam._validation import check_count
-from sklcam.cam import Method, TopK
-from sklcam.cam.targets import Directions, Target, as_target
+from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
+from sklcam.cam.targets import Predicted
 from sklcam.embeddings.targets import (
+    EmbeddingDirections,
     NearestProxies,
     ProxyClasses,
     SinglePoint,
     cosines,
     normalized,
 )
-from sklcam.explain.base import AnyMethod
+from sklcam.explain.base import AnyMethod, AnyTarget
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
@@ -404,36 +405,15 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     # Targets
 
     def as_target(self, target: Any, n_images: int) -> Target:
-        shared = self._shared()  # an error now rather than in the first batch
+        self._shared()  # an error now rather than in the first batch
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
-            return SinglePoint(shared)
-        if isinstance(target, Directions):
-            return self._towards_directions(target.directions)
-        if _are_images(target):
-            return self._towards_images(target, n_images)
-        if self.proxies_ is None and target is not None and not callable(target):
-            self._proxies()
+            target = SinglePoint()
+        elif _are_images(target):
+            target = self._towards_images(target, n_images)
+        elif not (target is None or isinstance(target, Target) or callable(target)):
+            self._proxies()  # for labels; an error that says why there are no classes
         return super().as_target(target, n_images)
-
-    def _question(self, target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
-        if target is None and self.proxies_ is None:
-            return SinglePoint(self._shared())
-        if target is None or isinstance(target, TopK):
-            k = None if target is None else target.k
-            return NearestProxies(self._comparable_proxies(), k, self._shared())
-        if not isinstance(target, Tensor):
-            return as_target(target)
-        if target.is_floating_point():
-            return self._towards_directions(target)
-        proxies, shared = self._comparable_proxies(), self._shared()
-        return ProxyClasses(target.cpu(), proxies if shared is None else proxies - shared)
-
-    def _towards_directions(self, directions: Tensor) -> Directions:
-        shared = self._shared()
-        if directions.ndim == 3 and directions.shape[1] == 1:
-            directions = directions[:, 0]
-        return Directions(directions if shared is None else directions - shared.to(directions))
 
     def _towards_images(self, references: Any, n_images: int) -> Directions:
         """Return the embeddings of reference images, one for each image or one for all."""
@@ -443,12 +423,28 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
                 f"target has {len(embeddings)} reference images for {n_images} images; give one "
                 "for each, or one for all."
             )
-        directions = torch.from_numpy(embeddings).expand(n_images, -1)
-        return self._towards_directions(directions)
+        return Directions(torch.from_numpy(embeddings).expand(n_images, -1))
+
+    def translate(self, target: AnyTarget) -> Target:
+        asked, shared = super().translate(target), self._shared()
+        if isinstance(asked, SinglePoint) or (
+            isinstance(asked, Predicted) and self.proxies_ is None
+        ):
+            return SinglePoint(shared)
+        if isinstance(asked, Predicted | TopK):
+            n_nearest = asked.k if asked.several else None
+            return NearestProxies(self._comparable_proxies(), n_nearest, shared)
+        if isinstance(asked, Classes):
+            proxies = self._comparable_proxies()
+            return ProxyClasses(asked, proxies if shared is None else proxies - shared)
+        if isinstance(asked, Directions) and not isinstance(asked, EmbeddingDirections):
+            vectors = asked.given()
+            return EmbeddingDirections(vectors if shared is None else vectors - shared.to(vectors))
+        return asked
 
     def as_method(self, method: AnyMethod | None) -> Method:
         chosen = super().as_method(method)
-        if self.top_channels is not None and not chosen.weighs_channels:
+        if self.top_channels is not None and not isinstance(chosen, ChannelMethod):
             raise ValueError(
                 f"top_channels={self.top_channels} needs a method that weighs channels as a whole, "
                 f"such as Grad-CAM; {chosen!r} does not."
@@ -536,7 +532,7 @@ def _are_images(target: Any) -> bool:
     """Whether a target is images rather than labels: it has their axes, or is files or pictures."""
     if isinstance(target, np.ndarray | Tensor):
         return target.ndim >= 3
-    if isinstance(target, Dataset):
+    if isinstance(target, Dataset | Mapping):  # a mapping: images with other inputs
         return True
     some = target[0] if isinstance(target, list | tuple) and len(target) else None
     return isinstance(some, os.PathLike | Image.Image)

@@ -1,17 +1,16 @@
 """Targets of embedding networks: proxies, and the image itself.
 
-A class is explained by its proxy: the score is the embedding's inner product with it.
+A class is explained by its proxy: the score is the embedding's inner product with it. So all of
+them resolve to directions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam.cam.targets import Classes, Directions, Target, check_indices
-from sklcam.networks.inputs import Inputs, Rows
+from sklcam.cam.targets import Classes, Deferred, Directions, check_indices
+from sklcam.networks.inputs import Inputs
 from sklcam.networks.precision import at_least_float32
 
 
@@ -41,37 +40,39 @@ def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
     return F.normalize(at_least_float32(embeddings), dim=1) @ F.normalize(proxies, dim=1).T
 
 
-class ProxyClasses(Classes):
+class EmbeddingDirections(Directions):
+    """Target: directions of embeddings, as they are explained: nothing is to be taken off them."""
+
+
+class ProxyClasses(Deferred):
     """Target: given classes, each by its proxy.
 
     Parameters
     ----------
-    indices : Tensor of shape (n_images,) or (n_images, k), int64
+    classes : Classes
     proxies : Tensor of shape (n_classes, dim)
         The directions that are explained.
     """
 
-    def __init__(self, indices: Tensor, proxies: Tensor):
-        super().__init__(indices)
+    names_classes = True
+
+    def __init__(self, classes: Classes, proxies: Tensor):
+        self.several, self.k, self.indices = classes.several, classes.k, classes.indices
+        self._classes = classes
         self._proxies = proxies
 
     def take(self, rows: slice) -> ProxyClasses:
-        return ProxyClasses(self._given(self.indices[rows]), self._proxies)
+        return ProxyClasses(self._classes.take(rows), self._proxies)
 
-    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> ProxyClasses:
-        check_indices(self.indices, len(self._proxies))
-        resolved = ProxyClasses(self._given(self.indices.to(output.device)), self._proxies)
-        resolved.directions = self._proxies.to(output.device)[resolved.indices]
-        return resolved
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        assert self.directions is not None  # a target is resolved before it is scored
-        directions = self.directions if rows is None else self.directions[rows]
-        return (output[:, None] * directions.to(output.dtype)).sum(dim=2)
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
+        indices = self._classes.given()
+        check_indices(indices, len(self._proxies))
+        # Looked up a batch at a time: indices take a fraction of the directions' memory.
+        directions = self._proxies.to(indices.device)[indices]
+        return EmbeddingDirections(directions, indices).resolve(output)
 
 
-@dataclass(frozen=True, eq=False)
-class NearestProxies(Target):
+class NearestProxies(Deferred):
     """Target: the proxies that are the nearest to each embedding by cosine, the nearest first.
 
     Parameters
@@ -92,30 +93,19 @@ class NearestProxies(Target):
     """
 
     names_classes = True
-    proxies: Tensor
-    n_nearest: int | None = None
-    shared: Tensor | None = None
 
-    @property
-    def several(self) -> bool:  # type: ignore[override]
-        return self.n_nearest is not None
+    def __init__(self, proxies: Tensor, n_nearest: int | None = None, shared: Tensor | None = None):
+        self.several, self.k = n_nearest is not None, n_nearest or 1
+        self._proxies, self._shared = proxies, shared
 
-    @property
-    def k(self) -> int:  # type: ignore[override]
-        return self.n_nearest or 1
-
-    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> ProxyClasses:
-        nearest = cosines(output, self.proxies).topk(self.k, dim=1).indices
-        proxies = self.proxies if self.shared is None else self.proxies - self.shared
-        indices = nearest if self.several else nearest[:, 0]
-        return ProxyClasses(indices, proxies).resolve(output)
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        return self.resolve(output).scores(output)
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
+        nearest = cosines(output, self._proxies).topk(self.k, dim=1).indices
+        proxies = self._proxies if self._shared is None else self._proxies - self._shared
+        classes = Classes(nearest if self.several else nearest[:, 0])
+        return ProxyClasses(classes, proxies).resolve(output)
 
 
-@dataclass(frozen=True, eq=False)
-class SinglePoint(Target):
+class SinglePoint(Deferred):
     """Target: each image's own embedding, Bachhawat's single point proxy.
 
     Parameters
@@ -131,11 +121,12 @@ class SinglePoint(Target):
     tensor([[[0.6000, 0.8000]]])
     """
 
-    shared: Tensor | None = None
+    def __init__(self, shared: Tensor | None = None):
+        self._shared = shared
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
+        # Without a graph: the score is the inner product with where the embedding lies now.
         own = normalized(output.detach())
-        return Directions(own if self.shared is None else own - self.shared.to(output.device))
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        return self.resolve(output).scores(output)
+        return EmbeddingDirections(
+            own if self._shared is None else own - self._shared.to(output.device)
+        )

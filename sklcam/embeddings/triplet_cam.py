@@ -12,14 +12,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklcam._validation import check_count, check_number, describe
-from sklcam.cam import Method, RecordedPass
-from sklcam.cam.targets import Directions
+from sklcam.cam import ChannelMethod, Directions, RecordedPass
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.embeddings.targets import normalized
 from sklcam.images.rows import take_rows
 
 
-class TripletCAM(Method):
+class TripletCAM(ChannelMethod):
     r"""Chen et al.'s adaptation of Grad-CAM: weights of training images, by their triplets.
 
     A training image's channels are weighed by what lowers its triplet loss, on average over
@@ -89,9 +88,9 @@ class TripletCAM(Method):
         relu: bool = True,
         random_state: Any = None,
     ):
+        super().__init__(relu)
         self.n_triplets = n_triplets
         self.margin = margin
-        self.relu = relu
         self.random_state = random_state
 
     def check(self) -> None:
@@ -152,9 +151,9 @@ class TripletCAM(Method):
         X = take_rows(X, in_triplets) if len(in_triplets) < len(labels) else X
         plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
         weights = plain.channel_weights(X, Directions(directions), method="gradcam")
-        of_layers = weights if isinstance(weights, list) else [weights]
+        per_layer = weights if isinstance(weights, list) else [weights]
         self.embeddings_ = anchors
-        self.weights_ = [torch.from_numpy(of_layer) for of_layer in of_layers]
+        self.weights_ = [torch.from_numpy(each) for each in per_layer]
         return self
 
     def _pulls(self, embeddings: Tensor, codes: np.ndarray, anchors: np.ndarray) -> Tensor:
@@ -190,10 +189,7 @@ class TripletCAM(Method):
         device = recorded.output.device
         middle = normalized(recorded.output.detach())[:, None] + normalized(explained)
         nearest = (middle.float() @ self.embeddings_.to(device).T).argmax(dim=2)
-        return [of_layer.to(device)[nearest] for of_layer in self.weights_]
-
-    def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        return recorded.weighted_maps(self.channel_weights(recorded), relu=self.relu)
+        return [weights.to(device)[nearest] for weights in self.weights_]
 
 
 # How many positives and negatives an anchor's triplets are drawn from.

@@ -20,9 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import check_count, describe
-from sklcam.cam import Method, get_method, min_max, upsample
-from sklcam.cam.base import record_for, sharing_a_pass
-from sklcam.cam.recorded import RecordedPass
+from sklcam.cam import ChannelMethod, Method, RecordedPass, get_method, min_max, upsample
+from sklcam.cam.passes import record_for, sharing_a_pass
 from sklcam.cam.targets import Target, as_target
 from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.images.frames import map_to_frame
@@ -32,8 +31,9 @@ from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
 
 AnyMethod = str | Method | type[Method]
-Methods = Sequence[AnyMethod | None] | Mapping[str, AnyMethod | None]
+Methods = list[AnyMethod | None] | tuple[AnyMethod | None, ...] | Mapping[str, AnyMethod | None]
 AnyInputs = Inputs | Tensor | Mapping[str, Tensor]
+AnyTarget = Target | Tensor | Callable[..., Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +214,7 @@ class Explainer(ABC):
         if isinstance(methods, Mapping):
             named = {str(name): self.as_method(each) for name, each in methods.items()}
         else:
-            several = list(methods) if isinstance(methods, list | tuple) else [methods]
+            several = methods if isinstance(methods, list | tuple) else [methods]
             named = {method_name(each): self.as_method(each) for each in several}
             if len(named) < len(several):
                 raise ValueError(f"Two methods have one name: {[*map(method_name, several)]}.")
@@ -244,7 +244,7 @@ class Explainer(ABC):
         if isinstance(target, Target) and self.classes_ is not None:
             target.check(len(self.classes_))
         if target is None or isinstance(target, Target) or callable(target):
-            return self._question(target)
+            return self.translate(target)
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         except ValueError as error:  # rows of different lengths
@@ -261,10 +261,20 @@ class Explainer(ABC):
                 "explain; give a callable target that makes one score per image of it."
             )
         indices = encode_labels(labels.ravel(), self.classes_).reshape(labels.shape)
-        return self._question(torch.from_numpy(indices))
+        return self.translate(torch.from_numpy(indices))
 
-    def _question(self, target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
-        """Return the target that class indices, or nothing at all, stand for here."""
+    def translate(self, target: AnyTarget) -> Target:
+        """Return the target that a question about classes is for this network's output.
+
+        Parameters
+        ----------
+        target : None, Tensor of class indices, Target or callable
+            See :meth:`explain_inputs`. One that has been translated stays as it is.
+
+        Returns
+        -------
+        Target
+        """
         return as_target(target)
 
     def map_shape(self, opened: OpenedImages, target: Target, method: Method) -> tuple[int, ...]:
@@ -285,7 +295,7 @@ class Explainer(ABC):
         n_layers = len(self.target_layers)
         if method.uses_layers and n_layers > 1 and self.layer_fusion is None:
             shape.append(n_layers)
-        if getattr(method, "channels", None) == "keep":
+        if method.keeps_channels:
             shape.append(opened.n_channels)
         return (*shape, *opened.image_size)
 
@@ -335,7 +345,7 @@ class Explainer(ABC):
     def explain_inputs(
         self,
         inputs: AnyInputs,
-        target: Target | Tensor | Callable[..., Tensor] | None = None,
+        target: AnyTarget = None,
         *,
         method: AnyMethod | None = None,
         normalize: bool = True,
@@ -367,7 +377,7 @@ class Explainer(ABC):
     def explain_batch(
         self,
         inputs: AnyInputs,
-        target: Target | Tensor | Callable[..., Tensor] | None = None,
+        target: AnyTarget = None,
         *,
         methods: Sequence[AnyMethod | None],
         normalize: bool | Sequence[bool] = True,
@@ -398,12 +408,10 @@ class Explainer(ABC):
             )
         chosen = [self.as_method(method) for method in methods]
         scaled = [normalize] * len(chosen) if isinstance(normalize, bool) else list(normalize)
-        question = target if isinstance(target, Target) else self._question(target)
+        question = self.translate(target)
         given = Inputs.of(inputs, self.image_input)
         maps: dict[int, Tensor] = {}
-        adapter = self.adapter
-        output, resolved = None, question
-        with _without_graph(adapter):
+        with _without_graph(self.adapter):
             recordable = given.recordable()
             for group in sharing_a_pass(chosen):
                 recorded = self._record([chosen[i] for i in group], recordable, question)
@@ -413,10 +421,11 @@ class Explainer(ABC):
                         scaled=scaled[i] and chosen[i].scaled,
                     )
                     maps[i] = made if question.several else made[:, 0]
-                output, resolved = recorded.output.detach(), recorded.target
+                # The first pass decides what is explained: two passes that round in different ways
+                # could otherwise see the predicted class in two places.
+                output, question = recorded.output.detach(), recorded.target
                 del recorded  # with its graph, before the next pass grows another
-        assert output is not None  # there is at least one method
-        return [maps[i] for i in range(len(chosen))], output, resolved
+        return [maps[i] for i in range(len(chosen))], output, question
 
     def _record(self, methods: Sequence[Method], inputs: Inputs, target: Target) -> RecordedPass:
         adapter = self.adapter
@@ -468,7 +477,7 @@ class Explainer(ABC):
         ------
         ExplainedBatch
         """
-        question = self._question(None) if target is None else target
+        question = self.translate(target)
         for batch in opened.batches():
             maps, output, resolved = self.explain_batch(
                 batch.inputs,
@@ -628,6 +637,11 @@ class Explainer(ABC):
         most.
         """
         chosen = self.as_method(method)
+        if not isinstance(chosen, ChannelMethod):
+            raise ValueError(
+                f"{type(chosen).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
+                "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
+            )
         opened = self.open(X)
         question = self.as_target(target, len(opened))
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
@@ -641,7 +655,9 @@ class Explainer(ABC):
         arrays = [np.concatenate(collected) for collected in per_layer]
         return arrays if len(arrays) > 1 else arrays[0]
 
-    def _weigh_channels(self, inputs: Inputs, target: Target, method: Method) -> list[Tensor]:
+    def _weigh_channels(
+        self, inputs: Inputs, target: Target, method: ChannelMethod
+    ) -> list[Tensor]:
         """Return the weights of one batch; a function of its own, as all else is freed with it."""
         with _without_graph(self.adapter):
             weights = method.channel_weights(self._record([method], inputs.recordable(), target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class OpenedImages:
         if isinstance(X, Mapping):
             others = {name: value for name, value in X.items() if name != image_input}
             self._others = OtherInputs(others, len(self._dataset))
-        self._rows: range | np.ndarray = range(len(self._dataset))
+        self._rows: Sequence[int] = range(len(self._dataset))
         self._originals = originals
         self.image_size = self._dataset.image_size
         self.n_channels = self._dataset.n_channels
@@ -94,19 +94,19 @@ class OpenedImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def subset(self, rows: np.ndarray | range) -> OpenedImages:
+    def subset(self, rows: Iterable[int]) -> OpenedImages:
         """Return some of the images, without a further check.
 
         Parameters
         ----------
-        rows : ndarray of shape (m,) of int, or range
+        rows : iterable of int
 
         Returns
         -------
         OpenedImages
         """
         part = object.__new__(type(self))
-        vars(part).update(vars(self), _rows=np.asarray(self._rows)[np.asarray(rows)])
+        vars(part).update(vars(self), _rows=[self._rows[row] for row in rows])
         return part
 
     def batches(self) -> Iterator[Batch]:
@@ -118,7 +118,7 @@ class OpenedImages:
             stop = start + len(images)
             others: dict[str, Tensor] = {}
             if self._others is not None:
-                others = self._others.take(self._rows[start:stop], images)
+                others = self._others.take(np.asarray(self._rows[start:stop]), images)
             inputs = Inputs(images, others, self._name)
             shown = (originals, resized) if self._originals else (None, None)
             yield Batch(inputs, start, stop, sizes, *shown)

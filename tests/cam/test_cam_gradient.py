@@ -32,6 +32,7 @@ from sklcam.cam import (
     get_method,
     min_max,
 )
+from sklcam.cam.passes import record_for
 from sklcam.networks import find_target_layer
 
 SIZE = 64
@@ -89,7 +90,7 @@ def noise_images(n: int, size: int = SIZE) -> torch.Tensor:
 
 def raw_maps(method, model, images, target=None, layer="auto") -> torch.Tensor:
     layers = [find_target_layer(model, layer, sample=images[:1])]
-    recorded = get_method(method).record(model, layers, images, target=target)
+    recorded = record_for([get_method(method)], model, layers, images, target=target)
     (maps,) = get_method(method).explain(recorded)
     return maps[:, 0]
 

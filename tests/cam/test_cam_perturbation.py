@@ -24,6 +24,7 @@ from torchvision import models as zoo
 
 from sklcam import CAMExplainer
 from sklcam.cam import ISCAM, SSCAM, AblationCAM, ScoreCAM, get_method
+from sklcam.cam.passes import record_for
 from sklcam.networks import TargetLayer, find_target_layer
 
 SIZE = 12
@@ -70,7 +71,7 @@ def build(name: str) -> nn.Module:
 def recorded_by(method, model, images, target=None, layer="auto"):
     if not isinstance(layer, TargetLayer):
         layer = find_target_layer(model, layer, sample=images[:1])
-    return method.record(model, [layer], images, target=target)
+    return record_for([method], model, [layer], images, target=target)
 
 
 def raw_maps(method, *args, **kwargs) -> torch.Tensor:

@@ -30,6 +30,7 @@ from sklcam.cam import (
     get_method,
     upsample,
 )
+from sklcam.cam.passes import record_for
 from sklcam.networks import find_target_layer
 
 SIZE = 32
@@ -64,7 +65,7 @@ def network(request):
 def raw_maps(method, model, images, target=None, layer=None) -> torch.Tensor:
     method = get_method(method)
     layers = [find_target_layer(model, layer, sample=images[:1])] if layer else []
-    recorded = method.record(model, layers, images, target=target)
+    recorded = record_for([method], model, layers, images, target=target)
     (maps,) = method.explain(recorded)
     return maps[:, 0]
 
@@ -500,7 +501,7 @@ def test_probabilities_sum_to_one_in_resnet(layer):
 def test_excitation_backprop_leaves_the_scores_as_they_are(residual):
     images = noise_images(2, size=12)
     layers = [find_target_layer(residual, "pool", sample=images)]
-    recorded = get_method("excitationbackprop").record(residual, layers, images)
+    recorded = record_for([get_method("excitationbackprop")], residual, layers, images)
     torch.testing.assert_close(recorded.output.detach(), residual(images).detach())
 
 

@@ -1,0 +1,84 @@
+"""Forward passes that methods share, each as its methods need it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from sklcam.cam.base import Method
+from sklcam.cam.recorded import RecordedPass
+from sklcam.cam.rules import ReluRule
+from sklcam.cam.targets import Target
+from sklcam.networks.inputs import Inputs
+from sklcam.networks.layers import TargetLayer
+
+
+def sharing_a_pass(methods: Sequence[Method]) -> list[list[int]]:
+    """Group methods, by their positions, so that those of a group can share a forward pass.
+
+    A rule changes what a pass hands back, so that a method with one needs a pass of its own. All
+    others differ only in how much of the graph they need.
+    """
+    with_rule = [i for i, method in enumerate(methods) if method.rule() is not None]
+    plain = [i for i in range(len(methods)) if i not in with_rule]
+    # Those that need the graph come first: it is freed before the others run the network often.
+    plain.sort(key=lambda i: methods[i].graph is None)
+    return [*([plain] if plain else []), *([i] for i in with_rule)]
+
+
+def record_for(
+    methods: Sequence[Method],
+    network: nn.Module,
+    layers: Sequence[TargetLayer],
+    inputs: Inputs | Tensor,
+    target: Target | None = None,
+    *,
+    forward: Callable[[Inputs], Tensor] | None = None,
+    top_channels: int | None = None,
+) -> RecordedPass:
+    """Run a batch through the network once, as all of these methods need it.
+
+    Parameters
+    ----------
+    methods : sequence of Method
+        Those of a group of :func:`sharing_a_pass`.
+    network, layers, inputs, target, forward, top_channels
+        See :class:`RecordedPass`.
+
+    Returns
+    -------
+    RecordedPass
+
+    Warns
+    -----
+    UserWarning
+        If a method changes what ReLUs hand back, and there is none.
+    """
+    for method in methods:
+        method.check()
+    graphs = {method.graph for method in methods}
+    rule = methods[0].rule() if len(methods) == 1 else None
+    recorded = RecordedPass(
+        network,
+        # A layer that nobody looks at need not even run.
+        layers if any(method.uses_layers for method in methods) else (),
+        inputs,
+        target,
+        forward=forward,
+        # The way back to the images leads through the layers, so that it serves both.
+        graph="images" if "images" in graphs else "head" if "head" in graphs else None,
+        rule=rule,
+        resumable=any(method.resumes for method in methods),
+        # Gradients of layers are taken once for all methods, those of the images after them.
+        keep_graph=len(methods) > 1 and "images" in graphs,
+        top_channels=top_channels,
+    )
+    if isinstance(rule, ReluRule) and not rule.n_relus:
+        warnings.warn(
+            f"{methods[0]!r} changes what ReLUs hand back, but there is none on the way back; what "
+            "comes out is the plain gradient. An earlier target layer may have some.",
+            stacklevel=2,
+        )
+    return recorded
