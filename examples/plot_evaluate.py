@@ -83,7 +83,7 @@ plain, consistent = train(alpha=0), train(alpha=0.1)
 # ----------------------------
 #
 # One call measures all that is asked for, in one pass over the pictures. Fake-CAM and the uniform
-# map explain nothing: a number by which they do well is no measure of explanations on its own.
+# map explain nothing: a number by which they do well does not measure explanations by itself.
 
 metrics = ("accuracy", "adcc", "iauc", "dauc", "heatmap_ratio", "pointing_game", "consistency")
 methods = ("gradcam", "gradcam++", "layercam", "scorecam", "uniform", "fakecam")
