@@ -1,4 +1,4 @@
-"""Folding: against the network itself, on every family, and where it must keep its hands off."""
+"""Folding: against the network itself, and where convolutions must be left alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from sklcam.cam import ScoreCAM
+from sklcam.cam.passes import record_for
 from sklcam.networks import TargetLayer
 from sklcam.networks.inference import FoldedConvolutions, LearnPairs, learn_folding, plan_inference
 
@@ -148,7 +149,7 @@ def test_several_layers_are_folded_for_once():
     layers = [TargetLayer("0"), TargetLayer("3")]
     method, rows = ScoreCAM(batch_size=64), []
     network.register_forward_hook(lambda m, inputs, o: rows.append(len(inputs[0])))
-    method.explain(method.record(network, layers, torch.randn(2, 3, 8, 8).double()))
+    method.explain(record_for([method], network, layers, torch.randn(2, 3, 8, 8).double()))
     assert rows.count(1) == 2  # one image, to learn the pairs and to check them
 
 
@@ -196,3 +197,23 @@ def test_an_error_of_the_networks_own_is_raised():
     with pytest.raises(torch.OutOfMemoryError):
         plan_inference(too_large, lambda image: image, image, torch.zeros(1))
     assert len(calls) == 1
+
+
+def test_weights_that_are_made_anew_in_each_pass_are_left_alone():
+    convolution = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    network = settled(nn.Sequential(convolution, nn.BatchNorm2d(4)))
+    images = torch.randn(2, 3, 8, 8).double()
+    output, expected, found = folded_output(network, images)
+    assert found == 0
+    assert torch.equal(output, expected)
+
+
+def test_folded_weights_follow_no_later_change():
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    images = torch.randn(2, 3, 8, 8).double()
+    with torch.no_grad():
+        expected = network(images)
+        folding = learn_folding(network, images, expected)
+        network[0].weight.zero_()
+        with folding:
+            torch.testing.assert_close(network(images), expected)

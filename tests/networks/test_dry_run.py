@@ -1,0 +1,105 @@
+"""Dry runs: what they find out, and that they leave no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backbones import (
+    SmallNet,
+    small_vit,
+)
+from torch import Tensor, nn
+
+from sklcam.networks import (
+    build_model,
+    check_output,
+    find_target_layer,
+)
+
+
+class Fragile(SmallNet):
+    """Counts its runs in a buffer, draws random numbers, and fails when told to."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__(num_classes=3)
+        self.fails = fails
+        self.register_buffer("n_runs", torch.zeros(()))
+        self.seen_training: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.n_runs = self.n_runs + 1
+        self.norm.running_mean += torch.rand(4)
+        self.seen_training.append(any(module.training for module in self.modules()))
+        logits = super().forward(images)
+        if self.fails:
+            raise RuntimeError("the wrong size")
+        return logits
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("dry_run", [check_output, find_target_layer])
+def test_a_dry_run_leaves_everything_as_it_was(dry_run, fails):
+    model = Fragile(fails)
+    model.train()
+    model.norm.eval()  # a frozen layer in a network that trains
+    model.head.weight.requires_grad_(False)
+    model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
+    modes = {name: module.training for name, module in model.named_modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    identities = {name: id(buffer) for name, buffer in model.named_buffers()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+
+    sample = torch.rand(1, 3, 8, 8, generator=torch.Generator())
+    arguments = {"n_outputs": 3} if dry_run is check_output else {"sample": sample}
+    if fails:
+        with pytest.raises(ValueError, match="the wrong size"):
+            dry_run(model, *([sample] if dry_run is check_output else []), **arguments)
+    else:
+        dry_run(model, *([sample] if dry_run is check_output else []), **arguments)
+
+    assert model.seen_training == [False]
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: id(buffer) for name, buffer in model.named_buffers()} == identities
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    assert torch.equal(torch.rand(3), expected)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(model.conv1.weight.grad, torch.ones_like(model.conv1.weight))
+    assert not model.head.weight.requires_grad
+    assert model.conv1.weight.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_check_output_takes_the_first_of_several():
+    class Tuple(SmallNet):
+        def forward(self, images):
+            return super().forward(images), None
+
+    class Dict(SmallNet):
+        def forward(self, images):
+            return {"logits": super().forward(images)}
+
+    sample = torch.zeros(1, 3, 8, 8)
+    check_output(Tuple(), sample, n_outputs=10)
+    with pytest.raises(ValueError, match="dict for 10 classes"):
+        check_output(Dict(), sample, n_outputs=10)
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\)"):
+        check_output(nn.Identity(), sample, n_outputs=3)
+
+
+@pytest.mark.parametrize(("name", "side"), [("alexnet", 32), ("inception_v3", 64)])
+def test_too_small_images_are_named(name, side):
+    with torch.device("meta"):
+        model = build_model(name, n_classes=2)
+        with pytest.raises(ValueError, match=rf"{side} x {side} pixels") as caught:
+            check_output(model, torch.empty(1, 3, side, side), n_outputs=2)
+    assert type(model).__name__ in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_wrong_channels_and_sizes_are_named():
+    with pytest.raises(ValueError, match=r"SmallNet.*8 x 8 pixels and 1 channel"):
+        check_output(SmallNet(), torch.zeros(1, 1, 8, 8), n_outputs=10)
+    with pytest.raises(ValueError, match=r"VisionTransformer.*24 x 24 pixels"):
+        check_output(small_vit(16), torch.zeros(1, 3, 24, 24), n_outputs=3)
