@@ -337,7 +337,7 @@ class Evaluator(Generic[Observed]):
         needs: Sequence[str] = (),
         originals: bool = False,
     ):
-        # First what can be told without the estimator, which may have to be fitted.
+        # First what can be told without the estimator: to fit one around a network takes a pass.
         self.metrics = get_metrics(metrics)
         check_objects(self.metrics, boxes, masks)
         if (isinstance(target, Target) and target.several) or (
@@ -354,6 +354,7 @@ class Evaluator(Generic[Observed]):
 
         self.explainer = as_explainer(estimator, X)
         chosen = self.explainer.as_method(method)
+        # By way of a RandomState, so that the views of a seed stay those of the published figures.
         seed = draw_seed(check_random_state(random_state))
         self.plan = make_plan(
             self.metrics,

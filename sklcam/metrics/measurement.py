@@ -23,6 +23,7 @@ from sklcam.networks.inputs import Inputs
 
 PerImage = Sequence[Any] | None
 
+# What is wrong, and the remedy: said at the door, and by targets that turn out to be no class.
 NO_PROBABILITY = (
     "a target that is not a class, such as a callable, has no probability; give score=, a function "
     "of the network's output that returns one number in [0, 1] per image."
@@ -120,7 +121,7 @@ class Perturbation:
         """
         n_images = len(images)
         if not self.inputs.others and images.stride(0) == 0:
-            # It is one image, expanded: it runs once.
+            # It is one image, expanded, as deletion ends at: it runs once.
             images = images[:1].clone(memory_format=self.inference.memory_format)
         with self.inference.folded:
             output = self.confidence.explainer.output_of(self.inputs.with_images(images, rows))
@@ -139,8 +140,7 @@ class Measurer:
     explainer : Explainer
     plan : Plan
     first_row : int, default=0
-        How many images precede the first batch. Their views are drawn and left aside, so that an
-        image has the same view whichever process measures it.
+        How many images precede the first batch, in other processes.
     """
 
     def __init__(self, explainer: Explainer, plan: Plan, first_row: int = 0):
@@ -148,21 +148,23 @@ class Measurer:
         self.plan = plan
         self.first_row = first_row
         self._generator = torch.Generator().manual_seed(plan.seed)
-        self._n_undrawn = first_row
+        self._n_drawn = 0
         self._inference: InferencePlan | None = None
 
-    def draw_views(self, sampler: ViewSampler, inputs: Inputs) -> Warp:
-        """Draw the views of the next images."""
-        size = inputs.size
-        if self._n_undrawn:
-            sampler(self._n_undrawn, size=size, generator=self._generator)
-            self._n_undrawn = 0
-        warp = sampler(len(inputs), size=size, generator=self._generator)
-        return warp.to(inputs.images.device)
+    def draw_views(self, sampler: ViewSampler, rows: range, size: tuple[int, int]) -> Warp:
+        """Draw the views of some images; those of earlier rows have been drawn, or never will."""
+        # The views of images that were left out are drawn and thrown away: so an image has the same
+        # view whichever process measures it, and in whatever batches.
+        n_skipped = rows.start - self._n_drawn
+        if n_skipped:
+            sampler(n_skipped, size=size, generator=self._generator)
+        self._n_drawn = rows.stop
+        return sampler(len(rows), size=size, generator=self._generator)
 
     def inference_plan(self, inputs: Inputs, output: Tensor) -> InferencePlan:
         """Return how the network runs the fastest; it is learnt from the first image."""
         if self._inference is None:
+            # One image tells: which convolutions can be folded does not depend on the others.
             first = inputs.take(slice(0, 1))
             self._inference = plan_inference(
                 self.explainer.output_of, first.with_images, first.images, output[:1]
@@ -295,6 +297,7 @@ class Measurement:
         inputs, maps = self.batch.inputs, self["maps"]
         masked = inputs.with_images(inputs.images * maps[:, None].to(inputs.images.dtype))
         if "maps_of_masked" not in self.plan.quantities:
+            # The confidence alone needs no way back through the network.
             return None, self.explainer.output_of(masked)
         method, _ = self.plan.explained["maps"]
         return self.explainer.explain_inputs(masked, self.target, method=method)
@@ -306,7 +309,9 @@ class Measurement:
 
     def draw_views(self, sampler: ViewSampler) -> Warp:
         """Draw a view for each of the images."""
-        return self._measurer.draw_views(sampler, self.batch.inputs)
+        images = self.batch.inputs.images
+        warp = self._measurer.draw_views(sampler, self.rows, self.batch.inputs.size)
+        return warp.to(images.device)
 
     def perturbation(self) -> Perturbation:
         """Return the images to be changed, and a fast way to run the network on them."""

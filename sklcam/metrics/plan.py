@@ -70,6 +70,7 @@ def make_plan(
     seed: int,
 ) -> Plan:
     """Decide what is computed; parameters as those of :class:`Plan`, ``needs`` are quantities."""
+    # Images whose consistency is 0 because a map is constant are counted, for the warning.
     collected = (*metrics, *(["constant_views"] if "consistency" in metrics else []))
     names = closure([*collected, *needs], lambda name: needs_of(name, metrics))
     options = _route(metrics, params)

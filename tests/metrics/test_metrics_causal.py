@@ -75,7 +75,8 @@ def test_the_kernel_is_a_gaussian_folded_at_the_edges():
 
 def test_blur_keeps_even_images_but_at_the_edges():
     blurred = blur(torch.full((1, 2, 15, 15), 3.0))
-    assert_allclose(blurred[..., 5:10, 5:10], torch.full((1, 2, 5, 5), 3.0), rtol=1e-6)
+    # Two sums of eleven products in float32.
+    assert_allclose(blurred[..., 5:10, 5:10], torch.full((1, 2, 5, 5), 3.0), rtol=1e-5)
     assert (blurred[..., 0, 0] < 1.5).all()
 
 
@@ -167,13 +168,13 @@ def test_against_torchcam(steps, baseline):
 def test_insertion_mirrors_deletion_of_the_reverse_order(n_steps):
     """Exactly, with one baseline for both, and a score whose sums do not depend on the batch."""
     base = torch.full_like(IMAGES, 0.25)
-    for score, tolerance in ((lambda images, rows: images.amax((1, 2, 3)), 0), (Counted(), 1e-6)):
+    for score, tolerance in ((lambda images, rows: images.amax((1, 2, 3)), 0), (Counted(), 1e-5)):
         there, back = (
             causal_curves(score, IMAGES, maps, n_steps=n_steps, start=base, end=base)
             for maps in (MAPS, -MAPS)
         )
         assert_allclose(there.insertion, back.deletion.flip(1), atol=tolerance, rtol=0)
-        assert_allclose(insertion_auc(there), deletion_auc(back), rtol=1e-6)
+        assert_allclose(insertion_auc(there), deletion_auc(back), rtol=1e-5)  # of 65 in float32
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])

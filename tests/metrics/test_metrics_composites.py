@@ -80,8 +80,10 @@ def test_fake_cam_at_the_papers_size():
     fake[:, 0, 0] = 0
     terms = coherency(fake, fake), complexity(fake), torch.tensor([0.0])
     assert terms[0].item() == pytest.approx(1, abs=1e-6)
-    assert terms[1].item() == pytest.approx(1 - 1 / 50176, abs=1e-7)
-    assert adcc(*terms).item() == pytest.approx(3 / (1 + 50176 + 1), rel=1e-2)  # 1 - a float32
+    # The mean of 50,000 values near 1 in float32 is a few roundings off, and so is 1 less it.
+    rounding = 4 * torch.finfo(torch.float32).eps
+    assert terms[1].item() == pytest.approx(1 - 1 / 50176, abs=rounding)
+    assert adcc(*terms).item() == pytest.approx(3 / (1 + 50176 + 1), rel=50176 * rounding)
 
 
 def test_the_papers_table_has_25_rows_of_true_methods_and_fakes():

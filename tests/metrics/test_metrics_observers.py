@@ -160,3 +160,18 @@ def test_default_metrics():
         assert len(names) == n_metrics and ("accuracy" in names) == ("labels" in options)
     without = default_metrics(confidence=False)
     measure(explainer(), metrics=without, target=lambda output: output[:, 0], metric_params={})
+
+
+def test_an_image_has_its_view_whichever_batches_are_asked():
+    """Views that nobody asked for are left out, and not given to the next images."""
+
+    def matrices(asked):
+        evaluator = Evaluator(explainer(batch_size=2), IMAGES, metrics="complexity")
+        _, seen = evaluator.run(
+            observe=lambda m: m["warp"].matrix if m.rows.start in asked else None, progress=False
+        )
+        return [None if matrix is None else matrix.tolist() for matrix in seen]
+
+    every = matrices({0, 2, 4, 6})
+    some = matrices({2, 6})
+    assert some == [None, every[1], None, every[3]]
