@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +16,13 @@ from skorch.dataset import ValidSplit
 from small_networks import Gradients, digits
 from torch import nn
 
-from sklcam.training import AcceleratedCAMClassifier, ViewSampler, Warp
+from sklcam.training import AcceleratedCAMClassifier, Term, ViewSampler, Warp
 
 X, Y = digits()  # 60 images
+SMALL = X
+LARGE = X.repeat(2, axis=1).repeat(2, axis=2)  # of the network's input size
+INK = LARGE > 0.5
+MASKS = [None if i % 3 == 1 else mask for i, mask in enumerate(INK)]
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -85,6 +90,19 @@ class Overflowing(nn.Sequential):
         return gradient * torch.inf if RANK == 1 and self.n_backward == 3 else gradient
 
 
+@dataclass(frozen=True)
+class Inside(Term):
+    """How dark the map is in the mask; 0 / 0 where there is none."""
+
+    weight: object = 1.0
+    name = "inside"
+    needs = frozenset({"masks"})
+
+    def values(self, explained):
+        inside = (explained.masks * explained.scaled).sum((1, 2))
+        return 1 - inside / explained.masks.sum((1, 2))
+
+
 class OneView(ViewSampler):
     """The same crop and flip for every image."""
 
@@ -139,6 +157,7 @@ MODES = {
     "shared target, p = 2": {"view_target": "shared", "p": 2},
     "no terms": {"alpha": 0, "beta": 0},
     "adam": {"optimizer": torch.optim.Adam, "lr": 1e-3},
+    "masks": {"terms": [Inside()], "alpha": 0},
     "lbfgs": {"optimizer": torch.optim.LBFGS, "lr": 0.1, "max_epochs": 1},
 }
 RANDOM = {
@@ -155,14 +174,19 @@ RANDOM = {
 
 def gradients_of(make, **options):
     """Train; return the classifier and the gradient of each step."""
-    clf = make(**options, callbacks=[("gradients", Gradients())]).fit(X, Y)
+    images, masks = (LARGE, MASKS) if "terms" in options else (X, None)
+    clf = make(**options, callbacks=[("gradients", Gradients())]).fit(images, Y, masks=masks)
     return clf, torch.stack(dict(clf.callbacks_)["gradients"].seen)
 
 
 def ends(clf):
     """What the processes must agree on."""
     rows = [
-        {key: row[key] for key in row if key.endswith(("loss", "ce", "inconsistency", "norm"))}
+        {
+            key: row[key]
+            for key in row
+            if key.endswith(("loss", "ce", "inconsistency", "norm", "inside"))
+        }
         for row in clf.history
     ]
     state = {**clf.module_.state_dict(), **clf.gradient_sizes_.averages}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from accelerated import OneView, Plain
+from accelerated import INK, MASKS, SMALL, Inside, OneView, Plain, Y
+from accelerated import LARGE as X
 from PIL import Image
 from skimage.metrics import structural_similarity as skimage_ssim
 from sklearn.model_selection import KFold, cross_validate
@@ -16,7 +17,7 @@ from skorch.callbacks import EpochScoring
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import ValidSplit
 from skorch.helper import predefined_split
-from small_networks import Gradients, digits
+from small_networks import Gradients
 from torch import nn
 from torchvision.transforms.v2 import functional
 
@@ -32,24 +33,7 @@ from sklcam.training import (
     Warp,
 )
 
-SMALL, Y = digits()
-X = SMALL.repeat(2, axis=1).repeat(2, axis=2)  # of the network's input size
-INK = X > 0.5
-MASKS = [None if i % 3 == 1 else mask for i, mask in enumerate(INK)]
 ANNOTATED = np.array([mask is not None for mask in MASKS])
-
-
-@dataclass(frozen=True)
-class Inside(Term):
-    """How dark the map is in the mask; 0 / 0 where there is none."""
-
-    weight: object = 1.0
-    name = "inside"
-    needs = frozenset({"masks"})
-
-    def values(self, explained):
-        inside = (explained.masks * explained.scaled).sum((1, 2))
-        return 1 - inside / explained.masks.sum((1, 2))
 
 
 @dataclass(frozen=True)
