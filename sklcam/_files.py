@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,17 +31,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ------
     IsADirectoryError, FileNotFoundError
         If the path is a folder, or in none that exists; before anything is written.
+    OSError
+        If the path is a device, a pipe or a socket, which would be replaced by a file.
+
+    Notes
+    -----
+    What a killed process has left beside the same file is removed.
     """
     final = Path(os.path.realpath(path))
     if final.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; give the path of a file in it.")
     if not final.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(final.parent)!r} to save to.")
+    if final.exists() and not final.is_file():
+        raise OSError(f"{str(path)!r} is a device, a pipe or a socket; give the path of a file.")
+    _sweep(final)
     # In the same folder: a file is only replaced in one step within a file system. The name is
     # cut, as those of long files have no room for a suffix.
     beside = final.with_name(f".{final.name[:64]}.{secrets.token_hex(8)}.tmp")
     try:
         with beside.open("x+b") as file:
+            with suppress(OSError):  # not every file system has locks
+                _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -50,6 +64,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             beside.unlink()
         raise
     _flush_folder(final.parent)
+
+
+def _sweep(final: Path) -> None:
+    """Remove the files beside it whose process has ended, so that nobody holds them."""
+    ours = re.compile(rf"\.{re.escape(final.name[:64])}\.[0-9a-f]{{16}}\.tmp")
+    for path in [path for path in final.parent.iterdir() if ours.fullmatch(path.name)]:
+        with suppress(OSError):
+            # One that has just been made may not be held yet.
+            if path.is_symlink() or not path.is_file() or time.time() - path.stat().st_mtime < 60:
+                continue
+            with path.open("rb") as file:
+                _lock(file)
+                path.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Hold a file until it is closed or the process ends; an OSError if another one does."""
+    if sys.platform != "win32":  # which lets nobody remove an open file anyway
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _flush_folder(folder: Path) -> None:

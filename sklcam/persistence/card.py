@@ -83,7 +83,7 @@ def _labels(estimator: Any) -> list[str]:
     """Return what a file of the estimator would ask for, as far as it can be written."""
     writer = Writer()
     with suppress(PersistenceError):
-        write_estimator(estimator, writer, "")
+        write_estimator(estimator, writer)
     return sorted(writer.objects)
 
 

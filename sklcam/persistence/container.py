@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import textwrap
 import zipfile
 from typing import BinaryIO
 
@@ -17,36 +16,41 @@ from torch import Tensor
 from sklcam.persistence.errors import PersistenceError
 
 _MEMBERS = ("estimator.json", "weights.safetensors")
-LARGEST_JSON = 2**25
-# Values in the JSON: each takes up to a hundred bytes once it is read.
-MOST_VALUES = 2**21
-_DIGEST = "sha256:"
+_DIGEST = b"sha256:"
 _TRAILER = len(_DIGEST) + 64
+
+# What is in a file takes up to so many times more memory than the file: 250 bytes a container of
+# the JSON, 60 a value, 1,000 a tensor.
+LARGEST_JSON = 2**24
+_MOST_CONTAINERS = 2**19
+_MOST_VALUES = 2**20
+_MOST_TENSORS = 2**17
 
 
 def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> None:
     """Write the two members, and the checksum behind them."""
+    check_json(text)
     try:
         weights = safetensors.torch.save(tensors)
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise PersistenceError(f"A tensor is of a kind that files do not hold: {error}") from error
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = f"{_DIGEST}{'0' * 64}".encode()
+        archive.comment = _DIGEST + b"0" * 64
         _write_member(archive, _MEMBERS[0], text)
         _write_member(archive, _MEMBERS[1], weights)
     digest = _digest(file, file.seek(0, os.SEEK_END))
     file.seek(-64, os.SEEK_END)
-    file.write(digest.encode())
+    file.write(digest)
 
 
 def check_json(text: bytes) -> None:
     """Refuse a JSON that would take much more memory than a file should, before it is parsed."""
-    n_values = text.count(b",") + text.count(b"[") + text.count(b"{")
-    if len(text) > LARGEST_JSON or n_values > MOST_VALUES:
+    n_containers, n_values = text.count(b"[") + text.count(b"{"), text.count(b",")
+    is_small = len(text) <= LARGEST_JSON and n_values <= _MOST_VALUES
+    if not is_small or n_containers > _MOST_CONTAINERS:
         raise PersistenceError(
-            f"All but the arrays takes {len(text)} bytes and {n_values} values, and more than "
-            f"{LARGEST_JSON} or {MOST_VALUES} are refused; is the history very long, or a list of "
-            "numbers not an array?"
+            f"All but the numbers takes {len(text)} bytes, {n_values} values and {n_containers} "
+            "lists, and as many are refused; is a list of numbers not an array?"
         )
 
 
@@ -57,32 +61,26 @@ def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(member, data)
 
 
-def _digest(file: BinaryIO, size: int) -> str:
+def _digest(file: BinaryIO, size: int) -> bytes:
     """Return the SHA-256 of all but the digest at the end."""
     file.seek(0)
     found = hashlib.sha256()
-    left = size - 64
-    while left > 0:
-        block = file.read(min(left, 2**20))
-        if not block:
-            break
-        found.update(block)
-        left -= len(block)
-    return found.hexdigest()
+    for start in range(0, size - 64, 2**20):
+        found.update(file.read(min(2**20, size - 64 - start)))
+    return found.hexdigest().encode()
 
 
-def read_archive(file: BinaryIO, name: str) -> tuple[bytes, bytes]:
-    """Return the two members, once the file has been found whole and of the expected form."""
+def read_archive(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Tensor]]:
+    """Return the JSON and the tensors, once the file has been found whole and as it should be."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(30 + len(_MEMBERS[0]))
-    begins = head[:4] == b"PK\x03\x04" and head[30:] == _MEMBERS[0].encode()
+    begins = file.read(4) == b"PK\x03\x04" and file.read(40)[26:] == _MEMBERS[0].encode()
     file.seek(max(0, size - _TRAILER))
     trailer = file.read(_TRAILER)
-    ends = trailer.startswith(_DIGEST.encode())
+    ends = trailer.startswith(_DIGEST)
     if not begins and not ends:
         raise PersistenceError(f"{name!r} is not a file that sklcam.save has written.")
-    if not begins or not ends or trailer[-64:] != _digest(file, size).encode():
+    if not begins or not ends or trailer[-64:] != _digest(file, size):
         raise PersistenceError(
             f"{name!r} is damaged or cut off: its checksum is not that of its content. Copy it "
             "again, or save the estimator again."
@@ -90,8 +88,9 @@ def read_archive(file: BinaryIO, name: str) -> tuple[bytes, bytes]:
     try:
         with zipfile.ZipFile(file) as archive:
             _check_members(archive.infolist(), size)
-            text, weights = (archive.read(member) for member in _MEMBERS)
-            return text, weights
+            text = archive.read(_MEMBERS[0])
+            check_json(text)
+            return text, _read_tensors(archive.read(_MEMBERS[1]))
     except PersistenceError as error:
         raise PersistenceError(
             f"{name!r} is not of the form that sklcam.save writes: {error}"
@@ -101,11 +100,9 @@ def read_archive(file: BinaryIO, name: str) -> tuple[bytes, bytes]:
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    names = [member.filename for member in members]
-    if tuple(names) != _MEMBERS:
-        raise PersistenceError(
-            f"it holds {textwrap.shorten(repr(names), 200)} in place of {list(_MEMBERS)}."
-        )
+    names = tuple(member.filename for member in members[:3])
+    if names != _MEMBERS:
+        raise PersistenceError(f"it holds {str(names)[:200]} in place of {list(_MEMBERS)}.")
     for member in members:
         # Nothing is compressed, so that nothing can be larger than the file.
         is_plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
@@ -114,7 +111,11 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
                 f"{member.filename} is compressed, encrypted or of a false size."
             )
     if members[0].file_size > LARGEST_JSON:
-        raise PersistenceError(
-            f"{members[0].filename} has {members[0].file_size} bytes; more than {LARGEST_JSON} "
-            "are refused."
-        )
+        raise PersistenceError(f"{_MEMBERS[0]} has {members[0].file_size} bytes, and is refused.")
+
+
+def _read_tensors(weights: bytes) -> dict[str, Tensor]:
+    header = weights[8 : 8 + int.from_bytes(weights[:8], "little")]
+    if header.count(b"{") > _MOST_TENSORS or len(header) > LARGEST_JSON:
+        raise PersistenceError(f"it holds more than {_MOST_TENSORS} tensors.")
+    return safetensors.torch.load(weights)

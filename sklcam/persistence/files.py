@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-import safetensors.torch
 from skorch import NeuralNet
 
 from sklcam._files import replacing
 from sklcam._validation import describe
 from sklcam._versions import REQUIRED, installed_versions
-from sklcam.persistence.container import check_json, read_archive, write_archive
+from sklcam.persistence.container import read_archive, write_archive
 from sklcam.persistence.errors import MissingObjectsError, PersistenceError, VersionWarning
 from sklcam.persistence.estimators import read_estimator, write_estimator
-from sklcam.persistence.values import Reader, Writer, labels_in
+from sklcam.persistence.values import Reader, Writer, check_label, expect
 
 _FORMAT = "sklcam"
 _FORMAT_VERSION = 2
@@ -80,10 +79,10 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "versions": installed_versions(REQUIRED),
-        "estimator": write_estimator(estimator, writer, ""),
+        "estimator": write_estimator(estimator, writer),
+        "objects": sorted(writer.objects),
     }
     text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":")).encode()
-    check_json(text)
     with replacing(path) as file:
         write_archive(file, text, writer.tensors)
 
@@ -154,42 +153,42 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
         )
     given = dict(objects or {})
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise PersistenceError(f"{str(path)!r} is a device or a pipe, not a file.")
     with path.open("rb") as file:
-        text, weights = read_archive(file, str(path))
+        text, tensors = read_archive(file, str(path))
     try:
         content = _parse(text)
-        _check_versions(content)
-        missing = [label for label in labels_in(content["estimator"]) if label not in given]
-        if missing:
-            raise MissingObjectsError(missing)
-        tensors = safetensors.torch.load(weights)
-        del weights  # the tensors have memory of their own
-        return read_estimator(content["estimator"], Reader(tensors, given))
+        _check_versions(content["versions"])
+        labels = [check_label(label) for label in expect(content["objects"], list, "objects")]
+        if not given.keys() >= set(labels):
+            raise MissingObjectsError(label for label in labels if label not in given)
+        estimator = read_estimator(content["estimator"], Reader(tensors, given))
+        if tensors:
+            raise PersistenceError(f"it holds tensors of nothing: {sorted(tensors)[:5]}")
     except MissingObjectsError:
         raise
     # A file that was made up can lead to anything. It all means the same.
     except Exception as error:
-        reason = textwrap.shorten(f"{error}"[:2000], 500, placeholder=" ...")
+        reason = "".join(c if c.isprintable() else " " for c in f"{error}"[:2000])
+        reason = textwrap.shorten(reason, 500, placeholder=" ...")
         kind = "" if isinstance(error, PersistenceError) else f"{type(error).__name__}: "
         raise PersistenceError(f"{str(path)!r} cannot be loaded: {kind}{reason}") from error
+    return estimator
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise PersistenceError(f"{constant} is not JSON")
 
-    check_json(text)
     content = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=refuse)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise PersistenceError('its JSON is not that of an estimator: it lacks "format": "sklcam"')
-    versions = content.get("versions")
-    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
-        raise PersistenceError("its JSON does not say with which versions it was written")
     found = content.get("format_version")
     if type(found) is not int or found != _FORMAT_VERSION:
         raise PersistenceError(
-            f"its format has version {found!r}, and this sklcam reads {_FORMAT_VERSION}; install "
-            "the sklcam that it was written with, or a later one"
+            f"its format has version {str(found)[:20]}, and this sklcam reads {_FORMAT_VERSION}; "
+            "install the sklcam that it was written with, or a later one"
         )
     return content
 
@@ -201,8 +200,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_versions(content: dict[str, Any]) -> None:
-    installed, saved = installed_versions(REQUIRED), content["versions"]
+def _check_versions(saved: Any) -> None:
+    for version in expect(saved, dict, "versions").values():
+        if not isinstance(version, str) or not re.fullmatch(r"[\w.+!-]{1,40}", version, re.ASCII):
+            raise PersistenceError("its JSON does not say with which versions it was written")
+    installed = installed_versions(REQUIRED)
     differing = [
         f"{package} {saved[package]} (here {installed.get(package, 'none')})"
         for package in REQUIRED

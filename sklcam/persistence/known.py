@@ -1,4 +1,4 @@
-"""What a file may name: one table of classes and functions, each with the parameters it takes.
+"""What a file may name: two tables, of what may be the value of a parameter, and of what is made.
 
 Nothing else is ever looked up for a file. The classes only keep their parameters when they are
 made, or check them; what they do later, in ``fit``, is the library's own work on plain values.
@@ -6,26 +6,24 @@ made, or check them; what they do later, in ``fit``, is the library's own work o
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from sklearn import model_selection
-from sklearn.base import BaseEstimator
 from skorch import callbacks as skorch_callbacks
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import LRScheduler
+from skorch.callbacks.regularization import GradientNormClipping
 from skorch.dataset import Dataset, ValidSplit
 from skorch.utils import freeze_parameter, noop, to_numpy, unfreeze_parameter
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
 from sklcam import cam, training
 from sklcam.embeddings import TripletCAM
 from sklcam.networks import TargetLayer
+from sklcam.networks.construction import parameter_names
 from sklcam.persistence.errors import PersistenceError
 from sklcam.training.callbacks import SilentableProgressBar
 
@@ -38,132 +36,122 @@ _LOSSES = (
     *("MSELoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss"),
     *("NLLLoss", "SmoothL1Loss", "SoftMarginLoss"),
 )
-_SCHEDULERS = (
+_SCHEDULES = (
     *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR"),
     *("ExponentialLR", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR"),
-    *("PolynomialLR", "ReduceLROnPlateau", "StepLR", "WarmRestartLR"),
+    *("PolynomialLR", "ReduceLROnPlateau", "StepLR"),
 )
 # Those that write files, such as Checkpoint, are for the reader to bring along.
 _CALLBACKS = (
-    *("BatchScoring", "EarlyStopping", "EpochScoring", "EpochTimer", "Freezer"),
-    *("GradientNormClipping", "LRScheduler", "ParamMapper", "PassthroughScoring", "PrintLog"),
-    *("ProgressBar", "Unfreezer"),
+    *("BatchScoring", "EarlyStopping", "EpochScoring", "EpochTimer", "Freezer", "LRScheduler"),
+    *("ParamMapper", "PassthroughScoring", "PrintLog", "ProgressBar", "Unfreezer"),
 )
-_SPLITTERS = (
-    *("GroupKFold", "KFold", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit"),
-    *("StratifiedKFold", "StratifiedShuffleSplit"),
-)
-_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    *(print, noop, to_numpy, freeze_parameter, unfreeze_parameter),
-)
-# What LRScheduler hands on to its policy has any name.
-_OPEN = (LRScheduler,)
-_LEARNED: dict[type, dict[str, type]] = {TripletCAM: {"embeddings_": Tensor, "weights_": list}}
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A class or function that may be named, and what an instance of it is made of."""
-
-    found: Any
-    parameters: frozenset[str] = frozenset()
-    is_made: bool = False
-    learned: Mapping[str, type] = field(default_factory=dict)
+_SPLITTERS = ("GroupKFold", "KFold", "ShuffleSplit", "StratifiedKFold", "StratifiedShuffleSplit")
+_LEARNED: dict[str, dict[str, type]] = {"TripletCAM": {"embeddings_": Tensor, "weights_": list}}
 
 
 @cache
-def _table() -> dict[str, _Entry]:
-    """Return all that may be named, by name."""
-    table = {
-        f"torch.optim.{name}": _Entry(getattr(torch.optim, name, None)) for name in _OPTIMIZERS
+def _values() -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """Return the classes and functions that may be values, and of which parameters."""
+    schedules = torch.optim.lr_scheduler
+    return {
+        **{f"torch.optim.{name}": (getattr(optim, name), ("optimizer",)) for name in _OPTIMIZERS},
+        **{f"torch.nn.{name}": (getattr(nn, name), ("criterion",)) for name in _LOSSES},
+        **{name: (getattr(schedules, name), ("policy",)) for name in _SCHEDULES},
+        **{kind.__name__: (kind, ("method",)) for kind in _methods()},
+        "DataLoader": (DataLoader, ("iterator_train", "iterator_valid")),
+        "Dataset": (Dataset, ("dataset",)),
+        "print": (print, ("sink",)),
+        "noop": (noop, ("sink",)),
+        "to_numpy": (to_numpy, ("target_extractor",)),
+        "freeze_parameter": (freeze_parameter, ("fn",)),
+        "unfreeze_parameter": (unfreeze_parameter, ("fn",)),
     }
-    table |= {f"torch.nn.{name}": _Entry(getattr(nn, name)) for name in _LOSSES}
-    schedulers = {name: getattr(torch.optim.lr_scheduler, name, None) for name in _SCHEDULERS}
-    schedulers["WarmRestartLR"] = skorch_callbacks.WarmRestartLR
-    table |= {f"torch.optim.lr_scheduler.{name}": _Entry(of) for name, of in schedulers.items()}
-    table |= {function.__name__: _Entry(function) for function in _FUNCTIONS}
-    table |= {"DataLoader": _Entry(DataLoader), "Dataset": _Entry(Dataset)}
-    made = [getattr(skorch_callbacks, name) for name in _CALLBACKS]
-    made += [getattr(model_selection, name) for name in _SPLITTERS]
-    made += [type(cam.get_method(name)) for name in cam.available()]
-    made += [ValidSplit, SilentableProgressBar, TargetLayer, TripletCAM, cam.TopK]
-    made += [training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity]
-    made += [training.ViewSampler, training.WarmUp]
-    for kind in made:
-        parameters = frozenset(_parameter_names(kind))
-        table[kind.__name__] = _Entry(kind, parameters, True, _LEARNED.get(kind, {}))
-    return {name: entry for name, entry in table.items() if entry.found is not None}
 
 
-def _parameter_names(kind: type) -> list[str]:
-    if issubclass(kind, skorch_callbacks.ParamMapper):  # whose children take *args
+@cache
+def _kinds() -> dict[str, type]:
+    """Return the classes that instances are made by."""
+    kinds = [
+        *(getattr(skorch_callbacks, name) for name in _CALLBACKS),
+        *(getattr(model_selection, name) for name in _SPLITTERS),
+        *_methods(),
+        *(GradientNormClipping, SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
+        *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
+        *(training.ViewSampler, training.WarmUp),
+    ]
+    return {kind.__name__: kind for kind in kinds}
+
+
+def _methods() -> list[type]:
+    return [type(cam.get_method(name)) for name in cam.available()]
+
+
+def _parameters(kind: type) -> frozenset[str]:
+    if issubclass(kind, skorch_callbacks.ParamMapper):  # its children take *args
         kind = skorch_callbacks.ParamMapper
-    usual = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(kind).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind in usual]
+    return frozenset(parameter_names(kind))
 
 
-def name_of(value: Any) -> str | None:
-    """Return the name of a class or function, if it may be named."""
-    name = getattr(value, "__name__", "")
-    for prefix in ("", "torch.optim.", "torch.nn.", "torch.optim.lr_scheduler."):
-        entry = _table().get(f"{prefix}{name}")
-        if entry is not None and entry.found is value:
-            return f"{prefix}{name}"
+def name_of(value: Any, at: str) -> str | None:
+    """Return the name of a class or function, if it may be the value of the parameter `at`."""
+    for name, (found, places) in _values().items():
+        if found is value and at in places:
+            return name
     return None
 
 
-def is_instance(value: Any) -> bool:
-    """Whether a value is made of parameters, by a class that may be named."""
-    name = name_of(type(value))
-    return name is not None and _table()[name].is_made
+def find(name: Any, at: str) -> Any:
+    """Return the class or function of that name; an error if it may not stand there."""
+    found, places = _values().get(name, (None, ())) if isinstance(name, str) else (None, ())
+    if at not in places:
+        raise PersistenceError(f"{str(name)[:80]!r} is nothing that a file may name as {at[:40]!r}")
+    return found
 
 
-def parameters_of(value: Any) -> dict[str, Any]:
-    """Return what an instance was made of."""
-    entry = _table()[name_of(type(value)) or ""]
-    if dataclasses.is_dataclass(value):
-        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    if isinstance(value, BaseEstimator) and not isinstance(value, Callback):
-        return value.get_params(deep=False)
-    found = {name: vars(value)[name] for name in sorted(entry.parameters) if name in vars(value)}
-    return {**found, **value.kwargs} if isinstance(value, _OPEN) else found
+def parameters_of(value: Any) -> dict[str, Any] | None:
+    """Return what an instance was made of, if it can be made again of that."""
+    kind = type(value)
+    if _kinds().get(kind.__name__) is not kind:
+        return None
+    names = sorted(_parameters(kind))
+    if kind is LRScheduler:
+        names += value.kwargs
+    has_all = all(name in vars(value) for name in names)
+    return {name: vars(value)[name] for name in names} if has_all else None
 
 
 def learned_of(value: Any) -> dict[str, Any]:
     """Return what an instance has learned since."""
-    learned = _table()[name_of(type(value)) or ""].learned
+    learned = _LEARNED.get(type(value).__name__, {})
     return {name: vars(value)[name] for name in learned if name in vars(value)}
-
-
-def find(name: Any) -> Any:
-    """Return the class or function of that name; an error if there is none."""
-    return _entry(name).found
 
 
 def make(name: Any, parameters: Mapping[str, Any], learned: Mapping[str, Any]) -> Any:
     """Make an instance of the class of that name, if it takes these parameters."""
-    entry = _entry(name)
-    is_open = entry.found in _OPEN
-    wrong = [key for key in parameters if key not in entry.parameters and not is_open]
-    if not entry.is_made or wrong:
-        raise PersistenceError(f"{str(name)[:80]} is not made of {wrong[:5] or 'parameters'}")
-    policy = parameters.get("policy", "StepLR")
-    if is_open and not (policy in _SCHEDULERS if isinstance(policy, str) else callable(policy)):
-        raise PersistenceError(f"{str(policy)[:80]!r} is not a schedule of learning rates")
+    kind = _kinds().get(name) if isinstance(name, str) else None
+    wrong = [key for key in parameters if kind is None or not _takes(kind, key)]
+    if kind is None or wrong:
+        raise PersistenceError(f"{str(name)[:80]!r} is not made of {wrong[:5]}")
+    check_policy(parameters.get("policy"))
     try:
-        made = entry.found(**parameters)
+        made = kind(**parameters)
     except (TypeError, ValueError) as error:
         raise PersistenceError(f"{name} is not made of these parameters: {error}") from error
     for key, value in learned.items():
-        if not isinstance(value, entry.learned.get(key, ())):
+        if not isinstance(value, _LEARNED.get(kind.__name__, {}).get(key, ())):
             raise PersistenceError(f"{name} has not learned {key[:80]!r}")
         setattr(made, key, value)
     return made
 
 
-def _entry(name: Any) -> _Entry:
-    entry = _table().get(name) if isinstance(name, str) else None
-    if entry is None:
-        raise PersistenceError(f"{str(name)[:80]!r} is nothing that a file may name")
-    return entry
+def _takes(kind: type, key: str) -> bool:
+    # LRScheduler sets what it hands on to its policy as attributes; none may be one of its own.
+    is_free = key.isidentifier() and key.strip("_") == key and not hasattr(kind, key)
+    return key in _parameters(kind) or (kind is LRScheduler and is_free)
+
+
+def check_policy(policy: Any) -> None:
+    """Refuse the name of a schedule that is none: skorch looks it up among all that it imports."""
+    if isinstance(policy, str) and policy not in _SCHEDULES:
+        raise PersistenceError(f"{policy[:80]!r} is not a schedule of learning rates")

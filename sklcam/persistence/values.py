@@ -1,31 +1,38 @@
-"""Values in a file: plain ones as JSON, numbers as tensors, known objects and labels by name.
+"""Values in a file: plain ones as JSON, numbers as tensors, all else by name.
 
-A value is null, a bool, an int, a float, a string or a list as JSON has them. Anything else is an
-object of exactly one of these forms:
+A value is null, a bool, an int of 64 bits, a float, a string or a list, as JSON has them. Anything
+else is an object with exactly the keys of one of these forms. Data, which is all that an estimator
+has learned:
 
-====================================================  ==============================================
-``{"float": "nan"}``                                  a float that JSON has no word for
-``{"tuple": [...]}``                                  a tuple
-``{"dict": [[key, value], ...]}``                     a dict of plain keys
-``{"scalar": dtype, "value": ...}``                   a NumPy scalar
-``{"array": tensor name, "dtype": ..., "shape": ...}``  an array of numbers
-``{"items": [...], "dtype": ..., "shape": ...}``      an array of strings, or of plain values
-``{"tensor": tensor name}``                           a tensor
-``{"random_state": [tensor name, ...]}``              a ``RandomState``
-``{"device": "cuda:0"}``                              a torch device
-``{"known": name}``                                   a class or function of a fixed table
-``{"known": name, "with": {...}, "learned": {...}}``  an instance of one, made from its parameters
-``{"object": label}``                                 anything else; the reader brings it along
-====================================================  ==============================================
+================================================  ==================================================
+``{"float": "nan"}``                              a float that JSON has no word for
+``{"tuple": [...]}``                              a tuple
+``{"dict": [[key, value], ...]}``                 a dict; its keys are strings or numbers
+``{"array": tensor, "dtype": ..., "shape": ...}`` an array of numbers, dates or bytes
+``{"items": [...], "dtype": ..., "shape": ...}``  an array of strings, or of plain objects
+``{"tensor": tensor}``                            a tensor
+================================================  ==================================================
 
-Reading imports nothing, calls nothing and sets nothing that the file names: names are looked up in
-tables, and what is looked up is checked before it is made.
+And what only parameters hold:
+
+================================================  ==================================================
+``{"random_state": [tensor, ...]}``               a ``RandomState``
+``{"known": name}``                               a class or function of the table in ``known``
+``{"made": name, "with": {}, "learned": {}}``     an instance, made by a class of that table
+``{"object": label}``                             anything else; the reader brings it along
+================================================  ==================================================
+
+NumPy's scalars are in it as plain numbers, paths and devices as strings. Names are only ever looked
+up in tables. Each tensor belongs to one value, so that a file cannot ask
+for more memory than it has numbers.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +46,14 @@ from sklcam.persistence.errors import MissingObjectsError, PersistenceError
 # Deeper than any parameter of an estimator, and far from Python's limit of recursion.
 _DEEPEST = 24
 
-# Bytes of a string array, all of whose strings take as much as the longest.
+# Bytes of a string array, all of whose strings take as much room as the longest.
 _LARGEST_STRINGS = 2**26
 
 _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors holds
+_BYTES = "SmM"  # kinds that are stored byte by byte
+
+# The key of tables that a label stands in, and what a reader copies out of an error message.
+_LABEL = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 
 
 class Writer:
@@ -59,47 +70,55 @@ class Writer:
         self.tensors: dict[str, Tensor] = {}
         self.objects: dict[str, Any] = {}
 
-    def members(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {name: self.write(value, f"{where}.{name}") for name, value in values.items()}
+    def write(self, value: Any, where: str, at: str | None = None) -> Any:
+        """Return a value as JSON.
 
-    def write(self, value: Any, where: str) -> Any:
-        if value is None or type(value) in (bool, int, str):
+        Parameters
+        ----------
+        value : object
+        where : str
+            Names its tensors, and the value in messages.
+        at : str or None, default=None
+            The parameter that it is the value of; None takes data alone.
+        """
+        if value is None or type(value) in (bool, str):
+            return value
+        if type(value) is int and value.bit_length() <= 64:
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"float": repr(value)}
         if type(value) in (list, tuple):
-            items = [self.write(item, f"{where}.{i}") for i, item in enumerate(value)]
+            items = [self.write(item, f"{where}.{i}", at) for i, item in enumerate(value)]
             return items if type(value) is list else {"tuple": items}
         if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
             pairs = [
-                [self.write(k, where), self.write(v, f"{where}.{k}")] for k, v in value.items()
+                [self.write(k, where), self.write(v, f"{where}.{k}", at)] for k, v in value.items()
             ]
             return {"dict": pairs}
-        return self._numbers(value, where) or self._known(value, where) or self.label(value, where)
+        if isinstance(value, np.generic) and value.dtype.char in f"{_NUMBERS}U":
+            return self.write(value.item(), where)
+        if isinstance(value, torch.device | Path) and at:
+            return str(value)
+        data = self._numbers(value, where)
+        if data is None and at is None:
+            raise PersistenceError(f"{where} is a {type(value).__name__}, which files do not hold.")
+        return data or self._named(value, where, at or "") or self.label(value, at or "")
 
     def _numbers(self, value: Any, where: str) -> dict[str, Any] | None:
-        if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
-            return {"scalar": value.dtype.str, "value": self.write(value.item(), where)}
-        if type(value) in (np.ndarray, np.memmap):
-            return self._array(value, where)
         if type(value) in (Tensor, nn.Parameter):
             return {"tensor": self.store(value, where)}
-        if isinstance(value, torch.device):
-            return {"device": str(value)}
-        if isinstance(value, np.random.RandomState):
-            kind, key, *rest = value.get_state(legacy=True)
-            if kind == "MT19937":
-                return {"random_state": [self.store(torch.from_numpy(key), where), *rest]}
-        return None
-
-    def _array(self, value: np.ndarray, where: str) -> dict[str, Any] | None:
-        node: dict[str, Any] = {"dtype": value.dtype.str, "shape": list(value.shape)}
-        if value.dtype.char in _NUMBERS:
-            plain = np.array(value, dtype=value.dtype.newbyteorder("="), order="C", ndmin=1)
-            node["dtype"] = plain.dtype.str
+        if type(value) not in (np.ndarray, np.memmap):
+            return None
+        plain = value.astype(value.dtype.newbyteorder("="))
+        node: dict[str, Any] = {"dtype": plain.dtype.str, "shape": list(plain.shape)}
+        plain = plain.ravel()
+        if plain.dtype.kind in _BYTES:
+            plain = plain.view(np.uint8)
+        if plain.dtype.char in _NUMBERS:
             return {"array": self.store(torch.from_numpy(plain), where), **node}
-        if value.dtype.kind in "UO":
-            return {"items": self.write(value.ravel().tolist(), where), **node}
+        items = plain.tolist()
+        if plain.dtype.kind in "UO" and all(_is_plain(item) for item in items):
+            return {"items": self.write(items, where), **node}
         return None
 
     def store(self, tensor: Tensor, where: str) -> str:
@@ -108,30 +127,41 @@ class Writer:
             raise PersistenceError(f"{where} is a tensor without numbers, or a sparse one.")
         if tensor.is_quantized:
             raise PersistenceError(f"{where} is a quantized tensor, which files do not hold.")
-        name, n = where.removeprefix("."), 1
+        where = where.removeprefix(".")
+        name, n = where, 1
         while name in self.tensors:
             n += 1
-            name = f"{where.removeprefix('.')}#{n}"
+            name = f"{where}#{n}"
         # Tensors in a file share no memory, and none is larger than what is seen of it.
         self.tensors[name] = tensor.detach().cpu().contiguous().clone()
         return name
 
-    def _known(self, value: Any, where: str) -> dict[str, Any] | None:
-        name = known.name_of(value)
+    def _named(self, value: Any, where: str, at: str) -> dict[str, Any] | None:
+        if isinstance(value, np.random.RandomState):
+            kind, key, *rest = value.get_state(legacy=True)
+            if kind == "MT19937":
+                return {"random_state": [self.store(torch.from_numpy(key), where), *rest]}
+        name = known.name_of(value, at)
         if name is not None:
             return {"known": name}
-        if not known.is_instance(value):
+        parameters = known.parameters_of(value)
+        if parameters is None:
             return None
-        node = {"known": known.name_of(type(value))}
-        node["with"] = self.members(known.parameters_of(value), where)
         learned = known.learned_of(value)
-        return {**node, "learned": self.members(learned, where)} if learned else node
+        return {
+            "made": type(value).__name__,
+            "with": {n: self.write(v, f"{where}.{n}", n) for n, v in parameters.items()},
+            "learned": {n: self.write(v, f"{where}.{n}") for n, v in learned.items()},
+        }
 
-    def label(self, value: Any, where: str) -> dict[str, Any]:
+    def label(self, value: Any, at: str) -> dict[str, Any]:
         """Keep something under a label, for the reader to bring along."""
-        found = getattr(value, "__name__", type(value).__name__)
+        found = getattr(value, "__name__", None)
+        if not isinstance(found, str):
+            found = type(value).__name__
         # A lambda has no name; its parameter has.
-        label = where.rpartition(".")[2] if "<" in found else found
+        found = at if "<" in found else found
+        label = re.sub(r"\W|^(?=\d)", "_", found[:60], flags=re.ASCII) or "_"
         while self.objects.get(label, value) is not value:
             label += "_"
         self.objects[label] = value
@@ -143,162 +173,168 @@ class Reader:
 
     Parameters
     ----------
-    tensors : mapping of str to Tensor
+    tensors : dict of str to Tensor
+        Each is taken out once it is used.
     objects : mapping of str to object
         What the reader of the file brings along, by label.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], objects: Mapping[str, Any]):
+    def __init__(self, tensors: dict[str, Tensor], objects: Mapping[str, Any]):
         self.tensors = tensors
         self.objects = objects
+        self._depth = 0
 
-    def members(self, nodes: Any, depth: int = 0) -> dict[str, Any]:
-        if not isinstance(nodes, dict):
-            raise PersistenceError("its JSON has something else in the place of named values")
-        return {name: self.read(node, depth) for name, node in nodes.items()}
+    def read(self, node: Any, at: str | None = None) -> Any:
+        """Return the value that JSON stands for.
 
-    def read(self, node: Any, depth: int = 0) -> Any:
-        if depth > _DEEPEST:
+        Parameters
+        ----------
+        node : object
+        at : str or None, default=None
+            The parameter that it is the value of; None refuses all but data.
+        """
+        self._depth += 1
+        if self._depth > _DEEPEST:
             raise PersistenceError(f"its JSON is nested more than {_DEEPEST} times")
+        value = node
         if isinstance(node, list):
-            return [self.read(item, depth + 1) for item in node]
-        if not isinstance(node, dict):
-            return node
-        for form, read in self._FORMS.items():
-            if form in node:
-                return read(self, node, depth + 1)
-        raise PersistenceError(f"its JSON has a value of no known form, {sorted(node)[:5]}")
+            value = [self.read(item, at) for item in node]
+        elif isinstance(node, dict):
+            keys, read = self._form(node, at)
+            value = read(self, at, *(node[key] for key in keys))
+        elif isinstance(node, int) and node.bit_length() > 64:
+            raise PersistenceError("an int in its JSON has more than 64 bits")
+        self._depth -= 1
+        return value
 
-    def _float(self, node: dict[str, Any], depth: int) -> float:
-        if node["float"] not in ("nan", "inf", "-inf"):
-            raise PersistenceError(f"{node['float']!r} is not nan, inf or -inf")
-        return float(node["float"])
-
-    def _tuple(self, node: dict[str, Any], depth: int) -> tuple[Any, ...]:
-        if not isinstance(node["tuple"], list):
-            raise PersistenceError("a tuple in its JSON is not written as a list")
-        return tuple(self.read(node["tuple"], depth))
-
-    def _dict(self, node: dict[str, Any], depth: int) -> dict[Any, Any]:
-        pairs = [pair for pair in node["dict"] if isinstance(pair, list) and len(pair) == 2]
-        if len(pairs) < len(node["dict"]):
-            raise PersistenceError("a dict in its JSON is not written as pairs")
-        found = [(self.read(key, depth), self.read(value, depth)) for key, value in pairs]
-        if not all(isinstance(key, str | int | float | tuple | None) for key, _ in found):
-            raise PersistenceError("a dict in its JSON has a key that is not plain")
-        return dict(found)
-
-    def _scalar(self, node: dict[str, Any], depth: int) -> Any:
-        dtype, value = _dtype(node["scalar"], "biufUS"), self.read(node.get("value"), depth)
-        if not isinstance(value, bool | int | float | str) or _too_long(dtype, 1):
-            raise PersistenceError("a number in its JSON is not one")
-        return np.array(value).astype(dtype)[()]
-
-    def _array(self, node: dict[str, Any], depth: int) -> np.ndarray:
-        dtype = _dtype(node.get("dtype"), "biuf")
-        found = self.tensor(node["array"]).numpy()
-        if found.dtype != dtype:
-            raise PersistenceError(f"{node['array']} has numbers of {found.dtype}, not {dtype}")
-        return found.reshape(_shape(node, found.size))
-
-    def _items(self, node: dict[str, Any], depth: int) -> np.ndarray:
-        dtype = _dtype(node.get("dtype"), "UO")
-        values = self.read(node["items"], depth)
-        if not isinstance(values, list) or _too_long(dtype, len(values)):
-            raise PersistenceError(f"its JSON has an array of {dtype} that is none")
-        if dtype.kind == "U" and not all(isinstance(value, str) for value in values):
-            raise PersistenceError("an array of strings in its JSON has something else in it")
-        items = np.empty(len(values), dtype=object)
-        items[:] = values
-        return items.astype(dtype).reshape(_shape(node, len(values)))
+    def members(self, nodes: Any, *, named: bool = False) -> dict[str, Any]:
+        """Return the values of an object in JSON, which are parameters if they are `named`."""
+        found = expect(nodes, dict, "named values")
+        return {name: self.read(node, name if named else None) for name, node in found.items()}
 
     def tensor(self, name: Any) -> Tensor:
+        """Take a tensor."""
         if not isinstance(name, str) or name not in self.tensors:
-            raise PersistenceError(f"it has no tensor {str(name)[:80]!r}")
-        return self.tensors[name]
+            raise PersistenceError(f"it has no tensor {str(name)[:80]!r}, or uses it twice")
+        return self.tensors.pop(name)
 
-    def _random_state(self, node: dict[str, Any], depth: int) -> np.random.RandomState:
-        values = node["random_state"]
-        if not isinstance(values, list) or len(values) != 4:
-            raise PersistenceError("a RandomState in its JSON is not of four values")
-        key, position, has_gauss, cached = self.tensor(values[0]), *values[1:]
-        # NumPy trusts the position, and would read beyond the key.
-        fits = key.dtype == torch.uint32 and key.shape == (624,) and type(position) is int
-        if not fits or not 0 <= position <= 624 or has_gauss not in (0, 1):
-            raise PersistenceError("the state of a RandomState is not one")
-        if type(cached) not in (int, float):
+    def _form(self, node: dict[str, Any], at: str | None) -> tuple[_Keys, Callable[..., Any]]:
+        for forms in (_DATA, _OF_PARAMETERS) if at else (_DATA,):
+            for keys, read in forms.items():
+                if node.keys() == set(keys):
+                    return keys, read
+        raise PersistenceError(f"its JSON has a value of no form that may stand there: {[*node]}")
+
+    def _float(self, at: str | None, text: Any) -> float:
+        if text not in ("nan", "inf", "-inf"):
+            raise PersistenceError(f"{str(text)[:40]!r} is not nan, inf or -inf")
+        return float(text)
+
+    def _tuple(self, at: str | None, items: Any) -> tuple[Any, ...]:
+        return tuple(self.read(expect(items, list, "items of a tuple"), at))
+
+    def _dict(self, at: str | None, pairs: Any) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for pair in expect(pairs, list, "pairs of a dict"):
+            key, value = expect(pair, list, "pair of a dict")
+            key = self.read(key)
+            # Hashes of strings are salted; tuples could be chosen so that all theirs are the same.
+            if not isinstance(key, str | int | float | None) or key in found:
+                raise PersistenceError("a dict in its JSON has a key that is not plain, or twice")
+            found[key] = self.read(value, at)
+        return found
+
+    def _array(self, at: str | None, name: Any, dtype: Any, shape: Any) -> np.ndarray:
+        dtype, found = _dtype(dtype, f"biuf{_BYTES}"), self.tensor(name).numpy()
+        if dtype.kind in _BYTES and found.dtype == np.uint8 and dtype.itemsize:
+            found = found.view(dtype)
+        if found.dtype != dtype:
+            raise PersistenceError(f"{name} has numbers of {found.dtype}, not {dtype}")
+        return found.reshape(_shape(shape, found.size))
+
+    def _items(self, at: str | None, nodes: Any, dtype: Any, shape: Any) -> np.ndarray:
+        dtype, items = _dtype(dtype, "UO"), self.read(expect(nodes, list, "items"))
+        is_text = dtype.kind == "U"
+        if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
+            raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
+        if is_text and not 0 < dtype.itemsize * max(1, len(items)) <= _LARGEST_STRINGS:
+            raise PersistenceError(f"its JSON has an array of {dtype}, which takes too much memory")
+        return np.array(items, dtype=dtype).reshape(_shape(shape, len(items)))
+
+    def _tensor(self, at: str | None, name: Any) -> Tensor:
+        return self.tensor(name)
+
+    def _random_state(self, at: str | None, state: Any) -> np.random.RandomState:
+        name, position, has_gauss, cached = expect(state, list, "state of a RandomState")
+        key = self.tensor(name).numpy()
+        fits = key.dtype == np.uint32 and key.shape == (624,) and type(position) is int
+        # NumPy trusts the position, and would read beyond the key. From zeros it draws zeros, and
+        # waits for ever for a normal number.
+        if not fits or not 0 <= position <= 624 or not key.any() or has_gauss not in (0, 1):
             raise PersistenceError("the state of a RandomState is not one")
         made = np.random.RandomState(0)
-        made.set_state(("MT19937", key.numpy(), position, has_gauss, float(cached)))
+        made.set_state(("MT19937", key, position, int(has_gauss), float(cached)))
         return made
 
-    def _device(self, node: dict[str, Any], depth: int) -> torch.device:
-        try:
-            return torch.device(node["device"])
-        except (RuntimeError, TypeError):
-            raise PersistenceError(f"{str(node['device'])[:40]!r} is not a device") from None
+    def _known(self, at: str, name: Any) -> Any:
+        return known.find(name, at)
 
-    def _known(self, node: dict[str, Any], depth: int) -> Any:
-        if "with" not in node:
-            return known.find(node["known"])
-        learned = self.members(node.get("learned", {}), depth)
-        return known.make(node["known"], self.members(node["with"], depth), learned)
+    def _made(self, at: str | None, name: Any, parameters: Any, learned: Any) -> Any:
+        return known.make(name, self.members(parameters, named=True), self.members(learned))
 
-    def _object(self, node: dict[str, Any], depth: int) -> Any:
-        label = node["object"]
-        if not isinstance(label, str) or label not in self.objects:
+    def _object(self, at: str | None, label: Any) -> Any:
+        if check_label(label) not in self.objects:
             raise MissingObjectsError([label])
         return self.objects[label]
 
-    _FORMS: Mapping[str, Callable[[Reader, dict[str, Any], int], Any]] = {
-        "float": _float,
-        "tuple": _tuple,
-        "dict": _dict,
-        "scalar": _scalar,
-        "array": _array,
-        "items": _items,
-        "tensor": lambda self, node, depth: self.tensor(node["tensor"]),
-        "random_state": _random_state,
-        "device": _device,
-        "known": _known,
-        "object": _object,
-    }
+
+_Keys = tuple[str, ...]
+
+_DATA: Mapping[_Keys, Callable[..., Any]] = {
+    ("float",): Reader._float,
+    ("tuple",): Reader._tuple,
+    ("dict",): Reader._dict,
+    ("array", "dtype", "shape"): Reader._array,
+    ("items", "dtype", "shape"): Reader._items,
+    ("tensor",): Reader._tensor,
+}
+_OF_PARAMETERS: Mapping[_Keys, Callable[..., Any]] = {
+    ("random_state",): Reader._random_state,
+    ("known",): Reader._known,
+    ("made", "with", "learned"): Reader._made,
+    ("object",): Reader._object,
+}
 
 
-def labels_in(content: Any) -> list[str]:
-    """Return the labels of all objects that a file asks for, each once."""
-    found: dict[str, None] = {}
-    waiting = [content]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            if isinstance(node.get("object"), str):
-                found[node["object"]] = None
-            waiting.extend(node.values())
-        elif isinstance(node, list):
-            waiting.extend(node)
-    return sorted(found)
+def expect(value: Any, kind: Any, what: str) -> Any:
+    """Return a part of the JSON; an error if it is not of that kind."""
+    if not isinstance(value, kind):
+        raise PersistenceError(f"its JSON has something else in the place of the {what}")
+    return value
+
+
+def check_label(label: Any) -> str:
+    """Return a label, which a reader may copy into a program; an error if it is not a name."""
+    if not isinstance(label, str) or not _LABEL.fullmatch(label):
+        raise PersistenceError(f"{str(label)[:40]!r} is not a label")
+    return label
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _dtype(name: Any, kinds: str) -> np.dtype[Any]:
-    try:
-        found = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
-    except TypeError:
-        found = None
+    found = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
     if found is None or found.kind not in kinds or found.fields or found.subdtype:
         raise PersistenceError(f"{str(name)[:40]!r} is not a dtype that files hold")
     return found
 
 
-def _too_long(dtype: np.dtype[Any], n: int) -> bool:
-    return dtype.kind in "US" and dtype.itemsize * max(n, 1) > _LARGEST_STRINGS
-
-
-def _shape(node: dict[str, Any], size: int) -> tuple[int, ...]:
-    shape = node.get("shape")
-    is_shape = isinstance(shape, list) and len(shape) <= 8
-    if not is_shape or not all(type(n) is int and n >= 0 for n in shape):
+def _shape(shape: Any, size: int) -> tuple[int, ...]:
+    sides = expect(shape, list, "shape")
+    if len(sides) > 8 or not all(type(n) is int and 0 <= n < 2**31 for n in sides):
         raise PersistenceError("an array in its JSON has no shape")
-    if math.prod(shape) != size:
-        raise PersistenceError(f"{size} numbers in its JSON do not make an array of {shape}")
-    return tuple(shape)
+    if math.prod(sides) != size:
+        raise PersistenceError(f"{size} numbers in its JSON do not make an array of {sides}")
+    return tuple(sides)

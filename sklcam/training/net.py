@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -96,6 +97,7 @@ class ImageNeuralNet(SeededNet):
     classes_inferred_: np.ndarray
     n_channels_: int
     target_layer_: TargetLayer
+    weights: str | PathLike[str] | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -349,7 +351,8 @@ class ImageNeuralNet(SeededNet):
         -------
         self
         """
-        vars(self).update(attributes)
+        self._check_parameters()
+        self.__dict__.update(attributes)
         weights, self.weights, self._is_restoring = self.weights, None, True
         try:
             with torch.random.fork_rng(self._cuda_devices()):
