@@ -1289,7 +1289,7 @@ REFUSALS: dict[str, list[Row]] = {
             "at most 100 row",
         ),
         ("labels", lambda: CAMDisplay.from_estimator(fitted(), X, Y[:2]), r"12 images; got shape"),
-        ("methods", lambda: CAMDisplay.from_estimator(fitted(), X, methods=[]), "methods is empty"),
+        ("methods", lambda: CAMDisplay.from_estimator(fitted(), X, methods=[]), "no method"),
         (
             "a frame",
             lambda: CAMDisplay.from_estimator(fitted(), X, frame="x"),
@@ -1301,7 +1301,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "twins",
             lambda: CAMDisplay.from_estimator(fitted(), X, methods=["cam"] * 2),
-            "of one name",
+            "have one name",
         ),
         (
             "a kind",
@@ -1376,7 +1376,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "axes",
             lambda: ConsistencyDisplay.from_predictions([0.5], ax=3),
-            "ax must be one matplotl",
+            "ax must be matplotlib",
         ),
         (
             "views",
@@ -1752,7 +1752,7 @@ FILES: dict[str, list[Row]] = {
             NotFittedError,
         ),
         ("no images", lambda f: report(f, X=None), "X is None"),
-        ("labels", lambda f: report(f, y=Y[:3]), r"12 images; got shape \(3,\)"),
+        ("labels", lambda f: report(f, y=Y[:3]), "y has 3 entries for 12 images"),
         ("names", lambda f: report(f, names=["a"]), "one entry for each of 12 images; got 1"),
         ("a name", lambda f: report(f, names=3), "one entry for each of 12 images; got an int, 3"),
         (

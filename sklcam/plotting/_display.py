@@ -55,19 +55,17 @@ class Display(ABC):
 
     kinds: ClassVar[Sequence[str]] = ()
 
+    figure_: Any  # a figure, or a part of one
+    ax_: Any
+
     @abstractmethod
     def plot(self, *, ax: AnyAxes = None) -> Self:
         """Draw on new axes, or on those that are given."""
 
     @classmethod
-    def _check(cls, ax: AnyAxes, **options: Any) -> None:
+    def _check(cls, *, ax: AnyAxes = None, **options: Any) -> None:
         """Raise an error for what could not be drawn."""
-        try:
-            import_module("matplotlib")
-        except ImportError as error:
-            raise ImportError(
-                f'{cls.__name__} needs matplotlib. It comes with: pip install "sklcam[plot]"'
-            ) from error
+        cls._check_matplotlib()
         known = set(inspect.signature(cls.plot).parameters) - {"self", "ax"}
         unknown = sorted(set(options) - known)
         if unknown:
@@ -82,6 +80,15 @@ class Display(ABC):
             _check_axes(ax)
         for name, value in options.items():
             _check_look(name, value, cls.kinds)
+
+    @classmethod
+    def _check_matplotlib(cls) -> None:
+        try:
+            import_module("matplotlib")
+        except ImportError as error:
+            raise ImportError(
+                f'{cls.__name__} needs matplotlib. It comes with: pip install "sklcam[plot]"'
+            ) from error
 
     @classmethod
     def _check_n_rows(cls, n_rows: int) -> None:
@@ -107,50 +114,43 @@ class Display(ABC):
         Rows are as high as the images that will be in them are, at the width of a column. Of groups
         of so many columns each, there is some space between.
         """
-        if ax is None:
-            self._check_n_rows(len(rows))
-            self.figure_, self.axes_ = _new_grid(n_columns, rows, groups, cell, title)
-        else:
+        if ax is not None:
             self.figure_, self.axes_ = given_axes(ax, (len(rows), n_columns), type(self).__name__)
+        else:
+            import matplotlib.pyplot as plt
+
+            self._check_n_rows(len(rows))
+            width = min(cell * n_columns, _LARGEST_FIGURE - 1) / n_columns
+            shapes = [[image.shape[0] / image.shape[1] for image in images] for images in rows]
+            heights = [width * min(max(max(row), 0.3), 3) for row in shapes]
+            widths = [1.0] * n_columns
+            for start in reversed(np.cumsum(groups)[:-1].tolist()):
+                widths.insert(start, _GAP)  # a column without axes
+            size = (width * sum(widths) + 0.8, sum(heights) + title * len(rows) + 0.3)
+            self.figure_ = plt.figure(figsize=size, layout="constrained")
+            ratios = {"width_ratios": widths, "height_ratios": heights}
+            grid = self.figure_.add_gridspec(len(rows), len(widths), wspace=0.02, **ratios)
+            columns = [i for i, share in enumerate(widths) if share == 1]
+            axes = [
+                [self.figure_.add_subplot(grid[i, j]) for j in columns] for i in range(len(rows))
+            ]
+            self.axes_ = np.array(axes, dtype=object)
         self.ims_ = np.full(self.axes_.shape, None, dtype=object)
         return self.axes_
 
     def _take_axes(self, ax: AnyAxes, width: float = 6.0) -> Axes:
         """Return one axes: new ones, or those that were given."""
+        from matplotlib.axes import Axes
+
         if ax is None:
             import matplotlib.pyplot as plt
 
             self.figure_, self.ax_ = plt.subplots(figsize=(width, 4.2), layout="constrained")
-        elif not hasattr(ax, "errorbar"):
-            raise ValueError(f"ax must be one matplotlib Axes; got a {type(ax).__name__}.")
-        else:
+        elif isinstance(ax, Axes):
             self.figure_, self.ax_ = ax.figure, ax
+        else:
+            raise ValueError(f"ax must be one matplotlib Axes; got a {type(ax).__name__}.")
         return self.ax_
-
-
-def _new_grid(
-    n_columns: int,
-    rows: Sequence[Sequence[np.ndarray]],
-    groups: Sequence[int],
-    cell: float,
-    title: float,
-) -> tuple[Figure, np.ndarray]:
-    import matplotlib.pyplot as plt
-
-    width = min(cell * n_columns, _LARGEST_FIGURE - 1) / n_columns
-    shapes = [[image.shape[0] / image.shape[1] for image in images] for images in rows]
-    heights = [width * min(max(max(row), 0.3), 3) for row in shapes]
-    ratios = [1.0] * n_columns
-    for start in reversed(np.cumsum(groups)[:-1].tolist()):
-        ratios.insert(start, _GAP)  # a column without axes
-    size = (width * sum(ratios) + 0.8, sum(heights) + title * len(rows) + 0.3)
-    figure = plt.figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(
-        len(rows), len(ratios), width_ratios=ratios, height_ratios=heights, wspace=0.02
-    )
-    columns = [i for i, ratio in enumerate(ratios) if ratio == 1]
-    axes = [[figure.add_subplot(grid[row, i]) for i in columns] for row in range(len(rows))]
-    return figure, np.array(axes, dtype=object)
 
 
 def given_axes(ax: AnyAxes, shape: tuple[int, int], name: str) -> tuple[Figure, np.ndarray]:

@@ -29,10 +29,14 @@ MAP_CMAP = "viridis"
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
-RIGHT: dict[str, Any] = {"color": COLORS[0], "ls": "-"}
-WRONG: dict[str, Any] = {"color": COLORS[1], "ls": (0, (2, 1.5))}
+RIGHT: dict[str, Any] = {"color": COLORS[0], "linestyle": "-"}
+WRONG: dict[str, Any] = {"color": COLORS[1], "linestyle": (0, (2, 1.5))}
 # Class names and the like are no mathematics, whatever signs they hold.
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
+# Where a legend is in nobody's way.
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+ABOVE |= {"frameon": False}
 
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
 _SMALL = 9  # points
@@ -169,21 +173,8 @@ def key(**style: Any) -> Line2D:
     return Line2D([], [], **{"linestyle": "", "label": "", **style})
 
 
-def legend(
-    place: Axes,
-    artists: Sequence[Artist],
-    labels: Sequence[str],
-    *,
-    beside: bool = False,
-    above: bool = False,
-    **options: Any,
-) -> Legend:
+def legend(place: Axes, artists: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
     """Write a legend of labels as they are: also those that matplotlib would leave out or set."""
-    if beside:
-        options |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}
-    if above:
-        options |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
-        options |= {"ncols": 2}
     # Each label is set once it is there: matplotlib hides those that begin with an underscore.
     made = place.legend(
         artists, ["label"] * len(labels), fontsize=_SMALL, title_fontsize=_SMALL, **options

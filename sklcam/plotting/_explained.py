@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from sklcam.explain.base import AnyMethod, Explainable, Explainer, Methods, method_name
-from sklcam.explain.opened import OpenedImages
+from sklcam.explain.opened import Batch
 from sklcam.explain.predictions import Prediction, predictions
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
@@ -23,17 +22,8 @@ AnyEstimators = AnyEstimator | Mapping[str, AnyEstimator]
 AnyMethods = AnyMethod | Methods | None
 
 
-@dataclass(eq=False)
-class Explained:
-    """Images as they are drawn, what they are taken for, and their maps by each method."""
-
-    maps: dict[str, list[np.ndarray]]
-    pictures: list[np.ndarray] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-
-
 class Explanation:
-    """Images that are ready to be explained; everything has been checked, and nothing run.
+    """Images that are to be explained; everything has been checked, and nothing run.
 
     Parameters
     ----------
@@ -47,15 +37,14 @@ class Explanation:
     Attributes
     ----------
     n_images : int
+    maps : dict of str to list of ndarray
+        Of each method, once it has run; and so are the next two.
+    pictures : list of ndarray
+    predictions : list of Prediction
     """
 
     def __init__(
-        self,
-        explainer: Explainer,
-        X: Any,
-        target: Any,
-        methods: AnyMethods,
-        frame: Literal["image", "input"] = "image",
+        self, explainer: Explainer, X: Any, target: Any, methods: AnyMethods, frame: str = "image"
     ):
         self._explainer = explainer
         self._methods = explainer.named_methods(methods)
@@ -65,32 +54,30 @@ class Explanation:
         self._own_size = frame == "image"
         for name, method in self._methods.items():
             check_map_shape(name, explainer.map_shape(self._opened, self._target, method))
+        self.maps: dict[str, list[np.ndarray]] = {name: [] for name in self._methods}
+        self.pictures: list[np.ndarray] = []
+        self.predictions: list[Prediction] = []
 
-    def run(self) -> Explained:
-        """Explain, all methods from one pass over the images."""
-        found = Explained({name: [] for name in self._methods})
-        for explained in self._explainer.iter_explained(
-            self._opened, self._target, methods=list(self._methods.values())
-        ):
+    def run(self) -> Explanation:
+        """Explain, all methods from one pass over the images, and return ``self``."""
+        explainer, methods = self._explainer, list(self._methods.values())
+        for explained in explainer.iter_explained(self._opened, self._target, methods=methods):
             batch = explained.batch
-            found.pictures += map(to_picture, batch.originals if self._own_size else batch.resized)
-            found.predictions += predictions(self._explainer, explained.output)
-            for collected, maps in zip(found.maps.values(), explained.maps, strict=True):
-                framed = maps
-                if self._own_size:
-                    framed = map(self._explainer.to_frame, maps, batch.sizes)
+            self.pictures += pictures_of_batch(batch, own_size=self._own_size)
+            self.predictions += predictions(explainer, explained.output)
+            for collected, maps in zip(self.maps.values(), explained.maps, strict=True):
+                framed = map(explainer.to_frame, maps, batch.sizes) if self._own_size else maps
                 collected += [map_.float().cpu().numpy() for map_ in framed]
-        return found
+        return self
 
 
 def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, Explainer]:
     """Return by name what explains, each fitted."""
-    named = estimator
     if not isinstance(estimator, Mapping):
-        named = {type(estimator).__name__: estimator}
-    if not named:
+        return {type(estimator).__name__: as_explainer(estimator, X)}
+    if not estimator:
         raise ValueError("There is no estimator to draw: the dict is empty.")
-    return {str(name): as_explainer(given, X) for name, given in named.items()}
+    return {str(name): as_explainer(given, X) for name, given in estimator.items()}
 
 
 def column_name(explainers: Mapping[str, Explainer], name: str, method: str, n_methods: int) -> str:
@@ -144,6 +131,8 @@ def pictures_of(X: Any, rows: Iterable[int] | None = None) -> list[np.ndarray]:
     return [to_picture(images.original_image(i)) for i in chosen]
 
 
-def input_pictures(opened: OpenedImages) -> list[np.ndarray]:
-    """Return opened images at the network's input size."""
-    return [to_picture(image) for batch in opened.batches() for image in batch.resized]
+def pictures_of_batch(batch: Batch, *, own_size: bool = False) -> list[np.ndarray]:
+    """Return the images of a batch that brings them, at the network's input size or their own."""
+    images = batch.originals if own_size else batch.resized
+    assert images is not None  # they were asked for when X was opened
+    return [to_picture(image) for image in images]

@@ -76,7 +76,6 @@ class CausalCurveDisplay(Display):
         start: Callable[[Tensor], Tensor] | None = None,
         end: Callable[[Tensor], Tensor] | None = None,
         batch_size: int | None = None,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> CausalCurveDisplay:
         """Follow the confidence on each image, and draw it.
@@ -94,9 +93,8 @@ class CausalCurveDisplay(Display):
             See :func:`~sklcam.metrics.evaluate`; needed for a target that is a callable.
         n_steps, start, end, batch_size
             See :func:`~sklcam.metrics.causal_curves`.
-        ax : array-like of two matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -108,7 +106,7 @@ class CausalCurveDisplay(Display):
             If an image would have several maps, or a target without a probability comes without a
             score.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
         explainers = explainers_by_name(estimator, X)
         evaluators: dict[str, Evaluator[CausalCurves]] = {}
@@ -129,24 +127,19 @@ class CausalCurveDisplay(Display):
             column: _joined(evaluator.run(observe=_see_curves, progress=False)[1])
             for column, evaluator in evaluators.items()
         }
-        return cls(curves=curves).plot(ax=ax, **options)
+        return cls(curves=curves).plot(**options)
 
     @classmethod
     def from_predictions(
-        cls,
-        curves: CausalCurves | Mapping[str, CausalCurves],
-        *,
-        ax: AnyAxes = None,
-        **options: Any,
+        cls, curves: CausalCurves | Mapping[str, CausalCurves], **options: Any
     ) -> CausalCurveDisplay:
         """Draw curves that are there already.
 
         Parameters
         ----------
         curves : CausalCurves, or dict of names to them
-        ax : array-like of two matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -157,12 +150,12 @@ class CausalCurveDisplay(Display):
         ValueError
             If there are no CausalCurves.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         named = named_values(curves, "map")
         for name, given in named.items():
             if not isinstance(given, CausalCurves):
                 raise ValueError(f"curves of {name!r} must be CausalCurves; got {describe(given)}.")
-        return cls(curves=named).plot(ax=ax, **options)
+        return cls(curves=named).plot(**options)
 
     @property
     def insertion_auc(self) -> dict[str, float]:
@@ -189,12 +182,12 @@ class CausalCurveDisplay(Display):
         CausalCurveDisplay
             ``self``.
         """
-        self._check(ax)
+        self._check(ax=ax)
         if ax is None:
             import matplotlib.pyplot as plt
 
-            size = {"figsize": (10, 4.2), "layout": "constrained"}
-            self.figure_, self.axes_ = plt.subplots(1, 2, sharey=True, **size)
+            layout: dict[str, Any] = {"sharey": True, "layout": "constrained"}
+            self.figure_, self.axes_ = plt.subplots(1, 2, figsize=(10, 4.2), **layout)
         else:
             self.figure_, grid = given_axes(ax, (1, 2), type(self).__name__)
             self.axes_ = grid[0]
@@ -213,7 +206,7 @@ class CausalCurveDisplay(Display):
                     shade = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
                     place.fill_between(fractions, *middle_half, **shade)
             labels = [f"{name}: AUC {areas[name]:.2f}" for name in self.curves]
-            self.legends_.append(draw.legend(place, list(lines), labels, above=True))
+            self.legends_.append(draw.legend(place, list(lines), labels, **draw.ABOVE))
             done = "inserted" if kind == "insertion" else "deleted"
             place.set(xlim=(0, 1), ylim=(-0.02, 1.02))
             place.set_xlabel(f"share of pixels {done}, the map's highest first")

@@ -12,12 +12,16 @@ import torch
 
 from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod
-from sklcam.images.pictures import to_picture
 from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps
-from sklcam.plotting._explained import AnyEstimators, explainers_by_name, named_values
+from sklcam.plotting._explained import (
+    AnyEstimators,
+    explainers_by_name,
+    named_values,
+    pictures_of_batch,
+)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -77,7 +81,6 @@ class ViewPairDisplay(Display):
         method: AnyMethod | None = None,
         views: ViewSampler | None = None,
         random_state: int | np.random.RandomState | None = 0,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> ViewPairDisplay:
         """Explain images and a view of each, and draw them.
@@ -94,9 +97,8 @@ class ViewPairDisplay(Display):
             None is the paper's.
         random_state : int, RandomState or None, default=0
             The views are those that :func:`~sklcam.metrics.evaluate` draws with the same seed.
-        ax : array-like of matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -112,7 +114,7 @@ class ViewPairDisplay(Display):
         UserWarning
             If maps were constant; see :func:`~sklcam.metrics.evaluate`.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         evaluators = _evaluators(estimator, X, method, views, random_state, originals=True)
         for evaluator in evaluators.values():
             cls._check_n_rows(len(evaluator.opened))
@@ -122,12 +124,12 @@ class ViewPairDisplay(Display):
             seen[name] = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
         images, matrices, *_ = next(iter(seen.values()))
         display = cls(
-            images=images,
+            images=list(images),
             views=Warp(torch.from_numpy(matrices)),
             maps={name: arrays[2] for name, arrays in seen.items()},
             maps_of_views={name: arrays[3] for name, arrays in seen.items()},
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @cached_property
     def views_of_maps(self) -> dict[str, np.ndarray]:
@@ -171,7 +173,7 @@ class ViewPairDisplay(Display):
             If there are not two finite maps (height, width) for each image, they are smaller than
             SSIM's window of 11 x 11 pixels, or a new figure would have over 100 rows.
         """
-        self._check(ax, cmap=cmap)
+        self._check(ax=ax, cmap=cmap)
         check_maps(self.maps, len(self.images))
         check_maps(self.maps_of_views, len(self.images))
         painter = draw.MapPainter(cmap)
@@ -249,7 +251,6 @@ class ConsistencyDisplay(Display):
         method: AnyMethod | None = None,
         views: ViewSampler | None = None,
         random_state: int | np.random.RandomState | None = 0,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> ConsistencyDisplay:
         """Measure the consistency of each image's map, and draw how it is distributed.
@@ -264,9 +265,8 @@ class ConsistencyDisplay(Display):
         views : ViewSampler or None, default=None
             None is the paper's.
         random_state : int, RandomState or None, default=0
-        ax : matplotlib Axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -282,26 +282,23 @@ class ConsistencyDisplay(Display):
         UserWarning
             If maps were constant; see :func:`~sklcam.metrics.evaluate`.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         evaluators = _evaluators(estimator, X, method, views, random_state)
         values = {
             name: evaluator.run(progress=False)[0]["consistency"]
             for name, evaluator in evaluators.items()
         }
-        return cls(values=values).plot(ax=ax, **options)
+        return cls(values=values).plot(**options)
 
     @classmethod
-    def from_predictions(
-        cls, values: Any, *, ax: AnyAxes = None, **options: Any
-    ) -> ConsistencyDisplay:
+    def from_predictions(cls, values: Any, **options: Any) -> ConsistencyDisplay:
         """Draw values that are there already, such as those of :func:`~sklcam.metrics.evaluate`.
 
         Parameters
         ----------
         values : array-like of shape (n_images,), or dict of names to them
-        ax : matplotlib Axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -312,10 +309,10 @@ class ConsistencyDisplay(Display):
         ValueError
             If the values are not one finite number per image.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         named = named_values(values, "model")
         arrays = {name: np.asarray(given, dtype=float) for name, given in named.items()}
-        return cls(values=arrays).plot(ax=ax, **options)
+        return cls(values=arrays).plot(**options)
 
     def plot(
         self, *, ax: AnyAxes = None, kind: Literal["hist", "ecdf"] = "hist", bins: int = 20
@@ -341,7 +338,7 @@ class ConsistencyDisplay(Display):
         ValueError
             If the values are not one finite number per image.
         """
-        self._check(None, kind=kind, bins=bins)
+        self._check(kind=kind, bins=bins)
         from matplotlib.ticker import MaxNLocator
 
         for name, values in self.values.items():
@@ -379,7 +376,7 @@ class ConsistencyDisplay(Display):
 def _see_pairs(measurement: Measurement) -> tuple[np.ndarray, ...]:
     """Return images, the matrices of their views, and the maps of both."""
     tensors = measurement["warp"].matrix, measurement["view_maps"], measurement["maps_of_view"]
-    pictures = np.stack([to_picture(image) for image in measurement.batch.resized])
+    pictures = np.stack(pictures_of_batch(measurement.batch))
     return pictures, *(tensor.float().cpu().numpy() for tensor in tensors)
 
 

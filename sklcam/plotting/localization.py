@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,6 @@ from sklcam.plotting._explained import (
     map_list,
     pictures_of,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.legend import Legend
-
 
 AnyBoxes = Sequence[ArrayLike] | np.ndarray | Tensor
 
@@ -91,7 +86,6 @@ class LocalizationDisplay(Display):
         method: AnyMethod | None = None,
         target: Any = None,
         threshold: float = 0.15,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> LocalizationDisplay:
         """Explain images, and draw the boxes of their maps.
@@ -112,10 +106,8 @@ class LocalizationDisplay(Display):
             See ``explain``.
         threshold : float, default=0.15
             Share of the map's maximum from which on pixels count.
-        ax : array-like of matplotlib axes or None, default=None
-            One for each image.
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -127,23 +119,22 @@ class LocalizationDisplay(Display):
             If there are not boxes for each image, (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or the
             threshold is outside 0 to 1.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         explanation = Explanation(as_explainer(estimator, X), X, target, method)
         n_images = explanation.n_images
         cls._check_n_rows(n_images)
         labels = labels_of_images(X, y, n_images)
         checked = _true_boxes(boxes, n_images)
         check_number("threshold, a share of the maximum,", threshold, 0, 1)
-        explained = explanation.run()
-        (maps,) = explained.maps.values()
+        (maps,) = explanation.run().maps.values()
         display = cls(
-            images=explained.pictures,
+            images=explanation.pictures,
             maps=maps,
             boxes=checked,
             threshold=threshold,
             labels=as_text(labels),
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @classmethod
     def from_predictions(
@@ -154,7 +145,6 @@ class LocalizationDisplay(Display):
         *,
         labels: Sequence[Any] | None = None,
         threshold: float = 0.15,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> LocalizationDisplay:
         """Draw maps that are there already.
@@ -170,10 +160,8 @@ class LocalizationDisplay(Display):
         labels : sequence of length n_images or None, default=None
             The text over each image.
         threshold : float, default=0.15
-        ax : array-like of matplotlib axes or None, default=None
-            One for each image.
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -185,7 +173,7 @@ class LocalizationDisplay(Display):
             If there is not one finite map and one label for each image, or a map is not of its
             image's size; for boxes and thresholds see :meth:`from_estimator`.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         pictures = pictures_of(images)
         display = cls(
             images=pictures,
@@ -194,7 +182,7 @@ class LocalizationDisplay(Display):
             threshold=threshold,
             labels=as_text(labels),
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @cached_property
     def found(self) -> np.ndarray:
@@ -241,7 +229,7 @@ class LocalizationDisplay(Display):
             If there is not one finite map and one label for each image, a map is not of its image's
             size, or the threshold is outside 0 to 1.
         """
-        self._check(ax, cmap=cmap, alpha=alpha, n_columns=n_columns)
+        self._check(ax=ax, cmap=cmap, alpha=alpha, n_columns=n_columns)
         n_images = len(self.images)
         check_maps({"": self.maps}, n_images)
         check_titles(self.labels, n_images)
@@ -267,19 +255,14 @@ class LocalizationDisplay(Display):
                 draw.box(place, self.found[i], draw.WRONG)
                 said = f"IoU {self.iou[i]:.2f}"
             draw.title(place, "" if self.labels is None else self.labels[i], said)
-        self.legend_ = self._draw_legend(places[0], own=ax is None)
-        return self
-
-    def _draw_legend(self, place: Axes, *, own: bool) -> Legend:
-        handles = [draw.key(linewidth=2, color=look["color"]) for look in (draw.RIGHT, draw.WRONG)]
-        for handle, look in zip(handles, (draw.RIGHT, draw.WRONG), strict=True):
-            handle.set_linestyle(look["ls"])
+        keys = [draw.key(linewidth=2, **look) for look in (draw.RIGHT, draw.WRONG)]
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": 2}
+        if ax is not None:  # of a figure that others draw on, too
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "fontsize": "small"}
+        owner = self.figure_ if ax is None else places[0]
         labels = ["true box", "box of the map"]
-        if own:
-            where = {"loc": "outside lower center", "ncols": 2}
-            return self.figure_.legend(handles, labels, frameon=False, **where)
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
-        return place.legend(handles, labels, fontsize="small", frameon=False, **below)
+        self.legend_ = owner.legend(keys, labels, frameon=False, **where)
+        return self
 
 
 def _true_boxes(boxes: AnyBoxes, n_images: int) -> list[np.ndarray]:

@@ -91,7 +91,6 @@ class CAMDisplay(Display):
         methods: AnyMethods = None,
         target: Any = None,
         frame: Literal["image", "input"] = "image",
-        ax: AnyAxes = None,
         **options: Any,
     ) -> CAMDisplay:
         """Explain images, and draw them.
@@ -112,51 +111,43 @@ class CAMDisplay(Display):
             See ``explain``; None is the predicted class.
         frame : {"image", "input"}, default="image"
             Images and maps at each image's own size, or as the network gets them.
-        ax : array-like of matplotlib axes or None, default=None
-            A row for each image, with one for the image and one for each map.
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
         CAMDisplay
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         check_option("frame", frame, ("image", "input"))
         explainers = explainers_by_name(estimator, X)
         explanations = {
             name: Explanation(explainer, X, target, methods, frame)
             for name, explainer in explainers.items()
         }
-        n_rows = next(iter(explanations.values())).n_images
+        first = next(iter(explanations.values()))
+        n_rows = first.n_images
         cls._check_n_rows(n_rows)
         labels = labels_of_images(X, y, n_rows)
         titles = [""] * n_rows if labels is None else [f"true: {label}" for label in labels]
         maps, map_titles = {}, {}
         for name, explanation in explanations.items():
-            explained = explanation.run()
-            predicted = [_written(prediction) for prediction in explained.predictions]
-            for method, maps_of_method in explained.maps.items():
-                column = column_name(explainers, name, method, len(explained.maps))
+            predicted = [_written(prediction) for prediction in explanation.run().predictions]
+            for method, maps_of_method in explanation.maps.items():
+                column = column_name(explainers, name, method, len(explanation.maps))
                 maps[column], map_titles[column] = maps_of_method, predicted
         alone = len(explainers) == 1
         display = cls(
-            images=explained.pictures,
+            images=first.pictures,
             maps=maps,
             image_titles=[*map(draw.stacked, titles, predicted)] if alone else titles,
             map_titles=None if alone else map_titles,
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @classmethod
     def from_predictions(
-        cls,
-        images: Any,
-        maps: Any,
-        *,
-        titles: Sequence[Any] | None = None,
-        ax: AnyAxes = None,
-        **options: Any,
+        cls, images: Any, maps: Any, *, titles: Sequence[Any] | None = None, **options: Any
     ) -> CAMDisplay:
         """Draw maps that are there already.
 
@@ -167,10 +158,8 @@ class CAMDisplay(Display):
         maps : array-like of shape (n_images, height, width), list of maps, or dict of names to them
         titles : sequence of length n_images or None, default=None
             The text over each image, such as its label.
-        ax : array-like of matplotlib axes or None, default=None
-            A row for each image, with one for the image and one for each map.
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -181,10 +170,10 @@ class CAMDisplay(Display):
         ValueError
             If there is not one finite map (height, width) and one title for each image.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         named = {name: map_list(given) for name, given in named_values(maps, "map").items()}
         display = cls(images=pictures_of(images), maps=named, image_titles=as_text(titles))
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -225,7 +214,7 @@ class CAMDisplay(Display):
             If there is not one finite map (height, width) and one title for each image, or a new
             figure would have over 100 rows.
         """
-        self._check(ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
+        self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         check_maps(self.maps, len(self.images))
         check_titles(self.image_titles, len(self.images))
         painter = draw.MapPainter(cmap, limits or draw.map_limits(self.maps), alpha)
@@ -233,7 +222,7 @@ class CAMDisplay(Display):
         columns = [(name, each) for name in self.maps for each in kinds]
         titled = self.image_titles is not None or self.map_titles is not None
         # Without titles, the first row alone has something above: the names of the columns.
-        room = {} if titled else {"title": 0.1}
+        room: dict[str, Any] = {} if titled else {"title": 0.1}
         axes = self._take_grid(ax, 1 + len(columns), [[image] for image in self.images], **room)
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i, 0] = draw.image(places[0], image)
@@ -299,7 +288,6 @@ class MapGridDisplay(Display):
         X_test: Any = None,
         y_test: ArrayLike | None = None,
         method: AnyMethod | None = None,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> MapGridDisplay:
         """Train a model for each value of each parameter, and draw its map of one image.
@@ -318,9 +306,8 @@ class MapGridDisplay(Display):
             For the accuracy over each map.
         method : str, Method or None, default=None
             See ``explain``.
-        ax : array-like of matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -332,7 +319,7 @@ class MapGridDisplay(Display):
             If ``image`` is not one image, or ``param_grid`` is empty or names a parameter that
             there is not.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         if not param_grid or not all(len(values) for values in param_grid.values()):
             raise ValueError("param_grid needs a parameter, and each parameter a value.")
         if n_images(image) != 1:
@@ -354,7 +341,7 @@ class MapGridDisplay(Display):
                     scores[name][value] = model.score(X_test, y_test)
         (picture,) = explained.pictures
         display = cls(image=picture, maps=maps, scores=scores if X_test is not None else None)
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @classmethod
     def from_predictions(
@@ -363,7 +350,6 @@ class MapGridDisplay(Display):
         maps: Mapping[str, Mapping[Any, np.ndarray]],
         *,
         scores: Mapping[str, Mapping[Any, float]] | None = None,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> MapGridDisplay:
         """Draw maps that are there already.
@@ -373,9 +359,8 @@ class MapGridDisplay(Display):
         image : ndarray of shape (height, width) or (height, width, 3), uint8, or float in [0, 1]
         maps, scores
             See the class.
-        ax : array-like of matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -386,9 +371,9 @@ class MapGridDisplay(Display):
         ValueError
             If ``image`` is not an image, or for maps that :meth:`plot` refuses.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         (picture,) = pictures_of(np.asarray(image)[None])
-        return cls(image=picture, maps=maps, scores=scores).plot(ax=ax, **options)
+        return cls(image=picture, maps=maps, scores=scores).plot(**options)
 
     def plot(
         self,
@@ -418,7 +403,7 @@ class MapGridDisplay(Display):
             If a parameter has no map, there is none at all, or a map is not finite or not (height,
             width).
         """
-        self._check(ax, cmap=cmap, alpha=alpha)
+        self._check(ax=ax, cmap=cmap, alpha=alpha)
         rows = self.maps
         if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
             raise ValueError(

@@ -14,6 +14,7 @@ from sklearn.utils import Bunch
 from sklcam._validation import describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
+from sklcam.explain.opened import OpenedImages
 from sklcam.metrics.evaluate import as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
@@ -21,9 +22,9 @@ from sklcam.plotting._explained import (
     AnyEstimator,
     as_dataset,
     as_text,
-    input_pictures,
     labels_of_images,
     pictures_of,
+    pictures_of_batch,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +103,6 @@ class RetrievalDisplay(Display):
         is_right: IsRight = eq,
         k: int = 3,
         method: AnyMethod | None = None,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> RetrievalDisplay:
         """Search the gallery, explain what was found, and draw it.
@@ -122,10 +122,8 @@ class RetrievalDisplay(Display):
             How many neighbours.
         method : str, Method or None, default=None
             None is the estimator's own.
-        ax : array-like of matplotlib axes or None, default=None
-            Of shape (2 * n_queries, 1 + k).
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -137,7 +135,7 @@ class RetrievalDisplay(Display):
             If the estimator does not search by embeddings, k is not from 1 to the number of images
             in the gallery, or labels are given of one of the two only, or not one per image.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         explainer = as_explainer(estimator, query)
         if not isinstance(explainer, EmbeddingCAMExplainer):
             raise ValueError(
@@ -154,10 +152,10 @@ class RetrievalDisplay(Display):
         found = explainer.explain_neighbors(query, gallery, k, method=method)
         # An image that is found several times is read once.
         rows, places = np.unique(found.indices, return_inverse=True)
-        pictures = input_pictures(others.subset(rows))
+        pictures = _pictures(others.subset(rows))
         neighbors = [[pictures[i] for i in row] for row in places.reshape(found.indices.shape)]
-        display = cls(queries=input_pictures(queries), neighbors=neighbors, **labels.beside(found))
-        return display.plot(ax=ax, **options)
+        display = cls(queries=_pictures(queries), neighbors=neighbors, **labels.beside(found))
+        return display.plot(**options)
 
     @classmethod
     def from_predictions(
@@ -169,7 +167,6 @@ class RetrievalDisplay(Display):
         query_labels: ArrayLike | None = None,
         gallery_labels: ArrayLike | None = None,
         is_right: IsRight = eq,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> RetrievalDisplay:
         """Draw what :meth:`~sklcam.EmbeddingCAMExplainer.explain_neighbors` has found.
@@ -182,9 +179,8 @@ class RetrievalDisplay(Display):
             Its result: ``indices``, ``similarities``, ``query_maps`` and ``neighbor_maps``.
         query_labels, gallery_labels, is_right
             See :meth:`from_estimator`.
-        ax : array-like of matplotlib axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -196,7 +192,7 @@ class RetrievalDisplay(Display):
             If ``neighbors`` is not the result of explain_neighbors for these queries, or labels are
             given of one of the two only, or not one per image.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         wanted = ("indices", "similarities", "query_maps", "neighbor_maps")
         if not all(hasattr(neighbors, name) for name in wanted):
             raise ValueError(
@@ -218,7 +214,7 @@ class RetrievalDisplay(Display):
             neighbors=[pictures_of(others, map(int, row)) for row in neighbors.indices],
             **labels.beside(neighbors),
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     def plot(
         self, *, ax: AnyAxes = None, cmap: draw.AnyColormap = draw.MAP_CMAP, alpha: draw.Alpha = 0.6
@@ -242,7 +238,7 @@ class RetrievalDisplay(Display):
         ValueError
             If a new figure would have over 100 rows.
         """
-        self._check(ax, cmap=cmap, alpha=alpha)
+        self._check(ax=ax, cmap=cmap, alpha=alpha)
         k = np.shape(self.similarities)[1]
         pairs = zip(self.queries, self.neighbors, strict=True)
         axes = self._take_grid(
@@ -272,7 +268,7 @@ class RetrievalDisplay(Display):
         label = self.neighbor_labels[q][n]
         is_right = label == self.query_labels[q] if self.right is None else self.right[q][n]
         style = draw.RIGHT if is_right else draw.WRONG
-        place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["ls"])
+        place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["linestyle"])
         return f"{'right' if is_right else 'wrong'}: {label}"
 
 
@@ -303,3 +299,7 @@ class _Labels:
             "neighbor_labels": [as_text(row) for row in of_neighbors],
             "right": right,
         }
+
+
+def _pictures(opened: OpenedImages) -> list[np.ndarray]:
+    return [picture for batch in opened.batches() for picture in pictures_of_batch(batch)]

@@ -77,26 +77,15 @@ class TradeoffDisplay(Display):
     best_index: int | None = None
 
     @classmethod
-    def from_estimator(
-        cls,
-        search: BaseEstimator,
-        *,
-        x: str = "accuracy",
-        y: str = "consistency",
-        ax: AnyAxes = None,
-        **options: Any,
-    ) -> TradeoffDisplay:
+    def from_estimator(cls, search: BaseEstimator, **options: Any) -> TradeoffDisplay:
         """Draw the candidates of a finished search.
 
         Parameters
         ----------
         search : fitted GridSearchCV or its like
             With several scores.
-        x, y : str
-            Names of two of them.
-        ax : matplotlib Axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            Those of :meth:`from_cv_results`.
 
         Returns
         -------
@@ -108,13 +97,11 @@ class TradeoffDisplay(Display):
             If the search has not been fitted.
         TypeError
             If ``search`` is not an estimator.
-        ValueError
-            If the search has no such score or parameter, or no candidate has both scores.
         """
-        cls._check(ax, **options)
+        cls._check_matplotlib()
         check_is_fitted(search, "cv_results_")
         best = getattr(search, "best_index_", None)  # without refit there is none
-        return cls.from_cv_results(search.cv_results_, x=x, y=y, best_index=best, ax=ax, **options)
+        return cls.from_cv_results(search.cv_results_, **{"best_index": best, **options})
 
     @classmethod
     def from_cv_results(
@@ -124,7 +111,6 @@ class TradeoffDisplay(Display):
         x: str = "accuracy",
         y: str = "consistency",
         best_index: int | None = None,
-        ax: AnyAxes = None,
         **options: Any,
     ) -> TradeoffDisplay:
         """Draw the candidates of a search by its table.
@@ -137,9 +123,8 @@ class TradeoffDisplay(Display):
             Names of two scores.
         best_index : int or None, default=None
             A candidate that is ringed.
-        ax : matplotlib Axes or None, default=None
         **options
-            Those of :meth:`plot`.
+            ``ax`` and the other options of :meth:`plot`.
 
         Returns
         -------
@@ -151,7 +136,7 @@ class TradeoffDisplay(Display):
             If ``cv_results`` is not a dict, or has no such score or parameter, or no candidate has
             both scores.
         """
-        cls._check(ax, **options)
+        cls._check(**options)
         (x_mean, x_error), (y_mean, y_error) = (_scores(cv_results, name) for name in (x, y))
         display = cls(
             x=x_mean,
@@ -164,7 +149,7 @@ class TradeoffDisplay(Display):
             n_splits=sum(_is_of_a_fold(name, x) for name in cv_results),
             best_index=best_index,
         )
-        return display.plot(ax=ax, **options)
+        return display.plot(**options)
 
     @property
     def front(self) -> np.ndarray:
@@ -203,7 +188,7 @@ class TradeoffDisplay(Display):
         ValueError
             If no candidate has both scores, or there is no such parameter.
         """
-        self._check(None)
+        self._check()
         scored = np.flatnonzero(np.isfinite(self.x) & np.isfinite(self.y))
         if not scored.size:
             raise ValueError("No candidate has both scores: did all fits fail?")
@@ -230,20 +215,22 @@ class TradeoffDisplay(Display):
             labels += [f"{marker_by} = {draw.shortened(shape)}" for shape in shapes]
             artists += [draw.key(**_point("0.75", marker)) for marker in markers]
         front = self.front
-        dashes = {"linestyle": "--", "color": "0.4", "linewidth": 1, "zorder": 1}
+        dashes: dict[str, Any] = {"linestyle": "--", "color": "0.4", "linewidth": 1, "zorder": 1}
         artists += place.plot(self.x[front], self.y[front], **dashes)
         labels.append("no other is better in both")
         if self.best_index is not None:
-            ring = {"marker": "o", "markersize": 18, "color": "black", "markerfacecolor": "none"}
+            ring: dict[str, Any] = {"marker": "o", "color": "black", "markerfacecolor": "none"}
             at = (self.x[self.best_index], self.y[self.best_index])
-            place.plot(*at, linestyle="", zorder=4, **ring)
-            artists.append(draw.key(**{**ring, "markersize": 12}))
+            place.plot(*at, linestyle="", zorder=4, markersize=18, **ring)
+            artists.append(draw.key(markersize=12, **ring))
             labels.append("chosen")
-        self.legend_ = draw.legend(place, artists, labels, beside=ax is None)
+        self.legend_ = draw.legend(
+            place, artists, labels, **({} if ax is not None else draw.BESIDE)
+        )
         self.colorbar_ = None
         if scale is not None:
             self.colorbar_ = self.figure_.colorbar(scale, ax=place)
-            self.colorbar_.set_label(color_by, **draw.PLAIN)
+            self.colorbar_.set_label(f"{color_by}", **draw.PLAIN)
         folds = f", mean of {self.n_splits} folds" if self.n_splits else ""
         place.set_xlabel(f"{self.x_name}{folds}", **draw.PLAIN)
         place.set_ylabel(f"{self.y_name}{folds}", **draw.PLAIN)
@@ -308,28 +295,14 @@ class TradeoffBoxDisplay(Display):
     is_difference: bool = False
 
     @classmethod
-    def from_estimator(
-        cls,
-        search: BaseEstimator,
-        *,
-        by: str,
-        score: str = "accuracy",
-        baseline: Mapping[str, Any] | None = None,
-        ax: AnyAxes = None,
-    ) -> TradeoffBoxDisplay:
+    def from_estimator(cls, search: BaseEstimator, **options: Any) -> TradeoffBoxDisplay:
         """Draw the candidates of a finished search.
 
         Parameters
         ----------
         search : fitted GridSearchCV or its like
-        by : str
-            The parameter that has a box for each value, such as the architecture.
-        score : str, default="accuracy"
-            ``"score"`` for a search with a single one.
-        baseline : dict or None, default=None
-            Parameters of the candidate, for each value of ``by``, that others are compared with,
-            such as ``{"alpha": 0, "beta": 0}``.
-        ax : matplotlib Axes or None, default=None
+        **options
+            Those of :meth:`from_cv_results`.
 
         Returns
         -------
@@ -341,13 +314,10 @@ class TradeoffBoxDisplay(Display):
             If the search has not been fitted.
         TypeError
             If ``search`` is not an estimator.
-        ValueError
-            If the search has no such score or parameter, or the baseline is not one candidate for
-            each value.
         """
-        cls._check(ax)
+        cls._check_matplotlib()
         check_is_fitted(search, "cv_results_")
-        return cls.from_cv_results(search.cv_results_, by=by, score=score, baseline=baseline, ax=ax)
+        return cls.from_cv_results(search.cv_results_, **options)
 
     @classmethod
     def from_cv_results(
@@ -357,7 +327,7 @@ class TradeoffBoxDisplay(Display):
         by: str,
         score: str = "accuracy",
         baseline: Mapping[str, Any] | None = None,
-        ax: AnyAxes = None,
+        **options: Any,
     ) -> TradeoffBoxDisplay:
         """Draw the candidates of a search by its table.
 
@@ -365,8 +335,15 @@ class TradeoffBoxDisplay(Display):
         ----------
         cv_results : dict
             ``cv_results_`` of the search.
-        by, score, baseline, ax
-            See :meth:`from_estimator`.
+        by : str
+            The parameter that has a box for each value, such as the architecture.
+        score : str, default="accuracy"
+            ``"score"`` for a search with a single one.
+        baseline : dict or None, default=None
+            Parameters of the candidate, for each value of ``by``, that others are compared with,
+            such as ``{"alpha": 0, "beta": 0}``.
+        **options
+            ``ax``, as of :meth:`plot`.
 
         Returns
         -------
@@ -378,7 +355,7 @@ class TradeoffBoxDisplay(Display):
             If ``cv_results`` is not a dict, or has no such score or parameter, or the baseline is
             not one candidate for each value.
         """
-        cls._check(ax)
+        cls._check(**options)
         means, _ = _scores(cv_results, score)
         params = list(cv_results["params"])
         _check_name(by, params)
@@ -398,7 +375,7 @@ class TradeoffBoxDisplay(Display):
                 taken_off = means[among[0]]
             values[draw.shortened(level)] = means[own] - taken_off
         display = cls(values=values, name=score, by=by, is_difference=baseline is not None)
-        return display.plot(ax=ax)
+        return display.plot(**options)
 
     def plot(self, *, ax: AnyAxes = None) -> TradeoffBoxDisplay:
         """Draw a box, and the candidates in it, for each value of the parameter.
@@ -413,10 +390,12 @@ class TradeoffBoxDisplay(Display):
         TradeoffBoxDisplay
             ``self``.
         """
-        self._check(None)
+        self._check()
         axes = self._take_axes(ax, width=1.8 + 1.1 * len(self.values))
         places = np.arange(len(self.values))
-        lines = {f"{name}props": {"color": "0.25"} for name in ("box", "whisker", "cap")}
+        lines: dict[str, Any] = {
+            f"{name}props": {"color": "0.25"} for name in ("box", "whisker", "cap")
+        }
         self.boxes_ = axes.boxplot(
             list(self.values.values()),
             positions=places,
@@ -425,7 +404,7 @@ class TradeoffBoxDisplay(Display):
             medianprops={"color": draw.COLORS[1], "linewidth": 2.5},
             **lines,
         )
-        look = {"color": draw.COLORS[0], "alpha": 0.6, "markersize": 5}
+        look: dict[str, Any] = {"color": draw.COLORS[0], "alpha": 0.6, "markersize": 5}
         self.points_ = []
         for place, scores in zip(places, self.values.values(), strict=True):
             self.points_ += axes.plot(np.full(len(scores), place), scores, "o", **look)

@@ -10,87 +10,62 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from skorch import NeuralNetBinaryClassifier
-from torch import Tensor
-from torch.utils.data import Subset
-from tqdm.auto import tqdm
+from numpy.typing import ArrayLike
+from torch import nn
 
 from sklcam._files import replacing
 from sklcam._validation import check_count, describe
-from sklcam.embeddings.explainer import EmbeddingCAMExplainer
-from sklcam.explain.base import AnyMethod
-from sklcam.metrics import Evaluation, evaluate
-from sklcam.metrics.evaluate import METRICS
-from sklcam.plotting.pictures import (
-    explainers_by_name,
-    labels_of_images,
-    method_name,
-    picture_of,
-)
-from sklcam.reporting.pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
+from sklcam._versions import installed_versions
+from sklcam.explain.base import AnyMethod, Explainable, Explainer, method_name
+from sklcam.explain.predictions import class_names, predictions
+from sklcam.images.labels import dataset_labels, labels_for
+from sklcam.images.pictures import to_picture
+from sklcam.metrics import Evaluation, Evaluator, Measurement, Metric, default_metrics
+from sklcam.metrics.evaluate import as_explainer
+from sklcam.metrics.registry import metric_of_row, row_meaning
+from sklcam.reporting._pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
 
-_WITH_CLASSES = ("adcc", "iauc", "dauc", "consistency")
-_WITHOUT_CLASSES = ("complexity", "sparsity", "consistency")
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _N_STEPS = 28  # of insertion and deletion, which cost 2 n_steps + 1 passes an image
-_CHUNK = 64  # images that are taken out of X together, where only some are shown
 _SIZES = (32, 1024)
 _N_COLOURS = 9  # of the bar that explains them
 
-# What a metric is, in a few words, for readers who have not met it.
-_MEANINGS = {
-    "accuracy": "share of images whose predicted class is the true one",
-    "adcc": "harmonic mean of coherency, simplicity and kept confidence",
-    "arcc": "harmonic mean of coherency, simplicity and ROAD",
-    "average_drop": "confidence lost when only what the map shows is seen",
-    "average_increase": "share of images whose confidence rises when only the map is seen",
-    "coherency": "correlation of the map with the map of what it shows",
-    "complexity": "how much of the image the map covers",
-    "consistency": "likeness of the map's view and the view's map",
-    "dauc": "confidence while pixels are deleted, the map's brightest first",
-    "heatmap_ratio": "share of the map that lies inside the object",
-    "iauc": "confidence while pixels are inserted, the map's brightest first",
-    "inside_outside_ratio": "mean of the map inside the object over its mean outside",
-    "localization_accuracy": "share of images whose box, made from the map, fits a true one",
-    "mean_adcc": "mean of the images' own adcc",
-    "pointing_game": "share of images whose brightest pixel is on the object",
-    "rank_correlation": "correlation of the ranks of the map and of occlusion's map",
-    "road": "confidence without the least relevant pixels, against without the most",
-    "sparsity": "Gini index of the map: how much of it lies in few pixels",
-}
-
 
 def report(
-    estimator: Any,
+    estimator: Explainer | Explainable | nn.Module,
     X: Any,
-    y: Any = None,
+    y: ArrayLike | None = None,
     path: str | os.PathLike[str] | None = None,
     *,
-    metrics: str | Sequence[str] | None = None,
+    metrics: str | Metric | Sequence[str | Metric] | None = None,
     method: AnyMethod | None = None,
     target: Any = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     n_images: int | None = None,
     thumbnail: int = 224,
+    n_jobs: int | None = None,
     verbose: int = 1,
     **options: Any,
 ) -> Evaluation:
     """Write a page of HTML with the metrics of an explainer, its images and their maps.
 
     The page is one file that loads nothing from anywhere. Images can be sorted by metric, filtered
-    by class, and seen through their maps.
+    by class, and seen through their maps. Each image is read once.
 
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer, EmbeddingNet or Module
-        Fitted, as of :func:`~sklcam.metrics.evaluate`. An EmbeddingNet is explained by the images'
+        Fitted; see :func:`~sklcam.metrics.evaluate`. An EmbeddingNet is explained by the images'
         own embeddings.
     X : images
         In any form that the estimator takes.
@@ -98,8 +73,8 @@ def report(
         True labels; None takes those of X, if it is a data set that knows its own.
     path : str or path-like
         Where to write the page. A file that is there is replaced once the new one is complete.
-    metrics : str, sequence of str or None, default=None
-        As of :func:`~sklcam.metrics.evaluate`. None is ADCC, insertion and deletion in 28 steps
+    metrics : str, Metric, sequence of them, or None, default=None
+        See :func:`~sklcam.metrics.evaluate`. None is ADCC, insertion and deletion in 28 steps
         (unless ``metric_params`` says how many), and consistency; without classes complexity,
         sparsity and consistency; and accuracy where there are labels.
     method : str, Method or None, default=None
@@ -114,11 +89,13 @@ def report(
         How many images are shown, evenly spread over X; None is all. The metrics are over all.
     thumbnail : int, default=224
         Pixels of a thumbnail's longer side, 32 to 1024. Smaller images stay as they are.
+    n_jobs : int or None, default=None
+        See :func:`~sklcam.metrics.evaluate`.
     verbose : int, default=1
-        0 silences the progress bars.
+        0 silences the progress bar.
     **options
         Further arguments of :func:`~sklcam.metrics.evaluate`, such as ``boxes``, ``score``,
-        ``metric_params``, ``n_jobs`` and ``random_state``.
+        ``metric_params`` and ``random_state``.
 
     Returns
     -------
@@ -159,33 +136,37 @@ def report(
     if n_images is not None:
         check_count("n_images", n_images)
     check_count("thumbnail", thumbnail, *_SIZES)
-    explainer = next(iter(explainers_by_name({"": estimator}, X).values()))
-    n_all = len(explainer._image_dataset(X))
-    labels = labels_of_images(X, y, n_all)
-    if names is not None and (not isinstance(names, Sized) or len(names) != n_all):
-        came = f"{len(names)}" if isinstance(names, Sized) else describe(names)
-        raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
+    explainer = as_explainer(estimator, X)
+    labels = None if y is None and dataset_labels(X) is None else labels_for(X, y, "report")
     if metrics is None:
-        metrics = _default_metrics(explainer, labels, options)
-        if "iauc" in metrics:
-            given = options.get("metric_params") or {}
-            few = {"n_steps": _N_STEPS, **given.get("iauc", {})}
-            options["metric_params"] = {**given, "iauc": few}
-    with replacing(path) as file:
-        result = evaluate(
-            explainer,
-            X,
-            labels,
-            metrics=metrics,
-            method=method,
-            target=target,
-            progress=bool(verbose),
-            **options,
+        has_confidence = explainer.classes_ is not None or options.get("score") is not None
+        has_truth = explainer.classes_ is not None and labels is not None
+        metrics = default_metrics(confidence=has_confidence, labels=has_truth)
+        options = _with_few_steps(options) if has_confidence else options
+    evaluator: Evaluator[list[dict[str, Any]]] = Evaluator(
+        explainer,
+        X,
+        labels,
+        metrics=metrics,
+        method=method,
+        target=target,
+        needs=("maps",),
+        originals=True,
+        **options,
+    )
+    n_all = len(evaluator.opened)
+    called = _names(X, names, n_all)
+    shown = _spread(n_all, n_images)
+    with replacing(path) as file:  # an error now if it cannot be written there
+        result, batches = evaluator.run(
+            observe=_Cards(frozenset(shown), thumbnail), n_jobs=n_jobs, progress=bool(verbose)
         )
-        shown = _spread(n_all, n_images)
-        images = _explained(explainer, X, target, method, shown, n_all, thumbnail, verbose)
-        cards = _cards(images, result, shown, _names(X, names), _spelled(explainer, labels))
-        page = _page(explainer, result, cards, n_all, method, title)
+        truth = _spelled(explainer, labels, n_all)
+        cards = [card for batch in batches for card in batch]
+        for i, card in zip(shown, cards, strict=True):
+            values = {name: _number(values[i]) for name, values in result.items()}
+            card |= {"name": called[i], "true": truth[i], "values": values}
+        page = _page(evaluator, result, cards, method, title)
         for part in template.generate(page):
             file.write(part.encode("utf-8", errors="replace"))
     return result
@@ -194,7 +175,7 @@ def report(
 # What is asked for
 
 
-def _template() -> Any:
+def _template() -> Template:
     """Return the page's template; an ImportError that names the extra if there is no Jinja2."""
     try:
         from jinja2 import Environment, StrictUndefined
@@ -213,233 +194,153 @@ def _text(name: str) -> str:
     return files("sklcam.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
-def _default_metrics(explainer: Any, labels: Any, options: Mapping[str, Any]) -> Sequence[str]:
-    if explainer.classes_ is None:
-        scored = options.get("score") is not None
-        return _WITH_CLASSES if scored else _WITHOUT_CLASSES
-    return _WITH_CLASSES if labels is None else ("accuracy", *_WITH_CLASSES)
+def _with_few_steps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with few steps of insertion and deletion, unless they say how many."""
+    given = options.get("metric_params") or {}
+    few = {"n_steps": _N_STEPS, **given.get("iauc", {})}
+    return {**options, "metric_params": {**given, "iauc": few}}
 
 
-def _spread(n_all: int, n_shown: int | None) -> np.ndarray:
+def _spread(n_all: int, n_shown: int | None) -> list[int]:
     if n_shown is None or n_shown >= n_all:
-        return np.arange(n_all)
-    return np.linspace(0, n_all - 1, n_shown).round().astype(int)
+        return list(range(n_all))
+    return np.linspace(0, n_all - 1, n_shown).round().astype(int).tolist()
 
 
-def _names(X: Any, names: Sequence[str] | None) -> Callable[[int], str]:
-    """Return what tells the name of an image; of files no folders, which are no one's business."""
+def _names(X: Any, names: Sequence[str] | None, n_all: int) -> list[str]:
+    """Return the name of each image; of files no folders, which are nobody's business."""
     if names is not None:
-        return lambda i: str(names[i])
+        is_sequence = isinstance(names, Sized) and not isinstance(names, str)
+        if not is_sequence or len(names) != n_all:
+            came = len(names) if is_sequence else describe(names)
+            raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
+        return [str(name) for name in names]
     if isinstance(X, list | tuple | np.ndarray) and isinstance(X[0], str | os.PathLike):
-        return lambda i: PurePath(X[i]).name if isinstance(X[i], str | os.PathLike) else f"{i}"
-    return lambda i: f"image {i}"
+        is_path = [isinstance(image, str | os.PathLike) for image in X]
+        return [PurePath(X[i]).name if is_path[i] else f"{i}" for i in range(n_all)]
+    return [f"image {i}" for i in range(n_all)]
 
 
-# Images and their maps
+# What is seen of each image
 
 
-def _explained(
-    explainer: Any,
-    X: Any,
-    target: Any,
-    method: Any,
-    shown: np.ndarray,
-    n_all: int,
-    longest: int,
-    verbose: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield thumbnail, map and prediction of the images that are shown."""
-    chunks = np.array_split(shown, math.ceil(len(shown) / _CHUNK))
-    parts: Iterable[tuple[Any, Any]] = [(X, target)]
-    if len(shown) < n_all:
-        parts = ((_rows(X, chunk), _target_rows(target, chunk, n_all)) for chunk in chunks)
-    with tqdm(total=len(shown), desc="report", leave=False, disable=not verbose) as bar:
-        for some, target_of_some in parts:
-            for image in _explained_part(explainer, some, target_of_some, method, longest):
-                yield image
-                bar.update()
+@dataclass(frozen=True)
+class _Cards:
+    """Makes thumbnails and predictions of the images that are shown, batch by batch.
 
-
-def _explained_part(
-    explainer: Any, X: Any, target: Any, method: Any, longest: int
-) -> Iterator[dict[str, Any]]:
-    dataset = explainer._image_dataset(X)
-    encoded = explainer._encode_target(target, len(dataset))
-    start = 0
-    for inputs, batch_target in explainer._iter_targeted(dataset, encoded):
-        maps, output = explainer.explain_inputs(inputs, batch_target, method=method)
-        predictions = _predictions(explainer, output)
-        targets = _target_names(explainer, batch_target, len(maps))
-        for i, map_ in enumerate(maps):
-            picture = picture_of(dataset, start + i, own_size=True)
-            size = thumbnail_size(picture.shape[0], picture.shape[1], longest)
-            yield {
-                "image": image_uri(picture, size),
-                "map": map_uri(map_, size, resize=explainer._frame_resize()),
-                "height": size[0],
-                "width": size[1],
-                "explained": targets[i],
-                **predictions[i],
-            }
-        start += len(maps)
-
-
-def _predictions(explainer: Any, output: Tensor) -> list[dict[str, Any]]:
-    """Return predicted class and its probability for each image, None where there are no classes.
-
-    The cosines of embeddings are no probabilities that mean anything to a reader.
+    It is an observer of an evaluation, so that no image has to be read or explained again.
     """
-    if explainer.classes_ is None or output.ndim != 2:
-        return [{"predicted": None, "probability": None}] * len(output)
-    probabilities = explainer.probabilities(output)
-    indices = probabilities.argmax(dim=1)
-    if isinstance(getattr(explainer, "model", None), NeuralNetBinaryClassifier):
-        indices = (probabilities[:, 1] > explainer.model.threshold).long()
-    chances = probabilities.gather(1, indices[:, None])[:, 0].tolist()
-    if isinstance(explainer, EmbeddingCAMExplainer):
-        chances = [None] * len(chances)
-    classes = _class_list(explainer)
-    return [
-        {"predicted": str(classes[i]), "probability": chance}
-        for i, chance in zip(indices.tolist(), chances, strict=True)
-    ]
+
+    shown: frozenset[int]
+    longest: int
+
+    def __call__(self, measurement: Measurement) -> list[dict[str, Any]]:
+        places = [i for i, row in enumerate(measurement.rows) if row in self.shown]
+        if not places:
+            return []
+        explainer = measurement.explainer
+        predicted = predictions(explainer, measurement.output)
+        # The class that is explained is told where it was chosen.
+        chosen = measurement.question.indices
+        classes = class_names(explainer)
+        return [
+            {
+                **self._thumbnails(measurement, i),
+                "predicted": predicted[i].label,
+                "probability": predicted[i].probability,
+                "explained": classes[int(chosen[i, 0])] if chosen is not None and classes else None,
+            }
+            for i in places
+        ]
+
+    def _thumbnails(self, measurement: Measurement, i: int) -> dict[str, Any]:
+        originals = measurement.batch.originals
+        assert originals is not None  # they were asked for when X was opened
+        picture = to_picture(originals[i])
+        height, width = size = thumbnail_size(picture.shape[0], picture.shape[1], self.longest)
+        resize = measurement.explainer.adapter.resize
+        map_ = map_uri(measurement["maps"][i], size, resize=resize)
+        return {"image": image_uri(picture, size), "map": map_, "height": height, "width": width}
 
 
-def _target_names(explainer: Any, target: Any, n_images: int) -> list[str | None]:
-    """Return the class that is explained where it was chosen."""
-    if isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point():
-        classes = _class_list(explainer)
-        return [str(classes[i]) for i in target.tolist()]
-    return [None] * n_images
-
-
-def _rows(X: Any, indices: np.ndarray) -> Any:
-    """Return some of the images in a form that is taken as X is."""
-    if isinstance(X, Mapping):
-        return {name: _rows(value, indices) for name, value in X.items()}
-    if hasattr(X, "iloc"):
-        X = np.asarray(X)
-    if isinstance(X, np.ndarray):
-        return X[indices]
-    if isinstance(X, Tensor):
-        return X[torch.from_numpy(indices)]
-    if isinstance(X, list | tuple):
-        return [X[i] for i in indices.tolist()]
-    return Subset(X, indices.tolist())
-
-
-def _target_rows(target: Any, indices: np.ndarray, n_all: int) -> Any:
-    per_image = isinstance(target, Sized) and not isinstance(target, str) and not callable(target)
-    if not per_image or getattr(target, "ndim", 1) == 0 or len(target) != n_all:
-        return target
-    return _rows(target, indices)
-
-
-def _class_list(explainer: Any) -> list[Any]:
-    """Return the labels as Python's own values, which are written as their users write them."""
-    return [] if explainer.classes_ is None else np.asarray(explainer.classes_).tolist()
+def _spelled(explainer: Explainer, labels: np.ndarray | None, n_all: int) -> Sequence[str | None]:
+    """Return labels as text; those of a class as the class is written, such as 1 for 1.0."""
+    if labels is None:
+        return [None] * n_all
+    classes = () if explainer.classes_ is None else explainer.classes_
+    spelled = dict(zip(classes, class_names(explainer), strict=True))
+    return [spelled.get(label, str(label)) for label in labels.tolist()]
 
 
 # The page
 
 
-def _cards(
-    images: Iterator[dict[str, Any]],
-    result: Evaluation,
-    shown: np.ndarray,
-    called: Callable[[int], str],
-    truth: list[str] | None,
-) -> list[dict[str, Any]]:
-    """Return what is known of each image that is shown."""
-    return [
-        {
-            "name": called(i),
-            "true": None if truth is None else truth[i],
-            "values": {name: _number(values[i]) for name, values in result.items()},
-            **image,
-        }
-        for i, image in zip(shown.tolist(), images, strict=True)
-    ]
-
-
-def _spelled(explainer: Any, labels: Any) -> list[str] | None:
-    """Return labels as text; those of a class as the class is written, such as 1 for 1.0."""
-    if labels is None:
-        return None
-    classes = {label: str(label) for label in _class_list(explainer)}
-    return [classes.get(label, str(label)) for label in labels.tolist()]
-
-
 def _page(
-    explainer: Any,
+    evaluator: Evaluator[Any],
     result: Evaluation,
     cards: list[dict[str, Any]],
-    n_all: int,
-    method: Any,
+    method: AnyMethod | None,
     title: str | None,
 ) -> dict[str, Any]:
     """Return what the template is filled with."""
     from markupsafe import Markup
 
-    from sklcam import __version__
-
+    explainer = evaluator.explainer
     script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     summary = result.summary()
+    order = {name: i for i, name in enumerate(class_names(explainer))}
     options = {
-        name: list(dict.fromkeys(card[name] for card in cards if card[name] is not None))
+        name: sorted(
+            {card[name] for card in cards} - {None},
+            key=lambda label: (order.get(label, len(order)), label),
+        )
         for name in ("true", "predicted")
     }
-    order = {str(label): i for i, label in enumerate(_class_list(explainer))}
-    for of in options.values():
-        of.sort(key=lambda name: (order.get(name, len(order)), name))
-    what = type(getattr(explainer, "model", explainer)).__name__
+    explained = type(getattr(explainer, "model", explainer)).__name__
+    colours = viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
     return {
-        "title": title or f"Explanations of {what}",
-        "method": method_name(explainer._default_method() if method is None else method),
+        "title": title or f"Explanations of {explained}",
+        "method": method_name(explainer.method if method is None else method),
         "estimator": type(explainer).__name__,
-        "version": __version__,
-        "n_all": n_all,
+        "version": installed_versions(["sklcam"]).get("sklcam", "not installed"),
+        "n_all": len(evaluator.opened),
         "cards": cards,
         "metrics": list(result),
-        "rows": [{"name": name, **row} for name, row in summary.items()],
-        "better": {name: METRICS.get(name, True) for name in summary},
-        "meanings": _MEANINGS,
+        "rows": [{"name": name, **_told(name, evaluator), **row} for name, row in summary.items()],
         "histograms": {name: histogram(values) for name, values in result.items()},
         "summary": summary,
         "options": options,
-        "data": Markup(_json(_data(cards, options))),
+        "data": Markup(_json(list(_data(cards, options)))),
         "style": Markup(_text("page.css")),
         "script": Markup(script),
         "digest": digest,
-        "colours": ", ".join(
-            "#" + bytes(colour).hex()
-            for colour in viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
-        ),
+        "colours": ", ".join("#" + bytes(colour).hex() for colour in colours),
     }
 
 
-def _data(cards: list[dict[str, Any]], options: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Return what the script sorts and filters by; classes by their place in the lists."""
-    places = {name: {label: i for i, label in enumerate(of)} for name, of in options.items()}
-    return [
-        {
+def _told(row: str, evaluator: Evaluator[Any]) -> dict[str, Any]:
+    """Return what there is to know of a row of the summary."""
+    metric = evaluator.metrics.get(row) or metric_of_row(row)
+    meaning = row_meaning(row) or ("" if metric is None else metric.meaning)
+    return {"higher_is_better": metric is None or metric.higher_is_better, "meaning": meaning}
+
+
+def _data(
+    cards: list[dict[str, Any]], options: Mapping[str, list[str]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what the script sorts and filters by; classes by their place in the lists."""
+    for card in cards:
+        true, predicted = card["true"], card["predicted"]
+        yield {
             "values": card["values"],
-            "true": places["true"].get(card["true"]),
-            "predicted": places["predicted"].get(card["predicted"]),
-            "right": _is_right(card),
+            "true": None if true is None else options["true"].index(true),
+            "predicted": None if predicted is None else options["predicted"].index(predicted),
+            "right": None if true is None or predicted is None else true == predicted,
         }
-        for card in cards
-    ]
 
 
-def _is_right(card: Mapping[str, Any]) -> bool | None:
-    if card["true"] is None or card["predicted"] is None:
-        return None
-    return card["true"] == card["predicted"]
-
-
-def _number(value: Any) -> float | None:
+def _number(value: float) -> float | None:
     """Return a float that JSON has a word for, or None."""
     return float(value) if math.isfinite(value) else None
 

@@ -15,6 +15,7 @@ from scipy.integrate import trapezoid
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
+from skorch import NeuralNetBinaryClassifier
 from small_networks import ImageAndVector, SmallNet, digits
 from torch import nn
 
@@ -22,7 +23,6 @@ plt = pytest.importorskip("matplotlib.pyplot")
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from sklcam.plotting._drawing import COLORS, MAP_CMAP  # noqa: E402
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet  # noqa: E402
 from sklcam.cam import GradCAM, TopK  # noqa: E402
@@ -38,6 +38,7 @@ from sklcam.plotting import (  # noqa: E402
     TradeoffDisplay,
     ViewPairDisplay,
 )
+from sklcam.plotting._drawing import COLORS, MAP_CMAP  # noqa: E402
 from sklcam.training import ViewSampler, Warp  # noqa: E402
 
 X, Y = digits()
@@ -196,6 +197,21 @@ def test_a_bare_network_and_an_embedding(embedding):
     assert display.axes_[0, 0].get_title() == f"predicted: {embedding.predict(X[:1])[0]}"
     alone = EmbeddingCAMExplainer(embedding.model, proxy="self", image_size=16, verbose=0).fit()
     assert CAMDisplay.from_estimator(alone, X[:1]).axes_[0, 0].get_title() == ""
+
+
+def test_a_binary_nets_threshold_decides():
+    torch.manual_seed(0)
+    images = torch.from_numpy(X[:6].astype(np.float32))[:, None]
+    options = {"module__num_classes": 1, "train_split": None, "max_epochs": 1, "verbose": 0}
+    net = NeuralNetBinaryClassifier(SmallNet, **options).fit(images, np.float32(Y[:6] > 0))
+    second = torch.sigmoid(net.forward(images).ravel()).detach().numpy()
+    for threshold, predicted in ((second.min() / 2, 1), ((1 + second.max()) / 2, 0)):
+        net.threshold = float(threshold)
+        explainer = CAMExplainer(net, target_layer="5", verbose=0).fit(images)
+        display = CAMDisplay.from_estimator(explainer, images)
+        chances = second if predicted else 1 - second
+        expected = [f"predicted: {predicted} ({chance:.2f})" for chance in chances]
+        assert display.image_titles == expected
 
 
 def test_an_image_among_other_inputs():

@@ -35,7 +35,7 @@ def viridis() -> np.ndarray:
 
     Examples
     --------
-    >>> from sklcam.reporting.pictures import viridis
+    >>> from sklcam.reporting._pictures import viridis
     >>> viridis()[[0, 255]].tolist()
     [[68, 1, 84], [253, 231, 37]]
     """
@@ -140,7 +140,7 @@ def histogram(values: np.ndarray) -> Histogram:
     Examples
     --------
     >>> import numpy as np
-    >>> from sklcam.reporting.pictures import histogram
+    >>> from sklcam.reporting._pictures import histogram
     >>> histogram(np.array([0.0, 0.01, 1.0, np.nan])).counts[:2]
     (2, 0)
     """
