@@ -25,7 +25,7 @@ from PIL import Image
 from small_networks import ImageAndVector
 from torch import nn
 
-from sklcam.cam import GradCAM
+from sklcam.cam import GradCAM, Occlusion
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,20 @@ def test_consistency_alone_does_not_pay_for_the_estimators_own_method():
     with counted(model) as images:
         measure(estimator, metrics="consistency")
     assert sum(images) == 2 * N
+
+
+def test_masked_images_are_not_explained_for_their_confidence():
+    """Occlusion runs the network many times for a map: for one of each image alone."""
+    model = network()
+    occlusion = Occlusion(patch=8, stride=8)
+    counts = []
+    for metric in ("complexity", "average_drop", "coherency"):
+        estimator = explainer(model, method=occlusion)
+        with counted(model) as images:
+            measure(estimator, metrics=metric, metric_params={})
+        counts.append(sum(images))
+    explained, dropped, coherent = counts
+    assert dropped == explained + N and coherent == 2 * explained and explained > 2 * N
 
 
 def test_maps_without_the_relu_share_the_pass():
