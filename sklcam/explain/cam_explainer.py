@@ -82,6 +82,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         The label of each output; None if the output is not (n_images, n_classes).
     target_layers_ : list of TargetLayer
         The layers that are explained.
+    gives_probabilities_ : bool
+        Whether the output of a bare module is probabilities already, as that of a softmax is.
 
     Notes
     -----
@@ -194,6 +196,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         output = self._dry_run(adapter, sample, given=X is not None)
         adapter.learn(output)
         self._adapter = adapter
+        self.gives_probabilities_ = adapter.gives_probabilities
         self.classes_ = self._find_classes(output, y)
         self.target_layers_ = self._find_layers(sample)
         if get_method(self.method).uses_layers:
@@ -297,6 +300,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         check_is_fitted(self, "target_layers_")
         if "_adapter" not in vars(self):  # read from a file, which holds no adapters
             self._adapter = adapt(self.model, self._preparation())
+            self._adapter.gives_probabilities = self.gives_probabilities_
         return self._adapter
 
     @property

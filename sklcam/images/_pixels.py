@@ -41,6 +41,7 @@ def item_tensor(image: Any, name: str) -> Tensor:
 def copy_channels_first(image: np.ndarray | Tensor) -> Tensor:
     """Return a copy, uint8 or float32, with the channels third from last; it shares no memory."""
     if isinstance(image, Tensor):
+        # As a plain tensor: torchvision's classes of tensors would follow into the network.
         dtype = torch.uint8 if is_uint8(image) else torch.float32
         return image.detach().as_subclass(Tensor).to(dtype, copy=True)
     tensor = torch.from_numpy(np.array(image, dtype=np.uint8 if is_uint8(image) else np.float32))
@@ -51,6 +52,7 @@ def rgb_tensor(image: Image.Image) -> Tensor:
     """Return a PIL image as (3, height, width), upright: uint8, or float32 if it has 16 bits."""
     image = load_upright(image)
     if image.mode.startswith("I;16"):
+        # Pillow's own conversion would cut off everything above 255.
         grey = np.asarray(image).astype(np.float32) / 65535
         return torch.from_numpy(grey).repeat(3, 1, 1)
     if image.mode == "P" and "transparency" in image.info:
@@ -69,6 +71,7 @@ def load_upright(image: Image.Image) -> Image.Image:
             "pass float arrays in [0, 1] instead."
         )
     image.load()
+    # To turn an image is to copy it, also where there is nothing to turn.
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
@@ -134,6 +137,7 @@ def check_image_shape(
 
 def _check_channel_axis(image: np.ndarray | Tensor, name: str, shape: tuple[int, ...]) -> None:
     """Refuse colour images whose channels obviously stand where the other library puts them."""
+    # Three channels are unmistakable beside longer sides; other counts may be a matter of taste.
     first, middle, last = image.shape
     leading = len(shape) - 3
     if isinstance(image, Tensor):
@@ -159,6 +163,7 @@ def check_pixel_values(images: np.ndarray | Tensor) -> None:
     step = max(1, _SCAN_PIXELS // math.prod(images.shape[1:]))
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
+        # A NaN is the minimum and the maximum of whatever it is in.
         low, high = float(chunk.min()), float(chunk.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             for i, image in enumerate(chunk, start):

@@ -115,9 +115,11 @@ class FileSource(Source):
         return len(self._items)
 
     def check(self) -> None:
+        # Later, a missing file would end a training that has run for hours.
         _check_files_exist([item for item in self._items if isinstance(item, str)])
         for i, item in enumerate(self._items):
             if isinstance(item, Image.Image):
+                # An opened one holds a file handle, which worker processes cannot share.
                 with naming(self._name(i)):
                     self._items[i] = load_upright(item)
 
@@ -155,6 +157,7 @@ class LazySource(Source):
         return self._n_images
 
     def check(self) -> None:
+        # The only item to be read in advance: a network is built for its number of channels.
         first = item_tensor(self._image(0), "X[0]")
         self.n_channels, self.device = len(first), first.device
 
@@ -169,7 +172,7 @@ class LazySource(Source):
         return height, width
 
     def _image(self, i: int) -> Any:
-        item = self._dataset[i]
+        item = self._dataset[i]  # the image, and mostly its label
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
@@ -192,6 +195,7 @@ def open_source(X: Any) -> Source:
 def _is_lazy(X: Any) -> bool:
     if isinstance(X, Dataset):
         return isinstance(X, Sized) and not isinstance(X, IterableDataset)
+    # These are sequences as well, and never of images.
     return isinstance(X, Sequence) and not isinstance(X, (str, bytes, bytearray, memoryview, range))
 
 

@@ -146,6 +146,7 @@ class ImageDataset(FramedDataset):
         for stack in self._source.read_stacks(indices):
             resized = resize_image(stack, self.image_size, self.resize)
             read += [FramedImage(*pair) for pair in zip(resized, stack, strict=True)]
+        # Files of 16 bits are floats: stacked with them, bytes would be 255 times too bright.
         if len({framed.image.dtype for framed in read}) > 1:
             read = [FramedImage(to_unit_floats(image), original) for image, original in read]
         return read
@@ -162,6 +163,7 @@ class ImageDataset(FramedDataset):
         list of (image, label)
             As single items are; where these mix uint8 and float32, all are float32 in [0, 1].
         """
+        # Negative indices count from the end, and others beyond it are an IndexError.
         indices = [range(len(self))[i] for i in indices]
         images = [framed.image for framed in self.read_batch(indices)]
         return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]

@@ -75,6 +75,7 @@ def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[in
 
     Rounded as torchvision's ``Resize`` and ``CenterCrop`` do.
     """
+    # Integers, as a quotient may round to just under the size that must be covered.
     if size[0] * width >= size[1] * height:
         scaled = (size[0], size[0] * width // height)
     else:

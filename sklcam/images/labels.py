@@ -43,6 +43,7 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     >>> dataset_labels(Subset(Pets(), [2, 1])).tolist()
     ['cat', 'dog']
     """
+    # A data set without length is a stream, whose labels come with its items.
     if not (isinstance(X, Dataset) and isinstance(X, Sized)):
         return None
     for name in ("targets", "labels"):
@@ -128,6 +129,7 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"y or target has labels that are neither numbers nor strings: {labels[:5].tolist()}."
         ) from None
+    # Classes may stand in any order, such as that of a network's outputs.
     order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
     unknown = [label for label in found.tolist() if label not in order]
     if unknown:

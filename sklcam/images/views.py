@@ -241,6 +241,7 @@ class ViewSampler:
             raise ValueError(
                 f"generator must be a torch.Generator or None; got {describe(generator)}."
             )
+        # A row an image, whether or not its first try fits.
         draws = torch.rand(n_images, 2 * _N_TRIES + 3, generator=generator, dtype=torch.float64)
         areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
         boxes = self._boxes(areas, ratios, draws[:, -3:-1], aspect=size[1] / size[0])
@@ -248,12 +249,13 @@ class ViewSampler:
 
     def _boxes(self, areas: Tensor, ratios: Tensor, positions: Tensor, aspect: float) -> Tensor:
         """Left, top, width and height of the first try that fits into the image."""
+        # Uniform in the logarithm: a crop is as likely to be tall as it is to be wide.
         low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
         ratio = torch.exp(low + (high - low) * ratios)
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * areas
         sides = torch.stack([(area * ratio / aspect).sqrt(), (area / ratio * aspect).sqrt()], dim=2)
         fits = (sides <= 1).all(dim=2)
-        first = fits.to(torch.uint8).argmax(dim=1)
+        first = fits.to(torch.uint8).argmax(dim=1)  # of bool, torch has none
         side = sides[torch.arange(len(sides)), first]
         drawn = torch.cat([(1 - side) * positions, side], dim=1)
         largest = torch.tensor(self._largest_central_crop(aspect), dtype=torch.float64)

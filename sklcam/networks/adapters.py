@@ -30,7 +30,7 @@ from sklcam.networks.precision import at_least_float32
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
 
-# Rounding, in half precision too, may take the sum of a row of probabilities this far from 1.
+# Rounding may take the sum of a row of probabilities this far from 1.
 _SUM_TOLERANCE = 1e-3
 
 
@@ -72,11 +72,14 @@ class Adapter(ABC):
         The labels of the outputs, where the model knows them.
     target_layer : TargetLayer or None
         The layer that the model itself says is to be explained.
+    gives_probabilities : bool
+        Whether the output of a bare network is a distribution already; decided in ``fit``.
     """
 
     task: ClassVar[Task] = "multiclass"
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
+    gives_probabilities: bool = False
 
     @property
     @abstractmethod
@@ -107,6 +110,7 @@ class Adapter(ABC):
 
     def blank(self) -> Tensor:
         """Return a blank image of the kind that the network takes, for a dry run."""
+        # The first convolution takes the images, whatever its name is.
         stem = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
         device, dtype = _where(self.network)
         n_channels = 3 if stem is None else stem.in_channels
@@ -172,6 +176,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable, preparation: Preparation) ->
                 "it was trained; leave this at its default."
             )
         return model.as_adapter()
+    # The more special kind first: a binary net is a skorch net, too.
     if isinstance(model, NeuralNetBinaryClassifier):
         return BinarySkorchAdapter(model, preparation)
     if isinstance(model, NeuralNet):
@@ -185,7 +190,6 @@ class ModuleAdapter(Adapter):
     def __init__(self, model: nn.Module, preparation: Preparation):
         self.model = model
         self.preparation = preparation
-        self.gives_probabilities = False
 
     @property
     def network(self) -> nn.Module:
@@ -217,7 +221,7 @@ class ModuleAdapter(Adapter):
 
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
         device, dtype = _where(self.network)
-        images = images.to(device)
+        images = images.to(device)  # first: bytes are a quarter of the floats that they become
         if not isinstance(dataset, NetworkTensors):
             images = normalize(images, self.preparation.mean, self.preparation.std)
         return images.to(dtype)
@@ -227,9 +231,10 @@ class ModuleAdapter(Adapter):
 
     def learn(self, output: Tensor) -> None:
         # Of a single class the softmax is 1, whatever the network says.
-        if output.ndim == 2 and output.shape[1] > 1:
-            output = at_least_float32(output)
-            is_distribution = (output.sum(dim=1) - 1).abs() < _SUM_TOLERANCE
+        if output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point():
+            # A sum is off by half of eps at most, as each of its terms is. In bfloat16, that is more.
+            tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
+            is_distribution = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
             self.gives_probabilities = bool((is_distribution & (output >= 0).all(dim=1)).all())
 
     def probabilities(self, output: Tensor) -> Tensor:
@@ -264,6 +269,7 @@ class SkorchAdapter(ModuleAdapter):
         """Do nothing: the net's criterion says what its output is."""
 
     def probabilities(self, output: Tensor) -> Tensor:
+        # Skorch knows by the criterion; its method has no public name.
         return self.model._get_predict_nonlinearity()(at_least_float32(output))
 
 
@@ -294,6 +300,7 @@ class BinarySkorchAdapter(SkorchAdapter):
 
 
 def _first(output: Any) -> Any:
+    # Further outputs are of auxiliary heads, or of layers that somebody else wants to see.
     return output[0] if isinstance(output, tuple) else output
 
 

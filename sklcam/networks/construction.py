@@ -103,6 +103,7 @@ def build_model(
         raise ValueError(f"weights must be a name, a path or None; got {describe(weights)}.")
     source = None if weights is None else find_weights(name, weights)
     options = {**_builder_options(name, in_channels, image_size), **kwargs}
+    # Without weights: torchvision's builders would insist on the head that these were made for.
     model = models.get_model(name, weights=None, num_classes=n_classes, **options)
     model.built_as = {  # so that a file can name it
         **{"name": name, "n_classes": n_classes, "in_channels": in_channels},
@@ -153,6 +154,7 @@ def _redraw_stem(model: nn.Module, in_channels: int) -> None:
     stem = model.get_submodule(stem_name(model) or "")
     assert isinstance(stem, nn.Conv2d)
     old = stem.weight.detach()
+    # Torchvision's spread goes by the outputs, so it is right for any number of channels.
     kernel = old.new_empty(old.shape[0], in_channels, *old.shape[2:])
     stem.weight = nn.Parameter(kernel.normal_().mul_(old.std()))
     stem.in_channels = in_channels

@@ -41,7 +41,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if not is_lazy(buffer)
+        if not is_lazy(buffer)  # whose values the first pass decides
     ]
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):

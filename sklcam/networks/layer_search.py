@@ -78,7 +78,7 @@ def find_target_layer(
 
 def _known_layer(model: nn.Module, name: str) -> str:
     known = [layer for layer, _ in model.named_modules() if layer]
-    found = name.removeprefix("_orig_mod.")
+    found = name.removeprefix("_orig_mod.")  # so a compiled network calls its layers
     if found in known:
         return found
     raise ValueError(
@@ -90,6 +90,7 @@ def _known_layer(model: nn.Module, name: str) -> str:
 def _network_around(model: nn.Module, name: str) -> tuple[str, nn.Module, Family | None]:
     """Return the innermost network of a known family that holds a layer, and its layers' prefix."""
     parts = name.split(".")
+    # From the inside, as a known network may be a part of another.
     for depth in range(len(parts) - 1, -1, -1):
         network = model.get_submodule(".".join(parts[:depth]))
         family = find_family(network)

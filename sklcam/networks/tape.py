@@ -92,6 +92,7 @@ class Tape:
                 f"The target layer {type(layer).__name__} returned a {type(output).__name__}; "
                 "a layer whose output is one tensor is needed."
             )
+        # Without trunk, gradients are off until the first layer has turned them on.
         is_behind_another = len(self._layers) > 1 and torch.is_grad_enabled()
         if self._trunk or is_behind_another:
             activations = output

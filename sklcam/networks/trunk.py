@@ -89,6 +89,8 @@ _RUN = object()  # stands for: run the module itself
 @contextmanager
 def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
     """Give a module answers for its next calls; it runs by itself once they are used up."""
+    # A hook could change what a module returns, and not spare what it costs. An attribute of the
+    # instance stands before the method of its class.
     forward = module.forward
 
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -108,6 +110,7 @@ def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
 def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
     """Return one image's part of a module's output, m times, without copying it."""
     if isinstance(output, Tensor):
+        # What has a row for each image is taken to be theirs; all else belongs to the batch.
         if output.ndim and len(output) == n_images:
             return output[image : image + 1].expand(m, *output.shape[1:])
         return output

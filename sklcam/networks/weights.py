@@ -120,6 +120,7 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             f"{reason}). Write it with torch.save(model.state_dict(), path): a file that holds "
             "anything but tensors is refused."
         ) from error
+    # Checkpoints hold more: an epoch, an optimizer.
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -209,6 +210,7 @@ def _fit_head(state: dict[str, Tensor], own: Mapping[str, Tensor], head: str | N
     kept = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
     if all(name not in state or state[name].shape == value.shape for name, value in kept.items()):
         return
+    # Names too: the file's head may be another kind of module.
     for name in [name for name in state if name.startswith(f"{head}.")]:
         del state[name]
     state.update(kept)
@@ -218,11 +220,13 @@ def stem_name(model: nn.Module) -> str | None:
     """Return the name of the convolution that takes the images, if there is one."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
+            # A kernel of several groups cannot be averaged over its channels.
             return name if module.groups == 1 else None
     return None
 
 
 def _head_name(model: nn.Module) -> str | None:
+    # A network without a linear layer, such as SqueezeNet, has a convolution for a head.
     for kind in (nn.Linear, nn.Conv2d):
         names = [name for name, module in model.named_modules() if isinstance(module, kind)]
         if names:

@@ -59,6 +59,7 @@ _NET: dict[str, Any] = {
 }
 _EXPLAINER: dict[str, Any] = {
     "classes_": np.ndarray | None,
+    "gives_probabilities_": bool,
     "n_images_per_class_": np.ndarray,
     "proxies_": np.ndarray | None,
     "_counts_": dict,

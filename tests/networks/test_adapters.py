@@ -12,6 +12,7 @@ from small_networks import ImageAndVector, TupleNet, digits
 from small_networks import SmallNet as DigitNet
 from torch import nn
 
+import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.images.framed import FramedItems
 from sklcam.images.normalization import normalize
@@ -149,6 +150,8 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.2, 0.3, 0.5], [9.0, 9.0, -9.0]])
         (LOGITS.softmax(dim=1), True),
         (LOGITS.half().softmax(dim=1), True),
         (LOGITS.bfloat16().softmax(dim=1), True),
+        (torch.tensor([[0.9975, 0.0025]]).bfloat16(), True),  # which makes it .99609375
+        (torch.tensor([[0.9975, 0.0005]]), False),
         (LOGITS[1:2], True),  # a sample that sums to one
         (LOGITS, False),  # though one of its rows does
         (LOGITS.sigmoid(), False),
@@ -279,3 +282,15 @@ def test_the_image_of_several_inputs_is_named_once():
         expected = model(**X).softmax(dim=1)
     np.testing.assert_allclose(explainer.predict_proba(X), expected.numpy(), rtol=1e-5)
     assert explainer.explain(X).shape == (4, 8, 8)
+
+
+def test_what_the_sample_said_survives_a_file(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(SmallNet(num_classes=3), nn.Softmax(dim=1))
+    explainer = CAMExplainer(model, verbose=0).fit(IMAGES)
+    assert explainer.gives_probabilities_
+    sklcam.save(explainer, tmp_path / "explainer")
+    loaded = sklcam.load(tmp_path / "explainer", objects={"Sequential": model})
+    with torch.no_grad():
+        expected = model.eval()(IMAGES)
+    np.testing.assert_allclose(loaded.predict_proba(IMAGES), expected.numpy(), rtol=1e-5)

@@ -128,6 +128,18 @@ def test_explaining_builds_no_graph_before_the_layer():
                 assert output.requires_grad
 
 
+@pytest.mark.parametrize("names", [["3"], ["0", "3"]])
+def test_without_a_head_there_is_no_graph_at_all(names):
+    model, images = small_network().eval(), torch.rand(2, 3, 12, 12)
+    expected = model(images)
+    layers = [model.get_submodule(name) for name in names]
+    with record(model, *layers, head=False) as tape:
+        output = model(images)
+        assert not any(tape.of(layer).requires_grad for layer in layers)
+    assert not output.requires_grad
+    assert torch.equal(output, expected)
+
+
 def test_training_reaches_the_trunk_and_the_second_derivative_is_right():
     model = small_network().double().eval()
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
