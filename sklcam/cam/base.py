@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from sklearn.base import BaseEstimator
@@ -18,6 +17,7 @@ from torch import Tensor
 from sklcam._validation import check_count, check_number, check_tensor, describe
 from sklcam.cam.maps import weighted_sum
 from sklcam.cam.recorded import RecordedPass
+from sklcam.cam.rules import BackwardRule
 from sklcam.networks.precision import at_least_float32
 
 
@@ -78,8 +78,8 @@ class Method(BaseEstimator, ABC):
     def check(self) -> None:
         """Raise a ValueError for options that are out of range; before any work."""
 
-    def rule(self) -> AbstractContextManager[Any] | None:
-        """Return what is to be active while the graph is built, if anything.
+    def rule(self) -> BackwardRule | None:
+        """Return the rule that is to hold on the way back, if there is one.
 
         It changes what the pass hands back, so that no other method can share the pass.
         """

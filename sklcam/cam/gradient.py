@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -77,7 +76,7 @@ class GradCAM(WeightedGradientMethod):
                 f"{self.gradient!r}."
             )
 
-    def rule(self) -> AbstractContextManager[Any] | None:
+    def rule(self) -> ReluRule | None:
         return ReluRule(self.gradient) if self.gradient in ("guided", "deconv") else None
 
 
@@ -261,19 +260,27 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
         check_random_state(self.random_state)
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
-        moments = [
-            [_Moments(self.n_samples) for _ in recorded.layers] for _ in range(recorded.target.k)
-        ]
-        # Sums, and not the samples themselves: memory does not grow with the number of samples.
+        # Means of g, g^2 and g^3, and not the samples: memory does not grow with their number.
+        means = [[[torch.zeros(())] * 3 for _ in recorded.layers] for _ in range(recorded.target.k)]
         for noisy in self._noisy(recorded):
-            for column, per_layer in enumerate(moments):
-                for sums, gradients in zip(per_layer, noisy.gradient_grids(column), strict=True):
-                    sums.add(gradients)
+            for column, per_layer in enumerate(means):
+                for layer, gradients in enumerate(noisy.gradient_grids(column)):
+                    square = gradients**2
+                    powers = gradients, square, square * gradients
+                    per_layer[layer] = [
+                        mean + power / self.n_samples
+                        for mean, power in zip(per_layer[layer], powers, strict=True)
+                    ]
         return recorded.for_each_score(
             lambda column: [
-                sums.weights(recorded.grid(layer)) for layer, sums in enumerate(moments[column])
+                self._weights(recorded.grid(layer), *powers)
+                for layer, powers in enumerate(means[column])
             ]
         )
+
+    def _weights(self, activations: Tensor, g: Tensor, g2: Tensor, g3: Tensor) -> Tensor:
+        total = activations.sum(dim=(2, 3), keepdim=True)
+        return (_divide(g2, 2 * g2 + total * g3) * g.relu()).sum(dim=(2, 3))
 
     def _noisy(self, recorded: RecordedPass) -> Iterator[RecordedPass]:
         images = recorded.images
@@ -282,27 +289,6 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
         for _ in range(self.n_samples):
             noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
             yield recorded.on(images + self.std * noise.to(images.dtype))
-
-
-class _Moments:
-    """The means of a layer's gradients and of their squares and cubes, sample after sample."""
-
-    def __init__(self, n_samples: int):
-        self.n_samples = n_samples
-        self.first: Tensor | float = 0.0
-        self.second: Tensor | float = 0.0
-        self.third: Tensor | float = 0.0
-
-    def add(self, gradients: Tensor) -> None:
-        square = gradients**2
-        self.first = self.first + gradients / self.n_samples
-        self.second = self.second + square / self.n_samples
-        self.third = self.third + square * gradients / self.n_samples
-
-    def weights(self, activations: Tensor) -> Tensor:
-        first, second, third = map(torch.as_tensor, (self.first, self.second, self.third))
-        total = activations.sum(dim=(2, 3), keepdim=True)
-        return (_divide(second, 2 * second + total * third) * first.relu()).sum(dim=(2, 3))
 
 
 class XGradCAM(WeightedGradientMethod):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -114,7 +113,7 @@ class GuidedBackprop(Saliency):
     array([[[[0., 0.]]]], dtype=float32)
     """
 
-    def rule(self) -> AbstractContextManager[Any] | None:
+    def rule(self) -> ReluRule:
         return ReluRule("guided")
 
 
@@ -145,7 +144,7 @@ class Deconvnet(Saliency):
     array([[[[1., 1.]]]], dtype=float32)
     """
 
-    def rule(self) -> AbstractContextManager[Any] | None:
+    def rule(self) -> ReluRule:
         return ReluRule("deconv")
 
 
@@ -190,7 +189,7 @@ class GuidedGradCAM(_PixelMethod):
         if self.pixel not in ("guided", "deconv"):
             raise ValueError(f'pixel must be "guided" or "deconv"; got {self.pixel!r}.')
 
-    def rule(self) -> AbstractContextManager[Any] | None:
+    def rule(self) -> ReluRule:
         return ReluRule(self.pixel)
 
     def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
@@ -239,7 +238,7 @@ class ExcitationBackprop(Method):
     def __init__(self, contrastive: bool = True):
         self.contrastive = contrastive
 
-    def rule(self) -> AbstractContextManager[Any] | None:
+    def rule(self) -> ExcitationRule:
         return ExcitationRule(self.contrastive)
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:

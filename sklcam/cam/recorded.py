@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Literal
+from contextlib import ExitStack, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam.maps import weighted_sum
+from sklcam.cam.rules import BackwardRule
 from sklcam.cam.targets import Target, as_target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
@@ -36,8 +37,8 @@ class RecordedPass:
         Takes Inputs and returns the output; None calls the network.
     graph : {"head", "images", None}, default="head"
         What scores can be differentiated to: the layers' activations, the images too, or nothing.
-    rule : context manager or None
-        Active during the forward pass that builds the graph.
+    rule : BackwardRule or None, default=None
+        What functions hand back in place of their gradients.
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
     keep_graph : bool, default=False
@@ -97,7 +98,7 @@ class RecordedPass:
         *,
         forward: Callable[[Inputs], Tensor] | None = None,
         graph: Literal["head", "images"] | None = "head",
-        rule: AbstractContextManager[Any] | None = None,
+        rule: BackwardRule | None = None,
         resumable: bool = False,
         keep_graph: bool = False,
         top_channels: int | None = None,

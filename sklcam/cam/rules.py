@@ -7,19 +7,68 @@ modules, so that ``torch.relu`` counts as ``nn.ReLU`` does, in place or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+Function = Callable[..., Any]
 ReluBackward = Literal["plain", "guided", "deconv"]
 
 
-class ReluRule(TorchFunctionMode):
+class BackwardRule(TorchFunctionMode):
+    """What functions hand back in place of their gradients.
+
+    It is entered around a forward pass, and holds for any way back through that pass.
+
+    Attributes
+    ----------
+    handlers : mapping of functions of torch's to methods
+        What is called in a function's place: with it, and with its arguments.
+    refused : set of functions
+        Those without a rule: a network that has one on the way back cannot be explained.
+    """
+
+    handlers: ClassVar[Mapping[Function, Function]] = {}
+    refused: ClassVar[frozenset[Function]] = frozenset()
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        handler = self.handlers.get(func)
+        # Without gradients we are in the trunk, which no way back leads through.
+        if handler is not None and torch.is_grad_enabled():
+            x, *others = args or (kwargs.pop("input"),)
+            return handler(self, func, x, *others, **kwargs)
+        result = func(*args, **kwargs)
+        first = result[0] if isinstance(result, tuple) and result else result
+        if func in self.refused and isinstance(first, Tensor) and first.requires_grad:
+            raise ValueError(
+                f"Excitation backpropagation is defined for ReLU networks; this one uses "
+                f"{func.__name__} between the target layer and the output."
+            )
+        return result
+
+
+_IN_PLACE_RELUS = frozenset({torch.relu_, Tensor.relu_})
+_RELUS = frozenset({F.relu, torch.relu, Tensor.relu}) | _IN_PLACE_RELUS
+
+
+def _is_in_place(func: Function, inplace: bool = False) -> bool:
+    """Whether a call of a ReLU, with these arguments after the first, overwrites its input."""
+    return func in _IN_PLACE_RELUS or inplace
+
+
+class ReluRule(BackwardRule):
     """Change what ReLUs hand back.
 
     Parameters
@@ -48,28 +97,17 @@ class ReluRule(TorchFunctionMode):
         finally:
             self.backward = backward
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in _RELUS:
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
+    def _relu(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = _Relu.apply(x, self)
         self.n_relus += y.requires_grad
-        in_place = func in _IN_PLACE_RELUS or kwargs.get("inplace", len(args) > 1 and args[1])
-        return x.copy_(y) if in_place else y
+        return x.copy_(y) if _is_in_place(func, *args, **kwargs) else y
 
-
-_IN_PLACE_RELUS = frozenset({torch.relu_, Tensor.relu_})
-_RELUS = frozenset({F.relu, torch.relu, Tensor.relu}) | _IN_PLACE_RELUS
+    handlers = dict.fromkeys(_RELUS, _relu)
 
 
 class _Relu(torch.autograd.Function):
+    # It asks the rule on the way back, not on the way forward, so that a rule can be suspended.
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: ReluRule) -> Tensor:
         y = torch.relu(x)
@@ -87,7 +125,29 @@ class _Relu(torch.autograd.Function):
         return gradient, None
 
 
-class ExcitationRule(TorchFunctionMode):
+_IN_PLACE_SUMS = frozenset({Tensor.add_, Tensor.__iadd__})
+_SUMS: frozenset[Function] = _IN_PLACE_SUMS | frozenset(
+    {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+)
+_POOLINGS: frozenset[Function] = frozenset(
+    {
+        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d, torch.mean, Tensor.mean, torch.sum, Tensor.sum,
+    }
+)  # fmt: skip
+_NO_EXCITATION: frozenset[Function] = frozenset(
+    {
+        F.gelu, F.silu, F.elu, F.selu, F.celu, F.mish, F.hardswish, F.leaky_relu, F.layer_norm,
+        F.group_norm, F.scaled_dot_product_attention, F.multi_head_attention_forward, F.sigmoid,
+        F.tanh, F.hardsigmoid, torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh,
+        F.softmax, F.log_softmax, torch.softmax, Tensor.softmax, torch.log_softmax,
+        Tensor.log_softmax, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
+        torch.bmm, Tensor.bmm, torch.addmm, torch.einsum,
+    }
+)  # fmt: skip
+
+
+class ExcitationRule(BackwardRule):
     r"""Hand back winning probabilities in place of gradients.
 
     A neuron's probability goes to the neurons below it in proportion to what they excite it by:
@@ -114,7 +174,9 @@ class ExcitationRule(TorchFunctionMode):
         super().__init__()
         self.contrastive = contrastive
         self._is_top = True
-        self._convolutions: dict[int, tuple[Tensor, Callable[..., Any], tuple[Any, ...]]] = {}
+        # What made each output of a convolution, by the output's id: a batch normalisation that
+        # follows is folded into it. The output is held along, as ids of the dead are used again.
+        self._convolutions: dict[int, tuple[Tensor, Function, tuple[Any, ...]]] = {}
 
     def __exit__(self, *error: Any) -> None:
         TorchFunctionMode.__exit__(self, *error)
@@ -129,33 +191,9 @@ class ExcitationRule(TorchFunctionMode):
         is_top, self._is_top = self._is_top, False
         return is_top
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or func not in _EXCITATIONS:
-            return self._check(func, func(*args, **kwargs))
-        if not args:
-            args = (kwargs["input"],)
-            kwargs = {name: value for name, value in kwargs.items() if name != "input"}
-        return _EXCITATIONS[func](self, func, *args, **kwargs)
-
-    def _check(self, func: Callable[..., Any], result: Any) -> Any:
-        first = result[0] if isinstance(result, tuple) and result else result
-        if func in _NO_EXCITATION and isinstance(first, Tensor) and first.requires_grad:
-            raise ValueError(
-                f"Excitation backpropagation is defined for ReLU networks; this one uses "
-                f"{func.__name__} between the target layer and the output."
-            )
-        return result
-
     def _weighted(
         self,
-        func: Callable[..., Any],
+        func: Function,
         x: Tensor,
         weight: Tensor,
         bias: Any = None,
@@ -171,7 +209,7 @@ class ExcitationRule(TorchFunctionMode):
         self._convolutions[id(y)] = (y, linear, (x, weight.detach()))
         return y
 
-    def _batch_norm(self, func: Callable[..., Any], x: Tensor, running_mean: Any, running_var: Any,
+    def _batch_norm(self, func: Function, x: Tensor, running_mean: Any, running_var: Any,
                     weight: Any = None, bias: Any = None, training: bool = False,
                     momentum: float = 0.1, eps: float = 1e-5) -> Tensor:  # fmt: skip
         with torch.no_grad():
@@ -187,7 +225,7 @@ class ExcitationRule(TorchFunctionMode):
         scale = scale.view(-1, *[1] * (x.ndim - 2))
         return _Excite.apply(x, y, self, torch.mul, scale)
 
-    def _pooled(self, func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _pooled(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         def linear(x: Tensor, _: Tensor) -> Tensor:
             return func(x, *args, **kwargs)
 
@@ -195,59 +233,28 @@ class ExcitationRule(TorchFunctionMode):
             y = func(x, *args, **kwargs)
         return _Excite.apply(x, y, None, linear, torch.ones(()))
 
-    def _summed(self, func: Callable[..., Any], x: Any, other: Any, **kwargs: Any) -> Any:
+    def _summed(self, func: Function, x: Any, other: Any, **kwargs: Any) -> Any:
+        # A bias that is added to a tensor is not a neuron; nor is what lies before the layer.
         both = all(isinstance(term, Tensor) and term.requires_grad for term in (x, other))
         if not both or kwargs.get("alpha", 1) != 1 or x.shape != other.shape:
             return func(x, other, **kwargs)
         y = _ExciteSum.apply(x, other)
         return x.copy_(y) if func in _IN_PLACE_SUMS else y
 
-    def _passed_on(self, func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _passed_on(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
             y = torch.relu(x)
         y = _PassOn.apply(x, y)
-        in_place = func in _IN_PLACE_RELUS or kwargs.get("inplace", bool(args) and args[0])
-        return x.copy_(y) if in_place else y
+        return x.copy_(y) if _is_in_place(func, *args, **kwargs) else y
 
-
-_IN_PLACE_SUMS = frozenset({Tensor.add_, Tensor.__iadd__})
-_EXCITATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.linear: ExcitationRule._weighted,
-    F.conv1d: ExcitationRule._weighted,
-    F.conv2d: ExcitationRule._weighted,
-    F.conv3d: ExcitationRule._weighted,
-    F.batch_norm: ExcitationRule._batch_norm,
-    **dict.fromkeys(
-        (
-            F.avg_pool1d,
-            F.avg_pool2d,
-            F.avg_pool3d,
-            F.adaptive_avg_pool1d,
-            F.adaptive_avg_pool2d,
-            F.adaptive_avg_pool3d,
-            torch.mean,
-            Tensor.mean,
-            torch.sum,
-            Tensor.sum,
-        ),
-        ExcitationRule._pooled,
-    ),
-    **dict.fromkeys(
-        (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE_SUMS),
-        ExcitationRule._summed,
-    ),
-    **dict.fromkeys(_RELUS, ExcitationRule._passed_on),
-}
-_NO_EXCITATION = frozenset(
-    {
-        F.gelu, F.silu, F.elu, F.selu, F.celu, F.mish, F.hardswish, F.leaky_relu, F.layer_norm,
-        F.group_norm, F.scaled_dot_product_attention, F.multi_head_attention_forward, F.sigmoid,
-        F.tanh, F.hardsigmoid, torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh,
-        F.softmax, F.log_softmax, torch.softmax, Tensor.softmax, torch.log_softmax,
-        Tensor.log_softmax, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
-        torch.bmm, Tensor.bmm, torch.addmm, torch.einsum,
+    refused = _NO_EXCITATION
+    handlers = {
+        **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _weighted),
+        F.batch_norm: _batch_norm,
+        **dict.fromkeys(_POOLINGS, _pooled),
+        **dict.fromkeys(_SUMS, _summed),
+        **dict.fromkeys(_RELUS, _passed_on),
     }
-)  # fmt: skip
 
 
 class _Excite(torch.autograd.Function):
@@ -259,7 +266,7 @@ class _Excite(torch.autograd.Function):
         x: Tensor,
         y: Tensor,
         rule: ExcitationRule | None,
-        linear: Callable[..., Any],
+        linear: Function,
         weight: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -275,11 +282,12 @@ class _Excite(torch.autograd.Function):
         return won, None, None, None, None
 
 
-def _share(linear: Callable[..., Any], x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:
+def _share(linear: Function, x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:
     excitation = x.detach().clamp(min=0).requires_grad_()
+    # The sums over the weights are those of the layer's own gradient: let autograd take it.
     with torch.enable_grad():
         total = linear(excitation, weight)
-    ratio = torch.where(total > 0, probability / total.clamp(min=_tiny(total)), 0.0)
+    ratio = _ratio(probability, total)
     (share,) = torch.autograd.grad(total, excitation, ratio)
     return share * excitation.detach()
 
@@ -293,12 +301,13 @@ class _ExciteSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, probability: Tensor) -> tuple[Tensor, Tensor]:
         x, other = ctx.saved_tensors
-        total = x + other
-        ratio = torch.where(total > 0, probability / total.clamp(min=_tiny(total)), 0.0)
+        ratio = _ratio(probability, x + other)
         return ratio * x, ratio * other
 
 
 class _PassOn(torch.autograd.Function):
+    # What a ReLU has cut off excites nothing, and so wins nothing in the layer below.
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         return y.clone()
@@ -308,5 +317,7 @@ class _PassOn(torch.autograd.Function):
         return probability, None
 
 
-def _tiny(tensor: Tensor) -> float:
-    return torch.finfo(tensor.dtype).tiny
+def _ratio(probability: Tensor, total: Tensor) -> Tensor:
+    """Return the quotient; nobody wins what comes from a neuron that nothing excites."""
+    tiny = torch.finfo(total.dtype).tiny
+    return torch.where(total > 0, probability / total.clamp(min=tiny), 0.0)

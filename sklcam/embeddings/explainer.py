@@ -35,11 +35,9 @@ from sklcam.embeddings.targets import (
 )
 from sklcam.explain.base import AnyMethod, AnyTarget
 from sklcam.explain.cam_explainer import CAMExplainer
-from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
-from sklcam.networks.adapters import adapt
 
 
 class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
@@ -65,7 +63,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
     target_layer, layer_fusion, reshape, image_input, image_size, resize, mean, std
-        As of :class:`~sklcam.CAMExplainer`.
+        See :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
     contrast : bool, default=False
@@ -76,7 +74,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
     batch_size, num_workers, verbose
-        As of :class:`~sklcam.CAMExplainer`.
+        See :class:`~sklcam.CAMExplainer`.
 
     Attributes
     ----------
@@ -178,17 +176,19 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ValueError
             If a parameter does not fit the model, labels are missing, or an embedding is zero.
         """
+        learns = callable(self.proxy) or is_name(self.proxy, "mean")
+        if learns and X is None:
+            raise ValueError("fit needs images X and labels y to learn proxies from.")
         self._sums_: dict[Any, np.ndarray] = {}
         self._counts_: dict[Any, int] = {}
         self.proxies_: np.ndarray | None = None
-        labels = self._labels_for_proxies(X, y)
         super().fit(X)
-        if labels is None:
+        if not learns:
             self._take_proxies()
         elif callable(self.proxy):
-            self._learn_by(self.proxy, X, labels)
+            self._learn_by(self.proxy, X, y)
         else:
-            self._add(X, labels)
+            self._add(X, y)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> EmbeddingCAMExplainer:
@@ -211,20 +211,10 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
                 f"partial_fit keeps sums, of which only mean proxies can be made; proxy is "
                 f"{self.proxy!r}."
             )
-        if getattr(self, "_sums_", None) is None or not hasattr(self, "target_layers_"):
+        if not hasattr(self, "target_layers_"):
             return self.fit(X, y)
-        labels = self._labels_for_proxies(X, y)
-        assert labels is not None  # as the proxies are means
-        self._add(X, labels)
+        self._add(X, y)
         return self
-
-    def _labels_for_proxies(self, X: Any, y: Any) -> np.ndarray | None:
-        """Return a label for each image, or None where nothing is learned from them."""
-        if not callable(self.proxy) and not is_name(self.proxy, "mean"):
-            return None
-        if X is None:
-            raise ValueError("fit needs images X and labels y to learn proxies from.")
-        return self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}")
 
     def labels_to_learn_from(self, X: Any, y: Any, purpose: str) -> np.ndarray:
         """Return one label for each image, for what learns from both.
@@ -247,7 +237,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             If there are none, or not one for each image.
         """
         labels = labels_for(X, y, purpose)
-        n_images = len(OpenedImages(adapt(self.model, self._preparation()), X, self.image_input))
+        n_images = len(self.open(X))
         if labels.shape != (n_images,):
             raise ValueError(
                 f"y must be one label per image; got shape {labels.shape} for {n_images} images."
@@ -256,33 +246,35 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             raise ValueError("y has labels that are NaN or infinite.")
         return labels
 
-    def _add(self, X: Any, labels: np.ndarray) -> None:
+    def _add(self, X: Any, y: Any) -> None:
         """Add the images' embeddings to the sums of their classes."""
-        start = 0
+        labels, start = self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}"), 0
         for embeddings in self._embeddings(X, "proxies"):
             part = labels[start : start + len(embeddings)]
             for label in np.unique(part):
                 key = label.item()
+                # In float64: over many batches the small terms would drop out of a large sum.
                 total = embeddings[part == label].sum(axis=0, dtype=np.float64)
                 self._sums_[key] = self._sums_.get(key, 0) + total
                 self._counts_[key] = self._counts_.get(key, 0) + int((part == label).sum())
             start += len(embeddings)
         self.classes_ = np.array(sorted(self._sums_))
-        self.n_images_per_class_ = np.array([self._counts_[key] for key in self.classes_.tolist()])
-        means = np.stack([self._sums_[key] for key in self.classes_.tolist()])
+        known = self.classes_.tolist()
+        self.n_images_per_class_ = np.array([self._counts_[key] for key in known])
+        means = np.stack([self._sums_[key] for key in known])
         self.proxies_ = _of_unit_length(means, self.classes_)
 
-    def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, labels: np.ndarray) -> None:
+    def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, y: Any) -> None:
+        labels = self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}")
         embeddings = np.concatenate(list(self._embeddings(X, "proxies")))
-        self.classes_, counts = np.unique(labels, return_counts=True)
+        self.classes_, self.n_images_per_class_ = np.unique(labels, return_counts=True)
         made = [np.asarray(proxy(embeddings[labels == label])) for label in self.classes_]
-        wrong = [of.shape for of in made if of.shape != embeddings.shape[1:]]
+        wrong = [each.shape for each in made if each.shape != embeddings.shape[1:]]
         if wrong:
             raise ValueError(
                 f"The callable proxy must return an array of shape {embeddings.shape[1:]}; it "
                 f"returned one of {wrong[0]}."
             )
-        self.n_images_per_class_ = counts
         self.proxies_ = np.stack(made).astype(np.float32)
 
     def _take_proxies(self) -> None:
@@ -305,9 +297,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             )
         if not (np.isfinite(proxies).all() and proxies.any(axis=1).all()):
             raise ValueError("Some proxies are zero or not finite, and have no direction.")
-        self.classes_ = classes
+        self.classes_, self.proxies_ = classes, proxies
         self.n_images_per_class_ = np.zeros(len(classes), dtype=int)
-        self.proxies_ = proxies
 
     def _find_classes(self, output: Tensor, y: Any) -> None:
         """Check that the network embeds; its outputs are no classes."""
@@ -488,7 +479,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         k : int, default=5
             How many neighbours.
         method : str, Method or None, default=None
-            As of :meth:`explain`.
+            See :meth:`explain`.
 
         Returns
         -------
@@ -508,19 +499,18 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.as_method(method)
         queries, others = self.transform(query), self.transform(gallery)
         indices, similarities = nearest_neighbors(queries, others, k)
-        query_maps = self._explain_towards(query, torch.from_numpy(others[indices]), method)
+        towards = Directions(torch.from_numpy(others[indices]))
+        query_maps = self.explain(query, towards, method=method)
+        # The other way round there is one query for each neighbour, which may be one of several.
         found = take_rows(gallery, indices.ravel())
-        towards = torch.from_numpy(np.repeat(queries, k, axis=0))
-        neighbor_maps = self._explain_towards(found, towards, method)
+        back = Directions(torch.from_numpy(np.repeat(queries, k, axis=0)))
+        neighbor_maps = self.explain(found, back, method=method).reshape(query_maps.shape)
         return Bunch(
             indices=indices,
             similarities=similarities,
             query_maps=query_maps,
-            neighbor_maps=neighbor_maps.reshape(query_maps.shape),
+            neighbor_maps=neighbor_maps,
         )
-
-    def _explain_towards(self, X: Any, directions: Tensor, method: AnyMethod | None) -> Any:
-        return self.explain(X, Directions(directions), method=method)
 
 
 def is_name(value: Any, name: str) -> bool:

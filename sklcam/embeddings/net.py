@@ -33,26 +33,26 @@ from sklcam.training.net import ImageNeuralNet
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """A loss of pytorch-metric-learning by name, and what goes with it."""
+class _Part:
+    """A part of pytorch-metric-learning: its class, its options, and what a loss goes with."""
 
-    loss: str
+    name: str
     options: dict[str, Any] = field(default_factory=dict)
     miner: str | None = None
     sampler: str | None = None
 
 
 _LOSSES = {
-    "margin": _Recipe("MarginLoss", {"learn_beta": True}, "distance-weighted", "m-per-class"),
-    "triplet": _Recipe("TripletMarginLoss", {"margin": 0.2}, "semihard", "m-per-class"),
-    "proxy-anchor": _Recipe("ProxyAnchorLoss"),
-    "proxy-nca++": _Recipe("ProxyNCALoss", {"softmax_scale": 9}, None, "m-per-class"),
+    "margin": _Part("MarginLoss", {"learn_beta": True}, "distance-weighted", "m-per-class"),
+    "triplet": _Part("TripletMarginLoss", {"margin": 0.2}, "semihard", "m-per-class"),
+    "proxy-anchor": _Part("ProxyAnchorLoss"),
+    "proxy-nca++": _Part("ProxyNCALoss", {"softmax_scale": 9}, None, "m-per-class"),
 }
-_MINERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "distance-weighted": ("DistanceWeightedMiner", {}),
-    "semihard": ("TripletMarginMiner", {"margin": 0.2, "type_of_triplets": "semihard"}),
+_MINERS = {
+    "distance-weighted": _Part("DistanceWeightedMiner"),
+    "semihard": _Part("TripletMarginMiner", {"margin": 0.2, "type_of_triplets": "semihard"}),
 }
-_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {"m-per-class": ("MPerClassSampler", {"m": 4})}
+_SAMPLERS = {"m-per-class": _Part("MPerClassSampler", {"m": 4})}
 
 
 class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeuralNet):
@@ -234,11 +234,12 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 
     def _miner_and_sampler(self) -> tuple[Any, Any]:
         """Return what was asked for; where that is left open, what goes with the criterion."""
-        recipe = _Recipe("", sampler="m-per-class")
+        # A loss of your own may have any use for pairs, so that there are to be some.
+        loss = _Part("", sampler="m-per-class")
         if isinstance(self.criterion, str):
-            recipe = _LOSSES[self.criterion]
-        miner = recipe.miner if is_name(self.miner, "auto") else self.miner
-        sampler = recipe.sampler if is_name(self.sampler, "auto") else self.sampler
+            loss = _LOSSES[self.criterion]
+        miner = loss.miner if is_name(self.miner, "auto") else self.miner
+        sampler = loss.sampler if is_name(self.sampler, "auto") else self.sampler
         return miner, sampler
 
     def initialize_criterion(self) -> EmbeddingNet:
@@ -252,10 +253,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         options = self.get_params_for("criterion")
         if isinstance(self.criterion, nn.Module):
             return copy_instance(self.criterion, options, "criterion")
-        loss = self.criterion
-        if isinstance(loss, str):
-            recipe = _LOSSES[loss]
-            loss, options = _metric_learning("losses", recipe.loss), {**recipe.options, **options}
+        loss, options = _by_name("losses", self.criterion, _LOSSES, options)
         sizes = {"num_classes": len(self.classes_), "embedding_size": self.embedding_dim}
         return loss(**_taken_by(loss, sizes, options), **options)
 
@@ -264,16 +262,14 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         miner, _ = self._miner_and_sampler()
         if isinstance(miner, nn.Module):
             return copy_instance(miner, options, "miner")
-        if isinstance(miner, str):
-            kind, defaults = _MINERS[miner]
-            miner, options = _metric_learning("miners", kind), {**defaults, **options}
+        miner, options = _by_name("miners", miner, _MINERS, options)
         return None if miner is None else miner(**options)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         options = self.get_params_for("iterator_train")
-        if not training or "sampler" in options or "batch_sampler" in options:
-            return super().get_iterator(dataset, training=training)
-        make = self._sampler_maker()
+        make = None
+        if training and not {"sampler", "batch_sampler"} & options.keys():  # of the user's own
+            make = self._sampler_maker()
         if make is None:
             return super().get_iterator(dataset, training=training)
         sampler = OwnSampler(make, labels_for(dataset, None, "sampler"))
@@ -291,9 +287,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         """Return what makes a sampler of labels, if there is to be one."""
         options = self.get_params_for("sampler")
         _, sampler = self._miner_and_sampler()
-        if isinstance(sampler, str):
-            kind, defaults = _SAMPLERS[sampler]
-            sampler, options = _metric_learning("samplers", kind), {**defaults, **options}
+        sampler, options = _by_name("samplers", sampler, _SAMPLERS, options)
         if sampler is None:
             return None
 
@@ -310,13 +304,13 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     ) -> tuple[Any, dict[str, Any]]:
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         (groups,) = args
-        of_criterion = {id(parameter) for parameter in self.criterion_.parameters()}
-        if not of_criterion or not self._groups_are_own():
+        learned = {id(parameter) for parameter in self.criterion_.parameters()}
+        if not learned or not self._groups_are_own():
             return args, kwargs
         parameters = [parameter for group in groups for parameter in group["params"]]
         groups = [
-            {"params": [p for p in parameters if id(p) not in of_criterion]},
-            {"params": [p for p in parameters if id(p) in of_criterion]},
+            {"params": [p for p in parameters if id(p) not in learned]},
+            {"params": [p for p in parameters if id(p) in learned]},
         ]
         groups[1]["lr"] = self._proxy_rate(kwargs["lr"])
         if "weight_decay" in parameter_names(self.optimizer):
@@ -337,8 +331,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         -------
         self
         """
-        of_sampler = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith("sampler__")}
-        for name, value in of_sampler.items():  # skorch would look for something to build anew
+        options = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith("sampler__")}
+        for name, value in options.items():  # skorch would look for something to build anew
             setattr(self, name, value)
             self._params_to_validate.add(name)
         super().set_params(**kwargs)
@@ -501,6 +495,16 @@ def _numpy_random(seed: int) -> Iterator[None]:
         yield
     finally:
         functions.NUMPY_RANDOM = found
+
+
+def _by_name(
+    module: str, part: Any, known: dict[str, _Part], options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return a part and its options; what a name stands for, with options that are given."""
+    if not isinstance(part, str):
+        return part, options
+    found = known[part]
+    return _metric_learning(module, found.name), {**found.options, **options}
 
 
 def _metric_learning(module: str, name: str | None = None) -> Any:

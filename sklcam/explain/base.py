@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -115,6 +115,11 @@ class Explainer(ABC):
     def target_layers(self) -> list[TargetLayer]:
         """The layers that are explained."""
         return [self.target_layer_]
+
+    def as_explainer(self) -> Self:
+        """Return the explainer itself; a NotFittedError if it has not been fitted."""
+        _ = self.adapter
+        return self
 
     # X
 
@@ -510,30 +515,18 @@ class Explainer(ABC):
         _check_frame(frame)
         opened = self.open(X)
         question = self.as_target(target, len(opened))
-        batches = self._iter_maps(opened, question, [chosen], normalize, frame)
-        return (maps for (maps,) in batches)
+        batches = self.iter_explained(opened, question, methods=[chosen], normalize=normalize)
+        return (self._arrays(explained, frame)[0] for explained in batches)
 
-    def _iter_maps(
-        self,
-        opened: OpenedImages,
-        target: Target,
-        methods: Sequence[Method],
-        normalize: bool,
-        frame: str,
-    ) -> Iterator[list[Any]]:
-        """Yield the maps of each method for a batch, as arrays."""
-        batches = self.iter_explained(opened, target, methods=methods, normalize=normalize)
-        for explained in batches:
-            if frame == "input":
-                yield [maps.float().cpu().numpy() for maps in explained.maps]
-                continue
-            yield [
-                [
-                    self.to_frame(map_, size).float().cpu().numpy()
-                    for map_, size in zip(maps, explained.batch.sizes, strict=True)
-                ]
-                for maps in explained.maps
-            ]
+    def _arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:
+        """Return the maps of each method: an array, or one for each image in its own frame."""
+        if frame == "input":
+            return [maps.float().cpu().numpy() for maps in explained.maps]
+        sizes = explained.batch.sizes
+        return [
+            [self.to_frame(*pair).float().cpu().numpy() for pair in zip(maps, sizes, strict=True)]
+            for maps in explained.maps
+        ]
 
     def explain(
         self,
@@ -594,15 +587,23 @@ class Explainer(ABC):
         ]
         if out is not None:
             _check_out(out, shapes, frame)
-        batches = self._iter_maps(opened, question, list(named.values()), normalize, frame)
+        results: list[Any] = [[None] * len(opened) for _ in named]  # of any sizes
+        if frame == "input":
+            results = [np.empty(shape, np.float32) for shape in shapes] if out is None else [out]
+        methods = list(named.values())
         with self._bar(len(opened), "explain") as bar:
-            if frame == "image":
-                found = _collect_frames(batches, len(named), bar, opened.uniform_size is not None)
-            else:
-                arrays = [np.empty(shape, np.float32) for shape in shapes] if out is None else [out]
-                found = _fill(arrays, batches, bar)
+            for explained in self.iter_explained(
+                opened, question, methods=methods, normalize=normalize
+            ):
+                batch = explained.batch
+                for result, maps in zip(results, self._arrays(explained, frame), strict=True):
+                    result[batch.start : batch.stop] = maps
+                bar.update(len(batch))
+                del explained  # with its maps, before the next batch is read
+        if frame == "image" and opened.uniform_size is not None:
+            results = [np.stack(maps) for maps in results]
         one_alone = not isinstance(method, Mapping | list | tuple)
-        return found[0] if one_alone else dict(zip(named, found, strict=True))
+        return results[0] if one_alone else dict(zip(named, results, strict=True))
 
     def _bar(self, total: int, description: str) -> tqdm:
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
@@ -719,30 +720,6 @@ def _without_graph(adapter: Adapter) -> Iterator[None]:
     """Evaluate the network, and build no graph but where a recording turns it on."""
     with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
         yield
-
-
-def _fill(
-    arrays: list[np.ndarray], batches: Iterator[list[np.ndarray]], bar: tqdm
-) -> list[np.ndarray]:
-    start = 0
-    for batch in batches:
-        n_images = len(batch[0])
-        for array, maps in zip(arrays, batch, strict=True):
-            array[start : start + n_images] = maps
-        start += n_images
-        bar.update(n_images)
-    return arrays
-
-
-def _collect_frames(
-    batches: Iterator[list[list[np.ndarray]]], n_methods: int, bar: tqdm, stack: bool
-) -> list[Any]:
-    frames: list[list[np.ndarray]] = [[] for _ in range(n_methods)]
-    for batch in batches:
-        for collected, maps in zip(frames, batch, strict=True):
-            collected.extend(maps)
-        bar.update(len(batch[0]))
-    return [np.stack(collected) for collected in frames] if stack else list(frames)
 
 
 def _check_frame(frame: object) -> None:

@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import accuracy_score
-from sklearn.utils._param_validation import (
-    Interval,
-    StrOptions,
-    validate_parameter_constraints,
-)
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from torch import Tensor, nn
@@ -180,10 +176,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         ValueError
             If a parameter does not fit the model.
         """
-        own = {name: vars(self)[name] for name in self._parameter_constraints}
-        validate_parameter_constraints(
-            self._parameter_constraints, own, caller_name=type(self).__name__
-        )
+        self._validate_params()
         get_method(self.method).check()
         adapter = adapt(self.model, self._preparation())
         _ = adapter.input_size  # an error if it is not a size
@@ -257,34 +250,27 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         return classes
 
     def _find_layers(self, sample: Inputs) -> list[TargetLayer]:
-        wanted: list[Any] = [self.target_layer]
-        if isinstance(self.target_layer, list | tuple):
-            wanted = list(self.target_layer)
+        given, adapter = self.target_layer, self._adapter
+        wanted = [given] if isinstance(given, str | TargetLayer) else list(given)
         if not wanted:
             raise ValueError("target_layer is an empty list; name at least one layer.")
-        for name in wanted:
-            if not isinstance(name, str | TargetLayer):
-                raise ValueError(
-                    "target_layer takes a layer's dotted name, such as 'features.3', or a "
-                    f"TargetLayer; got a {type(name).__name__}."
-                )
-        if self._adapter.target_layer is not None and wanted == ["auto"]:
-            layers = [self._adapter.target_layer]
+        if adapter.target_layer is not None and wanted == ["auto"]:
+            layers = [adapter.target_layer]
         else:
+            # A search by a dry run is for networks that take an image alone.
             image = sample.images if sample.name is None else None
-            network = self._adapter.network
-            with self._adapter.evaluating():
-                layers = [find_target_layer(network, name, sample=image) for name in wanted]
+            with adapter.evaluating():
+                layers = [find_target_layer(adapter.network, name, sample=image) for name in wanted]
         names = [layer.name for layer in layers]
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
         return [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
 
     def _warn_of_single_positions(self, sample: Inputs) -> None:
-        network = self._adapter.network
-        modules = [layer.of(network) for layer in self.target_layers_]
-        with record(network, *modules) as tape, self._adapter.evaluating():
-            self._adapter.forward(sample.recordable())
+        adapter = self._adapter
+        modules = [layer.of(adapter.network) for layer in self.target_layers_]
+        with record(adapter.network, *modules) as tape, adapter.evaluating():
+            adapter.forward(sample.recordable())
             outputs = [tape.of(module) for module in modules]
         for layer, output in zip(self.target_layers_, outputs, strict=True):
             if layer.n_positions(output) == 1:
