@@ -64,10 +64,12 @@ def load(folder):
     return np.asarray(found.data)[some], found.target[some]
 
 
-if options.data and (options.data / "train").is_dir() and (options.data / "test").is_dir():
+splits = [options.data / name for name in ("test", "val", "valid")] if options.data else []
+held_out = next((split for split in splits if split.is_dir()), None)
+if options.data and (options.data / "train").is_dir() and held_out:
     X_train, y_train = load(options.data / "train")
-    X_test, y_test = load(options.data / "test")
-else:
+    X_test, y_test = load(held_out)
+else:  # folders of splits without a pair are refused by the loader
     X, y = load(options.data)
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 

@@ -111,6 +111,25 @@ def test_class_folders(pets):
     assert ImageDataset(loaded.data, loaded.target, image_size=8)[3][1] == "dog"
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("Train", "test", "valid"), ("test",)])
+def test_folders_of_splits_are_not_classes(splits, tmp_path):
+    """Read as classes, they would train a classifier that tells training from test images."""
+    for split in splits:
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / label / "1.png")
+    with pytest.raises(ValueError, match=r"holds the splits .*, which are not classes.*Load each"):
+        load_class_folders(tmp_path)
+    assert load_class_folders(tmp_path / splits[0]).target.tolist() == ["cat", "dog"]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for label in ("bus", "train"):
+        (tmp_path / label / "side").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / label / "side" / "1.png")
+    assert load_class_folders(tmp_path).target.tolist() == ["bus", "train"]
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_boxes_of_class_folders(pets, beside):
     """Paths count from the CSV file's folder or from the root; other splits' rows do not matter."""
