@@ -174,7 +174,8 @@ def test_more_of_a_ratio_is_more_weight():
 def test_the_balance_is_the_same_in_every_mode(options):
     if "compile" in options:
         options = {**options, "compile__backend": "aot_eager"}
-    net = {"module": Blocks, "target_layer": "3", "image_size": 32}
+    # One step, as the next would start from other weights; one rounding of bfloat16 is 0.8 %.
+    net = {"module": Blocks, "target_layer": "3", "image_size": 32, "batch_size": 60}
     plain, other = (classifier(**net, **more).fit(X, Y).history for more in ({}, options))
     tolerance = 0.1 if "precision" in options else 1e-4
     for name in ("train_alpha", "train_beta"):
