@@ -101,7 +101,7 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
     y = dataset_labels(X) if y is None else y
     if y is None:
         raise ValueError(f"requires y to be passed, but the target y is None: give {_WHERE_FROM}")
-    labels = column_or_1d(y.detach().cpu() if isinstance(y, Tensor) else y, warn=True)
+    labels = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
     check_classification_targets(labels)
     return labels
 

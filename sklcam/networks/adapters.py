@@ -232,7 +232,7 @@ class ModuleAdapter(Adapter):
     def learn(self, output: Tensor) -> None:
         # Of a single class the softmax is 1, whatever the network says.
         if output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point():
-            # A sum is off by half of eps at most, as each of its terms is. In bfloat16, that is more.
+            # Off by half of eps, as each probability is, which in bfloat16 is more.
             tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
             is_distribution = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
             self.gives_probabilities = bool((is_distribution & (output >= 0).all(dim=1)).all())
