@@ -325,7 +325,7 @@ class Score(Target):
             "A callable target",
             self.function(*arguments),
             (len(output),),
-            differentiable=torch.is_grad_enabled(),
+            differentiable=output.requires_grad and torch.is_grad_enabled(),
         )
         return scores[:, None]
 

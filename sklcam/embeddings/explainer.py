@@ -400,7 +400,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
             target = SinglePoint()
-        elif _are_images(target):
+        elif _are_images(target) or (self.image_input and isinstance(target, Mapping)):
             target = self._towards_images(target, n_images)
         elif not (target is None or isinstance(target, Target) or callable(target)):
             self._proxies()  # for labels; an error that says why there are no classes
@@ -522,7 +522,7 @@ def _are_images(target: Any) -> bool:
     """Whether a target is images rather than labels: it has their axes, or is files or pictures."""
     if isinstance(target, np.ndarray | Tensor):
         return target.ndim >= 3
-    if isinstance(target, Dataset | Mapping):  # a mapping: images with other inputs
+    if isinstance(target, Dataset):
         return True
     some = target[0] if isinstance(target, list | tuple) and len(target) else None
     return isinstance(some, os.PathLike | Image.Image)

@@ -113,8 +113,8 @@ class Explainer(ABC):
 
     @property
     def target_layers(self) -> list[TargetLayer]:
-        """The layers that are explained."""
-        return [self.target_layer_]
+        """The layers that are explained; a NotFittedError if they are not known yet."""
+        return [self.as_explainer().target_layer_]
 
     def as_explainer(self) -> Self:
         """Return the explainer itself; a NotFittedError if it has not been fitted."""

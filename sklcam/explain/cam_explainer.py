@@ -291,7 +291,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     @property
     def target_layers(self) -> list[TargetLayer]:
-        return self.target_layers_
+        return self.as_explainer().target_layers_
 
     # Prediction
 

@@ -504,11 +504,8 @@ def as_explainer(estimator: AnyEstimator, X: Any) -> Explainer:
         return CAMExplainer(estimator, verbose=0).fit(X)
     if isinstance(estimator, Explainable):
         return estimator.as_explainer()
-    if not isinstance(estimator, Explainer):
-        raise ValueError(
-            "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
-            f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
-            "there is the best_estimator_."
-        )
-    _ = estimator.adapter  # an error if it is not fitted
-    return estimator
+    raise ValueError(
+        "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
+        f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
+        "there is the best_estimator_."
+    )

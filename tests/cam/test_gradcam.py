@@ -9,16 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchcam.methods import GradCAM as TorchCAMGradCAM
 
-from sklcam.cam import (
-    GradCAM,
-    GradientMethod,
-    available,
-    get_method,
-    min_max,
-    target_scores,
-    upsample,
-)
-from sklcam.cam.base import batch_size_for
+from sklcam.cam import GradCAM, GradientMethod, target_scores
 from sklcam.networks import build_model, find_target_layer, record
 
 
@@ -113,86 +104,6 @@ def test_half_precision_gives_float32_maps():
     torch.testing.assert_close(maps, 2 * activations.detach().float().sum(1))
 
 
-# Scaling
-
-
-def test_min_max_by_hand_and_its_gradient():
-    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]]], dtype=torch.float64, requires_grad=True)
-    scaled = min_max(maps)
-    torch.testing.assert_close(scaled, (maps - 1) / 4)
-    assert torch.autograd.gradcheck(min_max, (maps,))
-
-
-@pytest.mark.parametrize("value", [0.0, 3.7, -1e5, 1e-30])
-@pytest.mark.parametrize("size", [(224, 224), (30, 30)])  # 30: with rounding noise of 2e-7
-def test_a_constant_map_is_zero_with_zero_gradient_also_after_resizing(value, size):
-    maps = torch.full((2, 7, 7), value, requires_grad=True)
-    scaled = min_max(upsample(maps, size))
-    assert torch.equal(scaled, torch.zeros(2, *size))
-    scaled.sum().backward()
-    assert torch.equal(maps.grad, torch.zeros(2, 7, 7))
-
-
-def test_a_faint_map_is_still_scaled():
-    maps = torch.tensor([[[1.0, 1.0 + 1e-5]]])
-    assert min_max(maps).max() == 1
-
-
-def test_upsample_is_bilinear_without_aligned_corners():
-    maps = torch.tensor([[[0.0, 1.0]]])
-    expected = torch.tensor([[[0.0, 0.25, 0.75, 1.0]]])
-    torch.testing.assert_close(upsample(maps, (1, 4)), expected)
-
-
-# Targets
-
-
-def test_targets():
-    logits = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
-    assert target_scores(logits).tolist() == [5.0, 7.0]
-    assert target_scores(logits, torch.tensor([2, 1])).tolist() == [2.0, 0.0]
-    difference = target_scores(logits.requires_grad_(), lambda out: out[:, 0] - out[:, 1])
-    assert difference.tolist() == [-4.0, 7.0]
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (torch.tensor([1]), r"shape \(1,\) for 2 images"),
-        (lambda out: out.sum(), r"shape \(\)"),
-        (lambda out: 3.0, "it returned <class 'float'>"),
-        (lambda out: out.detach()[:, 0], "differentiably"),
-    ],
-)
-def test_targets_that_do_not_fit(target, message):
-    logits = torch.rand(2, 3, requires_grad=True)
-    with pytest.raises(ValueError, match=message):
-        target_scores(logits, target)
-
-
-def test_an_output_that_is_not_class_scores_needs_a_callable():
-    with pytest.raises(ValueError, match="callable target"):
-        target_scores(torch.rand(2, 3, 4, 4))
-
-
-# Names
-
-
-def test_methods_by_name():
-    assert "gradcam" in available()
-    assert isinstance(get_method("GradCAM"), GradCAM)
-    own = GradCAM(relu=False)
-    assert get_method(own) is own
-
-
-@pytest.mark.parametrize(
-    ("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (int, "derive from Method")]
-)
-def test_unknown_methods(method, message):
-    with pytest.raises(ValueError, match=message):
-        get_method(method)
-
-
 def test_a_method_of_ones_own():
     class HiRes(GradientMethod):
         def combine(self, activations, gradients):
@@ -201,13 +112,3 @@ def test_a_method_of_ones_own():
     activations = torch.rand(2, 3, 4, 4, requires_grad=True)
     maps = HiRes(relu=False)((activations**2).sum((1, 2, 3)), activations)
     torch.testing.assert_close(maps, (2 * activations**2).sum(1).detach())
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [((224, 224), 10), ((112, 112), 41), ((64, 128), 64), ((2000, 1000), 1)]
-)
-def test_as_many_changed_images_at_a_time_as_caches_hold(size, expected):
-    images = torch.empty(1, 3, *size)
-    assert batch_size_for(images, None) == expected
-    assert batch_size_for(images, 7) == 7
-    assert batch_size_for(images.to("meta"), None) == 2**22 // (size[0] * size[1])
