@@ -35,6 +35,7 @@ from sklcam.embeddings.targets import (
 )
 from sklcam.explain.base import AnyMethod, AnyTarget
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
@@ -216,8 +217,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self._add(X, y)
         return self
 
-    def labels_to_learn_from(self, X: Any, y: Any, purpose: str) -> np.ndarray:
-        """Return one label for each image, for what learns from both.
+    def open_labelled(self, X: Any, y: Any, purpose: str) -> tuple[OpenedImages, np.ndarray]:
+        """Open images and return them with their labels, for what learns from both.
 
         Parameters
         ----------
@@ -229,27 +230,28 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
         Returns
         -------
-        ndarray of shape (n_images,)
+        opened : OpenedImages
+        labels : ndarray of shape (n_images,)
 
         Raises
         ------
         ValueError
-            If there are none, or not one for each image.
+            If there are no labels, or not one for each image.
         """
-        labels = labels_for(X, y, purpose)
-        n_images = len(self.open(X))
-        if labels.shape != (n_images,):
+        labels, opened = labels_for(X, y, purpose), self.open(X)
+        if labels.shape != (len(opened),):
             raise ValueError(
-                f"y must be one label per image; got shape {labels.shape} for {n_images} images."
+                f"y must be one label per image; got shape {labels.shape} for {len(opened)} images."
             )
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise ValueError("y has labels that are NaN or infinite.")
-        return labels
+        return opened, labels
 
     def _add(self, X: Any, y: Any) -> None:
         """Add the images' embeddings to the sums of their classes."""
-        labels, start = self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}"), 0
-        for embeddings in self._embeddings(X, "proxies"):
+        opened, labels = self.open_labelled(X, y, f"proxy={self.proxy!r}")
+        start = 0
+        for embeddings in self._embeddings(opened, "proxies"):
             part = labels[start : start + len(embeddings)]
             for label in np.unique(part):
                 key = label.item()
@@ -265,8 +267,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.proxies_ = _of_unit_length(means, self.classes_)
 
     def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, y: Any) -> None:
-        labels = self.labels_to_learn_from(X, y, f"proxy={self.proxy!r}")
-        embeddings = np.concatenate(list(self._embeddings(X, "proxies")))
+        opened, labels = self.open_labelled(X, y, f"proxy={self.proxy!r}")
+        embeddings = np.concatenate(list(self._embeddings(opened, "proxies")))
         self.classes_, self.n_images_per_class_ = np.unique(labels, return_counts=True)
         made = [np.asarray(proxy(embeddings[labels == label])) for label in self.classes_]
         wrong = [each.shape for each in made if each.shape != embeddings.shape[1:]]
@@ -334,7 +336,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
         Parameters
         ----------
-        X : images
+        X : images, or OpenedImages
         description : str, default="embeddings"
             Of the progress bar.
 
@@ -342,7 +344,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ------
         Tensor of shape (batch_size, dim), float32, on the CPU
         """
-        opened = self.open(X)
+        opened = X if isinstance(X, OpenedImages) else self.open(X)
         with self._bar(len(opened), description) as bar:
             for batch in opened.batches():
                 yield self.output_of(batch.inputs).float().cpu()

@@ -133,7 +133,7 @@ class TripletCAM(ChannelMethod):
             raise ValueError(
                 f"TripletCAM learns by a fitted EmbeddingCAMExplainer; got {describe(explainer)}."
             )
-        labels = explainer.labels_to_learn_from(X, y, "TripletCAM")
+        opened, labels = explainer.open_labelled(X, y, "TripletCAM")
         classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         in_triplets = np.flatnonzero(counts[codes] > 1)
         if len(classes) < 2 or not len(in_triplets):
@@ -141,7 +141,7 @@ class TripletCAM(ChannelMethod):
                 "Triplets are two images of one class and one of another; there are "
                 f"{len(labels)} images of {len(classes)} classes."
             )
-        raw = torch.cat(list(explainer.iter_embeddings(X, "embeddings")))
+        raw = torch.cat(list(explainer.iter_embeddings(opened)))
         embeddings = normalized(raw)
         pulls = self._pulls(embeddings, codes, in_triplets)
         anchors = embeddings[in_triplets]
