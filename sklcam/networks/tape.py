@@ -192,8 +192,7 @@ def record(
     >>> gradient.shape
     torch.Size([5, 4, 6, 6])
     """
-    for layer in layers:
-        check_part(module, layer)
+    check_parts(module, *layers)
     tape = Tape(*layers, trunk=trunk, head=head)
     with ExitStack() as stack:
         stack.callback(tape.clear)
@@ -209,14 +208,16 @@ def record(
         yield tape
 
 
-def check_part(module: nn.Module, layer: nn.Module) -> None:
-    """Raise a ValueError unless a layer is part of a network."""
+def check_parts(module: nn.Module, *layers: nn.Module) -> None:
+    """Raise a ValueError unless all layers are parts of a network."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be an nn.Module; got {describe(module)}.")
-    if not any(part is layer for part in module.modules()):
-        raise ValueError(
-            f"The target layer {type(layer).__name__} is not a part of {type(module).__name__}."
-        )
+    parts = set(module.modules())
+    for layer in layers:
+        if layer not in parts:
+            raise ValueError(
+                f"The target layer {type(layer).__name__} is not a part of {type(module).__name__}."
+            )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklcam.networks.tape import check_part
+from sklcam.networks.tape import check_parts
 
 
 class Trunk:
@@ -157,7 +157,7 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
     >>> torch.equal(of_dark[0], net[3].bias)
     True
     """
-    check_part(module, layer)
+    check_parts(module, layer)
     trunk = Trunk(layer)
     finished: list[tuple[nn.Module, Any]] = []
     starts: list[int] = []  # per open call: how many calls had finished when it began

@@ -125,7 +125,10 @@ REUSES = {
     "convolved before": lambda m, x: m.conv(x) + m.norm(m.conv(x)),
     "changed in place": lambda m, x: m.norm(m.conv(x).mul_(2)),
     "read out": lambda m, x: m.norm(y := m.conv(x)) * float(y.detach().numpy().mean()),
-    "in training mode": lambda m, x: F.batch_norm(m.conv(x), None, None, training=True),
+    "by the batch's statistics": lambda m, x: F.batch_norm(
+        m.conv(x), m.norm.running_mean, m.norm.running_var, training=True
+    ),
+    "without statistics": lambda m, x: F.batch_norm(m.conv(x), None, None, training=True),
 }
 
 
