@@ -1,4 +1,4 @@
-"""What a net is trained on: images, their labels and, for terms that need them, their masks."""
+"""Training data: images, their labels and, for terms that need them, their masks."""
 
 from __future__ import annotations
 

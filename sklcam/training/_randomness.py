@@ -105,7 +105,7 @@ class SeededNet(DeviceNet):
 
 @dataclass(frozen=True)
 class Draws:
-    """What a step draws: views, and again what its network has drawn before.
+    """The draws of a step: its views, and once more those that its network has made before.
 
     Parameters
     ----------

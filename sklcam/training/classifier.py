@@ -56,8 +56,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         callable is given ``num_classes`` (or ``n_classes``) and ``in_channels`` if it takes them,
         and ``module__...`` parameters. An instance is copied, never changed.
     weights : None, "DEFAULT", name of torchvision weights, or path, default=None
-        What training starts from. A path is that of a state dict, loaded without running code from
-        the file; a head of another size is replaced.
+        The weights that training starts from. A path is that of a state dict, loaded without
+        running code from the file; a head of another size is replaced.
     target_layer : str or TargetLayer, default="auto"
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.networks.TargetLayer` says
@@ -316,6 +316,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             return super().torch_compile(module, name)
         if name != "module":  # the criterion: compiled, it may be differentiated only once
             return module
+        # A compiled module is one node of the graph, which cannot be cut open at the target layer.
         sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
         layer = self.target_layer_.of(module)
         for block in blocks_of_trunk(module.eval(), layer, sample):
@@ -364,7 +365,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     def initialize_module(self) -> ConsistentCAMClassifier:
         super().initialize_module()
-        self.gradient_sizes_ = GradientSizes()
+        self.gradient_sizes_ = GradientSizes()  # an earlier network's say nothing of this one
         if self.channels_last:
             self.module_.to(memory_format=torch.channels_last)
         return self
@@ -381,6 +382,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         self, prefix: str, named_parameters: Any
     ) -> tuple[Any, dict[str, Any]]:
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        # As defaults of the signature, they would be handed to optimizers that do not take them.
         if self.optimizer is torch.optim.SGD:
             kwargs = {"momentum": 0.9, "weight_decay": 1e-4, **kwargs}
         return args, kwargs
@@ -413,6 +415,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
                 "The network is wrapped to be trained by several processes, and its target layer "
                 "out of reach; use sklcam.training.AcceleratedCAMClassifier."
             )
+        # A scale that was found goes on where training does.
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
@@ -430,6 +433,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         self.__dict__.pop("valid_generator_", None)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        # Other classes, such as skorch's AccelerateMixin, replace train_step_single but not this.
         with self._stepping(training=True) as step:
             found = super().train_step(batch, **fit_params)
         step.check_split(self.batch_accumulation)
@@ -447,6 +451,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     def _stepping(self, *, training: bool) -> Iterator[Step]:
         """Make one step in the block."""
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
+        # Made anew for each step, as weights follow the epoch and parameters may be set in between.
         loss = ConsistentCAMLoss(
             self.alpha,
             self.beta,
@@ -497,6 +502,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         if not self.scaler_.is_enabled():
             super()._step_optimizer(step_fn)
             return
+        # A scaler looks at the gradient to decide on a step: it takes no closure.
         step_fn()
         for name in self._optimizers:
             self.scaler_.step(getattr(self, f"{name}_"))
@@ -558,7 +564,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         -------
         ndarray of shape (n_images,)
         """
-        probabilities = self.predict_proba(X)
+        probabilities = self.predict_proba(X)  # before classes_ is read: an error if not fitted
         return self.classes_[probabilities.argmax(axis=1)]
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -583,5 +589,5 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         """
         self.check_is_fitted()
         y = check_labels(X, y)
-        encode_labels(y, self.classes_)
+        encode_labels(y, self.classes_)  # an error if there are others
         return super().score(X, y, sample_weight)

@@ -44,9 +44,9 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         As in :class:`~sklcam.ConsistentCAMClassifier`. ``batch_size`` is that of each process,
         unless the accelerator has ``split_batches``.
     accelerator : accelerate.Accelerator or None, default=None
-        What knows the processes and their devices; None makes one when training begins. Its own
-        ``mixed_precision`` and ``gradient_accumulation_steps`` are refused, as they would not reach
-        the maps: ``precision`` and ``batch_accumulation`` are there for it. Clones share it, and
+        It knows the processes and their devices; None makes one when training begins. An
+        accelerator with ``mixed_precision`` or ``gradient_accumulation_steps`` is refused, as these
+        would not reach the maps: use ``precision`` and ``batch_accumulation``. Clones share it, and
         files do not hold it.
     device : "auto"
         The accelerator's.

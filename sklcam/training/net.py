@@ -179,7 +179,7 @@ class ImageNeuralNet(SeededNet):
     def _partial_fit(
         self, X: Any, y: Any, classes: Classes, fit_params: dict[str, Any], *, masks: Masks = None
     ) -> Self:
-        if isinstance(X, TrainingImages):  # fit has checked them
+        if isinstance(X, TrainingImages):  # skorch's fit comes here with what ours has checked
             return super().partial_fit(X, y, **fit_params)
         with self._training_on(X, y, masks=masks, known=self.initialized_, classes=classes) as (
             data,
@@ -235,6 +235,7 @@ class ImageNeuralNet(SeededNet):
         validate_parameter_constraints(
             self._parameter_constraints, own, caller_name=type(self).__name__
         )
+        # skorch finds misspelt parameters too, but not before images are read and a network built.
         known = set(signature(type(self).__init__).parameters)
         for name in sorted(self._params_to_validate - known):
             if not name.startswith((*self.prefixes_, *self._module_like, "optimizer")):
@@ -289,6 +290,7 @@ class ImageNeuralNet(SeededNet):
         return train, valid
 
     def _prepare_validation(self, data: Any) -> TrainingImages:
+        # It has not come by way of fit, where labels are encoded.
         X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
         y = encode_labels(check_labels(X, y), self.classes_)
         return TrainingImages(X, y, **self.image_options())
@@ -356,10 +358,12 @@ class ImageNeuralNet(SeededNet):
         weights, self.weights, self._is_restoring = self.weights, None, True
         try:
             with torch.random.fork_rng(self._cuda_devices()):
-                return self.initialize()
+                self.initialize()
         finally:
             self.weights = weights
             del self._is_restoring
+        self.__dict__.update(attributes)  # what was made may have drawn numbers
+        return self
 
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
         """Refuse to train on maps of a single position; warn where they are only looked at."""
@@ -461,7 +465,7 @@ class ImageNeuralNet(SeededNet):
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
-        images, y, *_ = batch
+        images, y, *_ = batch  # masks are for training
         return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
@@ -516,6 +520,12 @@ class ImageNeuralNet(SeededNet):
     def classes_(self) -> np.ndarray:
         """The labels, sorted."""
         return self.classes_inferred_
+
+    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
+        params = super().get_params(deep=deep, **kwargs)
+        # skorch lists what its callbacks have by default, also where other values were asked for.
+        asked_for = {name: v for name, v in vars(self).items() if name.startswith("callbacks__")}
+        return {**params, **asked_for} if deep else params
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._module_like:  # parameters, also where they are instances

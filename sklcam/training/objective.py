@@ -32,7 +32,7 @@ class LossValues(NamedTuple):
     Attributes
     ----------
     total : Tensor
-        What is differentiated.
+        The one to differentiate.
     cross_entropy : Tensor
     terms : dict of str to Tensor
         Each term in use by its name: its mean over the images, unweighted.
@@ -80,7 +80,7 @@ class ConsistentCAMLoss:
     terms : tuple of Term
         The terms in use: those whose weight is not 0.
     needs : set of {"view", "masks"}
-        What they need beside maps.
+        Their needs, beside maps.
 
     Raises
     ------
@@ -149,6 +149,7 @@ class ConsistentCAMLoss:
         for term in all_terms:
             weight = weight_in(epoch, term.weight, term.weight_name)
             self._weights[term.name] = term.balance if isinstance(weight, str) else weight
+        # A term of weight 0 costs nothing: where no other needs one, there is no view.
         self.terms = tuple(term for term in all_terms if self._weights[term.name])
         self.needs: set[Need] = {need for term in self.terms for need in term.needs}
 
@@ -189,7 +190,7 @@ class ConsistentCAMLoss:
         if not isinstance(activations, Tensor | None):
             raise ValueError(f"activations must be a Tensor or None; got {describe(activations)}.")
         values = dict(self._measured(explained))
-        if activations is not None:
+        if activations is not None:  # before the weights are asked for: the first step needs some
             self._update_sizes({"cross_entropy": cross_entropy, **values}, activations, scale)
         total = cross_entropy
         weights: dict[str, Tensor] = {}
@@ -213,7 +214,7 @@ class ConsistentCAMLoss:
                 )
             if "view" in term.needs and explained.warp is None:
                 raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp.")
-            if "masks" in term.needs and explained.masks is None:
+            if "masks" in term.needs and explained.masks is None:  # as in a validation set
                 continue
             yield term.name, _values_of(term, explained).mean()
 
@@ -273,7 +274,7 @@ def _zero_without_mask(per_image: Tensor, explained: Explanations) -> Tensor:
 class _DifferentiatedAtOnce(torch.autograd.Function):
     """A term's values, differentiated in the forward pass, a part of a batch at a time.
 
-    What is kept is the gradient, of the maps' size, in place of all that is between.
+    The gradient is kept, of the maps' size, in place of all that is between.
     """
 
     @staticmethod
@@ -290,6 +291,7 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
             some = replace(some, maps=leaves[0], maps_of_view=leaves[1] if leaves[1:] else None)
             with torch.enable_grad():
                 value = _checked_values(term, some)
+                # The gradient of the sum is each image's own, as images do not see each other.
                 found = torch.autograd.grad(
                     value.sum(), [leaves[i] for i in wanted], materialize_grads=True
                 )

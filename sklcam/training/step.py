@@ -42,7 +42,7 @@ class Postponed:
 
 @dataclass
 class MicroBatch:
-    """Images that go through the network together, and what came of it.
+    """Images that go through the network together, and the result.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class MicroBatch:
     signs : dict of str to Tensor
         How its maps look, for :class:`~sklcam.training.CollapseWarning`.
     postponed : Postponed or None
-        What is left to do for its gradient.
+        The rest of the work for its gradient.
     """
 
     share: float = 1.0
@@ -138,6 +138,7 @@ class Step:
             yield self
             return
         target = self.layer.of(self.module)
+        # In training the loss must reach the trunk's parameters; in validation nothing is trained.
         with record(self.module, target, trunk=self._is_training) as self._tape:
             try:
                 yield self
@@ -209,6 +210,7 @@ class Step:
                 scale=self._scale,
             )
             if self._is_training:
+                # Of the maps as they are: scaled, a constant one would not be told from others.
                 batch.signs = signs_of_collapse(logits, labels, explained.maps)
         total = batch.share * batch.values.total
         return total if self.scaler is None else self.scaler.scale(total)
@@ -231,7 +233,7 @@ class Step:
             maps_of_view = self._maps(view_logits, shown)
         if "masks" in self.loss.needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
-            annotated = ~masks[:, 0, 0].isnan()
+            annotated = ~masks[:, 0, 0].isnan()  # all of a mask is NaN, or nothing
             masks = masks.nan_to_num().to(maps.dtype)
         return Explanations(maps, maps_of_view, warp, masks, annotated, size)
 
@@ -240,7 +242,7 @@ class Step:
         if not (self.postpones and self._is_training):
             with _statistics_kept(self.module):
                 return self.infer(images)
-        states = self.draws.states()
+        states = self.draws.states()  # of dropout, which the second pass must draw again
         with _statistics_kept(self.module), self._tape.cut():
             logits = self.infer(images)
         self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)

@@ -128,7 +128,7 @@ class Explanations:
             name: getattr(self, name) for name in ("maps", "maps_of_view", "masks", "annotated")
         }
         part = {name: value[rows] for name, value in fields.items() if value is not None}
-        warp = None if self.warp is None else Warp(self.warp.matrix[rows])
+        warp = None if self.warp is None else Warp(self.warp.matrix[rows])  # one matrix per image
         return replace(self, **part, warp=warp)
 
 
@@ -291,6 +291,7 @@ def check_terms(terms: Iterable[Term]) -> None:
     ----------
     terms : iterable of Term
     """
+    # skorch, the loss and the warning of a collapse write these.
     taken = {"loss", "ce", "batch_size", "correct", "constant_maps", "corner_maps"}
     for term in terms:
         if not isinstance(term, Term):
