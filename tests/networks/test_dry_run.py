@@ -103,3 +103,17 @@ def test_wrong_channels_and_sizes_are_named():
         check_output(SmallNet(), torch.zeros(1, 1, 8, 8), n_outputs=10)
     with pytest.raises(ValueError, match=r"VisionTransformer.*24 x 24 pixels"):
         check_output(small_vit(16), torch.zeros(1, 3, 24, 24), n_outputs=3)
+
+
+class Frozen(SmallNet):
+    """Never to be trained again, as its author has it."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
+def test_modes_are_put_back_though_the_network_says_otherwise():
+    model = Frozen()
+    assert model.training  # nobody has called train() yet
+    check_output(model, torch.zeros(1, 3, 8, 8), n_outputs=10)
+    assert all(module.training for module in model.modules())
