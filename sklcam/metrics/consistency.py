@@ -98,6 +98,9 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
+        dtype = maps.dtype
+        if _is_rounded_in_products(maps):
+            maps, others = maps.double(), others.double()
         moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
         rows, columns = _window_sums(height, maps), _window_sums(width, maps)
         mean, other_mean, square, other_square, product = (rows @ moments @ columns.T).unbind(1)
@@ -105,7 +108,17 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     covariance = product - mean * other_mean
     luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
     structure = (2 * covariance + _C2) / (variances + _C2)
-    return (luminance * structure).mean(dim=(1, 2))
+    return (luminance * structure).mean(dim=(1, 2)).to(dtype)
+
+
+def _is_rounded_in_products(maps: Tensor) -> bool:
+    """Whether matrix products of float32 keep no more than 10 or 7 bits, as TF32 and bfloat16 do.
+
+    A user may allow that for the whole process, for speed. SSIM would be off by up to 0.18.
+    """
+    allowed = torch.get_float32_matmul_precision() != "highest"
+    allowed |= maps.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    return allowed and maps.dtype == torch.float32 and maps.device.type != "mps"
 
 
 def _window_sums(size: int, like: Tensor) -> Tensor:

@@ -9,10 +9,16 @@ from numpy.testing import assert_allclose
 from scipy.stats import pearsonr
 from small_networks import SmallNet, digits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores
-from sklcam.metrics import coherency, consistency_score, ssim_consistency
+from sklcam.metrics import (
+    coherency,
+    consistency_score,
+    ssim_consistency,
+    structural_similarity,
+)
 from sklcam.networks import record
 from sklcam.training import ViewSampler, Warp
 
@@ -129,3 +135,38 @@ def test_coherency_of_four_pixels_by_hand():
     # Deviations (-1, 0, 0, 1) and (-1, -1, 1, 1), over their norms: 2 / (sqrt(2) 2) = 1 / sqrt(2).
     maps, others = torch.tensor([[[0.0, 1, 1, 2]], [[0.0, 0, 2, 2]]])[:, None]
     assert coherency(maps, others).item() == pytest.approx((1 + 0.5**0.5) / 2)
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Collects the dtypes of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._opname in ("mm", "bmm", "addmm", "baddbmm"):
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_are_not_rounded_where_a_user_allows_it(precision):
+    """TF32 and bfloat16 would do so on devices that have them, forward and backward."""
+    maps, others = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    maps.requires_grad_()
+    expected = structural_similarity(maps, others)
+    (gradient,) = torch.autograd.grad(expected.sum(), maps)
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with MatrixProducts() as products:
+            similarity = structural_similarity(maps, others)
+            (again,) = torch.autograd.grad(similarity.sum(), maps)
+    finally:
+        torch.set_float32_matmul_precision(found)
+    assert products.dtypes == {torch.float64}
+    assert similarity.dtype == torch.float32
+    # SSIM is a mean of 196 windows of order 1, from moments that are rounded to 2**-24 each.
+    torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(again, gradient, rtol=1e-3, atol=1e-6)
