@@ -82,7 +82,7 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
         What it is, for the message.
     value : Any
     low, high : int
-        The range, its ends included; None is no limit.
+        The range, its ends included; None stands for no limit.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Recorded crop-and-flip views: one affine map per image, for the image and for its map alike.
+"""Views: crops and flips that are recorded, to be applied to an image and to its map alike.
 
 A random resized crop followed by a horizontal flip is an affine map, so a whole batch of views is
-one tensor of 2x3 matrices. Nothing here knows of models, explanations or losses.
+one tensor of 2x3 matrices. Nothing here knows of networks, explanations or losses.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Warp:
         Raises
         ------
         ValueError
-            If ``n_images`` is no int >= 0.
+            If ``n_images`` is not an int >= 0.
         """
         check_count("n_images", n_images, 0)
         return cls(torch.eye(2, 3).repeat(n_images, 1, 1))
@@ -182,8 +182,8 @@ class ViewSampler:
     Raises
     ------
     ValueError
-        If ``scale`` is no range within (0, 1], ``ratio`` no range of positive numbers, or ``flip``
-        outside 0 to 1.
+        If ``scale`` is not a range within (0, 1], ``ratio`` is not a range of positive numbers, or
+        ``flip`` is outside 0 to 1.
 
     References
     ----------
@@ -232,7 +232,7 @@ class ViewSampler:
         Raises
         ------
         ValueError
-            If ``n_images`` is no int >= 0, a side is no positive int, or ``generator`` is no
+            If ``n_images`` is not an int >= 0, a side is not a positive int, or ``generator`` is not a
             generator.
         """
         check_count("n_images", n_images, 0)
