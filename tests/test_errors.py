@@ -46,7 +46,7 @@ from sklcam import (
     datasets,
     metrics,
 )
-from sklcam.embeddings import TripletCAM
+from sklcam.embeddings import NearestProxies, SinglePoint, TripletCAM
 from sklcam.images import (
     ImageDataset,
     check_images,
@@ -56,15 +56,21 @@ from sklcam.images import (
     normalize,
 )
 from sklcam.networks import (
+    Inputs,
+    Preparation,
     Tape,
     TargetLayer,
+    adapt,
+    blocks_of_trunk,
     build_model,
     check_output,
     construct,
     find_target_layer,
+    is_bypassed,
     load_weights,
     record,
     record_trunk,
+    stopping_after,
 )
 from sklcam.persistence import PersistenceError
 from sklcam.training import (
@@ -162,6 +168,11 @@ def loss(*maps, cross_entropy=SCALAR, size=None, activations=None, **options):
     warp = VIEWS if len(maps) == 2 else None
     explained = Explanations(*maps, warp=warp, size=size) if maps else None
     return ConsistentCAMLoss(**options)(cross_entropy, explained, activations=activations)
+
+
+def enter(context):
+    with context:
+        pass
 
 
 def recorded_pass(network=NET, layers=(), inputs=INPUTS, **options):
@@ -378,7 +389,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("detached", lambda: explain(lambda o: o.detach()[:, 0]), "without detach"),
         ("unknown method", lambda: explain(method="gradcm"), "Did you mean: gradcam"),
         ("no method", lambda: explain(method=3), "method must be a name or a method object"),
-        ("an abstract one", lambda: explain(method=cam.Method), "what methods of one's own derive"),
+        ("an abstract one", lambda: explain(method=cam.Method), "a base class for methods"),
         ("unknown frame", lambda: explain(frame="x"), 'frame must be "input" or "image"; got .x'),
         ("out a list", lambda: explain(out=[]), f"out must be .* {shape}; got .*list"),
         ("out too small", lambda: explain(out=np.zeros((1, 2, 3))), rf"{shape}; got .*\(1, 2, 3\)"),
@@ -646,6 +657,28 @@ REFUSALS: dict[str, list[Row]] = {
         ("a word", lambda: cam.TopK("a"), "an int >= 1; got 'a'"),
         ("True", lambda: cam.TopK(True), "an int >= 1; got True"),
         ("too many", lambda: cam.target_scores(LOGITS, cam.TopK(9)), "more classes .*: 3"),
+    ],
+    "Classes": [
+        (
+            "too few",
+            lambda: cam.Classes(torch.tensor([1])).resolve(LOGITS),
+            r"one class, .* per image; got shape \(1,\) for 2 images",
+        ),
+        ("class 9", lambda: cam.Classes(torch.tensor([0, 9])).resolve(LOGITS), "from 0 to 9"),
+        ("maps", lambda: cam.Classes(torch.tensor([0, 1])).resolve(IMAGES), "not .n_images, n_c"),
+    ],
+    "Directions": [
+        (
+            "too short",
+            lambda: cam.Directions(torch.rand(2, 4)).resolve(LOGITS),
+            r"directions must be .* output of \(2, 3\); got shape \(2, 4\)",
+        ),
+    ],
+    "NearestProxies": [
+        ("maps", lambda: NearestProxies(torch.eye(3)).resolve(IMAGES), "not .n_images, n_classes"),
+    ],
+    "SinglePoint": [
+        ("zero", lambda: SinglePoint().resolve(torch.zeros(2, 3)), "2 of 2 images are zero or not"),
     ],
     "target_scores": [
         ("no output", lambda: cam.target_scores(None), "output must be a Tensor; got None"),
@@ -1562,6 +1595,31 @@ REFUSALS: dict[str, list[Row]] = {
             "instance of SmallNet, .* takes no parameters any more, got width.*class",
         ),
     ],
+    "Inputs": [
+        ("None", lambda: Inputs.of(None), "must be a Tensor of shape .* got None"),
+        ("no image", lambda: Inputs.of({"a": INPUTS}), r"dict of \['a'\]; image_input must name"),
+        ("one image", lambda: Inputs.of(INPUTS[0]), r"got a Tensor .* \(1, 16, 16\)"),
+    ],
+    "adapt": [
+        (
+            "a net's own size",
+            lambda: adapt(fitted(), Preparation(image_size=8)),
+            "image_size: a ConsistentCAMClassifier prepares images as it was trained",
+        ),
+    ],
+    "blocks_of_trunk": [
+        ("a stranger", lambda: blocks_of_trunk(NET, nn.ReLU(), INPUTS), "ReLU is not a part of"),
+    ],
+    "is_bypassed": [
+        ("a stranger", lambda: is_bypassed(NET, nn.ReLU(), INPUTS), "ReLU is not a part of"),
+    ],
+    "stopping_after": [
+        (
+            "a name",
+            lambda: enter(stopping_after("layer4")),
+            "layer must be an nn.Module; got a str",
+        ),
+    ],
     "check_output": [
         ("None", lambda: check_output(NET, None, 3), "sample must be .* got None"),
         ("an image", lambda: check_output(NET, INPUTS[0], 3), "sample must be .* shape"),
@@ -1840,7 +1898,15 @@ TAKES_NOTHING_WRONG = {
     "default_metrics": "takes true or false",
     "metric_of_row": "knows some names, and returns None for others",
     "row_meaning": "knows some names, and returns nothing for others",
+    "Adapter": "a base class",
+    "Batch": "made by OpenedImages",
+    "ChannelMethod": "a base class",
+    "ExplainedBatch": "made by an Explainer",
+    "Explainer": "a base class",
     "Measurement": "made by an Evaluator",
+    "OpenedImages": "made by an Explainer",
+    "Preparation": "checked with the images that it is for",
+    "Target": "a base class",
     "CausalCurves": "a tuple that is returned",
     "DeletionCurve": "a tuple that is returned",
     "InsertionCurve": "a tuple that is returned",
@@ -1860,7 +1926,10 @@ TAKES_NOTHING_WRONG = {
     "LayerCAM": "its option is true or false",
     "XGradCAM": "its option is true or false",
 }
-ROOMS = ("cam", "datasets", "images", "metrics", "persistence", "plotting", "reporting", "training")
+ROOMS = (
+    *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
+    *("plotting", "reporting", "training"),
+)
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam.cam.targets import Classes, Deferred, Directions, check_indices
+from sklcam.cam.targets import Classes, Deferred, Directions, check_indices, check_rows
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.precision import at_least_float32
 
@@ -99,7 +99,7 @@ class NearestProxies(Deferred):
         self._proxies, self._shared = proxies, shared
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
-        nearest = cosines(output, self._proxies).topk(self.k, dim=1).indices
+        nearest = cosines(check_rows(output), self._proxies).topk(self.k, dim=1).indices
         proxies = self._proxies if self._shared is None else self._proxies - self._shared
         classes = Classes(nearest if self.several else nearest[:, 0])
         return ProxyClasses(classes, proxies).resolve(output)

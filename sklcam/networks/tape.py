@@ -244,6 +244,11 @@ def stopping_after(layer: nn.Module) -> Iterator[None]:
     ----------
     layer : nn.Module
 
+    Raises
+    ------
+    ValueError
+        If the layer is not an nn.Module.
+
     Examples
     --------
     >>> import torch
@@ -256,6 +261,8 @@ def stopping_after(layer: nn.Module) -> Iterator[None]:
     ...     tape.activations.shape
     torch.Size([4, 3])
     """
+    if not isinstance(layer, nn.Module):
+        raise ValueError(f"layer must be an nn.Module; got {describe(layer)}.")
 
     def stop(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         raise _Stop

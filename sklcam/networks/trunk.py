@@ -198,11 +198,15 @@ def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list
         In the order in which they run; modules without submodules are left out, as compiling them
         gains nothing.
 
+    Raises
+    ------
+    ValueError
+        If the layer is not part of the network.
+
     Examples
     --------
     >>> import torch
-    >>> from sklcam.networks import build_model
-    >>> from sklcam.networks import blocks_of_trunk
+    >>> from sklcam.networks import blocks_of_trunk, build_model
     >>> net = build_model("resnet18", n_classes=2).eval()
     >>> blocks = blocks_of_trunk(net, net.layer4, torch.zeros(1, 3, 32, 32))
     >>> blocks == [net.layer1, net.layer2, net.layer3, *net.layer4]
@@ -230,16 +234,21 @@ def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
     -------
     bool
 
+    Raises
+    ------
+    ValueError
+        If the layer is not part of the network.
+
     Examples
     --------
     >>> import torch
-    >>> from sklcam.networks import build_model
-    >>> from sklcam.networks import is_bypassed
+    >>> from sklcam.networks import build_model, is_bypassed
     >>> net = build_model("resnet18", n_classes=2).eval()
     >>> sample = torch.zeros(1, 3, 32, 32)
     >>> is_bypassed(net, net.layer4, sample), is_bypassed(net, net.layer4[1].conv2, sample)
     (False, True)
     """
+    check_parts(module, layer)
     images = sample.clone().requires_grad_()
     handle = layer.register_forward_hook(lambda layer, inputs, output: output.detach())
     try:
