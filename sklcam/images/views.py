@@ -232,8 +232,8 @@ class ViewSampler:
         Raises
         ------
         ValueError
-            If ``n_images`` is not an int >= 0, a side is not a positive int, or ``generator`` is not a
-            generator.
+            If ``n_images`` is not an int >= 0, a side is not a positive int, or ``generator`` is
+            something else.
         """
         check_count("n_images", n_images, 0)
         size = check_size(size, "size")
