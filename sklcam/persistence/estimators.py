@@ -21,7 +21,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._metadata_requests import MethodMetadataRequest
 from sklearn.utils._param_validation import validate_parameter_constraints
 from skorch import NeuralNet
-from skorch.callbacks import EarlyStopping, EpochScoring, LRScheduler
+from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
+from skorch.callbacks.scoring import ScoringBase
 from skorch.exceptions import DeviceWarning
 from skorch.history import History
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ _EXPLAINER: dict[str, Any] = {
 _CALLBACKS: dict[type, dict[str, Any]] = {
     training.CollapseWarning: {"collapsed_": dict, "in_a_row_": dict},
     EarlyStopping: {"best_epoch_": Integral, "dynamic_threshold_": Real, "misses_": Integral},
-    EpochScoring: {"best_score_": Real},
+    PassthroughScoring: {"best_score_": Real},
+    ScoringBase: {"best_score_": Real},
     LRScheduler: {"batch_idx_": Integral},
 }
 
@@ -84,7 +86,7 @@ _FOR_THE_READER = ("accelerator", "compile__", "torch_load_kwargs")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _LARGEST_INPUT = 2**26  # pixels
 _LARGEST_OPTION = 2**16  # of a network's builder, which may loop as often
-_MOST_WORKERS = 256
+_MOST_WORKERS = 128
 
 
 # Estimators
@@ -299,6 +301,7 @@ def _set(estimator: Any, output: Any, requests: Any) -> None:
         all_requests = estimator._get_metadata_request()
         request = expect(vars(all_requests).get(method), MethodMetadataRequest, "request")
         for name, alias in expect(wanted, dict, "request").items():
+            expect(name.isidentifier() and name, str, "name of metadata")
             request.add_request(param=name, alias=expect(alias, bool | str | None, "alias"))
         estimator._metadata_request = all_requests
 
@@ -312,7 +315,8 @@ def _part_of(values: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
 
 def _check_learned(values: Any, schema: Mapping[str, Any]) -> None:
     for name, value in expect(values, dict, "learned attributes").items():
-        if not isinstance(value, schema.get(name, ())) or isinstance(value, bool):
+        is_bool = isinstance(value, bool)  # which is an int to Python
+        if not isinstance(value, schema.get(name, ())) or is_bool is not (schema[name] is bool):
             raise PersistenceError(f"{str(name)[:80]!r} is not learned, or is something else")
 
 
@@ -383,8 +387,8 @@ def _in_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> Any:
-    kinds = {type(value) for value in values}
-    return np.array(values) if kinds in ({float}, {int}) else values
+    is_numeric = all(isinstance(v, float) for v in values) or {*map(type, values)} == {int}
+    return np.array(values) if is_numeric else values
 
 
 def _in_rows(row: Any) -> dict[str, Any]:

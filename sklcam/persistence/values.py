@@ -8,7 +8,7 @@ has learned:
 ``{"float": "nan"}``                              a float that JSON has no word for
 ``{"tuple": [...]}``                              a tuple
 ``{"dict": [[key, value], ...]}``                 a dict; its keys are strings or numbers
-``{"array": tensor, "dtype": ..., "shape": ...}`` an array of numbers, dates or bytes
+``{"array": tensor, "dtype": ..., "shape": ...}`` an array of numbers or dates
 ``{"items": [...], "dtype": ..., "shape": ...}``  an array of strings, or of plain objects
 ``{"tensor": tensor}``                            a tensor
 ================================================  ==================================================
@@ -50,7 +50,7 @@ _DEEPEST = 24
 _LARGEST_STRINGS = 2**26
 
 _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors holds
-_BYTES = "SmM"  # kinds that are stored byte by byte
+_DATES = "mM"  # kinds that are stored byte by byte
 
 # The key of tables that a label stands in, and what a reader copies out of an error message.
 _LABEL = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
@@ -112,7 +112,7 @@ class Writer:
         plain = value.astype(value.dtype.newbyteorder("="))
         node: dict[str, Any] = {"dtype": plain.dtype.str, "shape": list(plain.shape)}
         plain = plain.ravel()
-        if plain.dtype.kind in _BYTES:
+        if plain.dtype.kind in _DATES:
             plain = plain.view(np.uint8)
         if plain.dtype.char in _NUMBERS:
             return {"array": self.store(torch.from_numpy(plain), where), **node}
@@ -245,8 +245,8 @@ class Reader:
         return found
 
     def _array(self, at: str | None, name: Any, dtype: Any, shape: Any) -> np.ndarray:
-        dtype, found = _dtype(dtype, f"biuf{_BYTES}"), self.tensor(name).numpy()
-        if dtype.kind in _BYTES and found.dtype == np.uint8 and dtype.itemsize:
+        dtype, found = _dtype(dtype, f"biuf{_DATES}"), self.tensor(name).numpy()
+        if dtype.kind in _DATES and found.dtype == np.uint8:
             found = found.view(dtype)
         if found.dtype != dtype:
             raise PersistenceError(f"{name} has numbers of {found.dtype}, not {dtype}")
