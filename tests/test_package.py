@@ -39,7 +39,7 @@ def test_every_name_is_there_and_is_listed(name):
 
 def test_every_module_is_an_attribute():
     modules = {module.name for module in pkgutil.iter_modules(sklcam.__path__)}
-    assert modules == sklcam._MODULES
+    assert modules == sklcam._PACKAGES
     code = "import sklcam; print(sklcam.metrics.ssim_consistency.__name__, sklcam.cam.__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["ssim_consistency", "sklcam.cam"]

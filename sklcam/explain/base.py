@@ -49,6 +49,18 @@ class ExplainedBatch:
         The network's output, such as logits of shape (n_images, n_classes).
     target : Target
         What is explained, resolved.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> images = torch.tensor([[[[0.0, 2.0]], [[1.0, 0.0]]]])
+    >>> for explained in explainer.iter_explained(explainer.open(images)):
+    ...     print(explained.target.indices, explained.maps[0])
+    tensor([[0]]) tensor([[[0., 1.]]])
     """
 
     batch: Batch

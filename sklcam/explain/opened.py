@@ -30,6 +30,18 @@ class Batch:
         The images at their own sizes, on the CPU, if they were asked for.
     resized : Tensor of shape (n_images, channels, height, width), or None
         The same at the network's input size, before they are normalised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
+    >>> for batch in explainer.open(torch.rand(3, 2, 8, 8)).batches():
+    ...     print(batch.start, batch.stop, tuple(batch.inputs.images.shape))
+    0 2 (2, 2, 8, 8)
+    2 3 (1, 2, 8, 8)
     """
 
     inputs: Inputs
@@ -65,6 +77,17 @@ class OpenedImages:
     n_channels : int
     uniform_size : tuple of (int, int) or None
         Height and width of all images, if they are known to be of one size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
+    >>> opened = explainer.open(torch.rand(3, 2, 8, 8))
+    >>> len(opened), opened.n_channels, len(opened.subset(range(2)))
+    (3, 2, 2)
     """
 
     def __init__(

@@ -234,6 +234,12 @@ def metric_of_row(row: str) -> Metric | None:
     Returns
     -------
     Metric or None
+
+    Examples
+    --------
+    >>> from sklcam.metrics import metric_of_row
+    >>> metric_of_row("mean_adcc").name
+    'adcc'
     """
     if row in _REGISTERED:
         return _REGISTERED[row]
@@ -252,6 +258,12 @@ def row_meaning(row: str) -> str:
     Returns
     -------
     str
+
+    Examples
+    --------
+    >>> from sklcam.metrics import row_meaning
+    >>> row_meaning("mean_adcc")
+    "mean of the images' own adcc"
     """
     metric = metric_of_row(row)
     if metric is None:

@@ -39,6 +39,17 @@ class Preparation:
     """How images become a network's input, and how they are read.
 
     None and "auto" stand for the network's own way, where it has one.
+
+    Parameters
+    ----------
+    image_size, resize, mean, std, batch_size, num_workers
+        See :class:`~sklcam.CAMExplainer`.
+
+    Examples
+    --------
+    >>> from sklcam.networks import Preparation
+    >>> Preparation(image_size=128, mean=0.5).changed()
+    ['image_size', 'mean']
     """
 
     image_size: int | tuple[int, int] | None = None
@@ -74,6 +85,20 @@ class Adapter(ABC):
         The layer that the model itself says is to be explained.
     gives_probabilities : bool
         Whether the output of a bare network is a distribution already; decided in ``fit``.
+
+    Examples
+    --------
+    An explainer's adapter answers for its network:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> adapter = CAMExplainer(network, target_layer="0", image_size=8).fit().adapter
+    >>> adapter.task, adapter.input_size, adapter.resize
+    ('multiclass', (8, 8), 'stretch')
+    >>> adapter.probabilities(torch.zeros(1, 4))
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
 
     task: ClassVar[Task] = "multiclass"
