@@ -6,10 +6,11 @@ import copy
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -19,6 +20,8 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from sklcam._validation import describe
 from sklcam.networks.dry_run import unwrap
 from sklcam.networks.families import find_family
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which checkpoints hold a network
 
 
 def load_weights(
@@ -35,9 +38,9 @@ def load_weights(
     model : nn.Module
         The network to fill, in place.
     path : str or path
-        A file written by `torch.save`: a state dict, or a dict that holds one under "state_dict" or
-        "model". The prefixes that `DataParallel` and `torch.compile` leave on the names are taken
-        off.
+        A state dict, as a ``.safetensors`` file or written by `torch.save`; that one may also hold
+        it under "state_dict", "model_state_dict" or "model". What wrappers such as `DataParallel`,
+        `torch.compile` and Lightning's modules have put before every name is taken off.
     head : str or None, default=None
         Dotted name of the classification head; None is the last `Linear`, or the last `Conv2d` of a
         network that has no `Linear`.
@@ -112,7 +115,10 @@ def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
 
 def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if os.fspath(path).endswith(".safetensors"):
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged or foreign file, the unpickler raises anything
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(
@@ -121,9 +127,11 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             "anything but tensors is refused."
         ) from error
     # Checkpoints hold more: an epoch, an optimizer.
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    while isinstance(state, Mapping):
+        inner = [state[k] for k in _WRAPPERS if isinstance(state.get(k), Mapping)]
+        if not inner:
+            break
+        state = inner[0]
     entries = state.items() if isinstance(state, Mapping) else ()
     if not entries or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
         raise ValueError(
@@ -170,9 +178,8 @@ class _StateDict(dict[str, Tensor]):
 
 
 def _rename_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict:
-    # A network may have a layer called "module" of its own.
-    prefix = _wrapper_prefix(state).removesuffix(_wrapper_prefix(model.state_dict()))
-    renamed = _StateDict((_current_name(name[len(prefix) :]), state[name]) for name in state)
+    prefix = _common_prefix(state, model.state_dict())
+    renamed = _StateDict((_unwrapped(name, prefix), state[name]) for name in state)
     # A plain dict has lost the versions; without its own, MNASNet refuses to load at all.
     versions = getattr(state, "_metadata", {prefix[:-1]: {"version": model._version}})
     renamed._metadata = {
@@ -183,10 +190,20 @@ def _rename_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict
     return renamed
 
 
-def _wrapper_prefix(names: Iterable[str]) -> str:
-    """Return what DataParallel and torch.compile have put before every name."""
-    wrappers = re.compile(r"^(?:module\.|_orig_mod\.)+")
-    return min((name.removesuffix(wrappers.sub("", name)) for name in names), key=len, default="")
+def _common_prefix(names: Collection[str], own: Collection[str]) -> str:
+    """Return what wrappers have put before every name.
+
+    All names of a network may begin alike: of what could be taken off, it is the least that leaves
+    the most names of the network's own.
+    """
+    parts = next(iter(names)).split(".")
+    prefixes = ["".join(f"{part}." for part in parts[:n]) for n in range(len(parts))]
+    common = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
+    return max(common, key=lambda prefix: sum(_unwrapped(n, prefix) in own for n in names))
+
+
+def _unwrapped(name: str, prefix: str) -> str:
+    return _current_name(name.removeprefix(prefix))
 
 
 def _current_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 from backbones import (
     SmallNet,
@@ -156,6 +157,9 @@ def test_wrappers_and_checkpoints_are_unpacked(tmp_path):
         dict(source.state_dict()),
         {"state_dict": source.state_dict(), "epoch": 3},
         {"model": source.state_dict()},
+        {"model_state_dict": source.state_dict(), "optimizer_state_dict": {"state": {}}},
+        {"model": {"state_dict": nn.DataParallel(source).state_dict()}},
+        {"state_dict": {f"net.backbone.{k}": v for k, v in source.state_dict().items()}},
         nn.DataParallel(source).state_dict(),
         torch.compile(source).state_dict(),
         {f"module._orig_mod.{name}": value for name, value in source.state_dict().items()},
@@ -163,6 +167,36 @@ def test_wrappers_and_checkpoints_are_unpacked(tmp_path):
         model = load_weights(SmallNet(), saved(tmp_path, state))
         assert torch.equal(model.conv2.weight, source.conv2.weight)
         assert torch.equal(model.head.bias, source.head.bias)
+
+
+def test_safetensors_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    source = SmallNet()
+    for prefix in ("", "module.", "model.encoder."):
+        state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+        safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+        model = load_weights(SmallNet(), tmp_path / "weights.safetensors")
+        assert torch.equal(model.conv2.weight, source.conv2.weight)
+        assert torch.equal(model.head.bias, source.head.bias)
+    state = build_model("squeezenet1_1", n_classes=2).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+    model = build_model("squeezenet1_1", n_classes=2, weights=tmp_path / "weights.safetensors")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x80\x04K\x01."])
+def test_what_is_called_safetensors_must_be(content, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors' cannot be read as a state dict"):
+        load_weights(SmallNet(), path)
+
+
+def test_a_prefix_is_taken_off_only_where_all_names_have_it(tmp_path):
+    state = {f"model.{name}": value for name, value in SmallNet().state_dict().items()}
+    path = saved(tmp_path, {**state, "loss.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="does not fit SmallNet"):
+        load_weights(SmallNet(), path)
 
 
 def test_a_network_that_calls_its_layer_module_keeps_the_name(tmp_path):
