@@ -113,7 +113,7 @@ def get_method(method: str | Method | type[Method]) -> Method:
     Parameters
     ----------
     method : str, Method or class of methods
-        One of :func:`available`, in any case; an object with options of one's own; or a class, for
+        One of :func:`available`, in any case; an object with options of its own; or a class, for
         its defaults.
 
     Returns
@@ -153,7 +153,7 @@ def _of_class(method: type) -> Method:
         )
     if isabstract(method):
         raise ValueError(
-            f"{method.__name__} is what methods of one's own derive from; choose one of these, or "
+            f"{method.__name__} is a base class for methods of your own; choose one of these, or "
             f"of {', '.join(available())}."
         )
     return method()

@@ -1,4 +1,4 @@
-"""What every method shares.
+"""The base of all methods.
 
 A method is a small object that holds its options. It is given a :class:`RecordedPass`, one batch
 that has been through the network once, and returns raw maps.
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -200,7 +201,7 @@ class GradientMethod(Method):
         to_grid: Callable[[Tensor], Tensor] | None = None,
         create_graph: bool = False,
     ) -> Tensor:
-        """Return raw maps at the layer's resolution, for training loops of one's own.
+        """Return raw maps at the layer's resolution, for your own training loops.
 
         Parameters
         ----------
@@ -230,6 +231,7 @@ class GradientMethod(Method):
                 "scores have no graph; compute them from the network's output in the pass that "
                 "sklcam.networks.record recorded, without detach() or no_grad()."
             )
+        # To the activations, and not to the parameters: a second derivative passes the head alone.
         (gradients,) = torch.autograd.grad(scores.sum(), activations, create_graph=create_graph)
         with torch.set_grad_enabled(create_graph):
             grids = (activations, gradients)
@@ -263,6 +265,7 @@ class WeightedGradientMethod(ChannelMethod, GradientMethod):
         """Return weights (n_images, K) from activations and gradients (n_images, K, u, v)."""
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        # Not through channel_weights, which knows of a recorded pass: training has none.
         weights = self.weights(activations, gradients)
         return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
 
@@ -274,6 +277,8 @@ class WeightedGradientMethod(ChannelMethod, GradientMethod):
             ]
         )
 
+
+RandomState = int | np.random.RandomState | None
 
 # Pixels of changed images that go through a network at a time: 10 images of 224 x 224 on a CPU,
 # whose caches hold no more, and 83 elsewhere.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam._validation import draw_seed
-from sklcam.cam.base import ChannelMethod, Method
+from sklcam.cam.base import ChannelMethod, Method, RandomState
 from sklcam.cam.recorded import RecordedPass
 
 
@@ -90,7 +88,7 @@ class RandomCAM(ChannelMethod):
     True
     """
 
-    def __init__(self, relu: bool = True, random_state: Any = None):
+    def __init__(self, relu: bool = True, random_state: RandomState = None):
         super().__init__(relu)
         self.random_state = random_state
 

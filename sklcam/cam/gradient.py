@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam._validation import draw_seed
-from sklcam.cam.base import ChannelMethod, GradientMethod, WeightedGradientMethod, check_noise
+from sklcam.cam.base import (
+    ChannelMethod,
+    GradientMethod,
+    RandomState,
+    WeightedGradientMethod,
+    check_noise,
+)
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ReluRule
 from sklcam.networks.precision import at_least_float32
@@ -86,7 +92,7 @@ class Counterfactual(GradCAM):
     Parameters
     ----------
     relu, pooling, gradient
-        As of :class:`GradCAM`.
+        See :class:`GradCAM`.
 
     References
     ----------
@@ -248,7 +254,11 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
     graph = "head"
 
     def __init__(
-        self, relu: bool = True, n_samples: int = 10, std: float = 0.3, random_state: Any = None
+        self,
+        relu: bool = True,
+        n_samples: int = 10,
+        std: float = 0.3,
+        random_state: RandomState = None,
     ):
         super().__init__(relu)
         self.n_samples = n_samples

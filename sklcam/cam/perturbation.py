@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,16 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklcam._validation import draw_seed
-from sklcam.cam.base import ChannelMethod, batch_size_for, check_batch_size, check_noise
+from sklcam.cam.base import (
+    ChannelMethod,
+    RandomState,
+    batch_size_for,
+    check_batch_size,
+    check_noise,
+)
 from sklcam.cam.maps import min_max, rounding, upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.inference import is_out_of_memory
-from sklcam.networks.precision import at_least_float32
 
 
 class PerturbationMethod(ChannelMethod):
@@ -100,7 +104,7 @@ class _MaskingMethod(PerturbationMethod):
         # After a ReLU many channels are zero everywhere; they would be most of the passes.
         for (rows,) in self._batches((~varies).any(dim=1), recorded):
             empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
-            scores[rows] = at_least_float32(recorded.score(empty, rows))[:, None]
+            scores[rows] = recorded.score(empty, rows)[:, None]
         for rows, shown in self._batches(varies, recorded):
             masks = min_max(upsample(activations[rows, shown], recorded.size))
             scores[rows, shown] = self.score_masked(recorded, masks, rows)
@@ -115,7 +119,7 @@ class _MaskingMethod(PerturbationMethod):
         """Return the scores (m, k) of images under masks (m, height, width)."""
         images = recorded.images[rows]  # a copy, in the memory format that the pass has prepared
         output = recorded.run(images.mul_(masks[:, None].to(images.dtype)), rows)
-        return at_least_float32(recorded.score(output, rows))
+        return recorded.score(output, rows)
 
 
 class ScoreCAM(_MaskingMethod):
@@ -257,7 +261,7 @@ class SSCAM(_MaskingMethod):
         batch_size: int | None = None,
         n_samples: int = 35,
         std: float = 2.0,
-        random_state: Any = None,
+        random_state: RandomState = None,
     ):
         super().__init__(relu, batch_size)
         self.n_samples = n_samples
@@ -275,6 +279,7 @@ class SSCAM(_MaskingMethod):
         n_images, n_channels = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
         most = self.rows_at_a_time(recorded)
+        # All images of some channels at a time, so that the noise of a channel is drawn once.
         for channels in torch.arange(n_channels).split(max(1, most // n_images)):
             masks = min_max(upsample(activations[:, channels], recorded.size))
             for noise in self._noises(seeds[channels.numpy()], masks):
@@ -346,6 +351,7 @@ class AblationCAM(PerturbationMethod):
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
         falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
         scores = recorded.scores.detach()[..., None].abs()
+        # A score of 0 has no share that it could fall by: the fall itself is the weight then.
         return falls / torch.where(scores > 0, scores, 1.0)
 
     def _falls(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
@@ -368,7 +374,7 @@ class AblationCAM(PerturbationMethod):
         try:
             # A copy, as the head may work in place and the rows may be needed once more.
             output = recorded.resume(layer, ablated.clone(), image)
-            scores = at_least_float32(recorded.score(output, rows))
+            scores = recorded.score(output, rows)
             came_out = _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype)
         except RuntimeError as error:  # in-place work on what is not to be changed
             if is_out_of_memory(error):
@@ -376,10 +382,11 @@ class AblationCAM(PerturbationMethod):
             came_out = False
         if not came_out:
             output = recorded.resume(layer, ablated, image, from_start=True)
-            scores = at_least_float32(recorded.score(output, rows))
+            scores = recorded.score(output, rows)
         return scores[1:]
 
 
 def _is_close(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    # Other rows in the batch may change the order of sums, not more; half precision has 3 digits.
     tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.05
     return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100)

@@ -19,7 +19,6 @@ from sklcam.cam.gradient import GradCAM
 from sklcam.cam.maps import upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ExcitationRule, ReluRule
-from sklcam.networks.precision import at_least_float32
 
 Channels = Literal["max", "keep"]
 
@@ -92,7 +91,7 @@ class GuidedBackprop(Saliency):
     Parameters
     ----------
     channels : {"max", "keep"}, default="max"
-        As of :class:`Saliency`.
+        See :class:`Saliency`.
 
     References
     ----------
@@ -123,7 +122,7 @@ class Deconvnet(Saliency):
     Parameters
     ----------
     channels : {"max", "keep"}, default="max"
-        As of :class:`Saliency`.
+        See :class:`Saliency`.
 
     References
     ----------
@@ -158,7 +157,7 @@ class GuidedGradCAM(_PixelMethod):
     pixel : {"guided", "deconv"}, default="guided"
         Guided backpropagation, or deconvolution for Deconvolution Grad-CAM.
     channels : {"max", "keep"}, default="max"
-        As of :class:`Saliency`.
+        See :class:`Saliency`.
 
     References
     ----------
@@ -248,7 +247,7 @@ class ExcitationBackprop(Method):
         """Return the probability that each position of each layer wins, (n_images, u, v)."""
         rule = recorded.rule
         assert isinstance(rule, ExcitationRule)
-        rule.begin()
+        rule.begin()  # the dual is subtracted once in each way back, at the topmost layer
         won = [gradients.sum(dim=1) for gradients in recorded.gradient_grids(column)]
         return [maps.relu() for maps in won] if self.contrastive else won
 
@@ -323,6 +322,7 @@ class Occlusion(Method):
         )
         patches = list(self._patches(*recorded.size))
         recorded.prepare_inference()  # it is worth two passes: there are dozens for each image
+        # Patch after patch for all images, in batches that need not end where a patch does.
         every = torch.arange(recorded.n_images * len(patches), device=falls.device)
         scores = []
         for part in every.split(batch_size_for(recorded.images, self.batch_size)):
@@ -330,8 +330,9 @@ class Occlusion(Method):
             covered = recorded.images[rows]
             for image, place in zip(covered, places, strict=True):
                 image[:, *patches[place]] = self.fill
-            scores.append(at_least_float32(recorded.score(recorded.run(covered, rows), rows)))
+            scores.append(recorded.score(recorded.run(covered, rows), rows))
         covered_scores = torch.cat(scores).unflatten(0, (len(patches), recorded.n_images))
+        # Patches overlap, and pixels at the edges are covered by fewer of them.
         covers = torch.zeros(recorded.size, dtype=falls.dtype, device=falls.device)
         for patch, patch_scores in zip(patches, covered_scores, strict=True):
             falls[..., *patch] += (recorded.scores.detach() - patch_scores)[..., None, None]

@@ -123,6 +123,7 @@ class RecordedPass:
         self._top_channels = top_channels
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
+        # Methods lay out their maps by the resolved target, explainers by the one they asked.
         asked = as_target(target)
         self.target = asked.resolve(self.output, self.inputs)
         if (asked.several, asked.k) != (self.target.several, self.target.k):
@@ -131,7 +132,7 @@ class RecordedPass:
                 f"to a target of several={self.target.several} and k={self.target.k}."
             )
         with torch.set_grad_enabled(graph is not None):
-            self.scores = at_least_float32(self.score(self.output))
+            self.scores = self.score(self.output)
 
     def _record_fast(self, resumable: bool) -> Tensor:
         """Run the pass in channels_last memory where that is faster and the network takes it."""
@@ -164,6 +165,7 @@ class RecordedPass:
                     head=self._graph is not None,
                 )
             )
+            # For each layer what lies before it, as an image can be ablated at any of them.
             if resumable:
                 self._trunks = [
                     stack.enter_context(record_trunk(self.network, module)) for module in modules
@@ -255,10 +257,12 @@ class RecordedPass:
         Returns
         -------
         Tensor of shape (m, k)
+            float32, or float64 if the network computes in it.
         """
         scores = self.target.scores(output, self.inputs, rows)
         name, shape = f"{type(self.target).__name__}.scores", (len(output), self.target.k)
-        return check_scores(name, scores, shape, differentiable=output.requires_grad)
+        scores = check_scores(name, scores, shape, differentiable=output.requires_grad)
+        return at_least_float32(scores)
 
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
@@ -289,13 +293,14 @@ class RecordedPass:
             In the layer's own layout.
         image : int
         from_start : bool, default=False
-            As in :meth:`sklcam.networks.Trunk.resumed`.
+            See :meth:`sklcam.networks.Trunk.resumed`.
 
         Returns
         -------
         Tensor of shape (m, ...)
         """
         rows = torch.full((len(activations),), image, device=self.images.device)
+        # The network is called with as many images as there are variants; none of them is copied.
         images = self.images[image : image + 1].expand(len(activations), -1, -1, -1)
         with self._trunks[layer].resumed(
             activations, image=image, n_images=self.n_images, from_start=from_start

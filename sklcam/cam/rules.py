@@ -21,7 +21,7 @@ ReluBackward = Literal["plain", "guided", "deconv"]
 
 
 class BackwardRule(TorchFunctionMode):
-    """What functions hand back in place of their gradients.
+    """Hand back something other than gradients, function by function.
 
     It is entered around a forward pass, and holds for any way back through that pass.
 
@@ -222,6 +222,7 @@ class ExcitationRule(BackwardRule):
             _, linear, (source, weights) = known
             folded = weights * scale.view(-1, *[1] * (weights.ndim - 1))
             return _Excite.apply(source, y, self, linear, folded)
+        # On its own it is a layer with one weight a channel.
         scale = scale.view(-1, *[1] * (x.ndim - 2))
         return _Excite.apply(x, y, self, torch.mul, scale)
 
@@ -229,11 +230,12 @@ class ExcitationRule(BackwardRule):
         def linear(x: Tensor, _: Tensor) -> Tensor:
             return func(x, *args, **kwargs)
 
+        # Weights of one, whose dual would have nothing to excite: it is not a layer with weights.
         with torch.no_grad():
             y = func(x, *args, **kwargs)
         return _Excite.apply(x, y, None, linear, torch.ones(()))
 
-    def _summed(self, func: Function, x: Any, other: Any, **kwargs: Any) -> Any:
+    def _summed(self, func: Function, x: Tensor, other: Any, **kwargs: Any) -> Tensor:
         # A bias that is added to a tensor is not a neuron; nor is what lies before the layer.
         both = all(isinstance(term, Tensor) and term.requires_grad for term in (x, other))
         if not both or kwargs.get("alpha", 1) != 1 or x.shape != other.shape:

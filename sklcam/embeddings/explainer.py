@@ -303,7 +303,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.n_images_per_class_ = np.zeros(len(classes), dtype=int)
 
     def _find_classes(self, output: Tensor, y: Any) -> None:
-        """Check that the network embeds; its outputs are no classes."""
+        """Check that the network embeds; its outputs are not classes."""
         if output.ndim != 2:
             raise ValueError(
                 f"The network's output has shape {tuple(output.shape)}; embeddings are (n_images, "

@@ -1,4 +1,4 @@
-"""The network that :mod:`sklcam.embedding` explains, trained here: a skorch net that embeds images.
+"""A skorch net that learns to embed images, and that an EmbeddingCAMExplainer explains.
 
 Losses, miners and samplers are those of pytorch-metric-learning, imported when they are asked for
 by name. What is added is what a scikit-learn estimator needs: they are told the number of classes
@@ -87,7 +87,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         ndarray of int, and ``sampler__...`` parameters. None shuffles. "auto" is None for
         "proxy-anchor", which needs no pairs, and otherwise "m-per-class".
     weights, target_layer, augment, image_size, resize, mean, std, random_state, device
-        As of :class:`~sklcam.ConsistentCAMClassifier`.
+        See :class:`~sklcam.ConsistentCAMClassifier`.
     normalize : bool, default=True
         Whether :meth:`transform` brings embeddings to length 1.
     proxy_lr : float or None, default=None
@@ -414,7 +414,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             None is the image's own embedding; reference images, one for each or one for all, show
             what makes an image like them.
         **options
-            As of :meth:`sklcam.CAMExplainer.explain`.
+            See :meth:`sklcam.CAMExplainer.explain`.
 
         Returns
         -------
@@ -470,10 +470,12 @@ class OwnSampler(Sampler[Any]):
     def __init__(self, make: Callable[[np.ndarray], Sampler[Any]], labels: np.ndarray):
         with _numpy_random(0):
             self._fresh: Any = make(labels)
+            # Nothing but what it yields tells what it is; a copy yields it, to use none of it up.
             first = next(iter(copy.deepcopy(self._fresh)), 0)
         self.makes_batches = not isinstance(first, Integral)
 
     def __iter__(self) -> Iterator[Any]:
+        # All of an epoch at once: a generator would draw while others have put their seed back.
         with _numpy_random(int(torch.randint(2**31 - 1, ()))):
             return iter(list(copy.deepcopy(self._fresh)))
 

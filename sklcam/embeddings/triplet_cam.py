@@ -1,4 +1,8 @@
-"""The baseline of embedding explanations: weights that training images hand on to others."""
+"""TripletCAM, the baseline of embedding explanations: weights that training images hand on.
+
+It is a method like those of :mod:`sklcam.cam`, and is used like them. It lives here as it must be
+fitted first: to training images, and to an explainer that embeds them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from sklcam._validation import check_count, check_number, describe
 from sklcam.cam import ChannelMethod, Directions, RecordedPass
+from sklcam.cam.base import RandomState
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.embeddings.targets import normalized
 from sklcam.images.rows import take_rows
@@ -86,7 +91,7 @@ class TripletCAM(ChannelMethod):
         n_triplets: int = 50,
         margin: float = 0.2,
         relu: bool = True,
-        random_state: Any = None,
+        random_state: RandomState = None,
     ):
         super().__init__(relu)
         self.n_triplets = n_triplets
@@ -125,8 +130,8 @@ class TripletCAM(ChannelMethod):
         Raises
         ------
         ValueError
-            If an option makes no sense, the explainer is no EmbeddingCAMExplainer, the labels are
-            not one per image, or there are no two images of a class, or no two classes.
+            If an option is out of range, the explainer is not an EmbeddingCAMExplainer, the labels
+            are not one per image, or no class has two images, or there is one class alone.
         """
         self._check_options()
         if not isinstance(explainer, EmbeddingCAMExplainer):
@@ -148,6 +153,7 @@ class TripletCAM(ChannelMethod):
         # Through the division by the length, so that the gradient is that of the raw embedding.
         along = (pulls * anchors).sum(dim=1, keepdim=True)
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
+        # The weights are Grad-CAM's, with the pulls in the place of a proxy.
         X = take_rows(X, in_triplets) if len(in_triplets) < len(labels) else X
         plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
         weights = plain.channel_weights(X, Directions(directions), method="gradcam")
@@ -169,7 +175,7 @@ class TripletCAM(ChannelMethod):
             to_negatives = (embeddings[negatives] - embeddings[anchor]).square().sum(dim=1)
             losses = (to_positives[:, None] - to_negatives + self.margin).flatten().numpy()
             violating = np.flatnonzero(losses > 0)
-            if not len(violating):
+            if not len(violating):  # the loss has no gradient; see n_triplets
                 violating = np.array([losses.argmax()])
             n_drawn = min(self.n_triplets, len(violating))
             drawn = generator.choice(violating, n_drawn, replace=False)
@@ -187,12 +193,14 @@ class TripletCAM(ChannelMethod):
                 "class's output or a callable."
             )
         device = recorded.output.device
+        # Nearest to the sum of two vectors of length 1 is nearest to the middle between them.
         middle = normalized(recorded.output.detach())[:, None] + normalized(explained)
         nearest = (middle.float() @ self.embeddings_.to(device).T).argmax(dim=2)
         return [weights.to(device)[nearest] for weights in self.weights_]
 
 
-# How many positives and negatives an anchor's triplets are drawn from.
+# How many positives and negatives an anchor's triplets are drawn from: their number is the product,
+# and all of a large data set would not fit into memory.
 _CANDIDATES = 256
 
 

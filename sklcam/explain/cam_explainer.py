@@ -50,8 +50,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         How the maps of several layers become one: each scaled to [0, 1], then their mean or
         maximum; None keeps them apart, on an axis of their own.
     reshape : callable or None, default=None
-        For layers whose output is no grid, such as the tokens of a transformer outside torchvision:
-        takes the output and returns it as (n_images, K, u, v), differentiably.
+        For layers whose output is not a grid, such as the tokens of a transformer that is not
+        torchvision's: takes the output and returns it as (n_images, K, u, v), differentiably.
     image_input : str or None, default=None
         For networks of several inputs, whose X is a dict of arrays or tensors, as in skorch: which
         of them is the image.

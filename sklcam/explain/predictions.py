@@ -11,7 +11,7 @@ from sklcam.explain.base import Explainer
 
 
 class Prediction(NamedTuple):
-    """What a network takes an image for.
+    """A predicted class, as it is written beside an image.
 
     Attributes
     ----------
