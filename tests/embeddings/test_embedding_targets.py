@@ -76,6 +76,10 @@ def contrasting():
     return explainer(contrast=True).fit(IMAGES, LABELS)
 
 
+def highest(ours, k):
+    return ours.classes_[np.argsort(-ours.predict_proba(IMAGES), axis=1)[:, :k]]
+
+
 INDICES = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 
 
@@ -83,8 +87,9 @@ INDICES = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 @pytest.mark.parametrize(
     ("by_index", "by_label"),
     [
-        (None, None),
-        (TopK(2), TopK(2)),
+        (None, lambda ours: ours.predict(IMAGES)),
+        (TopK(2), lambda ours: highest(ours, 2)),
+        (TopK(1), lambda ours: highest(ours, 1)),
         (INDICES, np.array(CLASSES)[INDICES]),
         (Classes(INDICES[:, None].repeat(1, 2)), np.array(CLASSES)[INDICES[:, None].repeat(1, 2)]),
         (SinglePoint(), "self"),
@@ -92,9 +97,13 @@ INDICES = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 )
 def test_one_batch_is_asked_as_all_images_are(kind, by_index, by_label, request):
     ours = request.getfixturevalue(kind)
+    by_label = by_label(ours) if callable(by_label) else by_label
     maps, _ = ours.explain_inputs(IMAGES, by_index, normalize=False)
     expected = ours.explain(IMAGES, by_label, normalize=False)  # in batches of another size
     assert_allclose(maps, expected, atol=1e-5 * expected.max())
+    if by_index is not INDICES:  # what labels are for one batch
+        again = ours.explain(IMAGES, by_index, normalize=False)
+        assert_allclose(again, expected, atol=1e-5 * expected.max())
 
 
 def test_contrast_is_taken_off_once(contrasting):
