@@ -11,6 +11,7 @@ import errno
 import importlib
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -1739,6 +1740,16 @@ def written(folder: Path, content: bytes, name: str = "file") -> Path:
     return folder / name
 
 
+def saved(folder: Path, estimator: Any) -> Path:
+    sklcam.save(estimator, folder / "saved")
+    return folder / "saved"
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
 def report(folder: Path, **changes: Any) -> Any:
     options = {"estimator": fitted(), "X": X, "y": Y, "path": folder / "page.html", "verbose": 0}
     return sklcam.report(**{**options, "metrics": "sparsity", **changes})
@@ -1769,9 +1780,9 @@ FILES: dict[str, list[Row]] = {
         ),
         ("a class", lambda f: sklcam.save(CAMExplainer, f / "x"), "ABCMeta", PersistenceError),
         (
-            "a lambda",
-            lambda f: sklcam.save(classifier(alpha=lambda e: 1), f / "x"),
-            "alpha is <fun",
+            "no numbers",
+            lambda f: sklcam.save(classifier(classes=torch.eye(2).to_sparse()), f / "x"),
+            "classes is a tensor without",
             PersistenceError,
         ),
         ("no path", lambda _: sklcam.save(explainer(), None), "not NoneType", TypeError),
@@ -1782,11 +1793,20 @@ FILES: dict[str, list[Row]] = {
             "no folder",
             FileNotFoundError,
         ),
+        ("a pipe", lambda f: sklcam.save(explainer(), pipe(f)), "is a device, a pipe", OSError),
     ],
     "load": [
         ("None", lambda _: sklcam.load(None), "not NoneType", TypeError),
         ("missing", lambda f: sklcam.load(f / "no"), "No such file", FileNotFoundError),
         ("a list", lambda f: sklcam.load(f / "x", objects=[SmallNet]), "objects must be a dict of"),
+        ("a pipe", lambda f: sklcam.load(pipe(f)), "is a device or a pipe", PersistenceError),
+        ("text", lambda f: sklcam.load(written(f, b"abc")), "not a file that", PersistenceError),
+        (
+            "no objects",
+            lambda f: sklcam.load(saved(f, explainer())),
+            "objects=.'SmallNet': SmallNet",
+            PersistenceError,
+        ),
     ],
     "model_card": [
         ("None", lambda _: sklcam.model_card(None), "describes the estimators .* got None"),
