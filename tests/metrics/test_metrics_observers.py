@@ -43,7 +43,7 @@ def test_observers_see_images_maps_and_values_in_their_order(n_jobs):
     result, observed = evaluator.run(observe=look, n_jobs=n_jobs, progress=False)
     assert [i for seen in observed for i in seen["rows"]] == list(range(6))
     maps = np.concatenate([seen["maps"] for seen in observed])
-    assert_allclose(maps, estimator.explain(X), atol=1e-6)
+    assert_allclose(maps, estimator.explain(X), atol=1e-5)  # of other batches, in float32
     sizes = [size for seen in observed for size in seen["sizes"]]
     assert sizes == [(3, 20 + i, 18) for i in range(6)]
     firsts = [first for seen in observed for first in seen["firsts"]]
