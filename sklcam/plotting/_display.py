@@ -14,13 +14,12 @@ from sklcam._validation import check_count, check_number, describe, suggestion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 AnyAxes: TypeAlias = "Axes | Sequence[Axes] | np.ndarray | None"
 
 _CELL = 2.0  # inches that a picture is wide
 _GAP = 0.1  # of a picture's width, between groups of them
-_TITLE = 0.42  # inches that a title is high
+TITLE = 0.42  # inches that a title is high
 _LARGEST_FIGURE = 18.0  # inches wide
 _MOST_ROWS = 100
 
@@ -56,6 +55,7 @@ class Display(ABC):
     kinds: ClassVar[Sequence[str]] = ()
 
     figure_: Any  # a figure, or a part of one
+    axes_: np.ndarray
     ax_: Any
 
     @abstractmethod
@@ -66,6 +66,7 @@ class Display(ABC):
     def _check(cls, *, ax: AnyAxes = None, **options: Any) -> None:
         """Raise an error for what could not be drawn."""
         cls._check_matplotlib()
+        # plot would refuse them, too, but only after the network has run.
         known = set(inspect.signature(cls.plot).parameters) - {"self", "ax"}
         unknown = sorted(set(options) - known)
         if unknown:
@@ -107,7 +108,7 @@ class Display(ABC):
         *,
         groups: Sequence[int] = (),
         cell: float = _CELL,
-        title: float = _TITLE,
+        title: float = TITLE,
     ) -> np.ndarray:
         """Return axes for rows of images, (n_rows, n_columns): new ones, or those that were given.
 
@@ -115,7 +116,7 @@ class Display(ABC):
         of so many columns each, there is some space between.
         """
         if ax is not None:
-            self.figure_, self.axes_ = given_axes(ax, (len(rows), n_columns), type(self).__name__)
+            self._take_given(ax, (len(rows), n_columns))
         else:
             import matplotlib.pyplot as plt
 
@@ -138,6 +139,20 @@ class Display(ABC):
         self.ims_ = np.full(self.axes_.shape, None, dtype=object)
         return self.axes_
 
+    def _take_given(self, ax: AnyAxes, shape: tuple[int, int]) -> None:
+        """Take axes that were given, in rows and columns."""
+        axes = _check_axes(ax)
+        # A row of axes may stand in any order, such as for the maps of one image in several rows;
+        # rows and columns must be the picture's own.
+        is_other_grid = axes.ndim == 2 and 1 not in shape and axes.shape != shape
+        if axes.size != shape[0] * shape[1] or is_other_grid:
+            raise ValueError(
+                f"{type(self).__name__} needs {shape[0]} x {shape[1]} axes here, rows by columns; "
+                f"ax has {' x '.join(map(str, axes.shape)) or 'one'}."
+            )
+        self.axes_ = axes.reshape(shape)
+        self.figure_ = self.axes_[0, 0].figure
+
     def _take_axes(self, ax: AnyAxes, width: float = 6.0) -> Axes:
         """Return one axes: new ones, or those that were given."""
         from matplotlib.axes import Axes
@@ -151,20 +166,6 @@ class Display(ABC):
         else:
             raise ValueError(f"ax must be one matplotlib Axes; got a {type(ax).__name__}.")
         return self.ax_
-
-
-def given_axes(ax: AnyAxes, shape: tuple[int, int], name: str) -> tuple[Figure, np.ndarray]:
-    """Return the figure of the axes that were given, and these in rows and columns."""
-    axes = _check_axes(ax)
-    # One row of axes may be laid out in any way; rows and columns must be the picture's own.
-    is_other_grid = axes.ndim == 2 and 1 not in shape and axes.shape != shape
-    if axes.size != shape[0] * shape[1] or is_other_grid:
-        raise ValueError(
-            f"{name} needs {shape[0]} x {shape[1]} axes here, rows by columns; ax has "
-            f"{' x '.join(map(str, axes.shape)) or 'one'}."
-        )
-    axes = axes.reshape(shape)
-    return axes.flat[0].figure, axes
 
 
 def _check_axes(ax: AnyAxes) -> np.ndarray:

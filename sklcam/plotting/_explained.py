@@ -6,18 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from sklcam.explain.base import AnyMethod, Explainable, Explainer, Methods, method_name
+from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
 from sklcam.explain.opened import Batch
 from sklcam.explain.predictions import Prediction, predictions
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
-from sklcam.metrics.evaluate import as_explainer
+from sklcam.metrics.evaluate import AnyEstimator, as_explainer
 from sklcam.plotting._display import check_map_shape
 
-AnyEstimator = Explainer | Explainable | nn.Module
 AnyEstimators = AnyEstimator | Mapping[str, AnyEstimator]
 AnyMethods = AnyMethod | Methods | None
 
@@ -52,6 +51,7 @@ class Explanation:
         self.n_images = len(self._opened)
         self._target = explainer.as_target(target, self.n_images)
         self._own_size = frame == "image"
+        # Several layers, channels or classes have a map each: that is known before any is made.
         for name, method in self._methods.items():
             check_map_shape(name, explainer.map_shape(self._opened, self._target, method))
         self.maps: dict[str, list[np.ndarray]] = {name: [] for name in self._methods}

@@ -13,7 +13,7 @@ from torch import Tensor
 from sklcam._validation import describe
 from sklcam.metrics import CausalCurves, Evaluator, Measurement, deletion_auc, insertion_auc
 from sklcam.plotting import _drawing as draw
-from sklcam.plotting._display import AnyAxes, Display, given_axes
+from sklcam.plotting._display import AnyAxes, Display
 from sklcam.plotting._explained import (
     AnyEstimators,
     AnyMethods,
@@ -189,8 +189,8 @@ class CausalCurveDisplay(Display):
             layout: dict[str, Any] = {"sharey": True, "layout": "constrained"}
             self.figure_, self.axes_ = plt.subplots(1, 2, figsize=(10, 4.2), **layout)
         else:
-            self.figure_, grid = given_axes(ax, (1, 2), type(self).__name__)
-            self.axes_ = grid[0]
+            self._take_given(ax, (1, 2))
+            self.axes_ = self.axes_[0]
         self.lines_ = np.empty((2, len(self.curves)), dtype=object)
         self.legends_ = []
         kinds = ("insertion", self.insertion_auc), ("deletion", self.deletion_auc)

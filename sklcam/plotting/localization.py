@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sklcam._validation import check_number, describe
 from sklcam.explain.base import AnyMethod
-from sklcam.metrics.evaluate import as_explainer
+from sklcam.metrics.evaluate import AnyEstimator, as_explainer
 from sklcam.metrics.localization import box_from_map, box_iou
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
 from sklcam.plotting._explained import (
-    AnyEstimator,
     Explanation,
     as_text,
     labels_of_images,

@@ -16,7 +16,14 @@ from sklcam.explain.base import AnyMethod
 from sklcam.images.dataset import n_images
 from sklcam.metrics.evaluate import as_explainer
 from sklcam.plotting import _drawing as draw
-from sklcam.plotting._display import AnyAxes, Display, check_maps, check_option, check_titles
+from sklcam.plotting._display import (
+    TITLE,
+    AnyAxes,
+    Display,
+    check_maps,
+    check_option,
+    check_titles,
+)
 from sklcam.plotting._explained import (
     AnyEstimators,
     AnyMethods,
@@ -125,6 +132,7 @@ class CAMDisplay(Display):
             name: Explanation(explainer, X, target, methods, frame)
             for name, explainer in explainers.items()
         }
+        # Models may see the images at different sizes; those of the first are drawn.
         first = next(iter(explanations.values()))
         n_rows = first.n_images
         cls._check_n_rows(n_rows)
@@ -222,8 +230,10 @@ class CAMDisplay(Display):
         columns = [(name, each) for name in self.maps for each in kinds]
         titled = self.image_titles is not None or self.map_titles is not None
         # Without titles, the first row alone has something above: the names of the columns.
-        room: dict[str, Any] = {} if titled else {"title": 0.1}
-        axes = self._take_grid(ax, 1 + len(columns), [[image] for image in self.images], **room)
+        title = TITLE if titled else 0.1
+        axes = self._take_grid(
+            ax, 1 + len(columns), [[image] for image in self.images], title=title
+        )
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i, 0] = draw.image(places[0], image)
             draw.title(places[0], "" if self.image_titles is None else self.image_titles[i])

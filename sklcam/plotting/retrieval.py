@@ -15,11 +15,10 @@ from sklcam._validation import describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
 from sklcam.explain.opened import OpenedImages
-from sklcam.metrics.evaluate import as_explainer
+from sklcam.metrics.evaluate import AnyEstimator, as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
 from sklcam.plotting._explained import (
-    AnyEstimator,
     as_dataset,
     as_text,
     labels_of_images,

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import nn
 
 from sklcam._files import replacing
 from sklcam._validation import check_count, describe
 from sklcam._versions import installed_versions
-from sklcam.explain.base import AnyMethod, Explainable, Explainer, method_name
+from sklcam.explain.base import AnyMethod, Explainer, method_name
 from sklcam.explain.predictions import class_names, predictions
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
-from sklcam.metrics import Evaluation, Evaluator, Measurement, Metric, default_metrics
-from sklcam.metrics.evaluate import as_explainer
+from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
+from sklcam.metrics.evaluate import AnyEstimator, AnyMetrics, as_explainer
 from sklcam.metrics.registry import metric_of_row, row_meaning
 from sklcam.reporting._pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
 
@@ -41,12 +40,12 @@ _N_COLOURS = 9  # of the bar that explains them
 
 
 def report(
-    estimator: Explainer | Explainable | nn.Module,
+    estimator: AnyEstimator,
     X: Any,
     y: ArrayLike | None = None,
     path: str | os.PathLike[str] | None = None,
     *,
-    metrics: str | Metric | Sequence[str | Metric] | None = None,
+    metrics: AnyMetrics | None = None,
     method: AnyMethod | None = None,
     target: Any = None,
     names: Sequence[str] | None = None,

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 pytest.importorskip("matplotlib.pyplot")
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer
+from sklcam.cam import TopK
 from sklcam.plotting import (
     CAMDisplay,
     CausalCurveDisplay,
@@ -139,3 +140,32 @@ def test_pictures_are_the_networks_input_before_normalisation():
     (inputs,) = explainer.iter_inputs(images[:2])
     for picture, given in zip(display.images, inputs, strict=True):
         np.testing.assert_allclose((picture - 0.4) / 0.2, given[0], atol=1e-5)
+
+
+MANY = np.concatenate([IMAGES] * 9)
+
+
+@pytest.mark.parametrize(
+    ("draw", "match"),
+    [
+        (lambda of: CAMDisplay.from_estimator(of, MANY), "at most 100 rows"),
+        (lambda of: CAMDisplay.from_estimator(of, IMAGES, colour="red"), "no option 'colour'"),
+        (lambda of: CAMDisplay.from_estimator(of, IMAGES, LABELS[:3]), "one label for each of 12"),
+        (lambda of: CAMDisplay.from_estimator(of, IMAGES, target=TopK(2)), "draws one map"),
+        (lambda of: ViewPairDisplay.from_estimator(of, MANY), "at most 100 rows"),
+        (lambda of: LocalizationDisplay.from_estimator(of, MANY, BOXES), "at most 100 rows"),
+        (lambda of: LocalizationDisplay.from_estimator(of, IMAGES, BOXES[:3]), "3 entries for 12"),
+        (lambda of: RetrievalDisplay.from_estimator(of, MANY, IMAGES), "at most 100 rows"),
+        (
+            lambda of: RetrievalDisplay.from_estimator(of, IMAGES, MANY, query_labels=LABELS),
+            "or neither",
+        ),
+    ],
+)
+def test_refusals_come_before_the_first_pass(draw, match):
+    torch.manual_seed(0)
+    network = SmallNet(4)
+    explainer = EmbeddingCAMExplainer(network, image_size=16, verbose=0).fit(IMAGES, LABELS)
+    with counted_passes(network) as n_passed, pytest.raises((ValueError, TypeError), match=match):
+        draw(explainer)
+    assert n_passed() == 0

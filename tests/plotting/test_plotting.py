@@ -745,9 +745,13 @@ def test_neighbours_are_the_explainers(embedding):
         embedding, X[:2], X[10:], query_labels=NAMES[:2], gallery_labels=NAMES[10:], k=2
     )
     assert display.axes_.shape == (4, 3)
+    pictures = CAMDisplay.from_estimator(embedding, X, frame="input").images
     for q in range(2):
+        assert_array_equal(display.queries[q], pictures[q])
+        assert display.axes_[2 * q, 0].get_title() == f"query\n{NAMES[q]}"
         for n in range(2):
             index = found.indices[q, n]
+            assert_array_equal(display.neighbors[q][n], pictures[10 + index])
             assert_array_equal(display.ims_[2 * q, n + 1].get_array(), found.query_maps[q, n])
             below = display.axes_[2 * q + 1, n + 1]
             assert_array_equal(

@@ -139,6 +139,7 @@ def test_one_card_per_image_with_labels_as_text(fitted, written):
     for i, text in enumerate(page.cards):
         assert f"true: {NAMES[i]}" in text
         assert f"predicted: {predicted[i]} ({chances[i]:.2f})" in text
+        assert "explained:" not in text  # that is told of classes that were asked for
         assert ("right" in text) == (predicted[i] == NAMES[i])
         assert page.data[i]["right"] == (predicted[i] == NAMES[i])
     assert len(page.scripts) == 2  # none of a label's
