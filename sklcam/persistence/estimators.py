@@ -251,6 +251,8 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
     value = reader.read(node, at)
     if at == "policy":
         check_policy(value)
+    if name == "compile":
+        expect(value, bool, name)
     if at == "num_workers" and not (type(value) is int and 0 <= value <= _MOST_WORKERS):
         raise PersistenceError(f"{str(value)[:20]} is not a number of workers")
     is_size = at == "image_size" and value is not None

@@ -14,7 +14,6 @@ import torch
 from sklearn import model_selection
 from skorch import callbacks as skorch_callbacks
 from skorch.callbacks import LRScheduler
-from skorch.callbacks.regularization import GradientNormClipping
 from skorch.dataset import Dataset, ValidSplit
 from skorch.utils import freeze_parameter, noop, to_numpy, unfreeze_parameter
 from torch import Tensor, nn, optim
@@ -32,19 +31,19 @@ _OPTIMIZERS = (
     *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
 )
 _LOSSES = (
-    *("BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss"),
-    *("MSELoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss"),
-    *("NLLLoss", "SmoothL1Loss", "SoftMarginLoss"),
+    *("BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"),
+    *("MultiLabelSoftMarginLoss", "MultiMarginLoss", "SmoothL1Loss", "SoftMarginLoss"),
 )
 _SCHEDULES = (
-    *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR"),
-    *("ExponentialLR", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR"),
+    *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "LambdaLR"),
+    *("ExponentialLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR"),
     *("PolynomialLR", "ReduceLROnPlateau", "StepLR"),
 )
 # Those that write files, such as Checkpoint, are for the reader to bring along.
 _CALLBACKS = (
     *("BatchScoring", "EarlyStopping", "EpochScoring", "EpochTimer", "Freezer", "LRScheduler"),
-    *("ParamMapper", "PassthroughScoring", "PrintLog", "ProgressBar", "Unfreezer"),
+    *("GradientNormClipping", "ParamMapper", "PassthroughScoring", "PrintLog", "ProgressBar"),
+    "Unfreezer",
 )
 _SPLITTERS = ("GroupKFold", "KFold", "ShuffleSplit", "StratifiedKFold", "StratifiedShuffleSplit")
 _LEARNED: dict[str, dict[str, type]] = {"TripletCAM": {"embeddings_": Tensor, "weights_": list}}
@@ -76,7 +75,7 @@ def _kinds() -> dict[str, type]:
         *(getattr(skorch_callbacks, name) for name in _CALLBACKS),
         *(getattr(model_selection, name) for name in _SPLITTERS),
         *_methods(),
-        *(GradientNormClipping, SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
+        *(SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
         *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
         *(training.ViewSampler, training.WarmUp),
     ]
@@ -140,7 +139,7 @@ def make(name: Any, parameters: Mapping[str, Any], learned: Mapping[str, Any]) -
         raise PersistenceError(f"{name} is not made of these parameters: {error}") from error
     for key, value in learned.items():
         if not isinstance(value, _LEARNED.get(kind.__name__, {}).get(key, ())):
-            raise PersistenceError(f"{name} has not learned {key[:80]!r}")
+            raise PersistenceError(f"{name} has not learned {str(key)[:80]!r}")
         setattr(made, key, value)
     return made
 

@@ -4,23 +4,23 @@ A value is null, a bool, an int of 64 bits, a float, a string or a list, as JSON
 else is an object with exactly the keys of one of these forms. Data, which is all that an estimator
 has learned:
 
-================================================  ==================================================
-``{"float": "nan"}``                              a float that JSON has no word for
-``{"tuple": [...]}``                              a tuple
-``{"dict": [[key, value], ...]}``                 a dict; its keys are strings or numbers
-``{"array": tensor, "dtype": ..., "shape": ...}`` an array of numbers or dates
-``{"items": [...], "dtype": ..., "shape": ...}``  an array of strings, or of plain objects
-``{"tensor": tensor}``                            a tensor
-================================================  ==================================================
+====================================================  ==============================================
+``{"float": "nan"}``                                  a float that JSON has no word for
+``{"tuple": [...]}``                                  a tuple
+``{"dict": [[key, value], ...]}``                     a dict; its keys are strings or numbers
+``{"tensor": tensor}``, ``{"array": tensor}``         a tensor, an array of numbers
+``{"dates": tensor, "dtype": ...}``                   an array of dates
+``{"items": [...], "dtype": ...}``                    an array of strings, or of plain objects
+====================================================  ==============================================
 
 And what only parameters hold:
 
-================================================  ==================================================
-``{"random_state": [tensor, ...]}``               a ``RandomState``
-``{"known": name}``                               a class or function of the table in ``known``
-``{"made": name, "with": {}, "learned": {}}``     an instance, made by a class of that table
-``{"object": label}``                             anything else; the reader brings it along
-================================================  ==================================================
+====================================================  ==============================================
+``{"random_state": [tensor, ...]}``                   a ``RandomState``
+``{"known": name}``                                   a class or function of the table in ``known``
+``{"made": name, "with": {...}, "learned": {...}}``   an instance, made by a class of that table
+``{"object": label}``                                 anything else; the reader brings it along
+====================================================  ==============================================
 
 NumPy's scalars are in it as plain numbers, paths and devices as strings. Names are only ever looked
 up in tables. Each tensor belongs to one value, so that a file cannot ask
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ _DEEPEST = 24
 _LARGEST_STRINGS = 2**26
 
 _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors holds
-_DATES = "mM"  # kinds that are stored byte by byte
+
+# The forms, by their keys.
+_DATA = ("float", "tuple", "dict", "tensor", "array", "dates dtype", "items dtype")
+_OF_PARAMETERS = ("random_state", "known", "made with learned", "object")
 
 # The key of tables that a label stands in, and what a reader copies out of an error message.
 _LABEL = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
@@ -109,16 +112,15 @@ class Writer:
             return {"tensor": self.store(value, where)}
         if type(value) not in (np.ndarray, np.memmap):
             return None
-        plain = value.astype(value.dtype.newbyteorder("="))
-        node: dict[str, Any] = {"dtype": plain.dtype.str, "shape": list(plain.shape)}
-        plain = plain.ravel()
-        if plain.dtype.kind in _DATES:
-            plain = plain.view(np.uint8)
+        plain = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         if plain.dtype.char in _NUMBERS:
-            return {"array": self.store(torch.from_numpy(plain), where), **node}
-        items = plain.tolist()
-        if plain.dtype.kind in "UO" and all(_is_plain(item) for item in items):
-            return {"items": self.write(items, where), **node}
+            return {"array": self.store(torch.from_numpy(plain), where)}
+        dtype = plain.dtype.str
+        if plain.dtype.kind in "mM":
+            numbers = torch.from_numpy(plain.view(np.int64))
+            return {"dates": self.store(numbers, where), "dtype": dtype}
+        if plain.dtype.kind in "UO" and plain.ndim == 1 and all(map(_is_plain, plain.tolist())):
+            return {"items": self.write(plain.tolist(), where), "dtype": dtype}
         return None
 
     def store(self, tensor: Tensor, where: str) -> str:
@@ -147,11 +149,10 @@ class Writer:
         parameters = known.parameters_of(value)
         if parameters is None:
             return None
-        learned = known.learned_of(value)
         return {
             "made": type(value).__name__,
             "with": {n: self.write(v, f"{where}.{n}", n) for n, v in parameters.items()},
-            "learned": {n: self.write(v, f"{where}.{n}") for n, v in learned.items()},
+            "learned": self.write(known.learned_of(value), where),
         }
 
     def label(self, value: Any, at: str) -> dict[str, Any]:
@@ -200,17 +201,11 @@ class Reader:
         if isinstance(node, list):
             value = [self.read(item, at) for item in node]
         elif isinstance(node, dict):
-            keys, read = self._form(node, at)
-            value = read(self, at, *(node[key] for key in keys))
+            value = self._value_of(node, at)
         elif isinstance(node, int) and node.bit_length() > 64:
             raise PersistenceError("an int in its JSON has more than 64 bits")
         self._depth -= 1
         return value
-
-    def members(self, nodes: Any, *, named: bool = False) -> dict[str, Any]:
-        """Return the values of an object in JSON, which are parameters if they are `named`."""
-        found = expect(nodes, dict, "named values")
-        return {name: self.read(node, name if named else None) for name, node in found.items()}
 
     def tensor(self, name: Any) -> Tensor:
         """Take a tensor."""
@@ -218,24 +213,42 @@ class Reader:
             raise PersistenceError(f"it has no tensor {str(name)[:80]!r}, or uses it twice")
         return self.tensors.pop(name)
 
-    def _form(self, node: dict[str, Any], at: str | None) -> tuple[_Keys, Callable[..., Any]]:
-        for forms in (_DATA, _OF_PARAMETERS) if at else (_DATA,):
-            for keys, read in forms.items():
-                if node.keys() == set(keys):
-                    return keys, read
-        raise PersistenceError(f"its JSON has a value of no form that may stand there: {[*node]}")
+    def _value_of(self, node: dict[str, Any], at: str | None) -> Any:
+        form = " ".join(node)
+        is_data = form in _DATA
+        if not is_data and not (at and form in _OF_PARAMETERS):
+            raise PersistenceError(f"its JSON has {[*node][:8]} where no such form may stand")
+        match node:
+            case {"float": "nan" | "inf" | "-inf" as text}:
+                return float(text)
+            case {"tuple": list(items)}:
+                return tuple(self.read(items, at))
+            case {"dict": list(pairs)}:
+                return self._dict(pairs, at)
+            case {"tensor": name}:
+                return self.tensor(name)
+            case {"array": name}:
+                return self.tensor(name).numpy()
+            case {"dates": name, "dtype": dtype}:
+                return self.tensor(name).view(torch.int64).numpy().view(_dtype(dtype, "mM"))
+            case {"items": list(items), "dtype": dtype}:
+                return _items(self.read(items), _dtype(dtype, "UO"))
+            case {"random_state": [key, int(position), 0 | 1 as has_gauss, int() | float() as x]}:
+                return _random_state(self.tensor(key).numpy(), position, has_gauss, x)
+            case {"known": str(name)}:
+                return known.find(name, at or "")
+            case {"made": str(name), "with": dict(nodes), "learned": learned}:
+                parameters = {key: self.read(value, key) for key, value in nodes.items()}
+                return known.make(name, parameters, self.read(learned))
+            case {"object": label}:
+                if check_label(label) not in self.objects:
+                    raise MissingObjectsError([label])
+                return self.objects[label]
+        raise PersistenceError(f"its JSON has a {form.split()[0]} that is not one")
 
-    def _float(self, at: str | None, text: Any) -> float:
-        if text not in ("nan", "inf", "-inf"):
-            raise PersistenceError(f"{str(text)[:40]!r} is not nan, inf or -inf")
-        return float(text)
-
-    def _tuple(self, at: str | None, items: Any) -> tuple[Any, ...]:
-        return tuple(self.read(expect(items, list, "items of a tuple"), at))
-
-    def _dict(self, at: str | None, pairs: Any) -> dict[Any, Any]:
+    def _dict(self, pairs: list[Any], at: str | None) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
-        for pair in expect(pairs, list, "pairs of a dict"):
+        for pair in pairs:
             key, value = expect(pair, list, "pair of a dict")
             key = self.read(key)
             # Hashes of strings are salted; tuples could be chosen so that all theirs are the same.
@@ -243,67 +256,6 @@ class Reader:
                 raise PersistenceError("a dict in its JSON has a key that is not plain, or twice")
             found[key] = self.read(value, at)
         return found
-
-    def _array(self, at: str | None, name: Any, dtype: Any, shape: Any) -> np.ndarray:
-        dtype, found = _dtype(dtype, f"biuf{_DATES}"), self.tensor(name).numpy()
-        if dtype.kind in _DATES and found.dtype == np.uint8:
-            found = found.view(dtype)
-        if found.dtype != dtype:
-            raise PersistenceError(f"{name} has numbers of {found.dtype}, not {dtype}")
-        return found.reshape(_shape(shape, found.size))
-
-    def _items(self, at: str | None, nodes: Any, dtype: Any, shape: Any) -> np.ndarray:
-        dtype, items = _dtype(dtype, "UO"), self.read(expect(nodes, list, "items"))
-        is_text = dtype.kind == "U"
-        if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
-            raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
-        if is_text and not 0 < dtype.itemsize * max(1, len(items)) <= _LARGEST_STRINGS:
-            raise PersistenceError(f"its JSON has an array of {dtype}, which takes too much memory")
-        return np.array(items, dtype=dtype).reshape(_shape(shape, len(items)))
-
-    def _tensor(self, at: str | None, name: Any) -> Tensor:
-        return self.tensor(name)
-
-    def _random_state(self, at: str | None, state: Any) -> np.random.RandomState:
-        name, position, has_gauss, cached = expect(state, list, "state of a RandomState")
-        key = self.tensor(name).numpy()
-        fits = key.dtype == np.uint32 and key.shape == (624,) and type(position) is int
-        # NumPy trusts the position, and would read beyond the key. From zeros it draws zeros, and
-        # waits for ever for a normal number.
-        if not fits or not 0 <= position <= 624 or not key.any() or has_gauss not in (0, 1):
-            raise PersistenceError("the state of a RandomState is not one")
-        made = np.random.RandomState(0)
-        made.set_state(("MT19937", key, position, int(has_gauss), float(cached)))
-        return made
-
-    def _known(self, at: str, name: Any) -> Any:
-        return known.find(name, at)
-
-    def _made(self, at: str | None, name: Any, parameters: Any, learned: Any) -> Any:
-        return known.make(name, self.members(parameters, named=True), self.members(learned))
-
-    def _object(self, at: str | None, label: Any) -> Any:
-        if check_label(label) not in self.objects:
-            raise MissingObjectsError([label])
-        return self.objects[label]
-
-
-_Keys = tuple[str, ...]
-
-_DATA: Mapping[_Keys, Callable[..., Any]] = {
-    ("float",): Reader._float,
-    ("tuple",): Reader._tuple,
-    ("dict",): Reader._dict,
-    ("array", "dtype", "shape"): Reader._array,
-    ("items", "dtype", "shape"): Reader._items,
-    ("tensor",): Reader._tensor,
-}
-_OF_PARAMETERS: Mapping[_Keys, Callable[..., Any]] = {
-    ("random_state",): Reader._random_state,
-    ("known",): Reader._known,
-    ("made", "with", "learned"): Reader._made,
-    ("object",): Reader._object,
-}
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:
@@ -331,10 +283,23 @@ def _dtype(name: Any, kinds: str) -> np.dtype[Any]:
     return found
 
 
-def _shape(shape: Any, size: int) -> tuple[int, ...]:
-    sides = expect(shape, list, "shape")
-    if len(sides) > 8 or not all(type(n) is int and 0 <= n < 2**31 for n in sides):
-        raise PersistenceError("an array in its JSON has no shape")
-    if math.prod(sides) != size:
-        raise PersistenceError(f"{size} numbers in its JSON do not make an array of {sides}")
-    return tuple(sides)
+def _items(items: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
+    is_text = dtype.kind == "U"
+    if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
+        raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
+    if is_text and not 0 < dtype.itemsize * max(1, len(items)) <= _LARGEST_STRINGS:
+        raise PersistenceError(f"its JSON has an array of {dtype}, which takes too much memory")
+    return np.array(items, dtype=dtype)
+
+
+def _random_state(
+    key: np.ndarray, position: int, has_gauss: int, cached: float
+) -> np.random.RandomState:
+    # NumPy trusts the position, and would read beyond the key. From zeros it draws zeros, and waits
+    # for ever for a normal number.
+    is_key = key.dtype == np.uint32 and key.shape == (624,) and key.any()
+    if not is_key or not 0 <= position <= 624:
+        raise PersistenceError("the state of a RandomState is not one")
+    made = np.random.RandomState(0)
+    made.set_state(("MT19937", key, position, int(has_gauss), float(cached)))
+    return made

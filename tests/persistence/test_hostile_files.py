@@ -27,7 +27,7 @@ PRINT = {"known": "print"}
 
 
 def made(name: str, /, **parameters: Any) -> dict[str, Any]:
-    return {"made": name, "with": parameters, "learned": {}}
+    return {"made": name, "with": parameters, "learned": {"dict": []}}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_only_what_is_learned_is_set(name, attempt):
         lambda f: f.learned["callbacks"].__setitem__("lr_scheduler", node),
         "is not learned",
     )
-    tree = {"made": "TripletCAM", "with": {}, "learned": {name: 3}}
+    tree = {**made("TripletCAM"), "learned": node}
     refused(attempt, "explainer", lambda f: f.parameters.update(method=tree), "has not learned")
 
 
@@ -193,7 +193,7 @@ def test_learned_values_have_no_names(attempt):
                 attempt,
                 "fitted",
                 lambda f, name=name, node=node: f.learned.__setitem__(name, [node]),
-                "of no form that may stand there",
+                "where no such form may stand",
             )
 
 
@@ -241,7 +241,12 @@ def test_a_value_has_one_form(attempt):
         {"__reduce__": ["os.system", "id"]},
     ]
     for node in both:
-        refused(attempt, "unfitted", lambda f, n=node: f.parameters.update(augment=n), "of no form")
+        refused(
+            attempt,
+            "unfitted",
+            lambda f, n=node: f.parameters.update(augment=n),
+            "where no such form may stand",
+        )
 
 
 def test_a_network_may_have_a_parameter_called_object(tmp_path):
@@ -375,7 +380,7 @@ def test_all_states_of_a_generator_are_taken():
 @pytest.mark.parametrize(
     ("position", "key", "has_gauss"),
     [
-        *((n, torch.arange(624), 0) for n in (-1, 625, 700, 10**9, 2**63, True, 1.0, "1", None)),
+        *((n, torch.arange(624), 0) for n in (-1, 625, 700, 10**9, 2**63, 1.0, "1", None)),
         (0, torch.zeros(624), 0),
         (0, torch.arange(623), 0),
         (0, torch.arange(625), 0),
@@ -453,29 +458,34 @@ def test_a_tensor_is_used_once_and_none_is_left_over(attempt):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape"),
-    [
-        *(("<U0", [2]), ("<U99999999", [2]), ("U", [2]), ("|S4", [2]), ("<f8", [2]), ("x", [2])),
-        *(("<U10000", [3]), ("<U10000", [-1]), ("<U10000", [2.0]), ("<U10000", "2")),
-        *(("f4,i4", [2]), ("(2,)U3", [2]), ("U3" * 9, [2]), (None, [2]), ("<U10000", [1] * 9)),
-    ],
+    "dtype",
+    ["<U0", "<U99999999", "U", "|S4", "<f8", "x", "f4,i4", "(2,)U3", "U3" * 9, None, ["<U1"], ""],
 )
-def test_arrays_of_strings_are_as_large_as_they_say(dtype, shape, attempt):
-    node = {"items": ["x" * 10_000, "a"], "dtype": dtype, "shape": shape}
+def test_arrays_of_strings_are_as_large_as_they_say(dtype, attempt):
+    """All strings of an array take as much room as the longest."""
+    node = {"items": ["x" * 10_000, "a"], "dtype": dtype}
     refused(attempt, "unfitted", lambda f: f.parameters.update(classes=node), "cannot be loaded")
-    node = {**node, "dtype": "<U10000", "shape": [2, 1]}
-    assert attempt("unfitted", lambda f: f.parameters.update(classes=node)).classes.shape == (2, 1)
+    node = {**node, "dtype": "<U10000"}
+    assert attempt("unfitted", lambda f: f.parameters.update(classes=node)).classes.shape == (2,)
 
 
 def test_arrays_hold_plain_values(attempt):
     for item in (PRINT, {"object": "SmallNet"}, [1], {"tuple": [1]}, {"dict": []}):
-        node = {"items": [item, 1], "dtype": "|O", "shape": [2]}
+        node = {"items": [item, 1], "dtype": "|O"}
         refused(
             attempt,
             "unfitted",
             lambda f, n=node: f.parameters.update(classes=n),
             "cannot be loaded",
         )
+    for dtype in ("<i8", "|O", "M8[nonsense]", "<U1", 3):
+        node = {"dates": "days", "dtype": dtype}
+
+        def change(file, node=node):
+            file.parameters["classes"] = node
+            file.tensors["days"] = torch.arange(3)
+
+        refused(attempt, "unfitted", change, "cannot be loaded")
 
 
 def test_keys_that_could_collide(attempt):
@@ -601,7 +611,7 @@ def test_strings_are_shown_as_text(text, attempt):
         lambda f: f.tensors.update({"module_.0.weight": torch.zeros(8, 1, 9)}),
         lambda f: f.tensors.update({"module_.0.weight": torch.zeros(8, 1, 3, 3) > 0}),
         lambda f: f.tensors.update({"module_.0.weight": torch.zeros(72)}),
-        lambda f: f.tensors.update(classes_inferred_=torch.zeros(3)),
+        lambda f: f.tensors.update(classes_inferred_=torch.zeros(3, 1)),
         lambda f: f.tensors.update(classes_inferred_=torch.arange(4)),
         lambda f: f.tensors.pop("module_.0.weight"),
         lambda f: f.tensors.clear(),
