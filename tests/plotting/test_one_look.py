@@ -11,8 +11,6 @@ import torch
 from small_networks import SmallNet, digits
 from torch.utils.data import Dataset
 
-pytest.importorskip("matplotlib.pyplot")
-
 from sklcam import CAMExplainer, EmbeddingCAMExplainer
 from sklcam.cam import TopK
 from sklcam.plotting import (

@@ -1,4 +1,4 @@
-"""The report: its numbers against evaluate's, and the page in a real browser."""
+"""The report: its numbers against evaluate's, and what is on the page."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import base64
 import io
 import json
 import re
-import shutil
 import sys
 from collections import Counter
-from contextlib import suppress
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from pages import HOSTILE, NAMES, QUICK, Page, X, Y
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from skorch import NeuralNetBinaryClassifier
-from small_networks import ImageAndVector, SmallNet, digits
+from small_networks import ImageAndVector, SmallNet
 from torch.utils.data import Dataset
-
-pytest.importorskip("jinja2")
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet
@@ -30,69 +26,10 @@ from sklcam.metrics import Metric, available, evaluate, get_metric, row_meaning
 from sklcam.reporting import build
 from sklcam.reporting._pictures import histogram, image_uri, thumbnail_size, viridis
 
-X, Y = digits()
-HOSTILE = ["<script>alert(1)</script>", '"quo\'te" onload=alert(1)', "a & b \u2028</script>{{ 1 }}"]
-NAMES = np.array(HOSTILE)[Y]
-QUICK = ("accuracy", "complexity", "consistency", "sparsity")
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    options = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.1, "max_epochs": 3}
-    options |= {"random_state": 0, "verbose": 0, "augment": None}
-    return ConsistentCAMClassifier(SmallNet, **options).fit(X, NAMES)
-
-
-@pytest.fixture(scope="module")
-def written(fitted, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "page.html"
-    result = sklcam.report(fitted, X, NAMES, path, metrics=QUICK, verbose=0)
-    return path, result
-
 
 class SmallEmbedding(SmallNet):
     def __init__(self, embedding_dim, in_channels):
         super().__init__(embedding_dim, in_channels)
-
-
-class Page(HTMLParser):
-    """A page's elements, its tables and the texts of its cards, by the standard library."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.elements, self.rows, self.cards, self.scripts = [], [], [], []
-        self._inside = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.data = json.loads(self.scripts[0])
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.elements.append((tag, attributes))
-        self._inside.append(tag)
-        if tag == "article":
-            self.cards.append("")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag == "script":
-            self.scripts.append("")
-        if tag in ("meta", "img", "input"):
-            self._inside.pop()
-
-    def handle_endtag(self, tag):
-        assert self._inside.pop() == tag  # what is opened is closed
-
-    def handle_data(self, text):
-        if "article" in self._inside:
-            self.cards[-1] += text
-        if self._inside and self._inside[-1] in ("td", "th"):
-            self.rows[-1][-1] += text
-        if "script" in self._inside:
-            self.scripts[-1] += text
-
-    def all(self, tag):
-        return [attributes for of, attributes in self.elements if of == tag]
 
 
 # What is on the page
@@ -498,209 +435,3 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, fitted, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     sklcam.report(fitted, X, path=path, metrics="sparsity", verbose=0)
     assert Page(path).cards and list(tmp_path.iterdir()) == [path]
-
-
-# In a browser
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a page; at the end nothing may have gone wrong on it, and nothing been asked for."""
-    pages, wrong = [], []
-
-    def open_page(path, **options):
-        page = browser.new_page(**options)
-        pages.append(page)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url),
-        )
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert not wrong
-
-
-def assert_becomes(page, read, expected):
-    """Wait until what is read on the page is as expected: a busy browser is late to do as asked."""
-    errors = pytest.importorskip("playwright.sync_api")
-    with suppress(errors.TimeoutError):  # what is there instead says more
-        page.wait_for_function(
-            f"expected => JSON.stringify({read}) === JSON.stringify(expected)", arg=expected
-        )
-    assert page.evaluate(read) == expected
-
-
-ORDER = "Array.from(document.querySelectorAll('#cards > .card'), card => +card.dataset.index)"
-FOCUSED_CARD = "document.activeElement.closest('.card')?.dataset.index"
-
-
-def text_of(selector):
-    return f"document.querySelector('{selector}').innerText"
-
-
-def style_of(selector, name):
-    return f"getComputedStyle(document.querySelector('{selector}')).{name}"
-
-
-def test_browser_shows_hostile_labels_as_text(visit, written):
-    page = visit(written[0])
-    assert_becomes(page, ORDER, list(range(60)))
-    shown = page.locator(".card .true b").all_text_contents()
-    assert shown == NAMES.tolist()
-    assert page.locator("#true option").all_text_contents() == ["all", *sorted(HOSTILE)]
-    widths = "Array.from(document.querySelectorAll('#cards img'), image => image.naturalWidth)"
-    assert_becomes(page, widths, [8] * 120)
-
-
-@pytest.mark.parametrize("name", ["consistency", "sparsity", "complexity"])
-def test_browser_sorts_as_numpy_does(visit, written, name):
-    path, result = written
-    page = visit(path)
-    page.select_option("#sort", name)
-    assert_becomes(page, ORDER, np.argsort(result[name], kind="stable").tolist())
-    page.select_option("#order", "down")
-    assert_becomes(page, ORDER, np.argsort(-result[name], kind="stable").tolist())
-    assert page.locator(".card .current dt").all_text_contents() == [name] * 60
-    page.select_option("#sort", "")
-    assert_becomes(page, ORDER, list(range(60))[::-1])
-
-
-def test_browser_filters(visit, written, fitted):
-    page = visit(written[0])
-    predicted = fitted.predict(X)
-    page.select_option("#true", label=HOSTILE[0])
-    assert_becomes(page, ORDER, np.flatnonzero(HOSTILE[0] == NAMES).tolist())
-    page.select_option("#true", "")
-    page.select_option("#right", "false")
-    assert_becomes(page, ORDER, np.flatnonzero(predicted != NAMES).tolist())
-    page.select_option("#right", "true")
-    seen = Counter(predicted).most_common(1)[0][0]
-    page.select_option("#predicted", label=seen)
-    kept = np.flatnonzero((predicted == NAMES) & (predicted == seen))
-    assert_becomes(page, ORDER, kept.tolist())
-    assert f"{len(kept)} of {len(kept)} images (60 without filters)" in page.inner_text("#status")
-
-
-def test_browser_slider_changes_the_opacity(visit, written):
-    page = visit(written[0])
-    opacity, grey = style_of(".map", "opacity"), style_of(".image", "filter")
-    assert_becomes(page, opacity, "0.5")
-    assert_becomes(page, grey, "grayscale(1)")
-    page.fill("#opacity", "80")
-    assert_becomes(page, opacity, "0.8")
-    page.fill("#opacity", "0")
-    assert_becomes(page, opacity, "0")
-    assert_becomes(page, grey, "grayscale(0)")
-    page.focus("#opacity")
-    page.keyboard.press("ArrowRight")
-    assert_becomes(page, opacity, "0.05")
-    assert_becomes(page, grey, "grayscale(1)")
-    page.uncheck("#grey")
-    assert_becomes(page, grey, "grayscale(0)")
-
-
-def test_browser_works_by_keyboard(visit, written):
-    page = visit(written[0])
-    reached = []
-    for _ in range(12):
-        before = page.evaluate_handle("document.activeElement")
-        page.keyboard.press("Tab")
-        page.wait_for_function("before => document.activeElement !== before", arg=before)
-        reached.append(
-            page.evaluate("document.activeElement.id || document.activeElement.className")
-        )
-        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert style == "solid"
-    wanted = ["sort", "order", "true", "predicted", "right", "opacity", "grey", "picture"]
-    assert [name for name in reached if name in wanted][: len(wanted)] == wanted
-    page.locator(".picture").nth(0).focus()
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#detail-name")
-    assert_becomes(page, text_of("#detail-name"), "image 0")
-    assert page.inner_text("#place") == "1 of 60"
-    page.keyboard.press("ArrowLeft")  # there is none before
-    for name in ("image 1", "image 2"):
-        page.keyboard.press("ArrowRight")
-        assert_becomes(page, text_of("#detail-name"), name)
-    assert page.locator("#detail .values div:visible").count() == len(QUICK)
-    page.keyboard.press("Escape")
-    page.wait_for_selector("#detail", state="hidden")
-    # The browser gives the focus back where it was, and the page moves it on just after.
-    assert_becomes(page, FOCUSED_CARD, "2")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1280])
-def test_browser_is_readable(visit, written, scheme, width):
-    page = visit(written[0], viewport={"width": width, "height": 800}, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for selector in ("body", ".note", ".right", ".wrong", "svg text", ".labels b", ".true"):
-        assert page.eval_on_selector(selector, CONTRAST) >= 4.5, selector
-
-
-# WCAG's ratio of an element's colour and the first ground behind it.
-CONTRAST = """element => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
-      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const style = getComputedStyle(element);
-  const text = light(element.closest("svg") ? style.fill : style.color);
-  let behind = element;
-  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
-    behind = behind.parentElement;
-  }
-  const ground = light(getComputedStyle(behind).backgroundColor);
-  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
-}"""
-
-
-def test_browser_renders_many_images_a_part_at_a_time(visit, fitted, tmp_path):
-    rng = np.random.default_rng(0)
-    images, labels = X[rng.integers(0, 60, 500)], NAMES[rng.integers(0, 60, 500)]
-    path = tmp_path / "many.html"
-    result = sklcam.report(fitted, images, labels, path, metrics="sparsity", verbose=0)
-    page = visit(path)
-    assert_becomes(page, ORDER, list(range(60)))
-    # By its key, as a click can miss: cards that come into view change their height, and it moves.
-    page.press("#more", "Enter")
-    assert_becomes(page, ORDER, list(range(120)))
-    assert_becomes(page, FOCUSED_CARD, "60")
-    page.select_option("#sort", "sparsity")
-    order = np.argsort(result["sparsity"], kind="stable")
-    assert_becomes(page, ORDER, order[:60].tolist())
-    page.select_option("#true", label=HOSTILE[1])
-    order = order[labels[order] == HOSTILE[1]].tolist()
-    assert_becomes(page, ORDER, order[:60])
-    assert f"60 of {len(order)} images" in page.inner_text("#status")
-    for n_shown in range(120, len(order) + 60, 60):
-        page.press("#more", "Enter")
-        assert_becomes(page, ORDER, order[:n_shown])
-    page.wait_for_selector("#more", state="hidden")

@@ -1,0 +1,216 @@
+"""The page in a real browser: sorting, filters, keys, colours."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from pages import HOSTILE, NAMES, QUICK, X
+
+import sklcam
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; at the end nothing may have gone wrong on it, and nothing been asked for."""
+    pages, wrong = [], []
+
+    def open_page(path, **options):
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url),
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not wrong
+
+
+def assert_becomes(page, read, expected):
+    """Wait until what is read on the page is as expected: a busy browser is late to do as asked."""
+    errors = pytest.importorskip("playwright.sync_api")
+    with suppress(errors.TimeoutError):  # what is there instead says more
+        page.wait_for_function(
+            f"expected => JSON.stringify({read}) === JSON.stringify(expected)", arg=expected
+        )
+    assert page.evaluate(read) == expected
+
+
+ORDER = "Array.from(document.querySelectorAll('#cards > .card'), card => +card.dataset.index)"
+FOCUSED_CARD = "document.activeElement.closest('.card')?.dataset.index"
+
+
+def text_of(selector):
+    return f"document.querySelector('{selector}').innerText"
+
+
+def style_of(selector, name):
+    return f"getComputedStyle(document.querySelector('{selector}')).{name}"
+
+
+def test_browser_shows_hostile_labels_as_text(visit, written):
+    page = visit(written[0])
+    assert_becomes(page, ORDER, list(range(60)))
+    shown = page.locator(".card .true b").all_text_contents()
+    assert shown == NAMES.tolist()
+    assert page.locator("#true option").all_text_contents() == ["all", *sorted(HOSTILE)]
+    widths = "Array.from(document.querySelectorAll('#cards img'), image => image.naturalWidth)"
+    assert_becomes(page, widths, [8] * 120)
+
+
+@pytest.mark.parametrize("name", ["consistency", "sparsity", "complexity"])
+def test_browser_sorts_as_numpy_does(visit, written, name):
+    path, result = written
+    page = visit(path)
+    page.select_option("#sort", name)
+    assert_becomes(page, ORDER, np.argsort(result[name], kind="stable").tolist())
+    page.select_option("#order", "down")
+    assert_becomes(page, ORDER, np.argsort(-result[name], kind="stable").tolist())
+    assert page.locator(".card .current dt").all_text_contents() == [name] * 60
+    page.select_option("#sort", "")
+    assert_becomes(page, ORDER, list(range(60))[::-1])
+
+
+def test_browser_filters(visit, written, fitted):
+    page = visit(written[0])
+    predicted = fitted.predict(X)
+    page.select_option("#true", label=HOSTILE[0])
+    assert_becomes(page, ORDER, np.flatnonzero(HOSTILE[0] == NAMES).tolist())
+    page.select_option("#true", "")
+    page.select_option("#right", "false")
+    assert_becomes(page, ORDER, np.flatnonzero(predicted != NAMES).tolist())
+    page.select_option("#right", "true")
+    seen = Counter(predicted).most_common(1)[0][0]
+    page.select_option("#predicted", label=seen)
+    kept = np.flatnonzero((predicted == NAMES) & (predicted == seen))
+    assert_becomes(page, ORDER, kept.tolist())
+    assert f"{len(kept)} of {len(kept)} images (60 without filters)" in page.inner_text("#status")
+
+
+def test_browser_slider_changes_the_opacity(visit, written):
+    page = visit(written[0])
+    opacity, grey = style_of(".map", "opacity"), style_of(".image", "filter")
+    assert_becomes(page, opacity, "0.5")
+    assert_becomes(page, grey, "grayscale(1)")
+    page.fill("#opacity", "80")
+    assert_becomes(page, opacity, "0.8")
+    page.fill("#opacity", "0")
+    assert_becomes(page, opacity, "0")
+    assert_becomes(page, grey, "grayscale(0)")
+    page.focus("#opacity")
+    page.keyboard.press("ArrowRight")
+    assert_becomes(page, opacity, "0.05")
+    assert_becomes(page, grey, "grayscale(1)")
+    page.uncheck("#grey")
+    assert_becomes(page, grey, "grayscale(0)")
+
+
+def test_browser_works_by_keyboard(visit, written):
+    page = visit(written[0])
+    reached = []
+    for _ in range(12):
+        before = page.evaluate_handle("document.activeElement")
+        page.keyboard.press("Tab")
+        page.wait_for_function("before => document.activeElement !== before", arg=before)
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.className")
+        )
+        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert style == "solid"
+    wanted = ["sort", "order", "true", "predicted", "right", "opacity", "grey", "picture"]
+    assert [name for name in reached if name in wanted][: len(wanted)] == wanted
+    page.locator(".picture").nth(0).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail-name")
+    assert_becomes(page, text_of("#detail-name"), "image 0")
+    assert page.inner_text("#place") == "1 of 60"
+    page.keyboard.press("ArrowLeft")  # there is none before
+    for name in ("image 1", "image 2"):
+        page.keyboard.press("ArrowRight")
+        assert_becomes(page, text_of("#detail-name"), name)
+    assert page.locator("#detail .values div:visible").count() == len(QUICK)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail", state="hidden")
+    # The browser gives the focus back where it was, and the page moves it on just after.
+    assert_becomes(page, FOCUSED_CARD, "2")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_browser_is_readable(visit, written, scheme, width):
+    page = visit(written[0], viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("body", ".note", ".right", ".wrong", "svg text", ".labels b", ".true"):
+        assert page.eval_on_selector(selector, CONTRAST) >= 4.5, selector
+
+
+# WCAG's ratio of an element's colour and the first ground behind it.
+CONTRAST = """element => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(element);
+  const text = light(element.closest("svg") ? style.fill : style.color);
+  let behind = element;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
+    behind = behind.parentElement;
+  }
+  const ground = light(getComputedStyle(behind).backgroundColor);
+  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+}"""
+
+
+def test_browser_renders_many_images_a_part_at_a_time(visit, fitted, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = X[rng.integers(0, 60, 500)], NAMES[rng.integers(0, 60, 500)]
+    path = tmp_path / "many.html"
+    result = sklcam.report(fitted, images, labels, path, metrics="sparsity", verbose=0)
+    page = visit(path)
+    assert_becomes(page, ORDER, list(range(60)))
+    # By its key, as a click can miss: cards that come into view change their height, and it moves.
+    page.press("#more", "Enter")
+    assert_becomes(page, ORDER, list(range(120)))
+    assert_becomes(page, FOCUSED_CARD, "60")
+    page.select_option("#sort", "sparsity")
+    order = np.argsort(result["sparsity"], kind="stable")
+    assert_becomes(page, ORDER, order[:60].tolist())
+    page.select_option("#true", label=HOSTILE[1])
+    order = order[labels[order] == HOSTILE[1]].tolist()
+    assert_becomes(page, ORDER, order[:60])
+    assert f"60 of {len(order)} images" in page.inner_text("#status")
+    for n_shown in range(120, len(order) + 60, 60):
+        page.press("#more", "Enter")
+        assert_becomes(page, ORDER, order[:n_shown])
+    page.wait_for_selector("#more", state="hidden")
