@@ -38,13 +38,11 @@ from sklcam.persistence.states import check_generator, check_optimizer, check_sc
 from sklcam.persistence.values import Reader, Writer, expect
 from sklcam.training.net import ImageNeuralNet
 
-KINDS: dict[str, type] = {
-    "AcceleratedCAMClassifier": training.AcceleratedCAMClassifier,
-    "CAMExplainer": explain.CAMExplainer,
-    "ConsistentCAMClassifier": training.ConsistentCAMClassifier,
-    "EmbeddingCAMExplainer": embeddings.EmbeddingCAMExplainer,
-    "EmbeddingNet": embeddings.EmbeddingNet,
-}
+_KINDS = (
+    *(training.AcceleratedCAMClassifier, training.ConsistentCAMClassifier, explain.CAMExplainer),
+    *(embeddings.EmbeddingCAMExplainer, embeddings.EmbeddingNet),
+)
+KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 
 # What is learned, and what it must be. Anything else in a file is refused. A net's is complete; of
 # an explainer's there is what its kind of fit has found.
@@ -52,6 +50,7 @@ _NET: dict[str, Any] = {
     "classes_inferred_": np.ndarray,
     "n_channels_": Integral,
     "random_states_": dict,
+    "modules": dict,
     "optimizer": dict,
     "scaler": dict | None,
     "gradient_sizes": dict | None,
@@ -112,42 +111,25 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
         If it is not one of ours, or was changed by hand so that it could not be made again.
     """
     kind = type(estimator)
-    if not issubclass(kind, tuple(KINDS.values())):
+    if not issubclass(kind, _KINDS):
         raise PersistenceError(
             f"save takes the estimators of sklcam; got a {kind.__name__}. Other skorch nets and "
             "bare networks are saved by a CAMExplainer around them."
         )
     if getattr(estimator, "_trimmed_for_prediction", False):
         raise PersistenceError("The estimator was trimmed for prediction; save it before that.")
-    is_ours = KINDS.get(kind.__name__) is kind
-    is_net = issubclass(kind, ImageNeuralNet)
-    own: dict[str, Any] = vars(estimator)
     parameters = _parameters_of(estimator)
-    is_fitted = ("module_" in own and estimator.initialized_) if is_net else "target_layers_" in own
-    node: dict[str, Any] = {
-        "estimator": kind.__name__ if is_ours else writer.label(kind, ""),
+    learned, layers = _learned_by(estimator, parameters)
+    return {
+        "estimator": kind.__name__ if kind in _KINDS else writer.label(kind, ""),
         "parameters": {
             name: _write_parameter(name, value, writer, f"{where}.{name}")
             for name, value in parameters.items()
         },
-        "learned": None,
-        "layers": [],
-        "modules": {},
+        "learned": writer.write(learned, where),
+        "layers": writer.write(layers, f"{where}.layers", "target_layer"),
         **_settings_of(estimator),
     }
-    if is_fitted:
-        learned = _learned_by_net(estimator) if is_net else _part_of(own, _EXPLAINER)
-        layers = [estimator.target_layer_] if is_net else estimator.target_layers_
-        node["learned"] = writer.write(learned, where)
-        node["layers"] = writer.write(layers, f"{where}.layers", "target_layer")
-    if is_fitted and is_net:
-        modules = _modules_of(estimator)
-        _check_can_be_made_again(estimator, parameters, modules)
-        node["modules"] = {
-            name: _write_module(module, writer, f"{where}.{name}")
-            for name, module in modules.items()
-        }
-    return node
 
 
 def read_estimator(node: Any, reader: Reader) -> Any:
@@ -167,28 +149,27 @@ def read_estimator(node: Any, reader: Reader) -> Any:
     PersistenceError
         If the file holds anything that does not stand in the schema, or does not fit.
     """
-    parts = ("estimator", "parameters", "learned", "layers", "modules", "output", "requests")
-    kind, nodes, learned, layers, modules, output, requests = _entries(node, *parts)
+    parts = ("estimator", "parameters", "learned", "layers", "output", "requests")
+    kind, nodes, learned, layers, output, requests = _entries(node, *parts)
     found = KINDS.get(kind) if isinstance(kind, str) else reader.read(kind, "estimator")
-    if not isinstance(found, type) or not issubclass(found, tuple(KINDS.values())):
+    if not isinstance(found, type) or not issubclass(found, _KINDS):
         raise PersistenceError(f"{str(kind)[:80]!r} is not an estimator of sklcam")
     _check_names(found, expect(nodes, dict, "parameters"))
     parameters = {name: _read_parameter(name, value, reader) for name, value in nodes.items()}
     estimator: Any = found(**parameters)
-    if learned is not None:
-        learned, layers = reader.read(learned), reader.read(layers, "target_layer")
-        if not all(isinstance(layer, TargetLayer) for layer in expect(layers, list, "layers")):
-            raise PersistenceError("a target layer is not one")
-        is_net = isinstance(estimator, ImageNeuralNet)
-        _check_learned(learned, _NET if is_net else _EXPLAINER)
-        if is_net:
-            (learned["target_layer_"],) = layers
-            _fill_net(estimator, parameters, learned, modules, reader)
-        else:
-            validate_parameter_constraints(
-                estimator._parameter_constraints, parameters, caller_name=found.__name__
-            )
-            estimator.__dict__.update(learned, target_layers_=layers)
+    learned, layers = reader.read(learned), reader.read(layers, "target_layer")
+    if not all(isinstance(layer, TargetLayer) for layer in expect(layers, list, "layers")):
+        raise PersistenceError("a target layer is not one")
+    if learned is not None and isinstance(estimator, ImageNeuralNet):
+        _check_learned(learned, _NET)
+        (learned["target_layer_"],) = layers
+        _fill_net(estimator, parameters, learned)
+    elif learned is not None:
+        _check_learned(learned, _EXPLAINER)
+        validate_parameter_constraints(
+            estimator._parameter_constraints, parameters, caller_name=found.__name__
+        )
+        estimator.__dict__.update(learned, target_layers_=layers)
     _set(estimator, output, requests)
     return estimator
 
@@ -322,25 +303,42 @@ def _check_learned(values: Any, schema: Mapping[str, Any]) -> None:
             raise PersistenceError(f"{str(name)[:80]!r} is not learned, or is something else")
 
 
-def _learned_by_net(net: ImageNeuralNet) -> dict[str, Any]:
-    own = vars(net)
+def _learned_by(
+    estimator: Any, parameters: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, list[TargetLayer]]:
+    """Return what an estimator has learned, and its layers; nothing of one that is not fitted."""
+    own: dict[str, Any] = vars(estimator)
+    if not isinstance(estimator, ImageNeuralNet):
+        layers = own.get("target_layers_")
+        return (None, []) if layers is None else (_part_of(own, _EXPLAINER), layers)
+    if not estimator.initialized_ or "module_" not in own:
+        return None, []
     scaler, sizes = own.get("scaler_"), own.get("gradient_sizes_")
-    return {
+    learned = {
         **_part_of(own, _NET),
-        "optimizer": net.optimizer_.state_dict(),
+        "modules": {name: _numbers_of(module) for name, module in _modules_of(estimator).items()},
+        "optimizer": estimator.optimizer_.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         "gradient_sizes": None if sizes is None else sizes.averages,
         "callbacks": {
             name: _part_of(vars(callback), _schema_of(callback))
-            for name, callback in net.callbacks_
+            for name, callback in estimator.callbacks_
         },
-        "history": [_in_columns(row) for row in net.history],
+        "history": [_in_columns(row) for row in estimator.history],
     }
+    try:
+        attributes = {**_part_of(own, _NET), "target_layer_": estimator.target_layer_}
+        _rehearse(type(estimator), parameters, attributes, learned["modules"])
+    except PersistenceError as error:
+        raise PersistenceError(
+            f"The estimator is not what fit makes of its parameters, and could not be loaded: "
+            f"{error}. Was module_ changed after fit? Give the changed network as module, or save "
+            "it in a CAMExplainer."
+        ) from None
+    return learned, [estimator.target_layer_]
 
 
-def _fill_net(
-    net: Any, parameters: dict[str, Any], learned: dict[str, Any], nodes: Any, reader: Reader
-) -> None:
+def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> None:
     if not _NET.keys() <= learned.keys() or learned["classes_inferred_"].ndim != 1:
         raise PersistenceError(f"it lacks some of {sorted(_NET)}, or classes")
     attributes = {name: value for name, value in learned.items() if name.endswith("_")}
@@ -349,31 +347,26 @@ def _fill_net(
         raise PersistenceError("the states of the random generators are not complete")
     check_generator(states["global"])
     check_generator(states["views"])
-    modules = {
-        name: _read_state(node, reader) for name, node in expect(nodes, dict, "networks").items()
-    }
-    rehearsed = _rehearse(type(net), parameters, attributes)
-    if rehearsed is not None:
-        _check_modules(rehearsed, modules)
+    _rehearse(type(net), parameters, attributes, learned["modules"])
     made = _modules_of(net.restore(attributes))
-    _check_modules(made, modules)
+    _check_same(made, learned["modules"])
     for name, module in made.items():
         is_built = name == "module_" and isinstance(net.module, str)
-        _load(module, modules.pop(name), nodes[name], is_built=is_built)
+        _load(module, learned["modules"].pop(name), is_built=is_built)
     check_optimizer(net.optimizer_, learned["optimizer"])
     net.optimizer_.load_state_dict(learned["optimizer"])
     if learned["scaler"] is not None:
-        vars(net)["scaler_"] = GradScaler(torch.device(net.device or "cpu").type)
+        net.__dict__["scaler_"] = GradScaler(torch.device(net.device or "cpu").type)
         check_scaler(net.scaler_, learned["scaler"])
         net.scaler_.load_state_dict(learned["scaler"])
     if learned["gradient_sizes"] is not None:
-        vars(net)["gradient_sizes_"] = training.GradientSizes()
+        net.__dict__["gradient_sizes_"] = training.GradientSizes()
         net.gradient_sizes_.averages = learned["gradient_sizes"]
     callbacks = dict(net.callbacks_)
     for name, values in learned["callbacks"].items():
         _check_learned(values, _schema_of(callbacks[name]))
         callbacks[name].__dict__.update(values)
-    vars(net)["history_"] = History(map(_in_rows, learned["history"]))
+    net.__dict__["history_"] = History(map(_in_rows, learned["history"]))
 
 
 def _schema_of(callback: Any) -> dict[str, Any]:
@@ -411,23 +404,18 @@ def _modules_of(net: NeuralNet) -> dict[str, nn.Module]:
     return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
 
 
-def _write_module(module: nn.Module, writer: Writer, where: str) -> dict[str, Any]:
-    state = module.state_dict().items()
+def _numbers_of(network: nn.Module) -> dict[str, Any]:
+    """Return the tensors of a network, and which of its parts are frozen or in training mode."""
     return {
-        "state": {name: writer.store(tensor, f"{where}.{name}") for name, tensor in state},
-        "frozen": [name for name, p in module.named_parameters() if not p.requires_grad],
-        "training": [name for name, part in module.named_modules() if part.training],
+        "state": network.state_dict(),
+        "frozen": [name for name, p in network.named_parameters() if not p.requires_grad],
+        "training": [name for name, part in network.named_modules() if part.training],
     }
 
 
-def _read_state(node: Any, reader: Reader) -> dict[str, Tensor]:
-    state, _, _ = _entries(node, "state", "frozen", "training")
-    return {name: reader.tensor(at) for name, at in expect(state, dict, "tensors").items()}
-
-
-def _load(
-    network: nn.Module, state: dict[str, Tensor], node: dict[str, Any], *, is_built: bool
-) -> None:
+def _load(network: nn.Module, numbers: Any, *, is_built: bool) -> None:
+    state, frozen, in_training = _entries(numbers, "state", "frozen", "training")
+    _check_fit(network, state)
     own = network.state_dict()  # with the layers' versions, which some refuse to be without
     for name, value in own.items() if is_built else ():
         # Tables such as Swin's of relative positions: a GPU does not check what it is pointed to.
@@ -436,7 +424,6 @@ def _load(
             raise PersistenceError(f"{name} is a table that is not learned, and another")
     own.update(state)
     network.load_state_dict(own)
-    frozen, in_training = (set(expect(node[k], list, k)) for k in ("frozen", "training"))
     for name, parameter in network.named_parameters():
         if parameter.requires_grad is (name in frozen):
             parameter.requires_grad_(name not in frozen)
@@ -448,22 +435,21 @@ def _write_network(model: nn.Module | NeuralNet, writer: Writer, where: str) -> 
     """Put a network in JSON by the name that it was built by, or as a label; and its tensors."""
     network = model.module_ if isinstance(model, NeuralNet) else model
     recipe = getattr(model, "built_as", None)
-    is_built = recipe is not None and not _differences(_on_meta(recipe), network.state_dict())
+    is_built = recipe is not None and not _misfit(_on_meta(recipe), network.state_dict())
     return {
         "network": writer.write(recipe, where) if is_built else writer.label(model, "model"),
-        "numbers": _write_module(network, writer, where),
+        "numbers": writer.write(_numbers_of(network), where),
     }
 
 
 def _read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
     source, numbers = _entries(node, "network", "numbers")
-    state, model = _read_state(numbers, reader), reader.read(source, "model")
+    model, numbers = reader.read(source, "model"), reader.read(numbers)
     is_built = isinstance(model, dict)
     if is_built:
-        recipe = model
-        _check_modules({"network": _on_meta(recipe)}, {"network": state})
+        _check_fit(_on_meta(model), numbers["state"])
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            model = build_model(**recipe)
+            model = build_model(**model)
     elif isinstance(model, type) and issubclass(model, nn.Module):
         model = model()
     network = vars(model).get("module_") if isinstance(model, NeuralNet) else model
@@ -472,18 +458,17 @@ def _read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
             f"objects has a {type(model).__name__} in the place of a network; give an nn.Module, "
             "its class, or a fitted skorch net around one"
         )
-    _check_modules({"network": network}, {"network": state})
-    _load(network, state, numbers, is_built=is_built)
+    _load(network, numbers, is_built=is_built)
     return model
 
 
 def _rehearse(
-    kind: Any, parameters: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> dict[str, nn.Module] | None:
-    """Make a net's networks and losses on the meta device; None if they cannot be made there."""
+    kind: Any, parameters: Mapping[str, Any], attributes: Mapping[str, Any], numbers: Any
+) -> None:
+    """Make a net's networks and losses on the meta device; an error if the numbers do not fit."""
     module = parameters["module"]
     if not isinstance(module, str | nn.Module | type):
-        return None  # a function of the reader's own, which is called once
+        return  # a function of the reader's own, which is called once
     options = {name: v for name, v in parameters.items() if not name.startswith("callbacks__")}
     options |= {"callbacks": "disable", "verbose": 0, "compile": False, "device": None}
     if isinstance(module, str):
@@ -492,28 +477,14 @@ def _rehearse(
         kind = training.ConsistentCAMClassifier
     try:
         with torch.device("meta"):
-            return _modules_of(kind(**options).restore(attributes))
+            made = _modules_of(kind(**options).restore(attributes))
     except Exception:
         if isinstance(module, str):
             raise
-        return None  # not every network of a reader's own can be made there
-
-
-def _check_can_be_made_again(
-    net: ImageNeuralNet, parameters: Mapping[str, Any], modules: Mapping[str, nn.Module]
-) -> None:
-    """Refuse a network that its parameters do not make any more: it could not be loaded."""
-    attributes = {name: value for name, value in vars(net).items() if name in _NET}
-    rehearsed = _rehearse(type(net), parameters, {**attributes, "target_layer_": net.target_layer_})
-    try:
-        states = {name: module.state_dict() for name, module in modules.items()}
-        _check_modules(modules if rehearsed is None else rehearsed, states)
-    except PersistenceError as error:
-        raise PersistenceError(
-            f"The estimator is not what fit makes of its parameters, and could not be loaded: "
-            f"{error}. Was module_ changed after fit? Give the changed network as module, or save "
-            "it in a CAMExplainer."
-        ) from None
+        return  # not every network of a reader's own can be made there
+    _check_same(made, numbers)
+    for name, each in made.items():
+        _check_fit(each, numbers[name]["state"])
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -535,25 +506,25 @@ def _on_meta(recipe: Mapping[str, Any]) -> nn.Module:
         return build_model(**recipe)
 
 
-def _check_modules(
-    modules: Mapping[str, nn.Module], states: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    if modules.keys() != states.keys():
-        raise PersistenceError(f"its networks are {sorted(states)}, not {sorted(modules)}")
-    for name, module in modules.items():
-        wrong = _differences(module, states[name])
-        if wrong:
-            raise PersistenceError(f"it does not fit {type(module).__name__}: {wrong}")
+def _check_same(modules: Mapping[str, nn.Module], numbers: Mapping[str, Any]) -> None:
+    if modules.keys() != numbers.keys():
+        raise PersistenceError(f"its networks are {sorted(numbers)}, not {sorted(modules)}")
 
 
-def _differences(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+def _check_fit(network: nn.Module, state: Any) -> None:
+    wrong = _misfit(network, expect(state, dict, "tensors"))
+    if wrong:
+        raise PersistenceError(f"it does not fit {type(network).__name__}: {wrong}")
+
+
+def _misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Return in what respect tensors are not those of a network, if they are not."""
     own = network.state_dict()
     if own.keys() != state.keys():
         return f"its tensors are others, such as {sorted(own.keys() ^ state.keys())[:5]}"
     for name, value in own.items():
         given = state[name]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(given, Tensor):
             return f"{name} is not a tensor"
         if (given.shape, given.dtype) != (value.shape, value.dtype):
             return (

@@ -178,10 +178,7 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise PersistenceError(f"{constant} is not JSON")
-
-    content = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=refuse)
+    content = json.loads(text.decode(), object_pairs_hook=_unique)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise PersistenceError('its JSON is not that of an estimator: it lacks "format": "sklcam"')
     found = content.get("format_version")

@@ -23,8 +23,8 @@ And what only parameters hold:
 ====================================================  ==============================================
 
 NumPy's scalars are in it as plain numbers, paths and devices as strings. Names are only ever looked
-up in tables. Each tensor belongs to one value, so that a file cannot ask
-for more memory than it has numbers.
+up in tables. Each tensor belongs to one value, so that a file cannot ask for more memory than it
+has numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from sklcam.persistence import known
@@ -108,7 +108,7 @@ class Writer:
         return data or self._named(value, where, at or "") or self.label(value, at or "")
 
     def _numbers(self, value: Any, where: str) -> dict[str, Any] | None:
-        if type(value) in (Tensor, nn.Parameter):
+        if isinstance(value, Tensor):
             return {"tensor": self.store(value, where)}
         if type(value) not in (np.ndarray, np.memmap):
             return None

@@ -446,7 +446,7 @@ def test_a_tensor_is_used_once_and_none_is_left_over(attempt):
     """Or a small file could make many times as much of its numbers."""
 
     def twice(file):
-        state = file.estimator["modules"]["module_"]["state"]
+        state = file.learned["modules"]["module_"]["state"]
         state["4.bias"] = state["0.bias"]
 
     refused(attempt, "fitted", twice, "uses it twice")
@@ -573,14 +573,14 @@ def test_strings_are_shown_as_text(text, attempt):
         lambda f: f.content.update(format_version=1),
         lambda f: f.content.update(format_version="2"),
         lambda f: f.content.update(format_version=True),
-        lambda f: f.estimator.pop("modules"),
+        lambda f: f.estimator.pop("layers"),
         lambda f: f.estimator.update(more=1),
-        lambda f: f.estimator["modules"].pop("module_"),
-        lambda f: f.estimator["modules"]["module_"]["state"].pop("0.weight"),
-        lambda f: f.estimator["modules"]["module_"]["state"].update(extra=1),
-        lambda f: f.estimator["modules"]["module_"]["state"].update({"0.bias": 1}),
-        lambda f: f.estimator["modules"]["module_"].update(frozen=[["a"]]),
-        lambda f: f.estimator.update(learned=None, modules={}),
+        lambda f: f.learned["modules"].pairs.pop(),
+        lambda f: f.learned["modules"]["module_"]["state"].pairs.pop(),
+        lambda f: f.learned["modules"]["module_"]["state"].__setitem__("extra", 1),
+        lambda f: f.learned["modules"]["module_"]["state"].__setitem__("0.bias", 1),
+        lambda f: f.learned["modules"]["module_"].__setitem__("frozen", 3),
+        lambda f: f.estimator.update(learned=None),
         lambda f: f.estimator.update(layers=[]),
         lambda f: f.estimator.update(layers=["4"]),
         lambda f: f.estimator.update(layers=[made("TargetLayer", name="")]),
@@ -607,13 +607,13 @@ def test_strings_are_shown_as_text(text, attempt):
         lambda f: f.learned["random_states_"].__setitem__("views", [1]),
         lambda f: f.parameters.update(unknown=3),
         lambda f: f.parameters.update(module__width=16),
-        lambda f: f.tensors.update({"module_.0.weight": torch.zeros(8, 1, 3, 2)}),
-        lambda f: f.tensors.update({"module_.0.weight": torch.zeros(8, 1, 9)}),
-        lambda f: f.tensors.update({"module_.0.weight": torch.zeros(8, 1, 3, 3) > 0}),
-        lambda f: f.tensors.update({"module_.0.weight": torch.zeros(72)}),
+        lambda f: f.tensors.update({"modules.module_.state.0.weight": torch.zeros(8, 1, 3, 2)}),
+        lambda f: f.tensors.update({"modules.module_.state.0.weight": torch.zeros(8, 1, 9)}),
+        lambda f: f.tensors.update({"modules.module_.state.0.weight": torch.zeros(8, 1, 3, 3) > 0}),
+        lambda f: f.tensors.update({"modules.module_.state.0.weight": torch.zeros(72)}),
         lambda f: f.tensors.update(classes_inferred_=torch.zeros(3, 1)),
         lambda f: f.tensors.update(classes_inferred_=torch.arange(4)),
-        lambda f: f.tensors.pop("module_.0.weight"),
+        lambda f: f.tensors.pop("modules.module_.state.0.weight"),
         lambda f: f.tensors.clear(),
     ],
 )

@@ -603,7 +603,7 @@ def test_the_file_is_what_it_is_said_to_be(saved, fitted):
     content, tensors = opened(saved)
     assert content["versions"]["torch"] == version("torch").partition("+")[0]
     assert content["objects"] == ["SmallNet"]
-    assert torch.equal(tensors["module_.0.weight"], fitted.module_[0].weight)
+    assert torch.equal(tensors["modules.module_.state.0.weight"], fitted.module_[0].weight)
     assert b"pickle" not in saved.read_bytes()
 
 
