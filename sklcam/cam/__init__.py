@@ -29,7 +29,7 @@ from sklcam.cam.pixel import (
     Saliency,
 )
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.targets import Classes, Directions, Target, TopK, target_scores
+from sklcam.cam.targets import Classes, Deferred, Directions, Target, TopK, target_scores
 
 __all__ = [
     "CAM",
@@ -40,6 +40,7 @@ __all__ = [
     "Classes",
     "Counterfactual",
     "Deconvnet",
+    "Deferred",
     "Directions",
     "ExcitationBackprop",
     "FakeCAM",

@@ -139,8 +139,7 @@ class Deferred(Target):
     The class that comes second, whatever it is:
 
     >>> import torch
-    >>> from sklcam.cam import Classes
-    >>> from sklcam.cam.targets import Deferred
+    >>> from sklcam.cam import Classes, Deferred
     >>> class RunnerUp(Deferred):
     ...     def resolve(self, output, inputs=None):
     ...         return Classes(output.topk(2, dim=1).indices[:, 1])

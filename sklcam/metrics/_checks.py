@@ -109,5 +109,5 @@ def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
                 f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "
                 'one map per image: choose layer_fusion="mean" or "max", or one layer.'
             )
-        if getattr(method, "channels", None) == "keep":
+        if method.keeps_channels:
             raise ValueError('evaluate measures one map per image; leave channels="keep" out.')

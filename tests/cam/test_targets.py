@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sklcam import CAMExplainer
-from sklcam.cam import Classes, Directions, Target, TopK, target_scores
-from sklcam.cam.targets import Deferred, Predicted, Score, as_target
+from sklcam.cam import Classes, Deferred, Directions, Target, TopK, target_scores
+from sklcam.cam.targets import Predicted, Score, as_target
 from sklcam.metrics import evaluate
 from sklcam.networks import Inputs
 
