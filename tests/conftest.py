@@ -11,7 +11,3 @@ import os
 import torch
 
 torch.set_num_threads(int(os.environ.get("SKLCAM_TEST_THREADS", "1")))
-
-# Doctests are looked for in every file. Files of one name in several folders cannot be imported as
-# modules; as plugins, which they are, they can.
-collect_ignore_glob = ["*/conftest.py"]
