@@ -27,6 +27,7 @@ from skorch.exceptions import DeviceWarning
 from skorch.history import History
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam import embeddings, explain, training
 from sklcam._validation import check_size
@@ -86,6 +87,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _LARGEST_INPUT = 2**26  # pixels
 _LARGEST_OPTION = 2**16  # of a network's builder, which may loop as often
 _MOST_WORKERS = 128
+_SMALL = 2**16  # numbers that a network may make on the side
 
 
 # Estimators
@@ -476,7 +478,7 @@ def _rehearse(
     if issubclass(kind, training.AcceleratedCAMClassifier):
         kind = training.ConsistentCAMClassifier
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _LegacyOnMeta():  # type: ignore[no-untyped-call]
             made = _modules_of(kind(**options).restore(attributes))
     except Exception:
         if isinstance(module, str):
@@ -485,6 +487,16 @@ def _rehearse(
     _check_same(made, numbers)
     for name, each in made.items():
         _check_fit(each, numbers[name]["state"])
+
+
+class _LegacyOnMeta(TorchDispatchMode):
+    """Brings to the meta device what ``torch.Tensor(n, m)`` makes, which no device context does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.empty.memory_format and math.prod(args[0]) > _SMALL:
+            kwargs["device"] = torch.device("meta")
+        return func(*args, **kwargs)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

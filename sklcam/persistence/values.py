@@ -46,7 +46,7 @@ from sklcam.persistence.errors import MissingObjectsError, PersistenceError
 # Deeper than any parameter of an estimator, and far from Python's limit of recursion.
 _DEEPEST = 24
 
-# Bytes of a string array, all of whose strings take as much room as the longest.
+# Bytes of string arrays, all of whose strings take as much room as the longest.
 _LARGEST_STRINGS = 2**26
 
 _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors holds
@@ -184,6 +184,7 @@ class Reader:
         self.tensors = tensors
         self.objects = objects
         self._depth = 0
+        self._room = _LARGEST_STRINGS
 
     def read(self, node: Any, at: str | None = None) -> Any:
         """Return the value that JSON stands for.
@@ -232,7 +233,7 @@ class Reader:
             case {"dates": name, "dtype": dtype}:
                 return self.tensor(name).view(torch.int64).numpy().view(_dtype(dtype, "mM"))
             case {"items": list(items), "dtype": dtype}:
-                return _items(self.read(items), _dtype(dtype, "UO"))
+                return self._items(self.read(items), _dtype(dtype, "UO"))
             case {"random_state": [key, int(position), 0 | 1 as has_gauss, int() | float() as x]}:
                 return _random_state(self.tensor(key).numpy(), position, has_gauss, x)
             case {"known": str(name)}:
@@ -256,6 +257,15 @@ class Reader:
                 raise PersistenceError("a dict in its JSON has a key that is not plain, or twice")
             found[key] = self.read(value, at)
         return found
+
+    def _items(self, items: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
+        is_text = dtype.kind == "U"
+        if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
+            raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
+        self._room -= dtype.itemsize * len(items) if is_text else 0
+        if self._room < 0 or dtype.itemsize == 0:
+            raise PersistenceError(f"its arrays of {dtype} and the like take too much memory")
+        return np.array(items, dtype=dtype)
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:
@@ -281,15 +291,6 @@ def _dtype(name: Any, kinds: str) -> np.dtype[Any]:
     if found is None or found.kind not in kinds or found.fields or found.subdtype:
         raise PersistenceError(f"{str(name)[:40]!r} is not a dtype that files hold")
     return found
-
-
-def _items(items: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
-    is_text = dtype.kind == "U"
-    if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
-        raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
-    if is_text and not 0 < dtype.itemsize * max(1, len(items)) <= _LARGEST_STRINGS:
-        raise PersistenceError(f"its JSON has an array of {dtype}, which takes too much memory")
-    return np.array(items, dtype=dtype)
 
 
 def _random_state(

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,17 @@ def test_nothing_is_built_that_the_tensors_do_not_fit(attempt, monkeypatch):
     assert set(built) <= {"meta"}
 
 
+@pytest.mark.skipif(find_spec("pytorch_metric_learning") is None, reason="needs the extra")
+@pytest.mark.parametrize("name", ["embedding_dim", "criterion__num_classes"])
+def test_nor_a_loss(name, attempt, contents, tmp_path, monkeypatch):
+    """Some are made by torch.Tensor(n, m), which the context of a device does not reach."""
+    net = EmbeddingNet(SmallNet, embedding_dim=4, criterion="proxy-anchor", **OPTIONS)
+    monkeypatch.setitem(contents, "proxies", content_of(net.fit(X, Y), tmp_path))
+    attempt("proxies", lambda file: None)
+    with pytest.raises(PersistenceError, match="must be of shape"):
+        attempt("proxies", lambda file: file.parameters.update({name: 10**12}))
+
+
 @pytest.mark.parametrize("value", [-1, 2**40])
 def test_tables_of_indices_are_not_the_files(value, attempt, contents):
     """On a GPU, an index beyond its table stops the process."""
@@ -465,6 +477,8 @@ def test_arrays_of_strings_are_as_large_as_they_say(dtype, attempt):
     """All strings of an array take as much room as the longest."""
     node = {"items": ["x" * 10_000, "a"], "dtype": dtype}
     refused(attempt, "unfitted", lambda f: f.parameters.update(classes=node), "cannot be loaded")
+    many = [{"items": ["a"], "dtype": "<U4000000"}] * 5
+    refused(attempt, "unfitted", lambda f: f.parameters.update(classes=many), "too much memory")
     node = {**node, "dtype": "<U10000"}
     assert attempt("unfitted", lambda f: f.parameters.update(classes=node)).classes.shape == (2,)
 
