@@ -572,7 +572,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("a class", lambda: cam.get_method(int), "int is not a class of methods"),
     ],
     **{
-        name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "derive from")]
+        name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "a base class for methods")]
         for name in ("GradientMethod", "WeightedGradientMethod", "PerturbationMethod", "Method")
     },
     "GradCAM": [
@@ -1926,6 +1926,7 @@ TAKES_NOTHING_WRONG = {
     "Measurement": "made by an Evaluator",
     "OpenedImages": "made by an Explainer",
     "Preparation": "checked with the images that it is for",
+    "Deferred": "a base class",
     "Target": "a base class",
     "CausalCurves": "a tuple that is returned",
     "DeletionCurve": "a tuple that is returned",
