@@ -572,7 +572,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("a class", lambda: cam.get_method(int), "int is not a class of methods"),
     ],
     **{
-        name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "a base class for methods")]
+        name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "a base class")]
         for name in ("GradientMethod", "WeightedGradientMethod", "PerturbationMethod", "Method")
     },
     "GradCAM": [
