@@ -286,7 +286,8 @@ def _set(estimator: Any, output: Any, requests: Any) -> None:
         all_requests = estimator._get_metadata_request()
         request = expect(vars(all_requests).get(method), MethodMetadataRequest, "request")
         for name, alias in expect(wanted, dict, "request").items():
-            expect(name.isidentifier() and name, str, "name of metadata")
+            if not name.isidentifier():
+                raise PersistenceError(f"{name[:80]!r} is not a name of metadata")
             request.add_request(param=name, alias=expect(alias, bool | str | None, "alias"))
         estimator._metadata_request = all_requests
 
