@@ -248,8 +248,18 @@ class ExcitationBackprop(Method):
         rule = recorded.rule
         assert isinstance(rule, ExcitationRule)
         rule.begin()  # the dual is subtracted once in each way back, at the topmost layer
-        won = [gradients.sum(dim=1) for gradients in recorded.gradient_grids(column)]
+        won = [_channel_sum(gradients) for gradients in recorded.gradient_grids(column)]
         return [maps.relu() for maps in won] if self.contrastive else won
+
+
+def _channel_sum(gradients: Tensor) -> Tensor:
+    """Sum over channels (n_images, K, u, v); where they cancel up to rounding, exactly zero.
+
+    Scaled to [0, 1], the rounding of a map that should be empty would be a map to look at.
+    """
+    total, size = gradients.sum(dim=1), gradients.abs().sum(dim=1)
+    is_rounding = total.abs() <= 8 * torch.finfo(gradients.dtype).eps * size
+    return torch.where(is_rounding, 0.0, total)
 
 
 class Occlusion(Method):

@@ -36,8 +36,8 @@ def normalized(embeddings: Tensor) -> Tensor:
 
 def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
     """Return the cosines (n_images, n_classes) of embeddings (n_images, dim) and proxies."""
-    proxies = proxies.to(embeddings.device)
-    return F.normalize(at_least_float32(embeddings), dim=1) @ F.normalize(proxies, dim=1).T
+    embeddings = at_least_float32(embeddings)
+    return F.normalize(embeddings, dim=1) @ F.normalize(proxies.to(embeddings), dim=1).T
 
 
 class EmbeddingDirections(Directions):

@@ -20,7 +20,7 @@ from sklcam.cam import TopK, available, get_method
 
 SIZE = 12
 CONTROLS = {"uniform", "fakecam"}
-DIFFERENCES = {"excitationbackprop", "occlusion"}
+DIFFERENCES = {"occlusion"}
 RANDOM = {"randomcam", "smoothgradcam++", "sscam"}
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from sklcam import EmbeddingCAMExplainer
 from sklcam.cam import Classes, Directions, Target, TopK
 from sklcam.embeddings import NearestProxies, SinglePoint
-from sklcam.embeddings.targets import ProxyClasses
+from sklcam.embeddings.targets import ProxyClasses, cosines
 from sklcam.metrics import evaluate
 
 PROXIES = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -224,3 +224,13 @@ def test_proxies_and_references_of_several_inputs():
 def test_a_dict_is_no_target_of_a_network_of_one_input(fitted):
     with pytest.raises(ValueError, match="neither numbers nor strings"):
         fitted.explain(IMAGES, {"image": IMAGES})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_cosines_in_the_precision_of_the_embeddings(dtype):
+    """Proxies are float32, whatever the network computes in."""
+    embeddings = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=dtype)
+    found = cosines(embeddings, torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+    expected = torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=found.dtype)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found, expected)
