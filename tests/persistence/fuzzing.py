@@ -1,6 +1,6 @@
 """Mutates valid files and loads them, in a process that watches itself.
 
-Run as ``python fuzzing.py FOLDER SEED N``, with the folder of the tests on the path; it prints a
+Run as ``python -m fuzzing FOLDER SEED N``, with the folders of the tests on the path; it prints a
 summary as JSON. Every mutation has a right checksum. What loads is used as an estimator is:
 printed, copied, asked for predictions and explanations, and trained on. Nothing may run, be
 imported or be written because of a file, and loading may not take more memory than twice the

@@ -676,8 +676,8 @@ def test_nothing_is_imported_or_called_anywhere(contents, tmp_path, monkeypatch)
 
 def fuzz(folder: Path, first: int, n: int) -> dict[str, Any]:
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "fuzzing.py"), str(folder), str(first), str(n)]
-    environment = {"PYTHONPATH": f"{here.parents[1]}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fuzzing", str(folder), str(first), str(n)]
+    environment = {"PYTHONPATH": f"{here.parents[1]}:{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
     child = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=60 + n, check=False
     )
