@@ -23,7 +23,7 @@ from sklcam.networks.inputs import Inputs, Rows
 class Target(ABC):
     """A question about an image, answered by one score or several.
 
-    A target of your own writes :meth:`scores`. One that holds something for each image writes
+    A target of your own writes ``scores``. One that holds something for each image writes
     :meth:`take`, too; one that the network's answer decides derives from :class:`Deferred`.
 
     Attributes
@@ -118,7 +118,7 @@ class Target(ABC):
         ----------
         probabilities : Tensor of shape (m, n_classes), in [0, 1]
         rows : Tensor of shape (m,), slice or None
-            As in :meth:`scores`.
+            As in ``scores``.
 
         Returns
         -------

@@ -185,7 +185,7 @@ class BatchExplainer(ABC):
         Raises
         ------
         ValueError
-            If there is no method, or two have one name; and as :meth:`as_method`.
+            If there is no method, or two have one name; and as ``as_method``.
         """
         if isinstance(methods, Mapping):
             named = {str(name): self.as_method(each) for name, each in methods.items()}
@@ -452,7 +452,7 @@ class BatchExplainer(ABC):
         opened : OpenedImages
             See :meth:`open`.
         target : Target or None, default=None
-            For all of the images; see :meth:`as_target`.
+            For all of the images; see ``as_target``.
         methods : sequence of str, Method or None, default=(None,)
         normalize : bool or sequence of bool, default=True
             See :meth:`explain_batch`.

@@ -127,7 +127,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def loader(self, items: FramedItems) -> Iterable[Any]:
-        """Return what reads the items batch by batch, as :func:`collate_framed` puts them."""
+        """Return what reads the items batch by batch, as ``collate_framed`` puts them."""
 
     @abstractmethod
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:

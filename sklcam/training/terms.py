@@ -135,7 +135,7 @@ class Explanations:
 class Term(ABC):
     """A part of the training loss: a number for each image, from its explanation.
 
-    A subclass says its :attr:`name` and returns its :meth:`values`;
+    A subclass says its ``name`` and returns its :meth:`values`;
     ``ConsistentCAMClassifier(terms=[...])`` adds it to the terms of alpha and beta.
 
     Attributes
