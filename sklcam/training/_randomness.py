@@ -60,7 +60,7 @@ class SeededNet(DeviceNet):
         (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         with torch.random.fork_rng(self._cuda_devices()):
             torch.manual_seed(seed)
-            on_cpu, *on_cuda = self._generator_states()
+            on_cpu, *on_cuda = self.generator_states()
             return {
                 "seed": seed,
                 "global": on_cpu,
@@ -72,13 +72,13 @@ class SeededNet(DeviceNet):
     def _own_randomness(self) -> Iterator[None]:
         """Draw from the estimator's generators in the block, and keep where they end."""
         states = self.random_states_
-        with self._generators_at([states["global"], *states["cuda"]]):
+        with self.generators_at([states["global"], *states["cuda"]]):
             self.generator_ = torch.Generator()
             self.generator_.set_state(states["views"])
             try:
                 yield
             finally:
-                on_cpu, *on_cuda = self._generator_states()
+                on_cpu, *on_cuda = self.generator_states()
                 self.random_states_ = {
                     "seed": states["seed"],
                     "global": on_cpu,
@@ -87,13 +87,13 @@ class SeededNet(DeviceNet):
                 }
                 del self.generator_
 
-    def _generator_states(self) -> list[Tensor]:
+    def generator_states(self) -> list[Tensor]:
         """Return where torch's generators are: the CPU's and those of the devices in use."""
         devices = self._cuda_devices()
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
     @contextmanager
-    def _generators_at(self, states: list[Tensor]) -> Iterator[None]:
+    def generators_at(self, states: list[Tensor]) -> Iterator[None]:
         """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
         devices = self._cuda_devices()
         with torch.random.fork_rng(devices):
@@ -126,8 +126,8 @@ class Draws:
 
     def states(self) -> list[Tensor]:
         """Return where torch's generators are."""
-        return self.net._generator_states()
+        return self.net.generator_states()
 
     def at(self, states: list[Tensor]) -> AbstractContextManager[None]:
         """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
-        return self.net._generators_at(states)
+        return self.net.generators_at(states)
