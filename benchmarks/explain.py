@@ -263,13 +263,19 @@ def faint_noise(case: Case) -> AbstractContextManager | None:
 
 @contextmanager
 def _faint_noise(case: Case) -> Iterator[None]:
-    std = case.method.std
-    case.method.set_params(std=FAINT)
+    with option(case, std=FAINT), loud_head(case):
+        yield
+
+
+@contextmanager
+def option(case: Case, **options: object) -> Iterator[None]:
+    """Give our method other options for a while."""
+    before = {name: getattr(case.method, name) for name in options}
+    case.method.set_params(**options)
     try:
-        with loud_head(case):
-            yield
+        yield
     finally:
-        case.method.set_params(std=std)
+        case.method.set_params(**before)
 
 
 def scaled_last(case: Case) -> AbstractContextManager:
@@ -285,13 +291,8 @@ def scaled_last(case: Case) -> AbstractContextManager:
 
 @contextmanager
 def scaled_last_and_faint_noise(case: Case) -> Iterator[None]:
-    std = case.method.std
-    case.method.set_params(std=FAINT)
-    try:
-        with scaled_last(case):
-            yield
-    finally:
-        case.method.set_params(std=std)
+    with option(case, std=FAINT), scaled_last(case):
+        yield
 
 
 def pixel_centres(case: Case) -> AbstractContextManager:
@@ -355,7 +356,10 @@ CHEAP = {
     "xgradcam": Spec("xgradcam", (by_pytorch_grad_cam("XGradCAM"), by_torchcam("XGradCAM"))),
     "layercam": Spec("layercam", (by_pytorch_grad_cam("LayerCAM"), by_torchcam("LayerCAM"))),
     "hirescam": Spec("hirescam", (by_pytorch_grad_cam("HiResCAM"),)),
-    "cam": Spec("cam", (by_torchcam("CAM"),)),
+    "cam": Spec(
+        "cam",
+        (by_torchcam("CAM", why="it keeps negative evidence", equal=partial(option, relu=False)),),
+    ),
     "smoothgradcam++": Spec(
         SmoothGradCAMPlusPlus(n_samples=4, std=0.3, random_state=SEED),
         (
