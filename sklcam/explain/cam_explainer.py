@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.nested import Nesting
 from sklcam.networks.tape import record
 
 
@@ -39,8 +40,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     ----------
     model : nn.Module or fitted estimator
         A network that takes images and returns logits of shape (n_images, n_classes); a fitted
-        skorch net around one; or a fitted :class:`~sklcam.ConsistentCAMClassifier`. Of several
-        outputs in a tuple, the first one counts.
+        skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; or a search or a
+        ``FrozenEstimator`` around these. Of several outputs in a tuple, the first one counts.
     method : str, Method or class of methods, default="gradcam"
         One of :func:`sklcam.cam.available`, or a method object with options of its own.
     target_layer : str, TargetLayer or list of them, default="auto"
@@ -105,7 +106,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "model": [nn.Module, NeuralNet],
+        "model": [nn.Module, NeuralNet, *get_args(Nesting)],
         "method": [str, Method, type],
         "target_layer": [str, TargetLayer, list, tuple],
         "layer_fusion": [StrOptions({"mean", "max"}), None],

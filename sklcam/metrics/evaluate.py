@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
@@ -20,8 +19,8 @@ from tqdm.auto import tqdm
 from sklcam._validation import check_callable, draw_seed
 from sklcam.cam.base import check_batch_size
 from sklcam.cam.targets import Target
-from sklcam.explain.base import AnyMethod, Explainable, Explainer
-from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
@@ -53,7 +52,6 @@ from sklcam.metrics.summary import Evaluation
 
 Observed = TypeVar("Observed")
 Observer = Callable[[Measurement], Observed]
-AnyEstimator = Explainer | Explainable | torch.nn.Module
 AnyMetrics = str | Metric | Sequence[str | Metric]
 
 _PARTS_PER_JOB = 4  # so that the progress bar moves before the end
@@ -107,7 +105,9 @@ def evaluate(
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or nn.Module
-        Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults.
+        Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults. It may
+        be inside a search, a ``FrozenEstimator`` or a ``Pipeline``; of a pipeline, the last step
+        explains what the earlier ones make of X, in whose pixels boxes and masks are.
     X : images
         In any form that the estimator takes. Each image is read once.
     y : array-like of shape (n_images,) or None, default=None
@@ -352,7 +352,7 @@ class Evaluator(Generic[Observed]):
             check_has_probability(False, self.metrics)
         self.labels = labels_if_needed(X, y, self.metrics)
 
-        self.explainer = as_explainer(estimator, X)
+        self.explainer, X = as_explainer(estimator, X)
         chosen = self.explainer.as_method(method)
         # By way of a RandomState, so that the views of a seed stay those of the published figures.
         seed = draw_seed(check_random_state(random_state))
@@ -477,35 +477,3 @@ def _measure(
             bar.update(len(batch))
         del measurement, batch  # nothing of a batch is alive when the next one is read
     return {name: np.concatenate(parts) for name, parts in values.items()}, observed
-
-
-def as_explainer(estimator: AnyEstimator, X: Any) -> Explainer:
-    """Return the estimator if it explains, its own explainer, or one around a network.
-
-    Parameters
-    ----------
-    estimator : Explainer, estimator that brings one, or nn.Module
-        Fitted, unless it is a module.
-    X : images
-        A module's explainer is fitted to them.
-
-    Returns
-    -------
-    Explainer
-
-    Raises
-    ------
-    NotFittedError
-        If the estimator has not been fitted.
-    ValueError
-        If it is neither.
-    """
-    if isinstance(estimator, torch.nn.Module):
-        return CAMExplainer(estimator, verbose=0).fit(X)
-    if isinstance(estimator, Explainable):
-        return estimator.as_explainer()
-    raise ValueError(
-        "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network; got "
-        f"{type(estimator).__name__}. CAMExplainer explains other skorch nets, and of a search "
-        "there is the best_estimator_."
-    )

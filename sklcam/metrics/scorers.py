@@ -10,7 +10,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam._validation import describe, suggestion
-from sklcam.metrics.evaluate import AnyEstimator, evaluate
+from sklcam.explain.nested import AnyEstimator
+from sklcam.metrics.evaluate import evaluate
 from sklcam.metrics.measurement import PerImage
 from sklcam.metrics.plan import Params, check_metric_params
 from sklcam.metrics.registry import Metric, available, get_metric, option_checks

@@ -26,6 +26,7 @@ from sklcam.images.normalization import normalize
 from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.precision import at_least_float32
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
@@ -170,12 +171,12 @@ class Adaptable(Protocol):
     def as_adapter(self) -> Adapter: ...
 
 
-def adapt(model: nn.Module | NeuralNet | Adaptable, preparation: Preparation) -> Adapter:
+def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Preparation) -> Adapter:
     """Return the adapter for a model. Nobody else looks at what kind of model it is.
 
     Parameters
     ----------
-    model : nn.Module, skorch net, or estimator of this library
+    model : nn.Module, skorch net, estimator of this library, or one of these nested
     preparation : Preparation
 
     Returns
@@ -194,6 +195,12 @@ def adapt(model: nn.Module | NeuralNet | Adaptable, preparation: Preparation) ->
     >>> type(adapt(nn.Identity(), Preparation())).__name__
     'ModuleAdapter'
     """
+    model, transformers = unnest(model)
+    if transformers:
+        raise ValueError(
+            "model is a Pipeline that transforms images before its network sees them. Explain its "
+            "last step, pipeline[-1], and give it pipeline[:-1].transform(X)."
+        )
     if isinstance(model, Adaptable):
         if preparation.changed():
             raise ValueError(

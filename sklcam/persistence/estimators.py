@@ -33,6 +33,7 @@ from sklcam import embeddings, explain, training
 from sklcam._validation import check_size
 from sklcam.networks import TargetLayer, build_model
 from sklcam.networks.construction import parameter_names
+from sklcam.networks.nested import unnest
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.known import check_policy
 from sklcam.persistence.states import check_generator, check_optimizer, check_scaler
@@ -213,6 +214,7 @@ def _check_names(kind: type, names: Iterable[str]) -> None:
 def _write_parameter(name: str, value: Any, writer: Writer, where: str) -> Any:
     at = name.rpartition("__")[2]
     if name == "model":
+        value, _ = unnest(value)  # fit has refused transformers
         is_ours = isinstance(value, ImageNeuralNet)
         return (write_estimator if is_ours else _write_network)(value, writer, where)
     if name.startswith(_FOR_THE_READER) and value is not None:

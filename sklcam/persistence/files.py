@@ -16,6 +16,7 @@ from skorch import NeuralNet
 from sklcam._files import replacing
 from sklcam._validation import describe
 from sklcam._versions import REQUIRED, installed_versions
+from sklcam.networks.nested import unnest
 from sklcam.persistence.container import read_archive, write_archive
 from sklcam.persistence.errors import MissingObjectsError, PersistenceError, VersionWarning
 from sklcam.persistence.estimators import read_estimator, write_estimator
@@ -31,7 +32,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or an AcceleratedCAMClassifier; fitted or not. With it goes all that it needs to predict, to
+        Or an AcceleratedCAMClassifier; fitted or not. Of a search it is the best estimator, of a
+        ``FrozenEstimator`` the one inside. With it goes all that it needs to predict, to
         explain and to be trained on: weights, optimizer, history, random generators, and the
         numbers of the network in an explainer. What is not plain, such as a network's class, is in
         the file as a label; :func:`load` asks for it.
@@ -71,6 +73,12 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     >>> np.array_equal(clf.predict_proba(X[:4]), loaded.predict_proba(X[:4]))
     True
     """
+    estimator, transformers = unnest(estimator)
+    if transformers:
+        raise PersistenceError(
+            "save does not take the transformers of a Pipeline, and without them its last step "
+            "would get other images. Save pipeline[-1], and put it behind them after loading."
+        )
     accelerator = vars(estimator).get("accelerator_") if isinstance(estimator, NeuralNet) else None
     if accelerator is not None and not accelerator.is_main_process:
         return

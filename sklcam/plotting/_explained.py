@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
+from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import Batch
 from sklcam.explain.predictions import Prediction, predictions
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
-from sklcam.metrics.evaluate import AnyEstimator, as_explainer
 from sklcam.plotting._display import check_map_shape
 
-AnyEstimators = AnyEstimator | Mapping[str, AnyEstimator]
+AnyEstimators: TypeAlias = AnyEstimator | Mapping[str, AnyEstimator]
 AnyMethods = AnyMethod | Methods | None
 
 
@@ -35,6 +35,7 @@ class Explanation:
 
     Attributes
     ----------
+    explainer : Explainer
     n_images : int
     maps : dict of str to list of ndarray
         Of each method, once it has run; and so are the next two.
@@ -45,7 +46,7 @@ class Explanation:
     def __init__(
         self, explainer: Explainer, X: Any, target: Any, methods: AnyMethods, frame: str = "image"
     ):
-        self._explainer = explainer
+        self.explainer = explainer
         self._methods = explainer.named_methods(methods)
         self._opened = explainer.open(X, originals=True)
         self.n_images = len(self._opened)
@@ -60,7 +61,7 @@ class Explanation:
 
     def run(self) -> Explanation:
         """Explain, all methods from one pass over the images, and return ``self``."""
-        explainer, methods = self._explainer, list(self._methods.values())
+        explainer, methods = self.explainer, list(self._methods.values())
         for explained in explainer.iter_explained(self._opened, self._target, methods=methods):
             batch = explained.batch
             self.pictures += pictures_of_batch(batch, own_size=self._own_size)
@@ -71,8 +72,8 @@ class Explanation:
         return self
 
 
-def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, Explainer]:
-    """Return by name what explains, each fitted."""
+def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, tuple[Explainer, Any]]:
+    """Return by name what explains, each fitted, and X as it takes it."""
     if not isinstance(estimator, Mapping):
         return {type(estimator).__name__: as_explainer(estimator, X)}
     if not estimator:
@@ -80,10 +81,12 @@ def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, Explainer]
     return {str(name): as_explainer(given, X) for name, given in estimator.items()}
 
 
-def column_name(explainers: Mapping[str, Explainer], name: str, method: str, n_methods: int) -> str:
+def column_name(
+    name: str, explainer: Explainer, method: str, *, n_models: int, n_methods: int
+) -> str:
     """Return what maps are called: by their method, by the model, or by both."""
-    if len(explainers) == 1:
-        return method or method_name(explainers[name].method)
+    if n_models == 1:
+        return method or method_name(explainer.method)
     return name if n_methods == 1 else f"{name}, {method}"
 
 

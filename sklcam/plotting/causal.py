@@ -110,12 +110,13 @@ class CausalCurveDisplay(Display):
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
         explainers = explainers_by_name(estimator, X)
         evaluators: dict[str, Evaluator[CausalCurves]] = {}
-        for name, explainer in explainers.items():
+        for name, (explainer, images) in explainers.items():
             named = explainer.named_methods(methods)
+            lengths = {"n_models": len(explainers), "n_methods": len(named)}
             for of_method, method in named.items():
-                evaluators[column_name(explainers, name, of_method, len(named))] = Evaluator(
+                evaluators[column_name(name, explainer, of_method, **lengths)] = Evaluator(
                     explainer,
-                    X,
+                    images,
                     metrics=("iauc", "dauc"),
                     method=method,
                     target=target,

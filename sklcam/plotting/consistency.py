@@ -393,8 +393,8 @@ def _evaluators(
     params = {"consistency": {"method": method, "views": views}}
     options |= {"metrics": "consistency", "metric_params": params, "random_state": seed}
     return {
-        name: Evaluator(explainer, X, **options)
-        for name, explainer in explainers_by_name(estimator, X).items()
+        name: Evaluator(explainer, images, **options)
+        for name, (explainer, images) in explainers_by_name(estimator, X).items()
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sklcam._validation import check_number, describe
 from sklcam.explain.base import AnyMethod
-from sklcam.metrics.evaluate import AnyEstimator, as_explainer
+from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.metrics.localization import box_from_map, box_iou
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
@@ -119,7 +119,7 @@ class LocalizationDisplay(Display):
             threshold is outside 0 to 1.
         """
         cls._check(**options)
-        explanation = Explanation(as_explainer(estimator, X), X, target, method)
+        explanation = Explanation(*as_explainer(estimator, X), target, method)
         n_images = explanation.n_images
         cls._check_n_rows(n_images)
         labels = labels_of_images(X, y, n_images)

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, clone
 from sklcam._validation import describe
 from sklcam.cam import get_method
 from sklcam.explain.base import AnyMethod
+from sklcam.explain.nested import as_explainer
 from sklcam.images.dataset import n_images
-from sklcam.metrics.evaluate import as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import (
     TITLE,
@@ -127,11 +127,11 @@ class CAMDisplay(Display):
         """
         cls._check(**options)
         check_option("frame", frame, ("image", "input"))
-        explainers = explainers_by_name(estimator, X)
         explanations = {
-            name: Explanation(explainer, X, target, methods, frame)
-            for name, explainer in explainers.items()
+            name: Explanation(explainer, images, target, methods, frame)
+            for name, (explainer, images) in explainers_by_name(estimator, X).items()
         }
+        alone = len(explanations) == 1
         # Models may see the images at different sizes; those of the first are drawn.
         first = next(iter(explanations.values()))
         n_rows = first.n_images
@@ -142,9 +142,14 @@ class CAMDisplay(Display):
         for name, explanation in explanations.items():
             predicted = [_written(prediction) for prediction in explanation.run().predictions]
             for method, maps_of_method in explanation.maps.items():
-                column = column_name(explainers, name, method, len(explanation.maps))
+                column = column_name(
+                    name,
+                    explanation.explainer,
+                    method,
+                    n_models=len(explanations),
+                    n_methods=len(explanation.maps),
+                )
                 maps[column], map_titles[column] = maps_of_method, predicted
-        alone = len(explainers) == 1
         display = cls(
             images=first.pictures,
             maps=maps,
@@ -345,7 +350,7 @@ class MapGridDisplay(Display):
         for name, untrained in models.items():
             for value in list(untrained):
                 model = untrained.pop(value).fit(X, y)  # one at a time is kept
-                explained = Explanation(as_explainer(model, image), image, None, method).run()
+                explained = Explanation(*as_explainer(model, image), None, method).run()
                 ((maps[name][value],),) = explained.maps.values()
                 if X_test is not None:
                     scores[name][value] = model.score(X_test, y_test)

@@ -14,8 +14,8 @@ from sklearn.utils import Bunch
 from sklcam._validation import describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
+from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import OpenedImages
-from sklcam.metrics.evaluate import AnyEstimator, as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
 from sklcam.plotting._explained import (
@@ -135,20 +135,23 @@ class RetrievalDisplay(Display):
             in the gallery, or labels are given of one of the two only, or not one per image.
         """
         cls._check(**options)
-        explainer = as_explainer(estimator, query)
+        explainer, query_images = as_explainer(estimator, query)
         if not isinstance(explainer, EmbeddingCAMExplainer):
             raise ValueError(
                 "RetrievalDisplay searches by embeddings: estimator must be an "
                 f"EmbeddingCAMExplainer or an EmbeddingNet; got {type(estimator).__name__}."
             )
-        queries, others = (explainer.open(X, originals=True) for X in (query, gallery))
+        _, gallery_images = as_explainer(estimator, gallery)
+        queries, others = (
+            explainer.open(X, originals=True) for X in (query_images, gallery_images)
+        )
         cls._check_n_rows(2 * len(queries))
         labels = _Labels(
             labels_of_images(query, query_labels, len(queries)),
             labels_of_images(gallery, gallery_labels, len(others)),
             is_right,
         )
-        found = explainer.explain_neighbors(query, gallery, k, method=method)
+        found = explainer.explain_neighbors(query_images, gallery_images, k, method=method)
         # An image that is found several times is read once.
         rows, places = np.unique(found.indices, return_inverse=True)
         pictures = _pictures(others.subset(rows))

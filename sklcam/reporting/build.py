@@ -23,11 +23,12 @@ from sklcam._files import replacing
 from sklcam._validation import check_count, describe
 from sklcam._versions import installed_versions
 from sklcam.explain.base import AnyMethod, Explainer, method_name
+from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.predictions import class_names, predictions
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
 from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
-from sklcam.metrics.evaluate import AnyEstimator, AnyMetrics, as_explainer
+from sklcam.metrics.evaluate import AnyMetrics
 from sklcam.metrics.registry import metric_of_row, row_meaning
 from sklcam.reporting._pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
 
@@ -135,7 +136,7 @@ def report(
     if n_images is not None:
         check_count("n_images", n_images)
     check_count("thumbnail", thumbnail, *_SIZES)
-    explainer = as_explainer(estimator, X)
+    explainer, images = as_explainer(estimator, X)
     labels = None if y is None and dataset_labels(X) is None else labels_for(X, y, "report")
     if metrics is None:
         has_confidence = explainer.classes_ is not None or options.get("score") is not None
@@ -144,7 +145,7 @@ def report(
         options = _with_few_steps(options) if has_confidence else options
     evaluator: Evaluator[list[dict[str, Any]]] = Evaluator(
         explainer,
-        X,
+        images,
         labels,
         metrics=metrics,
         method=method,
