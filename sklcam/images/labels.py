@@ -69,6 +69,7 @@ def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
     Returns
     -------
     ndarray
+        A column, (n, 1), is made flat with scikit-learn's ``DataConversionWarning``.
 
     Raises
     ------
@@ -78,7 +79,9 @@ def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
     y = dataset_labels(X) if y is None else y
     if y is None:
         raise ValueError(f"{purpose} needs y: {_WHERE_FROM}")
-    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    is_column = labels.ndim == 2 and labels.shape[1] == 1
+    return column_or_1d(labels, warn=True) if is_column else labels
 
 
 def check_labels(X: Any, y: Any) -> np.ndarray:

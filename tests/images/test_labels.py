@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from image_forms import Stream
+from sklearn.exceptions import DataConversionWarning
 from torch.utils.data import Dataset, Subset
 
 from sklcam.images.labels import check_labels, dataset_labels, encode_labels, labels_for
@@ -48,6 +49,13 @@ def test_labels_come_from_y_or_else_from_the_data_set(find):
     assert find(dataset, None).tolist() == [3, 1, 2, 0]
     assert find(dataset, ["a", "b", "a", "b"]).tolist() == ["a", "b", "a", "b"]
     assert find(dataset, torch.tensor([1, 1, 0, 0])).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("find", [check_labels, lambda X, y: labels_for(X, y, "the test")])
+def test_a_column_of_labels_is_flat_and_warned_of(find):
+    for column in (np.array([["a"], ["b"]]), torch.tensor([[1], [0]])):
+        with pytest.warns(DataConversionWarning, match="column-vector"):
+            assert find(np.zeros((2, 4, 4)), column).shape == (2,)
 
 
 def test_no_labels_are_an_error_that_says_what_needs_them():
