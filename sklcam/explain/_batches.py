@@ -389,14 +389,15 @@ class BatchExplainer(ABC):
         maps: dict[int, Tensor] = {}
         with _without_graph(self.adapter):
             recordable = given.recordable()
-            for group in sharing_a_pass(chosen):
-                recorded = self._record([chosen[i] for i in group], recordable, question)
-                for i in group:
-                    made = self._fuse(
-                        [upsample(raw, recorded.size) for raw in chosen[i].explain(recorded)],
-                        scaled=scaled[i] and chosen[i].scaled,
-                    )
-                    maps[i] = made if question.several else made[:, 0]
+            # One that is asked for both scaled and as it is explains once.
+            distinct = list({id(method): method for method in chosen}.values())
+            for group in sharing_a_pass(distinct):
+                recorded = self._record([distinct[i] for i in group], recordable, question)
+                for method in (distinct[i] for i in group):
+                    raw = [upsample(layer, recorded.size) for layer in method.explain(recorded)]
+                    for i in (i for i, each in enumerate(chosen) if each is method):
+                        made = self._fuse(raw, scaled=scaled[i] and method.scaled)
+                        maps[i] = made if question.several else made[:, 0]
                 # The first pass decides what is explained: two passes that round in different ways
                 # could otherwise see the predicted class in two places.
                 output, question = recorded.output.detach(), recorded.target
