@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 # Floats are scanned this many pixels at a time: it bounds the memory that a memory map takes.
@@ -18,47 +19,124 @@ _SCAN_PIXELS = 2**22
 # Rounding may have brought a float this far out of [0, 1]; such pixels are clamped when read.
 _ROUNDING = 1e-6
 
+# More channels than these of a picture (grey or RGB, with or without alpha) are told from its sides
+# by being fewer than the pixels along them.
+MAX_CHANNELS = 4
 
-def item_tensor(image: Any, name: str) -> Tensor:
-    """Return an item of a lazy source as a tensor, with the checks that arrays get at the door."""
+# Tags of TIFF files.
+_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC = 254, 258, 262
+
+RGB = tuple[int, int, int]
+WHITE: RGB = (255, 255, 255)
+
+
+class Reading(NamedTuple):
+    """How images are read, where neither a shape nor a file tells."""
+
+    channels: str | None = None
+    background: RGB | None = None  # None is white for files, and leaves arrays as they are
+
+
+def item_tensor(image: Any, name: str, reading: Reading, hint: str = "") -> Tensor:
+    """Return an item of a lazy source as a tensor, with the checks that arrays get at the door.
+
+    The hint is added to the message where pixels are out of range.
+    """
     if isinstance(image, Image.Image):
         with naming(name):
-            return rgb_tensor(image)
+            return rgb_tensor(image, reading.background)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(
             f"{name} is a {type(image).__name__}; an item of a data set must be a PIL image, an "
             "array of shape (height, width) or (height, width, n_channels), a tensor of shape "
             "(n_channels, height, width), or a tuple that starts with one of them."
         )
-    check_image_shape(image, name)
+    channels = locate_channels(image, name, reading.channels)
     check_pixel_dtype(image, name)
-    tensor = copy_channels_first(image)
+    tensor = copy_channels_first(image, channels, reading.background)
     if tensor.is_floating_point():
-        _check_range(*_finite_extremes(tensor, name), f"The pixels of {name}")
+        _check_range(*_finite_extremes(tensor, name), f"The pixels of {name}", hint)
     return tensor
 
 
-def copy_channels_first(image: np.ndarray | Tensor) -> Tensor:
+def copy_channels_first(
+    image: np.ndarray | Tensor, channels: str, background: RGB | None = None
+) -> Tensor:
     """Return a copy, uint8 or float32, with the channels third from last; it shares no memory."""
     if isinstance(image, Tensor):
         # As a plain tensor: torchvision's classes of tensors would follow into the network.
         dtype = torch.uint8 if is_uint8(image) else torch.float32
-        return image.detach().as_subclass(Tensor).to(dtype, copy=True)
-    tensor = torch.from_numpy(np.array(image, dtype=np.uint8 if is_uint8(image) else np.float32))
-    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.movedim(-1, -3)
+        tensor = image.detach().as_subclass(Tensor).to(dtype, copy=True)
+    else:
+        array = np.array(image, dtype=np.uint8 if is_uint8(image) else np.float32)
+        tensor = torch.from_numpy(array if array.ndim > 2 else array[..., np.newaxis])
+    tensor = tensor.movedim(-1, -3) if channels == "last" else tensor
+    has_alpha = background is not None and tensor.shape[-3] in (2, 4)
+    return _laid_on(background, tensor) if has_alpha else tensor
 
 
-def rgb_tensor(image: Image.Image) -> Tensor:
+def _laid_on(background: RGB | None, pixels: Tensor) -> Tensor:
+    """Compose pixels, whose last channel is their opacity, on a background."""
+    *colours, alpha = pixels.unbind(-3)
+    grey_or_rgb = (
+        Image.new("RGB", (1, 1), background).convert("L" if len(colours) == 1 else "RGB")
+    ).tobytes()
+    full = 255 if pixels.dtype == torch.uint8 else 1
+    opacity = alpha / full
+    composed = torch.stack(
+        [
+            opacity * colour + (1 - opacity) * (behind * full / 255)
+            for colour, behind in zip(colours, grey_or_rgb, strict=True)
+        ],
+        dim=-3,
+    )
+    return composed.round().to(torch.uint8) if full == 255 else composed
+
+
+def rgb_tensor(image: Image.Image, background: RGB | None = None) -> Tensor:
     """Return a PIL image as (3, height, width), upright: uint8, or float32 if it has 16 bits."""
     image = load_upright(image)
+    background = background or WHITE
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion would cut off everything above 255.
-        grey = np.asarray(image).astype(np.float32) / 65535
-        return torch.from_numpy(grey).repeat(3, 1, 1)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns of the transparency it drops
+        return _deep_grey(image, background)
+    if image.has_transparency_data:
+        # The colours behind full transparency are whatever an editor left there.
+        canvas = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def check_pages(image: Image.Image) -> None:
+    """Raise a ValueError if a file is a stack of pages; thumbnails of the first do not count."""
+    if not isinstance(image, TiffImageFile) or image.n_frames == 1:  # animations have a first
+        return
+    n_pages = 0
+    for page in range(image.n_frames):
+        image.seek(page)
+        n_pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    if n_pages > 1:
+        raise ValueError(
+            f"it has {n_pages} pages; pass the one that is meant as a PIL image, after "
+            "Image.open(path) and seek(page)."
+        )
+
+
+def _deep_grey(image: Image.Image, background: RGB) -> Tensor:
+    """Return a grey image of 16 bits, float32; Pillow would cut off everything above 255."""
+    values = np.asarray(image).astype(np.int32)
+    # Pillow scales the values of TIFF files neither by their depth nor by what they stand for.
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    grey = torch.from_numpy(values.astype(np.float32)) / (2**bits - 1)
+    grey = 1 - grey if tags.get(_PHOTOMETRIC) == 0 else grey  # 0 is white
+    pixels = grey.repeat(3, 1, 1)
+    clear = image.info.get("transparency")  # the one value that a PNG may call transparent
+    if clear is None:
+        return pixels
+    behind = torch.tensor(background)[:, None, None] / 255
+    return behind.where(torch.from_numpy(values == clear), pixels)
 
 
 def load_upright(image: Image.Image) -> Image.Image:
@@ -106,23 +184,55 @@ def is_uint8(pixels: np.ndarray | Tensor) -> bool:
 
 def check_pixel_dtype(pixels: np.ndarray | Tensor, name: str) -> None:
     """Raise a ValueError unless pixels are bytes or floats, and dense."""
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} is a masked array, whose masked pixels have values that no network should "
+            f"see; pass {name}.filled(...)."
+        )
     if isinstance(pixels, Tensor):
         if pixels.layout != torch.strided:
             raise ValueError(f"{name} is a sparse tensor; pass a dense one, {name}.to_dense().")
-        is_float, remedy = pixels.is_floating_point(), ".to(torch.uint8)"
+        is_float = pixels.is_floating_point()
+        is_whole = not (is_float or pixels.is_complex() or pixels.is_quantized)
+        to_bytes, to_floats = ".to(torch.uint8)", ".to(torch.float32)"
     else:
-        is_float, remedy = pixels.dtype.kind == "f", ".astype(np.uint8)"
-    if not (is_float or is_uint8(pixels)):
-        raise ValueError(
-            f"{name} has dtype {pixels.dtype}; pixels must be uint8, or floats in [0, 1]. "
-            f"If its values are 0 to 255, pass {name}{remedy}."
-        )
+        is_float, is_whole = pixels.dtype.kind == "f", pixels.dtype.kind in "biu"
+        to_bytes, to_floats = ".astype(np.uint8)", ".astype(np.float32)"
+    if is_float or is_uint8(pixels):
+        return
+    advice = ""
+    if is_whole and not (isinstance(pixels, Tensor) and pixels.is_meta):
+        low, high = int(pixels.min()), int(pixels.max())
+        advice = f" Its values range from {low} to {high}: "
+        if low >= 0 and high <= 1:
+            advice += f"pass {name}{to_floats}."
+        elif low >= 0 and high <= 255:
+            advice += f"if they are 0 to 255, pass {name}{to_bytes}."
+        else:
+            advice += f"pass {name}{to_floats}, and {_advice(low, high)}."
+    raise ValueError(
+        f"{name} has dtype {pixels.dtype}; pixels must be uint8, or floats in [0, 1].{advice}"
+    )
 
 
-def check_image_shape(
-    image: np.ndarray | Tensor, name: str, batch: tuple[int, ...] | None = None
-) -> None:
-    """Check the shape of an image, or of the first of a batch, whose shape the message shows."""
+def locate_channels(
+    image: np.ndarray | Tensor,
+    name: str,
+    channels: str | None,
+    batch: tuple[int, ...] | None = None,
+) -> str:
+    """Return where an image's channels are, "first" or "last".
+
+    Parameters
+    ----------
+    image : ndarray or Tensor
+        An image, or the first of a batch.
+    name : str
+    channels : {"first", "last"} or None
+        What was said of it, if anything.
+    batch : tuple of int or None, default=None
+        The shape of the batch, which the messages show.
+    """
     shape = tuple(image.shape) if batch is None else batch
     if image.ndim != 3 and (image.ndim != 2 or isinstance(image, Tensor)):
         raise ValueError(
@@ -131,28 +241,39 @@ def check_image_shape(
         )
     if 0 in image.shape:
         raise ValueError(f"{name} has shape {shape}: its images have no pixels.")
-    if image.ndim == 3:
-        _check_channel_axis(image, name, shape)
-
-
-def _check_channel_axis(image: np.ndarray | Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse colour images whose channels obviously stand where the other library puts them."""
-    # Three channels are unmistakable beside longer sides; other counts may be a matter of taste.
-    first, middle, last = image.shape
-    leading = len(shape) - 3
+    if image.ndim == 2:
+        return "last"
+    if channels is not None:
+        return channels
     if isinstance(image, Tensor):
-        if last == 3 and first > 4 and middle > 4:
-            axes = (*range(leading), leading + 2, leading, leading + 1)
-            raise ValueError(
-                f"{name} is a tensor of shape {shape}, with its channels last; tensors have them "
-                f"first: pass {name}.permute{axes}, or an array."
-            )
-    elif first == 3 and middle > 4 and last > 4:
-        axes = (*range(leading), leading + 1, leading + 2, leading)
+        kind, usual, move, other = "a tensor", "first", "permute", "an array"
+    else:
+        kind, usual, move = "an array", "last", "transpose"
+        other = f"a tensor, torch.from_numpy({name})"
+    found = _channels_by_shape(tuple(image.shape))
+    if found == usual or max(image.shape) <= MAX_CHANNELS:  # the shape of a toy says nothing
+        return usual
+    if found is None:
         raise ValueError(
-            f"{name} is an array of shape {shape}, with its channels first; arrays have them "
-            f"last: pass {name}.transpose{axes}, or a tensor, torch.from_numpy({name})."
+            f"{name} is {kind} of shape {shape}, whose channels may come first or last. Say which: "
+            f'pass sklcam.images.ImageDataset(X, channels="{usual}") in the place of X.'
         )
+    n_leading = len(shape) - 3
+    order = (1, 2, 0) if found == "first" else (2, 0, 1)
+    axes = (*range(n_leading), *(n_leading + axis for axis in order))
+    raise ValueError(
+        f"{name} is {kind} of shape {shape}, with its channels {found}; they come {usual} in such: "
+        f"pass {name}.{move}{axes}, or {other}."
+    )
+
+
+def _channels_by_shape(shape: tuple[int, ...]) -> str | None:
+    """Return where an image of three axes has its channels, None if it could be either."""
+    limit = MAX_CHANNELS
+    if min(shape[0], shape[-1]) > limit and shape.count(min(shape)) == 1:
+        limit = min(shape)  # more than a picture has, but fewer than there are pixels a side
+    few = [place for n, place in ((shape[0], "first"), (shape[-1], "last")) if n <= limit]
+    return few[0] if len(few) == 1 else None
 
 
 def check_pixel_values(images: np.ndarray | Tensor) -> None:
@@ -179,9 +300,30 @@ def _finite_extremes(image: np.ndarray | Tensor, name: str) -> tuple[float, floa
     return low, high
 
 
-def _check_range(low: float, high: float, subject: str) -> None:
+def _check_range(low: float, high: float, subject: str, hint: str = "") -> None:
     if low < -_ROUNDING or high > 1 + _ROUNDING:
-        remedy = "divide by 255" if high > 1 + _ROUNDING else "shift and scale them"
         raise ValueError(
-            f"{subject} range from {low:g} to {high:g}; floats must lie in [0, 1]: {remedy}."
+            f"{subject} range from {low:g} to {high:g}; floats must lie in [0, 1]: "
+            f"{_advice(low, high)}.{hint}"
         )
+
+
+def _advice(low: float, high: float) -> str:
+    """Say how values of this range come to lie in [0, 1]."""
+    if low >= -0.5 and high <= 1.5:  # as interpolation and sharpening leave
+        return "clip them to it"
+    if low >= -_ROUNDING:
+        if 100 < high <= 255:
+            return "divide by 255"
+        depths = [f"{2**n - 1} for {n} bits" for n in (8, 12, 16) if high < 2**n]
+        return f"divide by the largest value that they can have{', ' if depths else ''}" + (
+            " or ".join(depths)
+        )
+    if low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
+        return "if they are from -1 to 1, pass (X + 1) / 2"
+    if low >= -10 and high <= 10:
+        return (
+            "they look normalised; pass the images as they were before that, as mean= and std= of "
+            "the estimator normalise them"
+        )
+    return "choose a window, the same for all images, such as ((X - low) / (high - low)).clip(0, 1)"

@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sklcam.images._pixels import (
-    check_image_shape,
+    MAX_CHANNELS,
+    Reading,
+    check_pages,
     check_pixel_dtype,
     check_pixel_values,
     copy_channels_first,
     is_uint8,
     item_tensor,
     load_upright,
+    locate_channels,
     naming,
     rgb_tensor,
     upright_size,
@@ -71,11 +74,13 @@ class Source(ABC):
 class ArraySource(Source):
     """Images of one size in an array or a tensor, whichever: both index and reduce alike."""
 
-    def __init__(self, X: np.ndarray | Tensor) -> None:
+    def __init__(self, X: np.ndarray | Tensor, reading: Reading) -> None:
         _check_batch_shape(X)
+        self._channels = locate_channels(X[0], "X", reading.channels, batch=tuple(X.shape))
         check_pixel_dtype(X, "X")
+        self._background = reading.background
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
-        first = copy_channels_first(X[0])
+        first = self.read(0)
         self.n_channels, height, width = first.shape
         self.uniform_size = self._size = (height, width)
         self.device = first.device
@@ -88,7 +93,7 @@ class ArraySource(Source):
             check_pixel_values(self._images)
 
     def read(self, i: int) -> Tensor:
-        return copy_channels_first(self._images[i])
+        return copy_channels_first(self._images[i], self._channels, self._background)
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
         step = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
@@ -97,7 +102,8 @@ class ArraySource(Source):
             # A list of rows makes a copy, which a large image, alone in its stack, is spared.
             stack = self._images[rows] if len(rows) > 1 else self._images[rows[0]][None]
             # Grey arrays have no axis of channels: the last of a stack would be taken for it.
-            yield copy_channels_first(stack if stack.ndim == 4 else stack[..., np.newaxis])
+            stack = stack if stack.ndim == 4 else stack[..., np.newaxis]
+            yield copy_channels_first(stack, self._channels, self._background)
 
     def size(self, i: int) -> tuple[int, int]:
         return self._size
@@ -108,7 +114,8 @@ class FileSource(Source):
 
     n_channels = 3
 
-    def __init__(self, X: Sequence[Any]) -> None:
+    def __init__(self, X: Sequence[Any], reading: Reading) -> None:
+        self._background = reading.background
         self._items = [_check_file_or_image(item, i, X) for i, item in enumerate(X)]
 
     def __len__(self) -> int:
@@ -125,7 +132,7 @@ class FileSource(Source):
 
     def read(self, i: int) -> Tensor:
         with self._opened(i) as image:
-            return rgb_tensor(image)
+            return rgb_tensor(image, self._background)
 
     def size(self, i: int) -> tuple[int, int]:
         with self._opened(i) as image:
@@ -139,6 +146,7 @@ class FileSource(Source):
                 yield item
             else:
                 with Image.open(item) as image:
+                    check_pages(image)
                     yield image
 
     def _name(self, i: int) -> str:
@@ -149,20 +157,22 @@ class FileSource(Source):
 class LazySource(Source):
     """A map-style torch data set, or any other sequence that makes its images when asked."""
 
-    def __init__(self, X: Any) -> None:
+    def __init__(self, X: Any, reading: Reading) -> None:
         self._dataset = X
         self._n_images = len(X)
+        self._reading = reading
+        self._hint = _transform_to_blame(X)
 
     def __len__(self) -> int:
         return self._n_images
 
     def check(self) -> None:
         # The only item to be read in advance: a network is built for its number of channels.
-        first = item_tensor(self._image(0), "X[0]")
+        first = self._tensor(0)
         self.n_channels, self.device = len(first), first.device
 
     def read(self, i: int) -> Tensor:
-        image = item_tensor(self._image(i), f"X[{i}]")
+        image = self._tensor(i)
         if len(image) != self.n_channels:
             raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
         return image
@@ -171,25 +181,69 @@ class LazySource(Source):
         _, height, width = self.read(i).shape
         return height, width
 
-    def _image(self, i: int) -> Any:
+    def _tensor(self, i: int) -> Tensor:
         item = self._dataset[i]  # the image, and mostly its label
-        return item[0] if isinstance(item, (tuple, list)) and item else item
+        image = item[0] if isinstance(item, (tuple, list)) and item else item
+        return item_tensor(image, f"X[{i}]", self._reading, self._hint)
 
 
-def open_source(X: Any) -> Source:
+class Rows(Source):
+    """Some of the images of another source."""
+
+    def __init__(self, source: Source, rows: Sequence[int]) -> None:
+        self._source, self._rows = source, rows
+        self.n_channels, self.uniform_size = source.n_channels, source.uniform_size
+        self.device = source.device
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def check(self) -> None:
+        """Do nothing: it was checked when it was opened."""
+
+    def read(self, i: int) -> Tensor:
+        return self._source.read(self._rows[i])
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        return self._source.read_stacks([self._rows[i] for i in indices])
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self._source.size(self._rows[i])
+
+
+def open_source(X: Any, reading: Reading | None = None) -> Source:
     """Return the source for X, after the checks that need neither pixels nor the disk."""
     source: Source
+    opened = getattr(X, "source", None)
+    if isinstance(opened, Source):  # how it is read was said when it was opened
+        return opened
+    reading = reading or Reading()
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OSTU"):
-        source = ArraySource(X)
+        source = ArraySource(X, reading)
     elif isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.ndim == 1):
-        source = FileSource(list(X))
+        source = FileSource(list(X), reading)
     elif _is_lazy(X):
-        source = LazySource(X)
+        source = LazySource(X, reading)
     else:
         raise ValueError(f"{_diagnose(X)} {_FORMS}")
     if len(source) == 0:
         raise ValueError("X is empty: at least one image is needed.")
     return source
+
+
+def _transform_to_blame(dataset: Any) -> str:
+    """Say what to do about a data set's transform if its images are out of range."""
+    while not hasattr(dataset, "transform") and hasattr(dataset, "dataset"):  # such as a Subset
+        dataset = dataset.dataset
+    transform = getattr(dataset, "transform", None)
+    if transform is None:
+        return ""
+    steps = [type(step).__name__ for step in getattr(transform, "transforms", [transform])]
+    blamed = "Normalize" if "Normalize" in steps else ", ".join(steps)
+    return (
+        f" The data set's transform makes them so: take {blamed} out of it. Estimators normalise "
+        "images themselves, by mean= and std=."
+    )
 
 
 def _is_lazy(X: Any) -> bool:
@@ -225,13 +279,24 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
     if X.ndim == 2:
         raise ValueError(
             f"X has shape {tuple(X.shape)}: tables are not images. If each row is a flattened "
-            "image, reshape to (n_samples, height, width)."
+            "image, reshape to (n_samples, height, width); if it is one grey image, pass "
+            f"{'X[None, None]' if isinstance(X, Tensor) else 'X[np.newaxis]'}."
         )
-    if X.ndim != 4 and (X.ndim != 3 or isinstance(X, Tensor)):
+    if X.ndim == 3 and isinstance(X, Tensor):
+        raise ValueError(
+            f"X is 3-dimensional, of shape {tuple(X.shape)}. If it is one image, pass X[None]; if "
+            f"it is several grey ones, X[:, None]. {_FORMS}"
+        )
+    if X.ndim not in (3, 4):
         raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {_FORMS}")
     if len(X) == 0:
         raise ValueError(f"X is empty, of shape {tuple(X.shape)}: at least one image is needed.")
-    check_image_shape(X[0], "X", batch=tuple(X.shape))
+    # Grey images of so few columns, beside so many rows, would be odd ones.
+    if X.ndim == 3 and 0 < X.shape[2] <= MAX_CHANNELS < X.shape[1]:
+        raise ValueError(
+            f"X is an array of shape {X.shape}, which seems to be one image with its channels "
+            "last: pass X[np.newaxis]. If it is several grey images, pass X[..., np.newaxis]."
+        )
 
 
 def _check_file_or_image(item: Any, i: int, X: Sequence[Any]) -> str | Image.Image:

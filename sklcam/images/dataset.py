@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import ImageColor
 from torch import Tensor
 
-from sklcam._validation import check_size
-from sklcam.images._sources import open_source
+from sklcam._validation import check_size, describe
+from sklcam.images._pixels import RGB, Reading
+from sklcam.images._sources import Rows, open_source
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import check_resize, resize_image
 from sklcam.images.normalization import to_unit_floats
@@ -29,11 +32,15 @@ class ImageDataset(FramedDataset):
         - Tensor of shape (n_samples, n_channels, height, width), uint8, or float in [0, 1];
         - list, tuple or one-dimensional array of file paths and PIL images, of any sizes. They
           become RGB, upright by their EXIF orientation. Files are read when asked for; PIL images
-          are loaded here, as an opened one holds a file handle that worker processes cannot share;
+          are loaded here, as an opened one holds a file handle that worker processes cannot share.
+          Transparent ones are laid on the `background`. Of an animation the first picture is read,
+          and a TIFF file of several pages is refused;
         - map-style torch ``Dataset`` (or a lazy sequence such as skorch's ``SliceDataset``) whose
           items are an image or a tuple that starts with one: a PIL image, an ndarray of shape
           (height, width) or (height, width, n_channels), or a Tensor of shape (n_channels, height,
-          width).
+          width);
+        - `ImageDataset`: its images, read as was said when it was made. So it can be passed in the
+          place of X wherever images are taken, to say `channels` and `background`.
     y : array-like of length n_samples, optional
         What to return beside each image.
     image_size : int or (int, int), default=224
@@ -44,6 +51,14 @@ class ImageDataset(FramedDataset):
         sides.
     n_channels : int, optional
         The number of channels that X must have.
+    channels : {"first", "last"}, optional
+        Where arrays and tensors have their channels. By default, arrays have them last and tensors
+        first, and those are refused whose shape says otherwise, or could mean both: the channels of
+        a picture are at most four, or fewer than the pixels along either side.
+    background : str or (int, int, int), optional
+        The colour behind transparent pixels: a name or "#rrggbb", or red, green and blue from 0 to
+        255. By default it is white for files and PIL images, and arrays and tensors of two or four
+        channels stay as they are. With a background, their last channel is taken for the opacity.
 
     Attributes
     ----------
@@ -61,8 +76,8 @@ class ImageDataset(FramedDataset):
     ValueError
         If X is none of the above, is empty, names a missing file, or has pixels that are NaN,
         infinite or out of range; if `y` or `n_channels` do not fit X; if `image_size` is not
-        of positive ints, or `resize` unknown. What only shows when an image is read is checked
-        then: the error names the file or index.
+        of positive ints, or `resize`, `channels` or `background` unknown. What only shows when an
+        image is read is checked then: the error names the file or index.
 
     Notes
     -----
@@ -92,42 +107,59 @@ class ImageDataset(FramedDataset):
         image_size: int | Sequence[int] = 224,
         resize: str = "stretch",
         n_channels: int | None = None,
+        channels: str | None = None,
+        background: str | RGB | None = None,
     ) -> None:
         self.image_size = check_size(image_size, "image_size")
         self.resize = check_resize(resize)
-        self._source = open_source(X)
-        self._labels = _check_labels(y, len(self._source))
-        self._source.check()
-        self.n_channels = self._source.n_channels
-        self.uniform_size = self._source.uniform_size
-        self.device = self._source.device
+        self.source = open_source(X, Reading(_check_channels(channels), _rgb(background)))
+        self._labels = _check_labels(y, len(self.source))
+        self.source.check()
+        self.n_channels = self.source.n_channels
+        self.uniform_size = self.source.uniform_size
+        self.device = self.source.device
         if n_channels is not None and n_channels != self.n_channels:
             raise ValueError(
                 f"X has {self.n_channels} channel(s), "
                 f"but this estimator was fitted on {n_channels}."
             )
 
-    def __len__(self) -> int:
-        return len(self._source)
+    @property
+    def shape(self) -> tuple[int]:
+        """The number of images; what has a shape, scikit-learn's searches split as an array."""
+        return (len(self),)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
-        """Return image i at `image_size`, and its label.
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Return image i at `image_size`, and its label; or some of the images.
 
         Parameters
         ----------
-        i : int
+        i : int, slice, or array-like of int or bool
 
         Returns
         -------
         image : Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
         label : the entry of `y`, or a tensor that holds 0 if there is no `y`
+            Or, where `i` is not an int, an `ImageDataset` of these rows.
 
         Raises
         ------
         ValueError
             If image i cannot be read, or is not an image.
         """
+        i = i[0] if isinstance(i, tuple) else i  # scikit-learn asks for X[rows, ...]
+        if isinstance(i, slice) or np.ndim(i):
+            return self._rows(np.arange(len(self))[i].tolist())
         return self.__getitems__([i])[0]
+
+    def _rows(self, rows: list[int]) -> Self:
+        some = copy(self)
+        some.source = Rows(self.source, rows)
+        some._labels = None if self._labels is None else self._labels[rows]
+        return some
 
     def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
         """Read several images, all returned in one dtype.
@@ -143,7 +175,7 @@ class ImageDataset(FramedDataset):
             originals stay as they are.
         """
         read = []
-        for stack in self._source.read_stacks(indices):
+        for stack in self.source.read_stacks(indices):
             resized = resize_image(stack, self.image_size, self.resize)
             read += [FramedImage(*pair) for pair in zip(resized, stack, strict=True)]
         # Files of 16 bits are floats: stacked with them, bytes would be 255 times too bright.
@@ -198,7 +230,7 @@ class ImageDataset(FramedDataset):
         >>> ImageDataset([Image.new("L", (80, 60))]).original_size(0)
         (60, 80)
         """
-        return self._source.size(range(len(self))[i])
+        return self.source.size(range(len(self))[i])
 
     def original_image(self, i: int) -> Tensor:
         """Return image i before resizing.
@@ -217,7 +249,7 @@ class ImageDataset(FramedDataset):
         ValueError
             If image i cannot be read, or is not an image.
         """
-        return self._source.read(range(len(self))[i])
+        return self.source.read(range(len(self))[i])
 
 
 def check_images(X: Any) -> None:
@@ -271,6 +303,29 @@ def n_images(X: Any) -> int:
     4
     """
     return len(open_source(X))
+
+
+def _check_channels(channels: Any) -> str | None:
+    if channels not in ("first", "last", None):
+        raise ValueError(f"channels must be 'first', 'last' or None; got {channels!r}.")
+    return channels
+
+
+def _rgb(background: Any) -> RGB | None:
+    """Return a colour as red, green and blue; a ValueError unless it is one."""
+    if background is None:
+        return None
+    try:
+        colour = ImageColor.getrgb(background) if isinstance(background, str) else background
+        red, green, blue = (int(value) for value in colour)
+        if all(0 <= value <= 255 for value in (red, green, blue)):
+            return red, green, blue
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        'background must be a colour, such as "white" or (255, 255, 255); got '
+        f"{describe(background)}."
+    )
 
 
 def _check_labels(y: Any, n_samples: int) -> Any:

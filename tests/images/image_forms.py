@@ -39,3 +39,9 @@ def save(array, path, **options):
 
 def channels_first(array):
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def composed_on_white(rgba):
+    """Colours weighed by their opacity, and the rest white; bytes."""
+    opacity = rgba[..., 3:] / 255
+    return np.rint(rgba[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)

@@ -79,9 +79,24 @@ def arrays(draw) -> tuple[np.ndarray, str]:
     return laid_out(array, draw(LAYOUTS)), kind
 
 
+def tells_its_channels(shape: tuple[int, ...], usual: str) -> bool:
+    """Whether images of this shape have their channels where they usually are."""
+    first, middle, last = shape
+    if max(shape) <= 4:
+        return True
+    likely = {"first": first <= 4, "last": last <= 4}
+    if not any(likely.values()):
+        likely = {"first": first < min(middle, last), "last": last < min(first, middle)}
+    return likely == {"first": usual == "first", "last": usual == "last"}
+
+
 def is_batch(array: np.ndarray, kind: str) -> bool:
     """Whether an array holds images, by the words of the documentation."""
     if array.ndim not in (3, 4) or 0 in array.shape:
+        return False
+    if array.ndim == 4 and not tells_its_channels(array.shape[1:], "last"):
+        return False
+    if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:  # one image, without a batch
         return False
     if array.dtype.kind == "f":
         return kind in ("inside", "rounded")
@@ -162,7 +177,7 @@ def test_tensors_are_images_or_refused(shape, dtype, kind, strided):
     tensor = tensor.to(dtype) if is_float else (tensor.nan_to_num(0, 0, 0) * 9).to(dtype)
     if strided and tensor.ndim:
         tensor = tensor.repeat_interleave(2, dim=-1)[..., ::2]
-    fits = len(shape) == 4 and 0 not in shape
+    fits = len(shape) == 4 and 0 not in shape and tells_its_channels(tuple(shape[1:]), "first")
     # In half precision, what is a hair beyond 1 is 1.
     if fits and (dtype == torch.uint8 or (is_float and kind in ("inside", "rounded"))):
         expected = tensor.numpy() if dtype == torch.uint8 else tensor.float().clamp(0, 1).numpy()
@@ -186,11 +201,13 @@ def picture(mode: str, width: int, height: int, seed: int) -> Image.Image:
 
 
 def picture_by_hand(image: Image.Image) -> np.ndarray:
-    """What a picture must come out as: Pillow's own RGB, or shares of 65535 for 16 bits."""
+    """What a picture must come out as: Pillow's RGB on white, or shares of 65535 for 16 bits."""
     if image.mode in DEEP_MODES:
         order = ">u2" if image.mode == "I;16B" else "<u2"
         grey = np.frombuffer(image.tobytes(), order).reshape(image.height, image.width)
         return np.stack([grey.astype(np.float32) / np.float32(65535)] * 3)
+    if image.mode in ("LA", "PA", "RGBA"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.moveaxis(np.array(image.convert("RGB")), -1, 0)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from image_forms import channels_first, noise, save
+from image_forms import CountingDataset, channels_first, composed_on_white, noise, save
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
@@ -60,7 +61,7 @@ def test_orientation_behind_the_pixels_of_a_png_counts(rng, tmp_path):
         )
 
 
-def test_transparent_palettes_give_their_colours_and_no_warning():
+def test_transparent_palettes_are_laid_on_white_without_a_warning():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -68,7 +69,129 @@ def test_transparent_palettes_give_their_colours_and_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pixels, _ = ImageDataset([image], image_size=(1, 2))[0]
-    assert pixels[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert pixels[:, 0].T.tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "options", "on_white", "on_red"),
+    [
+        ("RGBA", (10, 20, 30, 0), {}, (255, 255, 255), (255, 0, 0)),
+        ("RGBA", (10, 20, 30, 255), {}, (10, 20, 30), (10, 20, 30)),
+        ("RGBA", (0, 100, 200, 51), {}, (204, 224, 244), (204, 20, 40)),  # a fifth of it
+        ("LA", (0, 0), {}, (255, 255, 255), (255, 0, 0)),
+        ("LA", (100, 51), {}, (224, 224, 224), (224, 20, 20)),
+        ("L", 7, {"transparency": 7}, (255, 255, 255), (255, 0, 0)),
+        ("L", 7, {"transparency": 8}, (7, 7, 7), (7, 7, 7)),
+        ("1", 0, {"transparency": 0}, (255, 255, 255), (255, 0, 0)),
+        ("RGB", (1, 2, 3), {"transparency": (1, 2, 3)}, (255, 255, 255), (255, 0, 0)),
+        ("P", 0, {"transparency": 0}, (255, 255, 255), (255, 0, 0)),
+        ("I;16", 5, {"transparency": 5}, (1, 1, 1), (1, 0, 0)),
+        ("I;16", 65535, {"transparency": 5}, (1, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_transparent_files_are_laid_on_a_background(
+    tmp_path, mode, pixel, options, on_white, on_red
+):
+    Image.new(mode, (3, 2), pixel).save(tmp_path / "a.png", **options)
+    for background, expected in ((None, on_white), ("red", on_red), ((255, 0, 0), on_red)):
+        images = ImageDataset([tmp_path / "a.png"], image_size=4, background=background)
+        assert images[0][0][:, 1, 1].tolist() == list(expected)
+        assert images.original_image(0)[:, 1, 1].tolist() == list(expected)
+
+
+def test_what_lies_under_transparency_is_not_seen(rng):
+    drawings = noise(rng, 2, 16, 16, 4)
+    drawings[..., 3] = 255 * (drawings[..., 3] > 127)
+    drawings[1, ..., 3] = drawings[0, ..., 3]
+    shown = drawings[0, ..., 3] == 255
+    drawings[1][shown] = drawings[0][shown]
+    X = [Image.fromarray(drawing) for drawing in drawings]
+    a, b = (image for image, _ in ImageDataset(X, image_size=16))
+    assert torch.equal(a, b)
+    assert (a[:, torch.from_numpy(~shown)] == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("form", ["array", "tensor", "items"])
+def test_arrays_are_composed_only_if_told(rng, dtype, form):
+    rgba = noise(rng, 3, 8, 9, 4)
+    expected = np.stack([composed_on_white(image) for image in rgba])
+    X = rgba if dtype == np.uint8 else (rgba / 255).astype(np.float32)
+    if form != "array":
+        X = torch.from_numpy(X).permute(0, 3, 1, 2)
+    X = CountingDataset(X) if form == "items" else X
+    assert ImageDataset(X, image_size=8).n_channels == 4
+    images = ImageDataset(X, image_size=(8, 9), background="white")
+    assert images.n_channels == 3
+    for i in range(3):
+        pixels = images[i][0].numpy() * (1 if dtype == np.uint8 else 255)
+        np.testing.assert_allclose(pixels, expected[i].transpose(2, 0, 1), atol=0.51)
+
+
+def test_grey_arrays_with_opacity():
+    X = np.zeros((1, 8, 8, 2), dtype=np.uint8)
+    images = ImageDataset(X, image_size=8, background=(0, 255, 0))
+    assert images.n_channels == 1
+    assert (images[0][0] == 150).all()  # green's luma, 0.587 * 255
+
+
+def tiff(values, bits, photometric):
+    """A greyscale TIFF file, little-endian, in one strip without compression."""
+    height, width = values.shape
+    data = values.astype("<u2").tobytes()
+    if bits == 12:  # two pixels in three bytes
+        digits = "".join(f"{value:03x}" for value in values.ravel())
+        data = bytes.fromhex(digits + "0" * (len(digits) % 2))
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data)}
+    data += b"\0" * (len(data) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "expected"),
+    [
+        (12, 1, [[0, 1 / 4095], [2048 / 4095, 1]]),
+        (16, 1, [[0, 1 / 65535], [2048 / 65535, 4095 / 65535]]),
+        (16, 0, [[1, 65534 / 65535], [63487 / 65535, 61440 / 65535]]),  # 0 is white
+    ],
+)
+def test_deep_tiffs_have_their_own_range(tmp_path, bits, photometric, expected):
+    values = np.array([[0, 1], [2048, 4095]])
+    (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric))
+    image, _ = ImageDataset([tmp_path / "a.tif"], image_size=2)[0]
+    np.testing.assert_allclose(image[1].numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_stacks_of_pages_are_refused(rng, tmp_path):
+    pages = [Image.fromarray(noise(rng, 8, 8)) for _ in range(3)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"stack\.tif' cannot be read.*it has 3 pages"):
+        ImageDataset([tmp_path / "stack.tif"])[0]
+    with Image.open(tmp_path / "stack.tif") as opened:
+        opened.seek(2)
+        image, _ = ImageDataset([opened], image_size=8)[0]
+    assert torch.equal(image[0], torch.from_numpy(np.array(pages[2])))
+
+
+def test_thumbnails_are_no_pages(rng, tmp_path):
+    page = Image.fromarray(noise(rng, 16, 16))
+    thumbnail = page.resize((4, 4))
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[thumbnail])
+    image, _ = ImageDataset([tmp_path / "a.tif"], image_size=16)[0]
+    assert torch.equal(image[0], torch.from_numpy(np.array(page)))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_of_an_animation_the_first_picture_is_read(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    image, _ = ImageDataset([tmp_path / f"a.{suffix}"], image_size=8)[0]
+    assert image[:, 4, 4].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])

@@ -11,10 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from image_forms import CountingDataset, Stream, channels_first, noise, save
+from image_forms import (
+    CountingDataset,
+    Stream,
+    channels_first,
+    composed_on_white,
+    noise,
+    save,
+)
 from PIL import Image
 from scipy.sparse import csr_matrix
 from skorch.helper import SliceDataset
+from torch.utils.data import Subset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -95,7 +103,7 @@ def test_files_and_pil_images_mix_in_any_mode_and_size(rng, tmp_path):
     expected = [
         colour,
         np.stack([grey] * 3, axis=-1),
-        with_alpha[..., :3],
+        composed_on_white(with_alpha),
         np.stack([(grey > 127) * np.uint8(255)] * 3, axis=-1),
     ]
     images = ImageDataset(X, image_size=8)
@@ -242,14 +250,34 @@ OBJECTS[:] = RAGGED
         (np.zeros((2, 3, 4, 5, 3)), "X is 5-dimensional"),
         (torch.zeros(2, 8, 8), "X is 3-dimensional"),
         (torch.zeros(2, 1, 3, 8, 8), "X is 5-dimensional"),
-        (np.zeros((2, 8, 8), dtype=np.int64), r"dtype int64; .*pass X.astype\(np.uint8\)"),
-        (np.zeros((2, 8, 8), dtype=np.uint16), r"dtype uint16; .*astype\(np.uint8\)"),
+        (np.full((2, 8, 8), 99, dtype=np.int64), r"int64; .*0 to 255, pass X.astype\(np.uint8\)"),
+        (np.ones((2, 8, 8), dtype=int), r"from 1 to 1: pass X.astype\(np.float32\)\."),
+        (np.full((2, 8, 8), 999, dtype=np.uint16), r"uint16; .*X.astype\(np.float32\), .*4095 for"),
+        (np.full((2, 8, 8), -999, dtype=">i2"), r">i2; .*-999 to -999: .*float32\), .* a window"),
         (np.zeros((2, 8, 8), dtype=bool), "dtype bool"),
         (np.zeros((2, 8, 8), dtype=complex), "dtype complex128"),
         (np.zeros((2, 8, 8), dtype=object), "dtype object and shape"),
         (np.array([["a.png", "b.png"]]), "whose entries are not pixels"),
-        (torch.zeros(2, 1, 8, 8).int(), r"dtype torch.int32; .*to\(torch.uint8\)"),
+        (torch.full((2, 1, 8, 8), 9), r"torch.int64; .*pass X.to\(torch.uint8\)"),
+        (
+            torch.full((2, 1, 8, 8), 4095).short(),
+            r"int16; .*X.to\(torch.float32\), .*4095 for",
+        ),
         (torch.zeros(2, 1, 8, 8).bool(), "dtype torch.bool"),
+        (np.ma.masked_less(np.zeros((2, 8, 8)), 1), r"masked array.*pass X.filled"),
+        *(
+            (np.zeros((2, n, 8, 9)), r"first;.*pass X.transpose\(0, 2, 3, 1\)")
+            for n in (1, 2, 4, 6)
+        ),
+        *((torch.zeros(2, 8, 9, n), r"last;.*X.permute\(0, 3, 1, 2\)") for n in (1, 2, 4, 6)),
+        (np.zeros((2, 3, 8, 3)), 'first or last. Say which: .*ImageDataset.X, channels="last"'),
+        (torch.zeros(2, 1, 9, 4), 'first or last. Say which: .*ImageDataset.X, channels="first"'),
+        (np.zeros((2, 8, 8, 9)), "first or last"),
+        (torch.zeros(2, 8, 8, 8), "first or last"),
+        (np.zeros((224, 200, 3)), r"seems to be one image.*pass X\[np.newaxis\]"),
+        (np.zeros((28, 28)), r"one grey image, pass X\[np.newaxis\]"),
+        (torch.zeros(28, 28), r"one grey image, pass X\[None, None\]"),
+        (torch.zeros(3, 28, 28), r"one image, pass X\[None\]"),
         (np.zeros((2, 3, 8, 9)), r"pass X.transpose\(0, 2, 3, 1\).*torch.from_numpy\(X\)"),
         (torch.zeros(2, 8, 9, 3), r"pass X.permute\(0, 3, 1, 2\)"),
         (RAGGED, "arrays of different sizes cannot be mixed. Pass file paths or PIL images"),
@@ -278,7 +306,17 @@ def test_what_is_no_form_of_images(X, message):
         ([Image.new("I", (4, 4))], r"X\[0\].*mode 'I'.*float arrays in \[0, 1\]"),
         ([Image.new("L", (4, 4)), Image.new("F", (4, 4))], r"X\[1\].*mode 'F'"),
         (np.full((2, 4, 4), 255.0), "range from 255 to 255; .*divide by 255"),
-        (np.array([[[-1.0, 0.5]]]), "range from -1 to 0.5; .*shift and scale"),
+        (np.array([[[-1.0, 0.5]]]), r"range from -1 to 0.5; .*pass \(X \+ 1\) / 2"),
+        (
+            np.full((2, 4, 4), 16.0),
+            "the largest value that they can have, 255 for 8 bits",
+        ),
+        (np.full((2, 4, 4), 3000.0), "can have, 4095 for 12 bits or 65535 for 16 bits"),
+        (np.full((2, 4, 4), 65535.0), "can have, 65535 for 16 bits"),
+        (np.full((2, 4, 4), 1e6), "the largest value that they can have"),
+        (np.array([[[-0.02, 1.1]]]), "clip them"),
+        (torch.linspace(-2.1, 2.6, 16).reshape(1, 1, 4, 4), "look normalised.*mean= and std="),
+        (np.linspace(-1000, 400, 16).reshape(1, 4, 4), "a window, the same for all images"),
         (torch.full((2, 1, 4, 4), 200.0), "range from 200 to 200; .*divide by 255"),
         (np.array([[[0.0]], [[np.nan]]]), r"X\[1\] has pixels that are NaN or infinite"),
         (torch.tensor([0.0, -torch.inf]).reshape(2, 1, 1, 1), r"X\[1\] has pixels that are NaN"),
@@ -297,7 +335,10 @@ def test_what_only_the_content_shows(X, message):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.full((3, 4, 4), 2.0), r"pixels of X\[1\] range from 2 to 2; .*divide by 255"),
+        (
+            torch.full((3, 4, 4), 2.0),
+            r"pixels of X\[1\] range from 2 to 2; .* 255 for 8",
+        ),
         (torch.full((3, 4, 4), torch.nan), r"X\[1\] has pixels that are NaN"),
         (torch.zeros(1, 4, 4), r"X\[1\] has 1 channel\(s\), but X\[0\] has 3"),
         (torch.zeros(4, 4), r"X\[1\] has shape \(4, 4\); an image is"),
@@ -315,3 +356,47 @@ def test_bad_items_are_named_when_they_are_read(item, message):
     images[0]
     with pytest.raises(ValueError, match=message):
         images[1]
+
+
+# Where the channels are
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4, 7])
+def test_channels_may_be_said(rng, n_channels):
+    last = noise(rng, 2, 8, 9, n_channels)
+    first = np.ascontiguousarray(last.transpose(0, 3, 1, 2))
+    expected = torch.from_numpy(first)
+    for X, channels in (
+        *((first, "first"), (torch.from_numpy(first), "first"), (CountingDataset(first), "first")),
+        *((last, "last"), (torch.from_numpy(last), "last"), (CountingDataset(last), "last")),
+    ):
+        said = ImageDataset(X, channels=channels, image_size=(8, 9))
+        assert torch.equal(torch.stack([image for image, _ in said]), expected)
+        # In the place of X, and in parts of it: what was said is still known.
+        for again in (ImageDataset(said, image_size=(8, 9)), said[np.array([1, 0])][::-1]):
+            assert torch.equal(torch.stack([image for image, _ in again]), expected)
+
+
+def test_where_the_channels_are_is_said_of_shapes_that_mean_both():
+    X = np.zeros((2, 3, 28, 3), dtype=np.uint8)
+    X[:, 0] = 255
+    assert ImageDataset(X, channels="first").original_size(0) == (28, 3)
+    assert ImageDataset(X, channels="last").original_size(0) == (3, 28)
+    assert (ImageDataset(X, channels="first").original_image(0)[0] == 255).all()
+
+
+def test_some_rows_keep_their_labels_and_sizes(rng):
+    images = ImageDataset([Image.new("L", (4, n)) for n in (5, 6, 7)], list("abc"), image_size=4)
+    some = images[[False, True, True]]
+    assert (len(some), some.shape, some.original_size(1), some[1][1]) == (2, (2,), (7, 4), "c")
+
+
+def test_the_transform_of_a_data_set_is_named():
+    data = CountingDataset([torch.rand(3, 8, 8) - 0.4])
+    data.transform = v2.Compose([v2.ToImage(), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    for X in (data, Subset(data, [0])):
+        with pytest.raises(ValueError, match="take Normalize out of it"):
+            check_images(X)
+    data.transform = v2.GaussianNoise(clip=False)
+    with pytest.raises(ValueError, match="take GaussianNoise out of it"):
+        check_images(data)
