@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.explain.checks import ExplanationCheck, ExplanationWarning
 from sklcam.explain.opened import Batch, OpenedImages
 
-__all__ = ["Batch", "CAMExplainer", "ExplainedBatch", "Explainer", "OpenedImages"]
+__all__ = [
+    "Batch",
+    "CAMExplainer",
+    "ExplainedBatch",
+    "Explainer",
+    "ExplanationCheck",
+    "ExplanationWarning",
+    "OpenedImages",
+]

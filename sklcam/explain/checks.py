@@ -1,0 +1,98 @@
+"""Whether maps and predictions say anything: those that do not are counted, and warned of."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+__all__ = ["ExplanationCheck", "ExplanationWarning"]
+
+
+class ExplanationWarning(UserWarning):
+    """Maps are blank, or maps or predictions are not finite: they say nothing about the images.
+
+    Examples
+    --------
+    Where blank maps are expected, such as for classes that are not in the image:
+
+    >>> import warnings
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.explain import ExplanationWarning
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", ExplanationWarning)
+    ...     maps = explainer.explain(torch.zeros(1, 2, 8, 8))
+    >>> bool(maps.any())
+    False
+    """
+
+
+class ExplanationCheck:
+    """Counts maps that are blank or not finite, batch after batch, and warns of them once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.explain import ExplanationCheck
+    >>> check = ExplanationCheck()
+    >>> check.add(torch.zeros(2, 7, 7))
+    >>> check.add(torch.full((1, 7, 7), torch.nan))
+    >>> check.counts()
+    {'maps': (2, 1, 3)}
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, values: Tensor, what: str = "maps", *, n_axes: int = 2) -> None:
+        """Count those of a batch. The host does not wait for the device; it does in ``counts``.
+
+        Parameters
+        ----------
+        values : Tensor of shape (n_images, ..., height, width)
+            Maps, scaled or not; several of an image count one by one. With another ``n_axes``
+            something else, such as the network's output.
+        what : str, default="maps"
+            What they are, for the message.
+        n_axes : int, default=2
+            How many of the last axes belong to one map: 3, if it has a part for each channel.
+        """
+        axes = tuple(range(-n_axes, 0))
+        # The largest absolute value, NaN if there is one; without the copy that abs() would make.
+        peaks = torch.maximum(values.amax(axes), -values.amin(axes))
+        counts = torch.stack([(peaks == 0).sum(), (~peaks.isfinite()).sum()])
+        known, n_known = self._found.get(what, (0, 0))
+        self._found[what] = known + counts, n_known + peaks.numel()
+
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Return for each kind how many are blank, how many not finite, and how many there are."""
+        found = {}
+        for what, (counts, n) in self._found.items():
+            n_blank, n_wrong = counts.tolist()
+            found[what] = n_blank, n_wrong, n
+        return found
+
+    def warn(self) -> None:
+        """Give one warning, if anything is blank or not finite."""
+        counts = self.counts().items()
+        blank = [f"{n_blank} of {n} {what}" for what, (n_blank, _, n) in counts if n_blank]
+        wrong = [f"{n_wrong} of {n} {what}" for what, (_, n_wrong, n) in counts if n_wrong]
+        message = []
+        if wrong:
+            message.append(
+                f"{', '.join(wrong)} are NaN or infinite. Look for such values in the network's "
+                "weights and in the images; half precision may have overflowed."
+            )
+        if blank:
+            message.append(
+                f"{', '.join(blank)} are blank: nothing speaks for what is explained. Usually all "
+                "weights are negative, so that the ReLU leaves nothing (relu=False shows what "
+                "speaks against it), the network is saturated, or the image has no evidence."
+            )
+        if message:
+            warnings.warn(" ".join(message), ExplanationWarning, stacklevel=3)
