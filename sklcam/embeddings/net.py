@@ -277,11 +277,11 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         if sampler.makes_batches:
             options.pop("batch_size", None)
             loader = self.iterator_train(dataset, batch_sampler=sampler, **options)
-            return self._pinning(loader, training)
+            return self._equipped(loader, training)
         options.setdefault("batch_size", self.batch_size)
         if options["batch_size"] == -1:
             options["batch_size"] = len(sampler)
-        return self._pinning(self.iterator_train(dataset, sampler=sampler, **options), training)
+        return self._equipped(self.iterator_train(dataset, sampler=sampler, **options), training)
 
     def _sampler_maker(self) -> Callable[[np.ndarray], Sampler[Any]] | None:
         """Return what makes a sampler of labels, if there is to be one."""

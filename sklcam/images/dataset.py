@@ -16,7 +16,7 @@ from sklcam.images._pixels import RGB, Reading
 from sklcam.images._sources import Rows, open_source
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import check_resize, resize_image
-from sklcam.images.normalization import to_unit_floats
+from sklcam.images.normalization import of_one_dtype
 
 
 class ImageDataset(FramedDataset):
@@ -174,14 +174,12 @@ class ImageDataset(FramedDataset):
             Where `image_size` brings together uint8 and float32, all are float32 in [0, 1]; the
             originals stay as they are.
         """
-        read = []
+        images: list[Tensor] = []
+        originals: list[Tensor] = []
         for stack in self.source.read_stacks(indices):
-            resized = resize_image(stack, self.image_size, self.resize)
-            read += [FramedImage(*pair) for pair in zip(resized, stack, strict=True)]
-        # Files of 16 bits are floats: stacked with them, bytes would be 255 times too bright.
-        if len({framed.image.dtype for framed in read}) > 1:
-            read = [FramedImage(to_unit_floats(image), original) for image, original in read]
-        return read
+            images += resize_image(stack, self.image_size, self.resize)
+            originals += stack
+        return [*map(FramedImage, of_one_dtype(images), originals)]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Return images and labels of one batch, with all images of one dtype.

@@ -92,6 +92,16 @@ def to_unit_floats(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.to(torch.float32) / 255
 
 
+def of_one_dtype(images: list[Tensor]) -> list[Tensor]:
+    """Return images as they are, or as floats if they are both bytes and floats.
+
+    Files of 16 bits are floats: stacked with them, bytes would be 255 times too bright.
+    """
+    if len({image.dtype for image in images}) < 2:
+        return images
+    return [to_unit_floats(image) for image in images]
+
+
 def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
     try:
         statistic = torch.as_tensor(values, dtype=batch.dtype)

@@ -10,15 +10,37 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sklcam._validation import check_count, check_number, check_size, check_tensor, describe
+from sklcam.images.frames import resize_image
 
 _N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
+
+
+class Crop(NamedTuple):
+    """A view of one image, cut out of its own pixels and only then brought to a size.
+
+    A :class:`Warp` samples an image that has its size already; a crop of few of its pixels is
+    blurred. This cuts whole pixels, as torchvision does, so that the crop is as sharp as the image.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    is_flipped: bool
+
+    def __call__(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the crop of an image, or of its mask, (..., height, width), at a size."""
+        rows = slice(self.top, self.top + self.height)
+        part = image[..., rows, self.left : self.left + self.width]
+        part = resize_image(part, size, "stretch")
+        return part.flip(-1) if self.is_flipped else part
 
 
 class Warp:
@@ -241,14 +263,65 @@ class ViewSampler:
             raise ValueError(
                 f"generator must be a torch.Generator or None; got {describe(generator)}."
             )
-        # A row an image, whether or not its first try fits.
-        draws = torch.rand(n_images, 2 * _N_TRIES + 3, generator=generator, dtype=torch.float64)
-        areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
-        boxes = self._boxes(areas, ratios, draws[:, -3:-1], aspect=size[1] / size[0])
+        draws = self.draw(n_images, generator)
+        boxes = self._boxes(
+            draws, torch.full((n_images, 1), size[1] / size[0], dtype=torch.float64)
+        )
         return Warp.from_crops(boxes.float(), flip=draws[:, -1] < self.flip)
 
-    def _boxes(self, areas: Tensor, ratios: Tensor, positions: Tensor, aspect: float) -> Tensor:
-        """Left, top, width and height of the first try that fits into the image."""
+    @staticmethod
+    def draw(n_images: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the numbers that views are made of, a row an image, whether or not all are needed.
+
+        Parameters
+        ----------
+        n_images : int
+        generator : torch.Generator on the CPU or None, default=None
+
+        Returns
+        -------
+        Tensor of shape (n_images, n_numbers), float64 in [0, 1)
+        """
+        return torch.rand(n_images, 2 * _N_TRIES + 3, generator=generator, dtype=torch.float64)
+
+    def crops(self, draws: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Crop]:
+        """Turn numbers into views of images whose sizes are known by now.
+
+        Parameters
+        ----------
+        draws : Tensor of shape (n_images, n_numbers)
+            Of :meth:`draw`.
+        sizes : sequence of (height, width)
+            Of the images, as they are before they are resized.
+
+        Returns
+        -------
+        list of Crop
+            In whole pixels, at least one a side.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklcam.training import ViewSampler
+        >>> sample = ViewSampler(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+        >>> sample.crops(sample.draw(1), [(20, 30)])
+        [Crop(top=0, left=5, height=20, width=20, is_flipped=False)]
+        """
+        sides = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
+        boxes = self._boxes(draws, sides[:, :1] / sides[:, 1:])
+        lengths = (boxes[:, 2:] * sides).round().clamp(min=1)
+        starts = torch.minimum((boxes[:, :2] * sides).round(), sides - lengths)
+        whole = torch.cat([starts, lengths], dim=1).long().tolist()
+        flips = (draws[:, -1] < self.flip).tolist()
+        return [
+            Crop(top, left, height, width, flip)
+            for (left, top, width, height), flip in zip(whole, flips, strict=True)
+        ]
+
+    def _boxes(self, draws: Tensor, aspect: Tensor) -> Tensor:
+        """Left, top, width and height of the first try that fits into an image of this aspect."""
+        areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
+        positions = draws[:, -3:-1]
         # Uniform in the logarithm: a crop is as likely to be tall as it is to be wide.
         low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
         ratio = torch.exp(low + (high - low) * ratios)
@@ -258,16 +331,10 @@ class ViewSampler:
         first = fits.to(torch.uint8).argmax(dim=1)  # of bool, torch has none
         side = sides[torch.arange(len(sides)), first]
         drawn = torch.cat([(1 - side) * positions, side], dim=1)
-        largest = torch.tensor(self._largest_central_crop(aspect), dtype=torch.float64)
-        central = torch.cat([(1 - largest) / 2, largest])
+        # The largest central crop: cut where the image is wider, or taller, than any may be.
+        largest = torch.cat([self.ratio[1] / aspect, aspect / self.ratio[0]], dim=1).clamp(max=1)
+        central = torch.cat([(1 - largest) / 2, largest], dim=1)
         return torch.where(fits.any(dim=1, keepdim=True), drawn, central)
-
-    def _largest_central_crop(self, aspect: float) -> tuple[float, float]:
-        if aspect < self.ratio[0]:
-            return 1.0, aspect / self.ratio[0]
-        if aspect > self.ratio[1]:
-            return self.ratio[1] / aspect, 1.0
-        return 1.0, 1.0
 
 
 def _is_range(pair: Any, highest: float) -> bool:

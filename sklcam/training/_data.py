@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, Subset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
+from sklcam.images.normalization import of_one_dtype
+from sklcam.images.views import Crop, ViewSampler
 
 Classes = ArrayLike | None
 Masks = np.ndarray | Tensor | Sequence[ArrayLike | None] | None
@@ -59,14 +61,43 @@ class TrainingImages(ImageDataset, SkorchDataset):
             for i, framed in zip(indices, read, strict=True)
         ]
 
-    def _mask(self, i: int, original: Tensor) -> Tensor:
+    def read_crops(self, indices: Sequence[int], draws: Tensor, sampler: ViewSampler) -> list[Any]:
+        """Read images as crops of what they were, each resized once, and items as loaders get them.
+
+        Parameters
+        ----------
+        indices : sequence of int
+        draws : Tensor of shape (n_images, n_numbers)
+            Of ``sampler.draw``.
+        sampler : ViewSampler
+
+        Returns
+        -------
+        list of (image, label) or (image, label, mask)
+            All images of one dtype.
+        """
+        originals = [self.original_image(i) for i in indices]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
+        crops = sampler.crops(draws, sizes)
+        cropped = [
+            crop(image, self.image_size) for crop, image in zip(crops, originals, strict=True)
+        ]
+        items: list[Any] = []
+        for i, image, crop, original in zip(
+            indices, of_one_dtype(cropped), crops, originals, strict=True
+        ):
+            mask = () if self.masks is None else (self._mask(i, original, crop),)
+            items.append((image, self._label(i), *mask))
+        return items
+
+    def _mask(self, i: int, original: Tensor, crop: Crop | None = None) -> Tensor:
         assert self.masks is not None
         if not self.masks.annotated[i]:  # a loader stacks masks, so there must be one
             return torch.full(self.image_size, torch.nan)
         mask, own = self._resized_masks.read(i)
         if own.shape[-2:] != original.shape[-2:]:
             raise ValueError(_wrong_size(i, own.shape[-2:], original.shape[-2:]))
-        return mask[0]
+        return (mask if crop is None else crop(own, self.image_size))[0]
 
 
 class MaskImages(Dataset[Any]):

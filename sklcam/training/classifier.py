@@ -97,8 +97,9 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         at a time.
     augment : "auto", None, ViewSampler or callable, default="auto"
         How training images are perturbed: "auto" is a crop and flip as the views', independent of
-        them. A callable takes and returns a float tensor (n_images, channels, height, width) in
-        [0, 1]; masks cannot follow it.
+        them, cut out of each image as it was and resized once. A callable, such as a transform of
+        torchvision's, is given each image by itself: it takes and returns a float tensor
+        (1, channels, image_size, image_size) in [0, 1]. Masks cannot follow it.
     views : ViewSampler or None, default=None
         The distribution of the views t; None is that of the paper.
     image_size : int or (height, width), default=224

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
 from os import PathLike
@@ -40,10 +41,12 @@ from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
 from sklcam.networks.dry_run import check_output
+from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
+from sklcam.training._augmentation import Perturbation, crop_while_reading
 from sklcam.training._data import Classes, Masks, TrainingImages, with_masks_beside, without_subsets
 from sklcam.training._devices import check_device
 from sklcam.training._randomness import SeededNet
@@ -244,6 +247,12 @@ class ImageNeuralNet(SeededNet):
                     f"{suggestion(name, known - {'self', 'kwargs'})}"
                 )
         check_size(self.image_size, "image_size")
+        sampler = type(self.augment)
+        if issubclass(sampler, ViewSampler) and sampler.__call__ is not ViewSampler.__call__:
+            raise ValueError(
+                "augment crops images as they are read, which a plain ViewSampler says how to do; "
+                f"got a {sampler.__name__}, which has a __call__ of its own."
+            )
         check_device(vars(self)["device"])
 
     def _check_training_data(
@@ -281,7 +290,8 @@ class ImageNeuralNet(SeededNet):
     def get_dataset(self, X: Any, y: Any = None) -> ImageDataset:
         if isinstance(X, ImageDataset):
             return X
-        return ImageDataset(X, y, **self.image_options())
+        make = ImageDataset if y is None else TrainingImages
+        return make(X, y, **self.image_options())
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         train, valid = super().get_split_datasets(X, y, **fit_params)
@@ -300,15 +310,22 @@ class ImageNeuralNet(SeededNet):
         if not training and isinstance(iterator, DataLoader) and iterator.generator is None:
             # A loader draws a seed for its workers even if it has none and does not shuffle.
             iterator.generator = torch.Generator().manual_seed(0)
-        return self._pinning(iterator, training)
+        return self._equipped(iterator, training)
 
-    def _pinning(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
-        """Let a loader pin its batches if they go to a GPU, unless a parameter says whether to."""
+    def _equipped(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
+        """Let a loader pin its batches, if they go to a GPU and no parameter says whether to.
+
+        While training, let it read crops, if images are augmented so.
+        """
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
             device = getattr(without_subsets(iterator.dataset), "device", None)
             if device is not None and device.type == "cpu":
                 iterator.pin_memory = True
+        crops = ViewSampler() if isinstance(self.augment, str) else self.augment
+        # Without a generator, training goes on elsewhere, as when a callback wants a pass.
+        if training and isinstance(crops, ViewSampler) and hasattr(self, "generator_"):
+            crop_while_reading(iterator, crops, self.generator_)
         return iterator
 
     def _prepare(self, images: Tensor) -> Tensor:
@@ -368,7 +385,7 @@ class ImageNeuralNet(SeededNet):
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
         """Refuse to train on maps of a single position; warn where they are only looked at."""
         layer = self.target_layer_
-        with record(module.eval(), layer.of(module)) as tape:
+        with record(module.eval(), layer) as tape:
             module(sample)
             n_positions = layer.n_positions(tape.activations)
         if n_positions > 1:
@@ -441,7 +458,19 @@ class ImageNeuralNet(SeededNet):
         **fit_params: Any,
     ) -> None:
         batches = None if iterator is None else with_masks_beside(iterator)
-        super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+        if not (training and self._has_transform):
+            super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+            return
+        self._perturbation = Perturbation(self.augment)
+        try:
+            super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
+            self._perturbation.check()
+        finally:
+            del self._perturbation
+
+    @property
+    def _has_transform(self) -> bool:
+        return callable(self.augment) and not isinstance(self.augment, ViewSampler)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         return super().train_step(self._ready(batch, training=True), **fit_params)
@@ -453,10 +482,9 @@ class ImageNeuralNet(SeededNet):
         """Return images as the network takes them, and labels, on the device."""
         images, y = unpack_data(batch)
         images, masks = self._prepare(images), self._on_device(getattr(batch, "masks", None))
-        if training:
-            augment = self._augmentation(images)
-            images = augment(images)
-            masks = None if masks is None else augment(masks)
+        if training and self._has_transform:
+            perturb = getattr(self, "_perturbation", None) or Perturbation(self.augment)
+            images = perturb(images)
         self._annotate(masks)
         return self._normalize(images), self._on_device(y)
 
@@ -469,20 +497,8 @@ class ImageNeuralNet(SeededNet):
         return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
-        output = super().infer(x, **fit_params)
-        # Some networks return their auxiliary outputs too; the first one is the prediction.
-        return output[0] if isinstance(output, tuple) else output
-
-    def _augmentation(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """Draw how a batch of images is perturbed; their masks may be perturbed alike."""
-        if self.augment is None:
-            return lambda images: images
-        sampler = ViewSampler() if isinstance(self.augment, str) else self.augment
-        if not isinstance(sampler, ViewSampler):
-            return lambda images: _check_augmented(sampler(images), images)
-        size = (images.shape[-2], images.shape[-1])
-        generator = getattr(self, "generator_", None)  # there while fitting
-        return sampler(len(images), size=size, generator=generator)
+        # Some networks write into their input, and return auxiliary outputs after the first.
+        return Inputs(x).call(self.module_, partial(super().infer, **fit_params))
 
     # Inference
 
@@ -561,16 +577,6 @@ def _learn_classes(y: np.ndarray, classes: Classes) -> np.ndarray:
     if len(learned) < 2:
         raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")
     return learned
-
-
-def _check_augmented(augmented: Any, images: Tensor) -> Tensor:
-    if not isinstance(augmented, Tensor) or augmented.shape[:2] != images.shape[:2]:
-        found = tuple(augmented.shape) if isinstance(augmented, Tensor) else type(augmented)
-        raise ValueError(
-            f"augment must return a tensor of as many images and channels as it was given, "
-            f"{tuple(images.shape)}; it returned {found}."
-        )
-    return augmented
 
 
 def _full_signature(cls: type) -> Signature:

@@ -119,6 +119,29 @@ def test_areas_are_those_of_torchvisions_crop():
     )
 
 
+def test_crops_in_pixels_are_the_views_of_the_same_numbers():
+    sampler, sizes = ViewSampler(), [(50, 70), (200, 90), (10, 1000)] * 100
+    crops = sampler.crops(sampler.draw(300, torch.Generator().manual_seed(0)), sizes)
+    for i, (crop, (height, width)) in enumerate(zip(crops, sizes, strict=True)):
+        generator = torch.Generator().manual_seed(0)
+        matrix = sampler(i + 1, size=(height, width), generator=generator).matrix[i]
+        left = (matrix[0, 2] + 1 - matrix[0, 0].abs()) / 2 * width
+        top = (matrix[1, 2] + 1 - matrix[1, 1]) / 2 * height
+        found = torch.tensor([crop.left, crop.top, crop.width, crop.height], dtype=torch.float32)
+        expected = torch.stack([left, top, matrix[0, 0].abs() * width, matrix[1, 1] * height])
+        torch.testing.assert_close(found, expected, atol=0.51, rtol=1e-6)
+        assert crop.is_flipped == (matrix[0, 0] < 0)
+        assert 0 <= crop.left <= width - crop.width and 0 <= crop.top <= height - crop.height
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (3, 2)])
+def test_crops_of_tiny_images_have_a_pixel(size):
+    sampler = ViewSampler(scale=(1e-6, 1e-6))
+    for crop in sampler.crops(sampler.draw(20), [size] * 20):
+        assert crop.height >= 1 and crop.width >= 1
+        assert crop(torch.rand(3, *size), (8, 8)).shape == (3, 8, 8)
+
+
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10)])
 def test_where_no_try_fits_the_largest_central_crop_is_taken(size):
     views = ViewSampler(scale=(1, 1), flip=0.0)(50, size=size)
