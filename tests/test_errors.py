@@ -267,7 +267,6 @@ def of_scores(follow: Callable) -> list[Row]:
         ("maps with channels", lambda: call(maps=IMAGES), r"maps must be .* \(2, 1, 12, 12\)"),
         ("smaller maps", lambda: call(maps=MAPS[:, 2:]), r"maps must be of shape .*\(2, 10, 12\)"),
         ("maps elsewhere", lambda: call(maps=MAPS.to("meta")), "maps are on meta, and images on"),
-        ("NaN", lambda: call(maps=MAPS * NAN), "Some maps have NaN"),
         ("no batch", lambda: call(batch_size=0), "batch_size must be an int >= 1; got 0"),
         ("a batch as text", lambda: call(batch_size="8"), "batch_size must be an int .* got '8'"),
     ]
@@ -1072,7 +1071,26 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a word",
             lambda: metrics.seeds_iou(IMAGES, MAPS.long(), threshold="a"),
-            "threshold must b",
+            "threshold, a share of the maximum, must b",
+        ),
+    ],
+    "seeds_from_maps": [
+        ("None", lambda: metrics.seeds_from_maps(None), "maps must be .* got None"),
+        ("none", lambda: metrics.seeds_from_maps(IMAGES[:, :0]), "maps of 1 to 254 classes; got 0"),
+        (
+            "a word",
+            lambda: metrics.seeds_from_maps(IMAGES, background="a"),
+            "background, a share of the pixels, must be a number from 0 to 1; got 'a'",
+        ),
+        (
+            "a smaller saliency",
+            lambda: metrics.seeds_from_maps(IMAGES, saliency=MAPS[:, 1:]),
+            "saliency and the maps of a class must be of one shape",
+        ),
+        (
+            "no saliency",
+            lambda: metrics.seeds_from_maps(IMAGES, saliency=[1.0]),
+            "saliency must be .* got a list",
         ),
     ],
     "recall_at_k": [

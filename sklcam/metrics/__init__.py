@@ -13,28 +13,41 @@ from sklcam.metrics.causal import (
     insertion_auc,
     insertion_curve,
 )
-from sklcam.metrics.composites import adcc, arcc
-from sklcam.metrics.concentration import complexity, lp_norm, sparsity
-from sklcam.metrics.confidence import average_drop, average_increase
-from sklcam.metrics.consistency import coherency, ssim_consistency, structural_similarity
-from sklcam.metrics.energy import heatmap_ratio, inside_outside_ratio
+from sklcam.metrics.composites import (
+    adcc,
+    arcc,
+    average_drop,
+    average_increase,
+    complexity,
+    lp_norm,
+    sparsity,
+)
+from sklcam.metrics.consistency import (
+    coherency,
+    rank_correlation,
+    ssim_consistency,
+    structural_similarity,
+)
 from sklcam.metrics.evaluate import Evaluator, consistency_score, default_metrics, evaluate
-from sklcam.metrics.faithfulness import rank_correlation
 from sklcam.metrics.imputation import impute, road
 from sklcam.metrics.localization import (
+    PrecisionRecall,
     box_from_map,
     box_iou,
     localization_accuracy,
     localization_error,
-)
-from sklcam.metrics.masks import box_masks
-from sklcam.metrics.measurement import Measurement
-from sklcam.metrics.pointing import (
-    PrecisionRecall,
     pointing_game,
     pointing_game_with_rejection,
     pointing_precision_recall,
 )
+from sklcam.metrics.masks import (
+    box_masks,
+    heatmap_ratio,
+    inside_outside_ratio,
+    seeds_from_maps,
+    seeds_iou,
+)
+from sklcam.metrics.measurement import Measurement
 from sklcam.metrics.registry import (
     Metric,
     available,
@@ -50,7 +63,6 @@ from sklcam.metrics.scorers import (
     explanation_scorer,
     get_scorer,
 )
-from sklcam.metrics.seeds import seeds_iou
 from sklcam.metrics.summary import Evaluation, Summary, compare
 
 __all__ = [
@@ -103,6 +115,7 @@ __all__ = [
     "register",
     "road",
     "row_meaning",
+    "seeds_from_maps",
     "seeds_iou",
     "sparsity",
     "ssim_consistency",

@@ -1,6 +1,8 @@
 """Insertion and deletion: what the network says as pixels come and go by their saliency.
 
-The functions take a ``score``; :mod:`sklcam.metrics._scores` says what that is.
+A ``score`` is a callable that runs the network on images (m, channels, height, width), of which row
+i belongs to image ``rows[i]`` of the batch. It returns the score of what is explained for each, of
+shape (m,), in [0, 1]. The map of an image may have NaN, and then its scores are NaN.
 """
 
 from __future__ import annotations
@@ -15,17 +17,13 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_callable, check_count, check_tensor, check_values
-from sklcam.cam.base import batch_size_for
-from sklcam.metrics._scores import (
-    IMAGE_AXES,
-    Score,
-    check_arguments,
-    score_images,
-    score_in_batches,
-)
+from sklcam._validation import check_callable, check_count, check_tensor, check_values, describe
+from sklcam.cam.base import batch_size_for, check_batch_size
 
+Score = Callable[[Tensor, Tensor], Tensor]
 Base = Tensor | Callable[[Tensor], Tensor]
+
+IMAGE_AXES = ("n_images", "channels", "height", "width")
 
 
 class CausalCurves(NamedTuple):
@@ -144,7 +142,7 @@ def causal_curves(
     images : Tensor of shape (n_images, channels, height, width)
         The network's input.
     maps : Tensor of shape (n_images, height, width)
-        Tied pixels keep their raster order.
+        Tied pixels keep their raster order. The scores of an image whose map has NaN are NaN.
     n_steps : int, default=224
         Steps from none to all pixels, as equal as can be; 224 pixels a step at the authors' size
         of 224 x 224.
@@ -169,7 +167,7 @@ def causal_curves(
     Raises
     ------
     ValueError
-        If the maps do not fit the images or have NaN, or there are more steps than pixels.
+        If the maps do not fit the images, or there are more steps than pixels.
 
     References
     ----------
@@ -217,7 +215,7 @@ def insertion_curve(
     Raises
     ------
     ValueError
-        If there are no images, the maps do not fit them or have NaN, ``n_steps`` is not from 1 to
+        If there are no images, the maps do not fit them, ``n_steps`` is not from 1 to
         the number of pixels, ``full`` is not one score per image, or ``batch_size`` is under 1; if
         ``score`` returns anything but one number per image, or ``start`` is or makes anything but
         images of the same shape.
@@ -261,7 +259,7 @@ def deletion_curve(
     Raises
     ------
     ValueError
-        If there are no images, the maps do not fit them or have NaN, ``n_steps`` is not from 1 to
+        If there are no images, the maps do not fit them, ``n_steps`` is not from 1 to
         the number of pixels, ``full`` is not one score per image, or ``batch_size`` is under 1; if
         ``score`` returns anything but one number per image, or ``end`` is or makes anything but
         images of the same shape.
@@ -385,6 +383,7 @@ class PixelSweep:
         self._end = torch.zeros_like if end is None else end
         self._batch_size = batch_size_for(images, batch_size)
         self._ranks = _ranks(maps)
+        self._has_no_order = has_nan(maps)
         self._counts = counts.to(self._ranks.dtype)
         self._own_score = full
 
@@ -399,15 +398,20 @@ class PixelSweep:
         """Return the scores as salient pixels replace those of the start."""
         base = _base(self._images, self._start)
         between = self._between(base, self._is_salient)
-        scores = torch.cat([self._score_base(base), between, self._full], dim=1)
-        return InsertionCurve(self._fractions, scores)
+        return InsertionCurve(
+            self._fractions, self._joined(self._score_base(base), between, self._full)
+        )
 
     def deletion_curve(self) -> DeletionCurve:
         """Return the scores as pixels of the end replace salient ones."""
         base = _base(self._images, self._end)
         between = self._between(base, lambda *job: ~self._is_salient(*job))
-        scores = torch.cat([self._full, between, self._score_base(base)], dim=1)
-        return DeletionCurve(self._fractions, scores)
+        return DeletionCurve(
+            self._fractions, self._joined(self._full, between, self._score_base(base))
+        )
+
+    def _joined(self, *scores: Tensor) -> Tensor:
+        return torch.cat(scores, dim=1).masked_fill(self._has_no_order[:, None], torch.nan)
 
     def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
         return self._ranks[rows] < self._counts[steps, None, None]
@@ -456,3 +460,47 @@ def _ranks(maps: Tensor) -> Tensor:
     places = torch.arange(order.shape[1], device=order.device, dtype=torch.int32)
     ranks.scatter_(1, order, places.expand_as(order))
     return ranks.view(maps.shape)
+
+
+# Scores
+
+
+def check_arguments(score: object, images: Tensor, maps: Tensor, batch_size: int | None) -> None:
+    """Raise a ValueError unless the pixels of the images can be ordered by the maps and scored."""
+    check_callable("score", score, "of images and rows that returns one number for each")
+    check_tensor("images", images, *IMAGE_AXES)
+    check_tensor("maps", maps, "n_images", "height", "width")
+    check_batch_size(batch_size)
+    if not len(images):
+        raise ValueError("images is empty: at least one image is needed.")
+    if maps.shape != (len(images), *images.shape[-2:]):
+        raise ValueError(
+            f"maps must be of shape (n_images, height, width), {(len(images), *images.shape[-2:])} "
+            f"for these images; got {tuple(maps.shape)}."
+        )
+    if maps.device != images.device:
+        raise ValueError(f"maps are on {maps.device}, and images on {images.device}.")
+
+
+def score_in_batches(score: Score, images: Tensor, batch_size: int) -> Tensor:
+    """Return the scores of images, some of which go through the network at a time."""
+    rows = torch.arange(len(images), device=images.device).split(batch_size)
+    # Slices of an expanded image stay expanded, which tells that one pass of it will do.
+    parts = zip(images.split(batch_size), rows, strict=True)
+    return torch.cat([score_images(score, *part) for part in parts])
+
+
+def score_images(score: Score, images: Tensor, rows: Tensor) -> Tensor:
+    """Return the float scores of images; a ValueError unless there is one for each."""
+    scores = score(images, rows)
+    if not isinstance(scores, Tensor) or scores.shape != rows.shape:
+        raise ValueError(
+            f"score must return a Tensor of one number for each of {len(rows)} images; it returned "
+            f"{describe(scores)}."
+        )
+    return scores.float()
+
+
+def has_nan(maps: Tensor) -> Tensor:
+    """Return which maps have NaN, so that their pixels have no order: bool of shape (n_images,)."""
+    return maps.flatten(1).isnan().any(dim=1)

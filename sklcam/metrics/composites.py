@@ -1,11 +1,201 @@
-"""Harmonic means of several metrics: one number for all that an explanation should have."""
+"""ADCC, ARCC and what they are made of: how much confidence a map keeps, and what it takes for it.
+
+Coherency, which is of two maps, is in :mod:`sklcam.metrics.consistency`.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_values
+from sklcam._validation import check_maps, check_number, check_values
+from sklcam.networks.precision import at_least_float32
+
+# Terms
+
+
+def average_drop(full: Tensor, masked: Tensor) -> Tensor:
+    """Relative loss of confidence when the network sees only what the map shows.
+
+    Parameters
+    ----------
+    full, masked : Tensor of shape (n_images,), in [0, 1]
+        Softmax score of the target class on the image, and on the image times its map.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
+
+    References
+    ----------
+    Chattopadhay et al., "Grad-CAM++", WACV 2018; Poppi et al., "Revisiting the Evaluation of Class
+    Activation Mapping for Explainability", CVPRW 2021, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import average_drop
+    >>> average_drop(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
+    tensor([0.7500, 0.0000])
+    """
+    check_values(full=full, masked=masked)
+    return ratio_or_zero((full - masked).clamp(min=0), full)
+
+
+def average_increase(full: Tensor, masked: Tensor) -> Tensor:
+    """Whether the network is more confident when it sees only what the map shows.
+
+    Parameters
+    ----------
+    full, masked : Tensor of shape (n_images,), in [0, 1]
+        See :func:`average_drop`.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), 0 or 1; higher is better.
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one value per image, or scalars, of one shape and
+        on one device.
+
+    References
+    ----------
+    Chattopadhay et al., "Grad-CAM++", WACV 2018; Poppi et al., CVPRW 2021, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import average_increase
+    >>> average_increase(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
+    tensor([0., 1.])
+    """
+    check_values(full=full, masked=masked)
+    return torch.where((full + masked).isnan(), torch.nan, (masked > full).to(full.dtype))
+
+
+def complexity(maps: Tensor) -> Tensor:
+    """Mean absolute value of each map: how much of the image it takes to explain the decision.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width), in [0, 1]
+        Scaled, as ADCC has it: it is what the image is multiplied with.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; lower is better.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width).
+
+    References
+    ----------
+    Poppi et al., "Revisiting the Evaluation of Class Activation Mapping for Explainability",
+    CVPRW 2021, eq. 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import complexity
+    >>> complexity(torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]))
+    tensor([0.5000])
+    """
+    check_maps(maps=maps)
+    return maps.abs().mean(dim=(1, 2))
+
+
+def sparsity(maps: Tensor) -> Tensor:
+    r"""Gini index of each map: how much of it lies in few pixels.
+
+    .. math:: \sum_{k=1}^{N} \frac{2k - N - 1}{N} \frac{m_{(k)}}{\sum_j m_{(j)}}
+
+    with the absolute values in increasing order.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+        The method's own: it makes no difference what they are multiplied with, but it does if their
+        minimum is taken away.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1); higher is sparser. 0 for an even map, and for a map of
+    zeros.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width).
+
+    References
+    ----------
+    Hurley, Rickard, "Comparing Measures of Sparsity", 2009; Chalasani et al., ICML 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import sparsity
+    >>> sparsity(torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]))
+    tensor([0.7500, 0.0000])
+    """
+    check_maps(maps=maps)
+    # Half precision cannot hold the ranks of more than 2,048 pixels.
+    values = at_least_float32(maps).abs().flatten(1).sort(dim=1).values
+    n = values.shape[1]
+    ranks = torch.arange(1, n + 1, device=values.device, dtype=values.dtype)
+    gini = ratio_or_zero(((2 * ranks - n - 1) * values).sum(dim=1), n * values.sum(dim=1))
+    return gini.to(maps.dtype)
+
+
+def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
+    r""":math:`L_p` norm of each map, as training may keep it small.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+    p : float >= 0, default=1
+        0 counts the pixels that are not zero.
+
+    Returns
+    -------
+    Tensor of shape (n_images,); lower is sparser. It grows with the number of pixels.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or p is not
+        a number >= 0.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import lp_norm
+    >>> lp_norm(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), p=2)
+    tensor([5.])
+    """
+    check_maps(maps=maps)
+    if p != math.inf:  # the norm that is the largest value
+        check_number("p", p, 0)
+    return torch.linalg.vector_norm(maps, ord=p, dim=(1, 2))
+
+
+# Harmonic means
 
 
 def adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
@@ -80,7 +270,12 @@ def arcc(coherency: Tensor, complexity: Tensor, road: Tensor) -> Tensor:
 def harmonic_mean(*terms: Tensor) -> Tensor:
     """Return the harmonic mean of tensors of one shape, and 0 where one of them is 0."""
     stacked = torch.stack(terms)
-    # The comparison is false for NaN, which therefore stays NaN.
-    is_zero = (stacked <= 0).any(dim=0)
+    is_zero = (stacked <= 0).any(dim=0) & ~stacked.isnan().any(dim=0)  # NaN stays NaN
     inverses = 1 / torch.where(is_zero, 1.0, stacked)
     return torch.where(is_zero, 0.0, len(terms) / inverses.sum(dim=0))
+
+
+def ratio_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return the quotient, and 0 where the denominator is 0; NaN of either stays NaN."""
+    some = (denominator != 0) | numerator.isnan()
+    return torch.where(some, numerator / torch.where(some, denominator, 1.0), 0.0)

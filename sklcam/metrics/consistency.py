@@ -1,12 +1,17 @@
-"""Whether a map stays what it is when its image is warped, or reduced to what the map shows."""
+"""Whether two maps agree: of an image and its view, of what the map shows, or of two methods."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
-from sklcam._validation import check_maps
-from sklcam.metrics._ratios import ratio_or_zero
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional as F
+
+from sklcam._validation import check_alike, check_count, check_maps, check_tensor
+from sklcam.metrics.composites import ratio_or_zero
 from sklcam.networks.precision import at_least_float32
 
 # The constants of Wang et al. and of scikit-image: the Gaussian is cut off at 3.5 sigma, and the
@@ -98,17 +103,19 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
-        dtype = maps.dtype
-        if _is_rounded_in_products(maps):
-            maps, others = maps.double(), others.double()
         moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
-        rows, columns = _window_sums(height, maps), _window_sums(width, maps)
-        mean, other_mean, square, other_square, product = (rows @ moments @ columns.T).unbind(1)
+        if _is_rounded_in_products(maps):
+            # Sums of shifted maps take longer, and have the same precision on every device.
+            blurred = _shifted_sums(_shifted_sums(moments, 2), 3)
+        else:
+            rows, columns = _window_sums(height, maps), _window_sums(width, maps)
+            blurred = rows @ moments @ columns.T
+        mean, other_mean, square, other_square, product = blurred.unbind(1)
     variances = (square - mean * mean) + (other_square - other_mean * other_mean)
     covariance = product - mean * other_mean
     luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
     structure = (2 * covariance + _C2) / (variances + _C2)
-    return (luminance * structure).mean(dim=(1, 2)).to(dtype)
+    return (luminance * structure).mean(dim=(1, 2))
 
 
 def _is_rounded_in_products(maps: Tensor) -> bool:
@@ -118,7 +125,15 @@ def _is_rounded_in_products(maps: Tensor) -> bool:
     """
     allowed = torch.get_float32_matmul_precision() != "highest"
     allowed |= maps.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    return allowed and maps.dtype == torch.float32 and maps.device.type != "mps"
+    return allowed and maps.dtype == torch.float32
+
+
+def _shifted_sums(stack: Tensor, dim: int) -> Tensor:
+    """Return the Gaussian mean of each window along an axis, without a matrix product."""
+    size = stack.shape[dim] - _WINDOW + 1
+    weights = [math.exp(-((k - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for k in range(_WINDOW)]
+    shifted = (w * stack.narrow(dim, k, size) for k, w in enumerate(weights))
+    return sum(shifted, start=stack.new_zeros(())) / sum(weights)
 
 
 def _window_sums(size: int, like: Tensor) -> Tensor:
@@ -185,3 +200,60 @@ def _centred(maps: Tensor) -> Tensor:
 def is_constant(maps: Tensor) -> Tensor:
     """Return which maps have a single value, bool of shape (n_images,)."""
     return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
+
+
+def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:
+    """Spearman's rank correlation of maps and reference maps.
+
+    Parameters
+    ----------
+    maps, references : Tensor of shape (n_images, height, width)
+        Such as Grad-CAM's, and occlusion's or those of where people look.
+    cell : int, default=1
+        Side of the squares over which both are averaged first. A reference may be constant over
+        squares, as an occlusion map is over its stride; such ties say nothing.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [-1, 1]; higher is better. 0 where one of them is constant,
+    NaN where one has NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), the
+        references not a tensor of the same shape on the same device, or ``cell`` is not an int
+        >= 1.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 5.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import rank_correlation
+    >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.0, 1.0, 1.5]]]))
+    tensor([1.])
+    """
+    check_maps(maps=maps)
+    check_tensor("references", references, "n_images", "height", "width", floating=False)
+    check_alike({"maps": maps, "references": references})
+    check_count("cell, a number of pixels,", cell)
+    ranks = [
+        # On the host first: not every device has float64.
+        rankdata(_means(stack.cpu().double(), cell).numpy(), axis=1)
+        for stack in (maps, references)
+    ]
+    first, second = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    sizes = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = (first * second).sum(axis=1)
+    correlation = np.divide(products, sizes, out=np.zeros_like(products), where=sizes != 0)
+    return torch.as_tensor(correlation, dtype=maps.dtype).to(maps.device)
+
+
+def _means(stack: Tensor, cell: int) -> Tensor:
+    """Return the means over squares, cut off at the edges: (n_images, n_squares)."""
+    if cell > 1:
+        stack = F.avg_pool2d(stack, cell, ceil_mode=True)
+    return stack.flatten(1)

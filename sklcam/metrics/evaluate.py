@@ -12,42 +12,41 @@ from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils import check_random_state
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import check_callable, draw_seed
 from sklcam.cam.base import check_batch_size
 from sklcam.cam.targets import Target
 from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import OpenedImages
+from sklcam.images.labels import dataset_labels
 from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
-from sklcam.metrics._checks import (
+from sklcam.metrics.measurement import Measurement, Measurer
+from sklcam.metrics.plan import (
+    Annotations,
+    OutputScore,
+    Params,
+    PerImage,
+    Plan,
     check_boxes_of_all,
     check_classes,
     check_has_probability,
     check_lengths,
     check_maps_are_single,
+    check_metric_params,
     check_n_jobs,
     check_objects,
     labels_if_needed,
-)
-from sklcam.metrics.measurement import (
-    Annotations,
-    Measurement,
-    Measurer,
-    PerImage,
-)
-from sklcam.metrics.plan import (
-    OutputScore,
-    Params,
-    Plan,
-    check_metric_params,
     make_plan,
 )
-from sklcam.metrics.registry import Metric, get_metrics
+from sklcam.metrics.registry import Metric, get_metrics, of_the_predicted_class
 from sklcam.metrics.summary import Evaluation
 
 Observed = TypeVar("Observed")
@@ -120,6 +119,8 @@ def evaluate(
         The explanation; None is the estimator's own.
     target : None, labels, Target or callable, default=None
         The class to explain, or another target, one per image: see the estimator's ``explain``.
+        ``"localization_accuracy"`` is GT-known localisation with ``target=y``. With None, the
+        predicted class, and ``y`` it is top-1 localisation: the class must be right, too.
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
     masks : sequence of array-like of shape (height, width) or None, default=None
@@ -156,14 +157,15 @@ def evaluate(
     ------
     NotFittedError
         If the estimator has not been fitted.
-    NotFittedError
-        If the estimator has not been fitted.
     ValueError
         If there is no such metric or option, or something that it needs is missing; before any
         work.
 
     Warns
     -----
+    ExplanationWarning
+        If maps are blank, or maps or values are NaN: how many, and the usual reasons. The value of
+        such an image is NaN, and so is the mean.
     UserWarning
         If maps were constant, each of which counts as 0 in ``"consistency"``.
 
@@ -339,6 +341,12 @@ class Evaluator(Generic[Observed]):
     ):
         # First what can be told without the estimator: to fit one around a network takes a pass.
         self.metrics = get_metrics(metrics)
+        if target is None:
+            has_labels = y is not None or dataset_labels(X) is not None
+            self.metrics = {
+                name: of_the_predicted_class(metric, has_labels=has_labels)
+                for name, metric in self.metrics.items()
+            }
         check_objects(self.metrics, boxes, masks)
         if (isinstance(target, Target) and target.several) or (
             not callable(target) and np.ndim(target) == 2
@@ -417,7 +425,18 @@ class Evaluator(Generic[Observed]):
                 "their view; each counts as 0.",
                 stacklevel=3,
             )
-        return Evaluation(**values), [seen for _, observed in parts for seen in observed]
+        check = ExplanationCheck()
+        if "map_peaks" in values:
+            check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None])
+        numbers = [values[name] for name, of in self.metrics.items() if not of.may_be_undefined]
+        if numbers:
+            found = np.isnan(np.column_stack(numbers)).any(axis=1)
+            check.add(
+                torch.from_numpy(np.where(found, np.nan, 1.0))[:, None, None], "images' values"
+            )
+        check.warn()
+        meanings = {name: metric.meaning for name, metric in self.metrics.items()}
+        return Evaluation(meanings, **values), [seen for _, observed in parts for seen in observed]
 
     def _in_processes(
         self, observe: Observer[Observed] | None, n_jobs: int | None, bar: tqdm
@@ -464,16 +483,19 @@ def _measure(
 ) -> tuple[dict[str, np.ndarray], list[Observed]]:
     """Return the values of each image, and what the observer returned for each batch."""
     measurer = Measurer(explainer, plan, first_row)
-    values: dict[str, list[np.ndarray]] = {name: [] for name in plan.collected}
+    values: dict[str, list[Tensor]] = {name: [] for name in plan.collected}
     observed: list[Observed] = []
     for batch in opened.batches():
         rows = slice(batch.start, batch.stop)
         measurement = Measurement(measurer, batch, question.take(rows), annotations.take(rows))
         for name, collected in values.items():
-            collected.append(measurement[name].detach().double().cpu().numpy())
+            # A copy, as a part of a larger tensor would keep all of it.
+            collected.append(measurement[name].detach().clone())
         if observe is not None:
             observed.append(observe(measurement))
         if bar is not None:
             bar.update(len(batch))
         del measurement, batch  # nothing of a batch is alive when the next one is read
-    return {name: np.concatenate(parts) for name, parts in values.items()}, observed
+    # Read once, at the end: until then the host need not wait for the device.
+    read = {name: torch.cat(parts).cpu().double().numpy() for name, parts in values.items()}
+    return read, observed

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from sklcam._validation import check_number, check_tensor, describe
 from sklcam.cam.base import batch_size_for
-from sklcam.metrics._scores import IMAGE_AXES, Score, check_arguments, score_in_batches
+from sklcam.metrics.causal import (
+    IMAGE_AXES,
+    Score,
+    check_arguments,
+    has_nan,
+    score_in_batches,
+)
 
 
 def road(
@@ -47,12 +53,12 @@ def road(
     -------
     Tensor of shape (n_images,), in [-0.5, 0.5]; higher is better.
         Half the score without the least relevant pixels, minus that without the most relevant,
-        averaged over the percentiles.
+        averaged over the percentiles. NaN where a map has NaN.
 
     Raises
     ------
     ValueError
-        If there are no images, or the maps do not fit them or have NaN; if a percentile is not
+        If there are no images, or the maps do not fit them; if a percentile is not
         between 0 and 100 or there is none, the noise is negative, ``batch_size`` is under 1, or
         ``generator`` is not a generator; or if ``score`` returns anything but one number per image.
 
@@ -87,14 +93,15 @@ def road(
             filled = impute(images, removed, noise=noise, generator=generator)
             scores.append(score_in_batches(score, filled, size))
         differences.append((scores[1] - scores[0]) / 2)
-    return torch.stack(differences).mean(dim=0)
+    return torch.stack(differences).mean(dim=0).masked_fill(has_nan(maps), torch.nan)
 
 
 def _at_or_over(maps: Tensor, percentile: float) -> Tensor:
     """Return which pixels of each map are at or over its percentile."""
     # torch.quantile refuses maps of more than 2**24 pixels.
-    flat = maps.flatten(1).double().cpu().numpy()
-    threshold = torch.as_tensor(np.percentile(flat, percentile, axis=1)).to(maps)
+    flat = maps.flatten(1).cpu().double().numpy()  # not every device has float64
+    percentiles = np.percentile(flat, percentile, axis=1)
+    threshold = torch.as_tensor(percentiles, dtype=maps.dtype).to(maps.device)
     return maps >= threshold[:, None, None]
 
 
@@ -156,8 +163,10 @@ def impute(
     for image, lost in zip(filled, removed, strict=True):
         where = lost.cpu().numpy()
         if where.any():
-            solved = _solve(image.detach().double().cpu().numpy(), where)
-            image[:, lost] = torch.as_tensor(solved).to(images) + drawn[:, lost]
+            solved = _solve(image.detach().cpu().double().numpy(), where)
+            image[:, lost] = (
+                torch.as_tensor(solved, dtype=images.dtype).to(images.device) + drawn[:, lost]
+            )
     return filled
 
 

@@ -1,4 +1,4 @@
-"""Boxes made from maps, against the true ones.
+"""Boxes made from maps against the true ones, and whether a map's brightest pixel is on the object.
 
 Boxes are ``(x1, y1, x2, y2)``, edges of pixels: see :mod:`sklcam.metrics.masks`.
 """
@@ -6,14 +6,16 @@ Boxes are ``(x1, y1, x2, y2)``, edges of pixels: see :mod:`sklcam.metrics.masks`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import find_objects, label
 from torch import Tensor
 
-from sklcam._validation import check_maps, check_number, check_tensor, describe
-from sklcam.metrics.masks import check_boxes_of_images
+from sklcam._validation import check_alike, check_maps, check_number, check_tensor, describe
+from sklcam.metrics.composites import ratio_or_zero
+from sklcam.metrics.masks import check_boxes_of_images, check_masks
 
 
 def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
@@ -21,7 +23,9 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
 
     Parameters
     ----------
-    maps : Tensor of shape (n_images, height, width), >= 0
+    maps : Tensor of shape (n_images, height, width)
+        The method's own, *not* scaled to [0, 1], which would move the threshold; only what is over
+        0 counts.
     threshold : float, default=0.2
         The share of the map's maximum from which a pixel counts: 0.2 for embedding networks, 0.15
         in Grad-CAM's localisation.
@@ -29,8 +33,9 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images, 4), float
-        ``(x1, y1, x2, y2)``, edges of pixels; zeros for a map of zeros. Pixels are connected along
-        rows and columns. Of several parts of the same size, the first in raster order counts.
+        ``(x1, y1, x2, y2)``, edges of pixels; zeros for a map without a positive value, NaN for one
+        with NaN. Pixels are connected along rows and columns. Of several parts of the same size,
+        the first in raster order counts.
 
     Raises
     ------
@@ -54,8 +59,9 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     check_number("threshold, a share of the maximum,", threshold, 0, 1)
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     marked = ((maps >= threshold * peaks) & (maps > 0)).cpu().numpy()
-    boxes = np.array([_largest_box(pixels) for pixels in marked], dtype=np.float64).reshape(-1, 4)
-    return torch.as_tensor(boxes).to(maps)
+    corners = np.array([_largest_box(pixels) for pixels in marked]).reshape(-1, 4)
+    boxes = torch.as_tensor(corners, dtype=maps.dtype).to(maps.device)
+    return torch.where(peaks[:, 0].isnan(), torch.nan, boxes)
 
 
 def _largest_box(marked: np.ndarray) -> tuple[int, int, int, int]:
@@ -77,7 +83,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (...,), in [0, 1]
+    Tensor of shape (...,), in [0, 1]; NaN for boxes of NaN
 
     Raises
     ------
@@ -105,14 +111,16 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
     intersection = (high - low).clamp(min=0).prod(dim=-1)
     areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(dim=-1) for box in (boxes, others)]
-    union = areas[0] + areas[1] - intersection
-    return torch.where(union > 0, intersection / torch.where(union > 0, union, 1.0), 0.0)
+    return ratio_or_zero(intersection, areas[0] + areas[1] - intersection)
 
 
 def localization_accuracy(
     boxes: Tensor, truth: Sequence[Tensor], *, iou_threshold: float = 0.5
 ) -> Tensor:
-    """Whether each box fits one of the true boxes of its image.
+    """Whether each box fits one of the true boxes of its image: GT-known localisation.
+
+    The box is that of the map of the class that the image is known to be of. Where it is that of
+    the predicted class, top-1 localisation is this times whether the class is right.
 
     Parameters
     ----------
@@ -125,7 +133,8 @@ def localization_accuracy(
 
     Returns
     -------
-    Tensor of shape (n_images,), 0 or 1; higher is better. 0 for an image without true boxes.
+    Tensor of shape (n_images,), 0 or 1; higher is better. 0 for an image without true boxes, NaN
+    for a box of NaN.
 
     Raises
     ------
@@ -145,7 +154,7 @@ def localization_accuracy(
     check_number("iou_threshold", iou_threshold, 0, 1)
     corners = check_boxes_of_images(truth, len(boxes))
     fits = [_fits(box, true, iou_threshold) for box, true in zip(boxes, corners, strict=True)]
-    return torch.stack(fits).to(boxes.dtype)
+    return _unless_nan(torch.stack(fits), boxes)
 
 
 def localization_error(
@@ -175,7 +184,7 @@ def localization_error(
 
     Returns
     -------
-    Tensor of shape (n_images,), 0 or 1; lower is better.
+    Tensor of shape (n_images,), 0 or 1; lower is better. NaN where a box is NaN.
 
     Raises
     ------
@@ -216,8 +225,195 @@ def localization_error(
     ):
         fits = torch.stack([_fits(box, true_boxes, iou_threshold) for box in candidates])
         errors.append(~(fits & (classes == label_)).any())
-    return torch.stack(errors).to(boxes.dtype)
+    return _unless_nan(torch.stack(errors), boxes)
+
+
+def _unless_nan(decided: Tensor, values: Tensor) -> Tensor:
+    """Return 0 or 1 for each image, and NaN where what was decided on is NaN."""
+    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    return torch.where(values.flatten(1).isnan().any(dim=1), torch.nan, decided.to(dtype))
 
 
 def _fits(box: Tensor, truth: Tensor, iou_threshold: float) -> Tensor:
     return (box_iou(box, truth.to(box)) >= iou_threshold).any()
+
+
+# The pointing game
+
+
+def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
+    """Whether the map's brightest pixel lies on the object.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+        Of several brightest pixels, the first in raster order counts.
+    masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
+        Where the object is.
+    tolerance : int, default=0
+        How many pixels from the object a hit may be; 15 in the original game.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), 0 or 1; higher is better. 0 for a constant map, which has no
+    brightest pixel, and NaN for one with NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device; or if the tolerance is not a number >= 0.
+
+    References
+    ----------
+    Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, section 4.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_game
+    >>> maps = torch.tensor([[[0.1, 0.9, 0.3]]])
+    >>> pointing_game(maps, torch.tensor([[[False, True, False]]]))
+    tensor([1.])
+    """
+    check_masks(maps, masks)
+    check_number("tolerance, a number of pixels,", tolerance, 0)
+    flat = maps.flatten(1)
+    points = flat.argmax(dim=1)
+    rows, columns = points // maps.shape[2], points % maps.shape[2]
+    down = torch.arange(maps.shape[1], device=maps.device) - rows[:, None]
+    right = torch.arange(maps.shape[2], device=maps.device) - columns[:, None]
+    near = down[:, :, None] ** 2 + right[:, None, :] ** 2 <= tolerance**2
+    hits = (near & (masks > 0)).any(dim=2).any(dim=1)
+    # A constant map points nowhere, although argmax finds its first pixel.
+    return _unless_nan(hits & (flat.amax(dim=1) > flat.amin(dim=1)), maps)
+
+
+def pointing_game_with_rejection(
+    maps: Tensor, masks: Tensor, *, threshold: float, tolerance: int = 0
+) -> Tensor:
+    """Play the pointing game for classes that may be absent, with the option to reject them.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, k, height, width)
+        Maps of the k predicted classes, *not* scaled: scaled ones all peak at 1.
+    masks : Tensor of shape (n_images, k, height, width), bool or in [0, 1]
+        Where each class is; empty for a class that is absent.
+    threshold : float
+        A class is rejected if the maximum of its map is lower.
+    tolerance : int, default=0
+        See :func:`pointing_game`.
+
+    Returns
+    -------
+    Tensor of shape (n_images, k), 0 or 1; higher is better.
+        1 where the class is present, kept and pointed at, or absent and rejected; NaN for a map
+        with NaN. The mean is the accuracy of Grad-CAM's version of the game, which takes recall
+        into account.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, k, height, width), or the
+        masks not a tensor of the same shape on the same device; if the threshold is not a finite
+        number, or the tolerance not a number >= 0.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3 and appendix D.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_game_with_rejection
+    >>> maps = torch.tensor([[[[5.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]])  # of three classes
+    >>> masks = torch.tensor([[[[1, 0]], [[0, 0]], [[0, 0]]]])  # the first one is present
+    >>> pointing_game_with_rejection(maps, masks, threshold=2.5)
+    tensor([[1., 1., 0.]])
+    """
+    pointed, kept, present = _play(maps, masks, threshold, tolerance)
+    won = torch.where(present, pointed & kept, ~kept)
+    return _unless_nan(won.flatten(), maps.flatten(0, 1)).view(won.shape)
+
+
+class PrecisionRecall(NamedTuple):
+    """Precision and recall of the pointing game with rejection.
+
+    Attributes
+    ----------
+    precision : Tensor of shape (), in [0, 1]
+        Share of the maps that were kept that point at their class. NaN if none was kept, or a map
+        has NaN; and so is the recall.
+    recall : Tensor of shape (), in [0, 1]
+        Share of the classes that are present whose map was kept and points at them. NaN if none is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_precision_recall
+    >>> maps, masks = torch.tensor([[[[5.0, 1.0]]]]), torch.tensor([[[[1, 0]]]])
+    >>> played = pointing_precision_recall(maps, masks, threshold=2.5)
+    >>> played.precision, played.recall
+    (tensor(1.), tensor(1.))
+    """
+
+    precision: Tensor
+    recall: Tensor
+
+
+def pointing_precision_recall(
+    maps: Tensor, masks: Tensor, *, threshold: float, tolerance: int = 0
+) -> PrecisionRecall:
+    """Precision and recall over all images of the pointing game with the option to reject.
+
+    Parameters
+    ----------
+    maps, masks, threshold, tolerance
+        See :func:`pointing_game_with_rejection`.
+
+    Returns
+    -------
+    PrecisionRecall
+        Higher is better for both; a higher threshold trades recall for precision.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, k, height, width), or the
+        masks not a tensor of the same shape on the same device; if the threshold is not a finite
+        number, or the tolerance not a number >= 0.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import pointing_precision_recall
+    >>> maps = torch.tensor([[[[5.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]])  # of three classes
+    >>> masks = torch.tensor([[[[1, 0]], [[0, 1]], [[0, 0]]]])  # the last one is absent
+    >>> pointing_precision_recall(maps, masks, threshold=2.5)
+    PrecisionRecall(precision=tensor(0.5000), recall=tensor(0.5000))
+    """
+    pointed, kept, present = _play(maps, masks, threshold, tolerance)
+    hits = (pointed & kept).sum().to(maps.dtype)
+    hits = torch.where(maps.isnan().any(), torch.nan, hits)
+    return PrecisionRecall(hits / kept.sum(), hits / present.sum())
+
+
+def _play(
+    maps: Tensor, masks: Tensor, threshold: float, tolerance: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whether each map points at its class, is kept, and is of a class that is present."""
+    axes = ("n_images", "k", "height", "width")
+    check_tensor("maps", maps, *axes)
+    check_tensor("masks", masks, *axes, floating=False)
+    check_alike({"maps": maps, "masks": masks})
+    check_number("threshold", threshold)
+    points = pointing_game(maps.flatten(0, 1), masks.flatten(0, 1), tolerance=tolerance)
+    pointed = points.view(maps.shape[:2]) > 0
+    kept = maps.amax(dim=(2, 3)) >= threshold
+    present = (masks > 0).flatten(2).any(dim=2)
+    return pointed, kept, present

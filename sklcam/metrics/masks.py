@@ -1,4 +1,7 @@
-"""Masks of objects: made of boxes, or given by a user, and the checks of both.
+"""Masks of objects, how much of a map lies inside them, and the masks that maps make as seeds.
+
+Maps are taken as they are. What is measured of shares of the maximum, of energies and of means is
+that of the method's own map after the ReLU: scaled by minimum and maximum, its floor would be gone.
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels of the map: from the left and upper edge of the box to the
 right and lower one. Edges are not centres of pixels: a box from 0 to the width is as wide as the
@@ -7,6 +10,7 @@ map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_alike, check_size, check_tensor, describe
+from sklcam._validation import check_alike, check_number, check_size, check_tensor, describe
 
 
 def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -78,7 +82,7 @@ def check_boxes_of_images(boxes: Any, n_images: int | None = None) -> list[Tenso
 def check_boxes(boxes: Any) -> Tensor:
     """Return the boxes of one image as a float tensor (n_boxes, 4); each must have an area."""
     try:
-        numbers = boxes if isinstance(boxes, Tensor) else np.asarray(boxes, dtype=np.float64)
+        numbers = boxes if isinstance(boxes, Tensor) else as_array(boxes).astype(np.float64)
         corners = torch.as_tensor(numbers, dtype=torch.get_default_dtype())
     except (TypeError, ValueError):
         raise ValueError(
@@ -99,9 +103,20 @@ def check_boxes(boxes: Any) -> Tensor:
     return corners
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Return numbers, or tensors on any device, as an array."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16.
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    elif isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
+        values = [as_array(value) for value in values]
+    return np.asarray(values)
+
+
 def as_mask(mask: Any) -> Tensor:
     """Return a mask as a tensor of bool, or of shares in [0, 1]; a ValueError for others."""
-    array = np.asarray(mask)
+    array = as_array(mask)
     if array.dtype.kind in "biu":
         return torch.as_tensor(array != 0)
     if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
@@ -127,3 +142,227 @@ def check_masks(maps: Tensor, masks: Tensor) -> None:
 def mask_shares(masks: Tensor) -> Tensor:
     """Return the share of each pixel that is the object's; any integer but 0 marks all of it."""
     return masks if masks.is_floating_point() else masks != 0
+
+
+def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the map that lies inside the object.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width), >= 0
+    masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
+        Where the object is: a segmentation, 0 outside, or :func:`box_masks`.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; higher is better. 0 for a map of zeros.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
+
+    References
+    ----------
+    Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import heatmap_ratio
+    >>> heatmap_ratio(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
+    tensor([0.7500])
+    """
+    check_masks(maps, masks)
+    total = maps.sum(dim=(1, 2))
+    inside = (maps * mask_shares(masks)).sum(dim=(1, 2))
+    # The comparison is false for NaN, which therefore stays NaN.
+    is_empty = total <= 0
+    return torch.where(is_empty, 0.0, inside / torch.where(is_empty, 1.0, total))
+
+
+def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
+    """Mean of the map inside the object, over its mean outside.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width), >= 0
+    masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
+
+    Returns
+    -------
+    Tensor of shape (n_images,), >= 0; higher is better, 1 for an even map.
+        Infinite where all of the map is inside; NaN where the map is zero, or where there is no
+        inside or no outside.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 8.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import inside_outside_ratio
+    >>> maps = torch.tensor([[[3.0, 1.0, 1.0]]])
+    >>> inside_outside_ratio(maps, torch.tensor([[[True, False, False]]]))
+    tensor([3.])
+    """
+    check_masks(maps, masks)
+    inside = mask_shares(masks).to(maps.dtype)
+    outside = 1 - inside
+    means = [(maps * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)) for part in (inside, outside)]
+    return means[0] / means[1]
+
+
+IGNORED = 255  # the label of pixels that nothing is known of, as in PASCAL VOC
+
+
+def seeds_from_maps(
+    maps: Tensor,
+    *,
+    threshold: float = 0.2,
+    saliency: Tensor | None = None,
+    background: float = 0.1,
+) -> Tensor:
+    """Turn the maps of the classes of an image into seeds of a segmentation, by SEC's rule.
+
+    A pixel is a class's where the class's map reaches a share of its maximum. Where classes
+    overlap, the one whose seed has the smaller area wins. The least salient pixels that no class
+    marks are background. Nothing is known of the rest.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, n_classes, height, width)
+        The method's own map of each class, *not* scaled to [0, 1]; only what is over 0 counts.
+        Zeros for a class that is not in the image.
+    threshold : float, default=0.2
+        The share of its maximum that a class's map must reach.
+    saliency : Tensor of shape (n_images, height, width) or None, default=None
+        How salient each pixel is, whatever the class: the paper takes the gradient's. None is the
+        highest of the maps, each as a share of its maximum.
+    background : float, default=0.1
+        The share of an image's pixels that are background, the least salient ones; those that are
+        as salient as the last of them go with them.
+
+    Returns
+    -------
+    Tensor of shape (n_images, height, width), int64
+        0 is the background, c + 1 is class c, and 255 marks pixels that nothing is known of: all of
+        an image whose saliency is constant or NaN, unless a class marks them, or whose maps have
+        NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, n_classes, height, width)
+        with at most 254 classes, the saliency not one of (n_images, height, width) on the same
+        device, or one of the shares outside 0 to 1.
+
+    References
+    ----------
+    Kolesnikov, Lampert, "Seed, Expand and Constrain", ECCV 2016, section 4.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import seeds_from_maps
+    >>> maps = torch.tensor([[[[5.0, 3.0, 0.5, 0.0]], [[0.0, 2.0, 0.1, 0.0]]]])  # of two classes
+    >>> seeds_from_maps(maps)  # both mark the second pixel, and the second class marks less
+    tensor([[[  1,   2, 255,   0]]])
+    """
+    check_tensor("maps", maps, "n_images", "n_classes", "height", "width")
+    check_number("threshold, a share of the maximum,", threshold, 0, 1)
+    check_number("background, a share of the pixels,", background, 0, 1)
+    n_classes = maps.shape[1]
+    if not 0 < n_classes < IGNORED:
+        raise ValueError(f"There must be maps of 1 to {IGNORED - 1} classes; got {n_classes}.")
+    peaks = maps.amax(dim=(2, 3), keepdim=True)
+    if saliency is None:
+        saliency = (maps / torch.where(peaks > 0, peaks, 1.0)).amax(dim=1)
+    check_tensor("saliency", saliency, "n_images", "height", "width")
+    check_alike({"saliency": saliency, "the maps of a class": maps[:, 0]})
+    marked = (maps >= threshold * peaks) & (maps > 0)
+    areas = marked.sum(dim=(2, 3), keepdim=True).expand_as(marked)
+    smallest = torch.where(marked, areas, marked[0, 0].numel() + 1).argmin(dim=1)
+    seeds = torch.full_like(smallest, IGNORED)
+    flat = saliency.flatten(1)
+    n_least = math.ceil(background * flat.shape[1])
+    if n_least:
+        last = flat.kthvalue(n_least, dim=1).values[:, None, None]
+        tells = (flat.amin(dim=1) < flat.amax(dim=1))[:, None, None]  # false of NaN, too
+        seeds = torch.where((saliency <= last) & tells, 0, seeds)
+    seeds = torch.where(marked.any(dim=1), smallest + 1, seeds)
+    return torch.where(peaks.isnan().any(dim=1), IGNORED, seeds)
+
+
+def seeds_iou(
+    maps: Tensor,
+    segmentations: Tensor,
+    *,
+    threshold: float = 0.2,
+    saliency: Tensor | None = None,
+    background: float = 0.1,
+) -> Tensor:
+    """Mean intersection over union of segmentation seeds and the true segmentation.
+
+    Parameters
+    ----------
+    maps, threshold, saliency, background
+        See :func:`seeds_from_maps`.
+    segmentations : Tensor of shape (n_images, height, width), int
+        0 is the background, c + 1 is class c; pixels that are negative or 255 are not counted.
+
+    Returns
+    -------
+    Tensor of shape (), in [0, 1]; higher is better.
+        The mean over the background and the classes that are in the segmentations or the seeds. A
+        pixel without a seed is one that its class misses. NaN if a map has NaN.
+
+    Raises
+    ------
+    ValueError
+        As :func:`seeds_from_maps`; or if the segmentations are not integers of the maps' size, or
+        have a class without a map.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.2; Kolesnikov, Lampert, "Seed, Expand and
+    Constrain", ECCV 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import seeds_iou
+    >>> maps = torch.tensor([[[[5.0, 3.0, 0.5, 0.0]]]])  # of one class; the seeds are 1, 1, 255, 0
+    >>> seeds_iou(maps, torch.tensor([[[1, 0, 0, 0]]]))  # of 1/2, and 1/3 for the background
+    tensor(0.4167)
+    """
+    seeds = seeds_from_maps(maps, threshold=threshold, saliency=saliency, background=background)
+    check_tensor("segmentations", segmentations, "n_images", "height", "width", floating=False)
+    if segmentations.is_floating_point():
+        raise ValueError(
+            f"segmentations must be integers, 0 for the background; got {describe(segmentations)}."
+        )
+    if seeds.shape != segmentations.shape:
+        raise ValueError(
+            "maps must be (n_images, n_classes, height, width) and segmentations (n_images, "
+            f"height, width); got {tuple(maps.shape)} and {tuple(segmentations.shape)}."
+        )
+    counted = (segmentations >= 0) & (segmentations != IGNORED)
+    highest = int(torch.where(counted, segmentations, 0).amax()) if counted.numel() else 0
+    if highest > maps.shape[1]:
+        raise ValueError(f"segmentations have a class {highest}; there are {maps.shape[1]} maps.")
+    pairs = [
+        ((seeds == label) & counted, segmentations == label) for label in range(maps.shape[1] + 1)
+    ]
+    shared = torch.stack([(seeded & true).sum() for seeded, true in pairs])
+    union = torch.stack([(seeded | true).sum() for seeded, true in pairs])
+    mean = (shared / union).nanmean()  # a class that is nowhere has 0 / 0
+    return torch.where(maps.isnan().any(), torch.nan, mean)

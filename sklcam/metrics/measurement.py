@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,39 +14,10 @@ from sklcam.cam.targets import Target
 from sklcam.explain.base import Explainer
 from sklcam.explain.opened import Batch
 from sklcam.images.views import ViewSampler, Warp
-from sklcam.metrics.plan import OutputScore, Plan
-from sklcam.metrics.quantities import QUANTITIES
+from sklcam.metrics.plan import NO_PROBABILITY, Annotations, OutputScore, Plan
+from sklcam.metrics.quantities import EXPLAINED, QUANTITIES
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
-
-PerImage = Sequence[Any] | None
-
-# What is wrong, and the remedy: said at the door, and by targets that turn out to be no class.
-NO_PROBABILITY = (
-    "a target that is not a class, such as a callable, has no probability; give score=, a function "
-    "of the network's output that returns one number in [0, 1] per image."
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Annotations:
-    """What is known of images: their labels, and where their objects are.
-
-    Attributes
-    ----------
-    labels : ndarray of shape (n_images,) or None
-    boxes : sequence of array-like of shape (n_boxes, 4), or None
-    masks : sequence of array-like of shape (height, width), or None
-    """
-
-    labels: np.ndarray | None
-    boxes: PerImage
-    masks: PerImage
-
-    def take(self, rows: slice) -> Annotations:
-        """Return the annotations of some of the images."""
-        all_of_them = (self.labels, self.boxes, self.masks)
-        return Annotations(*(None if each is None else each[rows] for each in all_of_them))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +241,11 @@ class Measurement:
                 f"{name!r} comes from the first pass of a batch: ask for it before, in needs=."
             )
         return maps[name]
+
+    def map_peaks(self) -> Tensor:
+        """Return the largest absolute value of each map, NaN if it has one, (n_images,)."""
+        maps = next(self.explained(name) for name in EXPLAINED if name in self.plan.explained)
+        return torch.maximum(maps.amax(dim=(1, 2)), -maps.amin(dim=(1, 2)))
 
     @property
     def output(self) -> Tensor:

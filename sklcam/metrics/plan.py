@@ -1,16 +1,21 @@
-"""What an evaluation computes, decided before any work: metrics, quantities, methods, options."""
+"""What an evaluation computes, and whether it can: all of it is decided before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from sklearn.base import clone
 from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, get_method
+from sklcam.explain.base import Explainer
+from sklcam.images.labels import labels_for
+from sklcam.metrics.masks import check_boxes
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, closure
 from sklcam.metrics.registry import (
     Metric,
@@ -24,6 +29,13 @@ from sklcam.metrics.registry import (
 
 Params = Mapping[str, Mapping[str, Any]]
 OutputScore = Callable[[Tensor], Tensor]
+PerImage = Sequence[Any] | None
+
+# What is wrong, and the remedy: said at the door, and by targets that turn out to be no class.
+NO_PROBABILITY = (
+    "a target that is not a class, such as a callable, has no probability; give score=, a function "
+    "of the network's output that returns one number in [0, 1] per image."
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,8 @@ def make_plan(
     # Images whose consistency is 0 because a map is constant are counted, for the warning.
     collected = (*metrics, *(["constant_views"] if "consistency" in metrics else []))
     names = closure([*collected, *needs], lambda name: needs_of(name, metrics))
+    if not set(EXPLAINED).difference(["view_maps"]).isdisjoint(names):
+        collected = (*collected, "map_peaks")
     options = _route(metrics, params)
     explained = {
         name: _explanation(name, method, options.get(name, {}))
@@ -166,3 +180,123 @@ def _listed(metrics: Iterable[Metric]) -> str:
     """Return the options that there are, for a message."""
     of_each = {metric.name: sorted(option_checks(metric)) for metric in metrics}
     return ", ".join(f"{name}: {options}" for name, options in of_each.items() if options)
+
+
+# What is evaluated, and on what
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What is known of images: their labels, and where their objects are.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n_images,) or None
+    boxes : sequence of array-like of shape (n_boxes, 4), or None
+    masks : sequence of array-like of shape (height, width), or None
+    """
+
+    labels: np.ndarray | None
+    boxes: PerImage
+    masks: PerImage
+
+    def take(self, rows: slice) -> Annotations:
+        """Return the annotations of some of the images."""
+        all_of_them = (self.labels, self.boxes, self.masks)
+        return Annotations(*(None if each is None else each[rows] for each in all_of_them))  # type: ignore[arg-type]
+
+
+def check_n_jobs(n_jobs: object) -> None:
+    """Raise a ValueError unless joblib can count the processes."""
+    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
+        raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
+
+
+def names_needing(metrics: Mapping[str, Metric], quantity: str) -> str:
+    """Return the names of the metrics that a quantity goes into, for a message."""
+    return ", ".join(sorted(name for name in metrics if quantity in all_needs(metrics[name])))
+
+
+def check_objects(
+    metrics: Mapping[str, Metric], boxes: object | None, masks: object | None
+) -> None:
+    """Raise a ValueError if metrics need to know where the objects are, and nobody says so."""
+    of_boxes = sorted(name for name, metric in metrics.items() if "boxes" in metric.needs)
+    if of_boxes and boxes is None:
+        raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
+    of_masks = names_needing(metrics, "masks")
+    if of_masks and boxes is None and masks is None:
+        raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
+
+
+def check_has_probability(is_class: bool, metrics: Mapping[str, Metric]) -> None:
+    """Raise a ValueError if metrics need a probability, and the target is not a class."""
+    needy = metrics_of_confidence(metrics)
+    if needy and not is_class:
+        raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
+
+
+def labels_if_needed(X: Any, y: Any, metrics: Mapping[str, Metric]) -> np.ndarray | None:
+    """Return the true labels if they were given, or if a metric needs them."""
+    needy = names_needing(metrics, "labels")
+    if y is None and not needy:
+        return None
+    labels = labels_for(X, y, needy)
+    if labels.ndim != 1:
+        raise ValueError(f"y must be one label per image; got shape {labels.shape}.")
+    return labels
+
+
+def check_classes(
+    metrics: Mapping[str, Metric], labels: np.ndarray | None, classes: np.ndarray | None
+) -> None:
+    """Raise a ValueError if no label is one of the classes; some may be new to the network."""
+    needy = names_needing(metrics, "predictions")
+    if not needy:
+        return
+    if classes is None:
+        raise ValueError(f"{needy} needs classes, and the estimator has none.")
+    if labels is None:
+        return
+    known, found = np.asarray(classes).tolist(), list(dict.fromkeys(labels.tolist()))
+    if not set(known).intersection(found):
+        raise ValueError(
+            f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
+            f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. CAMExplainer takes classes=, "
+            "the label of each output in their order."
+        )
+
+
+def check_lengths(annotations: Annotations, n_images: int) -> None:
+    """Raise a ValueError unless there are annotations of each image, where there are any."""
+    named = {"y": annotations.labels, "boxes": annotations.boxes, "masks": annotations.masks}
+    for name, values in named.items():
+        if values is not None and not isinstance(values, Sized):
+            raise ValueError(
+                f"{name} must be a sequence with an entry for each of {n_images} images; got "
+                f"{describe(values)}."
+            )
+        if values is not None and len(values) != n_images:
+            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
+
+
+def check_boxes_of_all(boxes: PerImage) -> None:
+    """Raise a ValueError, which names the image, unless all boxes are boxes."""
+    for i, corners in enumerate(() if boxes is None else boxes):
+        try:
+            check_boxes(corners)
+        except ValueError as error:
+            raise ValueError(f"boxes[{i}]: {error}") from None
+
+
+def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
+    """Raise a ValueError where an image would have several maps, by layers or channels."""
+    n_layers = len(explainer.target_layers)
+    for method, _ in plan.explained.values():
+        if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
+            raise ValueError(
+                f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "
+                'one map per image: choose layer_fusion="mean" or "max", or one layer.'
+            )
+        if method.keeps_channels:
+            raise ValueError('evaluate measures one map per image; leave channels="keep" out.')

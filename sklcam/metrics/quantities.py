@@ -19,7 +19,7 @@ from sklcam.cam import Occlusion, get_method
 from sklcam.images.views import ViewSampler
 from sklcam.metrics.causal import PixelSweep
 from sklcam.metrics.consistency import is_constant
-from sklcam.metrics.masks import as_mask, box_masks
+from sklcam.metrics.masks import as_array, as_mask, box_masks
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Measurement
@@ -130,7 +130,10 @@ def _occlusion_maps(measurement: Measurement) -> Tensor:
 
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # The function holds on to what it needs, and not to the measurement, which holds on to it.
-    explainer, maps, sizes = measurement.explainer, measurement["maps"], measurement.batch.sizes
+    explainer, sizes = measurement.explainer, measurement.batch.sizes
+    # Shares of the maximum, energies and means are of the map as the papers have it: after the
+    # ReLU, and with the floor that scaling by minimum and maximum would take away.
+    maps = measurement["raw_maps"].clamp(min=0)
     return _Lazy(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
 
 
@@ -138,7 +141,7 @@ def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
     boxes = measurement.annotations.boxes
     if boxes is None:
         return None
-    return [torch.as_tensor(np.asarray(corners, dtype=np.float32)) for corners in boxes]
+    return [torch.as_tensor(as_array(corners), dtype=torch.float32) for corners in boxes]
 
 
 def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
@@ -152,7 +155,7 @@ def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
 
 
 # Maps that are made in the first pass of a batch; the plan says how.
-EXPLAINED = ("maps", "view_maps", "curve_maps", "raw_maps")
+EXPLAINED = ("raw_maps", "maps", "curve_maps", "view_maps")
 
 QUANTITIES: dict[str, Quantity] = {
     # Of the images themselves
@@ -160,6 +163,8 @@ QUANTITIES: dict[str, Quantity] = {
     "raw_maps": Quantity(lambda m: m.explained("raw_maps")),
     "view_maps": Quantity(lambda m: m.explained("view_maps"), (), {"method": _check_method}),
     "curve_maps": Quantity(lambda m: m.explained("curve_maps"), (), {"relu": _check_flag}),
+    # What is collected to tell blank maps and NaN: as good as nothing, and no wait for a device.
+    "map_peaks": Quantity(lambda m: m.map_peaks()),
     "images": Quantity(lambda m: m.batch.inputs.images),
     "output": Quantity(lambda m: m.output),
     "predictions": Quantity(_predictions, ("output",)),
@@ -198,7 +203,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     # Against annotations, in the frame of each image
     "labels": Quantity(lambda m: m.annotations.labels),
-    "framed_maps": Quantity(_framed_maps, ("maps",)),
+    "framed_maps": Quantity(_framed_maps, ("raw_maps",)),
     "boxes": Quantity(_boxes),
     "masks": Quantity(_masks, ("boxes",)),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,18 @@ from torch import Tensor
 
 from sklcam._validation import check_callable, check_number, describe, suggestion
 from sklcam.metrics.causal import deletion_auc, insertion_auc
-from sklcam.metrics.composites import adcc, arcc
-from sklcam.metrics.concentration import complexity, sparsity
-from sklcam.metrics.confidence import average_drop, average_increase
-from sklcam.metrics.consistency import coherency, ssim_consistency
-from sklcam.metrics.energy import heatmap_ratio, inside_outside_ratio
-from sklcam.metrics.faithfulness import rank_correlation
+from sklcam.metrics.composites import (
+    adcc,
+    arcc,
+    average_drop,
+    average_increase,
+    complexity,
+    sparsity,
+)
+from sklcam.metrics.consistency import coherency, rank_correlation, ssim_consistency
 from sklcam.metrics.imputation import road
-from sklcam.metrics.localization import box_from_map, localization_accuracy
-from sklcam.metrics.pointing import pointing_game
+from sklcam.metrics.localization import box_from_map, localization_accuracy, pointing_game
+from sklcam.metrics.masks import heatmap_ratio, inside_outside_ratio
 from sklcam.metrics.quantities import QUANTITIES, Check, closure
 
 if TYPE_CHECKING:
@@ -61,11 +64,15 @@ class Metric:
         - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
+          The maps are ``"raw_maps"`` after the ReLU, and not scaled.
     meaning : str, default=""
         One sentence, or less, for readers who have not met it.
     higher_is_better : bool, default=True
     range : tuple of two floats, default=(0, 1)
         The lowest and the highest value that there can be.
+    may_be_undefined : bool, default=False
+        Whether there are images without a value, such as the ratio to an outside where there is
+        none. What is not finite is then left out of the mean, which is NaN otherwise.
     options : mapping of str to callable, default={}
         The keyword arguments of the function that a user may set, each with its check: it takes the
         name and the value, and raises a ValueError that names both.
@@ -108,6 +115,7 @@ class Metric:
     range: tuple[float, float] = (0.0, 1.0)
     options: Mapping[str, Check] = field(default_factory=dict)
     of_averages: bool = False
+    may_be_undefined: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -306,8 +314,22 @@ def option_checks(metric: Metric) -> dict[str, Check]:
 # Functions that bring quantities into the form that the metrics' own take
 
 
-def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> Tensor:
-    return torch.as_tensor(predictions == labels)
+def _accuracy(predictions: np.ndarray, labels: np.ndarray, output: Tensor) -> Tensor:
+    right = torch.as_tensor(predictions == labels, dtype=torch.float32)
+    # What the network does not answer it predicts neither right nor wrong.
+    return right.to(output.device).masked_fill(output.flatten(1).isnan().any(dim=1), torch.nan)
+
+
+def _top1_localization(
+    maps: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    output: Tensor,
+    **options: Any,
+) -> Tensor:
+    right = _accuracy(predictions, labels, output)
+    return right * _image_by_image(_localization_accuracy, maps, boxes, **options).to(right)
 
 
 def _road(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
@@ -360,7 +382,7 @@ _OBJECTS = ("framed_maps", "masks")
 
 # fmt: off
 register(Metric(
-    "accuracy", _accuracy, ("predictions", "labels"),
+    "accuracy", _accuracy, ("predictions", "labels", "output"),
     "share of images whose predicted class is the true one",
 ))
 register(Metric(
@@ -411,6 +433,7 @@ register(Metric(
 register(Metric(
     "inside_outside_ratio", partial(_image_by_image, inside_outside_ratio), _OBJECTS,
     "mean of the map inside the object over its mean outside", range=(0, float("inf")),
+    may_be_undefined=True,
 ))
 register(Metric(
     "pointing_game", partial(_image_by_image, pointing_game), _OBJECTS,
@@ -420,7 +443,7 @@ register(Metric(
 register(Metric(
     "localization_accuracy", partial(_image_by_image, _localization_accuracy),
     ("framed_maps", "boxes"),
-    "share of images whose box, made from the map, fits a true one",
+    "GT-known localisation: share of images whose map's box fits a true one",
     options={"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL},
 ))
 register(Metric(
@@ -428,7 +451,22 @@ register(Metric(
     "correlation of the ranks of the map and of occlusion's map", range=(-1, 1),
 ))
 register(Metric(
-    "sparsity", sparsity, ("maps",),
+    "sparsity", sparsity, ("raw_maps",),
     "Gini index of the map: how much of it lies in few pixels",
 ))
 # fmt: on
+
+
+def of_the_predicted_class(metric: Metric, *, has_labels: bool) -> Metric:
+    """Return what a metric of the class that is given is where the predicted one is explained."""
+    if metric.name != "localization_accuracy":
+        return metric
+    if not has_labels:
+        meaning = "share of images where the box of the predicted class fits a true one"
+        return replace(metric, meaning=meaning)
+    return replace(
+        metric,
+        function=_top1_localization,
+        needs=("framed_maps", "boxes", "predictions", "labels", "output"),
+        meaning="top-1 localisation: share of images whose class and box are both right",
+    )

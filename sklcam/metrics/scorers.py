@@ -12,8 +12,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklcam._validation import describe, suggestion
 from sklcam.explain.nested import AnyEstimator
 from sklcam.metrics.evaluate import evaluate
-from sklcam.metrics.measurement import PerImage
-from sklcam.metrics.plan import Params, check_metric_params
+from sklcam.metrics.plan import Params, PerImage, check_metric_params
 from sklcam.metrics.registry import Metric, available, get_metric, option_checks
 
 _EVALUATE_OPTIONS = frozenset(inspect.signature(evaluate).parameters) - {

@@ -18,7 +18,18 @@ _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
 class Evaluation(Bunch):
     """The values of an evaluation: for each metric an ndarray of shape (n_images,).
 
-    Made by :func:`evaluate`.
+    Made by :func:`evaluate`. An image whose map or score is NaN has NaN for its value.
+
+    Parameters
+    ----------
+    meanings : mapping of str to str or None, default=None
+        What metrics mean here, where that depends on what was asked.
+    **values : ndarray of shape (n_images,)
+        By the metrics' names.
+
+    Attributes
+    ----------
+    meanings : dict of str to str
 
     Examples
     --------
@@ -26,8 +37,16 @@ class Evaluation(Bunch):
     >>> from sklcam.metrics import Evaluation
     >>> result = Evaluation(complexity=np.array([0.2, 0.4]), sparsity=np.array([0.5, np.nan]))
     >>> {name: round(mean, 3) for name, mean in result.means().items()}
-    {'complexity': 0.3, 'sparsity': 0.5}
+    {'complexity': 0.3, 'sparsity': nan}
     """
+
+    def __init__(self, meanings: Mapping[str, str] | None = None, /, **values: np.ndarray):
+        super().__init__(**values)
+        # Not by an assignment, which would make a key of a Bunch.
+        self.__dict__["meanings"] = dict(meanings or {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # a Bunch forgets its attributes
 
     def summary(
         self,
@@ -48,9 +67,10 @@ class Evaluation(Bunch):
         Returns
         -------
         Summary
-            A row for each metric; values that are not finite are left out. ``adcc`` is the harmonic
-            mean of the averages of its terms, as in the paper's tables, and ``mean_adcc`` the mean
-            of the images' own values.
+            A row for each metric. Its figures are NaN if the value of an image is not finite; where
+            a metric may be undefined (see :class:`Metric`), what is not finite is left out.
+            ``adcc`` is the harmonic mean of the averages of its terms, as in the paper's tables,
+            and ``mean_adcc`` the mean of the images' own values.
 
         Raises
         ------
@@ -62,9 +82,8 @@ class Evaluation(Bunch):
         rows = {}
         for name, figures in _figures(self, n_resamples, random_state).items():
             low, high = _interval(figures[1:], level)
-            std = _deviation(self[_column_of(name)])
-            rows[name] = Bunch(mean=float(figures[0]), std=std, low=low, high=high)
-        return Summary(rows)
+            rows[name] = _row(figures, low, high, self[_column_of(name)])
+        return Summary(rows, self.meanings)
 
     def means(self) -> dict[str, float]:
         """Return each metric's mean over the images, as :meth:`summary` has it.
@@ -89,6 +108,9 @@ class Evaluation(Bunch):
 class Summary(dict[str, Bunch]):
     """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``.
 
+    ``n_missing`` is how many images have no finite value. What a row means is said under the table
+    where that depends on what was asked.
+
     Examples
     --------
     >>> import numpy as np
@@ -101,12 +123,25 @@ class Summary(dict[str, Bunch]):
     0.25
     """
 
+    def __init__(self, rows: Mapping[str, Bunch], meanings: Mapping[str, str] | None = None):
+        super().__init__(rows)
+        self.meanings = dict(meanings or {})
+
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)
         lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
         lines += [
             f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
             for name, row in self.items()
+        ]
+        lines += [
+            f"{name}: {row.n_missing} images have no finite value"
+            for name, row in self.items()
+            if row.n_missing
+        ]
+        # Localisation is called by the class that was explained.
+        lines += [
+            f"{name}: {text}" for name, text in self.meanings.items() if name.startswith("locali")
         ]
         return "\n".join(lines)
 
@@ -135,8 +170,8 @@ def compare(
     Summary
         ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
         differences, and ``low`` to ``high`` the bootstrap interval of pairs: if it does not hold
-        0, the difference is more than chance. An image whose value is not finite in either is left
-        out of both.
+        0, the difference is more than chance. An image without a value in either is without one in
+        both, as in :meth:`Evaluation.summary`.
 
     Raises
     ------
@@ -174,9 +209,9 @@ def compare(
     for name in ours:
         differences = ours[name] - others[name]
         low, high = _interval(differences[1:], level)
-        std = _deviation(pair[0][_column_of(name)] - pair[1][_column_of(name)])
-        rows[name] = Bunch(mean=float(differences[0]), std=std, low=low, high=high)
-    return Summary(rows)
+        column = _column_of(name)
+        rows[name] = _row(differences, low, high, pair[0][column] - pair[1][column])
+    return Summary(rows, getattr(first, "meanings", None))
 
 
 def _check_options(level: float, n_resamples: int) -> None:
@@ -212,6 +247,10 @@ def _figures(
             strict=True,
         )
     )
+    for name, values in evaluation.items():
+        metric = metric_of_row(name)
+        if not np.isfinite(values).all() and (metric is None or not metric.may_be_undefined):
+            means[name] = np.full_like(means[name], np.nan)
     for name in evaluation:
         metric = metric_of_row(name)
         if metric is not None and metric.of_averages and means.keys() >= set(metric.needs):
@@ -245,9 +284,11 @@ def _weighted_means(draws: np.ndarray, filled: np.ndarray, finite: np.ndarray) -
     return np.divide(draws @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
-def _deviation(values: np.ndarray) -> float:
-    some = values[np.isfinite(values)]
-    return float(some.std(ddof=len(some) > 1)) if len(some) else float("nan")
+def _row(figures: np.ndarray, low: float, high: float, values: np.ndarray) -> Bunch:
+    """Return a row of a table; of values that make the mean NaN there is no deviation either."""
+    some, mean = values[np.isfinite(values)], float(figures[0])
+    std = float(some.std(ddof=len(some) > 1)) if np.isfinite(mean) else float("nan")
+    return Bunch(mean=mean, std=std, low=low, high=high, n_missing=len(values) - len(some))
 
 
 def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:

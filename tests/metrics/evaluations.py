@@ -112,7 +112,7 @@ def by_hand(model, inputs, classes=None, method="gradcam", seed=0, run=None):
         "average_drop": (full - drop).clamp(min=0) / full,
         "average_increase": drop > full,
         "complexity": maps.mean((1, 2)),
-        "sparsity": sparsity(maps),
+        "sparsity": sparsity(explain(inputs, fixed, normalize=False)),
     }
     pairs = zip(maps, explain(masked, fixed), strict=True)
     values["coherency"] = np.array([correlation(pearsonr, *p) / 2 + 0.5 for p in pairs])
@@ -138,8 +138,12 @@ def by_hand(model, inputs, classes=None, method="gradcam", seed=0, run=None):
     return values
 
 
-def of_truth(framed, boxes, threshold=0.15):
-    """The metrics of localisation, image by image, each map in its own image's frame."""
+def of_truth(framed, boxes, threshold=0.15, right=None):
+    """The metrics of localisation, image by image, each map in its own image's frame.
+
+    The maps are not scaled. Where the predicted class is explained and labels are known, a box
+    counts if the class is right, too.
+    """
     values = {name: [] for name in ("heatmap_ratio", "inside_outside_ratio", "pointing_game")}
     values["localization_accuracy"] = []
     for map_, of_image in zip(framed, boxes, strict=True):
@@ -150,6 +154,8 @@ def of_truth(framed, boxes, threshold=0.15):
         values["pointing_game"].append(pointing_game(map_, mask).item())
         ious = box_iou(box_from_map(map_, threshold), of_image)
         values["localization_accuracy"].append(float(ious.max() >= 0.5))
+    if right is not None:
+        values["localization_accuracy"] = np.multiply(values["localization_accuracy"], right)
     return values
 
 

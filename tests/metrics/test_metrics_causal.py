@@ -291,7 +291,6 @@ def test_precisions(dtype):
         (MAPS[:3], {}, r"maps must be of shape .* \(5, 8, 8\) .*; got \(3, 8, 8\)"),
         (MAPS[:, :4], {}, r"got \(5, 4, 8\)"),
         (MAPS[:, None], {}, r"got .* shape \(5, 1, 8, 8\)"),
-        (MAPS.where(MAPS > 0.5, float("nan")), {}, "Some maps have NaN"),
         (MAPS, {"n_steps": 0}, "n_steps, for 64 pixels, must be an int from 1 to 64; got 0"),
         (MAPS, {"n_steps": 65}, "got 65"),
         (MAPS, {"start": IMAGES[:1], "n_steps": 4}, r"of the images' shape, .* got \(1"),
@@ -305,3 +304,19 @@ def test_what_is_wrong_is_said_before_any_work(maps, options, message):
         with pytest.raises(ValueError, match=message):
             road(score, IMAGES, maps)
     assert not score.batches
+
+
+def test_a_map_with_nan_has_no_order_and_no_scores():
+    maps = MAPS.clone()
+    maps[1, 3, 3] = float("nan")
+
+    def share(images, rows):
+        return images.mean(dim=(1, 2, 3))
+
+    curves = causal_curves(share, IMAGES, maps, n_steps=4)
+    others = [0, 2, 3, 4]
+    expected = causal_curves(share, IMAGES[others], MAPS[others], n_steps=4)
+    for found, of_others in zip(curves[1:], expected[1:], strict=True):
+        assert found[1].isnan().all()
+        assert_allclose(found[others], of_others, atol=1e-6)
+    assert insertion_auc(curves).isnan().tolist() == [i == 1 for i in range(5)]

@@ -1,6 +1,9 @@
-"""ADCC and ARCC: the papers' numbers, the harmonic mean, and a peer's formula."""
+"""ADCC and ARCC by the papers' numbers and a peer's formula; their terms by hand and NumPy."""
 
 from __future__ import annotations
+
+import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +12,16 @@ from numpy.testing import assert_allclose
 from pytorch_grad_cam.metrics import arcc as peer
 from scipy.stats import hmean
 
-from sklcam.metrics import adcc, arcc, coherency, complexity
+from sklcam.metrics import (
+    adcc,
+    arcc,
+    average_drop,
+    average_increase,
+    coherency,
+    complexity,
+    lp_norm,
+    sparsity,
+)
 
 # Poppi et al., table 2, all that is printed: average drop, coherency, complexity, ADCC (in %).
 TABLE_2 = {
@@ -124,3 +136,144 @@ def test_arcc_is_the_peers(road, monkeypatch):
     expected = metric(torch.zeros(4, 1, 6, 5), MAPS.numpy(), None, None)
     ours = arcc(coherency(MAPS, OTHERS), complexity(MAPS), torch.full((4,), road).double())
     assert_allclose(ours, expected, atol=1e-7)
+
+
+OTHERS = torch.rand(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# full, masked, drop = (full - masked) / full where that is positive, increase
+@pytest.mark.parametrize(
+    ("full", "masked", "drop", "increase"),
+    [
+        (0.8, 0.2, 0.75, 0),
+        (0.5, 0.9, 0, 1),
+        (0.5, 0.5, 0, 0),
+        (0.25, 0, 1, 0),
+        (1, 0.75, 0.25, 0),
+        (0, 0, 0, 0),  # nothing to lose
+        (0, 0.5, 0, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_drop_and_increase_by_hand(full, masked, drop, increase, dtype):
+    pair = torch.tensor([[full], [masked]], dtype=dtype)
+    assert average_drop(*pair).item() == pytest.approx(drop, abs=torch.finfo(dtype).eps)
+    assert average_increase(*pair).item() == increase
+    assert average_drop(*pair).dtype == average_increase(*pair).dtype == dtype
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+def test_constant_maps_explain_nothing(value):
+    constant = torch.full((4, 6, 5), value)  # the mean of 30 tenths is not a tenth
+    for pair in ((constant, constant), (constant, OTHERS.float()), (MAPS.float(), constant)):
+        assert coherency(*pair).tolist() == [0] * 4
+    terms = coherency(constant, constant), complexity(constant), torch.zeros(4)
+    assert adcc(*terms).tolist() == [0] * 4
+    assert sparsity(constant).tolist() == pytest.approx([0] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", [complexity, sparsity, lambda maps: coherency(maps, 1 - maps)])
+def test_half_precision_at_the_papers_size(metric, dtype):
+    """50176 pixels are more than a half can count."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 224, 224, generator=generator).to(dtype)
+    expected = metric(maps.double())
+    assert_allclose(metric(maps).double(), expected, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (4, 1, 1), (4, 1, 7)])
+def test_sizes(shape):
+    maps = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    one_pixel = shape[1:] == (1, 1)
+    assert coherency(maps, maps).tolist() == pytest.approx([0 if one_pixel else 1] * len(maps))
+    for metric in (complexity, sparsity, lp_norm):
+        assert metric(maps).shape == shape[:1]
+
+
+def test_what_is_not_a_number_stays_so():
+    """An average leaves it out; a zero would count."""
+    maps = MAPS.clone()
+    maps[1, 2, 3] = float("nan")
+    nan = torch.tensor([False, True, False, False])
+    for values in (coherency(maps, OTHERS), complexity(maps), sparsity(maps), lp_norm(maps)):
+        assert values.isnan().equal(nan)
+    terms = coherency(maps, OTHERS), complexity(maps), torch.full((4,), 0.25).double()
+    assert adcc(*terms).isnan().equal(nan) and arcc(*terms).isnan().equal(nan)
+    drop = average_drop(torch.tensor([0.5, 0.5]), torch.tensor([0.25, float("nan")]))
+    assert drop[0] == 0.5 and drop[1].isnan()
+
+
+OTHERS = torch.rand(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_complexity_is_the_mean_absolute_value(dtype):
+    signed = (MAPS - OTHERS).to(dtype)
+    assert_allclose(complexity(signed), np.abs(signed.numpy()).mean((1, 2)), rtol=1e-6)
+
+
+def test_complexity_by_hand():
+    maps = torch.tensor([[[0.0, 0.5], [1.0, 0.1]], [[-0.5, 0.5], [0.0, 0.0]]])
+    torch.testing.assert_close(complexity(maps), torch.tensor([0.4, 0.25]))
+
+
+def gini(values):
+    """The mean absolute difference of all pairs, over twice the mean."""
+    pairs = list(itertools.product(values, values))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs) / (2 * sum(values) / len(values))
+
+
+def test_sparsity_is_the_gini_index():
+    signed = MAPS - OTHERS
+    expected = [gini([abs(value) for value in of.ravel().tolist()]) for of in signed.numpy()]
+    assert_allclose(sparsity(signed), expected, atol=1e-12)
+    assert_allclose(sparsity(-7 * signed), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0, 0, 0], 0),
+        ([3, 3, 3, 3], 0),
+        ([0, 0, 0, 5], 3 / 4),  # one of N: 1 - 1/N
+        ([0, 0, 1, 1], 1 / 2),
+        ([1, 2, 3, 4], 1 / 4),  # (-3 - 2 + 3 + 12) / (4 * 10)
+    ],
+)
+def test_sparsity_by_hand(values, expected):
+    assert sparsity(torch.tensor(values).view(1, 2, 2).float()).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("p", [0, 1, 1.5, 2, 3, float("inf")])
+def test_lp_norm_is_numpys(p):
+    signed = torch.where(MAPS > 0.3, MAPS - OTHERS, 0.0)
+    expected = [np.linalg.norm(of.ravel(), p) for of in signed.numpy()]
+    assert_allclose(lp_norm(signed, p), expected, rtol=1e-12)
+
+
+def test_lp_norm_of_no_norm():
+    with pytest.raises(ValueError, match="p must be a finite number >= 0; got -1"):
+        lp_norm(MAPS, -1)
+
+
+def test_no_term_hides_what_is_not_a_number():
+    """Not a zero, either: whether there is a drop, or a product, is unknown."""
+    nan, some = torch.full((3,), torch.nan), torch.tensor([0.0, 0.5, 1.0])
+    for metric in (average_drop, average_increase):
+        assert metric(some, nan).isnan().all() and metric(nan, some).isnan().all()
+    for metric in (adcc, arcc):
+        for place in range(3):
+            assert metric(*[some] * place, nan, *[some] * (2 - place)).isnan().all()
+
+
+def test_the_floor_of_a_map_counts_in_its_sparsity():
+    """Of 1 and 3, (2k - N - 1) m_k / (N sum m) is (3 - 1) / 8; of 0 and 1, as scaled, 1 / 2."""
+    assert sparsity(torch.tensor([[[1.0, 3.0]], [[0.0, 1.0]]])).tolist() == [0.25, 0.5]

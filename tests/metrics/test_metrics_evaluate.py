@@ -35,6 +35,7 @@ from torchcam.metrics import ClassificationMetric
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import Occlusion, Saliency, TopK
+from sklcam.explain import ExplanationWarning
 from sklcam.metrics import (
     available,
     causal_curves,
@@ -65,8 +66,9 @@ def test_an_explainer(target, method):
         explainer(model), y=LABELS, metrics=ALL, boxes=BOXES, target=target, method=method
     )
     expected = by_hand(model, IMAGES, target, method)
-    maps = explainer(model).explain(IMAGES, target, method=method)
-    assert_same(result, {**expected, **of_truth(maps, BOXES)})
+    maps = explainer(model).explain(IMAGES, target, method=method, normalize=False)
+    right = result["accuracy"] if target is None else None
+    assert_same(result, {**expected, **of_truth(maps, BOXES, right=right)})
     assert_array_equal(result["accuracy"], model(IMAGES).argmax(1).numpy() == LABELS)
     assert set(result) == set(available())
     assert all(of.shape == (N,) and of.dtype == float for of in result.values())
@@ -78,9 +80,9 @@ def test_a_classifier(fitted):
     inputs = torch.cat(list(clf.iter_inputs(X)))
     assert_same(result, by_hand(clf.module_, inputs))
     # Boxes are in pixels of the images, which are 8 x 8, not 16 x 16.
-    framed = clf.explain(X, frame="image")
+    framed = clf.explain(X, frame="image", normalize=False)
     assert framed.shape == (N, 8, 8) and framed.any((1, 2)).all()
-    assert_same(result, of_truth(framed, BOXES))
+    assert_same(result, of_truth(framed, BOXES, right=result["accuracy"]))
     assert result["accuracy"].mean() == pytest.approx(clf.score(X, y))
     labelled = measure(clf, X, target=y)
     codes = [list(clf.classes_).index(label) for label in y]
@@ -234,7 +236,10 @@ def test_fake_cam_at_the_papers_size():
 
 
 def test_constant_maps_count_as_nothing_and_warn_for_consistency_alone():
-    """Even images have even maps, which become zeros: nothing is seen, and nothing explained."""
+    """Even images have even maps, which become zeros: nothing is seen, and nothing explained.
+
+    Of the map itself, the share of the image is in the box.
+    """
     metrics = ("adcc", "arcc", "heatmap_ratio", "pointing_game", "sparsity")
     options = {"side": 16, "boxes": [[[0, 0, 4, 4]]] * 2}
     with warnings.catch_warnings():
@@ -245,6 +250,7 @@ def test_constant_maps_count_as_nothing_and_warn_for_consistency_alone():
     summary = result.summary()
     drop = 1 - sigmoid(0) / sigmoid(3)
     assert result.pop("average_drop") == pytest.approx([drop] * 2)
+    assert result.pop("heatmap_ratio") == pytest.approx([1 / 16] * 2)
     assert all(not values.any() for values in result.values())
     assert summary["adcc"].mean == summary["adcc"].high == 0
 
@@ -466,3 +472,54 @@ def test_the_views_do_not_depend_on_what_else_is_measured():
 def test_a_bar_if_wanted(progress, capsys):
     measure(explainer(), metrics="complexity", progress=progress)
     assert ("evaluate" in capsys.readouterr().err) == progress
+
+
+# What says nothing
+
+
+def test_nan_stays_nan_and_is_warned_of():
+    """One weight is NaN: all maps and scores are, and no metric has a number for them."""
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator = explainer(model)
+    message = f"{N} of {N} maps, {N} of {N} images' values are NaN"
+    with pytest.warns(ExplanationWarning, match=message):
+        result = measure(estimator, y=LABELS, metrics=ALL, boxes=BOXES)
+    assert all(np.isnan(values).all() for values in result.values())
+    assert np.isnan([*result.means().values()]).all()
+    assert all(row.n_missing == N for row in result.summary().values())
+
+
+class Overflowing(SmallNet):
+    """What is too large has no answer."""
+
+    def forward(self, images):
+        is_large = images.abs().amax(dim=(1, 2, 3), keepdim=True) > 1000
+        return super().forward(torch.where(is_large, torch.nan, images))
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_one_nan_image_is_counted(n_jobs):
+    images = IMAGES.clone()
+    images[2] *= 1e6
+    options = {"y": LABELS, "metrics": ALL, "boxes": BOXES}
+    message = f"1 of {N} maps, 1 of {N} images' values are NaN"
+    with pytest.warns(ExplanationWarning, match=message):
+        result = measure(explainer(network(Overflowing)), images, n_jobs=n_jobs, **options)
+    expected = measure(explainer(), **options)
+    others = np.arange(N) != 2
+    for name, values in result.items():
+        assert np.isnan(values[2]), name
+        assert_allclose(values[others], expected[name][others], atol=1e-5, err_msg=name)
+
+
+def test_blank_maps_are_warned_of():
+    """A head that all channels speak against: the ReLU leaves nothing."""
+    model = network()
+    with torch.no_grad():
+        model[-1].weight.copy_(-model[-1].weight.abs())
+    with pytest.warns(ExplanationWarning, match=f"{N} of {N} maps are blank"):
+        measure(explainer(model), metrics="complexity")

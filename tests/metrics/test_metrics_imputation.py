@@ -147,3 +147,11 @@ def test_road_in_batches(batch_size):
     expected = road(score, IMAGES, MAPS, percentiles=(25, 75), noise=0)
     assert_allclose(road(score, IMAGES, MAPS, noise=0, **options), expected, atol=1e-6)
     assert (first.abs() <= 0.5).all()
+
+
+def test_a_map_with_nan_has_no_road():
+    images = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps = images[:, 0].clone()
+    maps[1, 2, 2] = float("nan")
+    values = road(lambda images, rows: images.mean((1, 2, 3)), images, maps, percentiles=[50])
+    assert values.isnan().tolist() == [False, True, False]

@@ -1,14 +1,22 @@
-"""Masks of boxes: by hand, and by counting points."""
+"""Masks of boxes, what of a map is inside them, and seeds: by hand, by points, and scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from maps_and_boxes import NONE, H, W, generator, masks_of
+from maps_and_boxes import MAPS, NONE, H, W, generator, masks_of
 from numpy.testing import assert_allclose
+from sklearn.metrics import jaccard_score
 
-from sklcam.metrics import box_masks, localization_accuracy
+from sklcam.metrics import (
+    box_masks,
+    heatmap_ratio,
+    inside_outside_ratio,
+    localization_accuracy,
+    seeds_from_maps,
+    seeds_iou,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +70,142 @@ def test_what_is_no_box(box):
         masks_of(box)
     with pytest.raises(ValueError, match="A box is"):
         localization_accuracy(torch.tensor([[0.0, 0, 1, 1]]), [torch.tensor([box])])
+
+
+def test_heatmap_ratio_by_hand():
+    maps = torch.tensor([[[1.0, 2, 3], [4, 0, 0]], [[0, 0, 0], [0, 5, 0]]])
+    masks = torch.tensor([[[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 1]]])
+    assert_allclose(heatmap_ratio(maps, masks.bool()), [4 / 10, 1])
+    assert_allclose(heatmap_ratio(maps, masks / 2), [2 / 10, 0.5])
+    for marked in (masks, 255 * masks.to(torch.uint8)):  # what marks the object is no weight
+        assert_allclose(heatmap_ratio(maps, marked), [4 / 10, 1])
+        expected = inside_outside_ratio(maps, masks.bool())
+        assert_allclose(inside_outside_ratio(maps, marked), expected)
+
+
+@pytest.mark.parametrize("box", [(0, 0, W, H), (2, 1, 5, 4), (0.5, 0.5, 7.25, 3), (-4, -4, 3, 3)])
+def test_an_even_map_has_the_boxs_share_of_the_image(box):
+    x1, y1, x2, y2 = np.clip(box, 0, [W, H, W, H])
+    share = (x2 - x1) * (y2 - y1) / (H * W)
+    ratio = heatmap_ratio(torch.full((1, H, W), 0.3), masks_of(box))
+    assert ratio.item() == pytest.approx(share, abs=1e-6)
+    if share < 1:
+        ratio = inside_outside_ratio(torch.full((1, H, W), 0.3), masks_of(box))
+        assert ratio.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_heatmap_ratio_of_nothing():
+    masks = masks_of((0, 0, 4, 4)).expand(5, H, W)
+    assert not heatmap_ratio(torch.zeros(5, H, W), masks).any()
+    assert not heatmap_ratio(MAPS, torch.zeros(5, H, W, dtype=torch.bool)).any()
+    assert not heatmap_ratio(MAPS, box_masks([NONE] * 5, (H, W))).any()
+    assert_allclose(heatmap_ratio(MAPS, torch.ones(5, H, W).bool()), np.ones(5))
+
+
+def test_inside_outside_ratio_by_hand():
+    maps = torch.tensor([[[1.0, 2, 3], [4, 0, 0]]])
+    masks = torch.tensor([[[1, 0, 1], [0, 0, 0]]])
+    assert inside_outside_ratio(maps, masks.bool()).item() == pytest.approx((4 / 2) / (6 / 4))
+    # Half in: means of (0.5 + 1.5) / 1 and (0.5 + 2 + 1.5 + 4) / 5.
+    ratio = inside_outside_ratio(maps, masks / 2)
+    assert ratio.item() == pytest.approx(2 / (8 / 5))
+
+
+def test_inside_outside_ratio_at_its_limits():
+    masks = masks_of((0, 0, 4, 4))
+    assert inside_outside_ratio(masks, masks).item() == float("inf")
+    assert inside_outside_ratio(1 - masks, masks).item() == 0
+    assert inside_outside_ratio(MAPS[:1], masks * 0).isnan()
+    assert inside_outside_ratio(MAPS[:1], masks * 0 + 1).isnan()
+    assert inside_outside_ratio(MAPS[:1] * 0, masks).isnan()
+
+
+# Seeds
+
+
+def seeds_by_the_rule(maps, saliency, threshold, background):
+    """Kolesnikov and Lampert's rule, pixel by pixel."""
+    n_classes, height, width = maps.shape
+    marked = [(of >= threshold * of.max()) & (of > 0) for of in maps]
+    areas = [int(of.sum()) for of in marked]
+    n_least = int(np.ceil(background * height * width))
+    least = np.sort(saliency, axis=None)[n_least - 1] if n_least else -np.inf
+    seeds = np.full((height, width), 255)
+    for i, j in np.ndindex(height, width):
+        classes = [c for c in range(n_classes) if marked[c][i, j]]
+        if classes:
+            seeds[i, j] = 1 + min(classes, key=lambda c: (areas[c], c))
+        elif saliency[i, j] <= least:
+            seeds[i, j] = 0
+    return seeds
+
+
+@pytest.mark.parametrize(("threshold", "background"), [(0.2, 0.1), (0.5, 0.4), (0.9, 0), (1, 1)])
+@pytest.mark.parametrize("given", [True, False])
+def test_seeds_are_of_secs_rule(threshold, background, given):
+    numbers = generator()
+    sizes = np.array([7.0, 0.01, 1.0])[:, None, None]
+    maps = torch.tensor(numbers.random((4, 3, H, W)) ** 3 * sizes)
+    maps[0, 2] = 0  # a class that is not in the image
+    shares = (maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12)).amax(1)
+    saliency = torch.tensor(numbers.random((4, H, W))) if given else shares
+    options = {"threshold": threshold, "background": background}
+    found = seeds_from_maps(maps, saliency=saliency if given else None, **options)
+    for i in range(4):
+        expected = seeds_by_the_rule(maps[i].numpy(), saliency[i].numpy(), threshold, background)
+        assert found[i].tolist() == expected.tolist()
+
+
+def test_seeds_by_hand():
+    # Of ten pixels the first class reaches 20 % of 10 in four, the second 20 % of 0.5 in two. They
+    # meet in the third pixel, which is the second's, whose area is smaller.
+    first = [10.0, 5, 4, 2, 1.9, 1, 0.5, 0.2, 0.1, 0]
+    second = [0.0, 0, 0.5, 0.02, 0.2, 0, 0, 0, 0, 0]
+    maps = torch.tensor([[[first], [second]]])
+    assert seeds_from_maps(maps).tolist() == [[[1, 1, 2, 1, 2, 255, 255, 255, 255, 0]]]
+    # The saliency says where the background is, but not where a class is marked.
+    saliency = torch.tensor([[[0.0, 9, 9, 9, 9, 1, 2, 3, 9, 9]]])
+    seeds = seeds_from_maps(maps, saliency=saliency, background=0.3)
+    assert seeds.tolist() == [[[1, 1, 2, 1, 2, 0, 0, 255, 255, 255]]]
+    # A floor under a map counts: taken away, as scaling does, it would make other seeds.
+    assert not seeds_from_maps(maps + 1).equal(seeds_from_maps(maps))
+    assert seeds_from_maps(3 * maps).equal(seeds_from_maps(maps))
+
+
+def test_nothing_is_known_of_maps_without_evidence():
+    maps = torch.zeros(3, 2, 2, 2)
+    maps[1, 0, 0, 0] = torch.nan
+    maps[2, 0] = -1
+    assert (seeds_from_maps(maps) == 255).all()
+    truth = torch.zeros(3, 2, 2, dtype=torch.long)
+    assert seeds_iou(maps[[0]], truth[[0]]) == 0 and seeds_iou(maps, truth).isnan()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_seeds_iou_is_scikit_learns(threshold):
+    numbers = generator()
+    maps = torch.tensor(numbers.random((4, 3, H, W)))
+    segmentations = torch.tensor(numbers.integers(-1, 4, (4, H, W)))
+    segmentations[0, 0] = 255
+    seeds = seeds_from_maps(maps, threshold=threshold, background=0.3).numpy()
+    truth = segmentations.numpy()
+    counted = (truth >= 0) & (truth != 255)
+    by_class = jaccard_score(truth[counted], seeds[counted], labels=range(4), average=None)
+    ours = seeds_iou(maps, segmentations, threshold=threshold, background=0.3)
+    assert ours.item() == pytest.approx(by_class.mean())
+
+
+def test_seeds_iou_by_hand():
+    maps = torch.tensor([[[[5.0, 3.0, 0.5, 0.0]], [[0.0, 2.0, 0.1, 0.0]]]])  # seeds 1 2 255 0
+    for truth, expected in {
+        (1, 2, -1, 0): 1,
+        (1, 2, 255, 0): 1,
+        (1, 2, 2, 0): (1 + 1 / 2 + 1) / 3,  # a pixel without a seed is missed
+        (1, 1, 255, 0): (1 / 2 + 0 + 1) / 3,
+        (-1, -1, 2, -1): 0,
+    }.items():
+        assert seeds_iou(maps, torch.tensor(truth).view(1, 1, 4)).item() == pytest.approx(expected)
+    nowhere = torch.full((1, 1, 4), -1)
+    assert seeds_iou(maps, nowhere).isnan()
+    with pytest.raises(ValueError, match=r"segmentations must be .* \(n_images, height, width\)"):
+        seeds_iou(maps, nowhere[0])

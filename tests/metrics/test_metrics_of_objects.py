@@ -13,7 +13,11 @@ from sklcam.metrics import (
     box_from_map,
     heatmap_ratio,
     inside_outside_ratio,
+    localization_accuracy,
+    localization_error,
     pointing_game,
+    pointing_game_with_rejection,
+    pointing_precision_recall,
     rank_correlation,
 )
 
@@ -51,11 +55,20 @@ def test_one_image_as_many():
     )
 
 
-def test_what_is_not_a_number_stays_so_or_is_no_hit():
+def test_what_is_not_a_number_stays_so():
     maps = MAPS.clone()
     maps[1, 2, 3] = float("nan")
     masks = masks_of((0, 0, W, H - 1)).expand(5, H, W)
-    for metric in (heatmap_ratio, inside_outside_ratio, rank_correlation):
-        assert metric(maps, masks).isnan().tolist() == [False, True, False, False, False]
-    assert pointing_game(maps, masks)[1] == 0
-    assert box_from_map(maps)[1].tolist() == [0, 0, 0, 0]
+    nan = torch.tensor([False, True, False, False, False])
+    for metric in (heatmap_ratio, inside_outside_ratio, rank_correlation, pointing_game):
+        assert metric(maps, masks).isnan().equal(nan)
+    boxes, true = box_from_map(maps), [torch.tensor([[0.0, 0, W, H]])] * 5
+    assert boxes.isnan().all(dim=1).equal(nan) and not boxes[~nan].isnan().any()
+    assert localization_accuracy(boxes, true).isnan().equal(nan)
+    of_two = torch.stack([boxes, boxes], dim=1)
+    classes = torch.zeros(5, 2, dtype=torch.long)
+    assert localization_error(of_two, classes, true, classes[:, 0]).isnan().equal(nan)
+    won = pointing_game_with_rejection(maps[:, None], masks[:, None], threshold=0.5)
+    assert won[:, 0].isnan().equal(nan)
+    played = pointing_precision_recall(maps[:, None], masks[:, None], threshold=0.5)
+    assert played.precision.isnan() and played.recall.isnan()

@@ -101,10 +101,10 @@ def test_rows_of_summaries_have_a_metric():
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_a_metric_of_ones_own(n_jobs):
     result = measure(explainer(), metrics=["sparsity", PEAK], n_jobs=n_jobs, metric_params={})
-    maps = explainer().explain(IMAGES)
+    maps, unscaled = (explainer().explain(IMAGES, normalize=scaled) for scaled in (True, False))
     assert list(result) == ["sparsity", "peak_share"]
     assert_allclose(result["peak_share"], peak_by_hand(maps), rtol=1e-5)
-    assert_allclose(result["sparsity"], sparsity(torch.tensor(maps)), atol=1e-6)
+    assert_allclose(result["sparsity"], sparsity(torch.tensor(unscaled)), atol=1e-6)
     squares = measure(explainer(), metrics=PEAK, metric_params={"peak_share": {"power": 2}})
     assert_allclose(squares["peak_share"], peak_by_hand(maps, 2), rtol=1e-5)
 

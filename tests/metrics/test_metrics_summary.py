@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_summary_has_a_seed():
     assert first == again != other
 
 
-def test_what_is_not_finite_is_left_out():
+def test_what_is_not_finite_is_left_out_where_a_metric_may_be_undefined():
     odd = np.array([1.0, np.nan, 3, np.inf, -np.inf, 5])
     result = Evaluation(inside_outside_ratio=odd, iauc=np.arange(6.0))
     with warnings.catch_warnings():
@@ -74,6 +76,31 @@ def test_what_is_not_finite_is_left_out():
         assert np.isnan([nothing.mean, nothing.std, nothing.low, nothing.high]).all()
         one = Evaluation(road=np.array([0.25])).summary()["road"]
         assert (one.mean, one.std, one.low, one.high) == (0.25, 0, 0.25, 0.25)
+
+
+def test_one_nan_makes_the_mean_nan_and_is_counted():
+    terms = made_up(6)
+    terms["coherency"][2] = np.nan
+    terms["iauc"][:2] = np.nan, np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary, means = terms.summary(), terms.means()
+    for name in ("coherency", "adcc", "iauc"):
+        row = summary[name]
+        assert np.isnan([means[name], row.mean, row.std, row.low, row.high]).all()
+    assert [summary[name].n_missing for name in ("complexity", "coherency", "iauc")] == [0, 1, 2]
+    assert np.isfinite(summary["complexity"].mean) and np.isfinite(summary["mean_adcc"].mean)
+    assert "iauc: 2 images have no finite value" in repr(summary)
+    row = compare(terms, made_up(6))["coherency"]
+    assert np.isnan(row.mean) and row.n_missing == 1
+
+
+def test_meanings_go_along():
+    result = Evaluation({"localization_accuracy": "top-1"}, localization_accuracy=np.ones(3))
+    for copied in (result, copy.copy(result), pickle.loads(pickle.dumps(result))):
+        assert list(copied) == ["localization_accuracy"]
+        assert repr(copied.summary()).splitlines()[-1] == "localization_accuracy: top-1"
+    assert "top-1" in repr(compare(result, result))
 
 
 def test_repr_is_a_table():
