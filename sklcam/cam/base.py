@@ -20,6 +20,7 @@ from sklcam.cam.maps import weighted_sum
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import BackwardRule
 from sklcam.networks.precision import at_least_float32
+from sklcam.networks.tape import differentiate
 
 
 class Method(BaseEstimator, ABC):
@@ -232,7 +233,9 @@ class GradientMethod(Method):
                 "sklcam.networks.record recorded, without detach() or no_grad()."
             )
         # To the activations, and not to the parameters: a second derivative passes the head alone.
-        (gradients,) = torch.autograd.grad(scores.sum(), activations, create_graph=create_graph)
+        (gradients,) = differentiate(
+            scores, [activations], ["the target layer"], create_graph=create_graph
+        )
         with torch.set_grad_enabled(create_graph):
             grids = (activations, gradients)
             if to_grid is not None:

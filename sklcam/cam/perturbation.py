@@ -349,6 +349,8 @@ class AblationCAM(PerturbationMethod):
         super().__init__(relu, batch_size)
 
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
+        if len(recorded.activations[layer]) != recorded.n_images:
+            raise _cannot_go_on(recorded, layer)
         falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
         scores = recorded.scores.detach()[..., None].abs()
         # A score of 0 has no share that it could fall by: the fall itself is the weight then.
@@ -383,10 +385,22 @@ class AblationCAM(PerturbationMethod):
         if not came_out:
             output = recorded.resume(layer, ablated, image, from_start=True)
             scores = recorded.score(output, rows)
+            if not _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype):
+                raise _cannot_go_on(recorded, layer)
         return scores[1:]
+
+
+def _cannot_go_on(recorded: RecordedPass, layer: int) -> ValueError:
+    return ValueError(
+        f"Ablation-CAM goes on from the target layer {recorded.layers[layer].name!r} with an "
+        "image's row of its output, which does not give the image's score: the rows are not "
+        "images, or the network draws random numbers. Name another layer, or explain by another "
+        "method."
+    )
 
 
 def _is_close(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     # Other rows in the batch may change the order of sums, not more; half precision has 3 digits.
     tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.05
-    return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100)
+    # NaN that was expected is no change; that the network gives NaN is warned of elsewhere.
+    return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100, equal_nan=True)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam.maps import weighted_sum
-from sklcam.cam.rules import BackwardRule
+from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, as_target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.tape import record
+from sklcam.networks.tape import differentiate, record
 from sklcam.networks.trunk import Trunk, record_trunk
 
 
@@ -69,8 +71,10 @@ class RecordedPass:
     TypeError
         If a layer's output is not a tensor.
     ValueError
-        If the network is not an nn.Module, a layer is not a TargetLayer, the inputs hold no images,
-        ``graph`` is something else, or the target does not fit the output.
+        If the network is not an nn.Module, a layer is not a TargetLayer, runs several times without
+        saying which run counts, or does not give one row an image, the inputs hold no images,
+        ``graph`` is something else, or the target does not fit the output. When a gradient is asked
+        for, if none leads from the scores to the layer.
 
     Examples
     --------
@@ -151,28 +155,31 @@ class RecordedPass:
             return self._record(resumable)
 
     def _record(self, resumable: bool) -> Tensor:
-        modules = [layer.of(self.network) for layer in self.layers]
+        # Layers are cut off what lies before them, unless the way back leads on to the images.
+        trunk = self._graph == "images" or self.network in _TURN_GRADIENTS_OFF
         with ExitStack() as stack:
             if self._graph == "images":
                 # A copy, as the images belong to the caller and may be part of a graph.
                 self.images = self.images.clone().requires_grad_()
-            # Layers are cut off what lies before them, unless the way back leads on to the images.
+            head = self._graph is not None
             tape = stack.enter_context(
-                record(
-                    self.network,
-                    *modules,
-                    trunk=self._graph == "images",
-                    head=self._graph is not None,
-                )
+                record(self.network, *self.layers, trunk=trunk and head, head=head)
             )
             # For each layer what lies before it, as an image can be ablated at any of them.
             if resumable:
                 self._trunks = [
-                    stack.enter_context(record_trunk(self.network, module)) for module in modules
+                    stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
                 ]
             stack.enter_context(self.rule or nullcontext())
             output = self._forward(self.inputs.with_images(self.images))
-            self.activations = [tape.of(module) for module in modules]
+            self.activations = [tape.of(layer) for layer in self.layers]
+        if self._graph == "head" and self.layers and not (trunk or output.requires_grad):
+            # A part under no_grad(), within which gradients were turned on at the layer, has put
+            # them back to what they were before: off. So they must be on before.
+            _TURN_GRADIENTS_OFF.add(self.network)
+            return self._record(resumable)
+        for layer, activations in zip(self.layers, self.activations, strict=True):
+            layer.to_grid(activations.detach(), self.n_images)  # an error if rows are not images
         return output
 
     def prepare_inference(self) -> None:
@@ -333,10 +340,18 @@ class RecordedPass:
         Returns
         -------
         list of Tensor
-            One per layer, in its own layout. They are kept, so that methods can share them.
+            One per layer, in its own layout; float32 where the layer is float16, whose range is too
+            small for them. They are kept, so that methods can share them.
         """
         if column not in self._gradients:
-            self._gradients[column] = self._differentiate(column, self.activations, keep)
+            names = [f"the target layer {layer.name!r}" for layer in self.layers]
+            n_positions = max(
+                layer.n_positions(activations.detach())
+                for layer, activations in zip(self.layers, self.activations, strict=True)
+            )
+            self._gradients[column] = self._differentiate(
+                column, self.activations, names, n_positions, keep
+            )
         return self._gradients[column]
 
     def image_gradients(self, column: int) -> Tensor:
@@ -352,15 +367,40 @@ class RecordedPass:
         Tensor of shape (n_images, channels, height, width)
             float32, or float64 if the network computes in it.
         """
-        return at_least_float32(self._differentiate(column, [self.images], keep=False)[0])
+        (gradients,) = self._differentiate(
+            column, [self.images], ["the images"], math.prod(self.size), keep=False
+        )
+        return at_least_float32(gradients)
 
-    def _differentiate(self, column: int, leaves: list[Tensor], keep: bool) -> list[Tensor]:
+    def _differentiate(
+        self, column: int, leaves: list[Tensor], names: list[str], n_positions: int, keep: bool
+    ) -> list[Tensor]:
         # A score depends on its own image alone: the gradient of the sum is that of each image.
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
-        is_last = column == self.scores.shape[1] - 1
-        keep = keep or self._keep_graph or not is_last
-        return list(torch.autograd.grad(self.scores, leaves, chosen, retain_graph=keep))
+        keep = keep or self._keep_graph or column < self.scores.shape[1] - 1
+        is_narrow = any(leaf.dtype == torch.float16 for leaf in leaves)
+        # At one of many positions, a score's gradient is too small for float16: it is scaled by
+        # their number, or the power of two below it, which changes no digit.
+        scale = 2.0 ** min(n_positions.bit_length() - 1, 15)
+        if is_narrow:
+            scaled = differentiate(
+                self.scores, leaves, names, chosen=chosen * scale, keep_graph=True
+            )
+            if isinstance(self.rule, ExcitationRule):
+                self.rule.begin()
+        plain = differentiate(self.scores, leaves, names, chosen=chosen, keep_graph=keep)
+        if not is_narrow:
+            return plain
+        # Where the scaled gradient overflows, the plain one is large enough.
+        return [
+            torch.where(large.isfinite(), large.float() / scale, small.float())
+            for large, small in zip(scaled, plain, strict=True)
+        ]
+
+
+# Networks with a part under no_grad(): see RecordedPass.
+_TURN_GRADIENTS_OFF: WeakSet[nn.Module] = WeakSet()
 
 
 def keep_top(weights: Tensor, n_channels: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_count, describe
-from sklcam.networks.inputs import Inputs, Rows
+from sklcam.networks.inputs import Inputs, Rows, recordable
 
 
 class Target(ABC):
@@ -244,7 +244,7 @@ class Classes(Target):
                 f"{tuple(self.given().shape)} for {len(output)} images."
             )
         check_indices(self.indices, output.shape[1])
-        return Classes(self.given().to(output.device))
+        return Classes(recordable(self.given().to(output.device)))
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         return output.gather(1, self.indices if rows is None else self.indices[rows])
@@ -291,7 +291,7 @@ class Directions(Target):
                 f"{tuple(self.given().shape)}."
             )
         indices = None if self.indices is None else self.indices.to(output.device)
-        return type(self)(self.given().to(output.device), indices)
+        return type(self)(recordable(self.given().to(output.device)), indices)
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         directions = self.directions if rows is None else self.directions[rows]

@@ -146,3 +146,8 @@ class OpenedImages:
             shown = (originals, resized) if self._originals else (None, None)
             yield Batch(inputs, start, stop, sizes, *shown)
             start = stop
+        if start != len(self):
+            raise ValueError(
+                f"The loader gave {start} of {len(self)} images; one that explains must give each "
+                "once, in their order: without drop_last, shuffle or a sampler of its own."
+            )

@@ -23,7 +23,7 @@ from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.normalization import normalize
-from sklcam.networks.dry_run import evaluating
+from sklcam.networks.dry_run import check_explainable, evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
@@ -186,7 +186,8 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     Raises
     ------
     ValueError
-        If the preparation is not for this model to take.
+        If the preparation is not for this model to take, or the network is one whose layers cannot
+        be looked into: traced, scripted, quantized, or made in inference mode.
 
     Examples
     --------
@@ -213,6 +214,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
         return BinarySkorchAdapter(model, preparation)
     if isinstance(model, NeuralNet):
         return SkorchAdapter(model, preparation)
+    check_explainable(model)
     return ModuleAdapter(model, preparation)
 
 
@@ -259,7 +261,7 @@ class ModuleAdapter(Adapter):
         return images.to(dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return _first(inputs.call(self.model))
+        return inputs.call(self.network)
 
     def learn(self, output: Tensor) -> None:
         # Of a single class the softmax is 1, whatever the network says.
@@ -295,7 +297,7 @@ class SkorchAdapter(ModuleAdapter):
             return None
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return _first(self.model.infer(inputs.arguments))
+        return inputs.call(self.network, self.model.infer)
 
     def learn(self, output: Tensor) -> None:
         """Do nothing: the net's criterion says what its output is."""
@@ -329,11 +331,6 @@ class BinarySkorchAdapter(SkorchAdapter):
 
     def decide(self, probabilities: Tensor) -> Tensor:
         return (probabilities[:, 1] > self.model.threshold).long()
-
-
-def _first(output: Any) -> Any:
-    # Further outputs are of auxiliary heads, or of layers that somebody else wants to see.
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _where(network: nn.Module) -> tuple[torch.device, torch.dtype]:

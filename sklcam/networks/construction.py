@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
 from sklcam._validation import check_count, check_size, describe, suggestion
+from sklcam.networks.dry_run import unwrap
 from sklcam.networks.weights import fill, find_weights, stem_name
 
 
@@ -225,7 +226,15 @@ def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Mo
             f"{name} is an instance of {type(module).__name__}, which takes no parameters any "
             f"more, got {', '.join(sorted(kwargs))}; pass its class instead."
         )
-    return copy.deepcopy(module)
+    module = unwrap(module)
+    # What a network has kept of its last pass hangs on a graph, which cannot be copied.
+    kept = (value for part in module.modules() for value in vars(part).values())
+    memo = {id(value): value.detach().clone() for value in kept if _has_graph(value)}
+    return copy.deepcopy(module, memo)
+
+
+def _has_graph(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def parameter_names(function: Callable[..., Any]) -> set[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, MutableMapping, Set
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +25,107 @@ def unwrap(model: nn.Module) -> nn.Module:
     return inner
 
 
+def check_explainable(model: nn.Module) -> None:
+    """Raise a ValueError for a network whose layers have neither hooks nor gradients."""
+    whole = "the nn.Module, in floating point, that it was made from"
+    kinds = [type(part).__module__ for part in model.modules()]
+    if isinstance(model, torch.jit.ScriptModule):
+        what = "is traced or scripted, so that its layers call no hooks"
+    elif any(".quantized" in kind or ".qat" in kind for kind in kinds):
+        what = "is quantized, so that its layers have no gradients"
+    elif any(parameter.is_inference() for parameter in model.parameters()):
+        what, whole = (
+            "was made in torch.inference_mode(), so that it has no gradients",
+            ("one that was made, or a copy.deepcopy of it, outside of that mode"),
+        )
+    else:
+        return
+    raise ValueError(f"The network ({type(model).__name__}) {what}; explain {whole}.")
+
+
+# The lock of each module, with its age. Modes, hooks and buffers are shared by all threads.
+_locks: MutableMapping[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+_ages, _locks_lock = count(), Lock()
+
+# Held while torch's global generators are swapped, which are the process's; after a network's own.
+generators_lock = RLock()
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation mode, and put back the mode of each module afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """Keep other threads from a network, and from those that share a part with it, in the block."""
+    fresh = (next(_ages), RLock())
+    with _locks_lock:
+        locks = {_locks.setdefault(part, fresh) for part in model.modules()}
+    with ExitStack() as stack:
+        for _, lock in sorted(locks):  # by age, so that no two threads wait for each other
+            stack.enter_context(lock)
+        yield
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Let an attribute of an instance stand before that of its class, or the one it had."""
+    own, missing = vars(owner), object()
+    was = own.get(name, missing)
+    own[name] = value
     try:
-        model.eval()
         yield
     finally:
-        for module, training in modes:
-            module.training = training  # not train(), which a network may have overridden
+        if was is missing:
+            del own[name]
+        else:
+            own[name] = was
+
+
+@contextmanager
+def uncompiled(model: nn.Module, around: Set[nn.Module] | None = None) -> Iterator[None]:
+    """Run a network's compiled parts, or those around some layers, by what they were made from.
+
+    Compiled code calls no hooks that came after it, heeds no function modes, and keeps no graph
+    that is gone through twice.
+    """
+    with ExitStack() as stack:
+        for part in model.modules():
+            inner = getattr(part, "_orig_mod", None)  # by torch.compile(part)
+            in_place = vars(part).get("_compiled_call_impl") is not None  # by part.compile()
+            if inner is None and not in_place:
+                continue
+            if around is None or not around.isdisjoint(part.modules()):
+                changed = ("_compiled_call_impl", None) if inner is None else ("forward", inner)
+                stack.enter_context(replaced(part, *changed))
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode for this thread alone; the modes are put back afterwards."""
+    with exclusive(model), uncompiled(model):
+        modes = [(part, part.training) for part in model.modules()]
+        try:
+            model.eval()
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training  # not train(), which a network may have overridden
 
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Evaluate without gradients; modes, buffers and random state are put back afterwards."""
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if not is_lazy(buffer)  # whose values the first pass decides
-    ]
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):
+    with (
+        evaluating(model),
+        generators_lock,
+        torch.random.fork_rng(devices=devices),
+        torch.no_grad(),
+    ):
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if not is_lazy(buffer)  # whose values the first pass decides
+        ]
         try:
             yield
         finally:
@@ -52,13 +133,22 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer.copy_(value))
 
 
+def first_output(output: Any) -> Any:
+    """Return the first of several outputs, a tuple or a list of them.
+
+    Further ones are of auxiliary heads, or of layers that somebody else wants to see.
+    """
+    return output[0] if isinstance(output, tuple | list) and len(output) else output
+
+
 def run_dry(model: nn.Module, sample: Tensor) -> Any:
-    """Run a network on a sample; a ValueError that says what is wrong if it fails."""
+    """Run a network on a sample; its first output, or a ValueError that says what is wrong."""
     model = unwrap(model)  # nothing is gained by compiling for a single run
     first = next(model.parameters(), None)
     try:
         with left_as_found(model):
-            return model(sample if first is None else sample.to(first.device))
+            images = sample.clone() if first is None else sample.to(first.device, copy=True)
+            return first_output(model(images))  # a copy, as some networks write into their input
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
@@ -107,8 +197,6 @@ def check_output(
     check_tensor("sample", sample, "n_images", "channels", "height", "width")
     check_count("n_outputs", n_outputs)
     output = run_dry(model, sample)
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
     if not isinstance(output, Tensor):
         raise ValueError(
             f"module returned a {type(output).__name__} for {n_outputs} {name}; it must return a "

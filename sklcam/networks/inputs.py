@@ -6,21 +6,26 @@ nobody else has to ask which it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.rows import take_rows
+from sklcam.networks.dry_run import first_output
 
 Rows = Tensor | slice | None
+
+# Whether a network writes into its inputs, by whether it is in training, once it has been called.
+_writes: MutableMapping[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +105,64 @@ class Inputs:
         """The images, or a dict of all inputs, to be passed by name."""
         return self.images if self.name is None else {**self.others, self.name: self.images}
 
-    def call(self, network: Callable[..., Any]) -> Any:
-        """Call a network with the inputs: by name if they have names."""
-        arguments = self.arguments
-        return network(**arguments) if isinstance(arguments, dict) else network(arguments)
+    def call(self, network: nn.Module, infer: Callable[[Any], Any] | None = None) -> Any:
+        """Call a network with the inputs, by name if they have names; they stay as they are.
+
+        Parameters
+        ----------
+        network : nn.Module
+        infer : callable or None, default=None
+            What calls the network: it takes ``arguments``. None is the network itself.
+
+        Returns
+        -------
+        Tensor, or whatever the network returns
+            The first output, if there are several.
+
+        Raises
+        ------
+        ValueError
+            If there is not one row an image, or the network writes into its inputs at times.
+        """
+        known = _writes.setdefault(network, {})
+        # A layer may work in place in training alone, as dropout does.
+        writes = known.get(network.training)
+        given = self if writes is False else self._copied()
+        versions, arguments = given._versions(), given.arguments
+        if infer is not None:
+            output = infer(arguments)
+        else:
+            output = network(**arguments) if isinstance(arguments, dict) else network(arguments)
+        wrote = given._versions() != versions
+        if writes is None:
+            # Values are compared once, as writing by way of `.data` does not count as a version.
+            known[network.training] = wrote or not given._equals(self)
+        elif wrote and not writes:
+            raise ValueError(
+                f"{type(network).__name__} has written into its input, which it did not do in an "
+                "earlier pass, so that the images are not what they were; let its forward begin "
+                "with a copy, as in x = x.clone()."
+            )
+        output = first_output(output)
+        if isinstance(output, Tensor) and output.ndim and len(output) != len(self):
+            raise ValueError(
+                f"{type(network).__name__} returned {len(output)} rows for {len(self)} images, of "
+                f"shape {tuple(output.shape)}; its output must have one row an image."
+            )
+        return output
+
+    def _copied(self) -> Inputs:
+        copies = {key: value.clone() for key, value in self.others.items()}
+        return Inputs(self.images.clone(), copies, self.name)
+
+    def _versions(self) -> list[int | None]:
+        tensors = [self.images, *self.others.values()]  # those of inference mode count none
+        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+
+    def _equals(self, other: Inputs) -> bool:
+        return torch.equal(self.images, other.images) and all(
+            torch.equal(value, other.others[key]) for key, value in self.others.items()
+        )
 
     def with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
         """Return the same inputs with other images.
@@ -129,12 +188,13 @@ class Inputs:
 
     def recordable(self) -> Inputs:
         """Return inputs that a graph can hold: copies of those made in inference mode."""
+        others = {key: recordable(value) for key, value in self.others.items()}
+        return Inputs(recordable(self.images), others, self.name)
 
-        def copied(tensor: Tensor) -> Tensor:
-            return tensor.clone() if tensor.is_inference() else tensor
 
-        others = {key: copied(value) for key, value in self.others.items()}
-        return Inputs(copied(self.images), others, self.name)
+def recordable(tensor: Tensor) -> Tensor:
+    """Return a tensor that a graph can hold: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 class NetworkTensors(FramedDataset):
@@ -148,7 +208,7 @@ class NetworkTensors(FramedDataset):
         if first.ndim != 3:
             raise ValueError(
                 "A network's images must be of shape (channels, height, width); the first one of X "
-                f"is of {tuple(first.shape)}."
+                f"is of {tuple(first.shape)}. If X is one image, pass X[None]."
             )
         if first.is_meta:
             raise ValueError("X is on the meta device, where tensors have no values.")

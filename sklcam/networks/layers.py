@@ -28,15 +28,18 @@ class TargetLayer:
     n_prefix : int, default=0
         Tokens before the grid, such as a class token; they are dropped.
     reshape : callable or None, default=None
-        For outputs that no layout describes: takes the output and returns it as (n, K, u, v),
-        differentiably.
+        For outputs that no layout describes: takes the output and returns it as (n, K, u, v), one
+        row an image, differentiably.
+    run : int or None, default=None
+        Which run of a layer that runs several times in a pass: 0 is the first, -1 the last. None is
+        for a layer that runs once.
 
     Raises
     ------
     ValueError
         If the name is empty or not a str, the layout is not among these or has tokens and no grid,
-        `grid` is not of positive ints, `n_prefix` is not an int >= 0, or `reshape` cannot be
-        called.
+        `grid` is not of positive ints, `n_prefix` is not an int >= 0, `run` is not an int, or
+        `reshape` cannot be called.
 
     Examples
     --------
@@ -51,6 +54,7 @@ class TargetLayer:
     grid: tuple[int, int] | None = None
     n_prefix: int = 0
     reshape: Callable[[Tensor], Tensor] | None = None
+    run: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -66,6 +70,8 @@ class TargetLayer:
         if self.grid is not None:
             check_size(self.grid, "grid")
         check_count("n_prefix", self.n_prefix, 0)
+        if self.run is not None and (isinstance(self.run, bool) or not isinstance(self.run, int)):
+            raise ValueError(f"run must be an int, such as 0 or -1; got {describe(self.run)}.")
         if self.reshape is not None:
             check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
 
@@ -88,13 +94,15 @@ class TargetLayer:
         """
         return unwrap(model).get_submodule(self.name)
 
-    def to_grid(self, tensor: Tensor) -> Tensor:
+    def to_grid(self, tensor: Tensor, n_images: int | None = None) -> Tensor:
         """View activations, or their gradients, as a grid.
 
         Parameters
         ----------
         tensor : Tensor
             Output of the layer, in its layout.
+        n_images : int or None, default=None
+            How many images they are of; None if that is not known.
 
         Returns
         -------
@@ -104,11 +112,24 @@ class TargetLayer:
         Raises
         ------
         ValueError
-            If the tensor does not have the axes that the layout says.
+            If the tensor does not have the axes that the layout says, or a row for each image.
         """
+        if self.reshape is None:
+            self._check_axes(tensor)
+        grid = self._laid_out(tensor)
+        if n_images is not None and len(grid) != n_images:
+            raise ValueError(
+                f"Target layer {self.name!r} gives {len(grid)} rows, of shape "
+                f"{tuple(tensor.shape)}, for {n_images} images: its first axis is another one, or "
+                "the network puts views of an image into the batch. Name a layer with one row an "
+                "image, or pass a TargetLayer whose reshape makes (n_images, K, u, v) of its "
+                "output."
+            )
+        return grid
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
         if self.reshape is not None:
             return self._reshaped(tensor)
-        self._check_axes(tensor)
         if self.layout == "nchw":
             return tensor
         if self.layout == "nhwc":
@@ -163,11 +184,11 @@ class TargetLayer:
     def _reshaped(self, tensor: Tensor) -> Tensor:
         assert self.reshape is not None
         grid = self.reshape(tensor)
-        if not isinstance(grid, Tensor) or grid.ndim != 4 or len(grid) != len(tensor):
+        if not isinstance(grid, Tensor) or grid.ndim != 4:
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
             raise ValueError(
                 f"reshape must turn the output of {self.name!r}, of shape {tuple(tensor.shape)}, "
-                f"into a Tensor (n, K, u, v) of as many images; it returned {came}."
+                f"into a Tensor (n, K, u, v), one row an image; it returned {came}."
             )
         return grid
 
@@ -189,3 +210,25 @@ class TargetLayer:
                     f"Target layer {self.name!r} should give {n_tokens} tokens ({self.n_prefix} "
                     f"and a grid of {self.grid}), got {tensor.shape[1]} in shape {given}."
                 )
+
+
+Layer = nn.Module | TargetLayer
+
+
+def module_of(model: nn.Module, layer: Layer) -> tuple[nn.Module, int | None]:
+    """Return a layer that is recorded as a part of its network, and which run of it counts.
+
+    Raises
+    ------
+    ValueError
+        If the network is not an nn.Module, or the layer is not a part of it, or is code that was
+        traced or scripted, which cannot be looked into.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"module must be an nn.Module; got {describe(model)}.")
+    part, run = (layer.of(model), layer.run) if isinstance(layer, TargetLayer) else (layer, None)
+    if not any(part is each for each in model.modules()):
+        raise ValueError(
+            f"The target layer {type(part).__name__} is not a part of {type(model).__name__}."
+        )
+    return part, run

@@ -7,14 +7,17 @@ gradient still stops at the layer. Nothing here knows of maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sklcam._validation import describe
+from sklcam.networks.dry_run import exclusive, uncompiled
+from sklcam.networks.layers import Layer, module_of
 
 
 class Tape:
@@ -31,6 +34,8 @@ class Tape:
     ------
     RuntimeError
         When the activations are asked for, if no layer was named or the layer did not run.
+    ValueError
+        When they are asked for, if the layer ran several times and nothing says which run counts.
 
     Examples
     --------
@@ -44,24 +49,34 @@ class Tape:
     torch.Size([5, 4])
     """
 
-    def __init__(self, *layers: nn.Module, trunk: bool = False, head: bool = True) -> None:
-        self._layers = layers
+    def __init__(
+        self, module: nn.Module, *layers: Layer, trunk: bool = False, head: bool = True
+    ) -> None:
+        self._module = module
+        self._layers = {layer: module_of(module, layer) for layer in layers}
         self._trunk = trunk
         self._head = head
-        self._activations: dict[nn.Module, Tensor] = {}
+        self._thread = get_ident()
+        self._is_running = True
+        self._runs: dict[nn.Module, list[Tensor]] = {}  # what each layer gave, run by run
+
+    @property
+    def parts(self) -> set[nn.Module]:
+        """The layers, each once."""
+        return {part for part, _ in self._layers.values()}
 
     @property
     def activations(self) -> Tensor:
         if not self._layers:
             raise RuntimeError("Nothing was recorded: no target layer was named.")
-        return self.of(self._layers[0])
+        return self.of(next(iter(self._layers)))
 
-    def of(self, layer: nn.Module) -> Tensor:
+    def of(self, layer: Layer) -> Tensor:
         """Return the activations of one of the layers.
 
         Parameters
         ----------
-        layer : nn.Module
+        layer : nn.Module or TargetLayer
 
         Returns
         -------
@@ -71,46 +86,72 @@ class Tape:
         ------
         RuntimeError
             If the layer did not run.
+        ValueError
+            If it ran several times and nothing says which run counts, or there was no such run.
         """
-        if layer not in self._activations:
+        part, run = self._layers.get(layer, (None, None))
+        runs = [] if part is None else self._runs.get(part, [])
+        if not runs:
             raise RuntimeError(
                 "Nothing was recorded: the target layer did not run in this forward pass. "
                 "Name a layer that the output depends on."
             )
-        return self._activations[layer]
+        if (run is None and len(runs) > 1) or not -len(runs) <= (run or 0) < len(runs):
+            name = next(name for name, each in self._module.named_modules() if each is part)
+            asked = "" if run is None else f" run={run} is not among them;"
+            raise ValueError(
+                f"The target layer {name!r} runs {len(runs)} time(s) in a pass:{asked} name a "
+                f"layer that runs once, or say which run is explained, as in "
+                f"TargetLayer({name!r}, run=0) for the first or run=-1 for the last."
+            )
+        return runs[run or 0]
 
     def begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Start a pass of the network; a hook before its forward."""
+        if get_ident() != self._thread:
+            return
+        self.clear()
+        self._is_running = True
         # An earlier pass of the block has turned gradients on, at the layer.
         if not self._trunk:
             torch.set_grad_enabled(False)
 
+    def end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """End a pass; what layers do later, as checkpointing runs them again, is no part of it."""
+        if get_ident() == self._thread:
+            self._is_running = False
+
     def keep(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Record a layer's output, and hand on a copy of it; a hook behind its forward."""
+        if get_ident() != self._thread:  # somebody else's pass through the same network
+            return output
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"The target layer {type(layer).__name__} returned a {type(output).__name__}; "
                 "a layer whose output is one tensor is needed."
             )
         # Without trunk, gradients are off until the first layer has turned them on.
-        is_behind_another = len(self._layers) > 1 and torch.is_grad_enabled()
-        if self._trunk or is_behind_another:
+        is_first = not (self._trunk or self._runs)
+        if output.requires_grad and not is_first:
             activations = output
-            if not activations.requires_grad:  # nothing before the layer is trained
-                activations = activations.detach().requires_grad_()
-        else:
+        else:  # nothing before the layer is trained
             activations = output.detach()
             if activations.is_inference():  # a layer that hands on its input, in inference mode
                 activations = activations.clone()
             activations.requires_grad_(self._head)
+        if not self._trunk:
             # Stays on for the rest of the pass; the no_grad() around the block restores it.
             torch.set_grad_enabled(self._head)
-        self._activations[layer] = activations
-        return activations.clone()  # what follows may work in place, as ReLU often does
+        if self._is_running:
+            self._runs.setdefault(layer, []).append(activations)
+        # What follows may work in place, as ReLU often does. A network that computes the layer
+        # under no_grad() goes on from the copy, which has a gradient all the same.
+        with torch.set_grad_enabled(self._head):
+            return activations.clone()
 
     def clear(self) -> None:
-        """Forget the activations, so that their graph can be freed."""
-        self._activations = {}
+        """Forget what was recorded."""
+        self._runs.clear()
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -146,16 +187,18 @@ class Tape:
 
 @contextmanager
 def record(
-    module: nn.Module, *layers: nn.Module, trunk: bool = False, head: bool = True
+    module: nn.Module, *layers: Layer, trunk: bool = False, head: bool = True
 ) -> Iterator[Tape]:
     """Record layers' activations during the forward passes made inside the ``with`` block.
 
     Parameters
     ----------
     module : nn.Module
-        The network. Its mode, hooks, gradients and flags are left as they were.
-    *layers : nn.Module
-        The target layers, submodules of ``module`` whose output is one tensor.
+        The network. Its mode, hooks, gradients and flags are left as they were. Other threads
+        wait for the block to end before they record it, or a network that shares a part with it.
+    *layers : nn.Module or TargetLayer
+        The target layers, submodules of ``module`` whose output is one tensor; a TargetLayer says
+        which run of a layer counts.
     trunk : bool, default=False
         False is for explaining: gradients are off up to the first of the layers, whose activations
         become a leaf, and on from there, so that the graph holds the head alone. True is for
@@ -177,8 +220,8 @@ def record(
 
     Notes
     -----
-    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. Where a layer runs
-    several times in a pass, the last run counts.
+    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. What a layer lies in
+    runs uncompiled, as compiled code calls no hooks.
 
     Examples
     --------
@@ -192,10 +235,12 @@ def record(
     >>> gradient.shape
     torch.Size([5, 4, 6, 6])
     """
-    check_parts(module, *layers)
-    tape = Tape(*layers, trunk=trunk, head=head)
+    tape = Tape(module, *layers, trunk=trunk, head=head)
+    parts = tape.parts
     with ExitStack() as stack:
         stack.callback(tape.clear)
+        stack.enter_context(exclusive(module))
+        stack.enter_context(uncompiled(module, around=parts))
         stack.enter_context(torch.inference_mode(False))
         if trunk:
             stack.enter_context(torch.enable_grad())
@@ -203,33 +248,87 @@ def record(
             stack.enter_context(torch.no_grad())
             stack.enter_context(_no_fused_attention())
         stack.callback(module.register_forward_pre_hook(tape.begin).remove)
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(tape.keep).remove)
+        stack.callback(module.register_forward_hook(tape.end, always_call=True).remove)
+        for part in parts:
+            stack.callback(part.register_forward_hook(tape.keep).remove)
         yield tape
 
 
-def check_parts(module: nn.Module, *layers: nn.Module) -> None:
-    """Raise a ValueError unless all layers are parts of a network."""
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"module must be an nn.Module; got {describe(module)}.")
-    parts = set(module.modules())
-    for layer in layers:
-        if layer not in parts:
+def differentiate(
+    scores: Tensor,
+    leaves: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    chosen: Tensor | None = None,
+    keep_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Return the gradients of scores with respect to what a pass recorded.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n_images, ...)
+        Of the same pass.
+    leaves : sequence of Tensor
+    names : sequence of str
+        What the leaves are, for the message.
+    chosen : Tensor of the scores' shape or None, default=None
+        The weight of each score in their sum; None is 1.
+    keep_graph, create_graph : bool, default=False
+        Whether the graph is kept for another gradient, and whether this one has a graph.
+
+    Returns
+    -------
+    list of Tensor
+
+    Raises
+    ------
+    ValueError
+        If no gradient leads from the scores to a leaf.
+    """
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
+    if scores.requires_grad:
+        gradients = torch.autograd.grad(
+            scores,
+            leaves,
+            torch.ones_like(scores) if chosen is None else chosen,
+            retain_graph=keep_graph or create_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is None:
             raise ValueError(
-                f"The target layer {type(layer).__name__} is not a part of {type(module).__name__}."
+                f"No gradient leads from the scores back to {name}. The network may end it, by "
+                "detach(), torch.no_grad() or checkpoint(use_reentrant=True) in its forward, or "
+                "return an output first that is made of something else. Take that out (a part with "
+                "requires_grad_(False) stays frozen without it, and use_reentrant=False lets "
+                "gradients through), name a target layer behind it, or explain by a method without "
+                "gradients, such as ScoreCAM."
             )
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+# How the process's flag was before the first of the blocks that are open, once for each of them.
+_fast_path_was: list[bool] = []
+_fast_path_lock = Lock()
 
 
 @contextmanager
 def _no_fused_attention() -> Iterator[None]:
     # Without gradients torch runs attention in a fused kernel that rounds differently: the
     # activations would not be those of the same pass with a graph.
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    with _fast_path_lock:
+        was = [*_fast_path_was, torch.backends.mha.get_fastpath_enabled()][0]
+        _fast_path_was.append(was)
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
+        with _fast_path_lock:
+            _fast_path_was.pop()
+            if not _fast_path_was:
+                torch.backends.mha.set_fastpath_enabled(was)
 
 
 class _Stop(Exception):

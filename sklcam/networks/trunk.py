@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklcam.networks.tape import check_parts
+from sklcam.networks.dry_run import exclusive, first_output, replaced
+from sklcam.networks.layers import Layer, module_of
 
 
 class Trunk:
@@ -36,16 +37,21 @@ class Trunk:
     True
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, run: int | None = None) -> None:
         self._layer = layer
-        self._runs = 0  # of the layer
-        # The calls that had finished by then, with their outputs; not those inside of others.
-        self.before: list[tuple[nn.Module, Any]] = []
+        self._run = -1 if run is None else run
+        # For each run of the layer, the calls that had finished by then, with their outputs; not
+        # those inside of others.
+        self._runs: list[list[tuple[nn.Module, Any]]] = []
+
+    @property
+    def before(self) -> list[tuple[nn.Module, Any]]:
+        """The calls that had finished when the layer began its run, the last one by default."""
+        return self._runs[self._run] if self._runs else []
 
     def enter_layer(self, finished: list[tuple[nn.Module, Any]]) -> None:
-        """Note what had finished when the layer began; of several runs, the last counts."""
-        self._runs += 1
-        self.before = list(finished)
+        """Note what had finished when the layer began, of each of its runs."""
+        self._runs.append(list(finished))
 
     @contextmanager
     def resumed(
@@ -71,7 +77,7 @@ class Trunk:
         """
         answers: dict[nn.Module, deque[Any]] = {}
         if from_start:
-            answers[self._layer] = deque([_RUN] * (self._runs - 1))
+            answers[self._layer] = deque([_RUN] * (self._run % len(self._runs)))
         else:
             for module, output in self.before:
                 rows = _repeat(output, image, n_images, len(activations))
@@ -89,22 +95,15 @@ _RUN = object()  # stands for: run the module itself
 @contextmanager
 def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
     """Give a module answers for its next calls; it runs by itself once they are used up."""
-    # A hook could change what a module returns, and not spare what it costs. An attribute of the
-    # instance stands before the method of its class.
+    # A hook could change what a module returns, and not spare what it costs.
     forward = module.forward
 
     def answer(*args: Any, **kwargs: Any) -> Any:
         ready = answers.popleft() if answers else _RUN
         return forward(*args, **kwargs) if ready is _RUN else ready
 
-    shadowed = vars(module).get("forward")
-    module.forward = answer
-    try:
+    with replaced(module, "forward", answer):
         yield
-    finally:
-        del module.forward
-        if shadowed is not None:
-            module.forward = shadowed
 
 
 def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
@@ -122,15 +121,15 @@ def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
 
 
 @contextmanager
-def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
+def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
     """Record what a forward pass does before a layer, to resume it there later.
 
     Parameters
     ----------
     module : nn.Module
         The network.
-    layer : nn.Module
-        A submodule of ``module``.
+    layer : nn.Module or TargetLayer
+        A submodule of ``module``; a TargetLayer says which run of it counts, the last by default.
 
     Yields
     ------
@@ -157,13 +156,13 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
     >>> torch.equal(of_dark[0], net[3].bias)
     True
     """
-    check_parts(module, layer)
-    trunk = Trunk(layer)
+    start, run = module_of(module, layer)
+    trunk = Trunk(start, run)
     finished: list[tuple[nn.Module, Any]] = []
     starts: list[int] = []  # per open call: how many calls had finished when it began
 
     def begin(part: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if part is layer:
+        if part is start:
             trunk.enter_layer(finished)
         starts.append(len(finished))
 
@@ -171,7 +170,7 @@ def record_trunk(module: nn.Module, layer: nn.Module) -> Iterator[Trunk]:
         del finished[starts.pop() :]  # what ran inside it
         finished.append((part, output))
 
-    with ExitStack() as stack:
+    with exclusive(module), ExitStack() as stack:
         for part in module.modules():
             stack.callback(part.register_forward_pre_hook(begin).remove)
             stack.callback(part.register_forward_hook(end).remove)
@@ -248,15 +247,24 @@ def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
     >>> is_bypassed(net, net.layer4, sample), is_bypassed(net, net.layer4[1].conv2, sample)
     (False, True)
     """
-    check_parts(module, layer)
+    part, _ = module_of(module, layer)
     images = sample.clone().requires_grad_()
-    handle = layer.register_forward_hook(lambda layer, inputs, output: output.detach())
+    n_runs = 0
+
+    def cut(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        nonlocal n_runs
+        n_runs += 1
+        return output.detach()
+
+    handle = part.register_forward_hook(cut)
     try:
         with torch.enable_grad():
-            output = module(images.clone())  # a copy, as the first module may work in place
+            # A copy, as the first module may work in place.
+            output = first_output(module(images.clone()))
     finally:
         handle.remove()
-    output = output[0] if isinstance(output, tuple) else output
+    if n_runs > 1:  # each run is beside the others
+        return True
     if not output.requires_grad:
         return False
     (gradient,) = torch.autograd.grad(output.sum(), images, allow_unused=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from skorch.history import History
@@ -137,9 +138,8 @@ class Step:
         if not self.loss.terms:
             yield self
             return
-        target = self.layer.of(self.module)
         # In training the loss must reach the trunk's parameters; in validation nothing is trained.
-        with record(self.module, target, trunk=self._is_training) as self._tape:
+        with record(self.module, self.layer, trunk=self._is_training) as self._tape:
             try:
                 yield self
             finally:
@@ -251,7 +251,8 @@ class Step:
     def _maps(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Explain classes by the last pass: Grad-CAM without the ReLU."""
         assert self._tape is not None
-        activations, to_grid = self._tape.activations, self.layer.to_grid
+        activations = self._tape.activations
+        to_grid = partial(self.layer.to_grid, n_images=len(logits))
         scores = logits.gather(1, classes[:, None])[:, 0]
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled, so

@@ -71,7 +71,7 @@ def build(name: str) -> nn.Module:
 
 def recorded_by(method, model, images, target=None, layer="auto"):
     if not isinstance(layer, TargetLayer):
-        layer = find_target_layer(model, layer, sample=images[:1])
+        layer = find_target_layer(model, layer, sample=images[:1] if layer == "auto" else None)
     return record_for([method], model, [layer], images, target=target)
 
 
@@ -447,7 +447,7 @@ def test_networks_that_work_in_place_between_their_modules(change, n_images):
 
 
 class Twice(nn.Module):
-    """The target layer, and one before it, run twice in a pass; the last run counts."""
+    """The target layer, and one before it, run twice in a pass."""
 
     def __init__(self):
         super().__init__()
@@ -460,20 +460,44 @@ class Twice(nn.Module):
         return self.head(self.layer(self.conv(x)).relu().mean((2, 3)))
 
 
-def test_a_layer_that_runs_twice_is_ablated_in_its_last_run():
+@pytest.mark.parametrize("run", [0, 1, -1, -2])
+def test_a_layer_that_runs_twice_is_ablated_in_the_run_that_is_asked_for(run):
     torch.manual_seed(0)
     model, images = Twice().double().eval(), noise_images(2)
-    first = model.layer(model.conv(images).relu()).relu()
-    last = model.layer(model.conv(first)).detach()
-    scores = model.head(last.relu().mean((2, 3)))
-    falls = []
-    for k in range(3):
-        ablated = last.clone()
-        ablated[:, k] = 0
-        falls.append(scores - model.head(ablated.relu().mean((2, 3))))
-    expected = (torch.stack(falls, dim=2) / scores.abs()[..., None])[:, 1].detach()
-    ours = weights_of("ablationcam", model, images, torch.tensor([1, 1]), "layer")
+
+    @torch.no_grad()
+    def scores(channel=None):
+        x = images
+        for i in range(2):
+            x = model.layer(model.conv(x).relu() if i == 0 else model.conv(x))
+            if channel is not None and i == run % 2:
+                x[:, channel] = 0
+            x = x.relu()
+        return model.head(x.mean((2, 3)))
+
+    falls = torch.stack([scores() - scores(k) for k in range(3)], dim=2)
+    expected = (falls / scores().abs()[..., None])[:, 1]
+    layer = TargetLayer("layer", run=run)
+    ours = weights_of("ablationcam", model, images, torch.tensor([1, 1]), layer)
     torch.testing.assert_close(ours, expected)
+    assert expected.abs().sum() > 0
+
+
+def test_ablation_refuses_rows_that_are_not_images():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3)
+
+        def forward(self, x):
+            views = self.head(self.layer(torch.cat([x, x.flip(-1)])).relu().mean((2, 3)))
+            return views.unflatten(0, (2, -1)).mean(0)
+
+    images = noise_images(2)
+    layer = TargetLayer("layer", reshape=lambda output: output[: len(output) // 2])
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"goes on from the target layer 'layer'.*not images"):
+        weights_of("ablationcam", Folded().double().eval(), images, torch.tensor([1, 1]), layer)
 
 
 # All of them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sklcam.images import ImageDataset
@@ -26,6 +27,11 @@ class Items(Dataset):
         return self.items[i]
 
 
+class ByName(nn.Module):
+    def forward(self, age, image):
+        return image + age[:, None, None, None]
+
+
 def patients() -> Inputs:
     return Inputs.of({"image": IMAGES, "age": AGES}, "image")
 
@@ -34,7 +40,7 @@ def test_a_tensor_is_the_images():
     inputs = Inputs.of(IMAGES)
     assert inputs.images is inputs.arguments is IMAGES
     assert (len(inputs), inputs.size, inputs.name) == (4, (2, 5), None)
-    assert inputs.call(lambda images: images) is IMAGES
+    assert torch.equal(inputs.call(nn.Identity()), IMAGES)
     assert Inputs.of(inputs) is inputs
 
 
@@ -42,9 +48,7 @@ def test_a_mapping_is_passed_by_name():
     inputs = patients()
     assert inputs.images is IMAGES
     assert inputs.others == {"age": AGES}
-    seen = inputs.call(lambda age, image: (image, age))
-    assert seen[0] is IMAGES
-    assert seen[1] is AGES
+    assert torch.equal(inputs.call(ByName()), IMAGES + AGES[:, None, None, None])
 
 
 def test_a_name_alone_does_not_make_a_tensor_a_mapping():

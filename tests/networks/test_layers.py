@@ -63,9 +63,26 @@ def test_a_reshape_is_checked():
     output = torch.arange(24.0).reshape(2, 12, 1)
     layer = TargetLayer("a", reshape=lambda output: output.reshape(len(output), 2, 3, 2))
     assert torch.equal(layer.to_grid(output), output.reshape(2, 2, 3, 2))
-    for reshape in (lambda output: output, lambda output: output.reshape(1, 4, 3, 2), tuple):
+    for reshape in (lambda output: output, tuple):
         with pytest.raises(ValueError, match=r"reshape must turn the output of 'a'"):
             TargetLayer("a", reshape=reshape).to_grid(output)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "reshape"])
+def test_a_grid_has_a_row_for_each_image(layout):
+    output = torch.zeros(4, 3, 2, 2)
+    options = {"reshape": torch.clone} if layout == "reshape" else {"layout": layout}
+    layer = TargetLayer("a", **options)
+    assert len(layer.to_grid(output, 4)) == 4
+    with pytest.raises(ValueError, match=r"'a' gives 4 rows, .*, for 2 images"):
+        layer.to_grid(output, 2)
+
+
+def test_a_reshape_brings_rows_that_are_not_images_into_order():
+    # Views of an image in the batch: the first half are the images.
+    layer = TargetLayer("a", reshape=lambda output: output[: len(output) // 2])
+    output = torch.arange(24.0).reshape(4, 3, 2, 1)
+    assert torch.equal(layer.to_grid(output, 2), output[:2])
 
 
 def test_the_layer_of_a_network():
