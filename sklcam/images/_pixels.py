@@ -251,7 +251,9 @@ def locate_channels(
         kind, usual, move = "an array", "last", "transpose"
         other = f"a tensor, torch.from_numpy({name})"
     found = _channels_by_shape(tuple(image.shape))
-    if found == usual or max(image.shape) <= MAX_CHANNELS:  # the shape of a toy says nothing
+    sides = image.shape[1:] if usual == "first" else image.shape[:-1]
+    # The shape of a toy says nothing, and neither does that of single pixels.
+    if found == usual or max(image.shape) <= MAX_CHANNELS or max(sides) == 1:
         return usual
     if found is None:
         raise ValueError(

@@ -82,7 +82,7 @@ def arrays(draw) -> tuple[np.ndarray, str]:
 def tells_its_channels(shape: tuple[int, ...], usual: str) -> bool:
     """Whether images of this shape have their channels where they usually are."""
     first, middle, last = shape
-    if max(shape) <= 4:
+    if max(shape) <= 4 or middle == (last if usual == "first" else first) == 1:
         return True
     likely = {"first": first <= 4, "last": last <= 4}
     if not any(likely.values()):

@@ -50,7 +50,7 @@ def classifier(module=Watched, **options):
         "batch_size": 20,
         "lr": 0.05,
         "verbose": 0,
-        "random_state": 0,
+        "random_state": 1,  # of 0, a crop is so flat that rounding decides where its map is highest
         "device": "cpu",
     }
     return ConsistentCAMClassifier(module, **{**defaults, **options})

@@ -380,7 +380,7 @@ def test_what_trains_is_not_warned_of():
     noise = np.random.default_rng(0).random((60, 16, 16))
     labels = np.arange(60) % 3
     images = 0.2 * noise + 0.4 * labels[:, None, None]
-    clf = classifier(alpha=0.1, beta=1e-4, max_epochs=8, lr=0.1, batch_size=10)
+    clf = classifier(alpha=0.1, beta=1e-4, max_epochs=8, lr=0.1, batch_size=10, random_state=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         clf.fit(images, labels)
