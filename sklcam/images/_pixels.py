@@ -108,19 +108,17 @@ def rgb_tensor(image: Image.Image, background: RGB | None = None) -> Tensor:
 
 
 def check_pages(image: Image.Image) -> None:
-    """Raise a ValueError if a file is a stack of pages; thumbnails of the first do not count."""
-    if not isinstance(image, TiffImageFile) or image.n_frames == 1:  # animations have a first
+    """Raise a ValueError if a file is a stack of pages."""
+    if not isinstance(image, TiffImageFile):  # an animation has a first picture
         return
-    n_pages = 0
-    for page in range(image.n_frames):
+    for page in range(1, image.n_frames):
         image.seek(page)
-        n_pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:  # a thumbnail says that it is one
+            raise ValueError(
+                f"it has {image.n_frames} pages; pass the one that is meant as a PIL image, after "
+                "Image.open(path) and seek(page)."
+            )
     image.seek(0)
-    if n_pages > 1:
-        raise ValueError(
-            f"it has {n_pages} pages; pass the one that is meant as a PIL image, after "
-            "Image.open(path) and seek(page)."
-        )
 
 
 def _deep_grey(image: Image.Image, background: RGB) -> Tensor:

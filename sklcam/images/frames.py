@@ -12,6 +12,11 @@ from torchvision.transforms.v2 import functional
 
 from sklcam._validation import check_map, check_size
 
+# A centre crop scales an image before it cuts off what stands over. Of a side with more than this
+# many times what is seen of it, as of a line of 65,000 pixels, the rest is cut off first: scaled,
+# it could fill any memory.
+_LONGEST = 64
+
 
 def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") -> Tensor:
     """Bring a map from the network's input frame to the frame of the original image.
@@ -63,11 +68,23 @@ def resize_image(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
     if resize == "stretch":
         image = functional.resize(image, list(size), antialias=True)
     else:
+        image = image[..., *_around_crop(image.shape[-2], image.shape[-1], size)]
         scaled, top, left = _center_crop(image.shape[-2], image.shape[-1], size)
         image = functional.resize(image, list(scaled), antialias=True)
         image = image[..., top : top + size[0], left : left + size[1]]
     # Interpolation, and whatever made X, may round to a hair outside [0, 1].
     return (image.clamp(0, 1) if image.is_floating_point() else image).contiguous()
+
+
+def _around_crop(height: int, width: int, size: Sequence[int]) -> tuple[slice, slice]:
+    """Return the rows and columns that a centre crop is made from: for most images, all."""
+    rows = _middle(height, -(-size[0] * width // size[1]))
+    return rows, _middle(width, -(-size[1] * height // size[0]))
+
+
+def _middle(length: int, n_seen: int) -> slice:
+    n_off = max(0, length - _LONGEST * n_seen) // 2  # at either end, so that the middle stays
+    return slice(n_off, length - n_off)
 
 
 def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[int, int], int, int]:
@@ -86,14 +103,20 @@ def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[in
 def _undo_center_crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Put maps of a centre crop, of shape (n, 1, h, w), back into the frame of the whole image."""
     height, width = maps.shape[-2:]
+    rows, columns = _around_crop(*size, (height, width))
+    if (rows.start, columns.start) != (0, 0):
+        around = maps.new_zeros(len(maps), 1, *size)
+        inner = (rows.stop - rows.start, columns.stop - columns.start)
+        around[..., rows, columns] = _undo_center_crop(maps, inner)
+        return around
     scaled, top, left = _center_crop(*size, (height, width))
     bottom, right = scaled[0] - height - top, scaled[1] - width - left
     # Repeated beyond its edges, the map is not pulled down there by zeros when it is interpolated.
     maps = pad(maps, (left, right, top, bottom), mode="replicate")
     maps = functional.resize(maps, list(size), antialias=True)
-    rows = _covered(size[0], scaled[0], top, height, maps.device)
-    columns = _covered(size[1], scaled[1], left, width, maps.device)
-    return maps.where(rows[:, None] & columns, 0)
+    in_rows = _covered(size[0], scaled[0], top, height, maps.device)
+    in_columns = _covered(size[1], scaled[1], left, width, maps.device)
+    return maps.where(in_rows[:, None] & in_columns, 0)
 
 
 def _covered(n_pixels: int, n_scaled: int, start: int, length: int, device: torch.device) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from sklcam.images import (
     ImageDataset,
     map_to_frame,
 )
+from sklcam.images.frames import resize_image
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -148,3 +152,48 @@ def test_tensors_and_maps_stay_on_their_device():
     for resize in ("stretch", "center_crop"):
         on_device = map_to_frame(X[0].cuda(), (6, 11), resize=resize)
         torch.testing.assert_close(on_device.cpu(), map_to_frame(X[0], (6, 11), resize=resize))
+
+
+@pytest.mark.parametrize("shape", [(1, 200), (200, 1), (4, 400), (2, 65_000)])
+@pytest.mark.parametrize("size", [(8, 8), (6, 9)])
+def test_center_crops_of_long_images_are_those_of_their_middle(rng, shape, size):
+    """All of the image is scaled by hand; what is far from the crop has no part in it."""
+    image = torch.from_numpy(rng.random((3, *shape), dtype=np.float32))
+    found = resize_image(image, size, "center_crop")
+    longest = shape.index(max(shape))
+    middle = image.narrow(1 + longest, shape[longest] // 2 - 50, 100)
+    scale = max(size[0] / middle.shape[1], size[1] / middle.shape[2])
+    scaled = [round(side * scale) for side in middle.shape[1:]]
+    expected = v2.functional.resize(middle, scaled, antialias=True)
+    expected = v2.functional.center_crop(expected, list(size))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+MEASURED = """
+import resource, sys, torch
+from sklcam.images import ImageDataset, map_to_frame
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+ImageDataset([sys.argv[1]])[0]
+before = memory()
+image, _ = ImageDataset([sys.argv[1]], resize="center_crop")[0]
+assert (image == torch.tensor([255, 0, 0])[:, None, None]).all()
+map_to_frame(torch.ones(224, 224), (1, 4000), resize="center_crop")
+print(memory() - before)
+"""
+
+
+def test_a_line_of_pixels_takes_the_memory_of_its_crop(tmp_path):
+    Image.new("RGB", (4000, 1), "red").save(tmp_path / "line.png")
+    command = [sys.executable, "-c", MEASURED, tmp_path / "line.png"]
+    used = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(used) < 100  # MB; all of it, scaled, would take 600, and its map 800
+
+
+@pytest.mark.parametrize(
+    ("frame", "seen"), [((1, 401), (0, 200)), ((300, 2), (slice(149, 151), slice(None)))]
+)
+def test_maps_of_long_images_lie_where_the_network_looked(frame, seen):
+    back = map_to_frame(torch.ones(8, 8), frame, resize="center_crop")
+    expected = torch.zeros(frame)
+    expected[seen] = 1
+    torch.testing.assert_close(back, expected)
