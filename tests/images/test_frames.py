@@ -154,7 +154,7 @@ def test_tensors_and_maps_stay_on_their_device():
         torch.testing.assert_close(on_device.cpu(), map_to_frame(X[0], (6, 11), resize=resize))
 
 
-@pytest.mark.parametrize("shape", [(1, 200), (200, 1), (4, 400), (2, 65_000)])
+@pytest.mark.parametrize("shape", [(1, 200), (200, 1), (2, 65_000)])
 @pytest.mark.parametrize("size", [(8, 8), (6, 9)])
 def test_center_crops_of_long_images_are_those_of_their_middle(rng, shape, size):
     """All of the image is scaled by hand; what is far from the crop has no part in it."""
