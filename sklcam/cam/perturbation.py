@@ -363,10 +363,12 @@ class AblationCAM(PerturbationMethod):
         axis = recorded.layers[layer].channel_axis(recorded.activations[layer]) - 1
         intact = recorded.scores[image].detach()
         falls = []
-        for channels in torch.arange(activations.shape[axis]).split(self.rows_at_a_time(recorded)):
+        every = torch.arange(activations.shape[axis], device=activations.device)
+        for channels in every.split(self.rows_at_a_time(recorded)):
             # The first row is left as it is, for a check.
             ablated = activations.expand(len(channels) + 1, *activations.shape).clone()
-            ablated.movedim(axis + 1, 1)[torch.arange(1, len(ablated)), channels] = 0
+            rows = torch.arange(1, len(ablated), device=ablated.device)
+            ablated.movedim(axis + 1, 1)[rows, channels] = 0
             falls.append(intact - self._scores(recorded, layer, ablated, image))
         return torch.cat(falls).T
 
