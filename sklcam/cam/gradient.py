@@ -160,13 +160,16 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     ]
     # A layer of the right shape may be anywhere. That it is the head shows in the numbers alone: it
     # turns the pooled activations into the output, to the precision that the network computes in.
-    scale = output.abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
+    # NaN in an image or in a weight is warned of later: it does not tell one head from another.
+    known = output.isfinite()
+    scale = output.where(known, 0).abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
     half = recorded.output.dtype not in (torch.float32, torch.float64)
     tolerance = (0.05 if half else 1e-3) * scale
     for head in heads:
         weight = at_least_float32(head.weight.detach())
         bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
-        if ((pooled @ weight.T + bias - output).abs() <= tolerance).all():
+        is_close = (pooled @ weight.T + bias - output).abs() <= tolerance
+        if (is_close | ~known).all():
             if target.directions is not None:
                 return target.directions @ weight
             return weight[target.indices]

@@ -72,7 +72,8 @@ def min_max(maps: Tensor) -> Tensor:
     Returns
     -------
     Tensor of the same shape
-        A map that is constant, up to rounding, becomes all zeros and has a gradient of zero.
+        A map that is constant, up to rounding, becomes all zeros and has a gradient of zero. One
+        that holds NaN or an infinite value becomes NaN.
 
     Raises
     ------
@@ -92,10 +93,12 @@ def min_max(maps: Tensor) -> Tensor:
     """
     check_map("maps", maps)
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    varies = high - low > rounding(low.detach(), high.detach())
+    extent = high - low
+    # What is infinite has no scale. NaN is not below any bound, and so is not taken for constant.
+    extent = torch.where(extent.isinf(), torch.nan, extent)
+    is_constant = extent <= rounding(low.detach(), high.detach())
     # Both branches of `where` have a gradient, and one of 1/0 would be NaN: divide by 1 there.
-    extent = torch.where(varies, high - low, 1.0)
-    return torch.where(varies, (maps - low) / extent, 0.0)
+    return torch.where(is_constant, 0.0, (maps - low) / torch.where(is_constant, 1.0, extent))
 
 
 def rounding(low: Tensor, high: Tensor) -> Tensor:

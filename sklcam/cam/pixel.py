@@ -258,7 +258,7 @@ def _channel_sum(gradients: Tensor) -> Tensor:
     Scaled to [0, 1], the rounding of a map that should be empty would be a map to look at.
     """
     total, size = gradients.sum(dim=1), gradients.abs().sum(dim=1)
-    is_rounding = total.abs() <= 8 * torch.finfo(gradients.dtype).eps * size
+    is_rounding = total.abs() < 8 * torch.finfo(gradients.dtype).eps * size  # not so for inf, NaN
     return torch.where(is_rounding, 0.0, total)
 
 
@@ -333,10 +333,12 @@ class Occlusion(Method):
         patches = list(self._patches(*recorded.size))
         recorded.prepare_inference()  # it is worth two passes: there are dozens for each image
         # Patch after patch for all images, in batches that need not end where a patch does.
-        every = torch.arange(recorded.n_images * len(patches), device=falls.device)
+        every = torch.arange(recorded.n_images * len(patches))
         scores = []
         for part in every.split(batch_size_for(recorded.images, self.batch_size)):
-            rows, places = part % recorded.n_images, (part // recorded.n_images).tolist()
+            # The places are read on the host, which would otherwise wait for the device.
+            places = (part // recorded.n_images).tolist()
+            rows = (part % recorded.n_images).to(falls.device, non_blocking=True)
             covered = recorded.images[rows]
             for image, place in zip(covered, places, strict=True):
                 image[:, *patches[place]] = self.fill

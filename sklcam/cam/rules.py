@@ -322,4 +322,4 @@ class _PassOn(torch.autograd.Function):
 def _ratio(probability: Tensor, total: Tensor) -> Tensor:
     """Return the quotient; nobody wins what comes from a neuron that nothing excites."""
     tiny = torch.finfo(total.dtype).tiny
-    return torch.where(total > 0, probability / total.clamp(min=tiny), 0.0)
+    return torch.where(total <= 0, 0.0, probability / total.clamp(min=tiny))

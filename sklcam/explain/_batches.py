@@ -17,6 +17,7 @@ from sklcam._validation import describe
 from sklcam.cam import ChannelMethod, Method, RecordedPass, get_method, min_max, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
 from sklcam.cam.targets import Target, as_target
+from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.images.frames import map_to_frame
 from sklcam.images.labels import encode_labels
@@ -346,8 +347,16 @@ class BatchExplainer(ABC):
             With further axes after the first as :meth:`explain` describes.
         output : Tensor
             The network's output, such as logits of shape (n_images, n_classes).
+
+        Warns
+        -----
+        ExplanationWarning
+            If maps are blank, or not finite. The host waits for the device to know.
         """
-        maps, output, _ = self.explain_batch(inputs, target, methods=[method], normalize=normalize)
+        chosen, check = self.as_method(method), ExplanationCheck()
+        maps, output, _ = self.explain_batch(inputs, target, methods=[chosen], normalize=normalize)
+        check.add(maps[0], n_axes=_axes(chosen))
+        check.warn()
         return maps[0], output
 
     def explain_batch(
@@ -361,6 +370,7 @@ class BatchExplainer(ABC):
         """Explain one batch by several methods, from as few forward passes as can be.
 
         Methods share a pass unless they change what it hands back, as guided backpropagation does.
+        Blank maps are not warned of here, where the host would wait for the device at each batch.
 
         Parameters
         ----------
@@ -461,16 +471,28 @@ class BatchExplainer(ABC):
         Yields
         ------
         ExplainedBatch
+
+        Warns
+        -----
+        ExplanationWarning
+            After the last batch, or where the caller stops, if maps are blank or not finite.
         """
-        question = self.translate(target)
-        for batch in opened.batches():
-            maps, output, resolved = self.explain_batch(
-                batch.inputs,
-                question.take(slice(batch.start, batch.stop)),
-                methods=methods,
-                normalize=normalize,
-            )
-            yield ExplainedBatch(batch, maps, output, resolved)
+        question, check = self.translate(target), ExplanationCheck()
+        chosen = [self.as_method(method) for method in methods]
+        names = [f"maps by {method_name(method)}" for method in methods]
+        try:
+            for batch in opened.batches():
+                maps, output, resolved = self.explain_batch(
+                    batch.inputs,
+                    question.take(slice(batch.start, batch.stop)),
+                    methods=chosen,
+                    normalize=normalize,
+                )
+                for method, name, made in zip(chosen, names, maps, strict=True):
+                    check.add(made, name if len(chosen) > 1 else "maps", n_axes=_axes(method))
+                yield ExplainedBatch(batch, maps, output, resolved)
+        finally:
+            check.warn()
 
     def _bar(self, total: int, description: str) -> tqdm:
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
@@ -481,6 +503,11 @@ def method_name(method: AnyMethod | None) -> str:
     if method is None or isinstance(method, str):
         return method or ""
     return method.__name__ if isinstance(method, type) else " ".join(repr(method).split())
+
+
+def _axes(method: Method) -> int:
+    """Return how many axes one map of a method has."""
+    return 3 if method.keeps_channels else 2
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from sklcam.explain._batches import (
     Methods,
     method_name,
 )
+from sklcam.explain.checks import ExplanationCheck
 
 __all__ = [
     "AnyInputs",
@@ -162,6 +163,11 @@ class Explainer(BatchExplainer):
         ------
         ValueError
             If X, the target or another argument does not fit; before any work is done.
+
+        Warns
+        -----
+        ExplanationWarning
+            Once, if maps are blank, or NaN as the network or the image is.
         """
         named = self.named_methods(method)
         _check_frame(frame)
@@ -226,15 +232,17 @@ class Explainer(BatchExplainer):
                 "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
             )
         opened = self.open(X)
-        question = self.as_target(target, len(opened))
+        question, check = self.as_target(target, len(opened)), ExplanationCheck()
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
         with self._bar(len(opened), "channel weights") as bar:
             for batch in opened.batches():
                 part = question.take(slice(batch.start, batch.stop))
                 weights = self._weigh_channels(batch.inputs, part, chosen)
                 for collected, layer_weights in zip(per_layer, weights, strict=True):
+                    check.add(layer_weights, "rows of weights", n_axes=1)
                     collected.append(layer_weights.float().cpu().numpy())
                 bar.update(len(batch))
+        check.warn()
         arrays = [np.concatenate(collected) for collected in per_layer]
         return arrays if len(arrays) > 1 else arrays[0]
 

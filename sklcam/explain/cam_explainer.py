@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
@@ -269,10 +270,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     def _warn_of_single_positions(self, sample: Inputs) -> None:
         adapter = self._adapter
-        modules = [layer.of(adapter.network) for layer in self.target_layers_]
-        with record(adapter.network, *modules) as tape, adapter.evaluating():
+        with adapter.evaluating(), record(adapter.network, *self.target_layers_) as tape:
             adapter.forward(sample.recordable())
-            outputs = [tape.of(module) for module in modules]
+            outputs = [tape.of(layer) for layer in self.target_layers_]
         for layer, output in zip(self.target_layers_, outputs, strict=True):
             if layer.n_positions(output) == 1:
                 warnings.warn(
@@ -314,6 +314,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         )
 
     def _iter_outputs(self, X: Any) -> Iterator[Tensor]:
+        check = ExplanationCheck()
         for batch in self.open(X).batches():
             output = self.output_of(batch.inputs)
             if output.ndim != 2:
@@ -321,7 +322,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
                     f"The network's output has shape {tuple(output.shape)}, not (n_images, "
                     "n_classes): there are no classes to predict."
                 )
+            check.add(output, "outputs of the network", n_axes=1, blank=False)
             yield output
+        check.warn()
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each image.

@@ -49,7 +49,9 @@ class ExplanationCheck:
     def __init__(self) -> None:
         self._found: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, values: Tensor, what: str = "maps", *, n_axes: int = 2) -> None:
+    def add(
+        self, values: Tensor, what: str = "maps", *, n_axes: int = 2, blank: bool = True
+    ) -> None:
         """Count those of a batch. The host does not wait for the device; it does in ``counts``.
 
         Parameters
@@ -61,11 +63,13 @@ class ExplanationCheck:
             What they are, for the message.
         n_axes : int, default=2
             How many of the last axes belong to one map: 3, if it has a part for each channel.
+        blank : bool, default=True
+            Whether one that is zero everywhere counts.
         """
         axes = tuple(range(-n_axes, 0))
         # The largest absolute value, NaN if there is one; without the copy that abs() would make.
         peaks = torch.maximum(values.amax(axes), -values.amin(axes))
-        counts = torch.stack([(peaks == 0).sum(), (~peaks.isfinite()).sum()])
+        counts = torch.stack([((peaks == 0) & blank).sum(), (~peaks.isfinite()).sum()])
         known, n_known = self._found.get(what, (0, 0))
         self._found[what] = known + counts, n_known + peaks.numel()
 
@@ -85,8 +89,8 @@ class ExplanationCheck:
         message = []
         if wrong:
             message.append(
-                f"{', '.join(wrong)} are NaN or infinite. Look for such values in the network's "
-                "weights and in the images; half precision may have overflowed."
+                f"{', '.join(wrong)} are NaN or infinite: so are some of the network's weights, "
+                "or its activations overflow, as they may in half precision."
             )
         if blank:
             message.append(

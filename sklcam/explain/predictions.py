@@ -16,7 +16,7 @@ class Prediction(NamedTuple):
     Attributes
     ----------
     label : str or None
-        The predicted class; None without classes.
+        The predicted class, "NaN" where the network's output is; None without classes.
     probability : float or None
         How sure the network is; None where that would tell a reader nothing.
     """
@@ -42,14 +42,15 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
     if not classes or output.ndim != 2:
         return [Prediction(None, None)] * len(output)
     indices = explainer.decide(output)
+    names = [classes[i] for i in indices.tolist()]
+    for row in output.isnan().any(dim=1).nonzero()[:, 0].tolist():
+        names[row] = "NaN"  # an argmax gives a class even so
     chances: list[float | None] = [None] * len(output)
     if explainer.shows_probabilities:
         # Of the class that was decided on: with a threshold it need not be the likeliest.
         probabilities = explainer.probabilities(output)
         chances = probabilities.gather(1, indices[:, None])[:, 0].tolist()
-    return [
-        Prediction(classes[i], chance) for i, chance in zip(indices.tolist(), chances, strict=True)
-    ]
+    return [*map(Prediction, names, chances)]
 
 
 def class_names(explainer: Explainer) -> list[str]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from sklcam import CAMExplainer
 from sklcam.cam import TopK, available, get_method
+from sklcam.explain import ExplanationWarning
 
 SIZE = 12
 CONTROLS = {"uniform", "fakecam"}
@@ -54,6 +55,7 @@ every_method = pytest.mark.parametrize("name", available())
 def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ExplanationWarning)  # black images have blank maps
         yield
 
 
