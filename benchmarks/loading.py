@@ -41,6 +41,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from sklcam import ConsistentCAMClassifier
+from sklcam.datasets import load_class_folders
 from sklcam.images import ImageDataset, default_statistics
 
 SEED = 0
@@ -103,6 +104,7 @@ def pipelines(folder: Path, n_images: int, setting: Setting) -> dict[str, Pipeli
     mean, std = default_statistics(3)
     size = (setting.image_size, setting.image_size)
     usual = [transforms.Resize(size), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    load_class_folders(folder)  # folders of splits are refused
     files = ImageFolder(str(folder), transforms.Compose(usual))
     generator = torch.Generator().manual_seed(SEED)
     drawn = torch.randperm(len(files), generator=generator)[:n_images].tolist()

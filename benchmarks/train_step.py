@@ -56,6 +56,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, target_scores
+from sklcam.datasets import load_class_folders
 from sklcam.images import ImageDataset, normalize
 from sklcam.networks import TargetLayer, record
 from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, Warp
@@ -369,15 +370,13 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     pixels = torch.randint(256, (n_images, 3, size, size), generator=generator).to(torch.uint8)
     labels = torch.arange(n_images) % 10
     if folder is not None:
-        kinds = (".jpg", ".jpeg", ".png")
-        paths = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in kinds]
-        if len(paths) < n_images:
-            raise SystemExit(f"A batch needs {n_images} images; {folder}/*/ has {len(paths)}.")
-        names = sorted({path.parent.name for path in paths})
-        drawn = [paths[i] for i in torch.randperm(len(paths), generator=generator)[:n_images]]
-        images = ImageDataset(drawn, image_size=size)
+        found = load_class_folders(folder)
+        if len(found.data) < n_images:
+            raise SystemExit(f"A batch needs {n_images} images; {folder} has {len(found.data)}.")
+        drawn = torch.randperm(len(found.data), generator=generator)[:n_images].tolist()
+        images = ImageDataset([found.data[i] for i in drawn], image_size=size)
         pixels = torch.stack([images[i][0] for i in range(n_images)])
-        labels = torch.tensor([names.index(path.parent.name) for path in drawn])
+        labels = torch.from_numpy(np.searchsorted(found.target_names, found.target[drawn]))
     return Batch(pixels.to(device), labels.to(device), warp.to(device))
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sklcam.images.labels import are_splits
+
 AnyPath = str | os.PathLike[str]
 
 # Of images that Pillow opens.
@@ -31,7 +33,14 @@ def images_by_class(root: Path, tree: str) -> dict[str, list[str]]:
     """Return the images in each class's folder; `tree` shows the layout to whoever lacks it."""
     if not root.is_dir():
         raise FileNotFoundError(missing(root, "", tree))
-    by_class = {folder.name: files_under(folder, SUFFIXES) for folder in class_folders(root)}
+    folders = class_folders(root)
+    names = [folder.name for folder in folders]
+    if are_splits(names):  # read as classes, they would train a network to tell splits apart
+        raise ValueError(
+            f"{root} holds the splits {', '.join(names)}, which are not classes. Load each by "
+            f"itself, such as {str(folders[0])!r}."
+        )
+    by_class = {folder.name: files_under(folder, SUFFIXES) for folder in folders}
     if not by_class:
         raise ValueError(missing(root, "folders of classes", tree))
     for label, images in by_class.items():

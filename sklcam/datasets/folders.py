@@ -12,11 +12,10 @@ from sklearn.utils import Bunch
 
 from sklcam.datasets._annotations import AnnotatedObject, Box, box_array, boxes_of_class, check_box
 from sklcam.datasets._bunch import bunch
-from sklcam.datasets._trees import AnyPath, class_folders, images_with_classes
+from sklcam.datasets._trees import AnyPath, images_with_classes
 
 _TREE = "<root>/<class>/<any name>.jpg (or .png, ...)"
 _CORNERS = ("x1", "y1", "x2", "y2")
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
@@ -65,23 +64,9 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
     >>> pets.target
     array(['cat', 'dog'], ...)
     """
-    _check_no_splits(Path(root))
     data, target = images_with_classes(Path(root), _TREE)
     found = None if boxes is None else _boxes_of_images(Path(boxes), Path(root), data, target)
     return bunch(data, target, boxes=found, descr=f"Class folders in {os.fspath(root)}.")
-
-
-def _check_no_splits(root: Path) -> None:
-    """Refuse folders of splits with classes in them: they would be taken for the classes."""
-    folders = class_folders(root) if root.is_dir() else []
-    names = {folder.name.lower() for folder in folders}
-    # A class may be called "train", too; its folder then holds images, and is not alone.
-    if names and names <= _SPLITS and any(class_folders(folder) for folder in folders):
-        listed = ", ".join(sorted(folder.name for folder in folders))
-        raise ValueError(
-            f"{root} holds the splits {listed}, which are not classes. Load each by itself: "
-            f"load_class_folders({str(root / folders[0].name)!r})."
-        )
 
 
 def load_boxes_csv(path: AnyPath) -> Bunch:

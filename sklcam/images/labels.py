@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import re
+from collections.abc import Collection, Sized
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,36 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 _WHERE_FROM = "one label per image (only a torch data set that has .targets brings its own)."
+
+_SPLIT = re.compile(
+    r"(train|training|trainval|val|valid|validation|test|testing|dev|eval|evaluation)"
+    r"[ _-]?(set|split|data|images|\d+)?",
+    re.IGNORECASE,
+)
+
+
+def are_splits(folders: Collection[str]) -> bool:
+    """Whether folders seem to be the parts of a data set, and not its classes.
+
+    A class may be called "train"; it is not alone then, and there is no class "test" beside it.
+
+    Parameters
+    ----------
+    folders : collection of str
+        Their names.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> from sklcam.images.labels import are_splits
+    >>> are_splits(["train", "val2017", "annotations"]), are_splits(["bus", "train"])
+    (True, False)
+    """
+    n_splits = sum(bool(_SPLIT.fullmatch(name)) for name in folders)
+    return n_splits > 1 or 0 < n_splits == len(folders)
 
 
 def dataset_labels(X: Any) -> np.ndarray | None:
@@ -32,6 +63,11 @@ def dataset_labels(X: Any) -> np.ndarray | None:
         None if X is not a torch ``Dataset``, or keeps no labels, or keeps something of another
         length (such as the names of the classes) under that name.
 
+    Raises
+    ------
+    ValueError
+        If the labels are those of folders such as train and test, which are not classes.
+
     Examples
     --------
     >>> from torch.utils.data import Dataset, Subset
@@ -46,6 +82,12 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     # A data set without length is a stream, whose labels come with its items.
     if not (isinstance(X, Dataset) and isinstance(X, Sized)):
         return None
+    folders = getattr(X, "class_to_idx", {})  # of torchvision's data sets of class folders
+    if are_splits(folders):
+        raise ValueError(
+            f"The classes of the data set are folders of splits, {', '.join(folders)}: make one of "
+            "each. Give y if they are what is to be told apart."
+        )
     for name in ("targets", "labels"):
         labels = getattr(X, name, None)
         if isinstance(labels, Sized) and len(labels) == len(X):

@@ -14,6 +14,8 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits as load_table
 from sklearn.model_selection import train_test_split
 from small_networks import SmallNet
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
 
 from sklcam import CAMExplainer
 from sklcam.datasets import (
@@ -26,7 +28,7 @@ from sklcam.datasets import (
     load_imagenet,
     load_voc,
 )
-from sklcam.images import ImageDataset
+from sklcam.images import ImageDataset, dataset_labels
 from sklcam.metrics import box_masks, evaluate
 
 # The object of the painted images: rows 2 to 4 and columns 3 to 9, in 12 columns and 8 rows.
@@ -111,23 +113,36 @@ def test_class_folders(pets):
     assert ImageDataset(loaded.data, loaded.target, image_size=8)[3][1] == "dog"
 
 
-@pytest.mark.parametrize("splits", [("train", "val"), ("Train", "test", "valid"), ("test",)])
-def test_folders_of_splits_are_not_classes(splits, tmp_path):
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("",)])
+@pytest.mark.parametrize(
+    "splits",
+    [
+        *(("train", "val"), ("Train", "test", "valid"), ("test",), ("training_set", "test_set")),
+        *(("train2017", "val2017", "annotations"), ("dev", "eval"), ("TRAINING", "validation")),
+    ],
+)
+def test_folders_of_splits_are_not_classes(splits, labels, tmp_path):
     """Read as classes, they would train a classifier that tells training from test images."""
     for split in splits:
-        for label in ("cat", "dog"):
+        for label in labels:
             (tmp_path / split / label).mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(tmp_path / split / label / "1.png")
     with pytest.raises(ValueError, match=r"holds the splits .*, which are not classes.*Load each"):
         load_class_folders(tmp_path)
-    assert load_class_folders(tmp_path / splits[0]).target.tolist() == ["cat", "dog"]
+    files = ImageFolder(str(tmp_path))
+    for X in (files, Subset(files, [0])):
+        with pytest.raises(ValueError, match=r"folders of splits, .*make one of each"):
+            dataset_labels(X)
+    if labels != ("",):
+        assert load_class_folders(tmp_path / splits[0]).target.tolist() == ["cat", "dog"]
+        assert dataset_labels(ImageFolder(str(tmp_path / splits[0]))).tolist() == [0, 1]
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    for label in ("bus", "train"):
+    for label in ("bus", "train", "tester"):
         (tmp_path / label / "side").mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / label / "side" / "1.png")
-    assert load_class_folders(tmp_path).target.tolist() == ["bus", "train"]
+    assert load_class_folders(tmp_path).target.tolist() == ["bus", "tester", "train"]
 
 
 @pytest.mark.parametrize("beside", [True, False])
