@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 
 from sklcam.images._pixels import (
     MAX_CHANNELS,
@@ -222,6 +224,8 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
         source = ArraySource(X, reading)
     elif isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.ndim == 1):
         source = FileSource(list(X), reading)
+    elif (files := _files_of(X)) is not None:
+        source = FileSource(files, reading)
     elif _is_lazy(X):
         source = LazySource(X, reading)
     else:
@@ -229,6 +233,19 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
     if len(source) == 0:
         raise ValueError("X is empty: at least one image is needed.")
     return source
+
+
+def _files_of(X: Any) -> list[str] | None:
+    """Return the files of a data set that only reads them, as torchvision's ImageFolder.
+
+    Its own reader shows the hidden colours of transparent files.
+    """
+    if isinstance(X, Subset):
+        files = _files_of(X.dataset)
+        return None if files is None else [files[i] for i in X.indices]
+    if type(X) is ImageFolder and X.loader is default_loader and X.transforms is None:
+        return [path for path, _ in X.samples]
+    return None
 
 
 def _transform_to_blame(dataset: Any) -> str:

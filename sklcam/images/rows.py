@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from sklcam.images.dataset import ImageDataset
+
 
 def take_rows(X: Any, indices: np.ndarray | range) -> Any:
     """Return some rows of X, or of anything else that has one entry per image.
@@ -21,7 +23,7 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
 
     Returns
     -------
-    array, tensor, list, Subset or dict
+    array, tensor, list, Subset, ImageDataset or dict
         Nothing is read of what is lazy.
 
     Examples
@@ -40,6 +42,8 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
             return X[indices.start : indices.stop]  # a view: no copy of a memory map
         positions = np.asarray(indices, dtype=np.intp)
         return X[torch.from_numpy(positions) if isinstance(X, Tensor) else positions]
+    if isinstance(X, ImageDataset):  # whose items have been resized, unlike those of its rows
+        return X[np.asarray(indices)]
     if isinstance(X, Dataset):
         return Subset(X, list(map(int, indices)))
     return [X[int(i)] for i in indices]

@@ -201,7 +201,8 @@ class ImageNeuralNet(SeededNet):
         self._check_parameters()
         training = self._check_training_data(X, y, masks=masks, known=known, classes=classes)
         try:
-            yield training
+            with torch.inference_mode(False):  # a caller in that mode has no gradients
+                yield training
         except Exception:
             if not known:
                 self.initialized_ = False
@@ -288,7 +289,7 @@ class ImageNeuralNet(SeededNet):
     # Data
 
     def get_dataset(self, X: Any, y: Any = None) -> ImageDataset:
-        if isinstance(X, ImageDataset):
+        if isinstance(X, TrainingImages):  # any other is opened anew, to be read at this size
             return X
         make = ImageDataset if y is None else TrainingImages
         return make(X, y, **self.image_options())

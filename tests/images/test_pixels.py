@@ -10,6 +10,8 @@ import pytest
 import torch
 from image_forms import CountingDataset, channels_first, composed_on_white, noise, save
 from PIL import Image, ImageOps
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sklcam.images import (
@@ -109,6 +111,18 @@ def test_what_lies_under_transparency_is_not_seen(rng):
     a, b = (image for image, _ in ImageDataset(X, image_size=16))
     assert torch.equal(a, b)
     assert (a[:, torch.from_numpy(~shown)] == 255).all()
+
+
+def test_image_folders_of_torchvision_do_not_hide_transparency(tmp_path):
+    for label, pixel in (("a", (0, 0, 0, 0)), ("b", (0, 0, 0, 255))):
+        (tmp_path / label).mkdir()
+        Image.new("RGBA", (8, 8), pixel).save(tmp_path / label / "1.png")
+    files = ImageFolder(str(tmp_path))
+    for X, values in ((files, [255, 0]), (Subset(Subset(files, [1, 0]), [1]), [255])):
+        images = ImageDataset(X, image_size=4)
+        assert [image.unique().tolist() for image, _ in images] == [[value] for value in values]
+    files = ImageFolder(str(tmp_path), transform=ImageOps.grayscale)  # a transform is theirs to do
+    assert ImageDataset(files, image_size=4)[0][0].unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

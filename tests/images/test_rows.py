@@ -9,6 +9,7 @@ import torch
 from image_forms import CountingDataset
 from torch.utils.data import Subset
 
+from sklcam.images import ImageDataset
 from sklcam.images.rows import take_rows
 
 ROWS = {
@@ -64,6 +65,12 @@ def test_nothing_is_read_of_a_data_set():
     assert dataset.reads == []
     assert rows[0] is dataset.items[2]
     assert dataset.reads == [2]
+
+
+def test_rows_of_an_image_data_set_have_their_own_sizes():
+    images = ImageDataset(np.zeros((4, 1, 28, 30), dtype=np.uint8), channels="first", image_size=8)
+    some = take_rows(images, np.array([3, 1]))
+    assert ImageDataset(some).original_size(1) == (28, 30)
 
 
 def test_neighbouring_rows_of_an_array_are_a_view():

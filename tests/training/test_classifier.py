@@ -510,6 +510,21 @@ def test_every_form_of_images(make, paths):
     assert np.isfinite(get_scorer("consistency")(clf, images))
 
 
+def test_what_is_said_of_images_goes_with_them():
+    """Arrays with their channels first train, predict, explain and are searched as those last."""
+    first = ImageDataset(np.repeat(X[:, None], 4, 1)[..., ::-1], channels="first")
+    last = np.repeat(X[..., None], 4, -1)[:, :, ::-1]
+    ours, theirs = classifier().fit(first, Y), classifier().fit(last, Y)
+    assert ours.n_channels_ == 4
+    assert_array_equal(ours.predict_proba(first), theirs.predict_proba(last))
+    assert_array_equal(ours.explain(first[:5]), theirs.explain(last[:5]))
+    ours, theirs = (
+        GridSearchCV(classifier(), {"lr": [0.01, 0.05]}, cv=2, error_score="raise").fit(images, Y)
+        for images in (first, last)
+    )
+    assert_array_equal(*(of.cv_results_["split1_test_score"] for of in (ours, theirs)))
+
+
 def test_a_data_set_brings_its_labels():
     clf = classifier().fit(Images())
     same = classifier().fit(X.astype(np.float32), Y)
