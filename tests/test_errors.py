@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -51,6 +51,7 @@ from sklcam.embeddings import NearestProxies, SinglePoint, TripletCAM
 from sklcam.images import (
     ImageDataset,
     check_images,
+    dataset_labels,
     default_statistics,
     map_to_frame,
     n_images,
@@ -107,6 +108,13 @@ OPTIONS: dict[str, Any] = {
     **{"image_size": 16, "max_epochs": 1, "batch_size": 6},
     **{"verbose": 0, "random_state": 0, "device": "cpu"},
 }
+
+
+class SplitFolders(torch.utils.data.Dataset):
+    class_to_idx: ClassVar = {"train": 0, "test": 1}
+
+    def __len__(self):
+        return 2
 
 
 def score(images, rows):
@@ -443,6 +451,16 @@ CLASSIFIER: list[Row] = [
         "augmented",
         lambda: classifier(augment=lambda i: 3).fit(X, Y),
         "augment must return a tensor",
+    ),
+    (
+        "normalised",
+        lambda: classifier(augment=lambda i: i * 2 - 1).fit(X, Y),
+        "augment returned pixels from .* leave Normalize out",
+    ),
+    (
+        "a loader",
+        lambda: classifier(iterator_train=lambda data, **_: list(data)).fit(X, Y),
+        "Images are augmented as they are read, by a torch DataLoader .* got a list",
     ),
     ("too early", lambda: classifier().initialize(), "does not know its classes", NotFittedError),
     ("new labels", lambda: fitted().partial_fit(X, Y + 5), r"not seen in fit: \[5, 6, 7\]"),
@@ -1549,6 +1567,26 @@ REFUSALS: dict[str, list[Row]] = {
             "be 'stretch' or 'center_crop', got 'crop'",
         ),
         ("no resize", lambda: ImageDataset(X, resize=None), "resize must be"),
+        ("channels", lambda: ImageDataset(X, channels=1), "'first', 'last' or None; got 1"),
+        (
+            "channels first",
+            lambda: ImageDataset(np.zeros((2, 1, 28, 28))),
+            r"with its channels first; .* pass X.transpose\(0, 2, 3, 1\)",
+        ),
+        (
+            "channels?",
+            lambda: ImageDataset(torch.zeros(2, 3, 28, 3)),
+            r"may come first or last. Say which: .*ImageDataset\(X, channels=",
+        ),
+        ("one image", lambda: ImageDataset(np.zeros((28, 28, 3))), r"pass X\[np.newaxis\]"),
+        *(
+            (
+                f"background {colour!r}",
+                lambda colour=colour: ImageDataset(X, background=colour),
+                "background must be a colour, .* got",
+            )
+            for colour in ("no colour", 3, (0, 0), (0, 0, 256), (0, None, 0), "")
+        ),
         ("a resize", lambda: ImageDataset(X, resize=["x"]), "resize must be .* got .'x'"),
         ("labels", lambda: ImageDataset(X, y=[1]), r"X has 12 image\(s\), but y has 1 label"),
         ("one label", lambda: ImageDataset(X, y=1), "y must hold one label an image, got 1"),
@@ -1875,6 +1913,13 @@ FILES: dict[str, list[Row]] = {
         ("empty", lambda f: load_weights(NET, written(f, b"")), "file.* cannot be read as a st"),
         ("a folder", lambda f: load_weights(NET, f), "cannot be read"),
     ],
+    "dataset_labels": [
+        (
+            "folders of splits",
+            lambda _: dataset_labels(SplitFolders()),
+            "folders of splits, train, test: make one of each",
+        ),
+    ],
     "load_class_folders": of_folders(
         datasets.load_class_folders, "<root>/<class>", "has no folders of classes"
     ),
@@ -1932,7 +1977,6 @@ TAKES_NOTHING_WRONG = {
     "available": "takes nothing",
     "available_models": "takes nothing",
     "show_versions": "takes nothing",
-    "dataset_labels": "takes anything",
     "default_metrics": "takes true or false",
     "metric_of_row": "knows some names, and returns None for others",
     "row_meaning": "knows some names, and returns nothing for others",
