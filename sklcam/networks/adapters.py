@@ -23,7 +23,7 @@ from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.normalization import normalize
-from sklcam.networks.dry_run import check_explainable, evaluating
+from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
@@ -186,8 +186,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     Raises
     ------
     ValueError
-        If the preparation is not for this model to take, or the network is one whose layers cannot
-        be looked into: traced, scripted, quantized, or made in inference mode.
+        If the preparation is not for this model to take.
 
     Examples
     --------
@@ -214,7 +213,6 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
         return BinarySkorchAdapter(model, preparation)
     if isinstance(model, NeuralNet):
         return SkorchAdapter(model, preparation)
-    check_explainable(model)
     return ModuleAdapter(model, preparation)
 
 

@@ -25,22 +25,25 @@ def unwrap(model: nn.Module) -> nn.Module:
     return inner
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to; None in inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def check_explainable(model: nn.Module) -> None:
     """Raise a ValueError for a network whose layers have neither hooks nor gradients."""
-    whole = "the nn.Module, in floating point, that it was made from"
+    instead = "the nn.Module, in floating point, that it was made from"
     kinds = [type(part).__module__ for part in model.modules()]
     if isinstance(model, torch.jit.ScriptModule):
         what = "is traced or scripted, so that its layers call no hooks"
-    elif any(".quantized" in kind or ".qat" in kind for kind in kinds):
+    elif any(".quantized" in kind for kind in kinds):
         what = "is quantized, so that its layers have no gradients"
     elif any(parameter.is_inference() for parameter in model.parameters()):
-        what, whole = (
-            "was made in torch.inference_mode(), so that it has no gradients",
-            ("one that was made, or a copy.deepcopy of it, outside of that mode"),
-        )
+        what = "was made in torch.inference_mode(), so that it has no gradients"
+        instead = "a copy.deepcopy of it that is made outside of that mode"
     else:
         return
-    raise ValueError(f"The network ({type(model).__name__}) {what}; explain {whole}.")
+    raise ValueError(f"The network ({type(model).__name__}) {what}; use {instead}.")
 
 
 # The lock of each module, with its age. Modes, hooks and buffers are shared by all threads.
@@ -121,7 +124,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         torch.no_grad(),
     ):
         buffers = [
-            (module, name, buffer, buffer.clone())
+            (module, name, buffer, buffer.clone(), version_of(buffer))
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
             if not is_lazy(buffer)  # whose values the first pass decides
@@ -129,8 +132,10 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for module, name, buffer, value in buffers:
-                setattr(module, name, buffer.copy_(value))
+            for module, name, buffer, value, version in buffers:
+                if version is None or version != version_of(buffer):
+                    buffer.copy_(value)
+                setattr(module, name, buffer)
 
 
 def first_output(output: Any) -> Any:

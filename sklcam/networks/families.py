@@ -62,9 +62,16 @@ def _of_swin_transformer(network: models.SwinTransformer, name: str) -> TargetLa
     return TargetLayer(name, layout="nhwc" if channels_last else "nchw")
 
 
+def _of_conv_next(network: models.ConvNeXt, name: str) -> TargetLayer:
+    # Within a block, a permutation brings the channels to the end, and its last one back.
+    path, _, place = name.rpartition(".")
+    is_inside = path.endswith(".block") and place in ("1", "2", "3", "4", "5")
+    return TargetLayer(name, layout="nhwc" if is_inside else "nchw")
+
+
 FAMILIES = (
     Family(models.ResNet, "layer4"),
-    Family(models.ConvNeXt, "features.-1.-1"),
+    Family(models.ConvNeXt, "features.-1.-1", _of_conv_next),
     Family(models.VGG, "features.-2"),  # before the last pooling
     Family(models.AlexNet, "features.-2"),
     Family(models.DenseNet, "features"),

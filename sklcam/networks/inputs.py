@@ -20,7 +20,7 @@ from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.rows import take_rows
-from sklcam.networks.dry_run import first_output
+from sklcam.networks.dry_run import first_output, version_of
 
 Rows = Tensor | slice | None
 
@@ -156,8 +156,7 @@ class Inputs:
         return Inputs(self.images.clone(), copies, self.name)
 
     def _versions(self) -> list[int | None]:
-        tensors = [self.images, *self.others.values()]  # those of inference mode count none
-        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        return [version_of(tensor) for tensor in (self.images, *self.others.values())]
 
     def _equals(self, other: Inputs) -> bool:
         return torch.equal(self.images, other.images) and all(

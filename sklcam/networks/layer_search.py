@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sklcam._validation import check_tensor, describe, suggestion
-from sklcam.networks.dry_run import exclusive, run_dry, unwrap
+from sklcam.networks.dry_run import check_explainable, exclusive, run_dry, unwrap
 from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
 
@@ -47,7 +47,8 @@ def find_target_layer(
     ------
     ValueError
         If there is no such layer, its layout cannot be told, every layer runs several times, or a
-        sample is needed to find one.
+        sample is needed to find one; or if the network is one whose layers cannot be looked into:
+        traced, scripted, quantized, or made in inference mode.
 
     Examples
     --------
@@ -56,6 +57,7 @@ def find_target_layer(
     TargetLayer(name='features.12', layout='nchw', grid=None, n_prefix=0, reshape=None, run=None)
     """
     model = unwrap(model)
+    check_explainable(model)
     if sample is not None:
         check_tensor("sample", sample, "1", "channels", "height", "width")
     if isinstance(target_layer, TargetLayer):
@@ -177,21 +179,24 @@ def _last_spatial_layer(model: nn.Module, sample: Tensor) -> TargetLayer:
 def _finished_layers(model: nn.Module, sample: Tensor) -> list[_Finished]:
     """Return the layers of a dry run as they finish: a container after its entries."""
     finished: list[_Finished] = []
-    channels_last: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+    layouts_of: MutableMapping[Tensor, set[str]] = WeakTensorKeyDictionary()
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         shape = tuple(output.shape) if isinstance(output, Tensor) else ()
-        votes = {vote for part in module.modules() for vote in seen.get(part, ())}
-        votes |= _channel_axes(module, shape)
-        seen[module] = votes
+        strides = output.stride() if shape else ()
+        own = _channel_axes(module, shape)
+        seen[module] = own.union(*(seen.get(part, ()) for part in module.modules()))
         # Those of an entry tell nothing of a container that ends with other channels.
         is_grid = len(shape) == 4
-        layouts = {layout for layout, axis, size in votes if is_grid and shape[axis] == size}
-        given = inputs[0] if inputs else None
-        if not layouts and isinstance(given, Tensor) and given.shape == shape:
-            layouts = {"nhwc"} if given in channels_last else set()
-        if layouts == {"nhwc"}:
-            channels_last[output] = True
+        layouts = {layout for layout, axis, size in seen[module] if is_grid and shape[axis] == size}
+        given = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+        before = set() if given is None else layouts_of.get(given, set())
+        if given is not None and (given.shape, given.stride()) == (shape, strides):
+            layouts |= set() if layouts else before  # an activation keeps the axes as they were
+        if any(layout == "nhwc" for layout, *_ in own) and not before:
+            before.add("nhwc")  # nor does what came before tell, such as a permutation
+        if is_grid:
+            layouts = layouts_of.setdefault(output, layouts)
         finished.append(_Finished(name, shape, layouts))
 
     seen: dict[nn.Module, set[tuple[str, int, int]]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sklcam._validation import check_callable, check_count, check_size, describe
@@ -230,5 +231,11 @@ def module_of(model: nn.Module, layer: Layer) -> tuple[nn.Module, int | None]:
     if not any(part is each for each in model.modules()):
         raise ValueError(
             f"The target layer {type(part).__name__} is not a part of {type(model).__name__}."
+        )
+    if isinstance(part, torch.jit.ScriptModule):
+        raise ValueError(
+            f"The target layer {getattr(layer, 'name', type(part).__name__)!r} is traced or "
+            "scripted, so that nothing can be recorded of it; use the nn.Module that it was made "
+            "from."
         )
     return part, run

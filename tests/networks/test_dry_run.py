@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from backbones import (
@@ -15,6 +17,7 @@ from sklcam.networks import (
     check_output,
     find_target_layer,
 )
+from sklcam.networks.dry_run import exclusive, run_dry, uncompiled
 
 
 class Fragile(SmallNet):
@@ -117,3 +120,96 @@ def test_modes_are_put_back_though_the_network_says_otherwise():
     assert model.training  # nobody has called train() yet
     check_output(model, torch.zeros(1, 3, 8, 8), n_outputs=10)
     assert all(module.training for module in model.modules())
+
+
+# Threads
+
+
+def waits_for(model, other) -> bool:
+    """Whether another thread waits to use one network until a first one is let go."""
+    entered = threading.Event()
+
+    def enter():
+        with exclusive(other):
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with exclusive(model), exclusive(model):  # its own thread does not wait
+        thread.start()
+        has_waited = not entered.wait(0.2)
+    thread.join()
+    assert entered.is_set()
+    return has_waited
+
+
+def test_threads_wait_for_networks_that_share_a_part():
+    first, second, third = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    assert waits_for(first, first)
+    assert not waits_for(first, second)
+    both = nn.Sequential(first, second)  # each has a lock of its own by now
+    assert waits_for(both, second)
+    assert waits_for(second, both)
+    assert waits_for(both, nn.Sequential(first, third))
+    assert not waits_for(second, third)
+
+
+def test_threads_do_not_wait_for_each_other_for_ever():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    for model in (first, second):
+        with exclusive(model):
+            pass
+    pairs = [nn.Sequential(first, second), nn.Sequential(second, first)]
+
+    def work(model):
+        for _ in range(500):
+            with exclusive(model):
+                pass
+
+    threads = [threading.Thread(target=work, args=(pair,), daemon=True) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_dry_runs_in_threads_leave_the_generator_where_it_was():
+    models = [nn.Sequential(Drawing()) for _ in range(3)]
+    before = torch.get_rng_state()
+
+    def work(model):
+        for _ in range(30):
+            run_dry(model, torch.zeros(1, 1, 2, 2))
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Drawing(nn.Module):
+    def forward(self, x):
+        return x + torch.rand(300, 300).mean()
+
+
+# Compiled parts
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_compiled_parts_call_hooks_as_long_as_they_are_uncompiled(around):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    model[1].compile(backend="eager")
+    model[2] = torch.compile(model[2], backend="eager")
+    x, ran = torch.rand(1, 2), []
+    model(x)
+    layers = [model[1][0], model[2]._orig_mod]
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: ran.append(layer))
+    was = [dict(vars(part)) for part in model.modules()]
+    with uncompiled(model, around={layers[0]} if around else None):
+        model(x)
+    assert ran == layers[: 1 if around else 2]
+    assert [dict(vars(part)) for part in model.modules()] == was
+    torch._dynamo.reset()

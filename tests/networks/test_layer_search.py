@@ -115,3 +115,93 @@ def test_compiled_networks_are_looked_into():
     assert layer == TargetLayer("layer4")
     assert layer.of(compiled) is model.layer4
     assert find_target_layer(compiled, "_orig_mod.layer3") == TargetLayer("layer3")
+
+
+# Layouts
+
+
+class ChannelsLast(nn.Module):
+    """Height, width and channels are all 8, so that no size tells them apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 8, 4, 4), nn.Sequential(nn.LayerNorm(8), nn.GELU())
+        self.permute, self.drop = Permute(0, 2, 3, 1), nn.Dropout()
+        self.mixed, self.mlp, self.head = nn.Identity(), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.drop(self.block(self.permute(self.patches(x))))
+        return self.head(self.mixed(x + self.mlp(x)).mean((1, 2)))
+
+
+class Permute(nn.Module):
+    def __init__(self, *axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        return x.permute(self.axes)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("patches", "nchw"),
+        ("permute", "nhwc"),
+        ("block.0", "nhwc"),
+        ("block.1", "nhwc"),
+        ("block", "nhwc"),
+        ("drop", "nhwc"),
+        ("mlp", "nhwc"),
+    ],
+)
+def test_layouts_are_those_along_which_layers_work(name, layout):
+    found = find_target_layer(ChannelsLast(), name, sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer(name, layout=layout)
+
+
+def test_auto_finds_the_layout_of_what_it_finds():
+    class Swinish(ChannelsLast):
+        def forward(self, x):
+            return self.head(self.block(self.permute(self.patches(x))).mean((1, 2)))
+
+    found = find_target_layer(Swinish(), sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer("block", layout="nhwc")
+
+
+def test_layouts_that_cannot_be_told_are_refused():
+    class There(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.permute = nn.Conv2d(3, 8, 4, 4), Permute(0, 2, 3, 1)
+            self.mlp = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.mlp(self.permute(self.conv(x))) + 1
+
+    model = nn.Sequential(There(), nn.Flatten(), nn.Linear(8**3, 2))
+    with pytest.raises(ValueError, match=r"'0', of shape \(1, 8, 8, 8\).* layout=\"nhwc\""):
+        find_target_layer(model, "0", sample=torch.zeros(1, 3, 32, 32))
+    layer = TargetLayer("0", layout="nhwc")
+    assert find_target_layer(model, layer, sample=torch.zeros(1, 3, 32, 32)) == layer
+    # With other sizes there is no doubt.
+    model[2] = nn.Linear(10 * 10 * 8, 2)
+    assert find_target_layer(model, "0", sample=torch.zeros(1, 3, 40, 40)).layout == "nhwc"
+
+
+@pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
+def test_layouts_that_are_found_are_those_that_are_known(name):
+    network, hidden = (build_model(name, n_classes=2).eval() for _ in range(2))
+    hidden.__class__ = type("Unknown", (nn.Module,), {**vars(type(network))})
+    sample = torch.zeros(1, 3, 32, 32)
+    parts = [part for part, _ in network.named_modules() if part.startswith("features.")][:45]
+    parts = [part for part in parts if ".attn." not in part]  # which are not called
+    for part in parts:
+        found = find_target_layer(hidden, part, sample=sample)
+        assert found == find_target_layer(network, part), part
+
+
+def test_layers_that_go_by_two_names_are_known_by_both():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model.add_module("again", model[2])
+    assert find_target_layer(model, "again") == TargetLayer("again")

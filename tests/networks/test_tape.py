@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -15,8 +16,10 @@ from backbones import (
     small_network,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sklcam.networks import (
+    TargetLayer,
     build_model,
     find_target_layer,
     record,
@@ -304,3 +307,122 @@ def test_one_of_several_layers_does_not_run():
         assert tape.of(model.left).shape == (2, 4, 8, 8)
         with pytest.raises(RuntimeError, match="did not run"):
             tape.of(model.spare)
+
+
+# Several runs, several threads
+
+
+class Chain(nn.Module):
+    """One layer, applied twice in a row, and once beside."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x, kept=None):
+        kept = [] if kept is None else kept
+        kept.append(self.layer(x))
+        kept.append(self.layer(kept[0].tanh()))
+        kept.append(self.layer(x.neg()))
+        return self.head(kept[1].tanh() + kept[2].tanh())
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+@pytest.mark.parametrize("run", [0, 1, 2, -1])
+def test_each_run_has_the_gradient_of_a_plain_pass(trunk, run):
+    model, x, kept = Chain(), torch.rand(3, 4), []
+    scores = model(x, kept)
+    gradients = torch.autograd.grad(scores.sum(), kept[run], create_graph=True)[0]
+    (expected,) = torch.autograd.grad(gradients.square().sum(), model.head.weight)
+    with record(model, TargetLayer("layer", run=run), trunk=trunk) as tape:
+        taped = model(x)
+        (gradient,) = torch.autograd.grad(taped.sum(), tape.activations, create_graph=True)
+        (ours,) = torch.autograd.grad(gradient.square().sum(), model.head.weight)
+    assert torch.equal(taped, scores)
+    assert torch.equal(gradient, gradients)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_runs_are_counted_anew_in_each_pass():
+    model, x = Chain(), torch.rand(3, 4)
+    with record(model, TargetLayer("layer", run=-1), model.head) as tape:
+        for scale in (1, 2):
+            model(scale * x)
+            assert torch.equal(tape.activations, model.layer(-scale * x))
+            assert tape.of(model.head).shape == (3, 2)
+
+
+def test_what_checkpointing_runs_again_is_no_run_of_the_pass():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    layers = model[:2]
+    whole = Wrapping(lambda x: model[2](checkpoint(layers, x, use_reentrant=False)), model)
+    with record(whole, model[1], trunk=True) as tape:
+        whole(torch.rand(3, 4)).sum().backward()
+        assert tape.activations.shape == (3, 4)
+    assert model[0].weight.grad is not None
+
+
+class Wrapping(nn.Module):
+    def __init__(self, function, *parts):
+        super().__init__()
+        self.parts, self.function = nn.ModuleList(parts), function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def in_a_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_passes_of_other_threads_are_not_recorded():
+    model = small_network().eval()
+    images, others = torch.rand(2, 3, 12, 12), torch.rand(5, 3, 12, 12)
+
+    @torch.no_grad()
+    def pass_of_another():
+        output = model(others)
+        return output, torch.is_grad_enabled(), output.requires_grad
+
+    with record(model, model[2]) as tape:
+        scores = model(images)
+        output, *gradients = in_a_thread(pass_of_another)
+        assert gradients == [False, False]
+        assert len(tape.activations) == 2
+        torch.autograd.grad(scores.sum(), tape.activations)
+    assert torch.equal(output, model(others))
+
+
+def test_the_fused_attention_is_back_once_all_blocks_are_closed():
+    first, second = small_network(), small_network()
+    is_open, may_close = threading.Event(), threading.Event()
+
+    def hold():
+        with record(second, second[0]):
+            is_open.set()
+            may_close.wait(10)
+
+    thread = threading.Thread(target=hold)
+    with record(first, first[0]):
+        thread.start()
+        assert is_open.wait(10)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    may_close.set()
+    thread.join()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch is about to part with them
+def test_traced_layers_are_refused():
+    traced = torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2))
+    model = nn.Sequential(traced, nn.ReLU())
+    with pytest.raises(ValueError, match=r"layer '0' is traced or scripted"):
+        record(model, TargetLayer("0")).__enter__()  # which fails, and leaves nothing open
+    with record(model, model[1]) as tape:
+        model(torch.rand(1, 2))
+        assert tape.activations.shape == (1, 2)
