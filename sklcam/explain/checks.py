@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,29 @@ class ExplanationWarning(UserWarning):
     >>> bool(maps.any())
     False
     """
+
+
+def remark(map_: np.ndarray) -> str:
+    """Return what a picture of a map has to say if the map says nothing; "" if it does.
+
+    Parameters
+    ----------
+    map_ : ndarray of shape (height, width)
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.explain.checks import remark
+    >>> remark(np.zeros((7, 7))), remark(np.full((7, 7), np.nan)), remark(np.eye(7))
+    ('no positive evidence', 'not finite', '')
+    """
+    if not np.isfinite(map_).all():
+        return "not finite"
+    return "" if np.max(map_) > 0 else "no positive evidence"
 
 
 class ExplanationCheck:

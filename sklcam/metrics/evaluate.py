@@ -35,7 +35,6 @@ from sklcam.metrics.plan import (
     Params,
     PerImage,
     Plan,
-    check_boxes_of_all,
     check_classes,
     check_has_probability,
     check_lengths,
@@ -43,6 +42,7 @@ from sklcam.metrics.plan import (
     check_metric_params,
     check_n_jobs,
     check_objects,
+    checked_boxes,
     labels_if_needed,
     make_plan,
 )
@@ -378,10 +378,9 @@ class Evaluator(Generic[Observed]):
         check_maps_are_single(self.explainer, self.plan)
         if score is None:
             check_has_probability(self._question.names_classes, self.metrics)
-        self._annotations = Annotations(self.labels, boxes, masks)
-        check_lengths(self._annotations, len(self.opened))
+        check_lengths(Annotations(self.labels, boxes, masks), len(self.opened))
         check_classes(self.metrics, self.labels, self.explainer.classes_)
-        check_boxes_of_all(boxes)
+        self._annotations = Annotations(self.labels, checked_boxes(boxes), masks)
         self._X, self._originals = X, originals
 
     def run(
@@ -430,10 +429,8 @@ class Evaluator(Generic[Observed]):
             check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None])
         numbers = [values[name] for name, of in self.metrics.items() if not of.may_be_undefined]
         if numbers:
-            found = np.isnan(np.column_stack(numbers)).any(axis=1)
-            check.add(
-                torch.from_numpy(np.where(found, np.nan, 1.0))[:, None, None], "images' values"
-            )
+            table = torch.from_numpy(np.column_stack(numbers))
+            check.add(table, "images' values", n_axes=1, blank=False)
         check.warn()
         meanings = {name: metric.meaning for name, metric in self.metrics.items()}
         return Evaluation(meanings, **values), [seen for _, observed in parts for seen in observed]

@@ -158,16 +158,15 @@ def impute(
     check_number("noise, a standard deviation,", noise, 0)
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
-    drawn = noise * torch.randn(images.shape[1:], generator=generator).to(images)
-    filled = images.clone()
-    for image, lost in zip(filled, removed, strict=True):
-        where = lost.cpu().numpy()
-        if where.any():
-            solved = _solve(image.detach().cpu().double().numpy(), where)
-            image[:, lost] = (
-                torch.as_tensor(solved, dtype=images.dtype).to(images.device) + drawn[:, lost]
-            )
-    return filled
+    drawn = noise * torch.randn(images.shape[1:], generator=generator).to(images.dtype)
+    # All on the host, where the equations are solved: a device is waited for twice, and not for
+    # each of the images.
+    filled, where = images.detach().cpu().clone(), removed.cpu()
+    for image, lost in zip(filled, where, strict=True):
+        if lost.any():
+            solved = torch.as_tensor(_solve(image.double().numpy(), lost.numpy()))
+            image[:, lost] = solved.to(image.dtype) + drawn[:, lost]
+    return filled.to(images.device)
 
 
 _NEIGHBOURS = [

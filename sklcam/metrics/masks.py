@@ -116,6 +116,8 @@ def as_array(values: Any) -> np.ndarray:
 
 def as_mask(mask: Any) -> Tensor:
     """Return a mask as a tensor of bool, or of shares in [0, 1]; a ValueError for others."""
+    if isinstance(mask, Tensor) and not mask.is_floating_point():
+        return mask != 0  # on its device, which is not waited for
     array = as_array(mask)
     if array.dtype.kind in "biu":
         return torch.as_tensor(array != 0)

@@ -262,7 +262,9 @@ class Measurement:
     def explain(self, inputs: Inputs, target: Target, *, like: str) -> Tensor:
         """Explain other inputs in the way that a quantity of the first pass was explained."""
         method, scaled = self.plan.explained[like]
-        maps, _ = self.explainer.explain_inputs(inputs, target, method=method, normalize=scaled)
+        (maps,), _, _ = self.explainer.explain_batch(
+            inputs, target, methods=[method], normalize=scaled
+        )
         return maps
 
     @cached_property
@@ -274,7 +276,10 @@ class Measurement:
             # The confidence alone needs no way back through the network.
             return None, self.explainer.output_of(masked)
         method, _ = self.plan.explained["maps"]
-        return self.explainer.explain_inputs(masked, self.target, method=method)
+        (of_masked,), output, _ = self.explainer.explain_batch(
+            masked, self.target, methods=[method]
+        )
+        return of_masked, output
 
     @cached_property
     def confidence(self) -> Confidence:

@@ -15,7 +15,7 @@ from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, get_method
 from sklcam.explain.base import Explainer
 from sklcam.images.labels import labels_for
-from sklcam.metrics.masks import check_boxes
+from sklcam.metrics.masks import as_array, check_boxes
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, closure
 from sklcam.metrics.registry import (
     Metric,
@@ -192,7 +192,7 @@ class Annotations:
     Attributes
     ----------
     labels : ndarray of shape (n_images,) or None
-    boxes : sequence of array-like of shape (n_boxes, 4), or None
+    boxes : list of Tensor of shape (n_boxes, 4), or None
     masks : sequence of array-like of shape (height, width), or None
     """
 
@@ -280,13 +280,17 @@ def check_lengths(annotations: Annotations, n_images: int) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
 
 
-def check_boxes_of_all(boxes: PerImage) -> None:
-    """Raise a ValueError, which names the image, unless all boxes are boxes."""
-    for i, corners in enumerate(() if boxes is None else boxes):
+def checked_boxes(boxes: PerImage) -> list[Tensor] | None:
+    """Return boxes of each image on the host; a ValueError, which names the image, for others."""
+    if boxes is None:
+        return None
+    checked = []
+    for i, corners in enumerate(boxes):
         try:
-            check_boxes(corners)
+            checked.append(check_boxes(as_array(corners)))
         except ValueError as error:
             raise ValueError(f"boxes[{i}]: {error}") from None
+    return checked
 
 
 def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sklcam._validation import check_callable, check_count, describe
@@ -19,7 +18,7 @@ from sklcam.cam import Occlusion, get_method
 from sklcam.images.views import ViewSampler
 from sklcam.metrics.causal import PixelSweep
 from sklcam.metrics.consistency import is_constant
-from sklcam.metrics.masks import as_array, as_mask, box_masks
+from sklcam.metrics.masks import as_mask, box_masks
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Measurement
@@ -125,7 +124,10 @@ def _maps_of_view(measurement: Measurement) -> Tensor:
 def _occlusion_maps(measurement: Measurement) -> Tensor:
     inputs, target = measurement.batch.inputs, measurement.target
     method = measurement["occlusion"]
-    return measurement.explainer.explain_inputs(inputs, target, method=method, normalize=False)[0]
+    (maps,), _, _ = measurement.explainer.explain_batch(
+        inputs, target, methods=[method], normalize=False
+    )
+    return maps
 
 
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
@@ -135,13 +137,6 @@ def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # ReLU, and with the floor that scaling by minimum and maximum would take away.
     maps = measurement["raw_maps"].clamp(min=0)
     return _Lazy(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
-
-
-def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
-    boxes = measurement.annotations.boxes
-    if boxes is None:
-        return None
-    return [torch.as_tensor(as_array(corners), dtype=torch.float32) for corners in boxes]
 
 
 def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
@@ -204,7 +199,7 @@ QUANTITIES: dict[str, Quantity] = {
     # Against annotations, in the frame of each image
     "labels": Quantity(lambda m: m.annotations.labels),
     "framed_maps": Quantity(_framed_maps, ("raw_maps",)),
-    "boxes": Quantity(_boxes),
+    "boxes": Quantity(lambda m: m.annotations.boxes),
     "masks": Quantity(_masks, ("boxes",)),
 }
 

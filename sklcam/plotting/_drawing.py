@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from sklcam.explain.checks import remark
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -76,7 +78,13 @@ class MapPainter:
         """Draw a map where its image would be."""
         place.set(xticks=[], yticks=[])
         low, high = self.limits
-        return place.imshow(map_, cmap=self.cmap, vmin=low, vmax=high, extent=_extent(pixels))
+        drawn = place.imshow(map_, cmap=self.cmap, vmin=low, vmax=high, extent=_extent(pixels))
+        if said := remark(map_):
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
+            style |= {"bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0}}
+            style |= {"fontsize": _SMALL, "transform": place.transAxes}
+            place.text(0.5, 0.5, wrapped(said, 12), **style)
+        return drawn
 
     def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
         """Draw a map on its image, which is grey, as its colours would mix with the map's."""
@@ -84,7 +92,8 @@ class MapPainter:
         drawn = self.draw(place, map_, pixels)
         low, high = self.limits
         is_as_map = self.alpha == "map"
-        drawn.set_alpha(np.clip((map_ - low) / (high - low), 0, 1) if is_as_map else self.alpha)
+        shares = np.nan_to_num((map_ - low) / (high - low), posinf=1, neginf=0)
+        drawn.set_alpha(shares.clip(0, 1) if is_as_map else self.alpha)
         return drawn
 
     def scale(self, place: Axes) -> Colorbar:
@@ -103,8 +112,9 @@ class MapPainter:
 
 def map_limits(maps: Mapping[str, Any]) -> tuple[float, float]:
     """Return what the ends of the colour map stand for: 0 and 1, or more if maps go beyond."""
-    low = min(float(np.min(map_)) for some in maps.values() for map_ in some)
-    high = max(float(np.max(map_)) for some in maps.values() for map_ in some)
+    known = [map_[np.isfinite(map_)] for some in maps.values() for map_ in map(np.asarray, some)]
+    low = min((float(values.min()) for values in known if len(values)), default=0.0)
+    high = max((float(values.max()) for values in known if len(values)), default=1.0)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))

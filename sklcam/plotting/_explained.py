@@ -15,6 +15,7 @@ from sklcam.explain.predictions import Prediction, predictions
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
+from sklcam.metrics.masks import as_array
 from sklcam.plotting._display import check_map_shape
 
 AnyEstimators: TypeAlias = AnyEstimator | Mapping[str, AnyEstimator]
@@ -44,7 +45,14 @@ class Explanation:
     """
 
     def __init__(
-        self, explainer: Explainer, X: Any, target: Any, methods: AnyMethods, frame: str = "image"
+        self,
+        explainer: Explainer,
+        X: Any,
+        target: Any,
+        methods: AnyMethods,
+        frame: str = "image",
+        *,
+        normalize: bool = True,
     ):
         self.explainer = explainer
         self._methods = explainer.named_methods(methods)
@@ -52,6 +60,7 @@ class Explanation:
         self.n_images = len(self._opened)
         self._target = explainer.as_target(target, self.n_images)
         self._own_size = frame == "image"
+        self._normalize = normalize
         # Several layers, channels or classes have a map each: that is known before any is made.
         for name, method in self._methods.items():
             check_map_shape(name, explainer.map_shape(self._opened, self._target, method))
@@ -62,7 +71,9 @@ class Explanation:
     def run(self) -> Explanation:
         """Explain, all methods from one pass over the images, and return ``self``."""
         explainer, methods = self.explainer, list(self._methods.values())
-        for explained in explainer.iter_explained(self._opened, self._target, methods=methods):
+        for explained in explainer.iter_explained(
+            self._opened, self._target, methods=methods, normalize=self._normalize
+        ):
             batch = explained.batch
             self.pictures += pictures_of_batch(batch, own_size=self._own_size)
             self.predictions += predictions(explainer, explained.output)
@@ -100,9 +111,8 @@ def named_values(values: Any, name: str) -> dict[str, Any]:
 
 
 def map_list(maps: Tensor | np.ndarray | Sequence[Any]) -> list[np.ndarray]:
-    """Return maps as a list of arrays."""
-    maps = maps.detach().cpu() if isinstance(maps, Tensor) else maps
-    return [np.asarray(map_) for map_ in maps]
+    """Return maps as a list of arrays, wherever they are."""
+    return [as_array(map_) for map_ in maps]
 
 
 def labels_of_images(X: Any, y: Any, n_images: int) -> np.ndarray | None:

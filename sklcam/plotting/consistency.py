@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sklcam._validation import draw_seed
+from sklcam._validation import describe, draw_seed
 from sklcam.explain.base import AnyMethod
 from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
@@ -170,7 +170,7 @@ class ViewPairDisplay(Display):
         Raises
         ------
         ValueError
-            If there are not two finite maps (height, width) for each image, they are smaller than
+            If there are not two maps (height, width) for each image, they are smaller than
             SSIM's window of 11 x 11 pixels, or a new figure would have over 100 rows.
         """
         self._check(ax=ax, cmap=cmap)
@@ -307,7 +307,7 @@ class ConsistencyDisplay(Display):
         Raises
         ------
         ValueError
-            If the values are not one finite number per image.
+            If the values are not one number per image.
         """
         cls._check(**options)
         named = named_values(values, "model")
@@ -336,32 +336,37 @@ class ConsistencyDisplay(Display):
         Raises
         ------
         ValueError
-            If the values are not one finite number per image.
+            If the values are not one number per image.
         """
         self._check(kind=kind, bins=bins)
         from matplotlib.ticker import MaxNLocator
 
         for name, values in self.values.items():
-            if np.ndim(values) != 1 or not len(values) or not np.isfinite(values).all():
+            if np.ndim(values) != 1 or not len(values):
                 raise ValueError(
-                    f"values of {name!r} must be one finite number per image; got shape "
-                    f"{np.shape(values)}."
+                    f"values of {name!r} must be one number per image; got {describe(values)}."
                 )
         place = self._take_axes(ax)
         self.artists_: list[Any] = []
-        edges = np.histogram_bin_edges(np.concatenate(list(self.values.values())), bins=bins)
-        for values, style in zip(self.values.values(), draw.styles(), strict=False):
+        known = {name: values[np.isfinite(values)] for name, values in self.values.items()}
+        edges = np.histogram_bin_edges(np.concatenate(list(known.values())), bins=bins)
+        for values, style in zip(known.values(), draw.styles(), strict=False):
             if kind == "ecdf":
-                self.artists_.append(place.ecdf(values, linewidth=1.8, **style))
+                curve = (
+                    place.ecdf if len(values) else lambda none, **look: place.plot(none, **look)[0]
+                )
+                self.artists_.append(curve(values, linewidth=1.8, **style))
                 continue
             counts, _ = np.histogram(values, edges)
             place.stairs(counts, edges, fill=True, alpha=0.15, color=style["color"])
             self.artists_.append(place.stairs(counts, edges, linewidth=1.8, **style))
-            place.axvline(float(np.mean(values)), linewidth=1, **style)
+            if len(values):
+                place.axvline(float(np.mean(values)), linewidth=1, **style)
         place.set_xlabel("consistency of an image's map (SSIM)")
         place.set_ylabel("number of images" if kind == "hist" else "share of images")
         labels = [
             f"{name}: {np.mean(values):.2f} ± {np.std(values):.2f}"
+            + (f", {n_missing} not finite" if (n_missing := len(values) - len(known[name])) else "")
             for name, values in self.values.items()
         ]
         title = "mean (line) and standard deviation" if kind == "hist" else "mean and deviation"

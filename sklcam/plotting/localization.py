@@ -16,6 +16,7 @@ from sklcam._validation import check_number, describe
 from sklcam.explain.base import AnyMethod
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.metrics.localization import box_from_map, box_iou
+from sklcam.metrics.masks import as_array
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
 from sklcam.plotting._explained import (
@@ -37,7 +38,8 @@ class LocalizationDisplay(Display):
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
     maps : list of ndarray of shape (height, width)
-        Of each image's own size.
+        Of each image's own size; the method's own after the ReLU, and not scaled, which would move
+        the threshold.
     boxes : list of ndarray of shape (n_boxes, 4)
         The true ones, ``(x1, y1, x2, y2)`` in pixels of the image.
     threshold : float
@@ -119,7 +121,7 @@ class LocalizationDisplay(Display):
             threshold is outside 0 to 1.
         """
         cls._check(**options)
-        explanation = Explanation(*as_explainer(estimator, X), target, method)
+        explanation = Explanation(*as_explainer(estimator, X), target, method, normalize=False)
         n_images = explanation.n_images
         cls._check_n_rows(n_images)
         labels = labels_of_images(X, y, n_images)
@@ -128,7 +130,7 @@ class LocalizationDisplay(Display):
         (maps,) = explanation.run().maps.values()
         display = cls(
             images=explanation.pictures,
-            maps=maps,
+            maps=[map_.clip(0) for map_ in maps],  # the threshold is a share of what is left
             boxes=checked,
             threshold=threshold,
             labels=as_text(labels),
@@ -153,7 +155,8 @@ class LocalizationDisplay(Display):
         images : images
             In any form that an estimator takes.
         maps : array-like of shape (n_images, height, width), or list of maps
-            Of the images' own sizes, as ``explain(..., frame="image")`` returns them.
+            Of the images' own sizes, as ``explain(..., frame="image", normalize=False)`` returns
+            them.
         boxes : sequence of array-like of shape (n_boxes, 4)
             The true ones of each image.
         labels : sequence of length n_images or None, default=None
@@ -169,7 +172,7 @@ class LocalizationDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one finite map and one label for each image, or a map is not of its
+            If there is not one map and one label for each image, or a map is not of its
             image's size; for boxes and thresholds see :meth:`from_estimator`.
         """
         cls._check(**options)
@@ -225,7 +228,7 @@ class LocalizationDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one finite map and one label for each image, a map is not of its image's
+            If there is not one map and one label for each image, a map is not of its image's
             size, or the threshold is outside 0 to 1.
         """
         self._check(ax=ax, cmap=cmap, alpha=alpha, n_columns=n_columns)
@@ -244,13 +247,15 @@ class LocalizationDisplay(Display):
         for place in places[n_images:]:
             place.set_axis_off()
         self.axes_, self.ims_ = places[:n_images], self.ims_.ravel()[:n_images]
-        painter = draw.MapPainter(cmap, draw.map_limits({"": self.maps}), alpha)
+        painter = draw.MapPainter(cmap, alpha=alpha)
         for i, (place, image) in enumerate(zip(self.axes_, self.images, strict=True)):
-            self.ims_[i] = painter.draw_over(place, self.maps[i], image)
+            # Shown from zero to its maximum, of which the threshold is a share.
+            peak = np.max(self.maps[i])
+            self.ims_[i] = painter.draw_over(place, self.maps[i] / (peak if peak > 0 else 1), image)
             for box in self.boxes[i]:
                 draw.box(place, box, draw.RIGHT)
-            said = "no box, the map is empty"
-            if self.found[i].any():
+            said = "no box"
+            if self.found[i].any() and np.isfinite(self.found[i]).all():
                 draw.box(place, self.found[i], draw.WRONG)
                 said = f"IoU {self.iou[i]:.2f}"
             draw.title(place, "" if self.labels is None else self.labels[i], said)
@@ -271,7 +276,7 @@ def _true_boxes(boxes: AnyBoxes, n_images: int) -> list[np.ndarray]:
         raise ValueError(f"boxes has {len(boxes)} entries for {n_images} images.")
     checked = []
     for i, corners in enumerate(boxes):
-        array = np.asarray(corners, dtype=float)
+        array = as_array(corners).astype(float)
         if array.ndim != 2 or array.shape[1] != 4 or not len(array):
             raise ValueError(
                 f"boxes[{i}] must be of shape (n_boxes, 4), (x1, y1, x2, y2) each; got "

@@ -181,7 +181,7 @@ class CAMDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one finite map (height, width) and one title for each image.
+            If there is not one map (height, width) and one title for each image.
         """
         cls._check(**options)
         named = {name: map_list(given) for name, given in named_values(maps, "map").items()}
@@ -224,7 +224,7 @@ class CAMDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one finite map (height, width) and one title for each image, or a new
+            If there is not one map (height, width) and one title for each image, or a new
             figure would have over 100 rows.
         """
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
@@ -415,7 +415,7 @@ class MapGridDisplay(Display):
         Raises
         ------
         ValueError
-            If a parameter has no map, there is none at all, or a map is not finite or not (height,
+            If a parameter has no map, there is none at all, or a map is not (height,
             width).
         """
         self._check(ax=ax, cmap=cmap, alpha=alpha)

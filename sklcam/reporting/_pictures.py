@@ -87,7 +87,7 @@ def map_uri(map_: Tensor, size: tuple[int, int], *, resize: str) -> str:
     resize : str
         How the image was brought to the network's input size.
     """
-    map_ = map_.detach().float().cpu()
+    map_ = map_.detach().float().cpu().nan_to_num(0, posinf=1, neginf=0)  # which the page tells
     if float(map_.min()) < 0 or float(map_.max()) > 1:  # a method that is never scaled
         map_ = min_max(map_[None])[0]
     levels = (map_to_frame(map_, size, resize=resize) * 255).round().clamp(0, 255)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import PurePath
@@ -23,6 +23,7 @@ from sklcam._files import replacing
 from sklcam._validation import check_count, describe
 from sklcam._versions import installed_versions
 from sklcam.explain.base import AnyMethod, Explainer, method_name
+from sklcam.explain.checks import remark
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.predictions import class_names, predictions
 from sklcam.images.labels import dataset_labels, labels_for
@@ -210,10 +211,14 @@ def _spread(n_all: int, n_shown: int | None) -> list[int]:
 def _names(X: Any, names: Sequence[str] | None, n_all: int) -> list[str]:
     """Return the name of each image; of files no folders, which are nobody's business."""
     if names is not None:
-        is_sequence = isinstance(names, Sized) and not isinstance(names, str)
-        if not is_sequence or len(names) != n_all:
-            came = len(names) if is_sequence else describe(names)
-            raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
+        # Sets and dicts have no order that would tell which image is meant; a Series may have an
+        # index of its own, and counts as what it holds.
+        is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set | Mapping)
+        if not is_ordered or len(names) != n_all:
+            came = len(names) if is_ordered else describe(names)
+            raise ValueError(
+                f"names must have one entry for each of {n_all} images; got {came}."
+            )
         return [str(name) for name in names]
     if isinstance(X, list | tuple | np.ndarray) and isinstance(X[0], str | os.PathLike):
         is_path = [isinstance(image, str | os.PathLike) for image in X]
@@ -249,6 +254,7 @@ class _Cards:
                 "predicted": predicted[i].label,
                 "probability": predicted[i].probability,
                 "explained": classes[int(chosen[i, 0])] if chosen is not None and classes else None,
+                "remark": remark(measurement["maps"][i].float().cpu().numpy()),
             }
             for i in places
         ]
@@ -321,8 +327,9 @@ def _page(
 
 def _told(row: str, evaluator: Evaluator[Any]) -> dict[str, Any]:
     """Return what there is to know of a row of the summary."""
-    metric = evaluator.metrics.get(row) or metric_of_row(row)
-    meaning = row_meaning(row) or ("" if metric is None else metric.meaning)
+    own = evaluator.metrics.get(row)  # what it means may depend on what was asked
+    metric = own or metric_of_row(row)
+    meaning = own.meaning if own else row_meaning(row)
     return {"higher_is_better": metric is None or metric.higher_is_better, "meaning": meaning}
 
 

@@ -513,7 +513,9 @@ def test_one_nan_image_is_counted(n_jobs):
     others = np.arange(N) != 2
     for name, values in result.items():
         assert np.isnan(values[2]), name
-        assert_allclose(values[others], expected[name][others], atol=1e-5, err_msg=name)
+        # Ranks jump where values that differ by rounding change places.
+        atol = 1e-3 if name == "rank_correlation" else 1e-5
+        assert_allclose(values[others], expected[name][others], atol=atol, err_msg=name)
 
 
 def test_blank_maps_are_warned_of():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from displayed import (
     NAMES,
     X,
@@ -12,7 +13,9 @@ from displayed import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.utils import Bunch
+from torch import nn
 
+from sklcam import CAMExplainer
 from sklcam.metrics import evaluate
 from sklcam.plotting import (
     CAMDisplay,
@@ -51,13 +54,37 @@ def test_localization_of_an_estimator(fitted):
         progress=False,
     )["localization_accuracy"]
     assert_array_equal(display.iou >= 0.4, result.astype(bool))
-    assert_array_equal(display.ims_[6].get_array(), fitted.explain(X[:7], frame="image")[6])
+    # The map is the method's own, shown as shares of its maximum, as the threshold is.
+    own = fitted.explain(X[:7], frame="image", normalize=False)[6]
+    assert_allclose(display.maps[6], own, rtol=1e-5)
+    assert_allclose(display.ims_[6].get_array(), own / own.max(), rtol=1e-5)
+
+
+class Floor(nn.Module):
+    """Its layer is the image, and so is the map of the first class."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, images):
+        return torch.cat([self.same(images).mean((2, 3)), images.mean((2, 3)) * 0], dim=1)
+
+
+def test_a_floor_is_not_taken_away_before_the_threshold():
+    """All of a map that is half as bright elsewhere is over 15 % of its maximum."""
+    image = torch.full((1, 1, 8, 8), 0.5)
+    image[..., 3:5, 3:5] = 1
+    estimator = CAMExplainer(Floor(), target_layer="same", verbose=0).fit(image)
+    display = LocalizationDisplay.from_estimator(estimator, image, [[[3, 3, 5, 5]]], target=0)
+    assert display.found.tolist() == [[0, 0, 8, 8]] and display.iou == [4 / 64]
 
 
 def test_an_empty_map_has_no_box():
     display = LocalizationDisplay.from_predictions(X[:1], np.zeros((1, 8, 8)), [[[0, 0, 4, 4]]])
     assert rectangles(display.axes_[0]) == [(0, 0, 4, 4)]
     assert "no box" in display.axes_[0].get_title()
+    assert "no positive" in display.axes_[0].texts[0].get_text()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from small_networks import ImageAndVector, SmallNet
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer, EmbeddingNet
 from sklcam.cam import GradCAM
+from sklcam.explain import ExplanationWarning
 from sklcam.plotting import (
     CAMDisplay,
     ConsistencyDisplay,
@@ -140,7 +143,9 @@ def test_a_binary_nets_threshold_decides():
     for threshold, predicted in ((second.min() / 2, 1), ((1 + second.max()) / 2, 0)):
         net.threshold = float(threshold)
         explainer = CAMExplainer(net, target_layer="5", verbose=0).fit(images)
-        display = CAMDisplay.from_estimator(explainer, images)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExplanationWarning)  # one image's map is blank
+            display = CAMDisplay.from_estimator(explainer, images)
         chances = second if predicted else 1 - second
         expected = [f"predicted: {predicted} ({chance:.2f})" for chance in chances]
         assert display.image_titles == expected
@@ -237,3 +242,21 @@ def test_maps_by_parameter_are_those_of_models_trained_so():
     assert display.axes_[1, 3].get_title() == f"max_epochs = 3\n{score}"
     assert display.ims_[0, 3] is None and not display.axes_[0, 3].axison
     assert_allclose(display.ims_[0, 0].get_array(), X[4], atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", CAMDisplay.kinds)
+def test_maps_that_say_nothing_say_so(kind):
+    images, maps = np.zeros((4, 8, 8)), np.zeros((4, 8, 8))
+    maps[1, 2, 2], maps[2], maps[3, 0, 0] = 1, -1, np.nan
+    display = CAMDisplay.from_predictions(images, maps, kind=kind, alpha="map")
+    written = [
+        " ".join(text.get_text().replace("\n", " ") for text in place.texts)
+        for place in display.axes_[:, -1]
+    ]
+    assert written == ["no positive evidence", "", "no positive evidence", "not finite"]
+    display.figure_.canvas.draw()
+
+
+def test_a_map_without_a_number_has_limits():
+    display = CAMDisplay.from_predictions(np.zeros((1, 8, 8)), np.full((1, 8, 8), np.nan))
+    assert display.ims_[0, -1].get_clim() == (0, 1)

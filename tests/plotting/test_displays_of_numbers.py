@@ -107,9 +107,17 @@ def test_lines_differ_by_more_than_their_colour():
     assert len({dashes for _, dashes in looks[:7]}) == 7
 
 
-@pytest.mark.parametrize("values", [[], [[1.0]], [np.nan]])
+@pytest.mark.parametrize("kind", ["hist", "ecdf"])
+def test_values_that_are_not_finite_are_counted(kind):
+    given = {"some": [0.5, np.nan, 0.5], "none": [np.nan]}
+    display = ConsistencyDisplay.from_predictions(given, kind=kind)
+    written = [text.get_text() for text in display.legend_.get_texts()]
+    assert written == ["some: nan ± nan, 1 not finite", "none: nan ± nan, 1 not finite"]
+
+
+@pytest.mark.parametrize("values", [[], [[1.0]], np.nan])
 def test_consistency_that_is_no_number_per_image(values):
-    with pytest.raises(ValueError, match="one finite number per image"):
+    with pytest.raises(ValueError, match="one number per image"):
         ConsistencyDisplay.from_predictions(values)
 
 

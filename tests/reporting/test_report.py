@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_array_equal
@@ -18,10 +19,12 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from skorch import NeuralNetBinaryClassifier
 from small_networks import ImageAndVector, SmallNet
+from torch import nn
 from torch.utils.data import Dataset
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet
+from sklcam.explain import ExplanationWarning
 from sklcam.metrics import Metric, available, evaluate, get_metric, row_meaning
 from sklcam.reporting import build
 from sklcam.reporting._pictures import histogram, image_uri, thumbnail_size, viridis
@@ -435,3 +438,55 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, fitted, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     sklcam.report(fitted, X, path=path, metrics="sparsity", verbose=0)
     assert Page(path).cards and list(tmp_path.iterdir()) == [path]
+
+
+class Odd(nn.Module):
+    """Speaks against all classes where it is dark, and has no answer where it is white."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, images):
+        means = self.same(images).mean(dim=(2, 3))
+        means = means * torch.where(means > 0.9, torch.nan, 1.0)
+        return torch.cat([means, -means], dim=1)
+
+
+def test_maps_that_say_nothing_say_so(tmp_path):
+    images = torch.rand(3, 1, 8, 8) / 2
+    images[1], images[2] = 0, 1
+    explainer = sklcam.CAMExplainer(Odd(), target_layer="same", verbose=0).fit(images[:1])
+    path = tmp_path / "page.html"
+    with pytest.warns(ExplanationWarning, match="1 of 3 maps.* NaN.* 1 of 3 maps are blank"):
+        sklcam.report(explainer, images, path=path, metrics="complexity", target=0, verbose=0)
+    page = path.read_text(encoding="utf-8")
+    cards = page.split('<article class="card"')[1:]
+    told = [("no positive evidence" in card, "not finite" in card) for card in cards]
+    assert told == [(False, False), (True, False), (False, True)]
+    assert "complexity" in page and "nan" not in page.partition("</table>")[0]
+
+
+def test_names_in_a_series_are_its_values(tmp_path, fitted):
+    names = pd.Series([*"abc"], index=[7, 3, 9])
+    path = tmp_path / "page.html"
+    sklcam.report(fitted, X[:3], path=path, names=names, metrics="sparsity", verbose=0)
+    page = path.read_text(encoding="utf-8")
+    assert all(f">{name}<" in page for name in names)
+
+
+@pytest.mark.parametrize("names", [set("abc"), dict.fromkeys("abc")])
+def test_names_without_an_order_are_refused_before_any_work(names, tmp_path):
+    seen = []
+
+    class Counting(Odd):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
+    images = torch.rand(3, 1, 8, 8)
+    explainer = sklcam.CAMExplainer(Counting(), target_layer="same", verbose=0).fit(images)
+    seen.clear()
+    with pytest.raises(ValueError, match="names must have one entry for each of 3 images; got a"):
+        sklcam.report(explainer, images, path=tmp_path / "page.html", names=names, verbose=0)
+    assert not seen and not list(tmp_path.iterdir())

@@ -1,0 +1,334 @@
+"""Everything runs on a device: with one's own tensors, without float64, and hardly ever waited for.
+
+The results are those of the host, as the pretended device computes there.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from pretend_device import MixedDevices, NoFloat64, PretendDevice, moved
+from skorch.dataset import ValidSplit
+from small_networks import SmallNet, digits
+from torch import nn
+
+import sklcam
+from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet
+from sklcam.cam import GradCAM, TopK, get_method
+from sklcam.cam import available as methods
+from sklcam.metrics import available as metrics
+from sklcam.metrics import (
+    box_from_map,
+    box_masks,
+    causal_curves,
+    evaluate,
+    get_metric,
+    road,
+    seeds_iou,
+    structural_similarity,
+)
+from sklcam.plotting import CAMDisplay, ConsistencyDisplay, LocalizationDisplay
+from sklcam.training import Balanced, WarmUp
+
+SIZE, N = 12, 6
+IMAGES = torch.rand(N, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+BOXES = torch.tensor([[[1.0, 2, 9, 9]]] * N)
+MASKS = torch.rand(N, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) > 0.5
+PASSES = {
+    "scorecam",
+    "sscam",
+    "iscam",
+    "ablationcam",
+}  # of maps that differ, which have to be found
+CURVES = {"iauc": {"n_steps": 4}, "road": {"percentiles": (50,)}}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def device():
+    with PretendDevice() as entered:
+        yield entered
+
+
+def network(num_classes=3):
+    torch.manual_seed(0)
+    return SmallNet(num_classes=num_classes, width=4).eval()
+
+
+def explainer(model, images=IMAGES, *, of=CAMExplainer, y=None, **options):
+    options = {"target_layer": "5", "verbose": 0, "batch_size": 2, **options}
+    return of(model, **options).fit(images, y)
+
+
+def method_of(name):
+    method = get_method(name)
+    few = {"random_state": 0, "n_samples": 2}
+    return method.set_params(**{k: v for k, v in few.items() if k in method.get_params()})
+
+
+# The device itself
+
+
+def test_what_a_device_refuses(device):
+    ours, others = torch.ones(2, device="pretend"), torch.ones(2)
+    assert ours.device.type == "pretend" and (ours + 1).tolist() == [2, 2]
+    for mixture in (lambda: ours + others, lambda: torch.cat([ours, others])):
+        with pytest.raises(MixedDevices):
+            mixture()
+    for made in (ours.double, lambda: torch.ones(2, dtype=torch.float64).to("pretend")):
+        with pytest.raises(NoFloat64):
+            made()
+    assert ours.cpu().double().dtype == torch.float64
+
+
+def test_what_a_device_is_waited_for(device):
+    ours = torch.arange(3.0, device="pretend")
+    waiting = [
+        ours.cpu,
+        ours.sum().item,
+        lambda: bool(ours.any()),
+        lambda: ours[ours > 1],
+        lambda: ours[torch.tensor([0])],
+        lambda: ours.nonzero(),
+        lambda: torch.empty(3).copy_(ours),
+    ]
+    for i, wait in enumerate(waiting):
+        wait()
+        assert device.waits.total() == i + 1
+    launches = device.launches
+    for _ in range(2):
+        torch.where(ours > 1, ours, 0.0).mean().add_(1)
+    assert device.waits.total() == len(waiting) and device.launches > launches
+
+
+# Methods
+
+
+@pytest.mark.parametrize("name", methods())
+def test_methods(name, device):
+    method = method_of(name)
+    ours = explainer(moved(network()))
+    device.waits.clear()
+    maps = ours.explain(IMAGES, method=method)
+    n_batches = N // 2
+    # The maps of each batch, and whether any is blank; more where what comes next hangs on values.
+    assert device.waits.total() <= 1 + n_batches * (12 if name in PASSES else 4), device.waits
+    if method.rule() is None and name not in PASSES | {"occlusion", "cam"}:
+        assert device.waits.total() <= 1 + n_batches, device.waits
+    expected = explainer(network()).explain(IMAGES, method=method)
+    assert_allclose(maps, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [None, LABELS, torch.tensor(LABELS), TopK(2), 1])
+def test_targets(target, device):
+    ours = explainer(moved(network()))
+    given = target.to("pretend") if isinstance(target, torch.Tensor) else target
+    maps = ours.explain(IMAGES.to("pretend"), given)
+    assert_allclose(maps, explainer(network()).explain(IMAGES, target), atol=1e-6)
+
+
+def test_several_layers_and_frames(device):
+    options = {"target_layer": ["2", "5"], "layer_fusion": "max"}
+    ours, host = (explainer(model, **options) for model in (moved(network()), network()))
+    assert_allclose(ours.explain(IMAGES), host.explain(IMAGES), atol=1e-6)
+    single = explainer(moved(network()))
+    assert len(single.explain(IMAGES, frame="image")) == N
+    assert single.channel_weights(IMAGES).shape == (N, 4)
+    assert single.predict(IMAGES).shape == (N,)
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_metrics(name, device):
+    options = {"metrics": name, "metric_params": CURVES, "progress": False}
+    ours = explainer(moved(network()))
+    device.waits.clear()
+    result = evaluate(ours, IMAGES, LABELS, boxes=BOXES, **options)
+    needs = get_metric(name).needs
+    if "framed_maps" in needs:  # image by image, in frames of different sizes
+        most = 8 + N * (1 if "boxes" in needs else 0)
+    else:
+        most = {"road": 40, "arcc": 40, "rank_correlation": 20}.get(name, 16)
+    assert device.waits.total() <= most, device.waits
+    expected = evaluate(explainer(network()), IMAGES, LABELS, boxes=BOXES, **options)
+    for values, of_host in zip(result.values(), expected.values(), strict=True):
+        assert_allclose(values, of_host, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["complexity", "sparsity", "adcc", "consistency", "coherency"])
+def test_metrics_of_maps_wait_for_nothing_but_the_end(name, device):
+    ours, waits = explainer(moved(network())), []
+    for n in (2, N):
+        device.waits.clear()
+        evaluate(ours, IMAGES[:n], metrics=name, progress=False)
+        waits.append(device.waits.total())
+    assert waits[0] == waits[1], device.waits
+
+
+def test_annotations_on_the_device(device):
+    names = ("heatmap_ratio", "inside_outside_ratio", "pointing_game", "localization_accuracy")
+    options = {"metrics": names, "progress": False}
+    y = torch.tensor(LABELS)
+    expected = evaluate(
+        explainer(network()), IMAGES, y, target=y, boxes=BOXES, masks=MASKS, **options
+    )
+    ours, y = explainer(moved(network())), y.to("pretend")
+    for form in (lambda of: of.to("pretend"), lambda of: [*of.to("pretend")]):
+        for dtype in (torch.bool, torch.uint8, torch.float32, torch.bfloat16):
+            given = {"boxes": form(BOXES), "masks": form(MASKS.to(dtype))}
+            result = evaluate(ours, IMAGES.to("pretend"), y, target=y, **given, **options)
+            for name in names:
+                assert_allclose(result[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_functions_of_maps(precision, device):
+    maps = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    ours, found = maps.to("pretend"), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        similar = structural_similarity(ours, ours.flip(1)).cpu()
+    finally:
+        torch.set_float32_matmul_precision(found)
+    assert_allclose(similar, structural_similarity(maps, maps.flip(1)), atol=1e-5)
+    assert_allclose(box_from_map(ours).cpu(), box_from_map(maps))
+    assert box_masks(BOXES.to("pretend"), (SIZE, SIZE)).device.type == "pretend"
+    truth = (maps > 0.5).long()
+    iou = seeds_iou(ours[:, None], truth.to("pretend"))
+    assert_allclose(iou.cpu(), seeds_iou(maps[:, None], truth))
+
+    def share(images, rows):
+        return images.mean((1, 2, 3))
+
+    curves = causal_curves(share, ours[:, None], ours, n_steps=4)
+    assert_allclose(curves.insertion.cpu(), causal_curves(share, maps[:, None], maps, n_steps=4)[1])
+    values = road(share, ours[:, None], ours, noise=0)
+    assert_allclose(values.cpu(), road(share, maps[:, None], maps, noise=0), atol=1e-6)
+
+
+# Training
+
+X, Y = digits(12)
+TRAINING = {
+    "normal": {},
+    "low": {"memory": "low"},
+    "accumulated": {"batch_accumulation": 2},
+    "low and accumulated": {"memory": "low", "batch_accumulation": 2},
+    "automatic": {"alpha": "auto", "beta": "auto"},
+    "balanced": {"alpha": Balanced(0.3)},
+    "warmed up": {"alpha": WarmUp(1.0, epochs=2)},
+    "shared target": {"view_target": "shared"},
+    "p=0": {"p": 0},
+    "p=2": {"p": 2},
+    "without views": {"alpha": 0},
+    "baseline": {"alpha": 0, "beta": 0},
+    "without augmentation": {"augment": None},
+    "validated": {"train_split": ValidSplit(3, stratified=True)},
+    "channels last": {"channels_last": True},
+    "Adam": {"optimizer": torch.optim.Adam},
+}
+
+
+def classifier(device, **options):
+    options = {"image_size": SIZE, "max_epochs": 1, "batch_size": 4, "lr": 0.05, **options}
+    return ConsistentCAMClassifier(
+        SmallNet, target_layer="5", device=device, random_state=0, verbose=0, **options
+    )
+
+
+@pytest.mark.parametrize("options", TRAINING.values(), ids=TRAINING)
+def test_training(options, device):
+    ours = classifier("pretend", **options).fit(X, Y)
+    # Each batch's loss, for skorch's history, and its terms, all together; and the dry run.
+    n_batches = 3 if "train_split" not in options else 2
+    assert device.waits.total() <= 2 * n_batches + 4, device.waits
+    host = classifier("cpu", **options).fit(X, Y)
+    for name, value in host.module_.state_dict().items():
+        assert_allclose(ours.module_.state_dict()[name].cpu(), value, atol=1e-6, err_msg=name)
+
+
+def test_a_trained_network(device):
+    ours, host = (classifier(where).fit(X, Y) for where in ("pretend", "cpu"))
+    device.waits.clear()
+    assert_allclose(ours.predict_proba(X), host.predict_proba(X), atol=1e-6)
+    assert device.waits.total() <= 1 + 3, device.waits  # batches
+    assert ours.score(X, Y) == host.score(X, Y)
+    assert_allclose(ours.explain(X), host.explain(X), atol=1e-6)
+
+
+# Embeddings
+
+
+def embedder(model):
+    return explainer(model, of=EmbeddingCAMExplainer, y=LABELS)
+
+
+@pytest.mark.parametrize("target", [None, LABELS, "self", IMAGES[:1]])
+def test_embeddings(target, device):
+    ours, host = embedder(moved(network(5))), embedder(network(5))
+    assert_allclose(ours.explain(IMAGES, target), host.explain(IMAGES, target), atol=1e-6)
+    assert_allclose(ours.transform(IMAGES), host.transform(IMAGES), atol=1e-6)
+    assert (ours.predict(IMAGES) == host.predict(IMAGES)).all()
+
+
+def test_neighbours_and_metrics_of_embeddings(device):
+    ours, host = embedder(moved(network(5))), embedder(network(5))
+    found = ours.explain_neighbors(IMAGES[:3], IMAGES, 2)
+    assert (found.indices == host.explain_neighbors(IMAGES[:3], IMAGES, 2).indices).all()
+    options = {"metrics": ("adcc", "accuracy", "consistency"), "progress": False}
+    result, expected = (evaluate(of, IMAGES, LABELS, **options) for of in (ours, host))
+    for name in options["metrics"]:
+        assert_allclose(result[name], expected[name], atol=1e-6)
+
+
+def test_an_embedding_net(device):
+    pytest.importorskip("pytorch_metric_learning")
+    options = {
+        "image_size": SIZE,
+        "max_epochs": 1,
+        "batch_size": 6,
+        "verbose": 0,
+        "random_state": 0,
+    }
+    net = EmbeddingNet(SmallNet, embedding_dim=4, device="pretend", **options).fit(X, Y)
+    assert net.transform(X).shape == (12, 4) and np.isfinite(net.explain(X)).all()
+
+
+# What shows them
+
+
+def test_displays_and_the_report(device, tmp_path):
+    pytest.importorskip("matplotlib")
+    ours = explainer(moved(network()))
+    CAMDisplay.from_estimator(ours, IMAGES, methods=["gradcam", GradCAM(relu=False)])
+    LocalizationDisplay.from_estimator(ours, IMAGES, BOXES.to("pretend"))
+    ConsistencyDisplay.from_estimator(ours, IMAGES)
+    pytest.importorskip("jinja2")
+    result = sklcam.report(ours, IMAGES, LABELS, path=tmp_path / "page.html", verbose=0)
+    assert np.isfinite(result["adcc"]).all()
+
+
+def test_a_file_holds_what_is_on_the_device(device, tmp_path):
+    ours = explainer(moved(network()))
+    sklcam.save(ours, tmp_path / "net.sklcam")
+    loaded = sklcam.load(tmp_path / "net.sklcam", objects={"SmallNet": SmallNet(width=4)})
+    assert_allclose(loaded.explain(IMAGES), explainer(network()).explain(IMAGES), atol=1e-6)
+
+
+def test_modules_are_moved_as_they_are():
+    module = moved(nn.BatchNorm2d(2))
+    assert {of.device.type for of in module.state_dict().values()} == {"pretend"}
+    assert [name for name, _ in module.named_parameters()] == ["weight", "bias"]
