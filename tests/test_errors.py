@@ -320,6 +320,8 @@ def of_training(make: Callable) -> list[Row]:
         ("two means", lambda: make(mean=(1, 2)).fit(X, Y), "mean has 2 values, .* 1 channel"),
         ("mean NaN", lambda: make(mean=[NAN]).fit(X, Y), "mean must be finite; got .*nan"),
         ("std 0", lambda: make(std=0).fit(X, Y), "std must be finite and positive; got .*0"),
+        ("mean 124", lambda: make(mean=123.7).fit(X, Y), "from 0 to 255, .* divide it by 255"),
+        ("std 58", lambda: make(std=[58.4]).fit(X, Y), "from 0 to 255, .* divide it by 255"),
         ("no such device", lambda: make(device="gpu").fit(X, Y), "device must be .* got 'gpu'"),
         ("meta device", lambda: make(device="meta").fit(X, Y), "meta.* holds no values"),
         ("unknown option", lambda: make(alhpa=1).fit(X, Y), "has no parameter 'alhpa'"),

@@ -119,9 +119,11 @@ class ImageDataset(FramedDataset):
         self.uniform_size = self.source.uniform_size
         self.device = self.source.device
         if n_channels is not None and n_channels != self.n_channels:
+            one = self.n_channels == 1 and len(self) == n_channels
             raise ValueError(
                 f"X has {self.n_channels} channel(s), "
                 f"but this estimator was fitted on {n_channels}."
+                f"{' If X is one image, pass X[None].' if one else ''}"
             )
 
     @property

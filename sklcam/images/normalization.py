@@ -12,6 +12,7 @@ from sklcam._validation import check_count, describe
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST_STATISTIC = 10
 
 
 def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -62,7 +63,8 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     Raises
     ------
     ValueError
-        If `batch` has another shape or dtype, or `mean` or `std` another length.
+        If `batch` has another shape or dtype, or `mean` or `std` another length, or is that of
+        images from 0 to 255.
 
     Examples
     --------
@@ -123,5 +125,10 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
         if not ((numbers >= low) & (numbers <= limits.max)).all():
             wanted = "finite" if name == "mean" else "finite and positive"
             raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
+        if (abs(numbers) > _LARGEST_STATISTIC).any():  # of images in [0, 1], both are under 1
+            raise ValueError(
+                f"{name} is that of images from 0 to 255, and here they are in [0, 1]: divide it "
+                f"by 255; got {describe(values)}."
+            )
     # A blocking copy to the device would make it wait, too.
     return statistic.to(batch.device, non_blocking=True).reshape(-1, 1, 1)

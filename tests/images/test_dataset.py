@@ -137,3 +137,10 @@ def test_pickles(rng, tmp_path, form):
     copy = pickle.loads(pickle.dumps(images))
     assert torch.equal(copy[0][0], images[0][0])
     assert copy.original_size(0) == (6, 8)
+
+
+def test_a_single_image_with_its_channels_first_is_told_from_grey_ones():
+    with pytest.raises(
+        ValueError, match=r"1 channel\(s\), .* on 3. If X is one image, pass X.None"
+    ):
+        ImageDataset(np.zeros((3, 28, 28)), n_channels=3)
