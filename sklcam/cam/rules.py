@@ -7,17 +7,45 @@ modules, so that ``torch.relu`` counts as ``nn.ReLU`` does, in place or not.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from types import FrameType
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 Function = Callable[..., Any]
 ReluBackward = Literal["plain", "guided", "deconv"]
+
+
+def _functions(names: str) -> frozenset[Function]:
+    """Return the functions of these names: of torch, of torch.nn.functional and of tensors."""
+    return frozenset(
+        getattr(place, name)
+        for name in names.split()
+        for place in (torch, F, Tensor)
+        if hasattr(place, name)
+    )
+
+
+# What is never negative; a hardtanh or a clamp is so if its lower bound is. ReLU6 is a hardtanh.
+_RELUS = _functions("relu relu_ relu6")
+_BOUNDED = _functions("hardtanh hardtanh_ clamp clamp_ clamp_min clamp_min_ clip clip_")
+# What lets something of the negative pass.
+_SOFT_RELUS = _functions(
+    "leaky_relu leaky_relu_ prelu rrelu rrelu_ elu elu_ selu selu_ celu celu_ gelu silu hardswish "
+    "mish"
+)
+_OTHER_ACTIVATIONS = _functions(
+    "sigmoid sigmoid_ hardsigmoid tanh tanh_ softplus softsign logsigmoid tanhshrink hardshrink "
+    "softshrink glu"
+)
+_WEIGHTED: frozenset[Function] = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+_PRODUCTS = _functions("matmul __matmul__ mm bmm addmm baddbmm einsum")
 
 
 class BackwardRule(TorchFunctionMode):
@@ -27,12 +55,15 @@ class BackwardRule(TorchFunctionMode):
 
     Attributes
     ----------
+    name : str
+        Of the method, for messages.
     handlers : mapping of functions of torch's to methods
         What is called in a function's place: with it, and with its arguments.
     refused : set of functions
         Those without a rule: a network that has one on the way back cannot be explained.
     """
 
+    name: ClassVar[str] = ""
     handlers: ClassVar[Mapping[Function, Function]] = {}
     refused: ClassVar[frozenset[Function]] = frozenset()
 
@@ -44,49 +75,102 @@ class BackwardRule(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        handler = self.handlers.get(func)
         # Without gradients we are in the trunk, which no way back leads through.
-        if handler is not None and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if not _is_signal((*args, *kwargs.values())):
+            result = func(*args, **kwargs)
+            # What is made of weights alone is a weight, and nothing is handed back to it.
+            return result.detach() if _is_signal(result) else result
+        if func in self.handlers:
             x, *others = args or (kwargs.pop("input"),)
-            return handler(self, func, x, *others, **kwargs)
+            return self.handlers[func](self, func, x, *others, **kwargs)
         result = func(*args, **kwargs)
-        first = result[0] if isinstance(result, tuple) and result else result
-        if func in self.refused and isinstance(first, Tensor) and first.requires_grad:
-            raise ValueError(
-                f"Excitation backpropagation is defined for ReLU networks; this one uses "
-                f"{func.__name__} between the target layer and the output."
-            )
+        if func in self.refused and _is_signal(result):
+            self.refuse(func)
         return result
 
+    def refuse(self, func: Function) -> NoReturn:
+        """Raise a ValueError that names the function, and the module that calls it."""
+        raise ValueError(self.refusal(func))
 
-_IN_PLACE_RELUS = frozenset({torch.relu_, Tensor.relu_})
-_RELUS = frozenset({F.relu, torch.relu, Tensor.relu}) | _IN_PLACE_RELUS
+    def refusal(self, func: Function) -> str:
+        """Return why a function that is being called cannot be explained."""
+        return (
+            f"{self.name} is defined for ReLU networks; this one uses {func.__name__.strip('_')}, "
+            f"for which there is no rule, in {_caller()}, on the way back from the output. Name a "
+            "target layer that comes after it, or explain by another method."
+        )
 
 
-def _is_in_place(func: Function, inplace: bool = False) -> bool:
-    """Whether a call of a ReLU, with these arguments after the first, overwrites its input."""
-    return func in _IN_PLACE_RELUS or inplace
+def _is_signal(value: Any) -> bool:
+    """Whether a gradient goes back through a value, or through one of several; not to weights."""
+    if isinstance(value, tuple | list):
+        return any(map(_is_signal, value))
+    return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
+
+
+def _caller() -> str:
+    """Return the name of the module that is running, for a message."""
+    modules: list[nn.Module] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            modules.append(module)
+        frame = frame.f_back
+    # From the inside out: the last one is the network.
+    names = {id(module): name for name, module in modules[-1].named_modules()} if modules else {}
+    name = names.get(id(modules[0])) if modules else None
+    return f"{name!r} ({type(modules[0]).__name__})" if name else "the network's own forward"
+
+
+def _lower_bound(func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return the lower bound of a hardtanh or clamp, from its arguments after the first."""
+    is_hardtanh = "hardtanh" in func.__name__
+    name, default = ("min_val", -1.0) if is_hardtanh else ("min", -torch.inf)
+    low = args[0] if args else kwargs.get(name, default)
+    return float(low) if isinstance(low, int | float) else -torch.inf
+
+
+def _evaluate(
+    func: Function, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, bool]:
+    """Return what a function makes of x, without a graph, and whether it writes it into x."""
+    with torch.no_grad():
+        copy = x.clone()
+        y = func(copy, *args, **kwargs)
+    return y, y is copy
 
 
 class ReluRule(BackwardRule):
-    """Change what ReLUs hand back.
+    """Change what ReLUs hand back, and the functions that are used in the place of ReLUs.
+
+    "We mask out the values for which at least one of these values is negative": the gradient that
+    comes from above, and, if guided, the activation from below. What is left passes on by the
+    function's own derivative, which of a ReLU is 1.
 
     Parameters
     ----------
     backward : {"guided", "deconv"}
-        "guided" hands back positive gradients where the ReLU was active (Springenberg et al. 2015),
-        "deconv" positive gradients wherever they are (Zeiler and Fergus 2014).
+        "guided" hands back positive gradients where the ReLU was active (Springenberg et al. 2015,
+        section 3.4), "deconv" positive gradients wherever they are (Zeiler and Fergus 2014).
 
     Attributes
     ----------
     n_relus : int
-        How many ReLUs with a graph the rule has met; without any it changes nothing.
+        How many of them with a graph the rule has met; without any it changes nothing.
     """
 
     def __init__(self, backward: ReluBackward):
         super().__init__()
         self.backward = backward
         self.n_relus = 0
+        self._refusal: str | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "Guided backpropagation" if self.backward == "guided" else "Deconvolution"
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -97,54 +181,92 @@ class ReluRule(BackwardRule):
         finally:
             self.backward = backward
 
-    def _relu(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = _Relu.apply(x, self)
+    def _rectifier(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check()
+        y, in_place = _evaluate(func, x, args, kwargs)
+        kept = x.detach().clone() if in_place else x.detach()
+        y = _Rectifier.apply(x, y, kept, self, lambda x: func(x, *args, **kwargs))
         self.n_relus += y.requires_grad
-        return x.copy_(y) if _is_in_place(func, *args, **kwargs) else y
+        return x.copy_(y) if in_place else y
 
-    handlers = dict.fromkeys(_RELUS, _relu)
+    def _bounded(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # A hardtanh is an activation. A clamp is one from zero; others keep numbers from vanishing.
+        if "hardtanh" in func.__name__ or _lower_bound(func, args, kwargs) == 0:
+            return self._rectifier(func, x, *args, **kwargs)
+        return func(x, *args, **kwargs)
+
+    def _other(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check()
+        y = func(x, *args, **kwargs)
+        if _is_signal(y):
+            # At the end it is part of the score, as the sigmoid of a binary classifier is.
+            self._refusal = self.refusal(func)
+        return y
+
+    def _layer(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
+        self._check()
+        return func(*args, **kwargs)
+
+    def _check(self) -> None:
+        """Raise a ValueError if what lies below has no rule."""
+        if self._refusal is not None:
+            raise ValueError(self._refusal)
+
+    handlers: ClassVar[Mapping[Function, Function]] = {
+        **dict.fromkeys(_RELUS | _SOFT_RELUS, _rectifier),
+        **dict.fromkeys(_BOUNDED, _bounded),
+        **dict.fromkeys(_OTHER_ACTIVATIONS, _other),
+        **dict.fromkeys(_WEIGHTED | _PRODUCTS, _layer),
+    }
 
 
-class _Relu(torch.autograd.Function):
+class _Rectifier(torch.autograd.Function):
     # It asks the rule on the way back, not on the way forward, so that a rule can be suspended.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rule: ReluRule) -> Tensor:
-        y = torch.relu(x)
-        ctx.save_for_backward(y)
-        ctx.rule = rule
-        return y
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, kept: Tensor, rule: ReluRule, func: Function
+    ) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.rule, ctx.func = rule, func
+        return y.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        if ctx.rule.backward != "plain":
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        backward = ctx.rule.backward
+        if backward != "plain":
             gradient = gradient.relu()
-        if ctx.rule.backward != "deconv":
-            gradient = gradient * (y > 0)
-        return gradient, None
+        if backward != "deconv":
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                # A copy, as the function may work in place.
+                (gradient,) = torch.autograd.grad(ctx.func(leaf.clone()), leaf, gradient)
+        if backward == "guided":
+            gradient = torch.where(x < 0, 0.0, gradient)
+        return gradient, None, None, None, None
 
 
 _IN_PLACE_SUMS = frozenset({Tensor.add_, Tensor.__iadd__})
 _SUMS: frozenset[Function] = _IN_PLACE_SUMS | frozenset(
     {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 )
-_POOLINGS: frozenset[Function] = frozenset(
-    {
-        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
-        F.adaptive_avg_pool3d, torch.mean, Tensor.mean, torch.sum, Tensor.sum,
-    }
-)  # fmt: skip
-_NO_EXCITATION: frozenset[Function] = frozenset(
-    {
-        F.gelu, F.silu, F.elu, F.selu, F.celu, F.mish, F.hardswish, F.leaky_relu, F.layer_norm,
-        F.group_norm, F.scaled_dot_product_attention, F.multi_head_attention_forward, F.sigmoid,
-        F.tanh, F.hardsigmoid, torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh,
-        F.softmax, F.log_softmax, torch.softmax, Tensor.softmax, torch.log_softmax,
-        Tensor.log_softmax, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
-        torch.bmm, Tensor.bmm, torch.addmm, torch.einsum,
-    }
-)  # fmt: skip
+_POOLINGS = _functions(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "mean sum interpolate"
+)
+_FACTORS = _functions(
+    "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ true_divide"
+)
+# Neither linear in what is positive, nor a ReLU.
+_NO_EXCITATION = _SOFT_RELUS | _OTHER_ACTIVATIONS | _PRODUCTS
+_NO_EXCITATION |= _functions(
+    "threshold threshold_ softmax softmin log_softmax layer_norm group_norm instance_norm rms_norm "
+    "local_response_norm normalize scaled_dot_product_attention multi_head_attention_forward "
+    "bilinear sub sub_ __sub__ __rsub__ __isub__ subtract neg __neg__ pow __pow__ exp log sqrt "
+    "rsqrt reciprocal __rtruediv__ square abs norm logsumexp lp_pool2d tensordot conv_transpose1d "
+    "conv_transpose2d conv_transpose3d"
+)
 
 
 class ExcitationRule(BackwardRule):
@@ -169,6 +291,8 @@ class ExcitationRule(BackwardRule):
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, eq. 5 and
     section 3.3.
     """
+
+    name = "Excitation backpropagation"
 
     def __init__(self, contrastive: bool):
         super().__init__()
@@ -236,26 +360,41 @@ class ExcitationRule(BackwardRule):
         return _Excite.apply(x, y, None, linear, torch.ones(()))
 
     def _summed(self, func: Function, x: Tensor, other: Any, **kwargs: Any) -> Tensor:
-        # A bias that is added to a tensor is not a neuron; nor is what lies before the layer.
-        both = all(isinstance(term, Tensor) and term.requires_grad for term in (x, other))
-        if not both or kwargs.get("alpha", 1) != 1 or x.shape != other.shape:
+        # A bias is not a neuron; nor is what lies before the layer.
+        if not (_is_signal(x) and _is_signal(other)):
             return func(x, other, **kwargs)
+        if kwargs.get("alpha", 1) != 1 or x.shape != other.shape:
+            self.refuse(func)
         y = _ExciteSum.apply(x, other)
         return x.copy_(y) if func in _IN_PLACE_SUMS else y
 
+    def _scaled(self, func: Function, x: Any, factor: Any, **kwargs: Any) -> Tensor:
+        is_quotient = "div" in func.__name__
+        if not _is_signal(x) and not is_quotient:
+            x, factor = factor, x
+        if not _is_signal(x) or _is_signal(factor) or kwargs:  # two activations, or a rounding mode
+            self.refuse(func)
+        # A constant is the one weight of each neuron.
+        y, in_place = _evaluate(func, x, (factor,), {})
+        weight = torch.as_tensor(factor).detach().to(x)
+        y = _Excite.apply(x, y, None, torch.mul, 1 / weight if is_quotient else weight)
+        return x.copy_(y) if in_place else y
+
     def _passed_on(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.no_grad():
-            y = torch.relu(x)
+        if func in _BOUNDED and _lower_bound(func, args, kwargs) < 0:
+            self.refuse(func)
+        y, in_place = _evaluate(func, x, args, kwargs)
         y = _PassOn.apply(x, y)
-        return x.copy_(y) if _is_in_place(func, *args, **kwargs) else y
+        return x.copy_(y) if in_place else y
 
     refused = _NO_EXCITATION
-    handlers = {
-        **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _weighted),
+    handlers: ClassVar[Mapping[Function, Function]] = {
+        **dict.fromkeys(_WEIGHTED, _weighted),
         F.batch_norm: _batch_norm,
         **dict.fromkeys(_POOLINGS, _pooled),
         **dict.fromkeys(_SUMS, _summed),
-        **dict.fromkeys(_RELUS, _passed_on),
+        **dict.fromkeys(_FACTORS, _scaled),
+        **dict.fromkeys(_RELUS | _BOUNDED, _passed_on),
     }
 
 

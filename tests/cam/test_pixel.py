@@ -161,13 +161,87 @@ def test_every_spelling_of_a_relu_counts(name, relu):
 def test_a_network_without_relus_is_warned_of(method):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     )
     images = noise_images(1, size=8).float()
     with pytest.warns(UserWarning, match="there is none on the way back"):
-        maps = raw_maps(method, model, images, layer="1")
+        maps = raw_maps(method, model, images, layer="0")
     if not isinstance(method, GuidedGradCAM):
         torch.testing.assert_close(maps, raw_maps("saliency", model, images))
+
+
+class Weighed(nn.Module):
+    """An activation of the image's pixels, and their weighted sum; some weights are negative."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation, self.fc = activation, nn.Linear(3 * 16, 1).double()
+        torch.manual_seed(0)
+        nn.init.normal_(self.fc.weight)
+
+    def forward(self, x):
+        return self.fc(self.activation(x * 1).flatten(1))
+
+
+RECTIFIERS = {
+    "relu6": (nn.ReLU6(), lambda x: (x > 0) & (x < 6)),
+    "relu6 in place": (nn.ReLU6(inplace=True), lambda x: (x > 0) & (x < 6)),
+    "F.relu6": (F.relu6, lambda x: (x > 0) & (x < 6)),
+    "hardtanh": (nn.Hardtanh(-1, 2), lambda x: (x > -1) & (x < 2)),
+    "hardtanh_": (F.hardtanh_, lambda x: x.abs() < 1),
+    "clamp": (lambda x: x.clamp(0, 3), lambda x: (x > 0) & (x < 3)),
+    "clamp_min_": (lambda x: x.clamp_min_(0), lambda x: x > 0),
+    "leaky relu": (nn.LeakyReLU(0.1), lambda x: torch.where(x > 0, 1, 0.1)),
+    "leaky_relu_": (lambda x: F.leaky_relu_(x, 0.1), lambda x: torch.where(x > 0, 1, 0.1)),
+    "prelu": (nn.PReLU().double(), lambda x: torch.where(x > 0, 1, 0.25)),
+    "elu": (nn.ELU(inplace=True), lambda x: torch.where(x > 0, 1, x.exp())),
+    "gelu": (nn.GELU(), lambda x: _normal_cdf(x) + x * torch.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)),
+    "silu": (nn.SiLU(inplace=True), lambda x: x.sigmoid() * (1 + x * (1 - x.sigmoid()))),
+    "hardswish": (
+        nn.Hardswish(),
+        lambda x: torch.where(x > 3, 1, torch.where(x < -3, 0, (2 * x + 3) / 6)),
+    ),
+}
+
+
+def _normal_cdf(x):
+    return (1 + torch.erf(x / np.sqrt(2))) / 2
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_activations_in_the_place_of_relus_by_hand(name):
+    """What is negative above, or below if guided, is masked; the rest has the derivative."""
+    activation, derivative = RECTIFIERS[name]
+    model, images = Weighed(activation), 4 * noise_images(2, size=4)
+    plain = model.fc.weight.detach().reshape(1, 3, 4, 4).expand(2, -1, -1, -1)
+    positive, slope = plain.relu(), derivative(images)
+
+    def signed(method):
+        return raw_maps(method(channels="keep"), model, images)
+
+    torch.testing.assert_close(signed(Saliency), slope * plain)
+    torch.testing.assert_close(signed(Deconvnet), positive)
+    torch.testing.assert_close(signed(GuidedBackprop), (images > 0) * slope * positive)
+
+
+@pytest.mark.parametrize(("name", "method"), [("Guided", GuidedBackprop), ("Deconv", Deconvnet)])
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh(), torch.tanh, F.softplus])
+def test_an_activation_without_a_rule_is_an_error_that_names_it(name, method, activation):
+    model, images = Weighed(activation), noise_images(1, size=4)
+    where = "'activation' \\(" if isinstance(activation, nn.Module) else "the network's own forward"
+    with pytest.raises(ValueError, match=f"^{name}.* no rule, in {where}"):
+        raw_maps(method(), model, images)
+
+
+def test_a_sigmoid_at_the_end_is_part_of_the_score():
+    logits, images = vgg11().double().eval(), noise_images(1)
+    maps = raw_maps(
+        "guidedbackprop", nn.Sequential(logits, nn.Sigmoid()), images, torch.tensor([2])
+    )
+    slope = (p := logits(images)[:, 2].sigmoid()) * (1 - p)
+    torch.testing.assert_close(
+        maps, raw_maps("guidedbackprop", logits, images, torch.tensor([2])) * slope.detach()
+    )
 
 
 # Guided Grad-CAM
@@ -496,6 +570,94 @@ def test_probabilities_sum_to_one_in_resnet(layer):
     maps = raw_maps(method, model, noise_images(2), torch.tensor([4, 1]), layer)
     assert (maps >= 0).all()
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(2).double())
+
+
+class MobileBlock(nn.Sequential):
+    """A depthwise and a pointwise convolution, as in MobileNets."""
+
+    def __init__(self, n_in, n_out, relu):
+        super().__init__(
+            nn.Conv2d(n_in, n_in, 3, 2, 1, groups=n_in, bias=False), nn.BatchNorm2d(n_in), relu(),
+            nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out), relu(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        nn.ReLU6,
+        lambda: nn.ReLU6(inplace=True),
+        lambda: nn.Hardtanh(0, 3),
+        lambda: _Call(F.relu6),
+        lambda: _Call(lambda x: x.clamp(0, 6)),
+        lambda: _Call(lambda x: x.clamp_(min=0, max=2)),
+        lambda: _Call(lambda x: F.relu(x) * 0.5),
+        lambda: _Call(lambda x: 3 * F.relu(x) / torch.full((1, 1, 1, 1), 7.0)),
+    ],
+)
+@pytest.mark.parametrize("layer", ["2", "3", "4"])
+def test_probabilities_sum_to_one_in_mobile_nets(relu, layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), relu(), MobileBlock(8, 16, relu),
+        MobileBlock(16, 16, relu), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ).double().eval()  # fmt: skip
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.weight, 8)  # so that ReLU6 saturates
+    images = 3 * noise_images(2)
+    maps = raw_maps(ExcitationBackprop(False), model, images, torch.tensor([4, 1]), layer)
+    assert (maps >= 0).all()
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(2).double())
+
+
+class _Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x.mean((2, 3), keepdim=True),
+        lambda x: x - x.mean((2, 3), keepdim=True),
+        lambda x: x + x.mean((2, 3), keepdim=True),
+        lambda x: torch.add(x, x, alpha=2),
+        lambda x: 1 / (1 + x),
+        lambda x: x.clamp(-1, 1),
+        lambda x: F.leaky_relu(x),
+        nn.SiLU(),
+        nn.InstanceNorm2d(3),
+        nn.LocalResponseNorm(2),
+    ],
+)
+def test_excitation_backprop_refuses_what_would_change_the_mass(function):
+    model = nn.Sequential(nn.ReLU(), _Call(function), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"is defined for ReLU networks; this one uses .* in '1"):
+        raw_maps("excitationbackprop", model, noise_images(2, size=4), None, "0")
+
+
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_weights_win_nothing(n_images):
+    """A parameter of the activations' own shape is a bias, and a made weight is a weight."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.fc = nn.ReLU(), nn.Linear(3, 2).double()
+            self.shift = nn.Parameter(torch.rand(1, 3, 4, 4).double())
+
+        def forward(self, x):
+            weight = self.fc.weight - self.fc.weight.mean(1, keepdim=True)
+            return F.linear((self.relu(x) + self.shift.abs()).mean((2, 3)), weight)
+
+    torch.manual_seed(0)
+    maps = raw_maps(ExcitationBackprop(False), Shifted(), noise_images(n_images, 4), None, "relu")
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(n_images).double())
 
 
 def test_excitation_backprop_leaves_the_scores_as_they_are(residual):
