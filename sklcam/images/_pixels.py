@@ -190,8 +190,10 @@ def check_pixel_dtype(pixels: np.ndarray | Tensor, name: str) -> None:
     if isinstance(pixels, Tensor):
         if pixels.layout != torch.strided:
             raise ValueError(f"{name} is a sparse tensor; pass a dense one, {name}.to_dense().")
-        is_float = pixels.is_floating_point()
-        is_whole = not (is_float or pixels.is_complex() or pixels.is_quantized)
+        is_float = pixels.is_floating_point() and pixels.dtype.itemsize > 1
+        is_whole = not (
+            pixels.dtype.is_floating_point or pixels.is_complex() or pixels.is_quantized
+        )
         to_bytes, to_floats = ".to(torch.uint8)", ".to(torch.float32)"
     else:
         is_float, is_whole = pixels.dtype.kind == "f", pixels.dtype.kind in "biu"
@@ -200,7 +202,8 @@ def check_pixel_dtype(pixels: np.ndarray | Tensor, name: str) -> None:
         return
     advice = ""
     if is_whole and not (isinstance(pixels, Tensor) and pixels.is_meta):
-        low, high = int(pixels.min()), int(pixels.max())
+        values = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels)
+        low, high = int(values.min()), int(values.max())  # torch has none for all types
         advice = f" Its values range from {low} to {high}: "
         if low >= 0 and high <= 1:
             advice += f"pass {name}{to_floats}."
@@ -244,10 +247,9 @@ def locate_channels(
     if channels is not None:
         return channels
     if isinstance(image, Tensor):
-        kind, usual, move, other = "a tensor", "first", "permute", "an array"
+        kind, usual, move = "a tensor", "first", "permute"
     else:
         kind, usual, move = "an array", "last", "transpose"
-        other = f"a tensor, torch.from_numpy({name})"
     found = _channels_by_shape(tuple(image.shape))
     sides = image.shape[1:] if usual == "first" else image.shape[:-1]
     # The shape of a toy says nothing, and neither does that of single pixels.
@@ -263,7 +265,7 @@ def locate_channels(
     axes = (*range(n_leading), *(n_leading + axis for axis in order))
     raise ValueError(
         f"{name} is {kind} of shape {shape}, with its channels {found}; they come {usual} in such: "
-        f"pass {name}.{move}{axes}, or {other}."
+        f"pass {name}.{move}{axes}, or sklcam.images.ImageDataset(X, channels={found!r})."
     )
 
 
@@ -310,7 +312,7 @@ def _check_range(low: float, high: float, subject: str, hint: str = "") -> None:
 
 def _advice(low: float, high: float) -> str:
     """Say how values of this range come to lie in [0, 1]."""
-    if low >= -0.5 and high <= 1.5:  # as interpolation and sharpening leave
+    if low >= -0.25 and high <= 1.25:  # as interpolation and sharpening leave
         return "clip them to it"
     if low >= -_ROUNDING:
         if 100 < high <= 255:

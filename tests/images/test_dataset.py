@@ -140,7 +140,5 @@ def test_pickles(rng, tmp_path, form):
 
 
 def test_a_single_image_with_its_channels_first_is_told_from_grey_ones():
-    with pytest.raises(
-        ValueError, match=r"fitted on 3. If X is one image, pass X.None"
-    ):
+    with pytest.raises(ValueError, match=r"fitted on 3. If X is one image, pass X.None"):
         ImageDataset(np.zeros((3, 28, 28)), n_channels=3)

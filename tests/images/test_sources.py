@@ -264,6 +264,8 @@ OBJECTS[:] = RAGGED
             r"int16; .*X.to\(torch.float32\), .*4095 for",
         ),
         (torch.zeros(2, 1, 8, 8).bool(), "dtype torch.bool"),
+        (torch.full((2, 1, 8, 8), 4095).to(torch.uint16), r"torch.uint16; .*4095 for 12 bits"),
+        (torch.ones(2, 1, 8, 8).to(torch.float8_e5m2), "dtype torch.float8_e5m2"),
         (np.ma.masked_less(np.zeros((2, 8, 8)), 1), r"masked array.*pass X.filled"),
         *(
             (np.zeros((2, n, 8, 9)), r"first;.*pass X.transpose\(0, 2, 3, 1\)")
@@ -278,7 +280,10 @@ OBJECTS[:] = RAGGED
         (np.zeros((28, 28)), r"one grey image, pass X\[np.newaxis\]"),
         (torch.zeros(28, 28), r"one grey image, pass X\[None, None\]"),
         (torch.zeros(3, 28, 28), r"one image, pass X\[None\]"),
-        (np.zeros((2, 3, 8, 9)), r"pass X.transpose\(0, 2, 3, 1\).*torch.from_numpy\(X\)"),
+        (
+            np.zeros((2, 3, 8, 9)),
+            r"X.transpose\(0, 2, 3, 1\), or .*channels='first'",
+        ),
         (torch.zeros(2, 8, 9, 3), r"pass X.permute\(0, 3, 1, 2\)"),
         (RAGGED, "arrays of different sizes cannot be mixed. Pass file paths or PIL images"),
         (OBJECTS, "arrays of different sizes cannot be mixed"),
