@@ -123,7 +123,7 @@ def check_pages(image: Image.Image) -> None:
 
 def _deep_grey(image: Image.Image, background: RGB) -> Tensor:
     """Return a grey image of 16 bits, float32; Pillow would cut off everything above 255."""
-    values = np.asarray(image).astype(np.int32)
+    values = np.asarray(image)
     # Pillow scales the values of TIFF files neither by their depth nor by what they stand for.
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]

@@ -32,6 +32,7 @@ from sklcam.images._pixels import (
     rgb_tensor,
     upright_size,
 )
+from sklcam.images.framed import FramedDataset
 
 # Small images are copied and resized together, this many values at a time: each call has a cost of
 # its own. With more, floats no longer fit in the caches.
@@ -216,7 +217,7 @@ class Rows(Source):
 def open_source(X: Any, reading: Reading | None = None) -> Source:
     """Return the source for X, after the checks that need neither pixels nor the disk."""
     source: Source
-    opened = getattr(X, "source", None)
+    opened = getattr(X, "source", None) if isinstance(X, FramedDataset) else None
     if isinstance(opened, Source):  # how it is read was said when it was opened
         return opened
     reading = reading or Reading()
