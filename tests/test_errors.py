@@ -600,6 +600,12 @@ REFUSALS: dict[str, list[Row]] = {
             pooling=("median", 'pooling must be "mean" or "max"; got .median'),
             gradient=("half", 'gradient must be "plain", .* got .half'),
         ),
+        ("options", lambda: cam.GradCAM(pooling="x")(VALUES, IMAGES), "pooling must be"),
+        (
+            "a rule",
+            lambda: cam.GradCAM(gradient="guided")(VALUES, IMAGES),
+            "changes the way back while the network runs",
+        ),
         ("no scores", lambda: cam.GradCAM()(None, IMAGES), "scores must be .* got None"),
         ("a leaf", lambda: cam.GradCAM()(VALUES, IMAGES), "activations must be .* with a gradient"),
         (
@@ -608,7 +614,11 @@ REFUSALS: dict[str, list[Row]] = {
             "scores have no graph",
         ),
     ],
-    "Counterfactual": of_options(cam.Counterfactual, pooling=("x", "pooling must be")),
+    "Counterfactual": of_options(
+        cam.Counterfactual,
+        pooling=("x", "pooling must be"),
+        gradient=("absolute", "would be Grad-CAM itself"),
+    ),
     "CAM": [
         (
             "a callable",
@@ -2003,6 +2013,8 @@ TAKES_NOTHING_WRONG = {
     "PersistenceError": "an error",
     "MissingObjectsError": "an error",
     "VersionWarning": "a warning",
+    "ExplanationWarning": "a warning",
+    "ExplanationCheck": "takes tensors of the library's own",
     "Uniform": "has no options",
     "FakeCAM": "has no options",
     "ExcitationBackprop": "its option is true or false",

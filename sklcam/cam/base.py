@@ -221,6 +221,12 @@ class GradientMethod(Method):
         Tensor of shape (n_images, u, v)
             float32, or float64 if the activations are.
         """
+        self.check()
+        if self.rule() is not None:
+            raise ValueError(
+                f"{self!r} changes the way back while the network runs, which is over by now; "
+                "call it by an explainer's explain, or by sklcam.cam.RecordedPass."
+            )
         check_tensor("scores", scores, "n_images")
         if not (isinstance(activations, Tensor) and activations.requires_grad):
             raise ValueError(

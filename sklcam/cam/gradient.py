@@ -92,7 +92,7 @@ class Counterfactual(GradCAM):
     Parameters
     ----------
     relu, pooling, gradient
-        See :class:`GradCAM`.
+        See :class:`GradCAM`; but for "absolute", which a sign makes no difference to.
 
     References
     ----------
@@ -107,6 +107,14 @@ class Counterfactual(GradCAM):
     >>> Counterfactual()(scores, activations)
     tensor([[[2., 0.]]])
     """
+
+    def check(self) -> None:
+        super().check()
+        if self.gradient == "absolute":
+            raise ValueError(
+                'Counterfactual(gradient="absolute") would be Grad-CAM itself: absolute values do '
+                "not know that they were negated. Take another gradient, or GradCAM."
+            )
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return super().weights(activations, -gradients)

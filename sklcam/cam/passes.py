@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sklcam.cam.base import Method
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.rules import ReluRule
 from sklcam.cam.targets import Target
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
@@ -54,7 +53,7 @@ def record_for(
     Warns
     -----
     UserWarning
-        If a method changes what ReLUs hand back, and there is none.
+        If a method changes what some layers hand back, and there are none.
     """
     for method in methods:
         method.check()
@@ -75,10 +74,8 @@ def record_for(
         keep_graph=len(methods) > 1 and "images" in graphs,
         top_channels=top_channels,
     )
-    if isinstance(rule, ReluRule) and not rule.n_relus:
+    if rule is not None and rule.idle:
         warnings.warn(
-            f"{methods[0]!r} changes what ReLUs hand back, but there is none on the way back; what "
-            "comes out is the plain gradient. An earlier target layer may have some.",
-            stacklevel=2,
+            f"{methods[0]!r} {rule.idle} An earlier target layer may have some.", stacklevel=2
         )
     return recorded

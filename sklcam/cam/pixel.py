@@ -212,7 +212,8 @@ class ExcitationBackprop(Method):
     ----------
     contrastive : bool, default=True
         Subtract the probability of the dual class, what speaks against the class (c-MWP), and show
-        what is left of the positive; False is MWP.
+        what is left of the positive; False is MWP. It needs a layer with weights between the target
+        layer and the output, and a warning says if there is none.
 
     References
     ----------
@@ -225,7 +226,8 @@ class ExcitationBackprop(Method):
     >>> from sklcam import CAMExplainer
     >>> from sklcam.cam import ExcitationBackprop
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> explainer = CAMExplainer(network, method=ExcitationBackprop(), target_layer="0", verbose=0)
+    >>> method = ExcitationBackprop(contrastive=False)
+    >>> explainer = CAMExplainer(network, method=method, target_layer="0", verbose=0)
     >>> images = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]]])
     >>> explainer.fit().explain(images, target=0)
     array([[[0. , 1. ],

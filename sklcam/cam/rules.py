@@ -61,11 +61,14 @@ class BackwardRule(TorchFunctionMode):
         What is called in a function's place: with it, and with its arguments.
     refused : set of functions
         Those without a rule: a network that has one on the way back cannot be explained.
+    idle : str
+        Why the rule has changed nothing in the pass; empty if it has.
     """
 
     name: ClassVar[str] = ""
     handlers: ClassVar[Mapping[Function, Function]] = {}
     refused: ClassVar[frozenset[Function]] = frozenset()
+    idle: str = ""
 
     def __torch_function__(
         self,
@@ -156,16 +159,15 @@ class ReluRule(BackwardRule):
         "guided" hands back positive gradients where the ReLU was active (Springenberg et al. 2015,
         section 3.4), "deconv" positive gradients wherever they are (Zeiler and Fergus 2014).
 
-    Attributes
-    ----------
-    n_relus : int
-        How many of them with a graph the rule has met; without any it changes nothing.
     """
 
     def __init__(self, backward: ReluBackward):
         super().__init__()
         self.backward = backward
-        self.n_relus = 0
+        self.idle = (
+            "changes what ReLUs hand back, but there is none on the way back; what comes out is "
+            "the plain gradient."
+        )
         self._refusal: str | None = None
 
     @property
@@ -186,7 +188,7 @@ class ReluRule(BackwardRule):
         y, in_place = _evaluate(func, x, args, kwargs)
         kept = x.detach().clone() if in_place else x.detach()
         y = _Rectifier.apply(x, y, kept, self, lambda x: func(x, *args, **kwargs))
-        self.n_relus += y.requires_grad
+        self.idle = ""
         return x.copy_(y) if in_place else y
 
     def _bounded(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -297,6 +299,11 @@ class ExcitationRule(BackwardRule):
     def __init__(self, contrastive: bool):
         super().__init__()
         self.contrastive = contrastive
+        if contrastive:
+            self.idle = (
+                "sets a class off against its dual, whose weights are negated, but there is no "
+                "layer with weights on the way back; what comes out is contrastive=False."
+            )
         self._is_top = True
         # What made each output of a convolution, by the output's id: a batch normalisation that
         # follows is folded into it. The output is held along, as ids of the dead are used again.
@@ -330,6 +337,7 @@ class ExcitationRule(BackwardRule):
         with torch.no_grad():
             y = func(x, weight, bias, *rest, **kwargs)
         y = _Excite.apply(x, y, self, linear, weight.detach())
+        self.idle = ""
         self._convolutions[id(y)] = (y, linear, (x, weight.detach()))
         return y
 
@@ -340,6 +348,7 @@ class ExcitationRule(BackwardRule):
             y = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if training or running_mean is None:
             raise ValueError("Excitation backpropagation needs a network in evaluation mode.")
+        self.idle = ""
         scale = (running_var + eps).rsqrt() * (1 if weight is None else weight.detach())
         known = self._convolutions.get(id(x))
         if known is not None and known[0] is x:

@@ -410,6 +410,18 @@ def test_contrastive_probabilities_by_hand(activations, target, expected):
     torch.testing.assert_close(maps, torch.tensor([[expected]]).double())
 
 
+def test_contrast_without_weights_is_warned_of():
+    model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = noise_images(1, size=4)
+    with pytest.warns(UserWarning, match="no layer with weights on the way back"):
+        contrastive = raw_maps(ExcitationBackprop(), model, images, layer="0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(
+            raw_maps(ExcitationBackprop(False), model, images, layer="0"), contrastive
+        )
+
+
 class Residual(nn.Module):
     """Convolutions with and without batch normalisation, a sum, both poolings, a linear head."""
 
