@@ -247,7 +247,7 @@ def test_augmentations():
     assert len(seen) == len(X) and seen[0].shape == (1, 1, 16, 16)  # image by image
     assert all(batch.min() >= 0 and batch.max() <= 1 for batch in seen)
     with pytest.raises(ValueError, match="augment must return"):
-        classifier(augment=lambda images: images[:1]).fit(X, Y)
+        classifier(augment=lambda images: images[:, :, 1:]).fit(X, Y)
 
 
 # Schedules of the weights
