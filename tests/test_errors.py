@@ -566,6 +566,25 @@ REFUSALS: dict[str, list[Row]] = {
         ("NaN", lambda: EmbeddingCAMExplainer(NET).fit(X, np.full(12, NAN)), "y has labels that a"),
         ("sums", lambda: EmbeddingCAMExplainer(NET, "self").partial_fit(X, Y), "keeps sums"),
         (
+            "classes",
+            lambda: EmbeddingCAMExplainer(NET, classes=[0, 1, 2]).fit(X, Y),
+            "give no classes with proxy='mean'",
+        ),
+        (
+            "embedding_layer",
+            lambda: EmbeddingCAMExplainer(NET, "self", embedding_layer="fc").fit(X),
+            "no layer 'fc' for embedding_layer",
+        ),
+        (
+            "contrast",
+            lambda: (
+                EmbeddingCAMExplainer(NET, contrast=True, verbose=0)
+                .fit(X, Y)
+                .explain(X, lambda output: output[:, 0])
+            ),
+            "takes the mean of the proxies off a proxy or an embedding",
+        ),
+        (
             "channels",
             lambda: EmbeddingCAMExplainer(NET, top_channels=99).fit(X, Y).explain(X),
             "99",

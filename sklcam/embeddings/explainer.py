@@ -8,6 +8,7 @@ classifiers.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, ClassVar, Literal
@@ -22,9 +23,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sklcam._validation import check_count
+from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
+from sklcam.embeddings._unit_length import ending_at, have_unit_length, remedy
 from sklcam.embeddings.targets import (
     EmbeddingDirections,
     NearestProxies,
@@ -39,6 +41,8 @@ from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
+from sklcam.networks.adapters import Adapter
+from sklcam.networks.inputs import Inputs
 
 
 class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
@@ -53,8 +57,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     Parameters
     ----------
     model : nn.Module or fitted estimator
-        A network that takes images and returns embeddings of shape (n_images, dim), best as they
-        are before they are brought to length 1; or a fitted skorch net around one.
+        A network that takes images and returns embeddings of shape (n_images, dim), or a fitted
+        skorch net around one. Of one that brings them to length 1, name the ``embedding_layer``.
     proxy : {"mean", "self"}, callable or array-like of shape (n_classes, dim), default="mean"
         The proxies that :meth:`fit` learns. "mean" is the mean of the class's embeddings, each of
         length 1, brought to length 1 (eq. 11). "self" is the image's own embedding: nothing is
@@ -72,6 +76,10 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         explained, be it a proxy, the image's own embedding or a reference image. What all classes
         share, such as the background, drops out; embeddings of classes that a network was not
         trained on have much in common.
+    embedding_layer : str or None, default=None
+        Dotted name of the layer whose output is the embedding, for networks that bring it to length
+        1 afterwards: the paper's score is the product with the embedding as it is before that.
+        None is the network's output.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
     batch_size, num_workers, verbose
@@ -84,6 +92,13 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     n_images_per_class_ : ndarray of shape (n_classes,), int
         How many images each proxy was learned from; 0 for proxies that were given.
     target_layers_ : list of TargetLayer
+    normalizes_ : bool
+        Whether the embeddings that are explained have length 1 as the network returns them.
+
+    Warns
+    -----
+    UserWarning
+        In fit, if they have.
 
     References
     ----------
@@ -111,6 +126,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         "proxy": [StrOptions({"mean", "self"}), callable, "array-like"],
         "top_channels": [None, Interval(Integral, 1, None, closed="left")],
         "contrast": ["boolean"],
+        "embedding_layer": [None, str],
     }
     shows_probabilities: ClassVar[bool] = False  # the softmax of cosines is close to even
 
@@ -123,6 +139,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         *,
         top_channels: int | None = None,
         contrast: bool = False,
+        embedding_layer: str | None = None,
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
@@ -154,6 +171,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.proxy = proxy
         self.top_channels = top_channels
         self.contrast = contrast
+        self.embedding_layer = embedding_layer
 
     # Learning
 
@@ -175,11 +193,18 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Raises
         ------
         ValueError
-            If a parameter does not fit the model, labels are missing, or an embedding is zero.
+            If a parameter does not fit the model, labels are missing, or an embedding is zero; or
+            if images are to be explained by themselves, and the network brings embeddings to
+            length 1.
         """
         learns = callable(self.proxy) or is_name(self.proxy, "mean")
         if learns and X is None:
             raise ValueError("fit needs images X and labels y to learn proxies from.")
+        if self.classes is not None and (learns or is_name(self.proxy, "self")):
+            raise ValueError(
+                "classes= labels the rows of an array of proxies; give no classes with "
+                f"proxy={self.proxy!r}, which takes them from y or has none."
+            )
         self._sums_: dict[Any, np.ndarray] = {}
         self._counts_: dict[Any, int] = {}
         self.proxies_: np.ndarray | None = None
@@ -302,6 +327,27 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.classes_, self.proxies_ = classes, proxies
         self.n_images_per_class_ = np.zeros(len(classes), dtype=int)
 
+    def _adapt(self) -> Adapter:
+        adapter = super()._adapt()
+        return adapter if self.embedding_layer is None else ending_at(adapter, self.embedding_layer)
+
+    def _dry_run(self, adapter: Adapter, sample: Inputs, *, given: bool) -> Tensor:
+        output = super()._dry_run(adapter, sample, given=given)
+        self.normalizes_ = have_unit_length(output)
+        if self.normalizes_:  # of one image that may be chance, above all in half precision
+            other = sample.with_images(sample.images.flip(-1) / 2 + 0.1)
+            self.normalizes_ = have_unit_length(super()._dry_run(adapter, other, given=given))
+        if self.normalizes_:
+            if is_name(self.proxy, "self"):
+                raise _itself_is_constant(adapter)
+            warnings.warn(
+                "The network brings its embeddings to length 1, so that scores are cosines: the "
+                "nearer an image is to what it is compared with, the smaller their gradient, down "
+                f"to rounding. For the paper's score, {remedy(adapter.network)}.",
+                stacklevel=4,
+            )
+        return output
+
     def _find_classes(self, output: Tensor, y: Any) -> None:
         """Check that the network embeds; its outputs are not classes."""
         if output.ndim != 2:
@@ -423,6 +469,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if isinstance(asked, SinglePoint) or (
             isinstance(asked, Predicted) and self.proxies_ is None
         ):
+            if self.normalizes_ and shared is None:
+                raise _itself_is_constant(self.adapter)
             return SinglePoint(shared)
         if isinstance(asked, Predicted | TopK):
             n_nearest = asked.k if asked.several else None
@@ -433,6 +481,13 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if isinstance(asked, Directions) and not isinstance(asked, EmbeddingDirections):
             vectors = asked.given()
             return EmbeddingDirections(vectors if shared is None else vectors - shared.to(vectors))
+        if shared is not None and not isinstance(
+            asked, EmbeddingDirections | NearestProxies | ProxyClasses
+        ):
+            raise ValueError(
+                "contrast=True takes the mean of the proxies off a proxy or an embedding, and "
+                f"the target is {describe(asked)}. Explain it with contrast=False."
+            )
         return asked
 
     def as_method(self, method: AnyMethod | None) -> Method:
@@ -528,6 +583,14 @@ def _are_images(target: Any) -> bool:
         return True
     some = target[0] if isinstance(target, list | tuple) and len(target) else None
     return isinstance(some, os.PathLike | Image.Image)
+
+
+def _itself_is_constant(adapter: Adapter) -> ValueError:
+    return ValueError(
+        "The network brings its embeddings to length 1, so that the product of each with itself is "
+        "1 whatever the image: its gradient is zero, and a map of it would be rounding. Explain by "
+        f"proxies or reference images, or {remedy(adapter.network)}."
+    )
 
 
 def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@ fitted first: to training images, and to an explainer that embeds them.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -155,7 +155,7 @@ class TripletCAM(ChannelMethod):
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
         # The weights are Grad-CAM's, with the pulls in the place of a proxy.
         X = take_rows(X, in_triplets) if len(in_triplets) < len(labels) else X
-        plain = clone(explainer).set_params(proxy="self", contrast=False).fit(X)
+        plain = copy(explainer).set_params(contrast=False)
         weights = plain.channel_weights(X, Directions(directions), method="gradcam")
         per_layer = weights if isinstance(weights, list) else [weights]
         self.embeddings_ = anchors

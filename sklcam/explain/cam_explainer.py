@@ -180,7 +180,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         """
         self._validate_params()
         get_method(self.method).check()
-        adapter = adapt(self.model, self._preparation())
+        adapter = self._adapt()
         _ = adapter.input_size  # an error if it is not a size
         network = adapter.network
         if any(parameter.is_meta for parameter in network.parameters()):
@@ -197,6 +197,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if get_method(self.method).uses_layers:
             self._warn_of_single_positions(sample)
         return self
+
+    def _adapt(self) -> Adapter:
+        return adapt(self.model, self._preparation())
 
     def _preparation(self) -> Preparation:
         return Preparation(**{field.name: vars(self)[field.name] for field in fields(Preparation)})
@@ -286,7 +289,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     def adapter(self) -> Adapter:
         check_is_fitted(self, "target_layers_")
         if "_adapter" not in vars(self):  # read from a file, which holds no adapters
-            self._adapter = adapt(self.model, self._preparation())
+            self._adapter = self._adapt()
             self._adapter.gives_probabilities = self.gives_probabilities_
         return self._adapter
 

@@ -33,6 +33,7 @@ from sklcam import embeddings, explain, training
 from sklcam._validation import check_size
 from sklcam.networks import TargetLayer, build_model
 from sklcam.networks.construction import parameter_names
+from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.nested import unnest
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.known import check_policy
@@ -63,6 +64,7 @@ _EXPLAINER: dict[str, Any] = {
     "classes_": np.ndarray | None,
     "gives_probabilities_": bool,
     "n_images_per_class_": np.ndarray,
+    "normalizes_": bool,
     "proxies_": np.ndarray | None,
     "_counts_": dict,
     "_dim_": Integral,
@@ -453,7 +455,7 @@ def _read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
     is_built = isinstance(model, dict)
     if is_built:
         _check_fit(_on_meta(model), numbers["state"])
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with generators_lock, torch.random.fork_rng(range(torch.cuda.device_count())):
             model = build_model(**model)
     elif isinstance(model, type) and issubclass(model, nn.Module):
         model = model()
