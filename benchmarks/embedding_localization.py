@@ -258,7 +258,8 @@ def figures_of(init: int, data: Bunch, options: argparse.Namespace) -> Bunch:
             "Contrast": partial(contrast.explain, target=labels),
         }
         for name, explain in ways.items():
-            maps = torch.from_numpy(explain(images))
+            # Shares and thresholds are of the map as it is, and not of one without its floor.
+            maps = torch.from_numpy(explain(images, normalize=False))
             found.rows[name, channels] = judge(maps, masks, boxes)
         if data.scenes is not None and top is None:
             found.pointing = precision_in_scenes(explainer, contrast, chen, data.scenes, size)
@@ -297,7 +298,7 @@ def precision_in_scenes(
     }
     precision = {"Chance": masks.mean().item()}
     for name, explain in ways.items():
-        maps = torch.from_numpy(explain(images))
+        maps = torch.from_numpy(explain(images, normalize=False))
         precision[name] = pointing_game(maps, masks).float().mean().item()
     return precision
 

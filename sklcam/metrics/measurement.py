@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import describe
+from sklcam.cam.base import Method
 from sklcam.cam.targets import Target
 from sklcam.explain.base import Explainer
 from sklcam.explain.opened import Batch
@@ -168,7 +169,8 @@ class Measurement:
     >>> from sklcam.metrics import Evaluator
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> explainer = CAMExplainer(network, target_layer="0", batch_size=2, verbose=0).fit()
-    >>> evaluator = Evaluator(explainer, torch.rand(3, 2, 8, 8), metrics="sparsity")
+    >>> images = torch.rand(3, 2, 8, 8)
+    >>> evaluator = Evaluator(explainer, images, metrics="sparsity", needs=["maps"])
     >>> def look(measurement):
     ...     return measurement.rows, tuple(measurement["maps"].shape)
     >>> evaluator.run(observe=look)[1]
@@ -259,13 +261,14 @@ class Measurement:
 
     # Other passes
 
-    def explain(self, inputs: Inputs, target: Target, *, like: str) -> Tensor:
-        """Explain other inputs in the way that a quantity of the first pass was explained."""
-        method, scaled = self.plan.explained[like]
-        (maps,), _, _ = self.explainer.explain_batch(
-            inputs, target, methods=[method], normalize=scaled
+    def explain(
+        self, inputs: Inputs, target: Target, method: Method, *, normalize: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the maps of other inputs, and the network's output for them."""
+        (maps,), output, _ = self.explainer.explain_batch(
+            inputs, target, methods=[method], normalize=normalize
         )
-        return maps
+        return maps, output
 
     @cached_property
     def masked(self) -> tuple[Tensor | None, Tensor]:
@@ -276,10 +279,7 @@ class Measurement:
             # The confidence alone needs no way back through the network.
             return None, self.explainer.output_of(masked)
         method, _ = self.plan.explained["maps"]
-        (of_masked,), output, _ = self.explainer.explain_batch(
-            masked, self.target, methods=[method]
-        )
-        return of_masked, output
+        return self.explain(masked, self.target, method)
 
     @cached_property
     def confidence(self) -> Confidence:

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from torch import Tensor
 
@@ -290,6 +291,12 @@ def checked_boxes(boxes: PerImage) -> list[Tensor] | None:
             checked.append(check_boxes(as_array(corners)))
         except ValueError as error:
             raise ValueError(f"boxes[{i}]: {error}") from None
+    corners = torch.cat([torch.zeros(1, 4), *checked])
+    if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
+        raise ValueError(
+            "All boxes are within [0, 1], and would cover a pixel at most: they must be in pixels "
+            "of each image, not in shares of its width and height."
+        )
     return checked
 
 

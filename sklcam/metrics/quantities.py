@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sklcam._validation import check_callable, check_count, describe
@@ -118,16 +119,8 @@ def _maps_of_view(measurement: Measurement) -> Tensor:
     warped = inputs.with_images(measurement["warp"](inputs.images))
     # The question is asked anew: what is explained of a view is its own prediction, unless a class
     # was asked for.
-    return measurement.explain(warped, measurement.question, like="view_maps")
-
-
-def _occlusion_maps(measurement: Measurement) -> Tensor:
-    inputs, target = measurement.batch.inputs, measurement.target
-    method = measurement["occlusion"]
-    (maps,), _, _ = measurement.explainer.explain_batch(
-        inputs, target, methods=[method], normalize=False
-    )
-    return maps
+    method, scaled = measurement.plan.explained["view_maps"]
+    return measurement.explain(warped, measurement.question, method, normalize=scaled)[0]
 
 
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
@@ -137,6 +130,19 @@ def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # ReLU, and with the floor that scaling by minimum and maximum would take away.
     maps = measurement["raw_maps"].clamp(min=0)
     return _Lazy(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
+
+
+def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
+    boxes, sizes = measurement.annotations.boxes, measurement.batch.sizes
+    for corners, (height, width), row in zip(boxes or (), sizes, measurement.rows, strict=False):
+        outside = (corners[:, :2] >= torch.tensor([width, height])) | (corners[:, 2:] <= 0)
+        if len(corners) and outside.any(dim=1).all():
+            raise ValueError(
+                f"boxes[{row}] has no box in its image of {width} x {height} pixels: "
+                f"{corners[0].tolist()}. Boxes are (x1, y1, x2, y2) in pixels of the image itself, "
+                "before it is resized."
+            )
+    return boxes
 
 
 def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
@@ -192,14 +198,17 @@ QUANTITIES: dict[str, Quantity] = {
         lambda m: m.options("occlusion").get("occlusion", Occlusion(relu=False)),
         options={"occlusion": _check_occlusion},
     ),
-    "occlusion_maps": Quantity(_occlusion_maps, ("occlusion",)),
+    "occlusion_maps": Quantity(
+        lambda m: m.explain(m.batch.inputs, m.target, m["occlusion"], normalize=False)[0],
+        ("occlusion",),
+    ),
     "occlusion_stride": Quantity(
         lambda m: m["occlusion"].patch_and_stride(*m.batch.inputs.size)[1], ("occlusion",)
     ),
     # Against annotations, in the frame of each image
     "labels": Quantity(lambda m: m.annotations.labels),
     "framed_maps": Quantity(_framed_maps, ("raw_maps",)),
-    "boxes": Quantity(lambda m: m.annotations.boxes),
+    "boxes": Quantity(_boxes),
     "masks": Quantity(_masks, ("boxes",)),
 }
 

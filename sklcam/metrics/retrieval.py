@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from sklcam._validation import check_count, describe
+from sklcam.metrics.masks import as_array
 
 # How many similarities are in memory at a time: 64 MiB of float32.
 _SIMILARITIES = 2**24
@@ -45,7 +45,10 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     >>> recall_at_k(embeddings, ["cat", "cat", "dog", "cat"])
     0.5
     """
-    embeddings, labels = _as_array(embeddings), _as_array(labels)
+    try:
+        embeddings, labels = as_array(embeddings), as_array(labels)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"embeddings and labels must be arrays: {error}") from error
     fits = embeddings.ndim == 2 and embeddings.shape[1] and embeddings.dtype.kind in "biuf"
     if not fits or labels.shape != embeddings.shape[:1]:
         raise ValueError(
@@ -67,14 +70,6 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     indices, _ = nearest_neighbors(embeddings, embeddings, k, leave_one_out=True)
     return float((labels[indices] == labels[:, None]).any(axis=1).mean())
-
-
-def _as_array(values: Any) -> np.ndarray:
-    values = values.detach().cpu() if isinstance(values, Tensor) else values
-    try:
-        return np.asarray(values)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"embeddings and labels must be arrays: {error}") from error
 
 
 def nearest_neighbors(
