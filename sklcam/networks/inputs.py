@@ -122,17 +122,27 @@ class Inputs:
         Raises
         ------
         ValueError
-            If there is not one row an image, or the network writes into its inputs at times.
+            If there is not one row an image, the network writes into its inputs at times, or it
+            takes images of another number of channels.
         """
         known = _writes.setdefault(network, {})
         # A layer may work in place in training alone, as dropout does.
         writes = known.get(network.training)
         given = self if writes is False else self._copied()
         versions, arguments = given._versions(), given.arguments
-        if infer is not None:
-            output = infer(arguments)
-        else:
-            output = network(**arguments) if isinstance(arguments, dict) else network(arguments)
+        try:
+            if infer is not None:
+                output = infer(arguments)
+            else:
+                output = network(**arguments) if isinstance(arguments, dict) else network(arguments)
+        except RuntimeError as error:
+            if "channels" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(network).__name__} does not take images of {tuple(self.images.shape[1:])}: "
+                f"{error}. Files and PIL images are read as RGB; grey arrays become so "
+                "by np.repeat(X[..., np.newaxis], 3, axis=-1)."
+            ) from error
         wrote = given._versions() != versions
         if writes is None:
             # Values are compared once, as writing by way of `.data` does not count as a version.

@@ -183,3 +183,12 @@ def test_items_are_checked_when_they_are_read(item, message):
     found.read(0)
     with pytest.raises(ValueError, match=message):
         found.read(1)
+
+
+@pytest.mark.parametrize("n_channels", [1, 4])
+def test_images_of_other_channels_than_the_networks_are_named(n_channels):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    inputs = Inputs.of(torch.rand(2, n_channels, 8, 8))
+    message = rf"does not take images of \({n_channels}, 8, 8\): .* np.repeat\(X"
+    with pytest.raises(ValueError, match=message):
+        inputs.call(network)
