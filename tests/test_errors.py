@@ -1787,6 +1787,17 @@ REFUSALS: dict[str, list[Row]] = {
         ("no grid", lambda: TargetLayer("a", "tokens"), "has tokens; give grid=.rows, columns"),
         ("a grid", lambda: TargetLayer("a", "tokens", grid="ab"), "grid must be a tuple .* 'ab'"),
         ("prefix", lambda: TargetLayer("a", n_prefix=-1), "n_prefix must be an int >= 0; got -1"),
+        (
+            "half a run",
+            lambda: TargetLayer("a", run=0.5),
+            "run must be an int, .* got a float, 0.5",
+        ),
+        ("a flag", lambda: TargetLayer("a", run=True), "run must be an int, .* got a bool"),
+        (
+            "rows",
+            lambda: TargetLayer("a").to_grid(torch.zeros(4, 1, 2, 2), 2),
+            r"'a' gives 4 rows, of shape \(4, 1, 2, 2\), for 2 images.*reshape",
+        ),
         ("reshape", lambda: TargetLayer("a", reshape=3), "reshape must be a callable .* an int, 3"),
         ("None", lambda: TargetLayer("a").to_grid(None), "should give a Tensor .* got NoneType"),
     ],

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, MutableMapping, Set
 from contextlib import ExitStack, contextmanager
 from itertools import count
-from threading import Lock, RLock
+from threading import Lock, RLock, local
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,22 +46,40 @@ def check_explainable(model: nn.Module) -> None:
     raise ValueError(f"The network ({type(model).__name__}) {what}; use {instead}.")
 
 
-# The lock of each module, with its age. Modes, hooks and buffers are shared by all threads.
-_locks: MutableMapping[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+# The lock of each module, with its age: modes, hooks and buffers are shared by all threads. And for
+# each network the locks of its parts, with the ids of these, as looking up each takes a while.
+_AgedLock = tuple[int, Any]
+_locks: MutableMapping[nn.Module, _AgedLock] = WeakKeyDictionary()
+_locks_of: MutableMapping[nn.Module, tuple[list[int], list[_AgedLock]]] = WeakKeyDictionary()
 _ages, _locks_lock = count(), Lock()
+_mine = local()  # the networks that this thread evaluates: those are locked and uncompiled already
 
 # Held while torch's global generators are swapped, which are the process's; after a network's own.
 generators_lock = RLock()
 
 
+def _is_evaluated(model: nn.Module) -> bool:
+    return any(model is network for network in vars(_mine).get("networks", ()))
+
+
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
     """Keep other threads from a network, and from those that share a part with it, in the block."""
-    fresh = (next(_ages), RLock())
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"module must be an nn.Module; got {describe(model)}.")
+    if _is_evaluated(model):
+        yield
+        return
+    parts = [*map(id, model.modules())]
     with _locks_lock:
-        locks = {_locks.setdefault(part, fresh) for part in model.modules()}
+        known, locks = _locks_of.get(model, ([], []))
+        if known != parts:
+            fresh = (next(_ages), RLock())
+            # By age, so that no two threads wait for each other.
+            locks = sorted({_locks.setdefault(part, fresh) for part in model.modules()})
+            _locks_of[model] = parts, locks
     with ExitStack() as stack:
-        for _, lock in sorted(locks):  # by age, so that no two threads wait for each other
+        for _, lock in locks:
             stack.enter_context(lock)
         yield
 
@@ -89,14 +107,14 @@ def uncompiled(model: nn.Module, around: Set[nn.Module] | None = None) -> Iterat
     that is gone through twice.
     """
     with ExitStack() as stack:
-        for part in model.modules():
-            inner = getattr(part, "_orig_mod", None)  # by torch.compile(part)
-            in_place = vars(part).get("_compiled_call_impl") is not None  # by part.compile()
-            if inner is None and not in_place:
+        for part in () if _is_evaluated(model) else model.modules():
+            is_wrapped = "_orig_mod" in part._modules  # by torch.compile(part)
+            if not is_wrapped and vars(part).get("_compiled_call_impl") is None:  # part.compile()
                 continue
             if around is None or not around.isdisjoint(part.modules()):
-                changed = ("_compiled_call_impl", None) if inner is None else ("forward", inner)
-                stack.enter_context(replaced(part, *changed))
+                inner = part._orig_mod if is_wrapped else None
+                name = "forward" if is_wrapped else "_compiled_call_impl"
+                stack.enter_context(replaced(part, name, inner))
         yield
 
 
@@ -105,10 +123,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Set a network to evaluation mode for this thread alone; the modes are put back afterwards."""
     with exclusive(model), uncompiled(model):
         modes = [(part, part.training) for part in model.modules()]
+        _mine.networks = [*vars(_mine).get("networks", ()), model]
         try:
             model.eval()
             yield
         finally:
+            _mine.networks.pop()
             for part, training in modes:
                 part.training = training  # not train(), which a network may have overridden
 

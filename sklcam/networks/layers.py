@@ -216,7 +216,7 @@ class TargetLayer:
 Layer = nn.Module | TargetLayer
 
 
-def module_of(model: nn.Module, layer: Layer) -> tuple[nn.Module, int | None]:
+def module_of(model: nn.Module | None, layer: Layer) -> tuple[nn.Module, int | None]:
     """Return a layer that is recorded as a part of its network, and which run of it counts.
 
     Raises
@@ -227,10 +227,13 @@ def module_of(model: nn.Module, layer: Layer) -> tuple[nn.Module, int | None]:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"module must be an nn.Module; got {describe(model)}.")
-    part, run = (layer.of(model), layer.run) if isinstance(layer, TargetLayer) else (layer, None)
-    if not any(part is each for each in model.modules()):
+    if isinstance(layer, TargetLayer):
+        part, run = layer.of(model), layer.run
+    elif any(layer is each for each in model.modules()):
+        part, run = layer, None
+    else:
         raise ValueError(
-            f"The target layer {type(part).__name__} is not a part of {type(model).__name__}."
+            f"The target layer {type(layer).__name__} is not a part of {type(model).__name__}."
         )
     if isinstance(part, torch.jit.ScriptModule):
         raise ValueError(

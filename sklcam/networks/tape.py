@@ -50,7 +50,11 @@ class Tape:
     """
 
     def __init__(
-        self, module: nn.Module, *layers: Layer, trunk: bool = False, head: bool = True
+        self,
+        module: nn.Module | None = None,
+        *layers: Layer,
+        trunk: bool = False,
+        head: bool = True,
     ) -> None:
         self._module = module
         self._layers = {layer: module_of(module, layer) for layer in layers}
@@ -97,6 +101,7 @@ class Tape:
                 "Name a layer that the output depends on."
             )
         if (run is None and len(runs) > 1) or not -len(runs) <= (run or 0) < len(runs):
+            assert self._module is not None
             name = next(name for name, each in self._module.named_modules() if each is part)
             asked = "" if run is None else f" run={run} is not among them;"
             raise ValueError(

@@ -742,11 +742,15 @@ def ablated_by_hand(model):
 
 
 @pytest.mark.parametrize(
-    "reshape",
-    [lambda tensor: tensor, lambda tensor: by_hand(tensor)[:1], lambda tensor: tensor.shape],
+    ("reshape", "message"),
+    [
+        (lambda tensor: tensor, "reshape must turn the output of 'norm'"),
+        (lambda tensor: by_hand(tensor)[:1], "'norm' gives 1 rows, .* for 3 images"),
+        (lambda tensor: tensor.shape, "reshape must turn the output of 'norm'"),
+    ],
 )
-def test_wrong_reshape(reshape):
-    with pytest.raises(ValueError, match="reshape must turn the output of 'norm'"):
+def test_wrong_reshape(reshape, message):
+    with pytest.raises(ValueError, match=message):
         explainer(network(TokenNet), target_layer="norm", reshape=reshape).explain(IMAGES)
 
 
