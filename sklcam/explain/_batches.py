@@ -404,7 +404,9 @@ class BatchExplainer(ABC):
             for group in sharing_a_pass(distinct):
                 recorded = self._record([distinct[i] for i in group], recordable, question)
                 for method in (distinct[i] for i in group):
-                    raw = [upsample(layer, recorded.size) for layer in method.explain(recorded)]
+                    raw = method.explain(recorded)
+                    _check_rows(method, raw, recorded)
+                    raw = [upsample(layer, recorded.size) for layer in raw]
                     for i in (i for i, each in enumerate(chosen) if each is method):
                         made = self._fuse(raw, scaled=scaled[i] and method.scaled)
                         maps[i] = made if question.several else made[:, 0]
@@ -508,6 +510,16 @@ def method_name(method: AnyMethod | None) -> str:
 def _axes(method: Method) -> int:
     """Return how many axes one map of a method has."""
     return 3 if method.keeps_channels else 2
+
+
+def _check_rows(method: Method, raw: list[Tensor], recorded: RecordedPass) -> None:
+    """Raise a ValueError unless a method made a map for each score of each image."""
+    for maps in raw:
+        if maps.shape[:2] != recorded.scores.shape:
+            raise ValueError(
+                f"{type(method).__name__}.explain must return maps of shape (n_images, k, u, v) "
+                f"for scores of shape {tuple(recorded.scores.shape)}; got {tuple(maps.shape)}."
+            )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
@@ -63,7 +63,13 @@ class NetAdapter(Adapter):
                 "through a torch DataLoader."
             )
         # Accelerate wraps loaders, for nets with skorch's mixin; the one inside makes the batches.
-        getattr(loader, "base_dataloader", loader).collate_fn = collate_framed
+        inside = getattr(loader, "base_dataloader", loader)
+        if isinstance(inside.sampler, RandomSampler):
+            raise ValueError(
+                "iterator_valid shuffles, so that maps and predictions would be those of other "
+                "images; leave iterator_valid__shuffle at False."
+            )
+        inside.collate_fn = collate_framed
         return loader
 
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sklcam import CAMExplainer, EmbeddingCAMExplainer
-from sklcam.cam import available
+from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
+from sklcam.cam import Method, available
 from sklcam.metrics import evaluate
 from sklcam.networks import TargetLayer
 
@@ -500,3 +500,26 @@ def test_the_first_of_several_outputs_is_explained(kind):
     network = Several().eval()
     np.testing.assert_allclose(raw(network), network.closed_form(X), atol=1e-7)
     assert explainer(network).predict_proba(X).shape == (4, 3)
+
+
+# Methods, loaders
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 16, 16), (4, 16, 16), (4, 2, 16, 16)])
+def test_a_method_with_other_maps_than_images_is_refused(shape):
+    class Odd(Method):
+        def explain(self, recorded):
+            return [torch.zeros(shape)]
+
+    with pytest.raises(ValueError, match=r"Odd.explain must return maps .* shape \(4, 1\); got"):
+        explainer(Net().eval()).explain(X, method=Odd())
+
+
+def test_a_loader_that_shuffles_is_refused():
+    images = np.random.RandomState(0).rand(6, 16, 16, 3)
+    options = {"image_size": 16, "max_epochs": 1, "device": "cpu", "verbose": 0}
+    net = ConsistentCAMClassifier(Net, iterator_valid__shuffle=True, **options)
+    net.fit(images, [0, 1, 2] * 2)
+    for explain in (net.explain, CAMExplainer(net).fit().explain):
+        with pytest.raises(ValueError, match="iterator_valid shuffles"):
+            explain(images)

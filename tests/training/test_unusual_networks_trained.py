@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -199,3 +201,36 @@ def test_the_first_of_several_outputs_is_trained(kind):
     ours = fitted(Around(lambda net, x: kind([net(x), x])), "net.act")
     assert ours.history[:, "train_loss"] == losses(Net())
     assert ours.predict_proba(X).shape == (12, 3)
+
+
+def test_threads_predict_while_others_explain():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def features(self, x):
+            return super().features(self.norm(x))
+
+    clf = fitted(Normed)
+    clf.module_.train()
+    buffers = {name: value.clone() for name, value in clf.module_.named_buffers()}
+    expected = {"predict_proba": clf.predict_proba(X), "explain": clf.explain(X)}
+    clf.module_.train()
+    found = []
+
+    def work(name):
+        for _ in range(8):
+            found.append(np.array_equal(getattr(clf, name)(X), expected[name]))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=work, args=(name,)) for name in [*expected] * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert found == [True] * 32
+    for name, value in clf.module_.named_buffers():
+        assert torch.equal(value, buffers[name]), name
