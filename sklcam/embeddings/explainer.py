@@ -581,7 +581,7 @@ def _are_images(target: Any) -> bool:
         return target.ndim >= 3
     if isinstance(target, Dataset):
         return True
-    some = target[0] if isinstance(target, list | tuple) and len(target) else None
+    some = target[0] if isinstance(target, list | tuple) and len(target) else target
     return isinstance(some, os.PathLike | Image.Image)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ExplanationCheck", "ExplanationWarning"]
+__all__ = ["ExplanationCheck", "ExplanationWarning", "checked"]
 
 
 class ExplanationWarning(UserWarning):
@@ -54,6 +54,15 @@ def remark(map_: np.ndarray) -> str:
     if not np.isfinite(map_).all():
         return "not finite"
     return "" if np.max(map_) > 0 else "no positive evidence"
+
+
+def checked(outputs: np.ndarray) -> np.ndarray:
+    """Return a network's outputs (n_images, ...), or what was made of them; warn of NaN in them."""
+    check = ExplanationCheck()
+    rows = torch.from_numpy(outputs.reshape(len(outputs), -1))
+    check.add(rows, "outputs of the network", n_axes=1, blank=False)
+    check.warn()
+    return outputs
 
 
 class ExplanationCheck:

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from small_networks import SmallNet
 from torch import nn
 
-from sklcam import CAMExplainer, EmbeddingCAMExplainer
+from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
 from sklcam.cam import GradCAM, Saliency, TopK, available, min_max
 from sklcam.explain import ExplanationCheck, ExplanationWarning
 from sklcam.explain.predictions import predictions
@@ -89,6 +89,18 @@ def test_nan_predictions_warn_and_keep_their_nan(warned):
     shown = predictions(fitted, torch.tensor([[0.0, 1.0, 0.0], [torch.nan, 1.0, 0.0]]))
     assert [each.label for each in shown] == ["1", "NaN"]
     assert np.isnan(shown[1].probability)
+
+
+def test_a_classifier_with_nan_weights_warns(warned):
+    images = X[:, 0].numpy()
+    clf = ConsistentCAMClassifier(SmallNet, max_epochs=0, image_size=16, verbose=0, device="cpu")
+    clf.fit(images, [0, 1, 2, 0, 1])
+    clf.predict(images)
+    assert not warned()
+    clf.module_[0].weight.data[0] = torch.nan
+    assert np.isnan(clf.predict_proba(images)).all()
+    clf.predict(images)
+    assert [m[:44] for m in warned()] == ["5 of 5 outputs of the network are NaN or inf"] * 2
 
 
 def test_nan_weights_of_channels_warn(warned):
