@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -96,10 +97,11 @@ _RUN = object()  # stands for: run the module itself
 def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
     """Give a module answers for its next calls; it runs by itself once they are used up."""
     # A hook could change what a module returns, and not spare what it costs.
-    forward = module.forward
+    forward, thread = module.forward, get_ident()
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        ready = answers.popleft() if answers else _RUN
+        is_own = get_ident() == thread  # nobody else's pass is answered
+        ready = answers.popleft() if answers and is_own else _RUN
         return forward(*args, **kwargs) if ready is _RUN else ready
 
     with replaced(module, "forward", answer):
@@ -161,12 +163,18 @@ def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
     finished: list[tuple[nn.Module, Any]] = []
     starts: list[int] = []  # per open call: how many calls had finished when it began
 
+    thread = get_ident()
+
     def begin(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if get_ident() != thread:
+            return
         if part is start:
             trunk.enter_layer(finished)
         starts.append(len(finished))
 
     def end(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if get_ident() != thread:
+            return
         del finished[starts.pop() :]  # what ran inside it
         finished.append((part, output))
 

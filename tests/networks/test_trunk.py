@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -212,3 +213,29 @@ def test_a_layer_is_bypassed_if_the_images_reach_the_output_beside_it():
     assert not is_bypassed(model, model[0], images)
     assert not any(module._forward_hooks for module in model.modules())
     assert not images.requires_grad
+
+
+@torch.no_grad()
+def test_passes_of_other_threads_are_neither_recorded_nor_answered():
+    model, images, others = Branches().eval(), torch.randn(3, 3, 6, 6), torch.randn(2, 3, 6, 6)
+    expected, found = model(others), []
+
+    @torch.no_grad()
+    def pass_of_another():
+        found.append(model(others))
+
+    def run_another():
+        thread = threading.Thread(target=pass_of_another)
+        thread.start()
+        thread.join()
+
+    with record_trunk(model, model.left) as trunk:
+        output = model(images)
+        run_another()
+    activations = model.left(model.stem(images[1:2]))
+    with trunk.resumed(activations.clone(), image=1, n_images=3):
+        run_another()
+        resumed = model(images[1:2])
+    torch.testing.assert_close(resumed, output[1:2])
+    for each in found:
+        torch.testing.assert_close(each, expected)
