@@ -1168,7 +1168,12 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: evaluate("accuracy", y=["cat"] * 12),
             r"None of the labels in y is a class .* \['cat'\], its classes \[0, 1, 2\]",
         ),
-        ("a search", lambda: evaluate(estimator=GridSearchCV(SVC(), {})), "best_estimator_"),
+        (
+            "a search",
+            lambda: evaluate(estimator=GridSearchCV(SVC(), {})),
+            "not fitted yet",
+            NotFittedError,
+        ),
         ("unfitted", lambda: evaluate(estimator=classifier()), "call fit first", NotFittedError),
         ("no images", lambda: evaluate(X=None), "X is None"),
         ("a slip", lambda: evaluate("adc"), "no metric 'adc'. Did you mean: adcc"),
@@ -1192,6 +1197,11 @@ REFUSALS: dict[str, list[Row]] = {
             r"boxes\[11\]: A box is .* x1 < x2",
         ),
         ("five", lambda: evaluate(boxes=[[[0, 0, 1, 1, 1]]] * 12), r"boxes\[0\]: .*\(n_boxes, 4\)"),
+        (
+            "boxes in shares",
+            lambda: evaluate("pointing_game", boxes=[[[0, 0.5, 1, 1]]] * 12),
+            "in pixels of each image, not in shares",
+        ),
         ("few masks", lambda: evaluate(masks=X[:3]), "masks has 3 entries for 12 images"),
         ("sizes", lambda: evaluate("pointing_game", masks=X[:, :5]), r"masks of \(1, 5, 8\)"),
         ("255", lambda: evaluate("pointing_game", masks=X * 255), r"float64 beyond \[0, 1\]"),
@@ -1410,7 +1420,6 @@ REFUSALS: dict[str, list[Row]] = {
             r"kind must be one of \['overlay', 'map', 'both'\]; got 'heat'",
         ),
         ("alpha", lambda: CAMDisplay.from_estimator(fitted(), X, alpha="image"), "alpha must be"),
-        ("NaN", lambda: CAMDisplay.from_predictions(X[:2], MAPS * NAN), "NaN or infinite"),
         (
             "titles",
             lambda: CAMDisplay.from_predictions(X[:2], MAPS, titles=["a"]),
@@ -1461,8 +1470,8 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "ConsistencyDisplay": [
-        ("None", lambda: ConsistencyDisplay.from_predictions(None), r"one finite number per image"),
-        ("NaN", lambda: ConsistencyDisplay.from_predictions([NAN]), "one finite number per image"),
+        ("None", lambda: ConsistencyDisplay.from_predictions(None), "one number per image"),
+        ("a number", lambda: ConsistencyDisplay.from_predictions(NAN), "one number per image"),
         ("none", lambda: ConsistencyDisplay.from_predictions([]), r"got shape \(0,\)"),
         (
             "a kind",
@@ -1931,6 +1940,8 @@ FILES: dict[str, list[Row]] = {
         ("labels", lambda f: report(f, y=Y[:3]), "y has 3 entries for 12 images"),
         ("names", lambda f: report(f, names=["a"]), "one entry for each of 12 images; got 1"),
         ("a name", lambda f: report(f, names=3), "one entry for each of 12 images; got an int, 3"),
+        ("a set", lambda f: report(f, names={*"abcdefghijkl"}), "names must .*; got a set, "),
+        ("a dict", lambda f: report(f, names=dict.fromkeys("abcdefghijkl")), "names .* got a dict"),
         (
             "none shown",
             lambda f: report(f, n_images=0),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sklcam._validation import describe, draw_seed
+from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod
 from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
@@ -344,7 +344,8 @@ class ConsistencyDisplay(Display):
         for name, values in self.values.items():
             if np.ndim(values) != 1 or not len(values):
                 raise ValueError(
-                    f"values of {name!r} must be one number per image; got {describe(values)}."
+                    f"values of {name!r} must be one number per image; got shape "
+                    f"{np.shape(values)}."
                 )
         place = self._take_axes(ax)
         self.artists_: list[Any] = []
