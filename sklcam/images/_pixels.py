@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -293,6 +294,20 @@ def check_pixel_values(images: np.ndarray | Tensor) -> None:
                 _finite_extremes(image, f"X[{i}]")
         lowest, highest = min(lowest, low), max(highest, high)
     _check_range(lowest, highest, "The pixels of X")
+
+
+def warn_of_binary_bytes(images: np.ndarray | Tensor) -> None:
+    """Warn if bytes are 0 and 1 alone: they are shares of 255, and all of them black."""
+    if isinstance(images, Tensor) and images.is_meta:
+        return
+    # A look at the first ones tells, mostly: only where these are so, all are read.
+    some = images[: max(1, _SCAN_PIXELS // math.prod(images.shape[1:]))]
+    if int(some.max()) == 1 == int(images.max()):
+        warnings.warn(
+            "X is of bytes, which go from 0 to 255, but has no value above 1, so that its images "
+            "are black. If they are of 0 and 1, pass X * 255.",
+            stacklevel=2,
+        )
 
 
 def _finite_extremes(image: np.ndarray | Tensor, name: str) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from sklcam.images._pixels import (
     naming,
     rgb_tensor,
     upright_size,
+    warn_of_binary_bytes,
 )
 from sklcam.images.framed import FramedDataset
 
@@ -92,7 +93,9 @@ class ArraySource(Source):
         return len(self._images)
 
     def check(self) -> None:
-        if not is_uint8(self._images):
+        if is_uint8(self._images):
+            warn_of_binary_bytes(self._images)
+        else:
             check_pixel_values(self._images)
 
     def read(self, i: int) -> Tensor:

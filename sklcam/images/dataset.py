@@ -79,6 +79,11 @@ class ImageDataset(FramedDataset):
         of positive ints, or `resize`, `channels` or `background` unknown. What only shows when an
         image is read is checked then: the error names the file or index.
 
+    Warns
+    -----
+    UserWarning
+        If X is of bytes, and has no value but 0 and 1.
+
     Notes
     -----
     Images keep their kind: uint8 stays uint8, any float becomes float32. A 16-bit greyscale file

@@ -405,3 +405,15 @@ def test_the_transform_of_a_data_set_is_named():
     data.transform = v2.GaussianNoise(clip=False)
     with pytest.raises(ValueError, match="take GaussianNoise out of it"):
         check_images(data)
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_bytes_of_0_and_1_are_warned_of(make):
+    X = np.zeros((2, 8, 8, 8), dtype=np.uint8)
+    X = X[:, :1] if make is torch.from_numpy else X[..., 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_images(make(X))
+        check_images(make(X + 2))
+    with pytest.warns(UserWarning, match=r"no value above 1, .* are black. .* pass X \* 255"):
+        check_images(make(X + 1))
