@@ -79,19 +79,16 @@ def copy_channels_first(
 def _laid_on(background: RGB | None, pixels: Tensor) -> Tensor:
     """Compose pixels, whose last channel is their opacity, on a background."""
     *colours, alpha = pixels.unbind(-3)
-    grey_or_rgb = (
-        Image.new("RGB", (1, 1), background).convert("L" if len(colours) == 1 else "RGB")
-    ).tobytes()
+    mode = "L" if len(colours) == 1 else "RGB"
+    behind = Image.new("RGB", (1, 1), background).convert(mode).tobytes()
     full = 255 if pixels.dtype == torch.uint8 else 1
     opacity = alpha / full
-    composed = torch.stack(
-        [
-            opacity * colour + (1 - opacity) * (behind * full / 255)
-            for colour, behind in zip(colours, grey_or_rgb, strict=True)
-        ],
-        dim=-3,
-    )
-    return composed.round().to(torch.uint8) if full == 255 else composed
+    composed = [
+        opacity * colour + (1 - opacity) * (value * full / 255)
+        for colour, value in zip(colours, behind, strict=True)
+    ]
+    result = torch.stack(composed, dim=-3)
+    return result.round().to(torch.uint8) if full == 255 else result
 
 
 def rgb_tensor(image: Image.Image, background: RGB | None = None) -> Tensor:
