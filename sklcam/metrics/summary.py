@@ -176,7 +176,8 @@ def compare(
     Raises
     ------
     ValueError
-        If the two are not of as many images, or share no metric.
+        If the two are not of as many images, share no metric, or one that means something else in
+        the other, such as top-1 and GT-known localisation.
 
     Examples
     --------
@@ -198,6 +199,13 @@ def compare(
             "compare needs two evaluations of the same images with a metric in common; got "
             f"{_described(first)} and {_described(second)}."
         )
+    meanings, others_meanings = (getattr(side, "meanings", {}) for side in (first, second))
+    for name in meanings.keys() & others_meanings.keys() & set(shared):
+        if meanings[name] != others_meanings[name]:
+            raise ValueError(
+                f"{name} means {meanings[name]!r} in the first, and {others_meanings[name]!r} in "
+                "the second: evaluate both with the same target and y."
+            )
     pair = Evaluation(), Evaluation()
     for name in shared:
         both = np.isfinite(first[name]) & np.isfinite(second[name])
@@ -211,7 +219,7 @@ def compare(
         low, high = _interval(differences[1:], level)
         column = _column_of(name)
         rows[name] = _row(differences, low, high, pair[0][column] - pair[1][column])
-    return Summary(rows, getattr(first, "meanings", None))
+    return Summary(rows, meanings)
 
 
 def _check_options(level: float, n_resamples: int) -> None:

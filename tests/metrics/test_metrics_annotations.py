@@ -15,6 +15,7 @@ from sklcam.cam import GradCAM
 from sklcam.metrics import (
     box_from_map,
     box_masks,
+    compare,
     get_metric,
     get_scorer,
     heatmap_ratio,
@@ -183,6 +184,8 @@ def test_localisation_is_called_by_the_class_that_is_explained():
     assert unknown["localization_accuracy"].all()
     assert "of the predicted class" in repr(unknown.summary())
     assert "GT-known" in get_metric("localization_accuracy").meaning
+    with pytest.raises(ValueError, match=r"means .top-1 .* first, and .GT-known"):
+        compare(first, known)
     scored = get_scorer("localization_accuracy", iou_threshold=0.0)
     assert scored(estimator, IMAGES, labels, boxes=BOXES) == pytest.approx(
         np.mean(np.arange(N) % 2)
