@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -228,13 +228,16 @@ def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Mo
         )
     module = unwrap(module)
     # What a network has kept of its last pass hangs on a graph, which cannot be copied.
-    kept = (value for part in module.modules() for value in vars(part).values())
-    memo = {id(value): value.detach().clone() for value in kept if _has_graph(value)}
-    return copy.deepcopy(module, memo)
+    kept = (tensor for part in module.modules() for tensor in _with_graphs([*vars(part).values()]))
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept})
 
 
-def _has_graph(value: object) -> bool:
-    return isinstance(value, Tensor) and not value.is_leaf
+def _with_graphs(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            yield value
+        elif isinstance(value, list | tuple | dict):
+            yield from _with_graphs(value.values() if isinstance(value, dict) else value)
 
 
 def parameter_names(function: Callable[..., Any]) -> set[str]:

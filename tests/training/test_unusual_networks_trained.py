@@ -176,13 +176,15 @@ def test_networks_that_cannot_be_looked_into_are_refused():
         fitted(traced)
 
 
-def test_a_module_that_has_kept_what_it_computed_is_copied():
+@pytest.mark.parametrize("keep", [lambda kept: kept, lambda kept: {"all": [(kept, 1)]}])
+def test_a_module_that_has_kept_what_it_computed_is_copied(keep):
     network = Net()
-    network.kept = network.features(torch.rand(1, 3, 12, 12))
+    kept = network.features(torch.rand(1, 3, 12, 12))
+    network.kept = keep(kept)
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(network)
     assert losses(network) == losses(Net())
-    assert network.kept.requires_grad
+    assert kept.requires_grad
 
 
 def test_callers_in_inference_mode_train():
