@@ -129,7 +129,8 @@ class ExplanationCheck:
             message.append(
                 f"{', '.join(blank)} are blank: nothing speaks for what is explained. Usually all "
                 "weights are negative, so that the ReLU leaves nothing (relu=False shows what "
-                "speaks against it), the network is saturated, or the image has no evidence."
+                "speaks against it), the layer has a single position, the network is saturated, "
+                "or the image has no evidence."
             )
         if message:
             warnings.warn(" ".join(message), ExplanationWarning, stacklevel=3)
