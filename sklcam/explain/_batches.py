@@ -169,6 +169,10 @@ class BatchExplainer(ABC):
         """
         chosen = get_method(self.method if method is None else method)
         chosen.check()
+        for option, value in chosen.get_params(deep=False).items():
+            # Any string would count as true, "no" as well.
+            if option in ("relu", "contrastive") and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{option} must be True or False; got {value!r}.")
         return chosen
 
     def named_methods(self, methods: AnyMethod | Methods | None) -> dict[str, Method]:
@@ -394,6 +398,10 @@ class BatchExplainer(ABC):
             )
         chosen = [self.as_method(method) for method in methods]
         scaled = [normalize] * len(chosen) if isinstance(normalize, bool) else list(normalize)
+        if len(scaled) != len(chosen) or not all(isinstance(each, bool) for each in scaled):
+            raise ValueError(
+                f"normalize must be True or False, or one of these per method; got {normalize!r}."
+            )
         question = self.translate(target)
         given = Inputs.of(inputs, self.image_input)
         maps: dict[int, Tensor] = {}

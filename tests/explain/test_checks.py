@@ -12,7 +12,7 @@ from small_networks import SmallNet
 from torch import nn
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
-from sklcam.cam import GradCAM, Saliency, TopK, available, min_max
+from sklcam.cam import ExcitationBackprop, GradCAM, Saliency, TopK, available, min_max
 from sklcam.explain import ExplanationCheck, ExplanationWarning
 from sklcam.explain.predictions import predictions
 
@@ -202,3 +202,17 @@ def test_counting_does_not_wait_for_the_device(monkeypatch):
     assert not reads
     check.warn()
     assert reads == ["tolist"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": GradCAM(relu="no")}, "relu must be True or False; got 'no'"),
+        ({"method": ExcitationBackprop(contrastive=None)}, "contrastive must be True or False"),
+        ({"normalize": "no"}, "normalize must be True or False, .* got 'no'"),
+        ({"normalize": [True, False]}, "normalize must be True or False, or one of these per"),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_not_taken_for_true(options, match):
+    with pytest.raises(ValueError, match=match):
+        explainer(head(1.0)).explain(X, **options)
