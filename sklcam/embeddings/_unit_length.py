@@ -34,6 +34,15 @@ def remedy(network: nn.Module) -> str:
     return f"name the layer that comes before that by embedding_layer={guess}"
 
 
+def self_is_constant(network: nn.Module) -> ValueError:
+    """Return the error for images that are to be explained by their own embeddings."""
+    return ValueError(
+        "The network brings its embeddings to length 1, so that the product of each with itself is "
+        "1 whatever the image: its gradient is zero, and a map of it would be rounding. Explain by "
+        f"proxies or reference images, or {remedy(network)}."
+    )
+
+
 def ending_at(adapter: Adapter, name: str) -> Adapter:
     """Return an adapter of the same network, the output of which is that of one of its layers."""
     modules = dict(adapter.network.named_modules())

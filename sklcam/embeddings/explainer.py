@@ -26,7 +26,12 @@ from torch.utils.data import Dataset
 from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
-from sklcam.embeddings._unit_length import ending_at, have_unit_length, remedy
+from sklcam.embeddings._unit_length import (
+    ending_at,
+    have_unit_length,
+    remedy,
+    self_is_constant,
+)
 from sklcam.embeddings.targets import (
     EmbeddingDirections,
     NearestProxies,
@@ -339,7 +344,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             self.normalizes_ = have_unit_length(super()._dry_run(adapter, other, given=given))
         if self.normalizes_:
             if is_name(self.proxy, "self"):
-                raise _itself_is_constant(adapter)
+                raise self_is_constant(adapter.network)
             warnings.warn(
                 "The network brings its embeddings to length 1, so that scores are cosines: the "
                 "nearer an image is to what it is compared with, the smaller their gradient, down "
@@ -470,7 +475,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             isinstance(asked, Predicted) and self.proxies_ is None
         ):
             if self.normalizes_ and shared is None:
-                raise _itself_is_constant(self.adapter)
+                raise self_is_constant(self.adapter.network)
             return SinglePoint(shared)
         if isinstance(asked, Predicted | TopK):
             n_nearest = asked.k if asked.several else None
@@ -583,14 +588,6 @@ def _are_images(target: Any) -> bool:
         return True
     some = target[0] if isinstance(target, list | tuple) and len(target) else target
     return isinstance(some, os.PathLike | Image.Image)
-
-
-def _itself_is_constant(adapter: Adapter) -> ValueError:
-    return ValueError(
-        "The network brings its embeddings to length 1, so that the product of each with itself is "
-        "1 whatever the image: its gradient is zero, and a map of it would be rounding. Explain by "
-        f"proxies or reference images, or {remedy(adapter.network)}."
-    )
 
 
 def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
