@@ -25,6 +25,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
+from skorch.callbacks import EarlyStopping, LRScheduler
 from small_networks import ImageAndVector, SmallNet, digits
 from torch import nn
 
@@ -439,6 +440,27 @@ CLASSIFIER: list[Row] = [
         views=[3],
     ),
     ("p=0.5", lambda: classifier(p=0.5).fit(X, Y), "p must be 0 or at least 1; got 0.5"),
+    ("weights", lambda: classifier().fit(X, Y, [1.0]), "sample_weight must be one number for each"),
+    (
+        "weights of classes",
+        lambda: classifier(criterion__weight=[1.0] * 9).fit(X, Y),
+        "criterion__weight must be one weight for each of .* classes",
+    ),
+    (
+        "a criterion",
+        lambda: classifier(criterion=torch.nn.BCEWithLogitsLoss).fit(X, Y),
+        "BCEWithLogitsLoss does not take scores of shape",
+    ),
+    (
+        "no validation",
+        lambda: classifier(callbacks=[EarlyStopping()]).fit(X, Y),
+        "EarlyStopping monitors 'valid_loss', but there are no validation images: set train_split",
+    ),
+    (
+        "a schedule",
+        lambda: classifier(callbacks=[LRScheduler("OneCycleLR")]).fit(X, Y),
+        "skorch does not know it by that name. Give the class",
+    ),
     (
         "small images",
         lambda: classifier(image_size=10).fit(X, Y),

@@ -155,6 +155,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     }
     _outputs_are: ClassVar[str] = "embedding dimensions"
     _module_like: ClassVar[tuple[str, ...]] = (*ImageNeuralNet._module_like, "miner")
+    _late: ClassVar[tuple[str, ...]] = (*ImageNeuralNet._late, "sampler")
     prefixes_: ClassVar[list[str]] = [*ImageNeuralNet.prefixes_, "sampler"]
 
     criterion_: nn.Module
@@ -331,10 +332,6 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         -------
         self
         """
-        options = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith("sampler__")}
-        for name, value in options.items():  # skorch would look for something to build anew
-            setattr(self, name, value)
-            self._params_to_validate.add(name)
         super().set_params(**kwargs)
         groups = self.optimizer_.param_groups if self.initialized_ else []
         if {"lr", "proxy_lr"} & kwargs.keys() and len(groups) == 2 and self._groups_are_own():

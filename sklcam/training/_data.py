@@ -1,8 +1,9 @@
-"""Training data: images, their labels and, for terms that need them, their masks."""
+"""Training data: images, their labels and, where they are given, their weights and masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,14 @@ Classes = ArrayLike | None
 Masks = np.ndarray | Tensor | Sequence[ArrayLike | None] | None
 
 
+@dataclass(frozen=True)
+class Annotations:
+    """What ``fit`` may be given of each image beside its label."""
+
+    masks: Masks = None
+    sample_weight: ArrayLike | Tensor | None = None
+
+
 class TrainingImages(ImageDataset, SkorchDataset):
     """Images with encoded labels, in the form that skorch's callbacks know how to take apart.
 
@@ -29,20 +38,24 @@ class TrainingImages(ImageDataset, SkorchDataset):
     X : images
     y : ndarray of shape (n_images,)
         Indices of classes.
-    masks : array-like of shape (n_images, height, width), sequence of masks or None, default=None
-        As ``fit`` takes them. Items then have the image's mask as a third entry, resized as the
-        image is: a float32 Tensor of shape (height, width) in [0, 1], all NaN where there is none.
+    annotations : Annotations
+        As ``fit`` takes them. Items then have a dict as a third entry. Its "masks" is the image's
+        mask, resized as the image is: a float32 Tensor of shape (height, width) in [0, 1], all NaN
+        where there is none. Its "weights" is the image's weight, a float32 scalar Tensor.
     **options
         Of :class:`~sklcam.images.dataset.ImageDataset`.
     """
 
-    def __init__(self, X: Any, y: np.ndarray, masks: Masks = None, **options: Any):
+    def __init__(
+        self, X: Any, y: np.ndarray, annotations: Annotations = Annotations(), **options: Any
+    ):
         ImageDataset.__init__(self, X, y, **options)
         self.X = X
         self.y = self.targets = y
+        self.weights = _as_weights(annotations.sample_weight, len(self))
         self.masks: MaskImages | None = None
-        if masks is not None:
-            self.masks = MaskImages(masks, len(self), self.uniform_size)
+        if annotations.masks is not None:
+            self.masks = MaskImages(annotations.masks, len(self), self.uniform_size)
             # As a data set of images, so that they are resized just as images are.
             self._resized_masks = ImageDataset(
                 self.masks, image_size=self.image_size, resize=self.resize
@@ -52,12 +65,12 @@ class TrainingImages(ImageDataset, SkorchDataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        if self.masks is None:
+        if self.masks is None and self.weights is None:
             return super().__getitems__(indices)
         indices = [range(len(self))[i] for i in indices]
         read = self.read_batch(indices)
         return [
-            (framed.image, self._label(i), self._mask(i, framed.original))
+            self._item(i, framed.image, framed.original)
             for i, framed in zip(indices, read, strict=True)
         ]
 
@@ -73,7 +86,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
 
         Returns
         -------
-        list of (image, label) or (image, label, mask)
+        list of (image, label) or (image, label, dict)
             All images of one dtype.
         """
         originals = [self.original_image(i) for i in indices]
@@ -82,13 +95,16 @@ class TrainingImages(ImageDataset, SkorchDataset):
         cropped = [
             crop(image, self.image_size) for crop, image in zip(crops, originals, strict=True)
         ]
-        items: list[Any] = []
-        for i, image, crop, original in zip(
-            indices, of_one_dtype(cropped), crops, originals, strict=True
-        ):
-            mask = () if self.masks is None else (self._mask(i, original, crop),)
-            items.append((image, self._label(i), *mask))
-        return items
+        rows = zip(indices, of_one_dtype(cropped), originals, crops, strict=True)
+        return [self._item(*row) for row in rows]
+
+    def _item(self, i: int, image: Tensor, original: Tensor, crop: Crop | None = None) -> Any:
+        annotations = {}
+        if self.masks is not None:
+            annotations["masks"] = self._mask(i, original, crop)
+        if self.weights is not None:
+            annotations["weights"] = self.weights[i]
+        return (image, self._label(i), annotations) if annotations else (image, self._label(i))
 
     def _mask(self, i: int, original: Tensor, crop: Crop | None = None) -> Tensor:
         assert self.masks is not None
@@ -151,6 +167,25 @@ class MaskImages(Dataset[Any]):
         return (mask if mask.dtype.kind == "f" else mask != 0).astype(np.float32)
 
 
+def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tensor | None:
+    """Return the weight of each image, float32; a ValueError if they are not weights."""
+    if sample_weight is None:
+        return None
+    weights = np.asarray(_as_array(sample_weight))
+    if weights.shape != (n_images,) or weights.dtype.kind not in "biuf":
+        raise ValueError(
+            f"sample_weight must be one number for each of {n_images} images; got "
+            f"{describe(sample_weight)}."
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError(
+            "sample_weight must be finite, 0 or more, and not 0 for all images; it ranges from "
+            f"{weights.min():g} to {weights.max():g}."
+        )
+    # Only their ratios count, and these must not be lost in single precision.
+    return torch.from_numpy((weights / weights.max()).astype(np.float32))
+
+
 def _as_array(mask: ArrayLike | Tensor | None) -> np.ndarray:
     return np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
 
@@ -174,18 +209,18 @@ def _wrong_size(i: int, found: Sequence[int], expected: Sequence[int]) -> str:
 
 
 class AnnotatedBatch(tuple[Any, ...]):
-    """A batch of images and labels, which skorch takes apart, with the images' masks beside it."""
+    """A batch of images and labels, which skorch takes apart, with annotations beside it."""
 
-    masks: Tensor
+    annotations: dict[str, Tensor]
 
 
-def with_masks_beside(batches: Iterable[Any]) -> Iterator[Any]:
+def with_annotations_beside(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield batches as pairs, whatever the loader made them of: skorch knows no third entry."""
     for batch in batches:
         if isinstance(batch, list | tuple) and len(batch) == 3:
-            *pair, masks = batch
+            *pair, annotations = batch
             batch = AnnotatedBatch(pair)
-            batch.masks = masks
+            batch.annotations = annotations
         yield batch
 
 

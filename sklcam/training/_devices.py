@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from skorch import NeuralNet
 from torch import Tensor
+
+from sklcam.training._parameters import ParameterNet
 
 Device = str | torch.device | None
 
 
-class DeviceNet(NeuralNet):
+class DeviceNet(ParameterNet):
     """A skorch net with ``device="auto"``, which survives copies, files and clones as that."""
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sklcam._validation import draw_seed
 from sklcam.images.views import ViewSampler, Warp
+from sklcam.networks.dry_run import generators_lock
 from sklcam.training._devices import DeviceNet
 
 
@@ -58,7 +59,7 @@ class SeededNet(DeviceNet):
 
     def _seeded(self, seed: int) -> dict[str, Any]:
         (views_seed,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-        with torch.random.fork_rng(self._cuda_devices()):
+        with generators_lock, torch.random.fork_rng(self._cuda_devices()):
             torch.manual_seed(seed)
             on_cpu, *on_cuda = self.generator_states()
             return {
@@ -96,7 +97,7 @@ class SeededNet(DeviceNet):
     def generators_at(self, states: list[Tensor]) -> Iterator[None]:
         """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
         devices = self._cuda_devices()
-        with torch.random.fork_rng(devices):
+        with generators_lock, torch.random.fork_rng(devices):
             torch.set_rng_state(states[0])
             for device, state in zip(devices, states[1:], strict=False):  # it may have moved since
                 torch.cuda.set_rng_state(state, device)

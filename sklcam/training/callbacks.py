@@ -103,8 +103,7 @@ class CollapseWarning(Callback):
     Attributes
     ----------
     collapsed_ : dict of str to int
-        The epoch, counted from 1, of each warning: "loss", "chance", "constant_maps",
-        "corner_maps". A loss that is not finite is warned of at once, and without maps, too.
+        The epoch, counted from 1, of each warning: "chance", "constant_maps", "corner_maps".
 
     Notes
     -----
@@ -147,11 +146,9 @@ class CollapseWarning(Callback):
             self.counts_ = counts
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._warn_of_lost_weights(net)
-        if "loss" in self.collapsed_:
-            return
         shares = self._shares(net.history)
-        if not shares:  # no maps in this epoch
+        lost = not math.isfinite(net.history[-1].get("train_loss", 0.0))  # the net warns of that
+        if lost or not shares:  # no maps in this epoch
             return
         found = {name: shares[name] >= self.share for name in ("constant_maps", "corner_maps")}
         n_images = int(self.counts_.sum())
@@ -164,20 +161,6 @@ class CollapseWarning(Callback):
             if self.in_a_row_[name] == self.patience and name not in self.collapsed_:
                 self.collapsed_[name] = len(net.history)
                 warnings.warn(self._message(name, shares, chance, net), ConvergenceWarning, 2)
-
-    def _warn_of_lost_weights(self, net: NeuralNet) -> None:
-        # A single batch may overflow in half precision; the weights are lost if all of them do.
-        last = net.history[-1]["batches"][-3:]
-        losses = [batch["train_loss"] for batch in last if "train_loss" in batch]
-        if "loss" in self.collapsed_ or not losses or any(map(math.isfinite, losses)):
-            return
-        self.collapsed_["loss"] = len(net.history)
-        warnings.warn(
-            f"The loss is {losses[-1]} in epoch {len(net.history)}: the weights are lost, and "
-            f"training does not bring them back. Make lr smaller; it is {net.lr}.",
-            ConvergenceWarning,
-            3,
-        )
 
     def _shares(self, history: History) -> dict[str, float]:
         """Return the signs' means over the epoch's images; nothing if it had no maps."""

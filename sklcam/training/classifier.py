@@ -2,14 +2,14 @@
 
 Each override is the narrowest of skorch's hooks that does the job: :meth:`train_step` and
 :meth:`validation_step` open a :class:`~sklcam.training.step.Step`, :meth:`infer` and
-:meth:`get_loss` ask it. What all nets on images share is in :mod:`sklcam.training.net`; everything
-else is skorch's.
+:meth:`get_loss` ask it. What all nets on images share is in :mod:`sklcam.training.net`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
@@ -17,28 +17,30 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 from skorch import NeuralNet, NeuralNetClassifier
 from skorch.callbacks import LRScheduler
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from sklcam._validation import describe
 from sklcam.explain.base import Explainer
+from sklcam.explain.checks import checked
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.trunk import blocks_of_trunk
-from sklcam.training._data import Classes, Masks, TrainingImages
+from sklcam.training import _criteria as criteria
+from sklcam.training._checks import check_scaling, check_window
+from sklcam.training._compiling import compile_trunk, differentiable_twice
+from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import CollapseWarning, decoding
 from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.objective import ConsistentCAMLoss
 from sklcam.training.step import PRECISIONS, Step, check_bottleneck
-from sklcam.training.terms import Consistency, Sparsity, Term, check_terms
+from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
 
 
@@ -146,8 +148,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     Warns
     -----
     ConvergenceWarning
-        In training, by :class:`sklcam.training.CollapseWarning`, if maps are constant, or stuck in
-        the corners, or accuracy is at chance; it says what to change.
+        In training, if a loss is NaN or infinite; and by :class:`sklcam.training.CollapseWarning`,
+        if maps are constant or stuck in the corners, or accuracy is at chance.
 
     References
     ----------
@@ -255,7 +257,15 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any = None, *, masks: Masks = None, **fit_params: Any) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        masks: Masks = None,
+        **fit_params: Any,
+    ) -> Self:
         """Train from the start (or on, with ``warm_start=True``).
 
         Parameters
@@ -266,6 +276,10 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             any sizes, read as they are needed; a torch data set of images.
         y : array-like of shape (n_images,)
             Labels of any kind. May be left out for a data set that has ``targets``.
+        sample_weight : array-like of shape (n_images,) or None, default=None
+            How much each image counts in the cross-entropy, 0 or more: a batch's is the weighted
+            mean of its images' own, as with ``criterion__weight``. Terms of explanations and batch
+            normalisation count all images alike.
         masks : array-like of shape (n_images, height, width), list of masks or None, default=None
             For terms that need them: the object in each image, at the image's own size; bool, 0 and
             anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
@@ -280,15 +294,16 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         Raises
         ------
         ValueError
-            If X, y, masks or a parameter does not fit; before any training.
+            If X, y, masks, weights or a parameter does not fit; before any training.
         """
-        return self._fit(X, y, fit_params, masks=masks)
+        return self._fit(X, y, fit_params, Annotations(masks, sample_weight))
 
     def partial_fit(
         self,
         X: Any,
         y: Any = None,
         classes: Classes = None,
+        sample_weight: ArrayLike | None = None,
         *,
         masks: Masks = None,
         **fit_params: Any,
@@ -301,7 +316,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             As in :meth:`fit`.
         classes : array-like or None, default=None
             All labels that will ever come; needed in the first call where ``y`` lacks some.
-        masks
+        sample_weight, masks
             As in :meth:`fit`.
         **fit_params
             As in skorch.
@@ -310,22 +325,18 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         -------
         self
         """
-        return self._partial_fit(X, y, classes, fit_params, masks=masks)
+        return self._partial_fit(X, y, classes, fit_params, Annotations(masks, sample_weight))
 
     def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
         if not self.compile or not self._trains_on_maps():
             return super().torch_compile(module, name)
         if name != "module":  # the criterion: compiled, it may be differentiated only once
             return module
-        # A compiled module is one node of the graph, which cannot be cut open at the target layer.
-        sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
-        layer = self.target_layer_.of(module)
-        for block in blocks_of_trunk(module.eval(), layer, sample):
-            block.compile(**self.get_params_for("compile"))
-        return module
+        layer, options = self.target_layer_.of(module), self.get_params_for("compile")
+        return compile_trunk(module, layer, self._sample(), options)
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        with self._double_differentiable_attention(), self._compiling():
+        with differentiable_twice(compiled=self.compile, on_maps=self._trains_on_maps()):
             return super().fit_loop(X, y, epochs, **kwargs)
 
     # Checks, at the door
@@ -333,32 +344,18 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_terms((Consistency(self.alpha), Sparsity(self.beta, self.p), *self.terms))
-        if self.precision == "fp16" and self.optimizer is torch.optim.LBFGS:
-            raise ValueError(
-                'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on '
-                'one; use "bf16" or another optimizer.'
-            )
-        if self.alpha and min(self.input_size) < 11:
-            raise ValueError(
-                f"alpha > 0 compares maps by SSIM, in windows of 11 pixels; got image_size="
-                f"{self.image_size}. Use a larger image_size: small images are resized to it."
-            )
+        check_scaling(self.precision, self.optimizer)
+        check_window(self.alpha, self.input_size)
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
+        self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
-        needing = [term.name for term in self.terms if "masks" in term.needs]
-        if needing and masks is None:
-            raise ValueError(f"The term {needing[0]!r} needs masks; give them to fit, masks=...")
-        if needing and callable(self.augment) and not isinstance(self.augment, ViewSampler):
-            raise ValueError(
-                "Masks are augmented as their images are, which takes a crop and flip that is "
-                'known: augment may be "auto", None or a ViewSampler; got '
-                f"{describe(self.augment)}."
-            )
-        if not needing:  # they would be read for nothing
-            masks = None
-        return super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
+        if not needs_masks(self.terms, annotations.masks, self.augment):
+            annotations = replace(annotations, masks=None)  # they would be read for nothing
+        found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
+        options, weighs = self.get_params_for("criterion"), annotations.sample_weight is not None
+        criteria.check_criterion(self.criterion, options, self.classes_, weighs_images=weighs)
+        return found
 
     @property
     def n_outputs(self) -> int:
@@ -421,8 +418,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
         if self.memory == "low" and self._compares_views():
-            sample = torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
-            check_bottleneck(self.module_, self.target_layer_, sample)
+            check_bottleneck(self.module_, self.target_layer_, self._sample())
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
@@ -445,7 +441,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         with self._stepping(training=False) as step:
             found = super().validation_step(batch, **fit_params)
         step.record(self.history, "valid")
-        # Callbacks keep what is returned, and its graph would keep the activations.
+        # Callbacks keep it, and its graph would keep the activations.
         return {name: value.detach() for name, value in found.items()}
 
     @contextmanager
@@ -479,9 +475,22 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         finally:
             self._step = None
 
-    def _annotate(self, masks: Tensor | None) -> None:
+    def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
         assert self._step is not None
-        self._step.annotate(masks)
+        weights = annotations.get("weights")
+        if weights is None and self._splits_batches:
+            weights = criteria.equal_weights(self.criterion_, y)
+        if weights is not None:
+            weights = weights / self._sum(criteria.weights_of_losses(self.criterion_, y, weights))
+        self._step.annotate(annotations.get("masks"), weights)
+
+    @property
+    def _splits_batches(self) -> bool:
+        return self.batch_accumulation > 1
+
+    def _sum(self, weights: Tensor) -> Tensor:
+        # All of a batch may weigh nothing: its loss is 0, not NaN.
+        return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Add up the gradient of a batch, one micro-batch after the other."""
@@ -519,21 +528,18 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     def get_loss(
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
-        cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
+        weights = None if self._step is None else self._step.micro_batches[-1].weights
+        with criteria.suited(self.criterion_, y_pred.dtype, per_image=weights is not None):
+            cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
         if self._step is None:  # skorch scores predictions, too, and they have no maps
             return cross_entropy
+        if weights is not None:
+            cross_entropy = (weights * cross_entropy).sum()
         return self._step.explain(cross_entropy, y_pred, y_true, X)
 
-    def _compiling(self) -> AbstractContextManager[Any]:
-        # Blocks share their code, and each is compiled for itself: in training and evaluation, with
-        # a graph and without, with statistics that are updated and that are not.
-        if not self.compile:
-            return nullcontext()
-        return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096)
-
-    def _double_differentiable_attention(self) -> AbstractContextManager[Any]:
-        # The fused kernels of attention have no second derivative.
-        return sdpa_kernel(SDPBackend.MATH) if self._trains_on_maps() else nullcontext()
+    def get_params_for(self, prefix: str) -> dict[str, Any]:
+        params = super().get_params_for(prefix)
+        return criteria.prepared(self.criterion, params) if prefix == "criterion" else params
 
     # Prediction and explanation
 
@@ -551,7 +557,7 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             In the order of ``classes_``.
         """
         self.check_is_fitted()
-        return super().predict_proba(X)
+        return checked(super().predict_proba(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each image.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
-from sklcam.training._data import Classes, Masks, TrainingImages
+from sklcam.training._data import Annotations, Classes, TrainingImages
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.net import Module, StepFunction
 
@@ -133,16 +133,17 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self.accelerator_ = accelerator
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
+        self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
-        data, y = super()._check_training_data(X, y, masks=masks, known=known, classes=classes)
+        data, y = super()._check_training_data(X, y, annotations, known=known, classes=classes)
         labels = zlib.crc32(np.asarray(data.y).tobytes())
         annotated = None if data.masks is None else data.masks.annotated.tolist()
-        given = (len(data), self.n_channels_, self.classes_.tolist(), labels, annotated)
+        weights = None if data.weights is None else data.weights.tolist()
+        given = (len(data), self.n_channels_, self.classes_.tolist(), labels, annotated, weights)
         if any(other != given for other in self._processes.of_all(given)):
             raise ValueError(
-                "The processes were given different images, labels, masks or classes. Each must be "
-                "given all of them, in the same order; it takes its share in training."
+                "The processes were given different images, labels, masks, weights or classes. "
+                "Each must be given all of them, in the same order; it takes its share in training."
             )
         return data, y
 
@@ -240,6 +241,16 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         for parameter, share in zip(parameters, users.tolist(), strict=True):
             if not share:
                 parameter.grad = None
+
+    @property
+    def _splits_batches(self) -> bool:
+        return super()._splits_batches or self._processes.count > 1
+
+    def _sum(self, weights: Tensor) -> Tensor:
+        weight = super()._sum(weights)
+        if self._step is not None and self._step.scaler is not None:  # validated alone, by each
+            self._processes.average([weight])  # as the gradients will be
+        return weight
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.get_all_learnable_params())

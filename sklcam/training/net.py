@@ -6,12 +6,11 @@ explained. A subclass says what is learned: by its loss, and by how many outputs
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from inspect import Parameter, Signature, signature
+from inspect import signature
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -28,6 +26,7 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_parameter_constraints,
 )
+from skorch import NeuralNet
 from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
@@ -40,14 +39,27 @@ from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
-from sklcam.networks.dry_run import check_output
+from sklcam.networks.dry_run import check_output, exclusive, generators_lock
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
 from sklcam.training._augmentation import Perturbation, crop_while_reading
-from sklcam.training._data import Classes, Masks, TrainingImages, with_masks_beside, without_subsets
+from sklcam.training._checks import (
+    check_batches,
+    check_callbacks,
+    check_losses,
+    is_scheduler,
+    learn_classes,
+)
+from sklcam.training._data import (
+    Annotations,
+    Classes,
+    TrainingImages,
+    with_annotations_beside,
+    without_subsets,
+)
 from sklcam.training._devices import check_device
 from sklcam.training._randomness import SeededNet
 from sklcam.training.adapter import NetAdapter
@@ -56,6 +68,8 @@ from sklcam.training.callbacks import SilentableProgressBar
 Module = str | nn.Module | Callable[..., nn.Module]
 Batches = Iterable[Any] | None
 StepFunction = Callable[..., dict[str, Tensor]]
+
+_NOTHING_ELSE = Annotations()  # is given of images
 
 
 class ImageNeuralNet(SeededNet):
@@ -95,25 +109,11 @@ class ImageNeuralNet(SeededNet):
         "callbacks": [list, StrOptions({"disable"}), None],
     }
     _outputs_are: ClassVar[str] = "classes"
-    _module_like: ClassVar[tuple[str, ...]] = ("module", "criterion")
 
     classes_inferred_: np.ndarray
     n_channels_: int
     target_layer_: TargetLayer
     weights: str | PathLike[str] | None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            vars(cls)["__init__"].__signature__ = _full_signature(cls)
-
-    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, and looks
-    # for these, as its HTML does, in the signature.
-    __repr__ = BaseEstimator.__repr__
-
-    def _get_params_html(self, deep: bool = True, *args: Any, **kwargs: Any) -> Any:
-        # Deep, it would list each parameter of skorch's own callbacks as set by the user.
-        return super()._get_params_html(False, *args, **kwargs)
 
     @property
     def n_outputs(self) -> int:
@@ -149,11 +149,25 @@ class ImageNeuralNet(SeededNet):
         ValueError
             If X, y or a parameter does not fit; before any training.
         """
-        return self._fit(X, y, fit_params)
+        return self._fit(X, y, self._without_weights(fit_params))
 
-    def _fit(self, X: Any, y: Any, fit_params: dict[str, Any], *, masks: Masks = None) -> Self:
+    def _without_weights(self, fit_params: dict[str, Any]) -> dict[str, Any]:
+        if fit_params.pop("sample_weight", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} takes no sample_weight: its loss is not a mean of images' "
+                "own losses. An iterator_train__sampler can draw some images more often."
+            )
+        return fit_params
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        fit_params: dict[str, Any],
+        annotations: Annotations = _NOTHING_ELSE,
+    ) -> Self:
         goes_on = self.warm_start and self.initialized_
-        with self._training_on(X, y, masks=masks, known=goes_on, classes=self.classes) as (
+        with self._training_on(X, y, annotations, known=goes_on, classes=self.classes) as (
             data,
             labels,
         ):
@@ -177,14 +191,19 @@ class ImageNeuralNet(SeededNet):
         -------
         self
         """
-        return self._partial_fit(X, y, classes, fit_params)
+        return self._partial_fit(X, y, classes, self._without_weights(fit_params))
 
     def _partial_fit(
-        self, X: Any, y: Any, classes: Classes, fit_params: dict[str, Any], *, masks: Masks = None
+        self,
+        X: Any,
+        y: Any,
+        classes: Classes,
+        fit_params: dict[str, Any],
+        annotations: Annotations = _NOTHING_ELSE,
     ) -> Self:
         if isinstance(X, TrainingImages):  # skorch's fit comes here with what ours has checked
             return super().partial_fit(X, y, **fit_params)
-        with self._training_on(X, y, masks=masks, known=self.initialized_, classes=classes) as (
+        with self._training_on(X, y, annotations, known=self.initialized_, classes=classes) as (
             data,
             labels,
         ):
@@ -192,16 +211,27 @@ class ImageNeuralNet(SeededNet):
 
     @contextmanager
     def _training_on(
-        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
+        self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> Iterator[tuple[TrainingImages, np.ndarray]]:
         """Check all that is given, then let the block train on it.
 
         A network that fails in its first fit must not pass for a fitted one.
         """
         self._check_parameters()
-        training = self._check_training_data(X, y, masks=masks, known=known, classes=classes)
+        before = vars(self).copy()
         try:
-            with torch.inference_mode(False):  # a caller in that mode has no gradients
+            training = self._check_training_data(X, y, annotations, known=known, classes=classes)
+        except Exception:  # an earlier fit's classes go with its network
+            self.__dict__ = before
+            raise
+        try:
+            with ExitStack() as stack:
+                # Torch's generators and flags are the process's: fits in threads take turns. The
+                # network first, in the order in which explainers lock both.
+                if known:
+                    stack.enter_context(exclusive(self.module_))
+                stack.enter_context(generators_lock)
+                stack.enter_context(torch.inference_mode(False))  # in which there are no gradients
                 yield training
         except Exception:
             if not known:
@@ -255,14 +285,15 @@ class ImageNeuralNet(SeededNet):
                 f"got a {sampler.__name__}, which has a __call__ of its own."
             )
         check_device(vars(self)["device"])
+        check_callbacks(self._given_callbacks(), self.train_split)
 
     def _check_training_data(
-        self, X: Any, y: Any, *, masks: Masks, known: bool, classes: Classes
+        self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
         y = check_labels(X, y)
-        learned = np.asarray(self.classes_) if known else _learn_classes(y, classes)
+        learned = np.asarray(self.classes_) if known else learn_classes(y, classes)
         if known and classes is not None and not np.array_equal(np.unique(classes), learned):
             raise ValueError(
                 f"classes={np.unique(classes).tolist()} is not the same as on the first call: "
@@ -270,7 +301,7 @@ class ImageNeuralNet(SeededNet):
             )
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
-        data = TrainingImages(X, encode_labels(y, learned), masks, **options)
+        data = TrainingImages(X, encode_labels(y, learned), annotations, **options)
         self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
         self.classes_inferred_, self.n_channels_ = learned, data.n_channels
         return data, y
@@ -316,8 +347,12 @@ class ImageNeuralNet(SeededNet):
     def _equipped(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
         """Let a loader pin its batches, if they go to a GPU and no parameter says whether to.
 
-        While training, let it read crops, if images are augmented so.
+        While training, check its batches, and let it read crops, if images are augmented so.
         """
+        if training and hasattr(self, "generator_"):  # in fit
+            with self.generators_at(self.generator_states()):
+                n_parts = getattr(self, "batch_accumulation", 1)
+                check_batches(iterator, self.module_, n_parts, self._sample())
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
             device = getattr(without_subsets(iterator.dataset), "device", None)
@@ -375,7 +410,7 @@ class ImageNeuralNet(SeededNet):
         self.__dict__.update(attributes)
         weights, self.weights, self._is_restoring = self.weights, None, True
         try:
-            with torch.random.fork_rng(self._cuda_devices()):
+            with generators_lock, torch.random.fork_rng(self._cuda_devices()):
                 self.initialize()
         finally:
             self.weights = weights
@@ -399,6 +434,9 @@ class ImageNeuralNet(SeededNet):
         if self._trains_on_maps():
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
+
+    def _sample(self) -> Tensor:
+        return torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
 
     def _module_options(self) -> dict[str, Any]:
         return self.get_params_for("module")
@@ -428,7 +466,7 @@ class ImageNeuralNet(SeededNet):
             for phase in ("train", "valid")
             for name in self._names_in_history()
         ]
-        scheduled = any(_is_scheduler(callback) for callback in self._given_callbacks())
+        scheduled = any(is_scheduler(callback) for callback in self._given_callbacks())
         return [
             ("epoch_timer", EpochTimer()),
             *((loss.name, loss) for loss in losses),
@@ -450,6 +488,10 @@ class ImageNeuralNet(SeededNet):
 
     # Steps
 
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_epoch_end(net, **kwargs)
+        check_losses(self.history, self.lr)
+
     def run_single_epoch(
         self,
         iterator: Iterable[Any] | None,
@@ -458,7 +500,7 @@ class ImageNeuralNet(SeededNet):
         step_fn: StepFunction,
         **fit_params: Any,
     ) -> None:
-        batches = None if iterator is None else with_masks_beside(iterator)
+        batches = None if iterator is None else with_annotations_beside(iterator)
         if not (training and self._has_transform):
             super().run_single_epoch(batches, training, prefix, step_fn, **fit_params)
             return
@@ -482,20 +524,22 @@ class ImageNeuralNet(SeededNet):
     def _ready(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
         """Return images as the network takes them, and labels, on the device."""
         images, y = unpack_data(batch)
-        images, masks = self._prepare(images), self._on_device(getattr(batch, "masks", None))
+        images, y = self._prepare(images), self._on_device(y)
         if training and self._has_transform:
             perturb = getattr(self, "_perturbation", None) or Perturbation(self.augment)
             images = perturb(images)
-        self._annotate(masks)
-        return self._normalize(images), self._on_device(y)
+        annotations = getattr(batch, "annotations", {})
+        self._annotate(y, {name: self._on_device(each) for name, each in annotations.items()})
+        return self._normalize(images), y
 
-    def _annotate(self, masks: Tensor | None) -> None:
-        """Do nothing with the masks of a batch, which are there if they were given to ``fit``."""
+    def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
+        """Do nothing with what is known of a batch: it is there if it was given to ``fit``."""
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
-        images, y, *_ = batch  # masks are for training
-        return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
+        images, y, *_ = batch  # annotations are for training
+        with exclusive(self.module_):  # another thread may explain it, and put back its mode
+            return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
         # Some networks write into their input, and return auxiliary outputs after the first.
@@ -531,31 +575,12 @@ class ImageNeuralNet(SeededNet):
         """
         return self._normalize(self._prepare(images))
 
-    # Parameters, copies
+    # What scikit-learn asks
 
     @property
     def classes_(self) -> np.ndarray:
         """The labels, sorted."""
         return self.classes_inferred_
-
-    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
-        params = super().get_params(deep=deep, **kwargs)
-        # skorch lists what its callbacks have by default, also where other values were asked for.
-        asked_for = {name: v for name, v in vars(self).items() if name.startswith("callbacks__")}
-        return {**params, **asked_for} if deep else params
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._module_like:  # parameters, also where they are instances
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Not by way of pickling, which refuses functions and classes defined on the spot.
-        duplicate = type(self).__new__(type(self))
-        memo[id(self)] = duplicate
-        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return duplicate
 
     def __sklearn_is_fitted__(self) -> bool:
         return "module_" in vars(self)  # skorch 1.3 forgets to say so once it is
@@ -565,31 +590,3 @@ class ImageNeuralNet(SeededNet):
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _is_scheduler(callback: Any) -> bool:
-    callback = callback[1] if isinstance(callback, tuple) else callback
-    is_class = isinstance(callback, type) and issubclass(callback, LRScheduler)
-    return is_class or isinstance(callback, LRScheduler)
-
-
-def _learn_classes(y: np.ndarray, classes: Classes) -> np.ndarray:
-    learned = np.unique(y if classes is None else np.asarray(classes))
-    if len(learned) < 2:
-        raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")
-    return learned
-
-
-def _full_signature(cls: type) -> Signature:
-    """Return the signature of a class's ``__init__``, with what it passes on spelt out."""
-    own = signature(vars(cls)["__init__"])
-    parameters = dict(own.parameters)
-    *_, last = own.parameters
-    if parameters[last].kind is not Parameter.VAR_KEYWORD:
-        return own
-    rest = parameters.pop(last)
-    for base in cls.__mro__[1:]:
-        for name, parameter in signature(base).parameters.items():
-            if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
-                parameters.setdefault(name, parameter.replace(kind=Parameter.KEYWORD_ONLY))
-    return own.replace(parameters=[*parameters.values(), rest])

@@ -51,6 +51,8 @@ class MicroBatch:
         Of the batch's images.
     masks : Tensor of shape (n_images, height, width) or None
         NaN for images without one.
+    weights : Tensor of shape (n_images,) or None
+        By which the losses of its images are added up to its cross-entropy.
     values : LossValues or None
     signs : dict of str to Tensor
         How its maps look, for :class:`~sklcam.training.CollapseWarning`.
@@ -60,6 +62,7 @@ class MicroBatch:
 
     share: float = 1.0
     masks: Tensor | None = None
+    weights: Tensor | None = None
     values: LossValues | None = None
     signs: dict[str, Tensor] = field(default_factory=dict)
     postponed: Postponed | None = None
@@ -124,8 +127,8 @@ class Step:
     postpones: bool = False
 
     micro_batches: list[MicroBatch] = field(default_factory=lambda: [MicroBatch()], init=False)
+    _whole: MicroBatch = field(default_factory=MicroBatch, init=False)
     _is_split: bool = field(default=False, init=False)
-    _masks: Tensor | None = field(default=None, init=False)
     _tape: Tape | None = field(default=None, init=False)
 
     @property
@@ -145,10 +148,18 @@ class Step:
             finally:
                 self._tape = None
 
-    def annotate(self, masks: Tensor | None) -> None:
-        """Set the masks of the batch, which is still whole; NaN where an image has none."""
-        self._masks = masks
-        self.micro_batches = [MicroBatch(masks=masks)]
+    def annotate(self, masks: Tensor | None, weights: Tensor | None) -> None:
+        """Set what is known of the images of the batch, which is still whole.
+
+        Parameters
+        ----------
+        masks : Tensor of shape (n_images, height, width) or None
+            NaN where an image has none.
+        weights : Tensor of shape (n_images,) or None
+            The share of each image's loss in the batch's cross-entropy.
+        """
+        self._whole = MicroBatch(masks=masks, weights=weights)
+        self.micro_batches = [self._whole]
 
     def split(
         self, images: Tensor, labels: Tensor, n_parts: int
@@ -157,12 +168,17 @@ class Step:
 
         An optimizer that asks for the gradient several times in a step starts anew each time.
         """
-        no_masks = [None] * n_parts
-        masks = no_masks if self._masks is None else self._masks.tensor_split(n_parts)
-        self.micro_batches, self._is_split = [], True
-        parts = zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), masks, strict=True)
-        for some, some_labels, some_masks in parts:
-            self.micro_batches.append(MicroBatch(len(some) / len(images), some_masks))
+        whole, self.micro_batches, self._is_split = self._whole, [], True
+        masks, weights = (
+            [None] * n_parts if each is None else each.tensor_split(n_parts)
+            for each in (whole.masks, whole.weights)
+        )
+        parts = (images.tensor_split(n_parts), labels.tensor_split(n_parts), masks, weights)
+        for some, some_labels, some_masks, some_weights in zip(*parts, strict=True):
+            share = len(some) / len(images)
+            # Losses are weighted by their micro-batch's share in the end.
+            some_weights = None if some_weights is None else some_weights / share
+            self.micro_batches.append(MicroBatch(share, some_masks, some_weights))
             yield some, some_labels
 
     def forward(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

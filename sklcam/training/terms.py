@@ -7,7 +7,7 @@ the business of a training step; how terms are weighted and differentiated, that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sklcam._validation import check_alike, check_maps, check_size, check_tensor, describe
 from sklcam.cam import min_max, upsample
-from sklcam.images.views import Warp
+from sklcam.images.views import ViewSampler, Warp
 from sklcam.metrics.consistency import structural_similarity
 from sklcam.training.weights import Balanced, Schedule, Weight, weight_in
 
@@ -282,6 +282,19 @@ class Sparsity(Term):
     @property
     def weight_name(self) -> str:
         return "beta"
+
+
+def needs_masks(terms: Sequence[Term], masks: object, augment: object) -> bool:
+    """Return whether a term needs masks; a ValueError if they are not there, or get lost."""
+    needing = [term.name for term in terms if "masks" in term.needs]
+    if needing and masks is None:
+        raise ValueError(f"The term {needing[0]!r} needs masks; give them to fit, masks=...")
+    if needing and callable(augment) and not isinstance(augment, ViewSampler):
+        raise ValueError(
+            "Masks are augmented as their images are, which takes a crop and flip that is known: "
+            f'augment may be "auto", None or a ViewSampler; got {describe(augment)}.'
+        )
+    return bool(needing)
 
 
 def check_terms(terms: Iterable[Term]) -> None:

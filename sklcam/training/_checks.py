@@ -1,0 +1,135 @@
+"""What is refused before training: parameters, callbacks and batches that would fail later."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import skorch.callbacks.lr_scheduler
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import LRScheduler
+from skorch.history import History
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.data import DataLoader
+
+from sklcam.networks.dry_run import unwrap
+from sklcam.training._data import Classes
+
+
+def check_callbacks(callbacks: Iterable[Any], train_split: object) -> None:
+    """Raise a ValueError for callbacks that would fail in the first epoch."""
+    for callback in callbacks:
+        callback = callback[1] if isinstance(callback, tuple) else callback
+        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+        policy = getattr(callback, "policy", None)
+        if isinstance(callback, LRScheduler):
+            if isinstance(policy, str) and not hasattr(skorch.callbacks.lr_scheduler, policy):
+                raise ValueError(
+                    f"LRScheduler({policy!r}): skorch does not know it by that name. Give the "
+                    f"class, LRScheduler(torch.optim.lr_scheduler.{policy}, ...)."
+                )
+            if policy not in ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau):
+                continue  # others monitor nothing
+        if train_split is None and isinstance(monitor, str) and monitor.startswith("valid_"):
+            raise ValueError(
+                f"{name} monitors {monitor!r}, but there are no validation images: set "
+                "train_split=skorch.dataset.ValidSplit(5, stratified=True), or monitor the "
+                'training, as in monitor="train_loss".'
+            )
+
+
+def check_scaling(precision: str, optimizer: object) -> None:
+    """Raise a ValueError for an optimizer whose steps cannot be scaled for half precision."""
+    if precision == "fp16" and optimizer is torch.optim.LBFGS:
+        raise ValueError(
+            'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on one; '
+            'use "bf16" or another optimizer.'
+        )
+
+
+def check_window(alpha: object, size: tuple[int, int]) -> None:
+    """Raise a ValueError if maps are to be compared that are smaller than SSIM's window."""
+    if alpha and min(size) < 11:
+        raise ValueError(
+            "alpha > 0 compares maps by SSIM, in windows of 11 pixels; got image_size="
+            f"{size}. Use a larger image_size: small images are resized to it."
+        )
+
+
+def check_batches(
+    iterator: object,
+    module: nn.Module,
+    n_parts: int,
+    sample: Tensor,
+) -> None:
+    """Raise a ValueError if a step's single image would be normalised by its own statistics.
+
+    Parameters
+    ----------
+    iterator : DataLoader
+        Other iterators are not looked at.
+    module : nn.Module
+    n_parts : int
+        In how many parts a batch goes through the network.
+    sample : Tensor of shape (1, channels, height, width)
+    """
+    batch_size = getattr(iterator, "batch_size", None)
+    if not isinstance(iterator, DataLoader) or batch_size is None:
+        return
+    try:
+        n_images = len(iterator.sampler)  # type: ignore[arg-type]
+    except TypeError:  # one of your own may not say
+        return
+    rest = n_images % batch_size
+    sizes = ([batch_size] if n_images >= batch_size else []) + (
+        [rest] if rest and not iterator.drop_last else []
+    )
+    smallest = min((size // min(n_parts, size) for size in sizes), default=0)
+    if smallest != 1 or not any(isinstance(part, _NormBase) for part in module.modules()):
+        return
+    trial = copy.deepcopy(unwrap(module)).train()  # in training mode, statistics are changed
+    try:
+        with torch.no_grad():
+            trial(sample)
+    except ValueError as error:  # torch's "Expected more than 1 value per channel when training"
+        raise ValueError(
+            f"Of {n_images} training images, batch_size={batch_size} (in {n_parts} parts) leaves a "
+            "single image to a pass, which batch normalisation cannot take: its statistics are of "
+            "a single value. Choose another batch_size, or leave the rest out, "
+            "iterator_train__drop_last=True."
+        ) from error
+
+
+def check_losses(history: History, lr: float) -> None:
+    """Warn if the last epoch has a loss that is NaN or infinite: once, in the first such epoch."""
+    epochs = [[batch.get("train_loss", 0.0) for batch in each["batches"]] for each in history[-2:]]
+    *before, lost = [[i for i, loss in enumerate(each) if not isfinite(loss)] for each in epochs]
+    if lost and not any(before):
+        warnings.warn(
+            f"The loss is {epochs[-1][lost[0]]} in epoch {len(history)}, first in batch "
+            f"{lost[0] + 1} of {len(epochs[-1])}. Weights that are lost by it do not come back. "
+            f"Make lr smaller; it is {lr}. Or check the criterion: NLLLoss takes probabilities.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+
+
+def is_scheduler(callback: Any) -> bool:
+    """Whether it is a scheduler of learning rates, in any form that skorch takes."""
+    callback = callback[1] if isinstance(callback, tuple) else callback
+    is_class = isinstance(callback, type) and issubclass(callback, LRScheduler)
+    return is_class or isinstance(callback, LRScheduler)
+
+
+def learn_classes(y: np.ndarray, classes: Classes) -> np.ndarray:
+    """Return the labels there are, sorted; a ValueError if there is a single one."""
+    learned = np.unique(y if classes is None else np.asarray(classes))
+    if len(learned) < 2:
+        raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")
+    return learned

@@ -1,0 +1,99 @@
+"""Parameters of nets, as scikit-learn means them: signatures, representations and copies."""
+
+from __future__ import annotations
+
+import copy
+from inspect import Parameter, Signature, signature
+from typing import Any, ClassVar, Self
+
+from sklearn.base import BaseEstimator
+from skorch import NeuralNet
+
+
+class ParameterNet(NeuralNet):
+    """A skorch net whose parameters behave as those of an estimator of scikit-learn."""
+
+    _module_like: ClassVar[tuple[str, ...]] = ("module", "criterion")
+    callbacks_: list[tuple[str, Any]]
+    _late: ClassVar[tuple[str, ...]] = ("iterator_train", "iterator_valid", "dataset")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            vars(cls)["__init__"].__signature__ = _full_signature(cls)
+
+    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, and looks
+    # for these, as its HTML does, in the signature.
+    __repr__ = BaseEstimator.__repr__
+
+    def _get_params_html(self, deep: bool = True, *args: Any, **kwargs: Any) -> Any:
+        # Deep, it would list each parameter of skorch's own callbacks as set by the user.
+        return super()._get_params_html(False, *args, **kwargs)
+
+    def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
+        params = super().get_params(deep=deep, **kwargs)
+        # skorch lists what its callbacks have by default, also where other values were asked for.
+        asked_for = {name: v for name, v in vars(self).items() if name.startswith("callbacks__")}
+        return {**params, **asked_for} if deep else params
+
+    def set_params(self, **kwargs: Any) -> Self:
+        """Set parameters, as skorch does, and for later fits as well.
+
+        Parameters
+        ----------
+        **kwargs
+            By name. A fitted net makes anew what they are of: a network is untrained after that.
+
+        Returns
+        -------
+        self
+        """
+        # skorch takes these until the net is initialized, not after.
+        late = {
+            name: value
+            for name, value in kwargs.items()
+            if name == "optimizer" or name.partition("__")[0] in self._late
+        }
+        # Others it sets in the optimizer alone, which the next fit makes anew.
+        kept = {name: kwargs[name] for name in kwargs if name.startswith("optimizer__")}
+        kept = {name: value for name, value in kept.items() if "param_groups__" not in name}
+        rest = {name: value for name, value in kwargs.items() if name not in late}
+        super().set_params(**rest)
+        self.__dict__.update(late | kept)
+        self._params_to_validate |= late.keys() | kept.keys()
+        if self.initialized_ and "optimizer" in late:
+            self._initialize_optimizer()
+        if any(name.startswith("callbacks__") for name in rest):  # by None, one is left out
+            self.callbacks_ = [each for each in self.callbacks_ if each[1] is not None]
+        for group in self.optimizer_.param_groups if self.initialized_ else ():
+            # Schedules that go on ask for it, of an optimizer made anew as well.
+            group.setdefault("initial_lr", group["lr"])
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._module_like:  # parameters, also where they are instances
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Not by way of pickling, which refuses functions and classes defined on the spot.
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return duplicate
+
+
+def _full_signature(cls: type) -> Signature:
+    """Return the signature of a class's ``__init__``, with what it passes on spelt out."""
+    own = signature(vars(cls)["__init__"])
+    parameters = dict(own.parameters)
+    *_, last = own.parameters
+    if parameters[last].kind is not Parameter.VAR_KEYWORD:
+        return own
+    rest = parameters.pop(last)
+    for base in cls.__mro__[1:]:
+        for name, parameter in signature(base).parameters.items():
+            if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+                parameters.setdefault(name, parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    return own.replace(parameters=[*parameters.values(), rest])
