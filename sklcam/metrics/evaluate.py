@@ -377,7 +377,9 @@ class Evaluator(Generic[Observed]):
         self._question = self.explainer.as_target(target, len(self.opened))
         check_maps_are_single(self.explainer, self.plan)
         if score is None:
-            check_has_probability(self._question.names_classes, self.metrics)
+            check_has_probability(
+                self._question.names_classes, self.metrics, self.explainer.classes_
+            )
         check_lengths(Annotations(self.labels, boxes, masks), len(self.opened))
         check_classes(self.metrics, self.labels, self.explainer.classes_)
         self._annotations = Annotations(self.labels, checked_boxes(boxes), masks)

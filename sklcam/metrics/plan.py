@@ -230,11 +230,18 @@ def check_objects(
         raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
 
 
-def check_has_probability(is_class: bool, metrics: Mapping[str, Metric]) -> None:
-    """Raise a ValueError if metrics need a probability, and the target is not a class."""
+def check_has_probability(
+    is_class: bool, metrics: Mapping[str, Metric], classes: np.ndarray | None = None
+) -> None:
+    """Raise a ValueError if metrics need a probability, and the target is not one of classes."""
     needy = metrics_of_confidence(metrics)
     if needy and not is_class:
         raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
+    if needy and classes is not None and len(classes) == 1:
+        raise ValueError(
+            f"{', '.join(needy)}: of a single class the probability is 1, whatever the network "
+            "says; give score=, such as lambda output: output[:, 0].sigmoid() for one logit."
+        )
 
 
 def labels_if_needed(X: Any, y: Any, metrics: Mapping[str, Metric]) -> np.ndarray | None:

@@ -140,7 +140,8 @@ def report(
     explainer, images = as_explainer(estimator, X)
     labels = None if y is None and dataset_labels(X) is None else labels_for(X, y, "report")
     if metrics is None:
-        has_confidence = explainer.classes_ is not None or options.get("score") is not None
+        n_classes = 0 if explainer.classes_ is None else len(explainer.classes_)
+        has_confidence = n_classes > 1 or options.get("score") is not None
         has_truth = explainer.classes_ is not None and labels is not None
         metrics = default_metrics(confidence=has_confidence, labels=has_truth)
         options = _with_few_steps(options) if has_confidence else options

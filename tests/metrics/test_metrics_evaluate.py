@@ -525,3 +525,14 @@ def test_blank_maps_are_warned_of():
         model[-1].weight.copy_(-model[-1].weight.abs())
     with pytest.warns(ExplanationWarning, match=f"{N} of {N} maps are blank"):
         measure(explainer(model), metrics="complexity")
+
+
+def test_a_single_class_has_no_confidence_but_a_score_of_ones_own():
+    """Its softmax is 1: insertion, deletion and drop would be constants."""
+    estimator = explainer(network(num_classes=1))
+    with pytest.raises(ValueError, match="iauc: of a single class the probability is 1"):
+        measure(estimator, metrics="iauc")
+    score = lambda output: output[:, 0].sigmoid()  # noqa: E731
+    areas = measure(estimator, metrics="iauc", score=score)["iauc"]
+    assert np.ptp(areas) > 0 and (areas < 1).all()
+    assert measure(estimator, metrics="complexity")["complexity"].shape == (N,)
