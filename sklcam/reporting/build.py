@@ -217,9 +217,7 @@ def _names(X: Any, names: Sequence[str] | None, n_all: int) -> list[str]:
         is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set | Mapping)
         if not is_ordered or len(names) != n_all:
             came = len(names) if is_ordered else describe(names)
-            raise ValueError(
-                f"names must have one entry for each of {n_all} images; got {came}."
-            )
+            raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
         return [str(name) for name in names]
     if isinstance(X, list | tuple | np.ndarray) and isinstance(X[0], str | os.PathLike):
         is_path = [isinstance(image, str | os.PathLike) for image in X]
