@@ -90,7 +90,12 @@ def check_batches(
     sizes = ([batch_size] if n_images >= batch_size else []) + (
         [rest] if rest and not iterator.drop_last else []
     )
-    smallest = min((size // min(n_parts, size) for size in sizes), default=0)
+    if not sizes:
+        raise ValueError(
+            f"iterator_train__drop_last=True leaves none of {n_images} training images, as "
+            f"batch_size={batch_size}; use a smaller one."
+        )
+    smallest = min(size // min(n_parts, size) for size in sizes)
     if smallest != 1 or not any(isinstance(part, _NormBase) for part in module.modules()):
         return
     trial = copy.deepcopy(unwrap(module)).train()  # in training mode, statistics are changed
@@ -104,6 +109,16 @@ def check_batches(
             "a single value. Choose another batch_size, or leave the rest out, "
             "iterator_train__drop_last=True."
         ) from error
+
+
+def check_learns(module: nn.Module) -> None:
+    """Raise a ValueError if a network whose output has no gradient is to learn something."""
+    # One that is frozen as a whole may be trained for what its loss learns.
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(
+            f"No gradient leads from what {type(module).__name__} returns to its parameters, so "
+            "that it would not learn: take torch.no_grad() or detach() out of its forward."
+        )
 
 
 def check_losses(history: History, lr: float) -> None:

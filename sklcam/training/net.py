@@ -49,6 +49,7 @@ from sklcam.training._augmentation import Perturbation, crop_while_reading
 from sklcam.training._checks import (
     check_batches,
     check_callbacks,
+    check_learns,
     check_losses,
     is_scheduler,
     learn_classes,
@@ -488,6 +489,10 @@ class ImageNeuralNet(SeededNet):
 
     # Steps
 
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_train_begin(net, **kwargs)
+        check_callbacks(self.callbacks_, self.train_split)  # classes are made by now, as asked for
+
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
         check_losses(self.history, self.lr)
@@ -543,7 +548,10 @@ class ImageNeuralNet(SeededNet):
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
         # Some networks write into their input, and return auxiliary outputs after the first.
-        return Inputs(x).call(self.module_, partial(super().infer, **fit_params))
+        output = Inputs(x).call(self.module_, partial(super().infer, **fit_params))
+        if self.module_.training and torch.is_grad_enabled() and not output.requires_grad:
+            check_learns(self.module_)
+        return output
 
     # Inference
 

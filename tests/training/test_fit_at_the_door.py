@@ -106,6 +106,46 @@ def test_looking_for_single_images_changes_nothing():
     assert single.module_[1][1].num_batches_tracked == 2
 
 
+@pytest.mark.parametrize("make", [classifier, embedder])
+def test_a_loader_that_drops_all_images_is_refused(make):
+    with pytest.raises(ValueError, match=r"leaves none of 12 training images, as batch_size=13"):
+        make(batch_size=13, iterator_train__drop_last=True).fit(X, Y)
+
+
+# Networks
+
+
+class Detached(Net):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class TrainedAlone(Net):
+    def forward(self, x):
+        with torch.set_grad_enabled(self.training):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [ConsistentCAMClassifier, EmbeddingNet])
+def test_networks_that_would_not_learn_are_refused(make):
+    options = {"alpha": 0, "beta": 0} if make is ConsistentCAMClassifier else {"embedding_dim": 3}
+    net = make(Detached, **FIXED, **options)
+    with pytest.raises(ValueError, match=r"No gradient leads from what Detached returns"):
+        net.fit(X, Y)
+    assert not net.initialized_
+    before = weights_of(make(TrainedAlone, **{**FIXED, "max_epochs": 0}, **options).fit(X, Y))
+    after = weights_of(make(TrainedAlone, **FIXED, **options).fit(X, Y))
+    assert not torch.equal(before, after)
+
+
+def test_a_frozen_network_lets_its_loss_learn():
+    frozen = Net().requires_grad_(False)
+    net = EmbeddingNet(frozen, **FIXED, embedding_dim=3, criterion="proxy-anchor").fit(X, Y)
+    assert torch.equal(
+        weights_of(net), torch.cat([v.flatten() for v in frozen.state_dict().values()])
+    )
+
+
 # Callbacks
 
 
@@ -118,6 +158,7 @@ def test_looking_for_single_images_changes_nothing():
         LRScheduler(ReduceLROnPlateau, monitor="valid_loss"),
         LRScheduler("ReduceLROnPlateau", monitor="valid_loss"),
         ("named", EarlyStopping()),
+        EarlyStopping,
     ],
 )
 @pytest.mark.parametrize("make", [classifier, embedder])
