@@ -273,7 +273,7 @@ class Step:
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled, so
             # a factor does not change what becomes of them.
-            scores = scores * to_grid(activations).shape[-2:].numel()
+            scores = scores * min(to_grid(activations).shape[-2:].numel(), 2**15)
         phi = GradCAM(relu=False)
         return phi(scores, activations, to_grid=to_grid, create_graph=self._is_training)
 
