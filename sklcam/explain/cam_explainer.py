@@ -325,6 +325,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
                     f"The network's output has shape {tuple(output.shape)}, not (n_images, "
                     "n_classes): there are no classes to predict."
                 )
+            if output.shape[1] == 1:
+                raise ValueError(
+                    "The network has one output, whose softmax is always 1, so that there is "
+                    "nothing to predict. Return two logits, torch.cat([-z / 2, z / 2], dim=1), of "
+                    "which the sigmoid of z is the second's probability."
+                )
             check.add(output, "outputs of the network", n_axes=1, blank=False)
             yield output
         check.warn()

@@ -39,7 +39,7 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
     list of Prediction
     """
     classes = class_names(explainer)
-    if not classes or output.ndim != 2:
+    if len(classes) < 2 or output.ndim != 2:  # of a single class, the probability is always 1
         return [Prediction(None, None)] * len(output)
     indices = explainer.decide(output)
     names = [classes[i] for i in indices.tolist()]

@@ -75,8 +75,9 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
 
     Torch divides by these: its weighted mean is that of images as often as their weight.
     """
-    of_classes = _classes_weigh(criterion)
-    return weights if of_classes is None else weights * of_classes[y]
+    criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
+    weights = weights if of_classes is None else weights * of_classes[y]
+    return weights * (y != criterion.ignore_index) if _is_of_classes(criterion) else weights
 
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from sklcam.cam import (
     WeightedGradientMethod,
     available,
 )
+from sklcam.explain.predictions import predictions
 from sklcam.images import ImageDataset, map_to_frame, normalize
 from sklcam.networks import TargetLayer
 
@@ -340,6 +341,15 @@ def test_predictions(module):
     assert ours.score(IMAGES, Y, sample_weight=weights) == pytest.approx(expected)
     with pytest.raises(ValueError, match="needs y"):
         ours.score(IMAGES)
+
+
+def test_one_output_has_maps_and_no_probability():
+    ours = explainer(nn.Sequential(network(), nn.Linear(3, 1)), target_layer="0.5")
+    assert ours.explain(IMAGES).shape == (N, *IMAGES.shape[2:])
+    for ask in (ours.predict, ours.predict_proba, lambda X: ours.score(X, Y)):
+        with pytest.raises(ValueError, match=r"one output.*two logits"):
+            ask(IMAGES)
+    assert predictions(ours, torch.zeros(2, 1)) == [(None, None)] * 2
 
 
 def test_probabilities_are_left_alone():

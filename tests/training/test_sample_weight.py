@@ -225,6 +225,12 @@ def test_what_are_no_weights_of_classes(given):
         classifier(criterion__weight=given).fit(X, Y)
 
 
+def test_images_of_a_class_that_is_ignored_weigh_nothing():
+    ignoring = classifier(criterion__ignore_index=2, batch_size=-1).fit(X, Y)
+    weighted = classifier(criterion__ignore_index=2, batch_size=-1).fit(X, Y, np.ones(18))
+    assert_allclose(weights_of(weighted), weights_of(ignoring), rtol=0, atol=1e-6)
+
+
 class OwnLoss(nn.Module):
     def forward(self, logits, y):
         return F.cross_entropy(logits, y)

@@ -144,7 +144,7 @@ def test_a_network_without_gradients_is_refused():
         with torch.no_grad():
             return net(x)
 
-    with pytest.raises(ValueError, match=r"scores have no graph.*no_grad\(\)"):
+    with pytest.raises(ValueError, match=r"No gradient leads from what Around.*no_grad\(\)"):
         fitted(Around(none), "net.act")
 
 
