@@ -5,6 +5,7 @@ The results are those of the host, as the pretended device computes there.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy as np
@@ -239,6 +240,7 @@ TRAINING = {
     "validated": {"train_split": ValidSplit(3, stratified=True)},
     "channels last": {"channels_last": True},
     "Adam": {"optimizer": torch.optim.Adam},
+    "weights of classes": {"criterion__weight": [1.0, 2.0, 3.0], "batch_accumulation": 2},
 }
 
 
@@ -258,6 +260,27 @@ def test_training(options, device):
     host = classifier("cpu", **options).fit(X, Y)
     for name, value in host.module_.state_dict().items():
         assert_allclose(ours.module_.state_dict()[name].cpu(), value, atol=1e-6, err_msg=name)
+
+
+def test_weights_of_images(device):
+    weights = np.arange(12.0)
+    ours, host = (classifier(where).fit(X, Y, weights) for where in ("pretend", "cpu"))
+    assert device.waits.total() <= 2 * 3 + 4, device.waits
+    assert_allclose(ours.history[:, "train_ce"], host.history[:, "train_ce"], atol=1e-6)
+
+
+def test_training_goes_on_with_what_was_kept_on_the_host(device):
+    ours = classifier("pretend", alpha="auto").fit(X, Y)
+    sizes = ours.gradient_sizes_
+    kept = pickle.loads(pickle.dumps(sizes))
+    assert {each.device.type for each in kept.averages.values()} == {"cpu"}
+    kept.to("pretend")  # as processes do, which average them together with gradients
+    assert {each.device.type for each in kept.averages.values()} == {"pretend"}
+    for term, average in sizes.averages.items():
+        assert_allclose(kept.averages[term].cpu(), average.cpu())
+    ours.gradient_sizes_ = pickle.loads(pickle.dumps(sizes))
+    ours.partial_fit(X, Y)
+    assert np.isfinite(ours.history[-1, "train_loss"])
 
 
 def test_a_trained_network(device):

@@ -234,6 +234,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         gradients = [_gradient(parameter) for parameter in parameters]
         users = torch.tensor(is_used, dtype=torch.float32, device=self.device)
         assert self._step is not None
+        self.gradient_sizes_.to(self.device)  # also those that this step has no use for
         sizes = self.gradient_sizes_.averages.values()
         self._processes.average([*gradients, users, *self._step.detach(), *sizes])
         if all(is_used):  # without a look at the others, which the host would have to wait for

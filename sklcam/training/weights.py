@@ -194,6 +194,15 @@ class GradientSizes:
         # One overflow in half precision would otherwise spoil the average for good.
         self.averages[term] = torch.where(new.isfinite(), new, average.nan_to_num(0, 0, 0)).detach()
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the averages to a device: those that were loaded are on the CPU.
+
+        Parameters
+        ----------
+        device : torch.device or str
+        """
+        self.averages = {term: average.to(device) for term, average in self.averages.items()}
+
     def __getstate__(self) -> dict[str, Any]:
         # So that what was trained on a GPU can be loaded where there is none.
         averages = {term: average.cpu() for term, average in self.averages.items()}
