@@ -23,6 +23,7 @@ from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
+from sklcam.networks.dry_run import LastSigmoid
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
@@ -188,8 +189,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
                 "The network is on the meta device, where tensors have no values; load its weights."
             )
         sample = self._sample(X, adapter)
-        output = self._dry_run(adapter, sample, given=X is not None)
-        adapter.learn(output)
+        with LastSigmoid() as sigmoid:
+            output = self._dry_run(adapter, sample, given=X is not None)
+        adapter.learn(output, is_sigmoid=sigmoid.gave(output))
         self._adapter = adapter
         self.gives_probabilities_ = adapter.gives_probabilities
         self.classes_ = self._find_classes(output, y)
@@ -310,7 +312,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
             In the order of ``classes_``. By the net's own nonlinearity for a skorch net; otherwise
-            the softmax of the output, or the output itself where its rows are probabilities.
+            the softmax of the output, or the output itself where it is that of a sigmoid or its
+            rows are probabilities.
         """
         return np.concatenate(
             [self.probabilities(output).cpu().numpy() for output in self._iter_outputs(X)]

@@ -85,7 +85,8 @@ class Adapter(ABC):
     target_layer : TargetLayer or None
         The layer that the model itself says is to be explained.
     gives_probabilities : bool
-        Whether the output of a bare network is a distribution already; decided in ``fit``.
+        Whether the output of a bare network is a distribution already, or that of a sigmoid;
+        decided in ``fit``.
 
     Examples
     --------
@@ -152,7 +153,7 @@ class Adapter(ABC):
         """Set the network to evaluation mode, and put back the mode of each module afterwards."""
         return evaluating(self.network)
 
-    def learn(self, output: Tensor) -> None:  # noqa: B027  some models say it themselves
+    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:  # noqa: B027  some models say it themselves
         """Decide from the output for a sample what outputs mean; called once, in ``fit``."""
 
     @abstractmethod
@@ -261,9 +262,13 @@ class ModuleAdapter(Adapter):
     def forward(self, inputs: Inputs) -> Tensor:
         return inputs.call(self.network)
 
-    def learn(self, output: Tensor) -> None:
+    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:
         # Of a single class the softmax is 1, whatever the network says.
-        if output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point():
+        if output.ndim != 2 or output.shape[1] < 2:
+            return
+        if is_sigmoid:  # of labels that do not exclude each other
+            self.gives_probabilities = True
+        elif output.is_floating_point():
             # Off by half of eps, as each probability is, which in bfloat16 is more.
             tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
             is_distribution = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
@@ -297,7 +302,7 @@ class SkorchAdapter(ModuleAdapter):
     def forward(self, inputs: Inputs) -> Tensor:
         return inputs.call(self.network, self.model.infer)
 
-    def learn(self, output: Tensor) -> None:
+    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:
         """Do nothing: the net's criterion says what its output is."""
 
     def probabilities(self, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam._validation import check_count, check_tensor, describe
 
@@ -156,6 +157,26 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 if version is None or version != version_of(buffer):
                     buffer.copy_(value)
                 setattr(module, name, buffer)
+
+
+class LastSigmoid(TorchDispatchMode):
+    """Notes the sigmoids of a pass, to tell if one of them gave the output."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._last: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.sigmoid.default, torch.ops.aten.sigmoid_.default):
+            self._last = result  # held, so that no other tensor takes its memory
+        return result
+
+    def gave(self, output: Tensor) -> bool:
+        """Whether the last one gave the output, or what it is a view of."""
+        if self._last is None or self._last.device != output.device:
+            return False
+        return self._last.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
 
 
 def first_output(output: Any) -> Any:

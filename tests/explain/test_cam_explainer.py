@@ -54,6 +54,7 @@ from sklcam.cam import (
 )
 from sklcam.explain.predictions import predictions
 from sklcam.images import ImageDataset, map_to_frame, normalize
+from sklcam.metrics import evaluate
 from sklcam.networks import TargetLayer
 
 N = 7
@@ -355,6 +356,43 @@ def test_one_output_has_maps_and_no_probability():
 def test_probabilities_are_left_alone():
     model = nn.Sequential(network(), nn.Softmax(dim=1))
     assert_allclose(explainer(model).predict_proba(IMAGES), model(IMAGES).detach(), atol=1e-6)
+
+
+class Gated(nn.Module):
+    """A sigmoid inside, not at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        logits = self.net(x)
+        return logits * torch.sigmoid(logits)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [nn.Sigmoid(), torch.sigmoid, torch.sigmoid_, lambda x: x.sigmoid()[:, :], torch.special.expit],
+)
+def test_sigmoids_of_several_labels_are_probabilities(end):
+    class Labels(Gated):
+        def forward(self, x):
+            return end(self.net(x))
+
+    model = Labels()
+    ours = explainer(model)
+    assert_allclose(ours.predict_proba(IMAGES), model(IMAGES).detach(), atol=1e-6)
+    options = {"target": 1, "metrics": ("average_drop", "iauc"), "progress": False}
+    found = evaluate(ours, IMAGES, **options)
+    expected = evaluate(ours, IMAGES, score=lambda output: output[:, 1], **options)
+    for name in ("average_drop", "iauc"):
+        assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_a_sigmoid_inside_makes_no_probabilities():
+    model = Gated()
+    expected = model(IMAGES).softmax(1).detach()
+    assert_allclose(explainer(model).predict_proba(IMAGES), expected, atol=1e-6)
 
 
 def test_labels_by_classes_or_by_y():
