@@ -153,7 +153,7 @@ class Adapter(ABC):
         """Set the network to evaluation mode, and put back the mode of each module afterwards."""
         return evaluating(self.network)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:  # noqa: B027  some models say it themselves
+    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:  # noqa: B027  some models say it themselves
         """Decide from the output for a sample what outputs mean; called once, in ``fit``."""
 
     @abstractmethod
@@ -262,7 +262,7 @@ class ModuleAdapter(Adapter):
     def forward(self, inputs: Inputs) -> Tensor:
         return inputs.call(self.network)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:
+    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
         # Of a single class the softmax is 1, whatever the network says.
         if output.ndim != 2 or output.shape[1] < 2:
             return
@@ -302,7 +302,7 @@ class SkorchAdapter(ModuleAdapter):
     def forward(self, inputs: Inputs) -> Tensor:
         return inputs.call(self.network, self.model.infer)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool) -> None:
+    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
         """Do nothing: the net's criterion says what its output is."""
 
     def probabilities(self, output: Tensor) -> Tensor:
