@@ -1,6 +1,6 @@
-"""Networks that bring their embeddings to length 1: how to know one, and how to end before that.
+"""Networks that bring their embeddings to one length: how to know one, and how to end before that.
 
-The product of such an embedding with itself is 1 whatever the image, so that its gradient is zero.
+The product of such an embedding with itself is the same whatever the image: its gradient is zero.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from sklcam.networks.inputs import Inputs
 from sklcam.networks.precision import at_least_float32
 
 
-def have_unit_length(output: Tensor) -> bool:
-    """Whether all rows are of length 1, up to the rounding of what has divided them by it."""
+def have_one_length(output: Tensor, other: Tensor) -> bool:
+    """Whether two images' embeddings are of one length, up to the rounding of what scaled them.
+
+    It need not be 1, as some networks multiply by a temperature afterwards. In half precision any
+    two may be of about the same length, so that it has to be 1 there.
+    """
     if output.ndim != 2 or output.shape[1] < 2:  # of one number it is the absolute value
         return False
+    length, another = (at_least_float32(each[0]).norm() for each in (output, other))
     tolerance = max(1e-5, 2 * torch.finfo(output.dtype).eps)
-    return bool(((at_least_float32(output).norm(dim=1) - 1).abs() <= tolerance).all())
+    is_half = output.dtype in (torch.float16, torch.bfloat16)
+    expected = torch.ones_like(length) if is_half else length
+    differences = (torch.stack([length, another]) - expected).abs()
+    # A dead network's are all of length 0, which is another fault.
+    return bool((differences <= tolerance * expected).all()) and bool(length)
 
 
 def remedy(network: nn.Module) -> str:
@@ -37,9 +46,9 @@ def remedy(network: nn.Module) -> str:
 def self_is_constant(network: nn.Module) -> ValueError:
     """Return the error for images that are to be explained by their own embeddings."""
     return ValueError(
-        "The network brings its embeddings to length 1, so that the product of each with itself is "
-        "1 whatever the image: its gradient is zero, and a map of it would be rounding. Explain by "
-        f"proxies or reference images, or {remedy(network)}."
+        "The network brings its embeddings to one length, so that the product of each with itself "
+        "is the same whatever the image: its gradient is zero, and a map of it would be rounding. "
+        f"Explain by proxies or reference images, or {remedy(network)}."
     )
 
 
@@ -68,9 +77,13 @@ def ending_at(adapter: Adapter, name: str) -> Adapter:
             whole(inputs)
         finally:
             hook.remove()
-        if not outputs:
-            raise ValueError(f"embedding_layer={name!r} does not run when the network does.")
-        return outputs[-1]
+        if len(outputs) != 1:
+            runs = f"runs {len(outputs)} times" if outputs else "does not run"
+            raise ValueError(
+                f"embedding_layer={name!r} {runs} in a pass of the network; name a layer that runs "
+                "once, and gives the embedding."
+            )
+        return outputs[0]
 
     ending.forward = forward  # type: ignore[method-assign]
     return ending

@@ -28,7 +28,7 @@ from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
 from sklcam.embeddings._unit_length import (
     ending_at,
-    have_unit_length,
+    have_one_length,
     remedy,
     self_is_constant,
 )
@@ -98,7 +98,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         How many images each proxy was learned from; 0 for proxies that were given.
     target_layers_ : list of TargetLayer
     normalizes_ : bool
-        Whether the embeddings that are explained have length 1 as the network returns them.
+        Whether the embeddings that are explained are of one length as the network returns them.
 
     Warns
     -----
@@ -338,15 +338,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _dry_run(self, adapter: Adapter, sample: Inputs, *, given: bool) -> Tensor:
         output = super()._dry_run(adapter, sample, given=given)
-        self.normalizes_ = have_unit_length(output)
-        if self.normalizes_:  # of one image that may be chance, above all in half precision
-            other = sample.with_images(sample.images.flip(-1) / 2 + 0.1)
-            self.normalizes_ = have_unit_length(super()._dry_run(adapter, other, given=given))
+        images = (sample.images.flip(-1) / 2 + 0.1).to(sample.images.dtype)
+        other = super()._dry_run(adapter, sample.with_images(images), given=given)
+        self.normalizes_ = have_one_length(output, other)
         if self.normalizes_:
             if is_name(self.proxy, "self"):
                 raise self_is_constant(adapter.network)
             warnings.warn(
-                "The network brings its embeddings to length 1, so that scores are cosines: the "
+                "The network brings its embeddings to one length, so that scores are cosines: the "
                 "nearer an image is to what it is compared with, the smaller their gradient, down "
                 f"to rounding. For the paper's score, {remedy(adapter.network)}.",
                 stacklevel=4,

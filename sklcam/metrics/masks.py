@@ -287,7 +287,7 @@ def seeds_from_maps(
         raise ValueError(f"There must be maps of 1 to {IGNORED - 1} classes; got {n_classes}.")
     peaks = maps.amax(dim=(2, 3), keepdim=True)
     if saliency is None:
-        saliency = (maps / torch.where(peaks > 0, peaks, 1.0)).amax(dim=1)
+        saliency = (maps.clamp(min=0) / torch.where(peaks > 0, peaks, 1.0)).amax(dim=1)
     check_tensor("saliency", saliency, "n_images", "height", "width")
     check_alike({"saliency": saliency, "the maps of a class": maps[:, 0]})
     marked = (maps >= threshold * peaks) & (maps > 0)
@@ -295,7 +295,8 @@ def seeds_from_maps(
     smallest = torch.where(marked, areas, marked[0, 0].numel() + 1).argmin(dim=1)
     seeds = torch.full_like(smallest, IGNORED)
     flat = saliency.flatten(1)
-    n_least = math.ceil(background * flat.shape[1])
+    # In decimals, as people mean it: 0.07 * 100 is 7.000000000000001 in floats.
+    n_least = math.ceil(round(background * flat.shape[1], 6))
     if n_least:
         last = flat.kthvalue(n_least, dim=1).values[:, None, None]
         tells = (flat.amin(dim=1) < flat.amax(dim=1))[:, None, None]  # false of NaN, too

@@ -199,8 +199,9 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     model, transformers = unnest(model)
     if transformers:
         raise ValueError(
-            "model is a Pipeline that transforms images before its network sees them. Explain its "
-            "last step, pipeline[-1], and give it pipeline[:-1].transform(X)."
+            "model is a Pipeline (or holds one) that transforms images before its network sees "
+            "them. Explain its last step, pipeline[-1], and give it pipeline[:-1].transform(X); of "
+            "a search, the pipeline is best_estimator_."
         )
     if isinstance(model, Adaptable):
         if preparation.changed():

@@ -140,8 +140,9 @@ class Inputs:
                 raise
             raise ValueError(
                 f"{type(network).__name__} does not take images of {tuple(self.images.shape[1:])}: "
-                f"{error}. Files and PIL images are read as RGB; grey arrays become so "
-                "by np.repeat(X[..., np.newaxis], 3, axis=-1)."
+                f"{error}. Tensors have their channels first: X.permute(0, 3, 1, 2). Files and PIL "
+                "images are read as RGB; grey arrays become so by np.repeat(X[..., np.newaxis], 3, "
+                "axis=-1)."
             ) from error
         wrote = given._versions() != versions
         if writes is None:
@@ -169,9 +170,9 @@ class Inputs:
         return [version_of(tensor) for tensor in (self.images, *self.others.values())]
 
     def _equals(self, other: Inputs) -> bool:
-        return torch.equal(self.images, other.images) and all(
-            torch.equal(value, other.others[key]) for key, value in self.others.items()
-        )
+        pairs = [(self.images, other.images)]
+        pairs += [(value, other.others[key]) for key, value in self.others.items()]
+        return all(one.is_meta or torch.equal(one, another) for one, another in pairs)
 
     def with_images(self, images: Tensor, rows: Rows = None) -> Inputs:
         """Return the same inputs with other images.

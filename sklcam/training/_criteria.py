@@ -66,8 +66,13 @@ def _classes_weigh(criterion: nn.Module) -> Tensor | None:
 
 
 def equal_weights(criterion: nn.Module, y: Tensor) -> Tensor | None:
-    """Return equal weights of images, if classes are weighted: their parts' means do not add up."""
-    return None if _classes_weigh(criterion) is None else torch.ones(y.shape, device=y.device)
+    """Return equal weights of images, if classes are weighted.
+
+    Torch's own means of a batch's parts do not add up, and are NaN where a part weighs nothing.
+    """
+    is_mean = getattr(unwrap(criterion), "reduction", None) == "mean"
+    of_classes = _classes_weigh(criterion) if is_mean else None
+    return None if of_classes is None else torch.ones(y.shape, device=y.device)
 
 
 def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tensor:

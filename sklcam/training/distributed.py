@@ -243,10 +243,6 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             if not share:
                 parameter.grad = None
 
-    @property
-    def _splits_batches(self) -> bool:
-        return super()._splits_batches or self._processes.count > 1
-
     def _sum(self, weights: Tensor) -> Tensor:
         weight = super()._sum(weights)
         if self._step is not None and self._step.scaler is not None:  # validated alone, by each

@@ -55,16 +55,16 @@ def test_the_gradient_of_an_embedding_with_itself_is_zero():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("X", [None, IMAGES])
 def test_self_is_refused_in_fit(X, dtype):
-    match = "product of each with itself is 1 .* embedding_layer=, such as '8'"
+    match = "product of each with itself is the same .* embedding_layer=, such as '8'"
     with pytest.raises(ValueError, match=match):
         explainer(normalizing(dtype), proxy="self").fit(None if X is None else X.to(dtype))
 
 
 def test_self_is_refused_as_a_target():
-    with pytest.warns(UserWarning, match="brings its embeddings to length 1"):
+    with pytest.warns(UserWarning, match="brings its embeddings to one length"):
         fitted = explainer(normalizing()).fit(IMAGES, LABELS)
     assert fitted.normalizes_
-    with pytest.raises(ValueError, match="product of each with itself is 1"):
+    with pytest.raises(ValueError, match="product of each with itself is the same"):
         fitted.explain(IMAGES, target="self")
     assert fitted.explain(IMAGES, target="apple").any()
 
@@ -96,7 +96,7 @@ def test_other_networks_are_not_taken_for_one():
 
 
 def test_triplet_cam_learns_on_a_network_that_normalizes():
-    with pytest.warns(UserWarning, match="brings its embeddings to length 1"):
+    with pytest.warns(UserWarning, match="brings its embeddings to one length"):
         fitted = explainer(normalizing()).fit(IMAGES, LABELS)
     method = TripletCAM(random_state=0).fit(fitted, IMAGES, LABELS)
     assert all(weights.isfinite().all() for weights in method.weights_)
@@ -110,6 +110,32 @@ def test_layers_that_do_not_fit():
         explainer(unused, proxy="self", embedding_layer="extra").fit(IMAGES)
     with pytest.raises(ValueError, match=r"shape \(1, 8, 8, 8\); embeddings are"):
         explainer(proxy="self", embedding_layer="5").fit(IMAGES)
+
+
+class Scaled(Normalizing):
+    scale = 1.0
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.parametrize("scale", [16.0, 0.1])
+def test_embeddings_of_another_length_are_recognised(scale):
+    model = Scaled(num_classes=DIM).eval()
+    model.scale = scale
+    with pytest.raises(ValueError, match="brings its embeddings to one length"):
+        explainer(model, proxy="self").fit(IMAGES)
+
+
+class Twice(Normalizing):
+    def forward(self, x):
+        again = self[8](torch.ones(len(x), self[8].in_features))
+        return nn.functional.normalize(super().forward(x) + again)
+
+
+def test_a_layer_that_runs_twice_gives_no_embedding():
+    with pytest.raises(ValueError, match="'8' runs 2 times"):
+        explainer(Twice(num_classes=DIM).eval(), embedding_layer="8").fit(IMAGES, LABELS)
 
 
 def test_files_keep_the_layer(tmp_path):

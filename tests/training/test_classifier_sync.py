@@ -117,6 +117,9 @@ def stepping(module=DropoutNet, device="cpu", **options):
         batch = tuple(tensor.pin_memory() for tensor in batch)
     clf.history.new_epoch()
     clf.history.new_batch()
+    with clf._own_randomness():
+        clf.train_step(batch)  # the first finds out, once, if the network writes into its input
+    clf.history.new_batch()
 
     def step(*modes):
         with clf._own_randomness(), ExitStack() as stack:
@@ -223,7 +226,7 @@ WAITING = {
 
 
 class WaitingNet(SmallNet):
-    does = None
+    does = staticmethod(torch.clone)
 
     def forward(self, x):
         return super().forward(self.does(self[0](x))[:, :1] if self.training else x)

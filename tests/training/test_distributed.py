@@ -94,11 +94,9 @@ def test_two_processes_are_one_on_the_whole_batch(together, mode):
         ConsistentCAMClassifier, **{**FIXED, "batch_size": 20, **MODES[mode]}
     )
     assert len(gradients) >= 3 and gradients.abs().amax(dim=1).min() > 0
-    # One process leaves classes to torch, which divides in float64; shares of parts are float32.
-    unit = torch.finfo(torch.float32).eps / 2 if mode == "weights of classes" else 1e-12
     for found in together.found:
-        assert_allclose(found[mode]["gradients"], gradients, rtol=1e-7, atol=unit)
-        assert_same_ends(found[mode], ends(clf), rtol=1e-7, atol=unit)
+        assert_allclose(found[mode]["gradients"], gradients, rtol=1e-7, atol=1e-12)
+        assert_same_ends(found[mode], ends(clf), rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -225,6 +225,27 @@ def test_what_are_no_weights_of_classes(given):
         classifier(criterion__weight=given).fit(X, Y)
 
 
+def test_a_class_that_weighs_nothing_is_left_out():
+    order = np.argsort(Y)  # batches of one class each, the second of which weighs nothing
+    options = {"iterator_train__shuffle": False, "max_epochs": 1, "optimizer__momentum": 0.0}
+    options |= {"criterion__weight": [1.0, 0.0, 2.0], "optimizer__weight_decay": 0.0}
+    found = classifier(**options).fit(X[order], Y[order])
+    losses = [batch["train_loss"] for batch in found.history[-1, "batches"]]
+    assert losses[1] == 0.0 and losses[0] > 0 and losses[2] > 0
+    assert np.isfinite(weights_of(found)).all()
+
+
+def test_torch_weighs_a_batch_of_classes_as_here():
+    clf = classifier(lr=0.0, batch_size=-1, max_epochs=1, criterion__weight=CLASS_WEIGHTS)
+    clf.fit(X, Y)
+    with torch.no_grad():
+        logits = clf.module_(clf.prepare_images(torch.from_numpy(X)[:, None]))
+    expected = F.cross_entropy(
+        logits, torch.from_numpy(np.arange(18) % 3), weight=torch.tensor(CLASS_WEIGHTS)
+    )
+    assert_allclose(clf.history[-1, "train_loss"], expected, rtol=1e-6)
+
+
 def test_images_of_a_class_that_is_ignored_weigh_nothing():
     ignoring = classifier(criterion__ignore_index=2, batch_size=-1).fit(X, Y)
     weighted = classifier(criterion__ignore_index=2, batch_size=-1).fit(X, Y, np.ones(18))
