@@ -68,7 +68,7 @@ class ImageDataset(FramedDataset):
         Height and width of the images returned.
     uniform_size : tuple of (int, int) or None
         Height and width that all images have before resizing, if X is an array or a tensor.
-    device : torch.device
+    tensor_device : torch.device
         Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
 
     Raises
@@ -122,7 +122,8 @@ class ImageDataset(FramedDataset):
         self.source.check()
         self.n_channels = self.source.n_channels
         self.uniform_size = self.source.uniform_size
-        self.device = self.source.device
+        # Not "device": scikit-learn reads that of an array, and takes it for NumPy's.
+        self.tensor_device = self.source.device
         if n_channels is not None and n_channels != self.n_channels:
             one = self.n_channels == 1 and len(self) == n_channels
             raise ValueError(

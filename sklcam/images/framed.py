@@ -32,14 +32,14 @@ class FramedDataset(Dataset[Any]):
         Height and width of the images returned.
     uniform_size : tuple of (int, int) or None
         Height and width of all originals, if they are known to be of one size.
-    device : torch.device
+    tensor_device : torch.device
         Where the images are.
     """
 
     n_channels: int
     image_size: tuple[int, int]
     uniform_size: tuple[int, int] | None = None
-    device = torch.device("cpu")
+    tensor_device = torch.device("cpu")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -71,7 +71,7 @@ class FramedItems(Dataset[Any]):
     ):
         self.dataset = dataset
         self.rows = range(len(dataset)) if rows is None else rows
-        self.device = dataset.device
+        self.tensor_device = dataset.tensor_device
         self._originals = originals
 
     def __len__(self) -> int:

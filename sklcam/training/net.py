@@ -356,7 +356,7 @@ class ImageNeuralNet(SeededNet):
                 check_batches(iterator, self.module_, n_parts, self._sample())
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
-            device = getattr(without_subsets(iterator.dataset), "device", None)
+            device = getattr(without_subsets(iterator.dataset), "tensor_device", None)
             if device is not None and device.type == "cpu":
                 iterator.pin_memory = True
         crops = ViewSampler() if isinstance(self.augment, str) else self.augment

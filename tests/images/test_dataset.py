@@ -117,10 +117,10 @@ def test_a_batch_of_what_is_not_there_is_an_error(rng):
 def test_the_device_is_that_of_the_images(rng):
     array = noise(rng, 2, 6, 8, 3)
     for X in (array, torch.from_numpy(array).permute(0, 3, 1, 2), [Image.fromarray(array[0])]):
-        assert ImageDataset(X).device == torch.device("cpu")
+        assert ImageDataset(X).tensor_device == torch.device("cpu")
     elsewhere = torch.empty(2, 3, 6, 8, dtype=torch.uint8, device="meta")
-    assert ImageDataset(elsewhere).device == torch.device("meta")
-    assert ImageDataset(CountingDataset(list(elsewhere))).device == torch.device("meta")
+    assert ImageDataset(elsewhere).tensor_device == torch.device("meta")
+    assert ImageDataset(CountingDataset(list(elsewhere))).tensor_device == torch.device("meta")
 
 
 @pytest.mark.parametrize("form", ["array", "tensor", "pil", "path", "dataset"])

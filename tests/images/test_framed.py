@@ -86,4 +86,4 @@ def test_a_batch_of_bytes_and_floats_is_float_and_its_originals_stay_as_they_are
 
 def test_a_run_is_on_the_device_of_its_images():
     elsewhere = torch.empty(2, 3, 6, 8, dtype=torch.uint8, device="meta")
-    assert FramedItems(ImageDataset(elsewhere)).device == torch.device("meta")
+    assert FramedItems(ImageDataset(elsewhere)).tensor_device == torch.device("meta")
