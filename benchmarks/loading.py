@@ -62,7 +62,7 @@ class Pipeline:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Do what fit_loop puts around its steps."""
-        with self.clf._own_randomness(), self.clf._double_differentiable_attention():
+        with self.clf._own_randomness(), self.clf._differentiating():
             yield
 
     def step(self, batch: tuple[Tensor, Tensor]) -> float:

@@ -213,7 +213,7 @@ def classifier(
 def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
     def step() -> Tensor:
         # What fit_loop puts around its steps.
-        with clf._own_randomness(), clf._double_differentiable_attention(), clf._compiling():
+        with clf._own_randomness(), clf._differentiating():
             # From the same seed each time, as the others: dropout and stochastic depth.
             torch.manual_seed(SEED)
             return clf.train_step((batch.pixels, batch.labels))["loss"].detach()

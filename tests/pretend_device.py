@@ -42,6 +42,9 @@ _COPIES = {"_to_copy", "copy_", "set_"}
 class _Backend(_DummyBackendModule):
     """What PyTorch asks of a device beside its operations."""
 
+    def is_available(self):
+        return False  # or DataParallel would take it for a GPU, in any test of this process
+
     def get_amp_supported_dtype(self):
         return [torch.bfloat16, torch.float16]
 

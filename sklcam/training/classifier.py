@@ -8,7 +8,7 @@ Each override is the narrowest of skorch's hooks that does the job: :meth:`train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -336,8 +336,11 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         return compile_trunk(module, layer, self._sample(), options)
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        with differentiable_twice(compiled=self.compile, on_maps=self._trains_on_maps()):
+        with self._differentiating():
             return super().fit_loop(X, y, epochs, **kwargs)
+
+    def _differentiating(self) -> AbstractContextManager[None]:
+        return differentiable_twice(compiled=self.compile, on_maps=self._trains_on_maps())
 
     # Checks, at the door
 
