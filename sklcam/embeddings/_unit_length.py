@@ -5,14 +5,13 @@ The product of such an embedding with itself is the same whatever the image: its
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sklcam._validation import suggestion
-from sklcam.networks.adapters import Adapter
+from sklcam.networks.adapters import Adapter, AdapterAround
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.precision import at_least_float32
 
@@ -52,38 +51,40 @@ def self_is_constant(network: nn.Module) -> ValueError:
     )
 
 
-def ending_at(adapter: Adapter, name: str) -> Adapter:
-    """Return an adapter of the same network, the output of which is that of one of its layers."""
-    modules = dict(adapter.network.named_modules())
-    if name not in modules:
-        raise ValueError(
-            f"The network has no layer {name!r} for embedding_layer. {suggestion(name, modules)}"
-        )
-    whole, ending = adapter.forward, copy(adapter)
+class EndingAt(AdapterAround):
+    """An adapter of the same network, the output of which is that of one of its layers."""
 
-    def forward(inputs: Inputs) -> Tensor:
+    def __init__(self, inner: Adapter, name: str):
+        super().__init__(inner)
+        self.name = name
+        modules = dict(self.network.named_modules())
+        if name not in modules:
+            raise ValueError(
+                f"The network has no layer {name!r} for embedding_layer. "
+                f"{suggestion(name, modules)}"
+            )
+
+    def forward(self, inputs: Inputs) -> Tensor:
         outputs: list[Tensor] = []
 
         def keep(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise ValueError(
-                    f"embedding_layer={name!r} returns a {type(output).__name__}, not a Tensor."
+                    f"embedding_layer={self.name!r} returns a {type(output).__name__}, not a "
+                    "Tensor."
                 )
             # A copy, as what follows may divide it in place.
             outputs.append(output.clone())
 
-        hook = modules[name].register_forward_hook(keep)
+        hook = self.network.get_submodule(self.name).register_forward_hook(keep)
         try:
-            whole(inputs)
+            super().forward(inputs)
         finally:
             hook.remove()
         if len(outputs) != 1:
             runs = f"runs {len(outputs)} times" if outputs else "does not run"
             raise ValueError(
-                f"embedding_layer={name!r} {runs} in a pass of the network; name a layer that runs "
-                "once, and gives the embedding."
+                f"embedding_layer={self.name!r} {runs} in a pass of the network; name a layer that "
+                "runs once, and gives the embedding."
             )
         return outputs[0]
-
-    ending.forward = forward  # type: ignore[method-assign]
-    return ending

@@ -27,7 +27,7 @@ from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
 from sklcam.embeddings._unit_length import (
-    ending_at,
+    EndingAt,
     have_one_length,
     remedy,
     self_is_constant,
@@ -334,7 +334,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _adapt(self) -> Adapter:
         adapter = super()._adapt()
-        return adapter if self.embedding_layer is None else ending_at(adapter, self.embedding_layer)
+        return adapter if self.embedding_layer is None else EndingAt(adapter, self.embedding_layer)
 
     def _dry_run(self, adapter: Adapter, sample: Inputs, *, given: bool) -> Tensor:
         output = super()._dry_run(adapter, sample, given=given)

@@ -7,10 +7,10 @@ comes from. :func:`adapt` decides that once, and everybody else asks the adapter
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Adapter(ABC):
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
 
-    task: ClassVar[Task] = "multiclass"
+    task: Task = "multiclass"
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
     gives_probabilities: bool = False
@@ -165,6 +165,67 @@ class Adapter(ABC):
         return probabilities.argmax(dim=1)
 
 
+class AdapterAround(Adapter):
+    """An adapter that leaves all to another one; a subclass changes a part."""
+
+    def __init__(self, inner: Adapter):
+        self.inner = inner
+        # What is learned is kept here, as by any other.
+        self.task, self.labels, self.target_layer = inner.task, inner.labels, inner.target_layer
+        self.gives_probabilities = inner.gives_probabilities
+
+    @property
+    def network(self) -> nn.Module:
+        return self.inner.network
+
+    @property
+    def resize(self) -> str:
+        return self.inner.resize
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.inner.input_size
+
+    def dataset(self, X: Any) -> FramedDataset:
+        return self.inner.dataset(X)
+
+    def loader(self, items: FramedItems) -> Iterable[Any]:
+        return self.inner.loader(items)
+
+    def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
+        return self.inner.prepare(images, dataset)
+
+    def blank(self) -> Tensor:
+        return self.inner.blank()
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.inner.forward(inputs)
+
+    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
+        self.inner.learn(output, is_sigmoid=is_sigmoid)
+        self.gives_probabilities = self.inner.gives_probabilities
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        self.inner.gives_probabilities = self.gives_probabilities  # a file sets it here
+        return self.inner.probabilities(output)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        return self.inner.decide(probabilities)
+
+
+class LastStep(AdapterAround):
+    """The last step of a pipeline: X goes through the earlier ones first."""
+
+    def __init__(self, inner: Adapter, transformers: Sequence[Any]):
+        super().__init__(inner)
+        self.transformers = transformers
+
+    def dataset(self, X: Any) -> FramedDataset:
+        for transformer in self.transformers:
+            X = transformer.transform(X)
+        return super().dataset(X)
+
+
 @runtime_checkable
 class Adaptable(Protocol):
     """An estimator that brings an adapter of its own."""
@@ -198,11 +259,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     """
     model, transformers = unnest(model)
     if transformers:
-        raise ValueError(
-            "model is a Pipeline (or holds one) that transforms images before its network sees "
-            "them. Explain its last step, pipeline[-1], and give it pipeline[:-1].transform(X); of "
-            "a search, the pipeline is best_estimator_."
-        )
+        return LastStep(adapt(model, preparation), transformers)
     if isinstance(model, Adaptable):
         if preparation.changed():
             raise ValueError(
@@ -314,7 +371,7 @@ class SkorchAdapter(ModuleAdapter):
 class BinarySkorchAdapter(SkorchAdapter):
     """A skorch net with one output, the second class's; it is split, to give each class its own."""
 
-    task: ClassVar[Task] = "binary"
+    task: Task = "binary"
 
     @property
     def _is_probability(self) -> bool:

@@ -96,6 +96,31 @@ _SMALL = 2**16  # numbers that a network may make on the side
 # Estimators
 
 
+def alone(estimator: Any) -> Any:
+    """Return the estimator inside a search or a frozen one.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    estimator
+
+    Raises
+    ------
+    PersistenceError
+        If steps of a pipeline come before it.
+    """
+    inner, transformers = unnest(estimator)
+    if transformers:
+        raise PersistenceError(
+            "save does not take the transformers of a Pipeline, and without them its last step "
+            "would get other images. Save pipeline[-1], and put it behind them after loading."
+        )
+    return inner
+
+
 def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str, Any]:
     """Put an estimator in JSON.
 
@@ -216,7 +241,7 @@ def _check_names(kind: type, names: Iterable[str]) -> None:
 def _write_parameter(name: str, value: Any, writer: Writer, where: str) -> Any:
     at = name.rpartition("__")[2]
     if name == "model":
-        value, _ = unnest(value)  # fit has refused transformers
+        value = alone(value)
         is_ours = isinstance(value, ImageNeuralNet)
         return (write_estimator if is_ours else _write_network)(value, writer, where)
     if name.startswith(_FOR_THE_READER) and value is not None:

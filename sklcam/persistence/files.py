@@ -16,10 +16,9 @@ from skorch import NeuralNet
 from sklcam._files import replacing
 from sklcam._validation import describe
 from sklcam._versions import REQUIRED, installed_versions
-from sklcam.networks.nested import unnest
 from sklcam.persistence.container import read_archive, write_archive
 from sklcam.persistence.errors import MissingObjectsError, PersistenceError, VersionWarning
-from sklcam.persistence.estimators import read_estimator, write_estimator
+from sklcam.persistence.estimators import alone, read_estimator, write_estimator
 from sklcam.persistence.values import Reader, Writer, check_label, expect
 
 _FORMAT = "sklcam"
@@ -73,12 +72,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     >>> np.array_equal(clf.predict_proba(X[:4]), loaded.predict_proba(X[:4]))
     True
     """
-    estimator, transformers = unnest(estimator)
-    if transformers:
-        raise PersistenceError(
-            "save does not take the transformers of a Pipeline, and without them its last step "
-            "would get other images. Save pipeline[-1], and put it behind them after loading."
-        )
+    estimator = alone(estimator)
     accelerator = vars(estimator).get("accelerator_") if isinstance(estimator, NeuralNet) else None
     if accelerator is not None and not accelerator.is_main_process:
         return

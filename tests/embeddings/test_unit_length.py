@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -136,6 +138,18 @@ class Twice(Normalizing):
 def test_a_layer_that_runs_twice_gives_no_embedding():
     with pytest.raises(ValueError, match="'8' runs 2 times"):
         explainer(Twice(num_classes=DIM).eval(), embedding_layer="8").fit(IMAGES, LABELS)
+
+
+def test_copies_explain_their_own_network():
+    fitted = silent(normalizing(), IMAGES, LABELS, embedding_layer="8")
+    loaded = pickle.loads(pickle.dumps(fitted))
+    assert_array_equal(loaded.explain(IMAGES), fitted.explain(IMAGES))
+    duplicate = copy.deepcopy(fitted)
+    with torch.no_grad():
+        duplicate.model[8].weight.zero_()
+        duplicate.model[8].bias.fill_(2.0)
+    assert_allclose(duplicate.transform(IMAGES), np.full((len(IMAGES), DIM), DIM**-0.5), rtol=1e-6)
+    assert not np.allclose(fitted.transform(IMAGES), DIM**-0.5)
 
 
 def test_files_keep_the_layer(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -147,13 +149,29 @@ def test_save_takes_what_is_inside_unless_it_would_get_other_images(pipeline, tm
     assert not (tmp_path / "b.sklcam").exists()
 
 
-def test_an_explainer_around_a_search_or_a_pipeline(pipeline, fitted):
+def test_an_explainer_around_a_search():
     found = search(classifier())
     for nested in (found, FrozenEstimator(found), make_pipeline("passthrough", found)):
         explainer = CAMExplainer(nested, verbose=0).fit(IMAGES)
         assert_array_equal(explainer.explain(IMAGES), found.best_estimator_.explain(IMAGES))
-    with pytest.raises(ValueError, match=r"pipeline\[:-1\]\.transform"):
-        CAMExplainer(pipeline, verbose=0).fit(IMAGES)
+
+
+def test_an_explainer_around_a_pipeline_transforms_images_first(pipeline, fitted, tmp_path):
+    expected = fitted.explain(mirrored(IMAGES))
+    for nested in (pipeline, FrozenEstimator(pipeline)):
+        explainer = CAMExplainer(nested, verbose=0).fit(IMAGES)
+        assert_array_equal(explainer.classes_, fitted.classes_)
+        for ours in (explainer, pickle.loads(pickle.dumps(explainer))):
+            assert_array_equal(ours.explain(IMAGES), expected)
+            assert_array_equal(ours.predict_proba(IMAGES), fitted.predict_proba(mirrored(IMAGES)))
+        found, wanted = numbers(explainer, IMAGES), numbers(fitted, mirrored(IMAGES))
+        for name in METRICS:
+            assert_array_equal(found[name], wanted[name])
+        with pytest.raises(PersistenceError, match=r"Save pipeline\[-1\]"):
+            sklcam.save(explainer, tmp_path / "a.sklcam")
+    inside = CAMExplainer(search(make_pipeline(FunctionTransformer(mirrored), classifier())))
+    best = inside.set_params(verbose=0).fit(IMAGES).model.best_estimator_[-1]
+    assert_array_equal(inside.explain(IMAGES), best.explain(mirrored(IMAGES)))
 
 
 def test_what_cannot_be_looked_through_says_why(fitted):
