@@ -16,10 +16,10 @@ from skorch.callbacks import LRScheduler
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from sklcam.networks.dry_run import unwrap
-from sklcam.training._data import Classes
+from sklcam.training._data import Classes, TrainingImages
 
 
 def check_callbacks(callbacks: Iterable[Any], train_split: object) -> None:
@@ -109,6 +109,20 @@ def check_batches(
             "a single value. Choose another batch_size, or leave the rest out, "
             "iterator_train__drop_last=True."
         ) from error
+
+
+def check_weighs(iterator: object) -> None:
+    """Raise a ValueError if the images to train or to validate on all have a weight of 0."""
+    images: Any = getattr(iterator, "dataset", None)
+    rows: Any = slice(None)
+    if isinstance(images, Subset):
+        images, rows = images.dataset, images.indices
+    weights = images.weights if isinstance(images, TrainingImages) else None
+    if weights is not None and not weights[rows].any():
+        raise ValueError(
+            "All images to train on, or all to validate on, have a sample_weight of 0, so that "
+            "there is no loss. Give some of each a weight, or choose another train_split."
+        )
 
 
 def check_learns(module: nn.Module) -> None:

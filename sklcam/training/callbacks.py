@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback, ProgressBar
+from skorch.callbacks import Callback, PassthroughScoring, ProgressBar
 from skorch.history import History
 from skorch.utils import to_numpy
 from torch import Tensor
@@ -237,3 +237,21 @@ class LabelDecoder:
 
     def __call__(self, indices: Tensor | np.ndarray) -> np.ndarray:
         return self.classes[to_numpy(indices)]
+
+
+class EpochMean(PassthroughScoring):
+    """The mean of a loss over an epoch's batches, by their weight where images have one.
+
+    Only cross-entropy is weighted: the rest of the loss counts all images alike.
+    """
+
+    def get_avg_score(self, history: History) -> float:
+        phase, _, name = self.name.partition("_")
+        batches = [batch for batch in history[-1, "batches"] if self.name in batch]
+        if name not in ("loss", "ce") or any(f"{phase}_weight" not in batch for batch in batches):
+            return float(super().get_avg_score(history))
+        keys = (f"{phase}_weight", f"{phase}_batch_size", f"{phase}_ce", self.name)
+        weights, sizes, entropies, values = np.array([[b[key] for key in keys] for b in batches]).T
+        return float(
+            np.average(entropies, weights=weights) + np.average(values - entropies, weights=sizes)
+        )

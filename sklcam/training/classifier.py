@@ -278,8 +278,8 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             Labels of any kind. May be left out for a data set that has ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
             How much each image counts in the cross-entropy, 0 or more: a batch's is the weighted
-            mean of its images' own, as with ``criterion__weight``. Terms of explanations, batch
-            normalisation and the history's means over batches count all images alike.
+            mean of its images' own, as with ``criterion__weight``. Terms of explanations and batch
+            normalisation count all images alike.
         masks : array-like of shape (n_images, height, width), list of masks or None, default=None
             For terms that need them: the object in each image, at the image's own size; bool, 0 and
             anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
@@ -480,12 +480,13 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
 
     def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
         assert self._step is not None
-        weights = annotations.get("weights")
+        weights, total = annotations.get("weights"), None
         if weights is None:
             weights = criteria.equal_weights(self.criterion_, y)
         if weights is not None:
-            weights = weights / self._sum(criteria.weights_of_losses(self.criterion_, y, weights))
-        self._step.annotate(annotations.get("masks"), weights)
+            total = self._sum(criteria.weights_of_losses(self.criterion_, y, weights))
+            weights = weights / total
+        self._step.annotate(annotations.get("masks"), weights, total)
 
     def _sum(self, weights: Tensor) -> Tensor:
         # All of a batch may weigh nothing: its loss is 0, not NaN.

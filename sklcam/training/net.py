@@ -27,7 +27,7 @@ from sklearn.utils._param_validation import (
     validate_parameter_constraints,
 )
 from skorch import NeuralNet
-from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
@@ -45,15 +45,8 @@ from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
+from sklcam.training import _checks as checks
 from sklcam.training._augmentation import Perturbation, crop_while_reading
-from sklcam.training._checks import (
-    check_batches,
-    check_callbacks,
-    check_learns,
-    check_losses,
-    is_scheduler,
-    learn_classes,
-)
 from sklcam.training._data import (
     Annotations,
     Classes,
@@ -64,7 +57,7 @@ from sklcam.training._data import (
 from sklcam.training._devices import check_device
 from sklcam.training._randomness import SeededNet
 from sklcam.training.adapter import NetAdapter
-from sklcam.training.callbacks import SilentableProgressBar
+from sklcam.training.callbacks import EpochMean, SilentableProgressBar
 
 Module = str | nn.Module | Callable[..., nn.Module]
 Batches = Iterable[Any] | None
@@ -286,7 +279,7 @@ class ImageNeuralNet(SeededNet):
                 f"got a {sampler.__name__}, which has a __call__ of its own."
             )
         check_device(vars(self)["device"])
-        check_callbacks(self._given_callbacks(), self.train_split)
+        checks.check_callbacks(self._given_callbacks(), self.train_split)
 
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
@@ -294,7 +287,7 @@ class ImageNeuralNet(SeededNet):
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
         y = check_labels(X, y)
-        learned = np.asarray(self.classes_) if known else learn_classes(y, classes)
+        learned = np.asarray(self.classes_) if known else checks.learn_classes(y, classes)
         if known and classes is not None and not np.array_equal(np.unique(classes), learned):
             raise ValueError(
                 f"classes={np.unique(classes).tolist()} is not the same as on the first call: "
@@ -350,10 +343,11 @@ class ImageNeuralNet(SeededNet):
 
         While training, check its batches, and let it read crops, if images are augmented so.
         """
+        checks.check_weighs(iterator)
         if training and hasattr(self, "generator_"):  # in fit
             with self.generators_at(self.generator_states()):
                 n_parts = getattr(self, "batch_accumulation", 1)
-                check_batches(iterator, self.module_, n_parts, self._sample())
+                checks.check_batches(iterator, self.module_, n_parts, self._sample())
         given = self.get_params_for("iterator_train" if training else "iterator_valid")
         if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
             device = getattr(without_subsets(iterator.dataset), "tensor_device", None)
@@ -463,11 +457,11 @@ class ImageNeuralNet(SeededNet):
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         losses = [
-            PassthroughScoring(f"{phase}_{name}", on_train=phase == "train")
+            EpochMean(f"{phase}_{name}", on_train=phase == "train")
             for phase in ("train", "valid")
             for name in self._names_in_history()
         ]
-        scheduled = any(is_scheduler(callback) for callback in self._given_callbacks())
+        scheduled = any(checks.is_scheduler(callback) for callback in self._given_callbacks())
         return [
             ("epoch_timer", EpochTimer()),
             *((loss.name, loss) for loss in losses),
@@ -491,11 +485,13 @@ class ImageNeuralNet(SeededNet):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)
-        check_callbacks(self.callbacks_, self.train_split)  # classes are made by now, as asked for
+        checks.check_callbacks(
+            self.callbacks_, self.train_split
+        )  # classes are made by now, as asked for
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
-        check_losses(self.history, self.lr)
+        checks.check_losses(self.history, self.lr)
 
     def run_single_epoch(
         self,
@@ -550,7 +546,7 @@ class ImageNeuralNet(SeededNet):
         # Some networks write into their input, and return auxiliary outputs after the first.
         output = Inputs(x).call(self.module_, partial(super().infer, **fit_params))
         if self.module_.training and torch.is_grad_enabled() and not output.requires_grad:
-            check_learns(self.module_)
+            checks.check_learns(self.module_)
         return output
 
     # Inference

@@ -128,6 +128,7 @@ class Step:
 
     micro_batches: list[MicroBatch] = field(default_factory=lambda: [MicroBatch()], init=False)
     _whole: MicroBatch = field(default_factory=MicroBatch, init=False)
+    _total_weight: Tensor | None = field(default=None, init=False)
     _is_split: bool = field(default=False, init=False)
     _tape: Tape | None = field(default=None, init=False)
 
@@ -148,7 +149,9 @@ class Step:
             finally:
                 self._tape = None
 
-    def annotate(self, masks: Tensor | None, weights: Tensor | None) -> None:
+    def annotate(
+        self, masks: Tensor | None, weights: Tensor | None, total: Tensor | None = None
+    ) -> None:
         """Set what is known of the images of the batch, which is still whole.
 
         Parameters
@@ -157,8 +160,10 @@ class Step:
             NaN where an image has none.
         weights : Tensor of shape (n_images,) or None
             The share of each image's loss in the batch's cross-entropy.
+        total : scalar Tensor or None, default=None
+            What the batch weighs beside others.
         """
-        self._whole = MicroBatch(masks=masks, weights=weights)
+        self._whole, self._total_weight = MicroBatch(masks=masks, weights=weights), total
         self.micro_batches = [self._whole]
 
     def split(
@@ -345,6 +350,8 @@ class Step:
             for name, value in batch.recorded().items():
                 found.setdefault(name, []).append(batch.share * value.detach())
         sums = {f"{phase}_{name}": torch.stack(values).sum() for name, values in found.items()}
+        if self._total_weight is not None:
+            sums[f"{phase}_weight"] = self._total_weight.float()
         # Together: each reading makes the host wait for the device.
         values_read = torch.stack([*sums.values()]).tolist() if sums else []
         for name, value in zip(sums, values_read, strict=True):

@@ -9,9 +9,10 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from skorch.dataset import ValidSplit
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 from sklcam import ConsistentCAMClassifier, EmbeddingNet
-from sklcam.training import Term
+from sklcam.training import Term, ViewSampler
 
 RNG = np.random.RandomState(0)
 X = RNG.rand(18, 16, 16).astype(np.float32)
@@ -126,6 +127,35 @@ def test_the_loss_is_the_weighted_mean_of_the_images_own(n_parts):
         factors = WEIGHTS[rows] * np.array(CLASS_WEIGHTS)[clf_labels[rows]]
         expected = (factors * losses[rows]).sum() / factors.sum()
         assert_allclose(clf.history[-1, f"{name}_ce"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("alpha", [0, 2.0])
+@pytest.mark.parametrize("batch_size", [1, 4, 18])
+def test_the_history_does_not_depend_on_the_size_of_batches(batch_size, alpha, by_class):
+    options = {"lr": 0.0, "max_epochs": 1, "alpha": alpha, "beta": 1e-3}
+    options |= {"train_split": ValidSplit(3, stratified=True), "iterator_train__shuffle": False}
+    options |= {"views": ViewSampler(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)}
+    options |= {"criterion__weight": CLASS_WEIGHTS} if by_class else {}
+    weights = None if by_class else np.where(np.arange(18) % 4, WEIGHTS, 0.0)
+    whole = classifier(batch_size=-1, **options).fit(X, Y, weights).history[-1]
+    found = classifier(batch_size=batch_size, **options).fit(X, Y, weights).history[-1]
+    for name in ("loss", "ce"):
+        for phase in ("train", "valid"):
+            key = f"{phase}_{name}"
+            assert_allclose(found[key], whole[key], rtol=1e-4)
+
+
+def test_images_to_validate_on_must_weigh_something():
+    weights = np.ones(18)
+    weights[Y == "a"] = 0
+    with pytest.raises(ValueError, match="all to validate on, have a sample_weight of 0"):
+        classifier(train_split=only_a).fit(X, Y, weights)
+
+
+def only_a(dataset, y=None, **params):
+    rows = np.arange(18)
+    return Subset(dataset, rows[rows % 3 > 0]), Subset(dataset, rows[rows % 3 == 0])
 
 
 def test_a_batch_that_weighs_nothing_teaches_nothing():
