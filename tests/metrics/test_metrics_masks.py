@@ -209,3 +209,19 @@ def test_seeds_iou_by_hand():
     assert seeds_iou(maps, nowhere).isnan()
     with pytest.raises(ValueError, match=r"segmentations must be .* \(n_images, height, width\)"):
         seeds_iou(maps, nowhere[0])
+
+
+def test_what_is_below_zero_is_no_saliency():
+    """A class that is not in the image, whose map is zero, changes no seed."""
+    maps = torch.tensor([[[[5.0, 0.0, 0.0, -3.0]]]])
+    both = torch.cat([maps, torch.zeros_like(maps)], dim=1)
+    for given in (maps, both):
+        assert seeds_from_maps(given, background=0.25).tolist() == [[[1, 0, 0, 0]]]
+    assert (seeds_from_maps(-maps.abs() - 1) == 255).all()
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_the_background_is_as_many_pixels_as_the_share_says(percent):
+    maps = torch.arange(100.0).reshape(1, 1, 10, 10)
+    seeds = seeds_from_maps(maps, threshold=1.0, background=percent / 100)
+    assert (seeds == 0).sum() == percent

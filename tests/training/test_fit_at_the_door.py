@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from sklcam import ConsistentCAMClassifier, EmbeddingNet
+from sklcam.networks.dry_run import generators_lock
+from sklcam.training._compiling import differentiable_twice
 
 X = np.random.RandomState(0).rand(12, 16, 16).astype(np.float32)
 Y = np.array(["a", "b", "c"])[np.arange(12) % 3]
@@ -348,3 +352,25 @@ def test_a_column_of_labels_is_flat(make):
     with pytest.warns(DataConversionWarning, match="column-vector"):
         column = make().fit(X, Y[:, None])
     assert torch.equal(weights_of(column), weights_of(make().fit(X, Y)))
+
+
+def test_flags_of_the_process_are_set_by_one_fit_at_a_time(monkeypatch):
+    """Attention's kernels are chosen for the process: until they are put back, others wait."""
+    free = []
+
+    def is_free():
+        taken = generators_lock.acquire(blocking=False)
+        if taken:
+            generators_lock.release()
+        return taken
+
+    @contextmanager
+    def looking(**options):
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(is_free).result())
+        with differentiable_twice(**options):
+            yield
+
+    monkeypatch.setattr("sklcam.training.classifier.differentiable_twice", looking)
+    classifier().fit(X, Y)
+    assert free == [False]
