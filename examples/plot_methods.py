@@ -130,6 +130,7 @@ display = CAMDisplay.from_estimator(
     alpha=0.75,
     colorbar=False,
 )
+axes.flat[0].set_title("why “flower”?")  # which the network need not predict for such a picture
 
 # %%
 # By numbers
