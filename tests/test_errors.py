@@ -390,7 +390,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("no label", lambda: explain([]), r"got shape \(0,\)"),
         ("a row of all", lambda: explain([[0] * (n + 1)]), f"for {n} images"),
         ("rows of none", lambda: explain(np.zeros((n, 0), int)), "one row of several"),
-        ("a dict", lambda: explain({}), r"neither numbers nor strings: \[{}"),
+        ("a dict", lambda: explain({}), r"neither numbers nor strings: \[{}|a dict of \[\]"),
         ("an object", lambda: explain(object()), "neither numbers nor strings"),
         ("Nones", lambda: explain([None] * n), "neither numbers nor strings"),
         ("ragged rows", lambda: explain([[0], [0, 1]]), "target must be labels, as many for each"),
@@ -793,7 +793,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no name",
             lambda: recorded_pass(inputs={"a": INPUTS}),
-            r"a dict of \['a'\]; image_input must",
+            r"SmallNet does not take inputs by the names \['a'\]",
         ),
         ("a graph", lambda: recorded_pass(graph="tail"), 'graph must be "head", .* got .tail'),
     ],
@@ -1716,7 +1716,7 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "Inputs": [
         ("None", lambda: Inputs.of(None), "must be a Tensor of shape .* got None"),
-        ("no image", lambda: Inputs.of({"a": INPUTS}), r"dict of \['a'\]; image_input must name"),
+        ("no image", lambda: Inputs.of({"a": 1}), r"dict of \['a'\]; image_input must name"),
         ("one image", lambda: Inputs.of(INPUTS[0]), r"got a Tensor .* \(1, 16, 16\)"),
     ],
     "adapt": [

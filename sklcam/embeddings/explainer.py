@@ -26,12 +26,7 @@ from torch.utils.data import Dataset
 from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
-from sklcam.embeddings._unit_length import (
-    EndingAt,
-    have_one_length,
-    remedy,
-    self_is_constant,
-)
+from sklcam.embeddings._unit_length import EndingAt, have_one_length, remedy, self_is_constant
 from sklcam.embeddings.targets import (
     EmbeddingDirections,
     NearestProxies,
@@ -72,7 +67,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         themselves, such as those that a network was trained with, in the order of ``classes``.
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
-    target_layer, layer_fusion, reshape, image_input, image_size, resize, mean, std
+    target_layer, layer_fusion, reshape, image_input, output_name, image_size, resize, mean, std
         See :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
@@ -148,6 +143,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
+        output_name: str | int | None = None,
         classes: Any = None,
         image_size: int | tuple[int, int] | None = None,
         resize: Literal["stretch", "center_crop"] | None = None,
@@ -164,6 +160,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             layer_fusion=layer_fusion,
             reshape=reshape,
             image_input=image_input,
+            output_name=output_name,
             classes=classes,
             image_size=image_size,
             resize=resize,
@@ -452,7 +449,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
             target = SinglePoint()
-        elif _are_images(target) or (self.image_input and isinstance(target, Mapping)):
+        elif isinstance(target, Mapping) or _are_images(target):
             target = self._towards_images(target, n_images)
         elif not (target is None or isinstance(target, Target) or callable(target)):
             self._proxies()  # for labels; an error that says why there are no classes

@@ -43,7 +43,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     model : nn.Module or fitted estimator
         A network that takes images and returns logits of shape (n_images, n_classes); a fitted
         skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; or a search or a
-        ``FrozenEstimator`` around these. Of several outputs in a tuple, the first one counts.
+        ``FrozenEstimator`` around these.
     method : str, Method or class of methods, default="gradcam"
         One of :func:`sklcam.cam.available`, or a method object with options of its own.
     target_layer : str, TargetLayer or list of them, default="auto"
@@ -57,7 +57,10 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         torchvision's: takes the output and returns it as (n_images, K, u, v), differentiably.
     image_input : str or None, default=None
         For networks of several inputs, whose X is a dict of arrays or tensors, as in skorch: which
-        of them is the image.
+        of them is the image. None is ``"pixel_values"``, or the only one of four axes.
+    output_name : str, int or None, default=None
+        For networks of several outputs: the key or position of the one that counts. None is the
+        first of a tuple; of a mapping, ``"logits"`` or its only tensor.
     classes : array-like or None, default=None
         The label of each output, in their order. None is the model's ``classes_``, the labels of
         ``y`` in :meth:`fit`, or 0, 1, ....
@@ -114,6 +117,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         "layer_fusion": [StrOptions({"mean", "max"}), None],
         "reshape": [None, callable],
         "image_input": [None, str],
+        "output_name": [None, str, Integral],
         "classes": [None, "array-like"],
         "image_size": [None, Interval(Integral, 1, None, closed="left"), tuple, list],
         "resize": [None, StrOptions({"stretch", "center_crop"})],
@@ -133,6 +137,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
+        output_name: str | int | None = None,
         classes: Any = None,
         image_size: int | tuple[int, int] | None = None,
         resize: Literal["stretch", "center_crop"] | None = None,
@@ -148,6 +153,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.layer_fusion = layer_fusion
         self.reshape = reshape
         self.image_input = image_input
+        self.output_name = output_name
         self.classes = classes
         self.image_size = image_size
         self.resize = resize
@@ -235,8 +241,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             raise ValueError(message) from error
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"The network returns a {type(output).__name__}; it must return a Tensor, or a "
-                "tuple that starts with one: wrap it in a module that does."
+                f"The network returns a {type(output).__name__}; it must return a Tensor, a tuple "
+                "that starts with one, or a mapping with one: wrap it in a module that does."
             )
         return output
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklcam.images.framed import FramedItems
 from sklcam.networks.adapters import Adapter
-from sklcam.networks.inputs import Inputs, OtherInputs
+from sklcam.networks.inputs import Inputs, OtherInputs, name_of_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +98,11 @@ class OpenedImages:
         self._name: str | None = None
         images = X
         if isinstance(X, Mapping):
-            if image_input not in X:
-                raise ValueError(
-                    f"X is a dict of inputs {sorted(map(str, X))}; image_input must name the one "
-                    f"that is the image, and is {image_input!r}."
-                )
-            images, self._name = X[image_input], image_input
+            self._name = name_of_images(X, image_input)
+            images = X[self._name]
         self._dataset = adapter.dataset(images)
         if isinstance(X, Mapping):
-            others = {name: value for name, value in X.items() if name != image_input}
+            others = {name: value for name, value in X.items() if name != self._name}
             self._others = OtherInputs(others, len(self._dataset))
         self._rows: Sequence[int] = range(len(self._dataset))
         self._originals = originals

@@ -37,13 +37,13 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become a network's input, and how they are read.
+    """How images become a network's input, how they are read, and which output counts.
 
     None and "auto" stand for the network's own way, where it has one.
 
     Parameters
     ----------
-    image_size, resize, mean, std, batch_size, num_workers
+    image_size, resize, mean, std, batch_size, num_workers, output_name
         See :class:`~sklcam.CAMExplainer`.
 
     Examples
@@ -59,6 +59,7 @@ class Preparation:
     std: Any = "auto"
     batch_size: int = 32
     num_workers: int = 0
+    output_name: str | int | None = None
 
     def changed(self) -> list[str]:
         """Return the names of what was set about the images themselves."""
@@ -66,7 +67,7 @@ class Preparation:
         def is_default(value: object) -> bool:
             return value is None or (isinstance(value, str) and value == "auto")
 
-        about_images = ("image_size", "resize", "mean", "std")
+        about_images = ("image_size", "resize", "mean", "std", "output_name")
         return [name for name in about_images if not is_default(getattr(self, name))]
 
 
@@ -318,7 +319,7 @@ class ModuleAdapter(Adapter):
         return images.to(dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return inputs.call(self.network)
+        return inputs.call(self.network, output_name=self.preparation.output_name)
 
     def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
         # Of a single class the softmax is 1, whatever the network says.
@@ -358,7 +359,8 @@ class SkorchAdapter(ModuleAdapter):
             return None
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return inputs.call(self.network, self.model.infer)
+        name = self.preparation.output_name
+        return inputs.call(self.network, self.model.infer, output_name=name)
 
     def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
         """Do nothing: the net's criterion says what its output is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, MutableMapping, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from threading import Lock, RLock, local
@@ -179,12 +179,58 @@ class LastSigmoid(TorchDispatchMode):
         return self._last.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
 
 
-def first_output(output: Any) -> Any:
-    """Return the first of several outputs, a tuple or a list of them.
+def first_output(output: Any, name: str | int | None = None) -> Any:
+    """Return the output that counts: the one of that name, or else the one that is recognised.
 
-    Further ones are of auxiliary heads, or of layers that somebody else wants to see.
+    Parameters
+    ----------
+    output : object
+        What a network returns.
+    name : str, int or None, default=None
+        The key or position of the output that counts. None is the first of a tuple or a list, as
+        further ones are of auxiliary heads; of a mapping it is "logits", as Hugging Face's networks
+        call it, or its only tensor.
+
+    Returns
+    -------
+    object
+        What is no tensor, and holds none by that rule, is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If there is no output of that name, or none is named and a mapping holds several.
     """
-    return output[0] if isinstance(output, tuple | list) and len(output) else output
+    if name is not None:
+        try:
+            return output[name]
+        except (LookupError, TypeError):
+            raise ValueError(
+                f"The network's output has no entry output_name={name!r}: it is "
+                f"{_describe_outputs(output)}."
+            ) from None
+    if isinstance(output, tuple | list):
+        return output[0] if len(output) else output
+    if not isinstance(output, Mapping):
+        return output
+    tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
+    if "logits" in tensors:
+        return tensors["logits"]
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    raise ValueError(
+        f"Which output of the network counts cannot be told: it returns "
+        f"{_describe_outputs(output)}; name the entry, output_name=..., or wrap the network in a "
+        "module that returns a Tensor."
+    )
+
+
+def _describe_outputs(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {sorted(map(str, output))}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)}"
+    return describe(output)
 
 
 def run_dry(model: nn.Module, sample: Tensor) -> Any:

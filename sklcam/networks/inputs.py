@@ -62,7 +62,7 @@ class Inputs:
         ----------
         value : Tensor, mapping of str to Tensor, or Inputs
         name : str or None, default=None
-            Which entry of a mapping is the image.
+            Which entry of a mapping is the image; see :func:`name_of_images`.
 
         Returns
         -------
@@ -78,11 +78,7 @@ class Inputs:
         others: dict[str, Tensor] = {}
         images: object = value
         if isinstance(value, Mapping):
-            if name is None or name not in value:
-                raise ValueError(
-                    f"The inputs are a dict of {sorted(map(str, value))}; image_input must name "
-                    f"the one that is the image, and is {name!r}."
-                )
+            name = name_of_images(value, name)
             others = {key: entry for key, entry in value.items() if key != name}
             images = value[name]
         if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
@@ -105,7 +101,13 @@ class Inputs:
         """The images, or a dict of all inputs, to be passed by name."""
         return self.images if self.name is None else {**self.others, self.name: self.images}
 
-    def call(self, network: nn.Module, infer: Callable[[Any], Any] | None = None) -> Any:
+    def call(
+        self,
+        network: nn.Module,
+        infer: Callable[[Any], Any] | None = None,
+        *,
+        output_name: str | int | None = None,
+    ) -> Any:
         """Call a network with the inputs, by name if they have names; they stay as they are.
 
         Parameters
@@ -113,11 +115,14 @@ class Inputs:
         network : nn.Module
         infer : callable or None, default=None
             What calls the network: it takes ``arguments``. None is the network itself.
+        output_name : str, int or None, default=None
+            Which output counts, if there are several; None is the first of a tuple, or the "logits"
+            of a mapping.
 
         Returns
         -------
         Tensor, or whatever the network returns
-            The first output, if there are several.
+            The output that counts.
 
         Raises
         ------
@@ -135,6 +140,13 @@ class Inputs:
                 output = infer(arguments)
             else:
                 output = network(**arguments) if isinstance(arguments, dict) else network(arguments)
+        except TypeError as error:
+            if self.name is None or "argument" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(network).__name__} does not take inputs by the names "
+                f"{sorted([*self.others, self.name])}: {error}."
+            ) from error
         except RuntimeError as error:
             if "channels" not in str(error):
                 raise
@@ -154,7 +166,7 @@ class Inputs:
                 "earlier pass, so that the images are not what they were; let its forward begin "
                 "with a copy, as in x = x.clone()."
             )
-        output = first_output(output)
+        output = first_output(output, output_name)
         if isinstance(output, Tensor) and output.ndim and len(output) != len(self):
             raise ValueError(
                 f"{type(network).__name__} returned {len(output)} rows for {len(self)} images, of "
@@ -200,6 +212,45 @@ class Inputs:
         """Return inputs that a graph can hold: copies of those made in inference mode."""
         others = {key: recordable(value) for key, value in self.others.items()}
         return Inputs(recordable(self.images), others, self.name)
+
+
+def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
+    """Return which entry of a network's inputs is the image.
+
+    Parameters
+    ----------
+    inputs : mapping of str to array-like or Tensor
+        Such as what a processor of Hugging Face's returns.
+    name : str or None, default=None
+        What a user says. None is "pixel_values", as those call it, or the only entry of four axes.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If there is no entry of that name, or none is named and it cannot be told.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks.inputs import name_of_images
+    >>> name_of_images({"age": torch.zeros(2), "picture": torch.zeros(2, 3, 8, 8)})
+    'picture'
+    """
+    if name is None and "pixel_values" in inputs:
+        return "pixel_values"
+    # Only what has axes is looked at: lists are not made arrays of.
+    images = [key for key, value in inputs.items() if len(getattr(value, "shape", ())) == 4]
+    name = images[0] if name is None and len(images) == 1 else name
+    if name is None or name not in inputs:
+        raise ValueError(
+            f"The inputs are a dict of {sorted(map(str, inputs))}; image_input must name the one "
+            f"that is the image, and is {name!r}."
+        )
+    return name
 
 
 def recordable(tensor: Tensor) -> Tensor:

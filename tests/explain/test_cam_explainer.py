@@ -443,8 +443,11 @@ def test_outputs_that_are_no_classes():
             ours.explain(IMAGES, target)
     with pytest.raises(ValueError, match="no classes to predict"):
         ours.predict(IMAGES)
-    with pytest.raises(ValueError, match="returns a dict"):
-        explainer(network(DenseNet, as_dict=True))
+    assert_allclose(  # of a mapping, the only tensor counts
+        explainer(network(DenseNet, as_dict=True), target_layer="features").explain(IMAGES, score),
+        scaled(expected),
+        atol=1e-5,
+    )
 
 
 # What X may be
@@ -574,7 +577,8 @@ def not_a_number():
         (lambda: ARRAYS * 16, "divide by the largest value"),
         (lambda: "image.png", "X"),
         (lambda: ["none.png"], "do not exist"),
-        (lambda: {"image": IMAGES}, "image_input must name"),
+        (lambda: {"image": IMAGES}, r"does not take inputs by the names \['image'\]"),
+        (lambda: {"label": IMAGES[:, 0, 0, 0]}, "image_input must name"),
     ],
 )
 def test_wrong_images(make, message):

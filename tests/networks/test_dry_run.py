@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sklcam.networks import (
     check_output,
     find_target_layer,
 )
-from sklcam.networks.dry_run import exclusive, run_dry, uncompiled
+from sklcam.networks.dry_run import exclusive, first_output, run_dry, uncompiled
 
 
 class Fragile(SmallNet):
@@ -74,7 +75,43 @@ def test_a_dry_run_leaves_everything_as_it_was(dry_run, fails):
     assert torch.is_grad_enabled()
 
 
-def test_check_output_takes_the_first_of_several():
+ONE, TWO = torch.zeros(1), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        (ONE, None),
+        ((ONE, TWO), None),
+        ([TWO, ONE], 1),
+        ({"logits": ONE, "hidden_states": TWO}, None),
+        ({"loss": None, "out": ONE}, None),
+        (OrderedDict(out=TWO, aux=ONE), "aux"),
+    ],
+)
+def test_the_output_that_counts(output, name):
+    assert first_output(output, name) is ONE
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "message"),
+    [
+        (
+            {"out": ONE, "aux": TWO},
+            None,
+            r"a dict of \['aux', 'out'\]; name the entry, output_name=",
+        ),
+        ({"out": ONE}, "logits", r"no entry output_name='logits': it is a dict of \['out'\]"),
+        ((ONE, TWO), 2, "no entry output_name=2: it is a tuple of 2"),
+        (None, "out", "no entry output_name='out'"),
+    ],
+)
+def test_outputs_of_which_none_is_known_to_count(output, name, message):
+    with pytest.raises(ValueError, match=message):
+        first_output(output, name)
+
+
+def test_check_output_looks_at_the_output_that_counts():
     class Tuple(SmallNet):
         def forward(self, images):
             return super().forward(images), None
@@ -83,10 +120,15 @@ def test_check_output_takes_the_first_of_several():
         def forward(self, images):
             return {"logits": super().forward(images)}
 
+    class Nothing(SmallNet):
+        def forward(self, images):
+            return {}
+
     sample = torch.zeros(1, 3, 8, 8)
     check_output(Tuple(), sample, n_outputs=10)
-    with pytest.raises(ValueError, match="dict for 10 classes"):
-        check_output(Dict(), sample, n_outputs=10)
+    check_output(Dict(), sample, n_outputs=10)
+    with pytest.raises(ValueError, match=r"a dict of \[\]"):
+        check_output(Nothing(), sample, n_outputs=10)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\)"):
         check_output(nn.Identity(), sample, n_outputs=3)
 

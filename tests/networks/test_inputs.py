@@ -10,7 +10,12 @@ from torch.utils.data import Dataset, TensorDataset
 
 from sklcam.images import ImageDataset
 from sklcam.networks import Inputs
-from sklcam.networks.inputs import NetworkTensors, OtherInputs, is_network_input
+from sklcam.networks.inputs import (
+    NetworkTensors,
+    OtherInputs,
+    is_network_input,
+    name_of_images,
+)
 
 IMAGES = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 5)
 AGES = torch.tensor([30, 40, 50, 60])
@@ -89,7 +94,12 @@ def test_inputs_made_in_inference_mode_become_recordable():
         (IMAGES[0], None, r"images must be a Tensor .* shape \(3, 2, 5\)"),
         (IMAGES[:0], None, "without an empty axis"),
         (IMAGES.numpy(), None, "got an ndarray"),
-        ({"image": IMAGES}, None, r"a dict of \['image'\]; image_input must name .* None"),
+        (
+            {"a": IMAGES, "b": IMAGES},
+            None,
+            r"a dict of \['a', 'b'\]; image_input must name .* None",
+        ),
+        ({"age": AGES}, None, r"a dict of \['age'\]; image_input must name .* None"),
         ({"image": IMAGES}, "picture", "image_input must name .* 'picture'"),
         ({"image": AGES}, "image", "images must be a Tensor"),
     ],
@@ -97,6 +107,19 @@ def test_inputs_made_in_inference_mode_become_recordable():
 def test_what_is_no_input(value, name, message):
     with pytest.raises(ValueError, match=message):
         Inputs.of(value, name)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name"),
+    [
+        ({"age": AGES, "picture": IMAGES}, "picture"),
+        ({"pixel_values": IMAGES, "pixel_mask": IMAGES}, "pixel_values"),
+        ({"files": ["a.png"], "mask": IMAGES, "image": IMAGES}, "image"),
+    ],
+)
+def test_the_entry_of_images_is_named_or_found(inputs, name):
+    given = name if name == "image" else None
+    assert name_of_images(inputs, given) == name
 
 
 # Other inputs
