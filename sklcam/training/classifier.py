@@ -1,16 +1,13 @@
 """The classifier that trains with consistent explanations, as a skorch net.
 
-Each override is the narrowest of skorch's hooks that does the job: :meth:`train_step` and
-:meth:`validation_step` open a :class:`~sklcam.training.step.Step`, :meth:`infer` and
-:meth:`get_loss` ask it. What all nets on images share is in :mod:`sklcam.training.net`.
+How it makes its steps is in :mod:`sklcam.training._stepping`; what all nets on images share, in
+:mod:`sklcam.training.net`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -19,12 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
-from skorch import NeuralNet, NeuralNetClassifier
+from skorch import NeuralNetClassifier
 from skorch.callbacks import LRScheduler
-from skorch.dataset import unpack_data
 from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
@@ -33,18 +27,16 @@ from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
 from sklcam.training import _criteria as criteria
 from sklcam.training._checks import check_scaling, check_window
-from sklcam.training._compiling import compile_trunk, differentiable_twice
 from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
-from sklcam.training._randomness import Draws
+from sklcam.training._stepping import SteppingNet
 from sklcam.training.callbacks import CollapseWarning, decoding
 from sklcam.training.net import ImageNeuralNet, Module
-from sklcam.training.objective import ConsistentCAMLoss
-from sklcam.training.step import PRECISIONS, Step, check_bottleneck
+from sklcam.training.step import PRECISIONS
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
 
 
-class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
+class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     r"""Image classifier whose Grad-CAM maps are trained to follow crops and flips.
 
     The loss is :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
@@ -186,9 +178,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
     }
 
     callbacks_: list[tuple[str, Any]]
-    scaler_: GradScaler
-    gradient_sizes_: GradientSizes
-    _step: Step | None = None  # the one that is being made
 
     def __init__(
         self,
@@ -327,21 +316,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         """
         return self._partial_fit(X, y, classes, fit_params, Annotations(masks, sample_weight))
 
-    def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
-        if not self.compile or not self._trains_on_maps():
-            return super().torch_compile(module, name)
-        if name != "module":  # the criterion: compiled, it may be differentiated only once
-            return module
-        layer, options = self.target_layer_.of(module), self.get_params_for("compile")
-        return compile_trunk(module, layer, self._sample(), options)
-
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        with self._differentiating():
-            return super().fit_loop(X, y, epochs, **kwargs)
-
-    def _differentiating(self) -> AbstractContextManager[None]:
-        return differentiable_twice(compiled=self.compile, on_maps=self._trains_on_maps())
-
     # Checks, at the door
 
     def _check_parameters(self) -> None:
@@ -370,12 +344,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
         if self.channels_last:
             self.module_.to(memory_format=torch.channels_last)
         return self
-
-    def _trains_on_maps(self) -> bool:
-        return bool(self.alpha or self.beta or self.terms)
-
-    def _compares_views(self) -> bool:
-        return bool(self.alpha or any("view" in term.needs for term in self.terms))
 
     # Optimizer and callbacks
 
@@ -406,140 +374,6 @@ class ConsistentCAMClassifier(ImageNeuralNet, Explainer, NeuralNetClassifier):
             found = self.callbacks_
             self.callbacks_ = [(name, decoding(each, self.classes_)) for name, each in found]
         return self
-
-    # Training
-
-    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        super().on_train_begin(net, **kwargs)
-        if isinstance(self.module_, DistributedDataParallel):
-            raise RuntimeError(
-                "The network is wrapped to be trained by several processes, and its target layer "
-                "out of reach; use sklcam.training.AcceleratedCAMClassifier."
-            )
-        # A scale that was found goes on where training does.
-        if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
-            device = torch.device(self.device or "cpu").type
-            self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
-        if self.memory == "low" and self._compares_views():
-            check_bottleneck(self.module_, self.target_layer_, self._sample())
-
-    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        super().on_epoch_begin(net, **kwargs)
-        # Every epoch is validated on the same views, so that the epochs can be compared.
-        self.valid_generator_ = torch.Generator().manual_seed(self.random_states_["seed"])
-
-    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        super().on_train_end(net, **kwargs)
-        self.__dict__.pop("valid_generator_", None)
-
-    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        # Other classes, such as skorch's AccelerateMixin, replace train_step_single but not this.
-        with self._stepping(training=True) as step:
-            found = super().train_step(batch, **fit_params)
-        step.check_split(self.batch_accumulation)
-        step.record(self.history, "train")
-        return found
-
-    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        with self._stepping(training=False) as step:
-            found = super().validation_step(batch, **fit_params)
-        step.record(self.history, "valid")
-        # Callbacks keep it, and its graph would keep the activations.
-        return {name: value.detach() for name, value in found.items()}
-
-    @contextmanager
-    def _stepping(self, *, training: bool) -> Iterator[Step]:
-        """Make one step in the block."""
-        generator = getattr(self, "generator_" if training else "valid_generator_", None)
-        # Made anew for each step, as weights follow the epoch and parameters may be set in between.
-        loss = ConsistentCAMLoss(
-            self.alpha,
-            self.beta,
-            self.p,
-            terms=self.terms,
-            sizes=self.gradient_sizes_,
-            epoch=max(0, len(self.history) - 1),
-        )
-        step = Step(
-            self.module_,
-            self.target_layer_,
-            loss,
-            self.infer,
-            Draws(self, self.views or ViewSampler(), generator),
-            scaler=self.scaler_ if training else None,
-            precision=PRECISIONS[self.precision],
-            shares_target=self.view_target == "shared",
-            postpones=self.memory == "low",
-        )
-        self._step = step
-        try:
-            with step.recording():
-                yield step
-        finally:
-            self._step = None
-
-    def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
-        assert self._step is not None
-        weights, total = annotations.get("weights"), None
-        if weights is None:
-            weights = criteria.equal_weights(self.criterion_, y)
-        if weights is not None:
-            total = self._sum(criteria.weights_of_losses(self.criterion_, y, weights))
-            weights = weights / total
-        self._step.annotate(annotations.get("masks"), weights, total)
-
-    def _sum(self, weights: Tensor) -> Tensor:
-        # All of a batch may weigh nothing: its loss is 0, not NaN.
-        return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-
-    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Add up the gradient of a batch, one micro-batch after the other."""
-        assert self._step is not None
-        images, y = unpack_data(batch)
-        outputs = []
-        for some in self._step.split(images, y, min(self.batch_accumulation, len(images))):
-            outputs.append(super().train_step_single(some, **fit_params)["y_pred"].detach())
-            self._step.backward()
-        self._complete_gradient()
-        for name in self._optimizers:  # so that callbacks see gradients as they are
-            self.scaler_.unscale_(getattr(self, f"{name}_"))
-        return {"loss": self._step.total, "y_pred": torch.cat(outputs)}
-
-    def _complete_gradient(self) -> None:
-        """Do nothing: the batch is whole. Processes that share one put their gradients together."""
-
-    def _step_optimizer(self, step_fn: Callable[[], Tensor]) -> None:
-        if not self.scaler_.is_enabled():
-            super()._step_optimizer(step_fn)
-            return
-        # A scaler looks at the gradient to decide on a step: it takes no closure.
-        step_fn()
-        for name in self._optimizers:
-            self.scaler_.step(getattr(self, f"{name}_"))
-        self.scaler_.update()
-
-    def infer(self, x: Any, **fit_params: Any) -> Tensor:
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        if self._step is None:
-            return super().infer(x, **fit_params)
-        return self._step.forward(partial(super().infer, **fit_params), x)
-
-    def get_loss(
-        self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
-    ) -> Tensor:
-        weights = None if self._step is None else self._step.micro_batches[-1].weights
-        with criteria.suited(self.criterion_, y_pred.dtype, per_image=weights is not None):
-            cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
-        if self._step is None:  # skorch scores predictions, too, and they have no maps
-            return cross_entropy
-        if weights is not None:
-            cross_entropy = (weights * cross_entropy).sum()
-        return self._step.explain(cross_entropy, y_pred, y_true, X)
-
-    def get_params_for(self, prefix: str) -> dict[str, Any]:
-        params = super().get_params_for(prefix)
-        return criteria.prepared(self.criterion, params) if prefix == "criterion" else params
 
     # Prediction and explanation
 

@@ -1,0 +1,116 @@
+"""Nets that open images of any form, and have them read in batches as their network takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.dataset import Dataset as SkorchDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sklcam._validation import check_size
+from sklcam.images.dataset import ImageDataset
+from sklcam.images.labels import check_labels, encode_labels
+from sklcam.images.normalization import normalize
+from sklcam.images.views import ViewSampler
+from sklcam.training import _checks as checks
+from sklcam.training._augmentation import crop_while_reading
+from sklcam.training._data import TrainingImages, without_subsets
+from sklcam.training._randomness import SeededNet
+
+
+class LoadingNet(SeededNet):
+    """A skorch net whose X are images: opened, resized, cropped as they are read, normalised."""
+
+    n_channels_: int
+
+    def image_options(self) -> dict[str, Any]:
+        """Return how images of any form become a data set of equally sized ones."""
+        return {
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "n_channels": getattr(self, "n_channels_", None),
+        }
+
+    def check_data(self, X: Any, y: Any = None) -> None:
+        """Do nothing: data is checked where it enters."""
+
+    def get_dataset(self, X: Any, y: Any = None) -> ImageDataset:
+        if isinstance(X, TrainingImages):  # any other is opened anew, to be read at this size
+            return X
+        make = ImageDataset if y is None else TrainingImages
+        return make(X, y, **self.image_options())
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
+        train, valid = super().get_split_datasets(X, y, **fit_params)
+        if valid is not None and not isinstance(without_subsets(valid), ImageDataset):
+            valid = self._prepare_validation(valid)  # a predefined split
+        return train, valid
+
+    def _prepare_validation(self, data: Any) -> TrainingImages:
+        # It has not come by way of fit, where labels are encoded.
+        X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
+        return TrainingImages(X, self._encoded_labels(X, y), **self.image_options())
+
+    def _encoded_labels(self, X: Any, y: Any) -> np.ndarray:
+        """Return labels of images, or the data set's own, as the loss takes them."""
+        return encode_labels(check_labels(X, y), self.classes_)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
+        iterator = super().get_iterator(dataset, training=training)
+        if not training and isinstance(iterator, DataLoader) and iterator.generator is None:
+            # A loader draws a seed for its workers even if it has none and does not shuffle.
+            iterator.generator = torch.Generator().manual_seed(0)
+        return self._equipped(iterator, training)
+
+    def _equipped(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
+        """Let a loader pin its batches, if they go to a GPU and no parameter says whether to.
+
+        While training, check its batches, and let it read crops, if images are augmented so.
+        """
+        checks.check_weighs(iterator)
+        if training and hasattr(self, "generator_"):  # in fit
+            with self.generators_at(self.generator_states()):
+                n_parts = getattr(self, "batch_accumulation", 1)
+                checks.check_batches(iterator, self.module_, n_parts, self._sample())
+        given = self.get_params_for("iterator_train" if training else "iterator_valid")
+        if isinstance(iterator, DataLoader) and "pin_memory" not in given and self._cuda_devices():
+            device = getattr(without_subsets(iterator.dataset), "tensor_device", None)
+            if device is not None and device.type == "cpu":
+                iterator.pin_memory = True
+        crops = ViewSampler() if isinstance(self.augment, str) else self.augment
+        # Without a generator, training goes on elsewhere, as when a callback wants a pass.
+        if training and isinstance(crops, ViewSampler) and hasattr(self, "generator_"):
+            crop_while_reading(iterator, crops, self.generator_)
+        return iterator
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Bring a batch to the device, as floats in [0, 1]."""
+        return normalize(self._on_device(images), 0.0, 1.0)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return normalize(images, self.mean, self.std)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what images are resized to."""
+        return check_size(self.image_size, "image_size")
+
+    def prepare_images(self, images: Tensor) -> Tensor:
+        """Bring a batch of images to the device, as the network takes them.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, n_channels, height, width), uint8, or float in [0, 1]
+
+        Returns
+        -------
+        Tensor of the same shape, float32
+        """
+        return self._normalize(self._prepare(images))
+
+    def _sample(self) -> Tensor:
+        return torch.zeros(1, self.n_channels_, *self.input_size, device=self.device)
