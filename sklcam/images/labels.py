@@ -1,4 +1,8 @@
-"""Labels: those that are given, those that data sets keep, and their numbers in a network."""
+"""Labels: those that are given, those that data sets keep, and their numbers in a network.
+
+Here an image has one label. Several, or numbers, are the business of
+:mod:`sklcam.images.label_sets`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,12 @@ from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-_WHERE_FROM = "one label per image (only a torch data set that has .targets brings its own)."
+from sklcam.images._tables import class_labels
+
+_WHERE_FROM = (
+    "one label per image (only a torch data set that has .targets, and a Hugging Face one with one "
+    "column of ClassLabel, bring their own)."
+)
 
 _SPLIT = re.compile(
     r"(train|training|trainval|val|valid|validation|test|testing|dev|eval|evaluation)"
@@ -46,22 +55,23 @@ def are_splits(folders: Collection[str]) -> bool:
 
 
 def dataset_labels(X: Any) -> np.ndarray | None:
-    """Return the labels that a torch data set keeps beside its images, without loading an image.
+    """Return the labels that a data set keeps beside its images, without loading an image.
 
     They are looked for where torchvision's data sets keep them, in ``targets`` or ``labels``, pass
     through the data set's ``target_transform`` as its items' labels do, and are followed through
-    ``Subset``.
+    ``Subset``. Of a Hugging Face ``Dataset`` they are the numbers in its column of ``ClassLabel``.
 
     Parameters
     ----------
     X : Any
-        A torch ``Dataset``, or anything else.
+        A data set, or anything else.
 
     Returns
     -------
     ndarray of shape (n_samples,) or None
-        None if X is not a torch ``Dataset``, or keeps no labels, or keeps something of another
-        length (such as the names of the classes) under that name.
+        None if X is not a data set, or keeps no labels, or keeps something of another length (such
+        as the names of the classes) under that name; if there are several columns of classes, or
+        images without a label; or if the labels are in the items alone, which would be read for it.
 
     Raises
     ------
@@ -79,6 +89,8 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     >>> dataset_labels(Subset(Pets(), [2, 1])).tolist()
     ['cat', 'dog']
     """
+    if (labels := class_labels(X)) is not None:
+        return labels
     # A data set without length is a stream, whose labels come with its items.
     if not (isinstance(X, Dataset) and isinstance(X, Sized)):
         return None
@@ -96,6 +108,29 @@ def dataset_labels(X: Any) -> np.ndarray | None:
         labels = dataset_labels(X.dataset)
         return None if labels is None else labels[np.asarray(X.indices, dtype=np.intp)]
     return None
+
+
+def given_labels(X: Any, y: Any) -> Any:
+    """Return the labels that were given, in whatever form they are, or else the data set's own.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like, sequence of collections, or None
+
+    Returns
+    -------
+    array-like
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    y = dataset_labels(X) if y is None else y
+    if y is None:
+        raise ValueError(f"requires y to be passed, but the target y is None: give {_WHERE_FROM}")
+    return y
 
 
 def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
@@ -143,9 +178,7 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
     ValueError
         If there are none, or they are not labels of classes.
     """
-    y = dataset_labels(X) if y is None else y
-    if y is None:
-        raise ValueError(f"requires y to be passed, but the target y is None: give {_WHERE_FROM}")
+    y = given_labels(X, y)
     labels = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
     check_classification_targets(labels)
     return labels
@@ -188,5 +221,14 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
     """Return labels as an array on the host, each transformed if there is a function for it."""
-    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    return np.asarray([*map(transform, array.tolist())]) if callable(transform) else array
+    array = _as_array(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    return _as_array([*map(transform, array.tolist())]) if callable(transform) else array
+
+
+def _as_array(labels: Any) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except ValueError:  # several for each image, here more and there fewer
+        array = np.empty(len(labels), dtype=object)
+        array[:] = labels
+        return array

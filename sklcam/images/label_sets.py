@@ -1,0 +1,335 @@
+"""What an image may be labelled with beside one class: several labels at once, or numbers.
+
+Several labels come as an indicator, a table of 0 and 1 with a column for each label, or as a
+collection of labels for each image. Numbers are what a regression learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import issparse
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import column_or_1d
+from torch import Tensor
+
+from sklcam._validation import describe
+
+LabelKind = Literal["labels", "indicator", "label sets", "numbers"]
+
+_WHAT_WILL_DO = (
+    "give y as an array of 0 and 1 of shape (n_images, n_labels), or as a set of labels for each "
+    "image."
+)
+
+
+def kind_of_labels(y: Any) -> LabelKind:
+    """Tell what y holds for each image.
+
+    Parameters
+    ----------
+    y : array-like, Tensor, sparse matrix, DataFrame, or sequence of collections of labels
+
+    Returns
+    -------
+    {"labels", "indicator", "label sets", "numbers"}
+        "labels": one for each image. "indicator": a table of 0 and 1, of at least two columns.
+        "label sets": a set for each image, or a list or tuple, where these are not the rows of a
+        table of numbers. "numbers": such as 0.5, or a table of anything but 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If some images have a collection of labels and others do not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.label_sets import kind_of_labels
+    >>> kind_of_labels(["cat", "dog"]), kind_of_labels([{"cat"}, {"cat", "dog"}])
+    ('labels', 'label sets')
+    >>> kind_of_labels(np.eye(3)), kind_of_labels([0.5, 1.5])
+    ('indicator', 'numbers')
+    """
+    table = _as_table(y)
+    if table is None or (table.ndim == 2 and table.shape[1] == 0):  # of no label for any image
+        return "label sets"
+    if table.ndim == 2 and table.shape[1] > 1:
+        return "indicator" if _is_indicator(table) else "numbers"
+    is_float = table.dtype.kind == "f" and bool(np.isfinite(table).all())
+    return "numbers" if is_float and type_of_target(table) == "continuous" else "labels"
+
+
+def learn_label_sets(y: Any, classes: ArrayLike | None = None) -> np.ndarray:
+    """Return the labels that images may have several of.
+
+    Parameters
+    ----------
+    y : indicator, or sequence of collections of labels
+    classes : array-like or None, default=None
+        The labels, in the order of an indicator's columns. None is the names of the columns of a
+        DataFrame, 0, 1, ... for those of any other table, and of label sets those that there are,
+        sorted.
+
+    Returns
+    -------
+    ndarray of shape (n_labels,)
+
+    Raises
+    ------
+    ValueError
+        If there are none, one is named twice, or they cannot be sorted.
+
+    Examples
+    --------
+    >>> from sklcam.images.label_sets import learn_label_sets
+    >>> learn_label_sets([["tree", "car"], [], ["car"]]).tolist()
+    ['car', 'tree']
+    """
+    if classes is not None:
+        labels = np.asarray(classes)
+        if labels.ndim != 1 or len(np.unique(labels)) != len(labels):
+            raise ValueError(f"classes must name each label once; got {labels.tolist()}.")
+    else:
+        table, names = _as_columns(y), _column_names(y)
+        if table is None:
+            labels = _sorted({label for row in _as_sets(y) for label in row})
+        else:
+            labels = np.arange(table.shape[-1]) if names is None else names
+    if len(labels) == 0:
+        raise ValueError("No image has a label, and classes= names none: there is nothing to tell.")
+    return labels
+
+
+def as_indicator(y: Any, classes: np.ndarray) -> np.ndarray:
+    """Return which labels each image has.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_images, n_labels), Tensor, sparse matrix, DataFrame, or sequence of
+        collections of labels
+        A table must hold 0 and 1; a DataFrame's columns must be the classes.
+    classes : ndarray of shape (n_labels,)
+
+    Returns
+    -------
+    ndarray of shape (n_images, n_labels), int64, of 0 and 1
+
+    Raises
+    ------
+    ValueError
+        If y is neither, has a column too many or too few or named otherwise, holds anything but 0
+        and 1, or names a label that is not among the classes, or one twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.label_sets import as_indicator
+    >>> as_indicator([["tree", "car"], [], ["car"]], np.array(["car", "tree"])).tolist()
+    [[1, 1], [0, 0], [1, 0]]
+    """
+    table, names = _as_columns(y, len(classes)), _column_names(y)
+    if table is None:
+        return _indicator_of(_as_sets(y), classes)
+    if table.shape[1] != len(classes):
+        raise ValueError(
+            f"y has {table.shape[1]} columns for {len(classes)} labels, {_listed(classes)}; "
+            f"{_WHAT_WILL_DO}"
+        )
+    numbers = [*range(len(classes))]
+    # Columns that nobody has named are numbered, which says something only of classes so named.
+    is_named = names is not None and (
+        names.tolist() != numbers or {*numbers} == {*classes.tolist()}
+    )
+    if names is not None and is_named and names.tolist() != classes.tolist():
+        raise ValueError(
+            f"The columns of y are {_listed(names)}, and the labels {_listed(classes)}; put them "
+            "in that order, y[classes]."
+        )
+    if not _is_indicator(table):
+        others = np.unique(table[~np.isin(table, (0, 1))])
+        raise ValueError(
+            f"y has {_listed(others)} among its values, where 1 is for a label that an image has "
+            f"and 0 for one that it has not; {_WHAT_WILL_DO}"
+        )
+    return table.astype(np.int64)
+
+
+def as_numbers(y: Any) -> np.ndarray:
+    """Return the numbers that each image is labelled with.
+
+    Parameters
+    ----------
+    y : array-like or Tensor of shape (n_images,) or (n_images, n_outputs)
+
+    Returns
+    -------
+    ndarray of the same shape, float64
+        A column, (n, 1), is made flat with scikit-learn's ``DataConversionWarning``.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite numbers in one of these shapes.
+
+    Examples
+    --------
+    >>> from sklcam.images.label_sets import as_numbers
+    >>> as_numbers([3, 0.5]).tolist()
+    [3.0, 0.5]
+    """
+    try:
+        numbers = np.asarray(_dense(y), dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if numbers.ndim not in (1, 2) or 0 in numbers.shape or not np.isfinite(numbers).all():
+        raise ValueError(
+            "A regression learns finite numbers: y of shape (n_images,) or (n_images, n_outputs); "
+            f"got {describe(y)}."
+        )
+    is_column = numbers.ndim == 2 and numbers.shape[1] == 1
+    return column_or_1d(numbers, warn=True) if is_column else numbers
+
+
+def _dense(y: Any) -> Any:
+    """Return y as an array, if it is a tensor, a sparse matrix or a DataFrame."""
+    if isinstance(y, Tensor):
+        return y.detach().cpu().numpy()
+    if issparse(y):
+        return y.toarray()
+    if not hasattr(y, "dtypes") or not hasattr(y, "columns"):
+        return y
+    # Columns of several types would make a table of objects.
+    are_numbers = all(getattr(dtype, "kind", "O") in "biuf" for dtype in y.dtypes)
+    table = np.asarray(y.astype(np.float64) if are_numbers else y)
+    return table[:, 0] if table.shape[1] == 1 else table
+
+
+def _as_table(y: Any) -> np.ndarray | None:
+    """Return y as an array; None if it can only be collections of labels."""
+    y = _dense(y)
+    rows = _rows(y)
+    if rows is None:
+        table = np.asarray(y)
+    elif any(isinstance(row, Set) for row in rows):
+        return None
+    else:
+        try:
+            table = np.asarray(rows)
+        except ValueError:  # of several lengths
+            return None
+    is_of_words = table.ndim == 2 and table.dtype.kind not in "biuf" and table.shape[1] != 1
+    return None if is_of_words else table
+
+
+def _as_columns(y: Any, n_classes: int | None = None) -> np.ndarray | None:
+    """Return y as a table with a column for each label; None if it holds collections of labels.
+
+    Lists may be either. They are rows of a table if they are as long as one, of 0 and 1 alone.
+    """
+    table = _as_table(y)
+    if table is None:
+        return None
+    if table.ndim != 2:
+        raise ValueError(
+            "Images may have several labels, or none, and y does not say which "
+            f"({describe(np.asarray(y))}): {_WHAT_WILL_DO}"
+        )
+    if _rows(_dense(y)) is None:
+        return table
+    width = table.shape[1]
+    is_as_wide = width > 1 if n_classes is None else width == n_classes
+    return table if is_as_wide and _is_indicator(table) else None
+
+
+def _rows(y: Any) -> list[Any] | None:
+    """Return the images' own entries, if they are collections; None if none of them is."""
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__len__"):
+        return None
+    if getattr(y, "dtype", np.dtype(object)) != np.dtype(object):
+        return None
+    rows = [*y]
+    are_collections = [
+        isinstance(row, Set | Sequence | np.ndarray) and not isinstance(row, str | bytes)
+        for row in rows
+    ]
+    if any(are_collections) and not all(are_collections):
+        odd = rows[are_collections.index(False)]
+        raise ValueError(
+            f"y holds several labels for some images and {describe(odd)} for another: "
+            f"{_WHAT_WILL_DO}"
+        )
+    return rows if any(are_collections) else None
+
+
+def _as_sets(y: Any) -> list[list[Any]]:
+    """Return the labels of each image; an error if one is named twice, or is missing."""
+    y = _dense(y)
+    rows = _rows(y)
+    sets = [np.asarray([*row], dtype=object).tolist() for row in (y if rows is None else rows)]
+    for i, row in enumerate(sets):
+        try:  # NaN is not equal to itself, and pandas' NA is neither that nor another
+            is_missing = any(label is None or bool(label != label) for label in row)
+            is_twice = len(set(row)) < len(row)
+        except TypeError:
+            raise ValueError(
+                f"Labels must be numbers or strings; those of image {i} are {row}. Leave out what "
+                "is missing."
+            ) from None
+        if is_missing:
+            raise ValueError(f"Image {i} has a missing label, {row}; leave it out of the set.")
+        if is_twice:
+            raise ValueError(
+                f"Image {i} has a label twice, {row}. If these are rows of 0 and 1, all must be of "
+                "one length."
+            )
+    return sets
+
+
+def _indicator_of(sets: list[list[Any]], classes: np.ndarray) -> np.ndarray:
+    order = {label: index for index, label in enumerate(classes.tolist())}
+    unknown = {label: None for row in sets for label in row if label not in order}
+    if unknown:
+        raise ValueError(
+            f"y or target has labels that were not seen in fit: {[*unknown][:5]}; the classes are "
+            f"{_listed(classes)}."
+        )
+    indicator = np.zeros((len(sets), len(classes)), dtype=np.int64)
+    for i, row in enumerate(sets):
+        indicator[i, [order[label] for label in row]] = 1
+    return indicator
+
+
+def _is_indicator(table: np.ndarray) -> bool:
+    return table.dtype.kind in "biuf" and bool(np.isin(table, (0, 1)).all())
+
+
+def _column_names(y: Any) -> np.ndarray | None:
+    """Return the names of a DataFrame's columns."""
+    columns = getattr(y, "columns", None)
+    return None if columns is None else _as_labels([*columns])
+
+
+def _sorted(labels: set[Any]) -> np.ndarray:
+    try:
+        return _as_labels(sorted(labels))
+    except TypeError:
+        raise ValueError(
+            f"Labels must be numbers or strings, and not both; got {[*labels][:5]}."
+        ) from None
+
+
+def _as_labels(labels: list[Any]) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.ndim == 1 and array.tolist() == labels:
+        return array
+    array = np.empty(len(labels), dtype=object)  # numpy would make them all strings
+    array[:] = labels
+    return array
+
+
+def _listed(values: np.ndarray) -> str:
+    return f"{values.tolist()[:10]}{' ...' if len(values) > 10 else ''}"
