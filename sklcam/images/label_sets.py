@@ -141,10 +141,9 @@ def as_indicator(y: Any, classes: np.ndarray) -> np.ndarray:
         )
     numbers = [*range(len(classes))]
     # Columns that nobody has named are numbered, which says something only of classes so named.
-    is_named = names is not None and (
-        names.tolist() != numbers or {*numbers} == {*classes.tolist()}
-    )
-    if names is not None and is_named and names.tolist() != classes.tolist():
+    is_free = {*numbers} != {*classes.tolist()}
+    wanted = [classes.tolist(), *([numbers] if is_free else [])]
+    if names is not None and names.tolist() not in wanted:
         raise ValueError(
             f"The columns of y are {_listed(names)}, and the labels {_listed(classes)}; put them "
             "in that order, y[classes]."

@@ -77,6 +77,8 @@ def test_columns_of_a_frame_are_the_classes():
     assert_array_equal(as_indicator(frame, classes), TABLE)
     with pytest.raises(ValueError, match=r"columns of y are \['tree', 'car'\].*y\[classes\]"):
         as_indicator(frame[["tree", "car"]], classes)
+    with pytest.raises(ValueError, match=r"columns of y are \[0, 1\]"):
+        as_indicator(pd.DataFrame(TABLE), np.array([1, 0]))
 
 
 def test_lists_of_one_length_are_labels_unless_they_are_rows_of_0_and_1():
@@ -156,8 +158,7 @@ def test_data_sets_keep_label_sets_too():
             return 3
 
     assert dataset_labels(Subset(Pictures(), [2, 0])).tolist() == [["car"], ["car", "tree"]]
-    assert_array_equal(
-        as_indicator(given_labels(Pictures(), None), np.array(["car", "tree"])), TABLE
-    )
+    own = given_labels(Pictures(), None)
+    assert_array_equal(as_indicator(own, np.array(["car", "tree"])), TABLE)
     with pytest.raises(ValueError, match="the target y is None"):
         given_labels(np.zeros((2, 4, 4)), None)
