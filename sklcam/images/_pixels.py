@@ -36,6 +36,7 @@ class Reading(NamedTuple):
 
     channels: str | None = None
     background: RGB | None = None  # None is white for files, and leaves arrays as they are
+    column: str | None = None  # the name of the image among what a table or an item holds
 
 
 def item_tensor(image: Any, name: str, reading: Reading, hint: str = "") -> Tensor:

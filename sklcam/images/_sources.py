@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
+from sklcam._validation import describe
+from sklcam.images._advice import FORMS, advice_on_entry, advice_on_path, diagnose
+from sklcam.images._encoded import Encoded, as_encoded, opened, shown
 from sklcam.images._pixels import (
     MAX_CHANNELS,
     Reading,
-    check_pages,
     check_pixel_dtype,
     check_pixel_values,
     copy_channels_first,
@@ -33,18 +35,13 @@ from sklcam.images._pixels import (
     upright_size,
     warn_of_binary_bytes,
 )
+from sklcam.images._tables import column_of, is_table
 from sklcam.images.framed import FramedDataset
+from sklcam.images.items import Items, has_entries, is_lazy
 
 # Small images are copied and resized together, this many values at a time: each call has a cost of
 # its own. With more, floats no longer fit in the caches.
 _STACK_VALUES = 2**17
-
-_FORMS = (
-    "X may be a uint8 array, or a float array in [0, 1], of shape (n_samples, height, width) or "
-    "(n_samples, height, width, n_channels); a uint8 or float torch tensor of shape "
-    "(n_samples, n_channels, height, width); a list of file paths or PIL images; or a map-style "
-    "torch Dataset of images."
-)
 
 
 class Source(ABC):
@@ -53,6 +50,7 @@ class Source(ABC):
     n_channels: int
     uniform_size: tuple[int, int] | None = None
     device = torch.device("cpu")
+    items: Items | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -116,25 +114,30 @@ class ArraySource(Source):
 
 
 class FileSource(Source):
-    """File paths and PIL images, read as RGB."""
+    """File paths, encoded images and PIL images, read as RGB."""
 
     n_channels = 3
 
-    def __init__(self, X: Sequence[Any], reading: Reading) -> None:
+    def __init__(self, items: Sequence[Any], reading: Reading) -> None:
         self._background = reading.background
-        self._items = [_check_file_or_image(item, i, X) for i, item in enumerate(X)]
+        self._items = items
 
     def __len__(self) -> int:
         return len(self._items)
 
     def check(self) -> None:
         # Later, a missing file would end a training that has run for hours.
-        _check_files_exist([item for item in self._items if isinstance(item, str)])
-        for i, item in enumerate(self._items):
-            if isinstance(item, Image.Image):
-                # An opened one holds a file handle, which worker processes cannot share.
-                with naming(self._name(i)):
-                    self._items[i] = load_upright(item)
+        if isinstance(self._items, list):
+            _check_files_exist([item for item in self._items if isinstance(item, str)])
+            for i, item in enumerate(self._items):
+                if isinstance(item, Image.Image):
+                    # An opened one holds a file handle, which worker processes cannot share.
+                    with naming(_name(item, i)):
+                        self._items[i] = load_upright(item)
+        # If all were encoded in a way of which Pillow knows nothing, the first would be, too.
+        if not isinstance(self._items[0], str):
+            with self._opened(0):
+                pass
 
     def read(self, i: int) -> Tensor:
         with self._opened(i) as image:
@@ -146,31 +149,23 @@ class FileSource(Source):
 
     @contextmanager
     def _opened(self, i: int) -> Iterator[Image.Image]:
-        item = self._items[i]
-        with naming(self._name(i)):
-            if isinstance(item, Image.Image):
-                yield item
-            else:
-                with Image.open(item) as image:
-                    check_pages(image)
-                    yield image
-
-    def _name(self, i: int) -> str:
-        item = self._items[i]
-        return f"X[{i}], a PIL image," if isinstance(item, Image.Image) else repr(item)
+        item = as_encoded(self._items[i])
+        with naming(_name(item, i)), opened(item) as image:
+            yield image
 
 
 class LazySource(Source):
     """A map-style torch data set, or any other sequence that makes its images when asked."""
 
-    def __init__(self, X: Any, reading: Reading) -> None:
-        self._dataset = X
-        self._n_images = len(X)
+    items: Items
+
+    def __init__(self, items: Items, reading: Reading) -> None:
+        self.items = items
         self._reading = reading
-        self._hint = _transform_to_blame(X)
+        self._hint = _transform_to_blame(items.dataset)
 
     def __len__(self) -> int:
-        return self._n_images
+        return len(self.items)
 
     def check(self) -> None:
         # The only item to be read in advance: a network is built for its number of channels.
@@ -188,9 +183,12 @@ class LazySource(Source):
         return height, width
 
     def _tensor(self, i: int) -> Tensor:
-        item = self._dataset[i]  # the image, and mostly its label
-        image = item[0] if isinstance(item, (tuple, list)) and item else item
-        return item_tensor(image, f"X[{i}]", self._reading, self._hint)
+        image = self.items[i]
+        encoded = as_encoded(image)
+        if encoded is None:
+            return item_tensor(image, f"X[{i}]", self._reading, self._hint)
+        with naming(f"X[{i}]"), opened(encoded) as picture:
+            return rgb_tensor(picture, self._reading.background)
 
 
 class Rows(Source):
@@ -219,24 +217,65 @@ class Rows(Source):
 
 def open_source(X: Any, reading: Reading | None = None) -> Source:
     """Return the source for X, after the checks that need neither pixels nor the disk."""
-    source: Source
     opened = getattr(X, "source", None) if isinstance(X, FramedDataset) else None
     if isinstance(opened, Source):  # how it is read was said when it was opened
         return opened
     reading = reading or Reading()
+    source: Source
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OSTU"):
+        _check_has_columns(X, reading.column)
         source = ArraySource(X, reading)
-    elif isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.ndim == 1):
-        source = FileSource(list(X), reading)
-    elif (files := _files_of(X)) is not None:
-        source = FileSource(files, reading)
-    elif _is_lazy(X):
-        source = LazySource(X, reading)
     else:
-        raise ValueError(f"{_diagnose(X)} {_FORMS}")
+        entries = _entries_of(X, reading.column)
+        if isinstance(entries, Items):
+            source = LazySource(entries, reading)
+        else:
+            source = FileSource(entries, reading)
     if len(source) == 0:
         raise ValueError("X is empty: at least one image is needed.")
     return source
+
+
+def find_items(X: Any) -> Items | None:
+    """Return the images of a data set as it has them; None if X is in another form."""
+    is_data_set = isinstance(X, Dataset) and not isinstance(X, FramedDataset)
+    if not (is_data_set or is_table(X) or _is_list_of_entries(X)) or _files_of(X) is not None:
+        return None
+    entries = _entries_of(X)
+    return entries if isinstance(entries, Items) else None
+
+
+def _entries_of(X: Any, column: str | None = None) -> Items | Sequence[Any]:
+    """Return the items of a data set, or the files and pictures that anything else holds."""
+    found = column_of(X, column)
+    if type(found) is list:
+        return [_as_file(entry, i, found) for i, entry in enumerate(found)]
+    if found is not None:
+        return found
+    if isinstance(X, np.ndarray) and (X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1)):
+        X = X.ravel().tolist() if X.dtype.kind != "S" else X
+    if _is_list_of_entries(X):
+        return Items(X, column)
+    if (files := _files_of(X)) is None and is_lazy(X) and not isinstance(X, list | tuple):
+        return Items(X, column)
+    _check_has_columns(X, column)
+    if isinstance(X, list | tuple):
+        return [_as_file(entry, i, X) for i, entry in enumerate(X)]
+    if files is None:
+        raise ValueError(f"{diagnose(X)} {FORMS}")
+    return files
+
+
+def _is_list_of_entries(X: Any) -> bool:
+    return isinstance(X, list | tuple) and len(X) > 0 and has_entries(X[0])
+
+
+def _check_has_columns(X: Any, column: str | None) -> None:
+    if column is not None:
+        raise ValueError(
+            f"image_column is {column!r}, which is for tables and for data sets of dicts; X is "
+            f"{describe(X)}."
+        )
 
 
 def _files_of(X: Any) -> list[str] | None:
@@ -267,35 +306,6 @@ def _transform_to_blame(dataset: Any) -> str:
     )
 
 
-def _is_lazy(X: Any) -> bool:
-    if isinstance(X, Dataset):
-        return isinstance(X, Sized) and not isinstance(X, IterableDataset)
-    # These are sequences as well, and never of images.
-    return isinstance(X, Sequence) and not isinstance(X, (str, bytes, bytearray, memoryview, range))
-
-
-def _diagnose(X: Any) -> str:
-    """Say what X is, when it is not a form of images, and what may have been meant."""
-    name = f"{type(X).__module__}.{type(X).__qualname__}".removeprefix("builtins.")
-    if isinstance(X, (str, bytes, os.PathLike)):
-        return f"X is one file path, {X!r}: wrap it in a list, X=[path]."
-    if isinstance(X, Image.Image):
-        return "X is one PIL image: wrap it in a list, X=[image]."
-    if isinstance(X, np.ndarray):
-        return (
-            f"X is an array of dtype {X.dtype} and shape {X.shape}, whose entries are not pixels."
-        )
-    if isinstance(X, Dataset):
-        return f"X is {name}, a data set without length or indices: a map-style Dataset is needed."
-    if name.startswith("pandas."):
-        return f"X is a {name}: if a column holds file paths, pass X[column].tolist()."
-    if hasattr(X, "tocsr"):
-        return f"X is a sparse matrix ({name}): tables are not images."
-    if isinstance(X, Iterator):
-        return f"X is a {name}, which has no length: pass list(X)."
-    return "X is None." if X is None else f"X is a {name}."
-
-
 def _check_batch_shape(X: np.ndarray | Tensor) -> None:
     if X.ndim == 2:
         raise ValueError(
@@ -306,10 +316,10 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
     if X.ndim == 3 and isinstance(X, Tensor):
         raise ValueError(
             f"X is 3-dimensional, of shape {tuple(X.shape)}. If it is one image, pass X[None]; if "
-            f"it is several grey ones, X[:, None]. {_FORMS}"
+            f"it is several grey ones, X[:, None]. {FORMS}"
         )
     if X.ndim not in (3, 4):
-        raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {_FORMS}")
+        raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {FORMS}")
     if len(X) == 0:
         raise ValueError(f"X is empty, of shape {tuple(X.shape)}: at least one image is needed.")
     # Grey images of so few columns, beside so many rows, would be odd ones.
@@ -320,29 +330,39 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
         )
 
 
-def _check_file_or_image(item: Any, i: int, X: Sequence[Any]) -> str | Image.Image:
-    path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else item
-    if isinstance(path, str | Image.Image):
-        return path
-    if not isinstance(item, (np.ndarray, Tensor)):
+def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
+    """Return an entry of X as something that can be opened; a ValueError if it cannot be."""
+    encoded = as_encoded(entry)
+    if encoded is not None:
+        return encoded
+    if not isinstance(entry, (np.ndarray, Tensor)):
         raise ValueError(
-            f"X[{i}] is a {type(item).__name__}, not a file path or a PIL image. {_FORMS}"
+            f"X[{i}] is {describe(entry)}, not a file path, bytes or a PIL image"
+            f"{advice_on_entry(entry)}. {FORMS}"
         )
-    if len({getattr(item, "shape", None) for item in X}) > 1:
+    if len({getattr(each, "shape", None) for each in X}) > 1:
         raise ValueError(
             "X is a list with arrays in it that are not all of one shape: arrays of different "
-            "sizes cannot be mixed. Pass file paths or PIL images instead."
+            "sizes cannot be mixed. Pass file paths or PIL images instead, or a torch Dataset "
+            "whose items are the arrays."
         )
-    stack = "torch.stack(X)" if isinstance(item, Tensor) else "np.stack(X)"
-    raise ValueError(f"X is a list of arrays of shape {tuple(item.shape)}: pass {stack} instead.")
+    stack = "torch.stack(X)" if isinstance(entry, Tensor) else "np.stack(X)"
+    raise ValueError(f"X is a list of arrays of shape {tuple(entry.shape)}: pass {stack} instead.")
 
 
 def _check_files_exist(paths: Sequence[str]) -> None:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        is_folder = os.path.isdir(missing[0])
-        hint = ", a folder: sklcam.datasets.load_class_folders lists the images in one"
         raise ValueError(
             f"{len(missing)} of the {len(paths)} file(s) in X do not exist, "
-            f"the first is {missing[0]!r}{hint if is_folder else ''}."
+            f"the first is {shown(missing[0])}{advice_on_path(missing[0])}."
         )
+
+
+def _name(item: Encoded | None, i: int) -> str:
+    """Return what a message calls an image."""
+    if isinstance(item, str):
+        return shown(item)
+    if isinstance(item, bytes):
+        return f"X[{i}], of {len(item)} bytes,"
+    return f"X[{i}]{', a PIL image,' if item is not None else ''}"

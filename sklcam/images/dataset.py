@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import ImageColor
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from sklcam._validation import check_size, describe
 from sklcam.images._pixels import RGB, Reading
-from sklcam.images._sources import Rows, open_source
+from sklcam.images._sources import Rows, find_items, open_source
+from sklcam.images._tables import is_instance
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import check_resize, resize_image
+from sklcam.images.items import Items
+from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import of_one_dtype
 
 
@@ -30,15 +35,21 @@ class ImageDataset(FramedDataset):
         - ndarray of shape (n_samples, height, width) or (n_samples, height, width, n_channels),
           uint8, or float in [0, 1]; a memory map stays on the disk;
         - Tensor of shape (n_samples, n_channels, height, width), uint8, or float in [0, 1];
-        - list, tuple or one-dimensional array of file paths and PIL images, of any sizes. They
-          become RGB, upright by their EXIF orientation. Files are read when asked for; PIL images
-          are loaded here, as an opened one holds a file handle that worker processes cannot share.
+        - list, tuple or one-dimensional array of file paths, PIL images and encoded images (bytes,
+          ``bytearray``, ``io.BytesIO``, or dicts of "bytes" and "path"), of any sizes. They become
+          RGB, upright by their EXIF orientation. Files are read when asked for; PIL images are
+          loaded here, as an opened one holds a file handle that worker processes cannot share.
           Transparent ones are laid on the `background`. Of an animation the first picture is read,
           and a TIFF file of several pages is refused;
+        - column of such in a table: a pandas or Polars Series, a PyArrow array, or a table of one
+          column; of several, `image_column` says which. Rows count by their position;
+        - Hugging Face ``Dataset``: the one column that holds images, or `image_column`. Images are
+          read as their files are, whatever the format of the data set; a transform of its own is
+          applied;
         - map-style torch ``Dataset`` (or a lazy sequence such as skorch's ``SliceDataset``) whose
-          items are an image or a tuple that starts with one: a PIL image, an ndarray of shape
+          items are an image or a tuple that starts with one: an image as above, an ndarray of shape
           (height, width) or (height, width, n_channels), or a Tensor of shape (n_channels, height,
-          width);
+          width). Items may be dicts, too, of which one entry is an image, or `image_column`;
         - `ImageDataset`: its images, read as was said when it was made. So it can be passed in the
           place of X wherever images are taken, to say `channels` and `background`.
     y : array-like of length n_samples, optional
@@ -59,6 +70,9 @@ class ImageDataset(FramedDataset):
         The colour behind transparent pixels: a name or "#rrggbb", or red, green and blue from 0 to
         255. By default it is white for files and PIL images, and arrays and tensors of two or four
         channels stay as they are. With a background, their last channel is taken for the opacity.
+    image_column : str, optional
+        The column of a table or Hugging Face ``Dataset``, or the entry of items that are dicts,
+        which is the image.
 
     Attributes
     ----------
@@ -70,14 +84,17 @@ class ImageDataset(FramedDataset):
         Height and width that all images have before resizing, if X is an array or a tensor.
     tensor_device : torch.device
         Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
+    targets : ndarray of shape (n_samples,) or None
+        `y`, or the labels that X itself is known to have; see :func:`dataset_labels`.
 
     Raises
     ------
     ValueError
         If X is none of the above, is empty, names a missing file, or has pixels that are NaN,
-        infinite or out of range; if `y` or `n_channels` do not fit X; if `image_size` is not
-        of positive ints, or `resize`, `channels` or `background` unknown. What only shows when an
-        image is read is checked then: the error names the file or index.
+        infinite or out of range; if `y`, `n_channels` or `image_column` do not fit X, or it is not
+        clear which column holds images; if `image_size` is not of positive ints, or `resize`,
+        `channels` or `background` unknown. What only shows when an image is read is checked then:
+        the error names the file or index.
 
     Warns
     -----
@@ -114,12 +131,19 @@ class ImageDataset(FramedDataset):
         n_channels: int | None = None,
         channels: str | None = None,
         background: str | RGB | None = None,
+        image_column: str | None = None,
     ) -> None:
         self.image_size = check_size(image_size, "image_size")
         self.resize = check_resize(resize)
-        self.source = open_source(X, Reading(_check_channels(channels), _rgb(background)))
+        reading = Reading(_check_channels(channels), _rgb(background), image_column)
+        self.source = open_source(X, reading)
         self._labels = _check_labels(y, len(self.source))
+        # Whose labels are looked for once they are asked for, and of which rows.
+        keeps_labels = isinstance(X, Dataset) or is_instance(X, "datasets", "Dataset")
+        self._labelled = X if y is None and keeps_labels else None
+        self._taken: Sequence[int] = range(len(self.source))
         self.source.check()
+        self.items = self.source.items
         self.n_channels = self.source.n_channels
         self.uniform_size = self.source.uniform_size
         # Not "device": scikit-learn reads that of an array, and takes it for NumPy's.
@@ -131,6 +155,13 @@ class ImageDataset(FramedDataset):
                 f"but this estimator was fitted on {n_channels}."
                 f"{' If X is one image, pass X[None].' if one else ''}"
             )
+
+    @cached_property
+    def targets(self) -> np.ndarray | Tensor | None:
+        if self._labels is not None:
+            return self._labels
+        labels = dataset_labels(self._labelled)
+        return None if labels is None else labels[list(self._taken)]
 
     @property
     def shape(self) -> tuple[int]:
@@ -167,6 +198,8 @@ class ImageDataset(FramedDataset):
         some = copy(self)
         some.source = Rows(self.source, rows)
         some._labels = None if self._labels is None else self._labels[rows]
+        some._taken = [self._taken[row] for row in rows]
+        some.__dict__.pop("targets", None)
         return some
 
     def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
@@ -309,6 +342,31 @@ def n_images(X: Any) -> int:
     4
     """
     return len(open_source(X))
+
+
+def items_of(X: Any) -> Items | None:
+    """Return the images of a data set as it has them, neither resized nor checked.
+
+    Parameters
+    ----------
+    X : images
+        As in `ImageDataset`.
+
+    Returns
+    -------
+    Items or None
+        None for any other form, and for files.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch.utils.data import TensorDataset
+    >>> from sklcam.images.dataset import items_of
+    >>> items_of(TensorDataset(torch.zeros(4, 3, 32, 32)))[1].shape
+    torch.Size([3, 32, 32])
+    >>> items_of(["cat.png"])
+    """
+    return find_items(X)
 
 
 def _check_channels(channels: Any) -> str | None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sklcam.images.items import Items
+
 
 class FramedImage(NamedTuple):
     """An image at the network's input size, and the one that it was made from."""
@@ -34,12 +36,15 @@ class FramedDataset(Dataset[Any]):
         Height and width of all originals, if they are known to be of one size.
     tensor_device : torch.device
         Where the images are.
+    items : Items or None
+        What the images are taken out of, if it is a data set.
     """
 
     n_channels: int
     image_size: tuple[int, int]
     uniform_size: tuple[int, int] | None = None
     tensor_device = torch.device("cpu")
+    items: Items | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

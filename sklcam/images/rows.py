@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from sklcam.images._tables import is_table, take_from_table
 from sklcam.images.dataset import ImageDataset
 
 
@@ -23,7 +24,8 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
 
     Returns
     -------
-    array, tensor, list, Subset, ImageDataset or dict
+    array, tensor, list, Subset, ImageDataset, table or dict
+        Of a pandas Series, an array.
         Nothing is read of what is lazy.
 
     Examples
@@ -35,8 +37,10 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
     """
     if isinstance(X, Mapping):
         return {name: take_rows(value, indices) for name, value in X.items()}
-    if hasattr(X, "iloc"):  # a pandas Series is indexed by its labels, not by position
+    if hasattr(X, "iloc") and np.ndim(X) == 1:  # a pandas Series is indexed by its labels
         X = np.asarray(X)
+    if is_table(X):
+        return take_from_table(X, [*map(int, indices)])
     if isinstance(X, np.ndarray | Tensor):
         if isinstance(indices, range) and indices.step == 1 and indices.start >= 0:
             return X[indices.start : indices.stop]  # a view: no copy of a memory map

@@ -14,10 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from sklcam._validation import describe
-from sklcam.images.dataset import ImageDataset
+from sklcam.images.dataset import items_of
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.rows import take_rows
 from sklcam.networks.dry_run import first_output, version_of
@@ -262,10 +261,11 @@ class NetworkTensors(FramedDataset):
     """Float tensors, or a data set of them, that go to a network untouched."""
 
     def __init__(self, X: Any):
-        self._X = X
+        self.items = items_of(X)
+        self._X = X if self.items is None else self.items
         if len(X) == 0:
             raise ValueError("X is empty: at least one image is needed.")
-        first = _image_of(X[0])
+        first = self._X[0]
         if first.ndim != 3:
             raise ValueError(
                 "A network's images must be of shape (channels, height, width); the first one of X "
@@ -288,7 +288,7 @@ class NetworkTensors(FramedDataset):
         return [FramedImage(image, image) for image in images]
 
     def _read(self, i: int) -> Tensor:
-        image = _image_of(self._X[i])
+        image = self._X[i]
         if tuple(image.shape) != (self.n_channels, *self.image_size):
             raise ValueError(
                 f"Item {i} of X has shape {tuple(image.shape)}, the first one "
@@ -338,14 +338,9 @@ def is_network_input(X: Any) -> bool:
     """Whether X is float tensors, or a data set of them."""
     if isinstance(X, Tensor):
         return X.is_floating_point()
-    if not isinstance(X, Dataset) or isinstance(X, ImageDataset):
-        return False
     try:
-        first = _image_of(X[0])
+        items = items_of(X)
+        first = None if items is None else items[0]
     except Exception:
         return False  # ImageDataset says what is wrong with it
     return isinstance(first, Tensor) and first.is_floating_point()
-
-
-def _image_of(item: Any) -> Any:
-    return item[0] if isinstance(item, tuple | list) else item

@@ -28,6 +28,11 @@ class Stream(IterableDataset):
         return iter([torch.zeros(3, 4, 4)])
 
 
+class Unsized(Dataset):
+    def __getitem__(self, i):
+        return torch.zeros(3, 4, 4)
+
+
 def noise(rng, *shape):
     return rng.integers(0, 256, shape, dtype=np.uint8)
 

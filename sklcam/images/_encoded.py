@@ -1,0 +1,102 @@
+"""Images that are to be decoded: files, their bytes, and pictures that Pillow has opened."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sklcam.images._pixels import check_pages
+
+Encoded = str | bytes | Image.Image
+
+# How JPEG, PNG, GIF and WebP begin in base64, and any of them in a web page.
+BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:image/")
+
+_MAX_SHOWN = 80
+
+
+def as_encoded(value: Any) -> Encoded | None:
+    """Return a path, bytes or PIL image, which can go to other processes; None for anything else.
+
+    Of a dict of "bytes" and "path", as in files of Hugging Face's, the bytes count, or else the
+    path.
+    """
+    if isinstance(value, Image.Image | str | bytes):
+        return value
+    if is_bytes_and_path(value):
+        bytes_, path = value.get("bytes"), value.get("path")
+        return as_encoded(path if bytes_ is None else bytes_)
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else None
+
+
+def is_bytes_and_path(value: Any) -> bool:
+    """Whether a value is a dict of "bytes" and "path", or of one of them."""
+    return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is one image, and not a label, a box, a vector or a name.
+
+    Texts are names: which of them are paths cannot be told.
+    """
+    shape = getattr(value, "shape", ())
+    if isinstance(value, np.ndarray):
+        return len(shape) in (2, 3) and value.dtype.kind in "buif"
+    if isinstance(value, bytes | bytearray | memoryview | io.BytesIO):
+        try:
+            with opened(as_encoded(value)):
+                return True
+        except Exception:  # whatever a decoder raises
+            return False
+    if isinstance(value, Tensor):
+        return len(shape) == 3
+    return isinstance(value, Image.Image) or is_bytes_and_path(value)
+
+
+@contextmanager
+def opened(item: Any) -> Iterator[Image.Image]:
+    """Open what `as_encoded` has returned."""
+    if isinstance(item, Image.Image):
+        yield item
+        return
+    try:
+        image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+    except UnidentifiedImageError as error:
+        advice = _advice_on(item)
+        if not advice and not isinstance(item, bytes):
+            raise
+        raise ValueError(f"its bytes are not those of an image file{advice}") from error
+    with image:
+        check_pages(image)
+        yield image
+
+
+def shown(text: str) -> str:
+    """Return a text as it is quoted in a message, where it may be long."""
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
+
+
+def _advice_on(item: str | bytes) -> str:
+    """Say what may have been meant by something that is not an image file."""
+    if isinstance(item, str):
+        is_archive = zipfile.is_zipfile(item) or tarfile.is_tarfile(item)
+        return ": it is an archive, which is to be unpacked first" if is_archive else ""
+    text = item[:4096].decode("latin-1")
+    if text.startswith(BASE64):
+        return ": they are base64: pass base64.b64decode(text), without what precedes a comma"
+    if item and len(item) < 4096 and text.isprintable():
+        return ": if they are a path, pass it as a str, os.fsdecode(path)"
+    return ""

@@ -1,0 +1,119 @@
+"""Items: what data sets yield, and which part of an item is the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from sklcam._validation import describe
+from sklcam.images._encoded import is_bytes_and_path, is_image
+
+
+class Items(Sequence[Any]):
+    """The images of a data set, or of any other sequence that makes its items when asked.
+
+    Of a tuple or list, which mostly holds the label as well, the first entry counts; of a dict, the
+    one that is named, or that alone is an image.
+
+    Parameters
+    ----------
+    dataset : map-style Dataset or sequence
+    column : str or None, default=None
+        The name of the entry that is the image, where items are dicts.
+
+    Attributes
+    ----------
+    name : str or None
+        That of the entry, once an item has been read.
+    others : list of str
+        The names of the other entries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.items import Items
+    >>> items = Items([({"scan": np.zeros((8, 8)), "age": 30}, "ill")])
+    >>> items[0].shape, items.name, items.others
+    ((8, 8), 'scan', ['age'])
+    """
+
+    def __init__(self, dataset: Any, column: str | None = None):
+        self.dataset = dataset
+        self.name: str | None = None
+        self.others: list[str] = []
+        self._column = column
+        self._n_items = len(dataset)
+
+    def __len__(self) -> int:
+        return self._n_items
+
+    def __getitem__(self, i: Any) -> Any:
+        """Return the image of item i, as the data set has it."""
+        item = self.dataset[i]
+        item = item[0] if isinstance(item, tuple | list) and item else item
+        where = f"X[{i}]"
+        if not has_entries(item):
+            if self._column is not None:
+                raise ValueError(
+                    f"{where} is {describe(item)}, and has no entry {self._column!r}: image_column "
+                    "is for items that are dicts, and for tables."
+                )
+            return item
+        if self.name is None:
+            self.name = name_of_image(item, where, self._column)
+            self.others = [name for name in item if name != self.name]
+        return item[name_of_image(item, where, self.name)]
+
+
+def has_entries(item: Any) -> bool:
+    """Whether an item is a dict of which one entry is the image."""
+    return isinstance(item, Mapping) and not is_bytes_and_path(item)
+
+
+def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) -> str:
+    """Return the name of the entry that is the image.
+
+    Parameters
+    ----------
+    item : mapping
+    where : str
+        What it is, for the message.
+    name : str or None, default=None
+        What was said of it.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If there is no entry of that name, or none was said and not exactly one is an image.
+    """
+    if name is not None:
+        if name not in item:
+            raise ValueError(f"{where} has no entry {name!r}; it has {', '.join(map(str, item))}.")
+        return name
+    if len(item) == 1:
+        return next(iter(item))
+    images = [key for key, value in item.items() if is_image(value)]
+    if len(images) == 1:
+        return images[0]
+    held = ", ".join(f"{key!r} ({describe(value)})" for key, value in item.items())
+    raise ValueError(
+        f"{where} is a dict of {held or 'nothing'}, where {len(images) or 'no'} entries are "
+        "images: say which one is, sklcam.images.ImageDataset(X, image_column=...) in the place of "
+        "X, or let items have that one alone."
+    )
+
+
+def is_lazy(X: Any) -> bool:
+    """Whether X makes its items when asked: a map-style data set, or another sequence."""
+    if isinstance(X, Dataset):
+        return isinstance(X, Sized) and not isinstance(X, IterableDataset)
+    # These are sequences as well, and never of images.
+    return isinstance(X, Sequence) and not isinstance(
+        X, str | bytes | bytearray | memoryview | range
+    )
