@@ -6,13 +6,14 @@ Nothing here knows of networks.
 from __future__ import annotations
 
 from sklcam.images.dataset import ImageDataset, check_images, n_images
-from sklcam.images.frames import map_to_frame
+from sklcam.images.frames import Resizing, map_to_frame
 from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import default_statistics, normalize
 from sklcam.images.views import ViewSampler, Warp
 
 __all__ = [
     "ImageDataset",
+    "Resizing",
     "ViewSampler",
     "Warp",
     "check_images",

@@ -18,7 +18,7 @@ from sklcam.images._pixels import RGB, Reading
 from sklcam.images._sources import Rows, find_items, open_source
 from sklcam.images._tables import is_instance
 from sklcam.images.framed import FramedDataset, FramedImage
-from sklcam.images.frames import check_resize, resize_image
+from sklcam.images.frames import Resizing, as_resizing, resize_image
 from sklcam.images.items import Items
 from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import of_one_dtype
@@ -56,10 +56,10 @@ class ImageDataset(FramedDataset):
         What to return beside each image.
     image_size : int or (int, int), default=224
         Height and width of the images returned.
-    resize : {"stretch", "center_crop"}, default="stretch"
+    resize : {"stretch", "center_crop"} or Resizing, default="stretch"
         "stretch" brings both sides to `image_size`. "center_crop" keeps the proportions: it scales
         the image until it just covers `image_size`, and cuts off what stands over, evenly on both
-        sides.
+        sides. A `Resizing` says more, such as how pixels are interpolated.
     n_channels : int, optional
         The number of channels that X must have.
     channels : {"first", "last"}, optional
@@ -127,14 +127,14 @@ class ImageDataset(FramedDataset):
         y: Any = None,
         *,
         image_size: int | Sequence[int] = 224,
-        resize: str = "stretch",
+        resize: str | Resizing = "stretch",
         n_channels: int | None = None,
         channels: str | None = None,
         background: str | RGB | None = None,
         image_column: str | None = None,
     ) -> None:
         self.image_size = check_size(image_size, "image_size")
-        self.resize = check_resize(resize)
+        self.resize = as_resizing(resize)
         reading = Reading(_check_channels(channels), _rgb(background), image_column)
         self.source = open_source(X, reading)
         self._labels = _check_labels(y, len(self.source))

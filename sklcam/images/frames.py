@@ -2,23 +2,144 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from sklcam._validation import check_map, check_size
+from sklcam._validation import check_map, check_number, check_size
 
 # A centre crop scales an image before it cuts off what stands over. Of a side with more than this
 # many times what is seen of it, as of a line of 65,000 pixels, the rest is cut off first: scaled,
 # it could fill any memory.
 _LONGEST = 64
 
+Mode = Literal["stretch", "center_crop", "pad"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") -> Tensor:
+# PIL's nearest neighbour is what torch calls the exact one. Of the others, torch has no kernels.
+_IN_TORCH = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How an image of any size is brought to the size of a network's input.
+
+    It is scaled to the input's size over ``crop_fraction``, of which the middle is cut out.
+
+    Parameters
+    ----------
+    mode : {"stretch", "center_crop", "pad"}, default="stretch"
+        Both sides are scaled to that size; or the proportions are kept, and the image just covers
+        it, or just fits into it.
+    crop_fraction : float from 0.1 to 10, default=1.0
+        The part of either side that is cut out. What is over 1 is filled up.
+    interpolation : str, default="bilinear"
+        One of "nearest", "box", "bilinear", "hamming", "bicubic" and "lanczos", antialiased.
+    fill : tuple of float in [0, 1], default=(0.0,)
+        The colour that fills what an image does not cover.
+    rounds_down : bool, default=False
+        Whether a middle that lies between two pixels is taken at the first, and not at the even
+        one, as torchvision does.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not as it must be.
+
+    Examples
+    --------
+    >>> from sklcam.images import Resizing
+    >>> Resizing("center_crop", 0.875).place((480, 640), (224, 224))
+    ((256, 341), 16, 58)
+    """
+
+    mode: Mode = "stretch"
+    crop_fraction: float = 1.0
+    interpolation: Interpolation = "bilinear"
+    fill: tuple[float, ...] = (0.0,)
+    rounds_down: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}.")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation must be one of {get_args(Interpolation)}, got "
+                f"{self.interpolation!r}."
+            )
+        check_number("crop_fraction", self.crop_fraction, 0.1, 10)
+        for value in self.fill:
+            check_number("fill", value, 0, 1)
+
+    def place(
+        self, size: Sequence[int], input_size: Sequence[int]
+    ) -> tuple[tuple[int, int], int, int]:
+        """Return where the network's input lies in the scaled image.
+
+        Parameters
+        ----------
+        size : (height, width)
+            Of the image.
+        input_size : (height, width)
+
+        Returns
+        -------
+        scaled : tuple of (int, int)
+            Height and width of the scaled image.
+        top, left : int
+            Of the input in it; negative where it is filled up.
+        """
+        height, width = size
+        around = self._around(input_size)
+        if self.mode == "stretch":
+            scaled = around
+        elif self.mode == "pad":
+            ratio = max(height / around[0], width / around[1])
+            scaled = (max(1, round(height / ratio)), max(1, round(width / ratio)))
+        # Integers, as a quotient may round to just under the size that must be covered.
+        elif around[0] * width >= around[1] * height:
+            scaled = (around[0], around[0] * width // height)
+        else:
+            scaled = (around[1] * height // width, around[1])
+        top, left = (
+            self._start(outer - inner) for outer, inner in zip(scaled, input_size, strict=True)
+        )
+        return scaled, top, left
+
+    def _around(self, input_size: Sequence[int]) -> tuple[int, int]:
+        height, width = (max(1, math.floor(side / self.crop_fraction)) for side in input_size)
+        return height, width
+
+    def _start(self, rest: int) -> int:
+        if rest < 0:
+            return -(-rest // 2)
+        return rest // 2 if self.rounds_down else round(rest / 2)
+
+    def seen(self, size: Sequence[int], input_size: Sequence[int]) -> tuple[slice, slice]:
+        """Return the rows and columns of an image that are scaled: for most images, all."""
+        if self.mode != "center_crop":
+            return slice(0, size[0]), slice(0, size[1])
+        around = self._around(input_size)
+        rows = _middle(size[0], -(-around[0] * size[1] // around[1]))
+        return rows, _middle(size[1], -(-around[1] * size[0] // around[0]))
+
+
+def map_to_frame(
+    map_: Tensor, size: Sequence[int], *, resize: str | Resizing = "stretch"
+) -> Tensor:
     """Bring a map from the network's input frame to the frame of the original image.
 
     Parameters
@@ -27,7 +148,7 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
         A map, or many of images of one size, at the network's input size.
     size : (int, int)
         Height and width of the original image, as `ImageDataset.original_size` gives them.
-    resize : {"stretch", "center_crop"}, default="stretch"
+    resize : {"stretch", "center_crop"} or Resizing, default="stretch"
         How the image was brought to the network's input size. The map of a centre crop is put back
         where the crop was, and is zero outside it: at original pixels whose centre the network did
         not see.
@@ -53,33 +174,52 @@ def map_to_frame(map_: Tensor, size: Sequence[int], *, resize: str = "stretch") 
             [0., 1., 1., 0.]])
     """
     size = check_size(size, "size")
-    check_resize(resize)
+    how = as_resizing(resize)
     check_map("map_", map_)
     maps = map_.reshape(-1, 1, *map_.shape[-2:])
-    if resize == "stretch":
+    if how.place(size, map_.shape[-2:]) == (tuple(map_.shape[-2:]), 0, 0):
         maps = functional.resize(maps, list(size), antialias=True)
     else:
-        maps = _undo_center_crop(maps, size)
+        maps = _undo_crop(maps, size, how)
     return maps.reshape(*map_.shape[:-2], *size)
 
 
-def resize_image(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
+def resize_image(image: Tensor, size: tuple[int, int], resize: str | Resizing) -> Tensor:
     """Return the image at `size`; every form of X is resized here, so that all look alike."""
-    if resize == "stretch":
-        image = functional.resize(image, list(size), antialias=True)
-    else:
-        image = image[..., *_around_crop(image.shape[-2], image.shape[-1], size)]
-        scaled, top, left = _center_crop(image.shape[-2], image.shape[-1], size)
-        image = functional.resize(image, list(scaled), antialias=True)
-        image = image[..., top : top + size[0], left : left + size[1]]
+    how = as_resizing(resize)
+    image = image[..., *how.seen(image.shape[-2:], size)]
+    scaled, top, left = how.place(image.shape[-2:], size)
+    image = _interpolated(image, scaled, how.interpolation)
+    if (top, left, *scaled) != (0, 0, *size):
+        image = _cut(image, size, top, left, how.fill)
     # Interpolation, and whatever made X, may round to a hair outside [0, 1].
     return (image.clamp(0, 1) if image.is_floating_point() else image).contiguous()
 
 
-def _around_crop(height: int, width: int, size: Sequence[int]) -> tuple[slice, slice]:
-    """Return the rows and columns that a centre crop is made from: for most images, all."""
-    rows = _middle(height, -(-size[0] * width // size[1]))
-    return rows, _middle(width, -(-size[1] * height // size[0]))
+def _interpolated(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    if interpolation in _IN_TORCH:
+        return functional.resize(image, list(size), _IN_TORCH[interpolation], antialias=True)
+    filter_ = Image.Resampling[interpolation.upper()]
+    planes = image.cpu().reshape(-1, *image.shape[-2:]).numpy()
+    made = [Image.fromarray(plane).resize(size[::-1], filter_) for plane in planes]
+    resized = torch.from_numpy(np.stack([np.array(plane) for plane in made]))
+    return resized.reshape(*image.shape[:-2], *size).to(image.device)
+
+
+def _cut(
+    image: Tensor, size: tuple[int, int], top: int, left: int, fill: tuple[float, ...]
+) -> Tensor:
+    """Cut the input out of a scaled image, and fill what lies outside."""
+    colour = image.new_tensor(fill, dtype=torch.float64).reshape(-1, 1, 1)
+    if not image.is_floating_point():
+        colour = (colour * 255).round()
+    made = colour.to(image.dtype).expand(*image.shape[:-2], *size).clone()
+    height, width = image.shape[-2:]
+    to_rows = slice(max(0, -top), min(size[0], height - top))
+    to_columns = slice(max(0, -left), min(size[1], width - left))
+    part = image[..., max(0, top) : top + size[0], max(0, left) : left + size[1]]
+    made[..., to_rows, to_columns] = part
+    return made
 
 
 def _middle(length: int, n_seen: int) -> slice:
@@ -87,33 +227,22 @@ def _middle(length: int, n_seen: int) -> slice:
     return slice(n_off, length - n_off)
 
 
-def _center_crop(height: int, width: int, size: Sequence[int]) -> tuple[tuple[int, int], int, int]:
-    """Return the size at which an image just covers `size`, and the top and left of its crop.
-
-    Rounded as torchvision's ``Resize`` and ``CenterCrop`` do.
-    """
-    # Integers, as a quotient may round to just under the size that must be covered.
-    if size[0] * width >= size[1] * height:
-        scaled = (size[0], size[0] * width // height)
-    else:
-        scaled = (size[1] * height // width, size[1])
-    return scaled, round((scaled[0] - size[0]) / 2), round((scaled[1] - size[1]) / 2)
-
-
-def _undo_center_crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put maps of a centre crop, of shape (n, 1, h, w), back into the frame of the whole image."""
+def _undo_crop(maps: Tensor, size: tuple[int, int], how: Resizing) -> Tensor:
+    """Put maps of a part, of shape (n, 1, h, w), back into the frame of the whole image."""
     height, width = maps.shape[-2:]
-    rows, columns = _around_crop(*size, (height, width))
-    if (rows.start, columns.start) != (0, 0):
+    rows, columns = how.seen(size, (height, width))
+    inner = (rows.stop - rows.start, columns.stop - columns.start)
+    if inner != tuple(size):
         around = maps.new_zeros(len(maps), 1, *size)
-        inner = (rows.stop - rows.start, columns.stop - columns.start)
-        around[..., rows, columns] = _undo_center_crop(maps, inner)
+        around[..., rows, columns] = _undo_crop(maps, inner, how)
         return around
-    scaled, top, left = _center_crop(*size, (height, width))
+    scaled, top, left = how.place(size, (height, width))
     bottom, right = scaled[0] - height - top, scaled[1] - width - left
+    # What was filled up is not of the image.
+    maps = maps[..., max(0, -top) : height + min(0, bottom), max(0, -left) : width + min(0, right)]
     # Repeated beyond its edges, the map is not pulled down there by zeros when it is interpolated.
-    maps = pad(maps, (left, right, top, bottom), mode="replicate")
-    maps = functional.resize(maps, list(size), antialias=True)
+    beyond = [max(0, side) for side in (left, right, top, bottom)]
+    maps = functional.resize(pad(maps, beyond, mode="replicate"), list(size), antialias=True)
     in_rows = _covered(size[0], scaled[0], top, height, maps.device)
     in_columns = _covered(size[1], scaled[1], left, width, maps.device)
     return maps.where(in_rows[:, None] & in_columns, 0)
@@ -125,8 +254,10 @@ def _covered(n_pixels: int, n_scaled: int, start: int, length: int, device: torc
     return (centers >= start) & (centers < start + length)
 
 
-def check_resize(resize: Any) -> str:
+def as_resizing(resize: Any) -> Resizing:
     """Return the way of resizing; a ValueError unless it is known."""
+    if isinstance(resize, Resizing):
+        return resize
     if resize not in ("stretch", "center_crop"):
         raise ValueError(f"resize must be 'stretch' or 'center_crop', got {resize!r}.")
-    return resize
+    return Resizing(resize)
