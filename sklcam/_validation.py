@@ -8,6 +8,7 @@ one module takes is checked there.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -45,6 +46,33 @@ def describe(value: Any) -> str:
         return f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
     text = repr(value)
     return f"{kind}, {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def is_instance(value: Any, library: str, *names: str) -> bool:
+    """Whether a value is of a class of a library that may not be there, and is not imported here.
+
+    Parameters
+    ----------
+    value : Any
+    library : str
+        The name that is imported.
+    *names : str
+        Of the classes; a version of the library may lack some.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> import decimal
+    >>> from sklcam._validation import is_instance
+    >>> is_instance(decimal.Decimal(1), "decimal", "Decimal"), is_instance(1, "decimal", "Decimal")
+    (True, False)
+    """
+    module = sys.modules.get(library)
+    classes = [getattr(module, name, None) for name in names]
+    return isinstance(value, tuple(each for each in classes if isinstance(each, type)))
 
 
 def suggestion(name: Any, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -19,6 +19,7 @@ from sklcam.cam.passes import record_for, sharing_a_pass
 from sklcam.cam.targets import Target, as_target
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
+from sklcam.explain.streams import OpenedStream, question_of_any_number
 from sklcam.images.frames import map_to_frame
 from sklcam.images.labels import encode_labels
 from sklcam.networks.adapters import Adapter
@@ -73,6 +74,7 @@ class BatchExplainer(ABC):
     layer_fusion: Literal["mean", "max"] | None = "mean"
     image_input: str | None = None
     top_channels: int | None = None
+    batch_size: int = 32
     verbose: int
     shows_probabilities: ClassVar[bool] = True
 
@@ -426,6 +428,11 @@ class BatchExplainer(ABC):
 
     def _record(self, methods: Sequence[Method], inputs: Inputs, target: Target) -> RecordedPass:
         adapter = self.adapter
+        needy = [method_name(method) for method in methods if method.uses_layers]
+        if needy and not self.target_layers:
+            raise ValueError(
+                f"{needy[0]} explains a layer, and fit has found none: name one, target_layer=...."
+            )
         return record_for(
             methods,
             adapter.network,
@@ -487,16 +494,47 @@ class BatchExplainer(ABC):
         ExplanationWarning
             After the last batch, or where the caller stops, if maps are blank or not finite.
         """
-        question, check = self.translate(target), ExplanationCheck()
+        question = self.translate(target)
+
+        def part(batch: Batch) -> Target:
+            return question.take(slice(batch.start, batch.stop))
+
+        yield from self._explained(opened.batches(), part, methods, normalize)
+
+    def iter_streamed(
+        self,
+        X: Iterable[Any],
+        target: Any = None,
+        *,
+        methods: Sequence[AnyMethod | None] = (None,),
+        normalize: bool | Sequence[bool] = True,
+    ) -> Iterator[ExplainedBatch]:
+        """Explain what yields images, batch after batch, as they come.
+
+        Parameters are those of :meth:`iter_explain`, for several methods. They are checked at once.
+
+        Yields
+        ------
+        ExplainedBatch
+        """
+        ask = question_of_any_number(self.as_target, target)
+        opened = OpenedStream(self.adapter, X, self.image_input, self.batch_size)
+        return self._explained(opened.batches(), lambda batch: ask(len(batch)), methods, normalize)
+
+    def _explained(
+        self,
+        batches: Iterator[Batch],
+        question: Callable[[Batch], Target],
+        methods: Sequence[AnyMethod | None],
+        normalize: bool | Sequence[bool],
+    ) -> Iterator[ExplainedBatch]:
+        check = ExplanationCheck()
         chosen = [self.as_method(method) for method in methods]
         names = [f"maps by {method_name(method)}" for method in methods]
         try:
-            for batch in opened.batches():
+            for batch in batches:
                 maps, output, resolved = self.explain_batch(
-                    batch.inputs,
-                    question.take(slice(batch.start, batch.stop)),
-                    methods=chosen,
-                    normalize=normalize,
+                    batch.inputs, question(batch), methods=chosen, normalize=normalize
                 )
                 for method, name, made in zip(chosen, names, maps, strict=True):
                     check.add(made, name if len(chosen) > 1 else "maps", n_axes=_axes(method))

@@ -25,6 +25,7 @@ from sklcam.explain._batches import (
     method_name,
 )
 from sklcam.explain.checks import ExplanationCheck
+from sklcam.images.streams import is_stream
 
 __all__ = [
     "AnyInputs",
@@ -89,8 +90,23 @@ class Explainer(BatchExplainer):
     ) -> Iterator[Any]:
         """Yield the maps of X batch after batch, in constant memory.
 
-        Parameters are those of :meth:`explain`. They are checked at once, before the first batch
-        is asked for.
+        Arguments are checked at once, before the first batch is asked for.
+
+        Parameters
+        ----------
+        X : images, or iterable of them
+            What has no length is taken as well: a generator, a torch ``DataLoader``, an
+            ``IterableDataset``, a streaming Hugging Face data set. It yields images, which are put
+            together to batches, or batches, which stay as they are: arrays or tensors of four axes,
+            lists of images, tables. Either may come with its labels, (images, labels), or in a
+            dict, of which the images are found, or named by ``image_input``. Labels are not looked
+            at; what else the network takes by name goes there. Tensors of a ``DataLoader`` are what
+            tensors are to ``explain``: to a bare network its own input, untouched if they are
+            floats. Nothing is read before it is asked for.
+        target : None, label, array-like of labels, Target or callable, default=None
+            For an X without a length, the same for all images.
+        method, normalize, frame
+            See :meth:`explain`.
 
         Yields
         ------
@@ -99,9 +115,13 @@ class Explainer(BatchExplainer):
         """
         chosen = self.as_method(method)
         _check_frame(frame)
-        opened = self.open(X)
-        question = self.as_target(target, len(opened))
-        batches = self.iter_explained(opened, question, methods=[chosen], normalize=normalize)
+        batches: Iterator[ExplainedBatch]
+        if is_stream(X):
+            batches = self.iter_streamed(X, target, methods=[chosen], normalize=normalize)
+        else:
+            opened = self.open(X)
+            question = self.as_target(target, len(opened))
+            batches = self.iter_explained(opened, question, methods=[chosen], normalize=normalize)
         return (self._arrays(explained, frame)[0] for explained in batches)
 
     def _arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sklcam.images.framed import FramedItems
+from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
+from sklcam.images.items import is_splits
 from sklcam.networks.adapters import Adapter
-from sklcam.networks.inputs import Inputs, OtherInputs, name_of_images
+from sklcam.networks.inputs import Inputs, NetworkTensors, OtherInputs, name_of_images
+
+# What dicts call their labels: Hugging Face's networks would take them, to compute a loss.
+LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +103,12 @@ class OpenedImages:
         self._others: OtherInputs | None = None
         self._name: str | None = None
         images = X
-        if isinstance(X, Mapping):
+        if isinstance(X, Mapping) and not is_splits(X):
             self._name = name_of_images(X, image_input)
             images = X[self._name]
         self._dataset = adapter.dataset(images)
-        if isinstance(X, Mapping):
+        _check_others(adapter.network, self._dataset)
+        if self._name is not None:
             others = {name: value for name, value in X.items() if name != self._name}
             self._others = OtherInputs(others, len(self._dataset))
         self._rows: Sequence[int] = range(len(self._dataset))
@@ -128,22 +135,65 @@ class OpenedImages:
         vars(part).update(vars(self), _rows=[self._rows[row] for row in rows])
         return part
 
+    @property
+    def is_network_input(self) -> bool:
+        """Whether the images go to the network as they are."""
+        return isinstance(self._dataset, NetworkTensors)
+
     def batches(self) -> Iterator[Batch]:
         """Read the images, each once, in their order."""
-        items = FramedItems(self._dataset, self._rows, originals=self._originals)
-        start = 0
-        for resized, (sizes, originals) in self._adapter.loader(items):
-            images = self._adapter.prepare(resized, self._dataset)
-            stop = start + len(images)
-            others: dict[str, Tensor] = {}
-            if self._others is not None:
-                others = self._others.take(np.asarray(self._rows[start:stop]), images)
-            inputs = Inputs(images, others, self._name)
-            shown = (originals, resized) if self._originals else (None, None)
-            yield Batch(inputs, start, stop, sizes, *shown)
-            start = stop
+        items, start = self._items(), 0
+        for read in self._adapter.loader(items):
+            batch = self._batch(read, start)
+            yield batch
+            start = batch.stop
         if start != len(self):
             raise ValueError(
                 f"The loader gave {start} of {len(self)} images; one that explains must give each "
                 "once, in their order: without drop_last, shuffle or a sampler of its own."
             )
+
+    def whole(self) -> Batch:
+        """Read all images as one batch, in this process."""
+        items = self._items()
+        return self._batch(collate_framed(items.__getitems__(range(len(items)))), 0)
+
+    def _items(self) -> FramedItems:
+        return FramedItems(self._dataset, self._rows, originals=self._originals)
+
+    def _batch(self, read: Any, start: int) -> Batch:
+        resized, (sizes, originals) = read
+        images = self._adapter.prepare(resized, self._dataset)
+        stop = start + len(images)
+        others: dict[str, Tensor] = {}
+        if self._others is not None:
+            others = self._others.take(np.asarray(self._rows[start:stop]), images)
+        inputs = Inputs(images, others, self._name)
+        shown = (originals, resized) if self._originals else (None, None)
+        return Batch(inputs, start, stop, sizes, *shown)
+
+
+def _check_others(network: nn.Module, dataset: FramedDataset) -> None:
+    """Raise a ValueError if items hold more that the network takes than the image."""
+    items = dataset.items
+    if items is None or items.name is None:
+        return
+    names, _ = parameters_of(network)
+    others = [name for name in items.others if name in names and name not in LABELS]
+    if others and items.name in names:
+        raise ValueError(
+            f"Items of X hold {', '.join(map(repr, others))} beside {items.name!r}, which the "
+            "network takes, too: iter_explain of a DataLoader passes them on, and so does X as a "
+            "dict of one array each. Otherwise leave them out of the items."
+        )
+
+
+def parameters_of(network: nn.Module) -> tuple[set[str], bool]:
+    """Return what a network takes by name, and whether it takes all names alike."""
+    if isinstance(network, nn.DataParallel | DistributedDataParallel):
+        network = network.module
+    parameters = inspect.signature(network.forward).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {parameter.name for parameter in parameters if parameter.kind in by_name}
+    kinds = {parameter.kind for parameter in parameters}
+    return names, kinds == {inspect.Parameter.VAR_KEYWORD}

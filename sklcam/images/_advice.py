@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from sklcam._validation import is_instance
 from sklcam.images._encoded import BASE64
-from sklcam.images._tables import is_instance
 
 FORMS = (
     "X may be a uint8 array, or a float array in [0, 1], of shape (n_samples, height, width) or "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sklcam._validation import is_instance
 from sklcam.images._encoded import is_image
 from sklcam.images.items import Items
 
@@ -58,11 +59,11 @@ class EncodedRows(Sequence[Any]):
             yield self._rows[start : min(start + _PIECE, len(self))].column(self._name)
 
 
-def is_instance(value: Any, module: str, *names: str) -> bool:
-    """Whether a value is of a class of a library that may not be there."""
-    library = sys.modules.get(module)
-    classes = [getattr(library, name, None) for name in names]
-    return isinstance(value, tuple(each for each in classes if isinstance(each, type)))
+def decoded_if_remote(feature: Any, value: Any) -> Any:
+    """Return a value of a Hugging Face column; the image, if it is elsewhere and to be fetched."""
+    is_file = isinstance(value, dict) and value.get("bytes") is None
+    is_remote = is_file and "://" in (value.get("path") or "")
+    return feature.decode_example(value) if is_remote else value
 
 
 def column_of(X: Any, name: str | None) -> Any:

@@ -13,10 +13,9 @@ from PIL import ImageColor
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sklcam._validation import check_size, describe
+from sklcam._validation import check_size, describe, is_instance
 from sklcam.images._pixels import RGB, Reading
 from sklcam.images._sources import Rows, find_items, open_source
-from sklcam.images._tables import is_instance
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import Resizing, as_resizing, resize_image
 from sklcam.images.items import Items

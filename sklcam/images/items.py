@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from sklcam._validation import describe
+from sklcam._validation import describe, is_instance
 from sklcam.images._encoded import is_bytes_and_path, is_image
 
 
@@ -107,6 +107,11 @@ def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) 
         "images: say which one is, sklcam.images.ImageDataset(X, image_column=...) in the place of "
         "X, or let items have that one alone."
     )
+
+
+def is_splits(X: Any) -> bool:
+    """Whether X is a Hugging Face ``DatasetDict``, of which one entry is a data set."""
+    return is_instance(X, "datasets", "DatasetDict", "IterableDatasetDict")
 
 
 def is_lazy(X: Any) -> bool:

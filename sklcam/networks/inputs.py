@@ -247,7 +247,8 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     if name is None or name not in inputs:
         raise ValueError(
             f"The inputs are a dict of {sorted(map(str, inputs))}; image_input must name the one "
-            f"that is the image, and is {name!r}."
+            f"that is the image, and is {name!r}. If the network takes images alone, pass them, "
+            "X[name]."
         )
     return name
 
@@ -289,6 +290,11 @@ class NetworkTensors(FramedDataset):
 
     def _read(self, i: int) -> Tensor:
         image = self._X[i]
+        if not isinstance(image, Tensor):
+            raise ValueError(
+                f"Item {i} of X is {describe(image)}, and the first one a float tensor, the "
+                "network's own input: all must be of one kind."
+            )
         if tuple(image.shape) != (self.n_channels, *self.image_size):
             raise ValueError(
                 f"Item {i} of X has shape {tuple(image.shape)}, the first one "
