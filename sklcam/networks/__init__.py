@@ -8,6 +8,8 @@ from sklcam.networks.dry_run import check_output
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.preprocessing import Origin, Preprocessing
+from sklcam.networks.sources import origin_of
 from sklcam.networks.tape import Tape, record, stopping_after
 from sklcam.networks.trunk import Trunk, blocks_of_trunk, is_bypassed, record_trunk
 from sklcam.networks.weights import load_weights
@@ -15,7 +17,9 @@ from sklcam.networks.weights import load_weights
 __all__ = [
     "Adapter",
     "Inputs",
+    "Origin",
     "Preparation",
+    "Preprocessing",
     "Tape",
     "TargetLayer",
     "Trunk",
@@ -28,6 +32,7 @@ __all__ = [
     "find_target_layer",
     "is_bypassed",
     "load_weights",
+    "origin_of",
     "record",
     "record_trunk",
     "stopping_after",

@@ -1,6 +1,7 @@
-"""Networks: by name from torchvision, or made from a class, a callable or an instance.
+"""Networks: by name, or made from a class, a callable or an instance.
 
-Networks by name get the head and the stem that the data asks for.
+They get the head and the stem that the data asks for, as far as it is known how to give it to them.
+Where names lead is in ``sources.py``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision import models
 from torchvision.models import WeightsEnum
 
-from sklcam._validation import check_count, check_size, describe, suggestion
+from sklcam._validation import check_count, check_size, describe
+from sklcam.networks import from_timm, from_torchvision, from_transformers
 from sklcam.networks.dry_run import unwrap
-from sklcam.networks.weights import fill, find_weights, stem_name
+from sklcam.networks.sources import find_source
 
 
 def available_models() -> list[str]:
-    """List the names that `build_model` takes.
+    """List the names that `build_model` takes without a source.
 
     Returns
     -------
@@ -34,59 +37,72 @@ def available_models() -> list[str]:
     >>> "resnet18" in available_models()
     True
     """
-    return models.list_models(module=models)
+    return from_torchvision.names()
 
 
 def build_model(
     name: str,
     *,
-    n_classes: int,
+    n_classes: int | None = None,
     in_channels: int = 3,
-    image_size: tuple[int, int] = (224, 224),
+    image_size: tuple[int, int] | None = None,
     weights: str | os.PathLike[str] | WeightsEnum | None = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a torchvision network with a head and a stem of the wanted size.
+    """Build a network by its name, with a head and a stem of the wanted size.
 
     Parameters
     ----------
     name : str
-        One of `available_models()`, in any case.
-    n_classes : int
+        - "resnet18" or "torchvision/resnet18": one of `available_models()`, in any case;
+        - "timm/resnet50", or with the tag of its weights "timm/resnet50.a1_in1k": one of
+          ``timm.list_models()``; "hf-hub:owner/name": a repository of timm's kind;
+          "timm//path/of/a/folder": what such a repository holds;
+        - "transformers/owner/name": a repository of transformers' kind, and
+          "transformers//path/of/a/folder": what ``save_pretrained`` wrote.
+    n_classes : int or None, default=None
         Number of outputs. The head of the weights is kept when it has as many, and is a fresh one
-        otherwise.
+        otherwise. None is as many as the weights, or the source's configuration, have.
     in_channels : int, default=3
         Channels of the images. The first convolution of the weights is averaged over its input
         channels and repeated, so that it answers a grey image as it did before; a random one is
-        drawn with the same spread.
-    image_size : tuple of int (height, width), default=(224, 224)
-        Only a network whose parameters depend on it (vit, maxvit) needs it. Positional embeddings
-        of weights for another size are interpolated.
+        drawn with the same spread. Timm and transformers do so in a way of their own.
+    image_size : tuple of int (height, width) or None, default=None
+        Only a network whose parameters depend on it needs it. Positional embeddings of weights for
+        another size are interpolated. None is the source's own, or (224, 224).
     weights : str, path or None, default=None
-        None for random initialisation, "DEFAULT", one of the network's torchvision weights
-        ("IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"), or the path of a file with a state
-        dict.
+        None for random initialisation; "DEFAULT", those that were published; the name of others
+        ("IMAGENET1K_V1" of torchvision, a tag of timm's); or the path of a file with a state dict,
+        or of a folder of timm's or transformers' kind.
+    config : dict or configuration of transformers or None, default=None
+        For transformers: the configuration, which is otherwise looked up, by its name.
     **kwargs
-        For torchvision's builder of that network, such as ``dropout``.
+        For the source's builder of that network, such as ``dropout``; for transformers, entries of
+        the configuration.
 
     Returns
     -------
     nn.Module
         In training mode; it maps a float Tensor of shape (n, in_channels, height, width) to logits
-        of shape (n, n_classes), in training as in evaluation.
+        of shape (n, n_classes), in training as in evaluation; those of transformers to an output
+        with ``logits``.
 
     Raises
     ------
     ValueError
         If the name, the weights or the image size do not fit.
+    ImportError
+        If the source is not installed.
     OSError
-        If torchvision's weights cannot be downloaded.
+        If what has to be downloaded cannot be.
 
     Notes
     -----
-    GoogLeNet and Inception are built without their auxiliary heads. With three channels they
-    rescale ImageNet's normalisation to the one their published weights expect (`transform_input`),
-    whatever the weights are, so that a state dict means the same network wherever it came from.
+    GoogLeNet and Inception of torchvision are built without their auxiliary heads. With three
+    channels they rescale ImageNet's normalisation to the one their published weights expect
+    (`transform_input`), whatever the weights are, so that a state dict means the same network
+    wherever it came from.
 
     Examples
     --------
@@ -96,69 +112,19 @@ def build_model(
     >>> model(torch.zeros(2, 1, 64, 64)).shape
     torch.Size([2, 3])
     """
-    name = _known_name(name)
-    check_count("n_classes", n_classes)
+    if n_classes is not None:
+        check_count("n_classes", n_classes)
     check_count("in_channels", in_channels)
-    image_size = check_size(image_size, "image_size")
+    size = None if image_size is None else check_size(image_size, "image_size")
     if not isinstance(weights, str | os.PathLike | WeightsEnum | None):
         raise ValueError(f"weights must be a name, a path or None; got {describe(weights)}.")
-    source = None if weights is None else find_weights(name, weights)
-    options = {**_builder_options(name, in_channels, image_size), **kwargs}
-    # Without weights: torchvision's builders would insist on the head that these were made for.
-    model = models.get_model(name, weights=None, num_classes=n_classes, **options)
-    model.built_as = {  # so that a file can name it
-        **{"name": name, "n_classes": n_classes, "in_channels": in_channels},
-        **{"image_size": image_size, **kwargs},
-    }
-    if in_channels != 3:
-        _redraw_stem(model, in_channels)
-    if source is not None:
-        fill(model, source)
+    source = find_source(str(name), config)
+    model: Any = source.build(n_classes, in_channels, size, weights, kwargs)
+    origin = source.origin(weights)
+    if size is not None:
+        origin = replace(origin, preprocessing=replace(origin.preprocessing, image_size=size))
+    model.origin = origin
     return model
-
-
-def _known_name(name: str) -> str:
-    known = available_models()
-    if str(name).lower() in known:
-        return str(name).lower()
-    raise ValueError(
-        f"Unknown model {name!r}. {suggestion(str(name).lower(), known)} available_models() lists "
-        "all names; for any other network pass an nn.Module, its class or a callable that returns "
-        "one."
-    )
-
-
-def _builder_options(name: str, in_channels: int, image_size: tuple[int, int]) -> dict[str, Any]:
-    if name in ("googlenet", "inception_v3"):
-        # Torchvision warns when init_weights is left to its default.
-        return {"aux_logits": False, "init_weights": True, "transform_input": in_channels == 3}
-    if name.startswith("vit_"):
-        return {"image_size": _patchable_side(name, image_size)}
-    if name.startswith("maxvit"):
-        return {"input_size": tuple(image_size)}
-    return {}
-
-
-def _patchable_side(name: str, image_size: tuple[int, int]) -> int:
-    patch = int(name.rsplit("_", 1)[-1])  # torchvision ends the name with it: vit_b_16
-    height, width = image_size
-    if height == width and height > 0 and height % patch == 0:
-        return height
-    side = patch * max(1, round(min(height, width) / patch))
-    raise ValueError(
-        f"{name} takes square images whose side is a multiple of {patch}, got "
-        f"image_size={tuple(image_size)}; ({side}, {side}) fits."
-    )
-
-
-def _redraw_stem(model: nn.Module, in_channels: int) -> None:
-    stem = model.get_submodule(stem_name(model) or "")
-    assert isinstance(stem, nn.Conv2d)
-    old = stem.weight.detach()
-    # Torchvision's spread goes by the outputs, so it is right for any number of channels.
-    kernel = old.new_empty(old.shape[0], in_channels, *old.shape[2:])
-    stem.weight = nn.Parameter(kernel.normal_().mul_(old.std()))
-    stem.in_channels = in_channels
 
 
 def construct(
@@ -173,9 +139,10 @@ def construct(
         caller's.
     n_classes : int
         Passed as `num_classes` or `n_classes` if the signature names one of them; a bare `**kwargs`
-        does not count.
+        does not count, but for builders of timm, torchvision and transformers. An instance of timm
+        or transformers with another number of classes gets a new head, by its own means.
     in_channels : int
-        Passed as `in_channels` if the signature names it.
+        Passed as `in_channels` if the signature names it, and as `in_chans` to builders of timm.
     **kwargs
         Passed on; they win over the two above.
 
@@ -200,10 +167,12 @@ def construct(
     Conv2d(1, 2, kernel_size=(1, 1), stride=(1, 1))
     """
     if isinstance(module, nn.Module):
-        return copy_instance(module, kwargs, "module")
+        made = from_transformers.with_classes(copy_instance(module, kwargs, "module"), n_classes)
+        from_timm.with_classes(made, n_classes)
+        return made
     if not callable(module):
         raise ValueError(
-            "module must be a torchvision name, an nn.Module (class or instance) or a callable "
+            "module must be the name of a network, an nn.Module (class or instance) or a callable "
             f"that returns one, got {module!r} of type {type(module).__name__}."
         )
     named = parameter_names(module) - kwargs.keys()
@@ -211,12 +180,29 @@ def construct(
     if {"num_classes", "n_classes"} & kwargs.keys():  # two names of one thing
         sizes = {"in_channels": in_channels}
     wanted = {name: size for name, size in sizes.items() if name in named}
+    known = _known_by_its_builder(module, n_classes, in_channels)
+    wanted |= {name: value for name, value in known.items() if name not in kwargs}
     model = module(**wanted, **kwargs)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"module must return an nn.Module; {describe(module)}, returned {describe(model)}."
         )
     return model
+
+
+def _known_by_its_builder(
+    module: Callable[..., nn.Module], n_classes: int, in_channels: int
+) -> dict[str, Any]:
+    """Return what builders take that hide it behind ``**kwargs``, but for what a partial says."""
+    known: dict[str, Any] = {}
+    if from_timm.is_builder(module):
+        known = {"num_classes": n_classes, "in_chans": in_channels}
+    elif from_torchvision.is_builder(module):
+        known = {"num_classes": n_classes}
+    elif from_transformers.is_builder(module):
+        known = {"num_labels": n_classes, "ignore_mismatched_sizes": True}
+    said = module.keywords if isinstance(module, partial) else {}
+    return {name: value for name, value in known.items() if name not in said}
 
 
 def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Module:

@@ -72,7 +72,7 @@ def load_weights(
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the path of a file; got {describe(path)}.")
-    _load_state(unwrap(model), _read_state(path), repr(os.fspath(path)), head)
+    load_state(unwrap(model), read_state(path), repr(os.fspath(path)), head)
     return model
 
 
@@ -96,7 +96,7 @@ def fill(model: nn.Module, source: WeightsEnum | Path) -> None:
     if isinstance(source, Path):
         load_weights(model, source)
         return
-    _load_state(model, _download(source), str(source))
+    load_state(model, _download(source), str(source))
     # Some leave layers out: IMAGENET1K_FEATURES has NaN for a classifier. Those are drawn anew.
     for module in model.modules():
         if any(bool(parameter.isnan().any()) for parameter in module.parameters(recurse=False)):
@@ -113,7 +113,8 @@ def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """Return the state dict in a file, which holds tensors and nothing else."""
     try:
         if os.fspath(path).endswith(".safetensors"):
             state: Any = safetensors.torch.load_file(path)
@@ -141,9 +142,10 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     return state
 
 
-def _load_state(
+def load_state(
     model: nn.Module, state: Mapping[str, Tensor], source: str, head: str | None = None
 ) -> None:
+    """Load a state dict as :func:`load_weights` does; ``source`` is for the message."""
     fitted = _fit_state(model, state, head)
     before = copy.deepcopy(model.state_dict())
     try:
@@ -159,7 +161,7 @@ def _fit_state(
     model: nn.Module, state: Mapping[str, Tensor], head: str | None
 ) -> dict[str, Tensor]:
     own = model.state_dict()
-    fitted = _rename_entries(model, state)
+    fitted = renamed_entries(model, state)
     family = find_family(model)
     for name in fitted.keys() - own.keys():
         if family is not None and name.startswith(family.auxiliary_heads):
@@ -177,7 +179,8 @@ class _StateDict(dict[str, Tensor]):
     _metadata: dict[str, dict[str, Any]]
 
 
-def _rename_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict:
+def renamed_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict:
+    """Return a state dict without what wrappers have put before the network's own names."""
     prefix = _common_prefix(state, model.state_dict())
     renamed = _StateDict((_unwrapped(name, prefix), state[name]) for name in state)
     # A plain dict has lost the versions; without its own, MNASNet refuses to load at all.

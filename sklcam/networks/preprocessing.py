@@ -1,0 +1,181 @@
+"""Preprocessing: what a network's source says of the images that it takes, and of its classes.
+
+Where that is read from is in the files of the sources, ``from_timm.py`` and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sklcam._validation import check_size
+from sklcam.images.frames import Resizing
+from sklcam.images.normalization import default_statistics, normalize
+
+_BY_DEFAULT = (
+    "ImageNet's mean and standard deviation, by default: {} does not say how its images are "
+    "prepared; mean=, std=, image_size= and resize= do"
+)
+
+_PLAIN = Resizing()
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become a network's input, and who says so.
+
+    Parameters
+    ----------
+    image_size : tuple of (int, int), default=(224, 224)
+        Height and width of the input.
+    resizing : Resizing, default=Resizing()
+        How images are brought to it.
+    mean, std : "auto", float or one float a channel, default="auto"
+        Normalisation of pixels in [0, 1].
+    channel_order : {"rgb", "bgr"}, default="rgb"
+        In which order the network takes the channels, once they are normalised.
+    source : str
+        Where it was read.
+    is_settled : bool, default=True
+        False for a source that does something else with its images than can be said here.
+
+    Raises
+    ------
+    ValueError
+        If the size or the order is not one.
+
+    Examples
+    --------
+    >>> from sklcam.networks import Preprocessing
+    >>> Preprocessing(source="the paper").with_given(mean=0.5).source
+    'the paper; mean as given'
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    resizing: Resizing = _PLAIN
+    mean: Any = "auto"
+    std: Any = "auto"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    source: str = _BY_DEFAULT.format("the network")
+    is_settled: bool = True
+
+    def __post_init__(self) -> None:
+        check_size(self.image_size, "image_size")
+        if not isinstance(self.resizing, Resizing) or self.channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"This is not how images are prepared: {self!r}.")
+
+    @classmethod
+    def by_default(cls, shown: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
+        """Return what is done for a network that is called so, and does not say."""
+        return cls(image_size or (224, 224), source=_BY_DEFAULT.format(shown))
+
+    @classmethod
+    def unsettled(cls, shown: str) -> Preprocessing:
+        """Return what stands for a source that cannot be followed."""
+        return cls(source=shown, is_settled=False)
+
+    def with_given(
+        self,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        resize: str | None = None,
+        mean: Any = "auto",
+        std: Any = "auto",
+    ) -> Preprocessing:
+        """Return the same with what a user gives, which wins, one by one.
+
+        Parameters
+        ----------
+        image_size, resize, mean, std
+            See :class:`~sklcam.CAMExplainer`. None and "auto" change nothing.
+
+        Returns
+        -------
+        Preprocessing
+
+        Raises
+        ------
+        ValueError
+            If ``image_size`` is not a size.
+        """
+        changes: dict[str, Any] = {}
+        if image_size is not None:
+            changes["image_size"] = check_size(image_size, "image_size")
+        if resize is not None:
+            changes["resizing"] = Resizing(resize, interpolation=self.resizing.interpolation)  # type: ignore[arg-type]
+        for name, value in {"mean": mean, "std": std}.items():
+            if not (isinstance(value, str) and value == "auto"):
+                changes[name] = value
+        names = [{"resizing": "resize"}.get(name, name) for name in changes]
+        given = f"; {', '.join(names)} as given" if names else ""
+        is_settled = self.is_settled or len(changes) == 4  # nothing is left to the source
+        return replace(self, **changes, source=self.source + given, is_settled=is_settled)
+
+    def of_channels(self, n_channels: int) -> Preprocessing:
+        """Return the same with a mean and a standard deviation in numbers.
+
+        Parameters
+        ----------
+        n_channels : int
+            Of the images. A source's, of other images, are averaged, as ImageNet's are.
+
+        Returns
+        -------
+        Preprocessing
+        """
+        usual = default_statistics(n_channels)
+        mean, std = (
+            _for_channels(default if isinstance(given, str) else given, n_channels)
+            for default, given in zip(usual, (self.mean, self.std), strict=True)
+        )
+        return replace(self, mean=mean, std=std)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Scale images of the input's size to [0, 1], and each channel by its statistics.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, n_channels, height, width), uint8, or float in [0, 1]
+
+        Returns
+        -------
+        Tensor of the same shape, floating point
+        """
+        if not self.is_settled:
+            raise ValueError(
+                f"{self.source} does more than resize, cut and normalise images. Give image_size, "
+                "resize, mean and std, all four, or pass X as it makes it: "
+                'processor(images, return_tensors="pt").'
+            )
+        images = normalize(images, self.mean, self.std)
+        return images if self.channel_order == "rgb" else images.flip(1)
+
+
+def _for_channels(statistic: Any, n_channels: int) -> Any:
+    # A user's own are checked where they are used; only a source's are of another number.
+    if not isinstance(statistic, tuple) or len(statistic) in (1, n_channels):
+        return statistic
+    return (sum(statistic) / len(statistic),) * n_channels
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a network by where it comes from.
+
+    Parameters
+    ----------
+    preprocessing : Preprocessing
+    class_names : tuple of str or None, default=None
+        The name of each output.
+    """
+
+    preprocessing: Preprocessing = Preprocessing()
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the network says anything of its images."""
+        return not self.preprocessing.source.startswith(_BY_DEFAULT[:40])
