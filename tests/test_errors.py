@@ -1802,7 +1802,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("None", lambda: find_target_layer(NET, None), "target_layer must be .* got None"),
         ("the layer", lambda: find_target_layer(NET, NET[4]), "target_layer must be .* a Conv2d"),
         ("no network", lambda: find_target_layer(None), "model must be an nn.Module; got None"),
-        ("no sample", lambda: find_target_layer(NET), r"for SmallNet.*name one.*sample"),
+        ("no sample", lambda: find_target_layer(NET), r"layers of SmallNet are not known.*sample"),
         ("a word", lambda: find_target_layer(NET, sample="a"), "sample must be .* got a str, 'a'"),
         (
             "colour",

@@ -84,7 +84,7 @@ class RecordedPass:
     >>> from sklcam.networks import find_target_layer
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> images = torch.tensor([[[[0.0, 2.0]], [[3.0, 0.0]]]])
-    >>> layer = find_target_layer(network, "0")
+    >>> layer = find_target_layer(network, "0", sample=images)
     >>> recorded = RecordedPass(network, [layer], images, torch.tensor([0]))
     >>> recorded.scores
     tensor([[1.]], grad_fn=<...>)

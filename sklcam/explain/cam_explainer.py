@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
@@ -26,10 +25,9 @@ from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.dry_run import LastSigmoid
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
-from sklcam.networks.layer_search import find_target_layer
+from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting
-from sklcam.networks.tape import record
 
 
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
@@ -48,7 +46,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         One of :func:`sklcam.cam.available`, or a method object with options of its own.
     target_layer : str, TargetLayer or list of them, default="auto"
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
-        otherwise the last layer with a spatial output. Of several layers, one pass makes all maps.
+        otherwise the last that is a grid of places, by :func:`sklcam.networks.find_target_layer`.
+        Of several layers, one pass makes all maps.
     layer_fusion : {"mean", "max"} or None, default="mean"
         How the maps of several layers become one: each scaled to [0, 1], then their mean or
         maximum; None keeps them apart, on an axis of their own.
@@ -201,9 +200,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self._adapter = adapter
         self.gives_probabilities_ = adapter.gives_probabilities
         self.classes_ = self._find_classes(output, y)
-        self.target_layers_ = self._find_layers(sample)
-        if get_method(self.method).uses_layers:
-            self._warn_of_single_positions(sample)
+        self.target_layers_ = self._find_layers(sample.recordable())
         return self
 
     def _adapt(self) -> Adapter:
@@ -267,31 +264,42 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         wanted = [given] if isinstance(given, str | TargetLayer) else list(given)
         if not wanted:
             raise ValueError("target_layer is an empty list; name at least one layer.")
+        method = get_method(self.method)
         if adapter.target_layer is not None and wanted == ["auto"]:
             layers = [adapter.target_layer]
         else:
-            # A search by a dry run is for networks that take an image alone.
-            image = sample.images if sample.name is None else None
-            with adapter.evaluating():
-                layers = [find_target_layer(adapter.network, name, sample=image) for name in wanted]
+            try:
+                with adapter.evaluating():
+                    layers = [self._find_layer(name, sample) for name in wanted]
+            except ValueError:
+                if method.uses_layers or wanted != ["auto"]:
+                    raise
+                return []  # there are networks whose pixels alone can be explained
         names = [layer.name for layer in layers]
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
-        return [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
+        layers = [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
+        if method.uses_layers and method.graph is not None:
+            forward = self._forward_like(sample)
+            for layer in layers:
+                check_positions(adapter.network, layer, sample.images, forward)
+        return layers
 
-    def _warn_of_single_positions(self, sample: Inputs) -> None:
-        adapter = self._adapter
-        with adapter.evaluating(), record(adapter.network, *self.target_layers_) as tape:
-            adapter.forward(sample.recordable())
-            outputs = [tape.of(layer) for layer in self.target_layers_]
-        for layer, output in zip(self.target_layers_, outputs, strict=True):
-            if layer.n_positions(output) == 1:
-                warnings.warn(
-                    f"The target layer {layer.name!r} has a single position for images of "
-                    f"{sample.size[0]} x {sample.size[1]} pixels, so that every map is constant; "
-                    "use a larger image_size or an earlier target_layer.",
-                    stacklevel=3,
-                )
+    def _find_layer(self, name: str | TargetLayer, sample: Inputs) -> TargetLayer:
+        if self.reshape is not None and isinstance(name, str) and name != "auto":
+            name = TargetLayer(name, reshape=self.reshape)  # how its output lies is said
+        return find_target_layer(
+            self._adapter.network, name, sample=sample.images, forward=self._forward_like(sample)
+        )
+
+    def _forward_like(self, sample: Inputs) -> Callable[[Tensor], Tensor]:
+        """Return what calls the network with other images, and all else as in a sample of one."""
+
+        def forward(images: Tensor) -> Tensor:
+            rows = torch.zeros(len(images), dtype=torch.int64)
+            return self._adapter.forward(sample.with_images(images, rows))
+
+        return forward
 
     @property
     def adapter(self) -> Adapter:

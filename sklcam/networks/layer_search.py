@@ -1,27 +1,32 @@
-"""Which layer of a network to explain: its family's, or the last with a spatial output."""
+"""Which layer of a network to explain: its family's, or the last whose output is a grid of places.
+
+Nothing is guessed: of a network that is not known, layers are probed. What cannot be settled is an
+error that lists the candidates.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import MutableMapping
-from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sklcam._validation import check_tensor, describe, suggestion
-from sklcam.networks.dry_run import check_explainable, exclusive, run_dry, unwrap
+from sklcam.networks.dry_run import check_explainable, first_output, run_dry, unwrap
 from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.probing import Forward, Traced, count_positions, layouts_of, trace
+
+# A layer that ends in the first part of a network sees little of what the network does.
+_LEAST_DEPTH = 0.5
+_N_SHOWN = 5
 
 
 def find_target_layer(
-    model: nn.Module, target_layer: str | TargetLayer = "auto", *, sample: Tensor | None = None
+    model: nn.Module,
+    target_layer: str | TargetLayer = "auto",
+    *,
+    sample: Tensor | None = None,
+    forward: Forward | None = None,
 ) -> TargetLayer:
     """Find the layer to explain, by name or by the network's family.
 
@@ -30,14 +35,16 @@ def find_target_layer(
     model : nn.Module
         A network of a known family, or any other.
     target_layer : str or TargetLayer, default="auto"
-        A dotted name; a `TargetLayer` where the layout cannot be guessed from the class of the
-        network or by a dry run; or "auto": the usual layer of a known family, and for any other
-        network the last of those that run once and give a Tensor of four axes with more than one
-        position.
+        A dotted name; a `TargetLayer`, which is taken as it is; or "auto": the usual layer of a
+        known family, and for any other network the last that runs once, holds all that reaches the
+        output, and is a grid of places, of which more than one has a gradient. Of a transformer
+        whose last block hands on a class token alone, that is the first normalisation in it.
     sample : float Tensor of shape (1, channels, height, width) or None, default=None
-        "auto" on networks of an unknown family needs it, for one dry run that leaves the network as
-        it was found. With it, a named layer is recognised as (n, u, v, K) where layers work along
-        its last axis, as `nn.Linear` and `nn.LayerNorm` do.
+        Networks of an unknown family need it, to be probed: their layers are looked at while
+        quadrants of images of noise of that shape change. The network is left as it was found.
+    forward : callable or None, default=None
+        How the network is called with images, for one that takes more than these; it returns the
+        output. None is the network itself.
 
     Returns
     -------
@@ -46,9 +53,9 @@ def find_target_layer(
     Raises
     ------
     ValueError
-        If there is no such layer, its layout cannot be told, every layer runs several times, or a
-        sample is needed to find one; or if the network is one whose layers cannot be looked into:
-        traced, scripted, quantized, or made in inference mode.
+        If there is no such layer, none can be settled on, it is not a grid of places or its layout
+        cannot be told, or a sample is needed to find out; or if the network is one whose layers
+        cannot be looked into: traced, scripted, quantized, or made in inference mode.
 
     Examples
     --------
@@ -67,22 +74,66 @@ def find_target_layer(
             "target_layer must be a layer's dotted name, such as 'features.3', a TargetLayer or "
             f"'auto'; got {describe(target_layer)}."
         )
-    if target_layer != "auto":
-        name = _known_layer(model, target_layer)
-        prefix, network, family = _network_around(model, name)
-        if family is None:
-            return _named_layer(model, name, sample)
-        layer = family.target_layer(network, name.removeprefix(prefix))
-        return replace(layer, name=name)
-    family = find_family(model)
+    name = None if target_layer == "auto" else _known_layer(model, target_layer)
+    prefix, network, family = _network_around(model, name or "")
     if family is not None:
-        return family.usual_layer(model)
+        inner = None if name is None else name.removeprefix(prefix)
+        layer = (
+            family.usual_layer(network) if inner is None else family.target_layer(network, inner)
+        )
+        return replace(layer, name=prefix + layer.name)
     if sample is None:
         raise ValueError(
-            f"No target layer is known for {type(model).__name__}: name one, as in "
-            "target_layer='features.3', or give a sample to find one by a dry run."
+            f"The layers of {type(model).__name__} are not known: give a sample to try them on, or "
+            "say how the output of one lies, as in "
+            f'TargetLayer({name or "features.3"!r}, layout="nchw").'
         )
-    return _last_spatial_layer(model, sample)
+    search = _Search(model, sample, forward)
+    return search.last() if name is None else search.named(name)
+
+
+def check_positions(
+    model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward | None = None
+) -> None:
+    """Raise a ValueError if all maps of a layer would be constant: of one position, or blank.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layer : TargetLayer
+    sample, forward
+        As in :func:`find_target_layer`.
+
+    Raises
+    ------
+    ValueError
+        If the layer has a single position for such images, or the output has a gradient at none, or
+        one, of its positions.
+    """
+    n_positions, n_alive = count_positions(model, layer, *_ready(model, sample, forward))
+    size = " x ".join(map(str, sample.shape[-2:]))
+    if n_positions == 1:
+        raise ValueError(
+            f"The target layer {layer.name!r} has a single position for images of {size} pixels, "
+            "so that every map is constant; use a larger image_size or an earlier target_layer."
+        )
+    if n_alive is not None and n_alive < 2:
+        raise ValueError(
+            f"The target layer {layer.name!r} {_dead(n_alive, n_positions)}, so that every map "
+            "would be blank; name an earlier one, such as the first normalisation of the last "
+            "block of a transformer that hands on a class token."
+        )
+
+
+def _dead(n_alive: int, n_positions: int) -> str:
+    return f"has a gradient at {n_alive} of its {n_positions} positions"
+
+
+def _ready(model: nn.Module, sample: Tensor, forward: Forward | None) -> tuple[Tensor, Forward]:
+    """Return a sample where the network is, and what calls it."""
+    first = next(model.parameters(), None)
+    sample = sample if first is None else sample.to(first.device)
+    return sample, forward or (lambda images: first_output(model(images)))
 
 
 def _known_layer(model: nn.Module, name: str) -> str:
@@ -108,120 +159,140 @@ def _network_around(model: nn.Module, name: str) -> tuple[str, nn.Module, Family
     return "", model, None
 
 
-class _Finished(NamedTuple):
-    """A layer that has run in a dry run, and its output's axes; none if it is not a tensor."""
+class _Search:
+    """The layers of a network, what is known of them after one pass, and why some will not do."""
 
-    name: str
-    shape: tuple[int, ...]
-    layouts: set[str]
+    def __init__(self, model: nn.Module, sample: Tensor, forward: Forward | None):
+        self._model = model
+        self._sample, self._forward = _ready(model, sample, forward)
+        self._reasons: dict[str, str] = {}  # by the layer and its shape
+        try:
+            self._trace = trace(model, self._sample, self._forward)
+        except (RuntimeError, AssertionError):
+            run_dry(model, sample)  # says what is wrong with the images, if they are it
+            raise
 
-    def target(self) -> TargetLayer:
-        """Return the layer as a target; a ValueError if its layout cannot be told."""
-        if len(self.layouts) > 1:
+    def named(self, name: str) -> TargetLayer:
+        """Return a layer as a grid; a ValueError if it is none, or that cannot be told."""
+        part = self._model.get_submodule(name)
+        traced = next((each for each in self._trace.traced if each.module is part), None)
+        if traced is None and any(
+            self._model.get_submodule(each) is part for each in self._trace.repeated
+        ):
             raise ValueError(
-                f"Whether {self.name!r}, of shape {self.shape}, gives (n, K, u, v) or "
-                f"(n, u, v, K) cannot be told; say so, as in TargetLayer({self.name!r}, "
-                'layout="nhwc").'
+                f"The target layer {name!r} runs several times in a pass; say which run is "
+                f"explained, and how its output lies, as in TargetLayer({name!r}, run=-1) for the "
+                "last."
             )
-        return TargetLayer(self.name, layout="nhwc" if "nhwc" in self.layouts else "nchw")
+        if traced is None:
+            raise ValueError(
+                f"The target layer {name!r} does not run, or its output is not a Tensor of three "
+                "or four axes, with one row an image and several positions, for a sample of shape "
+                f"{tuple(self._sample.shape)}: name another, or use larger images."
+            )
+        layer = self._read(traced)
+        if layer is None:
+            ((which, reason),) = self._reasons.items()
+            raise ValueError(f"The target layer {which} {reason}. {_advice(traced)}")
+        return replace(layer, name=name)
 
-    @property
-    def n_positions(self) -> int:
-        if len(self.shape) != 4:
-            return 0
-        return math.prod(self.shape[1:3] if self.layouts == {"nhwc"} else self.shape[2:])
+    def last(self) -> TargetLayer:
+        """Return the last layer that will do; a ValueError that lists candidates if none does."""
+        usual = self._usual()
+        if usual is not None:
+            return usual
+        groups: dict[int, list[Traced]] = {}
+        for traced in reversed(self._trace.traced):
+            groups.setdefault(id(traced.output), []).append(traced)
+        for group in groups.values():
+            # Of all that give this tensor the outermost, which is the last to end.
+            traced = min(group, key=lambda each: each.passes_on)
+            if not self._trace.holds_all(traced):
+                self._refuse(traced, "is not all that reaches the output")
+            elif traced.depth < _LEAST_DEPTH:
+                self._refuse(traced, "ends in the first half of the network")
+            # Gradients first: they cost less, and most layers behind the right one have none.
+            elif self._is_alive(traced):
+                layer = self._read(traced)
+                if layer is not None:
+                    return layer
+                if self._reasons[_shown(traced)].endswith(_UNSETTLED):
+                    break  # what lies before it may be known, and may be too early
+        raise ValueError(self._nothing_found(next(iter(groups.values()), [])))
 
+    def _is_alive(self, traced: Traced) -> bool:
+        """Whether several positions have a gradient, whatever axes they are along."""
+        reading = TargetLayer(traced.name, reshape=_as_columns)
+        n_positions, n_alive = count_positions(self._model, reading, self._sample, self._forward)
+        if n_alive is None or n_alive > 1:
+            return True
+        self._refuse(traced, _dead(n_alive, n_positions))
+        return False
 
-def _named_layer(model: nn.Module, name: str, sample: Tensor | None) -> TargetLayer:
-    """Return a layer of an unknown network, in the layout that a dry run shows."""
-    finished: list[_Finished] = []
-    if sample is not None:
-        with suppress(ValueError):  # an adapter may call the network in another way
-            finished = _finished_layers(model, sample)
-    part = model.get_submodule(name)
-    for layer in reversed(finished):
-        if model.get_submodule(layer.name) is part and len(layer.shape) == 4:
-            return replace(layer.target(), name=name)
-    return TargetLayer(name)
+    def _read(self, traced: Traced) -> TargetLayer | None:
+        """Return a layer as a grid, if it is one in one way."""
+        if self._trace.is_output(traced):
+            self._refuse(traced, "is the output itself")
+            return None
+        layouts = layouts_of(self._model, traced.name, self._sample, self._forward)
+        if len(layouts) == 1:
+            return layouts[0]
+        read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
+        what = f"can be read as {read}" if layouts else "does not answer where images change"
+        self._refuse(traced, what + _UNSETTLED)
+        return None
 
+    def _usual(self) -> TargetLayer | None:
+        """Return the usual layer of a known network inside (behind a normalisation), if it ran."""
+        ran = [traced.name for traced in self._trace.traced]
+        prefix, network, family = _network_around(self._model, ran[-1]) if ran else ("", None, None)
+        if network is None or family is None:
+            return None
+        usual = family.usual_layer(network)
+        usual = replace(usual, name=prefix + usual.name)
+        return usual if usual.name in ran else None
 
-def _last_spatial_layer(model: nn.Module, sample: Tensor) -> TargetLayer:
-    finished = _finished_layers(model, sample)
-    # A layer that runs twice, such as a ReLU used after every convolution, has no one output; and
-    # one with more rows than the sample has images holds several views of each.
-    runs = Counter(layer.name for layer in finished)
-    spatial = [
-        layer for layer in finished if layer.n_positions > 1 and layer.shape[0] == len(sample)
-    ]
-    if not spatial:
-        raise ValueError(
-            f"No layer of {type(model).__name__} gives a Tensor (n, K, u, v) with more than one "
-            f"position for a sample of shape {tuple(sample.shape)}. Grad-CAM needs a layer with a "
-            "spatial output: name it, as a TargetLayer where the axes are others."
+    def _refuse(self, traced: Traced, reason: str) -> None:
+        self._reasons.setdefault(_shown(traced), reason)
+
+    def _nothing_found(self, last: list[Traced]) -> str:
+        name, shape = type(self._model).__name__, tuple(self._sample.shape)
+        if last:
+            shown = "; ".join(
+                f"{which} {why}" for which, why in [*self._reasons.items()][:_N_SHOWN]
+            )
+            return (
+                f"Which layer of {name} to explain cannot be settled. Candidates, the last first: "
+                f"{shown}. {_advice(last[0])}"
+            )
+        if self._trace.repeated:
+            again = self._trace.repeated[-1]
+            return (
+                f"Every layer of {name} with a spatial output runs several times in a pass, so "
+                "that none is the one to explain; say which run is, as in "
+                f"TargetLayer({again!r}, run=0) for the first or run=-1 for the last."
+            )
+        return (
+            f"No layer of {name} gives a Tensor (n, K, u, v) with more than one position for a "
+            f"sample of shape {shape}. Grad-CAM needs a layer with a spatial output: name it, as a "
+            "TargetLayer where the axes are others."
         )
-    once = [layer for layer in spatial if runs[layer.name] == 1]
-    found = (once or spatial)[-1]
-    # A known network inside (behind a normalisation, say) has its usual layer, if that ran.
-    prefix, network, family = _network_around(model, found.name)
-    usual = None if family is None else family.usual_layer(network)
-    name = found.name if usual is None else prefix + usual.name
-    if not once:
-        raise ValueError(
-            f"Every layer of {type(model).__name__} with a spatial output runs several times in a "
-            f"pass, so that none is the one to explain; say which run is, as in "
-            f"TargetLayer({name!r}, run=0) for the first or run=-1 for the last."
-        )
-    if usual is not None and runs[name] == 1:
-        return replace(usual, name=name)
-    return found.target()
 
 
-def _finished_layers(model: nn.Module, sample: Tensor) -> list[_Finished]:
-    """Return the layers of a dry run as they finish: a container after its entries."""
-    finished: list[_Finished] = []
-    layouts_of: MutableMapping[Tensor, set[str]] = WeakTensorKeyDictionary()
-
-    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
-        strides = output.stride() if shape else ()
-        own = _channel_axes(module, shape)
-        seen[module] = own.union(*(seen.get(part, ()) for part in module.modules()))
-        # Those of an entry tell nothing of a container that ends with other channels.
-        is_grid = len(shape) == 4
-        layouts = {layout for layout, axis, size in seen[module] if is_grid and shape[axis] == size}
-        given = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
-        before = set() if given is None else layouts_of.get(given, set())
-        if given is not None and (given.shape, given.stride()) == (shape, strides):
-            layouts |= set() if layouts else before  # an activation keeps the axes as they were
-        if any(layout == "nhwc" for layout, *_ in own) and not before:
-            before.add("nhwc")  # nor does what came before tell, such as a permutation
-        if is_grid:
-            layouts = layouts_of.setdefault(output, layouts)
-        finished.append(_Finished(name, shape, layouts))
-
-    seen: dict[nn.Module, set[tuple[str, int, int]]] = {}
-    with ExitStack() as hooks:
-        hooks.enter_context(exclusive(model))
-        for name, module in model.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
-        run_dry(model, sample)
-    return finished
+_UNSETTLED = ", so that what its positions are cannot be told"
 
 
-def _channel_axes(module: nn.Module, shape: tuple[int, ...]) -> set[tuple[str, int, int]]:
-    """Return which axis of four a layer has worked along as channels: the layout, axis and size."""
-    if len(shape) != 4:
-        return set()
-    first, last = ("nchw", 1, shape[1]), ("nhwc", -1, shape[-1])
-    if isinstance(module, nn.modules.conv._ConvNd | _NormBase | nn.GroupNorm):
-        return {first}
-    if isinstance(module, nn.Linear):
-        return {last}
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1:
-        # There are subclasses that bring the channels to the end for the norm, and back again.
-        (size,) = module.normalized_shape
-        if size != shape[1] or type(module) in (nn.LayerNorm, nn.RMSNorm):
-            return {last}
-        return {first} if size != shape[-1] else set()
-    return set()
+def _shown(traced: Traced) -> str:
+    return f"{traced.name!r}, of shape {traced.shape},"
+
+
+def _advice(traced: Traced) -> str:
+    layout = 'layout="nhwc"'
+    if len(traced.shape) == 3:
+        layout = 'layout="tokens", grid=(rows, columns), n_prefix=1'
+    return f"Name one, and say how its output lies, as in TargetLayer({traced.name!r}, {layout})."
+
+
+def _as_columns(output: Tensor) -> Tensor:
+    grid = output if output.ndim == 4 else output.transpose(1, 2)[..., None]
+    return grid

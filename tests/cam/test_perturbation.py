@@ -27,6 +27,7 @@ from sklcam import CAMExplainer
 from sklcam.cam import ISCAM, SSCAM, AblationCAM, ScoreCAM, get_method
 from sklcam.cam.passes import record_for
 from sklcam.networks import TargetLayer, find_target_layer
+from sklcam.networks.families import find_family
 
 SIZE = 12
 
@@ -70,8 +71,12 @@ def build(name: str) -> nn.Module:
 
 
 def recorded_by(method, model, images, target=None, layer="auto"):
-    if not isinstance(layer, TargetLayer):
-        layer = find_target_layer(model, layer, sample=images[:1] if layer == "auto" else None)
+    if isinstance(layer, str):
+        # Without a trial of layers that are (n, K, u, v) anyway, whose passes tests would count.
+        is_known = layer == "auto" or find_family(model) is not None
+        layer = (
+            find_target_layer(model, layer, sample=images[:1]) if is_known else TargetLayer(layer)
+        )
     return record_for([method], model, [layer], images, target=target)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import warnings
 from contextlib import contextmanager
 from functools import partial
 
@@ -806,14 +805,27 @@ def test_wrong_reshape(reshape, message):
         explainer(network(TokenNet), target_layer="norm", reshape=reshape).explain(IMAGES)
 
 
-def test_a_single_position_is_warned_of():
+def test_a_single_position_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.warns(UserWarning, match="'1' has a single position for images of 16 x 16 pixels"):
+    pooled = TargetLayer("1")
+    with pytest.raises(ValueError, match="'1' has a single position for images of 16 x 16 pixels"):
+        CAMExplainer(model, target_layer=pooled).fit(IMAGES)
+    with pytest.raises(ValueError, match=r"'1' .* several positions"):
         CAMExplainer(model, target_layer="1").fit(IMAGES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        CAMExplainer(model, target_layer="0").fit(IMAGES)
-        CAMExplainer(model, target_layer="1", method="saliency").fit(IMAGES)  # needs no layer
+    CAMExplainer(model, target_layer="0").fit(IMAGES)
+    CAMExplainer(model, target_layer=pooled, method="saliency").fit(IMAGES)  # needs no layer
+
+
+def test_pixels_are_explained_where_no_layer_is_a_grid():
+    model = network(lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Linear(8, 3)))
+    with pytest.raises(ValueError, match="needs a layer with a spatial output"):
+        explainer(model)
+    ours = explainer(model, method="saliency")
+    assert ours.target_layers_ == []
+    weights = (model[2].weight @ model[1].weight).detach()[LABELS].reshape(IMAGES.shape)
+    assert_allclose(ours.explain(IMAGES, LABELS), scaled(weights.abs()[:, 0].numpy()), atol=1e-5)
+    with pytest.raises(ValueError, match=r"GradCAM.* explains a layer, and fit has found none"):
+        ours.explain(IMAGES, method="gradcam")
 
 
 def test_images_that_the_network_does_not_take():
@@ -1081,7 +1093,7 @@ def test_errors_leave_the_model_alone(method):
 
     model = mixed_up(FailingNet)
     before = state(model)
-    ours = explainer(model, method, X=IMAGES[:1])
+    ours = explainer(model, method, X=IMAGES[:1], target_layer=TargetLayer("5"))
     for attempt in (
         lambda: ours.explain(IMAGES),
         lambda: ours.predict(IMAGES),
@@ -1090,7 +1102,7 @@ def test_errors_leave_the_model_alone(method):
         with pytest.raises(RuntimeError, match="on purpose"):
             attempt()
         assert state(model) == before
-    explainer(model, method)  # fit tries one image only
+    explainer(model, method, target_layer="4")  # of a convolution, one image tells all
     with pytest.raises(KeyError):
         ours.explain(IMAGES[:1], raising)
     assert state(model) == before

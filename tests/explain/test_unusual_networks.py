@@ -73,7 +73,7 @@ class Folded(nn.Module):
 @pytest.mark.parametrize("batch_size", [2, 4])
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "scorecam", "ablationcam", "fakecam"])
 def test_a_layer_whose_rows_are_not_the_images_is_refused(method, batch_size):
-    explained = explainer(Folded().eval(), "net.act", batch_size=batch_size)
+    explained = explainer(Folded().eval(), TargetLayer("net.act"), batch_size=batch_size)
     for explain in (
         lambda: explained.explain(X, target=0, method=method),
         lambda: list(explained.iter_explain(X, target=0, method=method)),
@@ -84,6 +84,11 @@ def test_a_layer_whose_rows_are_not_the_images_is_refused(method, batch_size):
             continue
         with pytest.raises(ValueError, match=r"'net.act' gives \d rows, .* for \d images"):
             explain()
+
+
+def test_a_named_layer_whose_rows_are_not_the_images_is_refused_in_fit():
+    with pytest.raises(ValueError, match=r"'net.act' .* with one row an image"):
+        explainer(Folded().eval(), "net.act")
 
 
 def test_a_reshape_says_which_rows_are_the_images():
@@ -137,8 +142,10 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam", "scorecam", "ablationcam"])
 def test_a_layer_that_runs_twice_is_refused_by_name(method):
-    with pytest.raises(ValueError, match=r"'net.act' runs 2 time\(s\) in a pass.*run=-1"):
+    with pytest.raises(ValueError, match=r"'net.act' runs several times in a pass.*run=-1"):
         explainer(Twice().eval(), "net.act", method=method)
+    with pytest.raises(ValueError, match=r"'net.act' runs 2 time\(s\) in a pass.*run=-1"):
+        explainer(Twice().eval(), TargetLayer("net.act"), method=method).explain(X)
 
 
 @pytest.mark.parametrize("run", [0, 1, -1, -2])

@@ -50,8 +50,9 @@ def test_a_family_says_how_its_layers_lie(monkeypatch):
     model = Normalized(SmallNet(width=5))
     expected = TargetLayer("backbone.conv1", "tokens", grid=(2, 5), n_prefix=1)
     assert find_target_layer(model, "backbone.conv1") == expected
-    assert find_target_layer(model, "normalize") == TargetLayer("normalize")
-    usual = find_target_layer(model, sample=torch.zeros(1, 3, 8, 8))
+    sample = torch.zeros(1, 3, 8, 8)
+    assert find_target_layer(model, "normalize", sample=sample) == TargetLayer("normalize")
+    usual = find_target_layer(model, sample=sample)
     assert usual == replace(expected, name="backbone.conv2")
 
 

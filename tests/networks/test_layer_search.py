@@ -16,6 +16,7 @@ from sklcam.networks import (
     build_model,
     find_target_layer,
 )
+from sklcam.networks.layer_search import check_positions
 
 
 def test_auto_on_a_network_of_ones_own_is_the_last_that_runs_once():
@@ -169,7 +170,7 @@ def test_auto_finds_the_layout_of_what_it_finds():
     assert found == TargetLayer("block", layout="nhwc")
 
 
-def test_layouts_that_cannot_be_told_are_refused():
+def test_a_layout_is_told_where_sizes_and_layers_do_not_tell():
     class There(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,28 +181,180 @@ def test_layouts_that_cannot_be_told_are_refused():
             return self.mlp(self.permute(self.conv(x))) + 1
 
     model = nn.Sequential(There(), nn.Flatten(), nn.Linear(8**3, 2))
-    with pytest.raises(ValueError, match=r"'0', of shape \(1, 8, 8, 8\).* layout=\"nhwc\""):
-        find_target_layer(model, "0", sample=torch.zeros(1, 3, 32, 32))
-    layer = TargetLayer("0", layout="nhwc")
-    assert find_target_layer(model, layer, sample=torch.zeros(1, 3, 32, 32)) == layer
-    # With other sizes there is no doubt.
-    model[2] = nn.Linear(10 * 10 * 8, 2)
-    assert find_target_layer(model, "0", sample=torch.zeros(1, 3, 40, 40)).layout == "nhwc"
+    found = find_target_layer(model, "0", sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer("0", layout="nhwc")
 
 
 @pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
 def test_layouts_that_are_found_are_those_that_are_known(name):
     network, hidden = (build_model(name, n_classes=2).eval() for _ in range(2))
     hidden.__class__ = type("Unknown", (nn.Module,), {**vars(type(network))})
-    sample = torch.zeros(1, 3, 32, 32)
-    parts = [part for part, _ in network.named_modules() if part.startswith("features.")][:45]
-    parts = [part for part in parts if ".attn." not in part]  # which are not called
+    sample = torch.zeros(1, 3, 64, 64)
+    parts = ["features.0", "features.1.1", "features.2", "features.3.0", "features.4"]
+    parts += ["features.5", "features.7", "features.7.1"]
+    if name == "swin_t":
+        parts += ["features.3.1.norm1", "norm", "permute"]
     for part in parts:
         found = find_target_layer(hidden, part, sample=sample)
         assert found == find_target_layer(network, part), part
 
 
 def test_layers_that_go_by_two_names_are_known_by_both():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
-    model.add_module("again", model[2])
-    assert find_target_layer(model, "again") == TargetLayer("again")
+    model = Blocks()
+    model.last = model.norm
+    for name in ("norm", "last"):
+        found = find_target_layer(model, name, sample=torch.zeros(1, 3, 32, 32))
+        assert found == TargetLayer(name, "tokens", (8, 8))
+
+
+# Networks that are not known
+
+
+class Blocks(nn.Module):
+    """Patches as tokens, behind some that are none, through blocks that mix them a little."""
+
+    def __init__(self, n_prefix=0, n_blocks=2, readout="mean", suffix=False, width=8, patch=4):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.extra = nn.Parameter(torch.randn(1, n_prefix, width))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(n_blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 3)
+        self.readout, self.suffix = readout, suffix
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        extra = self.extra.expand(len(x), -1, -1)
+        parts = (tokens, extra) if self.suffix else (extra, tokens)
+        tokens = self.norm(self.blocks(torch.cat(parts, dim=1)))
+        return self.head(tokens.mean(1) if self.readout == "mean" else tokens[:, 0])
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.mlp = Attention(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.softmax = nn.Linear(width, 3 * width), nn.Softmax(dim=-1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)  # of a single head
+        return (self.softmax(q @ k.transpose(-2, -1)) @ v)[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("n_prefix", [0, 1, 2, 5])
+@pytest.mark.parametrize(("size", "grid"), [((32, 32), (8, 8)), ((24, 40), (6, 10))])
+def test_tokens_are_told_from_those_before_them(n_prefix, size, grid):
+    found = find_target_layer(Blocks(n_prefix), sample=torch.zeros(1, 3, *size))
+    assert found == TargetLayer("norm", "tokens", grid, n_prefix)
+
+
+@pytest.mark.parametrize("n_prefix", [1, 3])
+def test_behind_a_class_token_the_first_norm_of_the_last_block_is_explained(n_prefix):
+    sample = torch.zeros(1, 3, 32, 32)
+    model = Blocks(n_prefix, n_blocks=3, readout="class token")
+    found = find_target_layer(model, sample=sample)
+    assert found == TargetLayer("blocks.2.norm1", "tokens", (8, 8), n_prefix)
+    for dead in ("norm", "blocks", "blocks.2", "blocks.2.norm2"):
+        layer = find_target_layer(model, dead, sample=sample)  # it is a grid
+        with pytest.raises(ValueError, match=rf"{dead}' has a gradient at 0 of its 64 positions"):
+            check_positions(model, layer, sample)
+    check_positions(model, found, sample)
+
+
+def test_a_head_of_zeros_does_not_hide_where_gradients_would_be():
+    model = Blocks(1, readout="class token")
+    nn.init.zeros_(model.head.weight)
+    found = find_target_layer(model, sample=torch.zeros(1, 3, 32, 32))
+    assert found.name == "blocks.1.norm1"
+    assert not model.head.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("blocks.1.attention.softmax", "does not answer where images change"),  # (1, 1, 65, 65)
+        ("norm", "does not answer where images change"),  # its last token is no patch
+        ("head", "is not a Tensor of three or four axes"),
+    ],
+)
+def test_a_named_layer_that_is_no_grid_of_places_is_refused(name, why):
+    model = Blocks(1, suffix=True)
+    with pytest.raises(ValueError, match=rf"'{name}'.*{why}"):
+        find_target_layer(model, name, sample=torch.zeros(1, 3, 32, 32))
+
+
+def test_a_grid_that_is_turned_is_no_grid_of_places():
+    class Turned(Blocks):
+        def forward(self, x):
+            return super().forward(x.transpose(2, 3))
+
+    with pytest.raises(ValueError, match=r"'norm', of shape .* does not answer where images"):
+        find_target_layer(Turned(), sample=torch.zeros(1, 3, 32, 32))
+
+
+def test_the_output_itself_is_not_explained():
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    sample = torch.zeros(1, 3, 16, 16)
+    assert find_target_layer(dense, sample=sample) == TargetLayer("1")
+    with pytest.raises(ValueError, match=r"'2', of shape .* is the output itself"):
+        find_target_layer(dense, "2", sample=sample)
+
+
+class TwoWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.coarse, self.fine = (
+            nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))) for _ in "ab"
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.coarse(x[..., ::2, ::2]).mean((2, 3)) + self.fine(x).mean((2, 3)))
+
+
+def test_where_nothing_holds_all_the_candidates_are_listed():
+    sample = torch.zeros(1, 3, 32, 32)
+    listed = (
+        r"'fine', of shape \(1, 4, 26, 26\), is not all that reaches the output; .*TargetLayer\("
+    )
+    with pytest.raises(ValueError, match=listed):
+        find_target_layer(TwoWays(), sample=sample)
+    assert find_target_layer(TwoWays(), "coarse", sample=sample) == TargetLayer("coarse")
+
+
+def test_a_layer_of_few_positions_is_known_from_larger_images():
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(c, 8, 5, 2, 2), nn.Tanh()) for c in (3, 8, 8)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+    assert find_target_layer(model, sample=torch.zeros(1, 3, 16, 16)) == TargetLayer("2")
+
+
+def test_what_takes_more_than_images_is_called_by_its_owner():
+    class Aged(Blocks):
+        def forward(self, image, age):
+            return super().forward(image) * age[:, None]
+
+    model = Aged(1)
+    found = find_target_layer(
+        model,
+        sample=torch.zeros(1, 3, 32, 32),
+        forward=lambda images: model(images, torch.ones(len(images))),
+    )
+    assert found == TargetLayer("norm", "tokens", (8, 8), 1)

@@ -1,0 +1,408 @@
+"""Probing: which outputs of a network are grids of places, and which of them the result hangs on.
+
+The shape of a tensor does not say which of its axes are places. An image of which a part is changed
+does: what answers most in the same part of a grid, for each of four parts, lies as the image does.
+And a graph of one pass tells what nothing leads around, and what has a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from sklcam.networks.dry_run import exclusive, left_as_found
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
+from sklcam.networks.tape import record
+
+Forward = Callable[[Tensor], Any]
+Size = tuple[int, int]
+
+# An image goes through the network beside two changed ones, so that rows are told from other axes.
+_PAIRS = ((0, 3), (1, 2))
+_N_ROWS = 3
+# How much more than others the changed quadrant has to answer: at once, or at the end of all tries.
+_CLEAR, _ENOUGH = 1.25, 1.02
+_MOST_TRIES = 6
+_MOST_PREFIX_TOKENS = 16
+# What returns (n, K, u, v) whatever it is given.
+_CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd)
+
+
+class _Run(NamedTuple):
+    module: nn.Module
+    output: Any
+    given: Tensor | None
+    nodes: tuple[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A module's only run in a pass: what it gave, and where that stands in the graph.
+
+    Attributes
+    ----------
+    name : str
+    module : nn.Module
+    output, given : Tensor
+        Its output, and its first input.
+    nodes : tuple
+        Where they stood in the graph, before anything worked on them in place.
+    depth : float, in [0, 1]
+        Which part of all runs that may give grids has ended with it.
+    """
+
+    name: str
+    module: nn.Module
+    output: Tensor
+    given: Tensor | None
+    nodes: tuple[Any, Any]
+    depth: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.output.shape)
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether in evaluation it hands on what it is given."""
+        return isinstance(self.module, nn.Identity | _DropoutNd) or _is_called(self, "DropPath")
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether it is a normalisation, which moves nothing."""
+        same = self.given is not None and self.given.shape == self.output.shape
+        return same and _is_called(self, "norm")
+
+
+def _is_called(traced: Traced, word: str) -> bool:
+    return word.lower() in type(traced.module).__name__.lower()
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A pass with a graph, on one image of noise.
+
+    Attributes
+    ----------
+    traced : list of Traced
+        Those modules whose output may be a grid, and that ran once, in the order they finished.
+    repeated : list of str
+        The names of those that ran several times, in that order.
+    """
+
+    traced: list[Traced]
+    repeated: list[str]
+    output: Tensor
+    images: Any
+
+    def is_output(self, traced: Traced) -> bool:
+        """Whether a module gave what the network returns."""
+        own, last = traced.output, self.output
+        return own.numel() == last.numel() and own.data_ptr() == last.data_ptr()
+
+    def holds_all(self, traced: Traced) -> bool:
+        """Whether nothing leads around a module's output; of a normalisation, around its input."""
+        return not self._reaches(traced.nodes[0]) or (
+            traced.normalizes and not self._reaches(traced.nodes[1])
+        )
+
+    def _reaches(self, barred: Any) -> bool:
+        """Whether the images are reached from the output without passing a node."""
+        seen, ahead = {barred}, [self.output.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            if node is self.images:
+                return True
+            seen.add(node)
+            ahead += [following for following, _ in node.next_functions]
+        return False
+
+
+def noise(sample: Tensor, n: int, generator: torch.Generator, scale: int = 1) -> Tensor:
+    """Return images of noise, of the kind of a sample and ``scale`` times its size."""
+    _, n_channels, height, width = sample.shape
+    images = torch.randn(n, n_channels, height * scale, width * scale, generator=generator)
+    return images.to(sample)
+
+
+def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
+    """Run a network once, with a graph, and note what its modules gave.
+
+    Parameters
+    ----------
+    model : nn.Module
+    sample : float Tensor of shape (1, channels, height, width)
+        What kind of images it takes.
+    forward : callable
+        Runs the network on images and returns its output.
+
+    Returns
+    -------
+    Trace
+    """
+    runs: list[_Run] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        given = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+        node, before = (getattr(each, "grad_fn", None) for each in (output, given))
+        runs.append(_Run(module, output, given, (node, before)))
+
+    names = {module: name for name, module in model.named_modules() if name}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(exclusive(model))
+        stack.enter_context(left_as_found(model))
+        for module in names:
+            stack.callback(module.register_forward_hook(note).remove)
+        leaf = noise(sample, 1, torch.Generator().manual_seed(0)).requires_grad_()
+        try:
+            with torch.enable_grad():
+                images = leaf.clone()  # some networks write into their input
+                output = forward(images)
+        except RuntimeError:  # of one that cannot do with a graph, which may still run without
+            runs.clear()
+            images = leaf.detach()
+            output = forward(images.clone())
+    counts = Counter(run.module for run in runs)
+    grids = [run for run in runs if isinstance(run.output, Tensor) and _may_be_grid(run.output)]
+    traced = [
+        Traced(names[run.module], *run, depth=i / len(grids))
+        for i, run in enumerate(grids, 1)
+        if counts[run.module] == 1
+    ]
+    repeated = [names[run.module] for run in grids if counts[run.module] > 1]
+    return Trace(traced, repeated, output, images.grad_fn)
+
+
+def _may_be_grid(output: Tensor) -> bool:
+    # Of three axes one is channels; there must be another that is longer than one.
+    return output.ndim in (3, 4) and len(output) == 1 and sorted(output.shape[1:])[-2] > 1
+
+
+def layouts_of(model: nn.Module, name: str, sample: Tensor, forward: Forward) -> list[TargetLayer]:
+    """Return the ways to read a layer's output as a grid that lies as the images do.
+
+    Parameters
+    ----------
+    model : nn.Module
+    name : str
+        Of a layer that runs once.
+    sample, forward
+        As in :func:`trace`.
+
+    Returns
+    -------
+    list of TargetLayer
+        One, if there is no doubt; none, if the output does not answer in place.
+
+    Notes
+    -----
+    Where nothing is to be seen, as of weights that are NaN, what a convolution returns is a grid
+    even so.
+    """
+    # On two by two positions little can be told. Four axes stay what they are on larger images, if
+    # the network takes those; tokens would be another grid.
+    responses: dict[str, Tensor] = {}
+    for scale in (1, 2, 4):
+        try:
+            found, responses = _try(model, name, sample, forward, scale)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a network that takes one size, or one image, may raise anything
+            break
+        if found or "nchw" not in responses:
+            return found
+    is_refuted = "nchw" in responses and contrast(responses["nchw"]) < 1 / _CLEAR
+    is_certain = isinstance(model.get_submodule(name), _CHANNELS_FIRST) and not is_refuted
+    return [TargetLayer(name)] if is_certain else []
+
+
+def _try(
+    model: nn.Module, name: str, sample: Tensor, forward: Forward, scale: int
+) -> tuple[list[TargetLayer], dict[str, Tensor]]:
+    """Return the layouts found on images of ``scale`` times the size, and the answers."""
+    sums: dict[str, Tensor] = {}
+    pair: tuple[int, int] = _PAIRS[0]
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if len(output) != _N_ROWS:  # what has no row an image is no grid of theirs
+            return
+        rows = at_least_float32(output.detach())
+        changes = (rows[1:] - rows[:1]).abs()
+        channels = {"tokens": 2} if output.ndim == 3 else {"nchw": 1, "nhwc": 3}
+        for layout, axis in channels.items():
+            answers = changes.mean(dim=axis)  # of the two changed ones, (2, *positions)
+            start = answers.new_zeros(4, *answers.shape[1:])
+            sums.setdefault(layout, start)[list(pair)] += answers
+
+    generator = torch.Generator().manual_seed(0)
+    size = (sample.shape[-2] * scale, sample.shape[-1] * scale)
+    found: list[TargetLayer] = []
+    with torch.inference_mode(False), left_as_found(model):
+        handle = model.get_submodule(name).register_forward_hook(note)
+        try:
+            for i in range(_MOST_TRIES):
+                image, other = noise(sample, 2, generator, scale).split(1)
+                for pair in _PAIRS:
+                    changed = [_with_quadrant(image, other, quadrant) for quadrant in pair]
+                    forward(torch.cat([image, *changed]))
+                least = _ENOUGH if i == _MOST_TRIES - 1 else _CLEAR
+                found = [
+                    layer
+                    for layout, responses in sums.items()
+                    for layer in _in_place(name, layout, responses, size, least)
+                ]
+                if len(found) == 1 or not sums:
+                    break
+        finally:
+            handle.remove()
+    return found, sums
+
+
+def _with_quadrant(image: Tensor, other: Tensor, quadrant: int) -> Tensor:
+    height, width = (side // 2 for side in image.shape[-2:])
+    rows = slice(None, height) if quadrant < 2 else slice(height, None)
+    columns = slice(None, width) if quadrant % 2 == 0 else slice(width, None)
+    changed = image.clone()
+    changed[..., rows, columns] = other[..., rows, columns]
+    return changed
+
+
+def _in_place(
+    name: str, layout: str, responses: Tensor, size: Size, least: float
+) -> Iterator[TargetLayer]:
+    if layout != "tokens":
+        if _has_proportions(tuple(responses.shape[1:]), size) and contrast(responses) > least:
+            yield TargetLayer(name, layout=layout)  # type: ignore[arg-type]
+        return
+    n_tokens = responses.shape[1]
+    for grid in _grids(n_tokens, size):
+        n_prefix = n_tokens - math.prod(grid)
+        # Shifted by a token or two, quadrants still answer, but not as well.
+        shifted = [
+            _agreement(responses[:, start : start + math.prod(grid)].unflatten(1, grid))
+            for start in range(n_prefix + 1)
+        ]
+        own = responses[:, n_prefix:].unflatten(1, grid)
+        if max(shifted) == shifted[n_prefix] and contrast(own) > least:
+            yield TargetLayer(name, layout="tokens", grid=grid, n_prefix=n_prefix)
+
+
+def _has_proportions(grid: tuple[int, ...], size: Size) -> bool:
+    u, v = grid
+    is_finer = u <= size[0] and v <= size[1]
+    return u * v > 1 and is_finer and abs(u * size[1] / size[0] - v) <= 1
+
+
+def _grids(n_tokens: int, size: Size) -> Iterator[tuple[int, int]]:
+    for u in range(math.isqrt(n_tokens * size[0] // size[1]) + 1, 0, -1):
+        exact = u * size[1] / size[0]
+        for v in sorted({math.floor(exact), math.ceil(exact)}):
+            n_prefix = n_tokens - u * v
+            if 0 <= n_prefix <= _MOST_PREFIX_TOKENS and _has_proportions((u, v), size):
+                yield u, v
+
+
+def contrast(responses: Tensor) -> float:
+    """Return by how much each quadrant answers to its own change more than any other does.
+
+    Parameters
+    ----------
+    responses : Tensor of shape (4, u, v)
+        To a change at the top left, top right, bottom left and bottom right.
+
+    Returns
+    -------
+    float
+        The least of four ratios: 1 where place says nothing. NaN if nothing answers.
+    """
+    quadrants = _quadrants(responses)
+    means = torch.einsum("quv,ruv->qr", responses, quadrants) / quadrants.sum(dim=(1, 2))
+    is_own = torch.eye(4, dtype=torch.bool, device=means.device)
+    others = means.masked_fill(is_own, 0).amax(dim=1)
+    return float((means.diagonal() / others).min())
+
+
+def _agreement(responses: Tensor) -> float:
+    """Return which share of all answers is in place, where each position counts alike."""
+    share = responses / responses.sum(dim=0).clamp(min=torch.finfo(responses.dtype).tiny)
+    return float((share * _quadrants(responses)).sum())
+
+
+def _quadrants(responses: Tensor) -> Tensor:
+    """Return how much of each position lies in each quadrant, (4, u, v)."""
+    halves = []
+    for n in responses.shape[1:]:
+        edges = torch.arange(n + 1, device=responses.device, dtype=responses.dtype) / n
+        first = edges.clamp(max=0.5).diff() * n
+        halves.append((first, 1 - first))
+    return torch.stack([rows[:, None] * columns for rows in halves[0] for columns in halves[1]])
+
+
+def count_positions(
+    model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward
+) -> tuple[int, int | None]:
+    """Count a layer's positions for an image, and those at which the output has a gradient.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layer : TargetLayer
+    sample, forward
+        As in :func:`trace`.
+
+    Returns
+    -------
+    n_positions : int
+    n_alive : int or None
+        None if no gradient leads from the output to the layer at all, which explaining says.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = noise(sample, 1, generator)
+    # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
+    for trunk in (False, True):
+        with left_as_found(model), _no_zeros(model), record(model, layer, trunk=trunk) as tape:
+            output = at_least_float32(forward(image))
+            activations = tape.of(layer)
+            n_positions = layer.n_positions(activations.detach())
+            if not output.requires_grad:
+                continue
+            # Any direction of the output; large, so that half precision loses no gradient.
+            weights = torch.randn(output.shape, generator=generator).to(output) * 2**8
+            score = (output * weights).sum()
+            try:
+                (gradient,) = torch.autograd.grad(score, activations, allow_unused=True)
+            except RuntimeError:  # of what has no way back, as reentrant checkpoints
+                break
+            if gradient is not None:
+                return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
+            break
+    return n_positions, None
+
+
+@contextmanager
+def _no_zeros(model: nn.Module) -> Iterator[None]:
+    """Let weights that are all zero be others: a head that starts so has no gradient at all."""
+    swapped: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+    for part in model.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.ndim > 1 and not parameter.any():
+                swapped.append((part._parameters, name, parameter))
+    try:
+        for owner, name, parameter in swapped:
+            owner[name] = nn.Parameter(torch.randn_like(parameter), requires_grad=False)
+        yield
+    finally:
+        for owner, name, parameter in swapped:
+            owner[name] = parameter
