@@ -214,15 +214,16 @@ class _Search:
             # Gradients first: they cost less, and most layers behind the right one have none.
             elif self._is_alive(traced):
                 layer = self._read(traced)
-                if layer is not None:
+                # Of tokens that are alive, all may be of classes.
+                if layer is not None and self._is_alive(traced, layer):
                     return layer
                 if self._reasons[_shown(traced)].endswith(_UNSETTLED):
                     break  # what lies before it may be known, and may be too early
         raise ValueError(self._nothing_found(next(iter(groups.values()), [])))
 
-    def _is_alive(self, traced: Traced) -> bool:
-        """Whether several positions have a gradient, whatever axes they are along."""
-        reading = TargetLayer(traced.name, reshape=_as_columns)
+    def _is_alive(self, traced: Traced, layer: TargetLayer | None = None) -> bool:
+        """Whether several positions have a gradient, whatever axes they are along if not known."""
+        reading = layer or TargetLayer(traced.name, reshape=_as_columns)
         n_positions, n_alive = count_positions(self._model, reading, self._sample, self._forward)
         if n_alive is None or n_alive > 1:
             return True
@@ -234,7 +235,13 @@ class _Search:
         if self._trace.is_output(traced):
             self._refuse(traced, "is the output itself")
             return None
-        layouts = layouts_of(self._model, traced.name, self._sample, self._forward)
+        layouts = layouts_of(
+            self._model,
+            traced.name,
+            self._sample,
+            self._forward,
+            is_nchw=self._trace.is_nchw(traced),
+        )
         if len(layouts) == 1:
             return layouts[0]
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)

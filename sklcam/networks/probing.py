@@ -104,6 +104,14 @@ class Trace:
     output: Tensor
     images: Any
 
+    def is_nchw(self, traced: Traced) -> bool:
+        """Whether a module returns what a convolution, or the like, does, itself or another."""
+        if isinstance(traced.module, _CHANNELS_FIRST):
+            return True
+        *_, n_channels, _, v = (0, *traced.shape)
+        shapes = {each.shape for each in self.traced if isinstance(each.module, _CHANNELS_FIRST)}
+        return traced.shape in shapes and n_channels != v
+
     def is_output(self, traced: Traced) -> bool:
         """Whether a module gave what the network returns."""
         own, last = traced.output, self.output
@@ -190,7 +198,9 @@ def _may_be_grid(output: Tensor) -> bool:
     return output.ndim in (3, 4) and len(output) == 1 and sorted(output.shape[1:])[-2] > 1
 
 
-def layouts_of(model: nn.Module, name: str, sample: Tensor, forward: Forward) -> list[TargetLayer]:
+def layouts_of(
+    model: nn.Module, name: str, sample: Tensor, forward: Forward, *, is_nchw: bool = False
+) -> list[TargetLayer]:
     """Return the ways to read a layer's output as a grid that lies as the images do.
 
     Parameters
@@ -200,16 +210,14 @@ def layouts_of(model: nn.Module, name: str, sample: Tensor, forward: Forward) ->
         Of a layer that runs once.
     sample, forward
         As in :func:`trace`.
+    is_nchw : bool, default=False
+        Whether the output is known to be (n, K, u, v), which it then is if nothing is to be seen,
+        as on few positions, or with weights that are NaN.
 
     Returns
     -------
     list of TargetLayer
         One, if there is no doubt; none, if the output does not answer in place.
-
-    Notes
-    -----
-    Where nothing is to be seen, as of weights that are NaN, what a convolution returns is a grid
-    even so.
     """
     # On two by two positions little can be told. Four axes stay what they are on larger images, if
     # the network takes those; tokens would be another grid.
@@ -224,8 +232,7 @@ def layouts_of(model: nn.Module, name: str, sample: Tensor, forward: Forward) ->
         if found or "nchw" not in responses:
             return found
     is_refuted = "nchw" in responses and contrast(responses["nchw"]) < 1 / _CLEAR
-    is_certain = isinstance(model.get_submodule(name), _CHANNELS_FIRST) and not is_refuted
-    return [TargetLayer(name)] if is_certain else []
+    return [TargetLayer(name)] if is_nchw and not is_refuted else []
 
 
 def _try(
