@@ -179,6 +179,7 @@ class RecordedPass:
             _TURN_GRADIENTS_OFF.add(self.network)
             return self._record(resumable)
         for layer, activations in zip(self.layers, self.activations, strict=True):
+            layer.check_images(self.size)
             layer.to_grid(activations.detach(), self.n_images)  # an error if rows are not images
         return output
 

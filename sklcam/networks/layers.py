@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,9 @@ class TargetLayer:
     run : int or None, default=None
         Which run of a layer that runs several times in a pass: 0 is the first, -1 the last. None is
         for a layer that runs once.
+    image_size : tuple of int (height, width) or None, default=None
+        The images that the grid is for, if the layer was found by trying some: as many tokens may
+        be another grid of images with other proportions, and those are refused.
 
     Raises
     ------
@@ -56,6 +59,7 @@ class TargetLayer:
     n_prefix: int = 0
     reshape: Callable[[Tensor], Tensor] | None = None
     run: int | None = None
+    image_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -73,8 +77,29 @@ class TargetLayer:
         check_count("n_prefix", self.n_prefix, 0)
         if self.run is not None and (isinstance(self.run, bool) or not isinstance(self.run, int)):
             raise ValueError(f"run must be an int, such as 0 or -1; got {describe(self.run)}.")
+        if self.image_size is not None:
+            check_size(self.image_size, "image_size")
         if self.reshape is not None:
             check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
+
+    def check_images(self, size: tuple[int, int]) -> None:
+        """Raise a ValueError if the grid is that of images of another size.
+
+        Parameters
+        ----------
+        size : tuple of int (height, width)
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.image_size is not None and tuple(self.image_size) != tuple(size):
+            raise ValueError(
+                f"The target layer {self.name!r} was tried on images of {self.image_size[0]} x "
+                f"{self.image_size[1]} pixels, of which its tokens are a grid of {self.grid}; what "
+                f"they are of {size[0]} x {size[1]} pixels cannot be told. Fit on images of that "
+                "size, or give a TargetLayer with a grid."
+            )
 
     def of(self, model: nn.Module) -> nn.Module:
         """Return the layer itself.

@@ -78,9 +78,9 @@ class Traced:
 
     @property
     def normalizes(self) -> bool:
-        """Whether it is a normalisation, which moves nothing."""
+        """Whether it is a normalisation, which moves nothing, and not what a block calls so."""
         same = self.given is not None and self.given.shape == self.output.shape
-        return same and _is_called(self, "norm")
+        return same and _is_called(self, "norm") and not any(self.module.children())
 
 
 def _is_called(traced: Traced, word: str) -> bool:
@@ -303,7 +303,7 @@ def _in_place(
         ]
         own = responses[:, n_prefix:].unflatten(1, grid)
         if max(shifted) == shifted[n_prefix] and contrast(own) > least:
-            yield TargetLayer(name, layout="tokens", grid=grid, n_prefix=n_prefix)
+            yield TargetLayer(name, "tokens", grid, n_prefix, image_size=size)
 
 
 def _has_proportions(grid: tuple[int, ...], size: Size) -> bool:

@@ -11,6 +11,7 @@ from backbones import (
 )
 from torch import nn
 
+from sklcam.cam import RecordedPass
 from sklcam.networks import (
     TargetLayer,
     build_model,
@@ -273,6 +274,42 @@ def test_behind_a_class_token_the_first_norm_of_the_last_block_is_explained(n_pr
         with pytest.raises(ValueError, match=rf"{dead}' has a gradient at 0 of its 64 positions"):
             check_positions(model, layer, sample)
     check_positions(model, found, sample)
+
+
+def test_tokens_of_images_of_another_shape_are_refused():
+    """As many tokens would be another grid, and nothing would show it."""
+    model = Blocks(1)
+    found = find_target_layer(model, sample=torch.zeros(1, 3, 24, 40))
+    assert found.image_size == (24, 40)
+    RecordedPass(model, [found], torch.zeros(2, 3, 24, 40))
+    with pytest.raises(
+        ValueError, match=r"tried on images of 24 x 40 pixels.* \(6, 10\).* 40 x 24"
+    ):
+        RecordedPass(model, [found], torch.zeros(2, 3, 40, 24))
+
+
+def test_a_block_that_is_called_a_norm_is_none():
+    class PreNorm(nn.Module):
+        def __init__(self, width, inner):
+            super().__init__()
+            self.norm, self.inner = nn.LayerNorm(width), inner
+
+        def forward(self, x):
+            return self.inner(self.norm(x))
+
+    class Wrapped(Block):
+        def __init__(self, width):
+            super().__init__(width)
+            self.attention, self.mlp = PreNorm(width, self.attention), PreNorm(width, self.mlp)
+
+        def forward(self, x):
+            x = x + self.attention(x)
+            return x + self.mlp(x)
+
+    model = Blocks(1, readout="class token")
+    model.blocks = nn.Sequential(Wrapped(8), Wrapped(8))
+    found = find_target_layer(model, sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer("blocks.1.attention.norm", "tokens", (8, 8), 1)
 
 
 def test_a_head_of_zeros_does_not_hide_where_gradients_would_be():
