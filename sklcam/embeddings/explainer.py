@@ -7,21 +7,20 @@ classifiers.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
+from os import PathLike
+from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.base import TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
@@ -38,6 +37,7 @@ from sklcam.embeddings.targets import (
 from sklcam.explain.base import AnyMethod, AnyTarget
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.opened import OpenedImages
+from sklcam.images.dataset import are_images
 from sklcam.images.labels import labels_for
 from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
@@ -67,7 +67,9 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         themselves, such as those that a network was trained with, in the order of ``classes``.
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
-    target_layer, layer_fusion, reshape, image_input, output_name, image_size, resize, mean, std
+    target_layer, weights, layer_fusion, reshape, image_input, output_name
+        See :class:`~sklcam.CAMExplainer`.
+    image_size, resize, mean, std
         See :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
@@ -140,6 +142,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         top_channels: int | None = None,
         contrast: bool = False,
         embedding_layer: str | None = None,
+        weights: str | PathLike[str] | None = None,
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
@@ -157,6 +160,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             model,
             method,
             target_layer,
+            weights=weights,
             layer_fusion=layer_fusion,
             reshape=reshape,
             image_input=image_input,
@@ -449,7 +453,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
             target = SinglePoint()
-        elif isinstance(target, Mapping) or _are_images(target):
+        elif isinstance(target, Mapping) or are_images(target):
             target = self._towards_images(target, n_images)
         elif not (target is None or isinstance(target, Target) or callable(target)):
             self._proxies()  # for labels; an error that says why there are no classes
@@ -524,7 +528,9 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             raise ValueError(
                 "explain_pairs takes no target: each image is explained by its partner."
             )
-        return self.explain(X, Z, **options), self.explain(Z, X, **options)
+        # Not as a target's, where paths could be labels.
+        of_x, of_z = (self._towards_images(images, n_x) for images in (X, Z))
+        return self.explain(X, of_z, **options), self.explain(Z, of_x, **options)
 
     def explain_neighbors(
         self, query: Any, gallery: Any, k: int = 5, *, method: AnyMethod | None = None
@@ -574,16 +580,6 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 def is_name(value: Any, name: str) -> bool:
     """Whether a parameter is this string, where it may be an array, too."""
     return isinstance(value, str) and value == name
-
-
-def _are_images(target: Any) -> bool:
-    """Whether a target is images rather than labels: it has their axes, or is files or pictures."""
-    if isinstance(target, np.ndarray | Tensor):
-        return target.ndim >= 3
-    if isinstance(target, Dataset):
-        return True
-    some = target[0] if isinstance(target, list | tuple) and len(target) else target
-    return isinstance(some, os.PathLike | Image.Image)
 
 
 def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -106,8 +106,6 @@ def advice_on_entry(entry: Any) -> str:
         return ": leave such rows out, and their labels"
     if isinstance(entry, io.IOBase):
         return ": pass its path, or what its read() returns"
-    if isinstance(entry, tuple):
-        return ": pass the images alone, or as the items of a torch Dataset"
     if isinstance(entry, list | int | float | np.number):
         return ": pixels come as an array, np.asarray(X)"
     return ""

@@ -72,6 +72,10 @@ class Source(ABC):
     def size(self, i: int) -> tuple[int, int]:
         """Return the height and width of image i."""
 
+    def path(self, i: int) -> str | None:
+        """Return the path of image i, if it is known to be a file; nothing is read for it."""
+        return None
+
 
 class ArraySource(Source):
     """Images of one size in an array or a tensor, whichever: both index and reduce alike."""
@@ -147,6 +151,10 @@ class FileSource(Source):
         with self._opened(i) as image:
             return upright_size(image)
 
+    def path(self, i: int) -> str | None:
+        item = self._items[i] if isinstance(self._items, list) else None
+        return item if isinstance(item, str) else None
+
     @contextmanager
     def _opened(self, i: int) -> Iterator[Image.Image]:
         item = as_encoded(self._items[i])
@@ -214,6 +222,9 @@ class Rows(Source):
     def size(self, i: int) -> tuple[int, int]:
         return self._source.size(self._rows[i])
 
+    def path(self, i: int) -> str | None:
+        return self._source.path(self._rows[i])
+
 
 def open_source(X: Any, reading: Reading | None = None) -> Source:
     """Return the source for X, after the checks that need neither pixels nor the disk."""
@@ -239,7 +250,7 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
 def find_items(X: Any) -> Items | None:
     """Return the images of a data set as it has them; None if X is in another form."""
     is_data_set = isinstance(X, Dataset) and not isinstance(X, FramedDataset)
-    if not (is_data_set or is_table(X) or _is_list_of_entries(X)) or _files_of(X) is not None:
+    if not (is_data_set or is_table(X) or _is_list_of_items(X)) or _files_of(X) is not None:
         return None
     entries = _entries_of(X)
     return entries if isinstance(entries, Items) else None
@@ -254,7 +265,7 @@ def _entries_of(X: Any, column: str | None = None) -> Items | Sequence[Any]:
         return found
     if isinstance(X, np.ndarray) and (X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1)):
         X = X.ravel().tolist() if X.dtype.kind != "S" else X
-    if _is_list_of_entries(X):
+    if _is_list_of_items(X):
         return Items(X, column)
     if (files := _files_of(X)) is None and is_lazy(X) and not isinstance(X, list | tuple):
         return Items(X, column)
@@ -266,8 +277,11 @@ def _entries_of(X: Any, column: str | None = None) -> Items | Sequence[Any]:
     return files
 
 
-def _is_list_of_entries(X: Any) -> bool:
-    return isinstance(X, list | tuple) and len(X) > 0 and has_entries(X[0])
+def _is_list_of_items(X: Any) -> bool:
+    """Whether X holds the items of a data set, as scikit-learn makes it of one that it splits."""
+    if not isinstance(X, list | tuple) or len(X) == 0:
+        return False
+    return isinstance(X[0], tuple) or has_entries(X[0])
 
 
 def _check_has_columns(X: Any, column: str | None) -> None:

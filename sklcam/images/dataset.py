@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -14,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sklcam._validation import check_size, describe, is_instance
+from sklcam.images._encoded import is_image
 from sklcam.images._pixels import RGB, Reading
 from sklcam.images._sources import Rows, find_items, open_source
+from sklcam.images._tables import column_of, is_table, take_from_table
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import Resizing, as_resizing, resize_image
-from sklcam.images.items import Items
+from sklcam.images.items import Items, has_entries
 from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import of_one_dtype
 
@@ -341,6 +344,69 @@ def n_images(X: Any) -> int:
     4
     """
     return len(open_source(X))
+
+
+def file_paths(X: Any) -> list[str | None]:
+    """Return the path of each image, None for one that is not known to be a file.
+
+    Parameters
+    ----------
+    X : images
+        As in `ImageDataset`.
+
+    Returns
+    -------
+    list of length n_samples
+
+    Raises
+    ------
+    ValueError
+        If X is in none of these forms.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from sklcam.images.dataset import file_paths
+    >>> file_paths(["pets/cat.png", Image.new("L", (8, 8))])
+    ['pets/cat.png', None]
+    """
+    source = open_source(X)
+    return [source.path(i) for i in range(len(source))]
+
+
+def are_images(value: Any) -> bool:
+    """Whether a value is images rather than labels, where either may be given.
+
+    Parameters
+    ----------
+    value : Any
+
+    Returns
+    -------
+    bool
+        True for what has the axes of images, for data sets, and for lists and columns whose first
+        entry is a picture, an encoded image or a ``pathlib.Path``. Texts are labels.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from sklcam.images.dataset import are_images
+    >>> are_images(["cat", "dog"]), are_images([Path("cat.png")])
+    (False, True)
+    """
+    if isinstance(value, Dataset) or is_instance(value, "datasets", "Dataset"):
+        return True
+    if isinstance(value, np.ndarray | Tensor) and value.dtype != object:
+        return value.ndim >= 3
+    first = value
+    if is_table(value) and len(value):
+        try:
+            first = column_of(take_from_table(value, [0]), None)[0]
+        except ValueError:  # it is a table of numbers, or of several columns
+            return False
+    elif isinstance(value, list | tuple | np.ndarray) and len(value):
+        first = value[0]
+    return isinstance(first, os.PathLike) or has_entries(first) or is_image(first)
 
 
 def items_of(X: Any) -> Items | None:

@@ -26,6 +26,7 @@ from sklcam.explain.base import AnyMethod, Explainer, method_name
 from sklcam.explain.checks import remark
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.predictions import class_names, predictions
+from sklcam.images.dataset import file_paths
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
 from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
@@ -219,10 +220,12 @@ def _names(X: Any, names: Sequence[str] | None, n_all: int) -> list[str]:
             came = len(names) if is_ordered else describe(names)
             raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
         return [str(name) for name in names]
-    if isinstance(X, list | tuple | np.ndarray) and isinstance(X[0], str | os.PathLike):
-        is_path = [isinstance(image, str | os.PathLike) for image in X]
-        return [PurePath(X[i]).name if is_path[i] else f"{i}" for i in range(n_all)]
-    return [f"image {i}" for i in range(n_all)]
+    try:
+        paths = file_paths(X)
+    except ValueError:  # of a pipeline, or a network of several inputs: X is in a form of its own
+        paths = []
+    named = [f"{i}" if path is None else PurePath(path).name for i, path in enumerate(paths)]
+    return named if any(paths) else [f"image {i}" for i in range(n_all)]
 
 
 # What is seen of each image
