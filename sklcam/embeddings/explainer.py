@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from os import PathLike
-from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import numpy as np

@@ -307,9 +307,9 @@ def test_a_stream_is_of_one_kind():
     for elements in ([TENSORS[:2], PICTURES[:2]], [PICTURES[:2], TENSORS[:2]]):
         maps = explainer().iter_explain(iter(elements))
         next(maps)
-        with pytest.raises(ValueError, match="From image 2 of X on: some .* float tensors"):
+        with pytest.raises(ValueError, match=r"From image 2 of X on: some .* float tensors"):
             next(maps)
-    with pytest.raises(ValueError, match="Item 1 of X is an Image.*all must be of one kind"):
+    with pytest.raises(ValueError, match=r"Item 1 of X is an Image.*all must be of one kind"):
         next(explainer().iter_explain(iter([TENSORS[0], PICTURES[0]])))
 
 
