@@ -1,0 +1,230 @@
+"""Readouts: what a network's output says, by its task.
+
+A readout makes *columns* of the output: a score for each class, or for each number, which is what
+targets explain. Of these it makes probabilities and decisions. Explaining and training read outputs
+by the same ones.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam.networks.precision import at_least_float32
+
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
+
+
+class Readout(ABC):
+    """How an output is read.
+
+    Parameters
+    ----------
+    is_probability : bool, default=False
+        Whether the network returns probabilities, and not scores that make some.
+
+    Attributes
+    ----------
+    task : {"multiclass", "binary", "multilabel", "regression"}
+    has_probabilities : bool
+        Whether what it says is about classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks.readouts import readout
+    >>> read = readout("binary")
+    >>> columns = read.columns(torch.tensor([[2.0], [-1.0]]))  # one logit
+    >>> columns
+    tensor([[-2.,  2.],
+            [ 1., -1.]])
+    >>> read.decide(read.probabilities(columns))
+    tensor([1, 0])
+    """
+
+    task: ClassVar[Task]
+    has_probabilities: ClassVar[bool] = True
+
+    def __init__(self, *, is_probability: bool = False):
+        self.is_probability = is_probability
+        self._is_flat = False
+
+    def columns(self, output: Tensor) -> Tensor:
+        """Return the scores of an output, differentiably.
+
+        Parameters
+        ----------
+        output : Tensor of shape (n_images, n_outputs), or (n_images,) for a single output
+
+        Returns
+        -------
+        Tensor of shape (n_images, n_columns)
+        """
+        return output
+
+    def own(self, columns: Tensor) -> Tensor:
+        """Return the network's own output again, of which columns were made, differentiably.
+
+        Parameters
+        ----------
+        columns : Tensor of shape (n_images, n_columns)
+
+        Returns
+        -------
+        Tensor, of the shape that the network returned last
+        """
+        return columns
+
+    @abstractmethod
+    def probabilities(self, columns: Tensor) -> Tensor:
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        columns : Tensor of shape (n_images, n_columns)
+
+        Returns
+        -------
+        Tensor of the same shape, in [0, 1], at least float32
+
+        Raises
+        ------
+        ValueError
+            If there are no classes.
+        """
+
+    def decide(self, answers: Tensor) -> Tensor:
+        """Return what is predicted.
+
+        Parameters
+        ----------
+        answers : Tensor of shape (n_images, n_columns)
+            Probabilities; of a regression, the columns.
+
+        Returns
+        -------
+        Tensor of shape (n_images,), int64
+            The index of a class. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression"
+            the numbers, (n_images, n_columns).
+        """
+        return answers.argmax(dim=1)
+
+    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return what was decided as scikit-learn's ``predict`` returns it.
+
+        Parameters
+        ----------
+        decided : ndarray
+            See :meth:`decide`.
+        classes : ndarray of shape (n_columns,)
+
+        Returns
+        -------
+        ndarray of shape (n_images,)
+            The labels. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression" the numbers,
+            (n_images,) if there is one an image.
+        """
+        return classes[decided]
+
+    def _flattened(self, output: Tensor) -> Tensor:
+        # The shape is the network's, whatever it is called with.
+        self._is_flat = output.ndim == 1
+        return output[:, None] if self._is_flat else output
+
+
+class MulticlassReadout(Readout):
+    """One of several classes, with a score each."""
+
+    task = "multiclass"
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        columns = at_least_float32(columns)
+        return columns if self.is_probability else columns.softmax(dim=1)
+
+
+class BinaryReadout(Readout):
+    """One of two classes, by a single output: the logit, or the probability, of the second.
+
+    What speaks for the second class speaks against the first, so that the first one's score is the
+    logit's negative, or the rest of the probability.
+    """
+
+    task = "binary"
+
+    def columns(self, output: Tensor) -> Tensor:
+        second = self._flattened(output)
+        return torch.cat([1 - second if self.is_probability else -second, second], dim=1)
+
+    def own(self, columns: Tensor) -> Tensor:
+        return columns[:, 1] if self._is_flat else columns[:, 1:]
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        columns = at_least_float32(columns)
+        return columns if self.is_probability else columns.sigmoid()
+
+    def decide(self, answers: Tensor) -> Tensor:
+        return (answers[:, 1] > 0.5).long()
+
+
+class MultilabelReadout(Readout):
+    """Any number of labels an image, with a score each."""
+
+    task = "multilabel"
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        columns = at_least_float32(columns)
+        return columns if self.is_probability else columns.sigmoid()
+
+    def decide(self, answers: Tensor) -> Tensor:
+        return (answers > 0.5).long()
+
+    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return decided
+
+
+class RegressionReadout(Readout):
+    """Numbers, which the outputs are."""
+
+    task = "regression"
+    has_probabilities = False
+
+    def columns(self, output: Tensor) -> Tensor:
+        return self._flattened(output)
+
+    def own(self, columns: Tensor) -> Tensor:
+        return columns[:, 0] if self._is_flat else columns
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        raise ValueError("The network returns numbers, task='regression', and no probabilities.")
+
+    def decide(self, answers: Tensor) -> Tensor:
+        return at_least_float32(answers)
+
+    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return decided[:, 0] if decided.shape[1] == 1 else decided
+
+
+_READOUTS: dict[str, type[Readout]] = {
+    kind.task: kind
+    for kind in (MulticlassReadout, BinaryReadout, MultilabelReadout, RegressionReadout)
+}
+
+
+def readout(task: Task, *, is_probability: bool = False) -> Readout:
+    """Return how outputs are read for a task.
+
+    Parameters
+    ----------
+    task : {"multiclass", "binary", "multilabel", "regression"}
+    is_probability : bool, default=False
+        Whether the network returns probabilities.
+
+    Returns
+    -------
+    Readout
+    """
+    return _READOUTS[task](is_probability=is_probability)
