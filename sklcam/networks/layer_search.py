@@ -217,8 +217,11 @@ class _Search:
                 # Of tokens that are alive, all may be of classes.
                 if layer is not None and self._is_alive(traced, layer):
                     return layer
-                if self._reasons[_shown(traced)].endswith(_UNSETTLED):
-                    break  # what lies before it may be known, and may be too early
+                # What lies before it may be known, and may be too early. But of two or three tokens
+                # that are no grid, all are of classes.
+                is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)
+                if is_open and not (len(traced.shape) == 3 and traced.shape[1] < 4):
+                    break
         raise ValueError(self._nothing_found(next(iter(groups.values()), [])))
 
     def _is_alive(self, traced: Traced, layer: TargetLayer | None = None) -> bool:

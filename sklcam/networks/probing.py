@@ -124,16 +124,17 @@ class Trace:
         )
 
     def _reaches(self, barred: Any) -> bool:
-        """Whether the images are reached from the output without passing a node."""
-        seen, ahead = {barred}, [self.output.grad_fn]
+        """Whether the images are reached from the output without passing a place in the graph."""
+        seen, ahead = {barred}, [_place(self.output)]
         while ahead:
-            node = ahead.pop()
-            if node is None or node in seen:
+            place = ahead.pop()
+            node = place[0]
+            if node is None or place in seen:
                 continue
             if node is self.images:
                 return True
-            seen.add(node)
-            ahead += [following for following, _ in node.next_functions]
+            seen.add(place)
+            ahead += node.next_functions
         return False
 
 
@@ -163,8 +164,7 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         given = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
-        node, before = (getattr(each, "grad_fn", None) for each in (output, given))
-        runs.append(_Run(module, output, given, (node, before)))
+        runs.append(_Run(module, output, given, (_place(output), _place(given))))
 
     names = {module: name for name, module in model.named_modules() if name}
     with ExitStack() as stack:
@@ -191,6 +191,11 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
     ]
     repeated = [names[run.module] for run in grids if counts[run.module] > 1]
     return Trace(traced, repeated, output, images.grad_fn)
+
+
+def _place(tensor: Any) -> tuple[Any, int]:
+    """Return where a tensor stands in its graph: a node, and which of its results it is."""
+    return (tensor.grad_fn, tensor.output_nr) if isinstance(tensor, Tensor) else (None, 0)
 
 
 def _may_be_grid(output: Tensor) -> bool:
@@ -221,22 +226,25 @@ def layouts_of(
     """
     # On two by two positions little can be told. Four axes stay what they are on larger images, if
     # the network takes those; tokens would be another grid.
-    responses: dict[str, Tensor] = {}
+    is_refuted = False
+    most = 2 if is_nchw else _MOST_TRIES
     for scale in (1, 2, 4):
         try:
-            found, responses = _try(model, name, sample, forward, scale)
+            found, responses = _try(model, name, sample, forward, scale, most)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a network that takes one size, or one image, may raise anything
             break
         if found or "nchw" not in responses:
             return found
-    is_refuted = "nchw" in responses and contrast(responses["nchw"]) < 1 / _CLEAR
+        is_refuted = contrast(responses["nchw"]) < 1 / _CLEAR  # NaN refutes nothing
+        if is_nchw and not is_refuted:
+            break
     return [TargetLayer(name)] if is_nchw and not is_refuted else []
 
 
 def _try(
-    model: nn.Module, name: str, sample: Tensor, forward: Forward, scale: int
+    model: nn.Module, name: str, sample: Tensor, forward: Forward, scale: int, most: int
 ) -> tuple[list[TargetLayer], dict[str, Tensor]]:
     """Return the layouts found on images of ``scale`` times the size, and the answers."""
     sums: dict[str, Tensor] = {}
@@ -259,12 +267,12 @@ def _try(
     with torch.inference_mode(False), left_as_found(model):
         handle = model.get_submodule(name).register_forward_hook(note)
         try:
-            for i in range(_MOST_TRIES):
+            for i in range(most):
                 image, other = noise(sample, 2, generator, scale).split(1)
                 for pair in _PAIRS:
                     changed = [_with_quadrant(image, other, quadrant) for quadrant in pair]
                     forward(torch.cat([image, *changed]))
-                least = _ENOUGH if i == _MOST_TRIES - 1 else _CLEAR
+                least = _ENOUGH if i == most - 1 else _CLEAR
                 found = [
                     layer
                     for layout, responses in sums.items()
