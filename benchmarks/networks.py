@@ -1,0 +1,744 @@
+"""Whether ``target_layer="auto"`` finds a layer whose maps are of places, network by network.
+
+Builds networks of timm and transformers with random weights, one at a time, explains two images
+with each, and judges the layer that the explainer took, without asking sklcam's own search:
+
+    python benchmarks/networks.py
+    python benchmarks/networks.py --source timm --arch "swin*" "vit_*"
+    python benchmarks/networks.py --calibrate
+
+"right" is a network of which all of this holds:
+
+- maps: the explainer's equal those by autograd, written out here, at that layer in its layout;
+- rows: the layer has one row an image, which depends on that image alone;
+- place: parts of an image are exchanged for another's, one at a time. Responses are what changes,
+  less what changes everywhere alike. Each quadrant of the grid answers most to its own quadrant,
+  where strong quadrants and sensitive ones are discounted (Sinkhorn's scaling of the 4 x 4 table);
+  and rows and columns of the grid go with rows and columns of the image, not with each other;
+- prefix: no other choice of the grid's first token puts more of the responses in place;
+- alive: the score has a gradient at more than half of the positions;
+- whole: another image's activations in their place give the other image's output, so that nothing
+  leads around the layer (of a normalisation: its input's);
+- deep: it ends in the last quarter of all that runs, or has the last stage's resolution and ends
+  in the last half.
+
+"refused" is an error in ``fit`` that names layers. All else is "wrong". The program fails if a
+network is wrong, or fewer than 95 % are right.
+
+Weights are random, and made to behave as if they were trained: what starts at zero, or nearly so,
+does not stay there, and running statistics are those of images. ``--calibrate`` shows what the
+judge says of layers and layouts that are known to be right or wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import timm
+import torch
+from networks_zoo import Case, timm_cases, transformers_cases
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklcam import CAMExplainer
+from sklcam.cam import GradCAM
+from sklcam.networks import TargetLayer
+
+N_CLASSES = 10
+ENOUGH_RIGHT = 0.95
+TOLERANCE = 2e-3  # on maps in [0, 1]
+CONTRAST = 1.05  # how much more than to others a quadrant answers to its own change
+CORRELATION = 0.5  # of a position's row (column) with the row (column) of what it answers to
+MOST_PARTS = 6  # parts an image is cut into, along a side
+LATE, HALF = 0.75, 0.5
+N_STATISTICS = 8  # images for running statistics
+
+
+@dataclass
+class Verdict:
+    """What came of a network, and the figures it rests on."""
+
+    case: Case
+    verdict: str = "wrong"
+    layer: TargetLayer | None = None
+    grid: tuple[int, int] | None = None
+    why: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+# Networks
+
+
+def images_of_noise(n: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Return images of noise, smooth and rough, of mean 0 and standard deviation near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, 3, 8, 8, generator=generator)
+    fine = torch.randn(n, 3, *size, generator=generator)
+    return F.interpolate(coarse, size, mode="bilinear") + 0.7 * fine
+
+
+def wake(network: nn.Module, images: Tensor) -> None:
+    """Move what training moves: zeros, scales of branches near zero, running statistics."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor, std: float, mean: float = 0.0) -> Tensor:
+        return (mean + std * torch.randn(like.shape, generator=generator)).to(like)
+
+    with torch.no_grad():
+        for module in network.modules():
+            is_norm = "norm" in type(module).__name__.lower()
+            for name, parameter in module.named_parameters(recurse=False):
+                size = float(parameter.abs().max())
+                if parameter.ndim > 1 and size == 0:
+                    parameter.copy_(draw(parameter, 0.02))
+                elif is_norm and name == "weight" and size == 0:
+                    parameter.copy_(draw(parameter, 0.1, 1.0))
+                elif (parameter.ndim == 0 and size == 0) or (0 < size <= 0.011 and name != "bias"):
+                    parameter.copy_(draw(parameter, 0.05, 0.5))
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    network.eval()
+    if norms:
+        kept = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            network(images)
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    output = network(images)
+    if isinstance(output, tuple | list):
+        output = output[0]
+    return getattr(output, "logits", output)
+
+
+# The layer, looked at from outside
+
+
+def own_grid(layer: TargetLayer, output: Tensor, start: int | None = None) -> Tensor:
+    """Bring a layer's output to (n, K, u, v), in the layout that the explainer says it has."""
+    if layer.reshape is not None:
+        return layer.reshape(output)
+    if layer.layout == "nchw":
+        return output
+    if layer.layout == "nhwc":
+        return torch.movedim(output, -1, 1)
+    assert layer.grid is not None
+    u, v = layer.grid
+    start = layer.n_prefix if start is None else start
+    tokens = output[:, start : start + u * v]
+    return torch.stack([tokens[:, i * v : (i + 1) * v] for i in range(u)], 1).movedim(-1, 1)
+
+
+def tensor_of(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+Hook = Callable[[nn.Module, Any, Any], Any]
+
+
+@contextmanager
+def hooked(network: nn.Module, layer: TargetLayer, hook: Hook) -> Iterator[None]:
+    """Call a hook after the run of the layer that is explained."""
+    module = network.get_submodule(layer.name)
+    wanted = 0 if layer.run is None else layer.run
+    if wanted < 0:
+        raise ValueError("runs from the end are not counted here")
+    n_runs = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal n_runs
+        n_runs += 1
+        return hook(module, inputs, output) if n_runs == wanted + 1 else None
+
+    handle = module.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def activations_of(network: nn.Module, layer: TargetLayer, images: Tensor, size: int) -> Tensor:
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(tensor_of(output).detach().clone())
+
+    for batch in images.split(size):
+        with torch.no_grad(), hooked(network, layer, keep):
+            network(batch)
+        if len(found[-1]) != len(batch):
+            raise NotRight(f"{len(found[-1])} rows for {len(batch)} images")
+    return torch.cat(found)
+
+
+class NotRight(Exception):
+    """What a layer lacks."""
+
+
+def maps_by_autograd(
+    network: nn.Module, layer: TargetLayer, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return Grad-CAM without the ReLU, (n, u, v), and the gradients (n, K, u, v)."""
+    leaves: list[Tensor] = []
+
+    def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
+        leaf = tensor_of(output).detach().clone().requires_grad_()
+        leaves.append(leaf)
+        return leaf.clone() if isinstance(output, Tensor) else (leaf.clone(), *output[1:])
+
+    with torch.enable_grad(), hooked(network, layer, replace):
+        score = logits_of(network, images).amax(dim=1).sum()
+        if not score.requires_grad:
+            raise NotRight("the score does not hang on the layer")
+        (gradient,) = torch.autograd.grad(score, leaves[0], allow_unused=True)
+    if gradient is None:
+        raise NotRight("the score does not hang on the layer")
+    activations, gradients = own_grid(layer, leaves[0].detach()), own_grid(layer, gradient)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    return (weights * activations).sum(dim=1), gradients
+
+
+def finished(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps to the size of the images, and each to [0, 1]."""
+    maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), torch.zeros_like(maps))
+
+
+def check_maps(explainer: CAMExplainer, raw: Tensor, images: Tensor) -> float:
+    size = (images.shape[-2], images.shape[-1])
+    most = 0.0
+    for relu in (True, False):
+        given = torch.as_tensor(explainer.explain(images, method=GradCAM(relu=relu)))
+        expected = finished(raw.relu() if relu else raw, size).cpu()
+        if given.shape != expected.shape:
+            raise NotRight(f"maps of shape {tuple(given.shape)}")
+        most = max(most, float((given - expected).abs().max()))
+    if not most <= TOLERANCE:
+        raise NotRight(f"maps differ by {most:.0e} from those by autograd")
+    return most
+
+
+# Place
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An image's parts, rows x columns, and the responses of a layer to a change of each."""
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def for_grid(cls, u: int, v: int) -> Parts:
+        """As many as the grid has, or the most; never an odd number of few, to have quadrants."""
+        return cls(*(min(max(n, 2 if n % 2 == 0 else 4), MOST_PARTS) for n in (u, v)))
+
+    def changed(self, image: Tensor, other: Tensor) -> Tensor:
+        """Return copies of an image (1, ...), each with one part of another one."""
+        height, width = image.shape[-2:]
+        copies = image.repeat(self.rows * self.columns, 1, 1, 1)
+        for i in range(self.rows):
+            for j in range(self.columns):
+                rows = slice(i * height // self.rows, (i + 1) * height // self.rows)
+                columns = slice(j * width // self.columns, (j + 1) * width // self.columns)
+                copies[i * self.columns + j, :, rows, columns] = other[0, :, rows, columns]
+        return copies
+
+    def overlap(self, u: int, v: int) -> Tensor:
+        """Return how much of each position of a grid lies in each part, (parts, u, v)."""
+        rows, columns = shares(self.rows, u), shares(self.columns, v)
+        return torch.einsum("iu,jv->ijuv", rows, columns).flatten(0, 1)
+
+    def centres(self) -> tuple[Tensor, Tensor]:
+        rows = (torch.arange(self.rows) + 0.5) / self.rows
+        columns = (torch.arange(self.columns) + 0.5) / self.columns
+        return (
+            rows[:, None].expand(-1, self.columns).flatten(),
+            columns.expand(self.rows, -1).flatten(),
+        )
+
+
+def shares(n_parts: int, n_cells: int) -> Tensor:
+    """Return how much of each cell lies in each part, (parts, cells), along a side."""
+    starts, cells = torch.arange(n_parts) / n_parts, torch.arange(n_cells) / n_cells
+    ends, cell_ends = starts + 1 / n_parts, cells + 1 / n_cells
+    common = torch.minimum(ends[:, None], cell_ends) - torch.maximum(starts[:, None], cells)
+    return common.clamp(min=0) * n_cells
+
+
+def responses_of(rows: Tensor, layer: TargetLayer, start: int | None = None) -> Tensor:
+    """Return how positions answer, (parts, u, v); row 0 is that of the image as it is."""
+    grid = own_grid(layer, rows, start).double()
+    change = grid[1:] - grid[:1]
+    # What all positions share says nothing of place, as where attention is uniform.
+    change = change - change.mean(dim=(2, 3), keepdim=True)
+    return change.norm(dim=1).cpu()
+
+
+def balanced(table: Tensor) -> Tensor:
+    """Scale rows and columns of a positive table until each has mean 1."""
+    table = table.clamp(min=1e-12 * float(table.max()) + 1e-300)
+    for _ in range(50):
+        table = table / table.mean(dim=1, keepdim=True)
+        table = table / table.mean(dim=0, keepdim=True)
+    return table
+
+
+def contrast_of(responses: Tensor, parts: Parts) -> float:
+    """Return by how much quadrants answer to their own change more than to others, or less."""
+    _, u, v = responses.shape
+    to_parts = Parts(2, 2).overlap(parts.rows, parts.columns).flatten(1)  # (4, parts)
+    to_cells = Parts(2, 2).overlap(u, v).flatten(1)  # (4, cells)
+    table = balanced(to_parts @ responses.float().flatten(1) @ to_cells.T)
+    own = torch.eye(4, dtype=torch.bool)
+    others = table.masked_fill(own, 0)
+    return float((table.diagonal() / torch.maximum(others.amax(0), others.amax(1))).min())
+
+
+def correlations_of(responses: Tensor, parts: Parts) -> tuple[float, float]:
+    """Return how place in the grid goes with place in the image: least along, most across."""
+    _, u, v = responses.shape
+    table = balanced(responses.flatten(1))
+    weights = table**4 / (table**4).sum(dim=0)  # of each position, over the parts
+    sources = torch.stack([centre.double() @ weights for centre in parts.centres()])
+    cells = torch.stack(
+        [
+            torch.arange(u, dtype=torch.float64)[:, None].expand(u, v).flatten(),
+            torch.arange(v, dtype=torch.float64).expand(u, v).flatten(),
+        ]
+    )
+    matrix = torch.corrcoef(torch.cat([sources, cells]))[:2, 2:].nan_to_num()
+    return float(matrix.diagonal().min()), float(matrix.fliplr().diagonal().abs().max())
+
+
+def agreement_of(responses: Tensor, parts: Parts) -> float:
+    """Return which share of all responses is in place, where parts and positions count alike."""
+    _, u, v = responses.shape
+    table = balanced(responses.flatten(1))
+    own = parts.overlap(u, v).flatten(1)
+    return float((table / table.sum(dim=0) * own).sum(dim=0).mean())
+
+
+def check_place(
+    network: nn.Module, layer: TargetLayer, images: Tensor, batch_size: int
+) -> dict[str, float]:
+    u, v = own_grid(layer, activations_of(network, layer, images[:1], 1)).shape[-2:]
+    parts = Parts.for_grid(u, v)
+    responses: dict[int | None, Tensor] = {}
+    for image, other in zip(images, images.roll(1, dims=0), strict=True):
+        batch = torch.cat([image[None], parts.changed(image[None], other[None])])
+        rows = activations_of(network, layer, batch, batch_size)
+        starts: list[int | None] = [None]
+        if layer.reshape is None and layer.layout == "tokens":
+            starts += [i for i in range(rows.shape[1] - u * v + 1) if i != layer.n_prefix]
+        for start in starts:
+            found = responses_of(rows, layer, start)
+            scale = found.mean().clamp(min=torch.finfo(torch.float64).tiny)
+            responses[start] = responses.get(start, torch.zeros(())) + found / scale
+    own = responses.pop(None)
+    along, across = correlations_of(own, parts)
+    figures = {
+        "contrast": contrast_of(own, parts),
+        "along": along,
+        "across": across,
+        "agreement": agreement_of(own, parts),
+    }
+    if not figures["contrast"] > CONTRAST:
+        raise NotRight(f"quadrants answer {figures['contrast']:.2f} times as much in place")
+    if not along > max(CORRELATION, across):
+        raise NotRight(f"rows and columns go {along:.2f} along, {across:.2f} across")
+    for start, shifted in responses.items():
+        if agreement_of(shifted, parts) > figures["agreement"]:
+            raise NotRight(f"the grid begins with token {start} rather")
+    return figures
+
+
+def check_rows(network: nn.Module, layer: TargetLayer, images: Tensor) -> None:
+    """Check that a row of the layer is that of its image, whatever image is beside it."""
+    one = activations_of(network, layer, images[[0, 1]], 2)
+    other = activations_of(network, layer, images[[0, 2]], 2)
+    scale = float((one[0] - one[1]).abs().max())
+    if float((one[0] - other[0]).abs().max()) > 1e-3 * scale:
+        raise NotRight("a row does not belong to an image")
+
+
+# Depth, and what leads around
+
+
+def check_whole(network: nn.Module, layer: TargetLayer, images: Tensor) -> float:
+    """Put another image's activations into the layer: the other image's output should come."""
+    image, other = images[:1], images[1:2]
+    with torch.no_grad():
+        expected, plain = logits_of(network, other), logits_of(network, image)
+
+    def rest(of_input: bool) -> float:
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(tensor_of(output).clone())
+
+        def put(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensor_of(output).copy_(found[0])
+
+        def keep_input(module: nn.Module, inputs: Any) -> None:
+            found.append(inputs[0].clone())
+
+        def put_input(module: nn.Module, inputs: Any) -> None:
+            inputs[0].copy_(found[0])  # in place, so that what leads around gets it, too
+
+        module = network.get_submodule(layer.name)
+        with torch.no_grad():
+            for images, step in ((other, 0), (image, 1)):
+                with ExitStack() as stack:
+                    if of_input:
+                        hook = module.register_forward_pre_hook((keep_input, put_input)[step])
+                        stack.callback(hook.remove)
+                    else:
+                        stack.enter_context(hooked(network, layer, (keep, put)[step]))
+                    output = logits_of(network, images)
+        return float((output - expected).norm() / (plain - expected).norm())
+
+    left = rest(of_input=False)
+    if left > 1e-3 and "norm" in type(network.get_submodule(layer.name)).__name__.lower():
+        left = min(left, rest(of_input=True))
+    if not left <= 1e-3:
+        raise NotRight(f"inside a branch: {left:.0%} of the change of the output leads around it")
+    return left
+
+
+def check_depth(
+    network: nn.Module, layer: TargetLayer, image: Tensor, case: Case, grid: tuple[int, int]
+) -> float:
+    leaves = {m for m in network.modules() if not any(True for _ in m.children())}
+    target, n_done, at = network.get_submodule(layer.name), 0, 0
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal n_done, at
+        n_done += module in leaves
+        if module is target:
+            at = n_done
+
+    with ExitStack() as stack:
+        for module in {*leaves, target}:
+            stack.callback(module.register_forward_hook(note).remove)
+        with torch.no_grad():
+            network(image)
+    depth = at / n_done
+    reduction = case.reduction(network)
+    is_last_stage = reduction is not None and grid[0] <= -(-image.shape[-2] // reduction)
+    if not (depth >= LATE or (is_last_stage and depth >= HALF)):
+        raise NotRight(f"ends after {depth:.0%} of the network")
+    return depth
+
+
+def check_alive(gradients: Tensor) -> float:
+    sizes = gradients.norm(dim=1)
+    alive = float((sizes > 1e-6 * sizes.amax(dim=(1, 2), keepdim=True)).double().mean())
+    if not alive > 0.5:
+        raise NotRight(f"{alive:.0%} of the positions have a gradient")
+    return alive
+
+
+def inspect(
+    network: nn.Module,
+    layer: TargetLayer,
+    images: Tensor,
+    case: Case,
+    batch_size: int,
+    explainer: CAMExplainer | None = None,
+) -> tuple[tuple[int, int], dict[str, float]]:
+    """Return the grid and the figures of a layer; NotRight says what it lacks to be right."""
+    check_rows(network, layer, images)
+    shape = own_grid(layer, activations_of(network, layer, images[:1], 1)).shape
+    if len(shape) != 4:
+        raise NotRight(f"{len(shape)} axes")
+    raw, gradients = maps_by_autograd(network, layer, images[:2])
+    u, v = raw.shape[-2:]
+    if min(u, v) < 2:
+        raise NotRight(f"a grid of {u} x {v}")
+    figures = {"alive": check_alive(gradients)}
+    figures |= check_place(network, layer, images, batch_size)
+    figures["depth"] = check_depth(network, layer, images[:1], case, (u, v))
+    figures["whole"] = check_whole(network, layer, images)
+    if explainer is not None:
+        figures["maps"] = check_maps(explainer, raw, images[:2])
+    return (u, v), figures
+
+
+# Verdicts
+
+
+def judge(case: Case, options: argparse.Namespace) -> Verdict:
+    started = time.perf_counter()
+    result = Verdict(case)
+    torch.manual_seed(options.seed)
+    try:
+        network = case.build(N_CLASSES)
+        images = images_of_noise(N_STATISTICS, case.size, options.seed)
+        wake(network, images)
+        network, images = network.to(options.device), images.to(options.device)
+    except Exception as error:
+        result.verdict, result.why = "not built", short(error)
+        return result
+    try:
+        explainer = CAMExplainer(network, batch_size=options.batch_size, verbose=0)
+        explainer.fit(images[:2])
+    except (ValueError, TypeError) as error:
+        names = [name for name, _ in network.named_modules() if name]
+        is_help = any(f"'{name}'" in str(error) or f'"{name}"' in str(error) for name in names)
+        result.verdict = "refused" if is_help else "wrong"
+        result.why = ("" if is_help else "refused without a layer: ") + short(error)
+    except Exception as error:
+        result.why = f"fit fails: {short(error)}"
+    else:
+        (result.layer,) = explainer.target_layers_
+        try:
+            result.grid, result.figures = inspect(
+                network, result.layer, images[:3], case, options.batch_size, explainer
+            )
+            result.verdict = "right"
+        except NotRight as reason:
+            result.why = str(reason)
+        except Exception as error:
+            if options.debug:
+                traceback.print_exc()
+            result.why = f"fails: {short(error)}"
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def short(error: Exception) -> str:
+    return f"{type(error).__name__}: " + " ".join(str(error).split())[:400]
+
+
+def line(result: Verdict) -> str:
+    layer = result.layer
+    where = "-"
+    if layer is not None:
+        grid = result.grid or layer.grid
+        where = f"{layer.name} {layer.layout if layer.reshape is None else 'reshape'}"
+        where += f" {grid[0]} x {grid[1]}" if grid else ""
+        where += f" +{layer.n_prefix}" if layer.n_prefix else ""
+    figures = " ".join(f"{name} {value:.2g}" for name, value in result.figures.items())
+    name = f"{result.case.family} / {result.case.name}"
+    return (
+        f"{name:58} {result.verdict:9} {where:44} {result.seconds:5.1f} s  {result.why or figures}"
+    )
+
+
+def print_totals(results: list[Verdict]) -> None:
+    for source in dict.fromkeys(result.case.source for result in results):
+        of_source = [result for result in results if result.case.source == source]
+        families = {result.case.family for result in of_source}
+        counts = Counter(result.verdict for result in of_source)
+        print(
+            f"\n{source}: {len(of_source)} networks of {len(families)} families: "
+            + ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+        )
+        for family in sorted(families):
+            own = [result.verdict for result in of_source if result.case.family == family]
+            if set(own) != {"right"}:
+                print(
+                    f"  {family:24}" + ", ".join(f"{n} {what}" for what, n in Counter(own).items())
+                )
+
+
+# Known answers
+
+
+def known_answers() -> Iterator[tuple[str, int, dict[str, Any], list[tuple[TargetLayer, bool]]]]:
+    layer = TargetLayer
+    yield (
+        "vit_tiny_patch16_224",
+        96,
+        {"img_size": 96},
+        [
+            (layer("blocks.11.norm1", layout="tokens", grid=(6, 6), n_prefix=1), True),
+            (layer("blocks.10", layout="tokens", grid=(6, 6), n_prefix=1), True),
+            (layer("blocks.11.norm1", layout="tokens", grid=(6, 6), n_prefix=0), False),
+            (layer("blocks.10", layout="tokens", grid=(6, 6), n_prefix=0), False),
+            (layer("blocks.10", layout="tokens", grid=(4, 9), n_prefix=1), False),
+            (layer("blocks.10", layout="tokens", grid=(5, 7), n_prefix=2), False),
+            (layer("blocks.10", reshape=transposed_tokens), False),
+            (layer("blocks.11", layout="tokens", grid=(6, 6), n_prefix=1), False),
+            (layer("norm", layout="tokens", grid=(6, 6), n_prefix=1), False),
+            (layer("blocks.10.attn.attn_drop"), False),
+            (layer("blocks.11.attn.attn_drop"), False),
+            (layer("blocks.11.attn.q_norm"), False),
+            (layer("blocks.11.attn.q_norm", layout="nhwc"), False),
+            (layer("blocks.10.mlp", layout="tokens", grid=(6, 6), n_prefix=1), False),
+            (layer("patch_embed", layout="tokens", grid=(6, 6)), False),
+        ],
+    )
+    yield (
+        "vit_tiny_patch16_224",
+        80,
+        {"img_size": 80, "reg_tokens": 4, "global_pool": "avg", "class_token": True},
+        [
+            (layer("norm", layout="tokens", grid=(5, 5), n_prefix=5), True),
+            (layer("blocks.11", layout="tokens", grid=(5, 5), n_prefix=5), True),
+            *(
+                (layer("blocks.11", layout="tokens", grid=(5, 5), n_prefix=n), False)
+                for n in range(5)
+            ),
+        ],
+    )
+    yield (
+        "swin_tiny_patch4_window7_224",
+        128,
+        {"img_size": 128, "window_size": 4, "depths": (1, 1, 2, 2)},
+        [
+            (layer("norm", layout="nhwc"), True),
+            (layer("layers.3", layout="nhwc"), True),
+            (layer("layers.3"), False),
+            (layer("norm"), False),
+            (layer("layers.3", reshape=transposed_last), False),
+            (layer("layers.3", reshape=flipped_last), False),
+            (layer("layers.3.blocks.1.attn.attn_drop"), False),
+            (layer("layers.3.blocks.1.mlp", layout="nhwc"), False),
+            (layer("layers.0", layout="nhwc"), False),
+            (layer("patch_embed", layout="nhwc"), False),
+        ],
+    )
+    yield (
+        "nest_tiny",
+        96,
+        {"img_size": 96},
+        [
+            (layer("levels.2"), True),
+            (layer("norm", layout="nhwc"), True),
+            (layer("norm"), False),
+            (layer("levels.2", layout="nhwc"), False),
+            (layer("levels.2.transformer_encoder", layout="nhwc"), False),
+            (layer("levels.2.transformer_encoder"), False),
+            (layer("levels.1.transformer_encoder"), False),
+            (layer("levels.1.transformer_encoder", layout="nhwc"), False),
+            (layer("levels.0"), False),
+        ],
+    )
+    yield (
+        "resnet18",
+        128,
+        {},
+        [
+            (layer("layer4"), True),
+            (layer("layer4", layout="nhwc"), False),
+            (layer("layer4", reshape=lambda output: output.transpose(2, 3)), False),
+            (layer("layer4", reshape=lambda output: output.flip(3)), False),
+            (layer("layer4.1.bn2"), False),
+            (layer("layer4.0.downsample"), False),
+            (layer("layer3"), False),
+            (layer("conv1"), False),
+        ],
+    )
+
+
+def transposed_tokens(output: Tensor) -> Tensor:
+    return output[:, 1:].transpose(1, 2).unflatten(2, (6, 6)).transpose(2, 3)
+
+
+def transposed_last(output: Tensor) -> Tensor:
+    return output.permute(0, 3, 2, 1)
+
+
+def flipped_last(output: Tensor) -> Tensor:
+    return output.permute(0, 3, 1, 2).flip(2)
+
+
+def calibrate(options: argparse.Namespace) -> bool:
+    """Print what the judge says of layers whose answers are known; True if it is never mistaken."""
+    n_wrong = 0
+    for name, size, kwargs, answers in known_answers():
+        torch.manual_seed(options.seed)
+        case = Case("timm", name, name, (size, size), lambda n: None)
+        timm.layers.set_fused_attn(False)  # so that attention is a layer's output
+        network = timm.create_model(name, num_classes=N_CLASSES, **kwargs)
+        images = images_of_noise(N_STATISTICS, case.size, options.seed)
+        wake(network, images)
+        for layer, is_right in answers:
+            try:
+                _, figures = inspect(
+                    network.to(options.device),
+                    layer,
+                    images[:3].to(options.device),
+                    case,
+                    options.batch_size,
+                )
+                said, why = True, " ".join(f"{key} {value:.2g}" for key, value in figures.items())
+            except NotRight as reason:
+                said, why = False, str(reason)
+            n_wrong += said != is_right
+            how = "reshape" if layer.reshape else f"{layer.layout} {layer.grid or ''}"
+            how += f" +{layer.n_prefix}" if layer.n_prefix else ""
+            print(
+                f"{name:30} {layer.name:34} {how:20} known {'right' if is_right else 'wrong'}, "
+                f"said {'right' if said else 'wrong'} {'' if said == is_right else '  MISTAKEN'} "
+                f" {why}",
+                flush=True,
+            )
+    print(f"\nmistaken: {n_wrong}")
+    return n_wrong == 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["*"], help="globs of names or families")
+    parser.add_argument("--source", default="all", choices=("timm", "transformers", "all"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calibrate", action="store_true", help="judge known answers alone")
+    parser.add_argument("--debug", action="store_true", help="print tracebacks")
+    options = parser.parse_args()
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def main() -> None:
+    options = parse()
+    warnings.simplefilter("ignore")
+    print(f"torch {torch.__version__} on {options.device}, timm {timm.__version__}")
+    if options.calibrate:
+        raise SystemExit(not calibrate(options))
+    cases: list[Case] = []
+    if options.source in ("timm", "all"):
+        cases += timm_cases()
+    if options.source in ("transformers", "all"):
+        cases += transformers_cases()
+    results = []
+    for case in cases:
+        if any(fnmatch(case.name, arch) or fnmatch(case.family, arch) for arch in options.arch):
+            results.append(judge(case, options))
+            print(line(results[-1]), flush=True)
+            gc.collect()
+    if not results:
+        raise SystemExit(f"No network's name or family is like {options.arch}.")
+    print_totals(results)
+    counts = Counter(result.verdict for result in results)
+    share = counts["right"] / len(results)
+    n_wrong = len(results) - counts["right"] - counts["refused"]
+    print(f"\nright: {share:.1%}, bar >= {ENOUGH_RIGHT:.0%}; wrong: {n_wrong}, bar 0")
+    raise SystemExit(share < ENOUGH_RIGHT or n_wrong > 0)
+
+
+if __name__ == "__main__":
+    main()
