@@ -33,6 +33,7 @@ _N_ROWS = 3
 _CLEAR, _ENOUGH = 1.25, 1.02
 _MOST_TRIES = 6
 _MOST_PREFIX_TOKENS = 16
+_NCHW = ("nchw", False)
 # What returns (n, K, u, v) whatever it is given.
 _CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd)
 
@@ -235,9 +236,9 @@ def layouts_of(
             raise
         except Exception:  # a network that takes one size, or one image, may raise anything
             break
-        if found or "nchw" not in responses:
+        if found or _NCHW not in responses:
             return found
-        is_refuted = contrast(responses["nchw"]) < 1 / _CLEAR  # NaN refutes nothing
+        is_refuted = contrast(responses[_NCHW]) < 1 / _CLEAR  # NaN refutes nothing
         if is_nchw and not is_refuted:
             break
     return [TargetLayer(name)] if is_nchw and not is_refuted else []
@@ -245,21 +246,26 @@ def layouts_of(
 
 def _try(
     model: nn.Module, name: str, sample: Tensor, forward: Forward, scale: int, most: int
-) -> tuple[list[TargetLayer], dict[str, Tensor]]:
+) -> tuple[list[TargetLayer], dict[tuple[str, bool], Tensor]]:
     """Return the layouts found on images of ``scale`` times the size, and the answers."""
-    sums: dict[str, Tensor] = {}
+    sums: dict[tuple[str, bool], Tensor] = {}
     pair: tuple[int, int] = _PAIRS[0]
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if len(output) != _N_ROWS:  # what has no row an image is no grid of theirs
             return
         rows = at_least_float32(output.detach())
-        changes = (rows[1:] - rows[:1]).abs()
+        changes = rows[1:] - rows[:1]
         channels = {"tokens": 2} if output.ndim == 3 else {"nchw": 1, "nhwc": 3}
         for layout, axis in channels.items():
-            answers = changes.mean(dim=axis)  # of the two changed ones, (2, *positions)
-            start = answers.new_zeros(4, *answers.shape[1:])
-            sums.setdefault(layout, start)[list(pair)] += answers
+            # Layers that mix all places change all of them alike, which is less telling than what
+            # is left without it.
+            positions = [other for other in range(1, output.ndim) if other != axis]
+            for less in (False, True):
+                left = changes - changes.mean(dim=positions, keepdim=True) if less else changes
+                answers = left.abs().mean(dim=axis)  # of the two changed ones, (2, *positions)
+                start = answers.new_zeros(4, *answers.shape[1:])
+                sums.setdefault((layout, less), start)[list(pair)] += answers
 
     generator = torch.Generator().manual_seed(0)
     size = (sample.shape[-2] * scale, sample.shape[-1] * scale)
@@ -273,11 +279,10 @@ def _try(
                     changed = [_with_quadrant(image, other, quadrant) for quadrant in pair]
                     forward(torch.cat([image, *changed]))
                 least = _ENOUGH if i == most - 1 else _CLEAR
-                found = [
-                    layer
-                    for layout, responses in sums.items()
-                    for layer in _in_place(name, layout, responses, size, least)
-                ]
+                found = []
+                for (layout, _), responses in sums.items():
+                    layers = _in_place(name, layout, responses, size, least)
+                    found += [layer for layer in layers if layer not in found]
                 if len(found) == 1 or not sums:
                     break
         finally:
