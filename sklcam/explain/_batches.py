@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from sklcam._validation import describe
 from sklcam.cam import ChannelMethod, Method, RecordedPass, get_method, min_max, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
-from sklcam.cam.targets import Target, as_target
+from sklcam.cam.targets import Positive, Target, as_target
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.explain.streams import OpenedStream, question_of_any_number
@@ -69,6 +69,7 @@ class BatchExplainer(ABC):
     """What an :class:`Explainer`, whose attributes it has, does with opened images and a batch."""
 
     classes_: Any
+    class_names_: np.ndarray | None = None  # what the classes 0, 1, ... are called
     target_layer_: TargetLayer
     method: AnyMethod = "gradcam"
     layer_fusion: Literal["mean", "max"] | None = "mean"
@@ -89,6 +90,12 @@ class BatchExplainer(ABC):
     def target_layers(self) -> list[TargetLayer]:
         """The layers that are explained; a NotFittedError if they are not known yet."""
         return [self.as_explainer().target_layer_]
+
+    @property
+    def output_names(self) -> np.ndarray | None:
+        """What a target may name: the classes, or the numbers of a regression."""
+        is_named = self.classes_ is None and self.adapter.task == "regression"
+        return self.adapter.labels if is_named else self.classes_
 
     def as_explainer(self) -> Self:
         """Return the explainer itself; a NotFittedError if it has not been fitted."""
@@ -224,10 +231,14 @@ class BatchExplainer(ABC):
         ValueError
             If it is not one target, or one row of targets, per image; or if a label is unknown.
         """
-        if isinstance(target, Target) and self.classes_ is not None:
-            target.check(len(self.classes_))
+        names = self.output_names
+        if isinstance(target, str) and target == "positive" and not self._is_label(target):
+            target = Positive()
         if target is None or isinstance(target, Target) or callable(target):
-            return self.translate(target)
+            question = self.translate(target)
+            if names is not None:
+                question.check(len(names))
+            return question
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         except ValueError as error:  # rows of different lengths
@@ -238,13 +249,30 @@ class BatchExplainer(ABC):
                 f"target must be one label, or one (or one row of several) per image; got shape "
                 f"{labels.shape} for {n_images} images."
             )
-        if self.classes_ is None:
+        if names is None:
             raise ValueError(
                 "The network's output is not (n_images, n_classes), so that there are no labels to "
                 "explain; give a callable target that makes one score per image of it."
             )
-        indices = encode_labels(labels.ravel(), self.classes_).reshape(labels.shape)
+        known, flat = names, labels.ravel()
+        if self.class_names_ is not None and labels.dtype.kind in "UO":
+            known = self.class_names_
+            twice = [name for name in {*flat.tolist()} if (known == name).sum() > 1]
+            if twice:
+                rows = np.flatnonzero(known == twice[0]).tolist()
+                raise ValueError(f"The classes {rows} are all called {twice[0]!r}; say which.")
+        indices = encode_labels(flat, known).reshape(labels.shape)
         return self.translate(torch.from_numpy(indices))
+
+    def _is_label(self, name: str) -> bool:
+        """Whether something is called so; an error if it is that and all labels of an image."""
+        names = [] if self.output_names is None else self.output_names.tolist()
+        if name in names and self.adapter.task == "multilabel":
+            raise ValueError(
+                f"target={name!r} stands for all labels that an image has, and one of them is "
+                f"called so: give sklcam.cam.Positive(), or [{name!r}] * n_images."
+            )
+        return name in names
 
     def translate(self, target: AnyTarget) -> Target:
         """Return the target that a question about classes is for this network's output.
@@ -258,7 +286,7 @@ class BatchExplainer(ABC):
         -------
         Target
         """
-        return as_target(target)
+        return as_target(target).bind(self.adapter)
 
     def map_shape(self, opened: OpenedImages, target: Target, method: Method) -> tuple[int, ...]:
         """Return the shape of one image's map.
@@ -294,6 +322,7 @@ class BatchExplainer(ABC):
         Returns
         -------
         Tensor
+            Of one logit, or probability, of two classes it has a column for each.
         """
         adapter = self.adapter
         with _without_graph(adapter):
@@ -305,6 +334,7 @@ class BatchExplainer(ABC):
         Parameters
         ----------
         output : Tensor of shape (n_images, n_classes)
+            As :meth:`output_of` returns it.
 
         Returns
         -------
@@ -318,12 +348,14 @@ class BatchExplainer(ABC):
         Parameters
         ----------
         output : Tensor of shape (n_images, n_classes)
+            As :meth:`output_of` returns it.
 
         Returns
         -------
         Tensor of shape (n_images,), int64
+            Of several labels an image, (n_images, n_classes), 0 or 1; of a regression its numbers.
         """
-        return self.adapter.decide(self.probabilities(output))
+        return self.adapter.decide(output)
 
     def explain_inputs(
         self,
@@ -352,7 +384,8 @@ class BatchExplainer(ABC):
         maps : Tensor of shape (n_images, height, width)
             With further axes after the first as :meth:`explain` describes.
         output : Tensor
-            The network's output, such as logits of shape (n_images, n_classes).
+            The network's output, such as logits of shape (n_images, n_classes); of one logit, or
+            probability, of two classes it has a column for each.
 
         Warns
         -----
@@ -517,8 +550,8 @@ class BatchExplainer(ABC):
         ------
         ExplainedBatch
         """
-        ask = question_of_any_number(self.as_target, target)
         opened = OpenedStream(self.adapter, X, self.image_input, self.batch_size)
+        ask = question_of_any_number(self.as_target, target)
         return self._explained(opened.batches(), lambda batch: ask(len(batch)), methods, normalize)
 
     def _explained(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
-from sklcam.images.items import is_splits
+from sklcam.images.items import is_splits, of_processor
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs, NetworkTensors, OtherInputs, name_of_images
 
@@ -104,6 +104,7 @@ class OpenedImages:
         self._name: str | None = None
         images = X
         if isinstance(X, Mapping) and not is_splits(X):
+            X = of_processor(X)
             self._name = name_of_images(X, image_input)
             images = X[self._name]
         self._dataset = adapter.dataset(images)

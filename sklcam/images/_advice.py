@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sklcam._validation import is_instance
 from sklcam.images._encoded import BASE64
+from sklcam.images.streams import is_stream
 
 FORMS = (
     "X may be a uint8 array, or a float array in [0, 1], of shape (n_samples, height, width) or "
@@ -65,9 +66,9 @@ def diagnose(X: Any) -> str:
         )
     if isinstance(X, io.IOBase):
         return f"X is an open file ({name}): pass its path or bytes in a list, X=[file.read()]."
-    if isinstance(X, Iterator) or (isinstance(X, Iterable) and not isinstance(X, Sized)):
+    if is_stream(X):
         return (
-            f"X is a {name}, which has no length: pass list(X) if its images fit into memory; "
+            f"X is a {name}, which has no indices: pass list(X) if its images fit into memory; "
             "iter_explain of an explainer takes it as it is."
         )
     if isinstance(X, Dataset):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from sklcam._validation import describe
+from sklcam._validation import describe, is_instance
 from sklcam.images._advice import FORMS, advice_on_entry, advice_on_path, diagnose
 from sklcam.images._encoded import Encoded, as_encoded, opened, shown
 from sklcam.images._pixels import (
@@ -35,7 +35,7 @@ from sklcam.images._pixels import (
     upright_size,
     warn_of_binary_bytes,
 )
-from sklcam.images._tables import column_of, is_table
+from sklcam.images._tables import column_of
 from sklcam.images.framed import FramedDataset
 from sklcam.images.items import Items, has_entries, is_lazy
 
@@ -249,8 +249,10 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
 
 def find_items(X: Any) -> Items | None:
     """Return the images of a data set as it has them; None if X is in another form."""
-    is_data_set = isinstance(X, Dataset) and not isinstance(X, FramedDataset)
-    if not (is_data_set or is_table(X) or _is_list_of_items(X)) or _files_of(X) is not None:
+    is_data_set = is_instance(X, "datasets", "Dataset", "Column") or (
+        isinstance(X, Dataset) and not isinstance(X, FramedDataset)
+    )
+    if not (is_data_set or _is_list_of_items(X)) or _files_of(X) is not None:
         return None
     entries = _entries_of(X)
     return entries if isinstance(entries, Items) else None

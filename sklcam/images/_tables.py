@@ -220,7 +220,7 @@ def _hugging_face_column(X: Any, name: str | None) -> Any:
     if kind == "custom":  # a transform makes the items
         return Items(X, name)
     # As a network's own input, arrays are of torch, if their user wants them so.
-    arrays = X.with_format("torch" if kind == "torch" else "numpy")
+    arrays = X if kind == "torch" else X.with_format("numpy")
     name = _name_of_images(X, arrays, name)
     feature, stored = X.features[name], X.features.arrow_schema.field(name).type
     if _is_image_feature(feature) and feature.mode is not None:  # which is for them to convert to
@@ -234,7 +234,7 @@ def _hugging_face_column(X: Any, name: str | None) -> Any:
         if X.data.column(name).null_count:  # which counts rows that were not selected, too
             _check_nulls(piece.is_null() for piece in rows.columns())
         return rows
-    return Items(arrays.with_format(arrays.format["type"], columns=[name]))
+    return Items(arrays.select_columns([name]))
 
 
 def _name_of_images(X: Any, arrays: Any, name: str | None) -> str:

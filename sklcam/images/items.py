@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sklcam._validation import describe, is_instance
@@ -109,8 +112,21 @@ def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) 
     )
 
 
+def of_processor(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a processor of Hugging Face's makes of images as tensors, a network's own input.
+
+    Anything else is returned as it is.
+    """
+    if not is_instance(inputs, "transformers", "BatchFeature"):
+        return inputs
+    return {
+        name: value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        for name, value in inputs.items()
+    }
+
+
 def is_splits(X: Any) -> bool:
-    """Whether X is a Hugging Face ``DatasetDict``, of which one entry is a data set."""
+    """Whether X is a Hugging Face ``DatasetDict``: each entry is a data set of its own."""
     return is_instance(X, "datasets", "DatasetDict", "IterableDatasetDict")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence, Set, Sized
 from dataclasses import dataclass, field, replace
 from io import IOBase
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from sklcam._validation import describe, is_instance
 from sklcam.images._encoded import as_encoded, is_image
 from sklcam.images._tables import decoded_if_remote, is_table
-from sklcam.images.items import has_entries, name_of_image
+from sklcam.images.items import has_entries, name_of_image, of_processor
 
 _ALONE = "yield images alone, a list of images, or images and labels as (images, labels)"
 
@@ -96,7 +96,7 @@ class ImageStream:
         if isinstance(element, list):
             return self._read_list(element)
         if has_entries(element):
-            return self._read_dict(element)
+            return self._read_dict(of_processor(element))
         if _is_batch(element):
             return StreamedImages(element)
         return _Image(element)
@@ -205,7 +205,7 @@ class _Held(Dataset[Any]):
 
 
 def is_stream(X: Any) -> bool:
-    """Whether X yields images, and is neither a data set with a length nor any other form of X.
+    """Whether X yields images from the first to the last, and has no indices.
 
     Parameters
     ----------
@@ -223,7 +223,13 @@ def is_stream(X: Any) -> bool:
     """
     if isinstance(X, DataLoader | IterableDataset):
         return True
-    return isinstance(X, Iterable) and not isinstance(X, Sized | IOBase)
+    # A progress bar around a loader has a length, and no indices. A set has no order.
+    has_indices = isinstance(X, Sized) and hasattr(X, "__getitem__")
+    return (
+        isinstance(X, Iterable)
+        and not has_indices
+        and not isinstance(X, Set | MappingView | IOBase)
+    )
 
 
 def _together(images: list[_Image]) -> StreamedImages:

@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from small_networks import ImageAndVector
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from tqdm import tqdm
 from transformers import BatchFeature
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer
@@ -135,6 +136,10 @@ AS_NETWORK_INPUT = {
         Listed([({"scan": x, "age": 3}, y) for x, y in zip(TENSORS, LABELS, strict=True)]), 2
     ),
     "a processor's": lambda: iter([BatchFeature({"pixel_values": x}) for x in TENSORS.split(2)]),
+    "a processor's arrays": lambda: iter(
+        [BatchFeature({"pixel_values": [*x.numpy()]}) for x in TENSORS.split(2)]
+    ),
+    "a progress bar": lambda: tqdm(DataLoader(TensorDataset(TENSORS, LABELS), 2), disable=True),
 }
 
 

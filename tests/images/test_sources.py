@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from image_forms import (
@@ -224,14 +223,14 @@ OBJECTS[:] = RAGGED
         (Path("cat.png"), r"one file path, .*wrap it in a list"),
         (b"cat.png", "wrap it in a list"),
         (Image.new("L", (4, 4)), "one PIL image: wrap it in a list"),
-        ((path for path in ["cat.png"]), r"X is a generator, which has no length: pass list\(X\)"),
+        ((path for path in ["cat.png"]), r"X is a generator, which has no indices: pass list\(X\)"),
         ({"cat": "cat.png"}, r"X is a dict of 'cat': pass the entry .*X\[name\]"),
         ({"path": ["cat.png"], "label": [1]}, r"dict of 'path', 'label': pass the entry"),
         ({"cat.png"}, r"X is a set: pass list\(X\)"),
         (range(3), "X is a range. X may be"),
         (csr_matrix(np.eye(3)), "sparse matrix .*tables are not images"),
         (torch.zeros(1, 1, 3, 3).to_sparse(), "sparse tensor"),
-        (Stream(), r"Stream, which has no length: pass list\(X\) .*iter_explain"),
+        (Stream(), r"Stream, which has no indices: pass list\(X\) .*iter_explain"),
         (Unsized(), "without length or indices: a map-style Dataset is needed"),
         ([], "X is empty"),
         ((), "X is empty"),
