@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklcam._validation import describe
 from sklcam.networks.dry_run import exclusive, uncompiled
@@ -60,6 +61,8 @@ class Tape:
         self._layers = {layer: module_of(module, layer) for layer in layers}
         self._trunk = trunk
         self._head = head
+        self._is_for_training = trunk
+        self._kernels = ExitStack()  # of what follows the layer
         self._thread = get_ident()
         self._is_running = True
         self._runs: dict[nn.Module, list[Tensor]] = {}  # what each layer gave, run by run
@@ -125,6 +128,7 @@ class Tape:
         """End a pass; what layers do later, as checkpointing runs them again, is no part of it."""
         if get_ident() == self._thread:
             self._is_running = False
+            self._kernels.close()
 
     def keep(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Record a layer's output, and hand on a copy of it; a hook behind its forward."""
@@ -147,6 +151,10 @@ class Tape:
         if not self._trunk:
             # Stays on for the rest of the pass; the no_grad() around the block restores it.
             torch.set_grad_enabled(self._head)
+        if self._is_for_training and self._is_running and not self._runs:
+            # A loss on maps differentiates what follows the layer twice, and the fused kernels of
+            # attention have no second derivative. What precedes the layer is fused as ever.
+            self._kernels.enter_context(plain_attention())
         if self._is_running:
             self._runs.setdefault(layer, []).append(activations)
         # What follows may work in place, as ReLU often does. A network that computes the layer
@@ -157,6 +165,7 @@ class Tape:
     def clear(self) -> None:
         """Forget what was recorded."""
         self._runs.clear()
+        self._kernels.close()  # of a pass that was interrupted
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -184,7 +193,7 @@ class Tape:
         """
         self._trunk, was = False, self._trunk
         try:
-            with torch.no_grad(), _no_fused_attention():
+            with torch.no_grad():
                 yield
         finally:
             self._trunk = was
@@ -247,11 +256,10 @@ def record(
         stack.enter_context(exclusive(module))
         stack.enter_context(uncompiled(module, around=parts))
         stack.enter_context(torch.inference_mode(False))
-        if trunk:
-            stack.enter_context(torch.enable_grad())
-        else:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_no_fused_attention())
+        stack.enter_context(torch.enable_grad() if trunk else torch.no_grad())
+        # What is run again on the way back must run as it did before, wherever the layer is.
+        if trunk and _checkpoints(module):
+            stack.enter_context(plain_attention())
         stack.callback(module.register_forward_pre_hook(tape.begin).remove)
         stack.callback(module.register_forward_hook(tape.end, always_call=True).remove)
         for part in parts:
@@ -314,26 +322,53 @@ def differentiate(
     return [gradient for gradient in gradients if gradient is not None]
 
 
-# How the process's flag was before the first of the blocks that are open, once for each of them.
-_fast_path_was: list[bool] = []
-_fast_path_lock = Lock()
+# How many blocks want attention in its plain kernel, and what puts back those that were chosen.
+_n_plain, _kernels_lock, _chosen = 0, Lock(), ExitStack()
 
 
 @contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    # Without gradients torch runs attention in a fused kernel that rounds differently: the
-    # activations would not be those of the same pass with a graph.
-    with _fast_path_lock:
-        was = [*_fast_path_was, torch.backends.mha.get_fastpath_enabled()][0]
-        _fast_path_was.append(was)
-        torch.backends.mha.set_fastpath_enabled(False)
+def plain_attention() -> Iterator[None]:
+    """Compute attention in the block by matrix products, which can be differentiated twice.
+
+    The fused kernels have no second derivative. Which are chosen is the process's affair: other
+    threads compute it so as well, and it ends with the last of the blocks that are open.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import scaled_dot_product_attention
+    >>> from sklcam.networks.tape import plain_attention
+    >>> query = torch.rand(1, 1, 4, 8, requires_grad=True)
+    >>> with plain_attention():
+    ...     found = scaled_dot_product_attention(query, query, query)
+    >>> (gradient,) = torch.autograd.grad(found.square().sum(), query, create_graph=True)
+    >>> gradient.square().sum().backward()
+    """
+    global _n_plain
+    with _kernels_lock:
+        if not _n_plain:
+            _chosen.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _n_plain += 1
     try:
         yield
     finally:
-        with _fast_path_lock:
-            _fast_path_was.pop()
-            if not _fast_path_was:
-                torch.backends.mha.set_fastpath_enabled(was)
+        with _kernels_lock:
+            _n_plain -= 1
+            if not _n_plain:
+                _chosen.close()
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    """Whether a network says that it runs parts of itself again on the way back.
+
+    There is no one flag: timm's is `grad_checkpointing`, Hugging Face's `gradient_checkpointing`,
+    others have a `use_checkpoint`, and torch and fairscale wrap parts in modules of that name.
+    """
+    return any(
+        "checkpoint" in type(part).__name__.lower()
+        or any("checkpoint" in name and value is True for name, value in vars(part).items())
+        for part in module.modules()
+    )
 
 
 class _Stop(Exception):

@@ -55,7 +55,7 @@ class SteppingNet(ImageNeuralNet):
             return super().fit_loop(X, y, epochs, **kwargs)
 
     def _differentiating(self) -> AbstractContextManager[None]:
-        return differentiable_twice(compiled=self.compile, on_maps=self._trains_on_maps())
+        return differentiable_twice(compiled=self.compile)
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)

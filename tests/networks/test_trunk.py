@@ -14,12 +14,14 @@ from backbones import (
     telling,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sklcam.networks import (
     build_model,
     record_trunk,
 )
-from sklcam.networks.trunk import blocks_of_trunk, is_bypassed
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.trunk import blocks_of_trunk, is_bypassed, layer_instead
 
 
 def traced(model, layer, images):
@@ -213,6 +215,68 @@ def test_a_layer_is_bypassed_if_the_images_reach_the_output_beside_it():
     assert not is_bypassed(model, model[0], images)
     assert not any(module._forward_hooks for module in model.modules())
     assert not images.requires_grad
+
+
+class Transformer(nn.Module):
+    """Two blocks; the class is read off the first token, or off the mean of all."""
+
+    def __init__(self, *, mean=False, checkpointed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 8, 2, 2)
+        blocks = [nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2)]
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(8, 3)
+        nn.init.zeros_(self.head.weight)
+        self.mean, self.checkpointed = mean, checkpointed
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return self.head(x.mean(1) if self.mean else x[:, 0])
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.norm1", "blocks.0", "blocks.1.linear1"])
+def test_torchs_encoder_in_one_kernel_is_resumed_as_others_are(layer):
+    model, images = Transformer(mean=True).eval(), torch.randn(2, 3, 8, 8)
+    nn.init.normal_(model.head.weight)
+    part = model.get_submodule(layer)
+    with torch.no_grad():
+        trunk, activations, _ = traced(model, part, images)
+        other = torch.randn_like(activations[:1])
+        hook = part.register_forward_hook(lambda *_: other)
+        expected = model(images[:1])
+        hook.remove()
+        with trunk.resumed(other, image=0, n_images=2):
+            resumed = model(images[:1])
+    torch.testing.assert_close(resumed, expected)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("mean", "name", "instead"),
+    [
+        (False, "blocks.1.linear2", "blocks.0"),  # behind it, the first position alone has one
+        (True, "blocks.1.linear2", "blocks.1.norm2"),  # there, all positions have one
+        (True, "blocks.0.dropout1", "blocks.0.norm1"),
+    ],
+)
+def test_the_layer_that_would_do_in_place_of_a_bypassed_one(mean, name, instead, checkpointed):
+    model = Transformer(mean=mean, checkpointed=checkpointed).eval()
+    images = torch.zeros(1, 3, 8, 8)
+    layer = TargetLayer(name, layout="tokens", grid=(4, 4))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    assert is_bypassed(model, layer.of(model), images)
+    assert layer_instead(model, layer, images) == instead
+    assert not is_bypassed(model, model.get_submodule(instead), images)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_branch_may_have_no_layer_like_it_that_everything_passes():
+    model, images = Skipping(), torch.rand(1, 3, 4, 4)
+    assert layer_instead(model, TargetLayer("layer"), images) is None
 
 
 @torch.no_grad()

@@ -371,6 +371,6 @@ def test_flags_of_the_process_are_set_by_one_fit_at_a_time(monkeypatch):
         with differentiable_twice(**options):
             yield
 
-    monkeypatch.setattr("sklcam.training.classifier.differentiable_twice", looking)
+    monkeypatch.setattr("sklcam.training._stepping.differentiable_twice", looking)
     classifier().fit(X, Y)
     assert free == [False]
