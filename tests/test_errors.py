@@ -51,6 +51,7 @@ from sklcam import (
 from sklcam.embeddings import NearestProxies, SinglePoint, TripletCAM
 from sklcam.images import (
     ImageDataset,
+    Resizing,
     check_images,
     dataset_labels,
     default_statistics,
@@ -61,6 +62,7 @@ from sklcam.images import (
 from sklcam.networks import (
     Inputs,
     Preparation,
+    Preprocessing,
     Tape,
     TargetLayer,
     adapt,
@@ -308,7 +310,7 @@ def of_training(make: Callable) -> list[Row]:
         *of_parameters(
             make,
             module=[None, 3, [1]], weights=[3], target_layer=[None, 3], augment=["x", 3],
-            resize=["crop", None], mean=["x", None], random_state=["a", -1], lr=[-1, "a", NAN],
+            resize=["crop"], mean=["x", None], random_state=["a", -1], lr=[-1, "a", NAN],
             max_epochs=[-1, 1.5], batch_size=[0, -2, "a", None], optimizer=["SGD", None],
             criterion=[3], train_split=[0.2], callbacks=[3], image_size=[0, -1, 1.5, "a"],
         ),
@@ -525,7 +527,8 @@ REFUSALS: dict[str, list[Row]] = {
     "CAMExplainer": [
         *of_parameters(
             lambda **changed: CAMExplainer(**{"model": NET, **changed}),
-            model=[None, 3, "resnet18"],
+            model=[None, 3],
+            weights=[3],
             method=[None, 3],
             target_layer=[None, 3],
             layer_fusion=["x"],
@@ -1691,6 +1694,21 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("std -1", lambda: normalize(IMAGES, 0, -1), "std must be finite and positive"),
     ],
+    "Resizing": [
+        ("a mode", lambda: Resizing("squash"), "mode must be one of .* got 'squash'"),
+        ("a filter", lambda: Resizing(interpolation="cubic"), "interpolation must be .* 'cubic'"),
+        ("nothing of it", lambda: Resizing(crop_fraction=0), "crop_fraction must be .* got 0"),
+        ("a colour", lambda: Resizing(fill=(255.0,)), "fill must be .* got 255"),
+    ],
+    "Preprocessing": [
+        ("a size", lambda: Preprocessing(image_size=0), "image_size must be"),
+        ("an order", lambda: Preprocessing(channel_order="cmyk"), "is not how images are prepared"),
+        (
+            "a number for 'auto'",
+            lambda: Preprocessing().with_given(image_size="a"),
+            "image_size must be",
+        ),
+    ],
     "map_to_frame": [
         ("None", lambda: map_to_frame(None, (2, 2)), "map_ must be .* got None"),
         ("an array", lambda: map_to_frame(MAPS.numpy(), (2, 2)), "map_ must be .* got an ndarray"),
@@ -1705,7 +1723,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a number",
             lambda: construct(3, n_classes=2, in_channels=1),
-            "must be a torchvision name.*got 3 of type int",
+            "must be the name of a network.*got 3 of type int",
         ),
         ("a str", lambda: construct(str, n_classes=2, in_channels=1), "must return an nn.Module"),
         (
@@ -1751,6 +1769,33 @@ REFUSALS: dict[str, list[Row]] = {
         ("a list", lambda: check_output([], INPUTS, 3), "model must be an nn.Module"),
     ],
     "build_model": [
+        ("timm's slip", lambda: build_model("timm/resnet5"), "timm has no model 'resnet5'. Did you"),
+        (
+            "timm's weights",
+            lambda: build_model("timm/resnet18.x"),
+            "timm has no weights 'x' of resnet18; it has a1_in1k, ",
+        ),
+        (
+            "no weights",
+            lambda: build_model("timm/resnet18", weights="x"),
+            "'x' is not a name of weights of resnet18, of which timm has a1.*no such file or fold",
+        ),
+        (
+            "its option",
+            lambda: build_model("timm/resnet18", num_classes=2),
+            "num_classes is said by n_classes",
+        ),
+        (
+            "no folder",
+            lambda: build_model("timm//no/such/folder"),
+            "'/no/such/folder' is not a folder that timm can read, with config.json",
+        ),
+        ("no repository", lambda: build_model("transformers/"), "named .transformers/OWNER/NAME"),
+        (
+            "no folder of it",
+            lambda: build_model("transformers//no/such/folder"),
+            "is not a folder that transformers can read, with config.json",
+        ),
         (
             "a slip",
             lambda: build_model("resnet81", n_classes=3),
@@ -2062,7 +2107,9 @@ TAKES_NOTHING_WRONG = {
     "Explainer": "a base class",
     "Measurement": "made by an Evaluator",
     "OpenedImages": "made by an Explainer",
+    "Origin": "holds what has been checked",
     "Preparation": "checked with the images that it is for",
+    "origin_of": "takes any network",
     "Deferred": "a base class",
     "Target": "a base class",
     "CausalCurves": "a tuple that is returned",

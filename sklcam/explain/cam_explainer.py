@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import accuracy_score
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
-from sklcam.networks.dry_run import LastSigmoid
+from sklcam.networks.construction import build_model
+from sklcam.networks.dry_run import LastSigmoid, generators_lock
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting
+from sklcam.networks.sources import origin_of
 
 
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
@@ -38,16 +43,20 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     Parameters
     ----------
-    model : nn.Module or fitted estimator
+    model : nn.Module, fitted estimator or str
         A network that takes images and returns logits of shape (n_images, n_classes); a fitted
-        skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; or a search or a
-        ``FrozenEstimator`` around these.
+        skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; a search or a
+        ``FrozenEstimator`` around these; or a name, such as ``"timm/resnet50"``, of which
+        :meth:`fit` builds the network, by :func:`sklcam.networks.build_model`.
     method : str, Method or class of methods, default="gradcam"
         One of :func:`sklcam.cam.available`, or a method object with options of its own.
     target_layer : str, TargetLayer or list of them, default="auto"
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last that is a grid of places, by :func:`sklcam.networks.find_target_layer`.
         Of several layers, one pass makes all maps.
+    weights : str, path or None, default=None
+        Those of a network by name: ``"DEFAULT"`` is what was published for it, and the head is that
+        of the weights. None is random numbers.
     layer_fusion : {"mean", "max"} or None, default="mean"
         How the maps of several layers become one: each scaled to [0, 1], then their mean or
         maximum; None keeps them apart, on an axis of their own.
@@ -64,12 +73,13 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         The label of each output, in their order. None is the model's ``classes_``, the labels of
         ``y`` in :meth:`fit`, or 0, 1, ....
     image_size : int, (height, width) or None, default=None
-        What images are resized to; None is the model's own if it has one, else 224.
+        What images are resized to; None is what the model's source says, else 224.
     resize : {"stretch", "center_crop"} or None, default=None
-        Both sides to ``image_size``, or the proportions kept and the middle cut out; None is the
-        model's own, else "stretch".
+        Both sides to ``image_size``, or the proportions kept and the middle cut out; None is what
+        the model's source says, which may scale beyond ``image_size`` first, else "stretch".
     mean, std : "auto", float or one float a channel, default="auto"
-        Normalisation after scaling to [0, 1]; "auto" is the model's own, else ImageNet's.
+        Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else
+        ImageNet's.
     batch_size : int, default=32
         Images that go through the network at a time.
     num_workers : int, default=0
@@ -81,6 +91,14 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,) or None
         The label of each output; None if the output is not (n_images, n_classes).
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the model's source calls the classes 0, 1, ...: displays and reports show it, and
+        ``target`` takes it.
+    model_ : nn.Module or fitted estimator
+        The model; of a name, the network that was built.
+    preprocessing_ : Preprocessing
+        How images are prepared, and who says so: timm's configuration, a Hugging Face image
+        processor, torchvision's weights, the parameters, or nobody.
     target_layers_ : list of TargetLayer
         The layers that are explained.
     gives_probabilities_ : bool
@@ -110,9 +128,10 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "model": [nn.Module, NeuralNet, *get_args(Nesting)],
+        "model": [str, nn.Module, NeuralNet, *get_args(Nesting)],
         "method": [str, Method, type],
         "target_layer": [str, TargetLayer, list, tuple],
+        "weights": [None, str, HasMethods(["__fspath__"])],
         "layer_fusion": [StrOptions({"mean", "max"}), None],
         "reshape": [None, callable],
         "image_input": [None, str],
@@ -133,6 +152,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         method: AnyMethod = "gradcam",
         target_layer: str | TargetLayer | Sequence[str | TargetLayer] = "auto",
         *,
+        weights: str | PathLike[str] | None = None,
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
@@ -149,6 +169,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.model = model
         self.method = method
         self.target_layer = target_layer
+        self.weights = weights
         self.layer_fusion = layer_fusion
         self.reshape = reshape
         self.image_input = image_input
@@ -186,6 +207,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         """
         self._validate_params()
         get_method(self.method).check()
+        self.model_ = self._find_model()
         adapter = self._adapt()
         _ = adapter.input_size  # an error if it is not a size
         network = adapter.network
@@ -198,13 +220,42 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             output = self._dry_run(adapter, sample, given=X is not None)
         adapter.learn(output, is_sigmoid=sigmoid.gave(output))
         self._adapter = adapter
+        self.preprocessing_ = adapter.preprocessing(sample.images.shape[1])
         self.gives_probabilities_ = adapter.gives_probabilities
         self.classes_ = self._find_classes(output, y)
+        self.class_names_ = self._find_class_names()
         self.target_layers_ = self._find_layers(sample.recordable())
         return self
 
+    def _find_model(self) -> Any:
+        if not isinstance(self.model, str):
+            if self.weights is not None:
+                raise ValueError(
+                    f"weights={str(self.weights)!r} is for a network by name; the model here is a "
+                    f"{type(self.model).__name__}, which has its own."
+                )
+            return self.model
+        if self.weights is None:
+            warnings.warn(
+                f"{self.model} has random numbers for weights, as weights=None: what it looks at "
+                'says nothing. weights="DEFAULT" takes those that were published.',
+                stacklevel=3,
+            )
+        size = None if self.image_size is None else check_size(self.image_size, "image_size")
+        with generators_lock, torch.random.fork_rng([]):
+            return build_model(self.model, image_size=size, weights=self.weights).eval()
+
+    def _find_class_names(self) -> np.ndarray | None:
+        """Return what the source calls the outputs; they are what was given, where that was."""
+        names = origin_of(self._adapter.network).class_names
+        if self.classes_ is None or names is None or len(names) != len(self.classes_):
+            return None
+        is_given = self.classes is not None or self._adapter.labels is not None
+        is_numbered = np.array_equal(self.classes_, np.arange(len(names)))
+        return None if is_given or not is_numbered else np.array(names)
+
     def _adapt(self) -> Adapter:
-        return adapt(self.model, self._preparation())
+        return adapt(self.model_, self._preparation())
 
     def _preparation(self) -> Preparation:
         return Preparation(**{field.name: vars(self)[field.name] for field in fields(Preparation)})
@@ -307,6 +358,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if "_adapter" not in vars(self):  # read from a file, which holds no adapters
             self._adapter = self._adapt()
             self._adapter.gives_probabilities = self.gives_probabilities_
+            self._adapter.remember(self.preprocessing_)
         return self._adapter
 
     @property

@@ -55,7 +55,8 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
 
 def class_names(explainer: Explainer) -> list[str]:
     """Return the labels of the classes as text; none without classes."""
+    if explainer.classes_ is None:
+        return []
+    named = explainer.classes_ if explainer.class_names_ is None else explainer.class_names_
     # Python's own values are written as their users write them: 1.0, not np.float64(1.0).
-    return (
-        [] if explainer.classes_ is None else [*map(str, np.asarray(explainer.classes_).tolist())]
-    )
+    return [*map(str, np.asarray(named).tolist())]

@@ -210,6 +210,9 @@ def _cut(
     image: Tensor, size: tuple[int, int], top: int, left: int, fill: tuple[float, ...]
 ) -> Tensor:
     """Cut the input out of a scaled image, and fill what lies outside."""
+    inside = image[..., max(0, top) : top + size[0], max(0, left) : left + size[1]]
+    if tuple(inside.shape[-2:]) == size:
+        return inside
     colour = image.new_tensor(fill, dtype=torch.float64).reshape(-1, 1, 1)
     if not image.is_floating_point():
         colour = (colour * 255).round()
@@ -217,8 +220,7 @@ def _cut(
     height, width = image.shape[-2:]
     to_rows = slice(max(0, -top), min(size[0], height - top))
     to_columns = slice(max(0, -left), min(size[1], width - left))
-    part = image[..., max(0, top) : top + size[0], max(0, left) : left + size[1]]
-    made[..., to_rows, to_columns] = part
+    made[..., to_rows, to_columns] = inside
     return made
 
 

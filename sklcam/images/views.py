@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklcam._validation import check_count, check_number, check_size, check_tensor, describe
-from sklcam.images.frames import resize_image
+from sklcam.images.frames import Interpolation, Resizing, resize_image
 
 _N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
 
@@ -35,11 +35,13 @@ class Crop(NamedTuple):
     width: int
     is_flipped: bool
 
-    def __call__(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+    def __call__(
+        self, image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+    ) -> Tensor:
         """Return the crop of an image, or of its mask, (..., height, width), at a size."""
         rows = slice(self.top, self.top + self.height)
         part = image[..., rows, self.left : self.left + self.width]
-        part = resize_image(part, size, "stretch")
+        part = resize_image(part, size, Resizing(interpolation=interpolation))
         return part.flip(-1) if self.is_flipped else part
 
 

@@ -19,15 +19,16 @@ from skorch import NeuralNet, NeuralNetBinaryClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
-from sklcam.images.normalization import normalize
+from sklcam.images.frames import Resizing
 from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.precision import at_least_float32
+from sklcam.networks.preprocessing import Preprocessing
+from sklcam.networks.sources import origin_of
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
 
@@ -77,7 +78,7 @@ class Adapter(ABC):
     Attributes
     ----------
     task : {"multiclass", "binary", "multilabel", "regression", "embedding"}
-    resize : {"stretch", "center_crop"}
+    resize : Resizing
         How images are brought to the network's input size.
     input_size : tuple of (int, int)
         Height and width of what images are resized to.
@@ -98,7 +99,7 @@ class Adapter(ABC):
     >>> from sklcam import CAMExplainer
     >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> adapter = CAMExplainer(network, target_layer="0", image_size=8).fit().adapter
-    >>> adapter.task, adapter.input_size, adapter.resize
+    >>> adapter.task, adapter.input_size, adapter.resize.mode
     ('multiclass', (8, 8), 'stretch')
     >>> adapter.probabilities(torch.zeros(1, 4))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
@@ -114,15 +115,22 @@ class Adapter(ABC):
     def network(self) -> nn.Module:
         """The network whose layers are recorded; NotFittedError if there is none yet."""
 
-    @property
-    @abstractmethod
-    def resize(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def input_size(self) -> tuple[int, int]: ...
-
     # Images
+
+    @abstractmethod
+    def preprocessing(self, n_channels: int = 3) -> Preprocessing:
+        """Return how images of so many channels become the network's input, and who says so."""
+
+    def remember(self, preprocessing: Preprocessing) -> None:  # noqa: B027  a net knows its own
+        """Prepare images so: a file has kept it, which does not hold all that it was read from."""
+
+    @property
+    def resize(self) -> Resizing:
+        return self.preprocessing().resizing
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.preprocessing().image_size
 
     @abstractmethod
     def dataset(self, X: Any) -> FramedDataset:
@@ -179,13 +187,11 @@ class AdapterAround(Adapter):
     def network(self) -> nn.Module:
         return self.inner.network
 
-    @property
-    def resize(self) -> str:
-        return self.inner.resize
+    def preprocessing(self, n_channels: int = 3) -> Preprocessing:
+        return self.inner.preprocessing(n_channels)
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        return self.inner.input_size
+    def remember(self, preprocessing: Preprocessing) -> None:
+        self.inner.remember(preprocessing)
 
     def dataset(self, X: Any) -> FramedDataset:
         return self.inner.dataset(X)
@@ -282,19 +288,25 @@ class ModuleAdapter(Adapter):
     def __init__(self, model: nn.Module, preparation: Preparation):
         self.model = model
         self.preparation = preparation
+        self._said: Preprocessing | None = None
+        self._is_remembered = False
 
     @property
     def network(self) -> nn.Module:
         return self.model
 
-    @property
-    def resize(self) -> str:
-        return self.preparation.resize or "stretch"
+    def preprocessing(self, n_channels: int = 3) -> Preprocessing:
+        if self._said is None:
+            self._said = origin_of(self.network).preprocessing
+        said, given = self._said.of_channels(n_channels), self.preparation
+        if self._is_remembered:
+            return said
+        return said.with_given(
+            image_size=given.image_size, resize=given.resize, mean=given.mean, std=given.std
+        )
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        size = self.preparation.image_size
-        return check_size(224 if size is None else size, "image_size")
+    def remember(self, preprocessing: Preprocessing) -> None:
+        self._said, self._is_remembered = preprocessing, True
 
     def dataset(self, X: Any) -> FramedDataset:
         if is_network_input(X):
@@ -315,7 +327,7 @@ class ModuleAdapter(Adapter):
         device, dtype = _where(self.network)
         images = images.to(device)  # first: bytes are a quarter of the floats that they become
         if not isinstance(dataset, NetworkTensors):
-            images = normalize(images, self.preparation.mean, self.preparation.std)
+            images = self.preprocessing(images.shape[1]).normalize(images)
         return images.to(dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:

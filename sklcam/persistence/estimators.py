@@ -1,15 +1,13 @@
 """The schema of estimators: which parameters and which learned attributes a file may hold.
 
 An estimator is made by its constructor from its parameters, as a user makes it, and filled with the
-attributes that stand here by name. Networks are built first on the meta device, where they take no
-memory: if the tensors in the file are not exactly theirs, nothing is allocated.
+attributes that stand here by name. Networks are in ``networks.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from inspect import signature
 from itertools import groupby
 from numbers import Integral, Real
 from typing import Any
@@ -25,18 +23,30 @@ from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.callbacks.scoring import ScoringBase
 from skorch.exceptions import DeviceWarning
 from skorch.history import History
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam import embeddings, explain, training
 from sklcam._validation import check_size
-from sklcam.networks import TargetLayer, build_model
+from sklcam.networks import Origin, TargetLayer
 from sklcam.networks.construction import parameter_names
-from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.nested import unnest
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.known import check_policy
+from sklcam.persistence.networks import (
+    LARGEST_INPUT,
+    check_fit,
+    check_options,
+    check_recipe,
+    entries,
+    load_numbers,
+    numbers_of,
+    read_network,
+    read_origin,
+    write_network,
+    write_origin,
+)
 from sklcam.persistence.states import check_generator, check_optimizer, check_scaler
 from sklcam.persistence.values import Reader, Writer, expect
 from sklcam.training.net import ImageNeuralNet
@@ -52,7 +62,9 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 _NET: dict[str, Any] = {
     "classes_inferred_": np.ndarray,
     "n_channels_": Integral,
+    "origin_": dict,
     "random_states_": dict,
+    "recipe_": dict | None,
     "modules": dict,
     "optimizer": dict,
     "scaler": dict | None,
@@ -65,6 +77,7 @@ _EXPLAINER: dict[str, Any] = {
     "gives_probabilities_": bool,
     "n_images_per_class_": np.ndarray,
     "normalizes_": bool,
+    "origin_": dict,
     "proxies_": np.ndarray | None,
     "_counts_": dict,
     "_dim_": Integral,
@@ -87,8 +100,6 @@ _PREFIXES = (
 _FOR_THE_READER = ("accelerator", "compile__", "torch_load_kwargs")
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-_LARGEST_INPUT = 2**26  # pixels
-_LARGEST_OPTION = 2**16  # of a network's builder, which may loop as often
 _MOST_WORKERS = 128
 _SMALL = 2**16  # numbers that a network may make on the side
 
@@ -150,6 +161,8 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
         raise PersistenceError("The estimator was trimmed for prediction; save it before that.")
     parameters = _parameters_of(estimator)
     learned, layers = _learned_by(estimator, parameters)
+    # The network that an explainer has by name; others are parameters.
+    built = vars(estimator).get("model_") if isinstance(parameters.get("model"), str) else None
     return {
         "estimator": kind.__name__ if kind in _KINDS else writer.label(kind, ""),
         "parameters": {
@@ -158,6 +171,7 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
         },
         "learned": writer.write(learned, where),
         "layers": writer.write(layers, f"{where}.layers", "target_layer"),
+        "built": write_network(built, writer, f"{where}.built") if built is not None else None,
         **_settings_of(estimator),
     }
 
@@ -179,8 +193,8 @@ def read_estimator(node: Any, reader: Reader) -> Any:
     PersistenceError
         If the file holds anything that does not stand in the schema, or does not fit.
     """
-    parts = ("estimator", "parameters", "learned", "layers", "output", "requests")
-    kind, nodes, learned, layers, output, requests = _entries(node, *parts)
+    parts = ("estimator", "parameters", "learned", "layers", "built", "output", "requests")
+    kind, nodes, learned, layers, built, output, requests = entries(node, *parts)
     found = KINDS.get(kind) if isinstance(kind, str) else reader.read(kind, "estimator")
     if not isinstance(found, type) or not issubclass(found, _KINDS):
         raise PersistenceError(f"{str(kind)[:80]!r} is not an estimator of sklcam")
@@ -199,16 +213,16 @@ def read_estimator(node: Any, reader: Reader) -> Any:
         validate_parameter_constraints(
             estimator._parameter_constraints, parameters, caller_name=found.__name__
         )
+        origin = read_origin(learned.pop("origin_", None))
+        estimator.preprocessing_ = origin.preprocessing
+        names = origin.class_names
+        estimator.class_names_ = None if names is None else np.array(names)
+        estimator.model_ = estimator.model
+        if isinstance(estimator.model, str):
+            estimator.model_ = read_network(built, reader)
         estimator.__dict__.update(learned, target_layers_=layers)
     _set(estimator, output, requests)
     return estimator
-
-
-def _entries(node: Any, *names: str) -> list[Any]:
-    """Return the entries of an object in the JSON, which must have these and no others."""
-    if expect(node, dict, "entries").keys() != set(names):
-        raise PersistenceError(f"its JSON has {[*node][:8]} in the place of {list(names)}")
-    return [node[name] for name in names]
 
 
 # Parameters
@@ -240,10 +254,10 @@ def _check_names(kind: type, names: Iterable[str]) -> None:
 
 def _write_parameter(name: str, value: Any, writer: Writer, where: str) -> Any:
     at = name.rpartition("__")[2]
-    if name == "model":
+    if name == "model" and not isinstance(value, str):
         value = alone(value)
         is_ours = isinstance(value, ImageNeuralNet)
-        return (write_estimator if is_ours else _write_network)(value, writer, where)
+        return (write_estimator if is_ours else write_network)(value, writer, where)
     if name.startswith(_FOR_THE_READER) and value is not None:
         return writer.label(value, at)
     return writer.write(value, where, at)
@@ -251,9 +265,9 @@ def _write_parameter(name: str, value: Any, writer: Writer, where: str) -> Any:
 
 def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
     at = name.rpartition("__")[2]
-    if name == "model":
+    if name == "model" and not isinstance(node, str):
         is_network = "network" in expect(node, dict, "model")
-        model = (_read_network if is_network else read_estimator)(node, reader)
+        model = (read_network if is_network else read_estimator)(node, reader)
         return expect(model, nn.Module | NeuralNet, "network, or the net around one")
     is_label = isinstance(node, dict) and "object" in node
     if name.startswith(_FOR_THE_READER) and node is not None and not is_label:
@@ -268,7 +282,7 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
     if at == "num_workers" and not (type(value) is int and 0 <= value <= _MOST_WORKERS):
         raise PersistenceError(f"{str(value)[:20]} is not a number of workers")
     is_size = at == "image_size" and value is not None
-    if is_size and math.prod(check_size(value, at)) > _LARGEST_INPUT:
+    if is_size and math.prod(check_size(value, at)) > LARGEST_INPUT:
         raise PersistenceError(f"image_size={value} is of no network")
     return device_here(value) if name == "device" else value
 
@@ -342,13 +356,18 @@ def _learned_by(
     own: dict[str, Any] = vars(estimator)
     if not isinstance(estimator, ImageNeuralNet):
         layers = own.get("target_layers_")
-        return (None, []) if layers is None else (_part_of(own, _EXPLAINER), layers)
+        if layers is None:
+            return None, []
+        names = own["class_names_"]
+        origin = Origin(own["preprocessing_"], None if names is None else tuple(names.tolist()))
+        return {**_part_of(own, _EXPLAINER), "origin_": write_origin(origin)}, layers
     if not estimator.initialized_ or "module_" not in own:
         return None, []
     scaler, sizes = own.get("scaler_"), own.get("gradient_sizes_")
     learned = {
         **_part_of(own, _NET),
-        "modules": {name: _numbers_of(module) for name, module in _modules_of(estimator).items()},
+        "origin_": write_origin(own["origin_"]),
+        "modules": {name: numbers_of(module) for name, module in _modules_of(estimator).items()},
         "optimizer": estimator.optimizer_.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         "gradient_sizes": None if sizes is None else sizes.averages,
@@ -374,6 +393,7 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
     if not _NET.keys() <= learned.keys() or learned["classes_inferred_"].ndim != 1:
         raise PersistenceError(f"it lacks some of {sorted(_NET)}, or classes")
     attributes = {name: value for name, value in learned.items() if name.endswith("_")}
+    attributes["origin_"] = read_origin(attributes["origin_"])
     states = attributes["random_states_"]
     if states.keys() != {"seed", "global", "cuda", "views"} or type(states["seed"]) is not int:
         raise PersistenceError("the states of the random generators are not complete")
@@ -384,7 +404,7 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
     _check_same(made, learned["modules"])
     for name, module in made.items():
         is_built = name == "module_" and isinstance(net.module, str)
-        _load(module, learned["modules"].pop(name), is_built=is_built)
+        load_numbers(module, learned["modules"].pop(name), is_built=is_built)
     check_optimizer(net.optimizer_, learned["optimizer"])
     net.optimizer_.load_state_dict(learned["optimizer"])
     if learned["scaler"] is not None:
@@ -436,64 +456,6 @@ def _modules_of(net: NeuralNet) -> dict[str, nn.Module]:
     return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
 
 
-def _numbers_of(network: nn.Module) -> dict[str, Any]:
-    """Return the tensors of a network, and which of its parts are frozen or in training mode."""
-    return {
-        "state": network.state_dict(),
-        "frozen": [name for name, p in network.named_parameters() if not p.requires_grad],
-        "training": [name for name, part in network.named_modules() if part.training],
-    }
-
-
-def _load(network: nn.Module, numbers: Any, *, is_built: bool) -> None:
-    state, frozen, in_training = _entries(numbers, "state", "frozen", "training")
-    _check_fit(network, state)
-    own = network.state_dict()  # with the layers' versions, which some refuse to be without
-    for name, value in own.items() if is_built else ():
-        # Tables such as Swin's of relative positions: a GPU does not check what it is pointed to.
-        is_table = value.ndim > 0 and not value.is_floating_point()
-        if is_table and not torch.equal(value.cpu(), state[name]):
-            raise PersistenceError(f"{name} is a table that is not learned, and another")
-    own.update(state)
-    network.load_state_dict(own)
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad is (name in frozen):
-            parameter.requires_grad_(name not in frozen)
-    for name, part in network.named_modules():
-        part.training = name in in_training
-
-
-def _write_network(model: nn.Module | NeuralNet, writer: Writer, where: str) -> dict[str, Any]:
-    """Put a network in JSON by the name that it was built by, or as a label; and its tensors."""
-    network = model.module_ if isinstance(model, NeuralNet) else model
-    recipe = getattr(model, "built_as", None)
-    is_built = recipe is not None and not _misfit(_on_meta(recipe), network.state_dict())
-    return {
-        "network": writer.write(recipe, where) if is_built else writer.label(model, "model"),
-        "numbers": writer.write(_numbers_of(network), where),
-    }
-
-
-def _read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
-    source, numbers = _entries(node, "network", "numbers")
-    model, numbers = reader.read(source, "model"), reader.read(numbers)
-    is_built = isinstance(model, dict)
-    if is_built:
-        _check_fit(_on_meta(model), numbers["state"])
-        with generators_lock, torch.random.fork_rng(range(torch.cuda.device_count())):
-            model = build_model(**model)
-    elif isinstance(model, type) and issubclass(model, nn.Module):
-        model = model()
-    network = vars(model).get("module_") if isinstance(model, NeuralNet) else model
-    if not isinstance(network, nn.Module):
-        raise PersistenceError(
-            f"objects has a {type(model).__name__} in the place of a network; give an nn.Module, "
-            "its class, or a fitted skorch net around one"
-        )
-    _load(network, numbers, is_built=is_built)
-    return model
-
-
 def _rehearse(
     kind: Any, parameters: Mapping[str, Any], attributes: Mapping[str, Any], numbers: Any
 ) -> None:
@@ -504,7 +466,8 @@ def _rehearse(
     options = {name: v for name, v in parameters.items() if not name.startswith("callbacks__")}
     options |= {"callbacks": "disable", "verbose": 0, "compile": False, "device": None}
     if isinstance(module, str):
-        _check_options({name[8:]: options[name] for name in options if name[:8] == "module__"})
+        check_options({name[8:]: options[name] for name in options if name[:8] == "module__"})
+        check_recipe(attributes["recipe_"])  # what is built, instead of what the name leads to
     if issubclass(kind, training.AcceleratedCAMClassifier):
         kind = training.ConsistentCAMClassifier
     try:
@@ -516,7 +479,7 @@ def _rehearse(
         return  # not every network of a reader's own can be made there
     _check_same(made, numbers)
     for name, each in made.items():
-        _check_fit(each, numbers[name]["state"])
+        check_fit(each, numbers[name]["state"])
 
 
 class _LegacyOnMeta(TorchDispatchMode):
@@ -529,48 +492,6 @@ class _LegacyOnMeta(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of a builder by which it could read files, or never come to an end."""
-    for name, value in options.items():
-        numbers = value if isinstance(value, tuple) and len(value) <= 8 else (value,)
-        is_free = name not in signature(build_model).parameters
-        if not is_free or not all(isinstance(n, bool | int | float | None) for n in numbers):
-            raise PersistenceError(f"{name[:80]!r} is not an option of a network by name")
-        if any(n is not None and not abs(n) <= _LARGEST_OPTION for n in numbers):
-            raise PersistenceError(f"{name[:80]!r} is too large for an option of a network")
-
-
-def _on_meta(recipe: Mapping[str, Any]) -> nn.Module:
-    """Build a network by name without its numbers, which takes no memory."""
-    sizes = ("name", "n_classes", "in_channels", "image_size")
-    _check_options({name: value for name, value in recipe.items() if name not in sizes})
-    with torch.device("meta"):
-        return build_model(**recipe)
-
-
 def _check_same(modules: Mapping[str, nn.Module], numbers: Mapping[str, Any]) -> None:
     if modules.keys() != numbers.keys():
         raise PersistenceError(f"its networks are {sorted(numbers)}, not {sorted(modules)}")
-
-
-def _check_fit(network: nn.Module, state: Any) -> None:
-    wrong = _misfit(network, expect(state, dict, "tensors"))
-    if wrong:
-        raise PersistenceError(f"it does not fit {type(network).__name__}: {wrong}")
-
-
-def _misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Return in what respect tensors are not those of a network, if they are not."""
-    own = network.state_dict()
-    if own.keys() != state.keys():
-        return f"its tensors are others, such as {sorted(own.keys() ^ state.keys())[:5]}"
-    for name, value in own.items():
-        given = state[name]
-        if not isinstance(value, Tensor) or not isinstance(given, Tensor):
-            return f"{name} is not a tensor"
-        if (given.shape, given.dtype) != (value.shape, value.dtype):
-            return (
-                f"{name} must be of shape {tuple(value.shape)} and {value.dtype}; it is of "
-                f"{tuple(given.shape)} and {given.dtype}"
-            )
-    return None

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sklcam.cam import min_max
-from sklcam.images.frames import map_to_frame
+from sklcam.images.frames import Resizing, map_to_frame
 
 # Every eighth colour of matplotlib's viridis, and its last; between them it is straight enough.
 _VIRIDIS = (
@@ -77,14 +77,14 @@ def image_uri(picture: np.ndarray, size: tuple[int, int]) -> str:
     return _uri(image, "JPEG", quality=_QUALITY, optimize=True)
 
 
-def map_uri(map_: Tensor, size: tuple[int, int], *, resize: str) -> str:
+def map_uri(map_: Tensor, size: tuple[int, int], *, resize: Resizing) -> str:
     """Return a map in the frame of its image as a data URI, a PNG of a palette.
 
     Parameters
     ----------
     map_ : Tensor of shape (height, width)
     size : (height, width)
-    resize : str
+    resize : Resizing
         How the image was brought to the network's input size.
     """
     map_ = map_.detach().float().cpu().nan_to_num(0, posinf=1, neginf=0)  # which the page tells

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,10 @@ class TrainingImages(ImageDataset, SkorchDataset):
             self.masks = MaskImages(annotations.masks, len(self), self.uniform_size)
             # As a data set of images, so that they are resized just as images are.
             self._resized_masks = ImageDataset(
-                self.masks, image_size=self.image_size, resize=self.resize
+                self.masks,
+                image_size=self.image_size,
+                # Nothing is of the object where the image is filled up.
+                resize=replace(self.resize, interpolation="bilinear", fill=(0.0,)),
             )
 
     def __getitem__(self, i: int) -> Any:
@@ -92,8 +95,9 @@ class TrainingImages(ImageDataset, SkorchDataset):
         originals = [self.original_image(i) for i in indices]
         sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
         crops = sampler.crops(draws, sizes)
+        way = self.resize.interpolation
         cropped = [
-            crop(image, self.image_size) for crop, image in zip(crops, originals, strict=True)
+            crop(image, self.image_size, way) for crop, image in zip(crops, originals, strict=True)
         ]
         rows = zip(indices, of_one_dtype(cropped), originals, crops, strict=True)
         return [self._item(*row) for row in rows]

@@ -11,11 +11,11 @@ from skorch.dataset import Dataset as SkorchDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sklcam._validation import check_size
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
+from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.training import _checks as checks
 from sklcam.training._augmentation import crop_while_reading
 from sklcam.training._data import TrainingImages, without_subsets
@@ -30,8 +30,8 @@ class LoadingNet(SeededNet):
     def image_options(self) -> dict[str, Any]:
         """Return how images of any form become a data set of equally sized ones."""
         return {
-            "image_size": self.image_size,
-            "resize": self.resize,
+            "image_size": self.input_size,
+            "resize": self.preprocessing_.resizing,
             "n_channels": getattr(self, "n_channels_", None),
         }
 
@@ -92,12 +92,23 @@ class LoadingNet(SeededNet):
         return normalize(self._on_device(images), 0.0, 1.0)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        return normalize(images, self.mean, self.std)
+        return self._preprocessing(images.shape[1]).normalize(images)
+
+    def _preprocessing(self, n_channels: int) -> Preprocessing:
+        said = vars(self).get("origin_", Origin()).preprocessing.of_channels(n_channels)
+        return said.with_given(
+            image_size=self.image_size, resize=self.resize, mean=self.mean, std=self.std
+        )
+
+    @property
+    def preprocessing_(self) -> Preprocessing:
+        """How images become the network's input, and who says so."""
+        return self._preprocessing(getattr(self, "n_channels_", 3))
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of what images are resized to."""
-        return check_size(self.image_size, "image_size")
+        return self.preprocessing_.image_size
 
     def prepare_images(self, images: Tensor) -> Tensor:
         """Bring a batch of images to the device, as the network takes them.

@@ -15,6 +15,7 @@ from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from sklcam.training.net import ImageNeuralNet
@@ -36,13 +37,8 @@ class NetAdapter(Adapter):
         self.net.check_is_fitted()
         return self.net.module_
 
-    @property
-    def resize(self) -> str:
-        return self.net.resize
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        return self.net.input_size
+    def preprocessing(self, n_channels: int = 3) -> Preprocessing:
+        return self.net.preprocessing_
 
     @property
     def labels(self) -> np.ndarray:  # type: ignore[override]

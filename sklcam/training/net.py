@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from numbers import Integral, Real
@@ -31,7 +32,7 @@ from skorch.callbacks import EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
-from sklcam._validation import check_size, suggestion
+from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.images.views import ViewSampler
@@ -40,6 +41,8 @@ from sklcam.networks.dry_run import check_output, exclusive, generators_lock
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.preprocessing import Origin
+from sklcam.networks.sources import origin_of, origin_of_module
 from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
 from sklcam.training import _checks as checks
@@ -78,6 +81,10 @@ class ImageNeuralNet(LoadingNet):
         The layer that is explained.
     n_channels_ : int
         Channels of the images.
+    origin_ : Origin
+        What is known of the network by where it comes from.
+    preprocessing_ : Preprocessing
+        How images become the network's input, and who says so.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -85,8 +92,8 @@ class ImageNeuralNet(LoadingNet):
         "weights": [None, str, HasMethods(["__fspath__"])],
         "target_layer": [str, TargetLayer],
         "augment": [StrOptions({"auto"}), None, callable],
-        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
-        "resize": [StrOptions({"stretch", "center_crop"})],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "resize": [StrOptions({"stretch", "center_crop"}), None],
         "mean": [StrOptions({"auto"}), Real, "array-like"],
         "std": [StrOptions({"auto"}), Real, "array-like"],
         "random_state": ["random_state"],
@@ -102,6 +109,8 @@ class ImageNeuralNet(LoadingNet):
 
     classes_inferred_: np.ndarray
     n_channels_: int
+    origin_: Origin
+    recipe_: dict[str, Any] | None  # by which a network with a name is built, wherever it is
     target_layer_: TargetLayer
     weights: str | PathLike[str] | None
 
@@ -207,9 +216,11 @@ class ImageNeuralNet(LoadingNet):
 
         A network that fails in its first fit must not pass for a fitted one.
         """
-        self._check_parameters()
         before = vars(self).copy()
         try:
+            if not known:
+                self._look_up_origin()
+            self._check_parameters()
             training = self._check_training_data(X, y, annotations, known=known, classes=classes)
         except Exception:  # an earlier fit's classes go with its network
             self.__dict__ = before
@@ -252,6 +263,11 @@ class ImageNeuralNet(LoadingNet):
             kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
         super().check_is_fitted(attributes, *args, **kwargs)
 
+    def _look_up_origin(self) -> None:
+        """Find out what is known of the network before there is one."""
+        options = self.get_params_for("module")
+        self.origin_ = origin_of_module(self.module, self.weights, options.get("config"))
+
     # Checks, at the door
 
     def _check_parameters(self) -> None:
@@ -267,7 +283,7 @@ class ImageNeuralNet(LoadingNet):
                     f"{type(self).__name__} has no parameter {name!r}. "
                     f"{suggestion(name, known - {'self', 'kwargs'})}"
                 )
-        check_size(self.image_size, "image_size")
+        _ = self.input_size  # an error if it is not a size
         sampler = type(self.augment)
         if issubclass(sampler, ViewSampler) and sampler.__call__ is not ViewSampler.__call__:
             raise ValueError(
@@ -331,8 +347,8 @@ class ImageNeuralNet(LoadingNet):
         -------
         self
         """
-        self._check_parameters()
         self.__dict__.update(attributes)
+        self._check_parameters()
         weights, self.weights, self._is_restoring = self.weights, None, True
         try:
             with generators_lock, torch.random.fork_rng(self._cuda_devices()):
@@ -368,10 +384,20 @@ class ImageNeuralNet(LoadingNet):
         sizes = {"n_classes": self.n_outputs, "in_channels": self.n_channels_}
         if isinstance(self.module, str):
             size = self.input_size
-            return build_model(
+            if self._is_restoring and self.recipe_ is not None:
+                return build_model(**self.recipe_)
+            module = build_model(
                 self.module, image_size=size, weights=self.weights, **sizes, **options
             )
-        module = construct(self.module, **sizes, **options)
+            self.recipe_ = module.built_as  # type: ignore[assignment]
+            return module
+        module, self.recipe_ = construct(self.module, **sizes, **options), None
+        if not self.origin_.is_known:  # images are opened by now, but not normalised
+            found = origin_of(module).preprocessing
+            said = replace(self.origin_.preprocessing, mean=found.mean, std=found.std)
+            self.origin_ = Origin(
+                replace(said, channel_order=found.channel_order, source=found.source)
+            )
         if self.weights is None:
             return module
         if not Path(self.weights).is_file():

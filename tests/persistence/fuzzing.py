@@ -94,7 +94,7 @@ def estimators() -> dict[str, tuple[Any, str]]:
         "classifier": (clf, "images"),
         "adam": (adam, "images"),
         "unfitted": (unfitted, "images"),
-        "by name": (CAMExplainer(network, image_size=32, verbose=0).fit(), "colour"),
+        "by name": (CAMExplainer(network, image_size=64, verbose=0).fit(), "colour"),
         "around a classifier": (CAMExplainer(clf, GradCAM(relu=False), verbose=0).fit(), "images"),
         "proxies": (bare, "tensors"),
         "triplets": (triplets, "tensors"),

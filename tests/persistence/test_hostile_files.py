@@ -36,7 +36,7 @@ def contents(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("contents")
     adam = ConsistentCAMClassifier(SmallNet, optimizer=torch.optim.Adam, **OPTIONS)
     network = build_model("squeezenet1_1", n_classes=3)
-    explainer = CAMExplainer(network, image_size=32, verbose=0).fit()
+    explainer = CAMExplainer(network, image_size=64, verbose=0).fit()
     estimators = {
         "fitted": ConsistentCAMClassifier(SmallNet, **OPTIONS).fit(X, Y),
         "adam": adam.fit(X, Y),
@@ -281,6 +281,10 @@ def test_options_of_a_builder_are_its_own(name, attempt, contents):
     else:
         for value in ("x", [1], None, -1, True):
             refused(attempt, "explainer", with_option(value), "cannot be loaded")
+    if name == "name":  # from where a file would be read, or fetched
+        for value in ("hf-hub:a/b", "timm/local-dir:/etc", "timm//etc", "transformers/a/b"):
+            refused(attempt, "explainer", with_option(value), "not a network that a file may name")
+        refused(attempt, "explainer", with_option("transformers/vit"), "has no configuration")
 
     def fitted_by_name(file):
         file.parameters.update({"module": "resnet18", key: "DEFAULT"})
