@@ -47,14 +47,20 @@ def is_bytes_and_path(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}
 
 
+def is_batch_of_one(value: Any) -> bool:
+    """Whether a value is an image with an axis of images before it, as processors return it."""
+    return isinstance(value, np.ndarray | Tensor) and value.ndim == 4 and len(value) == 1
+
+
 def is_image(value: Any) -> bool:
     """Whether a value is one image, and not a label, a box, a vector or a name.
 
     Texts are names: which of them are paths cannot be told.
     """
-    shape = getattr(value, "shape", ())
+    if is_batch_of_one(value):
+        value = value[0]
     if isinstance(value, np.ndarray):
-        return len(shape) in (2, 3) and value.dtype.kind in "buif"
+        return value.ndim in (2, 3) and value.dtype.kind in "buif"
     if isinstance(value, bytes | bytearray | memoryview | io.BytesIO):
         try:
             with opened(as_encoded(value)):
@@ -62,7 +68,7 @@ def is_image(value: Any) -> bool:
         except Exception:  # whatever a decoder raises
             return False
     if isinstance(value, Tensor):
-        return len(shape) == 3
+        return value.ndim == 3
     return isinstance(value, Image.Image) or is_bytes_and_path(value)
 
 

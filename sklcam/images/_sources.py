@@ -356,6 +356,12 @@ def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
             f"X[{i}] is {describe(entry)}, not a file path, bytes or a PIL image"
             f"{advice_on_entry(entry)}. {FORMS}"
         )
+    if entry.ndim > 3:
+        joined = "torch.cat(X)" if isinstance(entry, Tensor) else "np.concatenate(X)"
+        raise ValueError(
+            f"X is a list of batches of images, the first of shape {tuple(entry.shape)}: pass "
+            f"{joined}; iter_explain of an explainer takes iter(X)."
+        )
     if len({getattr(each, "shape", None) for each in X}) > 1:
         raise ValueError(
             "X is a list with arrays in it that are not all of one shape: arrays of different "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sklcam._validation import describe, is_instance
-from sklcam.images._encoded import is_bytes_and_path, is_image
+from sklcam.images._encoded import is_batch_of_one, is_bytes_and_path, is_image
 
 
 class Items(Sequence[Any]):
@@ -63,11 +63,17 @@ class Items(Sequence[Any]):
                     f"{where} is {describe(item)}, and has no entry {self._column!r}: image_column "
                     "is for items that are dicts, and for tables."
                 )
-            return item
+            return _alone(item)
+        item = of_processor(item)
         if self.name is None:
             self.name = name_of_image(item, where, self._column)
             self.others = [name for name in item if name != self.name]
-        return item[name_of_image(item, where, self.name)]
+        return _alone(item[name_of_image(item, where, self.name)])
+
+
+def _alone(image: Any) -> Any:
+    """Return an image without the axis of images that it may have in the item."""
+    return image[0] if is_batch_of_one(image) else image
 
 
 def has_entries(item: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from sklcam._validation import describe, is_instance
 from sklcam.images._encoded import as_encoded, is_image
@@ -73,7 +73,10 @@ class ImageStream:
         self._image_input = image_input
         # Of these, items come in tuples by convention; and a loader makes lists of tuples.
         self._is_data_set = isinstance(X, DataLoader | IterableDataset)
-        self._yields_items = isinstance(X, DataLoader) and X.batch_sampler is None
+        self._yields_items = self._stacks = False
+        if isinstance(X, DataLoader):
+            self._yields_items = X.batch_sampler is None
+            self._stacks = X.collate_fn is default_collate and not self._yields_items
 
     def __iter__(self) -> Iterator[StreamedImages]:
         held: list[_Image] = []
@@ -97,18 +100,27 @@ class ImageStream:
             return self._read_list(element)
         if has_entries(element):
             return self._read_dict(of_processor(element))
+        return self._read_array(element)
+
+    def _read_array(self, element: Any) -> StreamedImages | _Image:
         if _is_batch(element):
             return StreamedImages(element)
+        if self._stacks and isinstance(element, Tensor) and element.ndim == 3:
+            raise ValueError(
+                f"X is a DataLoader that yields {describe(element)}, whose images have no axis of "
+                "channels: let its data set yield them of shape (1, height, width)."
+            )
         return _Image(element)
 
     def _read_pair(self, element: Sequence[Any]) -> StreamedImages | _Image:
         if not element:
             raise ValueError(f"X yields an empty {type(element).__name__}: {_ALONE}.")
         kinds = {_kind(each) for each in element}
+        # Items of data sets start with the image, by convention.
         if not self._is_data_set and len(element) > 1 and kinds in ({"image"}, {"name"}):
             raise ValueError(
-                f"X yields {describe(element)}, which may be several images, or one and "
-                f"what belongs to it: {_ALONE}."
+                f"X yields {describe(element)}, which may be several images, or one and what "
+                f"belongs to it: {_ALONE}."
             )
         return self._read(element[0])
 
@@ -119,7 +131,7 @@ class ImageStream:
         if isinstance(first, list | tuple) and first:
             return self._read_nested(element)
         if _is_batch(first) or (has_entries(first) and self._holds_batch(first)):
-            return self._read(first)  # beside the labels, as a loader puts them together
+            return self._read_pair(element)  # with the labels, as a loader puts them together
         if has_entries(first):
             return _together([self._read_item(each) for each in element])
         kinds = [_kind(each) for each in element]
@@ -153,11 +165,12 @@ class ImageStream:
         name = self._name_in(element)
         images = element[name]
         others = {key: value for key, value in element.items() if key != name}
+        found: StreamedImages | _Image
         if isinstance(images, list | tuple):
-            images = _as_form([*images])
-        elif not _is_batch(images):
-            return _Image(images, name, others)
-        return StreamedImages(images, name, others)
+            found = StreamedImages(_as_form([*images]))
+        else:
+            found = self._read_array(images)
+        return replace(found, name=name, others=others)
 
     def _name_in(self, element: Mapping[str, Any]) -> str:
         if self._image_input is not None:
@@ -252,7 +265,7 @@ def _is_batch(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str | None:
-    if is_image(value):
+    if is_image(value) or _is_batch(value):
         return "image"
     # A text may be a path or a label, and a path an image's or a note.
     return "name" if isinstance(as_encoded(value), str) else None

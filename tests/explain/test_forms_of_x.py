@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, train_
 from skorch.dataset import ValidSplit
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import BatchFeature
 
 import sklcam
 from sklcam import CAMDisplay, CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
@@ -200,5 +201,8 @@ def test_tensors_in_dicts_are_a_bare_network_s_own_input():
     ours = explainer()
     expected = ours.explain(tensors)
     items = [{"pixel_values": tensor, "label": 1} for tensor in tensors]
-    for form in (Listed(items), items, Listed([(each, 1) for each in items])):
+    of_one = [{"pixel_values": tensor[None]} for tensor in tensors]  # as a processor makes it
+    returned = [BatchFeature({"pixel_values": tensor[None].numpy()}) for tensor in tensors]
+    pairs = [(each, 1) for each in items]
+    for form in (Listed(items), items, Listed(pairs), Listed(of_one), Listed(returned)):
         np.testing.assert_array_equal(ours.explain(form), expected)

@@ -288,6 +288,8 @@ def test_targets_of_each_image_need_a_length(target, message):
     [
         (("a.png", "b.png"), "which may be several images, or one and what belongs to it"),
         ((PICTURES[0], PICTURES[1]), "which may be several images"),
+        ((TENSORS[:2], TENSORS[2:]), "which may be several images"),
+        ([TENSORS[:2], TENSORS[2:]], "which may be several images"),
         ([("a.png", "cat"), ("b.png", "dog")], "cannot be told from what belongs to them"),
         ([(PICTURES[0], PICTURES[1])] * 2, "cannot be told from what belongs to them"),
         ({"scan": PICTURES[0], "mask": PICTURES[1]}, "dict of 'scan' .*, 'mask' .* image_input="),
@@ -306,6 +308,21 @@ def test_targets_of_each_image_need_a_length(target, message):
 def test_what_is_no_image(element, message):
     with pytest.raises(ValueError, match=message):
         next(explainer().iter_explain(iter([element])))
+
+
+def test_matrices_that_a_loader_stacks_are_no_image():
+    for loader in (DataLoader(TENSORS[:3, 0], 3), DataLoader(Listed([{"scan": TENSORS[0, 0]}]), 1)):
+        with pytest.raises(ValueError, match="whose images have no axis of channels"):
+            next(explainer().iter_explain(loader))
+    one = DataLoader(TENSORS, 1, collate_fn=lambda images: images[0])
+    maps = np.concatenate([*explainer().iter_explain(one)])
+    np.testing.assert_array_equal(maps, explainer().explain(TENSORS))
+
+
+def test_masks_beside_images_are_not_looked_at():
+    loader = DataLoader(TensorDataset(TENSORS, TENSORS.flip(0)), 2)
+    maps = np.concatenate([*explainer().iter_explain(loader)])
+    np.testing.assert_array_equal(maps, explainer().explain(TENSORS))
 
 
 def test_a_stream_is_of_one_kind():

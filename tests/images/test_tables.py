@@ -346,8 +346,16 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
         ([None, "a"], r"X\[0\] is None, not a file path.* leave such rows out"),
         ([float("nan")], r"X\[0\] is a float, nan, .* leave such rows out"),
         ([[0.5, 0.5]], r"X\[0\] is a list.* np.asarray\(X\)"),
-        ([open(__file__, "rb")], r"X\[0\] is a BufferedReader.* pass its path, or what its read"),  # noqa: SIM115
-        (open(__file__, "rb"), r"X is an open file .*pass its path"),  # noqa: SIM115
+        (
+            [io.BufferedReader(io.BytesIO())],
+            r"X\[0\] is a BufferedReader.* pass its path, or what its read",
+        ),
+        (io.BufferedReader(io.BytesIO()), r"X is an open file .*pass its path"),
+        (
+            [np.zeros((2, 4, 4, 3))],
+            r"list of batches .* \(2, 4, 4, 3\): pass np.concatenate\(X\)",
+        ),
+        ([torch.zeros(2, 3, 4, 4)] * 2, r"a list of batches.*torch.cat\(X\); .*iter\(X\)"),
         (PNG, r"X is _io.BytesIO of one image: wrap it in a list"),
         (PNG.getvalue(), "X is bytes of one image: wrap it in a list"),
         ({}.keys(), r"X is a dict_keys: pass list\(X\)"),
