@@ -29,7 +29,15 @@ from sklcam.cam.pixel import (
     Saliency,
 )
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.targets import Classes, Deferred, Directions, Target, TopK, target_scores
+from sklcam.cam.targets import (
+    Classes,
+    Deferred,
+    Directions,
+    Positive,
+    Target,
+    TopK,
+    target_scores,
+)
 
 __all__ = [
     "CAM",
@@ -54,6 +62,7 @@ __all__ = [
     "Method",
     "Occlusion",
     "PerturbationMethod",
+    "Positive",
     "RandomCAM",
     "RecordedPass",
     "Saliency",

@@ -11,13 +11,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sklcam._validation import check_count, describe
 from sklcam.networks.inputs import Inputs, Rows, recordable
+
+if TYPE_CHECKING:
+    from sklcam.networks.adapters import Adapter
 
 
 class Target(ABC):
@@ -78,6 +81,25 @@ class Target(ABC):
 
     def check(self, n_classes: int) -> None:  # noqa: B027  most targets need no check
         """Raise a ValueError if a network with so many classes cannot be asked this."""
+
+    def bind(self, adapter: Adapter) -> Target:
+        """Return the target as it is asked of a network whose task is known.
+
+        Parameters
+        ----------
+        adapter : Adapter
+
+        Returns
+        -------
+        Target
+            Itself, if outputs of all tasks can be asked this alike.
+
+        Raises
+        ------
+        ValueError
+            If the task does not know the question.
+        """
+        return self
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
         """Return the target with all that depends on the network's answer fixed.
@@ -161,8 +183,62 @@ class Predicted(Deferred):
 
     names_classes = True
 
+    def bind(self, adapter: Adapter) -> Target:
+        return OnlyNumber() if adapter.task == "regression" else self
+
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         return Classes(check_rows(output).argmax(dim=1))
+
+
+class OnlyNumber(Deferred):
+    """Target: the number that a regression returns, if there is but one."""
+
+    def check(self, n_classes: int) -> None:
+        if n_classes > 1:
+            raise ValueError(
+                f"The network returns {n_classes} numbers, of which none is the predicted one; say "
+                "by target= which is explained: its name in classes=, or 0, 1, ...."
+            )
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Numbers:
+        self.check(check_rows(output).shape[1])
+        return Numbers(torch.zeros(len(output), dtype=torch.int64, device=output.device))
+
+
+class Positive(Deferred):
+    """Target: all labels that a network of several labels finds in an image, in one map.
+
+    The score is the sum of theirs. The map of an image without any is blank.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", task="multilabel", verbose=0).fit()
+    >>> image = torch.tensor([[[[0.0, 2.0]], [[1.0, 0.0]], [[0.0, 0.0]]]])
+    >>> explainer.explain(image, target="positive", normalize=False)
+    array([[[0.5, 1. ]]], dtype=float32)
+    """
+
+    def __init__(self) -> None:
+        self._decide: Callable[[Tensor], Tensor] | None = None
+
+    def bind(self, adapter: Adapter) -> Target:
+        if adapter.task != "multilabel":
+            raise ValueError(
+                'target="positive" is for networks of several labels, task="multilabel"; the task '
+                f"here is {adapter.task!r}."
+            )
+        bound = Positive()
+        bound._decide = adapter.decide
+        return bound
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
+        if self._decide is None:
+            raise ValueError("Positive needs to know how labels are decided; ask an explainer.")
+        return Directions(self._decide(check_rows(output).detach()).to(output.dtype))
 
 
 @dataclass(frozen=True)
@@ -191,6 +267,11 @@ class TopK(Deferred):
     k: int
     several = True  # also for k = 1: the shape of the maps follows from the kind of target alone
     names_classes = True
+
+    def bind(self, adapter: Adapter) -> Target:
+        if adapter.task == "regression":
+            raise ValueError("TopK takes the highest-scoring classes; numbers have no such order.")
+        return self
 
     def __post_init__(self) -> None:
         check_count("k, the number of classes that TopK takes,", self.k)
@@ -230,12 +311,15 @@ class Classes(Target):
         self.indices: Tensor = indices.reshape(len(indices), -1)
         self.k = self.indices.shape[1]
 
+    def bind(self, adapter: Adapter) -> Target:
+        return Numbers(self.given()) if adapter.task == "regression" else self
+
     def given(self) -> Tensor:
         """Return the indices in the shape in which they were given."""
         return self.indices if self.several else self.indices[:, 0]
 
     def take(self, rows: slice) -> Classes:
-        return Classes(self.given()[rows])
+        return type(self)(self.given()[rows])
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         if len(self.indices) != len(check_rows(output)):
@@ -244,10 +328,19 @@ class Classes(Target):
                 f"{tuple(self.given().shape)} for {len(output)} images."
             )
         check_indices(self.indices, output.shape[1])
-        return Classes(recordable(self.given().to(output.device)))
+        return type(self)(recordable(self.given().to(output.device)))
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         return output.gather(1, self.indices if rows is None else self.indices[rows])
+
+
+class Numbers(Classes):
+    """Target: given numbers of a regression, by their places in the output."""
+
+    names_classes = False
+
+    def probability(self, probabilities: Tensor, rows: Rows = None) -> None:
+        return None
 
 
 class Directions(Target):
@@ -311,9 +404,16 @@ class Score(Target):
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
         self._takes_inputs = _n_required(function) == 2
+        self._own: Callable[[Tensor], Tensor] | None = None
+
+    def bind(self, adapter: Adapter) -> Target:
+        bound = Score(self.function)
+        bound._own = adapter.own  # a user knows the network's own output
+        return bound
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        arguments: list[Tensor | dict[str, Tensor]] = [output]
+        own = output if self._own is None else self._own(output)
+        arguments: list[Tensor | dict[str, Tensor]] = [own]
         if self._takes_inputs:
             if inputs is None:
                 raise ValueError(

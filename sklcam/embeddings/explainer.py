@@ -42,6 +42,7 @@ from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
+from sklcam.networks.tasks import Evidence
 
 
 class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
@@ -352,7 +353,10 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             )
         return output
 
-    def _find_classes(self, output: Tensor, y: Any) -> None:
+    def _settle(self, evidence: Evidence) -> None:
+        self.task_ = None  # what an embedding is for depends on the proxies
+
+    def _find_names(self, output: Tensor, y: Any) -> None:
         """Check that the network embeds; its outputs are not classes."""
         if output.ndim != 2:
             raise ValueError(

@@ -236,8 +236,9 @@ class BatchExplainer(ABC):
             target = Positive()
         if target is None or isinstance(target, Target) or callable(target):
             question = self.translate(target)
-            if names is not None:
-                question.check(len(names))
+            for asked in (target, question):  # of which one may know what the other does not
+                if isinstance(asked, Target) and names is not None:
+                    asked.check(len(names))
             return question
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)

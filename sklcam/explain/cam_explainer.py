@@ -12,8 +12,10 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import RegressorTags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
-from sklcam.images.labels import labels_for
+from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels, learn_label_sets
+from sklcam.images.labels import given_labels, labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
 from sklcam.networks.dry_run import LastSigmoid, generators_lock
@@ -32,7 +35,13 @@ from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting
+from sklcam.networks.readouts import Task, readout
 from sklcam.networks.sources import origin_of
+from sklcam.networks.tasks import Evidence
+
+
+def _has_probabilities(explainer: CAMExplainer) -> bool:
+    return getattr(explainer, "task_", explainer.task) != "regression"
 
 
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
@@ -44,8 +53,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     Parameters
     ----------
     model : nn.Module, fitted estimator or str
-        A network that takes images and returns logits of shape (n_images, n_classes); a fitted
-        skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; a search or a
+        A network that takes images and returns logits of shape (n_images, n_classes), or whatever
+        ``task`` and ``output`` say; a fitted skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; a search or a
         ``FrozenEstimator`` around these; or a name, such as ``"timm/resnet50"``, of which
         :meth:`fit` builds the network, by :func:`sklcam.networks.build_model`.
     method : str, Method or class of methods, default="gradcam"
@@ -57,6 +66,17 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     weights : str, path or None, default=None
         Those of a network by name: ``"DEFAULT"`` is what was published for it, and the head is that
         of the weights. None is random numbers.
+    task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
+        What the network is for. "multiclass": one of several classes, by a softmax. "binary": one
+        of two classes, by one output, that of the second; the first is explained by its negative.
+        "multilabel": any number of labels, each with a sigmoid of its own. "regression": numbers,
+        which are explained as they are. "auto" is what a skorch net's criterion says, or a Hugging
+        Face network's ``problem_type``; "multilabel" (of one output, "binary") for a network that
+        ends in a sigmoid; what the labels in :meth:`fit` are; or else "multiclass". A network of
+        one output that none of these tells about is refused.
+    output : {"auto", "logits", "probabilities"}, default="auto"
+        What the network returns of classes; "auto" recognises a last sigmoid, and rows that add up
+        to 1, in the sample that ``fit`` takes.
     layer_fusion : {"mean", "max"} or None, default="mean"
         How the maps of several layers become one: each scaled to [0, 1], then their mean or
         maximum; None keeps them apart, on an axis of their own.
@@ -70,8 +90,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         For networks of several outputs: the key or position of the one that counts. None is the
         first of a tuple; of a mapping, ``"logits"`` or its only tensor.
     classes : array-like or None, default=None
-        The label of each output, in their order. None is the model's ``classes_``, the labels of
-        ``y`` in :meth:`fit`, or 0, 1, ....
+        The label of each output, in their order; of a single output, those of both classes; of a
+        regression, the names of its numbers. None is the model's ``classes_``, the labels of ``y``
+        in :meth:`fit`, or 0, 1, ....
     image_size : int, (height, width) or None, default=None
         What images are resized to; None is what the model's source says, else 224.
     resize : {"stretch", "center_crop"} or None, default=None
@@ -90,7 +111,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,) or None
-        The label of each output; None if the output is not (n_images, n_classes).
+        The label of each class; None if there are none: of a regression, and if the output is not
+        (n_images, n_classes).
+    task_ : {"multiclass", "binary", "multilabel", "regression"} or None
+        What the network is for; None if its output is not (n_images, n_outputs).
+    output_names_ : ndarray of shape (n_outputs,) or None
+        What ``target`` may name: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
         What the model's source calls the classes 0, 1, ...: displays and reports show it, and
         ``target`` takes it.
@@ -132,6 +158,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         "method": [str, Method, type],
         "target_layer": [str, TargetLayer, list, tuple],
         "weights": [None, str, HasMethods(["__fspath__"])],
+        "task": [StrOptions({"auto", "multiclass", "binary", "multilabel", "regression"})],
+        "output": [StrOptions({"auto", "logits", "probabilities"})],
         "layer_fusion": [StrOptions({"mean", "max"}), None],
         "reshape": [None, callable],
         "image_input": [None, str],
@@ -153,6 +181,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         target_layer: str | TargetLayer | Sequence[str | TargetLayer] = "auto",
         *,
         weights: str | PathLike[str] | None = None,
+        task: Task | Literal["auto"] = "auto",
+        output: Literal["auto", "logits", "probabilities"] = "auto",
         layer_fusion: Literal["mean", "max"] | None = "mean",
         reshape: Callable[[Tensor], Tensor] | None = None,
         image_input: str | None = None,
@@ -170,6 +200,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.method = method
         self.target_layer = target_layer
         self.weights = weights
+        self.task = task
+        self.output = output
         self.layer_fusion = layer_fusion
         self.reshape = reshape
         self.image_input = image_input
@@ -191,8 +223,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         X : images or None, default=None
             One image is enough. Needed where a dry run on a blank image of ``image_size`` does not
             do, such as for networks of several inputs.
-        y : array-like of labels or None, default=None
-            All labels, where the model does not know them.
+        y : array-like of labels, label sets, numbers or None, default=None
+            All labels, where the model does not know them. Of several an image: a table of 0 and 1,
+            or a set of labels for each image. Numbers such as 0.5 are those of a regression.
 
         Returns
         -------
@@ -203,7 +236,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         NotFittedError
             If the model is an estimator that has not been fitted.
         ValueError
-            If a parameter does not fit the model.
+            If a parameter does not fit the model, or it cannot be told what the network is for.
         """
         self._validate_params()
         get_method(self.method).check()
@@ -218,11 +251,14 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         sample = self._sample(X, adapter)
         with LastSigmoid() as sigmoid:
             output = self._dry_run(adapter, sample, given=X is not None)
-        adapter.learn(output, is_sigmoid=sigmoid.gave(output))
         self._adapter = adapter
+        self._settle(
+            Evidence(output, sigmoid.gave(output), self.task, self.output, y, self.classes)
+        )
         self.preprocessing_ = adapter.preprocessing(sample.images.shape[1])
         self.gives_probabilities_ = adapter.gives_probabilities
-        self.classes_ = self._find_classes(output, y)
+        self.output_names_ = self._find_names(output, y)
+        self.classes_ = None if self.task_ == "regression" else self.output_names_
         self.class_names_ = self._find_class_names()
         self.target_layers_ = self._find_layers(sample.recordable())
         return self
@@ -294,21 +330,49 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             )
         return output
 
-    def _find_classes(self, output: Tensor, y: Any) -> np.ndarray | None:
+    def _settle(self, evidence: Evidence) -> None:
+        self._adapter.settle(evidence)
+        self.task_ = self._adapter.task
+
+    def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
+        """Return what the columns that are made of outputs are called."""
         known = self._adapter.labels if self.classes is None else self.classes
-        if output.ndim != 2:
+        if self.task_ is None:
             return None if known is None else np.asarray(known)
-        n_classes = output.shape[1]
-        numbers = np.arange(n_classes)
-        if known is None and y is not None and not np.isin(y, numbers).all():
-            known = np.unique(y)
-        classes = numbers if known is None else np.asarray(known)
-        if classes.shape != (n_classes,) or len(np.unique(classes)) != n_classes:
+        n_columns = self._adapter.readout.columns(output).shape[1]
+        numbers = np.arange(n_columns)
+        if known is None and y is not None and self.task_ != "regression":
+            known = self._labels_of(y, numbers)
+        names = numbers if known is None else np.asarray(known)
+        if names.shape != (n_columns,) or len(np.unique(names)) != n_columns:
+            what = "one output, for two classes," if self.task_ == "binary" else "outputs"
+            what = what if self.task_ == "binary" else f"{n_columns} {what},"
             raise ValueError(
-                f"The network has {n_classes} outputs, and there are {len(np.unique(classes))} "
-                "labels for them; give classes= the label of each output, in their order."
+                f"The network has {what} and there are {len(np.unique(names))} labels for them; "
+                "give classes= the label of each output, in their order."
             )
-        return classes
+        if y is not None and self.task_ == "regression":
+            self._check_numbers(y, n_columns)
+        return names
+
+    def _labels_of(self, y: Any, numbers: np.ndarray) -> np.ndarray | None:
+        """Return the labels that there are, unless they are numbers of outputs."""
+        if self.task_ == "multilabel":
+            found = learn_label_sets(y)
+            is_table = kind_of_labels(y) == "indicator"
+            return found if is_table or not np.isin(found, numbers).all() else None
+        labels = labels_for(None, y, "fit")
+        return None if np.isin(labels, numbers).all() else np.unique(labels)
+
+    @staticmethod
+    def _check_numbers(y: Any, n_columns: int) -> None:
+        given = as_numbers(y)
+        n_given = 1 if given.ndim == 1 else given.shape[1]
+        if n_given != n_columns:
+            raise ValueError(
+                f"y has {n_given} number(s) an image, and the network {n_columns} output(s). Labels "
+                "of classes are no floats; for such a network set task=."
+            )
 
     def _find_layers(self, sample: Inputs) -> list[TargetLayer]:
         given, adapter = self.target_layer, self._adapter
@@ -357,9 +421,17 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         check_is_fitted(self, "target_layers_")
         if "_adapter" not in vars(self):  # read from a file, which holds no adapters
             self._adapter = self._adapt()
-            self._adapter.gives_probabilities = self.gives_probabilities_
+            self._restore_readout()
             self._adapter.remember(self.preprocessing_)
         return self._adapter
+
+    def _restore_readout(self) -> None:
+        if not self._adapter.is_settled:  # by what the model itself knows
+            self._adapter.readout = readout(self.task_, is_probability=self.gives_probabilities_)
+
+    @property
+    def output_names(self) -> np.ndarray | None:
+        return self.output_names_ if self.classes_ is None else self.classes_
 
     @property
     def target_layers(self) -> list[TargetLayer]:
@@ -367,6 +439,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     # Prediction
 
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class.
 
@@ -378,8 +451,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
             In the order of ``classes_``. By the net's own nonlinearity for a skorch net; otherwise
-            the softmax of the output, or the output itself where it is that of a sigmoid or its
-            rows are probabilities.
+            the softmax of the output, for "binary" and "multilabel" the sigmoid, or the output
+            itself where it is probabilities. Rows add up to 1, but not for "multilabel".
         """
         return np.concatenate(
             [self.probabilities(output).cpu().numpy() for output in self._iter_outputs(X)]
@@ -394,18 +467,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
                     f"The network's output has shape {tuple(output.shape)}, not (n_images, "
                     "n_classes): there are no classes to predict."
                 )
-            if output.shape[1] == 1:
-                raise ValueError(
-                    "The network has one output, whose softmax is always 1, so that there is "
-                    "nothing to predict. Return two logits, torch.cat([-z / 2, z / 2], dim=1), of "
-                    "which the sigmoid of z is the second's probability."
-                )
             check.add(output, "outputs of the network", n_axes=1, blank=False)
             yield output
         check.warn()
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable label of each image.
+        """Return what is predicted of each image.
 
         Parameters
         ----------
@@ -413,27 +480,48 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_images,)
+        ndarray of shape (n_images,) or (n_images, n_outputs)
+            The most probable label. For "multilabel", of 0 and 1: the labels whose probability is
+            above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
         """
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
-        return self.classes_[np.concatenate(decisions)]
+        return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return the accuracy on X.
+        """Return the accuracy on X, or :math:`R^2` of a regression.
 
         Parameters
         ----------
         X : images
-        y : array-like of shape (n_images,)
-            May be left out for a data set that has ``targets``.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), or label sets
+            May be left out for a data set that has ``targets``. For "multilabel" a table of 0 and
+            1, or a set of labels for each image; for "regression" numbers.
         sample_weight : array-like of shape (n_images,) or None, default=None
 
         Returns
         -------
-        float, in [0, 1]
+        float
+            In [0, 1], but for "regression". For "multilabel", how many images have all their labels
+            right, and no other.
         """
-        y = labels_for(X, y, "score")
+        if self.task_ == "multilabel":
+            y = as_indicator(given_labels(X, y), self.classes_)
+        elif self.task_ == "regression":
+            y = as_numbers(given_labels(X, y))
+            return float(r2_score(y, self.predict(X), sample_weight=sample_weight))
+        else:
+            y = labels_for(X, y, "score")
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        task = getattr(self, "task_", self.task)
+        if task == "regression":
+            tags.estimator_type, tags.classifier_tags = "regressor", None
+            tags.regressor_tags = RegressorTags()
+        elif task in ("auto", "multilabel"):
+            tags.classifier_tags.multi_label = True
+        return tags
 
     def __sklearn_clone__(self) -> CAMExplainer:
         options = self.get_params(deep=False)

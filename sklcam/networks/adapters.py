@@ -28,12 +28,9 @@ from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.preprocessing import Preprocessing
+from sklcam.networks.readouts import Readout, Task, Unread, readout
 from sklcam.networks.sources import origin_of
-
-Task = Literal["multiclass", "binary", "multilabel", "regression", "embedding"]
-
-# Rounding may take the sum of a row of probabilities this far from 1.
-_SUM_TOLERANCE = 1e-3
+from sklcam.networks.tasks import Evidence, check_said, settle, task_of_config, task_of_criterion
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,20 @@ class Adapter(ABC):
 
     Attributes
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression", "embedding"}
+    readout : Readout
+        How the network's outputs are read; until ``fit`` has settled it, as they are.
+    task : {"multiclass", "binary", "multilabel", "regression"} or None
+        None of an embedding, or an output of another form.
     resize : Resizing
         How images are brought to the network's input size.
     input_size : tuple of (int, int)
         Height and width of what images are resized to.
     labels : ndarray of shape (n_classes,) or None
-        The labels of the outputs, where the model knows them.
+        The labels of the columns that are made of the output, where the model knows them.
     target_layer : TargetLayer or None
         The layer that the model itself says is to be explained.
     gives_probabilities : bool
-        Whether the output of a bare network is a distribution already, or that of a sigmoid;
-        decided in ``fit``.
+        Whether the output of the network is a distribution already, or that of a sigmoid.
 
     Examples
     --------
@@ -105,10 +104,18 @@ class Adapter(ABC):
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
 
-    task: Task = "multiclass"
+    readout: Readout = Unread()
+    is_settled: bool = True  # unless fit has to find out what the output is
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
-    gives_probabilities: bool = False
+
+    @property
+    def task(self) -> Task | None:
+        return self.readout.task
+
+    @property
+    def gives_probabilities(self) -> bool:
+        return self.readout.is_probability
 
     @property
     @abstractmethod
@@ -156,22 +163,36 @@ class Adapter(ABC):
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:
-        """Run the network, in whatever mode it is in; its first output if it has several."""
+        """Run the network, in whatever mode it is in.
+
+        Returns
+        -------
+        Tensor
+            Of its first output, if it has several, the columns that the readout makes.
+        """
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Set the network to evaluation mode, and put back the mode of each module afterwards."""
         return evaluating(self.network)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:  # noqa: B027  some models say it themselves
-        """Decide from the output for a sample what outputs mean; called once, in ``fit``."""
+    # What outputs mean
 
-    @abstractmethod
-    def probabilities(self, output: Tensor) -> Tensor:
-        """Turn an output (n_images, n_classes) into probabilities of the same shape."""
+    def settle(self, evidence: Evidence) -> None:
+        """Decide how outputs are read; called once, in ``fit``. Some models know it themselves."""
+        check_said(evidence, self.task)
 
-    def decide(self, probabilities: Tensor) -> Tensor:
-        """Return the index of the predicted class of each row."""
-        return probabilities.argmax(dim=1)
+    def own(self, columns: Tensor) -> Tensor:
+        """Return the network's own output, of which columns were made."""
+        return self.readout.own(columns)
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        """Turn columns (n_images, n_classes) into probabilities of the same shape."""
+        return self.readout.probabilities(columns)
+
+    def decide(self, columns: Tensor) -> Tensor:
+        """Return what is predicted, as :meth:`Readout.decide` does."""
+        answers = self.probabilities(columns) if self.readout.has_probabilities else columns
+        return self.readout.decide(answers)
 
 
 class AdapterAround(Adapter):
@@ -179,9 +200,16 @@ class AdapterAround(Adapter):
 
     def __init__(self, inner: Adapter):
         self.inner = inner
-        # What is learned is kept here, as by any other.
-        self.task, self.labels, self.target_layer = inner.task, inner.labels, inner.target_layer
-        self.gives_probabilities = inner.gives_probabilities
+        self.labels, self.target_layer = inner.labels, inner.target_layer
+        self.is_settled = inner.is_settled
+
+    @property
+    def readout(self) -> Readout:  # type: ignore[override]
+        return self.inner.readout
+
+    @readout.setter
+    def readout(self, readout: Readout) -> None:
+        self.inner.readout = readout
 
     @property
     def network(self) -> nn.Module:
@@ -208,16 +236,14 @@ class AdapterAround(Adapter):
     def forward(self, inputs: Inputs) -> Tensor:
         return self.inner.forward(inputs)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
-        self.inner.learn(output, is_sigmoid=is_sigmoid)
-        self.gives_probabilities = self.inner.gives_probabilities
+    def settle(self, evidence: Evidence) -> None:
+        self.inner.settle(evidence)
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        self.inner.gives_probabilities = self.gives_probabilities  # a file sets it here
-        return self.inner.probabilities(output)
+    def probabilities(self, columns: Tensor) -> Tensor:
+        return self.inner.probabilities(columns)
 
-    def decide(self, probabilities: Tensor) -> Tensor:
-        return self.inner.decide(probabilities)
+    def decide(self, columns: Tensor) -> Tensor:
+        return self.inner.decide(columns)
 
 
 class LastStep(AdapterAround):
@@ -274,9 +300,6 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
                 "it was trained; leave this at its default."
             )
         return model.as_adapter()
-    # The more special kind first: a binary net is a skorch net, too.
-    if isinstance(model, NeuralNetBinaryClassifier):
-        return BinarySkorchAdapter(model, preparation)
     if isinstance(model, NeuralNet):
         return SkorchAdapter(model, preparation)
     return ModuleAdapter(model, preparation)
@@ -284,6 +307,8 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
 
 class ModuleAdapter(Adapter):
     """A bare network. Float tensors are its input; other images are prepared for it."""
+
+    is_settled = False
 
     def __init__(self, model: nn.Module, preparation: Preparation):
         self.model = model
@@ -331,23 +356,11 @@ class ModuleAdapter(Adapter):
         return images.to(dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return inputs.call(self.network, output_name=self.preparation.output_name)
+        name = self.preparation.output_name
+        return self.readout.columns(inputs.call(self.network, output_name=name))
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
-        # Of a single class the softmax is 1, whatever the network says.
-        if output.ndim != 2 or output.shape[1] < 2:
-            return
-        if is_sigmoid:  # of labels that do not exclude each other
-            self.gives_probabilities = True
-        elif output.is_floating_point():
-            # Off by half of eps, as each probability is, which in bfloat16 is more.
-            tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
-            is_distribution = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
-            self.gives_probabilities = bool((is_distribution & (output >= 0).all(dim=1)).all())
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        output = at_least_float32(output)
-        return output if self.gives_probabilities else output.softmax(dim=1)
+    def settle(self, evidence: Evidence) -> None:
+        self.readout = settle(evidence, task_of_config(self.network))
 
 
 class SkorchAdapter(ModuleAdapter):
@@ -365,6 +378,9 @@ class SkorchAdapter(ModuleAdapter):
 
     @property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        if self.task in ("multilabel", "regression"):  # skorch takes the values of y for classes
+            given = getattr(self.model, "classes", None)
+            return None if given is None else np.asarray(given)
         try:
             return np.asarray(self.model.classes_)
         except AttributeError:  # a regressor has none, and so does a net without labels
@@ -372,40 +388,39 @@ class SkorchAdapter(ModuleAdapter):
 
     def forward(self, inputs: Inputs) -> Tensor:
         name = self.preparation.output_name
-        return inputs.call(self.network, self.model.infer, output_name=name)
+        output = inputs.call(self.network, self.model.infer, output_name=name)
+        return self.readout.columns(output)
 
-    def learn(self, output: Tensor, *, is_sigmoid: bool = False) -> None:
-        """Do nothing: the net's criterion says what its output is."""
+    def settle(self, evidence: Evidence) -> None:
+        self.readout = self._settled(evidence)
 
-    def probabilities(self, output: Tensor) -> Tensor:
+    def _settled(self, evidence: Evidence) -> Readout:
+        model = self.model
+        task, is_probability = task_of_criterion(getattr(model, "criterion_", None), evidence)
+        if isinstance(model, NeuralNetBinaryClassifier):
+            task = "binary"
+        if task is None:
+            return settle(evidence, None)
+        check_said(evidence, task)
+        if model.predict_nonlinearity is None:  # its outputs are its answers
+            is_probability = task != "regression"
+        return readout(task, is_probability=is_probability)
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        own_way = self.model.predict_nonlinearity
+        if self.task == "regression" or not (callable(own_way) or self.task == "multiclass"):
+            return super().probabilities(columns)
         # Skorch knows by the criterion; its method has no public name.
-        return self.model._get_predict_nonlinearity()(at_least_float32(output))
+        found = self.model._get_predict_nonlinearity()(at_least_float32(self.own(columns)))
+        if self.task == "binary" and found.numel() == len(found):
+            found = found.reshape(-1, 1)
+            return torch.cat([1 - found, found], dim=1)
+        return found
 
-
-class BinarySkorchAdapter(SkorchAdapter):
-    """A skorch net with one output, the second class's; it is split, to give each class its own."""
-
-    task: Task = "binary"
-
-    @property
-    def _is_probability(self) -> bool:
-        return isinstance(self.model.criterion_, nn.BCELoss)
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        output = super().forward(inputs)
-        second = output.reshape(len(output), 1)
-        if self._is_probability:
-            return torch.cat([1 - second, second], dim=1)
-        # Two logits whose softmax is the sigmoid of the one.
-        return second * second.new_tensor([-0.5, 0.5])
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        output = at_least_float32(output)
-        second = output[:, 1] if self._is_probability else output[:, 1] - output[:, 0]
-        return self.model._get_predict_nonlinearity()(second)
-
-    def decide(self, probabilities: Tensor) -> Tensor:
-        return (probabilities[:, 1] > self.model.threshold).long()
+    def decide(self, columns: Tensor) -> Tensor:
+        if self.task == "binary" and isinstance(self.model, NeuralNetBinaryClassifier):
+            return (self.probabilities(columns)[:, 1] > self.model.threshold).long()
+        return super().decide(columns)
 
 
 def _where(network: nn.Module) -> tuple[torch.device, torch.dtype]:

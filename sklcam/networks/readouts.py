@@ -29,7 +29,7 @@ class Readout(ABC):
 
     Attributes
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression"}
+    task : {"multiclass", "binary", "multilabel", "regression"} or None
     has_probabilities : bool
         Whether what it says is about classes.
 
@@ -46,7 +46,7 @@ class Readout(ABC):
     tensor([1, 0])
     """
 
-    task: ClassVar[Task]
+    task: ClassVar[Task | None]
     has_probabilities: ClassVar[bool] = True
 
     def __init__(self, *, is_probability: bool = False):
@@ -136,6 +136,19 @@ class Readout(ABC):
         return output[:, None] if self._is_flat else output
 
 
+class Unread(Readout):
+    """An output that is explained as it is: an embedding, or one of another form."""
+
+    task = None
+    has_probabilities = False
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        raise ValueError(
+            f"The network's output has shape {tuple(columns.shape)}, not (n_images, n_classes): "
+            "there are no classes to predict."
+        )
+
+
 class MulticlassReadout(Readout):
     """One of several classes, with a score each."""
 
@@ -208,18 +221,21 @@ class RegressionReadout(Readout):
         return decided[:, 0] if decided.shape[1] == 1 else decided
 
 
-_READOUTS: dict[str, type[Readout]] = {
-    kind.task: kind
-    for kind in (MulticlassReadout, BinaryReadout, MultilabelReadout, RegressionReadout)
+_READOUTS: dict[Task, type[Readout]] = {
+    "multiclass": MulticlassReadout,
+    "binary": BinaryReadout,
+    "multilabel": MultilabelReadout,
+    "regression": RegressionReadout,
 }
 
 
-def readout(task: Task, *, is_probability: bool = False) -> Readout:
+def readout(task: Task | None, *, is_probability: bool = False) -> Readout:
     """Return how outputs are read for a task.
 
     Parameters
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression"}
+    task : {"multiclass", "binary", "multilabel", "regression"} or None
+        None leaves outputs as they are.
     is_probability : bool, default=False
         Whether the network returns probabilities.
 
@@ -227,4 +243,4 @@ def readout(task: Task, *, is_probability: bool = False) -> Readout:
     -------
     Readout
     """
-    return _READOUTS[task](is_probability=is_probability)
+    return Unread() if task is None else _READOUTS[task](is_probability=is_probability)

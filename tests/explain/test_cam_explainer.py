@@ -343,15 +343,6 @@ def test_predictions(module):
         ours.score(IMAGES)
 
 
-def test_one_output_has_maps_and_no_probability():
-    ours = explainer(nn.Sequential(network(), nn.Linear(3, 1)), target_layer="0.5")
-    assert ours.explain(IMAGES).shape == (N, *IMAGES.shape[2:])
-    for ask in (ours.predict, ours.predict_proba, lambda X: ours.score(X, Y)):
-        with pytest.raises(ValueError, match=r"one output.*two logits"):
-            ask(IMAGES)
-    assert predictions(ours, torch.zeros(2, 1)) == [(None, None)] * 2
-
-
 def test_probabilities_are_left_alone():
     model = nn.Sequential(network(), nn.Softmax(dim=1))
     assert_allclose(explainer(model).predict_proba(IMAGES), model(IMAGES).detach(), atol=1e-6)

@@ -32,7 +32,8 @@ def head(*weights: float) -> nn.Sequential:
 
 
 def explainer(network, **options):
-    options = {"target_layer": "1", "batch_size": 2, "verbose": 0, **options}
+    task = "auto" if network(X[:1]).shape[1] > 1 else "regression"
+    options = {"target_layer": "1", "task": task, "batch_size": 2, "verbose": 0, **options}
     return CAMExplainer(network, **options).fit(X[:1])
 
 

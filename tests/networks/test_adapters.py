@@ -17,8 +17,9 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.images.framed import FramedItems
 from sklcam.images.normalization import normalize
 from sklcam.networks import Inputs, Preparation, adapt
-from sklcam.networks.adapters import BinarySkorchAdapter, ModuleAdapter, SkorchAdapter
+from sklcam.networks.adapters import ModuleAdapter, SkorchAdapter
 from sklcam.networks.inputs import NetworkTensors
+from sklcam.networks.tasks import Evidence
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -54,12 +55,14 @@ def output_of(adapter, images=IMAGES):
         (SmallNet(), ModuleAdapter, "multiclass"),
         (net(), SkorchAdapter, "multiclass"),
         (net(kind=NeuralNet, criterion=nn.CrossEntropyLoss), SkorchAdapter, "multiclass"),
-        (binary_net(), BinarySkorchAdapter, "binary"),
+        (binary_net(), SkorchAdapter, "binary"),
     ],
 )
 def test_the_kind_of_a_model(model, kind, task):
     adapter = adapt(model, Preparation())
     assert type(adapter) is kind
+    assert adapter.task is None  # nobody has looked
+    adapter.settle(Evidence(output_of(adapter)))
     assert adapter.task == task
     assert adapter.network is (model if isinstance(model, nn.Module) else model.module_)
 
@@ -157,33 +160,32 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.2, 0.3, 0.5], [9.0, 9.0, -9.0]])
         (LOGITS.sigmoid(), False),
         (LOGITS.log_softmax(dim=1), False),
         (torch.tensor([[1.5, -0.5, 0.0]]), False),  # sums to one, and is not a probability
-        (torch.ones(3, 1), False),  # a single class, whose softmax is 1 as well
         (torch.ones(2, 1, 4, 4), False),
     ],
 )
 def test_probabilities_are_recognised_in_the_sample(sample, expected):
     adapter = adapt(SmallNet(), Preparation())
-    adapter.learn(sample)
+    adapter.settle(Evidence(sample))
     assert adapter.gives_probabilities is expected
 
 
 def test_what_the_sample_said_holds_for_every_batch():
     adapter = adapt(SmallNet(), Preparation())
-    adapter.learn(LOGITS)
+    adapter.settle(Evidence(LOGITS))
     one = LOGITS[1:2]  # looks like probabilities, by itself
     assert torch.equal(adapter.probabilities(one), one.softmax(dim=1))
-    adapter.learn(LOGITS.softmax(dim=1))
+    adapter.settle(Evidence(LOGITS.softmax(dim=1)))
     assert torch.equal(adapter.probabilities(LOGITS), LOGITS)
 
 
 def test_probabilities_are_computed_in_full_precision():
     adapter = adapt(SmallNet(), Preparation())
-    adapter.learn(LOGITS)
+    adapter.settle(Evidence(LOGITS))
     half = LOGITS.half()
     found = adapter.probabilities(half)
     assert found.dtype == torch.float32
     assert torch.equal(found, half.float().softmax(dim=1))
-    assert adapter.decide(found).tolist() == [0, 2, 0]
+    assert adapter.decide(half).tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -199,30 +201,35 @@ def test_skorch_nets_are_read_by_their_own_nonlinearity(make):
     model = make()
     adapter = adapt(model, Preparation())
     output = output_of(adapter)
-    adapter.learn(output)
+    adapter.settle(Evidence(output))
+    output = output_of(adapter)
     found = adapter.probabilities(output)
     np.testing.assert_allclose(found.numpy(), model.predict_proba(IMAGES), rtol=1e-5)
     model.classes_inferred_ = np.arange(found.shape[1])
-    assert adapter.decide(found).tolist() == model.predict(IMAGES).tolist()
+    assert adapter.decide(output).tolist() == model.predict(IMAGES).tolist()
 
 
 @pytest.mark.parametrize("make", [binary_net, binary_likelihood_net])
 def test_a_binary_net_has_an_output_for_each_class(make):
     model = make()
     own = model.module_.eval()(IMAGES).detach()
-    output = output_of(adapt(model, Preparation()))
-    assert output.shape == (6, 2)
-    # Logits whose difference is the net's, or the probabilities of both.
-    difference = output[:, 1] - output[:, 0]
-    torch.testing.assert_close(difference, 2 * own - 1 if make is binary_likelihood_net else own)
+    adapter = adapt(model, Preparation())
+    adapter.settle(Evidence(output_of(adapter)))
+    output = output_of(adapter)
+    first = 1 - own if make is binary_likelihood_net else -own
+    torch.testing.assert_close(output, torch.stack([first, own], dim=1))
+    assert torch.equal(adapter.own(output), own)
 
 
 def test_a_binary_net_decides_by_its_threshold():
     model = binary_net()
-    probabilities = torch.tensor([[0.3, 0.7], [0.5, 0.5], [0.8, 0.2]])
-    assert adapt(model, Preparation()).decide(probabilities).tolist() == [1, 0, 0]
+    adapter = adapt(model, Preparation())
+    adapter.settle(Evidence(torch.zeros(1)))
+    second = torch.tensor([0.7, 0.5, 0.2]).logit()
+    columns = torch.stack([-second, second], dim=1)
+    assert adapter.decide(columns).tolist() == [1, 0, 0]
     model.set_params(threshold=0.1)
-    assert adapt(model, Preparation()).decide(probabilities).tolist() == [1, 1, 1]
+    assert adapter.decide(columns).tolist() == [1, 1, 1]
 
 
 def test_labels_are_those_that_the_model_knows():

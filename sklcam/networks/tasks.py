@@ -1,0 +1,226 @@
+"""What a network that somebody else has trained is for: which task, and what its outputs are.
+
+It is settled once, by what a user says, what the network says of itself, and what is seen of its
+output and of the labels. What cannot be settled is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sklcam.images.label_sets import kind_of_labels
+from sklcam.networks.precision import at_least_float32
+from sklcam.networks.readouts import Readout, Task, Unread, readout
+
+# Rounding may take the sum of a row of probabilities this far from 1.
+_SUM_TOLERANCE = 1e-3
+
+# What Hugging Face's configurations call the tasks.
+_PROBLEM_TYPES: Mapping[str, Task] = {
+    "single_label_classification": "multiclass",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_OF_LABELS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of a network when its task is to be settled.
+
+    Parameters
+    ----------
+    output : Tensor
+        The network's own, for a sample.
+    is_sigmoid : bool, default=False
+        Whether it is the output of a sigmoid.
+    task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
+        What a user says.
+    form : {"auto", "logits", "probabilities"}, default="auto"
+        What a user says that outputs are.
+    y : labels of any kind, or None, default=None
+    classes : array-like or None, default=None
+        The labels that a user gives the outputs.
+    """
+
+    output: Tensor
+    is_sigmoid: bool = False
+    task: Task | Literal["auto"] = "auto"
+    form: Literal["auto", "logits", "probabilities"] = "auto"
+    y: Any = None
+    classes: Any = None
+
+    @property
+    def n_outputs(self) -> int | None:
+        """How many outputs the network has; None if it is not some for each image."""
+        if self.output.ndim == 1:
+            return 1
+        return self.output.shape[1] if self.output.ndim == 2 else None
+
+
+def settle(evidence: Evidence, said: Task | None) -> Readout:
+    """Decide how a network's outputs are read.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    said : str or None
+        The task that the network itself says.
+
+    Returns
+    -------
+    Readout
+
+    Raises
+    ------
+    ValueError
+        If the task cannot be settled, or the network cannot have it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks.tasks import Evidence, settle
+    >>> settle(Evidence(torch.zeros(1, 3)), None).task
+    'multiclass'
+    >>> settle(Evidence(torch.zeros(1, 1), y=[0, 1, 1]), None).task
+    'binary'
+    """
+    n_outputs = evidence.n_outputs
+    if n_outputs is None or n_outputs == 0:
+        if evidence.task != "auto":
+            raise ValueError(
+                f"task={evidence.task!r} is for an output of one row of numbers an image; the "
+                f'network\'s has shape {tuple(evidence.output.shape)}. Leave task at "auto" and '
+                "explain it by a callable target."
+            )
+        return Unread()
+    task = said if evidence.task == "auto" else evidence.task
+    if task is None:
+        task = _task_of(evidence, n_outputs)
+    if task == "binary" and n_outputs > 1:
+        raise ValueError(
+            f'task="binary" is for a network of one output, and this one has {n_outputs}. Two that '
+            'exclude each other are "multiclass"; two that do not, "multilabel".'
+        )
+    if task == "multiclass" and n_outputs == 1:
+        raise ValueError(
+            'task="multiclass" takes a softmax, which of one output is always 1: use '
+            'task="binary" if it tells two classes apart, or "regression" if it is a number.'
+        )
+    return readout(task, is_probability=_is_probability(evidence, task))
+
+
+def _task_of(evidence: Evidence, n_outputs: int) -> Task:
+    """Return the task that nobody has named."""
+    kind = None if evidence.y is None else kind_of_labels(evidence.y)
+    if kind == "numbers":
+        return "regression"
+    if kind in ("indicator", "label sets"):
+        return "multilabel"
+    if n_outputs > 1:
+        return "multilabel" if evidence.is_sigmoid else "multiclass"
+    if evidence.is_sigmoid or _names_two(evidence.classes):
+        return "binary"
+    if kind == "labels" and evidence.classes is None and _names_two(evidence.y):
+        return "binary"
+    raise ValueError(
+        'The network has one output, and it cannot be told what that is. Set task="binary" if it '
+        'is the logit of the second of two classes, with output="probabilities" if it is its '
+        'probability; or task="regression" if it is a number.'
+    )
+
+
+def _names_two(labels: Any) -> bool:
+    if labels is None:
+        return False
+    values = labels.tolist() if hasattr(labels, "tolist") else [*labels]
+    flat = [value for row in values for value in (row if isinstance(row, list) else [row])]
+    return len({*flat}) == 2
+
+
+def _is_probability(evidence: Evidence, task: Task) -> bool:
+    """Whether outputs are probabilities; an error if they are said to be, and are not."""
+    output = at_least_float32(evidence.output)
+    if task == "regression":
+        if evidence.form != "auto":
+            raise ValueError(
+                f"output={evidence.form!r} is said of classes; a regression's outputs are its "
+                "numbers."
+            )
+        return False
+    if evidence.form == "probabilities":
+        low, high = output.min().item(), output.max().item()
+        if low < -_SUM_TOLERANCE or high > 1 + _SUM_TOLERANCE:
+            raise ValueError(
+                f'output="probabilities": the network returns numbers from {low:.3g} to '
+                f'{high:.3g}, which are none. Use output="logits".'
+            )
+        return True
+    if evidence.form == "logits":
+        return False
+    if evidence.is_sigmoid and task == "multiclass":
+        raise ValueError(
+            "The network ends in a sigmoid, and a softmax of that is no probability. If its labels "
+            'do not exclude each other, task="multilabel"; if they do, output="probabilities" '
+            'takes what it returns, and output="logits" the softmax.'
+        )
+    return evidence.is_sigmoid or _is_distribution(evidence.output)
+
+
+def _is_distribution(output: Tensor) -> bool:
+    # Of a single class the softmax is 1, whatever the network says.
+    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
+        return False
+    # Off by half of eps, as each probability is, which in bfloat16 is more.
+    tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
+    is_sum = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
+    return bool((is_sum & (output >= 0).all(dim=1)).all())
+
+
+def check_said(evidence: Evidence, task: Task | None) -> None:
+    """Raise a ValueError if a user says otherwise than a model that knows its task."""
+    if evidence.task not in ("auto", task):
+        raise ValueError(
+            f'task={evidence.task!r}: the model was trained for {task!r}; leave task at "auto".'
+        )
+    if evidence.form != "auto":
+        raise ValueError(
+            f"output={evidence.form!r}: the model knows by its criterion what it returns; leave "
+            'output at "auto".'
+        )
+
+
+def task_of_config(network: nn.Module) -> Task | None:
+    """Return the task that a Hugging Face network was set up for; None if it does not say."""
+    config = getattr(network, "config", None)
+    return _PROBLEM_TYPES.get(str(getattr(config, "problem_type", None)))
+
+
+def task_of_criterion(criterion: object, evidence: Evidence) -> tuple[Task | None, bool]:
+    """Return the task that a loss is for, None if that is not known; and of probabilities or not.
+
+    Parameters
+    ----------
+    criterion : nn.Module, or anything else
+    evidence : Evidence
+
+    Returns
+    -------
+    task : str or None
+    is_probability : bool
+    """
+    if isinstance(criterion, _OF_NUMBERS):
+        return "regression", False
+    if isinstance(criterion, _OF_CLASSES):
+        return "multiclass", isinstance(criterion, nn.NLLLoss)
+    if isinstance(criterion, _OF_LABELS):
+        is_single = evidence.n_outputs == 1
+        return "binary" if is_single else "multilabel", isinstance(criterion, nn.BCELoss)
+    return None, False
