@@ -14,7 +14,8 @@ with each, and judges the layer that the explainer took, without asking sklcam's
 - place: parts of an image are exchanged for another's, one at a time. Responses are what changes,
   less what changes everywhere alike. Each quadrant of the grid answers most to its own quadrant,
   where strong quadrants and sensitive ones are discounted (Sinkhorn's scaling of the 4 x 4 table);
-  and rows and columns of the grid go with rows and columns of the image, not with each other;
+  and rows and columns of the grid go with those of the image, not with each other (correlation
+  of a position with the place that it answers to);
 - prefix: no other choice of the grid's first token puts more of the responses in place;
 - alive: the score has a gradient at more than half of the positions;
 - whole: another image's activations in their place give the other image's output, so that nothing
@@ -44,6 +45,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from networks_zoo import Case, timm_cases, transformers_cases
@@ -57,11 +59,11 @@ from sklcam.networks import TargetLayer
 N_CLASSES = 10
 ENOUGH_RIGHT = 0.95
 TOLERANCE = 2e-3  # on maps in [0, 1]
-CONTRAST = 1.05  # how much more than to others a quadrant answers to its own change
+CONTRAST = 1.0  # how much more than to others a quadrant answers to its own change
 CORRELATION = 0.5  # of a position's row (column) with the row (column) of what it answers to
 MOST_PARTS = 6  # parts an image is cut into, along a side
 LATE, HALF = 0.75, 0.5
-N_STATISTICS = 8  # images for running statistics
+N_IMAGES, N_FIRST = 8, 3  # images in all, and those that often suffice
 
 
 @dataclass
@@ -106,19 +108,31 @@ def wake(network: nn.Module, images: Tensor) -> None:
                     parameter.copy_(draw(parameter, 0.1, 1.0))
                 elif (parameter.ndim == 0 and size == 0) or (0 < size <= 0.011 and name != "bias"):
                     parameter.copy_(draw(parameter, 0.05, 0.5))
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     network.eval()
-    if norms:
-        kept = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
-            network(images)
-        for norm, momentum in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches, of which there is one
+        norm.train()
+    with torch.no_grad(), ExitStack() as stack:
+        for module in network.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):
+                stack.callback(module.register_forward_hook(raise_voice).remove)
+        network(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def raise_voice(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    """Scale the weights of a layer that is far too faint, or loud, to be that of a trained one."""
+    size = float(output.std())
+    if not 0 < size < np.inf or 0.03 < size < 30:
+        return None
+    for parameter in module.parameters():
+        parameter.div_(size)
+    return output / size
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
@@ -340,20 +354,33 @@ def agreement_of(responses: Tensor, parts: Parts) -> float:
 def check_place(
     network: nn.Module, layer: TargetLayer, images: Tensor, batch_size: int
 ) -> dict[str, float]:
+    """Check that a grid answers where images change; more images are asked while it does not."""
     u, v = own_grid(layer, activations_of(network, layer, images[:1], 1)).shape[-2:]
     parts = Parts.for_grid(u, v)
     responses: dict[int | None, Tensor] = {}
-    for image, other in zip(images, images.roll(1, dims=0), strict=True):
+    for i, (image, other) in enumerate(zip(images, images.roll(1, dims=0), strict=True), 1):
         batch = torch.cat([image[None], parts.changed(image[None], other[None])])
         rows = activations_of(network, layer, batch, batch_size)
         starts: list[int | None] = [None]
         if layer.reshape is None and layer.layout == "tokens":
-            starts += [i for i in range(rows.shape[1] - u * v + 1) if i != layer.n_prefix]
+            starts += [n for n in range(rows.shape[1] - u * v + 1) if n != layer.n_prefix]
         for start in starts:
             found = responses_of(rows, layer, start)
             scale = found.mean().clamp(min=torch.finfo(torch.float64).tiny)
             responses[start] = responses.get(start, torch.zeros(())) + found / scale
-    own = responses.pop(None)
+        if i < N_FIRST:
+            continue
+        figures, lacks = figures_of_place(responses, parts)
+        if not lacks:
+            return figures
+    raise NotRight("; ".join(lacks) + ": " + text_of(figures))
+
+
+def figures_of_place(
+    responses: dict[int | None, Tensor], parts: Parts
+) -> tuple[dict[str, float], list[str]]:
+    """Return the figures of a grid, and what it lacks; responses are by the first token taken."""
+    own = responses[None]
     along, across = correlations_of(own, parts)
     figures = {
         "contrast": contrast_of(own, parts),
@@ -361,14 +388,19 @@ def check_place(
         "across": across,
         "agreement": agreement_of(own, parts),
     }
+    lacks = []
     if not figures["contrast"] > CONTRAST:
-        raise NotRight(f"quadrants answer {figures['contrast']:.2f} times as much in place")
-    if not along > max(CORRELATION, across):
-        raise NotRight(f"rows and columns go {along:.2f} along, {across:.2f} across")
+        lacks.append("quadrants do not answer in place")
+    if not along - across > CORRELATION:
+        lacks.append("rows and columns are others")
     for start, shifted in responses.items():
-        if agreement_of(shifted, parts) > figures["agreement"]:
-            raise NotRight(f"the grid begins with token {start} rather")
-    return figures
+        if start is not None and agreement_of(shifted, parts) > figures["agreement"]:
+            lacks.append(f"the grid begins with token {start} rather")
+    return figures, lacks
+
+
+def text_of(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.2g}" for name, value in figures.items())
 
 
 def check_rows(network: nn.Module, layer: TargetLayer, images: Tensor) -> None:
@@ -492,7 +524,7 @@ def judge(case: Case, options: argparse.Namespace) -> Verdict:
     torch.manual_seed(options.seed)
     try:
         network = case.build(N_CLASSES)
-        images = images_of_noise(N_STATISTICS, case.size, options.seed)
+        images = images_of_noise(N_IMAGES, case.size, options.seed)
         wake(network, images)
         network, images = network.to(options.device), images.to(options.device)
     except Exception as error:
@@ -512,7 +544,7 @@ def judge(case: Case, options: argparse.Namespace) -> Verdict:
         (result.layer,) = explainer.target_layers_
         try:
             result.grid, result.figures = inspect(
-                network, result.layer, images[:3], case, options.batch_size, explainer
+                network, result.layer, images, case, options.batch_size, explainer
             )
             result.verdict = "right"
         except NotRight as reason:
@@ -537,11 +569,9 @@ def line(result: Verdict) -> str:
         where = f"{layer.name} {layer.layout if layer.reshape is None else 'reshape'}"
         where += f" {grid[0]} x {grid[1]}" if grid else ""
         where += f" +{layer.n_prefix}" if layer.n_prefix else ""
-    figures = " ".join(f"{name} {value:.2g}" for name, value in result.figures.items())
     name = f"{result.case.family} / {result.case.name}"
-    return (
-        f"{name:58} {result.verdict:9} {where:44} {result.seconds:5.1f} s  {result.why or figures}"
-    )
+    why = result.why or text_of(result.figures)
+    return f"{name:58} {result.verdict:9} {where:44} {result.seconds:5.1f} s  {why}"
 
 
 def print_totals(results: list[Verdict]) -> None:
@@ -671,18 +701,18 @@ def calibrate(options: argparse.Namespace) -> bool:
         case = Case("timm", name, name, (size, size), lambda n: None)
         timm.layers.set_fused_attn(False)  # so that attention is a layer's output
         network = timm.create_model(name, num_classes=N_CLASSES, **kwargs)
-        images = images_of_noise(N_STATISTICS, case.size, options.seed)
+        images = images_of_noise(N_IMAGES, case.size, options.seed)
         wake(network, images)
         for layer, is_right in answers:
             try:
                 _, figures = inspect(
                     network.to(options.device),
                     layer,
-                    images[:3].to(options.device),
+                    images.to(options.device),
                     case,
                     options.batch_size,
                 )
-                said, why = True, " ".join(f"{key} {value:.2g}" for key, value in figures.items())
+                said, why = True, text_of(figures)
             except NotRight as reason:
                 said, why = False, str(reason)
             n_wrong += said != is_right

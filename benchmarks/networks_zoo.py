@@ -60,7 +60,7 @@ TIMM = {
     "ConViT": "convit_tiny@80",
     "CrossViT": "crossvit_tiny_240@240",
     "VOLO": "volo_d1_224@96",
-    "Swin": "swin_tiny_patch4_window7_224@128 swin_s3_tiny_224@224",
+    "Swin": "swin_tiny_patch4_window7_224@128",
     "Swin v2": "swinv2_tiny_window8_256@128",
     "Swin v2, cr": "swinv2_cr_tiny_224@128 swinv2_cr_tiny_ns_224@128",
     "NesT": "nest_tiny@96",
@@ -121,7 +121,7 @@ TIMM = {
     "HGNet": "hgnetv2_b0@128 hgnet_tiny@128",
     "DenseNet": "densenet121@128",
     "VGG": "vgg11@96 vgg11_bn@96",
-    "EfficientNet": "efficientnet_b0@128 tf_efficientnetv2_b0@128 tf_efficientnet_lite0@128 "
+    "EfficientNet": "efficientnet_b0@192 tf_efficientnetv2_b0@128 tf_efficientnet_lite0@128 "
     "mixnet_s@128",
     "MobileNet": "mobilenetv1_100@128 mobilenetv2_035@128 mobilenetv3_small_050@128 "
     "mobilenetv4_conv_small@128 mobilenetv4_hybrid_medium@128 lcnet_035@128 lcnetv2_small@128",
@@ -301,8 +301,7 @@ _HF: tuple[tuple[str, str, str, int, Mapping[str, Any]], ...] = (
         {
             "embed_dim": [16, 32, 48],
             "num_heads": [1, 2, 3],
-            "depth": [1, 1, 4],
-            "cls_token": [False, False, True],
+            "depth": [1, 2, 4],
         },
     ),
     ("LeViT", "LevitForImageClassification", "LevitConfig", 224, {"hidden_sizes": [64, 96, 128]}),
@@ -353,7 +352,12 @@ _HF: tuple[tuple[str, str, str, int, Mapping[str, Any]], ...] = (
         "BitForImageClassification",
         "BitConfig",
         128,
-        {"embedding_size": 32, "hidden_sizes": [32, 64, 64, 96], "depths": [1, 1, 2, 1]},
+        {
+            "embedding_size": 32,
+            "hidden_sizes": [32, 64, 64, 96],
+            "depths": [1, 1, 2, 1],
+            "num_groups": 8,
+        },
     ),
     (
         "SigLIP",
@@ -383,7 +387,15 @@ _HF: tuple[tuple[str, str, str, int, Mapping[str, Any]], ...] = (
         "HGNetV2ForImageClassification",
         "HGNetV2Config",
         128,
-        {},
+        {
+            "stem_channels": [3, 8, 16],
+            "stage_in_channels": [16, 24, 32, 48],
+            "stage_mid_channels": [8, 12, 16, 24],
+            "stage_out_channels": [24, 32, 48, 64],
+            "stage_num_blocks": [1, 1, 1, 1],
+            "stage_numb_of_layers": [2, 2, 2, 2],
+            "hidden_sizes": [24, 32, 48, 64],
+        },
     ),
 )
 
