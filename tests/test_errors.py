@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 from skorch.callbacks import EarlyStopping, LRScheduler
+from skorch.dataset import ValidSplit
 from small_networks import ImageAndVector, SmallNet, digits
 from torch import nn
+from torch.utils.data import DataLoader
 
 import sklcam
 from sklcam import (
@@ -122,6 +125,9 @@ class SplitFolders(torch.utils.data.Dataset):
 
 def score(images, rows):
     return images.mean(dim=(1, 2, 3))
+
+
+ENDING_IN_SIGMOID = torch.nn.Sequential(*SmallNet(1), torch.nn.Sigmoid())
 
 
 def classifier(**options):
@@ -331,7 +337,11 @@ def of_training(make: Callable) -> list[Row]:
         ("no underscores", lambda: make(optimizer_lr=1).fit(X, Y), "mean optimizer__lr"),
         ("no labels", lambda: make().fit(X), "y to be passed, but the target y is None"),
         ("labels too few", lambda: make().fit(X, Y[:5]), r"X has 12 image\(s\), but y has 5"),
-        ("a table of labels", lambda: make().fit(X, np.ones((12, 2))), "y should be a 1d array"),
+        (
+            "a table of labels",
+            lambda: make().fit(X, np.full((12, 2), 3)),
+            "y should be a 1d array|y holds numbers",
+        ),
         ("labels as numbers", lambda: make().fit(X, Y + 0.5), "Unknown label type: continuous"),
         ("labels NaN", lambda: make().fit(X, np.full(12, NAN)), "y contains NaN"),
         ("one class", lambda: make().fit(X, Y * 0), "at least two classes; got one class"),
@@ -409,6 +419,10 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("out of ints", lambda: explain(out=np.zeros((n, 16, 16), int)), "out must be .* int64"),
         ("out of images", lambda: explain(frame="image", out=np.zeros(3)), "out= takes maps of on"),
         ("lazily, too", lambda: make().iter_explain(images, 99), "not seen in fit"),
+        ("streams", lambda: make().iter_explain(iter(images), [1]), "be the same for all of"),
+        ("a stream", lambda: make().explain(iter(images)), "no indices.* iter_explain of an"),
+        ("a loader", lambda: make().explain(DataLoader(images)), "X.dataset; iter_explain of an"),
+        ("a table", lambda: make().explain(pd.DataFrame({"a": [], "b": []})), "columns 'a', 'b'"),
         ("no channel", lambda: make().strongest_channels(images, k=0), "k, .* int >= 1; got 0"),
         ("channels", lambda: make().strongest_channels(images, k=99), "k, .* 1 to 8; got 99"),
         ("no weights", lambda: make().channel_weights(images, method="layercam"), "does not weigh"),
@@ -435,6 +449,7 @@ CLASSIFIER: list[Row] = [
         beta=[-1, INF],
         p=[None, "1"],
         view_target=["x"],
+        task=["several"],
         memory=["x"],
         precision=["fp8"],
         channels_last=[1],
@@ -450,8 +465,60 @@ CLASSIFIER: list[Row] = [
     ),
     (
         "a criterion",
+        lambda: classifier(criterion=torch.nn.KLDivLoss).fit(X, Y),
+        "KLDivLoss does not take scores of shape .*, integers, as torch.nn.CrossEntropyLoss does",
+    ),
+    (
+        "one of another task",
+        lambda: classifier(criterion=torch.nn.MSELoss).fit(X, Y),
+        "MSELoss is a loss for task='regression', and the task is 'multiclass'. Leave the",
+    ),
+    (
+        "one of two classes",
         lambda: classifier(criterion=torch.nn.BCEWithLogitsLoss).fit(X, Y),
-        "BCEWithLogitsLoss does not take scores of shape",
+        'One output tells two classes apart, and there are 3: .* Use task="multiclass"',
+    ),
+    (
+        "weights of two classes",
+        lambda: classifier(task="binary", criterion__weight=[1.0, 2.0]).fit(X, Y > 0),
+        "criterion__weight has 2 numbers for one output. To weigh two classes, .*pos_weight",
+    ),
+    (
+        "numbers",
+        lambda: classifier().fit(X, X.mean((1, 2))),
+        'Unknown label type: continuous.* Set task="regression" to learn them',
+    ),
+    (
+        "several numbers",
+        lambda: classifier(task="regression").fit(X, X.mean(1)),
+        "of one number an image, and y has 8. Train a network for each column, or .* alpha=0",
+    ),
+    (
+        "names of numbers",
+        lambda: classifier(task="regression", classes=["a", "b"]).fit(X, Y),
+        r"y has 1 number\(s\) an image; classes= may name each of them",
+    ),
+    (
+        "one output",
+        lambda: classifier(module=lambda: SmallNet(1)).fit(X, Y),
+        'one output, which cannot tell 3 classes apart: give it num_classes=3.* "regression"',
+    ),
+    (
+        "labels of one",
+        lambda: classifier(task="multilabel").fit(X, Y),
+        "y does not say which .*give y as an array of 0 and 1 .* or as a set of labels",
+    ),
+    (
+        "a sigmoid",
+        lambda: classifier(task="binary", module=lambda: ENDING_IN_SIGMOID).fit(X, Y > 0),
+        "ends in a sigmoid, and BCEWithLogitsLoss takes .* or give criterion=torch.nn.BCELoss",
+    ),
+    (
+        "a stratified split",
+        lambda: classifier(task="regression", train_split=ValidSplit(2, stratified=True)).fit(
+            X, X.mean((1, 2))
+        ),
+        "train_split is stratified, .* use ValidSplit",
     ),
     (
         "no validation",
@@ -1626,6 +1693,8 @@ REFUSALS: dict[str, list[Row]] = {
             for size in (-8, 8.0, True, "8", "88", (8,), (8, 8, 3), (8, 0), None)
         ),
         ("size 0", lambda: ImageDataset(X, image_size=0), "a positive int or a pair .*got 0"),
+        ("column", lambda: ImageDataset(X, image_column="a"), "image_column is 'a', which is for"),
+        ("no column", lambda: ImageDataset([{"b": 1}], image_column="a"), "no entry 'a'; it has b"),
         (
             "crop",
             lambda: ImageDataset(X, resize="crop"),
@@ -1769,7 +1838,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("a list", lambda: check_output([], INPUTS, 3), "model must be an nn.Module"),
     ],
     "build_model": [
-        ("timm's slip", lambda: build_model("timm/resnet5"), "timm has no model 'resnet5'. Did you"),
+        (
+            "timm's slip",
+            lambda: build_model("timm/resnet5"),
+            "timm has no model 'resnet5'. Did you",
+        ),
         (
             "timm's weights",
             lambda: build_model("timm/resnet18.x"),

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import skorch.callbacks.lr_scheduler
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.networks.dry_run import unwrap
-from sklcam.training._data import Classes, TrainingImages
+from sklcam.training._data import TrainingImages
 
 
 def check_callbacks(callbacks: Iterable[Any], train_split: object) -> None:
@@ -154,11 +153,3 @@ def is_scheduler(callback: Any) -> bool:
     callback = callback[1] if isinstance(callback, tuple) else callback
     is_class = isinstance(callback, type) and issubclass(callback, LRScheduler)
     return is_class or isinstance(callback, LRScheduler)
-
-
-def learn_classes(y: np.ndarray, classes: Classes) -> np.ndarray:
-    """Return the labels there are, sorted; a ValueError if there is a single one."""
-    learned = np.unique(y if classes is None else np.asarray(classes))
-    if len(learned) < 2:
-        raise ValueError(f"Training needs at least two classes; got one class: {learned.tolist()}.")
-    return learned

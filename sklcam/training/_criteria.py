@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.networks.dry_run import replaced, unwrap
+from sklcam.training.tasks import Task, takes_logits, tasks_of
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_OF_LABELS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
 
 
 def check_criterion(
     criterion: Callable[..., Any],
     options: Mapping[str, Any],
+    task: Task,
     classes: np.ndarray,
     *,
     weighs_images: bool,
@@ -40,23 +43,62 @@ def check_criterion(
         )
     if reduction == "none":
         raise ValueError(f'{name} must return one number: use reduction="mean", its default.')
-    weight = options.get("weight", getattr(criterion, "weight", None) if is_made else None)
-    if weight is None or not _is_of_classes(criterion):
-        return
-    if weight.shape != (len(classes),):
+    for option in ("weight", "pos_weight"):
+        weight = options.get(option, getattr(criterion, option, None) if is_made else None)
+        if weight is not None and _is_kind(criterion, (*_OF_CLASSES, *_OF_LABELS)):
+            _check_weight(weight, option, task, classes)
+
+
+def _check_weight(weight: Tensor, option: str, task: Task, classes: np.ndarray) -> None:
+    if task.name == "binary" and weight.numel() != 1:
+        # Torch would take them for the images of a batch.
         raise ValueError(
-            f"criterion__weight must be one weight for each of {len(classes)} classes, in the "
+            f"criterion__{option} has {weight.numel()} numbers for one output. To weigh two "
+            f"classes, {classes.tolist()}, give criterion__pos_weight: how much more the second "
+            "counts than the first."
+        )
+    is_one = task.name != "multiclass" and weight.numel() == 1
+    if not is_one and weight.shape != (len(classes),):
+        raise ValueError(
+            f"criterion__{option} must be one weight for each of {len(classes)} classes, in the "
             f"order of classes_, {classes.tolist()[:10]}; its shape is {tuple(weight.shape)}."
         )
     if not bool((weight.isfinite() & (weight >= 0)).all()) or not bool(weight.any()):
         raise ValueError(
-            f"criterion__weight must be finite, 0 or more, and not all 0; got {weight.tolist()}."
+            f"criterion__{option} must be finite, 0 or more, and not all 0; got {weight.tolist()}."
         )
 
 
+def check_takes_probabilities(criterion: object, nonlinearity: object) -> None:
+    """Raise a ValueError if a loss is not, or not known to be, for a network ending in a sigmoid.
+
+    Parameters
+    ----------
+    criterion : class or instance of a loss, or callable
+    nonlinearity : callable, "auto" or None
+        What makes probabilities of outputs, as in skorch.
+    """
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    if takes_logits(criterion):
+        raise ValueError(
+            f"The network ends in a sigmoid, and {name} takes the sigmoid of what it is given. "
+            "Leave it out of the network, or give criterion=torch.nn.BCELoss."
+        )
+    if tasks_of(criterion) is None and nonlinearity == "auto":
+        raise ValueError(
+            f"The network ends in a sigmoid, and it is not known whether {name} takes "
+            "probabilities. Set predict_nonlinearity=None if so, as they are predicted as they "
+            "are; or leave the sigmoid out of the network."
+        )
+
+
+def _is_kind(criterion: object, kinds: tuple[type, ...]) -> bool:
+    is_class = isinstance(criterion, type) and issubclass(criterion, kinds)
+    return is_class or isinstance(criterion, kinds)
+
+
 def _is_of_classes(criterion: object) -> bool:
-    is_class = isinstance(criterion, type) and issubclass(criterion, _OF_CLASSES)
-    return is_class or isinstance(criterion, _OF_CLASSES)
+    return _is_kind(criterion, _OF_CLASSES)
 
 
 def _classes_weigh(criterion: nn.Module) -> Tensor | None:
@@ -87,32 +129,46 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:
     """Return a criterion's options, its weights of classes as floats: they may come as a list."""
-    weight = options.get("weight")
-    if weight is None or not _is_of_classes(criterion):  # one of your own may mean anything by it
+    if not _is_kind(criterion, (*_OF_CLASSES, *_OF_LABELS)):  # by which others may mean anything
         return options
+    return {
+        name: _as_weights(value, name) if name in ("weight", "pos_weight") else value
+        for name, value in options.items()
+    }
+
+
+def _as_weights(weight: Any, name: str) -> Tensor | None:
+    if weight is None:
+        return None
     try:
-        weight = torch.as_tensor(weight)
+        # Arrays are float64, which not every device has.
+        return torch.as_tensor(weight).to(torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"criterion__weight must be one number for each class; got {describe(weight)}."
+            f"criterion__{name} must be one number for each class; got {describe(weight)}."
         ) from None
-    # Arrays are float64, which not every device has.
-    return {**options, "weight": weight.to(torch.get_default_dtype())}
+
+
+def per_image(losses: Tensor) -> Tensor:
+    """Return the loss of each image: the mean over its outputs, if there are several."""
+    return losses if losses.ndim < 2 else losses.flatten(1).mean(dim=1)
 
 
 @contextmanager
-def suited(criterion: nn.Module, dtype: torch.dtype, *, per_image: bool) -> Iterator[None]:
-    """Let a criterion take outputs of this type, and return the loss of each image if asked to."""
+def suited(
+    criterion: nn.Module, task: Task, dtype: torch.dtype, *, weighs_images: bool
+) -> Iterator[None]:
+    """Let a criterion take outputs of this type, and return the losses of images if asked to."""
     criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
     if of_classes is not None and of_classes.dtype != dtype:
         criterion.weight = of_classes.to(dtype)
     try:
-        with replaced(criterion, "reduction", "none") if per_image else nullcontext():
+        with replaced(criterion, "reduction", "none") if weighs_images else nullcontext():
             yield
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{type(criterion).__name__} does not take scores of shape (n_images, n_classes) and "
-            f"labels of shape (n_images,), integers, as torch.nn.CrossEntropyLoss does: {error}."
+            f"{type(criterion).__name__} does not take {task.loss_takes}, as torch.nn."
+            f"{task.criterion.__name__} does: {error}."
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.labels import check_labels, encode_labels
+from sklcam.images.labels import given_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
@@ -20,12 +20,19 @@ from sklcam.training import _checks as checks
 from sklcam.training._augmentation import crop_while_reading
 from sklcam.training._data import TrainingImages, without_subsets
 from sklcam.training._randomness import SeededNet
+from sklcam.training.tasks import TASKS, Task
 
 
 class LoadingNet(SeededNet):
     """A skorch net whose X are images: opened, resized, cropped as they are read, normalised."""
 
     n_channels_: int
+    classes_inferred_: np.ndarray
+
+    @property
+    def _task(self) -> Task:
+        """What is learned: by default, one class an image."""
+        return TASKS["multiclass"]
 
     def image_options(self) -> dict[str, Any]:
         """Return how images of any form become a data set of equally sized ones."""
@@ -45,7 +52,15 @@ class LoadingNet(SeededNet):
         return make(X, y, **self.image_options())
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
-        train, valid = super().get_split_datasets(X, y, **fit_params)
+        try:
+            train, valid = super().get_split_datasets(X, y, **fit_params)
+        except ValueError as error:
+            if self._task.excludes or not getattr(self.train_split, "stratified", False):
+                raise
+            raise ValueError(
+                f"train_split is stratified, and these images cannot be split so ({error}): use "
+                "ValidSplit(5, stratified=False)."
+            ) from error
         if valid is not None and not isinstance(without_subsets(valid), ImageDataset):
             valid = self._prepare_validation(valid)  # a predefined split
         return train, valid
@@ -53,11 +68,8 @@ class LoadingNet(SeededNet):
     def _prepare_validation(self, data: Any) -> TrainingImages:
         # It has not come by way of fit, where labels are encoded.
         X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
-        return TrainingImages(X, self._encoded_labels(X, y), **self.image_options())
-
-    def _encoded_labels(self, X: Any, y: Any) -> np.ndarray:
-        """Return labels of images, or the data set's own, as the loss takes them."""
-        return encode_labels(check_labels(X, y), self.classes_)
+        y = self._task.encode(self._task.read(given_labels(X, y)), self.classes_inferred_)
+        return TrainingImages(X, y, **self.image_options())
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)

@@ -114,6 +114,8 @@ class SteppingNet(ImageNeuralNet):
             loss,
             self.infer,
             Draws(self, self.views or ViewSampler(), generator),
+            scores=self.readout.columns,
+            loss_name=self._task.loss_name,
             scaler=self.scaler_ if training else None,
             precision=PRECISIONS[self.precision],
             shares_target=self.view_target == "shared",
@@ -177,14 +179,17 @@ class SteppingNet(ImageNeuralNet):
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
         weights = None if self._step is None else self._step.micro_batches[-1].weights
-        with criteria.suited(self.criterion_, y_pred.dtype, per_image=weights is not None):
-            cross_entropy = super().get_loss(y_pred, y_true, X=X, training=training)
+        comparable = self._task.comparable(y_pred, y_true)
+        weighs = weights is not None
+        with criteria.suited(self.criterion_, self._task, y_pred.dtype, weighs_images=weighs):
+            loss = super().get_loss(*comparable, X=X, training=training)
         if self._step is None:  # skorch scores predictions, too, and they have no maps
-            return cross_entropy
+            return loss
         if weights is not None:
-            cross_entropy = (weights * cross_entropy).sum()
-        return self._step.explain(cross_entropy, y_pred, y_true, X)
+            loss = (weights * criteria.per_image(loss)).sum()
+        labels = y_true if self._task.excludes else None
+        return self._step.explain(loss, y_pred, labels, X)
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         params = super().get_params_for(prefix)
-        return criteria.prepared(self.criterion, params) if prefix == "criterion" else params
+        return criteria.prepared(self._criterion, params) if prefix == "criterion" else params

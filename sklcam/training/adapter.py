@@ -16,6 +16,7 @@ from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.preprocessing import Preprocessing
+from sklcam.networks.readouts import Readout
 
 if TYPE_CHECKING:
     from sklcam.training.net import ImageNeuralNet
@@ -42,7 +43,7 @@ class NetAdapter(Adapter):
 
     @property
     def labels(self) -> np.ndarray:  # type: ignore[override]
-        return self.net.classes_
+        return self.net.classes_inferred_
 
     @property
     def target_layer(self) -> TargetLayer:  # type: ignore[override]
@@ -77,7 +78,14 @@ class NetAdapter(Adapter):
         return torch.zeros(1, n_channels, *size, device=parameter.device, dtype=parameter.dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.net.infer(inputs.images)
+        return self.readout.columns(self.net.infer(inputs.images))
 
-    def probabilities(self, output: Tensor) -> Tensor:
-        return self.net._get_predict_nonlinearity()(output)  # skorch's, which has no public name
+    @property
+    def readout(self) -> Readout:  # type: ignore[override]
+        return self.net.readout
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        if not self.readout.has_probabilities:
+            return self.readout.probabilities(columns)  # an error that says so
+        # A user's own function may make them. Skorch's, which finds it, has no public name.
+        return self.net._get_predict_nonlinearity()(self.readout.own(columns))

@@ -25,23 +25,23 @@ from sklcam._validation import check_count, check_number, check_tensor, describe
 from sklcam.cam.maps import rounding
 
 
-def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str, Tensor]:
+def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> dict[str, Tensor]:
     """Return the signs of a collapse, as shares of a batch.
 
     Parameters
     ----------
     logits : Tensor of shape (n_images, n_classes)
-    classes : Tensor of shape (n_images,), int64
-        The true ones.
+    classes : Tensor of shape (n_images,), int64, or None
+        The true ones. None is for images that are not of one class each.
     maps : Tensor of shape (n_images, u, v)
         At the layer's own resolution, unscaled.
 
     Returns
     -------
     dict of str to scalar Tensor, in [0, 1]
-        ``correct``: images that are classified correctly. ``constant_maps``: maps of a single
-        value, up to rounding. ``corner_maps``: maps that vary, and are highest in one of the four
-        corners; none where a layer has no other places.
+        ``correct``: images that are classified correctly, if there are classes. ``constant_maps``:
+        maps of a single value, up to rounding. ``corner_maps``: maps that vary, and are highest in
+        one of the four corners; none where a layer has no other places.
 
     Raises
     ------
@@ -59,14 +59,16 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
     {'correct': tensor(0.5000), 'constant_maps': tensor(0.5000), 'corner_maps': tensor(0.5000)}
     """
     check_tensor("logits", logits, "n_images", "n_classes")
-    check_tensor("classes", classes, "n_images", floating=False)
     check_tensor("maps", maps, "n_images", "height", "width")
-    if classes.is_floating_point():
-        raise ValueError(f"classes must be indices, integers; got {describe(classes)}.")
-    if not len(logits) == len(classes) == len(maps) > 0:
+    if classes is not None:
+        check_tensor("classes", classes, "n_images", floating=False)
+        if classes.is_floating_point():
+            raise ValueError(f"classes must be indices, integers; got {describe(classes)}.")
+    counts = [len(each) for each in (logits, classes, maps) if each is not None]
+    if len(set(counts)) > 1 or not counts[0]:
         raise ValueError(
             "logits, classes and maps must be of the same images, at least one; got "
-            f"{len(logits)}, {len(classes)} and {len(maps)}."
+            f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}."
         )
     maps = maps.detach()
     rows, columns = maps.shape[-2:]
@@ -77,11 +79,9 @@ def signs_of_collapse(logits: Tensor, classes: Tensor, maps: Tensor) -> dict[str
     in_corner = ((row == 0) | (row == rows - 1)) & ((column == 0) | (column == columns - 1))
     if min(rows, columns) < 3:  # too small for the highest place to say anything
         in_corner = torch.zeros_like(in_corner)
-    shares = {
-        "correct": logits.detach().argmax(dim=1) == classes,
-        "constant_maps": is_constant,
-        "corner_maps": in_corner & ~is_constant,
-    }
+    shares = {"constant_maps": is_constant, "corner_maps": in_corner & ~is_constant}
+    if classes is not None:
+        shares = {"correct": logits.detach().argmax(dim=1) == classes, **shares}
     return {name: which.float().mean() for name, which in shares.items()}
 
 
@@ -108,7 +108,9 @@ class CollapseWarning(Callback):
     Notes
     -----
     Accuracy is on the training images as they are trained on, and at chance where it is within two
-    standard deviations of naming the most frequent class every time.
+    standard deviations of naming the most frequent class every time. It is looked at where an image
+    has one class: of several labels an image, most are rare, and naming none is right most of the
+    time also for a network that learns.
 
     Examples
     --------
@@ -140,7 +142,7 @@ class CollapseWarning(Callback):
     def on_batch_end(
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
-        if training:
+        if training and "train_correct" in net.history[-1, "batches", -1]:  # there are classes
             counts = torch.bincount(batch[1], minlength=len(self.counts_)).cpu()
             counts[: len(self.counts_)] += self.counts_
             self.counts_ = counts
@@ -151,11 +153,12 @@ class CollapseWarning(Callback):
         if lost or not shares:  # no maps in this epoch
             return
         found = {name: shares[name] >= self.share for name in ("constant_maps", "corner_maps")}
-        n_images = int(self.counts_.sum())
-        chance = float(self.counts_.max()) / n_images
-        noise = math.sqrt(chance * (1 - chance) / n_images)
-        # A classifier that names the most frequent class is right that often, give or take.
-        found["chance"] = shares["correct"] <= chance + 2 * noise
+        n_images, chance = int(self.counts_.sum()), math.nan
+        if n_images:
+            chance = float(self.counts_.max()) / n_images
+            noise = math.sqrt(chance * (1 - chance) / n_images)
+            # A classifier that names the most frequent class is right that often, give or take.
+            found["chance"] = shares["correct"] <= chance + 2 * noise
         for name, is_found in found.items():
             self.in_a_row_[name] = self.in_a_row_[name] + 1 if is_found else 0
             if self.in_a_row_[name] == self.patience and name not in self.collapsed_:
@@ -164,20 +167,22 @@ class CollapseWarning(Callback):
 
     def _shares(self, history: History) -> dict[str, float]:
         """Return the signs' means over the epoch's images; nothing if it had no maps."""
-        names = ("correct", "constant_maps", "corner_maps")
         batches = [batch for batch in history[-1]["batches"] if "train_corner_maps" in batch]
         if not batches:
             return {}
         sizes = [batch["train_batch_size"] for batch in batches]
+        names = ("correct", "constant_maps", "corner_maps")
         return {
             name: float(np.average([batch[f"train_{name}"] for batch in batches], weights=sizes))
             for name in names
+            if f"train_{name}" in batches[0]
         }
 
     def _message(self, name: str, shares: dict[str, float], chance: float, net: NeuralNet) -> str:
+        accuracy = shares.get("correct", math.nan)
         seen = {
-            "chance": f"accuracy on the training images is {shares['correct']:.1%}, and naming the "
-            f"most frequent class every time would give {chance:.1%}",
+            "chance": f"accuracy on the training images is {accuracy:.1%}, and naming the most "
+            f"frequent class every time would give {chance:.1%}",
             "constant_maps": f"{shares['constant_maps']:.0%} of the maps are constant, so that "
             "they agree and are sparse without explaining anything",
             "corner_maps": f"{shares['corner_maps']:.0%} of the maps are highest in a corner of "
@@ -242,16 +247,18 @@ class LabelDecoder:
 class EpochMean(PassthroughScoring):
     """The mean of a loss over an epoch's batches, by their weight where images have one.
 
-    Only cross-entropy is weighted: the rest of the loss counts all images alike.
+    Only the criterion's loss is weighted: terms on explanations count all images alike.
     """
 
     def get_avg_score(self, history: History) -> float:
         phase, _, name = self.name.partition("_")
         batches = [batch for batch in history[-1, "batches"] if self.name in batch]
-        if name not in ("loss", "ce") or any(f"{phase}_weight" not in batch for batch in batches):
+        is_weighted = all(f"{phase}_weight" in batch for batch in batches)
+        if name not in ("loss", "ce", "criterion") or not is_weighted:
             return float(super().get_avg_score(history))
-        keys = (f"{phase}_weight", f"{phase}_batch_size", f"{phase}_ce", self.name)
-        weights, sizes, entropies, values = np.array([[b[key] for key in keys] for b in batches]).T
+        own = "ce" if f"{phase}_ce" in batches[0] else "criterion"
+        keys = (f"{phase}_weight", f"{phase}_batch_size", f"{phase}_{own}", self.name)
+        weights, sizes, losses, values = np.array([[b[key] for key in keys] for b in batches]).T
         return float(
-            np.average(entropies, weights=weights) + np.average(values - entropies, weights=sizes)
+            np.average(losses, weights=weights) + np.average(values - losses, weights=sizes)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -15,16 +16,21 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.utils import RegressorTags
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from skorch import NeuralNetClassifier
 from skorch.callbacks import LRScheduler
 from torch import Tensor, nn
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
-from sklcam.images.labels import check_labels, encode_labels
+from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
+from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.readouts import Readout, readout
+from sklcam.networks.readouts import Task as TaskName
 from sklcam.training import _criteria as criteria
 from sklcam.training._checks import check_scaling, check_window
 from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
@@ -32,14 +38,27 @@ from sklcam.training._stepping import SteppingNet
 from sklcam.training.callbacks import CollapseWarning, decoding
 from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.step import PRECISIONS
+from sklcam.training.tasks import (
+    TASKS,
+    Criterion,
+    Task,
+    task_of_labels,
+    task_of_output,
+    tasks_of,
+)
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
+
+
+def _has_probabilities(net: ConsistentCAMClassifier) -> bool:
+    return getattr(net, "task_", net.task) != "regression"
 
 
 class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     r"""Image classifier whose Grad-CAM maps are trained to follow crops and flips.
 
-    The loss is :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
+    It learns one class an image, or several labels, or numbers; see ``task``. The loss is
+    :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
     + \beta\,\lVert\Phi(x)\rVert_p`, where :math:`\Phi` is Grad-CAM without the ReLU and :math:`t` a
     recorded crop and flip.
 
@@ -56,6 +75,20 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.networks.TargetLayer` says
         how a layer's tokens form a grid.
+    task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
+        What is learned. "multiclass": one of several classes, with an output each. "binary": one of
+        two, by a single output, the logit of the second class. "multilabel": any number of labels
+        an image, with an output each. "regression": numbers, which the outputs are.
+
+        "auto" goes by ``y``: tables of 0 and 1, and collections of labels, are "multilabel"; labels
+        are "binary" with ``criterion=nn.BCEWithLogitsLoss`` or ``nn.BCELoss``, or if the network
+        has one output and there are two; otherwise they are "multiclass". Numbers are learned only
+        if "regression" is asked for.
+
+        The map of an image, :math:`\Phi`, explains what is predicted: the highest-scoring class; of
+        one logit z the score z, or -z if the first class is predicted; the highest-scoring label,
+        as the paper does not say which of several; the number itself, of which there may be only
+        one if maps are trained on.
     alpha : float >= 0, "auto", Balanced or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
         a plain classifier's cost. "auto" is a :class:`sklcam.training.Balanced`: the term's
@@ -107,14 +140,21 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         The first weights of an instance given as ``module`` are its own.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU.
-    criterion, optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
+    criterion : class or instance of a loss, or "auto", default="auto"
+        "auto" is that of the task: ``nn.CrossEntropyLoss``, ``nn.BCEWithLogitsLoss`` for "binary"
+        and "multilabel", ``nn.MSELoss`` for "regression". ``criterion__weight`` weighs classes, and
+        ``criterion__pos_weight`` what is labelled 1. One of your own is called with outputs and
+        labels of one shape, floats, but for "multiclass" as cross-entropy is. A network that ends
+        in a sigmoid goes with ``nn.BCELoss``.
+    optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
         As in skorch, with the paper's defaults: SGD with momentum 0.9 and weight decay 1e-4 (given
         by ``optimizer__...``), a learning rate of 1e-3, cut to a tenth every 30 epochs by the
         callback ``lr_scheduler`` (``callbacks__lr_scheduler__step_size=20`` is every 20; a
         scheduler among ``callbacks`` takes its place). There is no validation split unless
         ``train_split`` makes one.
     classes : array-like or None, default=None
-        The labels, where ``y`` may not hold them all.
+        The labels, where ``y`` may not hold them all. Those of a table of 0 and 1 name its columns,
+        in their order; those of a regression, its numbers.
     **kwargs
         Any other parameter of :class:`skorch.NeuralNetClassifier`: ``callbacks``, ``verbose``,
         ``warm_start``, ``iterator_valid__num_workers`` and so on. With ``compile=True`` (and
@@ -123,8 +163,10 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        The labels, sorted.
+    task_ : {"multiclass", "binary", "multilabel", "regression"}
+        What was learned.
+    classes_ : ndarray of shape (n_classes,), or None for a regression
+        The labels, sorted; for "multilabel" in the order of columns, where these have one.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer
@@ -132,7 +174,8 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     n_channels_ : int
         Channels of the images.
     history : skorch.history.History
-        Per epoch ``train_loss`` and its unweighted parts: ``train_ce``, ``train_inconsistency``
+        Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
+        criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
         (one minus SSIM), ``train_norm`` and ``train_<name>`` of further terms, as far as they are
         in use, and ``valid_...`` of each where there is a validation split. Weights that balance
         themselves are ``train_alpha``, ``train_beta`` and ``train_<name>_weight``.
@@ -165,6 +208,8 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ImageNeuralNet._parameter_constraints,
+        "task": [StrOptions({"auto", *TASKS})],
+        "criterion": [StrOptions({"auto"}), callable],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
@@ -178,6 +223,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     }
 
     callbacks_: list[tuple[str, Any]]
+    task_: TaskName
 
     def __init__(
         self,
@@ -185,6 +231,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         *,
         weights: str | PathLike[str] | None = None,
         target_layer: str | TargetLayer = "auto",
+        task: str = "auto",
         alpha: Weight | Schedule = 1.0,
         beta: Weight | Schedule = 1e-6,
         p: float = 1,
@@ -202,7 +249,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         std: str | float | Sequence[float] = "auto",
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = "auto",
-        criterion: nn.Module | Callable[..., nn.Module] = nn.CrossEntropyLoss,
+        criterion: Criterion = "auto",
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         lr: float = 1e-3,
         max_epochs: int = 20,
@@ -214,6 +261,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     ):
         self.weights = weights
         self.target_layer = target_layer
+        self.task = task
         self.alpha = alpha
         self.beta = beta
         self.p = p
@@ -263,10 +311,12 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
             channels); tensors (n, channels, height, width); lists of file paths or PIL images, of
             any sizes, read as they are needed; a torch data set of images.
-        y : array-like of shape (n_images,)
-            Labels of any kind. May be left out for a data set that has ``targets``.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), or sequence of collections
+            Labels of any kind. Of several an image: a table of 0 and 1 (an array, a sparse matrix,
+            or a DataFrame whose columns are the labels), or a set, list or tuple of labels for each
+            image. For "regression", numbers. May be left out for a data set that has ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
-            How much each image counts in the cross-entropy, 0 or more: a batch's is the weighted
+            How much each image counts in the criterion's loss, 0 or more: a batch's is the weighted
             mean of its images' own, as with ``criterion__weight``. Terms of explanations and batch
             normalisation count all images alike.
         masks : array-like of shape (n_images, height, width), list of masks or None, default=None
@@ -283,7 +333,13 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         Raises
         ------
         ValueError
-            If X, y, masks, weights or a parameter does not fit; before any training.
+            If X, y, masks, weights or a parameter does not fit, or the task cannot be settled;
+            before any training.
+
+        Warns
+        -----
+        UserWarning
+            If "auto" takes rows of a single 1, which may be classes in disguise, for labels.
         """
         return self._fit(X, y, fit_params, Annotations(masks, sample_weight))
 
@@ -331,12 +387,57 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             annotations = replace(annotations, masks=None)  # they would be read for nothing
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
         options, weighs = self.get_params_for("criterion"), annotations.sample_weight is not None
-        criteria.check_criterion(self.criterion, options, self.classes_, weighs_images=weighs)
+        names = self.classes_inferred_
+        criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=weighs)
+        if len(names) > 1 and self.task_ == "regression" and self._trains_on_maps():
+            raise ValueError(
+                f"Terms on explanations are of one number an image, and y has {len(names)}. Train "
+                "a network for each column, or leave maps out: alpha=0, beta=0, terms=()."
+            )
         return found
+
+    # The task
+
+    def _settle_task(self, y: Any) -> None:
+        self.task_ = task_of_labels(self.task, y, self.criterion)
+
+    @property
+    def _task(self) -> Task:
+        return TASKS[self.task_]
+
+    @property
+    def _criterion(self) -> nn.Module | Callable[..., nn.Module]:
+        return self._task.criterion if isinstance(self.criterion, str) else self.criterion
+
+    @property
+    def classes_(self) -> np.ndarray | None:  # type: ignore[override]
+        """The labels; None for a regression."""
+        return None if self.task_ == "regression" else self.classes_inferred_
 
     @property
     def n_outputs(self) -> int:
-        return len(self.classes_)
+        # A network that is free to choose is asked for an output a class.
+        is_open = self.task == "auto" and tasks_of(self.criterion) is None
+        asked = TASKS["multiclass"] if is_open and self._task.excludes else self._task
+        return asked.n_outputs(self.classes_inferred_)
+
+    def _check_output(self, module: nn.Module, sample: Tensor) -> None:
+        with LastSigmoid() as sigmoid:
+            output = run_dry(module, sample)
+        shape = tuple(output.shape) if isinstance(output, Tensor) else None
+        is_single = shape in ((1,), (1, 1))
+        if self.task == "auto" and tasks_of(self.criterion) is None and self._task.excludes:
+            self.task_ = task_of_output(self.classes_inferred_, is_single=is_single)
+        n_outputs = self._task.n_outputs(self.classes_inferred_)
+        if shape != (1, n_outputs) and not (n_outputs == 1 and is_single):
+            check_output(module, sample, n_outputs, name=self._task.outputs_are)
+        if self.task_ in ("binary", "multilabel") and sigmoid.gave(output):
+            criteria.check_takes_probabilities(self._criterion, self.predict_nonlinearity)
+
+    def initialize_criterion(self) -> ConsistentCAMClassifier:
+        options = self.get_params_for("criterion")
+        self.criterion_ = self.initialized_instance(self._criterion, options)
+        return self
 
     def initialize_module(self) -> ConsistentCAMClassifier:
         super().initialize_module()
@@ -366,19 +467,55 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     def _names_in_history(self) -> Sequence[str]:
         terms = (Consistency(), Sparsity(), *self.terms)
         weights = [term.weight_name for term in terms]
-        return ["loss", "ce", *(term.name for term in terms), *weights]
+        losses = sorted({task.loss_name for task in TASKS.values()})
+        return ["loss", *losses, *(term.name for term in terms), *weights]
 
     def initialize_callbacks(self) -> ConsistentCAMClassifier:
         super().initialize_callbacks()
-        if hasattr(self, "classes_"):  # set_params comes here before fit
-            found = self.callbacks_
-            self.callbacks_ = [(name, decoding(each, self.classes_)) for name, each in found]
+        # set_params comes here before fit
+        if hasattr(self, "task_") and self._task.excludes:
+            classes = self.classes_inferred_
+            self.callbacks_ = [(name, decoding(each, classes)) for name, each in self.callbacks_]
         return self
 
     # Prediction and explanation
 
+    def _get_predict_nonlinearity(self) -> Callable[[Tensor], Tensor]:
+        found = super()._get_predict_nonlinearity()  # an error if not fitted
+        if self.task_ == "multiclass":
+            return found
+        return (
+            self._answered
+            if not callable(self.predict_nonlinearity)
+            else partial(self._answered, nonlinearity=found)
+        )
+
+    def _answered(
+        self, output: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return probabilities, or numbers, in the form in which they are predicted."""
+        read = self.readout
+        if nonlinearity is not None:
+            output = nonlinearity(output)
+            if read.task == "multilabel" or output.shape == (len(output), 2):
+                return output
+            read = readout(read.task, is_probability=True)
+        columns = read.columns(output)
+        return read.probabilities(columns) if read.has_probabilities else columns
+
+    @property
+    def readout(self) -> Readout:
+        """How the network's output is read, once there is one."""
+        is_probability = isinstance(unwrap(self.criterion_), nn.BCELoss)
+        is_probability |= self.predict_nonlinearity is None
+        made: Readout | None = vars(self).get("_readout")
+        if made is None or (made.task, made.is_probability) != (self.task_, is_probability):
+            made = self.__dict__["_readout"] = readout(self.task_, is_probability=is_probability)
+        return made
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class.
+        """Return the probability of each class; not for a regression.
 
         Parameters
         ----------
@@ -388,13 +525,17 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         Returns
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
-            In the order of ``classes_``.
+            In the order of ``classes_``. Rows add up to 1, but not for "multilabel", where each
+            label has a probability of its own.
         """
+        return self._answers(X)
+
+    def _answers(self, X: Any) -> np.ndarray:
         self.check_is_fitted()
         return checked(super().predict_proba(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable label of each image.
+        """Return what is predicted of each image.
 
         Parameters
         ----------
@@ -403,25 +544,30 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
 
         Returns
         -------
-        ndarray of shape (n_images,)
+        ndarray of shape (n_images,) or (n_images, n_classes)
+            The most probable label. For "multilabel", of 0 and 1: the labels whose probability is
+            above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
         """
-        probabilities = self.predict_proba(X)  # before classes_ is read: an error if not fitted
-        return self.classes_[probabilities.argmax(axis=1)]
+        # The probabilities first: an error if not fitted.
+        answers = self.predict_proba(X) if _has_probabilities(self) else self._answers(X)
+        decided = self.readout.decide(torch.tensor(answers)).numpy()
+        return self.readout.labels(decided, self.classes_inferred_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return the accuracy on X.
+        """Return the accuracy on X, or :math:`R^2` of a regression.
 
         Parameters
         ----------
         X : images
             In any form that :meth:`fit` takes.
-        y : array-like of shape (n_images,)
+        y : labels, as for :meth:`fit`
             May be left out for a data set that has ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
 
         Returns
         -------
-        float, in [0, 1]
+        float
+            For "multilabel", how many images have all their labels right, and no other.
 
         Raises
         ------
@@ -429,6 +575,14 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             If y holds labels that ``fit`` has not seen.
         """
         self.check_is_fitted()
-        y = check_labels(X, y)
-        encode_labels(y, self.classes_)  # an error if there are others
-        return super().score(X, y, sample_weight)
+        expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
+        return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if not _has_probabilities(self):
+            tags.estimator_type, tags.classifier_tags = "regressor", None
+            tags.regressor_tags = RegressorTags()
+        elif getattr(self, "task_", self.task) in ("auto", "multilabel"):
+            tags.classifier_tags.multi_label = True
+        return tags

@@ -139,7 +139,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         labels = zlib.crc32(np.asarray(data.y).tobytes())
         annotated = None if data.masks is None else data.masks.annotated.tolist()
         weights = None if data.weights is None else data.weights.tolist()
-        given = (len(data), self.n_channels_, self.classes_.tolist(), labels, annotated, weights)
+        classes = (self.task_, self.classes_inferred_.tolist())
+        given = (len(data), self.n_channels_, classes, labels, annotated, weights)
         if any(other != given for other in self._processes.of_all(given)):
             raise ValueError(
                 "The processes were given different images, labels, masks, weights or classes. "

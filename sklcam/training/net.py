@@ -34,16 +34,16 @@ from torch import Tensor, nn
 
 from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
-from sklcam.images.labels import check_labels, encode_labels
+from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
 from sklcam.networks.dry_run import check_output, exclusive, generators_lock
 from sklcam.networks.inputs import Inputs
-from sklcam.networks.layer_search import find_target_layer
+from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.preprocessing import Origin
+from sklcam.networks.readouts import Readout, readout
 from sklcam.networks.sources import origin_of, origin_of_module
-from sklcam.networks.tape import record
 from sklcam.networks.weights import load_weights
 from sklcam.training import _checks as checks
 from sklcam.training._augmentation import Perturbation
@@ -298,19 +298,30 @@ class ImageNeuralNet(LoadingNet):
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
-        y = check_labels(X, y)
-        learned = np.asarray(self.classes_) if known else checks.learn_classes(y, classes)
-        if known and classes is not None and not np.array_equal(np.unique(classes), learned):
-            raise ValueError(
-                f"classes={np.unique(classes).tolist()} is not the same as on the first call: "
-                f"{learned.tolist()}."
-            )
+        y = given_labels(X, y)
+        if not known:
+            self._settle_task(y)
+        y = self._task.read(y)
+        if not known:
+            self.classes_inferred_ = self._task.learn(y, classes)
+        elif classes is not None:
+            learned = self._task.learn(y, classes)
+            if not np.array_equal(learned, self.classes_inferred_):
+                raise ValueError(
+                    f"classes={learned.tolist()} is not the same as on the first call: "
+                    f"{self.classes_inferred_.tolist()}."
+                )
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
-        data = TrainingImages(X, encode_labels(y, learned), annotations, **options)
+        labels = self._task.encode(y, self.classes_inferred_)
+        data = TrainingImages(X, labels, annotations, **options)
         self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
-        self.classes_inferred_, self.n_channels_ = learned, data.n_channels
-        return data, y
+        self.n_channels_ = data.n_channels
+        # Splits are made by labels as they are; of several an image, these may be of any form.
+        return data, labels if labels.ndim > 1 else y
+
+    def _settle_task(self, y: Any) -> None:
+        """Do nothing: there is one class an image to learn."""
 
     # Network, callbacks
 
@@ -326,11 +337,14 @@ class ImageNeuralNet(LoadingNet):
         with self._own_randomness():
             module = self._build_module()
         sample = torch.zeros(1, self.n_channels_, *self.input_size)
-        check_output(module, sample, self.n_outputs, name=self._outputs_are)
+        self._check_output(module, sample)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
         self.module_ = module
         return self
+
+    def _check_output(self, module: nn.Module, sample: Tensor) -> None:
+        check_output(module, sample, self.n_outputs, name=self._outputs_are)
 
     def restore(self, attributes: Mapping[str, Any]) -> Self:
         """Initialize as ``fit`` did, once it is known what it learned.
@@ -360,21 +374,13 @@ class ImageNeuralNet(LoadingNet):
         return self
 
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
-        """Refuse to train on maps of a single position; warn where they are only looked at."""
-        layer = self.target_layer_
-        with record(module.eval(), layer) as tape:
-            module(sample)
-            n_positions = layer.n_positions(tape.activations)
-        if n_positions > 1:
-            return
-        message = (
-            f"The target layer {layer.name!r} has a single position for images of "
-            f"{self.input_size[0]} x {self.input_size[1]} pixels, so that every map is constant; "
-            "use a larger image_size or an earlier target_layer."
-        )
-        if self._trains_on_maps():
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=2)
+        """Refuse to train on maps that are all constant; warn where they are only looked at."""
+        try:
+            check_positions(module, self.target_layer_, sample)
+        except ValueError as error:
+            if self._trains_on_maps():
+                raise
+            warnings.warn(str(error), stacklevel=2)
 
     def _module_options(self) -> dict[str, Any]:
         return self.get_params_for("module")
@@ -513,6 +519,11 @@ class ImageNeuralNet(LoadingNet):
         """What explainers know this net by, once it is fitted."""
         self.check_is_fitted()
         return NetAdapter(self)
+
+    @property
+    def readout(self) -> Readout:
+        """How the network's output is read."""
+        return readout(self._task.name)
 
     # What scikit-learn asks
 

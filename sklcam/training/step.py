@@ -9,7 +9,7 @@ of each and weighs the terms (:meth:`Step.explain`), takes back what low memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +23,7 @@ from sklcam.cam import GradCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import Tape, record, stopping_after
-from sklcam.networks.trunk import is_bypassed
+from sklcam.networks.trunk import is_bypassed, layer_instead
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
@@ -67,12 +67,12 @@ class MicroBatch:
     signs: dict[str, Tensor] = field(default_factory=dict)
     postponed: Postponed | None = None
 
-    def recorded(self) -> dict[str, Tensor]:
+    def recorded(self, loss_name: str = "ce") -> dict[str, Tensor]:
         """Return what goes into the history, by name, unweighted by the share."""
         if self.values is None:
             return dict(self.signs)
         values = self.values
-        return {"ce": values.cross_entropy, **values.terms, **values.weights, **self.signs}
+        return {loss_name: values.cross_entropy, **values.terms, **values.weights, **self.signs}
 
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
@@ -103,6 +103,10 @@ class Step:
     infer : callable
         Runs the network on images, in this step's precision.
     draws : Draws
+    scores : callable
+        Turns an output into scores (n_images, k), of which the highest is explained.
+    loss_name : str, default="ce"
+        What the history calls the loss beside the terms.
     scaler : GradScaler or None, default=None
         Scales the loss in training; None is for validation.
     precision : torch.dtype, default=torch.float32
@@ -121,6 +125,8 @@ class Step:
     loss: ConsistentCAMLoss
     infer: Callable[[Tensor], Tensor]
     draws: Draws
+    scores: Callable[[Tensor], Tensor]
+    loss_name: str = "ce"
     scaler: GradScaler | None = None
     precision: torch.dtype = torch.float32
     shares_target: bool = False
@@ -131,6 +137,7 @@ class Step:
     _total_weight: Tensor | None = field(default=None, init=False)
     _is_split: bool = field(default=False, init=False)
     _tape: Tape | None = field(default=None, init=False)
+    _kept: ExitStack = field(default_factory=ExitStack, init=False)
 
     @property
     def _is_training(self) -> bool:
@@ -148,6 +155,7 @@ class Step:
                 yield self
             finally:
                 self._tape = None
+                self._kept.close()
 
     def annotate(
         self, masks: Tensor | None, weights: Tensor | None, total: Tensor | None = None
@@ -201,16 +209,18 @@ class Step:
             return at_least_float32(run(images))
 
     def explain(
-        self, cross_entropy: Tensor, logits: Tensor, labels: Tensor, images: Tensor
+        self, cross_entropy: Tensor, output: Tensor, labels: Tensor | None, images: Tensor
     ) -> Tensor:
         """Explain a micro-batch by its recorded pass, and return the loss to differentiate.
 
         Parameters
         ----------
         cross_entropy : scalar Tensor
-        logits : Tensor of shape (n_images, n_classes)
+            Or whatever the loss of the outputs is.
+        output : Tensor of shape (n_images, ...)
             Of the last pass.
-        labels : Tensor of shape (n_images,)
+        labels : Tensor of shape (n_images,), int64, or None
+            The classes, where an image has one.
         images : Tensor of shape (n_images, channels, height, width)
 
         Returns
@@ -222,8 +232,11 @@ class Step:
         if self._tape is None:
             batch.values = self.loss(cross_entropy)
         else:
+            # Until the way back is over: on it, a network that checkpoints runs its layers again.
+            self._kept.enter_context(_statistics_kept(self.module))
             activations = self._tape.activations  # of the images: a view's take their place
-            explained = self._explained(logits, images)
+            scores = self.scores(output)
+            explained = self._explained(scores, images)
             batch.values = self.loss(
                 cross_entropy,
                 explained,
@@ -232,7 +245,7 @@ class Step:
             )
             if self._is_training:
                 # Of the maps as they are: scaled, a constant one would not be told from others.
-                batch.signs = signs_of_collapse(logits, labels, explained.maps)
+                batch.signs = signs_of_collapse(scores, labels, explained.maps)
         total = batch.share * batch.values.total
         return total if self.scaler is None else self.scaler.scale(total)
 
@@ -241,17 +254,17 @@ class Step:
         is_scaled = self.scaler is not None and self.scaler.is_enabled()
         return self.scaler.scale if is_scaled else None  # type: ignore[union-attr]
 
-    def _explained(self, logits: Tensor, images: Tensor) -> Explanations:
+    def _explained(self, scores: Tensor, images: Tensor) -> Explanations:
         """Explain the images and, for terms that compare, a view of each."""
         size = (images.shape[-2], images.shape[-1])
-        predicted = logits.argmax(dim=1)
-        maps = self._maps(logits, predicted)
+        predicted = scores.argmax(dim=1)
+        maps = self._maps(scores, predicted)
         warp = maps_of_view = masks = annotated = None
         if "view" in self.loss.needs:
             warp = self.draws.warp(len(images), size).to(images.device)
-            view_logits = self._run_view(warp(images))
-            shown = predicted if self.shares_target else view_logits.argmax(dim=1)
-            maps_of_view = self._maps(view_logits, shown)
+            scores_of_view = self.scores(self._run_view(warp(images)))
+            shown = predicted if self.shares_target else scores_of_view.argmax(dim=1)
+            maps_of_view = self._maps(scores_of_view, shown)
         if "masks" in self.loss.needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
             annotated = ~masks[:, 0, 0].isnan()  # all of a mask is NaN, or nothing
@@ -261,20 +274,19 @@ class Step:
     def _run_view(self, images: Tensor) -> Tensor:
         assert self._tape is not None
         if not (self.postpones and self._is_training):
-            with _statistics_kept(self.module):
-                return self.infer(images)
+            return self.infer(images)
         states = self.draws.states()  # of dropout, which the second pass must draw again
-        with _statistics_kept(self.module), self._tape.cut():
-            logits = self.infer(images)
+        with self._tape.cut():
+            output = self.infer(images)
         self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
-        return logits
+        return output
 
-    def _maps(self, logits: Tensor, classes: Tensor) -> Tensor:
+    def _maps(self, scores: Tensor, classes: Tensor) -> Tensor:
         """Explain classes by the last pass: Grad-CAM without the ReLU."""
         assert self._tape is not None
         activations = self._tape.activations
-        to_grid = partial(self.layer.to_grid, n_images=len(logits))
-        scores = logits.gather(1, classes[:, None])[:, 0]
+        to_grid = partial(self.layer.to_grid, n_images=len(scores))
+        scores = scores.gather(1, classes[:, None])[:, 0]
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it. Maps are scaled, so
             # a factor does not change what becomes of them.
@@ -288,20 +300,20 @@ class Step:
         By now the graph of the images is gone. The pass sees the batch statistics and draws the
         dropout masks that the first one did.
         """
-        batch = self.micro_batches[-1]
-        postponed, batch.postponed = batch.postponed, None
-        if postponed is None:
-            return
-        with (
-            _statistics_kept(self.module),
-            self.draws.at(postponed.states),
-            stopping_after(self.layer.of(self.module)),
-        ):
-            self.infer(postponed.images)
-        assert self._tape is not None
-        activations = self._tape.activations
-        if activations.grad_fn is not None:  # something before the layer is trained
-            activations.backward(postponed.activations.grad)
+        with self._kept:
+            batch = self.micro_batches[-1]
+            postponed, batch.postponed = batch.postponed, None
+            if postponed is None:
+                return
+            with (
+                self.draws.at(postponed.states),
+                stopping_after(self.layer.of(self.module)),
+            ):
+                self.infer(postponed.images)
+            assert self._tape is not None
+            activations = self._tape.activations
+            if activations.grad_fn is not None:  # something before the layer is trained
+                activations.backward(postponed.activations.grad)
 
     def check_split(self, n_parts: int) -> None:
         """Raise an error if something was asked for that another class's step cannot do.
@@ -347,7 +359,7 @@ class Step:
         """
         found: dict[str, list[Tensor]] = {}
         for batch in self.micro_batches:
-            for name, value in batch.recorded().items():
+            for name, value in batch.recorded(self.loss_name).items():
                 found.setdefault(name, []).append(batch.share * value.detach())
         sums = {f"{phase}_{name}": torch.stack(values).sum() for name, values in found.items()}
         if self._total_weight is not None:
@@ -370,13 +382,18 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
         for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
     ]
-    for layer in layers:
-        layer.track_running_stats = False
+    buffers = [
+        (layer, name, buffer)
+        for layer in layers
+        for name, buffer in layer.named_buffers(recurse=False)
+    ]
+    for layer, name, buffer in buffers:
+        setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, name, buffer in buffers:
+            setattr(layer, name, buffer)
 
 
 def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> None:
@@ -389,9 +406,11 @@ def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> N
     layer : TargetLayer
     sample : Tensor of shape (1, channels, height, width)
     """
-    if is_bypassed(module.eval(), layer.of(module), sample):
-        raise ValueError(
-            f'memory="low" takes the gradient of a view through the target layer alone, but '
-            f"{layer.name!r} is bypassed on the way to the output; name a later target_layer, or "
-            'use memory="normal".'
-        )
+    if not is_bypassed(module.eval(), layer.of(module), sample):
+        return
+    instead = layer_instead(module, layer, sample)
+    remedy = "" if instead is None else f"name target_layer={instead!r}, which would do, or "
+    raise ValueError(
+        'memory="low" takes the gradient of a view through the target layer alone, but '
+        f'{layer.name!r} is bypassed on the way to the output; {remedy}use memory="normal".'
+    )

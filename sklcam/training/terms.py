@@ -305,7 +305,7 @@ def check_terms(terms: Iterable[Term]) -> None:
     terms : iterable of Term
     """
     # skorch, the loss and the warning of a collapse write these.
-    taken = {"loss", "ce", "batch_size", "correct", "constant_maps", "corner_maps"}
+    taken = {"loss", "ce", "criterion", "batch_size", "correct", "constant_maps", "corner_maps"}
     for term in terms:
         if not isinstance(term, Term):
             raise ValueError(f"terms must be of sklcam.training.Term; got {describe(term)}.")

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.networks import TargetLayer, build_model
+from sklcam.training._stepping import SteppingNet
 
 X, Y = digits()
 
@@ -226,7 +227,7 @@ def test_nothing_outlives_a_step():
 def test_a_replaced_step_is_noticed():
     class Replaced(ConsistentCAMClassifier):
         def train_step_single(self, batch, **fit_params):
-            return super(ConsistentCAMClassifier, self).train_step_single(batch, **fit_params)
+            return super(SteppingNet, self).train_step_single(batch, **fit_params)
 
     options = classifier(memory="low").get_params()
     with pytest.raises(RuntimeError, match="needs its own train_step_single"):

@@ -14,7 +14,7 @@ from small_networks import Blocks, Gradients, SmallNet, digits
 from torch.amp import GradScaler
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.training import classifier as classifier_module
+from sklcam.training import _stepping as stepping
 
 X, Y = digits()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,7 +71,7 @@ def plain():
 @pytest.mark.parametrize("precision", DTYPES)
 def test_the_first_step_is_that_of_float32(precision, memory, channels_last, plain, monkeypatch):
     # At the usual start, 2^16, it would overflow and be left out.
-    monkeypatch.setattr(classifier_module, "GradScaler", partial(GradScaler, init_scale=2.0**8))
+    monkeypatch.setattr(stepping, "GradScaler", partial(GradScaler, init_scale=2.0**8))
     options = {"precision": precision, "memory": memory, "channels_last": channels_last}
     clf, gradients = trained(**options)
     expected = plain[1][0]
@@ -146,14 +146,14 @@ def test_training_is_in_that_precision_and_prediction_is_not(precision, options)
 
 def test_maps_and_their_losses_stay_in_float32(monkeypatch):
     seen = []
-    inner = classifier_module.ConsistentCAMLoss.__call__
+    inner = stepping.ConsistentCAMLoss.__call__
 
     def spy(self, cross_entropy, explained, **options):
         maps = (explained.maps, explained.maps_of_view)
         seen.extend(each.dtype for each in (cross_entropy, *maps))
         return inner(self, cross_entropy, explained, **options)
 
-    monkeypatch.setattr(classifier_module.ConsistentCAMLoss, "__call__", spy)
+    monkeypatch.setattr(stepping.ConsistentCAMLoss, "__call__", spy)
     classifier(precision="bf16").fit(X, Y)
     assert set(seen) == {torch.float32} and len(seen) >= 3
 

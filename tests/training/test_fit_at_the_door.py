@@ -217,7 +217,12 @@ def test_a_loss_that_is_nan_is_told_with_its_epoch_and_batch(make):
     assert len([each for each in all_ if each.category is ConvergenceWarning]) == 1
 
 
-@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss, nn.MSELoss])
+class OwnLoss(nn.Module):
+    def forward(self, scores, labels):
+        return nn.functional.binary_cross_entropy_with_logits(scores, labels)
+
+
+@pytest.mark.parametrize("criterion", [nn.KLDivLoss, OwnLoss])
 def test_criteria_that_do_not_compare_scores_with_labels(criterion):
     clf = classifier(criterion=criterion)
     with warnings.catch_warnings():

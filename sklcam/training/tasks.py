@@ -1,0 +1,302 @@
+"""Tasks: what a net may learn of images, and what its labels and its loss are then.
+
+A net has one task, which it settles when it is fitted. What differs in training from task to task
+is asked of these objects; how outputs are read, of :mod:`sklcam.networks.readouts`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import accuracy_score, r2_score
+from torch import Tensor, nn
+
+from sklcam._validation import describe
+from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels, learn_label_sets
+from sklcam.images.labels import check_labels, encode_labels
+from sklcam.networks.readouts import Task as TaskName
+
+Criterion = str | nn.Module | Callable[..., nn.Module]
+
+# Of these losses it is known what they are for, and so what they are not for.
+_LOSSES: dict[type[nn.Module], tuple[TaskName, ...]] = {
+    nn.CrossEntropyLoss: ("multiclass",),
+    nn.NLLLoss: ("multiclass",),
+    nn.MultiMarginLoss: ("multiclass",),
+    nn.BCEWithLogitsLoss: ("binary", "multilabel"),
+    nn.BCELoss: ("binary", "multilabel"),
+    nn.MultiLabelSoftMarginLoss: ("multilabel",),
+    nn.MSELoss: ("regression",),
+    nn.L1Loss: ("regression",),
+    nn.SmoothL1Loss: ("regression",),
+    nn.HuberLoss: ("regression",),
+    nn.PoissonNLLLoss: ("regression",),
+    nn.SoftMarginLoss: (),  # its labels are -1 and 1
+    nn.MultiLabelMarginLoss: (),  # its labels are lists of indices, filled up
+}
+
+
+class Task(ABC):
+    """What is learned.
+
+    Attributes
+    ----------
+    name : {"multiclass", "binary", "multilabel", "regression"}
+    criterion : class of nn.Module
+        The loss, unless another is asked for.
+    loss_name : str
+        Its name in the history.
+    outputs_are : str
+        What a network must have as many outputs as, for messages.
+    loss_takes : str
+        What the loss is called with, for messages.
+    excludes : bool
+        Whether an image is of one class, which excludes the others.
+    measure : callable
+        How good predictions are, as scikit-learn has it by default: takes labels, predictions and
+        ``sample_weight``.
+    """
+
+    name: ClassVar[TaskName]
+    criterion: ClassVar[type[nn.Module]]
+    loss_name: ClassVar[str] = "ce"
+    outputs_are: ClassVar[str] = "classes"
+    loss_takes: ClassVar[str]
+    excludes: ClassVar[bool] = False
+    measure: ClassVar[Callable[..., Any]] = staticmethod(accuracy_score)
+
+    def read(self, y: Any) -> Any:
+        """Check labels as far as can be done before their classes are known."""
+        return y
+
+    @abstractmethod
+    def learn(self, y: Any, classes: ArrayLike | None) -> np.ndarray:
+        """Return the labels of classes, or the names of outputs."""
+
+    @abstractmethod
+    def encode(self, y: Any, classes: np.ndarray) -> np.ndarray:
+        """Return the labels of images as they are kept for the loss."""
+
+    def n_outputs(self, classes: np.ndarray) -> int:
+        """Return how many outputs the network must have."""
+        return len(classes)
+
+    def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an output and encoded labels of one shape and type, as the loss takes them."""
+        return output, y.to(output.dtype)
+
+    def expected(self, y: Any, classes: np.ndarray) -> np.ndarray:
+        """Return labels in the form of predictions; an error if they are not of the classes."""
+        y = self.read(y)
+        self.encode(y, classes)
+        return y
+
+
+class OfClasses(Task):
+    """One of several classes for each image."""
+
+    excludes = True
+
+    def read(self, y: Any) -> np.ndarray:
+        return check_labels(None, y)
+
+    def learn(self, y: np.ndarray, classes: ArrayLike | None) -> np.ndarray:
+        learned = np.unique(y if classes is None else np.asarray(classes))
+        if len(learned) < 2:
+            raise ValueError(
+                f"Training needs at least two classes; got one class: {learned.tolist()}."
+            )
+        return learned
+
+    def encode(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return encode_labels(y, classes)
+
+
+class Multiclass(OfClasses):
+    """One of several classes, with an output each."""
+
+    name = "multiclass"
+    criterion = nn.CrossEntropyLoss
+    loss_takes = "scores of shape (n_images, n_classes) and labels of shape (n_images,), integers"
+
+    def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return output, y
+
+
+class Binary(OfClasses):
+    """One of two classes, by a single output: the logit, or the probability, of the second."""
+
+    name = "binary"
+    criterion = nn.BCEWithLogitsLoss
+    outputs_are = "logit of two classes"
+    loss_takes = "scores and labels of shape (n_images,), floats"
+
+    def learn(self, y: np.ndarray, classes: ArrayLike | None) -> np.ndarray:
+        learned = super().learn(y, classes)
+        if len(learned) > 2:
+            raise ValueError(
+                f"One output tells two classes apart, and there are {len(learned)}: "
+                f'{learned.tolist()[:10]}. Use task="multiclass" with its CrossEntropyLoss; if an '
+                "image may have several of them, give y as sets of labels."
+            )
+        return learned
+
+    def n_outputs(self, classes: np.ndarray) -> int:
+        return 1
+
+    def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # Of (n, 1) and (n,) torch would make a table of all pairs.
+        return output.reshape(len(y)), y.to(output.dtype)
+
+
+class Multilabel(Task):
+    """Any number of labels an image, with an output each."""
+
+    name = "multilabel"
+    criterion = nn.BCEWithLogitsLoss
+    outputs_are = "labels"
+    loss_takes = "scores and labels of shape (n_images, n_classes), floats"
+
+    def learn(self, y: Any, classes: ArrayLike | None) -> np.ndarray:
+        return learn_label_sets(y, classes)
+
+    def encode(self, y: Any, classes: np.ndarray) -> np.ndarray:
+        return as_indicator(y, classes).astype(np.float32)
+
+    def expected(self, y: Any, classes: np.ndarray) -> np.ndarray:
+        return as_indicator(y, classes)
+
+
+class Regression(Task):
+    """Numbers, which the outputs are."""
+
+    name = "regression"
+    criterion = nn.MSELoss
+    loss_name = "criterion"
+    measure = staticmethod(r2_score)
+    outputs_are = "numbers"
+    loss_takes = "outputs and numbers of one shape, floats"
+
+    def read(self, y: Any) -> np.ndarray:
+        return as_numbers(y)
+
+    def learn(self, y: np.ndarray, classes: ArrayLike | None) -> np.ndarray:
+        n_outputs = 1 if y.ndim == 1 else y.shape[1]
+        names = np.arange(n_outputs) if classes is None else np.asarray(classes)
+        if names.shape != (n_outputs,) or len(np.unique(names)) < n_outputs:
+            raise ValueError(
+                f"y has {n_outputs} number(s) an image; classes= may name each of them, and is "
+                f"{describe(classes)}."
+            )
+        return names
+
+    def encode(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        if len(classes) != (1 if y.ndim == 1 else y.shape[1]):
+            raise ValueError(
+                f"y must have {len(classes)} number(s) an image, as in fit; got {describe(y)}."
+            )
+        return y.astype(np.float32)
+
+    def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return output.reshape(y.shape), y.to(output.dtype)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Multiclass(), Binary(), Multilabel(), Regression())
+}
+
+
+def task_of_labels(task: str, y: Any, criterion: object) -> TaskName:
+    """Return the task that is asked for, or else that of labels and a loss.
+
+    Two classes are "multiclass" here, unless the loss is of one output; the network may yet settle
+    it otherwise.
+
+    Parameters
+    ----------
+    task : {"auto", "multiclass", "binary", "multilabel", "regression"}
+    y : labels in any form
+    criterion : "auto", class or instance of a loss, or callable
+
+    Raises
+    ------
+    ValueError
+        If it cannot be settled, or the loss is for other tasks.
+    """
+    if task == "auto":
+        task = _settle(kind_of_labels(y), y, criterion)
+    fits = tasks_of(criterion)
+    if fits is not None and task not in fits:
+        name = _name_of(criterion)
+        if not fits:
+            raise ValueError(
+                f"{name} takes labels that are neither indices nor 0 and 1. Leave the criterion at "
+                f'"auto", which is {TASKS[task].criterion.__name__} for task={task!r}.'
+            )
+        raise ValueError(
+            f"{name} is a loss for task={' or '.join(map(repr, fits))}, and the task is {task!r}. "
+            f'Leave the criterion at "auto", which is {TASKS[task].criterion.__name__} then, or '
+            "set the task."
+        )
+    return TASKS[task].name
+
+
+def _settle(kind: str, y: Any, criterion: object) -> str:
+    if kind == "numbers":
+        raise ValueError(
+            f"Unknown label type: continuous. y holds numbers, {describe(np.asarray(y))}, which "
+            'are not labels of classes. Set task="regression" to learn them; labels of which an '
+            "image has several are given as sets, or as a table of 0 and 1."
+        )
+    if kind == "indicator" and (as_indicator(y, learn_label_sets(y)).sum(axis=1) == 1).all():
+        warnings.warn(
+            "y is a table of 0 and 1 in which every image has exactly one label, and each label is "
+            "learned by itself. For classes that exclude each other give one label an image, "
+            'y.argmax(axis=1); or set task="multilabel".',
+            stacklevel=2,
+        )
+    if kind != "labels":
+        return "multilabel"
+    return "binary" if is_of_one_output(criterion) else "multiclass"
+
+
+def task_of_output(classes: np.ndarray, *, is_single: bool) -> TaskName:
+    """Return the task of a network that is not told one, by how many outputs it has."""
+    if not is_single:
+        return "multiclass"
+    if len(classes) > 2:
+        raise ValueError(
+            f"module has one output, which cannot tell {len(classes)} classes apart: give it "
+            f"num_classes={len(classes)}. If y is measured, as a number is, set "
+            'task="regression".'
+        )
+    return "binary"
+
+
+def is_of_one_output(criterion: object) -> bool:
+    """Whether a loss takes one output for two classes."""
+    return "binary" in (tasks_of(criterion) or ())
+
+
+def takes_logits(criterion: object) -> bool:
+    """Whether it is known of a loss that it takes logits, of which it takes the sigmoid itself."""
+    return _is_kind(criterion, (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss))
+
+
+def tasks_of(criterion: object) -> tuple[TaskName, ...] | None:
+    """Return the tasks that a loss is for; None if that is not known."""
+    return next((tasks for kind, tasks in _LOSSES.items() if _is_kind(criterion, (kind,))), None)
+
+
+def _is_kind(criterion: object, kinds: tuple[type, ...]) -> bool:
+    is_class = isinstance(criterion, type) and issubclass(criterion, kinds)
+    return is_class or isinstance(criterion, kinds)
+
+
+def _name_of(criterion: object) -> str:
+    return getattr(criterion, "__name__", type(criterion).__name__)
