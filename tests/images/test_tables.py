@@ -348,7 +348,7 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
         ([[0.5, 0.5]], r"X\[0\] is a list.* np.asarray\(X\)"),
         (
             [io.BufferedReader(io.BytesIO())],
-            r"X\[0\] is a BufferedReader.* pass its path, or what its read",
+            r"is a BufferedReader.* pass its path, or what its",
         ),
         (io.BufferedReader(io.BytesIO()), r"X is an open file .*pass its path"),
         (
