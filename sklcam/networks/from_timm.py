@@ -36,17 +36,23 @@ class TimmSource(Source):
         self.architecture, _, self.tag = self.where.partition(".")
         if self.kind != "timm":
             return
-        known = timm.list_models()
         if not timm.is_model(self.architecture):
+            similar = suggestion(self.architecture, timm.list_models())
             raise ValueError(
-                f"timm has no model {self.architecture!r}. {suggestion(self.architecture, known)} "
-                "timm.list_models() lists all."
+                f"timm has no model {self.architecture!r}. {similar} timm.list_models() lists all."
             )
-        if self.tag and self.tag not in self._tags():
+        if self.tag and not self._has(self.tag):
             raise ValueError(
                 f"timm has no weights {self.tag!r} of {self.architecture}; it has "
                 f"{', '.join(self._tags()) or 'none'}."
             )
+
+    def _has(self, tag: str) -> bool:
+        try:
+            name = f"{self.architecture}.{tag}"
+            return _timm().get_pretrained_cfg(name, allow_unregistered=False) is not None
+        except RuntimeError:
+            return False
 
     def _tags(self) -> list[str]:
         names = _timm().list_models(f"{self.architecture}.*", pretrained=True)
@@ -104,7 +110,7 @@ class TimmSource(Source):
         """Return the kind and the name that stand for the network with these weights."""
         if weights is None or str(weights) == "DEFAULT":
             return self.kind, self.where
-        if not isinstance(weights, os.PathLike) and self.kind == "timm" and weights in self._tags():
+        if isinstance(weights, str) and self.kind == "timm" and self._has(weights):
             return "timm", f"{self.architecture}.{weights}"
         if isinstance(weights, str | os.PathLike) and Path(weights).is_dir():
             return "local-dir", os.fspath(weights)
