@@ -164,7 +164,8 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
         module
         for module in recorded.network.modules()
         if isinstance(module, torch.nn.Linear)
-        and (module.in_features, module.out_features) == (pooled.shape[1], output.shape[1])
+        and module.in_features == pooled.shape[1]
+        and module.out_features in (1, output.shape[1])
     ]
     # A layer of the right shape may be anywhere. That it is the head shows in the numbers alone: it
     # turns the pooled activations into the output, to the precision that the network computes in.
@@ -175,7 +176,11 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     tolerance = (0.05 if half else 1e-3) * scale
     for head in heads:
         weight = at_least_float32(head.weight.detach())
-        bias = 0 if head.bias is None else at_least_float32(head.bias.detach())
+        bias = weight.new_zeros(1) if head.bias is None else at_least_float32(head.bias.detach())
+        if head.out_features == 1 and output.shape[1] == 2:  # a logit, which is against the first
+            weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+        if len(weight) != output.shape[1]:
+            continue
         is_close = (pooled @ weight.T + bias - output).abs() <= tolerance
         if (is_close | ~known).all():
             if target.directions is not None:

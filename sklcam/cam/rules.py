@@ -261,11 +261,12 @@ _FACTORS = _functions(
     "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ true_divide"
 )
 # Neither linear in what is positive, nor a ReLU.
+_NEGATIONS = _functions("neg __neg__ negative")
 _NO_EXCITATION = _SOFT_RELUS | _OTHER_ACTIVATIONS | _PRODUCTS
 _NO_EXCITATION |= _functions(
     "threshold threshold_ softmax softmin log_softmax layer_norm group_norm instance_norm rms_norm "
     "local_response_norm normalize scaled_dot_product_attention multi_head_attention_forward "
-    "bilinear sub sub_ __sub__ __rsub__ __isub__ subtract neg __neg__ pow __pow__ exp log sqrt "
+    "bilinear sub sub_ __sub__ __rsub__ __isub__ subtract neg_ negative_ pow __pow__ exp log sqrt "
     "rsqrt reciprocal __rtruediv__ square abs norm logsumexp lp_pool2d tensordot conv_transpose1d "
     "conv_transpose2d conv_transpose3d"
 )
@@ -316,6 +317,11 @@ class ExcitationRule(BackwardRule):
     def begin(self) -> None:
         """Start a way back from the output."""
         self._is_top = True
+
+    @property
+    def is_at_top(self) -> bool:
+        """Whether the way back has met no layer with weights yet."""
+        return self._is_top
 
     def take_top(self) -> bool:
         """Whether this is the topmost layer with weights, once in each way back."""
@@ -389,6 +395,10 @@ class ExcitationRule(BackwardRule):
         y = _Excite.apply(x, y, None, torch.mul, 1 / weight if is_quotient else weight)
         return x.copy_(y) if in_place else y
 
+    def _negated(self, func: Function, x: Tensor) -> Tensor:
+        # Above all weights it is a class with its weights negated; below, nothing is excited.
+        return _Negate.apply(x, self, self.refusal(func))
+
     def _passed_on(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if func in _BOUNDED and _lower_bound(func, args, kwargs) < 0:
             self.refuse(func)
@@ -404,6 +414,7 @@ class ExcitationRule(BackwardRule):
         **dict.fromkeys(_SUMS, _summed),
         **dict.fromkeys(_FACTORS, _scaled),
         **dict.fromkeys(_RELUS | _BOUNDED, _passed_on),
+        **dict.fromkeys(_NEGATIONS, _negated),
     }
 
 
@@ -426,9 +437,16 @@ class _Excite(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, probability: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        won = _share(ctx.linear, x, weight.clamp(min=0), probability)
-        if ctx.rule is not None and ctx.rule.take_top() and ctx.rule.contrastive:
-            won = won - _share(ctx.linear, x, (-weight).clamp(min=0), probability)
+        for_it, against_it = weight.clamp(min=0), (-weight).clamp(min=0)
+        if ctx.rule is None or not ctx.rule.take_top():
+            return _share(ctx.linear, x, for_it, probability), None, None, None, None
+        if ctx.rule.contrastive:
+            won = _share(ctx.linear, x, for_it, probability)
+            won = won - _share(ctx.linear, x, against_it, probability)
+        else:
+            # What is negative is for the class whose weights are negated, as a logit's first is.
+            won = _share(ctx.linear, x, for_it, probability.clamp(min=0))
+            won = won + _share(ctx.linear, x, against_it, (-probability).clamp(min=0))
         return won, None, None, None, None
 
 
@@ -453,6 +471,19 @@ class _ExciteSum(torch.autograd.Function):
         x, other = ctx.saved_tensors
         ratio = _ratio(probability, x + other)
         return ratio * x, ratio * other
+
+
+class _Negate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: ExcitationRule, refusal: str) -> Tensor:
+        ctx.rule, ctx.refusal = rule, refusal
+        return -x
+
+    @staticmethod
+    def backward(ctx: Any, probability: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.rule.is_at_top:
+            raise ValueError(ctx.refusal)
+        return -probability, None, None
 
 
 class _PassOn(torch.autograd.Function):

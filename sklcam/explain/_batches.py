@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import describe
-from sklcam.cam import ChannelMethod, Method, RecordedPass, get_method, min_max, upsample
+from sklcam.cam import ChannelMethod, Method, RecordedPass, min_max, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
-from sklcam.cam.targets import Positive, Target, as_target
+from sklcam.cam.targets import Target
+from sklcam.explain._questions import AnyMethod, AnyTarget, Questions, method_name
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.explain.streams import OpenedStream, question_of_any_number
 from sklcam.images.frames import map_to_frame
-from sklcam.images.labels import encode_labels
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
 
-AnyMethod = str | Method | type[Method]
-Methods = list[AnyMethod | None] | tuple[AnyMethod | None, ...] | Mapping[str, AnyMethod | None]
 AnyInputs = Inputs | Tensor | Mapping[str, Tensor]
-AnyTarget = Target | Tensor | Callable[..., Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +60,10 @@ class ExplainedBatch:
     target: Target
 
 
-class BatchExplainer(ABC):
+class BatchExplainer(Questions):
     """What an :class:`Explainer`, whose attributes it has, does with opened images and a batch."""
 
-    classes_: Any
-    class_names_: np.ndarray | None = None  # what the classes 0, 1, ... are called
     target_layer_: TargetLayer
-    method: AnyMethod = "gradcam"
     layer_fusion: Literal["mean", "max"] | None = "mean"
     image_input: str | None = None
     top_channels: int | None = None
@@ -82,20 +74,9 @@ class BatchExplainer(ABC):
     # What a subclass says
 
     @property
-    @abstractmethod
-    def adapter(self) -> Adapter:
-        """The network and what is known of its kind; a NotFittedError if there is none yet."""
-
-    @property
     def target_layers(self) -> list[TargetLayer]:
         """The layers that are explained; a NotFittedError if they are not known yet."""
         return [self.as_explainer().target_layer_]
-
-    @property
-    def output_names(self) -> np.ndarray | None:
-        """What a target may name: the classes, or the numbers of a regression."""
-        is_named = self.classes_ is None and self.adapter.task == "regression"
-        return self.adapter.labels if is_named else self.classes_
 
     def as_explainer(self) -> Self:
         """Return the explainer itself; a NotFittedError if it has not been fitted."""
@@ -156,138 +137,6 @@ class BatchExplainer(ABC):
         Tensor of shape (..., size[0], size[1])
         """
         return map_to_frame(maps, size, resize=self.adapter.resize)
-
-    # What is asked
-
-    def as_method(self, method: AnyMethod | None) -> Method:
-        """Return a method as an object, its options checked.
-
-        Parameters
-        ----------
-        method : str, Method, class of methods or None
-            None is the explainer's own.
-
-        Returns
-        -------
-        Method
-
-        Raises
-        ------
-        ValueError
-            If there is no such method, or an option of it is out of range.
-        """
-        chosen = get_method(self.method if method is None else method)
-        chosen.check()
-        for option, value in chosen.get_params(deep=False).items():
-            # Any string would count as true, "no" as well.
-            if option in ("relu", "contrastive") and not isinstance(value, bool | np.bool_):
-                raise ValueError(f"{option} must be True or False; got {value!r}.")
-        return chosen
-
-    def named_methods(self, methods: AnyMethod | Methods | None) -> dict[str, Method]:
-        """Return methods as objects, by the names that their maps go by.
-
-        Parameters
-        ----------
-        methods : str, Method, list of them, dict of names to them, or None
-            See :meth:`explain`; the explainer's own has no name.
-
-        Returns
-        -------
-        dict of str to Method
-
-        Raises
-        ------
-        ValueError
-            If there is no method, or two have one name; and as ``as_method``.
-        """
-        if isinstance(methods, Mapping):
-            named = {str(name): self.as_method(each) for name, each in methods.items()}
-        else:
-            several = methods if isinstance(methods, list | tuple) else [methods]
-            named = {method_name(each): self.as_method(each) for each in several}
-            if len(named) < len(several):
-                raise ValueError(f"Two methods have one name: {[*map(method_name, several)]}.")
-        if not named:
-            raise ValueError("There is no method to explain by; name at least one.")
-        return named
-
-    def as_target(self, target: Any, n_images: int) -> Target:
-        """Turn what a user asks for into a target.
-
-        Parameters
-        ----------
-        target : None, label, array-like of labels, Target or callable
-            See :meth:`explain`.
-        n_images : int
-            For how many images.
-
-        Returns
-        -------
-        Target
-
-        Raises
-        ------
-        ValueError
-            If it is not one target, or one row of targets, per image; or if a label is unknown.
-        """
-        names = self.output_names
-        if isinstance(target, str) and target == "positive" and not self._is_label(target):
-            target = Positive()
-        if target is None or isinstance(target, Target) or callable(target):
-            question = self.translate(target)
-            for asked in (target, question):  # of which one may know what the other does not
-                if isinstance(asked, Target) and names is not None:
-                    asked.check(len(names))
-            return question
-        try:
-            labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
-        except ValueError as error:  # rows of different lengths
-            raise ValueError(f"target must be labels, as many for each image: {error}") from error
-        labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
-        if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
-            raise ValueError(
-                f"target must be one label, or one (or one row of several) per image; got shape "
-                f"{labels.shape} for {n_images} images."
-            )
-        if names is None:
-            raise ValueError(
-                "The network's output is not (n_images, n_classes), so that there are no labels to "
-                "explain; give a callable target that makes one score per image of it."
-            )
-        known, flat = names, labels.ravel()
-        if self.class_names_ is not None and labels.dtype.kind in "UO":
-            known = self.class_names_
-            twice = [name for name in {*flat.tolist()} if (known == name).sum() > 1]
-            if twice:
-                rows = np.flatnonzero(known == twice[0]).tolist()
-                raise ValueError(f"The classes {rows} are all called {twice[0]!r}; say which.")
-        indices = encode_labels(flat, known).reshape(labels.shape)
-        return self.translate(torch.from_numpy(indices))
-
-    def _is_label(self, name: str) -> bool:
-        """Whether something is called so; an error if it is that and all labels of an image."""
-        names = [] if self.output_names is None else self.output_names.tolist()
-        if name in names and self.adapter.task == "multilabel":
-            raise ValueError(
-                f"target={name!r} stands for all labels that an image has, and one of them is "
-                f"called so: give sklcam.cam.Positive(), or [{name!r}] * n_images."
-            )
-        return name in names
-
-    def translate(self, target: AnyTarget) -> Target:
-        """Return the target that a question about classes is for this network's output.
-
-        Parameters
-        ----------
-        target : None, Tensor of class indices, Target or callable
-            See :meth:`explain_inputs`. One that has been translated stays as it is.
-
-        Returns
-        -------
-        Target
-        """
-        return as_target(target).bind(self.adapter)
 
     def map_shape(self, opened: OpenedImages, target: Target, method: Method) -> tuple[int, ...]:
         """Return the shape of one image's map.
@@ -578,13 +427,6 @@ class BatchExplainer(ABC):
 
     def _bar(self, total: int, description: str) -> tqdm:
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
-
-
-def method_name(method: AnyMethod | None) -> str:
-    """Return what a method is called in tables and pictures; nothing for an explainer's own."""
-    if method is None or isinstance(method, str):
-        return method or ""
-    return method.__name__ if isinstance(method, type) else " ".join(repr(method).split())
 
 
 def _axes(method: Method) -> int:

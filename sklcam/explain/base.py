@@ -15,15 +15,8 @@ from sklearn.utils import Bunch
 
 from sklcam._validation import check_count
 from sklcam.cam import ChannelMethod
-from sklcam.explain._batches import (
-    AnyInputs,
-    AnyMethod,
-    AnyTarget,
-    BatchExplainer,
-    ExplainedBatch,
-    Methods,
-    method_name,
-)
+from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
+from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.images.streams import is_stream
 
@@ -153,10 +146,12 @@ class Explainer(BatchExplainer):
         target : None, label, array-like of labels, Target or callable, default=None
             The class to explain: None is the predicted one. Labels are one for all, one per image,
             or, of shape (n_images, k), several per image; :class:`sklcam.cam.TopK` are the highest
-            scoring ones. Several are explained from one forward pass. A callable takes an output of
-            the network, of any number of images, and returns one score for each, any
-            differentiable one that depends on that image's part of the output alone. A callable of
-            two arguments is given the network's inputs as well.
+            scoring ones. Several are explained from one forward pass. Where an image may have
+            several labels, None is the highest-scoring one, and "positive" all those that it has,
+            in one map. The numbers of a regression go by their names, or 0, 1, ...; None is the
+            only one. A callable takes an output of the network, of any number of images, and
+            returns one score for each, any differentiable one that depends on that image's part of
+            the output alone. A callable of two arguments is given the network's inputs as well.
         method : str, Method, list of them, dict of names to them, or None, default=None
             One of :func:`sklcam.cam.available`, or a method object such as ``GradCAM(relu=False)``.
             None is the estimator's own, or Grad-CAM. Several explain from the same forward passes.

@@ -25,8 +25,8 @@ from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
-from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels, learn_label_sets
-from sklcam.images.labels import given_labels, labels_for
+from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
+from sklcam.images.labels import labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
 from sklcam.networks.dry_run import LastSigmoid, generators_lock
@@ -53,10 +53,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     Parameters
     ----------
     model : nn.Module, fitted estimator or str
-        A network that takes images and returns logits of shape (n_images, n_classes), or whatever
-        ``task`` and ``output`` say; a fitted skorch net around one; a fitted :class:`~sklcam.ConsistentCAMClassifier`; a search or a
-        ``FrozenEstimator`` around these; or a name, such as ``"timm/resnet50"``, of which
-        :meth:`fit` builds the network, by :func:`sklcam.networks.build_model`.
+        A network that takes images and returns logits of shape (n_images, n_classes), or what
+        ``task`` and ``output`` say; a fitted skorch net around one; a fitted
+        :class:`~sklcam.ConsistentCAMClassifier`; a search or a ``FrozenEstimator`` around these; or
+        a name, such as ``"timm/resnet50"``, of which :meth:`fit` builds the network, by
+        :func:`sklcam.networks.build_model`.
     method : str, Method or class of methods, default="gradcam"
         One of :func:`sklcam.cam.available`, or a method object with options of its own.
     target_layer : str, TargetLayer or list of them, default="auto"
@@ -370,8 +371,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         n_given = 1 if given.ndim == 1 else given.shape[1]
         if n_given != n_columns:
             raise ValueError(
-                f"y has {n_given} number(s) an image, and the network {n_columns} output(s). Labels "
-                "of classes are no floats; for such a network set task=."
+                f"y has {n_given} number(s) an image, and the network {n_columns} output(s). If it "
+                "tells classes apart, y must be their labels."
             )
 
     def _find_layers(self, sample: Inputs) -> list[TargetLayer]:
@@ -504,14 +505,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             In [0, 1], but for "regression". For "multilabel", how many images have all their labels
             right, and no other.
         """
-        if self.task_ == "multilabel":
-            y = as_indicator(given_labels(X, y), self.classes_)
-        elif self.task_ == "regression":
-            y = as_numbers(given_labels(X, y))
-            return float(r2_score(y, self.predict(X), sample_weight=sample_weight))
-        else:
-            y = labels_for(X, y, "score")
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        expected = self.expected_labels(X, y, "score")
+        measure = r2_score if self.task_ == "regression" else accuracy_score
+        return float(measure(expected, self.predict(X), sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

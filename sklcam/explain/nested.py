@@ -8,6 +8,7 @@ import torch
 
 from sklcam.explain.base import Explainable, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
+from sklcam.images.label_sets import kind_of_labels
 from sklcam.networks.nested import Nesting, unnest
 
 __all__ = ["AnyEstimator", "as_explainer"]
@@ -15,7 +16,7 @@ __all__ = ["AnyEstimator", "as_explainer"]
 AnyEstimator: TypeAlias = Explainer | Explainable | torch.nn.Module | Nesting
 
 
-def as_explainer(estimator: AnyEstimator, X: Any) -> tuple[Explainer, Any]:
+def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explainer, Any]:
     """Return what explains for an estimator, and X as that takes it.
 
     Parameters
@@ -25,6 +26,9 @@ def as_explainer(estimator: AnyEstimator, X: Any) -> tuple[Explainer, Any]:
         last or best estimator is meant.
     X : images
         A module's explainer is fitted to them.
+    y : labels, label sets, numbers or None, default=None
+        Those of several labels an image, or numbers, tell what a module is for. Labels of classes
+        do not: nobody says in which order they are.
 
     Returns
     -------
@@ -66,4 +70,7 @@ def as_explainer(estimator: AnyEstimator, X: Any) -> tuple[Explainer, Any]:
         )
     for transformer in transformers:
         X = transformer.transform(X)
-    return explainer or CAMExplainer(inner, verbose=0).fit(X), X
+    if explainer is None:
+        told = None if y is None or kind_of_labels(y) == "labels" else y
+        explainer = CAMExplainer(inner, verbose=0).fit(X, told)
+    return explainer, X

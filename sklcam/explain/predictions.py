@@ -9,48 +9,116 @@ from torch import Tensor
 
 from sklcam.explain.base import Explainer
 
+NO_LABEL = "no label"  # of an image that has none of several
+_MOST_LABELS = 5  # of one image, beside it
+
 
 class Prediction(NamedTuple):
-    """A predicted class, as it is written beside an image.
+    """What is predicted of an image, as it is written beside it.
 
     Attributes
     ----------
     label : str or None
-        The predicted class, "NaN" where the network's output is; None without classes.
+        The predicted class, or all of several labels; "NaN" where the network's output is; None
+        without classes.
     probability : float or None
-        How sure the network is; None where that would tell a reader nothing.
+        How sure the network is; None where that would tell a reader nothing, and of several labels.
+    text : str or None
+        All that there is to say: the label and its probability, each of several labels with its
+        own, or the numbers of a regression.
     """
 
     label: str | None
     probability: float | None
+    text: str | None = None
 
 
 def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
-    """Return the predicted class of each image, as text.
+    """Return what is predicted of each image, as text.
 
     Parameters
     ----------
     explainer : Explainer
     output : Tensor
-        The network's, such as logits of shape (n_images, n_classes).
+        The network's, such as logits of shape (n_images, n_classes), as ``output_of`` returns it.
 
     Returns
     -------
     list of Prediction
     """
+    task = explainer.adapter.task
+    if task == "regression":
+        numbers = explainer.decide(output).cpu().numpy()
+        return [Prediction(None, None, text) for text in spelled(explainer, numbers)]
     classes = class_names(explainer)
-    if len(classes) < 2 or output.ndim != 2:  # of a single class, the probability is always 1
+    # Of a single class, the probability is always 1; a single label has its own.
+    if output.ndim != 2 or len(classes) < (1 if task == "multilabel" else 2):
         return [Prediction(None, None)] * len(output)
-    indices = explainer.decide(output)
-    names = [classes[i] for i in indices.tolist()]
-    for row in output.isnan().any(dim=1).nonzero()[:, 0].tolist():
-        names[row] = "NaN"  # an argmax gives a class even so
+    decided = explainer.decide(output)
+    probabilities = explainer.probabilities(output) if explainer.shows_probabilities else None
+    is_nan = output.isnan().any(dim=1).tolist()  # for which an argmax gives a class even so
+    if task == "multilabel":
+        assert probabilities is not None
+        rows = zip(decided.tolist(), probabilities.tolist(), is_nan, strict=True)
+        return [
+            Prediction("NaN", None, "NaN") if wrong else _of_several(classes, row, chances)
+            for row, chances, wrong in rows
+        ]
     chances: list[float | None] = [None] * len(output)
-    if explainer.shows_probabilities:
+    if probabilities is not None:
         # Of the class that was decided on: with a threshold it need not be the likeliest.
-        probabilities = explainer.probabilities(output)
-        chances = probabilities.gather(1, indices[:, None])[:, 0].tolist()
-    return [*map(Prediction, names, chances)]
+        chances = probabilities.gather(1, decided[:, None])[:, 0].tolist()
+    names = [
+        "NaN" if wrong else classes[i] for i, wrong in zip(decided.tolist(), is_nan, strict=True)
+    ]
+    return [
+        Prediction(name, chance, name if chance is None else f"{name} ({chance:.2f})")
+        for name, chance in zip(names, chances, strict=True)
+    ]
+
+
+def _of_several(classes: list[str], decided: list[int], chances: list[float]) -> Prediction:
+    """Return the labels that an image has, the surest of them first."""
+    found = [i for i, has in enumerate(decided) if has]
+    surest = sorted(found, key=lambda i: -chances[i])
+    written = [f"{classes[i]} ({chances[i]:.2f})" for i in surest[:_MOST_LABELS]]
+    written += ["..."] * (len(found) > _MOST_LABELS)
+    label = ", ".join(classes[i] for i in found) or NO_LABEL
+    return Prediction(label, None, ", ".join(written) or NO_LABEL)
+
+
+def spelled(explainer: Explainer, labels: np.ndarray) -> list[str]:
+    """Return the labels of images as text.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    labels : ndarray of shape (n_images,) or (n_images, n_outputs)
+        In the form of predictions: see ``expected_labels``.
+
+    Returns
+    -------
+    list of str
+        Those of a class as the class is written, such as 1 for 1.0.
+    """
+    names = class_names(explainer)
+    if explainer.adapter.task == "multilabel":
+        return [
+            ", ".join(name for name, has in zip(names, row, strict=True) if has) or NO_LABEL
+            for row in labels.tolist()
+        ]
+    if explainer.adapter.task == "regression":
+        columns = [*map(str, np.asarray(explainer.output_names).tolist())]
+        rows = labels.reshape(len(labels), -1).tolist()
+        if len(columns) == 1:
+            return [f"{row[0]:.4g}" for row in rows]
+        return [
+            ", ".join(f"{name} {number:.4g}" for name, number in zip(columns, row, strict=True))
+            for row in rows
+        ]
+    known = () if explainer.classes_ is None else explainer.classes_
+    written = dict(zip(known, names, strict=True))
+    return [written.get(label, str(label)) for label in labels.tolist()]
 
 
 def class_names(explainer: Explainer) -> list[str]:

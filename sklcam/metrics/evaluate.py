@@ -37,6 +37,7 @@ from sklcam.metrics.plan import (
     Plan,
     check_classes,
     check_has_probability,
+    check_labels_are_there,
     check_lengths,
     check_maps_are_single,
     check_metric_params,
@@ -109,9 +110,9 @@ def evaluate(
         explains what the earlier ones make of X, in whose pixels boxes and masks are.
     X : images
         In any form that the estimator takes. Each image is read once.
-    y : array-like of shape (n_images,) or None, default=None
-        True labels, for ``"accuracy"``. None takes those of X, if it is a data set that knows its
-        own.
+    y : array-like of shape (n_images,) or (n_images, n_classes), label sets, or None, default=None
+        True labels, for ``"accuracy"``. Of several an image, a table of 0 and 1, or a set of labels
+        for each. None takes those of X, if it is a data set that knows its own.
     metrics : str, Metric or sequence of them
         Names of registered metrics, see :func:`available`, or metrics of your own, see
         :class:`Metric`. ``"adcc"`` brings its three terms along.
@@ -120,15 +121,16 @@ def evaluate(
     target : None, labels, Target or callable, default=None
         The class to explain, or another target, one per image: see the estimator's ``explain``.
         ``"localization_accuracy"`` is GT-known localisation with ``target=y``. With None, the
-        predicted class, and ``y`` it is top-1 localisation: the class must be right, too.
+        predicted class, and ``y`` it is top-1 localisation: the class must be right, too; of
+        several labels an image, that which is explained must be one of them.
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
     masks : sequence of array-like of shape (height, width) or None, default=None
         The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
         [0, 1]. They go before boxes.
     score : callable or None, default=None
-        Turns the network's output into one score in [0, 1] per image. The metrics of confidence
-        need it where the target is not a class.
+        Turns the network's own output into one score in [0, 1] per image. The metrics of confidence
+        need it where the target is not a class, and for a regression.
     metric_params : mapping of str to mapping, or None
         Options by metric, such as ``{"iauc": {"n_steps": 56, "relu": False}}``: ``n_steps``,
         ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
@@ -291,8 +293,8 @@ class Evaluator(Generic[Observed]):
     explainer : Explainer
     opened : OpenedImages
         X; its length is the number of images.
-    labels : ndarray of shape (n_images,) or None
-        The true labels, if there are any.
+    labels : ndarray of shape (n_images,) or (n_images, n_classes), or None
+        The true labels, if there are any, in the form of predictions.
     metrics : dict of str to Metric
         Those whose values are collected, by name.
     plan : Plan
@@ -358,9 +360,11 @@ class Evaluator(Generic[Observed]):
             check_callable("score", score, "of the network's output, one number per image")
         elif callable(target):
             check_has_probability(False, self.metrics)
-        self.labels = labels_if_needed(X, y, self.metrics)
+        check_labels_are_there(X, y, self.metrics)
 
-        self.explainer, X = as_explainer(estimator, X)
+        self.explainer, images = as_explainer(estimator, X, y)
+        self.labels = labels_if_needed(self.explainer, X, y, self.metrics)
+        X = images
         chosen = self.explainer.as_method(method)
         # By way of a RandomState, so that the views of a seed stay those of the published figures.
         seed = draw_seed(check_random_state(random_state))
@@ -378,7 +382,10 @@ class Evaluator(Generic[Observed]):
         check_maps_are_single(self.explainer, self.plan)
         if score is None:
             check_has_probability(
-                self._question.names_classes, self.metrics, self.explainer.classes_
+                self._question.names_classes,
+                self.metrics,
+                self.explainer.classes_,
+                self.explainer.adapter.task,
             )
         check_lengths(Annotations(self.labels, boxes, masks), len(self.opened))
         check_classes(self.metrics, self.labels, self.explainer.classes_)

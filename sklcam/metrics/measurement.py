@@ -44,7 +44,7 @@ class Confidence:
             if probability is None:
                 raise ValueError(f"There is no confidence: {NO_PROBABILITY}")
             return probability
-        scores = self.score(output)
+        scores = self.score(self.explainer.adapter.own(output))
         if not isinstance(scores, Tensor) or scores.shape != (len(output),):
             raise ValueError(
                 f"score must return a Tensor of one number for each of {len(output)} images; it "
@@ -253,6 +253,10 @@ class Measurement:
     def output(self) -> Tensor:
         """The network's output."""
         return self._first_pass[1]
+
+    def own_output(self) -> Tensor:
+        """Return the output as the network returns it: a single logit, where it is one."""
+        return self.explainer.adapter.own(self.output)
 
     @property
     def target(self) -> Target:

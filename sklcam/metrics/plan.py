@@ -15,7 +15,7 @@ from torch import Tensor
 from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, get_method
 from sklcam.explain.base import Explainer
-from sklcam.images.labels import labels_for
+from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.metrics.masks import as_array, check_boxes
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, closure
 from sklcam.metrics.registry import (
@@ -192,7 +192,8 @@ class Annotations:
 
     Attributes
     ----------
-    labels : ndarray of shape (n_images,) or None
+    labels : ndarray of shape (n_images,) or (n_images, n_classes), or None
+        In the form of predictions.
     boxes : list of Tensor of shape (n_boxes, 4), or None
     masks : sequence of array-like of shape (height, width), or None
     """
@@ -231,26 +232,44 @@ def check_objects(
 
 
 def check_has_probability(
-    is_class: bool, metrics: Mapping[str, Metric], classes: np.ndarray | None = None
+    is_class: bool,
+    metrics: Mapping[str, Metric],
+    classes: np.ndarray | None = None,
+    task: str | None = None,
 ) -> None:
     """Raise a ValueError if metrics need a probability, and the target is not one of classes."""
     needy = metrics_of_confidence(metrics)
+    if needy and task == "regression":
+        raise ValueError(
+            f"{', '.join(needy)}: the network returns numbers, which are no confidence; give "
+            "score=, a function of its output that returns one number in [0, 1] per image."
+        )
     if needy and not is_class:
         raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
-    if needy and classes is not None and len(classes) == 1:
+    # Of several labels, one has a probability of its own.
+    if needy and task != "multilabel" and classes is not None and len(classes) == 1:
         raise ValueError(
             f"{', '.join(needy)}: of a single class the probability is 1, whatever the network "
             "says; give score=, such as lambda output: output[:, 0].sigmoid() for one logit."
         )
 
 
-def labels_if_needed(X: Any, y: Any, metrics: Mapping[str, Metric]) -> np.ndarray | None:
-    """Return the true labels if they were given, or if a metric needs them."""
+def check_labels_are_there(X: Any, y: Any, metrics: Mapping[str, Metric]) -> bool:
+    """Return whether true labels were given, or are needed; a ValueError if there are none."""
     needy = names_needing(metrics, "labels")
-    if y is None and not needy:
+    if y is None and needy and dataset_labels(X) is None:
+        labels_for(X, y, needy)  # an error that says so
+    return y is not None or bool(needy)
+
+
+def labels_if_needed(
+    explainer: Explainer, X: Any, y: Any, metrics: Mapping[str, Metric]
+) -> np.ndarray | None:
+    """Return the true labels, in the form of predictions, if given or if a metric needs them."""
+    if not check_labels_are_there(X, y, metrics):
         return None
-    labels = labels_for(X, y, needy)
-    if labels.ndim != 1:
+    labels = explainer.expected_labels(X, y, names_needing(metrics, "labels"))
+    if labels.ndim != 1 and explainer.adapter.task not in ("multilabel", "regression"):
         raise ValueError(f"y must be one label per image; got shape {labels.shape}.")
     return labels
 
@@ -264,7 +283,7 @@ def check_classes(
         return
     if classes is None:
         raise ValueError(f"{needy} needs classes, and the estimator has none.")
-    if labels is None:
+    if labels is None or labels.ndim != 1:  # those of several an image have been looked up
         return
     known, found = np.asarray(classes).tolist(), list(dict.fromkeys(labels.tolist()))
     if not set(known).intersection(found):

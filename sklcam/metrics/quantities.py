@@ -98,8 +98,18 @@ def _check_occlusion(name: str, value: Any) -> None:
 
 
 def _predictions(measurement: Measurement) -> np.ndarray:
-    indices = measurement.explainer.decide(measurement.output)
-    return np.asarray(measurement.explainer.classes_)[indices.cpu().numpy()]
+    explainer = measurement.explainer
+    decided = explainer.decide(measurement.output).cpu().numpy()
+    return explainer.adapter.readout.labels(decided, np.asarray(explainer.classes_))
+
+
+def _class_is_right(measurement: Measurement) -> Tensor:
+    """Return whether the predicted class, or the explained one of several, is a true one."""
+    labels, indices = measurement["labels"], measurement.target.indices
+    if labels.ndim == 1 or indices is None:
+        right = measurement["predictions"] == labels
+        return torch.as_tensor(right if right.ndim == 1 else right.all(axis=1))
+    return torch.from_numpy(labels).gather(1, indices[:, :1].cpu())[:, 0] > 0
 
 
 def _pixel_sweep(measurement: Measurement) -> PixelSweep:
@@ -167,7 +177,8 @@ QUANTITIES: dict[str, Quantity] = {
     # What is collected to tell blank maps and NaN: as good as nothing, and no wait for a device.
     "map_peaks": Quantity(lambda m: m.map_peaks()),
     "images": Quantity(lambda m: m.batch.inputs.images),
-    "output": Quantity(lambda m: m.output),
+    "output": Quantity(lambda m: m.own_output()),
+    "class_is_right": Quantity(_class_is_right, ("predictions", "labels")),
     "predictions": Quantity(_predictions, ("output",)),
     "confidence": Quantity(lambda m: m.confidence(m.output), ("output",)),
     # Of the images times their maps

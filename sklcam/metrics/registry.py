@@ -61,7 +61,9 @@ class Metric:
           attribute ``images`` are the images to change, and ``generator()`` makes the seeded
           ``torch.Generator``;
         - ``"occlusion_maps"``: Tensor (n, height, width), see :class:`sklcam.cam.Occlusion`;
-        - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels;
+        - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels; of
+          several an image, (n, n_classes), 0 or 1; ``"class_is_right"``: Tensor (n,), bool, whether
+          the predicted class is the true one, or, of several, the explained one is among them;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
           The maps are ``"raw_maps"`` after the ReLU, and not scaled.
@@ -315,20 +317,25 @@ def option_checks(metric: Metric) -> dict[str, Check]:
 
 
 def _accuracy(predictions: np.ndarray, labels: np.ndarray, output: Tensor) -> Tensor:
-    right = torch.as_tensor(predictions == labels, dtype=torch.float32)
+    right = predictions == labels
+    # Of several labels an image, all must be right.
+    return _unless_silent(torch.as_tensor(right.reshape(len(right), -1).all(axis=1)), output)
+
+
+def _unless_silent(right: Tensor, output: Tensor) -> Tensor:
     # What the network does not answer it predicts neither right nor wrong.
-    return right.to(output.device).masked_fill(output.flatten(1).isnan().any(dim=1), torch.nan)
+    is_silent = output.reshape(len(output), -1).isnan().any(dim=1)
+    return right.float().to(output.device).masked_fill(is_silent, torch.nan)
 
 
 def _top1_localization(
     maps: Sequence[Tensor],
     boxes: Sequence[Tensor],
-    predictions: np.ndarray,
-    labels: np.ndarray,
+    class_is_right: Tensor,
     output: Tensor,
     **options: Any,
 ) -> Tensor:
-    right = _accuracy(predictions, labels, output)
+    right = _unless_silent(class_is_right, output)
     return right * _image_by_image(_localization_accuracy, maps, boxes, **options).to(right)
 
 
@@ -467,6 +474,6 @@ def of_the_predicted_class(metric: Metric, *, has_labels: bool) -> Metric:
     return replace(
         metric,
         function=_top1_localization,
-        needs=("framed_maps", "boxes", "predictions", "labels", "output"),
+        needs=("framed_maps", "boxes", "class_is_right", "output"),
         meaning="top-1 localisation: share of images whose class and box are both right",
     )

@@ -204,7 +204,7 @@ class AdapterAround(Adapter):
         self.is_settled = inner.is_settled
 
     @property
-    def readout(self) -> Readout:  # type: ignore[override]
+    def readout(self) -> Readout:
         return self.inner.readout
 
     @readout.setter

@@ -113,14 +113,14 @@ class Readout(ABC):
         """
         return answers.argmax(dim=1)
 
-    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def labels(self, decided: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
         """Return what was decided as scikit-learn's ``predict`` returns it.
 
         Parameters
         ----------
         decided : ndarray
             See :meth:`decide`.
-        classes : ndarray of shape (n_columns,)
+        classes : ndarray of shape (n_columns,) or None
 
         Returns
         -------
@@ -128,7 +128,7 @@ class Readout(ABC):
             The labels. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression" the numbers,
             (n_images,) if there is one an image.
         """
-        return classes[decided]
+        return decided if classes is None else classes[decided]
 
     def _flattened(self, output: Tensor) -> Tensor:
         # The shape is the network's, whatever it is called with.
@@ -195,7 +195,7 @@ class MultilabelReadout(Readout):
     def decide(self, answers: Tensor) -> Tensor:
         return (answers > 0.5).long()
 
-    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def labels(self, decided: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
         return decided
 
 
@@ -217,7 +217,7 @@ class RegressionReadout(Readout):
     def decide(self, answers: Tensor) -> Tensor:
         return at_least_float32(answers)
 
-    def labels(self, decided: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def labels(self, decided: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
         return decided[:, 0] if decided.shape[1] == 1 else decided
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import Batch
-from sklcam.explain.predictions import Prediction, predictions
+from sklcam.explain.predictions import Prediction, predictions, spelled
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import to_picture
@@ -115,11 +115,19 @@ def map_list(maps: Tensor | np.ndarray | Sequence[Any]) -> list[np.ndarray]:
     return [as_array(map_) for map_ in maps]
 
 
-def labels_of_images(X: Any, y: Any, n_images: int) -> np.ndarray | None:
-    """Return the labels that were given, or the data set's own, or None."""
+def labels_of_images(
+    X: Any, y: Any, n_images: int, explainer: Explainer | None = None
+) -> np.ndarray | None:
+    """Return the labels that were given, or the data set's own, or None.
+
+    With an explainer of several labels an image, or of numbers, as text.
+    """
     if y is None and dataset_labels(X) is None:
         return None
-    y = labels_for(X, y, "the picture")
+    if explainer is not None and explainer.adapter.task in ("multilabel", "regression"):
+        y = np.array(spelled(explainer, explainer.expected_labels(X, y, "the picture")))
+    else:
+        y = labels_for(X, y, "the picture")
     if y.shape != (n_images,):
         raise ValueError(
             f"y must have one label for each of {n_images} images; got shape {y.shape}."

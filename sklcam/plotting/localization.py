@@ -124,7 +124,7 @@ class LocalizationDisplay(Display):
         explanation = Explanation(*as_explainer(estimator, X), target, method, normalize=False)
         n_images = explanation.n_images
         cls._check_n_rows(n_images)
-        labels = labels_of_images(X, y, n_images)
+        labels = labels_of_images(X, y, n_images, explanation.explainer)
         checked = _true_boxes(boxes, n_images)
         check_number("threshold, a share of the maximum,", threshold, 0, 1)
         (maps,) = explanation.run().maps.values()

@@ -450,7 +450,4 @@ class MapGridDisplay(Display):
 
 
 def _written(prediction: Prediction) -> str:
-    if prediction.label is None:
-        return ""
-    sure = "" if prediction.probability is None else f" ({prediction.probability:.2f})"
-    return f"predicted: {prediction.label}{sure}"
+    return "" if prediction.text is None else f"predicted: {prediction.text}"

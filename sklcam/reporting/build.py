@@ -22,12 +22,12 @@ from numpy.typing import ArrayLike
 from sklcam._files import replacing
 from sklcam._validation import check_count, describe
 from sklcam._versions import installed_versions
-from sklcam.explain.base import AnyMethod, Explainer, method_name
+from sklcam.explain.base import AnyMethod, method_name
 from sklcam.explain.checks import remark
 from sklcam.explain.nested import AnyEstimator, as_explainer
-from sklcam.explain.predictions import class_names, predictions
+from sklcam.explain.predictions import class_names, predictions, spelled
 from sklcam.images.dataset import file_paths
-from sklcam.images.labels import dataset_labels, labels_for
+from sklcam.images.labels import dataset_labels
 from sklcam.images.pictures import to_picture
 from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
 from sklcam.metrics.evaluate import AnyMetrics
@@ -71,7 +71,7 @@ def report(
         own embeddings.
     X : images
         In any form that the estimator takes.
-    y : array-like of shape (n_images,) or None, default=None
+    y : array-like of shape (n_images,) or (n_images, n_classes), label sets, or None, default=None
         True labels; None takes those of X, if it is a data set that knows its own.
     path : str or path-like
         Where to write the page. A file that is there is replaced once the new one is complete.
@@ -138,11 +138,13 @@ def report(
     if n_images is not None:
         check_count("n_images", n_images)
     check_count("thumbnail", thumbnail, *_SIZES)
-    explainer, images = as_explainer(estimator, X)
-    labels = None if y is None and dataset_labels(X) is None else labels_for(X, y, "report")
+    explainer, images = as_explainer(estimator, X, y)
+    has_labels = y is not None or dataset_labels(X) is not None
+    labels = explainer.expected_labels(X, y, "report") if has_labels else None
     if metrics is None:
         n_classes = 0 if explainer.classes_ is None else len(explainer.classes_)
-        has_confidence = n_classes > 1 or options.get("score") is not None
+        is_told = n_classes > 1 or (n_classes == 1 and explainer.adapter.task == "multilabel")
+        has_confidence = is_told or options.get("score") is not None
         has_truth = explainer.classes_ is not None and labels is not None
         metrics = default_metrics(confidence=has_confidence, labels=has_truth)
         options = _with_few_steps(options) if has_confidence else options
@@ -164,7 +166,7 @@ def report(
         result, batches = evaluator.run(
             observe=_Cards(frozenset(shown), thumbnail), n_jobs=n_jobs, progress=bool(verbose)
         )
-        truth = _spelled(explainer, labels, n_all)
+        truth = [None] * n_all if labels is None else spelled(explainer, labels)
         cards = [card for batch in batches for card in batch]
         for i, card in zip(shown, cards, strict=True):
             values = {name: _number(values[i]) for name, values in result.items()}
@@ -249,12 +251,14 @@ class _Cards:
         predicted = predictions(explainer, measurement.output)
         # The class that is explained is told where it was chosen.
         chosen = measurement.question.indices
-        classes = class_names(explainer)
+        names = explainer.output_names
+        classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
         return [
             {
                 **self._thumbnails(measurement, i),
                 "predicted": predicted[i].label,
                 "probability": predicted[i].probability,
+                "written": predicted[i].text,
                 "explained": classes[int(chosen[i, 0])] if chosen is not None and classes else None,
                 "remark": remark(measurement["maps"][i].float().cpu().numpy()),
             }
@@ -269,15 +273,6 @@ class _Cards:
         resize = measurement.explainer.adapter.resize
         map_ = map_uri(measurement["maps"][i], size, resize=resize)
         return {"image": image_uri(picture, size), "map": map_, "height": height, "width": width}
-
-
-def _spelled(explainer: Explainer, labels: np.ndarray | None, n_all: int) -> Sequence[str | None]:
-    """Return labels as text; those of a class as the class is written, such as 1 for 1.0."""
-    if labels is None:
-        return [None] * n_all
-    classes = () if explainer.classes_ is None else explainer.classes_
-    spelled = dict(zip(classes, class_names(explainer), strict=True))
-    return [spelled.get(label, str(label)) for label in labels.tolist()]
 
 
 # The page
@@ -298,9 +293,11 @@ def _page(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     summary = result.summary()
     order = {name: i for i, name in enumerate(class_names(explainer))}
+    # Numbers are no classes to filter by.
+    is_of_classes = explainer.adapter.task != "regression"
     options = {
         name: sorted(
-            {card[name] for card in cards} - {None},
+            {card[name] for card in cards if is_of_classes} - {None},
             key=lambda label: (order.get(label, len(order)), label),
         )
         for name in ("true", "predicted")
@@ -340,7 +337,8 @@ def _data(
 ) -> Iterator[dict[str, Any]]:
     """Yield what the script sorts and filters by; classes by their place in the lists."""
     for card in cards:
-        true, predicted = card["true"], card["predicted"]
+        true = card["true"] if options["true"] else None
+        predicted = card["predicted"]
         yield {
             "values": card["values"],
             "true": None if true is None else options["true"].index(true),

@@ -51,7 +51,6 @@ from sklcam.cam import (
     WeightedGradientMethod,
     available,
 )
-from sklcam.explain.predictions import predictions
 from sklcam.images import ImageDataset, map_to_frame, normalize
 from sklcam.metrics import evaluate
 from sklcam.networks import TargetLayer

@@ -1,0 +1,210 @@
+"""What is asked of an explainer, as a user says it, turned into methods, targets and labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import describe
+from sklcam.cam import Method, get_method
+from sklcam.cam.targets import Positive, Target, as_target
+from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
+from sklcam.images.labels import encode_labels, given_labels, labels_for
+from sklcam.networks.adapters import Adapter
+
+AnyMethod = str | Method | type[Method]
+Methods = list[AnyMethod | None] | tuple[AnyMethod | None, ...] | Mapping[str, AnyMethod | None]
+AnyTarget = Target | Tensor | Callable[..., Tensor] | None
+
+
+class Questions(ABC):
+    """The part of an Explainer that knows of what users ask for."""
+
+    classes_: Any
+    class_names_: np.ndarray | None = None  # what the classes 0, 1, ... are called
+    method: AnyMethod = "gradcam"
+
+    @property
+    @abstractmethod
+    def adapter(self) -> Adapter:
+        """The network and what is known of its kind; a NotFittedError if there is none yet."""
+
+    @property
+    def output_names(self) -> np.ndarray | None:
+        """What a target may name: the classes, or the numbers of a regression."""
+        is_named = self.classes_ is None and self.adapter.task == "regression"
+        return self.adapter.labels if is_named else self.classes_
+
+    def expected_labels(self, X: Any, y: Any, purpose: str) -> np.ndarray:
+        """Return the true labels in the form of predictions.
+
+        Parameters
+        ----------
+        X : images
+        y : labels, label sets, numbers or None
+            None takes those of X, if it is a data set that knows its own.
+        purpose : str
+            What needs them, for the message.
+
+        Returns
+        -------
+        ndarray of shape (n_images,) or (n_images, n_outputs)
+            Of several labels an image, 0 or 1.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or they are not of the network's task.
+        """
+        if self.adapter.task == "multilabel":
+            return as_indicator(given_labels(X, y), self.classes_)
+        if self.adapter.task == "regression":
+            return as_numbers(given_labels(X, y))
+        if y is not None and kind_of_labels(y) in ("indicator", "label sets"):
+            raise ValueError(
+                f"y must be one label per image; got {describe(y)}, and the network's task is "
+                f'{self.adapter.task!r}. If images may have several labels, task="multilabel".'
+            )
+        return labels_for(X, y, purpose)
+
+    def as_method(self, method: AnyMethod | None) -> Method:
+        """Return a method as an object, its options checked.
+
+        Parameters
+        ----------
+        method : str, Method, class of methods or None
+            None is the explainer's own.
+
+        Returns
+        -------
+        Method
+
+        Raises
+        ------
+        ValueError
+            If there is no such method, or an option of it is out of range.
+        """
+        chosen = get_method(self.method if method is None else method)
+        chosen.check()
+        for option, value in chosen.get_params(deep=False).items():
+            # Any string would count as true, "no" as well.
+            if option in ("relu", "contrastive") and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{option} must be True or False; got {value!r}.")
+        return chosen
+
+    def named_methods(self, methods: AnyMethod | Methods | None) -> dict[str, Method]:
+        """Return methods as objects, by the names that their maps go by.
+
+        Parameters
+        ----------
+        methods : str, Method, list of them, dict of names to them, or None
+            See :meth:`explain`; the explainer's own has no name.
+
+        Returns
+        -------
+        dict of str to Method
+
+        Raises
+        ------
+        ValueError
+            If there is no method, or two have one name; and as ``as_method``.
+        """
+        if isinstance(methods, Mapping):
+            named = {str(name): self.as_method(each) for name, each in methods.items()}
+        else:
+            several = methods if isinstance(methods, list | tuple) else [methods]
+            named = {method_name(each): self.as_method(each) for each in several}
+            if len(named) < len(several):
+                raise ValueError(f"Two methods have one name: {[*map(method_name, several)]}.")
+        if not named:
+            raise ValueError("There is no method to explain by; name at least one.")
+        return named
+
+    def as_target(self, target: Any, n_images: int) -> Target:
+        """Turn what a user asks for into a target.
+
+        Parameters
+        ----------
+        target : None, label, array-like of labels, Target or callable
+            See :meth:`explain`.
+        n_images : int
+            For how many images.
+
+        Returns
+        -------
+        Target
+
+        Raises
+        ------
+        ValueError
+            If it is not one target, or one row of targets, per image; or if a label is unknown.
+        """
+        names = self.output_names
+        if isinstance(target, str) and target == "positive" and not self._is_label(target):
+            target = Positive()
+        if target is None or isinstance(target, Target) or callable(target):
+            question = self.translate(target)
+            for asked in (target, question):  # of which one may know what the other does not
+                if isinstance(asked, Target) and names is not None:
+                    asked.check(len(names))
+            return question
+        try:
+            labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"target must be labels, as many for each image: {error}") from error
+        labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
+        if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
+            raise ValueError(
+                f"target must be one label, or one (or one row of several) per image; got shape "
+                f"{labels.shape} for {n_images} images."
+            )
+        if names is None:
+            raise ValueError(
+                "The network's output is not (n_images, n_classes), so that there are no labels to "
+                "explain; give a callable target that makes one score per image of it."
+            )
+        known, flat = names, labels.ravel()
+        if self.class_names_ is not None and labels.dtype.kind in "UO":
+            known = self.class_names_
+            twice = [name for name in {*flat.tolist()} if (known == name).sum() > 1]
+            if twice:
+                rows = np.flatnonzero(known == twice[0]).tolist()
+                raise ValueError(f"The classes {rows} are all called {twice[0]!r}; say which.")
+        indices = encode_labels(flat, known).reshape(labels.shape)
+        return self.translate(torch.from_numpy(indices))
+
+    def _is_label(self, name: str) -> bool:
+        """Whether something is called so; an error if it is that and all labels of an image."""
+        names = [] if self.output_names is None else self.output_names.tolist()
+        if name in names and self.adapter.task == "multilabel":
+            raise ValueError(
+                f"target={name!r} stands for all labels that an image has, and one of them is "
+                f"called so: give sklcam.cam.Positive(), or [{name!r}] * n_images."
+            )
+        return name in names
+
+    def translate(self, target: AnyTarget) -> Target:
+        """Return the target that a question about classes is for this network's output.
+
+        Parameters
+        ----------
+        target : None, Tensor of class indices, Target or callable
+            See :meth:`explain_inputs`. One that has been translated stays as it is.
+
+        Returns
+        -------
+        Target
+        """
+        return as_target(target).bind(self.adapter)
+
+
+def method_name(method: AnyMethod | None) -> str:
+    """Return what a method is called in tables and pictures; nothing for an explainer's own."""
+    if method is None or isinstance(method, str):
+        return method or ""
+    return method.__name__ if isinstance(method, type) else " ".join(repr(method).split())
