@@ -228,8 +228,7 @@ class Rows(Source):
 
 def open_source(X: Any, reading: Reading | None = None) -> Source:
     """Return the source for X, after the checks that need neither pixels nor the disk."""
-    opened = getattr(X, "source", None) if isinstance(X, FramedDataset) else None
-    if isinstance(opened, Source):  # how it is read was said when it was opened
+    if (opened := _opened_before(X)) is not None:
         return opened
     reading = reading or Reading()
     source: Source
@@ -247,10 +246,19 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
     return source
 
 
+def _opened_before(X: Any) -> Source | None:
+    """Return the source of an ImageDataset, or of a part of one: how it is read has been said."""
+    if isinstance(X, Subset):  # whose items have been resized, unlike those of its source
+        source = _opened_before(X.dataset)
+        return None if source is None else Rows(source, [*map(int, X.indices)])
+    source = getattr(X, "source", None) if isinstance(X, FramedDataset) else None
+    return source if isinstance(source, Source) else None
+
+
 def find_items(X: Any) -> Items | None:
     """Return the images of a data set as it has them; None if X is in another form."""
     is_data_set = is_instance(X, "datasets", "Dataset", "Column") or (
-        isinstance(X, Dataset) and not isinstance(X, FramedDataset)
+        isinstance(X, Dataset) and not isinstance(X, FramedDataset) and _opened_before(X) is None
     )
     if not (is_data_set or _is_list_of_items(X)) or _files_of(X) is not None:
         return None

@@ -61,8 +61,9 @@ class LoadingNet(SeededNet):
                 f"train_split is stratified, and these images cannot be split so ({error}): use "
                 "ValidSplit(5, stratified=False)."
             ) from error
-        if valid is not None and not isinstance(without_subsets(valid), ImageDataset):
-            valid = self._prepare_validation(valid)  # a predefined split
+        # A predefined split may be an ImageDataset, too, of another size and with other labels.
+        if valid is not None and not isinstance(without_subsets(valid), TrainingImages):
+            valid = self._prepare_validation(valid)
         return train, valid
 
     def _prepare_validation(self, data: Any) -> TrainingImages:

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, train_test_split
+from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import ValidSplit
+from skorch.helper import predefined_split
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import BatchFeature
 
 import sklcam
@@ -122,6 +124,30 @@ def test_validation(X):
     options = {"train_split": ValidSplit(2, stratified=True)}
     losses = [classifier(**options).fit(each, Y).history[-1, "valid_loss"] for each in (X, ARRAYS)]
     assert losses[0] == losses[1]
+
+
+def test_validation_data_of_its_own(paths):
+    stored, labels = hugging_face(paths), np.array([*"ab"])[Y]
+    in_labels = SkorchDataset(pd.Series(paths), labels)
+    expected = classifier(train_split=predefined_split(in_labels)).fit(ARRAYS, labels)
+    for data in (ImageDataset(paths, labels), Subset(ImageDataset(paths, labels), range(N))):
+        trained = classifier(train_split=predefined_split(data)).fit(ARRAYS, labels)
+        assert trained.history[-1, "valid_loss"] == expected.history[-1, "valid_loss"]
+    for data in (stored, ImageDataset(stored), Subset(stored, range(N))):
+        trained = classifier(train_split=predefined_split(data)).fit(ARRAYS, Y)
+        assert trained.history[-1, "valid_loss"] == expected.history[-1, "valid_loss"]
+
+
+def test_parts_of_image_data_sets_are_resized_once(paths):
+    images = ImageDataset(paths, image_size=5)
+    ours = explainer()
+    for part in (Subset(images, [6, 2]), Subset(Subset(images, [2, 6]), [1, 0]), images[[6, 2]]):
+        assert ImageDataset(part).original_size(0) == (12, 12)
+        np.testing.assert_array_equal(ours.explain(part), ours.explain(ARRAYS[[6, 2]]))
+    # Their floats are pixels, as those of the whole are, and no network's input.
+    pixels = ImageDataset((ARRAYS / np.float32(255)), image_size=12)
+    expected = ours.explain(pixels)
+    np.testing.assert_array_equal(ours.explain(Subset(pixels, range(N))), expected)
 
 
 def test_searches_and_splits(X, fitted):
