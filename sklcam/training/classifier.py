@@ -309,8 +309,9 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         ----------
         X : images
             uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
-            channels); tensors (n, channels, height, width); lists of file paths or PIL images, of
-            any sizes, read as they are needed; a torch data set of images.
+            channels); tensors (n, channels, height, width); lists or columns of file paths, PIL
+            images or encoded images, of any sizes, read as they are needed; a torch or Hugging Face
+            data set of images. See :class:`~sklcam.images.ImageDataset`.
         y : array-like of shape (n_images,) or (n_images, n_outputs), or sequence of collections
             Labels of any kind. Of several an image: a table of 0 and 1 (an array, a sparse matrix,
             or a DataFrame whose columns are the labels), or a set, list or tuple of labels for each

@@ -132,10 +132,12 @@ class ImageNeuralNet(LoadingNet):
         ----------
         X : images
             uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
-            channels); tensors (n, channels, height, width); lists of file paths or PIL images, of
-            any sizes, read as they are needed; a torch data set of images.
+            channels); tensors (n, channels, height, width); lists or columns of file paths, PIL
+            images or encoded images, of any sizes, read as they are needed; a torch or Hugging Face
+            data set of images. See :class:`~sklcam.images.ImageDataset`.
         y : array-like of shape (n_images,)
-            Labels of any kind. May be left out for a data set that has ``targets``.
+            Labels of any kind. May be left out for a data set that keeps them, see
+            :func:`~sklcam.images.dataset_labels`.
         **fit_params
             As in skorch.
 
