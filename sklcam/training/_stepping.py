@@ -22,10 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from sklcam.images.views import ViewSampler
 from sklcam.training import _criteria as criteria
 from sklcam.training._compiling import compile_trunk, differentiable_twice
+from sklcam.training._networks import check_bottleneck, check_heads, check_kernels
 from sklcam.training._randomness import Draws
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
-from sklcam.training.step import PRECISIONS, Step, check_bottleneck
+from sklcam.training.step import PRECISIONS, Step
 from sklcam.training.weights import GradientSizes
 
 
@@ -68,6 +69,9 @@ class SteppingNet(ImageNeuralNet):
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
+        check_heads(self.module_)
+        if self._trains_on_maps():
+            check_kernels(self.module_)
         if self.memory == "low" and self._compares_views():
             check_bottleneck(self.module_, self.target_layer_, self._sample())
 

@@ -23,7 +23,6 @@ from sklcam.cam import GradCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import Tape, record, stopping_after
-from sklcam.networks.trunk import is_bypassed, layer_instead
 from sklcam.training._randomness import Draws
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
@@ -394,23 +393,3 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, name, buffer in buffers:
             setattr(layer, name, buffer)
-
-
-def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> None:
-    """Raise a ValueError if a view's gradient cannot be taken back through the layer alone.
-
-    Parameters
-    ----------
-    module : nn.Module
-        It is set to evaluation mode.
-    layer : TargetLayer
-    sample : Tensor of shape (1, channels, height, width)
-    """
-    if not is_bypassed(module.eval(), layer.of(module), sample):
-        return
-    instead = layer_instead(module, layer, sample)
-    remedy = "" if instead is None else f"name target_layer={instead!r}, which would do, or "
-    raise ValueError(
-        'memory="low" takes the gradient of a view through the target layer alone, but '
-        f'{layer.name!r} is bypassed on the way to the output; {remedy}use memory="normal".'
-    )
