@@ -306,6 +306,22 @@ def test_labels_of_which_it_is_not_clear_that_they_are_meant(paths):
 
 # What cannot be taken
 
+
+class Arraylike:
+    """As arrays of other libraries are."""
+
+    shape, dtype = (2, 4, 4), np.dtype(np.float32)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros(self.shape, self.dtype)
+
+    def __getitem__(self, i):
+        return np.asarray(self)[i]
+
+    def __len__(self):
+        return 2
+
+
 PNG = io.BytesIO()
 Image.new("L", (4, 4)).save(PNG, "png")
 TEXT = base64.b64encode(PNG.getvalue()).decode()
@@ -356,6 +372,7 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
             r"list of batches .* \(2, 4, 4, 3\): pass np.concatenate\(X\)",
         ),
         ([torch.zeros(2, 3, 4, 4)] * 2, r"a list of batches.*torch.cat\(X\); .*iter\(X\)"),
+        (Arraylike(), r"X is a .*Arraylike: pass np.asarray\(X\) if its entries are pixels"),
         (PNG, r"X is _io.BytesIO of one image: wrap it in a list"),
         (PNG.getvalue(), "X is bytes of one image: wrap it in a list"),
         ({}.keys(), r"X is a dict_keys: pass list\(X\)"),
