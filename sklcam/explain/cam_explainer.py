@@ -251,7 +251,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             )
         sample = self._sample(X, adapter)
         with LastSigmoid() as sigmoid:
-            output = self._dry_run(adapter, sample, given=X is not None)
+            # Some models know how their output is read before they are asked.
+            output = adapter.own(self._dry_run(adapter, sample, given=X is not None))
         self._adapter = adapter
         self._settle(
             Evidence(output, sigmoid.gave(output), self.task, self.output, y, self.classes)

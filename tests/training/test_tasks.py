@@ -25,8 +25,8 @@ from test_classifier import classifier, weights
 from torch import nn
 from torch.nn import functional as F
 
-from sklcam import EmbeddingNet
-from sklcam.cam import min_max, upsample
+from sklcam import CAMExplainer, EmbeddingNet
+from sklcam.cam import GradCAM, min_max, upsample
 from sklcam.training import AcceleratedCAMClassifier, Balanced, CollapseWarning, Term
 
 X, Y = digits()
@@ -532,6 +532,38 @@ def test_copies(task):
         assert_array_equal(twin.predict(X), clf.predict(X))
         twin.partial_fit(X, LABELS[task])
     assert clone(clf).get_params()["task"] == task
+
+
+@pytest.mark.parametrize("task", [*LABELS])
+@pytest.mark.parametrize("ends_in", ["scores", "sigmoid"])
+def test_explainers_answer_as_the_classifier_does(task, ends_in):
+    options = {}
+    if ends_in == "sigmoid":
+        if task not in ("binary", "multilabel"):
+            pytest.skip("it has none")
+        options = {"module": ending_in_sigmoid(N_OUTPUTS[task]), "criterion": nn.BCELoss}
+    clf = of_task(task, **options, target_layer="5").fit(X, LABELS[task])
+    explainer = CAMExplainer(clf, verbose=0).fit()
+    assert explainer.task_ == task
+    assert_array_equal(explainer.predict(X), clf.predict(X))
+    assert_allclose(explainer.score(X, LABELS[task]), clf.score(X, LABELS[task]))
+    if task != "regression":
+        assert_allclose(explainer.predict_proba(X), clf.predict_proba(X), atol=1e-6)
+    maps = clf.explain(X, method=GradCAM(relu=False), normalize=False)
+    assert_allclose(explainer.explain(X, method=GradCAM(relu=False), normalize=False), maps)
+    images = torch.cat([*clf.iter_inputs(X)])
+    layers = [*clf.module_.eval()]
+    with torch.no_grad():
+        activations = nn.Sequential(*layers[:6])(images)
+    activations.requires_grad_()
+    output = nn.Sequential(*layers[6:])(activations)
+    scores = output.max(dim=1).values
+    if task == "binary":  # either of +z and -z, or of p and 1 - p
+        is_second = output[:, 0] > (0.5 if ends_in == "sigmoid" else 0)
+        scores = torch.where(is_second, output[:, 0], -output[:, 0])
+    (gradient,) = torch.autograd.grad(scores.sum(), activations)
+    expected = (gradient.mean((2, 3), keepdim=True) * activations.detach()).sum(1)
+    assert_allclose(maps, upsample(expected, (16, 16)), atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel", "regression"])
