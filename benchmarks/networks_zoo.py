@@ -162,15 +162,16 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def timm_cases() -> list[Case]:
+def timm_cases(wider: int = 0) -> list[Case]:
+    """Return the networks of timm, for images that are wider than high by some pixels."""
     return [
-        Case("timm", family, name, (int(size), int(size)), _timm_builder(name, int(size)))
+        _timm_case(family, name, (int(size), int(size) + wider))
         for family, names in TIMM.items()
         for name, size in (each.split("@") for each in names.split())
     ]
 
 
-def _timm_builder(name: str, size: int) -> Callable[[int], nn.Module]:
+def _timm_case(family: str, name: str, size: tuple[int, int]) -> Case:
     options = dict(OPTIONS.get(name, {}))
 
     def build(n_classes: int) -> nn.Module:
@@ -179,7 +180,7 @@ def _timm_builder(name: str, size: int) -> Callable[[int], nn.Module]:
         except (TypeError, AssertionError):  # one that takes any size, or one alone
             return timm.create_model(name, num_classes=n_classes, **options)
 
-    return build
+    return Case("timm", family, name, size, build)
 
 
 # transformers': a class of networks, a class of configurations, the size, and what makes it small.
@@ -400,25 +401,28 @@ _HF: tuple[tuple[str, str, str, int, Mapping[str, Any]], ...] = (
 )
 
 
-def transformers_cases() -> list[Case]:
+def transformers_cases(wider: int = 0) -> list[Case]:
+    """Return the networks of transformers, for images that are wider than high by some pixels."""
     import transformers  # takes seconds, and is needed here alone
 
     transformers.logging.set_verbosity_error()
     return [
-        Case("transformers", family, name, (size, size), _transformers_builder(name, config, small))
+        _transformers_case(family, name, config, (size, size + wider), small)
         for family, name, config, size, small in _HF
         if hasattr(transformers, name)
     ]
 
 
-def _transformers_builder(
-    name: str, config: str, options: Mapping[str, Any]
-) -> Callable[[int], nn.Module]:
+def _transformers_case(
+    family: str, name: str, config: str, size: tuple[int, int], options: Mapping[str, Any]
+) -> Case:
     def build(n_classes: int) -> nn.Module:
         import transformers
 
+        settings = dict(options)
+        if "image_size" in settings and size[0] != size[1]:
+            settings["image_size"] = list(size)
         kind = getattr(transformers, config)
-        settings: dict[str, Any] = dict(options)
         return getattr(transformers, name)(kind(num_labels=n_classes, **settings))
 
-    return build
+    return Case("transformers", family, name, size, build)
