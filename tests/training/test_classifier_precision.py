@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
 from small_networks import Blocks, Gradients, SmallNet, digits
 from torch.amp import GradScaler
@@ -54,6 +55,13 @@ def classifier(module=Watched, **options):
         "device": "cpu",
     }
     return ConsistentCAMClassifier(module, **{**defaults, **options})
+
+
+class FromTheFirstStep(Callback):
+    """Lets a network forget what it was tried with before it is trained."""
+
+    def on_train_begin(self, net, **kwargs):
+        net.module_.seen.clear()
 
 
 def trained(**options):
@@ -135,7 +143,8 @@ def test_parts_work_in_half_precision(precision):
 @pytest.mark.parametrize("options", [{}, {"alpha": 0, "beta": 0}])
 @pytest.mark.parametrize("precision", DTYPES)
 def test_training_is_in_that_precision_and_prediction_is_not(precision, options):
-    clf = classifier(precision=precision, train_split=ValidSplit(3), **options).fit(X, Y)
+    options = {**options, "train_split": ValidSplit(3), "callbacks": [FromTheFirstStep()]}
+    clf = classifier(precision=precision, **options).fit(X, Y)
     n_of_fit = len(clf.module_.seen)
     assert clf.predict_proba(X).dtype == np.float32
     assert clf.explain(X[:3]).dtype == np.float32
@@ -187,7 +196,9 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_comes_down():
 
 
 def test_the_memory_format_is_that_of_images_and_weights():
-    clf = classifier(channels_last=True).fit(np.stack([X] * 3, axis=-1), Y)
+    clf = classifier(channels_last=True, callbacks=[FromTheFirstStep()]).fit(
+        np.stack([X] * 3, axis=-1), Y
+    )
     assert all(last for _, _, last in clf.module_.seen)
     assert clf.module_[4].weight.is_contiguous(memory_format=torch.channels_last)
 
