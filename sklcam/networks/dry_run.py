@@ -159,24 +159,48 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer)
 
 
+_SIGMOIDS = (
+    torch.ops.aten.sigmoid.default,
+    torch.ops.aten.sigmoid_.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardsigmoid_.default,
+)
+# What hands on all numbers as they are, in other memory.
+_COPIES = (
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.cat.default,
+    torch.ops.aten.stack.default,
+)
+
+
 class LastSigmoid(TorchDispatchMode):
-    """Notes the sigmoids of a pass, to tell if one of them gave the output."""
+    """Notes the sigmoids of a pass, to tell if they gave the output."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._last: Tensor | None = None
+        # By where they are; the tensors are held, so that no others take their memory.
+        self._found: dict[tuple[torch.device, int], Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.sigmoid.default, torch.ops.aten.sigmoid_.default):
-            self._last = result  # held, so that no other tensor takes its memory
+        if func in _SIGMOIDS or (func in _COPIES and self._are_found(args[0])):
+            self._found[_place(result)] = result
+        elif func._schema.is_mutable and args and isinstance(args[0], Tensor):
+            self._found.pop(_place(args[0]), None)  # it is something else now
         return result
 
+    def _are_found(self, value: Any) -> bool:
+        parts = [value] if isinstance(value, Tensor) else [*value]
+        return all(_place(part) in self._found for part in parts)
+
     def gave(self, output: Tensor) -> bool:
-        """Whether the last one gave the output, or what it is a view of."""
-        if self._last is None or self._last.device != output.device:
-            return False
-        return self._last.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+        """Whether one gave the output, or what it is a view or a copy of."""
+        return _place(output) in self._found
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def first_output(output: Any, name: str | int | None = None) -> Any:

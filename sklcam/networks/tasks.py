@@ -123,7 +123,19 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
     if kind == "numbers":
         return "regression"
     if kind in ("indicator", "label sets"):
+        if _is_distribution(evidence.output):
+            raise ValueError(
+                "y has several labels for an image, and the network's probabilities are of classes "
+                'that exclude each other, as they add up to 1. If they do, task="multiclass", with '
+                'one label an image in y; otherwise task="multilabel".'
+            )
         return "multilabel"
+    if n_outputs > 1 and kind == "labels" and evidence.is_sigmoid:
+        raise ValueError(
+            "The network ends in a sigmoid, as those of several labels an image do, and y has one "
+            'label an image. Set task="multilabel", and give y as sets or as a table of 0 and 1; '
+            'or task="multiclass" with output="probabilities", of which the highest counts.'
+        )
     if n_outputs > 1:
         return "multilabel" if evidence.is_sigmoid else "multiclass"
     if evidence.is_sigmoid or _names_two(evidence.classes):

@@ -238,6 +238,59 @@ def test_what_tells_the_task(n_outputs, evidence, said, expected):
         assert settle(Evidence(torch.zeros(1, n_outputs), **evidence), None).task == expected
 
 
+class Half(nn.Module):
+    def forward(self, z):
+        return z.half().sigmoid().float()
+
+
+class Heads(nn.Module):
+    def forward(self, z):
+        return torch.cat([z[:, :1].sigmoid(), z[:, 1:].sigmoid()], dim=1)
+
+
+class Gated(nn.Module):
+    def forward(self, z):
+        return z * z.sigmoid()
+
+
+class Stretched(nn.Module):
+    def forward(self, z):
+        return z.sigmoid().mul_(8).sub_(4)
+
+
+@pytest.mark.parametrize(
+    ("last", "task"),
+    [
+        (nn.Sigmoid(), "multilabel"),
+        (nn.Hardsigmoid(), "multilabel"),
+        (Half(), "multilabel"),
+        (Heads(), "multilabel"),
+        (Gated(), "multiclass"),
+        (Stretched(), "multiclass"),
+        (nn.Softmax(dim=1), "multiclass"),
+    ],
+)
+def test_a_last_sigmoid_is_recognised(last, task):
+    ours = explainer(Net(3, last))
+    assert ours.task_ == task
+    expected = Net(3, last)(IMAGES).detach()
+    is_sigmoid = task == "multilabel" or isinstance(last, nn.Softmax)
+    expected = expected if is_sigmoid else expected.softmax(dim=1)
+    assert_allclose(ours.predict_proba(IMAGES), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("last", "y", "message"),
+    [
+        (nn.Sigmoid(), [0, 1, 2, 0, 1, 2], r'y has one label an image.*task="multilabel"'),
+        (nn.Softmax(dim=1), [[1, 0, 1]] * 6, r"exclude each other, as they add up to 1"),
+    ],
+)
+def test_labels_that_contradict_the_network(last, y, message):
+    with pytest.raises(ValueError, match=message):
+        CAMExplainer(Net(3, last).eval(), target_layer="second", verbose=0).fit(IMAGES, y)
+
+
 SKORCH = {
     "multilabel": lambda: skorch_net(Net(3), NeuralNetClassifier, criterion=nn.BCEWithLogitsLoss),
     "regression": lambda: skorch_net(Net(1), NeuralNetRegressor),

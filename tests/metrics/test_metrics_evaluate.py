@@ -529,8 +529,10 @@ def test_blank_maps_are_warned_of():
 
 def test_a_single_class_has_no_confidence_but_a_score_of_ones_own():
     """Its softmax is 1: insertion, deletion and drop would be constants."""
-    estimator = explainer(network(num_classes=1))
-    with pytest.raises(ValueError, match="iauc: of a single class the probability is 1"):
+    with pytest.raises(ValueError, match=r'one output.*task="binary"'):
+        explainer(network(num_classes=1))
+    estimator = explainer(network(num_classes=1), task="regression")
+    with pytest.raises(ValueError, match="iauc: the network returns numbers, which are no confid"):
         measure(estimator, metrics="iauc")
     score = lambda output: output[:, 0].sigmoid()  # noqa: E731
     areas = measure(estimator, metrics="iauc", score=score)["iauc"]
