@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = ("sklcam", "torch", "torchvision", "skorch", "scikit-learn", "numpy")
 _OTHERS = ("scipy", "joblib", "pillow", "safetensors", "tqdm")
-_OPTIONAL = ("matplotlib", "pytorch-metric-learning", "accelerate", "dask")
+_OPTIONAL = ("matplotlib", "pytorch-metric-learning", "accelerate", "dask", "timm", "transformers")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -65,7 +65,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     Parameters
     ----------
     module : str, nn.Module class or instance, or callable, default="resnet18"
-        A torchvision name. A class or callable is given ``embedding_dim``, ``num_classes`` or
+        A name, as that takes. A class or callable is given ``embedding_dim``, ``num_classes`` or
         ``n_classes`` (of the same value), and ``in_channels``, as far as it takes them, and
         ``module__...`` parameters. An instance is copied, never changed.
     embedding_dim : int, default=128
@@ -173,8 +173,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         target_layer: str | TargetLayer = "auto",
         normalize: bool = True,
         augment: Any = "auto",
-        image_size: int | tuple[int, int] = 224,
-        resize: str = "stretch",
+        image_size: int | tuple[int, int] | None = 224,
+        resize: str | None = "stretch",
         mean: Any = "auto",
         std: Any = "auto",
         random_state: Any = None,

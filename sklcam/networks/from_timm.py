@@ -134,6 +134,9 @@ class TimmSource(Source):
             cfg, architecture, args = read(where)
         except Exception as error:
             raise self._explained(error, kind, where, {}) from error
+        if args and args.get("img_size") is not None:  # which older ones leave out of the other
+            side, channels = args["img_size"], cfg.get("input_size", (3,))[0]
+            cfg["input_size"] = (channels, *((side, side) if isinstance(side, int) else side))
         if self.kind == "timm" and architecture != self.architecture:
             raise ValueError(
                 f"{where!r} holds the weights of {architecture}, not of {self.architecture}."

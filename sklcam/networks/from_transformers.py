@@ -19,14 +19,6 @@ from sklcam.networks.named import AnyWeights, Source, is_offline, missing
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import load_state, read_state
 
-# Of a configuration, what is not of the architecture: labels, where it came from, how it is run.
-_NOT_OF_THE_ARCHITECTURE = {
-    *("id2label", "label2id", "num_labels", "problem_type", "architectures", "dtype"),
-    *("transformers_version", "torch_dtype", "output_attentions", "output_hidden_states"),
-    *("return_dict", "_name_or_path", "_commit_hash", "_attn_implementation_internal"),
-    *("is_encoder_decoder", "chunk_size_feed_forward"),
-}
-
 
 class TransformersSource(Source):
     """A network for images of transformers: "OWNER/NAME", or the whole path of a folder.
@@ -261,8 +253,10 @@ def _names_in(config: Any) -> tuple[str, ...] | None:
 
 
 def _architecture(config: Any) -> dict[str, Any]:
-    entries = config.to_dict()
-    return {key: v for key, v in entries.items() if key not in _NOT_OF_THE_ARCHITECTURE}
+    """Return a configuration without what all have: labels, where it came from, how it is run."""
+    of_all = _transformers().PretrainedConfig().to_dict().keys() | {"architectures", "dtype"}
+    entries = config.to_dict().items()
+    return {key: v for key, v in entries if key == "model_type" or key not in of_all}
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -65,12 +65,13 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
     Parameters
     ----------
     module : str, nn.Module class or instance, or callable, default="resnet18"
-        A torchvision name, whose head and stem are fitted to the classes and channels. A class or
-        callable is given ``num_classes`` (or ``n_classes``) and ``in_channels`` if it takes them,
-        and ``module__...`` parameters. An instance is copied, never changed.
-    weights : None, "DEFAULT", name of torchvision weights, or path, default=None
+        A name, of torchvision or with its source, such as ``"timm/resnet50"``: see
+        :func:`sklcam.networks.build_model`. Head and stem are fitted to the classes and channels. A
+        class or callable is given ``num_classes`` (or ``n_classes``) and ``in_channels`` if it
+        takes them, and ``module__...`` parameters. An instance is copied, never changed.
+    weights : None, "DEFAULT", name of weights, or path, default=None
         The weights that training starts from. A path is that of a state dict, loaded without
-        running code from the file; a head of another size is replaced.
+        running code from the file, or of a folder, for a name; a head of another size is replaced.
     target_layer : str or TargetLayer, default="auto"
         Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.networks.TargetLayer` says
@@ -129,12 +130,15 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         (1, channels, image_size, image_size) in [0, 1]. Masks cannot follow it.
     views : ViewSampler or None, default=None
         The distribution of the views t; None is that of the paper.
-    image_size : int or (height, width), default=224
+    image_size : int, (height, width) or None, default=224
         The size that images are resized to; at least 11 with ``alpha > 0``, the window of SSIM.
-    resize : {"stretch", "center_crop"}, default="stretch"
-        Both sides to ``image_size``, or the proportions kept and the middle cut out.
+        None is what the network's source says, else 224.
+    resize : {"stretch", "center_crop"} or None, default="stretch"
+        Both sides to ``image_size``, or the proportions kept and the middle cut out. None is what
+        the network's source says, else "stretch".
     mean, std : "auto", float or one float a channel, default="auto"
-        Normalisation after scaling to [0, 1]; "auto" is ImageNet's.
+        Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else
+        ImageNet's. Pixels are interpolated as the source says, too, also in training crops.
     random_state : int, RandomState or None, default=None
         Where all randomness of training comes from; the global generators are not touched.
         The first weights of an instance given as ``module`` are its own.
@@ -173,6 +177,8 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         The layer that is explained.
     n_channels_ : int
         Channels of the images.
+    preprocessing_ : Preprocessing
+        How images are prepared, and who says so.
     history : skorch.history.History
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
@@ -243,8 +249,8 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         batch_accumulation: int = 1,
         augment: str | ViewSampler | Callable[[Tensor], Tensor] | None = "auto",
         views: ViewSampler | None = None,
-        image_size: int | tuple[int, int] = 224,
-        resize: str = "stretch",
+        image_size: int | tuple[int, int] | None = 224,
+        resize: str | None = "stretch",
         mean: str | float | Sequence[float] = "auto",
         std: str | float | Sequence[float] = "auto",
         random_state: int | np.random.RandomState | None = None,

@@ -289,7 +289,7 @@ def test_files_of_explainers_by_name(kind, folder, timm_folder, tmp_path, monkey
     assert loaded.class_names_.tolist() == explainer.class_names_.tolist()
 
 
-_LAYERS = {"timm": ("blocks.1.norm1",), "transformers": ("vit.layers.1.layernorm_before",)}
+_LAYERS = {"timm": ("blocks.1.norm1",), "transformers": ("auto",)}
 
 
 def test_an_explainer_that_has_not_been_fitted(folder, tmp_path):
