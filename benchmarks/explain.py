@@ -9,6 +9,7 @@ agreement is checked in a setting in which the deviation does not count, if ther
     python benchmarks/explain.py --arch resnet18 resnet50 convnext_tiny
     python benchmarks/explain.py --arch resnet18 --methods scorecam ablationcam --autocast
     python benchmarks/explain.py --arch vgg16 --methods all --device cuda
+    python benchmarks/explain.py --arch timm/vit_small_patch16_224 swin_t --methods gradcam
     python benchmarks/explain.py --arch resnet18 --methods none --memory-images 2000
 
 "predict" is a plain forward pass of the same batch under ``torch.inference_mode()``; all the others
@@ -17,6 +18,9 @@ make their own forward passes. Expensive methods take one or two images and fewe
 The networks are not trained (there is no need to download anything), but made to behave as if they
 were: running statistics are those of images, and the highest logits are as high as a trained
 network's. Images are smooth noise unless ``--data DIR`` names a folder of them.
+
+Names that begin with "timm/" are timm's. Where a layer's output is no image of channels, as in
+transformers, torchcam and captum have no maps of it, and pytorch-grad-cam is told how to make one.
 
 DenseNets are not for this program: they change the layer's output in place, and the others' hooks
 record what it has become.
@@ -32,7 +36,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +45,7 @@ from unittest.mock import patch
 import captum.attr
 import numpy as np
 import pytorch_grad_cam
+import timm
 import torch
 import torchcam.methods
 import torchvision
@@ -95,12 +100,14 @@ class Peer:
     """Another library's way to the same maps.
 
     ``why`` is how it deviates, if it does; ``equal`` is a context in which it does not. It returns
-    None for networks for which there is no such context.
+    None for networks for which there is no such context. ``needs_nchw`` says whether the layer's
+    output must be (n, K, u, v).
     """
 
     library: str
     explain: Explain
     why: str = ""
+    needs_nchw: bool = False
     equal: Callable[[Case], AbstractContextManager | None] | None = None
 
 
@@ -131,7 +138,14 @@ class Bar:
 
 
 THREE = ("resnet18", "resnet50", "convnext_tiny")
+TRANSFORMERS = (
+    "timm/vit_small_patch16_224",
+    "timm/swin_tiny_patch4_window7_224",
+    "swin_t",
+    "vit_b_16",
+)
 BARS = (
+    Bar(TRANSFORMERS, "gradcam", "sklcam / predict", 1.10, at_most=True),
     Bar(THREE, "gradcam", "sklcam / predict", 1.10, at_most=True),
     Bar(THREE, "gradcam", "pytorch-grad-cam / sklcam", 2.5),
     Bar(THREE, "gradcam", "torchcam / sklcam", 1.0),
@@ -175,7 +189,9 @@ def strongest(pixels: Tensor) -> Tensor:
 
 
 def pytorch_grad_cam_maps(case: Case, *, kind: type) -> Tensor:
-    with kind(model=case.network, target_layers=[case.layer]) as cam:
+    layer = case.explainer.target_layers_[0]
+    reshape = None if layer.layout == "nchw" else layer.to_grid
+    with kind(case.network, target_layers=[case.layer], reshape_transform=reshape) as cam:
         cam.batch_size = MASKED
         return torch.from_numpy(cam(input_tensor=case.images, targets=None))
 
@@ -318,7 +334,7 @@ def by_pytorch_grad_cam(name: str, **deviation: object) -> Peer:
 
 def by_torchcam(name: str, **deviation: object) -> Peer:
     maps = partial(torchcam_maps, kind=getattr(torchcam.methods, name))
-    return Peer("torchcam", maps, **deviation)
+    return Peer("torchcam", maps, needs_nchw=True, **deviation)
 
 
 def by_captum(name: str) -> Peer:
@@ -335,7 +351,7 @@ CHEAP = {
         (
             by_pytorch_grad_cam("GradCAM"),
             by_torchcam("GradCAM"),
-            Peer("captum", captum_gradcam),
+            Peer("captum", captum_gradcam, needs_nchw=True),
         ),
     ),
     "gradcam++": Spec(
@@ -440,14 +456,22 @@ def trained_network(arch: str, weights: Path, device: str) -> nn.Module:
 def prepared_network(arch: str, size: int, device: str) -> nn.Module:
     """A network that behaves as if it had been trained, without a download."""
     torch.manual_seed(SEED)
-    network = torchvision.models.get_model(arch, weights=None).to(device)
+    network = untrained_network(arch).to(device)
     images = noise_images(16, size, seed=SEED + 1).to(device)
     settle_running_statistics(network, images)
     network.eval()
     head = last_linear(network)
     with torch.no_grad():
+        if not head.weight.any():  # as some begin
+            nn.init.normal_(head.weight)
         head.weight.mul_(LOGIT / network(images).amax(dim=1).mean())
     return network
+
+
+def untrained_network(arch: str) -> nn.Module:
+    if arch.startswith("timm/"):
+        return timm.create_model(arch.removeprefix("timm/"))
+    return torchvision.models.get_model(arch, weights=None)
 
 
 def settle_running_statistics(network: nn.Module, images: Tensor) -> None:
@@ -470,9 +494,10 @@ def last_linear(network: nn.Module) -> nn.Linear:
 def has_pooled_head(case: Case) -> bool:
     """Whether what follows the layer is global pooling and one linear layer."""
     head = last_linear(case.network)
+    layer = case.explainer.target_layers_[0]
     with record(case.network, case.layer) as tape, torch.no_grad():
         output = case.network(case.images).detach()
-        pooled = tape.activations.detach().mean(dim=(2, 3))
+        pooled = layer.to_grid(tape.activations.detach()).mean(dim=(2, 3))
     if pooled.shape[1] != head.in_features:
         return False
     with torch.no_grad():
@@ -657,10 +682,10 @@ def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None
         network = trained_network(arch, options.weights, options.device)
     explainer = CAMExplainer(network, image_size=options.image_size, verbose=0).fit(images[:1])
     layer = explainer.target_layers_[0]
-    if layer.layout != "nchw":
-        raise SystemExit(f"{arch}: the peers are asked for maps of convolutional networks only.")
     for name in options.methods:
         spec = SPECS[name]
+        if layer.layout != "nchw":
+            spec = replace(spec, peers=tuple(p for p in spec.peers if not p.needs_nchw))
         own = copy.deepcopy(network)  # peers leave traces
         case = Case(
             own,
