@@ -25,7 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
 from skorch.callbacks import Checkpoint
-from small_networks import FailingNet, InterruptedNet, RowsAsImages, SmallNet
+from small_networks import InterruptedNet, RowsAsImages, SmallNet
 from test_classifier import NAMES, X, Y, classifier, weights
 from torch import nn
 
@@ -155,8 +155,15 @@ def test_a_broken_file_names_its_path(tmp_path, fitted):
 # What a failure leaves
 
 
+class FailingWhenTrained(SmallNet):
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            raise RuntimeError("failed on purpose")
+        return super().forward(x)
+
+
 def test_an_error_in_the_network_leaves_an_unfitted_classifier():
-    clf = classifier(FailingNet)
+    clf = classifier(FailingWhenTrained)
     for train in (clf.fit, clf.partial_fit):
         with pytest.raises(RuntimeError, match="on purpose"):
             train(X, Y)

@@ -18,7 +18,7 @@ from torch import nn
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores, upsample
-from sklcam.networks import record
+from sklcam.networks import TargetLayer, record
 from sklcam.training import (
     Balanced,
     CollapseWarning,
@@ -290,8 +290,12 @@ class Blind(nn.Module):
         return activations.mean(dim=(1, 2, 3))[:, None] * self.scale
 
 
+# Where no image changes anything, how the layer lies cannot be found out.
+LAYER = TargetLayer("layer", layout="nchw")
+
+
 def warned(**options):
-    defaults = {"alpha": 1.0, "beta": 1e-6, "target_layer": "layer", "max_epochs": 7, "lr": 0.0}
+    defaults = {"alpha": 1.0, "beta": 1e-6, "target_layer": LAYER, "max_epochs": 7, "lr": 0.0}
     clf = classifier(Blind, **{**defaults, **options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -339,7 +343,7 @@ def test_only_one_term_is_enough_to_watch():
 
 def test_chance_is_that_of_the_most_frequent_class():
     """Labels of which two thirds are one class: naming it is no accuracy."""
-    clf = classifier(Blind, module__grid=peak(2, 2)[None, None], target_layer="layer", lr=0.0)
+    clf = classifier(Blind, module__grid=peak(2, 2)[None, None], target_layer=LAYER, lr=0.0)
     clf.set_params(alpha=1.0, beta=0, max_epochs=5, callbacks__collapse_warning__patience=5)
     skewed = np.where(np.arange(len(Y)) % 3 > 0, 2, Y % 2)  # the network always says 2
     with pytest.warns(ConvergenceWarning, match=r"is 66\.7%, .* would give 66\.7%"):
