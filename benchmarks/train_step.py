@@ -26,6 +26,10 @@ autograd keeps of tensors at a time, each storage once, without parameters. The 
 the same on all devices.
 
     python benchmarks/train_step.py --arch resnet18 resnet50 convnext_tiny --batch-size 8
+    python benchmarks/train_step.py --arch timm/vit_small_patch16_224 --target-layer blocks.10
+
+Names are those that the classifier takes. The usual layer of a vision transformer has a way around
+it, so that low memory takes another, or is left out (``--memory normal``).
 
 The images are random pixels unless ``--data DIR`` names a folder with one folder per class.
 """
@@ -65,6 +69,7 @@ BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tens
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OURS = {"normal": "sklcam", "low": "sklcam, low"}
 LEARNING_RATE = 1e-3
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for all, whatever a network comes with
 SEED = 0
 # Relative, on the loss and on the 2-norm of the whole gradient.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.05}
@@ -81,7 +86,7 @@ class Batch:
     warp: Warp
 
     def images(self) -> Tensor:
-        return normalize(self.pixels, "auto", "auto")
+        return normalize(self.pixels, MEAN, STD)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,8 @@ def classifier(
     clf = ConsistentCAMClassifier(
         module,
         image_size=(height, width),
+        mean=MEAN,
+        std=STD,
         augment=None,
         views=RecordedViews(warp=batch.warp),
         memory=memory,
@@ -222,15 +229,19 @@ def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
 
 
 def contenders(
-    arch: str, batch: Batch, setting: Setting, memories: list[str], *, auto: bool
+    arch: str, batch: Batch, setting: Setting, memories: list[str], layer: str, *, auto: bool
 ) -> dict[str, Contender]:
-    first = classifier(arch, batch, setting, memories[0])
+    first = classifier(arch, batch, setting, memories[0], target_layer=layer)
     network = first.module_
-    others = [classifier(network, batch, setting, memory) for memory in memories[1:]]
+    layer = first.target_layer_
+    others = [
+        classifier(network, batch, setting, memory, target_layer=layer) for memory in memories[1:]
+    ]
     options = {"batch": batch, "setting": setting}
     plain, two_views = partial(plain_loss, **options), partial(two_views_loss, **options)
     by_input = partial(input_gradient_loss, **options, layer=first.target_layer_)
-    balanced = partial(classifier, network, batch, setting, "normal", alpha="auto", beta="auto")
+    weights = {"alpha": "auto", "beta": "auto"}
+    balanced = partial(classifier, network, batch, setting, "normal", target_layer=layer, **weights)
     return {
         "plain": own_loop(network, plain, setting, setting.compiled),
         "two views": own_loop(network, two_views, setting, setting.compiled),
@@ -381,12 +392,19 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
 
 
 def measure(
-    arch: str, batch: Batch, repeats: int, setting: Setting, memories: list[str], *, auto: bool
+    arch: str,
+    batch: Batch,
+    repeats: int,
+    setting: Setting,
+    memories: list[str],
+    layer: str,
+    *,
+    auto: bool,
 ) -> None:
     print(f"\n{arch}", flush=True)
     device = setting.device
     torch._dynamo.reset()  # networks of one family share their code, and the room for its variants
-    field = contenders(arch, batch, setting, memories, auto=auto)
+    field = contenders(arch, batch, setting, memories, layer, auto=auto)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
         seconds(contender.step, device)
@@ -429,6 +447,7 @@ def main() -> None:
         "--memory", nargs="+", default=list(OURS), choices=OURS, help="which of ours"
     )
     parser.add_argument("--auto", action="store_true", help="balanced weights, too")
+    parser.add_argument("--target-layer", default="auto")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
@@ -455,7 +474,8 @@ def main() -> None:
     )
     batch = load(options.data, options.batch_size, options.image_size, device)
     for arch in options.arch:
-        measure(arch, batch, options.repeats, setting, memories, auto=options.auto)
+        layer = options.target_layer
+        measure(arch, batch, options.repeats, setting, memories, layer, auto=options.auto)
 
 
 if __name__ == "__main__":
