@@ -397,10 +397,12 @@ class SkorchAdapter(ModuleAdapter):
     def _settled(self, evidence: Evidence) -> Readout:
         model = self.model
         task, is_probability = task_of_criterion(getattr(model, "criterion_", None), evidence)
-        if isinstance(model, NeuralNetBinaryClassifier):
-            task = "binary"
-        if task is None:
-            return settle(evidence, None)
+        if task is None and isinstance(model, NeuralNetBinaryClassifier):
+            return settle(evidence, "binary")
+        # Of one row of numbers an image, a criterion tells what they are.
+        is_softmax_of_one = task == "multiclass" and evidence.n_outputs == 1
+        if task is None or not evidence.n_outputs or is_softmax_of_one:
+            return settle(evidence, task)
         check_said(evidence, task)
         if model.predict_nonlinearity is None:  # its outputs are its answers
             is_probability = task != "regression"

@@ -132,8 +132,8 @@ class Readout(ABC):
 
     def _flattened(self, output: Tensor) -> Tensor:
         # The shape is the network's, whatever it is called with.
-        self._is_flat = output.ndim == 1
-        return output[:, None] if self._is_flat else output
+        self._is_flat = output.ndim < 2  # without axes, if squeezed and of one image
+        return output.reshape(-1, 1) if self._is_flat else output
 
 
 class Unread(Readout):

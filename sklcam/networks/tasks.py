@@ -60,7 +60,7 @@ class Evidence:
     @property
     def n_outputs(self) -> int | None:
         """How many outputs the network has; None if it is not some for each image."""
-        if self.output.ndim == 1:
+        if self.output.ndim < 2:  # squeezed, it may even lose the axis of a single image
             return 1
         return self.output.shape[1] if self.output.ndim == 2 else None
 

@@ -83,13 +83,15 @@ class Explanation:
         return self
 
 
-def explainers_by_name(estimator: AnyEstimators, X: Any) -> dict[str, tuple[Explainer, Any]]:
+def explainers_by_name(
+    estimator: AnyEstimators, X: Any, y: Any = None
+) -> dict[str, tuple[Explainer, Any]]:
     """Return by name what explains, each fitted, and X as it takes it."""
     if not isinstance(estimator, Mapping):
-        return {type(estimator).__name__: as_explainer(estimator, X)}
+        return {type(estimator).__name__: as_explainer(estimator, X, y)}
     if not estimator:
         raise ValueError("There is no estimator to draw: the dict is empty.")
-    return {str(name): as_explainer(given, X) for name, given in estimator.items()}
+    return {str(name): as_explainer(given, X, y) for name, given in estimator.items()}
 
 
 def column_name(

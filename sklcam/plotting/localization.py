@@ -121,7 +121,7 @@ class LocalizationDisplay(Display):
             threshold is outside 0 to 1.
         """
         cls._check(**options)
-        explanation = Explanation(*as_explainer(estimator, X), target, method, normalize=False)
+        explanation = Explanation(*as_explainer(estimator, X, y), target, method, normalize=False)
         n_images = explanation.n_images
         cls._check_n_rows(n_images)
         labels = labels_of_images(X, y, n_images, explanation.explainer)

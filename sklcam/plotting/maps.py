@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_regressor
 
 from sklcam._validation import describe
 from sklcam.cam import get_method
@@ -129,14 +129,14 @@ class CAMDisplay(Display):
         check_option("frame", frame, ("image", "input"))
         explanations = {
             name: Explanation(explainer, images, target, methods, frame)
-            for name, (explainer, images) in explainers_by_name(estimator, X).items()
+            for name, (explainer, images) in explainers_by_name(estimator, X, y).items()
         }
         alone = len(explanations) == 1
         # Models may see the images at different sizes; those of the first are drawn.
         first = next(iter(explanations.values()))
         n_rows = first.n_images
         cls._check_n_rows(n_rows)
-        labels = labels_of_images(X, y, n_rows)
+        labels = labels_of_images(X, y, n_rows, first.explainer)
         titles = [""] * n_rows if labels is None else [f"true: {label}" for label in labels]
         maps, map_titles = {}, {}
         for name, explanation in explanations.items():
@@ -290,6 +290,7 @@ class MapGridDisplay(Display):
     image: np.ndarray
     maps: Mapping[str, Mapping[Any, np.ndarray]]
     scores: Mapping[str, Mapping[Any, float]] | None = None
+    score_name: str = "accuracy"
 
     @classmethod
     def from_estimator(
@@ -355,7 +356,14 @@ class MapGridDisplay(Display):
                 if X_test is not None:
                     scores[name][value] = model.score(X_test, y_test)
         (picture,) = explained.pictures
-        display = cls(image=picture, maps=maps, scores=scores if X_test is not None else None)
+        is_measured = X_test is not None
+        score_name = "R²" if is_regressor(model) else "accuracy"
+        display = cls(
+            image=picture,
+            maps=maps,
+            scores=scores if is_measured else None,
+            score_name=score_name,
+        )
         return display.plot(**options)
 
     @classmethod
@@ -442,7 +450,7 @@ class MapGridDisplay(Display):
                 self.ims_[i, column] = painter.draw_over(axes[i, column], map_, self.image)
                 said = ""
                 if self.scores is not None:
-                    said = f"accuracy {self.scores[parameter][value]:.2f}"
+                    said = f"{self.score_name} {self.scores[parameter][value]:.2f}"
                 draw.title(axes[i, column], f"{parameter} = {draw.shortened(value)}", said)
         # Beside the longest row, where there is a map.
         self.colorbar_ = painter.scale(axes[np.argmax(n_values), -1]) if colorbar else None

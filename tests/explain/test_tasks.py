@@ -10,11 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import is_classifier, is_regressor
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 import sklcam
-from sklcam import CAMExplainer
+from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import ExcitationBackprop, Positive, TopK
 from sklcam.explain import ExplanationWarning
 from sklcam.explain.predictions import predictions
@@ -291,6 +293,86 @@ def test_labels_that_contradict_the_network(last, y, message):
         CAMExplainer(Net(3, last).eval(), target_layer="second", verbose=0).fit(IMAGES, y)
 
 
+class Squeezed(Net):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+def test_an_output_that_loses_its_axes():
+    """As the last batch of one image does, and the sample that fit takes."""
+    squeezed, whole = Squeezed(), explainer(Net(), task="binary")
+    ours = explainer(squeezed, task="binary", batch_size=5)
+    assert_allclose(ours.predict_proba(IMAGES), whole.predict_proba(IMAGES), atol=1e-6)
+    assert_allclose(ours.explain(IMAGES), whole.explain(IMAGES), atol=1e-5)
+
+
+def test_rows_of_pixels_have_no_task():
+    """Whatever the criterion says: a callable says what is explained."""
+    model = skorch_net(nn.Conv2d(3, 2, 1), NeuralNet, criterion=nn.CrossEntropyLoss)
+    ours = CAMExplainer(model, method="saliency", verbose=0).fit(IMAGES)
+    assert (ours.task_, ours.classes_) == (None, None)
+    maps = ours.explain(IMAGES, lambda output: output[:, 0].mean(dim=(1, 2)))
+    assert maps.shape == (6, 16, 16)
+
+
+def test_a_criterion_of_ones_own_is_not_taken_for_a_known_one():
+    class Own(nn.Module):
+        def forward(self, output, y):
+            return output.sum()
+
+    nets = [skorch_net(Net(n), NeuralNet, criterion=Own) for n in (1, 3)]
+    with pytest.raises(ValueError, match=r"one output, and it cannot be told"):
+        explainer(nets[0])
+    assert explainer(nets[0], task="regression").task_ == "regression"
+    ours = explainer(nets[1], task="multilabel", output="logits")
+    assert_allclose(ours.predict_proba(IMAGES), Net(3)(IMAGES).sigmoid().detach(), atol=1e-6)
+
+
+def test_tasks_behind_the_steps_of_a_pipeline():
+    halved = FunctionTransformer(lambda X: X / 2)
+    net = skorch_net(Net(flat=True), NeuralNetBinaryClassifier)
+    pipeline = Pipeline([("halve", halved), ("net", net)])
+    ours = explainer(pipeline)
+    plain = explainer(net)
+    assert ours.task_ == "binary"
+    assert_allclose(ours.predict_proba(IMAGES), plain.predict_proba(IMAGES / 2), atol=1e-6)
+    assert_allclose(ours.explain(IMAGES, 0), plain.explain(IMAGES / 2, 0), atol=1e-5)
+
+
+class Trained(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel", "regression"])
+def test_estimators_that_were_trained_here(task):
+    X = np.asarray(IMAGES.permute(0, 2, 3, 1))
+    y = {
+        "binary": np.array(["a", "b"] * 3),
+        "multilabel": [{"a"}, {"b"}, {"a", "b"}, set(), {"c"}, {"c", "a"}],
+        "regression": np.linspace(0, 1, 6),
+    }[task]
+    clf = ConsistentCAMClassifier(
+        Trained, task=task, target_layer="second", image_size=16, mean=0, std=1, max_epochs=0,
+        alpha=0, beta=0, verbose=0, random_state=0,
+    ).fit(X, y)  # fmt: skip
+    ours, net = CAMExplainer(clf, verbose=0).fit(), clf.module_.eval()
+    assert ours.task_ == task
+    assert_array_equal(ours.predict(X), clf.predict(X))
+    assert ours.score(X, y) == pytest.approx(clf.score(X, y))
+    explained = {"binary": ("a", 0, -1), "multilabel": ("b", 1, 1), "regression": (None, 0, 1)}
+    target, column, sign = explained[task]
+    for each in (ours, clf):
+        found = each.explain(X, target, normalize=False)
+        assert_allclose(found, by_hand(net, IMAGES, column, sign), atol=1e-4)
+    if task != "regression":
+        assert_allclose(ours.predict_proba(X), clf.predict_proba(X), atol=1e-6)
+        found = evaluate(clf, X, y, metrics=("accuracy", "dauc"), progress=False)
+        assert found["accuracy"].mean() == pytest.approx(clf.score(X, y))
+    with pytest.raises(ValueError, match=r"task='multiclass': the model was trained for"):
+        CAMExplainer(clf, task="multiclass").fit()
+
+
 SKORCH = {
     "multilabel": lambda: skorch_net(Net(3), NeuralNetClassifier, criterion=nn.BCEWithLogitsLoss),
     "regression": lambda: skorch_net(Net(1), NeuralNetRegressor),
@@ -528,7 +610,11 @@ def test_a_display_of_each_task(task):
     pytest.importorskip("matplotlib").use("agg")
     ours = ALL[task]()
     options = {"target": "x"} if task == "regression" else {}
-    display = sklcam.CAMDisplay.from_estimator(ours, IMAGES[:2], **options)
+    y = ours.predict(IMAGES[:2])
+    display = sklcam.CAMDisplay.from_estimator(ours, IMAGES[:2], y, **options)
     titles = " ".join(place.get_title() for place in display.axes_.flat)
     shown = predictions(ours, ours.output_of(IMAGES[:2]))
     assert all(each.text.split(",")[0].split(" ")[0] in titles for each in shown)
+    true = {"binary": "true: 1", "multilabel": "true: ", "regression": "true: x "}[task]
+    assert true in titles
+    assert "[" not in titles
