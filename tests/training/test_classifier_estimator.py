@@ -102,7 +102,7 @@ def test_a_class_seen_at_prediction_only(fitted):
     ("options", "message"),
     [
         ({"module": "resnet18", "weights": "no_such_weights"}, "no_such_weights"),
-        ({"target_layer": "6"}, "single position"),
+        ({"target_layer": "6"}, "several positions"),
         ({"module": "resnet18", "image_size": 32}, "single position"),
         ({"module": lambda: SmallNet(7)}, "7"),
         ({"iterator_train_shuffle": True}, "iterator_train__shuffle"),

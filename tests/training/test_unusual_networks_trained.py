@@ -82,7 +82,7 @@ def folded(net, x):
 
 
 def test_a_layer_that_runs_twice_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'net.act' runs 2 time\(s\) in a pass.*run=0"):
+    with pytest.raises(ValueError, match=r"'net.act' runs .* in a pass.*run="):
         fitted(Around(mirrored), "net.act")
     with pytest.raises(ValueError, match=r"Every layer of Around"):
         fitted(Around(mirrored), "auto")
@@ -101,14 +101,13 @@ def test_a_run_that_is_asked_for_is_trained_on():
 
 @pytest.mark.parametrize("memory", ["normal", "low"])
 def test_rows_that_are_not_images_are_refused(memory):
-    with pytest.raises(ValueError, match=r"'net.act' gives 12 rows, .* for 6 images"):
+    with pytest.raises(ValueError, match=r"'net.act' .*one row an image"):
         fitted(Around(folded), "net.act", memory=memory)
 
 
-def test_embeddings_of_such_networks_are_refused_when_they_are_explained():
-    net = fitted(Around(folded), "net.act", EmbeddingNet, embedding_dim=3)
-    with pytest.raises(ValueError, match=r"'net.act' gives \d+ rows, .* for \d+ images"):
-        net.explain(X)
+def test_embeddings_of_such_networks_are_refused():
+    with pytest.raises(ValueError, match=r"'net.act' .*one row an image"):
+        fitted(Around(folded), "net.act", EmbeddingNet, embedding_dim=3)
 
 
 def test_a_trunk_under_no_grad_trains_as_a_frozen_one():
