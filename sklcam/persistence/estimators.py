@@ -50,6 +50,7 @@ from sklcam.persistence.networks import (
 from sklcam.persistence.states import check_generator, check_optimizer, check_scaler
 from sklcam.persistence.values import Reader, Writer, expect
 from sklcam.training.net import ImageNeuralNet
+from sklcam.training.tasks import TASKS
 
 _KINDS = (
     *(training.AcceleratedCAMClassifier, training.ConsistentCAMClassifier, explain.CAMExplainer),
@@ -72,9 +73,12 @@ _NET: dict[str, Any] = {
     "callbacks": dict,
     "history": list,
 }
+_CLASSIFIER: dict[str, Any] = {**_NET, "task_": str}
 _EXPLAINER: dict[str, Any] = {
     "classes_": np.ndarray | None,
     "gives_probabilities_": bool,
+    "task_": str | None,
+    "output_names_": np.ndarray | None,
     "n_images_per_class_": np.ndarray,
     "normalizes_": bool,
     "origin_": dict,
@@ -205,7 +209,7 @@ def read_estimator(node: Any, reader: Reader) -> Any:
     if not all(isinstance(layer, TargetLayer) for layer in expect(layers, list, "layers")):
         raise PersistenceError("a target layer is not one")
     if learned is not None and isinstance(estimator, ImageNeuralNet):
-        _check_learned(learned, _NET)
+        _check_learned(learned, _schema_of_net(estimator))
         (learned["target_layer_"],) = layers
         _fill_net(estimator, parameters, learned)
     elif learned is not None:
@@ -364,8 +368,9 @@ def _learned_by(
     if not estimator.initialized_ or "module_" not in own:
         return None, []
     scaler, sizes = own.get("scaler_"), own.get("gradient_sizes_")
+    fitted = _part_of(own, _schema_of_net(estimator))
     learned = {
-        **_part_of(own, _NET),
+        **fitted,
         "origin_": write_origin(own["origin_"]),
         "modules": {name: numbers_of(module) for name, module in _modules_of(estimator).items()},
         "optimizer": estimator.optimizer_.state_dict(),
@@ -378,7 +383,7 @@ def _learned_by(
         "history": [_in_columns(row) for row in estimator.history],
     }
     try:
-        attributes = {**_part_of(own, _NET), "target_layer_": estimator.target_layer_}
+        attributes = {**fitted, "target_layer_": estimator.target_layer_}
         _rehearse(type(estimator), parameters, attributes, learned["modules"])
     except PersistenceError as error:
         raise PersistenceError(
@@ -390,8 +395,11 @@ def _learned_by(
 
 
 def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> None:
-    if not _NET.keys() <= learned.keys() or learned["classes_inferred_"].ndim != 1:
-        raise PersistenceError(f"it lacks some of {sorted(_NET)}, or classes")
+    schema, classes = _schema_of_net(net), learned.get("classes_inferred_")
+    if not schema.keys() <= learned.keys() or classes is None or classes.ndim != 1:
+        raise PersistenceError(f"it lacks some of {sorted(schema)}, or classes")
+    if "task_" in schema:
+        _check_task(learned["task_"], len(classes))
     attributes = {name: value for name, value in learned.items() if name.endswith("_")}
     attributes["origin_"] = read_origin(attributes["origin_"])
     states = attributes["random_states_"]
@@ -419,6 +427,15 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
         _check_learned(values, _schema_of(callbacks[name]))
         callbacks[name].__dict__.update(values)
     net.__dict__["history_"] = History(map(_in_rows, learned["history"]))
+
+
+def _schema_of_net(net: ImageNeuralNet) -> dict[str, Any]:
+    return _CLASSIFIER if isinstance(net, training.ConsistentCAMClassifier) else _NET
+
+
+def _check_task(task: str, n_classes: int) -> None:
+    if task not in TASKS or not n_classes or (task == "binary" and n_classes != 2):
+        raise PersistenceError(f"{task[:40]!r} is not a task of {n_classes} classes")
 
 
 def _schema_of(callback: Any) -> dict[str, Any]:

@@ -31,8 +31,9 @@ _OPTIMIZERS = (
     *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
 )
 _LOSSES = (
-    *("BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"),
-    *("MultiLabelSoftMarginLoss", "MultiMarginLoss", "SmoothL1Loss", "SoftMarginLoss"),
+    *("BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss"),
+    *("MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss"),
+    "SoftMarginLoss",
 )
 _SCHEDULES = (
     *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "LambdaLR"),

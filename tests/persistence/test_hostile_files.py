@@ -616,6 +616,10 @@ def test_strings_are_shown_as_text(text, attempt):
         lambda f: f.learned.__setitem__("n_channels_", 4),
         lambda f: f.learned.__setitem__("n_channels_", True),
         lambda f: f.learned.__setitem__("n_channels_", "many"),
+        lambda f: f.learned.__setitem__("task_", "evil"),
+        lambda f: f.learned.__setitem__("task_", "binary"),  # of three classes
+        lambda f: f.learned.__setitem__("task_", 3),
+        lambda f: f.learned.__setitem__("task_", None),
         lambda f: f.learned.__setitem__("history", 3),
         lambda f: f.learned.__setitem__("history", [3]),
         lambda f: f.learned.__setitem__(
