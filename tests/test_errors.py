@@ -501,7 +501,7 @@ CLASSIFIER: list[Row] = [
     (
         "one output",
         lambda: classifier(module=lambda: SmallNet(1)).fit(X, Y),
-        'one output, which cannot tell 3 classes apart: give it num_classes=3.* "regression"',
+        'one output, which cannot tell 3 classes apart: give it num_classes=3.*="regression"',
     ),
     (
         "labels of one",

@@ -432,7 +432,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         with LastSigmoid() as sigmoid:
             output = run_dry(module, sample)
         shape = tuple(output.shape) if isinstance(output, Tensor) else None
-        is_single = shape in ((1,), (1, 1))
+        is_single = shape in ((), (1,), (1, 1))  # without axes, if squeezed
         if self.task == "auto" and tasks_of(self.criterion) is None and self._task.excludes:
             self.task_ = task_of_output(self.classes_inferred_, is_single=is_single)
         n_outputs = self._task.n_outputs(self.classes_inferred_)

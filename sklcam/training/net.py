@@ -508,7 +508,7 @@ class ImageNeuralNet(LoadingNet):
         output = Inputs(x).call(self.module_, partial(super().infer, **fit_params))
         if self.module_.training and torch.is_grad_enabled() and not output.requires_grad:
             checks.check_learns(self.module_)
-        return output
+        return output.reshape(1) if output.ndim == 0 else output  # squeezed, of one image
 
     # Inference
 

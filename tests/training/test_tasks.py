@@ -440,6 +440,24 @@ def test_numbers_are_learned():
             call(X)
 
 
+class Squeezed(SmallNet):
+    """Loses an axis, and of a single image both."""
+
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+@pytest.mark.parametrize("task", ["auto", "regression"])
+def test_outputs_that_are_squeezed(task):
+    y = WORDS if task == "auto" else INK
+    networks = (lambda: Squeezed(1), lambda: SmallNet(1))
+    ours, plain = (of_task(task, net, batch_size=59).fit(X, y) for net in networks)
+    assert torch.equal(weights(ours), weights(plain))
+    for some in (X, X[:1]):
+        assert_array_equal(ours.predict(some), plain.predict(some))
+        assert_allclose(ours.explain(some), plain.explain(some))
+
+
 @pytest.mark.parametrize("task", [*LABELS])
 def test_searches_and_cross_validation(task):
     y = TABLE if task == "multilabel" else LABELS[task]
