@@ -63,7 +63,7 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 _NET: dict[str, Any] = {
     "classes_inferred_": np.ndarray,
     "n_channels_": Integral,
-    "origin_": dict,
+    "origin_": dict | None,
     "random_states_": dict,
     "recipe_": dict | None,
     "modules": dict,
@@ -81,7 +81,7 @@ _EXPLAINER: dict[str, Any] = {
     "output_names_": np.ndarray | None,
     "n_images_per_class_": np.ndarray,
     "normalizes_": bool,
-    "origin_": dict,
+    "origin_": dict | None,
     "proxies_": np.ndarray | None,
     "_counts_": dict,
     "_dim_": Integral,

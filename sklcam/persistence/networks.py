@@ -183,9 +183,11 @@ def _check_config(value: Any, depth: int) -> None:
 # Where networks come from
 
 
-def write_origin(origin: Origin) -> dict[str, Any]:
-    """Return what is known of a network as plain values."""
+def write_origin(origin: Origin) -> dict[str, Any] | None:
+    """Return what is known of a network as plain values; None if that is nothing."""
     said = origin.preprocessing
+    if isinstance(said.mean, str) and origin == Origin():
+        return None
     plain = {name: getattr(said, name) for name in said.__dataclass_fields__}
     return {
         "preprocessing": {**plain, "resizing": asdict(said.resizing)},
@@ -195,6 +197,8 @@ def write_origin(origin: Origin) -> dict[str, Any]:
 
 def read_origin(value: Any) -> Origin:
     """Return what is known of a network; an error if it is not of that kind."""
+    if value is None:
+        return Origin()
     plain, names = entries(value, "preprocessing", "class_names")
     try:
         resizing = Resizing(**expect(plain, dict, "preprocessing").pop("resizing"))
