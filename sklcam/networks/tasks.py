@@ -6,6 +6,7 @@ output and of the labels. What cannot be settled is an error.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sklcam.images.label_sets import kind_of_labels
+from sklcam.images.label_sets import as_indicator, kind_of_labels, learn_label_sets
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.readouts import Readout, Task, Unread, readout
 
@@ -128,6 +129,14 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
                 "y has several labels for an image, and the network's probabilities are of classes "
                 'that exclude each other, as they add up to 1. If they do, task="multiclass", with '
                 'one label an image in y; otherwise task="multilabel".'
+            )
+        rows = as_indicator(evidence.y, learn_label_sets(evidence.y))
+        if kind == "indicator" and (rows.sum(axis=1) == 1).all():
+            warnings.warn(
+                "y is a table of 0 and 1 in which every image has exactly one label, and each is "
+                "read by a sigmoid of its own. If they are classes that exclude each other, give "
+                'one label an image, y.argmax(axis=1); or set task="multilabel".',
+                stacklevel=2,
             )
         return "multilabel"
     if n_outputs > 1 and kind == "labels" and evidence.is_sigmoid:

@@ -373,6 +373,11 @@ def test_estimators_that_were_trained_here(task):
         CAMExplainer(clf, task="multiclass").fit()
 
 
+def test_a_table_of_one_label_an_image_is_remarked_on():
+    with pytest.warns(UserWarning, match=r"exactly one label.*argmax"):
+        assert settle(Evidence(torch.zeros(1, 3), y=np.eye(3)), None).task == "multilabel"
+
+
 SKORCH = {
     "multilabel": lambda: skorch_net(Net(3), NeuralNetClassifier, criterion=nn.BCEWithLogitsLoss),
     "regression": lambda: skorch_net(Net(1), NeuralNetRegressor),
