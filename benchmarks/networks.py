@@ -28,7 +28,8 @@ with each, and judges the layer that the explainer took, without asking sklcam's
 network is wrong, or fewer than 95 % are right.
 
 Weights are random, and made to behave as if they were trained: what starts at zero, or nearly so,
-does not stay there, and running statistics are those of images. ``--calibrate`` shows what the
+does not stay there (LeViT's attention looks at what is near), and running statistics are those of
+images. ``--calibrate`` shows what the
 judge says of layers and layouts that are known to be right or wrong.
 """
 
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import time
 import traceback
 import warnings
@@ -62,7 +64,7 @@ ENOUGH_RIGHT = 0.95
 TOLERANCE = 2e-3  # on maps in [0, 1]
 CONTRAST = 1.0  # how much more than to others a quadrant answers to its own change
 CORRELATION = 0.5  # of a position's row (column) with the row (column) of what it answers to
-MOST_PARTS = 6  # parts an image is cut into, along a side
+MOST_PARTS = 6  # parts an image is cut into, along a side; four for larger grids
 LATE, HALF = 0.75, 0.5
 N_IMAGES, N_FIRST = 8, 3  # images in all, and those that often suffice
 
@@ -103,12 +105,14 @@ def wake(network: nn.Module, images: Tensor) -> None:
             is_norm = "norm" in type(module).__name__.lower()
             for name, parameter in module.named_parameters(recurse=False):
                 size = float(parameter.abs().max())
-                if parameter.ndim > 1 and size == 0:
+                if name == "attention_biases":
+                    parameter.copy_(-distances(parameter.shape[1]))
+                elif parameter.ndim > 1 and size == 0:
                     parameter.copy_(draw(parameter, 0.02))
                 elif is_norm and name == "weight" and size == 0:
                     parameter.copy_(draw(parameter, 0.1, 1.0))
                 elif (parameter.ndim == 0 and size == 0) or (0 < size <= 0.011 and name != "bias"):
-                    parameter.copy_(draw(parameter, 0.05, 0.5))
+                    parameter.copy_(draw(parameter, 0.02, 0.1))
     network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [norm.momentum for norm in norms]
@@ -124,6 +128,15 @@ def wake(network: nn.Module, images: Tensor) -> None:
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def distances(n: int) -> Tensor:
+    """Return how far the positions of a square grid are from the first one, as LeViT counts them.
+
+    As biases of attention they let it see near things best; without, it is random, and uniform.
+    """
+    side = math.isqrt(n)
+    return torch.arange(n) // side + torch.arange(n) % side
 
 
 def raise_voice(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -263,8 +276,9 @@ class Parts:
 
     @classmethod
     def for_grid(cls, u: int, v: int) -> Parts:
-        """As many as the grid has, or the most; never an odd number of few, to have quadrants."""
-        return cls(*(min(max(n, 2 if n % 2 == 0 else 4), MOST_PARTS) for n in (u, v)))
+        """As many as the grid has positions, or few; at least four quadrants, or more of odd."""
+        few = {1: 2, 3: 4}
+        return cls(*(few.get(n, n) if n <= MOST_PARTS else 4 for n in (u, v)))
 
     def changed(self, image: Tensor, other: Tensor) -> Tensor:
         """Return copies of an image (1, ...), each with one part of another one."""

@@ -109,7 +109,7 @@ TIMM = {
     "SKNet": "skresnet18@128",
     "TResNet": "tresnet_m@128",
     "ByobNet": "repvgg_a0@128 mobileone_s1@128 gernet_s@128 resnet50_clip@128 gcresnext26ts@96",
-    "ByoaNet": "halonet26t@128 botnet26t_256@256 lambda_resnet26t@128",
+    "ByoaNet": "botnet26t_256@256 lambda_resnet26t@128",
     "RegNet": "regnetx_002@128 regnety_002@128 regnetz_005@128",
     "NFNet": "nf_regnet_b0@128 nf_resnet26@96 nfnet_l0@96",
     "HRNet": "hrnet_w18_small@128",
@@ -162,6 +162,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# What registered variants are too deep for: with random weights little is left of place.
+CLASSES: Mapping[str, Callable[[int], nn.Module]] = {
+    "convmixer_768_32": lambda n_classes: timm.models.ConvMixer(
+        dim=128, depth=8, kernel_size=5, patch_size=7, num_classes=n_classes
+    ),
+}
+
+
 def timm_cases(wider: int = 0) -> list[Case]:
     """Return the networks of timm, for images that are wider than high by some pixels."""
     return [
@@ -175,6 +183,8 @@ def _timm_case(family: str, name: str, size: tuple[int, int]) -> Case:
     options = dict(OPTIONS.get(name, {}))
 
     def build(n_classes: int) -> nn.Module:
+        if name in CLASSES:
+            return CLASSES[name](n_classes)
         try:
             return timm.create_model(name, num_classes=n_classes, img_size=size, **options)
         except (TypeError, AssertionError):  # one that takes any size, or one alone
