@@ -489,6 +489,11 @@ CLASSIFIER: list[Row] = [
         'Unknown label type: continuous.* Set task="regression" to learn them',
     ),
     (
+        "one-hot rows",
+        lambda: classifier().fit(X, np.eye(3)[Y]),
+        'exactly one label. For classes .* y.argmax.* set task="multilabel"',
+    ),
+    (
         "several numbers",
         lambda: classifier(task="regression").fit(X, X.mean(1)),
         "of one number an image, and y has 8. Train a network for each column, or .* alpha=0",

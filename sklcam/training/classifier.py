@@ -84,7 +84,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         "auto" goes by ``y``: tables of 0 and 1, and collections of labels, are "multilabel"; labels
         are "binary" with ``criterion=nn.BCEWithLogitsLoss`` or ``nn.BCELoss``, or if the network
         has one output and there are two; otherwise they are "multiclass". Numbers are learned only
-        if "regression" is asked for.
+        if "regression" is asked for, and a table of a single 1 a row only if "multilabel" is.
 
         The map of an image, :math:`\Phi`, explains what is predicted: the highest-scoring class; of
         one logit z the score z, or -z if the first class is predicted; the highest-scoring label,
@@ -342,11 +342,6 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         ValueError
             If X, y, masks, weights or a parameter does not fit, or the task cannot be settled;
             before any training.
-
-        Warns
-        -----
-        UserWarning
-            If "auto" takes rows of a single 1, which may be classes in disguise, for labels.
         """
         return self._fit(X, y, fit_params, Annotations(masks, sample_weight))
 

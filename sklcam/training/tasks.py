@@ -6,7 +6,6 @@ is asked of these objects; how outputs are read, of :mod:`sklcam.networks.readou
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -253,12 +252,12 @@ def _settle(kind: str, y: Any, criterion: object) -> str:
             'are not labels of classes. Set task="regression" to learn them; labels of which an '
             "image has several are given as sets, or as a table of 0 and 1."
         )
-    if kind == "indicator" and (as_indicator(y, learn_label_sets(y)).sum(axis=1) == 1).all():
-        warnings.warn(
-            "y is a table of 0 and 1 in which every image has exactly one label, and each label is "
-            "learned by itself. For classes that exclude each other give one label an image, "
-            'y.argmax(axis=1); or set task="multilabel".',
-            stacklevel=2,
+    is_table = kind == "indicator" and not is_of_one_output(criterion)  # a loss of labels, too
+    if is_table and (as_indicator(y, learn_label_sets(y)).sum(axis=1) == 1).all():
+        raise ValueError(
+            "y is a table of 0 and 1 in which every image has exactly one label. For classes that "
+            "exclude each other give one label an image, such as y.argmax(axis=1); for labels that "
+            'do not, set task="multilabel".'
         )
     if kind != "labels":
         return "multilabel"

@@ -30,7 +30,7 @@ FITTED = {
         WORDS,
     ),
     "label sets": ({}, SETS),
-    "names of columns": ({"classes": ["a", "b", "c"]}, np.eye(3)[Y]),
+    "names of columns": ({"task": "multilabel", "classes": ["a", "b", "c"]}, np.eye(3)[Y]),
     "numbers": ({"task": "regression"}, X.mean((1, 2))),
     "named numbers": (
         {"task": "regression", "classes": ["ink", "none"], "alpha": 0, "beta": 0},
@@ -40,7 +40,6 @@ FITTED = {
 
 
 @pytest.mark.parametrize("case", FITTED)
-@pytest.mark.filterwarnings("ignore:y is a table of 0 and 1 in which every image")
 def test_a_task_goes_through_a_file(case, tmp_path):
     options, y = FITTED[case]
     clf = classifier(**options).fit(X, y)

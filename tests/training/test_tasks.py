@@ -151,13 +151,12 @@ def test_networks_that_end_in_a_sigmoid(task):
     assert_allclose(own.predict_proba(X)[:, -1], expected[:, -1], atol=1e-6)
 
 
-def test_one_hot_rows_are_a_warning():
-    with pytest.warns(UserWarning, match="exactly one label"):
-        clf = classifier(max_epochs=0).fit(X, np.eye(3)[Y])
-    assert clf.task_ == "multilabel"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        of_task("multilabel", max_epochs=0).fit(X, np.eye(3)[Y])
+def test_one_hot_rows_may_be_classes_or_labels():
+    with pytest.raises(ValueError, match=r'exactly one label.*argmax.*task="multilabel"'):
+        classifier(max_epochs=0).fit(X, np.eye(3)[Y])
+    for options in ({"task": "multilabel"}, {"criterion": nn.BCEWithLogitsLoss}):
+        clf = classifier(max_epochs=0, **options).fit(X, np.eye(3)[Y])
+        assert clf.task_ == "multilabel"
 
 
 # The loss
