@@ -116,15 +116,15 @@ TIMM = {
     "DLA": "dla46x_c@128 dla34@96",
     "DPN": "dpn48b@128",
     "VoVNet": "ese_vovnet19b_slim_dw@128 vovnet39a@96",
-    "SelecSLS": "selecsls42@96",
+    "SelecSLS": "selecsls42@192",
     "CSPNet": "cs3darknet_s@128 cspresnext50@96 darknet17@128 cspnext_tiny@128",
     "HGNet": "hgnetv2_b0@128 hgnet_tiny@128",
     "DenseNet": "densenet121@128",
     "VGG": "vgg11@96 vgg11_bn@96",
     "EfficientNet": "efficientnet_b0@192 tf_efficientnetv2_b0@128 tf_efficientnet_lite0@128 "
     "mixnet_s@128",
-    "MobileNet": "mobilenetv1_100@128 mobilenetv2_035@128 mobilenetv3_small_050@128 "
-    "mobilenetv4_conv_small@128 mobilenetv4_hybrid_medium@128 lcnet_035@128 lcnetv2_small@128",
+    "MobileNet": "mobilenetv1_100@128 mobilenetv2_035@128 mobilenetv3_small_050@224 "
+    "mobilenetv4_conv_small@128 mobilenetv4_hybrid_medium@192 lcnet_050@224 lcnetv2_small@128",
     "MNASNet": "mnasnet_small@128 semnasnet_075@128",
     "HardCoReNAS": "hardcorenas_a@128",
     "ReXNet": "rexnet_100@128",
