@@ -185,10 +185,12 @@ class _Search:
                 "last."
             )
         if traced is None:
+            gave = self._trace.others.get(part)
             raise ValueError(
-                f"The target layer {name!r} does not run, or its output is not a Tensor of three "
-                "or four axes, with one row an image and several positions, for a sample of shape "
-                f"{tuple(self._sample.shape)}: name another, or use larger images."
+                f"The target layer {name!r} "
+                f"{'does not run' if gave is None else f'gives {gave}'} for a sample of shape "
+                f"{tuple(self._sample.shape)}: name another, whose output is a Tensor of three or "
+                "four axes, with one row an image and several positions, or use larger images."
             )
         layer = self._read(traced)
         if layer is None:

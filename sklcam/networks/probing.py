@@ -98,10 +98,13 @@ class Trace:
         Those modules whose output may be a grid, and that ran once, in the order they finished.
     repeated : list of str
         The names of those that ran several times, in that order.
+    others : dict of nn.Module to str
+        What those gave whose output cannot be a grid.
     """
 
     traced: list[Traced]
     repeated: list[str]
+    others: dict[nn.Module, str]
     output: Tensor
     images: Any
 
@@ -184,14 +187,15 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             images = leaf.detach()
             output = forward(images.clone())
     counts = Counter(run.module for run in runs)
-    grids = [run for run in runs if isinstance(run.output, Tensor) and _may_be_grid(run.output)]
+    grids = [run for run in runs if _may_be_grid(run.output)]
     traced = [
         Traced(names[run.module], *run, depth=i / len(grids))
         for i, run in enumerate(grids, 1)
         if counts[run.module] == 1
     ]
     repeated = [names[run.module] for run in grids if counts[run.module] > 1]
-    return Trace(traced, repeated, output, images.grad_fn)
+    others = {run.module: _kind(run.output) for run in runs if not _may_be_grid(run.output)}
+    return Trace(traced, repeated, others, output, images.grad_fn)
 
 
 def _place(tensor: Any) -> tuple[Any, int]:
@@ -199,9 +203,16 @@ def _place(tensor: Any) -> tuple[Any, int]:
     return (tensor.grad_fn, tensor.output_nr) if isinstance(tensor, Tensor) else (None, 0)
 
 
-def _may_be_grid(output: Tensor) -> bool:
-    # Of three axes one is channels; there must be another that is longer than one.
-    return output.ndim in (3, 4) and len(output) == 1 and sorted(output.shape[1:])[-2] > 1
+def _may_be_grid(output: Any) -> bool:
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
+        return False
+    # Of the axes one is channels; there must be another that is longer than one.
+    return sorted(output.shape[1:])[-2] > 1
+
+
+def _kind(output: Any) -> str:
+    is_tensor = isinstance(output, Tensor)
+    return f"shape {tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
 
 
 def layouts_of(
@@ -386,7 +397,8 @@ def count_positions(
     -------
     n_positions : int
     n_alive : int or None
-        None if no gradient leads from the output to the layer at all, which explaining says.
+        None if no gradient leads from the output to the layer at all, which explaining says, or all
+        of it is zero.
     """
     generator = torch.Generator().manual_seed(0)
     image = noise(sample, 1, generator)
@@ -398,14 +410,17 @@ def count_positions(
             n_positions = layer.n_positions(activations.detach())
             if not output.requires_grad:
                 continue
-            # Any direction of the output; large, so that half precision loses no gradient.
-            weights = torch.randn(output.shape, generator=generator).to(output) * 2**8
-            score = (output * weights).sum()
+            # Of classes one, as each may hang on a position of its own; else any direction. Large,
+            # so that half precision loses no gradient.
+            weights = torch.randn(output.shape, generator=generator).to(output)
+            score = output.amax() if output.ndim == 2 else (output * weights).sum()
+            score = score * 2**8
             try:
                 (gradient,) = torch.autograd.grad(score, activations, allow_unused=True)
             except RuntimeError:  # of what has no way back, as reentrant checkpoints
                 break
-            if gradient is not None:
+            # If all of it is zero, as of a dead network, that tells nothing of positions.
+            if gradient is not None and bool(gradient.any()):
                 return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
             break
     return n_positions, None

@@ -87,7 +87,7 @@ def test_a_layer_whose_rows_are_not_the_images_is_refused(method, batch_size):
 
 
 def test_a_named_layer_whose_rows_are_not_the_images_is_refused_in_fit():
-    with pytest.raises(ValueError, match=r"'net.act' .* with one row an image"):
+    with pytest.raises(ValueError, match=r"'net.act' gives shape .* with one row an image"):
         explainer(Folded().eval(), "net.act")
 
 

@@ -43,6 +43,7 @@ from sklcam.metrics import (
     evaluate,
     insertion_auc,
 )
+from sklcam.networks import TargetLayer
 from sklcam.training import ViewSampler
 
 
@@ -292,7 +293,7 @@ def test_what_needs_no_score(shape):
     model = network(Everywhere) if shape == "maps" else network()
     metrics = ("coherency", "complexity", "sparsity", "consistency", "rank_correlation")
     result = measure(
-        explainer(model),
+        explainer(model, target_layer="2" if shape == "maps" else "5"),
         metrics=metrics,
         target=lambda output: output[:, 1].flatten(1).mean(1) if output.ndim > 2 else output[:, 1],
     )
@@ -484,7 +485,7 @@ def test_nan_stays_nan_and_is_warned_of():
         next(model.parameters()).view(-1)[0] = torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimator = explainer(model)
+        estimator = explainer(model, target_layer=TargetLayer("5"))
     message = f"{N} of {N} maps, {N} of {N} images' values are NaN"
     with pytest.warns(ExplanationWarning, match=message):
         result = measure(estimator, y=LABELS, metrics=ALL, boxes=BOXES)

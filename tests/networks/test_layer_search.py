@@ -276,6 +276,20 @@ def test_behind_a_class_token_the_first_norm_of_the_last_block_is_explained(n_pr
     check_positions(model, found, sample)
 
 
+def test_where_a_class_hangs_on_one_token_an_earlier_layer_is_explained():
+    """As in VOLO, whose classes are those of a class token and, each, of its strongest patch."""
+
+    class Strongest(Blocks):
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.extra.expand(len(x), -1, -1), tokens], dim=1)
+            logits = self.head(self.norm(self.blocks(tokens)))
+            return logits[:, 0] + logits[:, 1:].amax(1)
+
+    found = find_target_layer(Strongest(1), sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer("blocks.1.norm1", "tokens", (8, 8), 1)
+
+
 def test_tokens_of_images_of_another_shape_are_refused():
     """As many tokens would be another grid, and nothing would show it."""
     model = Blocks(1)
@@ -325,7 +339,7 @@ def test_a_head_of_zeros_does_not_hide_where_gradients_would_be():
     [
         ("blocks.1.attention.softmax", "does not answer where images change"),  # (1, 1, 65, 65)
         ("norm", "does not answer where images change"),  # its last token is no patch
-        ("head", "is not a Tensor of three or four axes"),
+        ("head", r"gives shape \(1, 3\) for a sample of shape \(1, 3, 32, 32\)"),
     ],
 )
 def test_a_named_layer_that_is_no_grid_of_places_is_refused(name, why):
