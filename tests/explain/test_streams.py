@@ -187,7 +187,9 @@ def test_maps_in_the_frames_of_images_of_many_sizes():
         np.testing.assert_array_equal(ours_, expected)
 
 
-@pytest.mark.parametrize("target", [None, 2, lambda output: output[:, 2]], ids=str)
+@pytest.mark.parametrize(
+    "target", [None, 2, lambda output: output[:, 2]], ids=["None", "2", "callable"]
+)
 def test_one_target_for_all(target):
     ours = explainer()
     maps = np.concatenate([*ours.iter_explain(iter(TENSORS), target)])
