@@ -21,7 +21,7 @@ Encoded = str | bytes | Image.Image
 # How JPEG, PNG, GIF and WebP begin in base64, and any of them in a web page.
 BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:image/")
 
-_MAX_SHOWN = 80
+_MAX_SHOWN = 240
 
 
 def as_encoded(value: Any) -> Encoded | None:
@@ -91,8 +91,9 @@ def opened(item: Any) -> Iterator[Image.Image]:
 
 
 def shown(text: str) -> str:
-    """Return a text as it is quoted in a message, where it may be long."""
-    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
+    """Return a text as it is quoted in a message; of a path, the end is what tells."""
+    half = _MAX_SHOWN // 2
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:half]}...{text[-half:]}")
 
 
 def _advice_on(item: str | bytes) -> str:

@@ -180,7 +180,7 @@ class LastSigmoid(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # By where they are; the tensors are held, so that no others take their memory.
-        self._found: dict[tuple[torch.device, int], Tensor] = {}
+        self._found: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -199,8 +199,9 @@ class LastSigmoid(TorchDispatchMode):
         return _place(output) in self._found
 
 
-def _place(tensor: Tensor) -> tuple[torch.device, int]:
-    return tensor.device, tensor.untyped_storage().data_ptr()
+def _place(tensor: Tensor) -> int:
+    # Not the address of its numbers: on some devices a tensor has none.
+    return tensor.untyped_storage()._cdata
 
 
 def first_output(output: Any, name: str | int | None = None) -> Any:

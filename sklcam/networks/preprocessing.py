@@ -170,6 +170,12 @@ class Origin:
     preprocessing : Preprocessing
     class_names : tuple of str or None, default=None
         The name of each output.
+
+    Examples
+    --------
+    >>> from sklcam.networks import Origin
+    >>> Origin(class_names=("cat", "dog")).is_known  # its names are, how images are prepared is not
+    False
     """
 
     preprocessing: Preprocessing = Preprocessing()

@@ -119,7 +119,8 @@ class Trace:
     def is_output(self, traced: Traced) -> bool:
         """Whether a module gave what the network returns."""
         own, last = traced.output, self.output
-        return own.numel() == last.numel() and own.data_ptr() == last.data_ptr()
+        is_shared = own.untyped_storage()._cdata == last.untyped_storage()._cdata
+        return own.numel() == last.numel() and is_shared
 
     def holds_all(self, traced: Traced) -> bool:
         """Whether nothing leads around a module's output; of a normalisation, around its input."""
@@ -206,8 +207,11 @@ def _place(tensor: Any) -> tuple[Any, int]:
 def _may_be_grid(output: Any) -> bool:
     if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
         return False
-    # Of the axes one is channels; there must be another that is longer than one.
-    return sorted(output.shape[1:])[-2] > 1
+    *_, u, v = output.shape
+    if output.ndim == 3:
+        return u > 1 and v > 1
+    # Several positions, whether channels are first or last; one of many channels is none.
+    return u * v > 1 or (output.shape[1] * u > 1 and v > 1)
 
 
 def _kind(output: Any) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from sklcam import CAMExplainer
 from sklcam.cam import TopK, available, get_method
 from sklcam.explain import ExplanationWarning
+from sklcam.networks import TargetLayer
 
 SIZE = 12
 CONTROLS = {"uniform", "fakecam"}
@@ -44,7 +45,8 @@ def noise_images(n: int) -> torch.Tensor:
 
 
 def explain(name, model, images, target=None, normalize=False, **options) -> np.ndarray:
-    explainer = CAMExplainer(model, method_of(name), "5", verbose=0, **options).fit(images)
+    layer = TargetLayer("5")  # some of these networks do not answer, whatever image they are given
+    explainer = CAMExplainer(model, method_of(name), layer, verbose=0, **options).fit(images)
     return explainer.explain(images, target, normalize=normalize)
 
 

@@ -31,7 +31,7 @@ from sklcam.cam import (
     upsample,
 )
 from sklcam.cam.passes import record_for
-from sklcam.networks import find_target_layer
+from sklcam.networks import TargetLayer, find_target_layer
 
 SIZE = 32
 
@@ -64,7 +64,10 @@ def network(request):
 
 def raw_maps(method, model, images, target=None, layer=None) -> torch.Tensor:
     method = get_method(method)
-    layers = [find_target_layer(model, layer, sample=images[:1])] if layer else []
+    if layer == "0":  # of a network of a line of pixels, in which there is no up and down
+        layers = [TargetLayer(layer)]
+    else:
+        layers = [find_target_layer(model, layer, sample=images[:1])] if layer else []
     recorded = record_for([method], model, layers, images, target=target)
     (maps,) = method.explain(recorded)
     return maps[:, 0]
@@ -685,7 +688,7 @@ def test_excitation_backprop_leaves_the_scores_as_they_are(residual):
         (lambda: zoo.convnext_tiny(num_classes=5), "layer_norm"),
         (
             lambda: zoo.VisionTransformer(
-                32, 16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+                64, 16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
             ),
             "multi_head_attention|gelu|layer_norm",
         ),
@@ -695,6 +698,7 @@ def test_excitation_backprop_leaves_the_scores_as_they_are(residual):
 def test_excitation_backprop_is_for_relu_networks(build, function):
     model = build().eval()
     explainer = CAMExplainer(model, method="excitationbackprop", verbose=0)
-    explainer.fit(noise_images(1).float())
+    images = noise_images(1, size=64).float()
+    explainer.fit(images)
     with pytest.raises(ValueError, match=f"ReLU networks; this one uses .*({function})"):
-        explainer.explain(noise_images(1).float())
+        explainer.explain(images)

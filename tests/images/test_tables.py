@@ -398,7 +398,7 @@ def test_what_cannot_be_taken_says_what_would_do(X, message):
     ("X", "message"),
     [
         ([TEXT], r"do not exist, the first is .*; it is base64: pass base64.b64decode"),
-        ([f"data:image/png;base64,{TEXT}" * 9], r"\.\.\.'; it is base64"),
+        ([f"data:image/png;base64,{TEXT}" * 9], r"\.\.\..*'; it is base64"),
         ([TEXT.encode()], r"X\[0\], of \d+ bytes, cannot be read.*base64.b64decode"),
         ([b"cat.png"], r"7 bytes, cannot be read .* a path, pass it as a str, os.fsdecode"),
         ([b""], r"X\[0\], of 0 bytes, cannot be read"),
