@@ -157,6 +157,14 @@ class Questions(ABC):
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"target must be labels, as many for each image: {error}") from error
+        if labels.dtype == object and any(
+            isinstance(each, set | frozenset) for each in labels.flat
+        ):
+            raise ValueError(
+                "target takes one label an image, or a row of several with as many for each image, "
+                'as each has a map of its own; sets are for y. target="positive" is all labels '
+                "that the network finds, in one map."
+            )
         labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
         if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
             raise ValueError(

@@ -165,12 +165,17 @@ _SIGMOIDS = (
     torch.ops.aten.hardsigmoid.default,
     torch.ops.aten.hardsigmoid_.default,
 )
-# What hands on all numbers as they are, in other memory.
+# What makes probabilities of probabilities: copies, choices, bounds within [0, 1], and averages.
 _COPIES = (
     torch.ops.aten._to_copy.default,
     torch.ops.aten.clone.default,
     torch.ops.aten.cat.default,
     torch.ops.aten.stack.default,
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_select.default,
+    torch.ops.aten.clamp.default,
+    torch.ops.aten.nan_to_num.default,
+    torch.ops.aten.mean.dim,
 )
 
 

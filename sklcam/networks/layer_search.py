@@ -14,7 +14,14 @@ from sklcam._validation import check_tensor, describe, suggestion
 from sklcam.networks.dry_run import check_explainable, first_output, run_dry, unwrap
 from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.probing import Forward, Traced, count_positions, layouts_of, trace
+from sklcam.networks.probing import (
+    Forward,
+    Traced,
+    count_positions,
+    is_passed_at,
+    layouts_of,
+    trace,
+)
 
 # A layer that ends in the first part of a network sees little of what the network does.
 _LEAST_DEPTH = 0.5
@@ -218,7 +225,9 @@ class _Search:
                 layer = self._read(traced)
                 # Of tokens that are alive, all may be of classes.
                 if layer is not None and self._is_alive(traced, layer):
-                    return layer
+                    if not self._is_passed(traced, layer):
+                        return layer
+                    continue
                 # What lies before it may be known, and may be too early. But of two or three tokens
                 # that are no grid, all are of classes.
                 is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)
@@ -253,6 +262,15 @@ class _Search:
         what = f"can be read as {read}" if layouts else "does not answer where images change"
         self._refuse(traced, what + _UNSETTLED)
         return None
+
+    def _is_passed(self, traced: Traced, layer: TargetLayer) -> bool:
+        """Whether what a normalisation is given counts, at its positions, without it as well."""
+        if not self._trace.is_passed(traced):
+            return False
+        if not is_passed_at(self._model, layer, self._sample, self._forward):
+            return False
+        self._refuse(traced, "is passed by: what it is given counts beside it")
+        return True
 
     def _usual(self) -> TargetLayer | None:
         """Return the usual layer of a known network inside (behind a normalisation), if it ran."""

@@ -124,9 +124,13 @@ class Trace:
 
     def holds_all(self, traced: Traced) -> bool:
         """Whether nothing leads around a module's output; of a normalisation, around its input."""
-        return not self._reaches(traced.nodes[0]) or (
+        return not self.is_passed(traced) or (
             traced.normalizes and not self._reaches(traced.nodes[1])
         )
+
+    def is_passed(self, traced: Traced) -> bool:
+        """Whether something leads around a module's output."""
+        return self._reaches(traced.nodes[0])
 
     def _reaches(self, barred: Any) -> bool:
         """Whether the images are reached from the output without passing a place in the graph."""
@@ -322,7 +326,14 @@ def _in_place(
             yield TargetLayer(name, layout=layout)  # type: ignore[arg-type]
         return
     n_tokens = responses.shape[1]
-    for grid in _grids(n_tokens, size):
+    # Of grids of almost the same proportions, one is best in place.
+    fits = {
+        grid: _agreement(responses[:, n_tokens - math.prod(grid) :].unflatten(1, grid))
+        / math.prod(grid)
+        for grid in _grids(n_tokens, size)
+    }
+    best = max(fits.values(), default=0)
+    for grid in (grid for grid, fit in fits.items() if fit * _ENOUGH > best):
         n_prefix = n_tokens - math.prod(grid)
         # Shifted by a token or two, quadrants still answer, but not as well.
         shifted = [
@@ -370,7 +381,7 @@ def contrast(responses: Tensor) -> float:
 
 
 def _agreement(responses: Tensor) -> float:
-    """Return which share of all answers is in place, where each position counts alike."""
+    """Return the sum over positions of the share of their answers that is in place."""
     share = responses / responses.sum(dim=0).clamp(min=torch.finfo(responses.dtype).tiny)
     return float((share * _quadrants(responses)).sum())
 
@@ -428,6 +439,42 @@ def count_positions(
                 return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
             break
     return n_positions, None
+
+
+def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward) -> bool:
+    """Whether the output has a gradient, at several positions, that passes a normalisation by.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layer : TargetLayer
+        A normalisation: its input lies as its output does.
+    sample, forward
+        As in :func:`trace`.
+
+    Returns
+    -------
+    bool
+    """
+    given: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        given.append(inputs[0])
+        return output.detach()
+
+    with torch.inference_mode(False), left_as_found(model), _no_zeros(model):
+        handle = layer.of(model).register_forward_hook(cut)
+        try:
+            with torch.enable_grad():
+                image = noise(sample, 1, torch.Generator().manual_seed(0)).requires_grad_()
+                output = at_least_float32(forward(image.clone()))
+                score = output.amax() if output.ndim == 2 else output.sum()
+        finally:
+            handle.remove()
+        if not (output.requires_grad and given[-1].requires_grad):
+            return False
+        (gradient,) = torch.autograd.grad(score, given[-1], allow_unused=True)
+    return gradient is not None and int((layer.to_grid(gradient) != 0).any(dim=1).sum()) > 1
 
 
 @contextmanager

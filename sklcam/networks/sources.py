@@ -71,6 +71,8 @@ def origin_of(network: nn.Module) -> Origin:
     (224, 224)
     """
     network = unwrap(network)
+    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module  # which computes the same
     if isinstance(getattr(network, "origin", None), Origin):
         return network.origin  # type: ignore[return-value]
     return origin_of_timm(network) or origin_of_transformers(network) or Origin()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -121,6 +122,11 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
 def _task_of(evidence: Evidence, n_outputs: int) -> Task:
     """Return the task that nobody has named."""
     kind = None if evidence.y is None else kind_of_labels(evidence.y)
+    if kind == "numbers" and isinstance(evidence.y, list | tuple) and _holds_integers(evidence.y):
+        raise ValueError(
+            "y has rows of integers, which may be labels that an image has several of, or numbers. "
+            'If they are labels, give sets, [{3, 5}, {5}]; if they are numbers, task="regression".'
+        )
     if kind == "numbers":
         return "regression"
     if kind in ("indicator", "label sets"):
@@ -156,6 +162,11 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
         'is the logit of the second of two classes, with output="probabilities" if it is its '
         'probability; or task="regression" if it is a number.'
     )
+
+
+def _holds_integers(y: Any) -> bool:
+    table = np.asarray(y)
+    return table.ndim == 2 and table.dtype.kind in "iu"
 
 
 def _names_two(labels: Any) -> bool:

@@ -623,3 +623,38 @@ def test_a_display_of_each_task(task):
     true = {"binary": "true: 1", "multilabel": "true: ", "regression": "true: x "}[task]
     assert true in titles
     assert "[" not in titles
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6),
+        lambda z: z.sigmoid().nan_to_num(),
+        lambda z: torch.stack([z.sigmoid(), (2 * z).sigmoid()]).mean(0),
+        lambda z: z.sigmoid()[:, [0]],
+    ],
+)
+def test_what_keeps_probabilities_keeps_them_known(function):
+    network = Net(last=Applied(function)).eval()
+    ours = CAMExplainer(network, verbose=0).fit(IMAGES)
+    assert ours.task_ == "binary"
+    expected = network(IMAGES).detach().numpy()
+    assert_allclose(ours.predict_proba(IMAGES)[:, 1:], expected, atol=1e-6)
+
+
+def test_sets_are_no_targets_and_rows_of_integers_no_task():
+    network = Net(2).eval()
+    ours = CAMExplainer(network, verbose=0, task="multilabel", classes=["a", "b"]).fit(IMAGES)
+    with pytest.raises(ValueError, match=r'sets are for y\. target="positive"'):
+        ours.explain(IMAGES, target=[{"a"}, {"a", "b"}, {"b"}, {"a"}, {"a"}, {"b"}])
+    with pytest.raises(ValueError, match=r"rows of integers.* give sets, .* task=\"regression\""):
+        CAMExplainer(network, verbose=0).fit(IMAGES, [[3, 5], [5, 3], [3, 3]] * 2)

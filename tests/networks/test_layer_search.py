@@ -326,6 +326,26 @@ def test_a_block_that_is_called_a_norm_is_none():
     assert found == TargetLayer("blocks.1.attention.norm", "tokens", (8, 8), 1)
 
 
+def test_a_norm_that_is_passed_by_gives_way_to_what_it_is_given():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.head, self.other = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return 0.01 * self.head(self.norm(x).amax((2, 3))) + self.other(x.mean((2, 3)))
+
+    assert find_target_layer(Beside(), sample=torch.zeros(1, 3, 16, 16)) == TargetLayer("conv")
+
+
+def test_grids_of_almost_the_same_proportions_are_told_apart():
+    """Of 29 tokens of an image of 24 x 16, 6 x 4 and five others, or 7 x 4 and one."""
+    found = find_target_layer(Blocks(5), sample=torch.zeros(1, 3, 24, 16))
+    assert found == TargetLayer("norm", "tokens", (6, 4), 5)
+
+
 def test_a_head_of_zeros_does_not_hide_where_gradients_would_be():
     model = Blocks(1, readout="class token")
     nn.init.zeros_(model.head.weight)

@@ -221,3 +221,15 @@ def test_a_source_of_three_channels_and_images_of_one():
     network = build_model("timm/resnet18", in_channels=1, n_classes=3, image_size=(96, 96))
     explainer = CAMExplainer(network, verbose=0).fit(np.zeros((1, 40, 40)))
     assert explainer.preprocessing_.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
+
+
+def test_a_network_in_data_parallel_is_prepared_for_as_it_is_alone():
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3, num_classes=3
+    ).eval()
+    alone, parallel = (
+        CAMExplainer(each, image_size=64, verbose=0).fit()
+        for each in (network, torch.nn.DataParallel(network))
+    )
+    assert parallel.preprocessing_.mean == alone.preprocessing_.mean == (0.5, 0.5, 0.5)
