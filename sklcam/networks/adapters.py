@@ -190,7 +190,7 @@ class Adapter(ABC):
         return self.readout.probabilities(columns)
 
     def decide(self, columns: Tensor) -> Tensor:
-        """Return what is predicted, as :meth:`Readout.decide` does."""
+        """Return what is predicted, as ``Readout.decide`` does."""
         answers = self.probabilities(columns) if self.readout.has_probabilities else columns
         return self.readout.decide(answers)
 

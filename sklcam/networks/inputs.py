@@ -61,7 +61,7 @@ class Inputs:
         ----------
         value : Tensor, mapping of str to Tensor, or Inputs
         name : str or None, default=None
-            Which entry of a mapping is the image; see :func:`name_of_images`.
+            Which entry of a mapping is the image; see ``name_of_images``.
 
         Returns
         -------

@@ -225,9 +225,10 @@ class _Search:
                 layer = self._read(traced)
                 # Of tokens that are alive, all may be of classes.
                 if layer is not None and self._is_alive(traced, layer):
-                    if not self._is_passed(traced, layer):
-                        return layer
-                    continue
+                    # What a normalisation is given would be better, if a module gives it.
+                    if id(traced.given) in groups and self._is_passed(traced, layer):
+                        continue
+                    return layer
                 # What lies before it may be known, and may be too early. But of two or three tokens
                 # that are no grid, all are of classes.
                 is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)

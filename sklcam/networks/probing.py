@@ -22,6 +22,7 @@ from sklcam.networks.dry_run import exclusive, left_as_found
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import record
+from sklcam.networks.token_order import are_in_order
 
 Forward = Callable[[Tensor], Any]
 Size = tuple[int, int]
@@ -256,7 +257,12 @@ def layouts_of(
         except Exception:  # a network that takes one size, or one image, may raise anything
             break
         if found or _NCHW not in responses:
-            return found
+            images = noise(sample, 2, torch.Generator().manual_seed(1))
+            return [
+                layer
+                for layer in found
+                if layer.layout != "tokens" or are_in_order(model, layer, images, forward)
+            ]
         is_refuted = contrast(responses[_NCHW]) < 1 / _CLEAR  # NaN refutes nothing
         if is_nchw and not is_refuted:
             break

@@ -429,3 +429,52 @@ def test_what_takes_more_than_images_is_called_by_its_owner():
         forward=lambda images: model(images, torch.ones(len(images))),
     )
     assert found == TargetLayer("norm", "tokens", (8, 8), 1)
+
+
+class Reordered(Blocks):
+    """Patches in another order, or with the class token somewhere among them."""
+
+    def __init__(self, order, at=None):
+        super().__init__(0 if at is None else 1, n_blocks=3)
+        self.order, self.at = order, at
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)[:, self.order]
+        if self.at is not None:
+            extra = self.extra.expand(len(x), -1, -1)
+            tokens = torch.cat([tokens[:, : self.at], extra, tokens[:, self.at :]], dim=1)
+        tokens = self.norm(self.blocks(tokens))
+        return self.head(tokens.mean(1) if self.at is None else tokens[:, self.at])
+
+
+RASTER = torch.arange(96)  # of 8 x 12 patches
+WINDOWS = RASTER.view(2, 4, 3, 4).permute(0, 2, 1, 3).reshape(-1)
+SERPENTINE = RASTER.view(8, 12).clone()
+SERPENTINE[1::2] = SERPENTINE[1::2].flip(1)
+
+
+@pytest.mark.parametrize("at", [None, 0])
+def test_tokens_in_order_are_taken(at):
+    found = find_target_layer(Reordered(RASTER, at), sample=torch.zeros(1, 3, 32, 48))
+    name = "norm" if at is None else "blocks.2.norm1"
+    assert found == TargetLayer(name, "tokens", (8, 12), 0 if at is None else 1)
+
+
+@pytest.mark.parametrize(
+    ("order", "at"),
+    [
+        (RASTER, 1),
+        (RASTER, 3),
+        (RASTER, 24),
+        (RASTER, 48),
+        (RASTER, 96),
+        (WINDOWS, None),
+        (SERPENTINE.reshape(-1), None),
+        (RASTER.view(8, 12).T.reshape(-1), None),
+    ],
+    ids=["at 1", "at 3", "at 24", "at 48", "at 96", "windows", "serpentine", "columns"],
+)
+def test_tokens_in_another_order_are_refused(order, at):
+    """Quadrants of a grid answer in place, though its tokens are not where it says."""
+    with pytest.raises(ValueError, match="cannot be settled"):
+        find_target_layer(Reordered(order, at), sample=torch.zeros(1, 3, 32, 48))
