@@ -177,6 +177,9 @@ class Questions(ABC):
                 "explain; give a callable target that makes one score per image of it."
             )
         known, flat = names, labels.ravel()
+        is_place = labels.dtype.kind in "iu" and names.dtype.kind in "UO"
+        if is_place and self.adapter.task == "regression":
+            known = np.arange(len(names))
         if self.class_names_ is not None and labels.dtype.kind in "UO":
             known = self.class_names_
             twice = [name for name in {*flat.tolist()} if (known == name).sum() > 1]

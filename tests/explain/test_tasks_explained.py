@@ -658,3 +658,14 @@ def test_sets_are_no_targets_and_rows_of_integers_no_task():
         ours.explain(IMAGES, target=[{"a"}, {"a", "b"}, {"b"}, {"a"}, {"a"}, {"b"}])
     with pytest.raises(ValueError, match=r"rows of integers.* give sets, .* task=\"regression\""):
         CAMExplainer(network, verbose=0).fit(IMAGES, [[3, 5], [5, 3], [3, 3]] * 2)
+
+
+def test_numbers_of_a_regression_go_by_name_and_by_place():
+    network = Net(2).eval()
+    ours = CAMExplainer(network, verbose=0, task="regression", classes=["width", "height"])
+    ours.fit(IMAGES)
+    assert_array_equal(ours.explain(IMAGES, target=1), ours.explain(IMAGES, target="height"))
+    assert_array_equal(
+        ours.explain(IMAGES, target=[0, 1] * 3),
+        ours.explain(IMAGES, target=["width", "height"] * 3),
+    )
