@@ -347,10 +347,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             known = self._labels_of(y, numbers)
         names = numbers if known is None else np.asarray(known)
         if names.shape != (n_columns,) or len(np.unique(names)) != n_columns:
-            what = "one output, for two classes," if self.task_ == "binary" else "outputs"
-            what = what if self.task_ == "binary" else f"{n_columns} {what},"
+            outputs = f"{n_columns} outputs"
+            if self.task_ == "binary":
+                outputs = "one output, for two classes"
             raise ValueError(
-                f"The network has {what} and there are {len(np.unique(names))} labels for them; "
+                f"The network has {outputs}, and {len(np.unique(names))} labels for them: "
                 "give classes= the label of each output, in their order."
             )
         if y is not None and self.task_ == "regression":
@@ -441,7 +442,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     # Prediction
 
-    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]  # scikit-learn is untyped
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class.
 

@@ -45,13 +45,7 @@ class EncodedRows(Sequence[Any]):
 
     def __getitem__(self, i: Any) -> Any:
         value = self._rows[int(i)].column(self._name)[0].as_py()
-        if (
-            isinstance(value, dict)
-            and value.get("bytes") is None
-            and "://" in value.get("path", "")
-        ):
-            return self._feature.decode_example(value)  # which knows how to fetch it
-        return value
+        return decoded_if_remote(self._feature, value)
 
     def columns(self) -> Iterator[Any]:
         """Yield the column, piece by piece."""
@@ -60,7 +54,7 @@ class EncodedRows(Sequence[Any]):
 
 
 def decoded_if_remote(feature: Any, value: Any) -> Any:
-    """Return a value of a Hugging Face column; the image, if it is elsewhere and to be fetched."""
+    """Return a value of a Hugging Face column; the image, if its library must fetch it first."""
     is_file = isinstance(value, dict) and value.get("bytes") is None
     is_remote = is_file and "://" in (value.get("path") or "")
     return feature.decode_example(value) if is_remote else value

@@ -190,22 +190,23 @@ class LastSigmoid(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _SIGMOIDS or (func in _COPIES and self._are_found(args[0])):
-            self._found[_place(result)] = result
+            self._found[memory_of(result)] = result
         elif func._schema.is_mutable and args and isinstance(args[0], Tensor):
-            self._found.pop(_place(args[0]), None)  # it is something else now
+            self._found.pop(memory_of(args[0]), None)  # it is something else now
         return result
 
     def _are_found(self, value: Any) -> bool:
         parts = [value] if isinstance(value, Tensor) else [*value]
-        return all(_place(part) in self._found for part in parts)
+        return all(memory_of(part) in self._found for part in parts)
 
     def gave(self, output: Tensor) -> bool:
         """Whether one gave the output, or what it is a view or a copy of."""
-        return _place(output) in self._found
+        return memory_of(output) in self._found
 
 
-def _place(tensor: Tensor) -> int:
-    # Not the address of its numbers: on some devices a tensor has none.
+def memory_of(tensor: Tensor) -> int:
+    """Return what is the same for tensors that share their memory, as views do."""
+    # Not the address of the numbers, which is public: on some devices there is none.
     return tensor.untyped_storage()._cdata
 
 
@@ -224,7 +225,7 @@ def first_output(output: Any, name: str | int | None = None) -> Any:
     Returns
     -------
     object
-        What is no tensor, and holds none by that rule, is returned as it is.
+        A Tensor, or whatever else the network returns where no output can be found by that rule.
 
     Raises
     ------

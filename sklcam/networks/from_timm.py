@@ -84,8 +84,11 @@ class TimmSource(Source):
                 model = _filled(create(), architecture, cfg, given, Path(weights))
             else:
                 model = create(pretrained=True)
-        except Exception as error:
-            raise self._explained(error, kind, where, given) from error
+        except Exception as error:  # of timm, torch or a download, which have no kind in common
+            explained = self._explained(error, kind, where, given)
+            if explained is None:
+                raise
+            raise explained from error
         # By its architecture: whoever builds it again need not have the folder, or the network.
         model.built_as = {
             **{"name": f"timm/{where if kind == 'timm' else architecture}"},
@@ -132,8 +135,11 @@ class TimmSource(Source):
         read = load_model_config_from_hf if kind == "hf-hub" else _config_in_folder
         try:
             cfg, architecture, args = read(where)
-        except Exception as error:
-            raise self._explained(error, kind, where, {}) from error
+        except Exception as error:  # of a file, or of a download, which have no kind in common
+            explained = self._explained(error, kind, where, {})
+            if explained is None:
+                raise
+            raise explained from error
         if args and args.get("img_size") is not None:  # which older ones leave out of the other
             side, channels = args["img_size"], cfg.get("input_size", (3,))[0]
             cfg["input_size"] = (channels, *((side, side) if isinstance(side, int) else side))
@@ -145,8 +151,8 @@ class TimmSource(Source):
 
     def _explained(
         self, error: Exception, kind: str, where: str, given: dict[str, Any]
-    ) -> Exception:
-        """Return an error that says what to do about another one."""
+    ) -> Exception | None:
+        """Return an error that says what to do about another one; None if nothing is known."""
         if isinstance(error, AssertionError) or "img_size" in str(error):
             return ValueError(
                 f"timm's {where} cannot be built for images of {given.get('img_size')}: {error}"
@@ -173,7 +179,7 @@ class TimmSource(Source):
                     else "by other means, and pass its path as weights."
                 )
             )
-        return error
+        return None
 
 
 def origin_of_timm(network: nn.Module) -> Origin | None:

@@ -132,6 +132,52 @@ def check_positions(
         )
 
 
+def layer_instead(model: nn.Module, layer: TargetLayer, sample: Tensor) -> str | None:
+    """Name a layer like a bypassed one that everything passes, and that has a map.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layer : TargetLayer
+    sample : float Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    str or None
+        The nearest of those behind the layer, or else of those before it, whose output has the
+        layer's shape and a gradient at several positions. None if there is none.
+
+    Raises
+    ------
+    AttributeError
+        If the layer is not part of the network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.networks import TargetLayer, build_model
+    >>> from sklcam.networks.layer_search import layer_instead
+    >>> net = build_model("resnet18", n_classes=2).eval()
+    >>> layer_instead(net, TargetLayer("layer4.1.conv2"), torch.zeros(1, 3, 64, 64))
+    'layer4.1'
+    """
+    part = layer.of(model)
+    sample, forward = _ready(model, sample, None)
+    traced = trace(model, sample, forward)
+    ran = [each.module for each in traced.traced]
+    if part not in ran:
+        return None
+    own = ran.index(part)
+    for each in [*traced.traced[own + 1 :], *reversed(traced.traced[:own])]:
+        if each.shape != traced.traced[own].shape or traced.is_passed(each):
+            continue
+        like = replace(layer, name=each.name, run=None)
+        _, n_alive = count_positions(model, like, sample, forward)
+        if n_alive is not None and n_alive > 1:
+            return each.name
+    return None
+
+
 def _dead(n_alive: int, n_positions: int) -> str:
     return f"has a gradient at {n_alive} of its {n_positions} positions"
 

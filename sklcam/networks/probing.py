@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from sklcam.networks.dry_run import exclusive, left_as_found
+from sklcam.networks.dry_run import exclusive, left_as_found, memory_of
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import record
@@ -120,8 +120,7 @@ class Trace:
     def is_output(self, traced: Traced) -> bool:
         """Whether a module gave what the network returns."""
         own, last = traced.output, self.output
-        is_shared = own.untyped_storage()._cdata == last.untyped_storage()._cdata
-        return own.numel() == last.numel() and is_shared
+        return own.numel() == last.numel() and memory_of(own) == memory_of(last)
 
     def holds_all(self, traced: Traced) -> bool:
         """Whether nothing leads around a module's output; of a normalisation, around its input."""
@@ -421,8 +420,7 @@ def count_positions(
         None if no gradient leads from the output to the layer at all, which explaining says, or all
         of it is zero.
     """
-    generator = torch.Generator().manual_seed(0)
-    image = noise(sample, 1, generator)
+    image = noise(sample, 1, torch.Generator().manual_seed(0))
     # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
     for trunk in (False, True):
         with left_as_found(model), _no_zeros(model), record(model, layer, trunk=trunk) as tape:
@@ -431,13 +429,8 @@ def count_positions(
             n_positions = layer.n_positions(activations.detach())
             if not output.requires_grad:
                 continue
-            # Of classes one, as each may hang on a position of its own; else any direction. Large,
-            # so that half precision loses no gradient.
-            weights = torch.randn(output.shape, generator=generator).to(output)
-            score = output.amax() if output.ndim == 2 else (output * weights).sum()
-            score = score * 2**8
             try:
-                (gradient,) = torch.autograd.grad(score, activations, allow_unused=True)
+                (gradient,) = torch.autograd.grad(_score(output), activations, allow_unused=True)
             except RuntimeError:  # of what has no way back, as reentrant checkpoints
                 break
             # If all of it is zero, as of a dead network, that tells nothing of positions.
@@ -474,13 +467,21 @@ def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: 
             with torch.enable_grad():
                 image = noise(sample, 1, torch.Generator().manual_seed(0)).requires_grad_()
                 output = at_least_float32(forward(image.clone()))
-                score = output.amax() if output.ndim == 2 else output.sum()
+                score = _score(output)
         finally:
             handle.remove()
         if not (output.requires_grad and given[-1].requires_grad):
             return False
         (gradient,) = torch.autograd.grad(score, given[-1], allow_unused=True)
     return gradient is not None and int((layer.to_grid(gradient) != 0).any(dim=1).sum()) > 1
+
+
+def _score(output: Tensor) -> Tensor:
+    """Return one number that hangs on an output."""
+    # Of classes one, as each may hang on a position of its own; else any direction. Large, so that
+    # half precision loses no gradient.
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    return 2**8 * (output.amax() if output.ndim == 2 else (output * weights).sum())
 
 
 @contextmanager

@@ -28,9 +28,22 @@ _PROBLEM_TYPES: Mapping[str, Task] = {
     "multi_label_classification": "multilabel",
     "regression": "regression",
 }
-_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
-_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-_OF_LABELS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
+# Of these losses it is known what they are for, and so what they are not for.
+_LOSSES: Mapping[type[nn.Module], tuple[Task, ...]] = {
+    nn.CrossEntropyLoss: ("multiclass",),
+    nn.NLLLoss: ("multiclass",),
+    nn.MultiMarginLoss: ("multiclass",),
+    nn.BCEWithLogitsLoss: ("binary", "multilabel"),
+    nn.BCELoss: ("binary", "multilabel"),
+    nn.MultiLabelSoftMarginLoss: ("multilabel",),
+    nn.MSELoss: ("regression",),
+    nn.L1Loss: ("regression",),
+    nn.SmoothL1Loss: ("regression",),
+    nn.HuberLoss: ("regression",),
+    nn.PoissonNLLLoss: ("regression",),
+    nn.SoftMarginLoss: (),  # its labels are -1 and 1
+    nn.MultiLabelMarginLoss: (),  # its labels are lists of indices, filled up
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,11 +261,26 @@ def task_of_criterion(criterion: object, evidence: Evidence) -> tuple[Task | Non
     task : str or None
     is_probability : bool
     """
-    if isinstance(criterion, _OF_NUMBERS):
-        return "regression", False
-    if isinstance(criterion, _OF_CLASSES):
-        return "multiclass", isinstance(criterion, nn.NLLLoss)
-    if isinstance(criterion, _OF_LABELS):
-        is_single = evidence.n_outputs == 1
-        return "binary" if is_single else "multilabel", isinstance(criterion, nn.BCELoss)
-    return None, False
+    tasks = tasks_of(criterion)
+    if not tasks:
+        return None, False
+    task = tasks[0]
+    if "multilabel" in tasks:
+        task = "binary" if evidence.n_outputs == 1 else "multilabel"
+    return task, is_loss(criterion, nn.NLLLoss, nn.BCELoss)
+
+
+def tasks_of(criterion: object) -> tuple[Task, ...] | None:
+    """Return the tasks that a loss is for; None if that is not known."""
+    return next((tasks for kind, tasks in _LOSSES.items() if is_loss(criterion, kind)), None)
+
+
+def is_loss(criterion: object, *kinds: type[nn.Module]) -> bool:
+    """Whether a loss, or the class of one, is of one of these kinds."""
+    is_class = isinstance(criterion, type) and issubclass(criterion, kinds)
+    return is_class or isinstance(criterion, kinds)
+
+
+def name_of_loss(criterion: object) -> str:
+    """Return the name of a loss, or of the class of one, or of a function."""
+    return getattr(criterion, "__name__", type(criterion).__name__)

@@ -5,7 +5,6 @@ What follows a layer can be run again on other activations, without what lies be
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sklcam.networks.dry_run import exclusive, first_output, replaced
-from sklcam.networks.layers import Layer, TargetLayer, module_of
+from sklcam.networks.layers import Layer, module_of
 
 
 class Trunk:
@@ -263,97 +262,25 @@ def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
     (False, True)
     """
     part, _ = module_of(module, layer)
-    bypassed, _ = _cut_at(module, part, sample)
-    return bypassed
-
-
-def _cut_at(module: nn.Module, part: nn.Module, sample: Tensor) -> tuple[bool, Tensor | None]:
-    """Return whether there is a way beside a layer, and the gradient that reaches its output."""
     images = sample.clone().requires_grad_()
-    leaves: list[Tensor] = []
+    n_runs = 0
 
-    def cut(part: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            return output
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # as what follows may work in place
+    def cut(part: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        nonlocal n_runs
+        n_runs += 1
+        return output.detach()
 
     handle = part.register_forward_hook(cut)
     try:
         with torch.enable_grad():
             # A copy, as the first module may work in place.
             output = first_output(module(images.clone()))
-            n_runs = len(leaves)  # before checkpoints run the layer again, for the way back
-            if n_runs != 1:  # of several, each is beside the others
-                return n_runs > 1, None
+            if n_runs > 1:  # each run is beside the others
+                return True
             if not output.requires_grad:
-                return False, None
-            gradients = torch.autograd.grad(output.sum(), [images, leaves[0]], allow_unused=True)
+                return False
+            # Within the hook, as checkpoints run the layer again, for the way back.
+            (gradient,) = torch.autograd.grad(output.sum(), images, allow_unused=True)
     finally:
         handle.remove()
-    return gradients[0] is not None, gradients[1]
-
-
-def layer_instead(module: nn.Module, layer: TargetLayer, sample: Tensor) -> str | None:
-    """Name a layer like a bypassed one that everything passes, and that has a map.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network, in evaluation mode, as it is run several times.
-    layer : TargetLayer
-    sample : Tensor of shape (1, channels, height, width)
-
-    Returns
-    -------
-    str or None
-        The nearest of those behind the layer, or else of those before it, whose output has the
-        layer's shape and a gradient at more than one position. None if there is none.
-
-    Raises
-    ------
-    AttributeError
-        If the layer is not part of the network.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.networks import TargetLayer, build_model
-    >>> from sklcam.networks.trunk import layer_instead
-    >>> net = build_model("resnet18", n_classes=2).eval()
-    >>> layer_instead(net, TargetLayer("layer4.1.conv2"), torch.zeros(1, 3, 64, 64))
-    'layer4.1'
-    """
-    # Heads may begin with weights of zero, and layers be zero for an image without edges: no
-    # gradient would come through.
-    module = copy.deepcopy(module)
-    for parameter in module.parameters():
-        if not parameter.any():
-            parameter.data = _slope_like(parameter)
-    sample = sample + _slope_like(sample)
-    start = layer.of(module)
-    finished: list[tuple[str, torch.Size]] = []
-    with torch.no_grad(), ExitStack() as hooks:
-        for name, part in module.named_modules():
-
-            def note(part: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    finished.append((name, output.shape))
-
-            hooks.callback(part.register_forward_hook(note).remove)
-        module(sample)
-    names = [name for name, _ in finished]
-    own = names.index(next(name for name, part in module.named_modules() if part is start))
-    for name, shape in [*finished[own + 1 :], *reversed(finished[:own])]:
-        if not name or shape != finished[own][1] or names.count(name) > 1:
-            continue
-        bypassed, gradient = _cut_at(module, module.get_submodule(name), sample)
-        if bypassed or gradient is None:
-            continue
-        if layer.to_grid(gradient).abs().amax(dim=1).count_nonzero() > 1:
-            return name
-    return None
-
-
-def _slope_like(tensor: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, tensor.numel()).reshape(tensor.shape).to(tensor)
+    return gradient is not None

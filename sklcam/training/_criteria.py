@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.networks.dry_run import replaced, unwrap
-from sklcam.training.tasks import Task, takes_logits, tasks_of
+from sklcam.networks.tasks import is_loss, name_of_loss, tasks_of
+from sklcam.training.tasks import Task, takes_logits
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _OF_LABELS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
@@ -31,7 +32,7 @@ def check_criterion(
 
     Or if it returns no mean, or cannot tell the loss of each image, where images have weights.
     """
-    name = getattr(criterion, "__name__", type(criterion).__name__)
+    name = name_of_loss(criterion)
     is_made = isinstance(criterion, nn.Module)
     known = vars(criterion) if is_made else signature(criterion).parameters
     reduction = options.get("reduction", vars(criterion).get("reduction") if is_made else None)
@@ -45,7 +46,7 @@ def check_criterion(
         raise ValueError(f'{name} must return one number: use reduction="mean", its default.')
     for option in ("weight", "pos_weight"):
         weight = options.get(option, getattr(criterion, option, None) if is_made else None)
-        if weight is not None and _is_kind(criterion, (*_OF_CLASSES, *_OF_LABELS)):
+        if weight is not None and is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):
             _check_weight(weight, option, task, classes)
 
 
@@ -78,7 +79,7 @@ def check_takes_probabilities(criterion: object, nonlinearity: object) -> None:
     nonlinearity : callable, "auto" or None
         What makes probabilities of outputs, as in skorch.
     """
-    name = getattr(criterion, "__name__", type(criterion).__name__)
+    name = name_of_loss(criterion)
     if takes_logits(criterion):
         raise ValueError(
             f"The network ends in a sigmoid, and {name} takes the sigmoid of what it is given. "
@@ -92,13 +93,8 @@ def check_takes_probabilities(criterion: object, nonlinearity: object) -> None:
         )
 
 
-def _is_kind(criterion: object, kinds: tuple[type, ...]) -> bool:
-    is_class = isinstance(criterion, type) and issubclass(criterion, kinds)
-    return is_class or isinstance(criterion, kinds)
-
-
 def _is_of_classes(criterion: object) -> bool:
-    return _is_kind(criterion, _OF_CLASSES)
+    return is_loss(criterion, *_OF_CLASSES)
 
 
 def _classes_weigh(criterion: nn.Module) -> Tensor | None:
@@ -129,7 +125,7 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:
     """Return a criterion's options, its weights of classes as floats: they may come as a list."""
-    if not _is_kind(criterion, (*_OF_CLASSES, *_OF_LABELS)):  # by which others may mean anything
+    if not is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):  # by which others may mean anything
         return options
     return {
         name: _as_weights(value, name) if name in ("weight", "pos_weight") else value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sklcam.networks.layer_search import layer_instead
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.trunk import is_bypassed, layer_instead
+from sklcam.networks.trunk import is_bypassed
 
 
 def check_kernels(module: nn.Module) -> None:

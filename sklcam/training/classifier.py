@@ -31,6 +31,7 @@ from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.readouts import Readout, readout
 from sklcam.networks.readouts import Task as TaskName
+from sklcam.networks.tasks import tasks_of
 from sklcam.training import _criteria as criteria
 from sklcam.training._checks import check_scaling, check_window
 from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
@@ -44,7 +45,6 @@ from sklcam.training.tasks import (
     Task,
     task_of_labels,
     task_of_output,
-    tasks_of,
 )
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
@@ -515,7 +515,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             made = self.__dict__["_readout"] = readout(self.task_, is_probability=is_probability)
         return made
 
-    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]  # scikit-learn is untyped
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class; not for a regression.
 

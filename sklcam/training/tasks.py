@@ -19,25 +19,9 @@ from sklcam._validation import describe
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels, learn_label_sets
 from sklcam.images.labels import check_labels, encode_labels
 from sklcam.networks.readouts import Task as TaskName
+from sklcam.networks.tasks import is_loss, name_of_loss, tasks_of
 
 Criterion = str | nn.Module | Callable[..., nn.Module]
-
-# Of these losses it is known what they are for, and so what they are not for.
-_LOSSES: dict[type[nn.Module], tuple[TaskName, ...]] = {
-    nn.CrossEntropyLoss: ("multiclass",),
-    nn.NLLLoss: ("multiclass",),
-    nn.MultiMarginLoss: ("multiclass",),
-    nn.BCEWithLogitsLoss: ("binary", "multilabel"),
-    nn.BCELoss: ("binary", "multilabel"),
-    nn.MultiLabelSoftMarginLoss: ("multilabel",),
-    nn.MSELoss: ("regression",),
-    nn.L1Loss: ("regression",),
-    nn.SmoothL1Loss: ("regression",),
-    nn.HuberLoss: ("regression",),
-    nn.PoissonNLLLoss: ("regression",),
-    nn.SoftMarginLoss: (),  # its labels are -1 and 1
-    nn.MultiLabelMarginLoss: (),  # its labels are lists of indices, filled up
-}
 
 
 class Task(ABC):
@@ -231,7 +215,7 @@ def task_of_labels(task: str, y: Any, criterion: object) -> TaskName:
         task = _settle(kind_of_labels(y), y, criterion)
     fits = tasks_of(criterion)
     if fits is not None and task not in fits:
-        name = _name_of(criterion)
+        name = name_of_loss(criterion)
         if not fits:
             raise ValueError(
                 f"{name} takes labels that are neither indices nor 0 and 1. Leave the criterion at "
@@ -284,18 +268,4 @@ def is_of_one_output(criterion: object) -> bool:
 
 def takes_logits(criterion: object) -> bool:
     """Whether it is known of a loss that it takes logits, of which it takes the sigmoid itself."""
-    return _is_kind(criterion, (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss))
-
-
-def tasks_of(criterion: object) -> tuple[TaskName, ...] | None:
-    """Return the tasks that a loss is for; None if that is not known."""
-    return next((tasks for kind, tasks in _LOSSES.items() if _is_kind(criterion, (kind,))), None)
-
-
-def _is_kind(criterion: object, kinds: tuple[type, ...]) -> bool:
-    is_class = isinstance(criterion, type) and issubclass(criterion, kinds)
-    return is_class or isinstance(criterion, kinds)
-
-
-def _name_of(criterion: object) -> str:
-    return getattr(criterion, "__name__", type(criterion).__name__)
+    return is_loss(criterion, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)

@@ -20,8 +20,9 @@ from sklcam.networks import (
     build_model,
     record_trunk,
 )
+from sklcam.networks.layer_search import layer_instead
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.trunk import blocks_of_trunk, is_bypassed, layer_instead
+from sklcam.networks.trunk import blocks_of_trunk, is_bypassed
 
 
 def traced(model, layer, images):
