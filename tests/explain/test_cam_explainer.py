@@ -398,7 +398,7 @@ def test_labels_by_classes_or_by_y():
     assert_array_equal(by_classes.explain(IMAGES, names[LABELS]), numbers)
     assert_array_equal(by_classes.explain(IMAGES, names[LABELS].tolist()), numbers)
     assert by_classes.score(IMAGES, names[logits.argmax(1)]) == 1
-    with pytest.raises(ValueError, match="3 outputs, and there are 2"):
+    with pytest.raises(ValueError, match="3 outputs, and 2 labels for them"):
         explainer(y=["a", "b"])
     with pytest.raises(ValueError, match="plum"):
         by_classes.explain(IMAGES, "plum")
