@@ -131,7 +131,7 @@ TIMM = {
     "NASNet": "nasnetalarge@160",
     "PNASNet": "pnasnet5large@160",
     "Xception": "xception41@128 legacy_xception@128",
-    "Inception": "inception_v3@160 inception_v4@160 inception_resnet_v2@160",
+    "Inception": "inception_v3@160 inception_v4@299 inception_resnet_v2@160",
     "CSATv2": "csatv2@256",
     "NaFlexViT": "naflexvit_base_patch16_gap@96 naflexvit_base_patch16_map@80",
 }

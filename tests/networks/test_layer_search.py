@@ -478,3 +478,38 @@ def test_tokens_in_another_order_are_refused(order, at):
     """Quadrants of a grid answer in place, though its tokens are not where it says."""
     with pytest.raises(ValueError, match="cannot be settled"):
         find_target_layer(Reordered(order, at), sample=torch.zeros(1, 3, 32, 48))
+
+
+def test_one_half_of_a_projection_is_not_all_that_reaches_the_output():
+    """Both halves are results of one node of the graph, and only together all there is."""
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh())
+            self.project = nn.Conv2d(4, 8, 3, padding=1)
+            self.first, self.second = nn.Identity(), nn.Identity()
+            self.head, self.other = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            first, second = self.project(self.stem(x)).chunk(2, dim=1)
+            second = self.other(self.second(second).mean((2, 3)))
+            return self.head(self.first(first).mean((2, 3))) + second
+
+    found = find_target_layer(Halves(), sample=torch.zeros(1, 3, 16, 16))
+    assert found == TargetLayer("project")
+
+
+def test_a_layer_with_one_row_for_all_images_is_none_of_theirs():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.head((x + self.pool(x.mean(0, keepdim=True))).mean((2, 3)))
+
+    with pytest.raises(ValueError, match=r"'pool', of shape \(1, 4, 16, 16\), does not answer"):
+        find_target_layer(Shared(), "pool", sample=torch.zeros(1, 3, 16, 16))
