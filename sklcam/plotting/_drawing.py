@@ -6,6 +6,7 @@ colour, so that a picture is legible in grey. Matplotlib is imported when someth
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ ABOVE |= {"frameon": False}
 
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
 _SMALL = 9  # points
-_LETTER = 0.5  # mean width of a letter, in units of the font's size
+_LETTER = 0.6  # mean width of a letter, in units of the font's size
+_BEFORE_NUMBER = re.compile(r" (?=\(?[+-]?\d)")
+_NO_BREAK = "\u00a0"
 
 
 def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
@@ -138,8 +141,13 @@ def stacked(*parts: str) -> str:
 
 
 def wrapped(text: str, width: int, max_lines: int = 2) -> str:
-    """Break text into lines of at most a width in letters, and cut it after some."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=max_lines, placeholder=" …"))
+    """Break text into lines of at most a width in letters, and cut it after some.
+
+    A number stays on the line of what it is said of.
+    """
+    bound = _BEFORE_NUMBER.sub(_NO_BREAK, text)
+    lines = textwrap.wrap(bound, width, max_lines=max_lines, placeholder=" …")
+    return "\n".join(lines).replace(_NO_BREAK, " ")
 
 
 def title(place: Axes, *lines: str, columns: int = 1) -> None:

@@ -219,6 +219,29 @@ def test_titles_do_not_overlap(fitted, other):
         assert not any(box.overlaps(of) for of in (*boxes[:i], *boxes[i + 1 :], *pictures))
 
 
+def test_names_and_numbers_fit_over_a_picture():
+    names = ["width of leaf", "height of leaf", "stem diameter", "leaf area index"]
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 4),
+    )
+    network[-1].weight.data.fill_(0.5)  # so that no map is blank
+    options = {"task": "regression", "classes": names, "image_size": 32, "verbose": 0}
+    explainer = CAMExplainer(network, target_layer="1", **options).fit()
+    pictures, y = np.random.default_rng(0).random((2, 32, 32, 3)), np.full((2, 4), 2.25)
+    display = CAMDisplay.from_estimator(explainer, pictures, y, target=names[0])
+    display.figure_.canvas.draw()
+    for place in display.axes_[:, 0]:
+        text = place.title.get_window_extent()
+        assert text.x0 >= 0  # not cut off on the left
+        lines = place.get_title().split("\n")
+        assert not any(line[0] in "-0123456789" for line in lines)
+        assert "leaf 2.25" in place.get_title()
+
+
 def test_many_images(fitted):
     assert CAMDisplay.from_estimator(fitted, X[:30]).axes_.shape == (30, 2)
     with pytest.raises(ValueError, match="at most 100 rows, and this would be 120"):
