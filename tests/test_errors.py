@@ -1875,14 +1875,16 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no folder",
             lambda: build_model("timm//no/such/folder"),
-            "'/no/such/folder' is not a folder that timm can read, with config.json",
+            "There is no folder '/no/such/folder'",
         ),
         ("no repository", lambda: build_model("transformers/"), "named .transformers/OWNER/NAME"),
         (
             "no folder of it",
             lambda: build_model("transformers//no/such/folder"),
-            "is not a folder that transformers can read, with config.json",
+            "There is no folder '/no/such/folder'",
         ),
+        ("no source", lambda: build_model("tim/resnet50"), 'Did you mean "timm/resnet50"'),
+        ("timm's", lambda: build_model("convnextv2_tiny"), 'timm has: "timm/convnextv2_tiny"'),
         (
             "a slip",
             lambda: build_model("resnet81", n_classes=3),

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from sklcam._validation import suggestion
 from sklcam.images.frames import Resizing
-from sklcam.networks.named import AnyWeights, Source, is_offline, missing
+from sklcam.networks import from_torchvision
+from sklcam.networks.named import (
+    AnyWeights,
+    Source,
+    check_folder,
+    check_hub,
+    is_offline,
+    missing,
+)
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import read_state, renamed_entries
 
@@ -27,7 +35,10 @@ _MODES = {"squash": "stretch", "border": "pad"}  # else "center_crop"
 
 
 class TimmSource(Source):
-    """A network of timm: "NAME", "NAME.TAG", "hf-hub:OWNER/NAME" or "local-dir:FOLDER"."""
+    """A network of timm: "NAME", "NAME.TAG", "hf-hub:OWNER/NAME" or "local-dir:FOLDER".
+
+    These are timm's own words; whose folder has a whole path may call it "timm//PATH", too.
+    """
 
     def __init__(self, name: str):
         timm = _timm()
@@ -37,15 +48,22 @@ class TimmSource(Source):
         if self.kind != "timm":
             return
         if not timm.is_model(self.architecture):
-            similar = suggestion(self.architecture, timm.list_models())
             raise ValueError(
-                f"timm has no model {self.architecture!r}. {similar} timm.list_models() lists all."
+                f"timm has no model {self.architecture!r}. {self._meant(timm.list_models())} "
+                "timm.list_models() lists all."
             )
         if self.tag and not self._has(self.tag):
             raise ValueError(
                 f"timm has no weights {self.tag!r} of {self.architecture}; it has "
                 f"{', '.join(self._tags()) or 'none'}."
             )
+
+    def _meant(self, known: list[str]) -> str:
+        if os.path.isdir(self.where):
+            return f'There is a folder of that name: "local-dir:{self.where}".'
+        if self.where in from_torchvision.names():
+            return f'torchvision has: "torchvision/{self.where}".'
+        return suggestion(self.architecture, known)
 
     def _has(self, tag: str) -> bool:
         try:
@@ -83,9 +101,10 @@ class TimmSource(Source):
             elif isinstance(weights, str | os.PathLike) and Path(weights).is_file():
                 model = _filled(create(), architecture, cfg, given, Path(weights))
             else:
+                _check_hub(kind, where, cfg)
                 model = create(pretrained=True)
         except Exception as error:  # of timm, torch or a download, which have no kind in common
-            explained = self._explained(error, kind, where, given)
+            explained = self._explained(error, kind, where, given, cfg)
             if explained is None:
                 raise
             raise explained from error
@@ -132,11 +151,15 @@ class TimmSource(Source):
         if kind == "timm":
             cfg = _timm().get_pretrained_cfg(where)
             return self.architecture, {} if cfg is None else cfg.to_dict(), {}
+        if kind == "local-dir":
+            check_folder(where)
         read = load_model_config_from_hf if kind == "hf-hub" else _config_in_folder
         try:
+            if kind == "hf-hub":
+                check_hub(where, "config.json")
             cfg, architecture, args = read(where)
         except Exception as error:  # of a file, or of a download, which have no kind in common
-            explained = self._explained(error, kind, where, {})
+            explained = self._explained(error, kind, where, {}, {})
             if explained is None:
                 raise
             raise explained from error
@@ -150,7 +173,12 @@ class TimmSource(Source):
         return architecture, cfg, dict(args or {})
 
     def _explained(
-        self, error: Exception, kind: str, where: str, given: dict[str, Any]
+        self,
+        error: Exception,
+        kind: str,
+        where: str,
+        given: dict[str, Any],
+        cfg: dict[str, Any],
     ) -> Exception | None:
         """Return an error that says what to do about another one; None if nothing is known."""
         if isinstance(error, AssertionError) or "img_size" in str(error):
@@ -168,16 +196,8 @@ class TimmSource(Source):
                 f"model.safetensors, as timm.models.save_for_hf writes it: {error}"
             )
         if is_offline(error):
-            page = where if kind == "hf-hub" else f"timm/{where}"
-            files = "config.json and model.safetensors"
             return OSError(
-                f"timm's {where} could not be downloaded from https://huggingface.co/{page} "
-                f"({error}). Fetch {files if kind == 'hf-hub' else 'model.safetensors'} from there "
-                + (
-                    'by other means, and name their folder: "local-dir:/path/of/the/folder".'
-                    if kind == "hf-hub"
-                    else "by other means, and pass its path as weights."
-                )
+                f"timm's {where} could not be downloaded ({error}). {_instead(kind, where, cfg)}"
             )
         return None
 
@@ -206,6 +226,14 @@ def _n_classes(network: nn.Module) -> int | None:
     return getattr(network, "num_classes", None)
 
 
+def is_in_timm(name: str) -> bool:
+    """Whether timm is installed, and has a network that is called so, with a tag or without."""
+    try:
+        return bool(_timm().is_model(name.partition(".")[0]))
+    except ImportError:
+        return False
+
+
 def is_builder(function: Any) -> bool:
     """Whether a function, or a partial of one, builds a network of timm."""
     inner = function.func if isinstance(function, partial) else function
@@ -221,6 +249,38 @@ def _timm() -> Any:
     except ImportError as error:
         raise missing("timm") from error
     return timm
+
+
+def _instead(kind: str, where: str, cfg: dict[str, Any]) -> str:
+    """Say what to fetch by other means, and how to name it."""
+    repository = _repository(kind, where, cfg)
+    if not repository:
+        return f"Fetch {cfg.get('url')} by other means, and pass the path of that file as weights."
+    if kind == "hf-hub":
+        name = '"timm//path/of/the/folder", or timm\'s own "local-dir:/path/of/the/folder"'
+    else:
+        name = (
+            'weights="/path/of/the/folder"; weights="/path/of/model.safetensors" alone will do, '
+            "too, without names of classes"
+        )
+    return (
+        f"Fetch config.json and model.safetensors from https://huggingface.co/{repository} by "
+        f"other means, put them into one folder, and give it: {name}."
+    )
+
+
+def _repository(kind: str, where: str, cfg: dict[str, Any]) -> str | None:
+    """Return the repository of the Hugging Face hub that weights come from."""
+    return where if kind == "hf-hub" else cfg.get("hf_hub_id")
+
+
+def _check_hub(kind: str, where: str, cfg: dict[str, Any]) -> None:
+    """Raise at once if published weights cannot be fetched."""
+    repository = _repository(kind, where, cfg)
+    # As timm says it, weights that older versions have fetched elsewhere may do.
+    if kind != "local-dir" and repository and not os.environ.get("TIMM_USE_OLD_CACHE"):
+        own = cfg.get("hf_hub_filename")
+        check_hub(repository, *([own] if own else ["model.safetensors", "pytorch_model.bin"]))
 
 
 def _config_in_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Any]]:

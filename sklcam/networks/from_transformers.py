@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sklcam.networks._processors import read_processor
-from sklcam.networks.named import AnyWeights, Source, is_offline, missing
+from sklcam.networks.named import (
+    AnyWeights,
+    Source,
+    check_folder,
+    check_hub,
+    is_offline,
+    missing,
+)
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import load_state, read_state
+
+_REPOSITORY = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+_FILES_OF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 class TransformersSource(Source):
@@ -72,7 +84,10 @@ class TransformersSource(Source):
         names = None if weights is None else _names_in(config)
         if self._given is not None and (weights is None or not Path(str(weights)).is_dir()):
             return Origin(_by_default(config, f"transformers' {config.model_type}"), names)
-        return Origin(_processor_of(self._where(weights), config), names)
+        where = self._where(weights)
+        with _fetching(where, weights, "preprocessor_config.json"):
+            pass  # offline, images would be prepared in another way
+        return Origin(_processor_of(where, config), names)
 
     def _where(self, weights: AnyWeights) -> str:
         """Return the folder, or the repository, that the network with these weights is in."""
@@ -93,11 +108,12 @@ class TransformersSource(Source):
         if self._given is not None:
             return self._given
         where = self._where(weights)
-        with _explained(where, "config.json"):
+        _check_name(where)
+        with _fetching(where, weights, "config.json"):
             return self._auto.AutoConfig.from_pretrained(where, trust_remote_code=False)
 
     def _trained(self, where: str) -> tuple[nn.Module, list[str]]:
-        with _explained(where, "config.json, preprocessor_config.json and model.safetensors"):
+        with _fetching(where, "DEFAULT", *_FILES_OF_WEIGHTS):
             model, found = self._auto.AutoModelForImageClassification.from_pretrained(
                 where, output_loading_info=True, trust_remote_code=False
             )
@@ -188,27 +204,40 @@ def _transformers() -> Any:
     return transformers
 
 
-class _explained:
-    """Turns the error of a file that is not there into one that says what would do."""
+def _check_name(where: str) -> None:
+    """Raise a ValueError for what is neither a folder that exists nor a name of a repository."""
+    if Path(where).is_dir():
+        return
+    if os.path.isabs(where) or not _REPOSITORY.fullmatch(where):
+        check_folder(where)
 
-    def __init__(self, where: str, files: str):
-        self._where, self._files = where, files
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is None or not is_offline(error):
-            return
-        if os.path.isabs(self._where) or Path(self._where).is_dir():
+@contextmanager
+def _fetching(where: str, weights: AnyWeights, *files: str) -> Iterator[None]:
+    """Turn the error of a file that cannot be had into one that says which ones would do."""
+    is_folder = Path(where).is_dir()
+    try:
+        if not is_folder:
+            check_hub(where, *files)
+        yield
+    except Exception as error:
+        if not is_offline(error):
+            raise
+        # Those that are asked for later, too.
+        needed = "config.json and preprocessor_config.json"
+        if weights is not None and not Path(str(weights)).is_file():
+            needed = "config.json, preprocessor_config.json and model.safetensors"
+        if is_folder:
             raise ValueError(
-                f"{self._where!r} is not a folder that transformers can read, with {self._files}, "
-                f"as save_pretrained writes it: {error}"
+                f"{where!r} is not a folder that transformers can read, with {needed}, as "
+                f"save_pretrained writes it: {error}"
             ) from error
+        folder = os.path.abspath(f"/{where}")
+        meant = f'; is the folder "transformers/{folder}" meant?' if os.path.isdir(folder) else ""
         raise OSError(
-            f"transformers' {self._where} could not be downloaded from "
-            f"https://huggingface.co/{self._where} ({error}). Fetch {self._files} from there by "
-            'other means, and name their folder: "transformers//path/of/the/folder".'
+            f"transformers' {where} could not be downloaded ({error}){meant}. Fetch {needed} from "
+            f"https://huggingface.co/{where} by other means, put them into one folder, and name "
+            'it: "transformers//path/of/the/folder".'
         ) from error
 
 

@@ -7,16 +7,24 @@ timm's, "torchvision/resnet18"; one without is torchvision's. Each source has a 
 from __future__ import annotations
 
 import os
+import re
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from sklcam.networks.dry_run import unwrap
-from sklcam.networks.from_timm import TimmSource, origin_of_timm
+from sklcam.networks.from_timm import TimmSource, is_in_timm, origin_of_timm
 from sklcam.networks.from_torchvision import TorchvisionSource
 from sklcam.networks.from_transformers import TransformersSource, origin_of_transformers
 from sklcam.networks.named import Source
 from sklcam.networks.preprocessing import Origin
+
+# What names begin with, and what comes between that and the rest.
+_SOURCES = {
+    **dict.fromkeys(("torchvision", "timm", "transformers"), "/"),
+    **dict.fromkeys(("hf-hub", "local-dir"), ":"),
+}
 
 
 def find_source(name: str, config: Any = None) -> Source:
@@ -47,7 +55,38 @@ def find_source(name: str, config: Any = None) -> Source:
         return TimmSource(f"local-dir:{rest}" if os.path.isabs(rest) else rest)
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return TimmSource(name)
-    return TorchvisionSource(rest if kind == "torchvision" else name)
+    if kind == "torchvision":
+        name = rest
+    elif instead := _other_name(name):
+        raise ValueError(instead)
+    try:
+        return TorchvisionSource(name)
+    except ValueError as error:
+        if not is_in_timm(name):
+            raise
+        raise ValueError(f'torchvision has no {name!r}; timm has: "timm/{name}".') from error
+
+
+def _other_name(name: str) -> str:
+    """Say what may be meant by a name that begins with something which is not a source."""
+    if os.path.isabs(name):
+        return (
+            f'{name!r} is a path; the name of a folder is "transformers/{name}", or "timm/{name}" '
+            "if it is of timm's kind."
+        )
+    kind, *rest = re.split("[/:]", name, maxsplit=1)
+    if not rest:
+        return ""
+    for source in get_close_matches(kind.lower().replace("_", "-"), _SOURCES, n=1):
+        return (
+            f"{kind!r} is not a source of networks. Did you mean "
+            f'"{source}{_SOURCES[source]}{rest[0]}"?'
+        )
+    repository = rest[0] if "/" in rest[0] else name
+    return (
+        f"{kind!r} is not a source of networks. A repository of the Hugging Face hub is "
+        f'"transformers/{repository}", or "hf-hub:{repository}" if it is of timm\'s kind.'
+    )
 
 
 def origin_of(network: nn.Module) -> Origin:

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import re
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -16,6 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.networks import build_model, construct
+from sklcam.networks.named import check_hub
 from sklcam.persistence import PersistenceError
 
 TINY = {"depth": 2, "embed_dim": 12, "num_heads": 3}
@@ -85,6 +88,7 @@ def test_the_weights_that_were_published(monkeypatch):
         return dict(published)
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     by_default = build_model("timm/resnet18", weights="DEFAULT")
     assert all(torch.equal(v, published[n]) for n, v in by_default.state_dict().items())
     assert by_default.origin.class_names[:2] == (
@@ -104,25 +108,144 @@ def test_the_weights_that_were_published(monkeypatch):
         explainer.explain(X, target="crane")
 
 
-@pytest.mark.parametrize("error", [OSError("no network"), "httpx"])
-def test_without_a_network_the_error_names_the_file(monkeypatch, error):
-    if error == "httpx":
-        error = pytest.importorskip("httpx").ConnectError("no network")
+@pytest.fixture
+def without_network(monkeypatch, tmp_path, request):
+    """A hub that does not answer, and whose cache is empty; nobody may wait for its client."""
+    error = getattr(request, "param", OSError)("no network")
+    asked = []
 
-    def refuse(*args, **kwargs):
+    def refuse(url, *args, **kwargs):
+        asked.append(url)
         raise error
 
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
-    monkeypatch.setattr(timm.models, "load_model_config_from_hf", refuse)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    def wait(*args, **kwargs):
+        raise AssertionError("the hub's client tries again and again")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", wait)
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", wait)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", wait)
+    return asked
+
+
+class TransportError(Exception):
+    """Of a client's own kind."""
+
+    __module__ = "httpx2._exceptions"
+
+
+_OF_TRANSFORMERS = "config.json, preprocessor_config.json and model.safetensors"
+
+
+@pytest.mark.parametrize("without_network", [OSError, TransportError], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "weights", "page", "files", "remedy"),
+    [
+        (
+            *("timm/resnet18", "DEFAULT", "timm/resnet18.a1_in1k"),
+            *("config.json and model.safetensors", 'weights="/path/of/the/folder"; weights="/pa'),
+        ),
+        (
+            *("hf-hub:owner/name", None, "owner/name", "config.json and model.safetensors"),
+            '"timm//path/of/the/folder", or timm\'s own "local-dir:/path/of/the/folder"',
+        ),
+        (
+            *("transformers/owner/name", "DEFAULT", "owner/name", _OF_TRANSFORMERS),
+            'name it: "transformers//path/of/the/folder"',
+        ),
+        (
+            *("transformers/owner/name", None, "owner/name"),
+            *("config.json and preprocessor_config.json", "transformers//path/of/the/folder"),
+        ),
+    ],
+)
+def test_without_a_network(without_network, name, weights, page, files, remedy):
+    with pytest.raises(OSError, match="could not be downloaded") as caught:
+        build_model(name, weights=weights)
+    message = str(caught.value)
+    assert f"Fetch {files} from https://huggingface.co/{page} by" in message and remedy in message
+    assert "(no network)" in message and len(without_network) == 1
+
+
+def test_what_was_fetched_before_needs_no_network(vit, tmp_path, monkeypatch):
+    """As its client keeps it: a folder for each revision."""
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", asked.append)
+    kept = tmp_path / "models--owner--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("1" * 40)
+    vit.save_pretrained(kept / "snapshots" / ("1" * 40))
+    find = functools.partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", find)
+    check_hub("owner/name", "config.json")
+    assert asked == []
+    check_hub("owner/name", "preprocessor_config.json")
+    check_hub("owner/name@v2", "config.json")
+    assert [url.split("/resolve/")[1] for url in asked] == [
+        "main/preprocessor_config.json",
+        "v2/config.json",
+    ]
+
+
+def test_weights_from_elsewhere(monkeypatch):
+    """A few of timm's are not on the hub."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(timm.models._builder, "download_cached_file", refuse)
     with pytest.raises(
-        OSError, match=r"co/timm/resnet18 .*no network.*model.safetensors.* as weig"
+        OSError, match=r"Fetch https://\S+gcvit_xxt\S+ by .* of that file as weights"
     ):
-        build_model("timm/resnet18", weights="DEFAULT")
-    with pytest.raises(OSError, match=r"config.json and model.safetensors.*local-dir:/path"):
-        build_model("hf-hub:owner/name")
-    with pytest.raises(OSError, match=r"co/owner/name .*config.json .*transformers//path/of"):
-        build_model("transformers/owner/name")
+        build_model("timm/gcvit_xxtiny", weights="DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        *(("tim/resnet18", "timm/resnet18"), ("Timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k")),
+        *(("timm:resnet18", "timm/resnet18"), ("hf_hub/timm/vit", "hf-hub:timm/vit")),
+        ("transformer/google/vit", "transformers/google/vit"),
+        ("transformers:google/vit", "transformers/google/vit"),
+        ("torchvison/resnet18", "torchvision/resnet18"),
+        *(("localdir:/a", "local-dir:/a"), ("/a/b", "transformers//a/b")),
+        *(("google/vit", "transformers/google/vit"), ("google/vit", "hf-hub:google/vit")),
+        ("huggingface/google/vit", "transformers/google/vit"),
+        *((name, f"timm/{name}") for name in ("vit_small_patch16_224", "convnextv2_tiny")),
+        ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        *(("torchvision/tf_efficientnet_b0", "timm/tf_efficientnet_b0"),),
+        ("timm/vit_b_16", "torchvision/vit_b_16"),
+    ],
+)
+def test_a_name_of_another_source(name, suggested):
+    with pytest.raises(ValueError, match=re.escape(f'"{suggested}"')):
+        build_model(name)
+
+
+def test_timms_names_are_not_suggested_without_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="Unknown model 'convnextv2_tiny'"):
+        build_model("convnextv2_tiny")
+
+
+def test_folders_that_are_not_there(folder, timm_folder, tmp_path, monkeypatch, without_network):
+    for kind, where in (("transformers", folder), ("timm", timm_folder)):
+        with pytest.raises(ValueError, match=f"no folder .*Did you mean '{where}'"):
+            build_model(f"{kind}/{where}s")
+        with pytest.raises(ValueError, match="is a file; name the folder that it is in"):
+            build_model(f"{kind}/{where}/config.json")
+    with pytest.raises(ValueError, match=r"There is no folder 'a/b/c'\.$"):
+        build_model("transformers/a/b/c")
+    with pytest.raises(OSError, match=f'is the folder "transformers/{folder}" meant'):
+        build_model(f"transformers/{folder[1:]}")
+    with pytest.raises(OSError, match=f'is the folder "transformers/{folder}" meant'):
+        build_model(f"transformers/{folder[1:]}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ValueError, match='a folder of that name: "local-dir:here"'):
+        build_model("timm/here")
 
 
 def test_files_of_timm(tmp_path):
