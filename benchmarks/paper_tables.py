@@ -1,0 +1,101 @@
+"""A paper's table beside ours, as text and as reStructuredText, and what becomes of its claims."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class Claim:
+    """What a paper says, as a number that is above 0 if it is so, with an interval."""
+
+    text: str
+    value: float
+    low: float
+    high: float
+    unit: str = "points"
+
+    @property
+    def verdict(self) -> str:
+        if self.low > 0:
+            return "holds"
+        return "does not hold" if self.high < 0 else "cannot be told"
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            self.text,
+            f"{self.value:+.1f} {self.unit}",
+            f"{self.low:+.1f} to {self.high:+.1f}",
+            self.verdict,
+        )
+
+
+@dataclass
+class Table:
+    """Rows of text under a title, with the claims that they speak to."""
+
+    title: str
+    header: Sequence[str]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+    def add(self, *cells: str) -> None:
+        assert len(cells) == len(self.header), cells
+        self.rows.append(cells)
+
+    def text(self) -> str:
+        rows = [tuple(self.header), *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
+        ]
+        return "\n".join([self.title, *(line.rstrip() for line in lines)])
+
+    def rst(self) -> str:
+        lines = [f".. list-table:: {self.title}", "   :header-rows: 1", ""]
+        for row in [tuple(self.header), *self.rows]:
+            marks = ["   * - ", *["     - "] * (len(row) - 1)]
+            lines += [(mark + cell).rstrip() for mark, cell in zip(marks, row, strict=True)]
+        return "\n".join(lines)
+
+
+def claims_table(tables: Sequence[Table]) -> Table:
+    """Collect the claims of several tables in one."""
+    found = Table("Claims", ["claim", "measured", "interval of 95 %", "verdict"])
+    for table in tables:
+        for claim in table.claims:
+            found.add(*claim.row())
+    return found
+
+
+def publish(tables: Sequence[Table], rst: Path | None) -> None:
+    """Print tables, and write them to a file whole or not at all."""
+    tables = [*tables, *([claims_table(tables)] if any(table.claims for table in tables) else [])]
+    for table in tables:
+        print(f"\n{table.text()}", flush=True)
+    if rst is not None:
+        rst.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = rst.with_name(f"{rst.name}.part")
+        unfinished.write_text("\n\n".join(table.rst() for table in tables) + "\n", "utf-8")
+        os.replace(unfinished, rst)
+
+
+def interval_of(
+    statistic: Callable[..., float], *columns: np.ndarray, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return a statistic of values by image, and its interval of 95 % by bootstrap over the images.
+
+    The columns are resampled together: they are of the same images.
+    """
+    columns = tuple(np.asarray(column, dtype=float) for column in columns)
+    rng = np.random.default_rng(seed)
+    n = len(columns[0])
+    resampled = (rng.integers(n, size=n) for _ in range(2000))
+    values = [statistic(*(column[rows] for column in columns)) for rows in resampled]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(statistic(*columns)), float(low), float(high)

@@ -1,0 +1,210 @@
+"""Classifiers that are trained, measured and remembered: what the programs of tables share.
+
+A :class:`Run` says all that a result depends on. :class:`Results` keeps what was measured of each
+in a file of one JSON object a line, so that a program that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from sklearn.utils import Bunch
+
+from sklcam import ConsistentCAMClassifier
+from sklcam.cam import GradCAM
+from sklcam.datasets import load_caltech101, load_class_folders, load_cub200
+from sklcam.images import ImageDataset
+from sklcam.metrics import evaluate
+from sklcam.training import Balanced, WarmUp
+
+MEASURES = ("accuracy", "consistency", "iauc", "complexity")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One classifier: on what it is trained, how, and on what it is measured."""
+
+    arch: str
+    weights: str | None
+    data: str  # a folder
+    n_classes: int | None  # the first, by name
+    image_size: int
+    held_out: bool  # a third of each class's training images, to choose settings by, is kept back
+    measured_on: str  # "test", or "held out"
+    setting: str  # alpha,beta,p
+    seed: int
+    lr: float
+    epochs: int
+    step_size: int
+    batch_size: int
+    target_layer: str = "auto"
+    view_target: str = "predicted"
+    n_causal: int | None = None  # images of which the insertion curve is measured, spread evenly
+    n_steps: int = 224  # of that curve
+    device: str = "auto"
+
+    @property
+    def key(self) -> str:
+        """Name the run, wherever it is computed and its images lie."""
+        known = {**asdict(self), "data": Path(self.data).name}
+        del known["device"]
+        return json.dumps(known, sort_keys=True)
+
+
+class Results:
+    """Measures by run, in a file that grows by a line a run."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            for line in path.read_text("utf-8").splitlines():
+                entry = json.loads(line)
+                self._known[entry["key"]] = entry["measures"]
+
+    def __getitem__(self, run: Run) -> dict[str, Any]:
+        return self._known[run.key]
+
+    def complete(self, runs: Iterable[Run], jobs: int = 1) -> None:
+        """Train and measure what is not known yet."""
+        missing = list({run.key: run for run in runs if run.key not in self._known}.values())
+        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+            delayed(measured)(run) for run in missing
+        )
+        for run, measures in done:
+            self._known[run.key] = measures
+            means = "  ".join(f"{name} {100 * np.mean(measures[name]):.1f}" for name in MEASURES)
+            print(f"{title(run)}:  {means}   ({measures['seconds']:.0f} s)", flush=True)
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": run.key, "measures": measures}) + "\n")
+
+
+def title(run: Run) -> str:
+    return f"{run.arch}, {run.setting}, lr {run.lr:g}, {run.epochs} epochs, seed {run.seed}"
+
+
+def spaced(setting: str) -> str:
+    return setting.replace(",", ", ")
+
+
+def weight(text: str, scale: float = 1.0) -> Any:
+    """Read a number, "auto", "balanced:RATIO" or "warmup:WEIGHT:EPOCHS"."""
+    kind, *values = text.split(":")
+    if kind == "auto":
+        return kind
+    if kind == "balanced":
+        return Balanced(float(values[0]))
+    if kind == "warmup":
+        return WarmUp(scale * float(values[0]), epochs=int(values[1]))
+    return scale * float(kind)
+
+
+def trained(run: Run) -> ConsistentCAMClassifier:
+    """Train a run's classifier. Beta is given for 224 pixels, and the norm grows with the area."""
+    alpha, beta, p = run.setting.split(",")
+    growth = (224 / run.image_size) ** (1 if p == "2" else 2)
+    clf = ConsistentCAMClassifier(
+        run.arch,
+        weights=run.weights,
+        image_size=run.image_size,
+        target_layer=run.target_layer,
+        alpha=weight(alpha),
+        beta=weight(beta, growth),
+        p=float(p),
+        view_target=run.view_target,
+        lr=run.lr,
+        max_epochs=run.epochs,
+        batch_size=run.batch_size,
+        callbacks__lr_scheduler__step_size=run.step_size,
+        channels_last=True,
+        device=run.device,
+        random_state=run.seed,
+        verbose=0,
+    )
+    X, y = images_of(run, "train")
+    return clf.fit(X, y)
+
+
+def measured(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Return a run's measures: lists of a value an image, and what training warned of."""
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what was warned of is kept
+        clf = trained(run)
+        X, y = images_of(run, run.measured_on)
+        values = evaluate(
+            clf, X, y, metrics=("accuracy", "consistency", "complexity"), progress=False
+        )
+        some = np.unique(np.linspace(0, len(X) - 1, run.n_causal or len(X)).astype(int))
+        curves = evaluate(  # of maps without the ReLU, as the paper's are
+            clf,
+            X[some],
+            metrics="iauc",
+            metric_params={"iauc": {"n_steps": run.n_steps, "relu": False}},
+            progress=False,
+        )
+        in_corners = np.mean(_highest_in_a_corner(clf, X))
+    collapsed = dict(clf.callbacks_)["collapse_warning"].collapsed_
+    by_image = {**values, **curves}
+    return run, {
+        **{name: [round(float(value), 5) for value in by_image[name]] for name in MEASURES},
+        "corners": float(in_corners),
+        "warned of": [f"{what} in epoch {epoch}" for what, epoch in collapsed.items()],
+        "cross-entropy": [round(float(value), 4) for value in clf.history[:, "train_ce"]],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def images_of(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels (n, size, size, 3), uint8, and labels, of "train", "held out" or "test"."""
+    bunch = _read(run.data)["test" if part == "test" else "train"]
+    classes = sorted(set(_read(run.data)["train"].target))[: run.n_classes]
+    chosen = np.flatnonzero(np.isin(bunch.target, classes))
+    if part == "held out" or (part == "train" and run.held_out):
+        is_held = _last_third(bunch.target[chosen])
+        chosen = chosen[is_held if part == "held out" else ~is_held]
+    return _decoded(run.data, part == "test", tuple(chosen), run.image_size), bunch.target[chosen]
+
+
+def _last_third(labels: np.ndarray) -> np.ndarray:
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held[rows[len(rows) - len(rows) // 3 :]] = True
+    return held
+
+
+@lru_cache
+def _read(data: str) -> dict[str, Bunch]:
+    folder = Path(data)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        return {part: load_class_folders(folder / part) for part in ("train", "test")}
+    found = [path for path in folder.rglob("images.txt") if "CUB" in str(path)][:1]
+    load = load_cub200 if found else load_caltech101
+    return {part: load(folder, subset=part) for part in ("train", "test")}
+
+
+@lru_cache(maxsize=4)
+def _decoded(data: str, is_test: bool, chosen: tuple[int, ...], size: int) -> np.ndarray:
+    paths = [_read(data)["test" if is_test else "train"].data[i] for i in chosen]
+    images = ImageDataset(paths, image_size=size)
+    return np.stack([images[i][0].permute(1, 2, 0).numpy() for i in range(len(paths))])
+
+
+def _highest_in_a_corner(clf: ConsistentCAMClassifier, X: np.ndarray) -> list[bool]:
+    found: list[bool] = []
+    for batch in clf.iter_inputs(X):
+        maps, _ = clf.explain_inputs(batch, method=GradCAM(relu=False))
+        corners = maps[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+        found += (corners.amax(dim=1) == maps.amax(dim=(1, 2))).tolist()
+    return found

@@ -1,0 +1,126 @@
+"""The program of Sun et al.'s tables, on a handful of images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SMALL = [
+    *["--quick", "--weights", "none", "--arch", "resnet18", "--draw-arch", "resnet18"],
+    *["--image-size", "48", "--classes", "3", "--grid-classes", "2", "--draw-classes", "2"],
+    *["--epochs", "1", "--paper-epochs", "1", "--draw-epochs", "1", "--draws", "2", "--seeds", "1"],
+    *["--causal-images", "2", "--causal-steps", "2", "--device", "cpu"],
+]
+
+
+def test_a_run_that_was_cut_off_goes_on_and_says_the_same(splits, tmp_path, capsys, monkeypatch):
+    import consistency_tables
+    import training_runs
+
+    kept, table = tmp_path / "runs.jsonl", tmp_path / "tables.rst"
+    call = [*SMALL, "--data", str(splits), "--results", str(kept), "--rst", str(table)]
+    consistency_tables.main([*call, "--tables", "1"])
+    printed, written = capsys.readouterr().out, table.read_text()
+    entries = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(entries) == 4  # baseline and ours, on the paper's schedule and on the chosen one
+    for entry in entries:
+        assert {len(entry["measures"][name]) for name in ("accuracy", "consistency")} == {6}
+        assert len(entry["measures"]["iauc"]) == 2
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert any(line.startswith("resnet18 the paper's 1, 1e-6, 1") for line in lines)
+    assert "resnet18 paper, Caltech 101 theirs 92.5 83.4 82.0" in lines
+
+    monkeypatch.setattr(training_runs, "measured", lambda run: pytest.fail("measured again"))
+    consistency_tables.main([*call, "--tables", "1"])
+    assert table.read_text() == written
+
+
+def test_claims_are_of_what_was_measured(splits, tmp_path, capsys, monkeypatch):
+    import consistency_tables
+    import training_runs
+
+    right = {"0,0,1": 90, "10,1e-5,1": 10, "1,1e-5,1": 70, "1,1e-6,2": 80}  # of 100 images
+
+    def measured(run):
+        accuracy = [1.0] * right.get(run.setting, 90)
+        accuracy += [0.0] * (100 - len(accuracy))
+        measures = dict.fromkeys(training_runs.MEASURES, accuracy)
+        return run, {**measures, "corners": 0.25, "warned of": ["chance in epoch 2"], "seconds": 1}
+
+    monkeypatch.setattr(training_runs, "measured", measured)
+    consistency_tables.main(
+        [
+            *SMALL,
+            "--data",
+            str(splits),
+            "--tables",
+            "2",
+            "3",
+            "--boxes",
+            str(tmp_path / "boxes.png"),
+        ]
+    )
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    found = {line.rpartition(" points ")[0]: line.rpartition(" ")[2] for line in lines}
+    starts = ("alpha, beta, p = 10, 1e-5, 1 fails", "alpha, beta, p = 1, 1e-5, 1 fails")
+    assert [v for start in starts for k, v in found.items() if k.startswith(start)] == [
+        "holds",
+        "hold",
+    ]
+    assert "1, 1e-6, 2 81.3 80.0 80.0 80.0 80.0 25 chance in epoch 2" in lines
+    assert any(
+        line.startswith("p changes the accuracy") and "-8.0 points" in line for line in lines
+    )
+    assert any("Figure 3: 2 settings" in line for line in lines)
+    assert (tmp_path / "boxes.png").stat().st_size
+
+
+def test_figure_4_shows_the_maps_of_each_setting(splits, tmp_path):
+    from argparse import Namespace
+
+    from consistency_tables import BASELINE, draw_maps
+    from training_runs import trained
+
+    clf = trained(small_run(splits, setting=BASELINE))
+    picture = tmp_path / "figure_4.png"
+    images = [splits / "test" / "red" / "0.png"]
+    draw_maps({"0, 0, 1": clf, "1, 1e-6, 1": clf}, Namespace(images=images, maps=picture))
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 50
+
+
+def small_run(splits, **changes):
+    from training_runs import Run
+
+    return Run(
+        **{"arch": "resnet18", "weights": None, "data": str(splits), "n_classes": 2},
+        **{"image_size": 48, "held_out": True, "measured_on": "held out", "seed": 0, "lr": 0.1},
+        **{"epochs": 1, "step_size": 1, "batch_size": 4, "device": "cpu"},
+        **changes,
+    )
+
+
+def test_held_out_images_are_no_training_images(splits):
+    from training_runs import images_of
+
+    run = small_run(splits, setting="0,0,1")
+    (train, labels), (held, names) = images_of(run, "train"), images_of(run, "held out")
+    assert labels.tolist() == ["blue"] * 4 + ["green"] * 4
+    assert names.tolist() == ["blue"] * 2 + ["green"] * 2
+    together = np.concatenate([train, held]).reshape(12, -1)
+    assert len(np.unique(together, axis=0)) == 12
+
+
+def test_an_interval_is_that_of_the_images():
+    from paper_tables import Claim, interval_of
+
+    # A mean of 400 values of deviation 2 is known to 0.1, and 95 % lie within 1.96 of that.
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    value, low, high = interval_of(np.mean, values)
+    assert value == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+    verdicts = [Claim("", 0, *bounds).verdict for bounds in ((1, 2), (-2, -1), (-1, 1))]
+    assert verdicts == ["holds", "does not hold", "cannot be told"]
