@@ -100,8 +100,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Both sides to ``image_size``, or the proportions kept and the middle cut out; None is what
         the model's source says, which may scale beyond ``image_size`` first, else "stretch".
     mean, std : "auto", float or one float a channel, default="auto"
-        Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else
-        ImageNet's.
+        Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else 0 and 1
+        for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
     batch_size : int, default=32
         Images that go through the network at a time.
     num_workers : int, default=0
@@ -253,6 +253,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         with LastSigmoid() as sigmoid:
             # Some models know how their output is read before they are asked.
             output = adapter.own(self._dry_run(adapter, sample, given=X is not None))
+        adapter.look_at_inputs(sample)
         self._adapter = adapter
         self._settle(
             Evidence(output, sigmoid.gave(output), self.task, self.output, y, self.classes)

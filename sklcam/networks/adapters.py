@@ -26,6 +26,7 @@ from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
+from sklcam.networks.own_normalization import with_own_normalization
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.preprocessing import Preprocessing
 from sklcam.networks.readouts import Readout, Task, Unread, readout
@@ -131,6 +132,9 @@ class Adapter(ABC):
     def remember(self, preprocessing: Preprocessing) -> None:  # noqa: B027  a net knows its own
         """Prepare images so: a file has kept it, which does not hold all that it was read from."""
 
+    def look_at_inputs(self, sample: Inputs) -> None:  # noqa: B027  a net has done so in fit
+        """Find out if the network normalises images itself, where nobody says how they are made."""
+
     @property
     def resize(self) -> Resizing:
         return self.preprocessing().resizing
@@ -220,6 +224,9 @@ class AdapterAround(Adapter):
 
     def remember(self, preprocessing: Preprocessing) -> None:
         self.inner.remember(preprocessing)
+
+    def look_at_inputs(self, sample: Inputs) -> None:
+        self.inner.look_at_inputs(sample)
 
     def dataset(self, X: Any) -> FramedDataset:
         return self.inner.dataset(X)
@@ -332,6 +339,18 @@ class ModuleAdapter(Adapter):
 
     def remember(self, preprocessing: Preprocessing) -> None:
         self._said, self._is_remembered = preprocessing, True
+
+    def look_at_inputs(self, sample: Inputs) -> None:
+        origin, given = origin_of(self.network), self.preparation
+        is_given = not any(isinstance(each, str) for each in (given.mean, given.std))
+        if origin.is_known or self._is_remembered or is_given:
+            return
+
+        def forward(images: Tensor) -> object:
+            return self.forward(sample.with_images(images, torch.zeros(1, dtype=torch.int64)))
+
+        with self.evaluating():
+            self._said = with_own_normalization(origin.preprocessing, forward, sample.images[:1])
 
     def dataset(self, X: Any) -> FramedDataset:
         if is_network_input(X):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
-from sklcam.images.labels import given_labels
+from sklcam.images.labels import check_numbering, given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
@@ -137,8 +137,9 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         Both sides to ``image_size``, or the proportions kept and the middle cut out. None is what
         the network's source says, else "stretch".
     mean, std : "auto", float or one float a channel, default="auto"
-        Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else
-        ImageNet's. Pixels are interpolated as the source says, too, also in training crops.
+        Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
+        1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
+        Pixels are interpolated as the source says, too, also in training crops.
     random_state : int, RandomState or None, default=None
         Where all randomness of training comes from; the global generators are not touched.
         The first weights of an instance given as ``module`` are its own.
@@ -171,6 +172,9 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         What was learned.
     classes_ : ndarray of shape (n_classes,), or None for a regression
         The labels, sorted; for "multilabel" in the order of columns, where these have one.
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
+        reports show it, and ``target`` takes it.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer
@@ -577,6 +581,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             If y holds labels that ``fit`` has not seen.
         """
         self.check_is_fitted()
+        check_numbering(X, y, self.classes_, self.class_names_)
         expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
         return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))
 

@@ -34,13 +34,14 @@ from torch import Tensor, nn
 
 from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
-from sklcam.images.labels import given_labels
+from sklcam.images.labels import check_numbering, given_labels, label_names, names_of_classes
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
-from sklcam.networks.dry_run import check_output, exclusive, generators_lock
+from sklcam.networks.dry_run import check_output, exclusive, generators_lock, left_as_found
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.own_normalization import with_own_normalization
 from sklcam.networks.preprocessing import Origin
 from sklcam.networks.readouts import Readout, readout
 from sklcam.networks.sources import origin_of, origin_of_module
@@ -85,6 +86,8 @@ class ImageNeuralNet(LoadingNet):
         What is known of the network by where it comes from.
     preprocessing_ : Preprocessing
         How images become the network's input, and who says so.
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the data set calls the classes.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -265,6 +268,12 @@ class ImageNeuralNet(LoadingNet):
             kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
         super().check_is_fitted(attributes, *args, **kwargs)
 
+    @property
+    def class_names_(self) -> np.ndarray | None:
+        """What the data set calls the classes, if these are numbers."""
+        names = self.origin_.class_names if "origin_" in vars(self) else None
+        return None if names is None else np.array(names)
+
     def _look_up_origin(self) -> None:
         """Find out what is known of the network before there is one."""
         options = self.get_params_for("module")
@@ -300,12 +309,18 @@ class ImageNeuralNet(LoadingNet):
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
+        names = label_names(X, y)
+        if known:
+            check_numbering(X, y, self.classes_inferred_, self.class_names_)
         y = given_labels(X, y)
         if not known:
             self._settle_task(y)
         y = self._task.read(y)
         if not known:
             self.classes_inferred_ = self._task.learn(y, classes)
+            # The source's names are of what its own weights tell apart.
+            names = names_of_classes(names, self.classes_inferred_)
+            self.origin_ = replace(self.origin_, class_names=names)
         elif classes is not None:
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
@@ -340,10 +355,19 @@ class ImageNeuralNet(LoadingNet):
             module = self._build_module()
         sample = torch.zeros(1, self.n_channels_, *self.input_size)
         self._check_output(module, sample)
+        self._look_at_inputs(module, sample)
         self.target_layer_ = find_target_layer(module, self.target_layer, sample=sample)
         self._check_grid(module, sample)
         self.module_ = module
         return self
+
+    def _look_at_inputs(self, module: nn.Module, sample: Tensor) -> None:
+        """Find out if the network normalises images itself, where nobody says how they are made."""
+        if self.origin_.is_known or not (isinstance(self.mean, str) or isinstance(self.std, str)):
+            return
+        with left_as_found(module):
+            said = with_own_normalization(self.origin_.preprocessing, module, sample)
+        self.origin_ = replace(self.origin_, preprocessing=said)
 
     def _check_output(self, module: nn.Module, sample: Tensor) -> None:
         check_output(module, sample, self.n_outputs, name=self._outputs_are)
