@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
-from sklcam.images.labels import check_numbering, given_labels
+from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
@@ -172,9 +172,6 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         What was learned.
     classes_ : ndarray of shape (n_classes,), or None for a regression
         The labels, sorted; for "multilabel" in the order of columns, where these have one.
-    class_names_ : ndarray of shape (n_classes,) or None
-        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
-        reports show it, and ``target`` takes it.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer
@@ -581,7 +578,6 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
             If y holds labels that ``fit`` has not seen.
         """
         self.check_is_fitted()
-        check_numbering(X, y, self.classes_, self.class_names_)
         expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
         return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))
 

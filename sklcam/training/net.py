@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
-from sklcam.images.labels import check_numbering, given_labels, label_names, names_of_classes
+from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
 from sklcam.networks.dry_run import check_output, exclusive, generators_lock, left_as_found
@@ -86,8 +86,6 @@ class ImageNeuralNet(LoadingNet):
         What is known of the network by where it comes from.
     preprocessing_ : Preprocessing
         How images become the network's input, and who says so.
-    class_names_ : ndarray of shape (n_classes,) or None
-        What the data set calls the classes.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -268,12 +266,6 @@ class ImageNeuralNet(LoadingNet):
             kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
         super().check_is_fitted(attributes, *args, **kwargs)
 
-    @property
-    def class_names_(self) -> np.ndarray | None:
-        """What the data set calls the classes, if these are numbers."""
-        names = self.origin_.class_names if "origin_" in vars(self) else None
-        return None if names is None else np.array(names)
-
     def _look_up_origin(self) -> None:
         """Find out what is known of the network before there is one."""
         options = self.get_params_for("module")
@@ -309,18 +301,12 @@ class ImageNeuralNet(LoadingNet):
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
-        names = label_names(X, y)
-        if known:
-            check_numbering(X, y, self.classes_inferred_, self.class_names_)
         y = given_labels(X, y)
         if not known:
             self._settle_task(y)
         y = self._task.read(y)
         if not known:
             self.classes_inferred_ = self._task.learn(y, classes)
-            # The source's names are of what its own weights tell apart.
-            names = names_of_classes(names, self.classes_inferred_)
-            self.origin_ = replace(self.origin_, class_names=names)
         elif classes is not None:
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
