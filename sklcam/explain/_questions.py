@@ -14,7 +14,7 @@ from sklcam._validation import describe
 from sklcam.cam import Method, get_method
 from sklcam.cam.targets import Positive, Target, as_target
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
-from sklcam.images.labels import encode_labels, given_labels, labels_for
+from sklcam.images.labels import check_numbering, encode_labels, given_labels, labels_for
 from sklcam.networks.adapters import Adapter
 
 AnyMethod = str | Method | type[Method]
@@ -61,6 +61,7 @@ class Questions(ABC):
         ValueError
             If there are none, or they are not of the network's task.
         """
+        check_numbering(X, y, self.classes_, self.class_names_)
         if self.adapter.task == "multilabel":
             return as_indicator(given_labels(X, y), self.classes_)
         if self.adapter.task == "regression":

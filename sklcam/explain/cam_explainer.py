@@ -26,7 +26,7 @@ from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
-from sklcam.images.labels import labels_for
+from sklcam.images.labels import label_names, labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
 from sklcam.networks.dry_run import LastSigmoid, generators_lock
@@ -34,7 +34,7 @@ from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
-from sklcam.networks.nested import Nesting
+from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.readouts import Task, readout
 from sklcam.networks.sources import origin_of
 from sklcam.networks.tasks import Evidence
@@ -119,8 +119,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     output_names_ : ndarray of shape (n_outputs,) or None
         What ``target`` may name: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
-        What the model's source calls the classes 0, 1, ...: displays and reports show it, and
-        ``target`` takes it.
+        What the model's source calls the classes 0, 1, ..., or else the data set in :meth:`fit`,
+        if it has as many: displays and reports show it, and ``target`` takes it.
     model_ : nn.Module or fitted estimator
         The model; of a name, the network that was built.
     preprocessing_ : Preprocessing
@@ -262,7 +262,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.gives_probabilities_ = adapter.gives_probabilities
         self.output_names_ = self._find_names(output, y)
         self.classes_ = None if self.task_ == "regression" else self.output_names_
-        self.class_names_ = self._find_class_names()
+        self.class_names_ = self._find_class_names(X, y)
         self.target_layers_ = self._find_layers(sample.recordable())
         return self
 
@@ -284,14 +284,16 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         with generators_lock, torch.random.fork_rng([]):
             return build_model(self.model, image_size=size, weights=self.weights).eval()
 
-    def _find_class_names(self) -> np.ndarray | None:
-        """Return what the source calls the outputs; they are what was given, where that was."""
-        names = origin_of(self._adapter.network).class_names
-        if self.classes_ is None or names is None or len(names) != len(self.classes_):
+    def _find_class_names(self, X: Any, y: Any) -> np.ndarray | None:
+        """Return what the source calls the outputs, or the data set; None if these are labels."""
+        if self.classes_ is None or self.classes is not None:
             return None
-        is_given = self.classes is not None or self._adapter.labels is not None
+        inner = unnest(self.model_)[0]
+        if self._adapter.labels is not None:
+            return inner.class_names_ if isinstance(inner, Explainer) else None
+        names = origin_of(self._adapter.network).class_names or label_names(X, y) or ()
         is_numbered = np.array_equal(self.classes_, np.arange(len(names)))
-        return None if is_given or not is_numbered else np.array(names)
+        return np.array(names) if names and is_numbered else None
 
     def _adapt(self) -> Adapter:
         return adapt(self.model_, self._preparation())

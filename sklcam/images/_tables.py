@@ -122,6 +122,17 @@ def class_labels(X: Any) -> np.ndarray | None:
     return None if numbers is None or (numbers < 0).any() else numbers
 
 
+def class_label_names(X: Any) -> list[str] | None:
+    """Return what Hugging Face's data set, or a column of one, calls its classes 0, 1, ...."""
+    features: Any = {}
+    if is_instance(X, "datasets", "Dataset"):
+        features = X.features
+    elif is_instance(X, "datasets", "Column") and is_instance(X.source, "datasets", "Dataset"):
+        features = {X.column_name: X.source.features[X.column_name]}
+    found = [each for each in features.values() if is_instance(each, "datasets", "ClassLabel")]
+    return list(found[0].names) if len(found) == 1 else None
+
+
 def take_from_table(X: Any, positions: Sequence[int]) -> Any:
     """Return some rows of a table in its own form."""
     if is_instance(X, "datasets", "Dataset"):

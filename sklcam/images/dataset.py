@@ -22,7 +22,7 @@ from sklcam.images._tables import column_of, is_table, take_from_table
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import Resizing, as_resizing, resize_image
 from sklcam.images.items import Items, has_entries
-from sklcam.images.labels import dataset_labels
+from sklcam.images.labels import dataset_labels, label_names
 from sklcam.images.normalization import of_one_dtype
 
 
@@ -88,6 +88,8 @@ class ImageDataset(FramedDataset):
         Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
     targets : ndarray of shape (n_samples,) or None
         `y`, or the labels that X itself is known to have; see :func:`dataset_labels`.
+    classes : tuple of str or None
+        What X calls the numbers that are its labels.
 
     Raises
     ------
@@ -164,6 +166,10 @@ class ImageDataset(FramedDataset):
             return self._labels
         labels = dataset_labels(self._labelled)
         return None if labels is None else labels[list(self._taken)]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return None if self._labelled is None else label_names(self._labelled)
 
     @property
     def shape(self) -> tuple[int]:

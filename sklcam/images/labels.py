@@ -7,7 +7,7 @@ Here an image has one label. Several, or numbers, are the business of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from sklcam.images._tables import class_labels
+from sklcam.images._tables import class_label_names, class_labels
 
 _WHERE_FROM = (
     "one label per image (only a torch data set that has .targets, and a Hugging Face one with one "
@@ -108,6 +108,118 @@ def dataset_labels(X: Any) -> np.ndarray | None:
         labels = dataset_labels(X.dataset)
         return None if labels is None else labels[np.asarray(X.indices, dtype=np.intp)]
     return None
+
+
+def label_names(X: Any, y: Any = None) -> tuple[str, ...] | None:
+    """Return what the numbers are called that a data set has for labels.
+
+    They are the ``classes`` of torchvision's data sets, also through ``Subset``, and the names of
+    Hugging Face's ``ClassLabel``.
+
+    Parameters
+    ----------
+    X : Any
+        A data set, or anything else.
+    y : array-like or None, default=None
+        The labels that were given, if they were.
+
+    Returns
+    -------
+    tuple of str or None
+        The name of each number from 0. None if X has no names for its labels; or if y is given, and
+        is neither the same labels nor a column of ``ClassLabel`` that has names of its own.
+
+    Examples
+    --------
+    >>> from torch.utils.data import Dataset
+    >>> from sklcam.images.labels import label_names
+    >>> class Pets(Dataset):
+    ...     targets, classes = [0, 1, 0], ["cat", "dog"]
+    ...     def __len__(self):
+    ...         return 3
+    >>> label_names(Pets()), label_names(Pets(), y=[2, 0, 1])
+    (('cat', 'dog'), None)
+    """
+    names = None if y is None else class_label_names(y)
+    labels = dataset_labels(X) if names is None else _as_array(y[:])
+    if names is None and labels is not None:
+        is_its_own = y is None or np.array_equal(labels, _as_array(y))
+        names = _names_in(X) if is_its_own else None
+    if not names or labels is None or labels.dtype.kind not in "iu" or not labels.size:
+        return None
+    return tuple(names) if labels.min() >= 0 and labels.max() < len(names) else None
+
+
+def _names_in(X: Any) -> list[str] | None:
+    if isinstance(X, Subset):
+        return _names_in(X.dataset)
+    if getattr(X, "target_transform", None) is not None:
+        return None  # other labels are made of the numbers
+    names = class_label_names(X) or getattr(X, "classes", None)
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return None
+    # Those of torchvision's ImageNet are tuples of synonyms.
+    names = [", ".join(each) if isinstance(each, tuple) else each for each in names]
+    numbers = getattr(X, "class_to_idx", {})
+    is_other = isinstance(numbers, Mapping) and any(
+        numbers.get(name, i) != i for i, name in enumerate(names)
+    )
+    return None if is_other or not all(isinstance(name, str) for name in names) else names
+
+
+def names_of_classes(names: Sequence[str] | None, classes: np.ndarray) -> tuple[str, ...] | None:
+    """Return what classes are called that are numbers.
+
+    Parameters
+    ----------
+    names : sequence of str or None
+        The name of each number from 0.
+    classes : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    tuple of str of length n_classes, or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.labels import names_of_classes
+    >>> names_of_classes(["cat", "dog", "emu"], np.array([0, 2]))
+    ('cat', 'emu')
+    """
+    is_numbered = names is not None and classes.dtype.kind in "iu" and classes.ndim == 1
+    if not is_numbered or not all(0 <= number < len(names) for number in classes.tolist()):  # type: ignore[arg-type]
+        return None
+    return tuple(names[number] for number in classes.tolist())  # type: ignore[index]
+
+
+def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndarray | None) -> None:
+    """Raise a ValueError if a data set has other numbers for classes that are called the same.
+
+    Two data sets of class folders have, if one of them lacks a folder.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like or None
+    classes : ndarray of shape (n_classes,) or None
+        The numbers that an estimator knows.
+    names : sequence of str of length n_classes, or None
+        What it calls them.
+    """
+    own = None if classes is None or names is None else label_names(X, y)
+    if own is None or names is None:
+        return
+    known = [*map(str, names)]
+    numbers = np.asarray(classes).tolist()
+    for number, name in enumerate(own):
+        meant = [i for i, other in zip(numbers, known, strict=True) if other == name]
+        if meant and number not in meant:
+            raise ValueError(
+                f"The data set's label for {name!r} is {number}, and the estimator's is "
+                f"{meant[0]}: give y, with the numbers that class_names_ of the estimator has for "
+                "the data set's names."
+            )
 
 
 def given_labels(X: Any, y: Any) -> Any:

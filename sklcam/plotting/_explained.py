@@ -122,11 +122,13 @@ def labels_of_images(
 ) -> np.ndarray | None:
     """Return the labels that were given, or the data set's own, or None.
 
-    With an explainer of several labels an image, or of numbers, as text.
+    As text with an explainer of several labels an image, of numbers, or whose classes have names.
     """
     if y is None and dataset_labels(X) is None:
         return None
-    if explainer is not None and explainer.adapter.task in ("multilabel", "regression"):
+    if explainer is not None and (
+        explainer.class_names_ is not None or explainer.adapter.task in ("multilabel", "regression")
+    ):
         y = np.array(spelled(explainer, explainer.expected_labels(X, y, "the picture")))
     else:
         y = labels_for(X, y, "the picture")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.labels import given_labels
+from sklcam.images.labels import check_numbering, given_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
@@ -69,6 +69,7 @@ class LoadingNet(SeededNet):
     def _prepare_validation(self, data: Any) -> TrainingImages:
         # It has not come by way of fit, where labels are encoded.
         X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
+        check_numbering(X, y, self.classes_inferred_, self.class_names_)
         y = self._task.encode(self._task.read(given_labels(X, y)), self.classes_inferred_)
         return TrainingImages(X, y, **self.image_options())
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
-from sklcam.images.labels import given_labels
+from sklcam.images.labels import check_numbering, given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
@@ -54,7 +54,9 @@ def _has_probabilities(net: ConsistentCAMClassifier) -> bool:
     return getattr(net, "task_", net.task) != "regression"
 
 
-class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
+class ConsistentCAMClassifier(  # type: ignore[override]
+    SteppingNet, Explainer, NeuralNetClassifier
+):
     r"""Image classifier whose Grad-CAM maps are trained to follow crops and flips.
 
     It learns one class an image, or several labels, or numbers; see ``task``. The loss is
@@ -178,6 +180,9 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         The layer that is explained.
     n_channels_ : int
         Channels of the images.
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
+        reports show it, and ``target`` takes it.
     preprocessing_ : Preprocessing
         How images are prepared, and who says so.
     history : skorch.history.History
@@ -577,6 +582,7 @@ class ConsistentCAMClassifier(SteppingNet, Explainer, NeuralNetClassifier):
         ValueError
             If y holds labels that ``fit`` has not seen.
         """
+        check_numbering(X, y, self.classes_, self.class_names_)
         self.check_is_fitted()
         expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
         return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
-from sklcam.images.labels import given_labels
+from sklcam.images.labels import check_numbering, given_labels, label_names, names_of_classes
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
 from sklcam.networks.dry_run import check_output, exclusive, generators_lock, left_as_found
@@ -86,6 +86,8 @@ class ImageNeuralNet(LoadingNet):
         What is known of the network by where it comes from.
     preprocessing_ : Preprocessing
         How images become the network's input, and who says so.
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the data set calls the classes.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -273,6 +275,13 @@ class ImageNeuralNet(LoadingNet):
 
     # Checks, at the door
 
+    @property
+    def class_names_(self) -> np.ndarray | None:
+        """What the data set calls the classes, if these are numbers."""
+        names = self.origin_.class_names if "classes_inferred_" in vars(self) else None
+        is_theirs = names is not None and len(names) == len(self.classes_inferred_)
+        return np.array(names) if is_theirs else None
+
     def _check_parameters(self) -> None:
         own = {name: vars(self)[name] for name in self._parameter_constraints}
         validate_parameter_constraints(
@@ -308,12 +317,18 @@ class ImageNeuralNet(LoadingNet):
         if not known:
             self.classes_inferred_ = self._task.learn(y, classes)
         elif classes is not None:
+        names = label_names(X, y)
+        if known:
+            check_numbering(X, y, self.classes_inferred_, self.class_names_)
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
                 raise ValueError(
                     f"classes={learned.tolist()} is not the same as on the first call: "
                     f"{self.classes_inferred_.tolist()}."
                 )
+            # The source's names are of what its own weights tell apart.
+            names = names_of_classes(names, self.classes_inferred_) if self._task.excludes else None
+            self.origin_ = replace(self.origin_, class_names=names)
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
         labels = self._task.encode(y, self.classes_inferred_)
@@ -413,9 +428,8 @@ class ImageNeuralNet(LoadingNet):
         if not self.origin_.is_known:  # images are opened by now, but not normalised
             found = origin_of(module).preprocessing
             said = replace(self.origin_.preprocessing, mean=found.mean, std=found.std)
-            self.origin_ = Origin(
-                replace(said, channel_order=found.channel_order, source=found.source)
-            )
+            said = replace(said, channel_order=found.channel_order, source=found.source)
+            self.origin_ = replace(self.origin_, preprocessing=said)
         if self.weights is None:
             return module
         if not Path(self.weights).is_file():
