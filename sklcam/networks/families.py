@@ -47,6 +47,44 @@ class Family:
             names.append(children[int(part)] if part.startswith("-") else part)
         return self.target_layer(network, ".".join(names))
 
+    def is_plain(self, network: nn.Module) -> bool:
+        """Whether a network is as its class builds it, up to the usual layer.
+
+        What goes by the class alone holds for no others: a forward of its own, a hook or a part of
+        another kind may turn, shift or crop the images on their way.
+        """
+        methods = {name: each for name, each in vars(self.kind).items() if callable(each)}
+        methods.pop("__init__", None)
+        if any(getattr(type(network), name) is not each for name, each in methods.items()):
+            return False
+        if not methods.keys().isdisjoint(vars(network)):
+            return False
+        usual = self.usual_layer(network).of(network)
+        for part in network.modules():
+            if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+                return False
+            if not type(part).__module__.startswith(_PLAIN) and part is not network:
+                return False
+            if part is usual:  # the head, which is registered behind it, may be another
+                break
+        return True
+
+
+# Where the classes are that families are made of: none of these moves what it is given.
+_PLAIN = (
+    "torchvision.models.",
+    "torchvision.ops.",
+    "torch.nn.utils.parametri",
+    "efficientnet_lite_pytorch.",
+    *(
+        f"torch.nn.modules.{name}"
+        for name in (
+            *("activation", "batchnorm", "container", "conv", "dropout", "instancenorm", "linear"),
+            *("normalization", "pooling"),
+        )
+    ),
+)
+
 
 def _of_vision_transformer(network: models.VisionTransformer, name: str) -> TargetLayer:
     if not name.startswith("encoder"):
@@ -93,4 +131,23 @@ FAMILIES = (
 
 def find_family(network: nn.Module) -> Family | None:
     """Return the family of a network, if it is known."""
-    return next((family for family in FAMILIES if isinstance(network, family.kind)), None)
+    return next(
+        (family for family in FAMILIES if isinstance(network, family.kind)), _of_package(network)
+    )
+
+
+def _of_package(network: nn.Module) -> Family | None:
+    """Return the family of a network whose package is an extra, if it is of one."""
+    kind = lite_class(network)
+    return None if kind is None else Family(kind, "_swish", _of_efficient_net_lite)
+
+
+def _of_efficient_net_lite(network: nn.Module, name: str) -> TargetLayer:
+    # One activation for the stem and the head, of which the second is pooled.
+    return TargetLayer(name, run=1 if name == "_swish" else None)
+
+
+def lite_class(network: nn.Module) -> type[nn.Module] | None:
+    """Return the class of efficientnet-lite-pytorch that a network is of, if it is."""
+    names = {f"{each.__module__}.{each.__name__}": each for each in type(network).__mro__}
+    return names.get("efficientnet_lite_pytorch.model.EfficientNet")

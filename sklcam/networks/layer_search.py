@@ -6,20 +6,24 @@ error that lists the candidates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from sklcam._validation import check_tensor, describe, suggestion
 from sklcam.networks.dry_run import check_explainable, first_output, run_dry, unwrap
 from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.placement import misplacement, quadrants_elsewhere
 from sklcam.networks.probing import (
     Forward,
     Traced,
     count_positions,
     is_passed_at,
     layouts_of,
+    noise,
     trace,
 )
 
@@ -82,16 +86,13 @@ def find_target_layer(
             f"'auto'; got {describe(target_layer)}."
         )
     name = None if target_layer == "auto" else _known_layer(model, target_layer)
-    prefix, network, family = _network_around(model, name or "")
-    if family is not None:
-        inner = None if name is None else name.removeprefix(prefix)
-        layer = (
-            family.usual_layer(network) if inner is None else family.target_layer(network, inner)
-        )
-        return replace(layer, name=prefix + layer.name)
+    family = find_family(model)
+    if family is not None and family.is_plain(model):
+        return family.usual_layer(model) if name is None else family.target_layer(model, name)
     if sample is None:
         raise ValueError(
-            f"The layers of {type(model).__name__} are not known: give a sample to try them on, or "
+            f"The layers of {type(model).__name__} are not known, as it is not the plain network "
+            "of a known family: give a sample to try them on, or "
             "say how the output of one lies, as in "
             f'TargetLayer({name or "features.3"!r}, layout="nchw").'
         )
@@ -219,6 +220,7 @@ class _Search:
         self._model = model
         self._sample, self._forward = _ready(model, sample, forward)
         self._reasons: dict[str, str] = {}  # by the layer and its shape
+        self._layers: dict[Traced, TargetLayer | None] = {}  # that were read
         try:
             self._trace = trace(model, self._sample, self._forward)
         except (RuntimeError, AssertionError):
@@ -292,21 +294,40 @@ class _Search:
         return False
 
     def _read(self, traced: Traced) -> TargetLayer | None:
-        """Return a layer as a grid, if it is one in one way."""
+        """Return a layer as a grid, if it is one in one way, and one of the images as they are."""
+        if traced not in self._layers:
+            self._layers[traced] = self._probe(traced)
+        return self._layers[traced]
+
+    def _probe(self, traced: Traced) -> TargetLayer | None:
         if self._trace.is_output(traced):
             self._refuse(traced, "is the output itself")
             return None
+        known = self._known(traced.name)
         layouts = layouts_of(
             self._model,
             traced.name,
             self._sample,
             self._forward,
-            is_nchw=self._trace.is_nchw(traced),
+            is_nchw=self._trace.is_nchw(traced) or (known is not None and known.layout == "nchw"),
         )
+        if known in layouts:
+            layouts = [known]
         if len(layouts) == 1:
-            return layouts[0]
+            seen = misplacement(self._model, layouts[0], self._draw(), self._forward)
+            if seen is None:
+                return layouts[0]
+            self._refuse(traced, seen + _UNSETTLED)
+            return None
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
         what = f"can be read as {read}" if layouts else "does not answer where images change"
+        likely = known or (TargetLayer(traced.name) if self._trace.is_nchw(traced) else None)
+        if not layouts and likely is not None:
+            args = self._model, likely
+            seen = quadrants_elsewhere(*args, self._draw(), self._forward)
+            if known is not None:
+                seen = seen or misplacement(*args, self._draw(), self._forward)
+            what += f": {seen}" if seen else ""
         self._refuse(traced, what + _UNSETTLED)
         return None
 
@@ -319,15 +340,30 @@ class _Search:
         self._refuse(traced, "is passed by: what it is given counts beside it")
         return True
 
-    def _usual(self) -> TargetLayer | None:
-        """Return the usual layer of a known network inside (behind a normalisation), if it ran."""
-        ran = [traced.name for traced in self._trace.traced]
-        prefix, network, family = _network_around(self._model, ran[-1]) if ran else ("", None, None)
-        if network is None or family is None:
+    def _draw(self) -> Callable[[int], Tensor]:
+        generator = torch.Generator().manual_seed(2)
+        return lambda scale: noise(self._sample, 2, generator, scale)
+
+    def _known(self, name: str) -> TargetLayer | None:
+        """Return how a layer lies in the network of a known family around it, if in one."""
+        prefix, network, family = _network_around(self._model, name)
+        if family is None:
             return None
-        usual = family.usual_layer(network)
-        usual = replace(usual, name=prefix + usual.name)
-        return usual if usual.name in ran else None
+        layer = family.target_layer(network, name.removeprefix(prefix))
+        return replace(layer, name=name)
+
+    def _usual(self) -> TargetLayer | None:
+        """Return the usual layer of a known network inside, if it holds all and is in place."""
+        ran = {traced.name: traced for traced in self._trace.traced}
+        if not ran:
+            return None
+        prefix, network, family = _network_around(self._model, [*ran][-1])
+        if family is None:
+            return None
+        traced = ran.get(prefix + family.usual_layer(network).name)
+        if traced is None or not self._trace.holds_all(traced):
+            return None
+        return self._read(traced)
 
     def _refuse(self, traced: Traced, reason: str) -> None:
         self._reasons.setdefault(_shown(traced), reason)

@@ -1,0 +1,226 @@
+"""Networks that move their images: turned, rolled, shifted and cropped grids are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backbones import MEMBERS, Normalized, small_vit
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models as zoo
+
+from sklcam.networks import TargetLayer, build_model, find_target_layer
+from sklcam.networks.families import find_family
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Moving(nn.Module):
+    def __init__(self, network, move):
+        super().__init__()
+        self.network, self.move = network, move
+
+    def forward(self, x):
+        return self.network(self.move(x))
+
+
+def small_resnet() -> zoo.ResNet:
+    return zoo.ResNet(zoo.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+def small_shufflenet() -> zoo.ShuffleNetV2:
+    return zoo.ShuffleNetV2([1, 1, 1], [4, 8, 16, 16, 16], num_classes=3)
+
+
+def small_swin() -> zoo.SwinTransformer:
+    return zoo.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=3)
+
+
+# A network, the side of its images, and its usual layer.
+FAMILIES = {
+    "shufflenet": (small_shufflenet, 128, TargetLayer("network.conv5")),
+    "vit": (
+        lambda: small_vit(48),
+        48,
+        TargetLayer("network.encoder.layers.encoder_layer_0.ln_1", "tokens", (6, 6), 1),
+    ),
+    "swin": (small_swin, 64, TargetLayer("network.norm", "nhwc")),
+}
+# What is done to images of side s, and what is said of the usual layer.
+MOVES = {
+    "flipped": (lambda x, s: x.flip(-1), "top left of the images show most at its top right"),
+    "transposed": (lambda x, s: x.transpose(2, 3), "top right .* at its bottom left"),
+    "turned": (lambda x, s: x.rot90(1, (2, 3)), "top left .* at its bottom left"),
+    "upside down": (lambda x, s: x.rot90(2, (2, 3)), "top left .* at its bottom right"),
+    "rolled by half": (lambda x, s: x.roll(s // 2, -2), "at the (top|bottom)"),
+    "rolled": (lambda x, s: x.roll(s // 4, -1), "is shifted: changes at the right .* its left"),
+    "rolled back": (lambda x, s: x.roll(-(s // 4), -2), "changes at the top .* its bottom"),
+    "shifted": (
+        lambda x, s: F.pad(x, (s // 3, -(s // 3))),
+        r"the right \d+ of \d+ columns|at its top right",
+    ),
+    "zoomed": (
+        lambda x, s: F.interpolate(x[..., s // 4 :, s // 4 :], size=x.shape[-2:]),
+        r"the left \d+ of \d+ columns of pixels and the top \d+ of \d+ rows of pixels change noth",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_wrapper_that_moves_its_images_is_refused(name, move):
+    build, side, usual = FAMILIES[name]
+    how, said = MOVES[move]
+    model = Moving(build(), lambda x: how(x, side))
+    sample = torch.zeros(1, 3, side, side)
+    for target in ("auto", usual.name):
+        with pytest.raises(ValueError, match=rf"{usual.name}', of shape .*{said}"):
+            find_target_layer(model, target, sample=sample)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_wrapper_that_moves_nothing_has_the_usual_layer(name):
+    build, side, usual = FAMILIES[name]
+    model, sample = Moving(build(), lambda x: 2 * x), torch.zeros(1, 3, side, side)
+    assert find_target_layer(model, sample=sample) == usual
+    assert find_target_layer(model, usual.name, sample=sample) == usual
+    with pytest.raises(ValueError, match="not the plain network of a known family: give a sample"):
+        find_target_layer(model)
+
+
+class Flipping(zoo.ResNet):
+    def _forward_impl(self, x):
+        return super()._forward_impl(x.flip(-1))
+
+
+class Flip(nn.Module):
+    def forward(self, x):
+        return x.flip(-1)
+
+
+def flipping(how: str) -> zoo.ResNet:
+    network = small_resnet()
+    if how == "its own method":
+        network = Flipping(zoo.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
+    elif how == "its own forward":
+        forward = network.forward
+        network.forward = lambda x: forward(x.flip(-1))
+    elif how == "a hook of the network":
+        network.register_forward_pre_hook(lambda part, inputs: (inputs[0].flip(-1),))
+    elif how == "a hook of a part":
+        network.layer1.register_forward_hook(lambda part, inputs, output: output.flip(-1))
+    elif how == "a part":
+        network.maxpool = nn.Sequential(network.maxpool, Flip())
+    return network
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["its own method", "its own forward", "a hook of the network", "a hook of a part", "a part"],
+)
+def test_a_known_class_is_not_taken_at_its_word_where_it_was_changed(how):
+    with pytest.raises(ValueError, match="not the plain network of a known family"):
+        find_target_layer(flipping(how))
+    with pytest.raises(ValueError, match=r"'layer4', of shape .* at its top right"):
+        find_target_layer(flipping(how), sample=torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_networks_as_they_come_are_taken_at_their_word(name):
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        network = build_model(name, n_classes=2)
+    assert find_family(network).is_plain(network)
+
+
+def test_a_head_of_ones_own_leaves_a_network_plain():
+    class Head(nn.Module):
+        def forward(self, x):
+            return x[:, :2]
+
+    network = small_resnet()
+    network.fc = Head()
+    assert find_target_layer(network) == TargetLayer("layer4")
+
+
+def test_one_of_two_networks_is_not_all_there_is():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = small_resnet(), small_resnet()
+
+        def forward(self, x):
+            return self.first(x) + self.second(x)
+
+    with pytest.raises(ValueError, match=r"'second.layer4', .* is not all that reaches the output"):
+        find_target_layer(Two(), sample=torch.zeros(1, 3, 64, 64))
+
+
+def plain_net(*convolutions: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(*convolutions), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+# Networks of ones own, with the side of their images, whose layer "0" is in place by convention.
+IN_PLACE = {
+    "patches that leave out the rest": (lambda: [nn.Conv2d(3, 8, 14, 14), nn.Tanh()], 83),
+    "patches around the centre": (
+        lambda: [nn.ZeroPad2d(-6), nn.Conv2d(3, 8, 14, 14), nn.Tanh()],
+        82,
+    ),
+    "without padding": (
+        lambda: [nn.Conv2d(3, 8, 5), nn.MaxPool2d(2), nn.Conv2d(8, 8, 5), nn.MaxPool2d(2)],
+        32,
+    ),
+    "strides without padding": (
+        lambda: [m for c in (3, 8, 8, 8) for m in (nn.Conv2d(c, 8, 3, 2), nn.Tanh())],
+        64,
+    ),
+    "wide fields": (
+        lambda: [m for c in (3, 8, 8) for m in (nn.Conv2d(c, 8, 9, 2, 4), nn.Tanh())],
+        48,
+    ),
+    "pixels": (lambda: [nn.Conv2d(3, 8, 1), nn.Tanh()], 16),
+    "round": (
+        lambda: [nn.Conv2d(3, 8, 5, 2, 2, padding_mode="circular"), nn.Conv2d(8, 8, 3, 2, 1)],
+        32,
+    ),
+    "pooled to a size": (
+        lambda: [nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(7)],
+        30,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_grids_in_place_are_taken(kind):
+    build, side = IN_PLACE[kind]
+    sample = torch.zeros(1, 3, side, side)
+    assert find_target_layer(plain_net(*build()), sample=sample) == TargetLayer("0")
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.roll(11, -1),
+        lambda x: x[..., 8:, 8:],
+        lambda x: x[..., :-9, :-9],
+        lambda x: x[..., 8:-8, 8:-8],
+    ],
+    ids=["rolled", "without a top left", "without a bottom right", "the centre"],
+)
+def test_grids_of_networks_of_ones_own_that_are_shifted_are_refused(move):
+    """All of their quadrants answer in place."""
+    convolutions = [m for c in (3, 8, 8) for m in (nn.Conv2d(c, 8, 3, 2, 1), nn.Tanh())]
+    model = Moving(plain_net(*convolutions), move)
+    with pytest.raises(ValueError, match=r"is (shifted|a grid of a part of the images): .*cannot"):
+        find_target_layer(model, sample=torch.zeros(1, 3, 64, 64))
+
+
+def test_a_normalisation_in_front_changes_nothing():
+    network = build_model("squeezenet1_1", n_classes=3)
+    usual = find_target_layer(Normalized(network), sample=torch.zeros(1, 3, 64, 64))
+    assert usual == TargetLayer("backbone.features.12")
