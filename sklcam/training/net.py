@@ -310,25 +310,25 @@ class ImageNeuralNet(LoadingNet):
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
         n_images(X)  # an error if X is empty or no images at all
+        names = label_names(X, y)
+        if known:
+            check_numbering(X, y, self.classes_inferred_, self.class_names_)
         y = given_labels(X, y)
         if not known:
             self._settle_task(y)
         y = self._task.read(y)
         if not known:
             self.classes_inferred_ = self._task.learn(y, classes)
+            # The source's names are of what its own weights tell apart.
+            names = names_of_classes(names, self.classes_inferred_) if self._task.excludes else None
+            self.origin_ = replace(self.origin_, class_names=names)
         elif classes is not None:
-        names = label_names(X, y)
-        if known:
-            check_numbering(X, y, self.classes_inferred_, self.class_names_)
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
                 raise ValueError(
                     f"classes={learned.tolist()} is not the same as on the first call: "
                     f"{self.classes_inferred_.tolist()}."
                 )
-            # The source's names are of what its own weights tell apart.
-            names = names_of_classes(names, self.classes_inferred_) if self._task.excludes else None
-            self.origin_ = replace(self.origin_, class_names=names)
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
         labels = self._task.encode(y, self.classes_inferred_)
