@@ -104,7 +104,7 @@ class Explainer(BatchExplainer):
         Yields
         ------
         ndarray of shape (batch_size, height, width), float32
-            With ``frame="image"``, a list of arrays, each of its own image's size.
+            With ``frame="image"`` always a list of arrays, each of its own image's size.
         """
         chosen = self.as_method(method)
         _check_frame(frame)
@@ -167,12 +167,16 @@ class Explainer(BatchExplainer):
 
         Returns
         -------
-        ndarray of shape (n_images, height, width), float32 (in [0, 1] if normalised)
-            ``out`` if it was given. There are further axes after the first, in this order: k for a
-            target of several classes per image, the layers if several are kept apart, and the
-            image's channels for signed maps. With ``frame="image"`` a list of arrays, or one array
-            if X is an array or a tensor, whose images are all of one size. For several methods a
+        ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
+            float32, in [0, 1] if normalised; ``out`` if it was given. There are further axes after
+            the first, in this order: k for a target of several classes per image, the layers if
+            several are kept apart, and the image's channels for signed maps. For several methods a
             dict of these, by name.
+
+            It is a list with ``frame="image"``, a map of its own size for each image, also where
+            the sizes happen to be the same: ``np.stack`` makes one array of these. It is an array
+            even so where X cannot hold images of other sizes: an array, a tensor, an
+            ``ImageDataset`` of one, or float tensors that are the network's own input.
 
         Raises
         ------

@@ -601,6 +601,23 @@ def test_maps_in_the_frame_of_each_image(resize, tmp_path):
         ours.explain(X, frame="image", out=np.empty((4, 16, 16)))
 
 
+def test_what_holds_the_maps_of_images_of_one_size(tmp_path):
+    """As the docstring says: an array if X cannot hold others, and else a list."""
+    paths = files(tmp_path, [*np.random.default_rng(0).integers(0, 256, (2, 12, 9, 3), np.uint8)])
+    pictures = [Image.open(path) for path in paths]
+    array = np.stack([*map(np.asarray, pictures)])
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    ours = explainer(network(SmallNet, in_channels=3), X=paths, image_size=16)
+    of_one_size = [array, tensor, ImageDataset(array), ImageDataset(array)[1:]]
+    for X in (*of_one_size, TensorDataset(tensor.float() / 255)):
+        assert ours.explain(X, frame="image").shape == (len(X), 12, 9)
+    for X in (paths, np.array(paths), pictures, ImageDataset(paths), TensorDataset(tensor)):
+        maps = ours.explain(X, frame="image")
+        assert isinstance(maps, list) and np.stack(maps).shape == (2, 12, 9)
+    for X in (array, paths):
+        assert all(isinstance(maps, list) for maps in ours.iter_explain(X, frame="image"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_networks_keep_their_precision(dtype):
     model = network().to(dtype)
