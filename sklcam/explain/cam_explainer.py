@@ -29,12 +29,13 @@ from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_set
 from sklcam.images.labels import label_names, labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
-from sklcam.networks.dry_run import LastSigmoid, generators_lock
+from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
+from sklcam.networks.output_ranges import OutputRanges
 from sklcam.networks.readouts import Task, readout
 from sklcam.networks.sources import origin_of
 from sklcam.networks.tasks import Evidence
@@ -250,13 +251,21 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
                 "The network is on the meta device, where tensors have no values; load its weights."
             )
         sample = self._sample(X, adapter)
-        with LastSigmoid() as sigmoid:
+        with OutputRanges() as ranges:
             # Some models know how their output is read before they are asked.
             output = adapter.own(self._dry_run(adapter, sample, given=X is not None))
         adapter.look_at_inputs(sample)
         self._adapter = adapter
         self._settle(
-            Evidence(output, sigmoid.gave(output), self.task, self.output, y, self.classes)
+            Evidence(
+                output,
+                is_sigmoid=ranges.are_probabilities(output),
+                is_log_sigmoid=ranges.are_logarithms(output),
+                task=self.task,
+                form=self.output,
+                y=y,
+                classes=self.classes,
+            )
         )
         self.preprocessing_ = adapter.preprocessing(sample.images.shape[1])
         self.gives_probabilities_ = adapter.gives_probabilities

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam._validation import check_count, check_tensor, describe
 
@@ -157,51 +156,6 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 if version is None or version != version_of(buffer):
                     buffer.copy_(value)
                 setattr(module, name, buffer)
-
-
-_SIGMOIDS = (
-    torch.ops.aten.sigmoid.default,
-    torch.ops.aten.sigmoid_.default,
-    torch.ops.aten.hardsigmoid.default,
-    torch.ops.aten.hardsigmoid_.default,
-)
-# What makes probabilities of probabilities: copies, choices, bounds within [0, 1], and averages.
-_COPIES = (
-    torch.ops.aten._to_copy.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.cat.default,
-    torch.ops.aten.stack.default,
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_select.default,
-    torch.ops.aten.clamp.default,
-    torch.ops.aten.nan_to_num.default,
-    torch.ops.aten.mean.dim,
-)
-
-
-class LastSigmoid(TorchDispatchMode):
-    """Notes the sigmoids of a pass, to tell if they gave the output."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # By where they are; the tensors are held, so that no others take their memory.
-        self._found: dict[int, Tensor] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _SIGMOIDS or (func in _COPIES and self._are_found(args[0])):
-            self._found[memory_of(result)] = result
-        elif func._schema.is_mutable and args and isinstance(args[0], Tensor):
-            self._found.pop(memory_of(args[0]), None)  # it is something else now
-        return result
-
-    def _are_found(self, value: Any) -> bool:
-        parts = [value] if isinstance(value, Tensor) else [*value]
-        return all(memory_of(part) in self._found for part in parts)
-
-    def gave(self, output: Tensor) -> bool:
-        """Whether one gave the output, or what it is a view or a copy of."""
-        return memory_of(output) in self._found
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from sklcam.images.label_sets import as_indicator, kind_of_labels, learn_label_sets
+from sklcam.networks.output_ranges import is_distribution
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.readouts import Readout, Task, Unread, readout
 
-# Rounding may take the sum of a row of probabilities this far from 1.
-_SUM_TOLERANCE = 1e-3
+# Rounding may take probabilities this far out of [0, 1].
+_TOLERANCE = 1e-3
 
 # What Hugging Face's configurations call the tasks.
 _PROBLEM_TYPES: Mapping[str, Task] = {
@@ -56,6 +57,8 @@ class Evidence:
         The network's own, for a sample.
     is_sigmoid : bool, default=False
         Whether it is the output of a sigmoid.
+    is_log_sigmoid : bool, default=False
+        Whether it is the logarithm of one.
     task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
         What a user says.
     form : {"auto", "logits", "probabilities"}, default="auto"
@@ -71,6 +74,7 @@ class Evidence:
     form: Literal["auto", "logits", "probabilities"] = "auto"
     y: Any = None
     classes: Any = None
+    is_log_sigmoid: bool = False
 
     @property
     def n_outputs(self) -> int | None:
@@ -143,7 +147,7 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
     if kind == "numbers":
         return "regression"
     if kind in ("indicator", "label sets"):
-        if _is_distribution(evidence.output):
+        if is_distribution(evidence.output):
             raise ValueError(
                 "y has several labels for an image, and the network's probabilities are of classes "
                 'that exclude each other, as they add up to 1. If they do, task="multiclass", with '
@@ -202,7 +206,7 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
         return False
     if evidence.form == "probabilities":
         low, high = output.min().item(), output.max().item()
-        if low < -_SUM_TOLERANCE or high > 1 + _SUM_TOLERANCE:
+        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
             raise ValueError(
                 f'output="probabilities": the network returns numbers from {low:.3g} to '
                 f'{high:.3g}, which are none. Use output="logits".'
@@ -210,23 +214,19 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
         return True
     if evidence.form == "logits":
         return False
+    if evidence.is_log_sigmoid and task != "multiclass":
+        raise ValueError(
+            "The network returns logarithms of a sigmoid, of which another sigmoid is no "
+            "probability. Let it return what it takes the sigmoid of, or the exponential, with "
+            'output="probabilities"; output="logits" takes the sigmoid of what it returns.'
+        )
     if evidence.is_sigmoid and task == "multiclass":
         raise ValueError(
             "The network ends in a sigmoid, and a softmax of that is no probability. If its labels "
             'do not exclude each other, task="multilabel"; if they do, output="probabilities" '
             'takes what it returns, and output="logits" the softmax.'
         )
-    return evidence.is_sigmoid or _is_distribution(evidence.output)
-
-
-def _is_distribution(output: Tensor) -> bool:
-    # Of a single class the softmax is 1, whatever the network says.
-    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
-        return False
-    # Off by half of eps, as each probability is, which in bfloat16 is more.
-    tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
-    is_sum = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
-    return bool((is_sum & (output >= 0).all(dim=1)).all())
+    return evidence.is_sigmoid or is_distribution(evidence.output)
 
 
 def check_said(evidence: Evidence, task: Task | None) -> None:

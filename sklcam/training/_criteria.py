@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.networks.dry_run import replaced, unwrap
+from sklcam.networks.output_ranges import OutputRanges, is_distribution
 from sklcam.networks.tasks import is_loss, name_of_loss, tasks_of
 from sklcam.training.tasks import Task, takes_logits
 
@@ -70,22 +71,49 @@ def _check_weight(weight: Tensor, option: str, task: Task, classes: np.ndarray) 
         )
 
 
-def check_takes_probabilities(criterion: object, nonlinearity: object) -> None:
-    """Raise a ValueError if a loss is not, or not known to be, for a network ending in a sigmoid.
+def check_takes_output(
+    criterion: object, task: Task, output: Tensor, ranges: OutputRanges, *, nonlinearity: object
+) -> None:
+    """Raise a ValueError if a loss is not, or not known to be, for what a network ends in.
 
     Parameters
     ----------
     criterion : class or instance of a loss, or callable
+    task : Task
+    output : Tensor
+        The network's.
+    ranges : OutputRanges
+        Of the pass that made it.
     nonlinearity : callable, "auto" or None
         What makes probabilities of outputs, as in skorch.
     """
-    name = name_of_loss(criterion)
-    if takes_logits(criterion):
+    name, is_sigmoid = name_of_loss(criterion), ranges.are_probabilities(output)
+    if task.name == "multiclass" and is_loss(criterion, nn.CrossEntropyLoss):
+        if is_distribution(output):
+            raise ValueError(
+                f"The network ends in a softmax, and {name} takes the softmax of what it is given: "
+                "it would learn slowly, and predict wrong probabilities. Leave it out of the "
+                "network, or give criterion=torch.nn.NLLLoss, which takes probabilities here."
+            )
+        if is_sigmoid:
+            raise ValueError(
+                f"The network ends in a sigmoid, and {name} takes the softmax of what it is given. "
+                "Leave the sigmoid out of the network; or, if its labels do not exclude each "
+                'other, set task="multilabel" and criterion=torch.nn.BCELoss.'
+            )
+    if task.name not in ("binary", "multilabel"):
+        return
+    if ranges.are_logarithms(output):
+        raise ValueError(
+            f"The network returns logarithms of a sigmoid, which {name} does not take. Let it "
+            "return what it takes the sigmoid of."
+        )
+    if is_sigmoid and takes_logits(criterion):
         raise ValueError(
             f"The network ends in a sigmoid, and {name} takes the sigmoid of what it is given. "
             "Leave it out of the network, or give criterion=torch.nn.BCELoss."
         )
-    if tasks_of(criterion) is None and nonlinearity == "auto":
+    if is_sigmoid and tasks_of(criterion) is None and nonlinearity == "auto":
         raise ValueError(
             f"The network ends in a sigmoid, and it is not known whether {name} takes "
             "probabilities. Set predict_nonlinearity=None if so, as they are predicted as they "

@@ -27,8 +27,9 @@ from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
 from sklcam.images.labels import check_numbering, given_labels
 from sklcam.images.views import ViewSampler
-from sklcam.networks.dry_run import LastSigmoid, check_output, run_dry, unwrap
+from sklcam.networks.dry_run import check_output, run_dry, unwrap
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.output_ranges import OutputRanges
 from sklcam.networks.readouts import Readout, readout
 from sklcam.networks.readouts import Task as TaskName
 from sklcam.networks.tasks import tasks_of
@@ -430,7 +431,7 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         return asked.n_outputs(self.classes_inferred_)
 
     def _check_output(self, module: nn.Module, sample: Tensor) -> None:
-        with LastSigmoid() as sigmoid:
+        with OutputRanges() as ranges:
             output = run_dry(module, sample)
         shape = tuple(output.shape) if isinstance(output, Tensor) else None
         is_single = shape in ((), (1,), (1, 1))  # without axes, if squeezed
@@ -439,8 +440,9 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         n_outputs = self._task.n_outputs(self.classes_inferred_)
         if shape != (1, n_outputs) and not (n_outputs == 1 and is_single):
             check_output(module, sample, n_outputs, name=self._task.outputs_are)
-        if self.task_ in ("binary", "multilabel") and sigmoid.gave(output):
-            criteria.check_takes_probabilities(self._criterion, self.predict_nonlinearity)
+        criteria.check_takes_output(
+            self._criterion, self._task, output, ranges, nonlinearity=self.predict_nonlinearity
+        )
 
     def initialize_criterion(self) -> ConsistentCAMClassifier:
         options = self.get_params_for("criterion")
