@@ -56,6 +56,7 @@ from sklcam.metrics.registry import (
     register,
     row_meaning,
 )
+from sklcam.metrics.rejection import rejection_threshold
 from sklcam.metrics.retrieval import recall_at_k
 from sklcam.metrics.scorers import (
     ExplanationScorer,
@@ -63,7 +64,7 @@ from sklcam.metrics.scorers import (
     explanation_scorer,
     get_scorer,
 )
-from sklcam.metrics.summary import Evaluation, Summary, compare
+from sklcam.metrics.summary import Evaluation, GroupedSummary, Summary, compare
 
 __all__ = [
     "CausalCurves",
@@ -72,6 +73,7 @@ __all__ = [
     "Evaluator",
     "ExplanationScorer",
     "ExplanationScorers",
+    "GroupedSummary",
     "InsertionCurve",
     "Measurement",
     "Metric",
@@ -113,6 +115,7 @@ __all__ = [
     "rank_correlation",
     "recall_at_k",
     "register",
+    "rejection_threshold",
     "road",
     "row_meaning",
     "seeds_from_maps",

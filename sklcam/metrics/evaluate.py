@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -28,26 +29,38 @@ from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import dataset_labels
 from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
+from sklcam.metrics.annotations import (
+    Annotations,
+    PerImage,
+    check_lengths,
+    check_references,
+    checked_boxes,
+    is_by_class,
+)
 from sklcam.metrics.measurement import Measurement, Measurer
 from sklcam.metrics.plan import (
-    Annotations,
     OutputScore,
     Params,
-    PerImage,
     Plan,
     check_classes,
     check_has_probability,
     check_labels_are_there,
-    check_lengths,
     check_maps_are_single,
     check_metric_params,
     check_n_jobs,
     check_objects,
-    checked_boxes,
+    check_objects_of_classes,
+    check_ranks,
+    check_required_options,
     labels_if_needed,
     make_plan,
 )
-from sklcam.metrics.registry import Metric, get_metrics, of_the_predicted_class
+from sklcam.metrics.registry import (
+    Metric,
+    get_metrics,
+    of_all_classes,
+    of_the_predicted_class,
+)
 from sklcam.metrics.summary import Evaluation
 
 Observed = TypeVar("Observed")
@@ -93,6 +106,7 @@ def evaluate(
     target: Any = None,
     boxes: PerImage = None,
     masks: PerImage = None,
+    references: PerImage = None,
     score: OutputScore | None = None,
     metric_params: Params | None = None,
     batch_size: int | None = None,
@@ -124,10 +138,16 @@ def evaluate(
         predicted class, and ``y`` it is top-1 localisation: the class must be right, too; of
         several labels an image, that which is explained must be one of them.
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
-        The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself.
+        The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself. They are of
+        one class, the image's label; where an image has objects of several classes, a mapping of
+        labels to their boxes. What explains one class then looks at the boxes of that class.
     masks : sequence of array-like of shape (height, width) or None, default=None
         The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
-        [0, 1]. They go before boxes.
+        [0, 1]; or mappings of labels to them. They go before boxes, but for metrics of boxes.
+    references : sequence of array-like of shape (height, width) or None, default=None
+        A map for each image, for ``"reference_correlation"``: where people look, or a mask. At any
+        size that covers the image, in its proportions or as a square. A list of your own may read
+        each of them from its file when it is asked for.
     score : callable or None, default=None
         Turns the network's own output into one score in [0, 1] per image. The metrics of confidence
         need it where the target is not a class, and for a regression.
@@ -136,7 +156,9 @@ def evaluate(
         ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
         ``percentiles`` of :func:`road`; ``tolerance`` of :func:`pointing_game`; ``threshold`` of
         :func:`box_from_map` and ``iou_threshold`` of :func:`localization_accuracy`; ``method`` and
-        ``views`` of ``"consistency"``; ``occlusion`` of ``"rank_correlation"``. ``"iauc"`` and
+        ``views`` of ``"consistency"``; ``occlusion`` of ``"rank_correlation"``; ``grid`` of
+        ``"reference_correlation"``. The ``threshold`` of ``"pointing_game_reject"`` has no
+        default: see :func:`rejection_threshold`. ``"iauc"`` and
         ``"dauc"`` share their curves: an option given to one of them holds for both. ``start`` and
         ``end`` are functions of a batch of images.
     batch_size : int or None, default=None
@@ -153,7 +175,8 @@ def evaluate(
     Returns
     -------
     Evaluation
-        A value for each image under the metric's name, and :meth:`Evaluation.summary`.
+        A value for each image under the metric's name, and :meth:`Evaluation.summary`, also by
+        class.
 
     Raises
     ------
@@ -192,6 +215,7 @@ def evaluate(
         target=target,
         boxes=boxes,
         masks=masks,
+        references=references,
         score=score,
         metric_params=metric_params,
         batch_size=batch_size,
@@ -334,6 +358,7 @@ class Evaluator(Generic[Observed]):
         target: Any = None,
         boxes: PerImage = None,
         masks: PerImage = None,
+        references: PerImage = None,
         score: OutputScore | None = None,
         metric_params: Params | None = None,
         batch_size: int | None = None,
@@ -349,12 +374,15 @@ class Evaluator(Generic[Observed]):
                 name: of_the_predicted_class(metric, has_labels=has_labels)
                 for name, metric in self.metrics.items()
             }
-        check_objects(self.metrics, boxes, masks)
+        if y is None and (is_by_class(boxes) or is_by_class(masks)):
+            self.metrics = {name: of_all_classes(metric) for name, metric in self.metrics.items()}
+        check_objects(self.metrics, Annotations(None, boxes, masks, references))
         if (isinstance(target, Target) and target.several) or (
             not callable(target) and np.ndim(target) == 2
         ):
             raise ValueError("evaluate explains one class per image; give one label each.")
         check_metric_params(metric_params, self.metrics)
+        check_required_options(metric_params, self.metrics)
         check_batch_size(batch_size)
         if score is not None:
             check_callable("score", score, "of the network's output, one number per image")
@@ -387,9 +415,18 @@ class Evaluator(Generic[Observed]):
                 self.explainer.classes_,
                 self.explainer.adapter.task,
             )
-        check_lengths(Annotations(self.labels, boxes, masks), len(self.opened))
-        check_classes(self.metrics, self.labels, self.explainer.classes_)
-        self._annotations = Annotations(self.labels, checked_boxes(boxes), masks)
+        given, classes = Annotations(self.labels, boxes, masks, references), self.explainer.classes_
+        check_lengths(given, len(self.opened))
+        check_ranks(self.metrics, classes)
+        check_classes(self.metrics, self.labels, classes)
+        check_objects_of_classes(
+            self.metrics,
+            given,
+            explains_classes=self._question.names_classes,
+            task=self.explainer.adapter.task,
+        )
+        check_references(references)
+        self._annotations = replace(given, boxes=checked_boxes(boxes, classes))
         self._X, self._originals = X, originals
 
     def run(
@@ -442,7 +479,8 @@ class Evaluator(Generic[Observed]):
             check.add(table, "images' values", n_axes=1, blank=False)
         check.warn()
         meanings = {name: metric.meaning for name, metric in self.metrics.items()}
-        return Evaluation(meanings, **values), [seen for _, observed in parts for seen in observed]
+        evaluation = Evaluation(meanings, self.labels, **values)
+        return evaluation, [seen for _, observed in parts for seen in observed]
 
     def _in_processes(
         self, observe: Observer[Observed] | None, n_jobs: int | None, bar: tqdm

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam.base import Method
-from sklcam.cam.targets import Target
+from sklcam.cam.targets import Target, TopK
 from sklcam.explain.base import Explainer
 from sklcam.explain.opened import Batch
 from sklcam.images.views import ViewSampler, Warp
-from sklcam.metrics.plan import NO_PROBABILITY, Annotations, OutputScore, Plan
-from sklcam.metrics.quantities import EXPLAINED, QUANTITIES
+from sklcam.metrics.annotations import Annotations, LazyTensors
+from sklcam.metrics.plan import NO_PROBABILITY, OutputScore, Plan
+from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS
+from sklcam.metrics.ranked import RankedClasses
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
 
@@ -284,6 +287,40 @@ class Measurement:
             return None, self.explainer.output_of(masked)
         method, _ = self.plan.explained["maps"]
         return self.explain(masked, self.target, method)
+
+    def explained_labels(self) -> list[Any]:
+        """Return the label of the class that is explained of each image."""
+        if self.target.indices is None:
+            raise ValueError(
+                "Boxes and masks by class are for targets that are classes; give those of what is "
+                "explained, without a label."
+            )
+        return self._labels_of(self.target.indices[:, 0])
+
+    def _labels_of(self, indices: Tensor) -> list[Any]:
+        return np.asarray(self.explainer.classes_)[indices.cpu().numpy()].tolist()
+
+    def ranked(self, k: int) -> RankedClasses:
+        """Return the k classes that score the highest, and their maps; one pass makes them all."""
+        maps, indices, is_nan = self._ranked
+        maps, indices = maps[:, :k], indices[:, :k]
+        explainer, sizes = self.explainer, self.batch.sizes
+        return RankedClasses(
+            LazyTensors(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes)),
+            self._labels_of(indices),
+            indices.cpu().numpy(),
+            is_nan | maps.isnan().flatten(1).any(dim=1),
+        )
+
+    @cached_property
+    def _ranked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps, after the ReLU, and indices of as many classes as any metric asks for."""
+        asked = TopK(max(k for name, k in RANKS.items() if name in self.plan.quantities))
+        (maps,), output, target = self.explainer.explain_batch(
+            self.batch.inputs, asked, methods=[self.plan.method], normalize=False
+        )
+        assert target.indices is not None
+        return maps.clamp(min=0), target.indices, output.flatten(1).isnan().any(dim=1)
 
     @cached_property
     def confidence(self) -> Confidence:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, get_method
 from sklcam.explain.base import Explainer
 from sklcam.images.labels import dataset_labels, labels_for
-from sklcam.metrics.masks import as_array, check_boxes
-from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, closure
+from sklcam.metrics.annotations import Annotations, is_by_class
+from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS, closure
 from sklcam.metrics.registry import (
     Metric,
     all_needs,
@@ -26,11 +25,11 @@ from sklcam.metrics.registry import (
     needs_of,
     option_checks,
     option_takers,
+    required_options,
 )
 
 Params = Mapping[str, Mapping[str, Any]]
 OutputScore = Callable[[Tensor], Tensor]
-PerImage = Sequence[Any] | None
 
 # What is wrong, and the remedy: said at the door, and by targets that turn out to be no class.
 NO_PROBABILITY = (
@@ -49,6 +48,7 @@ class Plan:
         The metrics and quantities whose values are kept.
     metrics : dict of str to Metric
         Those that are collected, and those that go into them.
+    method : Method
     quantities : frozenset of str
         All that they need.
     explained : dict of str to tuple of (Method, bool)
@@ -64,6 +64,7 @@ class Plan:
 
     collected: tuple[str, ...]
     metrics: dict[str, Metric]
+    method: Method
     quantities: frozenset[str]
     explained: dict[str, tuple[Method, bool]]
     options: dict[str, dict[str, Any]]
@@ -100,7 +101,7 @@ def make_plan(
         if name not in QUANTITIES
     }
     quantities = frozenset(names) & QUANTITIES.keys()
-    return Plan(collected, used, quantities, explained, options, score, batch_size, seed)
+    return Plan(collected, used, method, quantities, explained, options, score, batch_size, seed)
 
 
 def _explanation(name: str, method: Method, options: Mapping[str, Any]) -> tuple[Method, bool]:
@@ -132,6 +133,23 @@ def _route(metrics: Mapping[str, Metric], params: Params | None) -> dict[str, di
                         f"{value!r}."
                     )
     return options
+
+
+def check_required_options(params: Params | None, metrics: Mapping[str, Metric]) -> None:
+    """Raise a ValueError if a metric has an option without a default, and it is not given."""
+    for name, metric in metrics.items():
+        given = (params or {}).get(name, {})
+        missing = [option for option in required_options(metric) if option not in given]
+        if missing:
+            hint = (
+                " rejection_threshold finds one on validation images."
+                if name == "pointing_game_reject"
+                else ""
+            )
+            raise ValueError(
+                f"{name} has no {missing[0]} unless you choose one: metric_params={{{name!r}: "
+                f"{{{missing[0]!r}: ...}}}}.{hint}"
+            )
 
 
 def metrics_of_confidence(metrics: Mapping[str, Metric]) -> list[str]:
@@ -186,49 +204,84 @@ def _listed(metrics: Iterable[Metric]) -> str:
 # What is evaluated, and on what
 
 
-@dataclass(frozen=True, eq=False)
-class Annotations:
-    """What is known of images: their labels, and where their objects are.
-
-    Attributes
-    ----------
-    labels : ndarray of shape (n_images,) or (n_images, n_classes), or None
-        In the form of predictions.
-    boxes : list of Tensor of shape (n_boxes, 4), or None
-    masks : sequence of array-like of shape (height, width), or None
-    """
-
-    labels: np.ndarray | None
-    boxes: PerImage
-    masks: PerImage
-
-    def take(self, rows: slice) -> Annotations:
-        """Return the annotations of some of the images."""
-        all_of_them = (self.labels, self.boxes, self.masks)
-        return Annotations(*(None if each is None else each[rows] for each in all_of_them))  # type: ignore[arg-type]
-
-
 def check_n_jobs(n_jobs: object) -> None:
     """Raise a ValueError unless joblib can count the processes."""
     if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs):
         raise ValueError(f"n_jobs must be None or an int other than 0; got {n_jobs!r}.")
 
 
-def names_needing(metrics: Mapping[str, Metric], quantity: str) -> str:
-    """Return the names of the metrics that a quantity goes into, for a message."""
-    return ", ".join(sorted(name for name in metrics if quantity in all_needs(metrics[name])))
+def names_needing(metrics: Mapping[str, Metric], *quantities: str) -> str:
+    """Return the names of the metrics that one of the quantities goes into, for a message."""
+    needy = (name for name in metrics if not set(quantities).isdisjoint(all_needs(metrics[name])))
+    return ", ".join(sorted(needy))
 
 
-def check_objects(
-    metrics: Mapping[str, Metric], boxes: object | None, masks: object | None
-) -> None:
-    """Raise a ValueError if metrics need to know where the objects are, and nobody says so."""
-    of_boxes = sorted(name for name, metric in metrics.items() if "boxes" in metric.needs)
+def check_objects(metrics: Mapping[str, Metric], annotations: Annotations) -> None:
+    """Raise a ValueError if metrics need to know where things are, and nobody says so."""
+    boxes, masks, references = annotations.boxes, annotations.masks, annotations.references
+    of_boxes = sorted(
+        name
+        for name, metric in metrics.items()
+        if not {"boxes", "class_boxes"}.isdisjoint(metric.needs)
+    )
     if of_boxes and boxes is None:
         raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
-    of_masks = names_needing(metrics, "masks")
+    of_masks = names_needing(metrics, "masks", "class_masks")
     if of_masks and boxes is None and masks is None:
         raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
+    of_references = names_needing(metrics, "references")
+    if of_references and references is None:
+        raise ValueError(
+            f"{of_references} needs references, a map for each image to compare with, such as of "
+            "where people look."
+        )
+    if references is not None and not of_references:
+        raise ValueError(
+            "references= is given, and no metric looks at it: 'reference_correlation' does. "
+            "'rank_correlation' compares with occlusion."
+        )
+
+
+def check_objects_of_classes(
+    metrics: Mapping[str, Metric],
+    annotations: Annotations,
+    *,
+    explains_classes: bool,
+    task: str | None,
+) -> None:
+    """Raise a ValueError unless it is known of which class each object is, where that counts."""
+    boxes, masks = annotations.boxes, annotations.masks
+    of_one = names_needing(metrics, "boxes", "masks")
+    if of_one and not explains_classes and (is_by_class(boxes) or is_by_class(masks)):
+        raise ValueError(
+            f"{of_one}: boxes and masks by class are for targets that are classes; give those of "
+            "what is explained, without a label."
+        )
+    for quantity, entries in (
+        ("class_boxes", boxes),
+        ("class_masks", boxes if masks is None else masks),
+    ):
+        needy = names_needing(metrics, quantity)
+        if needy and not is_by_class(entries):
+            if task == "multilabel":
+                raise ValueError(
+                    f"{needy}: images have several labels; give boxes or masks by class, a dict by "
+                    "label for each image."
+                )
+            if annotations.labels is None:
+                labels_for(None, None, needy)  # an error that says so
+
+
+def check_ranks(metrics: Mapping[str, Metric], classes: np.ndarray | None) -> None:
+    """Raise a ValueError unless there are as many classes as are explained of each image."""
+    for quantity, k in RANKS.items():
+        needy = names_needing(metrics, quantity)
+        if needy and (classes is None or len(classes) < k):
+            found = "none" if classes is None else len(classes)
+            raise ValueError(
+                f"{needy}: the {k} classes that score the highest are explained, and the estimator "
+                f"has {found}."
+            )
 
 
 def check_has_probability(
@@ -278,7 +331,7 @@ def check_classes(
     metrics: Mapping[str, Metric], labels: np.ndarray | None, classes: np.ndarray | None
 ) -> None:
     """Raise a ValueError if no label is one of the classes; some may be new to the network."""
-    needy = names_needing(metrics, "predictions")
+    needy = names_needing(metrics, "predictions", *RANKS)
     if not needy:
         return
     if classes is None:
@@ -294,42 +347,13 @@ def check_classes(
         )
 
 
-def check_lengths(annotations: Annotations, n_images: int) -> None:
-    """Raise a ValueError unless there are annotations of each image, where there are any."""
-    named = {"y": annotations.labels, "boxes": annotations.boxes, "masks": annotations.masks}
-    for name, values in named.items():
-        if values is not None and not isinstance(values, Sized):
-            raise ValueError(
-                f"{name} must be a sequence with an entry for each of {n_images} images; got "
-                f"{describe(values)}."
-            )
-        if values is not None and len(values) != n_images:
-            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
-
-
-def checked_boxes(boxes: PerImage) -> list[Tensor] | None:
-    """Return boxes of each image on the host; a ValueError, which names the image, for others."""
-    if boxes is None:
-        return None
-    checked = []
-    for i, corners in enumerate(boxes):
-        try:
-            checked.append(check_boxes(as_array(corners)))
-        except ValueError as error:
-            raise ValueError(f"boxes[{i}]: {error}") from None
-    corners = torch.cat([torch.zeros(1, 4), *checked])
-    if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
-        raise ValueError(
-            "All boxes are within [0, 1], and would cover a pixel at most: they must be in pixels "
-            "of each image, not in shares of its width and height."
-        )
-    return checked
-
-
 def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
     """Raise a ValueError where an image would have several maps, by layers or channels."""
     n_layers = len(explainer.target_layers)
-    for method, _ in plan.explained.values():
+    methods = [method for method, _ in plan.explained.values()]
+    if not plan.quantities.isdisjoint(RANKS):
+        methods.append(plan.method)
+    for method in methods:
         if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
             raise ValueError(
                 f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,9 +18,17 @@ from torch import Tensor
 from sklcam._validation import check_callable, check_count, describe
 from sklcam.cam import Occlusion, get_method
 from sklcam.images.views import ViewSampler
+from sklcam.metrics.annotations import (
+    LazyTensors,
+    as_reference,
+    check_covers,
+    is_by_class,
+    of_class,
+)
 from sklcam.metrics.causal import PixelSweep
 from sklcam.metrics.consistency import is_constant
 from sklcam.metrics.masks import as_mask, box_masks
+from sklcam.metrics.ranked import OfClass, RankedClasses
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Measurement
@@ -48,19 +57,6 @@ class Quantity:
     compute: Callable[[Measurement], Any]
     needs: tuple[str, ...] = ()
     options: Mapping[str, Check] = field(default_factory=dict)
-
-
-class _Lazy(Sequence[Tensor]):
-    """Tensors that are made when they are asked for: a batch of large images would not fit."""
-
-    def __init__(self, make: Callable[[int], Tensor], length: int):
-        self._make, self._length = make, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._make(range(self._length)[i])
 
 
 # The checks of options
@@ -139,34 +135,97 @@ def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # Shares of the maximum, energies and means are of the map as the papers have it: after the
     # ReLU, and with the floor that scaling by minimum and maximum would take away.
     maps = measurement["raw_maps"].clamp(min=0)
-    return _Lazy(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
+    return LazyTensors(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
 
 
 def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
-    boxes, sizes = measurement.annotations.boxes, measurement.batch.sizes
-    for corners, (height, width), row in zip(boxes or (), sizes, measurement.rows, strict=False):
-        outside = (corners[:, :2] >= torch.tensor([width, height])) | (corners[:, 2:] <= 0)
-        if len(corners) and outside.any(dim=1).all():
-            raise ValueError(
-                f"boxes[{row}] has no box in its image of {width} x {height} pixels: "
-                f"{corners[0].tolist()}. Boxes are (x1, y1, x2, y2) in pixels of the image itself, "
-                "before it is resized."
-            )
-    return boxes
+    """Return the boxes of each image; of several classes, those of the explained one."""
+    entries = measurement.annotations.boxes
+    if not is_by_class(entries):
+        for i, corners in enumerate(entries or ()):
+            _check_inside(measurement, i, corners)
+        return entries
+    boxes = _class_boxes(measurement)
+    return [boxes[i](label) for i, label in enumerate(measurement.explained_labels())]
+
+
+def _check_inside(measurement: Measurement, i: int, corners: Tensor) -> None:
+    height, width = measurement.batch.sizes[i]
+    outside = (corners[:, :2] >= torch.tensor([width, height])) | (corners[:, 2:] <= 0)
+    if len(corners) and outside.any(dim=1).all():
+        raise ValueError(
+            f"boxes[{measurement.rows[i]}] has no box in its image of {width} x {height} pixels: "
+            f"{corners[0].tolist()}. Boxes are (x1, y1, x2, y2) in pixels of the image itself, "
+            "before it is resized."
+        )
 
 
 def _masks(measurement: Measurement) -> Sequence[Tensor] | None:
     masks, boxes = measurement.annotations.masks, measurement["boxes"]
     sizes, device = measurement.batch.sizes, measurement.output.device
+    if is_by_class(masks):
+        of_classes, labels = _class_masks(measurement), measurement.explained_labels()
+        return LazyTensors(lambda i: of_classes[i](labels[i]), len(sizes))
     if masks is not None:
-        return _Lazy(lambda i: as_mask(masks[i]).to(device), len(sizes))
+        return LazyTensors(lambda i: as_mask(masks[i]).to(device), len(sizes))
     if boxes is not None:
-        return _Lazy(lambda i: box_masks([boxes[i]], sizes[i])[0].to(device), len(sizes))
+        return LazyTensors(lambda i: box_masks([boxes[i]], sizes[i])[0].to(device), len(sizes))
     return None
+
+
+def _own_labels(measurement: Measurement) -> Sequence[Any]:
+    labels = measurement.annotations.labels
+    return [None] * len(measurement.batch) if labels is None else labels.tolist()
+
+
+def _class_boxes(measurement: Measurement) -> list[OfClass]:
+    """Return, for each image, what gives the boxes of a class."""
+    entries, empty = measurement.annotations.boxes or (), torch.empty(0, 4)
+    for i, entry in enumerate(entries):
+        for corners in entry.values() if isinstance(entry, Mapping) else [entry]:
+            _check_inside(measurement, i, corners)
+    pairs = zip(entries, _own_labels(measurement), strict=True)
+    return [partial(of_class, entry, own=own, empty=empty) for entry, own in pairs]
+
+
+def _class_masks(measurement: Measurement) -> Sequence[OfClass]:
+    """Return, for each image, what gives the mask of a class."""
+    masks, sizes = measurement.annotations.masks, measurement.batch.sizes
+    device, labels = measurement.batch.inputs.images.device, _own_labels(measurement)
+    boxes = None if masks is not None else _class_boxes(measurement)
+
+    def mask(i: int, label: Any) -> Tensor:
+        if boxes is not None:
+            return box_masks([boxes[i](label)], sizes[i])[0].to(device)
+        assert masks is not None
+        found = of_class(masks[i], label, own=labels[i], empty=None)
+        return as_mask(np.zeros(sizes[i], bool) if found is None else found).to(device)
+
+    return [partial(mask, i) for i in range(len(sizes))]
+
+
+def _ranked(measurement: Measurement, k: int) -> RankedClasses:
+    return measurement.ranked(k)
+
+
+def _references(measurement: Measurement) -> Sequence[Tensor] | None:
+    given, sizes = measurement.annotations.references, measurement.batch.sizes
+    if given is None:
+        return None
+
+    def read(i: int) -> Tensor:
+        reference = as_reference(given[i], measurement.rows[i])
+        check_covers(reference, sizes[i], measurement.rows[i])
+        return reference
+
+    return LazyTensors(read, len(sizes))
 
 
 # Maps that are made in the first pass of a batch; the plan says how.
 EXPLAINED = ("raw_maps", "maps", "curve_maps", "view_maps")
+
+# How many of the classes that score the highest are explained.
+RANKS = {"top1": 1, "top5": 5}
 
 QUANTITIES: dict[str, Quantity] = {
     # Of the images themselves
@@ -221,6 +280,11 @@ QUANTITIES: dict[str, Quantity] = {
     "framed_maps": Quantity(_framed_maps, ("raw_maps",)),
     "boxes": Quantity(_boxes),
     "masks": Quantity(_masks, ("boxes",)),
+    "references": Quantity(_references),
+    # Of several classes an image, from a pass of their own
+    **{name: Quantity(partial(_ranked, k=k)) for name, k in RANKS.items()},
+    "class_boxes": Quantity(_class_boxes),
+    "class_masks": Quantity(_class_masks),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from sklcam._validation import check_callable, check_number, describe, suggestion
+from sklcam._validation import check_callable, check_count, check_number, describe, suggestion
 from sklcam.metrics.causal import deletion_auc, insertion_auc
 from sklcam.metrics.composites import (
     adcc,
@@ -26,6 +28,7 @@ from sklcam.metrics.imputation import road
 from sklcam.metrics.localization import box_from_map, localization_accuracy, pointing_game
 from sklcam.metrics.masks import heatmap_ratio, inside_outside_ratio
 from sklcam.metrics.quantities import QUANTITIES, Check, closure
+from sklcam.metrics.ranked import ranked_localization_error, ranked_pointing_game
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Perturbation
@@ -66,7 +69,14 @@ class Metric:
           the predicted class is the true one, or, of several, the explained one is among them;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
-          The maps are ``"raw_maps"`` after the ReLU, and not scaled.
+          The maps are ``"raw_maps"`` after the ReLU, and not scaled. Of boxes and masks by class
+          they are those of the class that is explained;
+        - ``"references"``: sequence with one Tensor per image, at any size that covers it;
+        - ``"top1"``, ``"top5"``: the one class, or five, that score the highest in each image: an
+          object with ``labels``, a list of k labels for each image, and ``maps``, a Tensor (k,
+          height, width) for each, as ``"framed_maps"`` are;
+        - ``"class_boxes"``, ``"class_masks"``: sequences with one function per image, which returns
+          the boxes, or the mask, of the class whose label it is given.
     meaning : str, default=""
         One sentence, or less, for readers who have not met it.
     higher_is_better : bool, default=True
@@ -313,6 +323,16 @@ def option_checks(metric: Metric) -> dict[str, Check]:
     return {option: check for checks in takers for option, check in checks.items()}
 
 
+def required_options(metric: Metric) -> list[str]:
+    """Return the options for which the function of a metric has no default."""
+    parameters = inspect.signature(metric.function).parameters
+    return [
+        option
+        for option in metric.options
+        if option in parameters and parameters[option].default is inspect.Parameter.empty
+    ]
+
+
 # Functions that bring quantities into the form that the metrics' own take
 
 
@@ -373,6 +393,19 @@ def _localization_accuracy(
     return localization_accuracy(box_from_map(maps, threshold), list(boxes), **options)
 
 
+def _reference_correlation(
+    maps: Sequence[Tensor], references: Sequence[Tensor], grid: int = 14
+) -> Tensor:
+    correlations = []
+    for map_, reference in zip(maps, references, strict=True):
+        # A reference that is coarser than the grid has nothing to say of its finer cells.
+        pair = map_, reference
+        height, width = (min(grid, *(each.shape[axis] for each in pair)) for axis in (0, 1))
+        cells = [adaptive_avg_pool2d(each[None].cpu().double(), (height, width)) for each in pair]
+        correlations.append(rank_correlation(*cells)[0].to(map_))
+    return torch.stack(correlations)
+
+
 _IN_UNIT_INTERVAL = partial(check_number, low=0, high=1)
 _NOT_NEGATIVE = partial(check_number, low=0)
 
@@ -386,6 +419,7 @@ def _check_percentiles(name: str, value: Any) -> None:
 
 _CONFIDENCES = ("confidence", "masked_confidence")
 _OBJECTS = ("framed_maps", "masks")
+_BOX_OPTIONS = {"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL}
 
 # fmt: off
 register(Metric(
@@ -451,7 +485,27 @@ register(Metric(
     "localization_accuracy", partial(_image_by_image, _localization_accuracy),
     ("framed_maps", "boxes"),
     "GT-known localisation: share of images whose map's box fits a true one",
-    options={"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERVAL},
+    options=_BOX_OPTIONS,
+))
+register(Metric(
+    "top1_localization_error", ranked_localization_error, ("top1", "class_boxes", "labels"),
+    "share of images whose likeliest class is wrong, or badly boxed",
+    higher_is_better=False, options=_BOX_OPTIONS,
+))
+register(Metric(
+    "top5_localization_error", ranked_localization_error, ("top5", "class_boxes", "labels"),
+    "share of images of whose five likeliest classes none is right and well boxed",
+    higher_is_better=False, options=_BOX_OPTIONS,
+))
+register(Metric(
+    "pointing_game_reject", ranked_pointing_game, ("top5", "class_masks", "labels"),
+    "share of five likely classes found where they are, and rejected otherwise",
+    options={"threshold": check_number, "tolerance": _NOT_NEGATIVE},
+))
+register(Metric(
+    "reference_correlation", _reference_correlation, ("framed_maps", "references"),
+    "correlation of the ranks of the map and of the reference", range=(-1, 1),
+    options={"grid": check_count},
 ))
 register(Metric(
     "rank_correlation", _rank_correlation, ("maps", "occlusion_maps", "occlusion_stride"),
@@ -477,3 +531,11 @@ def of_the_predicted_class(metric: Metric, *, has_labels: bool) -> Metric:
         needs=("framed_maps", "boxes", "class_is_right", "output"),
         meaning="top-1 localisation: share of images whose class and box are both right",
     )
+
+
+def of_all_classes(metric: Metric) -> Metric:
+    """Return what a metric of the true classes is where these are the ones that have objects."""
+    if metric.function not in (ranked_localization_error, ranked_pointing_game):
+        return metric
+    # The functions take the labels last, and may be called without them.
+    return replace(metric, needs=tuple(need for need in metric.needs if need != "labels"))

@@ -11,12 +11,13 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam._validation import describe, suggestion
 from sklcam.explain.nested import AnyEstimator
+from sklcam.metrics.annotations import PerImage
 from sklcam.metrics.evaluate import evaluate
-from sklcam.metrics.plan import Params, PerImage, check_metric_params
+from sklcam.metrics.plan import Params, check_metric_params
 from sklcam.metrics.registry import Metric, available, get_metric, option_checks
 
 _EVALUATE_OPTIONS = frozenset(inspect.signature(evaluate).parameters) - {
-    "estimator", "X", "y", "metrics", "boxes", "masks", "metric_params", "progress",
+    "estimator", "X", "y", "metrics", "boxes", "masks", "references", "metric_params", "progress",
 }  # fmt: skip
 
 
@@ -63,6 +64,7 @@ class ExplanationScorer(BaseEstimator):
         y: Any = None,
         boxes: PerImage = None,
         masks: PerImage = None,
+        references: PerImage = None,
     ) -> float:
         """Return the metric of the estimator on X; higher is better."""
         metric, options = _metric_of(self.metric), self.options or {}
@@ -71,7 +73,7 @@ class ExplanationScorer(BaseEstimator):
         own = {name: options[name] for name in option_checks(metric).keys() & options.keys()}
         shared = {name: value for name, value in options.items() if name not in own}
         scorer = ExplanationScorers([self.metric], shared, {metric.name: own} if own else None)
-        (score,) = scorer.score(estimator, X, y, boxes, masks).values()
+        (score,) = scorer.score(estimator, X, y, boxes, masks, references).values()
         return score
 
     __call__ = score
@@ -127,6 +129,7 @@ class ExplanationScorers(BaseEstimator):
         y: Any = None,
         boxes: PerImage = None,
         masks: PerImage = None,
+        references: PerImage = None,
     ) -> dict[str, float]:
         """Return the metrics of the estimator on X; higher is better for each."""
         wanted = {_scorer_name(metric): _metric_of(metric) for metric in self.metrics}
@@ -137,6 +140,7 @@ class ExplanationScorers(BaseEstimator):
             metrics=list(wanted.values()),
             boxes=boxes,
             masks=masks,
+            references=references,
             metric_params=_by_metric(self.metric_params),
             progress=False,
             **self.options or {},
@@ -163,9 +167,9 @@ def get_scorer(metric: str | Metric, **options: Any) -> ExplanationScorer:
 
     Returns
     -------
-    callable of (estimator, X, y=None, boxes=None, masks=None) that returns a float
-        Higher is better. It pickles, and works in parallel searches. Boxes and masks reach it by
-        metadata routing, after ``set_score_request(boxes=True)``.
+    callable of (estimator, X, y=None, boxes=None, masks=None, references=None)
+        It returns a float. Higher is better. It pickles, and works in parallel searches. Boxes,
+        masks and references reach it by metadata routing, after ``set_score_request(boxes=True)``.
 
     Raises
     ------
@@ -206,9 +210,10 @@ def explanation_scorer(
 
     Returns
     -------
-    callable of (estimator, X, y=None, boxes=None, masks=None) that returns a dict of floats
-        For ``GridSearchCV(scoring=..., refit="adcc")``. Higher is better for each. A
-        :class:`Metric` goes by its name, with ``"neg_"`` in front if lower is better.
+    callable of (estimator, X, y=None, boxes=None, masks=None, references=None)
+        It returns a dict of floats, for ``GridSearchCV(scoring=..., refit="adcc")``. Higher is
+        better for each. A :class:`Metric` goes by its name, with ``"neg_"`` in front if lower is
+        better.
 
     Raises
     ------

@@ -24,12 +24,15 @@ class Evaluation(Bunch):
     ----------
     meanings : mapping of str to str or None, default=None
         What metrics mean here, where that depends on what was asked.
+    labels : array-like of shape (n_images,) or None, default=None
+        The class of each image, for :meth:`summary` by class.
     **values : ndarray of shape (n_images,)
         By the metrics' names.
 
     Attributes
     ----------
     meanings : dict of str to str
+    labels : ndarray of shape (n_images,) or None
 
     Examples
     --------
@@ -40,10 +43,17 @@ class Evaluation(Bunch):
     {'complexity': 0.3, 'sparsity': nan}
     """
 
-    def __init__(self, meanings: Mapping[str, str] | None = None, /, **values: np.ndarray):
+    def __init__(
+        self,
+        meanings: Mapping[str, str] | None = None,
+        labels: Any = None,
+        /,
+        **values: np.ndarray,
+    ):
         super().__init__(**values)
         # Not by an assignment, which would make a key of a Bunch.
         self.__dict__["meanings"] = dict(meanings or {})
+        self.__dict__["labels"] = None if labels is None else np.asarray(labels)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # a Bunch forgets its attributes
@@ -51,14 +61,18 @@ class Evaluation(Bunch):
     def summary(
         self,
         *,
+        by: Any = None,
         level: float = 0.95,
         n_resamples: int = 2000,
         random_state: int | np.random.RandomState | None = 0,
-    ) -> Summary:
+    ) -> Any:
         """Return mean, deviation and bootstrap interval of each metric.
 
         Parameters
         ----------
+        by : None, "class" or array-like of shape (n_images,), default=None
+            Whether to give a table for each group of images, and one of the means over groups: by
+            the true class, or by labels of your own.
         level : float, default=0.95
             The level of the interval, which lies between percentiles of resampled means.
         n_resamples : int, default=2000
@@ -66,7 +80,7 @@ class Evaluation(Bunch):
 
         Returns
         -------
-        Summary
+        Summary, or GroupedSummary with ``by=``
             A row for each metric. Its figures are NaN if the value of an image is not finite; where
             a metric may be undefined (see :class:`Metric`), what is not finite is left out.
             ``adcc`` is the harmonic mean of the averages of its terms, as in the paper's tables,
@@ -76,14 +90,68 @@ class Evaluation(Bunch):
         ------
         ValueError
             If ``level`` is not between 0 and 1, ``n_resamples`` is not an int >= 1, or there is
-            no metric, or not as many values of each.
+            no metric, or not as many values of each; or if ``by`` is not one label per image, or
+            "class" without ``y``, or where images have several labels.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklcam.metrics import Evaluation
+        >>> result = Evaluation(complexity=np.array([0.1, 0.3, 0.6]))
+        >>> result.summary(by=["cat", "cat", "dog"])
+                       n  complexity
+        cat            2  0.2000 ± 0.1000
+        dog            1  0.6000 ± nan
+        mean of 2      3  0.4000 ± nan
         """
         _check_options(level, n_resamples)
-        rows = {}
-        for name, figures in _figures(self, n_resamples, random_state).items():
+        if by is None:
+            figures = _figures(self, n_resamples, random_state)
+            return Summary(_rows(self, figures, level), self.meanings)
+        groups = self._groups(by)
+        found, tables, members = [], {}, []
+        for group in dict.fromkeys(sorted(groups.tolist())):
+            part = Evaluation(self.meanings)
+            for name, values in self.items():
+                part[name] = values[groups == group]
+            found.append(_figures(part, n_resamples, random_state))
+            tables[group] = Summary(_rows(part, found[-1], level), self.meanings)
+            members.append(part)
+        means = {}
+        for name in found[0]:
+            # Each group was resampled by itself: the interval is that of a stratified bootstrap.
+            figures = np.mean([of_group[name] for of_group in found], axis=0)
+            errors = np.array([table[name].sem for table in tables.values()])
             low, high = _interval(figures[1:], level)
-            rows[name] = _row(figures, low, high, self[_column_of(name)])
-        return Summary(rows, self.meanings)
+            means[name] = Bunch(
+                mean=float(figures[0]),
+                std=float(np.std([of[name][0] for of in found], ddof=len(found) > 1)),
+                sem=float(np.sqrt((errors**2).sum()) / len(errors)),
+                low=low,
+                high=high,
+                n=sum(table[name].n for table in tables.values()),
+                n_missing=sum(table[name].n_missing for table in tables.values()),
+            )
+        return GroupedSummary(tables, Summary(means, self.meanings))
+
+    def _groups(self, by: Any) -> np.ndarray:
+        if isinstance(by, str) and by == "class":
+            if self.labels is None:
+                raise ValueError('by="class" needs y, the true labels: give them to evaluate.')
+            if self.labels.ndim != 1:
+                raise ValueError(
+                    "Images have several labels each, and are of several classes; give by= one "
+                    "group for each image."
+                )
+            return np.asarray(self.labels)
+        groups = np.asarray(by)
+        n_images = len(next(iter(self.values()), ()))
+        if groups.shape != (n_images,):
+            raise ValueError(
+                f'by must be "class", or one label for each of {n_images} images; got '
+                f"{describe(by)}."
+            )
+        return groups
 
     def means(self) -> dict[str, float]:
         """Return each metric's mean over the images, as :meth:`summary` has it.
@@ -108,7 +176,9 @@ class Evaluation(Bunch):
 class Summary(dict[str, Bunch]):
     """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``.
 
-    ``n_missing`` is how many images have no finite value. What a row means is said under the table
+    ``sem`` is the standard error of the mean, NaN of a single image; where the figure is not a mean
+    of images' values, as ADCC's, that of the bootstrap. ``n`` is how many images have a finite
+    value, and ``n_missing`` how many have none. What a row means is said under the table
     where that depends on what was asked.
 
     Examples
@@ -144,6 +214,55 @@ class Summary(dict[str, Bunch]):
             f"{name}: {text}" for name, text in self.meanings.items() if name.startswith("locali")
         ]
         return "\n".join(lines)
+
+
+class GroupedSummary(dict[Any, Summary]):
+    """Tables of groups of images: for each group a :class:`Summary`.
+
+    Made by :meth:`Evaluation.summary` with ``by=``; printed with standard errors.
+
+    Parameters
+    ----------
+    tables : mapping of labels to Summary
+    mean : Summary
+
+    Attributes
+    ----------
+    mean : Summary
+        The mean over groups, each of which counts alike; ``std`` is the deviation of the groups'
+        means, ``low`` to ``high`` the interval of a bootstrap within each group.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.metrics import Evaluation
+    >>> result = Evaluation(complexity=np.array([0.1, 0.3, 0.6]))
+    >>> summary = result.summary(by=["cat", "cat", "dog"])
+    >>> round(summary["cat"]["complexity"].mean, 3), round(summary.mean["complexity"].mean, 3)
+    (0.2, 0.4)
+    """
+
+    def __init__(self, tables: Mapping[Any, Summary], mean: Summary):
+        super().__init__(tables)
+        self.mean = mean
+
+    def __repr__(self) -> str:
+        named = {**{str(group): table for group, table in self.items()}}
+        named[f"mean of {len(self)}"] = self.mean
+        width = max(map(len, named))
+        columns = list(self.mean)
+        lines = [f"{'':{width}}{'n':>7}" + "".join(f"  {name:15}" for name in columns)]
+        for group, table in named.items():
+            cells = [f"{row.mean:.4f} ± {row.sem:.4f}" for row in table.values()]
+            n_images = max((row.n + row.n_missing for row in table.values()), default=0)
+            lines.append(
+                f"{group:{width}}{n_images:7}"
+                + "".join(
+                    f"  {cell:{max(15, len(name))}}"
+                    for cell, name in zip(cells, columns, strict=True)
+                )
+            )
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def compare(
@@ -218,7 +337,7 @@ def compare(
         differences = ours[name] - others[name]
         low, high = _interval(differences[1:], level)
         column = _column_of(name)
-        rows[name] = _row(differences, low, high, pair[0][column] - pair[1][column])
+        rows[name] = _row(name, differences, low, high, pair[0][column] - pair[1][column])
     return Summary(rows, meanings)
 
 
@@ -292,11 +411,32 @@ def _weighted_means(draws: np.ndarray, filled: np.ndarray, finite: np.ndarray) -
     return np.divide(draws @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
-def _row(figures: np.ndarray, low: float, high: float, values: np.ndarray) -> Bunch:
+def _rows(
+    evaluation: Evaluation, figures: Mapping[str, np.ndarray], level: float
+) -> dict[str, Bunch]:
+    return {
+        name: _row(name, of_row, *_interval(of_row[1:], level), evaluation[_column_of(name)])
+        for name, of_row in figures.items()
+    }
+
+
+def _row(name: str, figures: np.ndarray, low: float, high: float, values: np.ndarray) -> Bunch:
     """Return a row of a table; of values that make the mean NaN there is no deviation either."""
     some, mean = values[np.isfinite(values)], float(figures[0])
     std = float(some.std(ddof=len(some) > 1)) if np.isfinite(mean) else float("nan")
-    return Bunch(mean=mean, std=std, low=low, high=high, n_missing=len(values) - len(some))
+    sem = std / np.sqrt(len(some)) if len(some) > 1 else float("nan")
+    metric = metric_of_row(name)
+    if metric is not None and metric.of_averages and metric.name == name and len(some) > 1:
+        sem = float(np.std(figures[1:]))  # it is not the mean of the images' own values
+    return Bunch(
+        mean=mean,
+        std=std,
+        sem=float(sem),
+        low=low,
+        high=high,
+        n=len(some),
+        n_missing=len(values) - len(some),
+    )
 
 
 def _interval(resampled: np.ndarray, level: float) -> tuple[float, float]:

@@ -37,7 +37,6 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import Occlusion, Saliency, TopK
 from sklcam.explain import ExplanationWarning
 from sklcam.metrics import (
-    available,
     causal_curves,
     consistency_score,
     evaluate,
@@ -71,7 +70,7 @@ def test_an_explainer(target, method):
     right = result["accuracy"] if target is None else None
     assert_same(result, {**expected, **of_truth(maps, BOXES, right=right)})
     assert_array_equal(result["accuracy"], model(IMAGES).argmax(1).numpy() == LABELS)
-    assert set(result) == set(available())
+    assert set(result) == set(ALL)
     assert all(of.shape == (N,) and of.dtype == float for of in result.values())
 
 
@@ -104,10 +103,9 @@ def test_a_bare_network():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_networks_of_other_precisions(dtype):
     model = network().to(dtype)
-    result = measure(explainer(model, X=IMAGES.to(dtype)), IMAGES.to(dtype), metrics=ALL[1:], **{
-        "boxes": BOXES
-    })  # fmt: skip
-    expected = measure(explainer(), metrics=ALL[1:], boxes=BOXES)
+    options = {"y": LABELS, "metrics": ALL, "boxes": BOXES}
+    result = measure(explainer(model, X=IMAGES.to(dtype)), IMAGES.to(dtype), **options)
+    expected = measure(explainer(), **options)
     assert all(np.isfinite(values).all() for values in result.values())
     atol = 0.2 if dtype == torch.bfloat16 else 1e-4
     assert_same(result, expected, atol, ("complexity", "average_drop", "iauc", "dauc", "sparsity"))

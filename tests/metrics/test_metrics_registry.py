@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from evaluations import BOXES, IMAGES, LABELS, N, explainer, measure, network
+from evaluations import ALL, BOXES, IMAGES, LABELS, N, explainer, measure, network
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import gmean, hmean
 from sklearn.base import clone
@@ -31,7 +31,9 @@ from sklcam.metrics import (
 )
 
 # The papers' directions: what is lost, how much is covered, what deletion leaves.
-LOWER_IS_BETTER = {"average_drop", "complexity", "dauc"}
+LOWER_IS_BETTER = {
+    *("average_drop", "complexity", "dauc", "top1_localization_error", "top5_localization_error"),
+}
 
 
 def peak_share(maps, *, power=1):
@@ -68,7 +70,7 @@ def registered(monkeypatch):
 
 
 def test_available_metrics_say_what_they_are():
-    assert len(available()) == 17 and available() == sorted(available())
+    assert len(available()) == 21 and available() == sorted(available())
     for name in available():
         metric = get_metric(name)
         assert metric.name == name and get_metric(metric) is metric
@@ -79,7 +81,7 @@ def test_available_metrics_say_what_they_are():
 
 def test_values_lie_in_the_ranges():
     params = {"iauc": {"n_steps": 4}, "road": {"percentiles": (30,)}}
-    result = measure(explainer(), y=LABELS, metrics=available(), boxes=BOXES, metric_params=params)
+    result = measure(explainer(), y=LABELS, metrics=ALL, boxes=BOXES, metric_params=params)
     for name, values in result.items():
         low, high = get_metric(name).range
         assert (values >= low).all() and (values <= high).all(), name

@@ -25,10 +25,11 @@ from sklcam.metrics import (
 )
 from sklcam.training import ViewSampler
 
-X, Y = digits(30)
+X, Y = digits(30, n_class=5)
 BOXES = [[[1, 0, 6, 8]], [[0, 0, 2, 2], [4, 4, 8, 8]], []] * 10
 MASKS = np.random.default_rng(0).random((30, 8, 8)) > 0.5
-LOWER = ("average_drop", "complexity", "dauc")
+ERRORS = ("top1_localization_error", "top5_localization_error")
+LOWER = ("average_drop", "complexity", "dauc", *ERRORS)
 SCORERS = [f"neg_{name}" if name in LOWER else name for name in available()]
 
 
@@ -47,10 +48,15 @@ def fitted():
 
 def truth(name):
     located = ("heatmap_ratio", "inside_outside_ratio", "pointing_game", "localization_accuracy")
-    return {"boxes": BOXES} if name in located else {}
+    if name == "reference_correlation":
+        return {"references": MASKS}
+    of_classes = (*(f"neg_{error}" for error in ERRORS), *ERRORS, "pointing_game_reject")
+    return {"boxes": BOXES} if name in (*located, *of_classes) else {}
 
 
 def options_of(name):
+    if name == "pointing_game_reject":
+        return {"threshold": 0.1}
     return {"n_steps": 4} if name.removeprefix("neg_") in ("iauc", "dauc") else {}
 
 
@@ -58,7 +64,7 @@ def options_of(name):
 def test_every_name(name, fitted):
     metric = name.removeprefix("neg_")
     scorer = get_scorer(name, **options_of(name))
-    params = {"iauc": options_of(name)} if options_of(name) else {}
+    params = {metric: options_of(name)} if options_of(name) else {}
     result = evaluate(
         fitted, X, Y, metrics=metric, metric_params=params, progress=False, **truth(name)
     )
@@ -218,7 +224,11 @@ def test_metadata_reach_a_scorer_by_its_request_alone():
 
     with config_context(enable_metadata_routing=True):
         scorer = get_scorer("heatmap_ratio")
-        assert scorer.get_metadata_routing().score.requests.keys() == {"boxes", "masks"}
+        assert scorer.get_metadata_routing().score.requests.keys() == {
+            "boxes",
+            "masks",
+            "references",
+        }
         with pytest.raises(UnsetMetadataPassedError, match="boxes"):
             scores(scorer)
         with pytest.raises(TypeError, match=r"boxes.*not routed to any object"):

@@ -8,9 +8,9 @@ import warnings
 
 import numpy as np
 import pytest
-from evaluations import explainer, measure
+from evaluations import LABELS, explainer, measure
 from numpy.testing import assert_array_equal
-from scipy.stats import hmean
+from scipy.stats import hmean, sem
 
 from sklcam.metrics import Evaluation, compare
 
@@ -158,3 +158,72 @@ def test_to_frame():
     frame = result.to_frame()
     assert list(frame) == list(result) and frame.shape == (50, 5)
     assert_array_equal(frame["iauc"], result["iauc"])
+
+
+# Groups of images
+
+
+def test_means_of_classes_by_hand():
+    values = np.array([1.0, 2, 6, 10, 20])
+    labels = ["cat", "cat", "cat", "dog", "dog"]
+    summary = Evaluation(None, labels, iauc=values).summary(by="class")
+    assert list(summary) == ["cat", "dog"]
+    cat, dog, mean = summary["cat"]["iauc"], summary["dog"]["iauc"], summary.mean["iauc"]
+    assert (cat.mean, cat.n, dog.mean, dog.n) == (3, 3, 15, 2)
+    assert cat.sem == pytest.approx(sem(values[:3])) and dog.sem == pytest.approx(sem(values[3:]))
+    assert mean.mean == 9 and mean.n == 5  # and not 39 / 5
+    assert mean.sem == pytest.approx(np.hypot(cat.sem, dog.sem) / 2)
+    assert mean.std == pytest.approx(np.std([3, 15], ddof=1))
+    lines = repr(summary).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["cat", "dog", "mean"]
+    assert lines[1].split()[1:] == ["3", "3.0000", "±", f"{cat.sem:.4f}"]
+
+
+def test_groups_of_ones_own_and_the_standard_error():
+    result = made_up(600)
+    groups = np.arange(600) % 3
+    summary = result.summary(by=groups, n_resamples=3000)
+    for group, table in summary.items():
+        part = Evaluation(**{name: values[groups == group] for name, values in result.items()})
+        alone = part.summary(n_resamples=3000)
+        for name, row in table.items():
+            assert row == pytest.approx(alone[name])
+        # The bootstrap's own standard error is that of the mean, where there is one.
+        iauc = table["iauc"]
+        assert iauc.high - iauc.low == pytest.approx(2 * 1.96 * iauc.sem, rel=0.1)
+        adcc = table["adcc"]
+        assert adcc.high - adcc.low == pytest.approx(2 * 1.96 * adcc.sem, rel=0.1)
+    mean = summary.mean["iauc"]
+    assert mean.high - mean.low == pytest.approx(2 * 1.96 * mean.sem, rel=0.1)
+    assert summary.mean["adcc"].mean == pytest.approx(
+        np.mean([table["adcc"].mean for table in summary.values()])
+    )
+
+
+def test_a_class_without_a_value_has_no_mean():
+    result = Evaluation(None, [0, 0, 1], iauc=np.array([0.5, np.nan, 0.25]))
+    summary = result.summary(by="class")
+    assert np.isnan(summary[0]["iauc"].mean) and summary[1]["iauc"].mean == 0.25
+    assert np.isnan(summary.mean["iauc"].mean) and summary.mean["iauc"].n_missing == 1
+
+
+def test_labels_go_along():
+    result = Evaluation(None, ["b", "a"], iauc=np.array([0.0, 1.0]))
+    for copied in (result, copy.copy(result), pickle.loads(pickle.dumps(result))):
+        assert list(copied) == ["iauc"] and list(copied.summary(by="class")) == ["a", "b"]
+
+
+def test_evaluations_know_the_classes():
+    result = measure(explainer(), y=LABELS, metrics="sparsity")
+    summary = result.summary(by="class")
+    for label in (0, 1, 2):
+        of_class = result["sparsity"][np.array(LABELS) == label]
+        assert summary[label]["sparsity"].mean == pytest.approx(of_class.mean())
+    with pytest.raises(ValueError, match="needs y, the true labels"):
+        measure(explainer(), metrics="sparsity").summary(by="class")
+    for by in ([0, 1], "clas", np.zeros((7, 2))):
+        with pytest.raises(ValueError, match=r'must be "class", or one label for each of 7 images'):
+            result.summary(by=by)
+    several = Evaluation(None, np.eye(3, dtype=int), iauc=np.zeros(3))
+    with pytest.raises(ValueError, match="several labels each"):
+        several.summary(by="class")

@@ -1,0 +1,205 @@
+"""What is known of images: their labels, where their objects are, and maps to compare with.
+
+Boxes and masks of an image are of one class, or, in a mapping by label, of several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam._validation import describe
+from sklcam.metrics.masks import as_array, check_boxes
+
+PerImage = Sequence[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What is known of images.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n_images,) or (n_images, n_classes), or None
+        In the form of predictions.
+    boxes : sequence of Tensor of shape (n_boxes, 4), or of mappings of labels to them, or None
+    masks : sequence of array-like of shape (height, width), or of mappings to them, or None
+    references : sequence of array-like of shape (height, width), or None
+        Maps, at any size that covers the image.
+    """
+
+    labels: np.ndarray | None = None
+    boxes: PerImage = None
+    masks: PerImage = None
+    references: PerImage = None
+
+    def take(self, rows: slice) -> Annotations:
+        """Return the annotations of some of the images; nothing is read of what is lazy."""
+        labels = None if self.labels is None else self.labels[rows]
+        others = (self.boxes, self.masks, self.references)
+        return Annotations(
+            labels, *(None if each is None else _rows(each, rows) for each in others)
+        )
+
+
+class _LazyRows(Sequence[Any]):
+    """Some rows of what need not know slices, such as a list that reads file after file."""
+
+    def __init__(self, entries: Sequence[Any], rows: range):
+        self._entries, self._rows = entries, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._entries[self._rows[i]]
+
+
+def _rows(entries: Sequence[Any], rows: slice) -> Sequence[Any]:
+    if isinstance(entries, list | tuple | np.ndarray | Tensor):
+        return entries[rows]
+    return _LazyRows(entries, range(len(entries))[rows])
+
+
+class LazyTensors(Sequence[Tensor]):
+    """Tensors that are made when they are asked for: a batch of large images would not fit."""
+
+    def __init__(self, make: Callable[[int], Tensor], length: int):
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._make(range(self._length)[i])
+
+
+# Classes of objects
+
+
+def is_by_class(entries: PerImage) -> bool:
+    """Whether the objects of an image are given by their labels; the first image tells."""
+    if entries is None or isinstance(entries, Mapping) or not isinstance(entries, Sized):
+        return False
+    return len(entries) > 0 and isinstance(entries[0], Mapping)
+
+
+def of_class(entry: Any, label: Any, own: Any, empty: Any) -> Any:
+    """Return what an image's entry has of a class.
+
+    Parameters
+    ----------
+    entry : boxes or mask, or mapping of labels to them
+    label : label
+    own : label
+        Of which class what is not given by class is.
+    empty : Any
+        What is returned of a class that is not there.
+    """
+    if isinstance(entry, Mapping):
+        return entry.get(label, empty)
+    return entry if label == own else empty
+
+
+# Checks at the door
+
+
+def check_lengths(annotations: Annotations, n_images: int) -> None:
+    """Raise a ValueError unless there are annotations of each image, where there are any."""
+    for field, values in vars(annotations).items():
+        name = "y" if field == "labels" else field
+        if values is None:
+            continue
+        if not isinstance(values, Sized) or isinstance(values, Mapping | str):
+            raise ValueError(
+                f"{name} must be a sequence with an entry for each of {n_images} images; got "
+                f"{describe(values)}."
+            )
+        if len(values) != n_images:
+            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
+
+
+def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[Any] | None:
+    """Return boxes of each image on the host; a ValueError, which names the image, for others."""
+    if boxes is None:
+        return None
+    checked: list[Any] = []
+    by_class = is_by_class(boxes)
+    for i, entry in enumerate(boxes):
+        if by_class != isinstance(entry, Mapping):
+            raise ValueError(
+                f"boxes[{i}] is {describe(entry)}, and boxes[0] {describe(boxes[0])}: give the "
+                "boxes of all images by class, in dicts, or of none."
+            )
+        try:
+            if by_class:
+                checked.append(
+                    {label: check_boxes(as_array(corners)) for label, corners in entry.items()}
+                )
+            else:
+                checked.append(check_boxes(as_array(entry)))
+        except ValueError as error:
+            raise ValueError(f"boxes[{i}]: {error}") from None
+    if by_class:
+        _check_known({label for entry in checked for label in entry}, classes)
+    corners = torch.cat([torch.zeros(1, 4), *_all_of(checked)])
+    if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
+        raise ValueError(
+            "All boxes are within [0, 1], and would cover a pixel at most: they must be in pixels "
+            "of each image, not in shares of its width and height."
+        )
+    return checked
+
+
+def _all_of(entries: Sequence[Any]) -> Iterator[Tensor]:
+    for entry in entries:
+        yield from entry.values() if isinstance(entry, Mapping) else [entry]
+
+
+def _check_known(labels: set[Any], classes: np.ndarray | None) -> None:
+    """Raise a ValueError if no label is a class, as if labels were written in another way."""
+    known = [] if classes is None else np.asarray(classes).tolist()
+    if labels and not labels.intersection(known):
+        raise ValueError(
+            f"None of the labels of boxes is a class of the estimator: they are "
+            f"{sorted(labels, key=str)[:5]}, its classes {known[:5]}"
+            f"{' ...' if len(known) > 5 else ''}."
+        )
+
+
+def as_reference(reference: Any, row: int) -> Tensor:
+    """Return a reference map as a tensor; a ValueError, which names the image, for others."""
+    array = as_array(reference)
+    if array.ndim != 2 or array.dtype.kind not in "biuf" or not array.size:
+        raise ValueError(
+            f"references[{row}] must be a map of numbers, (height, width); got {describe(array)}."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"references[{row}] has numbers that are not finite.")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def check_references(references: PerImage) -> None:
+    """Raise a ValueError if a reference that is in memory is not a map; files are read later."""
+    if isinstance(references, list | tuple | np.ndarray | Tensor):
+        for i, reference in enumerate(references):
+            if isinstance(reference, np.ndarray | np.generic | Tensor | list):
+                as_reference(reference, i)
+
+
+def check_covers(reference: Tensor, size: tuple[int, int], row: int) -> None:
+    """Raise a ValueError unless a reference may be of the whole image, and not lie on its side."""
+    height, width = reference.shape
+    # A square grid may be of any image, as the attention of a network is; otherwise the
+    # proportions are those of the image, to within a pixel of the shorter side.
+    is_alike = abs(height * size[1] - width * size[0]) <= max(size)
+    if height != width and not is_alike:
+        raise ValueError(
+            f"references[{row}] is of {height} x {width} pixels, and its image of {size[0]} x "
+            f"{size[1]}: a reference covers the whole image, in its proportions or as a square."
+        )
