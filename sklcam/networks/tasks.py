@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sklcam.images.label_sets import as_indicator, kind_of_labels, learn_label_sets
