@@ -1884,6 +1884,27 @@ REFUSALS: dict[str, list[Row]] = {
             "There is no folder '/no/such/folder'",
         ),
         ("no source", lambda: build_model("tim/resnet50"), 'Did you mean "timm/resnet50"'),
+        ("a sixth", lambda: build_model("efficientnet_lite9"), "mean: efficientnet_lite"),
+        (
+            "no package",
+            lambda: build_model("efficientnet_lite4", weights="DEFAULT"),
+            "No package has the weights of efficientnet_lite4; there are .* takes the path",
+        ),
+        (
+            "no such weights",
+            lambda: build_model("efficientnet_lite0", weights="x"),
+            "'x' is not a name of weights of efficientnet_lite0, and no such file.*DEFAULT",
+        ),
+        (
+            "an option",
+            lambda: build_model("efficientnet_lite0", dropout=0.5),
+            "efficientnet_lite0 has no option 'dropout'; it has .*dropout_rate",
+        ),
+        (
+            "an option said",
+            lambda: build_model("efficientnet_lite0", num_classes=5),
+            "num_classes is said by n_classes",
+        ),
         ("timm's", lambda: build_model("convnextv2_tiny"), 'timm has: "timm/convnextv2_tiny"'),
         (
             "a slip",

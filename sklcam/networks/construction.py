@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from sklcam._validation import check_count, check_size, describe
-from sklcam.networks import from_timm, from_torchvision, from_transformers
+from sklcam.networks import (
+    from_efficientnet_lite,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+)
 from sklcam.networks.dry_run import unwrap
 from sklcam.networks.sources import find_source
 
@@ -29,7 +34,8 @@ def available_models() -> list[str]:
     Returns
     -------
     list of str
-        The classification networks of the installed torchvision, sorted.
+        The classification networks of the installed torchvision, and those of EfficientNet-Lite if
+        their package is installed (the extra ``pretrained``), sorted.
 
     Examples
     --------
@@ -37,7 +43,7 @@ def available_models() -> list[str]:
     >>> "resnet18" in available_models()
     True
     """
-    return from_torchvision.names()
+    return sorted([*from_torchvision.names(), *from_efficientnet_lite.names()])
 
 
 def build_model(
@@ -56,6 +62,8 @@ def build_model(
     ----------
     name : str
         - "resnet18" or "torchvision/resnet18": one of `available_models()`, in any case;
+        - "efficientnet_lite0" to "efficientnet_lite4", of the package efficientnet-lite-pytorch;
+          the weights of the first three are packages as well;
         - "timm/resnet50", or with the tag of its weights "timm/resnet50.a1_in1k": one of
           ``timm.list_models()``; "hf-hub:owner/name": a repository of timm's kind;
           "timm//path/of/a/folder": what such a repository holds;
@@ -72,9 +80,9 @@ def build_model(
         Only a network whose parameters depend on it needs it. Positional embeddings of weights for
         another size are interpolated. None is the source's own, or (224, 224).
     weights : str, path or None, default=None
-        None for random initialisation; "DEFAULT", those that were published; the name of others
-        ("IMAGENET1K_V1" of torchvision, a tag of timm's); or the path of a file with a state dict,
-        or of a folder of timm's or transformers' kind.
+        None for random initialisation; "DEFAULT", those that were published, of EfficientNet-Lite
+        in a package; the name of others ("IMAGENET1K_V1" of torchvision, a tag of timm's); or the
+        path of a file with a state dict, or of a folder of timm's or transformers' kind.
     config : dict or configuration of transformers or None, default=None
         For transformers: the configuration, which is otherwise looked up, by its name.
     **kwargs

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
 from sklcam._validation import suggestion
 from sklcam.images.frames import Resizing
+from sklcam.networks.from_efficientnet_lite import names as names_of_lite
 from sklcam.networks.named import AnyWeights, Source
 from sklcam.networks.preprocessing import Origin, Preprocessing
-from sklcam.networks.weights import fill, find_weights, stem_name
+from sklcam.networks.weights import fill, find_weights, n_classes_in, redraw_stem
 
 _USUAL_SIZE = (224, 224)
 
@@ -25,9 +28,10 @@ class TorchvisionSource(Source):
         known = names()
         self.name = name.lower()
         if self.name not in known:
+            similar = suggestion(self.name, [*known, *names_of_lite()])
             raise ValueError(
-                f"Unknown model {name!r}. {suggestion(self.name, known)} available_models() lists "
-                "all names of torchvision; others begin with their source, such as "
+                f"Unknown model {name!r}. {similar} available_models() lists all names of "
+                "torchvision and EfficientNet-Lite; others begin with their source, such as "
                 '"timm/resnet50" or "transformers/google/vit-base-patch16-224". For any other '
                 "network pass an nn.Module, its class or a callable that returns one."
             )
@@ -42,11 +46,16 @@ class TorchvisionSource(Source):
     ) -> nn.Module:
         source = None if weights is None else find_weights(self.name, weights)
         origin = self.origin(weights)
+        is_open = n_classes is None
         if n_classes is None:
             n_classes = len(origin.class_names or range(1000))
         if image_size is None:
             image_size = origin.preprocessing.image_size
         fixed = {**_builder_options(self.name, in_channels, image_size), **options}
+        if isinstance(source, Path) and is_open:
+            with torch.device("meta"):
+                like = models.get_model(self.name, weights=None, **fixed)
+            n_classes = n_classes_in(source, like) or n_classes
         # Without weights: torchvision's builders would insist on the head that these were made for.
         model = models.get_model(self.name, weights=None, num_classes=n_classes, **fixed)
         model.built_as = {  # so that a file can name it
@@ -54,7 +63,7 @@ class TorchvisionSource(Source):
             **{"image_size": image_size, **options},
         }
         if in_channels != 3:
-            _redraw_stem(model, in_channels)
+            redraw_stem(model, in_channels)
         if source is not None:
             fill(model, source)
         return model
@@ -120,13 +129,3 @@ def _patchable_side(name: str, image_size: tuple[int, int]) -> int:
         f"{name} takes square images whose side is a multiple of {patch}, got "
         f"image_size={tuple(image_size)}; ({side}, {side}) fits."
     )
-
-
-def _redraw_stem(model: nn.Module, in_channels: int) -> None:
-    stem = model.get_submodule(stem_name(model) or "")
-    assert isinstance(stem, nn.Conv2d)
-    old = stem.weight.detach()
-    # Torchvision's spread goes by the outputs, so it is right for any number of channels.
-    kernel = old.new_empty(old.shape[0], in_channels, *old.shape[2:])
-    stem.weight = nn.Parameter(kernel.normal_().mul_(old.std()))
-    stem.in_channels = in_channels

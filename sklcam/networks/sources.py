@@ -1,7 +1,8 @@
 """Sources: where networks with a name come from, and what is known of one by its source.
 
 A name says its source: "timm/resnet50", "transformers/google/vit-base-patch16-224", "hf-hub:..." of
-timm's, "torchvision/resnet18"; one without is torchvision's. Each source has a file of its own.
+timm's, "torchvision/resnet18"; one without is torchvision's, or an EfficientNet-Lite. Each source
+has a file of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sklcam.networks.dry_run import unwrap
+from sklcam.networks.from_efficientnet_lite import EfficientNetLiteSource, is_lite, origin_of_lite
 from sklcam.networks.from_timm import TimmSource, is_in_timm, origin_of_timm
 from sklcam.networks.from_torchvision import TorchvisionSource
 from sklcam.networks.from_transformers import TransformersSource, origin_of_transformers
@@ -55,6 +57,8 @@ def find_source(name: str, config: Any = None) -> Source:
         return TimmSource(f"local-dir:{rest}" if os.path.isabs(rest) else rest)
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return TimmSource(name)
+    if is_lite(name):
+        return EfficientNetLiteSource(name)
     if kind == "torchvision":
         name = rest
     elif instead := _other_name(name):
@@ -95,8 +99,8 @@ def origin_of(network: nn.Module) -> Origin:
     Parameters
     ----------
     network : nn.Module
-        One of :func:`~sklcam.networks.build_model`, of timm or of transformers; any other says
-        nothing.
+        One of :func:`~sklcam.networks.build_model`, of timm, of transformers or an
+        EfficientNet-Lite; any other says nothing.
 
     Returns
     -------
@@ -114,7 +118,8 @@ def origin_of(network: nn.Module) -> Origin:
         network = network.module  # which computes the same
     if isinstance(getattr(network, "origin", None), Origin):
         return network.origin  # type: ignore[return-value]
-    return origin_of_timm(network) or origin_of_transformers(network) or Origin()
+    origins = (find(network) for find in (origin_of_timm, origin_of_transformers, origin_of_lite))
+    return next((origin for origin in origins if origin is not None), Origin())
 
 
 def origin_of_module(

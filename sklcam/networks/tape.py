@@ -139,9 +139,13 @@ class Tape:
                 f"The target layer {type(layer).__name__} returned a {type(output).__name__}; "
                 "a layer whose output is one tensor is needed."
             )
+        n_runs = len(self._runs.get(layer, ()))
+        if self._is_running and not self._trunk and n_runs < self._first_run(layer):
+            self._runs.setdefault(layer, []).append(output.detach())
+            return output
+        has_begun = any(run.requires_grad for runs in self._runs.values() for run in runs)
         # Without trunk, gradients are off until the first layer has turned them on.
-        is_first = not (self._trunk or self._runs)
-        if output.requires_grad and not is_first:
+        if output.requires_grad and (self._trunk or has_begun):
             activations = output
         else:  # nothing before the layer is trained
             activations = output.detach()
@@ -151,7 +155,7 @@ class Tape:
         if not self._trunk:
             # Stays on for the rest of the pass; the no_grad() around the block restores it.
             torch.set_grad_enabled(self._head)
-        if self._is_for_training and self._is_running and not self._runs:
+        if self._is_for_training and self._is_running and not has_begun:
             # A loss on maps differentiates what follows the layer twice, and the fused kernels of
             # attention have no second derivative. What precedes the layer is fused as ever.
             self._kernels.enter_context(plain_attention())
@@ -161,6 +165,10 @@ class Tape:
         # under no_grad() goes on from the copy, which has a gradient all the same.
         with torch.set_grad_enabled(self._head):
             return activations.clone()
+
+    def _first_run(self, layer: nn.Module) -> int:
+        """Return the first run of a layer that may be asked for, as far as that is known."""
+        return max(0, min(run or 0 for part, run in self._layers.values() if part is layer))
 
     def clear(self) -> None:
         """Forget what was recorded."""

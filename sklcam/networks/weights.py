@@ -113,6 +113,21 @@ def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
+def n_classes_in(path: str | os.PathLike[str], network: nn.Module) -> int | None:
+    """Return for how many classes the head in a file is; None if it has none.
+
+    Parameters
+    ----------
+    path : str or path
+        Of a state dict.
+    network : nn.Module
+        One of that kind, for any number of classes; also on the meta device.
+    """
+    state = renamed_entries(network, read_state(path))
+    weight = state.get(f"{_head_name(network)}.weight")
+    return None if weight is None else len(weight)
+
+
 def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     """Return the state dict in a file, which holds tensors and nothing else."""
     try:
@@ -243,6 +258,17 @@ def stem_name(model: nn.Module) -> str | None:
             # A kernel of several groups cannot be averaged over its channels.
             return name if module.groups == 1 else None
     return None
+
+
+def redraw_stem(model: nn.Module, in_channels: int) -> None:
+    """Give a network that has not been trained a first convolution for other channels."""
+    stem = model.get_submodule(stem_name(model) or "")
+    assert isinstance(stem, nn.Conv2d)
+    old = stem.weight.detach()
+    # Torchvision's spread goes by the outputs, so it is right for any number of channels.
+    kernel = old.new_empty(old.shape[0], in_channels, *old.shape[2:])
+    stem.weight = nn.Parameter(kernel.normal_().mul_(old.std()))
+    stem.in_channels = in_channels
 
 
 def _head_name(model: nn.Module) -> str | None:

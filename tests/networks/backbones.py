@@ -12,6 +12,7 @@ MEMBERS = {
     "convnext_tiny": 64,
     "densenet121": 64,
     "efficientnet_b0": 64,
+    "efficientnet_lite0": 64,
     "googlenet": 64,
     "inception_v3": 128,
     "maxvit_t": 224,
@@ -118,7 +119,7 @@ def answers(model: nn.Module, side: int) -> Tensor:
     return logits
 
 
-def plain_backward(model: nn.Module, layer: nn.Module, images: Tensor):
+def plain_backward(model: nn.Module, layer: nn.Module, images: Tensor, run: int = 0):
     """Activations and gradient by the ordinary way: a graph through the whole network."""
     kept = []
 
@@ -129,8 +130,8 @@ def plain_backward(model: nn.Module, layer: nn.Module, images: Tensor):
     handle = layer.register_forward_hook(keep)
     scores = model(images)
     handle.remove()
-    (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), kept[0])
-    return scores.detach(), kept[0].detach(), gradient
+    (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), kept[run])
+    return scores.detach(), kept[run].detach(), gradient
 
 
 def telling(module: nn.Module, ran: list[nn.Module]):

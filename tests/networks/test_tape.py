@@ -13,6 +13,7 @@ from backbones import (
     MEMBERS,
     Branches,
     Failing,
+    SmallNet,
     plain_backward,
     small_network,
 )
@@ -33,11 +34,14 @@ def test_bit_identical_to_a_plain_backward_pass(name):
     torch.manual_seed(0)
     size = MEMBERS[name]
     model = build_model(name, n_classes=5, image_size=(size, size)).eval()
-    layer = find_target_layer(model).of(model)
+    layer = find_target_layer(model)
+    run, layer = layer.run or 0, layer if layer.run else layer.of(model)
     if name.startswith("vit"):  # its head starts at zero, and so would the gradient
         nn.init.normal_(model.heads.head.weight)
     images = torch.randn(2, 3, size, size)
-    scores, activations, gradient = plain_backward(model, layer, images)
+    scores, activations, gradient = plain_backward(
+        model, layer.of(model) if run else layer, images, run
+    )
     with record(model, layer) as tape:
         taped_scores = model(images)
         (taped,) = torch.autograd.grad(taped_scores.max(dim=1).values.sum(), tape.activations)
@@ -51,6 +55,19 @@ def test_bit_identical_to_a_plain_backward_pass(name):
     assert same(found, activations)
     assert same(taped_scores, scores)
     assert same(taped, gradient)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_runs_before_the_one_that_counts_build_no_graph(is_cut):
+    model, needed = SmallNet().eval(), []
+    model.conv2.register_forward_hook(lambda *each: needed.append(each[2].requires_grad))
+    layer = TargetLayer("relu", run=1)
+    with record(model, layer, trunk=is_cut) as tape, tape.cut() if is_cut else nullcontext():
+        scores = model(torch.rand(2, 3, 8, 8))
+        assert tape.activations.is_leaf and needed == [False]
+        (gradient,) = torch.autograd.grad(scores[:, 0].sum(), tape.activations)
+    expected = model.head.weight[0].detach()[:, None, None] / 64  # it is pooled, and weighed
+    torch.testing.assert_close(gradient, expected.expand_as(gradient))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_t"])
