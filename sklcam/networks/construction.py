@@ -71,7 +71,8 @@ def build_model(
           "transformers//path/of/a/folder": what ``save_pretrained`` wrote.
     n_classes : int or None, default=None
         Number of outputs. The head of the weights is kept when it has as many, and is a fresh one
-        otherwise. None is as many as the weights, or the source's configuration, have.
+        otherwise. None is as many as the weights, also those of a file, or the source's
+        configuration have.
     in_channels : int, default=3
         Channels of the images. The first convolution of the weights is averaged over its input
         channels and repeated, so that it answers a grey image as it did before; a random one is

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision import models
 
@@ -20,7 +22,7 @@ from sklcam.images.frames import Resizing
 from sklcam.networks.families import lite_class
 from sklcam.networks.named import AnyWeights, Source
 from sklcam.networks.preprocessing import Origin, Preprocessing
-from sklcam.networks.weights import load_weights, redraw_stem
+from sklcam.networks.weights import load_weights, n_classes_in, redraw_stem
 
 # Of either side: tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py.
 _SIDES = (224, 240, 260, 280, 300)
@@ -54,12 +56,19 @@ class EfficientNetLiteSource(Source):
                     else f"{self.name} has no option {option!r}; it has "
                     f"{', '.join(sorted({*package.GlobalParams._fields} - {*_SAID_OTHERWISE}))}."
                 )
-        n_classes = 1000 if n_classes is None else n_classes
         # Without a size, its convolutions pad images of any size as TensorFlow does; with one, all
         # as images of that size need it.
-        model = package.EfficientNet.from_name(
-            self.name.replace("_", "-"), num_classes=n_classes, **{"image_size": None, **options}
+        create = partial(
+            package.EfficientNet.from_name,
+            self.name.replace("_", "-"),
+            **{"image_size": None, **options},
         )
+        if n_classes is None and path is not None:
+            with torch.device("meta"):
+                like = create()
+            n_classes = n_classes_in(path, like)
+        n_classes = n_classes or 1000
+        model = create(num_classes=n_classes)
         model.built_as = {
             **{"name": self.name, "n_classes": n_classes, "in_channels": in_channels},
             **{"image_size": image_size or (_SIDES[self.number],) * 2, **options},

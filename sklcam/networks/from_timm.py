@@ -99,7 +99,11 @@ class TimmSource(Source):
             if weights is None:
                 model = create()
             elif isinstance(weights, str | os.PathLike) and Path(weights).is_file():
-                model = _filled(create(), architecture, cfg, given, Path(weights))
+                model = create()
+                if n_classes is None and (n_in_file := _n_classes_in(weights, model, cfg)):
+                    given["num_classes"] = n_in_file
+                    model = create(num_classes=n_in_file)
+                model = _filled(model, architecture, cfg, given, Path(weights))
             else:
                 _check_hub(kind, where, cfg)
                 model = create(pretrained=True)
@@ -328,6 +332,21 @@ def _names_of_imagenet(cfg: dict[str, Any]) -> tuple[str, ...] | None:
     return None if subset is None else tuple(data.ImageNetInfo(subset).label_descriptions())
 
 
+def _heads(cfg: dict[str, Any]) -> list[str]:
+    heads = cfg.get("classifier") or ()
+    return [heads] if isinstance(heads, str) else [*heads]
+
+
+def _n_classes_in(
+    path: str | os.PathLike[str], network: nn.Module, cfg: dict[str, Any]
+) -> int | None:
+    """Return for how many classes a file's head is, if it is for others than those published."""
+    state, usual = renamed_entries(network, read_state(path)), cfg.get("num_classes", 1000)
+    found = [len(state[name]) for head in _heads(cfg) if (name := f"{head}.weight") in state]
+    is_usual = not found or found[0] in (usual, usual + (cfg.get("label_offset") or 0))
+    return None if is_usual else found[0]
+
+
 def _filled(
     model: nn.Module,
     architecture: str,
@@ -341,8 +360,7 @@ def _filled(
     """
     state: dict[str, Tensor] = dict(renamed_entries(model, read_state(path)))
     own, offset = model.state_dict(), 0
-    heads = cfg.get("classifier") or ()
-    for head in [heads] if isinstance(heads, str) else heads:
+    for head in _heads(cfg):
         weight = f"{head}.weight"
         if weight not in state or weight not in own:
             continue

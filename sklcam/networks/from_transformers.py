@@ -61,6 +61,9 @@ class TransformersSource(Source):
         model: Any = self._from(wanted)
         if weights is not None and Path(str(weights)).is_file():
             state, source = dict(read_state(os.fspath(weights))), repr(str(weights))
+            if n_classes is None and (n_in_file := _n_classes_in(state, model)):
+                wanted = self._changed(config, n_in_file, in_channels, image_size, options)
+                model = self._from(wanted)
             _load(model, state, source)
         elif weights is not None:
             where = self._where(weights)
@@ -288,15 +291,28 @@ def _architecture(config: Any) -> dict[str, Any]:
     return {key: v for key, v in entries if key == "model_type" or key not in of_all}
 
 
+def _n_classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
+    """Return for how many classes the head of weights is, if it is for others than a network's."""
+    for name, value in model.state_dict().items():
+        if name in state and _is_other_head(state[name], value, model):
+            return len(state[name])
+    return None
+
+
+def _is_other_head(given: Tensor, own: Tensor, model: nn.Module) -> bool:
+    if given.shape == own.shape or not own.ndim or given.ndim != own.ndim:
+        return False
+    return len(own) == getattr(model, "num_labels", None) and given.shape[1:] == own.shape[1:]
+
+
 def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load weights, but for heads of other classes; positions of other sizes are interpolated."""
     own = model.state_dict()
-    n_classes: Any = getattr(model, "num_labels", None)
     for name, value in own.items():
         given = state.get(name)
         if given is None or given.shape == value.shape:
             continue
-        if value.ndim and len(value) == n_classes and given.shape[1:] == value.shape[1:]:
+        if _is_other_head(given, value, model):
             state[name] = value
         elif "position_embedding" in name and value.ndim == 3:
             state[name] = _at_other_positions(given, value.shape[1])

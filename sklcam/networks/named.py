@@ -82,6 +82,8 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     parent = path.parent
     there = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
     close = [repr(str(parent / name)) for name in get_close_matches(path.name, there)]
+    if Path("/", folder).is_dir():  # which begins with a slash
+        close = [repr(str(Path("/", folder)))]
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(f"There is no folder {os.fspath(folder)!r}.{meant}")
 

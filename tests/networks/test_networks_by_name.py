@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import sys
 
@@ -238,10 +239,18 @@ def test_folders_that_are_not_there(folder, timm_folder, tmp_path, monkeypatch, 
             build_model(f"{kind}/{where}/config.json")
     with pytest.raises(ValueError, match=r"There is no folder 'a/b/c'\.$"):
         build_model("transformers/a/b/c")
-    with pytest.raises(OSError, match=f'is the folder "transformers/{folder}" meant'):
+    with pytest.raises(ValueError, match=f"no folder '{folder[1:]}'. Did you mean '{folder}'"):
         build_model(f"transformers/{folder[1:]}")
-    with pytest.raises(OSError, match=f'is the folder "transformers/{folder}" meant'):
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/data/vit")
+    with pytest.raises(OSError, match='is the folder "transformers//data/vit" meant'):
+        build_model("transformers/data/vit")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=f"no folder '{folder[1:]}'. Did you mean '{folder}'"):
         build_model(f"transformers/{folder[1:]}")
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/data/vit")
+    with pytest.raises(OSError, match='is the folder "transformers//data/vit" meant'):
+        build_model("transformers/data/vit")
+    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     with pytest.raises(ValueError, match='a folder of that name: "local-dir:here"'):
@@ -258,6 +267,34 @@ def test_files_of_timm(tmp_path):
     # Timm would leave out what does not fit, once the head is another.
     with pytest.raises(ValueError, match=r"a.pt' does not fit timm's resnet34: .*Missing key"):
         build_model("timm/resnet34", n_classes=4, weights=tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "lite", "timm", "transformers"])
+def test_the_head_of_a_file_is_kept_unless_another_is_asked_for(kind, folder, tmp_path):
+    """As a random one would be explained as if it had been trained."""
+    name, trained, head = {
+        "torchvision": lambda: ("squeezenet1_1", models.squeezenet1_1(num_classes=7), "classifier"),
+        "lite": lambda: (
+            "efficientnet_lite0",
+            build_model("efficientnet_lite0", n_classes=7),
+            "_fc",
+        ),
+        "timm": lambda: ("timm/test_resnet", timm.create_model("test_resnet", num_classes=7), "fc"),
+        "transformers": lambda: (
+            f"transformers/{folder}",
+            construct(
+                ViTForImageClassification.from_pretrained(folder), n_classes=7, in_channels=3
+            ),
+            "classifier",
+        ),
+    }[kind]()
+    torch.save(trained.state_dict(), tmp_path / "a.pt")
+    assert same(trained, build_model(name, weights=tmp_path / "a.pt"))
+    other = build_model(name, weights=tmp_path / "a.pt", n_classes=2)
+    assert same(trained, other, head) and other.built_as["n_classes"] == 2
+    size = 64 if kind in ("torchvision", "lite") else 32
+    explainer = CAMExplainer(name, weights=tmp_path / "a.pt", image_size=size, verbose=0)
+    assert explainer.fit(X).classes_.tolist() == [*range(7)] and explainer.class_names_ is None
 
 
 def test_folders_of_timm(timm_folder):
