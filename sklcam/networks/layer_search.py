@@ -18,7 +18,9 @@ from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.placement import misplacement, quadrants_elsewhere
 from sklcam.networks.probing import (
+    REENTRANT,
     Forward,
+    ReentrantCheckpoint,
     Traced,
     count_positions,
     is_passed_at,
@@ -115,8 +117,9 @@ def check_positions(
     Raises
     ------
     ValueError
-        If the layer has a single position for such images, or the output has a gradient at none, or
-        one, of its positions.
+        If the layer has a single position for such images, the output has a gradient at none, or
+        one, of its positions, or there is none to be had, of a layer before parts that run by
+        reentrant checkpoints.
     """
     n_positions, n_alive = count_positions(model, layer, *_ready(model, sample, forward))
     size = " x ".join(map(str, sample.shape[-2:]))
@@ -223,6 +226,9 @@ class _Search:
         self._layers: dict[Traced, TargetLayer | None] = {}  # that were read
         try:
             self._trace = trace(model, self._sample, self._forward)
+            # Not those in a branch, as the windows of attention, nor where that cannot be told.
+            folded = self._trace.folded if self._trace.images is not None else []
+            self._folded = [each for each in folded if self._trace.holds_all(each)]
         except (RuntimeError, AssertionError):
             run_dry(model, sample)  # says what is wrong with the images, if they are it
             raise
@@ -261,15 +267,23 @@ class _Search:
         groups: dict[int, list[Traced]] = {}
         for traced in reversed(self._trace.traced):
             groups.setdefault(id(traced.output), []).append(traced)
+        dead: set[str] = set()  # the names of those of which no position has a gradient
+        early: Traced | None = None
         for group in groups.values():
             # Of all that give this tensor the outermost, which is the last to end.
             traced = min(group, key=lambda each: each.passes_on)
             if not self._trace.holds_all(traced):
                 self._refuse(traced, "is not all that reaches the output")
-            elif traced.depth < _LEAST_DEPTH:
-                self._refuse(traced, "ends in the first half of the network")
+            elif any(each.depth >= traced.depth for each in self._folded):
+                self._refuse(traced, "lies before where several are made of an image")
+            elif traced.depth < _LEAST_DEPTH and not self._begins_block(traced, dead):
+                if early is None and self._is_alive(traced):
+                    early = traced
+                self._refuse(traced, _EARLY)  # unless it is dead
             # Gradients first: they cost less, and most layers behind the right one have none.
-            elif self._is_alive(traced):
+            elif not self._is_alive(traced):
+                dead.update(each.name for each in group)
+            else:
                 layer = self._read(traced)
                 # Of tokens that are alive, all may be of classes.
                 if layer is not None and self._is_alive(traced, layer):
@@ -282,12 +296,31 @@ class _Search:
                 is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)
                 if is_open and not (len(traced.shape) == 3 and traced.shape[1] < 4):
                     break
-        raise ValueError(self._nothing_found(next(iter(groups.values()), [])))
+        raise ValueError(self._nothing_found(early or next(iter(groups.values()), [None])[0]))
+
+    def _begins_block(self, traced: Traced, dead: set[str]) -> bool:
+        """Whether it is the normalisation at the start of a block behind which no place counts.
+
+        As of a transformer of a single block that hands on a class token: little lies before it,
+        and all that is of places.
+        """
+        around, _, _ = traced.name.rpartition(".")
+        while traced.normalizes and around:
+            block = next((each for each in self._trace.traced if each.name == around), None)
+            if block is not None and self._trace.holds_all(block):
+                return around in dead
+            around, _, _ = around.rpartition(".")
+        return False
 
     def _is_alive(self, traced: Traced, layer: TargetLayer | None = None) -> bool:
         """Whether several positions have a gradient, whatever axes they are along if not known."""
         reading = layer or TargetLayer(traced.name, reshape=_as_columns)
-        n_positions, n_alive = count_positions(self._model, reading, self._sample, self._forward)
+        try:
+            n_positions, n_alive = count_positions(
+                self._model, reading, self._sample, self._forward
+            )
+        except ReentrantCheckpoint:  # which methods without gradients can do with
+            return True
         if n_alive is None or n_alive > 1:
             return True
         self._refuse(traced, _dead(n_alive, n_positions))
@@ -368,15 +401,25 @@ class _Search:
     def _refuse(self, traced: Traced, reason: str) -> None:
         self._reasons.setdefault(_shown(traced), reason)
 
-    def _nothing_found(self, last: list[Traced]) -> str:
+    def _nothing_found(self, likely: Traced | None) -> str:
         name, shape = type(self._model).__name__, tuple(self._sample.shape)
-        if last:
-            shown = "; ".join(
-                f"{which} {why}" for which, why in [*self._reasons.items()][:_N_SHOWN]
-            )
+        is_open = any(reason.endswith(_UNSETTLED) for reason in self._reasons.values())
+        if self._trace.is_reentrant and not is_open:
+            return f"No layer of {name} can be explained by its gradients: {REENTRANT}"
+        folded = [
+            f"{_shown(each)} gives {each.shape[0]} rows for one image"
+            for each in reversed(self._folded)
+        ]
+        if folded or likely:
+            shown = [f"{which} {why}" for which, why in self._reasons.items()][:_N_SHOWN]
+            if likely is not None and self._reasons[_shown(likely)] == _EARLY:
+                shown = [each for each in shown if not each.startswith(_shown(likely))]
+                shown.insert(0, f"{_shown(likely)} {_EARLY}")
+            listed = "; ".join([*folded[:_N_SHOWN], *shown][:_N_SHOWN])
+            advice = _OF_ROWS if folded or likely is None else _advice(likely)
             return (
                 f"Which layer of {name} to explain cannot be settled. Candidates, the last first: "
-                f"{shown}. {_advice(last[0])}"
+                f"{listed}. {advice}"
             )
         if self._trace.repeated:
             again = self._trace.repeated[-1]
@@ -392,6 +435,12 @@ class _Search:
         )
 
 
+_EARLY = "ends in the first half of the network, which target_layer= may ask for all the same"
+_OF_ROWS = (
+    "The network makes several of each image, as views or tiles, whose rows are no one grid of "
+    "places: explain the network that each of them goes through, or name a TargetLayer whose "
+    "reshape returns one row (K, u, v) an image."
+)
 _UNSETTLED = ", so that what its positions are cannot be told"
 
 

@@ -117,18 +117,17 @@ def quadrants_elsewhere(
         What was seen of the first such quadrant, to follow the layer's name.
     """
     for scale in (1,) if layer.layout == "tokens" else (1, 2, 4):
-        sums: Tensor | float = 0.0
+        sums = torch.zeros(4, 4)
         for _ in range(_MOST_TRIES):
             try:
                 changes = _changes(model, layer, draw(scale), forward, _quadrants)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:
+            except Exception:  # as above
                 return None
             changes = changes - changes.mean(dim=(2, 3), keepdim=True)
-            rows, columns = (_halves(n).to(changes.device) for n in changes.shape[2:])
-            found = torch.einsum("qkuv,au,bv->qab", changes.abs(), rows, columns)
-            sums = sums + found.flatten(1)
+            rows, columns = (_halves(n).to(changes) for n in changes.shape[2:])
+            sums += torch.einsum("qkuv,au,bv->qab", changes.abs(), rows, columns).flatten(1).cpu()
         for i, answers in enumerate(sums):
             if answers.max() > _CLEAR * answers[i]:
                 most = _QUADRANTS[int(answers.argmax())]
@@ -200,7 +199,7 @@ def _answers(changes: Tensor) -> Tensor:
         sides = []
         for i, answer in enumerate(part.abs().mean(dim=1)):
             along = answer.mean(dim=0 if i < 2 else 1)
-            halves = _halves(len(along)).to(along.device) @ along
+            halves = _halves(len(along)).to(along) @ along
             if len(along) == 1:  # which is in place
                 halves[i % 2 ^ 1] = 0
             sides.append(halves if i % 2 == 0 else halves.flip(0))

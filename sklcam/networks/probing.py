@@ -101,13 +101,21 @@ class Trace:
         The names of those that ran several times, in that order.
     others : dict of nn.Module to str
         What those gave whose output cannot be a grid.
+    folded : list of Traced
+        Each run of those that gave several rows that may be grids, for the one image.
     """
 
     traced: list[Traced]
     repeated: list[str]
     others: dict[nn.Module, str]
+    folded: list[Traced]
     output: Tensor
     images: Any
+
+    @property
+    def is_reentrant(self) -> bool:
+        """Whether parts run by reentrant checkpoints, which keep no graph of them."""
+        return is_reentrant(self.output)
 
     def is_nchw(self, traced: Traced) -> bool:
         """Whether a module returns what a convolution, or the like, does, itself or another."""
@@ -193,14 +201,18 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             output = forward(images.clone())
     counts = Counter(run.module for run in runs)
     grids = [run for run in runs if _may_be_grid(run.output)]
-    traced = [
-        Traced(names[run.module], *run, depth=i / len(grids))
-        for i, run in enumerate(grids, 1)
-        if counts[run.module] == 1
-    ]
+    traced, folded, n_ended = [], [], 0
+    for run in runs:
+        is_grid = _may_be_grid(run.output)
+        n_ended += is_grid
+        depth = n_ended / max(1, len(grids))
+        if is_grid and counts[run.module] == 1:
+            traced.append(Traced(names[run.module], *run, depth=depth))
+        elif _are_folded(run.output):
+            folded.append(Traced(names[run.module], *run, depth=depth))
     repeated = [names[run.module] for run in grids if counts[run.module] > 1]
     others = {run.module: _kind(run.output) for run in runs if not _may_be_grid(run.output)}
-    return Trace(traced, repeated, others, output, images.grad_fn)
+    return Trace(traced, repeated, others, folded, output, images.grad_fn)
 
 
 def _place(tensor: Any) -> tuple[Any, int]:
@@ -216,6 +228,15 @@ def _may_be_grid(output: Any) -> bool:
         return u > 1 and v > 1
     # Several positions, whether channels are first or last; one of many channels is none.
     return u * v > 1 or (output.shape[1] * u > 1 and v > 1)
+
+
+def _are_folded(output: Any) -> bool:
+    """Whether it is what may be grids of several images, made of the one."""
+    return (
+        isinstance(output, Tensor)
+        and output.ndim > 0 < len(output)
+        and (len(output) > 1 and _may_be_grid(output[:1]))
+    )
 
 
 def _kind(output: Any) -> str:
@@ -419,6 +440,11 @@ def count_positions(
     n_alive : int or None
         None if no gradient leads from the output to the layer at all, which explaining says, or all
         of it is zero.
+
+    Raises
+    ------
+    ReentrantCheckpoint
+        If parts behind the layer run by one.
     """
     image = noise(sample, 1, torch.Generator().manual_seed(0))
     # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
@@ -431,13 +457,51 @@ def count_positions(
                 continue
             try:
                 (gradient,) = torch.autograd.grad(_score(output), activations, allow_unused=True)
-            except RuntimeError:  # of what has no way back, as reentrant checkpoints
+            except RuntimeError as error:  # of what has no way back
+                if is_reentrant(output):
+                    raise ReentrantCheckpoint(
+                        f"No gradient leads back to the target layer {layer.name!r}: {REENTRANT}"
+                    ) from error
                 break
             # If all of it is zero, as of a dead network, that tells nothing of positions.
             if gradient is not None and bool(gradient.any()):
                 return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
             break
     return n_positions, None
+
+
+REENTRANT = (
+    "parts of the network run by torch.utils.checkpoint with use_reentrant=True, which keeps no "
+    "graph of them to take gradients of. Use use_reentrant=False, or checkpoint only if "
+    "self.training and turn it off for training on maps."
+)
+
+
+class ReentrantCheckpoint(ValueError):
+    """Behind a layer, parts run by reentrant checkpoints, which gradients of it cannot pass."""
+
+
+def is_reentrant(output: Tensor) -> bool:
+    """Whether an output's graph has reentrant checkpoints in it.
+
+    Parameters
+    ----------
+    output : Tensor
+
+    Returns
+    -------
+    bool
+    """
+    seen, ahead = set(), [output.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
+    return False
 
 
 def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward) -> bool:

@@ -10,6 +10,7 @@ from backbones import (
     small_vit,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sklcam.cam import RecordedPass
 from sklcam.networks import (
@@ -513,3 +514,113 @@ def test_a_layer_with_one_row_for_all_images_is_none_of_theirs():
 
     with pytest.raises(ValueError, match=r"'pool', of shape \(1, 4, 16, 16\), does not answer"):
         find_target_layer(Shared(), "pool", sample=torch.zeros(1, 3, 16, 16))
+
+
+# Several rows of one image, checkpoints, and a single block
+
+
+class Views(nn.Module):
+    """Averages over an image and its mirror image, behind one convolution, or none."""
+
+    def __init__(self, network, first=None):
+        super().__init__()
+        self.first, self.network = first or nn.Flatten(0, 0), network
+
+    def forward(self, x):
+        x = self.first(x)
+        views = torch.stack([x, x.flip(-1)], dim=1)
+        return self.network(views.flatten(0, 1)).unflatten(0, (-1, 2)).mean(1)
+
+
+@pytest.mark.parametrize("first", [None, nn.Conv2d(3, 3, 3, padding=1)], ids=["none", "first"])
+def test_rows_of_several_views_are_listed(first):
+    """That of one row an image which lies before them is in place, and says little."""
+    listed = (
+        r"the last first: 'network.drop', of shape \(2, 4, 8, 8\), gives 2 rows for one image; "
+        r".*'network.conv2', .*explain the network that each of them goes through"
+    )
+    with pytest.raises(ValueError, match=listed):
+        find_target_layer(Views(SmallNet(), first), sample=torch.zeros(1, 3, 8, 8))
+
+
+def test_windows_in_a_branch_are_no_rows_of_several_views():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.mix = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+            self.end, self.head = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.patches(x)
+            windows = x.unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 3, 5, 1)
+            mixed = self.mix(windows.flatten(0, 2)).unflatten(0, (-1, 2, 2))
+            mixed = mixed.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+            return self.head(self.end(x + mixed).mean((2, 3)))
+
+    assert find_target_layer(Windows(), sample=torch.zeros(1, 3, 32, 32)) == TargetLayer("end")
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, parts):
+        super().__init__()
+        self.first, self.second, self.third = (
+            nn.Sequential(nn.Conv2d(n, 8, 3, 2, 1), nn.Tanh()) for n in (3, 8, 8)
+        )
+        self.head, self.parts = nn.Linear(8, 3), parts
+
+    def forward(self, x):
+        for name in ("first", "second", "third"):
+            part = self.get_submodule(name)
+            x = checkpoint(part, x, use_reentrant=True) if name in self.parts else part(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+def test_reentrant_checkpoints_are_named():
+    sample = torch.zeros(1, 3, 32, 32)
+    everywhere = Checkpointed(["first", "second", "third"])
+    with pytest.raises(
+        ValueError, match=r"No layer of Checkpointed .* Use use_reentrant=False, or"
+    ):
+        find_target_layer(everywhere, sample=sample)
+    behind = Checkpointed(["third"])
+    layer = find_target_layer(behind, sample=sample)
+    assert layer == TargetLayer("second")  # for methods without gradients
+    for name in ("first", "second"):
+        with pytest.raises(ValueError, match=rf"target layer '{name}': .* Use use_reentrant=False"):
+            check_positions(behind, TargetLayer(name), sample)
+    before = Checkpointed(["first", "second"])
+    layer = find_target_layer(before, sample=sample)
+    assert layer == TargetLayer("third")
+    check_positions(before, layer, sample)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["alone", "inside"])
+def test_of_a_single_block_with_a_class_token_the_first_norm_is_explained(wrap):
+    model = wrap(Blocks(1, n_blocks=1, readout="class token"))
+    prefix = "0." if isinstance(model, nn.Sequential) else ""
+    found = find_target_layer(model, sample=torch.zeros(1, 3, 32, 32))
+    assert found == TargetLayer(f"{prefix}blocks.0.norm1", "tokens", (8, 8), 1)
+
+
+def test_a_norm_before_blocks_that_are_no_modules_is_too_early():
+    class Functional(Blocks):
+        def __init__(self):
+            super().__init__(1, readout="class token")
+            self.norm_pre = nn.LayerNorm(8)
+            self.end = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.extra.expand(len(x), -1, -1), tokens], dim=1)
+            tokens = self.norm_pre(tokens)
+            for _ in range(8):
+                tokens = tokens + (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens
+            return self.head(self.end(self.norm(tokens))[:, 0])
+
+    said = (
+        r"first: 'norm_pre', .*ends in the first half of the network, which target_layer= may .*"
+        r"TargetLayer\('norm_pre', layout=\"tokens\""
+    )
+    with pytest.raises(ValueError, match=said):
+        find_target_layer(Functional(), sample=torch.zeros(1, 3, 32, 32))
