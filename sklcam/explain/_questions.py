@@ -14,7 +14,13 @@ from sklcam._validation import describe
 from sklcam.cam import Method, get_method
 from sklcam.cam.targets import Positive, Target, as_target
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
-from sklcam.images.labels import check_numbering, encode_labels, given_labels, labels_for
+from sklcam.images.labels import (
+    check_numbering,
+    check_one_each,
+    encode_labels,
+    given_labels,
+    labels_for,
+)
 from sklcam.networks.adapters import Adapter
 
 AnyMethod = str | Method | type[Method]
@@ -67,11 +73,31 @@ class Questions(ABC):
         if self.adapter.task == "regression":
             return as_numbers(given_labels(X, y))
         if y is not None and kind_of_labels(y) in ("indicator", "label sets"):
+            several = 'For several labels an image, fit with task="multilabel".'
+            try:
+                check_one_each(y)
+            except ValueError as error:
+                raise ValueError(f"{error} {several}") from error
             raise ValueError(
                 f"y must be one label per image; got {describe(y)}, and the network's task is "
-                f'{self.adapter.task!r}. If images may have several labels, task="multilabel".'
+                f"{self.adapter.task!r}. {several}"
             )
-        return labels_for(X, y, purpose)
+        return self._numbered(labels_for(X, y, purpose))
+
+    def _numbered(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels as ``predict`` does, where they are the names of numbers."""
+        names = self._names_for(labels)
+        return labels if names is None else np.asarray(self.classes_)[encode_labels(labels, names)]
+
+    def _names_for(self, labels: np.ndarray) -> np.ndarray | None:
+        """Return what the classes are called, if that is what labels are."""
+        if self.class_names_ is None or labels.dtype.kind not in "UO":
+            return None
+        for name in {each for each in labels.ravel().tolist() if isinstance(each, str)}:
+            rows = np.flatnonzero(self.class_names_ == name).tolist()
+            if len(rows) > 1:
+                raise ValueError(f"The classes {rows} are all called {name!r}; say which.")
+        return self.class_names_
 
     def as_method(self, method: AnyMethod | None) -> Method:
         """Return a method as an object, its options checked.
@@ -157,10 +183,11 @@ class Questions(ABC):
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
         except ValueError as error:  # rows of different lengths
-            raise ValueError(f"target must be labels, as many for each image: {error}") from error
-        if labels.dtype == object and any(
-            isinstance(each, set | frozenset) for each in labels.flat
-        ):
+            raise _ragged(target) from error
+        kinds = {type(each) for each in labels.flat} if labels.dtype == object else set()
+        if kinds & {list, tuple, np.ndarray}:
+            raise _ragged(target)
+        if kinds & {set, frozenset}:
             raise ValueError(
                 "target takes one label an image, or a row of several with as many for each image, "
                 'as each has a map of its own; sets are for y. target="positive" is all labels '
@@ -181,12 +208,8 @@ class Questions(ABC):
         is_place = labels.dtype.kind in "iu" and names.dtype.kind in "UO"
         if is_place and self.adapter.task == "regression":
             known = np.arange(len(names))
-        if self.class_names_ is not None and labels.dtype.kind in "UO":
-            known = self.class_names_
-            twice = [name for name in {*flat.tolist()} if (known == name).sum() > 1]
-            if twice:
-                rows = np.flatnonzero(known == twice[0]).tolist()
-                raise ValueError(f"The classes {rows} are all called {twice[0]!r}; say which.")
+        by_name = self._names_for(labels)
+        known = known if by_name is None else by_name
         indices = encode_labels(flat, known).reshape(labels.shape)
         return self.translate(torch.from_numpy(indices))
 
@@ -213,6 +236,16 @@ class Questions(ABC):
         Target
         """
         return as_target(target).bind(self.adapter)
+
+
+def _ragged(target: Any) -> ValueError:
+    sizes = [len(row) if isinstance(row, list | tuple | np.ndarray) else 1 for row in target]
+    i = next((i for i, size in enumerate(sizes) if size != sizes[0]), 0)
+    return ValueError(
+        "target must be labels, as many for each image, as each is a map of its own: image 0 has "
+        f"{sizes[0]}, image {i} has {sizes[i]}. Explain one label an image at a time, or repeat "
+        'one; target="positive" is all labels that the network finds, in one map.'
+    )
 
 
 def method_name(method: AnyMethod | None) -> str:

@@ -113,15 +113,17 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,) or None
-        The label of each class; None if there are none: of a regression, and if the output is not
-        (n_images, n_classes).
+        The label of each class, as ``predict`` returns it: 0, 1, ... unless ``classes``, the model
+        or ``y`` in :meth:`fit` says otherwise. None if there are none: of a regression, and if the
+        output is not (n_images, n_classes).
     task_ : {"multiclass", "binary", "multilabel", "regression"} or None
         What the network is for; None if its output is not (n_images, n_outputs).
     output_names_ : ndarray of shape (n_outputs,) or None
         What ``target`` may name: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
         What the model's source calls the classes 0, 1, ..., or else the data set in :meth:`fit`,
-        if it has as many: displays and reports show it, and ``target`` takes it.
+        if it has as many: displays and reports show it, and ``target`` and ``y`` take it in the
+        place of ``classes_``. ``class_names_[predict(X)]`` are the names of what is predicted.
     model_ : nn.Module or fitted estimator
         The model; of a name, the network that was built.
     preprocessing_ : Preprocessing
@@ -496,8 +498,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_images,) or (n_images, n_outputs)
-            The most probable label. For "multilabel", of 0 and 1: the labels whose probability is
-            above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
+            The most probable label, one of ``classes_``: a number where only ``class_names_`` has
+            names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
         """
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
         return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)

@@ -17,6 +17,7 @@ from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 
 from sklcam._validation import describe
+from sklcam.images.labels import nearest_label
 
 LabelKind = Literal["labels", "indicator", "label sets", "numbers"]
 
@@ -294,7 +295,7 @@ def _indicator_of(sets: list[list[Any]], classes: np.ndarray) -> np.ndarray:
     if unknown:
         raise ValueError(
             f"y or target has labels that were not seen in fit: {[*unknown][:5]}; the classes are "
-            f"{_listed(classes)}."
+            f"{_listed(classes)}.{nearest_label(unknown, order)}"
         )
     indicator = np.zeros((len(sets), len(classes)), dtype=np.int64)
     for i, row in enumerate(sets):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence, Sized
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor
@@ -268,9 +270,33 @@ def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
     y = dataset_labels(X) if y is None else y
     if y is None:
         raise ValueError(f"{purpose} needs y: {_WHERE_FROM}")
-    labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+    check_one_each(y)
+    labels = np.asarray(y)
     is_column = labels.ndim == 2 and labels.shape[1] == 1
     return column_or_1d(labels, warn=True) if is_column else labels
+
+
+def check_one_each(y: Any) -> None:
+    """Raise a ValueError if labels are a table, which has no one label for each image.
+
+    Parameters
+    ----------
+    y : array-like, sparse matrix or DataFrame
+    """
+    table = _as_array(y.toarray() if issparse(y) else y)
+    if table.ndim != 2 or table.shape[1] < 2:
+        return
+    what = ""
+    are_01 = table.dtype.kind in "biuf" and bool(np.isin(table, (0, 1)).all())
+    if are_01 and (table.sum(axis=1) == 1).all():
+        # Which class a column is for is nowhere said.
+        what = (
+            " Its rows are one-hot, with a single 1: give the class of that column, such as "
+            "classes_[y.argmax(axis=1)] if the columns are in the order of classes_, or "
+            "y.idxmax(axis=1) of a DataFrame whose columns are named so."
+        )
+    raise ValueError(f"y should be a 1d array, one label per image; got shape {table.shape}.{what}")
 
 
 def check_labels(X: Any, y: Any) -> np.ndarray:
@@ -291,9 +317,38 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
         If there are none, or they are not labels of classes.
     """
     y = given_labels(X, y)
-    labels = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+    check_one_each(y)
+    labels = column_or_1d(y, warn=True)
     check_classification_targets(labels)
     return labels
+
+
+def nearest_label(unknown: Collection[Any], known: Collection[Any]) -> str:
+    """Return a sentence that names the labels that unknown names may stand for, or nothing.
+
+    Parameters
+    ----------
+    unknown, known : collection of labels
+
+    Returns
+    -------
+    str
+        It begins with a space.
+
+    Examples
+    --------
+    >>> from sklcam.images.labels import nearest_label
+    >>> nearest_label(["Tabby"], ["tabby cat", "tiger"]), nearest_label([12], [1, 2])
+    (" Did you mean 'tabby cat'?", '')
+    """
+    by_name = {str(label).casefold(): label for label in known}
+    for name in unknown:
+        if isinstance(name, str):
+            close = get_close_matches(name.casefold(), by_name, n=1)
+            if close:
+                return f" Did you mean {by_name[close[0]]!r}?"
+    return ""
 
 
 def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -325,7 +380,7 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     if unknown:
         raise ValueError(
             f"y or target has labels that were not seen in fit: {unknown[:5]}; the classes are "
-            f"{list(order)[:10]}{' ...' if len(order) > 10 else ''}."
+            f"{list(order)[:10]}{' ...' if len(order) > 10 else ''}.{nearest_label(unknown, order)}"
         )
     indices = np.array([order[label] for label in found.tolist()], dtype=np.int64)
     return indices[positions]

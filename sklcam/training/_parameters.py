@@ -9,6 +9,24 @@ from typing import Any, ClassVar, Self
 from sklearn.base import BaseEstimator
 from skorch import NeuralNet
 
+from sklcam._validation import suggestion
+
+# What scikit-learn and others have by another name than skorch.
+_ELSEWHERE = {
+    "class_weight": "To weigh classes, give criterion__weight, a tensor of one weight a class in "
+    "the order of classes_ (criterion__pos_weight for one output or several labels); for images, "
+    "fit(X, y, sample_weight=...).",
+    "learning_rate": "Did you mean: lr?",
+    "weight_decay": "Did you mean: optimizer__weight_decay?",
+    "momentum": "Did you mean: optimizer__momentum?",
+    "loss": "Did you mean: criterion?",
+}
+
+
+def parameter_instead(name: str, known: set[str]) -> str:
+    """Return what to say of a parameter that there is not, and of those that there are."""
+    return _ELSEWHERE.get(name) or suggestion(name, known - {"self", "kwargs"})
+
 
 class ParameterNet(NeuralNet):
     """A skorch net whose parameters behave as those of an estimator of scikit-learn."""

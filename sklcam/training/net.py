@@ -32,7 +32,6 @@ from skorch.callbacks import EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
-from sklcam._validation import suggestion
 from sklcam.images.dataset import n_images
 from sklcam.images.labels import check_numbering, given_labels, label_names, names_of_classes
 from sklcam.images.views import ViewSampler
@@ -55,6 +54,7 @@ from sklcam.training._data import (
     with_annotations_beside,
 )
 from sklcam.training._devices import check_device
+from sklcam.training._parameters import parameter_instead
 from sklcam.training._loading import LoadingNet
 from sklcam.training.adapter import NetAdapter
 from sklcam.training.callbacks import EpochMean, SilentableProgressBar
@@ -293,7 +293,7 @@ class ImageNeuralNet(LoadingNet):
             if not name.startswith((*self.prefixes_, *self._module_like, "optimizer")):
                 raise ValueError(
                     f"{type(self).__name__} has no parameter {name!r}. "
-                    f"{suggestion(name, known - {'self', 'kwargs'})}"
+                    f"{parameter_instead(name, known)}"
                 )
         _ = self.input_size  # an error if it is not a size
         sampler = type(self.augment)
