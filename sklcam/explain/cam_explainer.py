@@ -499,7 +499,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         -------
         ndarray of shape (n_images,) or (n_images, n_outputs)
             The most probable label, one of ``classes_``: a number where only ``class_names_`` has
-            names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
+            names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For
+            "regression" the numbers, of shape (n_images,) if there is one an image.
         """
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
         return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)

@@ -584,8 +584,8 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         ValueError
             If y holds labels that ``fit`` has not seen.
         """
-        check_numbering(X, y, self.classes_, self.class_names_)
         self.check_is_fitted()
+        check_numbering(X, y, self.classes_, self.class_names_)
         expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
         return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))
 
