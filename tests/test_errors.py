@@ -2234,6 +2234,7 @@ TAKES_NOTHING_WRONG = {
     "MissingObjectsError": "an error",
     "VersionWarning": "a warning",
     "ExplanationWarning": "a warning",
+    "LaggingStatisticsWarning": "a warning",
     "ExplanationCheck": "takes tensors of the library's own",
     "Uniform": "has no options",
     "FakeCAM": "has no options",

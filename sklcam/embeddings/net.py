@@ -86,7 +86,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         turn, so that there are pairs in every batch; a class or callable takes the labels, as an
         ndarray of int, and ``sampler__...`` parameters. None shuffles. "auto" is None for
         "proxy-anchor", which needs no pairs, and otherwise "m-per-class".
-    weights, target_layer, augment, image_size, resize, mean, std, random_state, device
+    weights, target_layer, augment, image_size, resize, mean, std, recalibrate, random_state, device
         See :class:`~sklcam.ConsistentCAMClassifier`.
     normalize : bool, default=True
         Whether :meth:`transform` brings embeddings to length 1.
@@ -113,6 +113,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         The layer that is explained.
     n_channels_ : int
         Channels of the images.
+    recalibrated_ : int
+        On how many images running statistics were re-estimated; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss``, and ``valid_loss`` where there is a validation split.
 
@@ -177,6 +179,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         resize: str | None = "stretch",
         mean: Any = "auto",
         std: Any = "auto",
+        recalibrate: str | bool = "auto",
         random_state: Any = None,
         device: Any = "auto",
         optimizer: Any = torch.optim.AdamW,
@@ -200,6 +203,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         self.resize = resize
         self.mean = mean
         self.std = std
+        self.recalibrate = recalibrate
         self.random_state = random_state
         self.proxy_lr = proxy_lr
         self.classes = classes
@@ -348,6 +352,10 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         if self.miner_ is None:
             return self.criterion_(y_pred, labels)
         return self.criterion_(y_pred, labels, self.miner_(y_pred, labels))
+
+    def _parted(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        # Losses compare directions, and lengths say nothing.
+        return super()._parted(*(nn.functional.normalize(each) for each in (ours, theirs)))
 
     # Embeddings
 

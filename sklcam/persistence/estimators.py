@@ -65,6 +65,7 @@ _NET: dict[str, Any] = {
     "n_channels_": Integral,
     "origin_": dict | None,
     "random_states_": dict,
+    "recalibrated_": Integral,
     "recipe_": dict | None,
     "modules": dict,
     "optimizer": dict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sklcam.images.views import ViewSampler, Warp
+from sklcam.training._statistics import LaggingStatisticsWarning
 from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.distributed import AcceleratedCAMClassifier
@@ -26,6 +27,7 @@ __all__ = [
     "ConsistentCAMLoss",
     "Explanations",
     "GradientSizes",
+    "LaggingStatisticsWarning",
     "LossValues",
     "Sparsity",
     "Term",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from skorch import NeuralNet
@@ -24,6 +24,7 @@ from sklcam.training import _criteria as criteria
 from sklcam.training._compiling import compile_trunk, differentiable_twice
 from sklcam.training._networks import check_bottleneck, check_heads, check_kernels
 from sklcam.training._randomness import Draws
+from sklcam.training._statistics import share_of_probabilities
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
 from sklcam.training.step import PRECISIONS, Step
@@ -54,6 +55,27 @@ class SteppingNet(ImageNeuralNet):
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
         with self._differentiating():
             return super().fit_loop(X, y, epochs, **kwargs)
+
+    def _parted(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        read = self.readout
+        if not read.has_probabilities:
+            return super()._parted(ours, theirs)
+        probabilities = (read.probabilities(read.columns(each)) for each in (ours, theirs))
+        return share_of_probabilities(*probabilities)
+
+    def initialize_criterion(self) -> Self:
+        options = self.get_params_for("criterion")
+        self.criterion_ = self.initialized_instance(self._criterion, options)
+        return self
+
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        # As defaults of the signature, they would be handed to optimizers that do not take them.
+        if self.optimizer is torch.optim.SGD:
+            kwargs = {"momentum": 0.9, "weight_decay": 1e-4, **kwargs}
+        return args, kwargs
 
     def _differentiating(self) -> AbstractContextManager[None]:
         return differentiable_twice(compiled=self.compile)

@@ -143,6 +143,11 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
         1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
         Pixels are interpolated as the source says, too, also in training crops.
+    recalibrate : "auto" or bool, default="auto"
+        Whether ``fit`` ends with re-estimating batch normalisation's running statistics, on the
+        training images as :meth:`predict` reads them. "auto" is where they lag: where the network
+        says something else of its training images in evaluation than in training mode. True is
+        always, also in :meth:`partial_fit`. Layers that were not in training mode are left alone.
     random_state : int, RandomState or None, default=None
         Where all randomness of training comes from; the global generators are not touched.
         The first weights of an instance given as ``module`` are its own.
@@ -175,17 +180,19 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         What was learned.
     classes_ : ndarray of shape (n_classes,), or None for a regression
         The labels, sorted; for "multilabel" in the order of columns, where these have one.
+    class_names_ : ndarray of shape (n_classes,) or None
+        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
+        reports show it, and ``target`` takes it.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer
         The layer that is explained.
     n_channels_ : int
         Channels of the images.
-    class_names_ : ndarray of shape (n_classes,) or None
-        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
-        reports show it, and ``target`` takes it.
     preprocessing_ : Preprocessing
         How images are prepared, and who says so.
+    recalibrated_ : int
+        On how many images the running statistics were re-estimated; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
@@ -198,6 +205,8 @@ class ConsistentCAMClassifier(  # type: ignore[override]
     ConvergenceWarning
         In training, if a loss is NaN or infinite; and by :class:`sklcam.training.CollapseWarning`,
         if maps are constant or stuck in the corners, or accuracy is at chance.
+    LaggingStatisticsWarning
+        If batch normalisation's running statistics lag, see ``recalibrate``.
 
     References
     ----------
@@ -260,6 +269,7 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         resize: str | None = "stretch",
         mean: str | float | Sequence[float] = "auto",
         std: str | float | Sequence[float] = "auto",
+        recalibrate: str | bool = "auto",
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = "auto",
         criterion: Criterion = "auto",
@@ -290,6 +300,7 @@ class ConsistentCAMClassifier(  # type: ignore[override]
         self.resize = resize
         self.mean = mean
         self.std = std
+        self.recalibrate = recalibrate
         self.random_state = random_state
         super().__init__(
             module,
@@ -444,11 +455,6 @@ class ConsistentCAMClassifier(  # type: ignore[override]
             self._criterion, self._task, output, ranges, nonlinearity=self.predict_nonlinearity
         )
 
-    def initialize_criterion(self) -> ConsistentCAMClassifier:
-        options = self.get_params_for("criterion")
-        self.criterion_ = self.initialized_instance(self._criterion, options)
-        return self
-
     def initialize_module(self) -> ConsistentCAMClassifier:
         super().initialize_module()
         self.gradient_sizes_ = GradientSizes()  # an earlier network's say nothing of this one
@@ -456,16 +462,7 @@ class ConsistentCAMClassifier(  # type: ignore[override]
             self.module_.to(memory_format=torch.channels_last)
         return self
 
-    # Optimizer and callbacks
-
-    def get_params_for_optimizer(
-        self, prefix: str, named_parameters: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        # As defaults of the signature, they would be handed to optimizers that do not take them.
-        if self.optimizer is torch.optim.SGD:
-            kwargs = {"momentum": 0.9, "weight_decay": 1e-4, **kwargs}
-        return args, kwargs
+    # Callbacks
 
     def _default_schedule(self) -> LRScheduler:
         return LRScheduler("StepLR", step_size=30, gamma=0.1)

@@ -223,6 +223,14 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             self._processes.average([b for b in buffers if b.is_floating_point()])
             self._processes.copy_from_main([b for b in buffers if not b.is_floating_point()])
 
+    def _agreed(self, is_asked: bool) -> bool:
+        return self._processes.from_main(is_asked)
+
+    def _recalibrate(self) -> int:
+        n_images = super()._recalibrate()
+        self._processes.copy_from_main([*self._buffers()])  # which may have rounded otherwise
+        return n_images
+
     def _complete_gradient(self) -> None:
         """Average gradients, losses and what weights are balanced by over the processes.
 

@@ -55,7 +55,7 @@ from sklcam.training._data import (
 )
 from sklcam.training._devices import check_device
 from sklcam.training._parameters import parameter_instead
-from sklcam.training._loading import LoadingNet
+from sklcam.training._statistics import RecalibratingNet
 from sklcam.training.adapter import NetAdapter
 from sklcam.training.callbacks import EpochMean, SilentableProgressBar
 
@@ -66,7 +66,7 @@ StepFunction = Callable[..., dict[str, Tensor]]
 _NOTHING_ELSE = Annotations()  # is given of images
 
 
-class ImageNeuralNet(LoadingNet):
+class ImageNeuralNet(RecalibratingNet):
     """A skorch net whose X are images.
 
     A subclass sets the parameters of ``_parameter_constraints`` in its ``__init__``, and says in
@@ -100,6 +100,7 @@ class ImageNeuralNet(LoadingNet):
         "mean": [StrOptions({"auto"}), Real, "array-like"],
         "std": [StrOptions({"auto"}), Real, "array-like"],
         "random_state": ["random_state"],
+        "recalibrate": [StrOptions({"auto"}), "boolean"],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left"), Options(Integral, {-1})],
@@ -175,7 +176,9 @@ class ImageNeuralNet(LoadingNet):
             data,
             labels,
         ):
-            return super().fit(data, labels, **fit_params)
+            super().fit(data, labels, **fit_params)
+            self._finish(is_whole=True)
+        return self
 
     def partial_fit(
         self, X: Any, y: Any = None, classes: Classes = None, **fit_params: Any
@@ -211,7 +214,9 @@ class ImageNeuralNet(LoadingNet):
             data,
             labels,
         ):
-            return super().partial_fit(data, labels, **fit_params)
+            super().partial_fit(data, labels, **fit_params)
+            self._finish(is_whole=False)
+        return self
 
     @contextmanager
     def _training_on(
@@ -245,6 +250,8 @@ class ImageNeuralNet(LoadingNet):
                 for name in ("module_", "criterion_", "optimizer_"):
                     self.__dict__.pop(name, None)
             raise
+        finally:
+            self.__dict__.pop("_watch", None)
 
     def initialize(self) -> Self:
         """Build the network, the optimizer and the callbacks; ``fit`` does so by itself.
@@ -268,19 +275,19 @@ class ImageNeuralNet(LoadingNet):
             kwargs.setdefault("msg", "This %(name)s is not fitted yet; call fit first.")
         super().check_is_fitted(attributes, *args, **kwargs)
 
-    def _look_up_origin(self) -> None:
-        """Find out what is known of the network before there is one."""
-        options = self.get_params_for("module")
-        self.origin_ = origin_of_module(self.module, self.weights, options.get("config"))
-
-    # Checks, at the door
-
     @property
     def class_names_(self) -> np.ndarray | None:
         """What the data set calls the classes, if these are numbers."""
         names = self.origin_.class_names if "classes_inferred_" in vars(self) else None
         is_theirs = names is not None and len(names) == len(self.classes_inferred_)
         return np.array(names) if is_theirs else None
+
+    def _look_up_origin(self) -> None:
+        """Find out what is known of the network before there is one."""
+        options = self.get_params_for("module")
+        self.origin_ = origin_of_module(self.module, self.weights, options.get("config"))
+
+    # Checks, at the door
 
     def _check_parameters(self) -> None:
         own = {name: vars(self)[name] for name in self._parameter_constraints}

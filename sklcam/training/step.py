@@ -17,13 +17,13 @@ import torch
 from skorch.history import History
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklcam.cam import GradCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import Tape, record, stopping_after
 from sklcam.training._randomness import Draws
+from sklcam.training._statistics import kept, normalising
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import Explanations
@@ -232,7 +232,9 @@ class Step:
             batch.values = self.loss(cross_entropy)
         else:
             # Until the way back is over: on it, a network that checkpoints runs its layers again.
-            self._kept.enter_context(_statistics_kept(self.module))
+            # Running statistics are for prediction, so they must be those of images: a view is a
+            # crop of a crop, which no image to be predicted is.
+            self._kept.enter_context(kept(normalising(self.module).values()))
             activations = self._tape.activations  # of the images: a view's take their place
             scores = self.scores(output)
             explained = self._explained(scores, images)
@@ -367,29 +369,3 @@ class Step:
         values_read = torch.stack([*sums.values()]).tolist() if sums else []
         for name, value in zip(sums, values_read, strict=True):
             history.record_batch(name, value)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as ever, but leave batch normalisation's running statistics alone.
-
-    They are for prediction, so they must be those of images: a view is a crop of a crop, which no
-    image to be predicted is.
-    """
-    layers = [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
-    ]
-    buffers = [
-        (layer, name, buffer)
-        for layer in layers
-        for name, buffer in layer.named_buffers(recurse=False)
-    ]
-    for layer, name, buffer in buffers:
-        setattr(layer, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for layer, name, buffer in buffers:
-            setattr(layer, name, buffer)
