@@ -53,8 +53,9 @@ def find_target_layer(
         output, and is a grid of places, of which more than one has a gradient. Of a transformer
         whose last block hands on a class token alone, that is the first normalisation in it.
     sample : float Tensor of shape (1, channels, height, width) or None, default=None
-        Networks of an unknown family need it, to be probed: their layers are looked at while
-        quadrants of images of noise of that shape change. The network is left as it was found.
+        Networks need it that are not of a known family, or not as that builds them (wrapped, with
+        hooks or with parts of their own), to be probed: their layers are looked at while parts of
+        images of noise of that shape change. The network is left as it was found.
     forward : callable or None, default=None
         How the network is called with images, for one that takes more than these; it returns the
         output. None is the network itself.
@@ -66,8 +67,8 @@ def find_target_layer(
     Raises
     ------
     ValueError
-        If there is no such layer, none can be settled on, it is not a grid of places or its layout
-        cannot be told, or a sample is needed to find out; or if the network is one whose layers
+        If there is no such layer, none can be settled on, it is not a grid of places of the whole
+        images as they are or its layout cannot be told, or a sample is needed to find out; or if the network is one whose layers
         cannot be looked into: traced, scripted, quantized, or made in inference mode.
 
     Examples

@@ -76,7 +76,8 @@ def test_a_wrapper_that_moves_its_images_is_refused(name, move):
     how, said = MOVES[move]
     model = Moving(build(), lambda x: how(x, side))
     sample = torch.zeros(1, 3, side, side)
-    for target in ("auto", usual.name):
+    # By name as well, of one move: all go through the same door.
+    for target in ("auto", usual.name) if move == "flipped" else ("auto",):
         with pytest.raises(ValueError, match=rf"{usual.name}', of shape .*{said}"):
             find_target_layer(model, target, sample=sample)
 
