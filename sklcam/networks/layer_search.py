@@ -68,8 +68,9 @@ def find_target_layer(
     ------
     ValueError
         If there is no such layer, none can be settled on, it is not a grid of places of the whole
-        images as they are or its layout cannot be told, or a sample is needed to find out; or if the network is one whose layers
-        cannot be looked into: traced, scripted, quantized, or made in inference mode.
+        images as they are or its layout cannot be told, or a sample is needed to find out; or if
+        the network is one whose layers cannot be looked into: traced, scripted, quantized, or made
+        in inference mode.
 
     Examples
     --------
