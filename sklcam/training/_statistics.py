@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,7 +40,7 @@ _MOST_IMAGES = 10_000  # Wu and Johnson 2021: 1,000 to 10,000 are as good as all
 _LOADING = ("num_workers", "multiprocessing_context", "prefetch_factor", "worker_init_fn")
 
 
-class LaggingStatisticsWarning(ConvergenceWarning):
+class LaggingStatisticsWarning(UserWarning):
     """Batch normalisation's running statistics lag behind a network's weights.
 
     In evaluation mode, in which it predicts, the network then says something else of its training

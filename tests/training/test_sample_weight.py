@@ -191,7 +191,7 @@ def test_masks_and_weights_come_together():
 
 
 def test_training_goes_on_with_weights():
-    once = classifier(max_epochs=2).fit(X, Y, WEIGHTS)
+    once = classifier(max_epochs=2, recalibrate=False).fit(X, Y, WEIGHTS)  # as partial_fit's are
     twice = classifier(max_epochs=1, iterator_train__shuffle=True).fit(X, Y, WEIGHTS)
     twice.partial_fit(X, Y, sample_weight=WEIGHTS)
     assert_allclose(weights_of(once), weights_of(twice), rtol=0, atol=1e-7)
