@@ -28,6 +28,7 @@ from sklcam.networks.probing import (
     noise,
     trace,
 )
+from sklcam.networks.zeros import zeros_filled, zeros_of
 
 # A layer that ends in the first part of a network sees little of what the network does.
 _LEAST_DEPTH = 0.5
@@ -338,6 +339,17 @@ class _Search:
         if self._trace.is_output(traced):
             self._refuse(traced, "is the output itself")
             return None
+        found = self._place(traced)
+        if isinstance(found, str) and zeros_of(self._model):
+            with zeros_filled(self._model):
+                found = self._place(traced)
+        if isinstance(found, TargetLayer):
+            return found
+        self._refuse(traced, found + _UNSETTLED)
+        return None
+
+    def _place(self, traced: Traced) -> TargetLayer | str:
+        """Return the layer as a grid of places, or say what it is instead."""
         known = self._known(traced.name)
         layouts = layouts_of(
             self._model,
@@ -350,10 +362,7 @@ class _Search:
             layouts = [known]
         if len(layouts) == 1:
             seen = misplacement(self._model, layouts[0], self._draw(), self._forward)
-            if seen is None:
-                return layouts[0]
-            self._refuse(traced, seen + _UNSETTLED)
-            return None
+            return seen or layouts[0]
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
         what = f"can be read as {read}" if layouts else "does not answer where images change"
         likely = known or (TargetLayer(traced.name) if self._trace.is_nchw(traced) else None)
@@ -363,8 +372,7 @@ class _Search:
             if known is not None:
                 seen = seen or misplacement(*args, self._draw(), self._forward)
             what += f": {seen}" if seen else ""
-        self._refuse(traced, what + _UNSETTLED)
-        return None
+        return what
 
     def _is_passed(self, traced: Traced, layer: TargetLayer) -> bool:
         """Whether what a normalisation is given counts, at its positions, without it as well."""

@@ -160,6 +160,8 @@ def _changes(
             forward(torch.cat([image, *changed]))
         finally:
             handle.remove()
+    if len(grids[-1]) != 1 + len(changed):
+        raise ValueError("The layer has not a row for each image.")
     return grids[-1][1:] - grids[-1][:1]
 
 

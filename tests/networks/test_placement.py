@@ -225,3 +225,21 @@ def test_a_normalisation_in_front_changes_nothing():
     network = build_model("squeezenet1_1", n_classes=3)
     usual = find_target_layer(Normalized(network), sample=torch.zeros(1, 3, 64, 64))
     assert usual == TargetLayer("backbone.features.12")
+
+
+def test_a_network_that_skips_pixels_until_it_is_trained_is_taken():
+    # As in many families before training, the branches' last scales are 0, and what is left takes
+    # every fourth pixel of a row: of a side of 64 it sees 42.
+    stage = zoo.resnet18().train(False)
+    for block in stage.modules():
+        if isinstance(block, zoo.resnet.BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+    network = nn.Sequential(nn.Identity(), stage)  # which is probed, not known
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    storages = [parameter.data_ptr() for parameter in network.parameters()]
+    assert find_target_layer(network, sample=torch.rand(1, 3, 64, 64)).name == "1.layer4"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [parameter.data_ptr() for parameter in network.parameters()] == storages
+    cut = Moving(stage, lambda x: x[..., :32])
+    with pytest.raises(ValueError, match="a grid of a part of the images"):
+        find_target_layer(cut, sample=torch.rand(1, 3, 64, 64))
