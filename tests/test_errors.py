@@ -1309,6 +1309,42 @@ REFUSALS: dict[str, list[Row]] = {
             "in pixels of each image, not in shares",
         ),
         ("few masks", lambda: evaluate(masks=X[:3]), "masks has 3 entries for 12 images"),
+        (
+            "by class and not",
+            lambda: evaluate(boxes=[*[{0: BOX}] * 11, BOX]),
+            r"boxes\[11\] is .* in dicts, or of none",
+        ),
+        (
+            "by other classes",
+            lambda: evaluate(boxes=[{"apple": BOX}] * 12),
+            "None of the labels of boxes is a class",
+        ),
+        (
+            "boxes of 3",
+            lambda: evaluate("top5_localization_error", y=Y, boxes=[BOX] * 12),
+            "the 5 classes that score the highest are explained, and the estimator has 3",
+        ),
+        (
+            "no threshold",
+            lambda: evaluate("pointing_game_reject", y=Y, boxes=[BOX] * 12),
+            "no threshold unless you choose one: .* rejection_threshold",
+        ),
+        (
+            "no references",
+            lambda: evaluate("reference_correlation"),
+            "needs references, a map for each image",
+        ),
+        ("unasked references", lambda: evaluate(references=X), "no metric looks at it"),
+        (
+            "few references",
+            lambda: evaluate("reference_correlation", references=X[:3]),
+            "references has 3 entries for 12 images",
+        ),
+        (
+            "colours",
+            lambda: evaluate("reference_correlation", references=COLOUR),
+            r"references\[0\] must be a map of numbers, .*\(8, 8, 3\)",
+        ),
         ("sizes", lambda: evaluate("pointing_game", masks=X[:, :5]), r"masks of \(1, 5, 8\)"),
         ("255", lambda: evaluate("pointing_game", masks=X * 255), r"float64 beyond \[0, 1\]"),
         ("no class", lambda: evaluate("adcc", target=lambda o: o[:, 0]), "give score="),
@@ -1351,6 +1387,23 @@ REFUSALS: dict[str, list[Row]] = {
         ("pixels", lambda: with_params("pointing_game", tolerance=-1), "tolerance must .* got -1"),
         ("noise", lambda: with_params("road", noise=-1), "noise must be a finite number >= 0"),
         ("patches", lambda: with_params("rank_correlation", occlusion=3), "must be an Occlusion()"),
+    ],
+    "rejection_threshold": [
+        (
+            "no boxes",
+            lambda: metrics.rejection_threshold(fitted(), X, Y),
+            "pointing_game_reject: needs boxes or masks",
+        ),
+        (
+            "3 classes",
+            lambda: metrics.rejection_threshold(fitted(), X, Y, boxes=[BOX] * 12),
+            "the 5 classes .* the estimator has 3",
+        ),
+        (
+            "tolerance",
+            lambda: metrics.rejection_threshold(fitted(), X, Y, boxes=[BOX] * 12, tolerance=-1),
+            "tolerance must be a finite number >= 0; got -1",
+        ),
     ],
     "Evaluator": [
         ("no estimator", lambda: metrics.Evaluator(SVC(), X), "must be a ConsistentCAM.* got SVC"),
@@ -1408,6 +1461,12 @@ REFUSALS: dict[str, list[Row]] = {
         ("level 95", lambda: evaluation().summary(level=95), "level must be .* 0 and 1; got 95"),
         ("level 0", lambda: evaluation().summary(level=0), "level must be .* 0 and 1; got 0"),
         ("-5", lambda: evaluation().summary(n_resamples=-5), "n_resamples must .* >= 1; got -5"),
+        ("no classes", lambda: evaluation().summary(by="class"), "needs y, the true labels"),
+        (
+            "few groups",
+            lambda: evaluation().summary(by=[0, 1]),
+            "label for each of 3 images; got a",
+        ),
         ("nothing", lambda: metrics.Evaluation().summary(), "needs a metric, .* none at all"),
         ("no means", lambda: metrics.Evaluation().means(), "needs a metric, .* none at all"),
         ("ragged", lambda: metrics.Evaluation(a=[1], b=[1, 2]).means(), "'a': 1, 'b': 2"),
@@ -2229,6 +2288,7 @@ TAKES_NOTHING_WRONG = {
     "Term": "a base class",
     "PrecisionRecall": "a tuple that is returned",
     "Summary": "a table that is returned",
+    "GroupedSummary": "a table that is returned",
     "Trunk": "made by record_trunk",
     "PersistenceError": "an error",
     "MissingObjectsError": "an error",
