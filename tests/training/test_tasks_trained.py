@@ -537,7 +537,7 @@ def test_callbacks_score_as_outside_of_training(task):
     score = EpochScoring(
         scoring, name="seen", on_train=True, use_caching=False, lower_is_better=False
     )
-    clf = of_task(task, **PLAIN, callbacks=[score]).fit(X, LABELS[task])
+    clf = of_task(task, **PLAIN, callbacks=[score], recalibrate=False).fit(X, LABELS[task])
     assert_allclose(clf.history[-1, "seen"], clf.score(X, LABELS[task]), atol=1e-6)
 
 
