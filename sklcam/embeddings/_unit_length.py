@@ -29,8 +29,11 @@ def have_one_length(output: Tensor, other: Tensor) -> bool:
     is_half = output.dtype in (torch.float16, torch.bfloat16)
     expected = torch.ones_like(length) if is_half else length
     differences = (torch.stack([length, another]) - expected).abs()
+    # Those of a network that says the same of both images are of one length anyway.
+    is_one = bool((length - 1).abs() <= tolerance)
+    differ = bool((output[0] - other[0]).norm() > 100 * tolerance * length)
     # A dead network's are all of length 0, which is another fault.
-    return bool((differences <= tolerance * expected).all()) and bool(length)
+    return bool((differences <= tolerance * expected).all()) and (is_one or differ)
 
 
 def remedy(network: nn.Module) -> str:

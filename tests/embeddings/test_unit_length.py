@@ -97,6 +97,19 @@ def test_other_networks_are_not_taken_for_one():
     assert not silent(model, image, proxy="self").normalizes_
 
 
+def test_a_network_that_says_nearly_the_same_of_all_images_is_not_taken_for_one():
+    """As one with random weights may, whose last layer's bias is all that is left."""
+    model = network()
+    with torch.no_grad():
+        model[8].weight *= 1e-5
+    fitted = silent(model, IMAGES, LABELS, proxy="self")
+    assert not fitted.normalizes_
+    with torch.no_grad():  # equation 17, up to a factor
+        expected = nn.functional.normalize(model(IMAGES) @ model[8].weight)
+    weights = torch.from_numpy(fitted.channel_weights(IMAGES))
+    assert_allclose(nn.functional.normalize(weights), expected, rtol=1e-4)
+
+
 def test_triplet_cam_learns_on_a_network_that_normalizes():
     with pytest.warns(UserWarning, match="brings its embeddings to one length"):
         fitted = explainer(normalizing()).fit(IMAGES, LABELS)
