@@ -1,31 +1,39 @@
-"""Table 1 of Bachhawat: where the explanations of embedding networks lie, against boxes.
+"""Table 1 of Bachhawat: where the explanations of embedding networks lie, against boxes and masks.
 
-Trains embedding networks from scratch, from several initialisations, explains images with boxes,
-and prints the mean heatmap ratio and the localisation accuracy (IoU 0.5) of the uniform map, of
-Chen et al.'s transferred weights, of EmbeddingCAM with single points and with mean proxies, and of
-mean proxies set off against those of the other classes (``contrast=True``).
+    python benchmarks/embedding_localization.py --quick --data DIR DIR --results runs.jsonl
+    python benchmarks/embedding_localization.py --full --data CUB_200_2011 --device cuda --rst FILE
 
-    python benchmarks/embedding_localization.py --data DIR --weights weights --rst table.rst
+Trains embedding networks from pretrained weights, each initialisation with a head of its own,
+explains images whose objects are known, and tells how much of a map lies on the object and how
+often the box around its largest part fits (IoU 0.5): of the uniform map, of Chen et al.'s
+transferred weights, of EmbeddingCAM with single points and with mean proxies, and of mean proxies
+set off against those of the other classes (``contrast=True``). The same is told of the pretrained
+network without a head and without any training of ours.
 
-What is in DIR decides on the protocol:
+What is in a DIR decides on the protocol:
 
 ``boxes.csv``, of the columns ``path, label, x1, y1, x2, y2``: images of one class are split into
     those that train and those that are explained, each for its own class. In images of several
     classes the pointing game is played: whether the map for a class is highest in one of its boxes.
 
 ``train/<class>``, ``test/<class>`` and ``<unseen>_boxes.csv``, of the columns ``path, x1, y1, x2,
-    y2``: the paper's open set. The network is trained on half of the classes, every other one by
-    name, without the unseen one, whose images are explained. Its mean proxy is that of the images
+    y2``: an open set. The network is trained on half of the classes, every other one by name,
+    without the unseen one, whose images are explained. Its mean proxy is that of the images
     themselves, as in the paper, and is set off against those of the classes of the other half, of
     their test images; Chen et al.'s weights are those of the nearest training image. How well the
     network separates classes is its recall at 1 on the test images of the other half.
 
-A network is trained at half the image size first. With ``--weights`` it is kept in that folder, and
-a run that was cut off goes on where it stopped.
+CUB-200-2011 or Caltech 101 as they are published: the paper's open set. The first half of the
+    classes trains, and all images of the others are explained, against masks as well.
 
-In the end the program checks that pytorch-grad-cam has the same maps, and which of the paper's
-claims hold. It fails if maps differ, or if proxies of classes that the network was trained on do
-not beat the uniform map by ``--margin``.
+``--quick`` trains on a few thousand images, within ten minutes on two cores; ``--full`` is the
+paper's setting, for a GPU. Any of their options may be given beside them; ``--weights none`` starts
+from random weights.
+
+What is measured of each network goes into ``--results`` at once, and is not computed again: a
+program that was cut off goes on. Intervals of 95 % are by bootstrap over the images, of which the
+initialisations' values are averaged first; deviations are over the initialisations. In the end the
+program fails if pytorch-grad-cam's maps are not the same.
 
 Reference: Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4. Chen et al.,
 "Adapting Grad-CAM for Embedding Networks", WACV 2020.
@@ -34,479 +42,278 @@ Reference: Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4. 
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
-import os
-import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
-import pytorch_grad_cam
 import torch
-from sklearn.utils import Bunch
-from torch import Tensor
-from train_step import seconds
-
-from sklcam import EmbeddingCAMExplainer, EmbeddingNet
-from sklcam.datasets import load_boxes_csv
-from sklcam.embeddings import TripletCAM
-from sklcam.images import ImageDataset
-from sklcam.metrics import (
-    box_from_map,
-    box_masks,
-    heatmap_ratio,
-    localization_accuracy,
-    pointing_game,
-    recall_at_k,
+from embedding_runs import (
+    ALL,
+    CHANNELS,
+    CHEN,
+    CONTRAST,
+    MEAN,
+    SINGLE,
+    THRESHOLDS,
+    TOP,
+    UNIFORM,
+    Run,
+    measured,
+    read,
 )
-from sklcam.networks import available_models, build_model, load_weights
+from paper_tables import Claim, Results, Table, interval_of, publish
+from scipy import stats
 
-METHODS = ("Chen et al.", "Single point", "Mean proxy", "Contrast")
-CHANNELS = {"all channels": None, "top 50": 50}
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+# CUB-200, ResNet-50: ratios by box and by mask, with all channels and 50, and the accuracy.
+OF_PAPER = {
+    UNIFORM: ("0.522", "", "0.274", "", ""),
+    CHEN: ("0.643", "0.760", "0.416", "0.534", "0.797"),
+    SINGLE: ("0.776 ± 0.004", "0.757 ± 0.003", "0.543 ± 0.004", "0.520 ± 0.004", "0.776"),
+    MEAN: ("0.789 ± 0.005", "0.764 ± 0.004", "0.551 ± 0.006", "0.524 ± 0.005", "0.768"),
+}
 USUAL = 0.2  # the paper's threshold
 TOLERANCE = 1e-3  # on the largest difference to a peer's map in [0, 1]
 
-say = partial(print, file=sys.stderr, flush=True)
+QUICK = {"arch": "efficientnet_lite0", "image_size": 160, "inits": 3, "images_seen": 1500}
+FULL = {"arch": "resnet50", "image_size": 224, "inits": 8, "images_seen": 200_000}
 
 
-# Images
+# Tables
 
 
-class Images:
-    """Images and the boxes in them, decoded when a size is first asked for."""
+class Found:
+    """What was measured of networks that differ by their initialisation."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[str], boxes: Sequence | None = None):
-        self.paths, self.labels = list(paths), np.asarray(labels)
-        self._boxes = boxes
-        self._decoded: dict[int, np.ndarray] = {}
+    def __init__(self, measures: Sequence[dict[str, Any]]):
+        self.measures = measures
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def ratio(self, method: str, channels: str = ALL, of: str = "box") -> np.ndarray:
+        """Return ratios of shape (n_inits, n_images), in hundredths."""
+        return 100 * np.array([m["rows"][method][channels][of] for m in self.measures])
 
-    def at(self, size: int) -> np.ndarray:
-        """Return the images as uint8 (n_images, size, size, 3)."""
-        if size not in self._decoded:
-            images = ImageDataset(self.paths, image_size=size)
-            self._decoded[size] = np.stack(
-                [images[i][0].permute(1, 2, 0).numpy() for i in range(len(self))]
-            )
-        return self._decoded[size]
+    def accuracy(self, method: str, channels: str = ALL, threshold: float = USUAL) -> np.ndarray:
+        place = THRESHOLDS.index(threshold)
+        fits = [m["rows"][method][channels]["fits"][place] for m in self.measures]
+        return 100 * np.array(fits)
 
-    def boxes(self, size: int) -> list[Tensor]:
-        """Return each image's boxes in pixels of the images at that size."""
-        images = ImageDataset(self.paths, image_size=size)
-        scaled = []
-        for i, of_image in enumerate(self._boxes):
-            height, width = images.original_size(i)
-            factors = np.array([size / width, size / height] * 2)
-            scaled.append(torch.from_numpy(np.asarray(of_image) * factors))
-        return scaled
+    def pointing(self, method: str) -> np.ndarray:
+        return 100 * np.array([m["pointing"][method] for m in self.measures])
 
 
-def fruits(folder: Path, n_train: float) -> Bunch:
-    """Images of one class each, split by a fixed seed; and the mixed scenes."""
-    table = load_boxes_csv(folder / "boxes.csv")
-    n_classes = {path: table.data.count(path) for path in set(table.data)}
-    alone = [i for i, path in enumerate(table.data) if n_classes[path] == 1]
-    mixed = [i for i, path in enumerate(table.data) if n_classes[path] > 1]
-    alone = np.random.default_rng(0).permutation(alone).tolist()
-    cut = round(n_train * len(alone))
-
-    def part(rows: list[int]) -> Images:
-        boxes = [table.boxes[i] for i in rows]
-        return Images([table.data[i] for i in rows], table.target[rows], boxes)
-
-    explained = part(alone[cut:])
-    scenes = part(mixed) if mixed else None
-    # Seen and unseen classes are the same here, and the proxies those of the training images.
-    train = part(alone[:cut])
-    return Bunch(
-        train=train,
-        proxies=train,
-        explained=explained,
-        judged=explained,
-        scenes=scenes,
-        seen=True,
-    )
+def cell(values: np.ndarray) -> str:
+    value, low, high = (bound / 100 for bound in interval_of(np.mean, values.mean(axis=0)))
+    deviation = f" ± {values.mean(axis=1).std(ddof=1) / 100:.3f}" if len(values) > 1 else ""
+    return f"{value:.3f}{deviation} ({low:.3f} to {high:.3f})"
 
 
-def open_set(folder: Path, boxes_file: Path) -> Bunch:
-    """Half of the classes to train on, the test images of the others, and one of these in boxes."""
-    unseen = boxes_file.name.removesuffix("_boxes.csv")
-    classes = sorted(path.name for path in (folder / "train").iterdir() if path.name != unseen)
-    seen, others = classes[::2], [*classes[1::2], unseen]
-
-    def part(subset: str, names: list[str]) -> Images:
-        paths = [path for name in names for path in sorted((folder / subset / name).glob("*.jpg"))]
-        return Images([str(path) for path in paths], [path.parent.name for path in paths])
-
-    with boxes_file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    corners = [[[float(row[name]) for name in ("x1", "y1", "x2", "y2")]] for row in rows]
-    paths = [str(folder / row["path"]) for row in rows]
-    explained = Images(paths, [unseen] * len(rows), corners)
-    against = part("test", classes[1::2])
-    proxies = Images([*against.paths, *paths], [*against.labels, *explained.labels])
-    return Bunch(
-        train=part("train", seen),
-        proxies=proxies,
-        explained=explained,
-        judged=part("test", others),
-        scenes=None,
-        seen=False,
-    )
-
-
-def read(folder: Path, options: argparse.Namespace) -> Bunch:
-    if (folder / "boxes.csv").is_file():
-        return fruits(folder, options.train_share)
-    found = sorted(folder.glob("*_boxes.csv"))
-    if not found:
-        raise SystemExit(f"{folder} holds neither boxes.csv nor <class>_boxes.csv.")
-    return open_set(folder, found[0])
-
-
-# Networks
-
-
-def network_of(init: int, data: Bunch, options: argparse.Namespace) -> EmbeddingNet:
-    """Return a network that is trained from this initialisation, here or in an earlier run."""
-    file = None if options.weights is None else options.weights / f"{options.arch}_{init}.pt"
-    if file is not None and file.is_file():
-        module = build_model(options.arch, n_classes=options.embedding_dim)
-        return untrained(load_weights(module, file), options).fit(*training(data, options, 3))
-    module = options.arch
-    for size, epochs, lr in (
-        (options.image_size // 2, options.epochs_small, options.lr),
-        (options.image_size, options.epochs_full, options.lr / 10),
-    ):
-        say(f"network {init}: {epochs} epochs at {size} pixels, {time.strftime('%H:%M:%S')}")
-        net = untrained(module, options).set_params(
-            image_size=size,
-            lr=lr,
-            proxy_lr=options.proxy_lr * lr / options.lr,
-            max_epochs=epochs,
-            random_state=init,
-        )
-        module = net.fit(data.train.at(size), data.train.labels).module_
-    if file is not None:
-        save(net, file)
-    return net
-
-
-def untrained(module: object, options: argparse.Namespace) -> EmbeddingNet:
-    return EmbeddingNet(
-        module,
-        embedding_dim=options.embedding_dim,
-        criterion=options.criterion,
-        image_size=options.image_size,
-        max_epochs=0,
-        batch_size=options.batch_size,
-        callbacks__progress_bar=None,
-        callbacks__print_log__sink=say,
-        device=options.device,
-        random_state=0,
-    )
-
-
-def training(data: Bunch, options: argparse.Namespace, n_each: int) -> tuple[np.ndarray, ...]:
-    """Return so many images of each class, for a net that only has to learn what there is."""
-    labels = data.train.labels
-    rows = [i for name in np.unique(labels) for i in np.flatnonzero(labels == name)[:n_each]]
-    images = ImageDataset([data.train.paths[i] for i in rows], image_size=options.image_size)
-    pixels = [images[i][0].permute(1, 2, 0).numpy() for i in range(len(rows))]
-    return np.stack(pixels), labels[rows]
-
-
-def save(net: EmbeddingNet, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.part")
-    state = {name: value.cpu() for name, value in net.module_.state_dict().items()}
-    torch.save(state, unfinished)
-    os.replace(unfinished, file)
-
-
-# Figures
-
-
-def figures_of(init: int, data: Bunch, options: argparse.Namespace) -> Bunch:
-    """Train or load one network, and return its recall and the figures of each row."""
-    size = options.image_size
-    net = network_of(init, data, options)
-    judged = data.judged
-    found = Bunch(recall=recall_at_k(net.transform(judged.at(size)), judged.labels), rows={})
-    images, labels = data.explained.at(size), data.explained.labels
-    boxes = data.explained.boxes(size)
-    masks = box_masks(boxes, (size, size)).float()
-    found.rows["Uniform", "all channels"] = judge(torch.ones_like(masks), masks, boxes)
-    for channels, top in CHANNELS.items():
-        explainer = EmbeddingCAMExplainer(
-            net, top_channels=top, batch_size=options.batch_size, verbose=0
-        ).fit(data.proxies.at(size), data.proxies.labels)
-        contrast = copy.copy(explainer).set_params(contrast=True)  # of the same proxies
-        chen = TripletCAM(random_state=init)
-        chen.fit(explainer, data.train.at(size), data.train.labels)
-        ways = {
-            "Chen et al.": partial(explainer.explain, target="self", method=chen),
-            "Single point": partial(explainer.explain, target="self"),
-            "Mean proxy": partial(explainer.explain, target=labels),
-            "Contrast": partial(contrast.explain, target=labels),
-        }
-        for name, explain in ways.items():
-            # Shares and thresholds are of the map as it is, and not of one without its floor.
-            maps = torch.from_numpy(explain(images, normalize=False))
-            found.rows[name, channels] = judge(maps, masks, boxes)
-        if data.scenes is not None and top is None:
-            found.pointing = precision_in_scenes(explainer, contrast, chen, data.scenes, size)
-        if top is None:
-            found.explainer, found.images = explainer, images[: options.peer_images]
-    return found
-
-
-def judge(maps: Tensor, masks: Tensor, boxes: list[Tensor]) -> Bunch:
-    ratios = heatmap_ratio(maps, masks)
-    accuracies = {
-        threshold: localization_accuracy(box_from_map(maps, threshold), boxes).float().mean().item()
-        for threshold in THRESHOLDS
+def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
+    """Return the paper's table of one set of images, and those of thresholds and of scenes."""
+    data, name = read(run.data, run.train_share), Path(run.data).name
+    networks = {
+        "trained": Found([results[replace(run, init=init)] for init in inits]),
+        "as it is": Found([results[replace(run, init=None)]]),
     }
-    # A map of zeros has no share anywhere: it does not find the object.
-    return Bunch(ratio=ratios.nan_to_num(0).mean().item(), accuracies=accuracies)
-
-
-def precision_in_scenes(
-    explainer: EmbeddingCAMExplainer,
-    contrast: EmbeddingCAMExplainer,
-    chen: TripletCAM,
-    scenes: Images,
-    size: int,
-) -> dict[str, float]:
-    """Return how often the map for a class is highest in one of its boxes, where there are others.
-
-    A single point knows of no class. Chance is the share of the image that the boxes take.
-    """
-    images, masks = scenes.at(size), box_masks(scenes.boxes(size), (size, size))
-    ways = {
-        "Chen et al.": partial(explainer.explain, target=scenes.labels, method=chen),
-        "Single point": partial(explainer.explain, target="self"),
-        "Mean proxy": partial(explainer.explain, target=scenes.labels),
-        "Contrast": partial(contrast.explain, target=scenes.labels),
-    }
-    precision = {"Chance": masks.mean().item()}
-    for name, explain in ways.items():
-        maps = torch.from_numpy(explain(images, normalize=False))
-        precision[name] = pointing_game(maps, masks).float().mean().item()
-    return precision
-
-
-# The peer
-
-
-class Similarity:
-    """The paper's score, in the form that pytorch-grad-cam takes it."""
-
-    def __init__(self, proxy: Tensor):
-        self.proxy = proxy
-
-    def __call__(self, embedding: Tensor) -> Tensor:
-        return embedding @ self.proxy
-
-
-def compare_with_peer(found: Bunch, options: argparse.Namespace) -> bool:
-    """Print how our time and maps compare with pytorch-grad-cam's; return whether maps agree."""
-    explainer, images = found.explainer, found.images
-    (inputs,) = explainer.iter_inputs(images)
-    network = explainer.model.module_
-    layer = explainer.target_layers_[0].of(network)
-    label = explainer.classes_[0]
-    proxy = torch.from_numpy(explainer.proxies_[0]).to(inputs.device)
-
-    def ours() -> Tensor:
-        target = torch.zeros(len(inputs), dtype=torch.long)
-        return explainer.explain_inputs(inputs, target)[0]
-
-    def theirs() -> Tensor:
-        with pytorch_grad_cam.GradCAM(model=network, target_layers=[layer]) as cam:
-            targets = [Similarity(proxy)] * len(inputs)
-            return torch.from_numpy(cam(input_tensor=inputs, targets=targets))
-
-    network.eval()
-    difference = (ours().cpu() - theirs()).abs().max().item()
-    ratios = sorted(
-        seconds(theirs, options.device) / seconds(ours, options.device)
-        for _ in range(options.rounds)
-    )
-    print(
-        f"pytorch-grad-cam, {len(images)} images towards the proxy of {label}: the largest "
-        f"difference of maps is {difference:.1e}; its time / ours is {median(ratios):.2f} "
-        f"[{ratios[0]:.2f} .. {ratios[-1]:.2f}]"
-    )
-    return difference <= TOLERANCE
-
-
-# Reporting
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
-
-
-def table_of(runs: list[Bunch]) -> list[list[str]]:
-    """Return the paper's table: a row a method, figures with their deviation."""
-    header = ["Method", *(f"Ratio, {name}" for name in CHANNELS)]
-    header += [*(f"Accuracy, {name}" for name in CHANNELS)]
-    rows = [header]
-    for method in ("Uniform", *METHODS):
-        cells = [method]
-        for value in (lambda row: row.ratio, lambda row: row.accuracies[USUAL]):
-            for channels in CHANNELS:
-                key = method, channels
-                known = key in runs[0].rows
-                cells.append(spread([value(run.rows[key]) for run in runs]) if known else "")
-        rows.append(cells)
-    return rows
-
-
-def thresholds_of(runs: list[Bunch]) -> list[list[str]]:
-    """Return the localisation accuracy over thresholds, all channels."""
-    rows = [["Accuracy at threshold", *(f"{threshold:g}" for threshold in THRESHOLDS)]]
-    for method in ("Uniform", *METHODS):
-        per_run = [run.rows[method, "all channels"].accuracies for run in runs]
-        rows.append([method, *(f"{np.mean([of[t] for of in per_run]):.3f}" for t in THRESHOLDS)])
-    return rows
-
-
-def pointing_of(runs: list[Bunch]) -> list[list[str]]:
-    if "pointing" not in runs[0]:
-        return []
-    names = list(runs[0].pointing)
-    cells = [spread([run.pointing[name] for run in runs]) for name in names]
-    return [["Pointing game in mixed scenes", *names], ["Precision", *cells]]
-
-
-def title(data: Bunch, runs: list[Bunch], options: argparse.Namespace) -> str:
-    return (
-        f"{options.arch}, {options.criterion} loss, trained on {len(data.train)} images of "
+    start = "random" if run.weights is None else "pretrained"
+    figures = Table(
+        f"{name}: {run.arch} from {start} weights, {run.criterion} loss, {len(inits)} "
+        f"initialisations trained on {len(data.train)} images of "
         f"{len(np.unique(data.train.labels))} classes; {len(data.explained)} images explained at "
-        f"{options.image_size} pixels; {len(runs)} initialisations, recall at 1 "
-        f"{spread([run.recall for run in runs])}"
+        f"{run.image_size} pixels",
+        ["network", "method", *(f"ratio in the box, {channels}" for channels in CHANNELS)],
     )
-
-
-def report(data: Bunch, runs: list[Bunch], options: argparse.Namespace) -> None:
-    tables = [rows for rows in (table_of(runs), thresholds_of(runs), pointing_of(runs)) if rows]
-    print(f"\n{title(data, runs, options)}")
-    for rows in tables:
-        print()
-        for row in rows:
-            print(f"{row[0]:30}" + "".join(f"{cell:>24}" for cell in row[1:]), flush=True)
-    if options.rst is not None:
-        write_rst(title(data, runs, options), tables, options)
-
-
-def write_rst(name: str, tables: list[list[list[str]]], options: argparse.Namespace) -> None:
-    lines = [".. Made by benchmarks/embedding_localization.py", ""]
-    for i, rows in enumerate(tables):
-        lines += [f".. list-table::{f' {name}' if i == 0 else ''}", "   :header-rows: 1", ""]
-        lines += ["   * - " + "\n     - ".join(row) for row in rows]
-        lines += [""]
-    options.rst.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.rst.with_name(f"{options.rst.name}.part")
-    unfinished.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(unfinished, options.rst)
-
-
-def claims_of(runs: list[Bunch], margin: float, seen: bool) -> list[tuple[bool, bool, str]]:
-    """Return what the paper claims: whether it must hold here, whether it does, and its words."""
-
-    def ratios(method: str, channels: str = "all channels") -> np.ndarray:
-        return np.array([run.rows[method, channels].ratio for run in runs])
-
-    ours = METHODS[1:3]
-    usable = min(
-        np.mean([run.rows[method, "all channels"].accuracies[threshold] for run in runs])
-        for method in ours
-        for threshold in THRESHOLDS
+    has_masks = data.explained.has_masks
+    figures.header += [f"ratio in the mask, {channels}" for channels in CHANNELS] * has_masks
+    figures.header += [f"accuracy, {channels}" for channels in CHANNELS]
+    sweep = Table(
+        f"{name}: accuracy by threshold, all channels",
+        ["network", "method", *(f"{threshold:g}" for threshold in THRESHOLDS)],
     )
-    uniform = ratios("Uniform")
+    scenes = Table(
+        f"{name}: pointing game, {0 if data.scenes is None else len(data.scenes)} classes in "
+        "images of several",
+        ["network", "chance", CHEN, SINGLE, MEAN, CONTRAST],
+    )
+    shares = ("box", "mask") if has_masks else ("box",)
+    for title, found in networks.items():
+        recall = np.mean([m["recall"] for m in found.measures])
+        title = f"{title}, recall at 1 {recall:.3f}"
+        for method in (UNIFORM, CHEN, SINGLE, MEAN, CONTRAST):
+            ratios = [partial(found.ratio, of=share) for share in shares]
+            figures.add(
+                title,
+                method,
+                *(
+                    cell(value(method, channels)) if method != UNIFORM or channels == ALL else ""
+                    for value in (*ratios, found.accuracy)
+                    for channels in CHANNELS
+                ),
+            )
+            accuracies = [found.accuracy(method, threshold=t).mean() / 100 for t in THRESHOLDS]
+            sweep.add(title, method, *(f"{accuracy:.3f}" for accuracy in accuracies))
+        if data.scenes is not None:
+            scenes.add(title, *(cell(found.pointing(method)) for method in scenes.header[1:]))
+    for method, (box, top_box, mask, top_mask, accuracy) in OF_PAPER.items():
+        masks = (mask, top_mask) * has_masks
+        figures.add("paper, CUB-200", method, box, top_box, *masks, accuracy, "")
+    figures.claims = claims_of(name, *networks.values(), shares)
+    if data.scenes is not None:
+        scenes.claims = claims_of_scenes(name, networks)
+    return [figures, sweep, *([scenes] if scenes.rows else [])]
+
+
+def more(text: str, better: np.ndarray, worse: np.ndarray, less: float = 0) -> Claim:
+    """Claim that a mean is larger than another, or less than so many points below it."""
+    of_images = better.mean(axis=0), worse.mean(axis=0)
+    shown = f" (shown: the difference and {less})" if less else ""
+    return Claim(text + shown, *interval_of(lambda a, b: a.mean() - b.mean() + less, *of_images))
+
+
+def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str]) -> list[Claim]:
+    """Return what the paper says of ratios and accuracies, and how training changes them."""
+    claims = []
+    for share in shares:
+        ratio, control = partial(trained.ratio, of=share), partial(as_it_is.ratio, of=share)
+        more_there = f"more of the map in the {share}"
+        for method in (SINGLE, MEAN):
+            what, ours = f"{name}, {method}", ratio(method)
+            alike = f"at most two points less in the {share} than by {CHEN}, {TOP}"
+            claims += [
+                more(f"{what}: {more_there} than of a uniform one", ours, ratio(UNIFORM)),
+                more(f"{what}: {more_there} than by {CHEN}, {ALL}", ours, ratio(CHEN)),
+                more(f"{what}: {alike}", ratio(method, TOP), ratio(CHEN, TOP), less=2),
+                more(f"{what}: {more_there} with {ALL} than {TOP}", ours, ratio(method, TOP)),
+                more(
+                    f"{what}, network as it is (not of the paper): {more_there} than of a uniform "
+                    "one",
+                    *(control(method), control(UNIFORM)),
+                ),
+                more(
+                    f"{what} (not of the paper): {more_there} than before the training",
+                    *(ours, control(method)),
+                ),
+            ]
+        claims += [
+            more(
+                f"{name}, {CHEN}: {more_there} with {TOP} than {ALL}",
+                *(ratio(CHEN, TOP), ratio(CHEN)),
+            ),
+            more(
+                f"{name}: {more_there} by the {MEAN} than by the {SINGLE}",
+                *(ratio(MEAN), ratio(SINGLE)),
+            ),
+        ]
+    for method in (SINGLE, MEAN):
+        what = f"{name}, {method}"
+        claims.append(
+            more(
+                f"{what}: accuracy at most five points below that of {CHEN}, {TOP}",
+                *(trained.accuracy(method), trained.accuracy(CHEN, TOP)),
+                less=5,
+            )
+        )
+        per_threshold = [trained.accuracy(method, threshold=t).mean(axis=0) for t in THRESHOLDS]
+        claims.append(
+            Claim(
+                f"{what}: accuracy above 60 at each threshold (shown: the least, less 60)",
+                *interval_of(lambda *of: min(each.mean() for each in of) - 60, *per_threshold),
+            )
+        )
+        if len(trained.measures) > 1:
+            claims.append(stable(what, trained.ratio(method)))
+    return claims
+
+
+def claims_of_scenes(name: str, networks: dict[str, Found]) -> list[Claim]:
     return [
-        *(
-            (
-                seen,
-                bool((ratios(method) > uniform + margin).all()),
-                f"{method}: the ratio is {margin} above that of the uniform map, in every run",
-            )
-            for method in ours
-        ),
-        *(
-            (
-                False,
-                bool(ratios(method).mean() > ratios(METHODS[0]).mean()),
-                f"{method}: with all channels the ratio is above Chen et al.'s",
-            )
-            for method in ours
-        ),
-        (
-            False,
-            bool(ratios("Contrast").mean() > ratios("Mean proxy").mean()),
-            "Contrast (not of the paper): the ratio is above that of the mean proxy alone",
-        ),
-        (
-            False,
-            bool(max(ratios(method).std() for method in ours) < 0.01),
-            "The ratio's deviation over initialisations is below 0.01",
-        ),
-        (False, bool(usable > 0.6), "The accuracy is above 0.6 at all thresholds"),
+        more(
+            f"{name}, network {title} (not of the paper): {CONTRAST} points at the class that is "
+            f"asked for more often than the {MEAN}",
+            found.pointing(CONTRAST),
+            found.pointing(MEAN),
+        )
+        for title, found in networks.items()
     ]
+
+
+def stable(what: str, ratios: np.ndarray) -> Claim:
+    """Claim that the deviation over initialisations is below a point, as if these were normal."""
+    freedom = len(ratios) - 1
+    deviation = ratios.mean(axis=1).std(ddof=1)
+    bounds = deviation * np.sqrt(freedom / stats.chi2.ppf((0.025, 0.975), freedom))
+    text = f"{what}: deviation over initialisations below one point (shown: one less that)"
+    return Claim(text, *(float(1 - bound) for bound in (deviation, *bounds)))
 
 
 # The program
 
 
-def parse() -> argparse.Namespace:
+def told(run: Run, measures: dict[str, Any]) -> str:
+    ratios = {name: np.mean(of[ALL]["box"]) for name, of in measures["rows"].items()}
+    means = "  ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
+    of = "as it is" if run.init is None else f"initialisation {run.init}"
+    return (
+        f"{Path(run.data).name}, {of}:  recall {measures['recall']:.3f}  {means}  "
+        f"({measures['seconds']} s)"
+    )
+
+
+def report_peer(run: Run, peer: dict[str, Any]) -> bool:
+    """Print how our maps and time compare with the peer's; return whether maps agree."""
+    of, times = "as it is" if run.init is None else f"initialisation {run.init}", peer["times"]
+    print(
+        f"pytorch-grad-cam, {Path(run.data).name}, {of}: maps differ by {peer['difference']:.1e} "
+        f"at most; its time / ours {median(times):.2f} [{min(times):.2f} to {max(times):.2f}]"
+    )
+    return peer["difference"] <= TOLERANCE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--arch", default="resnet18", choices=available_models(), metavar="NAME")
+    scale = parser.add_mutually_exclusive_group(required=True)
+    scale.add_argument("--quick", action="store_const", dest="scale", const=QUICK)
+    scale.add_argument("--full", action="store_const", dest="scale", const=FULL)
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--arch")
+    parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--inits", type=int, help="networks that are trained")
+    parser.add_argument("--images-seen", type=int, help="in training, each as often as it is seen")
     parser.add_argument("--criterion", default="margin", help="of EmbeddingNet, by name")
     parser.add_argument("--embedding-dim", type=int, default=128)
-    parser.add_argument("--inits", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
-    parser.add_argument("--epochs-small", type=int, default=40, help="at half the image size")
-    parser.add_argument("--epochs-full", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--proxy-lr", type=float, default=1e-2, help="of what the loss learns")
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument(
+        "--lr", type=float, default=3e-4, help="of AdamW; ten times that of proxies"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--train-share", type=float, default=2 / 3, help="where one has to split")
-    parser.add_argument("--margin", type=float, default=0.05)
     parser.add_argument("--peer-images", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5, help="of timing against the peer")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="where networks are kept")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing against the peer")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="networks trained at a time")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    for name, value in options.scale.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return options
+    options.weights = None if options.weights == "none" else options.weights
 
-
-def main() -> None:
-    options = parse()
-    data = read(options.data, options)
-    runs: list[Bunch] = []
-    for init in options.inits:
-        runs.append(figures_of(init, data, options))
-        report(data, runs, options)
+    shared = {name: value for name, value in vars(options).items() if name in Run.__annotations__}
+    sets = [Run(**{**shared, "init": None, "data": folder}) for folder in options.data]
+    runs = [replace(run, init=init) for run in sets for init in (None, *range(options.inits))]
+    results = Results(options.results)
+    results.complete(runs, measured, told, options.jobs)
+    tables = [table for run in sets for table in tables_of(run, range(options.inits), results)]
+    publish(tables, options.rst)
     print()
-    agrees = compare_with_peer(runs[0], options)
-    claims = claims_of(runs, options.margin, data.seen)
-    for _, holds, text in claims:
-        print(f"{text}: {'yes' if holds else 'NO'}")
-    if not agrees or not all(holds for must, holds, _ in claims if must):
-        raise SystemExit("Not all that should be so is so.")
+    agree = [report_peer(run, results[run]["peer"]) for run in runs]
+    if not all(agree):
+        raise SystemExit("Maps differ.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,63 @@
-"""A paper's table beside ours, as text and as reStructuredText, and what becomes of its claims."""
+"""A paper's table beside ours, as text and as reStructuredText, and what becomes of its claims.
+
+What is measured for it is kept in a file of one JSON object a line.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from joblib import Parallel, delayed
+
+
+class Keyed(Protocol):
+    """What is measured: something with a name that says all that its measures depend on."""
+
+    @property
+    def key(self) -> str: ...
+
+
+RunT = TypeVar("RunT", bound=Keyed)
+
+
+class Results(Generic[RunT]):
+    """Measures by run, in a file that grows by a line a run: what was cut off goes on."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            for line in path.read_text("utf-8").splitlines():
+                entry = json.loads(line)
+                self._known[entry["key"]] = entry["measures"]
+
+    def __getitem__(self, run: RunT) -> dict[str, Any]:
+        return self._known[run.key]
+
+    def complete(
+        self,
+        runs: Iterable[RunT],
+        measured: Callable[[RunT], tuple[RunT, dict[str, Any]]],
+        told: Callable[[RunT, dict[str, Any]], str],
+        jobs: int = 1,
+    ) -> None:
+        """Measure what is not known yet, and print what is told of each."""
+        missing = list({run.key: run for run in runs if run.key not in self._known}.values())
+        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+            delayed(measured)(run) for run in missing
+        )
+        for run, measures in done:
+            self._known[run.key] = measures
+            print(told(run, measures), flush=True)
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": run.key, "measures": measures}) + "\n")
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Classifiers that are trained, measured and remembered: what the programs of tables share.
 
-A :class:`Run` says all that a result depends on. :class:`Results` keeps what was measured of each
-in a file of one JSON object a line, so that a program that was cut off goes on where it stopped.
+A :class:`Run` says all that a result depends on, and :class:`Results` keeps what was measured.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
+import paper_tables
 from sklearn.utils import Bunch
 
 from sklcam import ConsistentCAMClassifier
@@ -60,33 +59,17 @@ class Run:
         return json.dumps(known, sort_keys=True)
 
 
-class Results:
-    """Measures by run, in a file that grows by a line a run."""
+class Results(paper_tables.Results[Run]):
+    """Classifiers' measures, kept."""
 
-    def __init__(self, path: Path | None):
-        self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        if path is not None and path.is_file():
-            for line in path.read_text("utf-8").splitlines():
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry["measures"]
-
-    def __getitem__(self, run: Run) -> dict[str, Any]:
-        return self._known[run.key]
-
-    def complete(self, runs: Iterable[Run], jobs: int = 1) -> None:
+    def complete(self, runs: Iterable[Run], jobs: int = 1) -> None:  # type: ignore[override]
         """Train and measure what is not known yet."""
-        missing = list({run.key: run for run in runs if run.key not in self._known}.values())
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(measured)(run) for run in missing
-        )
-        for run, measures in done:
-            self._known[run.key] = measures
-            means = "  ".join(f"{name} {100 * np.mean(measures[name]):.1f}" for name in MEASURES)
-            print(f"{title(run)}:  {means}   ({measures['seconds']:.0f} s)", flush=True)
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": run.key, "measures": measures}) + "\n")
+        super().complete(runs, measured, told, jobs)
+
+
+def told(run: Run, measures: dict[str, Any]) -> str:
+    means = "  ".join(f"{name} {100 * np.mean(measures[name]):.1f}" for name in MEASURES)
+    return f"{title(run)}:  {means}   ({measures['seconds']:.0f} s)"
 
 
 def title(run: Run) -> str:
