@@ -60,11 +60,11 @@ TABLE_2 = {  # ResNet-50 on CUB-200, accuracy
 }
 REMEDIES = ("auto,auto,1", "warmup:10:3,warmup:1e-5:3,1")  # of settings that fail
 FIGURE_3 = {"convnext_tiny": (-0.11, 0.67), "resnet18": (-0.32, 0.75), "resnet50": (2.59, 6.50)}
-CHOICES = ("0.5,1e-6,1", "1,1e-6,1", "2,1e-6,1", "2,3e-6,1", "5,3e-6,1", "auto,auto,1")
+CHOICES = ("1,1e-6,1", "2,1e-6,1", "5,1e-6,1", "10,1e-6,1", "warmup:10:3,1e-6,1", "auto,auto,1")
 SCHEDULE_OF_PAPER = {"lr": 1e-3, "step_size": 30}
 
 QUICK = {
-    **{"arch": ["efficientnet_lite0"], "classes": 50, "image_size": 128, "seeds": 3, "epochs": 6},
+    **{"arch": ["efficientnet_lite0"], "classes": 50, "image_size": 128, "seeds": 3, "epochs": 8},
     **{"paper_epochs": 20, "paper_seeds": 1, "causal_images": 250, "causal_steps": 16},
     **{"grid_classes": 20, "draws": 20, "draw_classes": 10, "draw_epochs": 4},
     **{"draw_arch": ["efficientnet_lite0", "efficientnet_lite1"], "hold_out": True},
@@ -304,13 +304,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--choose", action="store_true", help="compare settings, and stop")
     parser.add_argument("--choices", nargs="+", default=CHOICES, metavar="ALPHA,BETA,P")
-    parser.add_argument("--setting", default="2,3e-6,1", help="alpha,beta,p of the chosen schedule")
+    parser.add_argument(
+        "--setting", default="warmup:10:3,1e-6,1", help="alpha,beta,p of the chosen schedule"
+    )
     parser.add_argument("--paper-setting", default="1,1e-6,1")
     parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
     parser.add_argument("--target-layer", default="auto")
     parser.add_argument("--view-target", default="predicted", choices=("predicted", "shared"))
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--step-size", type=int, default=30, help="epochs between steps of lr")
+    parser.add_argument("--step-size", type=int, default=6, help="epochs between steps of lr")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
