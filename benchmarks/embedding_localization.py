@@ -168,7 +168,7 @@ def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
 def more(text: str, better: np.ndarray, worse: np.ndarray, less: float = 0) -> Claim:
     """Claim that a mean is larger than another, or less than so many points below it."""
     of_images = better.mean(axis=0), worse.mean(axis=0)
-    shown = f" (shown: the difference and {less})" if less else ""
+    shown = f" (shown: the difference plus {less})" if less else ""
     return Claim(text + shown, *interval_of(lambda a, b: a.mean() - b.mean() + less, *of_images))
 
 
