@@ -121,6 +121,7 @@ def table_1(base: Run, options: argparse.Namespace, results: Results) -> Table:
         ]
         for arch in options.arch
         for name, (run, setting, n_seeds) in schedules.items()
+        if n_seeds
     }
     results.complete(
         [run for pair in pairs.values() for side in pair for run in side], options.jobs

@@ -92,8 +92,8 @@ class Lag:
         )
         return (
             "the running statistics of batch normalisation lag behind the weights: with the "
-            f"training images' own, {self.share:.0%} of what the network says of them would be "
-            f"another; chance makes {self.usual:.0%}. Furthest behind are {layers}."
+            "training images' own, what the network says of them would change by "
+            f"{self.share:.0%}; chance makes {self.usual:.0%}. Furthest behind are {layers}."
         )
 
 
@@ -185,7 +185,7 @@ def share_of_probabilities(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def share_of_spread(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return how far numbers are from others, in units of how far images are apart."""
-    ours, theirs = ours.flatten(1), theirs.flatten(1)
+    ours, theirs = (each.reshape(len(each), -1) for each in (ours, theirs))
     spread = (ours - ours.mean(dim=0)).norm(dim=1).sum()
     return (ours - theirs).norm(dim=1).sum() / spread
 
