@@ -58,10 +58,13 @@ def classifier(module=Watched, **options):
 
 
 class FromTheFirstStep(Callback):
-    """Lets a network forget what it was tried with before it is trained."""
+    """Lets a network forget what it was tried with before it is trained, and counts from there."""
 
     def on_train_begin(self, net, **kwargs):
         net.module_.seen.clear()
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_passes = len(net.module_.seen)
 
 
 def trained(**options):
@@ -143,10 +146,10 @@ def test_parts_work_in_half_precision(precision):
 @pytest.mark.parametrize("options", [{}, {"alpha": 0, "beta": 0}])
 @pytest.mark.parametrize("precision", DTYPES)
 def test_training_is_in_that_precision_and_prediction_is_not(precision, options):
-    options = {**options, "train_split": ValidSplit(3), "callbacks": [FromTheFirstStep()]}
-    # Statistics are re-estimated as predictions are made.
-    clf = classifier(precision=precision, recalibrate=False, **options).fit(X, Y)
-    n_of_fit = len(clf.module_.seen)
+    steps = FromTheFirstStep()
+    options = {**options, "train_split": ValidSplit(3), "callbacks": [steps]}
+    clf = classifier(precision=precision, **options).fit(X, Y)
+    n_of_fit = steps.n_passes  # then the statistics are looked at, as prediction has them
     assert clf.predict_proba(X).dtype == np.float32
     assert clf.explain(X[:3]).dtype == np.float32
     assert {dtype for _, dtype, _ in clf.module_.seen[:n_of_fit]} == {DTYPES[precision]}
