@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam._validation import check_count, check_number, describe, draw_seed
@@ -58,14 +59,34 @@ class Evaluation(Bunch):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # a Bunch forgets its attributes
 
+    @overload
     def summary(
         self,
         *,
-        by: Any = None,
+        by: None = None,
         level: float = 0.95,
         n_resamples: int = 2000,
         random_state: int | np.random.RandomState | None = 0,
-    ) -> Any:
+    ) -> Summary: ...
+
+    @overload
+    def summary(
+        self,
+        *,
+        by: ArrayLike,
+        level: float = 0.95,
+        n_resamples: int = 2000,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> GroupedSummary: ...
+
+    def summary(
+        self,
+        *,
+        by: ArrayLike | None = None,
+        level: float = 0.95,
+        n_resamples: int = 2000,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> Summary | GroupedSummary:
         """Return mean, deviation and bootstrap interval of each metric.
 
         Parameters
@@ -109,14 +130,15 @@ class Evaluation(Bunch):
             figures = _figures(self, n_resamples, random_state)
             return Summary(_rows(self, figures, level), self.meanings)
         groups = self._groups(by)
-        found, tables, members = [], {}, []
-        for group in dict.fromkeys(sorted(groups.tolist())):
+        # One stream of draws for all: groups of one size must not be resampled alike.
+        generator = check_random_state(random_state)
+        found, tables = [], {}
+        for group in np.unique(groups).tolist():
             part = Evaluation(self.meanings)
             for name, values in self.items():
                 part[name] = values[groups == group]
-            found.append(_figures(part, n_resamples, random_state))
+            found.append(_figures(part, n_resamples, generator))
             tables[group] = Summary(_rows(part, found[-1], level), self.meanings)
-            members.append(part)
         means = {}
         for name in found[0]:
             # Each group was resampled by itself: the interval is that of a stratified bootstrap.
@@ -134,7 +156,7 @@ class Evaluation(Bunch):
             )
         return GroupedSummary(tables, Summary(means, self.meanings))
 
-    def _groups(self, by: Any) -> np.ndarray:
+    def _groups(self, by: ArrayLike) -> np.ndarray:
         if isinstance(by, str) and by == "class":
             if self.labels is None:
                 raise ValueError('by="class" needs y, the true labels: give them to evaluate.')
@@ -247,7 +269,7 @@ class GroupedSummary(dict[Any, Summary]):
         self.mean = mean
 
     def __repr__(self) -> str:
-        named = {**{str(group): table for group, table in self.items()}}
+        named = {str(group): table for group, table in self.items()}
         named[f"mean of {len(self)}"] = self.mean
         width = max(map(len, named))
         columns = list(self.mean)
