@@ -2,107 +2,46 @@
 All methods on one picture
 ==========================
 
-A small network learns to tell crops of two photographs apart, and is then shown a picture that
-holds both: a temple on the left, a flower on the right. Every method is asked where the network
-sees the flower.
+A network trained on ImageNet is shown a picture of a cat and a cup of coffee. Every method is asked
+where the network sees the coffee.
 """
 
 import numpy as np
-import torch
+import skimage.data
 from matplotlib import pyplot as plt
 from PIL import Image
-from sklearn.datasets import load_sample_images
-from torch import nn
 
-from sklcam import CAMDisplay, CAMExplainer, ConsistentCAMClassifier
-from sklcam.cam import SSCAM, RandomCAM, SmoothGradCAMPlusPlus, available
-
-torch.set_num_threads(1)  # on images this small, threads would wait for each other
+from sklcam import CAMDisplay, CAMExplainer
+from sklcam.cam import ISCAM, SSCAM, Occlusion, RandomCAM, SmoothGradCAMPlusPlus, available
 
 # %%
-# A network that knows two things
-# -------------------------------
+# A picture of two things
+# -----------------------
 #
-# The photographs come with scikit-learn. A crop is a square of 60 to 240 pixels from anywhere in
-# one of them.
+# The photographs come with scikit-image, the weights of the network as a package: the extra
+# ``pretrained``. The network is convolutional up to its pooling, so it takes a picture of any size.
 
-photographs = dict(zip(("temple", "flower"), load_sample_images().images, strict=True))
-generator = np.random.default_rng(0)
-
-
-def crop(photograph):
-    side = generator.integers(60, 240)
-    top, left = (generator.integers(length - side) for length in photograph.shape[:2])
-    return Image.fromarray(photograph[top : top + side, left : left + side])
-
-
-X = [crop(photograph) for photograph in photographs.values() for _ in range(150)]
-y = np.repeat(list(photographs), 150)
-
-
-class SmallNet(nn.Sequential):
-    def __init__(self, num_classes, width=32):
-        super().__init__(
-            *self.block(3, width),
-            nn.MaxPool2d(2),
-            *self.block(width, width),
-            nn.MaxPool2d(2),
-            *self.block(width, 2 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(2 * width, num_classes),
-        )
-
-    @staticmethod
-    def block(in_channels, out_channels):
-        return (
-            nn.Conv2d(in_channels, out_channels, 5, padding=2, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
-        )
-
-
-classifier = ConsistentCAMClassifier(
-    SmallNet,
-    target_layer="10",  # the last ReLU
-    alpha=0,
-    beta=0,
-    image_size=64,
-    lr=0.02,
-    max_epochs=10,
-    random_state=0,
-    verbose=0,
-)
-classifier.fit(X, y)
-print(f"accuracy on its training crops: {classifier.score(X, y):.3f}")
-
-# %%
-# A picture with both
-# -------------------
-#
-# The network is convolutional up to its pooling, so it takes a picture of any size. As it is a
-# network like any other now, it goes to the explainer without its classifier, with the size that
-# pictures are to be resized to.
-
+HEIGHT, WIDTH = 112, 224
+halves = (skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500])
 picture = np.concatenate(
-    [photographs["temple"][:, :320], photographs["flower"][:, 160:480]], axis=1
+    [np.asarray(Image.fromarray(half).resize((HEIGHT, HEIGHT))) for half in halves], axis=1
 )
-explainer = CAMExplainer(
-    classifier.module_,
-    target_layer="10",
-    classes=classifier.classes_,
-    image_size=(144, 216),
-    verbose=0,
-).fit()
+settings = {"weights": "DEFAULT", "image_size": (HEIGHT, WIDTH), "resize": "stretch", "verbose": 0}
+explainer = CAMExplainer("efficientnet_lite0", **settings).fit()
+(probabilities,) = explainer.predict_proba(picture[None])
+for best in np.argsort(-probabilities)[:5]:
+    print(f"{explainer.class_names_[best]:20}{probabilities[best]:6.2f}")
 
 # %%
 # Every method
 # ------------
 #
 # A method is a name, or an object with options. Methods that draw noise have a ``random_state``,
-# and two take many samples by default; a few are enough to see what they do.
+# and some take many samples, or patches, by default; a few are enough to see what they do.
 
 options = {
+    "iscam": ISCAM(n_samples=2),
+    "occlusion": Occlusion(patch=32),
     "randomcam": RandomCAM(random_state=0),
     "smoothgradcam++": SmoothGradCAMPlusPlus(n_samples=4, random_state=0),
     "sscam": SSCAM(n_samples=2, random_state=0),
@@ -110,34 +49,41 @@ options = {
 methods = {name: options.get(name, name) for name in available()}
 
 # %%
+# Three run the network once or more for each channel of the layer. The last layer has 1280; a block
+# before it has 112, on a finer grid, and will do for them.
+
+by_channel = ("iscam", "scorecam", "sscam")
+earlier = CAMExplainer("efficientnet_lite0", target_layer="_blocks.10", **settings).fit()
+question = {"target": "espresso"}
+maps = {
+    name: (earlier if name in by_channel else explainer).explain(
+        picture[None], method=method, **question
+    )
+    for name, method in methods.items()
+}
+
+# %%
 # A display puts them all in a row; on axes of our own they go into several.
 #
-# Most of them agree: this is easy. The counterfactual map shows what speaks against the flower.
-# Gradients at the pixels (saliency, guided backpropagation, deconvolution) are sharp and do not
-# care much which class they explain. The controls explain nothing: a number by which they look
-# good is not worth much.
+# Most of them agree. SS-CAM of two samples is mostly its noise, and the counterfactual map shows
+# what speaks against the coffee. Gradients at the pixels (saliency, guided backpropagation,
+# deconvolution) are sharp and do not care much which class they explain. The controls explain
+# nothing: a number by which they look good is not worth much.
 
-figure, axes = plt.subplots(4, 6, figsize=(13, 7), layout="constrained")
+figure, axes = plt.subplots(6, 4, figsize=(12, 9.5), layout="constrained")
 for place in axes.flat[1 + len(methods) :]:
     place.set_axis_off()
-display = CAMDisplay.from_estimator(
-    explainer,
-    picture[None],
-    methods=methods,
-    target="flower",
-    ax=axes.flat[: 1 + len(methods)],
-    cmap="magma",
-    alpha=0.75,
-    colorbar=False,
+CAMDisplay.from_predictions(
+    picture[None], maps, ax=axes.flat[: 1 + len(methods)], cmap="magma", alpha=0.75, colorbar=False
 )
-axes.flat[0].set_title("why “flower”?")  # which the network need not predict for such a picture
+axes.flat[0].set_title("why “espresso”?")  # which the network need not predict for such a picture
 
 # %%
 # By numbers
 # ----------
 #
-# The share of each map that lies in the right half, where the flower is.
+# The share of each map that lies in the right half, where the coffee is.
 
-shares = {name: map_[:, 320:].sum() / map_.sum() for name, (map_,) in display.maps.items()}
+shares = {name: map_[:, HEIGHT:].sum() / map_.sum() for name, (map_,) in maps.items()}
 for name, share in sorted(shares.items(), key=lambda item: -item[1]):
     print(f"{name:20}{share:6.2f}")
