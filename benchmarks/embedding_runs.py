@@ -37,9 +37,8 @@ from sklcam.metrics import (
 )
 from sklcam.networks import build_model
 
-UNIFORM, CHEN, SINGLE, MEAN, CONTRAST = (
-    *("uniform", "Chen et al.", "single point", "mean proxy", "contrast"),
-)
+UNIFORM, CENTRE = "uniform", "centre"
+CHEN, SINGLE, MEAN, CONTRAST = "Chen et al.", "single point", "mean proxy", "contrast"
 ALL, TOP = "all channels", "top 50"
 CHANNELS = {ALL: None, TOP: 50}
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -260,7 +259,7 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
         explainer = explainer_of(run, data)
         chen = TripletCAM(random_state=run.init or 0)
         chen.fit(explainer, data.train.at(size), data.train.labels)
-        rows = {UNIFORM: {ALL: judged(lambda X, y: np.ones(X.shape[:3], "float32"), data, size)}}
+        rows = {name: {ALL: judged(always(map), data, size)} for name, map in blind(size).items()}
         for channels, top in CHANNELS.items():
             ways = ways_of(copy.copy(explainer).set_params(top_channels=top), chen)
             for name, explain in ways.items():
@@ -272,6 +271,21 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
             "peer": compared_with_peer(explainer, data.explained.at(size)[: run.peer_images], run),
             "seconds": round(time.monotonic() - started),
         }
+
+
+def blind(size: int) -> dict[str, np.ndarray]:
+    """Return maps that are the same for any image: of looking nowhere, and at the centre.
+
+    Photographs have their object in the middle. The second is a normal distribution, whose
+    deviation is a quarter of the side.
+    """
+    bump = np.exp(-8 * ((np.arange(size) + 0.5) / size - 0.5) ** 2)
+    maps = {UNIFORM: np.ones((size, size)), CENTRE: np.outer(bump, bump)}
+    return {name: of.astype(np.float32) for name, of in maps.items()}
+
+
+def always(map: np.ndarray) -> Callable[..., Any]:
+    return lambda X, y: np.repeat(map[None], len(X), axis=0)
 
 
 def ways_of(explainer: EmbeddingCAMExplainer, chen: TripletCAM) -> dict[str, Callable[..., Any]]:

@@ -140,12 +140,23 @@ def made_up(difference):
                 channels: {"box": [share] * 4, "mask": [share / 2] * 4, "fits": [[1, 0, 1, 1]] * 8}
                 for channels in ("all channels", "top 50")
             }
-            for name, share in {**shares, "contrast": 0.7}.items()
+            for name, share in {**shares, "centre": 0.7, "contrast": 0.7}.items()
         }
         peer = {"difference": difference, "times": [2.0]}
         return run, {"recall": 1, "rows": rows, "pointing": {}, "peer": peer, "seconds": 1}
 
     return measured
+
+
+def test_the_map_of_the_centre_is_a_normal_distribution():
+    from embedding_runs import blind
+
+    # Its deviation is a quarter of the side: 68.3 % of it lie in the middle half, of either axis,
+    # over the 95.4 % that lie in the image.
+    centre = blind(64)["centre"]
+    assert centre[16:48, 16:48].sum() / centre.sum() == pytest.approx(
+        (0.683 / 0.954) ** 2, abs=1e-3
+    )
 
 
 def test_claims_are_of_what_was_measured(birds, capsys, monkeypatch):
