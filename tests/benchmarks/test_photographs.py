@@ -1,0 +1,35 @@
+"""The program that shows the pretrained network on photographs, on a handful of images."""
+
+from __future__ import annotations
+
+import pytest
+import skimage.data
+from PIL import Image
+
+
+@pytest.mark.filterwarnings("ignore::sklcam.training.LaggingStatisticsWarning")
+def test_it_is_fine_tuned_measured_and_drawn(splits, tmp_path, capsys):
+    import photographs
+
+    output = tmp_path / "photographs.png"
+    small = ["--image-size", "64", "--epochs", "1", "--views", "1", "--batch-size", "9"]
+    photographs.main(
+        [
+            *("--data", str(splits), "--classes", "blue", "green", "red"),
+            *("--output", str(output), "--device", "cpu", *small),
+        ]
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-5:-2]] == ["accuracy", "without", "with"]
+    with Image.open(output) as picture:
+        assert picture.width > 800
+
+
+def test_names_are_counted(splits, capsys, monkeypatch):
+    import photographs
+
+    Image.fromarray(skimage.data.coffee()).save(splits / "test" / "red" / "0.png")
+    monkeypatch.setattr(photographs, "NAMES", {"Red": ("espresso",)})
+    photographs.main(["--named", "--data", str(splits)])
+    red, everything = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert red[:3] == ["red", "2", "0.50"] and everything[1] == "2"  # the other is a red square
