@@ -131,6 +131,8 @@ def entries_of(options: argparse.Namespace) -> list[tuple[str, str, np.ndarray]]
         loaded = load_imagenet(folder)
         if len(loaded.target_names) != 1000:
             raise SystemExit(f"{folder} has {len(loaded.target_names)} classes of ImageNet's 1000.")
+        if loaded.boxes is None:
+            raise SystemExit(f"{folder} has no Annotations/CLS-LOC/val: there are no boxes.")
     elif any(folder.glob("**/ImageSets")):
         loaded = load_voc(folder, year=options.year)
     else:

