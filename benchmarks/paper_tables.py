@@ -37,6 +37,9 @@ class Results(Generic[RunT]):
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["measures"]
 
+    def __contains__(self, run: RunT) -> bool:
+        return run.key in self._known
+
     def __getitem__(self, run: RunT) -> dict[str, Any]:
         return self._known[run.key]
 
