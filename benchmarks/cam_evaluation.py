@@ -446,9 +446,9 @@ def table_of(
     accuracy = f", {right.mean():.1f} % of {len(right)} right" if len(right) else ""
     size = "" if chunks[0].image_size is None else f" at {chunks[0].image_size} pixels"
     beside = arch if arch in PAPER else BESIDE
+    curves = "" if set(CURVES).isdisjoint(metrics) else f", curves in {options.n_steps} steps"
     table = Table(
-        f"{arch} ({Path(chunks[0].weights).name}){size}{accuracy}; in per cent, curves in "
-        f"{options.n_steps} steps",
+        f"{arch} ({Path(chunks[0].weights).name}){size}{accuracy}; in per cent{curves}",
         ["method", "images", *(COLUMNS[name][0] for name in metrics)],
     )
     for method in sorted(values.methods, key=options.methods.index):
