@@ -14,20 +14,22 @@ from torch import Tensor, nn
 
 from sklcam._validation import check_tensor, describe, suggestion
 from sklcam.networks.dry_run import check_explainable, first_output, run_dry, unwrap
+from sklcam.networks.extent import other_extent
 from sklcam.networks.families import Family, find_family
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.placement import misplacement, quadrants_elsewhere
 from sklcam.networks.probing import (
-    REENTRANT,
     Forward,
-    ReentrantCheckpoint,
     Traced,
     count_positions,
     is_passed_at,
+    is_sequence_first,
     layouts_of,
     noise,
+    taking_noise,
     trace,
 )
+from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint
 from sklcam.networks.zeros import zeros_filled, zeros_of
 
 # A layer that ends in the first part of a network sees little of what the network does.
@@ -224,9 +226,11 @@ class _Search:
 
     def __init__(self, model: nn.Module, sample: Tensor, forward: Forward | None):
         self._model = model
-        self._sample, self._forward = _ready(model, sample, forward)
+        self._sample, forward = _ready(model, sample, forward)
+        self._forward = taking_noise(model, self._sample, forward)
         self._reasons: dict[str, str] = {}  # by the layer and its shape
         self._layers: dict[Traced, TargetLayer | None] = {}  # that were read
+        self._sequence: Traced | None = None  # see _last_sequence
         try:
             self._trace = trace(model, self._sample, self._forward)
             # Not those in a branch, as the windows of attention, nor where that cannot be told.
@@ -259,11 +263,12 @@ class _Search:
         layer = self._read(traced)
         if layer is None:
             ((which, reason),) = self._reasons.items()
-            raise ValueError(f"The target layer {which} {reason}. {_advice(traced)}")
+            raise ValueError(f"The target layer {which} {reason}. {self._advice(traced)}")
         return replace(layer, name=name)
 
     def last(self) -> TargetLayer:
         """Return the last layer that will do; a ValueError that lists candidates if none does."""
+        self._sequence = self._last_sequence()
         usual = self._usual()
         if usual is not None:
             return usual
@@ -279,6 +284,8 @@ class _Search:
                 self._refuse(traced, "is not all that reaches the output")
             elif any(each.depth >= traced.depth for each in self._folded):
                 self._refuse(traced, "lies before where several are made of an image")
+            elif self._is_before_sequence(traced):
+                self._refuse(traced, "lies before tokens of which images are the second axis")
             elif traced.depth < _LEAST_DEPTH and not self._begins_block(traced, dead):
                 if early is None and self._is_alive(traced):
                     early = traced
@@ -294,6 +301,8 @@ class _Search:
                     if id(traced.given) in groups and self._is_passed(traced, layer):
                         continue
                     return layer
+                if layer is None and self._is_pooled(traced):
+                    continue
                 # What lies before it may be known, and may be too early. But of two or three tokens
                 # that are no grid, all are of classes.
                 is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)
@@ -361,8 +370,9 @@ class _Search:
         if known in layouts:
             layouts = [known]
         if len(layouts) == 1:
-            seen = misplacement(self._model, layouts[0], self._draw(), self._forward)
-            return seen or layouts[0]
+            args = self._model, layouts[0]
+            seen = misplacement(*args, self._draw(), self._forward)
+            return seen or other_extent(*args, self._draw(), self._forward) or layouts[0]
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
         what = f"can be read as {read}" if layouts else "does not answer where images change"
         likely = known or (TargetLayer(traced.name) if self._trace.is_nchw(traced) else None)
@@ -382,6 +392,14 @@ class _Search:
             return False
         self._refuse(traced, "is passed by: what it is given counts beside it")
         return True
+
+    def _is_pooled(self, traced: Traced) -> bool:
+        """Whether it is of a fixed size, the images' proportions lost, that a pooling made."""
+        return any(
+            isinstance(each.module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
+            and each.shape == traced.shape
+            for each in self._trace.traced
+        )
 
     def _draw(self) -> Callable[[int], Tensor]:
         generator = torch.Generator().manual_seed(2)
@@ -404,18 +422,56 @@ class _Search:
         if family is None:
             return None
         traced = ran.get(prefix + family.usual_layer(network).name)
-        if traced is None or not self._trace.holds_all(traced):
+        if traced is None or not self._trace.holds_all(traced) or self._is_before_sequence(traced):
             return None
         return self._read(traced)
 
+    def _last_sequence(self) -> Traced | None:
+        """Return the last module that gives tokens of places, images being the second axis."""
+        seen = set()
+        for each in reversed(self._trace.sequences):
+            if each.shape in seen or not self._trace.holds_all(each):
+                continue
+            seen.add(each.shape)
+            counts = {
+                n
+                for before in self._trace.traced
+                if before.depth <= each.depth
+                for n in _counts(before.shape)
+            }
+            if is_sequence_first(self._model, each, self._sample, self._forward, counts):
+                return each
+        return None
+
+    def _is_before_sequence(self, traced: Traced) -> bool:
+        return self._sequence is not None and self._sequence.depth >= traced.depth
+
     def _refuse(self, traced: Traced, reason: str) -> None:
         self._reasons.setdefault(_shown(traced), reason)
+
+    def _advice(self, traced: Traced) -> str:
+        """Say how to ask for a layer that was refused, or for another one."""
+        if not self._reasons.get(_shown(traced), _UNSETTLED).endswith(_UNSETTLED):
+            return (
+                f"Where one is to be explained all the same, name it: target_layer={traced.name!r}."
+            )
+        layout = f'layout="{"nchw" if self._trace.is_nchw(traced) else "nhwc"}"'
+        if len(traced.shape) == 3:
+            layout = 'layout="tokens", grid=(rows, columns), n_prefix=1'
+        return (
+            f"Name one, and say how its output lies, as in TargetLayer({traced.name!r}, {layout})."
+        )
 
     def _nothing_found(self, likely: Traced | None) -> str:
         name, shape = type(self._model).__name__, tuple(self._sample.shape)
         is_open = any(reason.endswith(_UNSETTLED) for reason in self._reasons.values())
         if self._trace.is_reentrant and not is_open:
             return f"No layer of {name} can be explained by its gradients: {REENTRANT}"
+        if self._sequence is not None:
+            raise ValueError(
+                f"Which layer of {name} to explain cannot be settled. The last candidate, "
+                f"{_shown(self._sequence)} {_SEQUENCE}"
+            )
         folded = [
             f"{_shown(each)} gives {each.shape[0]} rows for one image"
             for each in reversed(self._folded)
@@ -426,7 +482,7 @@ class _Search:
                 shown = [each for each in shown if not each.startswith(_shown(likely))]
                 shown.insert(0, f"{_shown(likely)} {_EARLY}")
             listed = "; ".join([*folded[:_N_SHOWN], *shown][:_N_SHOWN])
-            advice = _OF_ROWS if folded or likely is None else _advice(likely)
+            advice = _OF_ROWS if folded or likely is None else self._advice(likely)
             return (
                 f"Which layer of {name} to explain cannot be settled. Candidates, the last first: "
                 f"{listed}. {advice}"
@@ -451,6 +507,11 @@ _OF_ROWS = (
     "places: explain the network that each of them goes through, or name a TargetLayer whose "
     "reshape returns one row (K, u, v) an image."
 )
+_SEQUENCE = (
+    "is of shape (tokens, images, channels), which has no row for each image. Make it (images, "
+    "tokens, channels), as batch_first=True does in torch.nn's transformers, or ask for an earlier "
+    "layer by its name, target_layer=."
+)
 _UNSETTLED = ", so that what its positions are cannot be told"
 
 
@@ -458,11 +519,9 @@ def _shown(traced: Traced) -> str:
     return f"{traced.name!r}, of shape {traced.shape},"
 
 
-def _advice(traced: Traced) -> str:
-    layout = 'layout="nhwc"'
-    if len(traced.shape) == 3:
-        layout = 'layout="tokens", grid=(rows, columns), n_prefix=1'
-    return f"Name one, and say how its output lies, as in TargetLayer({traced.name!r}, {layout})."
+def _counts(shape: tuple[int, ...]) -> set[int]:
+    """Return how many positions an output of that shape may have."""
+    return {shape[1]} if len(shape) == 3 else {shape[1] * shape[2], shape[2] * shape[3]}
 
 
 def _as_columns(output: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,8 +21,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from sklcam.networks.dry_run import exclusive, left_as_found, memory_of
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
+from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint, is_reentrant
 from sklcam.networks.tape import record
 from sklcam.networks.token_order import are_in_order
+from sklcam.networks.zeros import zeros_filled
 
 Forward = Callable[[Tensor], Any]
 Size = tuple[int, int]
@@ -34,6 +36,7 @@ _N_ROWS = 3
 _CLEAR, _ENOUGH = 1.25, 1.02
 _MOST_TRIES = 6
 _MOST_PREFIX_TOKENS = 16
+_MOST_SPECIAL_TOKENS = 5  # a class token, and four registers
 _NCHW = ("nchw", False)
 # What returns (n, K, u, v) whatever it is given.
 _CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd)
@@ -103,12 +106,15 @@ class Trace:
         What those gave whose output cannot be a grid.
     folded : list of Traced
         Each run of those that gave several rows that may be grids, for the one image.
+    sequences : list of Traced
+        Each run of those that gave what may be tokens of one image, which is the second axis.
     """
 
     traced: list[Traced]
     repeated: list[str]
     others: dict[nn.Module, str]
     folded: list[Traced]
+    sequences: list[Traced]
     output: Tensor
     images: Any
 
@@ -162,6 +168,24 @@ def noise(sample: Tensor, n: int, generator: torch.Generator, scale: int = 1) ->
     return images.to(sample)
 
 
+def taking_noise(model: nn.Module, sample: Tensor, forward: Forward) -> Forward:
+    """Return a pass that noise can go through, of a network that takes no negative values, too.
+
+    Of roots and logarithms it would be NaN, which tells nothing. Values are then brought between
+    0 and 1, each by itself, so that all stays in its place.
+    """
+    try:
+        with left_as_found(model):
+            output = forward(noise(sample, 1, torch.Generator().manual_seed(0)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of the network, which says what is wrong when it is traced
+        return forward
+    if not isinstance(output, Tensor) or bool(output.isfinite().all()):
+        return forward
+    return lambda images: forward(images.sigmoid())
+
+
 def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
     """Run a network once, with a graph, and note what its modules gave.
 
@@ -201,7 +225,7 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             output = forward(images.clone())
     counts = Counter(run.module for run in runs)
     grids = [run for run in runs if _may_be_grid(run.output)]
-    traced, folded, n_ended = [], [], 0
+    traced, folded, sequences, n_ended = [], [], [], 0
     for run in runs:
         is_grid = _may_be_grid(run.output)
         n_ended += is_grid
@@ -210,9 +234,11 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             traced.append(Traced(names[run.module], *run, depth=depth))
         elif _are_folded(run.output):
             folded.append(Traced(names[run.module], *run, depth=depth))
+        elif _may_be_sequence(run.output):
+            sequences.append(Traced(names[run.module], *run, depth=depth))
     repeated = [names[run.module] for run in grids if counts[run.module] > 1]
     others = {run.module: _kind(run.output) for run in runs if not _may_be_grid(run.output)}
-    return Trace(traced, repeated, others, folded, output, images.grad_fn)
+    return Trace(traced, repeated, others, folded, sequences, output, images.grad_fn)
 
 
 def _place(tensor: Any) -> tuple[Any, int]:
@@ -237,6 +263,14 @@ def _are_folded(output: Any) -> bool:
         and output.ndim > 0 < len(output)
         and (len(output) > 1 and _may_be_grid(output[:1]))
     )
+
+
+def _may_be_sequence(output: Any) -> bool:
+    """Whether it may be (tokens, images, channels), which a grid of one image is not."""
+    if not isinstance(output, Tensor) or output.ndim != 3:
+        return False
+    n_tokens, n_images, n_channels = output.shape
+    return n_images == 1 and n_tokens > 1 and n_channels > 1
 
 
 def _kind(output: Any) -> str:
@@ -289,17 +323,56 @@ def layouts_of(
     return [TargetLayer(name)] if is_nchw and not is_refuted else []
 
 
+def is_sequence_first(
+    model: nn.Module, traced: Traced, sample: Tensor, forward: Forward, counts: Collection[int]
+) -> bool:
+    """Whether a module gives (tokens, images, channels), and the tokens are places.
+
+    Parameters
+    ----------
+    model : nn.Module
+    traced : Traced
+        One of a trace's sequences.
+    sample, forward
+        As in :func:`trace`.
+    counts : collection of int
+        How many positions the grids before it have.
+
+    Returns
+    -------
+    bool
+        True if tokens lie as the images do, or are as many as positions before them, beside a class
+        token and the like. Queries of a decoder do neither.
+    """
+    try:
+        found, answers = _try(model, traced.name, sample, forward, 1, _MOST_TRIES, image_axis=1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # as above
+        found, answers = [], None
+    if answers == {}:
+        return False
+    n_tokens = len(traced.output)
+    return bool(found) or any(0 <= n_tokens - n <= _MOST_SPECIAL_TOKENS for n in counts)
+
+
 def _try(
-    model: nn.Module, name: str, sample: Tensor, forward: Forward, scale: int, most: int
+    model: nn.Module,
+    name: str,
+    sample: Tensor,
+    forward: Forward,
+    scale: int,
+    most: int,
+    image_axis: int = 0,
 ) -> tuple[list[TargetLayer], dict[tuple[str, bool], Tensor]]:
     """Return the layouts found on images of ``scale`` times the size, and the answers."""
     sums: dict[tuple[str, bool], Tensor] = {}
     pair: tuple[int, int] = _PAIRS[0]
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if len(output) != _N_ROWS:  # what has no row an image is no grid of theirs
+        if output.shape[image_axis] != _N_ROWS:  # what has no row an image is no grid of theirs
             return
-        rows = at_least_float32(output.detach())
+        rows = at_least_float32(output.detach()).movedim(image_axis, 0)
         changes = rows[1:] - rows[:1]
         channels = {"tokens": 2} if output.ndim == 3 else {"nchw": 1, "nhwc": 3}
         for layout, axis in channels.items():
@@ -449,7 +522,7 @@ def count_positions(
     image = noise(sample, 1, torch.Generator().manual_seed(0))
     # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
     for trunk in (False, True):
-        with left_as_found(model), _no_zeros(model), record(model, layer, trunk=trunk) as tape:
+        with left_as_found(model), zeros_filled(model), record(model, layer, trunk=trunk) as tape:
             output = at_least_float32(forward(image))
             activations = tape.of(layer)
             n_positions = layer.n_positions(activations.detach())
@@ -468,40 +541,6 @@ def count_positions(
                 return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
             break
     return n_positions, None
-
-
-REENTRANT = (
-    "parts of the network run by torch.utils.checkpoint with use_reentrant=True, which keeps no "
-    "graph of them to take gradients of. Use use_reentrant=False, or checkpoint only if "
-    "self.training and turn it off for training on maps."
-)
-
-
-class ReentrantCheckpoint(ValueError):
-    """Behind a layer, parts run by reentrant checkpoints, which gradients of it cannot pass."""
-
-
-def is_reentrant(output: Tensor) -> bool:
-    """Whether an output's graph has reentrant checkpoints in it.
-
-    Parameters
-    ----------
-    output : Tensor
-
-    Returns
-    -------
-    bool
-    """
-    seen, ahead = set(), [output.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        ahead += [before for before, _ in node.next_functions]
-    return False
 
 
 def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward) -> bool:
@@ -525,7 +564,7 @@ def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: 
         given.append(inputs[0])
         return output.detach()
 
-    with torch.inference_mode(False), left_as_found(model), _no_zeros(model):
+    with torch.inference_mode(False), left_as_found(model), zeros_filled(model):
         handle = layer.of(model).register_forward_hook(cut)
         try:
             with torch.enable_grad():
@@ -546,20 +585,3 @@ def _score(output: Tensor) -> Tensor:
     # half precision loses no gradient.
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     return 2**8 * (output.amax() if output.ndim == 2 else (output * weights).sum())
-
-
-@contextmanager
-def _no_zeros(model: nn.Module) -> Iterator[None]:
-    """Let weights that are all zero be others: a head that starts so has no gradient at all."""
-    swapped: list[tuple[dict[str, Any], str, nn.Parameter]] = []
-    for part in model.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None and parameter.ndim > 1 and not parameter.any():
-                swapped.append((part._parameters, name, parameter))
-    try:
-        for owner, name, parameter in swapped:
-            owner[name] = nn.Parameter(torch.randn_like(parameter), requires_grad=False)
-        yield
-    finally:
-        for owner, name, parameter in swapped:
-            owner[name] = parameter

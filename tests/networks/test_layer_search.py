@@ -11,6 +11,7 @@ from backbones import (
 )
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision import models as zoo
 
 from sklcam.cam import RecordedPass
 from sklcam.networks import (
@@ -402,9 +403,7 @@ class TwoWays(nn.Module):
 
 def test_where_nothing_holds_all_the_candidates_are_listed():
     sample = torch.zeros(1, 3, 32, 32)
-    listed = (
-        r"'fine', of shape \(1, 4, 26, 26\), is not all that reaches the output; .*TargetLayer\("
-    )
+    listed = r"'fine', of shape \(1, 4, 26, 26\), is not all that .* name it: target_layer='"
     with pytest.raises(ValueError, match=listed):
         find_target_layer(TwoWays(), sample=sample)
     assert find_target_layer(TwoWays(), "coarse", sample=sample) == TargetLayer("coarse")
@@ -620,7 +619,68 @@ def test_a_norm_before_blocks_that_are_no_modules_is_too_early():
 
     said = (
         r"first: 'norm_pre', .*ends in the first half of the network, which target_layer= may .*"
-        r"TargetLayer\('norm_pre', layout=\"tokens\""
+        r"target_layer='norm_pre'"
     )
+    sample = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match=said):
-        find_target_layer(Functional(), sample=torch.zeros(1, 3, 32, 32))
+        find_target_layer(Functional(), sample=sample)
+    named = find_target_layer(Functional(), "norm_pre", sample=sample)
+    assert named == TargetLayer("norm_pre", "tokens", (8, 8), 1)
+
+
+class SequenceFirst(nn.Module):
+    """Patches as (tokens, images, channels), PyTorch's default, with or without a class token."""
+
+    def __init__(self, n_special=0, stem=None, width=16):
+        super().__init__()
+        self.stem = stem or nn.Conv2d(3, width, 8, 8)
+        self.special = nn.Parameter(torch.randn(n_special, 1, width))
+        block = nn.TransformerEncoderLayer(width, 2, 32)
+        self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([self.special.expand(-1, len(x), -1), tokens])
+        tokens = self.encoder(tokens)
+        return self.head(tokens[0] if len(self.special) else tokens.mean(dim=0))
+
+
+class ResNetBody(zoo.ResNet):
+    def _forward_impl(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+@pytest.mark.parametrize("n_special", [0, 1])
+@pytest.mark.parametrize("stem", ["patches", "known network"])
+def test_tokens_whose_second_axis_is_the_images_are_not_passed_over(stem, n_special):
+    """Nor is the layer before them taken silently, but by name."""
+    torch.manual_seed(0)
+    network = SequenceFirst(n_special)
+    if stem == "known network":
+        body = ResNetBody(zoo.resnet.BasicBlock, [1, 1, 1, 1])
+        network = SequenceFirst(n_special, body, width=512)
+    network.eval()
+    images = torch.zeros(1, 3, 64, 64)
+    said = r"'encoder', of shape \(\d+, 1, \d+\), is of shape \(tokens, images, channels\).*batch_"
+    with pytest.raises(ValueError, match=said):
+        find_target_layer(network, sample=images)
+    assert find_target_layer(network, "stem", sample=images) == TargetLayer("stem")
+
+
+def test_queries_are_no_tokens_of_places():
+    class Queries(SequenceFirst):
+        def __init__(self):
+            super().__init__(0)
+            self.queries = nn.Parameter(torch.randn(30, 1, 16))
+            self.encoder = nn.TransformerDecoderLayer(16, 2, 32)
+
+        def forward(self, x):
+            tokens = self.stem(x).flatten(2).permute(2, 0, 1)
+            queries = self.queries.expand(-1, len(x), -1)
+            return self.head(self.encoder(queries, tokens).mean(dim=0))
+
+    torch.manual_seed(0)
+    found = find_target_layer(Queries().eval(), sample=torch.zeros(1, 3, 64, 64))
+    assert found == TargetLayer("stem")

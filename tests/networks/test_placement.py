@@ -8,6 +8,7 @@ from backbones import MEMBERS, Normalized, small_vit
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models as zoo
+from torchvision.transforms.functional import center_crop
 
 from sklcam.networks import TargetLayer, build_model, find_target_layer
 from sklcam.networks.families import find_family
@@ -165,11 +166,23 @@ def plain_net(*convolutions: nn.Module) -> nn.Sequential:
     )
 
 
+class WholePatches(nn.Module):
+    """The centre of an image, which whole patches fill."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x):
+        margins = [-(n % self.side // 2) for n in x.shape[2:] for _ in range(2)]
+        return F.pad(x, margins[::-1])
+
+
 # Networks of ones own, with the side of their images, whose layer "0" is in place by convention.
 IN_PLACE = {
     "patches that leave out the rest": (lambda: [nn.Conv2d(3, 8, 14, 14), nn.Tanh()], 83),
     "patches around the centre": (
-        lambda: [nn.ZeroPad2d(-6), nn.Conv2d(3, 8, 14, 14), nn.Tanh()],
+        lambda: [WholePatches(14), nn.Conv2d(3, 8, 14, 14), nn.Tanh()],
         82,
     ),
     "without padding": (
@@ -243,3 +256,109 @@ def test_a_network_that_skips_pixels_until_it_is_trained_is_taken():
     cut = Moving(stage, lambda x: x[..., :32])
     with pytest.raises(ValueError, match="a grid of a part of the images"):
         find_target_layer(cut, sample=torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.flip(-1) ** (1 / 2.2),
+        lambda x: torch.log(x.flip(-1) + 1e-3),
+        lambda x: x.transpose(2, 3).sqrt(),
+    ],
+    ids=["gamma", "log", "sqrt"],
+)
+def test_networks_that_take_no_negative_values_are_looked_into_as_well(move):
+    network = Moving(plain_net(nn.Conv2d(3, 8, 3, padding=1)), move)
+    with pytest.raises(ValueError, match=r"at the top (left|right) of the images show most at its"):
+        find_target_layer(network, sample=torch.rand(1, 3, 32, 32))
+    straight = Moving(network.network, torch.sqrt)
+    found = find_target_layer(straight, sample=torch.rand(1, 3, 32, 32))
+    assert found.name.startswith("network.")
+
+
+def test_the_advice_is_of_the_layout_that_a_layer_has():
+    network = Moving(plain_net(nn.Conv2d(3, 8, 3, padding=1)), lambda x: x.flip(-1))
+    with pytest.raises(ValueError, match=r'as in TargetLayer\(.*, layout="nchw"\)'):
+        find_target_layer(network, sample=torch.rand(1, 3, 32, 32))
+
+
+def strided() -> nn.Sequential:
+    return plain_net(*(m for c in (3, 8, 8) for m in (nn.Conv2d(c, 8, 3, 2, 1), nn.Tanh())))
+
+
+PADDED = {
+    "all around": lambda x: F.pad(x, (16, 16, 16, 16)),
+    "at the right": lambda x: F.pad(x, (0, 64)),
+    "at the bottom right": lambda x: F.pad(x, (0, 16, 0, 16)),
+    "letterbox": lambda x: F.pad(F.interpolate(x, (32, 64)), (0, 0, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("how", PADDED)
+def test_networks_that_pad_their_images_are_refused(how):
+    said = r"a grid of more than the images: of the \d+ (rows|columns) that .* are padding"
+    with pytest.raises(ValueError, match=said):
+        find_target_layer(Moving(strided(), PADDED[how]), sample=torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        lambda x: center_crop(x, [56, 56]),
+        lambda x: x[..., 4:-4, 4:-4],
+        lambda x: center_crop(x, [7 * n // 8 for n in x.shape[2:]]),
+    ],
+    ids=["to a size", "by a margin", "by a share"],
+)
+@pytest.mark.parametrize("kind", ["convolutions", "resnet", "patches"])
+def test_networks_that_crop_narrow_margins_are_refused(kind, crop):
+    """Of less than a position of their grids."""
+    network = {
+        "convolutions": strided,
+        "resnet": small_resnet,
+        "patches": lambda: plain_net(nn.Conv2d(3, 8, 14, 14), nn.Tanh()),
+    }[kind]()
+    said = r"the first 4 and the last 4 of 64 rows of pixels change nothing"
+    with pytest.raises(ValueError, match=said):
+        find_target_layer(Moving(network, crop), sample=torch.zeros(1, 3, 64, 64))
+
+
+# What convolutions without padding take away may be put around the images before.
+MADE_UP_FOR = {
+    "LeNet": (
+        lambda: [
+            *(nn.ZeroPad2d(2), nn.Conv2d(3, 8, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(8, 8, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        ],
+        28,
+    ),
+    "wide": (lambda: [nn.ZeroPad2d(6), nn.Conv2d(3, 8, 13), nn.Tanh()], 32),
+    "as TensorFlow does": (
+        lambda: [m for c in (3, 8) for m in (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c, 8, 3, 2))],
+        28,
+    ),
+    "no padding at all": (
+        lambda: [m for c in (3, 8, 8) for m in (nn.Conv2d(c, 8, 3, 2), nn.ReLU())],
+        38,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_UP_FOR)
+def test_padding_and_strides_of_convolutions_are_no_margins(kind):
+    build, side = MADE_UP_FOR[kind]
+    found = find_target_layer(plain_net(*build()), sample=torch.zeros(1, 3, side, side))
+    assert found == TargetLayer("0")
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d((4, 4))])
+@pytest.mark.parametrize("is_active", [False, True])
+def test_a_pool_that_loses_the_proportions_leaves_the_layer_before_it(pool, is_active):
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), pool),
+        nn.ReLU() if is_active else nn.Dropout(),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    ).eval()
+    network(torch.zeros(1, 3, 48, 80))
+    assert find_target_layer(network, sample=torch.zeros(1, 3, 48, 80)) == TargetLayer("2")
