@@ -1,4 +1,8 @@
-"""Networks before training: what is multiplied by 0 hides what a network looks at."""
+"""Networks before training: what is multiplied by 0 hides what a network looks at.
+
+A head that starts at 0 has no gradient at all, and without its residual branches a network may skip
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,7 @@ from torch.nn.parameter import is_lazy
 
 
 def zeros_of(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that are 0 throughout, other than biases.
-
-    Residual branches often end in one until they are trained. What is left of a network may skip
-    pixels, or see none.
-    """
+    """Return the parameters that are 0 throughout, other than biases."""
     named = model.named_parameters()
     found = [p for name, p in named if not name.endswith("bias") and not is_lazy(p)]
     return [p for p in found if not p.is_meta and p.numel() and not p.any()]
