@@ -159,6 +159,7 @@ def test_an_image_among_other_inputs():
     ViewPairDisplay.from_estimator(explainer, inputs)
 
 
+@pytest.mark.filterwarnings("ignore::sklcam.training.LaggingStatisticsWarning")
 def test_an_embedding_net_as_it_is():
     net = EmbeddingNet(SmallEmbedding, embedding_dim=4, image_size=16, max_epochs=1, verbose=0)
     net.fit(X, NAMES)
