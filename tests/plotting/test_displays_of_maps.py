@@ -159,9 +159,8 @@ def test_an_image_among_other_inputs():
     ViewPairDisplay.from_estimator(explainer, inputs)
 
 
-@pytest.mark.filterwarnings("ignore::sklcam.training.LaggingStatisticsWarning")
 def test_an_embedding_net_as_it_is():
-    net = EmbeddingNet(SmallEmbedding, embedding_dim=4, image_size=16, max_epochs=1, verbose=0)
+    net = EmbeddingNet(SmallEmbedding, embedding_dim=4, image_size=16, max_epochs=0, verbose=0)
     net.fit(X, NAMES)
     display = CAMDisplay.from_estimator(net, X[:2], frame="input")
     assert_array_equal(display.ims_[1, 1].get_array(), net.explain(X[:2])[1])
