@@ -46,7 +46,10 @@ PASSES = {
     "iscam",
     "ablationcam",
 }  # of maps that differ, which have to be found
-CURVES = {"iauc": {"n_steps": 4}, "road": {"percentiles": (50,)}}
+CURVES = {
+    **{"iauc": {"n_steps": 4}, "road": {"percentiles": (50,)}},
+    "pointing_game_reject": {"threshold": 0.01},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -155,16 +158,20 @@ def test_several_layers_and_frames(device):
 @pytest.mark.parametrize("name", metrics())
 def test_metrics(name, device):
     options = {"metrics": name, "metric_params": CURVES, "progress": False}
-    ours = explainer(moved(network()))
+    if name == "reference_correlation":
+        options["references"] = MASKS.float()
+    ours = explainer(moved(network(5)))
     device.waits.clear()
     result = evaluate(ours, IMAGES, LABELS, boxes=BOXES, **options)
     needs = get_metric(name).needs
     if "framed_maps" in needs:  # image by image, in frames of different sizes
         most = 8 + N * (1 if "boxes" in needs else 0)
+    elif name == "top5_localization_error":  # boxes of several maps an image
+        most = 8 + 2 * N
     else:
         most = {"road": 40, "arcc": 40, "rank_correlation": 20}.get(name, 16)
     assert device.waits.total() <= most, device.waits
-    expected = evaluate(explainer(network()), IMAGES, LABELS, boxes=BOXES, **options)
+    expected = evaluate(explainer(network(5)), IMAGES, LABELS, boxes=BOXES, **options)
     for values, of_host in zip(result.values(), expected.values(), strict=True):
         assert_allclose(values, of_host, atol=1e-6)
 
@@ -256,7 +263,8 @@ def test_training(options, device):
     ours = classifier("pretend", **options).fit(X, Y)
     # Each batch's loss, for skorch's history, and its terms, all together; and the dry run.
     n_batches = 3 if "train_split" not in options else 2
-    assert device.waits.total() <= 2 * n_batches + 4, device.waits
+    # At the end batch normalisation's statistics are looked at, and maybe re-estimated.
+    assert device.waits.total() <= 2 * n_batches + 4 + 4, device.waits
     host = classifier("cpu", **options).fit(X, Y)
     for name, value in host.module_.state_dict().items():
         assert_allclose(ours.module_.state_dict()[name].cpu(), value, atol=1e-6, err_msg=name)
@@ -265,7 +273,7 @@ def test_training(options, device):
 def test_weights_of_images(device):
     weights = np.arange(12.0)
     ours, host = (classifier(where).fit(X, Y, weights) for where in ("pretend", "cpu"))
-    assert device.waits.total() <= 2 * 3 + 4, device.waits
+    assert device.waits.total() <= 2 * 3 + 4 + 4, device.waits
     assert_allclose(ours.history[:, "train_ce"], host.history[:, "train_ce"], atol=1e-6)
 
 

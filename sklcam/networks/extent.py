@@ -100,7 +100,7 @@ def _is_padded(seen: _Seen) -> list[bool]:
     if seen.grid is None or seen.given is None or seen.padding is None:
         return []
     return [
-        max(margins) * u >= n and _is_wide(margins, n)
+        max(margins) * u >= n and max(margins) >= _LEAST_MARGIN * n and sum(margins) < n
         for margins, n, u in zip(seen.padding, seen.given, seen.grid, strict=True)
     ]
 

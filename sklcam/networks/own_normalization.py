@@ -72,7 +72,7 @@ def _input_of_first_layer(forward: Callable[[Tensor], object], images: Tensor) -
         except (_Reached, RuntimeError):  # TorchScript makes the latter of the former
             if first.input is None:
                 raise
-    return None if first.input is None else first.input.double().cpu()
+    return None if first.input is None else first.input.cpu().double()
 
 
 def _measure(forward: Callable[[Tensor], object], like: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -146,14 +146,22 @@ def undone(layers: Iterable[_BatchNorm]) -> Iterator[None]:
         (layer, layer.momentum, [(buffer, buffer.clone()) for buffer in layer.buffers()])
         for layer in layers
     ]
+    # Noted, and not read off the layers' counts, for which a device would be waited for.
+    ran: set[nn.Module] = set()
+    handles = [
+        layer.register_forward_pre_hook(lambda part, inputs: ran.add(part))
+        for layer, _, _ in before
+    ]
     is_done = False
     try:
         yield
         is_done = True
     finally:
+        for handle in handles:
+            handle.remove()
         for layer, momentum, buffers in before:
             layer.momentum = momentum
-            if not (is_done and layer.num_batches_tracked):
+            if not (is_done and layer in ran):
                 for buffer, value in buffers:
                     buffer.copy_(value)
 

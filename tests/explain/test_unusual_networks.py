@@ -99,7 +99,7 @@ def test_a_reshape_says_which_rows_are_the_images():
 
 
 def test_auto_passes_over_layers_whose_rows_are_not_the_images():
-    with pytest.raises(ValueError, match=r"No layer of Folded gives a Tensor \(n, K, u, v\)"):
+    with pytest.raises(ValueError, match=r"'net.act', .* gives 2 rows for one image"):
         explainer(Folded().eval(), "auto")
 
 
