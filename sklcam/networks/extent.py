@@ -175,7 +175,8 @@ def _unseen(output: Tensor, images: Tensor) -> list[Margins] | None:
         raise
     except RuntimeError:  # of what has no way back
         return None
-    return _margins((gradient != 0).any(dim=0))
+    counts = (gradient != 0).any(dim=0)
+    return _margins(counts) if counts.any() else None  # dead networks tell nothing
 
 
 def _margins(counts: Tensor) -> list[Margins]:
