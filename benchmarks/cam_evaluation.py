@@ -39,10 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paper_tables
 import torch
-from gradcam_tables import ClaimOfImages, drawn_evenly
-from paper_tables import Claim, Table, interval_of, publish
+from gradcam_tables import drawn_evenly
+from paper_tables import Claim, Results, Table, interval_of, options_of, parser_of, publish
 from torch import Tensor
 from training_runs import Run, trained
 
@@ -270,7 +269,7 @@ def method_of(chunk: Chunk) -> Method:
 def in_bf16(method: Method) -> Method:
     """Return a method whose own passes are in bfloat16; the metrics' are not."""
 
-    class Narrow(type(method)):  # type: ignore[misc]
+    class Narrow(type(method)):
         def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
             with torch.autocast(recorded.images.device.type, torch.bfloat16):
                 return super().weights(recorded, layer).float()
@@ -389,7 +388,7 @@ class Values:
     An image without a value, as of a map of NaN, is left out of the figure, and is not counted.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], results: paper_tables.Results[Chunk]):
+    def __init__(self, chunks: Sequence[Chunk], results: Results[Chunk]):
         self.n_images = max(chunk.start + len(chunk.images) for chunk in chunks)
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self.uniform = True  # whether gradients at the layer are, of all chunks
@@ -437,7 +436,7 @@ def figure(metric: str, columns: Sequence[np.ndarray]) -> float:
 def table_of(
     arch: str,
     chunks: Sequence[Chunk],
-    results: paper_tables.Results[Chunk],
+    results: Results[Chunk],
     options: argparse.Namespace,
 ) -> Table:
     values = Values(chunks, results)
@@ -507,7 +506,7 @@ def claims_of(arch: str, values: Values, metrics: Sequence[str]) -> list[Claim]:
 
         flat = [column for of in columns for column in of]
         found = interval_of(margin, *flat)
-        claims.append(ClaimOfImages(f"{arch}: {text}", *found, n_images=len(flat[0])))
+        claims.append(Claim(f"{arch}: {text}", *found, n_images=len(flat[0])))
 
     best("Fake-CAM loses less confidence than any method", CONTROL, known, "average_drop")
     best("Fake-CAM raises confidence more often than any", CONTROL, known, "average_increase")
@@ -555,17 +554,14 @@ def claim_of_xgrad(arch: str, values: Values, metrics: Sequence[str]) -> Claim:
     sign, word, why = (1, "is", "even") if values.uniform else (-1, "is not", "uneven")
     found = interval_of(lambda *flat: sign * (SAME - apart(*flat)), *every)
     text = f"{arch}, gradients {why}: XGrad-CAM {word} Grad-CAM (figures within {SAME} points)"
-    return ClaimOfImages(text, *found, n_images=len(every[0]))
+    return Claim(text, *found, n_images=len(every[0]))
 
 
 # The program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    scale = parser.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--quick", action="store_const", dest="scale", const=QUICK)
-    scale.add_argument("--full", action="store_const", dest="scale", const=FULL)
+    parser = parser_of(__doc__, QUICK, FULL)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arch", nargs="+", metavar="NAME")
     parser.add_argument("--weights", nargs="+", help='names or files, or "none": train here')
@@ -583,26 +579,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chunk", type=int, default=20, help="images that are remembered together")
     parser.add_argument("--jobs", type=int, default=1, help="chunks measured at a time")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
     parser.add_argument("--known", action="store_true", help="compute nothing more")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
-    options = parser.parse_args(arguments)
-    for name, value in options.scale.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    options = options_of(parser, arguments)
     if len(options.weights) == 1:
         options.weights *= len(options.arch)
     if len(options.weights) != len(options.arch):
         parser.error("--weights takes one for all networks, or one for each")
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    results: paper_tables.Results[Chunk] = paper_tables.Results(options.results)
+    results = Results(options.results, measured, told)
     tables = []
     for arch, weights in zip(options.arch, options.weights, strict=True):
         chunks = chunks_of(arch, weights, options)
         if not options.known:
-            results.complete(chunks, measured, told, options.jobs)
+            results.complete(chunks, options.jobs)
         if any(chunk in results for chunk in chunks):
             tables.append(table_of(arch, chunks, results, options))
     publish(tables, options.rst)

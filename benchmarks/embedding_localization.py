@@ -41,7 +41,6 @@ Reference: Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4. 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,7 +49,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from embedding_runs import (
     ALL,
     CENTRE,
@@ -66,7 +64,7 @@ from embedding_runs import (
     measured,
     read,
 )
-from paper_tables import Claim, Results, Table, interval_of, publish
+from paper_tables import Claim, Results, Table, interval_of, options_of, parser_of, publish
 from scipy import stats
 
 # CUB-200, ResNet-50: ratios by box and by mask, with all channels and 50, and the accuracy.
@@ -280,10 +278,7 @@ def report_peer(run: Run, peer: dict[str, Any]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    scale = parser.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--quick", action="store_const", dest="scale", const=QUICK)
-    scale.add_argument("--full", action="store_const", dest="scale", const=FULL)
+    parser = parser_of(__doc__, QUICK, FULL)
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--arch")
     parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
@@ -299,23 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-share", type=float, default=2 / 3, help="where one has to split")
     parser.add_argument("--peer-images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="of timing against the peer")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="networks trained at a time")
     parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
-    options = parser.parse_args(arguments)
-    for name, value in options.scale.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = options_of(parser, arguments)
     options.weights = None if options.weights == "none" else options.weights
 
     shared = {name: value for name, value in vars(options).items() if name in Run.__annotations__}
     sets = [Run(**{**shared, "init": None, "data": folder}) for folder in options.data]
     runs = [replace(run, init=init) for run in sets for init in (None, *range(options.inits))]
-    results = Results(options.results)
-    results.complete(runs, measured, told, options.jobs)
+    results = Results(options.results, measured, told)
+    results.complete(runs, options.jobs)
     tables = [table for run in sets for table in tables_of(run, range(options.inits), results)]
     publish(tables, options.rst)
     print()

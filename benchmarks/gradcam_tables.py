@@ -33,14 +33,13 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from paper_tables import Claim, Table, interval_of, publish
+from paper_tables import Claim, Table, interval_of, options_of, parser_of, publish
 from PIL import Image, ImageOps
 from sklearn.utils import Bunch
 from torch import Tensor
@@ -281,27 +280,13 @@ def cell(values: np.ndarray, form: str = ".1f") -> str:
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
-@dataclass
-class ClaimOfImages(Claim):
-    """A claim that says of how many images it is, where they are too few."""
-
-    n_images: int = 0
-
-    @property
-    def verdict(self) -> str:
-        if self.value == self.low == self.high == 0:
-            return "no image differs"
-        known = super().verdict
-        return f"{known} from {self.n_images} images" if known == "cannot be told" else known
-
-
 def claim(
     text: str, high: np.ndarray, low: np.ndarray, paper: str = "", unit: str = "points"
 ) -> Claim:
     """Return the claim that one column is above another, beside the paper's figures of both."""
     text = f"{text} (paper: {paper})" if paper else text
     interval = interval_of(lambda a, b: a.mean() - b.mean(), high, low)
-    return ClaimOfImages(text, *interval, unit, n_images=len(high))
+    return Claim(text, *interval, unit, n_images=len(high))
 
 
 # The tables
@@ -478,10 +463,7 @@ TABLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    scale = parser.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--quick", action="store_const", dest="scale", const=QUICK)
-    scale.add_argument("--full", action="store_const", dest="scale", const=FULL)
+    parser = parser_of(__doc__, QUICK, FULL)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--year", default="2007", help="of VOC")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
@@ -492,14 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--occlusion-images", type=int)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
-    options = parser.parse_args(arguments)
-    for name, value in options.scale.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = options_of(parser, arguments)
     if options.layers is None:
         known = [of for prefix, of in LAYERS.items() if options.arch.startswith(prefix)]
         options.layers = known[0] if known else ()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed
 
 
@@ -27,10 +29,19 @@ RunT = TypeVar("RunT", bound=Keyed)
 
 
 class Results(Generic[RunT]):
-    """Measures by run, in a file that grows by a line a run: what was cut off goes on."""
+    """Measures by run, in a file that grows by a line a run: what was cut off goes on.
 
-    def __init__(self, path: Path | None):
+    ``measured`` returns a run with its measures, and ``told`` what is printed of them.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        measured: Callable[[RunT], tuple[RunT, dict[str, Any]]],
+        told: Callable[[RunT, dict[str, Any]], str],
+    ):
         self.path = path
+        self._measured, self._told = measured, told
         self._known: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
             for line in path.read_text("utf-8").splitlines():
@@ -43,21 +54,15 @@ class Results(Generic[RunT]):
     def __getitem__(self, run: RunT) -> dict[str, Any]:
         return self._known[run.key]
 
-    def complete(
-        self,
-        runs: Iterable[RunT],
-        measured: Callable[[RunT], tuple[RunT, dict[str, Any]]],
-        told: Callable[[RunT, dict[str, Any]], str],
-        jobs: int = 1,
-    ) -> None:
+    def complete(self, runs: Iterable[RunT], jobs: int = 1) -> None:
         """Measure what is not known yet, and print what is told of each."""
         missing = list({run.key: run for run in runs if run.key not in self._known}.values())
         done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(measured)(run) for run in missing
+            delayed(self._measured)(run) for run in missing
         )
         for run, measures in done:
             self._known[run.key] = measures
-            print(told(run, measures), flush=True)
+            print(self._told(run, measures), flush=True)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"key": run.key, "measures": measures}) + "\n")
@@ -72,12 +77,17 @@ class Claim:
     low: float
     high: float
     unit: str = "points"
+    n_images: int | None = None  # that may be too few
 
     @property
     def verdict(self) -> str:
+        if self.value == self.low == self.high == 0:
+            return "no image differs"
         if self.low > 0:
             return "holds"
-        return "does not hold" if self.high < 0 else "cannot be told"
+        if self.high < 0:
+            return "does not hold"
+        return "cannot be told" + (f" from {self.n_images} images" if self.n_images else "")
 
     def row(self) -> tuple[str, ...]:
         return (
@@ -136,6 +146,31 @@ def publish(tables: Sequence[Table], rst: Path | None) -> None:
         unfinished = rst.with_name(f"{rst.name}.part")
         unfinished.write_text("\n\n".join(table.rst() for table in tables) + "\n", "utf-8")
         os.replace(unfinished, rst)
+
+
+def parser_of(doc: str, quick: Mapping[str, Any], full: Mapping[str, Any]) -> ArgumentParser:
+    """Return a parser with what all programs of tables take.
+
+    ``quick`` and ``full`` have the values of options that are not given.
+    """
+    parser = ArgumentParser(description=doc.splitlines()[0])
+    scale = parser.add_mutually_exclusive_group(required=True)
+    scale.add_argument("--quick", action="store_const", dest="scale", const=quick)
+    scale.add_argument("--full", action="store_const", dest="scale", const=full)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
+    return parser
+
+
+def options_of(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+    """Return the options given, and for the others those of the scale; the device is settled."""
+    options = parser.parse_args(arguments)
+    for name, value in options.scale.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
 
 
 def interval_of(

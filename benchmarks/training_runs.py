@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paper_tables
 from sklearn.utils import Bunch
 
 from sklcam import ConsistentCAMClassifier
@@ -57,14 +55,6 @@ class Run:
         known = {**asdict(self), "data": Path(self.data).name}
         del known["device"]
         return json.dumps(known, sort_keys=True)
-
-
-class Results(paper_tables.Results[Run]):
-    """Classifiers' measures, kept."""
-
-    def complete(self, runs: Iterable[Run], jobs: int = 1) -> None:  # type: ignore[override]
-        """Train and measure what is not known yet."""
-        super().complete(runs, measured, told, jobs)
 
 
 def told(run: Run, measures: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ SMALL = [
 
 def test_a_run_that_was_cut_off_goes_on_and_says_the_same(splits, tmp_path, capsys, monkeypatch):
     import consistency_tables
-    import training_runs
 
     kept, table = tmp_path / "runs.jsonl", tmp_path / "tables.rst"
     call = [*SMALL, "--data", str(splits), "--results", str(kept), "--rst", str(table)]
@@ -33,7 +32,7 @@ def test_a_run_that_was_cut_off_goes_on_and_says_the_same(splits, tmp_path, caps
     assert any(line.startswith("resnet18 the paper's 1, 1e-6, 1") for line in lines)
     assert "resnet18 paper, Caltech 101 theirs 92.5 83.4 82.0" in lines
 
-    monkeypatch.setattr(training_runs, "measured", lambda run: pytest.fail("measured again"))
+    monkeypatch.setattr(consistency_tables, "measured", lambda run: pytest.fail("measured again"))
     consistency_tables.main([*call, "--tables", "1"])
     assert table.read_text() == written
 
@@ -50,7 +49,7 @@ def test_claims_are_of_what_was_measured(splits, tmp_path, capsys, monkeypatch):
         measures = dict.fromkeys(training_runs.MEASURES, accuracy)
         return run, {**measures, "corners": 0.25, "warned of": ["chance in epoch 2"], "seconds": 1}
 
-    monkeypatch.setattr(training_runs, "measured", measured)
+    monkeypatch.setattr(consistency_tables, "measured", measured)
     consistency_tables.main(
         [
             *SMALL,
