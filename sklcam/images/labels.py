@@ -189,10 +189,12 @@ def names_of_classes(names: Sequence[str] | None, classes: np.ndarray) -> tuple[
     >>> names_of_classes(["cat", "dog", "emu"], np.array([0, 2]))
     ('cat', 'emu')
     """
-    is_numbered = names is not None and classes.dtype.kind in "iu" and classes.ndim == 1
-    if not is_numbered or not all(0 <= number < len(names) for number in classes.tolist()):  # type: ignore[arg-type]
+    if names is None or classes.ndim != 1 or classes.dtype.kind not in "iu":
         return None
-    return tuple(names[number] for number in classes.tolist())  # type: ignore[index]
+    numbers = classes.tolist()
+    if not all(0 <= number < len(names) for number in numbers):
+        return None
+    return tuple(names[number] for number in numbers)
 
 
 def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndarray | None) -> None:

@@ -158,6 +158,20 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer)
 
 
+@contextmanager
+def tolerating() -> Iterator[None]:
+    """End a block where a network fails, as one that takes a single size may, with any error.
+
+    A lack of memory says nothing of the network, and is raised.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return
+
+
 def memory_of(tensor: Tensor) -> int:
     """Return what is the same for tensors that share their memory, as views do."""
     # Not the address of the numbers, which is public: on some devices there is none.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sklcam.networks.dry_run import left_as_found
+from sklcam.networks.dry_run import left_as_found, tolerating
 from sklcam.networks.layers import TargetLayer
 
 # What part of a side a margin has to be: less moves a map by less than half of that.
@@ -46,10 +46,8 @@ def other_extent(
     model : nn.Module
     layer : TargetLayer
         Whose borders answer in place.
-    draw : callable
-        Takes a scale and returns two images of that times the usual size.
-    forward : callable
-        Runs the network on images.
+    draw, forward
+        As in :func:`~sklcam.networks.placement.misplacement`.
 
     Returns
     -------
@@ -137,11 +135,8 @@ def _look(
                 handles.append(part.register_forward_pre_hook(note_given))
         leaf = images.clone().requires_grad_()
         try:
-            forward(leaf.clone())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # as in `placement`; what is before the layer has run, or has not
-            pass
+            with tolerating():  # what is before the layer has run, or has not
+                forward(leaf.clone())
         finally:
             for handle in handles:
                 handle.remove()

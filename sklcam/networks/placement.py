@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklcam.networks.dry_run import left_as_found
+from sklcam.networks.dry_run import left_as_found, tolerating
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 
@@ -60,11 +60,10 @@ def misplacement(
         sums: Tensor | float = 0.0
         for i in range(_MOST_TRIES):
             images = draw(scale)
-            try:
+            changes = None
+            with tolerating():
                 changes = _changes(model, layer, images, forward, _strips)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # a network that takes one size, or few images, may raise anything
+            if changes is None:
                 return seen
             sums = sums + _answers(changes)
             # The better of both readings, by side; nothing is told by a side where nothing answers.
@@ -119,11 +118,10 @@ def quadrants_elsewhere(
     for scale in (1,) if layer.layout == "tokens" else (1, 2, 4):
         sums = torch.zeros(4, 4)
         for _ in range(_MOST_TRIES):
-            try:
+            changes = None
+            with tolerating():
                 changes = _changes(model, layer, draw(scale), forward, _quadrants)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # as above
+            if changes is None:
                 return None
             changes = changes - changes.mean(dim=(2, 3), keepdim=True)
             rows, columns = (_halves(n).to(changes) for n in changes.shape[2:])

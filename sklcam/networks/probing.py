@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from sklcam.networks.dry_run import exclusive, left_as_found, memory_of
+from sklcam.networks.dry_run import exclusive, left_as_found, memory_of, tolerating
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint, is_reentrant
@@ -174,13 +174,9 @@ def taking_noise(model: nn.Module, sample: Tensor, forward: Forward) -> Forward:
     Of roots and logarithms it would be NaN, which tells nothing. Values are then brought between
     0 and 1, each by itself, so that all stays in its place.
     """
-    try:
-        with left_as_found(model):
-            output = forward(noise(sample, 1, torch.Generator().manual_seed(0)))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # of the network, which says what is wrong when it is traced
-        return forward
+    output = None
+    with tolerating(), left_as_found(model):  # what is wrong is said when it is traced
+        output = forward(noise(sample, 1, torch.Generator().manual_seed(0)))
     if not isinstance(output, Tensor) or bool(output.isfinite().all()):
         return forward
     return lambda images: forward(images.sigmoid())
@@ -304,12 +300,12 @@ def layouts_of(
     is_refuted = False
     most = 2 if is_nchw else _MOST_TRIES
     for scale in (1, 2, 4):
-        try:
-            found, responses = _try(model, name, sample, forward, scale, most)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a network that takes one size, or one image, may raise anything
+        tried = None
+        with tolerating():
+            tried = _try(model, name, sample, forward, scale, most)
+        if tried is None:
             break
+        found, responses = tried
         if found or _NCHW not in responses:
             images = noise(sample, 2, torch.Generator().manual_seed(1))
             return [
@@ -344,16 +340,15 @@ def is_sequence_first(
         True if tokens lie as the images do, or are as many as positions before them, beside a class
         token and the like. Queries of a decoder do neither.
     """
-    try:
-        found, answers = _try(model, traced.name, sample, forward, 1, _MOST_TRIES, image_axis=1)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # as above
-        found, answers = [], None
-    if answers == {}:
+    tried = None
+    with tolerating():
+        tried = _try(model, traced.name, sample, forward, 1, _MOST_TRIES, image_axis=1)
+    if tried is not None and not tried[1]:
         return False
     n_tokens = len(traced.output)
-    return bool(found) or any(0 <= n_tokens - n <= _MOST_SPECIAL_TOKENS for n in counts)
+    return bool(tried and tried[0]) or any(
+        0 <= n_tokens - n <= _MOST_SPECIAL_TOKENS for n in counts
+    )
 
 
 def _try(
