@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sklcam import CAMExplainer
 from sklcam.networks import TargetLayer
 
 SMALL = ["--image-size", "64", "--images-curves", "2", "--n-steps", "2", "--chunk", "2"]
@@ -19,6 +20,7 @@ QUICKEST = [*SMALL, "--images-perturbation", "2", "--device", "cpu"]
 def tiny(monkeypatch):
     """Have every network be a small one, of two convolutions and pooling."""
     import cam_evaluation
+    import cam_runs
 
     torch.manual_seed(0)
     relu = nn.ReLU()  # the layer that is explained runs twice, as EfficientNet-Lite's does
@@ -27,10 +29,9 @@ def tiny(monkeypatch):
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
     )
     last, classes = TargetLayer("1", run=-1), ["blue", "green", "red"]
-    explainer = cam_evaluation.CAMExplainer(
-        network, target_layer=last, classes=classes, image_size=64, verbose=0
-    )
-    monkeypatch.setattr(cam_evaluation, "explainer_of", lambda *_: explainer.fit())
+    explainer = CAMExplainer(network, target_layer=last, classes=classes, image_size=64, verbose=0)
+    for program in (cam_evaluation, cam_runs):
+        monkeypatch.setattr(program, "explainer_of", lambda *_: explainer.fit())
     return cam_evaluation
 
 
@@ -82,12 +83,14 @@ def test_a_network_is_trained_here(splits, capsys):
 
 
 def test_gradients_are_even_behind_pooling_alone(tiny):
+    from cam_runs import has_uniform_gradients
+
     explainer, inputs = tiny.explainer_of(), torch.rand(2, 3, 64, 64)
-    assert tiny.has_uniform_gradients(explainer, inputs)
+    assert has_uniform_gradients(explainer, inputs)
     network = nn.Sequential(*explainer.model_[:4], nn.Flatten(), nn.Linear(6 * 13 * 13, 3))
     last = explainer.target_layers_[0]
-    other = tiny.CAMExplainer(network, target_layer=last, image_size=64, verbose=0).fit()
-    assert not tiny.has_uniform_gradients(other, inputs)
+    other = CAMExplainer(network, target_layer=last, image_size=64, verbose=0).fit()
+    assert not has_uniform_gradients(other, inputs)
 
 
 def test_adcc_is_the_papers():
@@ -130,11 +133,13 @@ def test_claims_by_hand():
 
 
 def test_bf16_is_of_the_weights_alone(tiny):
+    from cam_runs import in_bf16
+
     from sklcam.cam import ScoreCAM
 
     explainer = tiny.explainer_of()
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     wide = explainer.explain(images, method=ScoreCAM())
-    narrow = explainer.explain(images, method=tiny.in_bf16(ScoreCAM()))
+    narrow = explainer.explain(images, method=in_bf16(ScoreCAM()))
     assert narrow.dtype == np.float32 and not np.array_equal(wide, narrow)
     np.testing.assert_allclose(narrow, wide, atol=0.05)
