@@ -1,4 +1,4 @@
-"""What checks of arguments say; that each is made where it should be is in test_errors.py."""
+"""What checks of arguments say; that each is made where it should be is in tests/errors."""
 
 from __future__ import annotations
 

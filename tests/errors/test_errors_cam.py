@@ -1,0 +1,208 @@
+"""What methods, targets, recorded passes and functions of maps refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from refusals import IMAGES, INF, INPUTS, LOGITS, MAPS, NAN, NET, VALUES, Row, explainer, rows_of
+
+from sklcam import CAMExplainer, cam
+
+
+def explain_with(target=None, **options):
+    return explainer().explain(INPUTS, target, **options)
+
+
+def recorded_pass(network=NET, layers=(), inputs=INPUTS, **options):
+    return cam.RecordedPass(network, layers, inputs, **options)
+
+
+def of_options(method: Callable, **wrong: tuple[Any, str]) -> list[Row]:
+    """Options that a method refuses before it sees an image."""
+    return [
+        (f"{name}={value!r}", lambda name=name, value=value: method(**{name: value}).check(), match)
+        for name, (value, match) in wrong.items()
+    ]
+
+
+REFUSALS: dict[str, list[Row]] = {
+    "get_method": [
+        (
+            "a slip",
+            lambda: cam.get_method("gradcamm"),
+            "no method 'gradcamm'. Did you mean: gradcam",
+        ),
+        ("None", lambda: cam.get_method(None), "must be a name or a method object .* got None"),
+        ("a list", lambda: cam.get_method(["cam"]), r"got \['cam'\]"),
+        ("a class", lambda: cam.get_method(int), "int is not a class of methods"),
+    ],
+    **{
+        name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "a base class")]
+        for name in ("GradientMethod", "WeightedGradientMethod", "PerturbationMethod", "Method")
+    },
+    "GradCAM": [
+        *of_options(
+            cam.GradCAM,
+            pooling=("median", 'pooling must be "mean" or "max"; got .median'),
+            gradient=("half", 'gradient must be "plain", .* got .half'),
+        ),
+        ("options", lambda: cam.GradCAM(pooling="x")(VALUES, IMAGES), "pooling must be"),
+        (
+            "a rule",
+            lambda: cam.GradCAM(gradient="guided")(VALUES, IMAGES),
+            "changes the way back while the network runs",
+        ),
+        ("no scores", lambda: cam.GradCAM()(None, IMAGES), "scores must be .* got None"),
+        ("a leaf", lambda: cam.GradCAM()(VALUES, IMAGES), "activations must be .* with a gradient"),
+        (
+            "no graph",
+            lambda: cam.GradCAM()(VALUES, IMAGES.clone().requires_grad_()),
+            "scores have no graph",
+        ),
+    ],
+    "Counterfactual": of_options(
+        cam.Counterfactual,
+        pooling=("x", "pooling must be"),
+        gradient=("absolute", "would be Grad-CAM itself"),
+    ),
+    "CAM": [
+        (
+            "a callable",
+            lambda: explain_with(lambda o: o[:, 0], method="cam"),
+            "CAM explains classes",
+        ),
+        (
+            "another head",
+            lambda: CAMExplainer(NET, "cam", target_layer="1").fit(INPUTS).explain(INPUTS),
+            "CAM needs a head of global average pooling",
+        ),
+    ],
+    "SmoothGradCAMPlusPlus": of_options(
+        cam.SmoothGradCAMPlusPlus,
+        n_samples=(0, "n_samples must be an int >= 1; got 0"),
+        std=(NAN, "std must be a finite number >= 0; got nan"),
+        random_state=("a", "'a' cannot be used to seed"),
+    ),
+    "ScoreCAM": [
+        *of_options(cam.ScoreCAM, batch_size=(0, "batch_size must be an int >= 1; got 0")),
+        *of_options(cam.ScoreCAM, batch_size=(1.5, "batch_size must be an int >= 1; got 1.5")),
+    ],
+    "SSCAM": of_options(
+        cam.SSCAM,
+        n_samples=("5", "n_samples must be an int >= 1; got '5'"),
+        std=(-1, "std must be a finite number >= 0; got -1"),
+        random_state=(-1, "Seed must be"),
+    ),
+    "ISCAM": of_options(cam.ISCAM, n_samples=(0, "n_samples must be an int >= 1; got 0")),
+    "AblationCAM": of_options(cam.AblationCAM, batch_size=(0, "batch_size must be")),
+    "Saliency": of_options(cam.Saliency, channels=("x", 'channels must be "max" or "keep"')),
+    "GuidedBackprop": of_options(cam.GuidedBackprop, channels=("x", "channels must be")),
+    "Deconvnet": of_options(cam.Deconvnet, channels=("x", "channels must be")),
+    "GuidedGradCAM": of_options(cam.GuidedGradCAM, pixel=("x", 'pixel must be "guided" or')),
+    "Occlusion": [
+        *of_options(
+            cam.Occlusion,
+            patch=(0, "patch, a number of pixels, must be an int >= 1; got 0"),
+            stride=(2.5, "stride, a number of pixels, must be an int >= 1; got 2.5"),
+            fill=(INF, "fill must be a finite number; got inf"),
+            batch_size=(0, "batch_size must be"),
+        ),
+        ("a patch", lambda: explain_with(method=cam.Occlusion(99)), "a patch within the image"),
+        ("gaps", lambda: explain_with(method=cam.Occlusion(2, 3)), "no longer than the patch"),
+    ],
+    "RandomCAM": of_options(cam.RandomCAM, random_state=("a", "'a' cannot be used to seed")),
+    "Positive": [
+        ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "of several labels"),
+        ("alone", lambda: cam.target_scores(LOGITS, cam.Positive()), "ask an explainer"),
+    ],
+    "TopK": [
+        ("none", lambda: cam.TopK(0), "k, the number of classes .* an int >= 1; got 0"),
+        ("a word", lambda: cam.TopK("a"), "an int >= 1; got 'a'"),
+        ("True", lambda: cam.TopK(True), "an int >= 1; got True"),
+        ("too many", lambda: cam.target_scores(LOGITS, cam.TopK(9)), "more classes .*: 3"),
+    ],
+    "Classes": [
+        (
+            "too few",
+            lambda: cam.Classes(torch.tensor([1])).resolve(LOGITS),
+            r"one class, .* per image; got shape \(1,\) for 2 images",
+        ),
+        ("class 9", lambda: cam.Classes(torch.tensor([0, 9])).resolve(LOGITS), "from 0 to 9"),
+        ("maps", lambda: cam.Classes(torch.tensor([0, 1])).resolve(IMAGES), "not .n_images, n_c"),
+    ],
+    "Directions": [
+        (
+            "too short",
+            lambda: cam.Directions(torch.rand(2, 4)).resolve(LOGITS),
+            r"directions must be .* output of \(2, 3\); got shape \(2, 4\)",
+        ),
+    ],
+    "target_scores": [
+        ("no output", lambda: cam.target_scores(None), "output must be a Tensor; got None"),
+        ("maps", lambda: cam.target_scores(IMAGES), r"shape \(2, 1, 12, 12\), not \(n_images, n_c"),
+        ("a label", lambda: cam.target_scores(LOGITS, "cat"), "target must be .* got a str, 'cat'"),
+        ("a list", lambda: cam.target_scores(LOGITS, [0, 1]), "target must be .* got a list"),
+        ("bools", lambda: cam.target_scores(LOGITS, VALUES > 0.5), "target must be .*torch.bool"),
+        ("few", lambda: cam.target_scores(LOGITS, torch.tensor([0])), r"shape \(1,\) for 2 images"),
+        (
+            "class 9",
+            lambda: cam.target_scores(LOGITS, torch.tensor([0, 9])),
+            "from 0 to 9; those o",
+        ),
+        ("class -1", lambda: cam.target_scores(LOGITS, torch.tensor([-1, 0])), "from -1 to 0; tho"),
+        (
+            "directions",
+            lambda: cam.target_scores(LOGITS, torch.rand(2, 4)),
+            r"an output of \(2, 3\)",
+        ),
+        ("numbers", lambda: cam.target_scores(LOGITS, lambda o: [1, 2]), "it returned .*list"),
+    ],
+    "RecordedPass": [
+        ("no network", lambda: recorded_pass(None), "network must be an nn.Module; got None"),
+        (
+            "a name",
+            lambda: recorded_pass(layers=["5"]),
+            "layers must be TargetLayers; got a str, '5'",
+        ),
+        ("no inputs", lambda: recorded_pass(inputs=None), "must be a Tensor of shape .* got None"),
+        (
+            "arrays",
+            lambda: recorded_pass(inputs=INPUTS.numpy()),
+            "must be a Tensor .* got an ndarray",
+        ),
+        (
+            "one image",
+            lambda: recorded_pass(inputs=INPUTS[0]),
+            r"must be a Tensor .* \(1, 16, 16\)",
+        ),
+        ("empty", lambda: recorded_pass(inputs=INPUTS[:0]), r"got .* shape \(0, 1, 16, 16\)"),
+        (
+            "no name",
+            lambda: recorded_pass(inputs={"a": INPUTS}),
+            r"SmallNet does not take inputs by the names \['a'\]",
+        ),
+        ("a graph", lambda: recorded_pass(graph="tail"), 'graph must be "head", .* got .tail'),
+    ],
+    "min_max": [
+        ("None", lambda: cam.min_max(None), r"maps must be .* \(\.\.\., height, width\); got None"),
+        ("an array", lambda: cam.min_max(MAPS.numpy()), "maps must be .* got an ndarray"),
+        ("a row", lambda: cam.min_max(VALUES), r"maps must be .* shape \(2,\)"),
+        ("integers", lambda: cam.min_max(MAPS.long()), "maps must be .*int64"),
+    ],
+    "upsample": [
+        ("None", lambda: cam.upsample(None, (2, 2)), "maps must be .* got None"),
+        ("a row", lambda: cam.upsample(VALUES, (2, 2)), r"maps must be .* shape \(2,\)"),
+        ("no pixels", lambda: cam.upsample(MAPS[:, :0], (2, 2)), r"maps must be .* \(2, 0, 12\)"),
+        ("no size", lambda: cam.upsample(MAPS, (0, 3)), r"size must be .* got \(0, 3\)"),
+        ("half pixels", lambda: cam.upsample(MAPS, (2.5, 3)), r"size must be .* got \(2.5, 3\)"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("call", "match", "error"), rows_of(REFUSALS))
+def test_refusals(call, match, error):
+    with pytest.raises(error, match=match):
+        call()

@@ -1,0 +1,319 @@
+"""What evaluate, scorers and tables of results refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from refusals import (
+    BOX,
+    COLOUR,
+    VALUES,
+    Row,
+    X,
+    Y,
+    classifier,
+    evaluate,
+    evaluation,
+    fitted,
+    rows_of,
+)
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+
+from sklcam import cam, metrics
+
+
+def with_params(metric, **options):
+    return evaluate(metric, boxes=[BOX] * 12, metric_params={metric: options})
+
+
+REFUSALS: dict[str, list[Row]] = {
+    "evaluate": [
+        ("no estimator", lambda: evaluate(estimator=SVC()), "must be a ConsistentCAM.* got SVC"),
+        (
+            "labels of no class",
+            lambda: evaluate("accuracy", y=["cat"] * 12),
+            r"None of the labels in y is a class .* \['cat'\], its classes \[0, 1, 2\]",
+        ),
+        (
+            "a search",
+            lambda: evaluate(estimator=GridSearchCV(SVC(), {})),
+            "not fitted yet",
+            NotFittedError,
+        ),
+        ("unfitted", lambda: evaluate(estimator=classifier()), "call fit first", NotFittedError),
+        ("no images", lambda: evaluate(X=None), "X is None"),
+        ("a slip", lambda: evaluate("adc"), "no metric 'adc'. Did you mean: adcc"),
+        ("no names", lambda: evaluate([]), "metrics is empty"),
+        ("None", lambda: evaluate(None), "metrics must be a name or a sequence .* got None"),
+        ("a number", lambda: evaluate([3]), "There is no metric 3"),
+        ("a list", lambda: evaluate([["adcc"]]), r"There is no metric \['adcc'\]"),
+        ("a method", lambda: evaluate(method="gradcm"), "Did you mean: gradcam"),
+        ("a target", lambda: evaluate(target=99), "not seen in fit"),
+        ("TopK", lambda: evaluate(target=cam.TopK(2)), "one class per image"),
+        ("no labels", lambda: evaluate("accuracy"), "accuracy needs y"),
+        ("few labels", lambda: evaluate("accuracy", y=[0]), "y has 1 entries for 12 images"),
+        ("a table", lambda: evaluate("accuracy", y=np.ones((12, 2))), r"one label .*\(12, 2\)"),
+        ("no boxes", lambda: evaluate("localization_accuracy"), "needs boxes"),
+        ("nowhere", lambda: evaluate("pointing_game"), "needs boxes or masks"),
+        ("boxes 3", lambda: evaluate(boxes=3), "boxes must be a sequence .* 12 images; got an int"),
+        ("few boxes", lambda: evaluate(boxes=[BOX] * 3), "boxes has 3 entries for 12 images"),
+        (
+            "the last",
+            lambda: evaluate(boxes=[BOX] * 11 + [-BOX]),
+            r"boxes\[11\]: A box is .* x1 < x2",
+        ),
+        ("five", lambda: evaluate(boxes=[[[0, 0, 1, 1, 1]]] * 12), r"boxes\[0\]: .*\(n_boxes, 4\)"),
+        (
+            "boxes in shares",
+            lambda: evaluate("pointing_game", boxes=[[[0, 0.5, 1, 1]]] * 12),
+            "in pixels of each image, not in shares",
+        ),
+        ("few masks", lambda: evaluate(masks=X[:3]), "masks has 3 entries for 12 images"),
+        (
+            "by class and not",
+            lambda: evaluate(boxes=[*[{0: BOX}] * 11, BOX]),
+            r"boxes\[11\] is .* in dicts, or of none",
+        ),
+        (
+            "by other classes",
+            lambda: evaluate(boxes=[{"apple": BOX}] * 12),
+            "None of the labels of boxes is a class",
+        ),
+        (
+            "boxes of 3",
+            lambda: evaluate("top5_localization_error", y=Y, boxes=[BOX] * 12),
+            "the 5 classes that score the highest are explained, and the estimator has 3",
+        ),
+        (
+            "no threshold",
+            lambda: evaluate("pointing_game_reject", y=Y, boxes=[BOX] * 12),
+            "no threshold unless you choose one: .* rejection_threshold",
+        ),
+        (
+            "no references",
+            lambda: evaluate("reference_correlation"),
+            "needs references, a map for each image",
+        ),
+        ("unasked references", lambda: evaluate(references=X), "no metric looks at it"),
+        (
+            "few references",
+            lambda: evaluate("reference_correlation", references=X[:3]),
+            "references has 3 entries for 12 images",
+        ),
+        (
+            "colours",
+            lambda: evaluate("reference_correlation", references=COLOUR),
+            r"references\[0\] must be a map of numbers, .*\(8, 8, 3\)",
+        ),
+        ("sizes", lambda: evaluate("pointing_game", masks=X[:, :5]), r"masks of \(1, 5, 8\)"),
+        ("255", lambda: evaluate("pointing_game", masks=X * 255), r"float64 beyond \[0, 1\]"),
+        ("no class", lambda: evaluate("adcc", target=lambda o: o[:, 0]), "give score="),
+        ("score 3", lambda: evaluate("adcc", score=3), "score must be a callable .* got an int, 3"),
+        (
+            "a score",
+            lambda: evaluate("adcc", score=lambda o: 1),
+            "score must return .* it returned",
+        ),
+        ("scores", lambda: evaluate("adcc", score=lambda o: o), r"score must return .* \(6, 3\)"),
+        ("batch 0", lambda: evaluate(batch_size=0), "batch_size must be an int >= 1; got 0"),
+        ("jobs", lambda: evaluate(n_jobs=0), "n_jobs must be None or an int other than 0; got 0"),
+        ("a seed", lambda: evaluate(random_state="a"), "'a' cannot be used to seed"),
+        ("params", lambda: evaluate(metric_params=3), "metric_params must be a dict .* an int, 3"),
+        ("of none", lambda: evaluate(metric_params={"x": {}}), r"unknown metrics: \['x'\]"),
+        ("a number", lambda: evaluate(metric_params={"iauc": 3}), "a dict of options of iauc; got"),
+        ("unknown", lambda: with_params("iauc", steps=3), r"iauc has no options \['steps'\]"),
+        ("no step", lambda: with_params("iauc", n_steps=0), "n_steps must be an int >= 1; got 0"),
+        (
+            "a start",
+            lambda: with_params("iauc", start=VALUES),
+            "start must be a callable that makes",
+        ),
+        (
+            "views",
+            lambda: with_params("consistency", views=3),
+            "views must be a ViewSampler or None",
+        ),
+        ("view", lambda: with_params("consistency", method="gradcm"), "Did you mean: gradcam"),
+        (
+            "IoU",
+            lambda: with_params("localization_accuracy", iou_threshold=2),
+            "iou_threshold must",
+        ),
+        (
+            "share",
+            lambda: with_params("localization_accuracy", threshold=-1),
+            "threshold must be a",
+        ),
+        ("pixels", lambda: with_params("pointing_game", tolerance=-1), "tolerance must .* got -1"),
+        ("noise", lambda: with_params("road", noise=-1), "noise must be a finite number >= 0"),
+        ("patches", lambda: with_params("rank_correlation", occlusion=3), "must be an Occlusion()"),
+    ],
+    "rejection_threshold": [
+        (
+            "no boxes",
+            lambda: metrics.rejection_threshold(fitted(), X, Y),
+            "pointing_game_reject: needs boxes or masks",
+        ),
+        (
+            "3 classes",
+            lambda: metrics.rejection_threshold(fitted(), X, Y, boxes=[BOX] * 12),
+            "the 5 classes .* the estimator has 3",
+        ),
+        (
+            "tolerance",
+            lambda: metrics.rejection_threshold(fitted(), X, Y, boxes=[BOX] * 12, tolerance=-1),
+            "tolerance must be a finite number >= 0; got -1",
+        ),
+    ],
+    "Evaluator": [
+        ("no estimator", lambda: metrics.Evaluator(SVC(), X), "must be a ConsistentCAM.* got SVC"),
+        ("a slip", lambda: metrics.Evaluator(fitted(), X, metrics="adc"), "Did you mean: adcc"),
+        (
+            "a need",
+            lambda: metrics.Evaluator(fitted(), X, needs=["mapz"]),
+            "no metric or quantity 'mapz'. Did you mean: maps",
+        ),
+        ("jobs", lambda: metrics.Evaluator(fitted(), X).run(n_jobs=0), "n_jobs must be .* got 0"),
+    ],
+    "Metric": [
+        ("no name", lambda: metrics.Metric("", max, ("maps",)), "A metric has a name; got a str"),
+        ("a quantity", lambda: metrics.Metric("maps", max, ("maps",)), "name of a quantity"),
+        (
+            "no function",
+            lambda: metrics.Metric("a", 3, ("maps",)),
+            "function must be .* got an int",
+        ),
+        ("a word", lambda: metrics.Metric("a", max, "maps"), "needs must be a tuple .* a str"),
+        ("a slip", lambda: metrics.Metric("a", max, ("map",)), "needs 'map', .* Did you mean: "),
+        (
+            "a range",
+            lambda: metrics.Metric("a", max, ("maps",), range=(1, 0)),
+            r"range must be \(low, high\) .* got \(1, 0\)",
+        ),
+    ],
+    "register": [
+        ("a name", lambda: metrics.register("adcc"), "register takes a Metric; got a str, 'adcc'"),
+        (
+            "another adcc",
+            lambda: metrics.register(metrics.Metric("adcc", max, ("maps",))),
+            "There is a metric 'adcc' already",
+        ),
+    ],
+    "get_metric": [
+        ("a slip", lambda: metrics.get_metric("adc"), "no metric 'adc'. Did you mean: adcc"),
+        ("None", lambda: metrics.get_metric(None), "There is no metric None"),
+    ],
+    "consistency_score": [
+        ("no one", lambda: metrics.consistency_score(None, X), "estimator must be .* NoneType"),
+        (
+            "views",
+            lambda: metrics.consistency_score(fitted(), X, views=3),
+            "views must be a ViewSam",
+        ),
+        ("a method", lambda: metrics.consistency_score(fitted(), X, method="x"), "no method 'x'"),
+        (
+            "a seed",
+            lambda: metrics.consistency_score(fitted(), X, random_state="a"),
+            "'a' cannot be",
+        ),
+    ],
+    "Evaluation": [
+        ("level 95", lambda: evaluation().summary(level=95), "level must be .* 0 and 1; got 95"),
+        ("level 0", lambda: evaluation().summary(level=0), "level must be .* 0 and 1; got 0"),
+        ("-5", lambda: evaluation().summary(n_resamples=-5), "n_resamples must .* >= 1; got -5"),
+        ("no classes", lambda: evaluation().summary(by="class"), "needs y, the true labels"),
+        (
+            "few groups",
+            lambda: evaluation().summary(by=[0, 1]),
+            "label for each of 3 images; got a",
+        ),
+        ("nothing", lambda: metrics.Evaluation().summary(), "needs a metric, .* none at all"),
+        ("no means", lambda: metrics.Evaluation().means(), "needs a metric, .* none at all"),
+        ("ragged", lambda: metrics.Evaluation(a=[1], b=[1, 2]).means(), "'a': 1, 'b': 2"),
+    ],
+    "compare": [
+        ("None", lambda: metrics.compare(None, None), "first must be an Evaluation; got None"),
+        ("a list", lambda: metrics.compare(evaluation(), [1]), "second must be .* got a list"),
+        ("3 and 4", lambda: metrics.compare(evaluation(), evaluation(4)), "of the same images"),
+        ("level", lambda: metrics.compare(evaluation(), evaluation(), level="a"), "level must be"),
+        (
+            "0",
+            lambda: metrics.compare(evaluation(), evaluation(), n_resamples=0),
+            "n_resamples must",
+        ),
+    ],
+    "get_scorer": [
+        ("a slip", lambda: metrics.get_scorer("adc"), "no scorer 'adc'. Did you mean: adcc"),
+        ("None", lambda: metrics.get_scorer(None), "A scorer has a name, .* got None"),
+        ("a list", lambda: metrics.get_scorer(["adcc"]), "A scorer has a name, .* got a list"),
+        (
+            "the wrong way",
+            lambda: metrics.get_scorer("average_drop"),
+            "Lower is better for 'average_drop', .*: use 'neg_average_drop'",
+        ),
+        ("a curve", lambda: metrics.get_scorer("dauc"), "use 'neg_dauc'"),
+        ("a sign", lambda: metrics.get_scorer("neg_adcc"), "no scorer 'neg_adcc'. Did you mean"),
+        ("a mean", lambda: metrics.get_scorer("mean_adcc"), "There is no scorer 'mean_adcc'"),
+        ("nothing", lambda: metrics.get_scorer(""), "There are: accuracy, adcc"),
+        (
+            "an option",
+            lambda: metrics.get_scorer("adcc", n_steps=1),
+            r"adcc has no options \['n_steps'\]; it takes batch_size, method",
+        ),
+        (
+            "an option with a slip",
+            lambda: metrics.get_scorer("iauc", nsteps=5),
+            r"iauc has no options \['nsteps'\]; .*n_steps",
+        ),
+        ("boxes", lambda: metrics.get_scorer("adcc", boxes=[BOX]), "has no options"),
+        (
+            "another's option",
+            lambda: metrics.get_scorer("consistency", n_steps=5),
+            r"has no options \['n_steps'\]; .*random_state, .*views",
+        ),
+    ],
+    "explanation_scorer": [
+        ("a name", lambda: metrics.explanation_scorer("adcc"), "a sequence of names; got a str"),
+        ("None", lambda: metrics.explanation_scorer(None), "a sequence of names; got None"),
+        ("none", lambda: metrics.explanation_scorer([]), "metrics is empty"),
+        ("a slip", lambda: metrics.explanation_scorer(["adc"]), "Did you mean: adcc"),
+        ("second", lambda: metrics.explanation_scorer(["adcc", "dauc"]), "use 'neg_dauc'"),
+        (
+            "an option of one",
+            lambda: metrics.explanation_scorer(["adcc"], metric_params={"adcc": {"n_steps": 5}})(
+                fitted(), X
+            ),
+            "options",
+        ),
+        (
+            "3",
+            lambda: metrics.explanation_scorer(["adcc"], metric_params=3),
+            "metric_params must be",
+        ),
+        (
+            "x",
+            lambda: metrics.explanation_scorer(["adcc"], metric_params={"x": {}}),
+            "unknown metrics",
+        ),
+        (
+            "an option",
+            lambda: metrics.explanation_scorer(["adcc"], n_steps=3),
+            "go into metric_par",
+        ),
+    ],
+    "ExplanationScorer": [
+        ("a slip", lambda: metrics.ExplanationScorer("adc")(fitted(), X), "Did you mean: adcc"),
+        ("no one", lambda: metrics.ExplanationScorer("adcc")(None, X), "estimator must be"),
+    ],
+    "ExplanationScorers": [
+        ("a slip", lambda: metrics.ExplanationScorers(["adc"])(fitted(), X), "Did you mean: adcc"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("call", "match", "error"), rows_of(REFUSALS))
+def test_refusals(call, match, error):
+    with pytest.raises(error, match=match):
+        call()

@@ -1,0 +1,67 @@
+"""A package that is missing is named with the extra that installs it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from refusals import MAPS, NET, X, Y, embedding_net, evaluation, fitted
+from small_networks import SmallNet
+
+import sklcam
+from sklcam import (
+    CAMDisplay,
+    CausalCurveDisplay,
+    ConsistencyDisplay,
+    LocalizationDisplay,
+    MapGridDisplay,
+    RetrievalDisplay,
+    TradeoffBoxDisplay,
+    TradeoffDisplay,
+    ViewPairDisplay,
+)
+from sklcam.training import AcceleratedCAMClassifier
+
+
+def without(monkeypatch, *names: str) -> None:
+    """Let imports of these packages fail, as where they are not installed."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in names:
+            monkeypatch.delitem(sys.modules, name)
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "match"),
+    [
+        ("matplotlib", lambda: CAMDisplay.from_estimator(fitted(), X), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: CAMDisplay.from_predictions(X[:2], MAPS), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: CAMDisplay(images=X, maps={}).plot(), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: ViewPairDisplay.from_estimator(fitted(), X), r"sklcam\[plot\]"),
+        (
+            "matplotlib",
+            lambda: MapGridDisplay.from_estimator(fitted(), X, Y, image=X[:1], param_grid={}),
+            r"sklcam\[plot\]",
+        ),
+        ("matplotlib", lambda: ConsistencyDisplay.from_predictions([1]), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: CausalCurveDisplay.from_predictions(None), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: LocalizationDisplay.from_estimator(NET, X, []), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: RetrievalDisplay.from_estimator(NET, X, X), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: TradeoffDisplay.from_cv_results({}), r"sklcam\[plot\]"),
+        ("matplotlib", lambda: TradeoffBoxDisplay.from_cv_results({}, by="p"), r"sklcam\[plot\]"),
+        ("jinja2", lambda: sklcam.report(fitted(), X, Y, "page.html"), r"sklcam\[report\]"),
+        ("accelerate", lambda: AcceleratedCAMClassifier(SmallNet).fit(X, Y), r"\[accelerate\]"),
+        (
+            "pytorch_metric_learning",
+            lambda: embedding_net().fit(X, Y),
+            r"sklcam\[metric-learning\]",
+        ),
+        ("pandas", lambda: evaluation().to_frame(), "pip install pandas"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(package, call, match, monkeypatch):
+    fitted()
+    without(monkeypatch, package)
+    with pytest.raises(ImportError, match=match):
+        call()

@@ -1,0 +1,251 @@
+"""What displays refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from refusals import (
+    BOX,
+    IMAGES,
+    MAPS,
+    NAN,
+    Row,
+    X,
+    Y,
+    causal,
+    classifier,
+    embedder,
+    fitted,
+    rows_of,
+)
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+
+from sklcam import (
+    CAMDisplay,
+    CausalCurveDisplay,
+    ConsistencyDisplay,
+    LocalizationDisplay,
+    MapGridDisplay,
+    RetrievalDisplay,
+    TradeoffBoxDisplay,
+    TradeoffDisplay,
+    ViewPairDisplay,
+    cam,
+    metrics,
+)
+
+REFUSALS: dict[str, list[Row]] = {
+    "CAMDisplay": [
+        ("no one", lambda: CAMDisplay.from_estimator(None, X), "estimator must be"),
+        ("nobody", lambda: CAMDisplay.from_estimator({}, X), "no estimator to draw"),
+        (
+            "unfitted",
+            lambda: CAMDisplay.from_estimator(classifier(), X),
+            "call fit first",
+            NotFittedError,
+        ),
+        ("no images", lambda: CAMDisplay.from_estimator(fitted(), None), "X is None"),
+        (
+            "200",
+            lambda: CAMDisplay.from_estimator(fitted(), np.ones((200, 8, 8))),
+            "at most 100 row",
+        ),
+        ("labels", lambda: CAMDisplay.from_estimator(fitted(), X, Y[:2]), r"12 images; got shape"),
+        ("methods", lambda: CAMDisplay.from_estimator(fitted(), X, methods=[]), "no method"),
+        (
+            "a frame",
+            lambda: CAMDisplay.from_estimator(fitted(), X, frame="x"),
+            "frame must be one of",
+        ),
+        ("TopK", lambda: CAMDisplay.from_estimator(fitted(), X, target=cam.TopK(2)), "one map"),
+        ("len", lambda: CAMDisplay.from_predictions(X, MAPS), "2 maps 'map' for 12 images"),
+        ("axes", lambda: CAMDisplay.from_predictions(X[:2], IMAGES), r"shape \(1, 12, 12\)"),
+        (
+            "twins",
+            lambda: CAMDisplay.from_estimator(fitted(), X, methods=["cam"] * 2),
+            "have one name",
+        ),
+        (
+            "a kind",
+            lambda: CAMDisplay.from_estimator(fitted(), X, kind="heat"),
+            r"kind must be one of \['overlay', 'map', 'both'\]; got 'heat'",
+        ),
+        ("alpha", lambda: CAMDisplay.from_estimator(fitted(), X, alpha="image"), "alpha must be"),
+        (
+            "titles",
+            lambda: CAMDisplay.from_predictions(X[:2], MAPS, titles=["a"]),
+            "1 titles for 2",
+        ),
+        ("no maps", lambda: CAMDisplay.from_predictions(X[:2], {}), "nothing to draw"),
+    ],
+    "ViewPairDisplay": [
+        ("no one", lambda: ViewPairDisplay.from_estimator(None, X), "estimator must be"),
+        (
+            "views",
+            lambda: ViewPairDisplay.from_estimator(fitted(), X, views=3),
+            "views must be a Vi",
+        ),
+        (
+            "a method",
+            lambda: ViewPairDisplay.from_estimator(fitted(), X, method="x"),
+            "no method 'x'",
+        ),
+        (
+            "a seed",
+            lambda: ViewPairDisplay.from_estimator(fitted(), X, random_state="a"),
+            "'a' cann",
+        ),
+    ],
+    "MapGridDisplay": [
+        ("maps", lambda: MapGridDisplay.from_predictions(X[0], X), "maps must be a dict of param"),
+        ("none", lambda: MapGridDisplay.from_predictions(X[0], {}), "maps is empty"),
+        ("no column", lambda: MapGridDisplay.from_predictions(X[0], {"p": {}}), "maps is empty"),
+        (
+            "no values",
+            lambda: MapGridDisplay.from_estimator(classifier(), X, Y, image=X[:1], param_grid={}),
+            "param_grid needs a parameter",
+        ),
+        (
+            "two images",
+            lambda: MapGridDisplay.from_estimator(
+                classifier(), X, Y, image=X[:2], param_grid={"p": [1]}
+            ),
+            "image must be one image; got 2",
+        ),
+        (
+            "a slip",
+            lambda: MapGridDisplay.from_estimator(
+                classifier(), X, Y, image=X[:1], param_grid={"p": [1], "alhpa": [1]}
+            ),
+            "Invalid parameter 'alhpa'",
+        ),
+    ],
+    "ConsistencyDisplay": [
+        ("None", lambda: ConsistencyDisplay.from_predictions(None), "one number per image"),
+        ("a number", lambda: ConsistencyDisplay.from_predictions(NAN), "one number per image"),
+        ("none", lambda: ConsistencyDisplay.from_predictions([]), r"got shape \(0,\)"),
+        (
+            "a kind",
+            lambda: ConsistencyDisplay.from_predictions([0.5], kind="x"),
+            "kind must be one o",
+        ),
+        (
+            "bins",
+            lambda: ConsistencyDisplay.from_predictions([0.5], bins=0),
+            "bins must be an int >=",
+        ),
+        (
+            "axes",
+            lambda: ConsistencyDisplay.from_predictions([0.5], ax=3),
+            "ax must be matplotlib",
+        ),
+        (
+            "views",
+            lambda: ConsistencyDisplay.from_estimator(fitted(), X, views=3),
+            "views must be a",
+        ),
+    ],
+    "CausalCurveDisplay": [
+        (
+            "None",
+            lambda: CausalCurveDisplay.from_predictions(None),
+            "must be CausalCurves; got None",
+        ),
+        (
+            "one curve",
+            lambda: CausalCurveDisplay.from_predictions(causal(metrics.insertion_curve, n_steps=2)),
+            "curves of 'map' must be CausalCurves; got an InsertionCurve",
+        ),
+        (
+            "steps",
+            lambda: CausalCurveDisplay.from_estimator(fitted(), X, n_steps=0),
+            "n_steps must b",
+        ),
+        (
+            "batch",
+            lambda: CausalCurveDisplay.from_estimator(fitted(), X, batch_size=0),
+            "batch_size",
+        ),
+        (
+            "score",
+            lambda: CausalCurveDisplay.from_estimator(fitted(), X, score=3),
+            "score must be a ",
+        ),
+    ],
+    "LocalizationDisplay": [
+        (
+            "None",
+            lambda: LocalizationDisplay.from_estimator(fitted(), X, None),
+            "boxes must be .* No",
+        ),
+        ("few", lambda: LocalizationDisplay.from_estimator(fitted(), X, [BOX]), "1 entries for 12"),
+        ("turned", lambda: LocalizationDisplay.from_estimator(fitted(), X[:1], [-BOX]), "x1 < x2"),
+        (
+            "beyond",
+            lambda: LocalizationDisplay.from_estimator(fitted(), X[:1], [BOX], threshold=2),
+            "a share of the maximum, must be a number from 0 to 1; got 2",
+        ),
+        (
+            "no columns",
+            lambda: LocalizationDisplay.from_estimator(fitted(), X[:1], [BOX], n_columns=0),
+            "n_columns must be an int >= 1; got 0",
+        ),
+        (
+            "another size",
+            lambda: LocalizationDisplay.from_predictions(X[:1], MAPS[:1], [BOX]),
+            r"Map 0 is of \(12, 12\) and its image of \(8, 8\)",
+        ),
+    ],
+    "RetrievalDisplay": [
+        (
+            "classes",
+            lambda: RetrievalDisplay.from_estimator(fitted(), X, X),
+            "searches by embeddings",
+        ),
+        (
+            "k",
+            lambda: RetrievalDisplay.from_estimator(embedder(), X, X, k=0),
+            "k, .* 1 to 12; got 0",
+        ),
+        (
+            "None",
+            lambda: RetrievalDisplay.from_predictions(X, X, None),
+            "what explain_neighbors ret",
+        ),
+        (
+            "labels",
+            lambda: RetrievalDisplay.from_estimator(embedder(), X, X, query_labels=Y[:1]),
+            "one label for each of 12 images",
+        ),
+    ],
+    "TradeoffDisplay": [
+        ("None", lambda: TradeoffDisplay.from_estimator(None), "not an estimator", TypeError),
+        (
+            "unfitted",
+            lambda: TradeoffDisplay.from_estimator(GridSearchCV(classifier(), {})),
+            "is not fitted yet",
+            NotFittedError,
+        ),
+        ("no table", lambda: TradeoffDisplay.from_cv_results(None), "cv_results must be the dict"),
+        (
+            "empty",
+            lambda: TradeoffDisplay.from_cv_results({}),
+            "The search has no score 'accuracy'",
+        ),
+    ],
+    "TradeoffBoxDisplay": [
+        ("None", lambda: TradeoffBoxDisplay.from_estimator(None, by="p"), "not an est", TypeError),
+        (
+            "empty",
+            lambda: TradeoffBoxDisplay.from_cv_results({}, by="p"),
+            "has no score 'accuracy'",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(("call", "match", "error"), rows_of(REFUSALS))
+def test_refusals(call, match, error):
+    with pytest.raises(error, match=match):
+        call()

@@ -1,0 +1,350 @@
+"""What training refuses: the classifiers, the loss and its terms, and views."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from refusals import (
+    COLOUR,
+    IMAGES,
+    INF,
+    LOGITS,
+    MAPS,
+    MORE,
+    NAN,
+    OPTIONS,
+    VALUES,
+    VIEWS,
+    Row,
+    X,
+    Y,
+    classifier,
+    fitted,
+    of_explaining,
+    of_maps,
+    of_pairs,
+    of_parameters,
+    of_training,
+    of_unfitted,
+    rows_of,
+)
+from sklearn.exceptions import NotFittedError
+from skorch.callbacks import EarlyStopping, LRScheduler
+from skorch.dataset import ValidSplit
+from small_networks import SmallNet
+
+from sklcam.training import (
+    AcceleratedCAMClassifier,
+    Balanced,
+    CollapseWarning,
+    Consistency,
+    ConsistentCAMLoss,
+    Explanations,
+    GradientSizes,
+    Sparsity,
+    ViewSampler,
+    WarmUp,
+    Warp,
+    consistency_loss,
+    signs_of_collapse,
+    sparsity_loss,
+)
+
+SCALAR = torch.tensor(1.0)
+ENDING_IN_SIGMOID = torch.nn.Sequential(*SmallNet(1), torch.nn.Sigmoid())
+EXPLAINS = (
+    *("predict", "predict_proba", "score", "explain", "iter_explain", "iter_inputs"),
+    *("channel_weights", "strongest_channels"),
+)
+
+
+def loss(*maps, cross_entropy=SCALAR, size=None, activations=None, **options):
+    warp = VIEWS if len(maps) == 2 else None
+    explained = Explanations(*maps, warp=warp, size=size) if maps else None
+    return ConsistentCAMLoss(**options)(cross_entropy, explained, activations=activations)
+
+
+CLASSIFIER: list[Row] = [
+    *of_training(classifier),
+    *of_parameters(
+        classifier,
+        alpha=[-1, "x", None, NAN],
+        beta=[-1, INF],
+        p=[None, "1"],
+        view_target=["x"],
+        task=["several"],
+        memory=["x"],
+        precision=["fp8"],
+        channels_last=[1],
+        batch_accumulation=[0],
+        views=[3],
+    ),
+    ("p=0.5", lambda: classifier(p=0.5).fit(X, Y), "p must be 0 or at least 1; got 0.5"),
+    ("weights", lambda: classifier().fit(X, Y, [1.0]), "sample_weight must be one number for each"),
+    (
+        "weights of classes",
+        lambda: classifier(criterion__weight=[1.0] * 9).fit(X, Y),
+        "criterion__weight must be one weight for each of .* classes",
+    ),
+    (
+        "a criterion",
+        lambda: classifier(criterion=torch.nn.KLDivLoss).fit(X, Y),
+        "KLDivLoss does not take scores of shape .*, integers, as torch.nn.CrossEntropyLoss does",
+    ),
+    (
+        "one of another task",
+        lambda: classifier(criterion=torch.nn.MSELoss).fit(X, Y),
+        "MSELoss is a loss for task='regression', and the task is 'multiclass'. Leave the",
+    ),
+    (
+        "one of two classes",
+        lambda: classifier(criterion=torch.nn.BCEWithLogitsLoss).fit(X, Y),
+        'One output tells two classes apart, and there are 3: .* Use task="multiclass"',
+    ),
+    (
+        "weights of two classes",
+        lambda: classifier(task="binary", criterion__weight=[1.0, 2.0]).fit(X, Y > 0),
+        "criterion__weight has 2 numbers for one output. To weigh two classes, .*pos_weight",
+    ),
+    (
+        "numbers",
+        lambda: classifier().fit(X, X.mean((1, 2))),
+        'Unknown label type: continuous.* Set task="regression" to learn them',
+    ),
+    (
+        "one-hot rows",
+        lambda: classifier().fit(X, np.eye(3)[Y]),
+        'exactly one label. For classes .* y.argmax.* set task="multilabel"',
+    ),
+    (
+        "several numbers",
+        lambda: classifier(task="regression").fit(X, X.mean(1)),
+        "of one number an image, and y has 8. Train a network for each column, or .* alpha=0",
+    ),
+    (
+        "names of numbers",
+        lambda: classifier(task="regression", classes=["a", "b"]).fit(X, Y),
+        r"y has 1 number\(s\) an image; classes= may name each of them",
+    ),
+    (
+        "one output",
+        lambda: classifier(module=lambda: SmallNet(1)).fit(X, Y),
+        'one output, which cannot tell 3 classes apart: give it num_classes=3.*="regression"',
+    ),
+    (
+        "labels of one",
+        lambda: classifier(task="multilabel").fit(X, Y),
+        "y does not say which .*give y as an array of 0 and 1 .* or as a set of labels",
+    ),
+    (
+        "a sigmoid",
+        lambda: classifier(task="binary", module=lambda: ENDING_IN_SIGMOID).fit(X, Y > 0),
+        "ends in a sigmoid, and BCEWithLogitsLoss takes .* or give criterion=torch.nn.BCELoss",
+    ),
+    (
+        "a stratified split",
+        lambda: classifier(task="regression", train_split=ValidSplit(2, stratified=True)).fit(
+            X, X.mean((1, 2))
+        ),
+        "train_split is stratified, .* use ValidSplit",
+    ),
+    (
+        "no validation",
+        lambda: classifier(callbacks=[EarlyStopping()]).fit(X, Y),
+        "EarlyStopping monitors 'valid_loss', but there are no validation images: set train_split",
+    ),
+    (
+        "a schedule",
+        lambda: classifier(callbacks=[LRScheduler("OneCycleLR")]).fit(X, Y),
+        "skorch does not know it by that name. Give the class",
+    ),
+    (
+        "small images",
+        lambda: classifier(image_size=10).fit(X, Y),
+        "windows of 11 pixels; got image",
+    ),
+    (
+        "a schedule's text",
+        lambda: classifier(alpha=lambda _: "z").fit(X, Y),
+        "The weight that alpha returns",
+    ),
+    (
+        "augmented",
+        lambda: classifier(augment=lambda i: 3).fit(X, Y),
+        "augment must return a tensor",
+    ),
+    (
+        "normalised",
+        lambda: classifier(augment=lambda i: i * 2 - 1).fit(X, Y),
+        "augment returned pixels from .* leave Normalize out",
+    ),
+    (
+        "a loader",
+        lambda: classifier(iterator_train=lambda data, **_: list(data)).fit(X, Y),
+        "Images are augmented as they are read, by a torch DataLoader .* got a list",
+    ),
+    ("too early", lambda: classifier().initialize(), "does not know its classes", NotFittedError),
+    ("new labels", lambda: fitted().partial_fit(X, Y + 5), r"not seen in fit: \[5, 6, 7\]"),
+    ("colour", lambda: fitted().predict(COLOUR), r"X has 3 channel\(s\), but .* fitted on 1"),
+    *of_unfitted(classifier, *EXPLAINS),
+    *of_explaining(fitted, X),
+]
+
+
+REFUSALS: dict[str, list[Row]] = {
+    # Estimators
+    "ConsistentCAMClassifier": CLASSIFIER,
+    "AcceleratedCAMClassifier": [
+        (
+            "a number",
+            lambda: AcceleratedCAMClassifier(SmallNet, accelerator=3, image_size=16, verbose=0).fit(
+                X, Y
+            ),
+            "accelerator",
+        ),
+        (
+            "a device",
+            lambda: AcceleratedCAMClassifier(SmallNet, **OPTIONS).fit(X, Y),
+            "The accelerator places the network; got device='cpu'",
+        ),
+    ],
+    # The loss
+    "ConsistentCAMLoss": [
+        ("alpha -1", lambda: ConsistentCAMLoss(alpha=-1), "alpha must be a finite number >= 0"),
+        ("beta NaN", lambda: ConsistentCAMLoss(beta=NAN), "beta must be .* got nan"),
+        ("p a half", lambda: ConsistentCAMLoss(p=0.5), "p must be 0 or at least 1; got 0.5"),
+        ("sizes", lambda: ConsistentCAMLoss(sizes=3), "sizes must be GradientSizes or None; got"),
+        ("terms", lambda: ConsistentCAMLoss(terms=3), "terms must be a list of terms; got an int"),
+        ("a term", lambda: ConsistentCAMLoss(terms=[3]), "terms must be of .*Term; got an int, 3"),
+        ("twice", lambda: ConsistentCAMLoss(terms=[Sparsity()]), "has a column 'norm' already"),
+        ("no maps", lambda: loss(), "alpha > 0 needs the explained images; got None"),
+        ("no view", lambda: loss(MAPS), "alpha > 0 needs maps_of_view and warp"),
+        ("no maps for beta", lambda: loss(alpha=0), "beta > 0 needs the explained images"),
+        ("maps", lambda: ConsistentCAMLoss()(SCALAR, MAPS), "needs the explained images; got a T"),
+        ("no loss", lambda: loss(MAPS, MAPS, cross_entropy=None), "cross_entropy must .* got None"),
+        ("per image", lambda: loss(MAPS, MAPS, cross_entropy=VALUES), r"cross_entropy .* \(2,\)"),
+        ("small", lambda: loss(MAPS, MAPS, size=(4, 4)), "window of 11 x 11 pixels; got maps of 4"),
+        ("unmeasured", lambda: loss(MAPS, MAPS, alpha="auto"), "none were measured yet"),
+        ("a list", lambda: loss(MAPS, MAPS, activations=[1]), "activations must be .* got a list"),
+    ],
+    "Explanations": [
+        ("arrays", lambda: Explanations(MAPS.numpy()), "maps must be .* got an ndarray"),
+        (
+            "one to two",
+            lambda: Explanations(MAPS, MAPS[:1], VIEWS),
+            "maps and maps_of_view must be of one shape",
+        ),
+        ("no warp", lambda: Explanations(MAPS, MAPS), "warp must be a Warp of each .* got None"),
+        ("a word", lambda: Explanations(MAPS, MAPS, "x"), "warp must be .* got a str, 'x'"),
+        ("warps", lambda: Explanations(MAPS, MAPS, Warp.identity(3)), "warp must .* got one of 3"),
+        ("no maps of it", lambda: Explanations(MAPS, warp=VIEWS), "maps_of_view must .* got None"),
+        ("masks", lambda: Explanations(MAPS, masks=MAPS > 0), "masks must be a floating-point Ten"),
+        ("a mask", lambda: Explanations(MAPS, masks=MAPS[:1]), "There are 2 maps and 1 masks"),
+        ("annotated", lambda: Explanations(MAPS, annotated=3), "annotated must be a Tensor"),
+        ("no size", lambda: Explanations(MAPS, size=(0, 3)), r"size must be .* got \(0, 3\)"),
+    ],
+    "Consistency": [
+        (
+            "small",
+            lambda: Consistency().values(Explanations(MAPS[:, 2:], MAPS[:, 2:], VIEWS)),
+            "got maps of 10 x 12",
+        ),
+    ],
+    "Sparsity": [("p a half", lambda: Sparsity(p=0.5), "p must be 0 or at least 1; got 0.5")],
+    "WarmUp": [
+        ("no weight", lambda: WarmUp(None), "weight must be a finite number >= 0; got None"),
+        ("negative", lambda: WarmUp(-1), "weight must be a finite number >= 0; got -1"),
+        ("no epochs", lambda: WarmUp(1, epochs=0), "epochs must be an int >= 1; got 0"),
+        ("wait", lambda: WarmUp(1, wait="a"), "wait must be an int >= 0; got 'a'"),
+    ],
+    "Balanced": [
+        ("nothing", lambda: Balanced(0), "ratio must be a finite number > 0; got 0"),
+        ("a word", lambda: Balanced("a"), "ratio must be a finite number > 0; got 'a'"),
+        ("infinite", lambda: Balanced(INF), "ratio must be a finite number > 0; got inf"),
+    ],
+    "GradientSizes": [
+        ("1", lambda: GradientSizes(1), "decay must be a number from 0 to under 1; got 1"),
+        ("2", lambda: GradientSizes(2), "decay must be a number from 0 to under 1; got 2"),
+        ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to under 1; got 'a'"),
+    ],
+    "consistency_loss": [
+        *of_pairs(consistency_loss, "view_of_maps", "maps_of_view"),
+        ("small", lambda: consistency_loss(MAPS[:, 2:], MAPS[:, 2:]), "got maps of 10 x 12"),
+    ],
+    "sparsity_loss": [
+        *of_maps(sparsity_loss),
+        ("p a half", lambda: sparsity_loss(MAPS, 0.5), "p must be 0 or at least 1; got 0.5"),
+        ("p None", lambda: sparsity_loss(MAPS, None), "p must be 0 or at least 1; got None"),
+    ],
+    "CollapseWarning": [
+        ("0", lambda: CollapseWarning(patience=0).initialize(), "patience must be an int >= 1; go"),
+        (
+            "no share",
+            lambda: CollapseWarning(share=0).initialize(),
+            "share must be a number above 0 to 1; got 0",
+        ),
+        ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number above 0 to 1"),
+    ],
+    "signs_of_collapse": [
+        ("None", lambda: signs_of_collapse(None, Y, MAPS), "logits must be .* got None"),
+        ("arrays", lambda: signs_of_collapse(LOGITS, Y[:2], MAPS), "classes must be .* an ndarray"),
+        ("floats", lambda: signs_of_collapse(LOGITS, VALUES, MAPS), "classes must be indices"),
+        ("a label", lambda: signs_of_collapse(LOGITS, torch.tensor([0]), MAPS), "got 2, 1 and 2"),
+        ("maps", lambda: signs_of_collapse(LOGITS, torch.tensor([0, 1]), IMAGES), "maps must be"),
+    ],
+    # Views
+    "Warp": [
+        ("None", lambda: Warp(None), "A view is a 2x3 matrix per image, .* got None"),
+        ("one matrix", lambda: Warp(torch.eye(2, 3)), r"2x3 matrix per image, .* \(2, 3\)"),
+        ("integers", lambda: Warp(torch.ones(2, 2, 3).int()), "2x3 matrix per image, .*int32"),
+        ("-1 images", lambda: Warp.identity(-1), "n_images must be an int >= 0; got -1"),
+        ("no boxes", lambda: Warp.from_crops(None, VALUES > 0), "boxes must be .* got None"),
+        (
+            "triples",
+            lambda: Warp.from_crops(torch.rand(2, 3), VALUES > 0),
+            r"boxes must .*\(2, 3\)",
+        ),
+        ("chances", lambda: Warp.from_crops(torch.rand(2, 4), VALUES), "flip of .* and bool; got"),
+        ("a flip more", lambda: Warp.from_crops(torch.rand(2, 4), MORE > 0), r"flip of .*\(3,\)"),
+        ("no images", lambda: VIEWS(None), "images must be a Tensor .* got None"),
+        ("arrays", lambda: VIEWS(MAPS.numpy()), "images must be a Tensor .* got an ndarray"),
+        ("a table", lambda: VIEWS(LOGITS), r"images must be a Tensor .* shape \(2, 3\)"),
+        ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views; one each is needed"),
+    ],
+    "ViewSampler": [
+        ("scale beyond", lambda: ViewSampler(scale=(0, 2)), r"within \(0, 1\]; got \(0, 2\)"),
+        ("a scale", lambda: ViewSampler(scale=0.5), r"range within \(0, 1\]; got 0.5"),
+        ("three", lambda: ViewSampler(scale=(0.1, 0.2, 0.3)), r"scale must be .*0.3\)"),
+        ("ratio 0", lambda: ViewSampler(ratio=(0, 1)), "ratio must be a range of positive numbers"),
+        ("no ratio", lambda: ViewSampler(ratio=None), "ratio must be .* got None"),
+        ("infinite", lambda: ViewSampler(ratio=(1, INF)), "ratio must be .* inf"),
+        ("flip 2", lambda: ViewSampler(flip=2), "flip, a probability, must be .* 0 to 1; got 2"),
+        ("flip NaN", lambda: ViewSampler(flip=NAN), "flip, a probability, must be .* got nan"),
+        (
+            "-1 views",
+            lambda: ViewSampler()(-1, size=(4, 4)),
+            "n_images must be an int >= 0; got -1",
+        ),
+        ("no pixels", lambda: ViewSampler()(2, size=(0, 4)), r"size must be .* got \(0, 4\)"),
+        ("a seed", lambda: ViewSampler()(2, size=(4, 4), generator=3), "generator must be a torch"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("call", "match", "error"), rows_of(REFUSALS))
+def test_refusals(call, match, error):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_a_device_that_is_not_here_is_refused_by_number():
+    beyond = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ValueError, match=f"device='{beyond}' is not here"):
+        classifier(device=beyond).fit(X, Y)
+
+
+def test_words_of_skorch_stay_allowed():
+    for callbacks in ([], None, "disable"):
+        classifier(callbacks=callbacks, max_epochs=0).fit(X, Y)
+    classifier(batch_size=-1, max_epochs=0).fit(X, Y)
