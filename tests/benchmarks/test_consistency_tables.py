@@ -24,7 +24,7 @@ def test_a_run_that_was_cut_off_goes_on_and_says_the_same(splits, tmp_path, caps
     consistency_tables.main([*call, "--tables", "1"])
     printed, written = capsys.readouterr().out, table.read_text()
     entries = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert len(entries) == 4  # baseline and ours, on the paper's schedule and on the chosen one
+    assert len(entries) == 4  # baseline and ours, on the paper's schedule and on ours
     for entry in entries:
         assert {len(entry["measures"][name]) for name in ("accuracy", "consistency")} == {6}
         assert len(entry["measures"]["iauc"]) == 2
