@@ -16,6 +16,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from classifiers import NAMES, X, Y, classifier, weights
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.base import clone
@@ -26,7 +27,6 @@ from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
 from skorch.callbacks import Checkpoint
 from small_networks import InterruptedNet, RowsAsImages, SmallNet
-from test_classifier import NAMES, X, Y, classifier, weights
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier, EmbeddingNet

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from classifiers import classifier, weights
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone, is_classifier, is_regressor
@@ -21,7 +22,6 @@ from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import ValidSplit
 from skorch.helper import predefined_split
 from small_networks import SmallNet, digits
-from test_classifier import classifier, weights
 from torch import nn
 from torch.nn import functional as F
 
