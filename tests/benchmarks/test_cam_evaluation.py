@@ -143,3 +143,39 @@ def test_bf16_is_of_the_weights_alone(tiny):
     narrow = explainer.explain(images, method=in_bf16(ScoreCAM()))
     assert narrow.dtype == np.float32 and not np.array_equal(wide, narrow)
     np.testing.assert_allclose(narrow, wide, atol=0.05)
+
+
+def test_weights_of_a_file_are_known_by_what_they_hold(tmp_path):
+    from cam_runs import fingerprint
+
+    paths = [tmp_path / place / "weights.pt" for place in "abc"]
+    for path, content in zip(paths, (b"some", b"some", b"others"), strict=True):
+        path.parent.mkdir()
+        path.write_bytes(content)
+    first, copied, other = map(fingerprint, map(str, paths))
+    assert first == copied != other and fingerprint("DEFAULT") == "DEFAULT"
+
+
+def test_labels_are_those_of_the_network():
+    from argparse import Namespace
+
+    from cam_runs import known_labels
+
+    ids = ["n00000002", "n00000005", "n00000009"]
+    numbers = Namespace(classes_=np.arange(3), class_names_=["tench", "goldfish", "shark"])
+    assert known_labels(numbers, [ids[2], ids[0]], ids) == [2, 0]  # in the order of their ids
+    assert known_labels(numbers, ["shark", "tench"], ["shark", "tench"]) == ["shark", "tench"]
+    assert known_labels(numbers, ["shark", "car"], ["car", "shark"]) is None
+    assert known_labels(numbers, ids[:2], ids[:2]) is None  # which of the three are they?
+
+
+def test_chunks_draw_other_numbers():
+    from argparse import Namespace
+
+    from cam_runs import method_of
+
+    seeds = [
+        method_of(Namespace(method="sscam", precision="fp32", start=start)).random_state
+        for start in (0, 20)
+    ]
+    assert seeds[0] != seeds[1] and None not in seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,3 +124,120 @@ def test_an_interval_is_that_of_the_images():
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     verdicts = [Claim("", 0, *bounds).verdict for bounds in ((1, 2), (-2, -1), (-1, 1))]
     assert verdicts == ["holds", "does not hold", "cannot be told"]
+
+
+class Known:
+    """Results that are made up, of a value by setting, and what was asked of them."""
+
+    def __init__(self, **of_image):
+        self.of_image, self.asked = of_image, []
+
+    def complete(self, runs, jobs=1):
+        self.asked += runs
+
+    def __getitem__(self, run):
+        setting = getattr(run, "setting", run)
+        return {name: of(setting) for name, of in self.of_image.items()}
+
+
+def test_claims_of_table_1_by_hand():
+    from consistency_tables import claims_of_table_1
+
+    # Of a mean of 60 and a deviation of 20, and of one of 80 and 10.
+    old, new = [0.4, 0.8] * 50, [0.7, 0.9] * 50
+    results = Known(
+        consistency=lambda run: {"old": old, "new": new}[run],
+        accuracy=lambda run: [{"old": 0.9, "new": 0.895}[run]] * 100,
+        iauc=lambda run: [0.0] * 100,
+        complexity=lambda run: [0.0] * 100,
+    )
+    claims = claims_of_table_1(results, "some net", ["old"], ["new"])
+    assert [claim.value for claim in claims] == pytest.approx([20, 10, 0.5])
+    assert {claim.verdict for claim in claims} == {"holds"}
+
+
+def test_claims_of_table_2_by_hand():
+    from consistency_tables import claims_of_table_2
+
+    accuracy = {"0,0,1": 90, "1,1e-6,1": 89, "1,1e-7,1": 87, "10,1e-5,1": 10, "1,1e-5,1": 50}
+    claims = claims_of_table_2({setting: np.full(8, of) for setting, of in accuracy.items()})
+    found = {claim.text.split(" = ")[1]: (claim.value, claim.verdict) for claim in claims}
+    # Two points less a fall of one, and of three; half of 89 less 10, and less 50.
+    assert found == {
+        "1, 1e-6, 1 costs less than two points of accuracy": (1, "holds"),
+        "1, 1e-7, 1 costs less than two points of accuracy": (-1, "does not hold"),
+        "10, 1e-5, 1 fails: half the accuracy of 1, 1e-6, 1": (34.5, "holds"),
+        "1, 1e-5, 1 fails: half the accuracy of 1, 1e-6, 1": (-5.5, "does not hold"),
+    }
+
+
+def test_claims_of_settings_at_random_by_hand(splits):
+    from argparse import Namespace
+
+    from consistency_tables import BASELINE, table_3
+
+    asked = {"draws": 3, "draw_arch": ["resnet18"], "draw_classes": 2, "draw_epochs": 1, "jobs": 1}
+    base = small_run(splits, setting=BASELINE)
+    for change, verdict in ((0.03, "holds"), (-0.03, "does not hold")):
+        results = Known(
+            accuracy=lambda setting, by=change: [0.8 + by * (setting != BASELINE)] * 4,
+            consistency=lambda setting: [0.5] * 4,
+        )
+        (claim,) = table_3(base, Namespace(**asked, boxes=None), results).claims
+        assert claim.value == pytest.approx(1 + 100 * change) and claim.verdict == verdict
+        assert len(results.asked) == 4
+
+
+def test_settings_are_chosen_on_images_that_are_held_out(splits):
+    from argparse import Namespace
+
+    from consistency_tables import BASELINE, choose
+
+    names = ("accuracy", "consistency", "iauc", "complexity")
+    results = Known(**dict.fromkeys(names, lambda setting: [0.5] * 4))
+    base = replace(small_run(splits, setting=BASELINE), held_out=False, measured_on="test")
+    options = Namespace(arch=["resnet18"], choices=["1,1e-6,1"], seeds=2, jobs=1)
+    choose(base, options, results)
+    assert len(results.asked) == 4
+    assert {(run.held_out, run.measured_on) for run in results.asked} == {(True, "held out")}
+
+
+def test_the_last_third_of_each_class_is_held_out():
+    from training_runs import _last_third
+
+    assert _last_third(np.array([*"aaabbbbbbcc"])).nonzero()[0].tolist() == [2, 7, 8]
+
+
+@pytest.mark.parametrize(("p", "growth"), [("0", 4), ("1", 4), ("2", 2)])
+def test_beta_is_given_for_224_pixels(splits, monkeypatch, p, growth):
+    import training_runs
+
+    class Kept:
+        def __init__(self, arch, **params):
+            self.params = params
+
+        def fit(self, X, y):
+            return self
+
+    monkeypatch.setattr(training_runs, "ConsistentCAMClassifier", Kept)
+    monkeypatch.setattr(training_runs, "images_of", lambda run, part: (None, None))
+    # A map of half the side has a quarter of the pixels to add up, or half the root of that.
+    for beta in ("1e-6", "warmup:1e-6:3"):
+        run = small_run(splits, setting=f"warmup:10:3,{beta},{p}")
+        params = training_runs.trained(replace(run, image_size=112)).params
+        given = params["beta"].weight if ":" in beta else params["beta"]
+        assert given == pytest.approx(growth * 1e-6)
+        assert params["alpha"].weight == 10
+
+
+def test_maps_that_are_highest_in_a_corner_are_told():
+    from argparse import Namespace
+
+    import torch
+    from training_runs import _highest_in_a_corner
+
+    maps = torch.zeros(6, 3, 4)
+    for map_, place in zip(maps, ((0, 0), (0, 3), (2, 0), (2, 3), (1, 1), (0, 1)), strict=True):
+        map_[place] = 1
+    clf = Namespace(iter_inputs=lambda X: [X], explain_inputs=lambda X, method: (maps, None))
+    assert _highest_in_a_corner(clf, maps) == [True] * 4 + [False] * 2

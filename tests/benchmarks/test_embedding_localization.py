@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def test_an_open_set_with_masks_is_measured_once(birds, tmp_path, capsys, monkey
                 found = entry["rows"][name][channels]
                 assert {len(values) for values in (found["box"], *found["fits"])} == {6}
                 assert all(m <= b for b, m in zip(found["box"], found["mask"], strict=True))
+        # Each way has maps of its own.
+        ways = ("Chen et al.", "single point", "mean proxy", "contrast")
+        ratios = [
+            entry["rows"][name][channels]["box"]
+            for name in ways
+            for channels in ("all channels", "top 50")
+        ]
+        assert all(ratio not in ratios[:i] for i, ratio in enumerate(ratios))
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert any("trained on 6 images of 2 classes; 6 images explained" in line for line in lines)
     assert any("uniform 0.250 (0.250 to 0.250) 0.125 (0.125 to 0.125)" in line for line in lines)
@@ -225,3 +234,78 @@ def test_the_peer_explains_the_last_run_of_a_layer(monkeypatch):
     assert embedding_runs.compared_with_peer(explainer, images, run)["difference"] < 1e-5
     monkeypatch.setattr(embedding_runs, "LastRun", pytorch_grad_cam.GradCAM)
     assert embedding_runs.compared_with_peer(explainer, images, run)["difference"] > 0.1
+
+
+def test_claims_by_hand():
+    from embedding_localization import CONTRAST, Found, claims_of, claims_of_scenes
+
+    def found(**rows):
+        """Return what was measured of a network: by method, shares in boxes, and accuracies."""
+        names = {"chen": "Chen et al.", "single": "single point", "mean": "mean proxy"}
+        measures = {
+            names.get(name, name): {
+                channels: {"box": [share] * 4, "fits": [[fits] * 4 for fits in accuracies]}
+                for channels, share in zip(("all channels", "top 50"), shares, strict=False)
+            }
+            for name, (accuracies, *shares) in rows.items()
+        }
+        return Found(
+            [{"rows": measures, "pointing": {CONTRAST: [0.9] * 4, names["mean"]: [0.4] * 4}}]
+        )
+
+    # Of eight thresholds the fourth is the paper's.
+    trained = found(
+        uniform=([0] * 8, 0.2),
+        centre=([0] * 8, 0.5),
+        chen=([0, 0, 0, 0.72, 0, 0, 0, 0], 0.4, 0.6),
+        single=([0.9, 0.8, 0.7, 0.7, 0.7, 0.6, 0.5, 0.7], 0.7, 0.65),
+        mean=([0.9, 0.8, 0.7, 0.6, 0.7, 0.7, 0.65, 0.55], 0.8, 0.7),
+    )
+    as_it_is = found(uniform=([0] * 8, 0.2), single=([0] * 8, 0.3), mean=([0] * 8, 0.35))
+    claims = claims_of("birds", trained, as_it_is, ["box"])
+    assert [claim.value for claim in claims] == pytest.approx(
+        [
+            # The single point against: uniform, centre, Chen et al., theirs of 50 channels (and
+            # two), its own of 50, before the training also the uniform map, and its own.
+            *(50, 20, 30, 7, 5, 10, 40),
+            *(60, 30, 40, 12, 10, 15, 45),  # and the mean proxy
+            *(20, 10),  # 50 channels for Chen et al., and the mean proxy for the single point
+            *(3, -10),  # the accuracy against Chen et al.'s (and five), and the least of all
+            *(-7, -5),
+        ]
+    )
+    scenes = claims_of_scenes("birds", {"trained": trained})
+    assert [claim.value for claim in scenes] == pytest.approx([50])
+
+
+def test_boxes_are_scaled_along_each_side(tmp_path):
+    from embedding_runs import Images
+
+    Image.new("RGB", (40, 10)).save(tmp_path / "0.png")
+    images = Images([str(tmp_path / "0.png")], ["a"], [np.array([[8, 2, 20, 5]])])
+    assert images.boxes(20)[0].tolist() == [[4, 4, 10, 10]]
+
+
+def test_images_that_are_explained_are_of_other_classes(birds):
+    from embedding_runs import read
+
+    data = read(str(birds), 0.5)
+    assert len(set(data.train.labels)) == len(set(data.explained.labels)) == 2
+    assert set(data.train.labels).isdisjoint(data.explained.labels)
+    assert set(data.proxies.labels) == set(data.judged.labels) == set(data.explained.labels)
+
+
+def test_a_network_as_it_is_depends_on_its_weights_alone():
+    from embedding_runs import Run
+
+    run = Run(
+        **{"init": None, "data": "a/birds", "train_share": 0.5, "arch": "resnet18"},
+        **{"weights": None, "criterion": "margin", "embedding_dim": 8, "image_size": 48},
+        **{"images_seen": 8, "lr": 0.1, "batch_size": 4, "peer_images": 2, "rounds": 1},
+        device="cpu",
+    )
+    for alike in ({"lr": 0.2}, {"images_seen": 9}, {"device": "cuda"}, {"data": "b/birds"}):
+        assert replace(run, **alike).key == run.key
+    for other in ({"arch": "resnet50"}, {"weights": "DEFAULT"}, {"image_size": 64}, {"init": 0}):
+        assert replace(run, **other).key != run.key
+    assert replace(run, init=0, lr=0.2).key != replace(run, init=0).key

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
+from sklearn.utils import Bunch
 
 COLOURS = {
     **{"blue": (0, 0, 255), "cyan": (0, 255, 255), "green": (0, 255, 0)},
@@ -68,9 +71,9 @@ def test_all_tables_of_a_handful(boxed, capsys):
 def test_errors_by_hand():
     from gradcam_tables import errors
 
-    hits, ranks = np.array([1.0, 1, 0, 1]), np.array([0, 3, 0, 7])
-    assert_array_equal(errors(hits, ranks, 1), [0, 100, 100, 100])
-    assert_array_equal(errors(hits, ranks, 5), [0, 0, 100, 100])
+    hits, ranks = np.array([1.0, 1, 0, 1, 1, 1]), np.array([0, 3, 0, 7, 1, 5])
+    assert_array_equal(errors(hits, ranks, 1), [0, 100, 100, 100, 100, 100])
+    assert_array_equal(errors(hits, ranks, 5), [0, 0, 100, 100, 0, 100])
 
 
 def test_grab_cut_finds_what_saliency_only_points_at():
@@ -119,8 +122,6 @@ def test_a_class_that_the_network_lacks_is_named(boxed):
 
 
 def test_published_data_sets_are_known_by_their_layout(tmp_path):
-    from argparse import Namespace
-
     from gradcam_tables import entries_of
 
     voc, imagenet = tmp_path / "voc", tmp_path / "imagenet"
@@ -145,3 +146,112 @@ def test_published_data_sets_are_known_by_their_layout(tmp_path):
         entries_of(Namespace(data=imagenet, year="2007"))
     with pytest.raises(SystemExit, match="neither ImageNet nor VOC, and holds no"):
         entries_of(Namespace(data=tmp_path / "voc/VOCdevkit/VOC2007/Annotations", year="2007"))
+
+
+def test_localization_by_hand(monkeypatch):
+    import gradcam_tables
+
+    # Of four images the true class is the first, the second, the fifth and the sixth.
+    ranks, hits = np.array([0, 1, 4, 5]), {"Backprop, GrabCut": np.ones(4)}
+    errors = {"ExcitationBackprop": 0.5, "GradCAM": 0.1, "CAM": 0.1}
+    monkeypatch.setattr(gradcam_tables, "hits_of", lambda *_: (hits, ranks))
+    monkeypatch.setattr(
+        gradcam_tables,
+        "evaluate",
+        lambda *_, metrics, method, **__: {
+            metric: np.full(4, errors[type(method).__name__]) for metric in metrics
+        },
+    )
+    data = Bunch(single=Bunch(X=[None] * 4, y=None, boxes=None))
+    table = gradcam_tables.localization(None, data, Namespace(arch="some_net"))
+    rows = {name: [cell.split()[0] for cell in cells] for name, *cells in table.rows[:3]}
+    assert rows["(classification)"][:2] == ["75.0", "25.0"]
+    assert rows["Backprop, GrabCut"][:2] == ["75.0", "25.0"]
+    assert rows["c-MWP"][:2] == ["50.0", "50.0"]
+    # By how much Grad-CAM's error is below the others', in points.
+    assert [claim.value for claim in table.claims] == pytest.approx([65, 40, 15, 40])
+
+
+def test_claims_of_ablations_by_hand():
+    from gradcam_tables import claims_of_ablations
+
+    found = {"Grad-CAM": 60, "without ReLU": 75, "guided ReLU": 58, "deconv ReLU": 50}
+    claims = claims_of_ablations("last", {way: np.full(4, of) for way, of in found.items()})
+    assert [(claim.text.partition(" (")[0], claim.value) for claim in claims] == [
+        ("last: without ReLU raises the error", 15),
+        ("last: guided ReLU lowers the error", 2),
+        ("last: deconv ReLU raises the error", -10),
+    ]
+
+
+def test_hits_and_ranks_by_hand():
+    from gradcam_tables import hits_of
+
+    from sklcam.cam import GradCAM
+
+    maps = torch.zeros(1, 4, 4)
+    maps[0, :2, :2] = 1
+    output = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+    explained = [
+        Namespace(
+            batch=Namespace(sizes=[(4, 4)], start=i),
+            output=output,
+            target=Namespace(indices=torch.tensor([[label]])),
+            maps=[maps],
+        )
+        for i, label in enumerate((1, 2))
+    ]
+    explainer = Namespace(
+        open=lambda X, originals: X,
+        as_target=lambda y, n: y,
+        iter_explained=lambda *_, **__: explained,
+        to_frame=lambda map_, size: map_,
+    )
+    boxes = [np.array([[0, 0, 2, 2]]), np.array([[2, 2, 4, 4]])]
+    hits, ranks = hits_of(explainer, Bunch(X=[0, 1], y=None, boxes=boxes), {"ours": GradCAM()})
+    assert_array_equal(hits["ours"], [1, 0])
+    assert_array_equal(ranks, [0, 2])
+
+
+def test_ranks_of_ten_crops_by_hand(tmp_path):
+    from gradcam_tables import ten_crop_ranks
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    seen = []
+
+    def predict_proba(images):
+        seen.append(images.shape)
+        return np.array([[0.1, 0.4, 0.2, 0.3]] * 9 + [[0.9, 0.1, 0.0, 0.0]])
+
+    explainer = Namespace(
+        open=lambda X: Namespace(image_size=(16, 16)),
+        predict_proba=predict_proba,
+        classes_=np.array([*"abcd"]),
+    )
+    data = Bunch(X=[tmp_path / "0.png"] * 3, y=[*"bda"])
+    # In the mean 0.18, 0.37, 0.18 and 0.27.
+    assert_array_equal(ten_crop_ranks(explainer, data), [0, 1, 2])
+    assert seen == [(10, 16, 16, 3)] * 3
+
+
+def test_thresholds_are_of_other_images(monkeypatch):
+    import gradcam_tables
+
+    chosen_on, played_on = [], []
+
+    def threshold_of(explainer, X, *, boxes, method):
+        chosen_on.append([*zip(X, boxes, strict=True)])
+        return 0.5
+
+    def evaluate(explainer, X, *, boxes, **_):
+        played_on.append([*zip(X, boxes, strict=True)])
+        return {"pointing_game_reject": np.zeros(len(X))}
+
+    monkeypatch.setattr(gradcam_tables, "rejection_threshold", threshold_of)
+    monkeypatch.setattr(gradcam_tables, "evaluate", evaluate)
+    data = Bunch(every=Bunch(X=[*range(9)], boxes=[*range(9)]))
+    gradcam_tables.pointing(None, data, Namespace(arch="some_net"))
+    assert len(chosen_on) == 2 and len(played_on) == 3
+    for validation in chosen_on:
+        for test in played_on:
+            assert sorted(validation + test) == [(i, i) for i in range(9)]
