@@ -255,3 +255,18 @@ def test_compiled_parts_call_hooks_as_long_as_they_are_uncompiled(around):
     assert ran == layers[: 1 if around else 2]
     assert [dict(vars(part)) for part in model.modules()] == was
     torch._dynamo.reset()
+
+
+class Large(SmallNet):
+    """Has memory for one image alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("no memory is left")
+        return super().forward(images)
+
+
+def test_a_lack_of_memory_says_nothing_of_a_layer():
+    sample = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        find_target_layer(Large(num_classes=3), sample=sample)

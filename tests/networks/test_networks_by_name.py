@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.networks import build_model, construct
-from sklcam.networks.named import check_hub
+from sklcam.networks.named import check_hub, is_offline
 from sklcam.persistence import PersistenceError
 
 TINY = {"depth": 2, "embed_dim": 12, "num_heads": 3}
@@ -180,6 +180,7 @@ def test_what_was_fetched_before_needs_no_network(vit, tmp_path, monkeypatch):
     find = functools.partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", find)
     check_hub("owner/name", "config.json")
+    check_hub("owner/name", "model.bin", "config.json")  # by either of its names
     assert asked == []
     check_hub("owner/name", "preprocessor_config.json")
     check_hub("owner/name@v2", "config.json")
@@ -187,6 +188,24 @@ def test_what_was_fetched_before_needs_no_network(vit, tmp_path, monkeypatch):
         "main/preprocessor_config.json",
         "v2/config.json",
     ]
+
+
+def test_a_hub_that_answers_is_there(monkeypatch):
+    class Refused(huggingface_hub.errors.HfHubHTTPError):
+        def __init__(self):
+            pass
+
+    def refuse(url):
+        raise Refused
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    check_hub("owner/not-there", "config.json")  # what is wrong is said by what reads the file
+
+
+def test_a_name_that_cannot_be_one_is_not_the_networks_fault():
+    assert is_offline(OSError("no network"))
+    assert not is_offline(huggingface_hub.errors.HFValidationError("no name"))
+    assert not is_offline(KeyError("no key"))
 
 
 def test_weights_from_elsewhere(monkeypatch):
@@ -206,7 +225,11 @@ def test_weights_from_elsewhere(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "suggested"),
     [
-        *(("tim/resnet18", "timm/resnet18"), ("Timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k")),
+        *(
+            ("tim/resnet18", "timm/resnet18"),
+            ("TIMM/vit", "timm/vit"),
+            ("Timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ),
         *(("timm:resnet18", "timm/resnet18"), ("hf_hub/timm/vit", "hf-hub:timm/vit")),
         ("transformer/google/vit", "transformers/google/vit"),
         ("transformers:google/vit", "transformers/google/vit"),

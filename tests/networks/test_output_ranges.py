@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier
-from sklcam.networks.output_ranges import OutputRanges
+from sklcam.networks.output_ranges import OutputRanges, is_distribution
 
 
 def stable(z):
@@ -63,6 +63,11 @@ OTHERS = {
     "one and the rest": lambda z: torch.cat([z.sigmoid()[:, :1], 1 - z.sigmoid()[:, :1]], 1),
     "the sigmoid of both": lambda z: torch.cat([z[:, :1], -z[:, :1]], 1).sigmoid(),
     "log softmax": lambda z: z.log_softmax(1),
+    "two sigmoids that add up": lambda z: torch.cat(
+        [z[:, :1].sigmoid(), 1 / (1 + torch.exp(z[:, :1]))], 1
+    ),
+    "written over": lambda z: z.sigmoid().copy_(z),
+    "less three": lambda z: torch.sub(z.sigmoid() + 1, 1, alpha=3),
     "cost": lambda z: -torch.log(z.sigmoid()),
 }
 LOGARITHMS = {
@@ -94,6 +99,15 @@ def test_what_is_none(case):
 @pytest.mark.parametrize("case", LOGARITHMS)
 def test_logarithms(case):
     assert ranges_of(LOGARITHMS[case]) == (False, True)
+
+
+def test_rows_that_add_up_to_1():
+    assert is_distribution(torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    for other in ([[0.25, 0.7]], [[1.5, -0.5]], [[1.0], [1.0]]):
+        assert not is_distribution(torch.tensor(other))
+    # Of eight bits a third is 0.334, three times which is 1.002.
+    assert is_distribution(torch.full((2, 3), 1 / 3, dtype=torch.bfloat16))
+    assert not is_distribution(torch.full((2, 3), 0.334))
 
 
 class Ending(nn.Module):

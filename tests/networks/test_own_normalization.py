@@ -81,6 +81,7 @@ OWN = {
     "after resizing": ((Do(enlarged), Buffers()), 0, 1),
     "before padding": ((Buffers(), nn.ZeroPad2d(2)), 0, 1),
     "from 0 to 255 in the network": ((Do(lambda x: bytes_mean(255 * x)),), 0, 1),
+    "from 0 to 255, without a mean": ((Do(lambda x: 255 * x),), 0, 1),
     "of bytes": ((Do(lambda x: x / 255),), 0, 1 / 255),
     "of bytes, their mean": ((Do(bytes_mean),), 0, 1 / 255),
     "of bytes, both": ((Buffers((123.68, 116.78, 103.94), (58.4, 57.1, 57.4)),), 0, 1 / 255),
@@ -91,6 +92,7 @@ OTHERS = {
     "batch normalisation": (nn.BatchNorm2d(3),),
     "instance normalisation": (nn.InstanceNorm2d(3),),
     "by its own image": (Do(lambda x: (x - x.mean()) / x.std()),),
+    "a curve from -1 to 1": (Do(lambda x: 2 * x.sqrt() - 1),),
     "order of channels": (Do(lambda x: x.flip(1)),),
     "padding": (nn.ZeroPad2d(3),),
     "resizing": (Do(enlarged),),
@@ -137,8 +139,21 @@ def test_networks_that_convert_normalised_images(name):
     assert said == Preprocessing()
 
 
+def converted_first(x):
+    """Convert the first channel alone as torchvision's ``transform_input`` does."""
+    return torch.cat([x[:, :1] * 0.229 / 0.5 + (0.485 - 0.5) / 0.5, 2 * x[:, 1:]], dim=1)
+
+
 @pytest.mark.parametrize(
-    "function", [lambda x: (x + 1) / 2, lambda x: 2 * x, lambda x: -x], ids=["half", "twice", "not"]
+    "function",
+    [
+        lambda x: (x + 1) / 2,
+        lambda x: 2 * x,
+        lambda x: -x,
+        lambda x: (x - 0.5) / 1.5,
+        converted_first,
+    ],
+    ids=["half", "twice", "not", "wider than images", "one channel"],
 )
 def test_what_cannot_be_told_is_asked_for(function):
     network = nn.Sequential(Do(function), *body())

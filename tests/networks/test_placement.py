@@ -12,6 +12,7 @@ from torchvision.transforms.functional import center_crop
 
 from sklcam.networks import TargetLayer, build_model, find_target_layer
 from sklcam.networks.families import find_family
+from sklcam.networks.zeros import zeros_filled, zeros_of
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,9 @@ def flipping(how: str) -> zoo.ResNet:
     elif how == "its own forward":
         forward = network.forward
         network.forward = lambda x: forward(x.flip(-1))
+    elif how == "its own part of forward":
+        forward = network._forward_impl
+        network._forward_impl = lambda x: forward(x.flip(-1))
     elif how == "a hook of the network":
         network.register_forward_pre_hook(lambda part, inputs: (inputs[0].flip(-1),))
     elif how == "a hook of a part":
@@ -121,7 +125,10 @@ def flipping(how: str) -> zoo.ResNet:
 
 @pytest.mark.parametrize(
     "how",
-    ["its own method", "its own forward", "a hook of the network", "a hook of a part", "a part"],
+    [
+        *("its own method", "its own forward", "its own part of forward"),
+        *("a hook of the network", "a hook of a part", "a part"),
+    ],
 )
 def test_a_known_class_is_not_taken_at_its_word_where_it_was_changed(how):
     with pytest.raises(ValueError, match="not the plain network of a known family"):
@@ -291,6 +298,7 @@ PADDED = {
     "at the right": lambda x: F.pad(x, (0, 64)),
     "at the bottom right": lambda x: F.pad(x, (0, 16, 0, 16)),
     "letterbox": lambda x: F.pad(F.interpolate(x, (32, 64)), (0, 0, 16, 16)),
+    "behind a normalisation": nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.ZeroPad2d(16)),
 }
 
 
@@ -299,6 +307,12 @@ def test_networks_that_pad_their_images_are_refused(how):
     said = r"a grid of more than the images: of the \d+ (rows|columns) that .* are padding"
     with pytest.raises(ValueError, match=said):
         find_target_layer(Moving(strided(), PADDED[how]), sample=torch.zeros(1, 3, 64, 64))
+
+
+def test_images_without_a_gradient_are_not_taken_for_cropped_ones():
+    rounding = Moving(strided(), lambda x: (255 * x).round() / 255)
+    found = find_target_layer(rounding, sample=torch.zeros(1, 3, 64, 64))
+    assert found == TargetLayer("network.0")
 
 
 @pytest.mark.parametrize(
@@ -362,3 +376,16 @@ def test_a_pool_that_loses_the_proportions_leaves_the_layer_before_it(pool, is_a
     ).eval()
     network(torch.zeros(1, 3, 48, 80))
     assert find_target_layer(network, sample=torch.zeros(1, 3, 48, 80)) == TargetLayer("2")
+
+
+def test_what_is_0_before_training_is_filled_in_for_a_while():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3), nn.LazyLinear(2)
+    )
+    for parameter in (network[0].bias, network[1].weight, network[1].bias, network[2].weight):
+        nn.init.zeros_(parameter)
+    assert [id(p) for p in zeros_of(network)] == [id(network[1].weight), id(network[2].weight)]
+    with zeros_filled(network):
+        assert torch.equal(network[1].weight, torch.ones(8)) and network[2].weight.all()
+        assert not network[0].bias.any()
+    assert not network[1].weight.any() and not network[2].weight.any()
