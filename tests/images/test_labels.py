@@ -148,6 +148,7 @@ def test_names_of_classes_that_are_numbers():
     for classes in (np.array([1, 3]), np.array(["cat", "dog"]), np.array([0.0, 1.0])):
         assert names_of_classes(names, classes) is None
     assert names_of_classes(None, np.arange(3)) is None
+    assert names_of_classes(["cat", "dog"], np.array([-1, 0])) is None
 
 
 def test_data_sets_that_number_their_classes_otherwise():

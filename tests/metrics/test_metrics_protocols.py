@@ -22,6 +22,8 @@ from sklcam.metrics import (
     pointing_game_with_rejection,
     rejection_threshold,
 )
+from sklcam.metrics.ranked import RankedClasses, ranked_localization_error
+from sklcam.metrics.rejection import _best_threshold
 
 TOP1, TOP5 = "top1_localization_error", "top5_localization_error"
 REJECT = "pointing_game_reject"
@@ -366,6 +368,11 @@ ONE_EACH = [np.eye(8)] * 4
         (TOP5, {"boxes": [{"a": [[3, 3, 1, 1]]}] * 4}, r"boxes\[0\]: A box is .* x1 < x2"),
         (
             TOP5,
+            {"boxes": [*BY_CLASS[:3], {"a": [[8, 0, 9, 1]]}]},
+            r"boxes\[3\] has no box in its image of 8 x 8 pixels",
+        ),
+        (
+            TOP5,
             {"y": LABELS, "boxes": {"a": BOXES}},
             "boxes must be a sequence with an entry for each of 4",
         ),
@@ -455,3 +462,26 @@ def test_the_methods_own_relu_goes_first():
         method=GradCAM(relu=False),
     )  # fmt: skip
     assert_array_equal(result[TOP1], [0, 1, 1, 1])
+
+
+def test_thresholds_of_boxes_by_hand():
+    """A box is of what is above 0.15 of a map's maximum, and has to share half of the truth's."""
+    halo, slice_ = torch.full((1, 8, 8), 0.2), torch.zeros(1, 8, 8)
+    halo[:, 2:6, 2:6] = 1  # a quarter of it
+    slice_[:, :3] = 1  # three eighths of it
+    ranked = RankedClasses(
+        [halo, slice_], [["a"], ["a"]], np.zeros((2, 1), int), torch.zeros(2, dtype=torch.bool)
+    )
+    whole = [lambda label: torch.tensor([[0.0, 0.0, 8.0, 8.0]])] * 2
+    assert ranked_localization_error(ranked, whole).tolist() == [0, 1]
+
+
+def test_maps_of_one_maximum_are_rejected_together():
+    # Of three alike, an absent class first: to keep them wins two games, to reject them one.
+    peaks, present = np.ones(3), np.array([False, True, True])
+    assert _best_threshold(peaks, present, present) == 1
+    above = np.nextafter(np.float32(1), np.float32(2))
+    assert _best_threshold(peaks, ~present, ~present) == above
+    # Half-way between neighbours there is no number of 32 bits.
+    kept = np.array([False, True])
+    assert np.float32(_best_threshold(np.array([1, float(above)]), kept, kept)) == above
