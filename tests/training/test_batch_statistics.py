@@ -22,6 +22,7 @@ from torch import nn
 import sklcam
 from sklcam import ConsistentCAMClassifier, EmbeddingNet
 from sklcam.training import AcceleratedCAMClassifier, LaggingStatisticsWarning
+from sklcam.training._statistics import Lag
 
 X, Y = digits(240)
 TRAIN, TEST = slice(96), slice(96, None)
@@ -408,3 +409,10 @@ def test_efficientnet_lite():
     with pytest.warns(LaggingStatisticsWarning, match="momentum 0.01"):
         net.fit(colour[:24], Y[:24])
     assert net.recalibrated_ == 24
+
+
+@pytest.mark.parametrize(
+    ("share", "usual", "lags"), [(0.3, 0.1, True), (0.3, 0.2, False), (0.05, 0.0, False)]
+)
+def test_what_chance_makes_is_no_lag(share, usual, lags):
+    assert bool(Lag(share, usual)) is lags
