@@ -22,7 +22,7 @@ from torch import nn
 import sklcam
 from sklcam import ConsistentCAMClassifier, EmbeddingNet
 from sklcam.training import AcceleratedCAMClassifier, LaggingStatisticsWarning
-from sklcam.training._statistics import Lag
+from sklcam.training._statistics import Lag, _distance
 
 X, Y = digits(240)
 TRAIN, TEST = slice(96), slice(96, None)
@@ -416,3 +416,46 @@ def test_efficientnet_lite():
 )
 def test_what_chance_makes_is_no_lag(share, usual, lags):
     assert bool(Lag(share, usual)) is lags
+
+
+def test_what_a_look_compares_by_hand(monkeypatch):
+    batches, means, lags = [], [], []
+    own = {name: getattr(ConsistentCAMClassifier, name) for name in ("_batches", "_lag")}
+
+    def kept_batches(net, n_images=None):
+        batches[:] = own["_batches"](net, n_images)
+        return iter(batches)
+
+    def distance(layer, running):
+        means.append(layer.running_mean.clone())
+        return torch.zeros(())
+
+    shares = iter([torch.tensor(0.3), torch.tensor(0.1)])
+    monkeypatch.setattr(ConsistentCAMClassifier, "_batches", kept_batches)
+    monkeypatch.setattr(ConsistentCAMClassifier, "_parted", lambda *_: next(shares))
+    monkeypatch.setattr(
+        ConsistentCAMClassifier, "_lag", lambda *args: lags.append(own["_lag"](*args)) or lags[0]
+    )
+    monkeypatch.setattr("sklcam.training._statistics._distance", distance)
+    net = fitted(recalibrate=False)
+    # What is compared with are statistics of all images of the look, not of one half.
+    with torch.no_grad():
+        reached = net.module_[0](torch.cat(batches))
+    assert_allclose(means[0], reached.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    # Batches of 16 count for 0.01, 0.01 * 0.99, 0.01 * 0.99^2 ... in the running average.
+    n_averaged = 16 / ((0.01 * 0.99 ** np.arange(10_000)) ** 2).sum()
+    expected = 0.1 * np.sqrt(1 + sum(map(len, batches)) / n_averaged)
+    assert lags[0].share == pytest.approx(0.3) and lags[0].usual == pytest.approx(expected)
+
+
+def test_distances_of_statistics_by_hand():
+    layer = nn.BatchNorm1d(2, eps=0)
+    layer.running_mean, layer.running_var = torch.zeros(2), torch.full((2,), 4.0)
+    running = [torch.tensor([2.0, 0.0]), torch.tensor([4.0, 1.0])]
+    # A mean that is a deviation off, and a deviation that is a half of the images' own.
+    assert _distance(layer, running) == pytest.approx((1 + 0.5) / 2)
+
+
+def test_as_many_images_as_are_enough(monkeypatch):
+    monkeypatch.setattr("sklcam.training._statistics._MOST_IMAGES", 40)
+    assert fitted(max_epochs=1, recalibrate=True).recalibrated_ == 40
