@@ -241,3 +241,25 @@ def test_maps_that_are_highest_in_a_corner_are_told():
         map_[place] = 1
     clf = Namespace(iter_inputs=lambda X: [X], explain_inputs=lambda X, method: (maps, None))
     assert _highest_in_a_corner(clf, maps) == [True] * 4 + [False] * 2
+
+
+def test_deviations_over_seeds_by_hand():
+    from consistency_tables import spread
+
+    results = {seed: {"accuracy": [of] * 4} for seed, of in enumerate((0.88, 0.90, 0.92))}
+    assert spread(results, [0, 1, 2], "accuracy") == "90.0 ± 2.0"
+    assert spread(results, [0], "accuracy") == "88.0"
+
+
+def test_insertion_is_of_maps_without_the_relu(splits, monkeypatch):
+    import training_runs
+
+    asked = {}
+
+    def evaluate(clf, X, y=None, *, metrics, metric_params=None, progress):
+        asked[metrics] = metric_params
+        return {name: np.zeros(len(X)) for name in training_runs.MEASURES}
+
+    monkeypatch.setattr(training_runs, "evaluate", evaluate)
+    training_runs.measured(small_run(splits, setting="0,0,1", n_steps=3))
+    assert asked["iauc"] == {"iauc": {"n_steps": 3, "relu": False}}

@@ -22,6 +22,7 @@ from sklcam.metrics import (
     pointing_game_with_rejection,
     rejection_threshold,
 )
+from sklcam.metrics.annotations import check_covers
 from sklcam.metrics.ranked import RankedClasses, ranked_localization_error
 from sklcam.metrics.rejection import _best_threshold
 
@@ -485,3 +486,11 @@ def test_maps_of_one_maximum_are_rejected_together():
     # Half-way between neighbours there is no number of 32 bits.
     kept = np.array([False, True])
     assert np.float32(_best_threshold(np.array([1, float(above)]), kept, kept)) == above
+
+
+def test_references_have_the_proportions_of_their_images():
+    for shape in ((100, 200), (50, 100), (50, 101), (7, 7)):
+        check_covers(torch.zeros(shape), (100, 200), 0)
+    for shape in ((200, 100), (50, 103), (49, 101)):  # more than a pixel off
+        with pytest.raises(ValueError, match=r"references\[3\] is of .* in its proportions"):
+            check_covers(torch.zeros(shape), (100, 200), 3)
