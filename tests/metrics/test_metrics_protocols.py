@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer
-from sklcam.cam import GradCAM
+from sklcam.cam import GradCAM, Saliency
 from sklcam.metrics import (
     Metric,
     evaluate,
@@ -494,3 +494,17 @@ def test_references_have_the_proportions_of_their_images():
     for shape in ((200, 100), (50, 103), (49, 101)):  # more than a pixel off
         with pytest.raises(ValueError, match=r"references\[3\] is of .* in its proportions"):
             check_covers(torch.zeros(shape), (100, 200), 3)
+
+
+@pytest.mark.parametrize("name", [TOP1, TOP5])
+def test_maps_of_channels_have_no_box(name):
+    with pytest.raises(ValueError, match="leave channels"):
+        evaluate(
+            explainer(SCENES),
+            SCENES,
+            LABELS,
+            metrics=name,
+            boxes=BOXES,
+            method=Saliency(channels="keep"),
+            progress=False,
+        )
