@@ -24,7 +24,7 @@ from sklcam.networks.precision import at_least_float32
 from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint, is_reentrant
 from sklcam.networks.tape import record
 from sklcam.networks.token_order import are_in_order
-from sklcam.networks.zeros import zeros_filled
+from sklcam.networks.zeros import redrawn, zeros_filled
 
 Forward = Callable[[Tensor], Any]
 Size = tuple[int, int]
@@ -515,6 +515,18 @@ def count_positions(
         If parts behind the layer run by one.
     """
     image = noise(sample, 1, torch.Generator().manual_seed(0))
+    n_positions, n_alive = _positions(model, layer, image, forward)
+    if n_alive == 1:  # by structure, or as a ReLU behind it cuts the others off with these weights
+        for seed in range(3):
+            with redrawn(model, seed):
+                _, with_others = _positions(model, layer, image, forward)
+            n_alive = max(n_alive, with_others or 0)
+    return n_positions, n_alive
+
+
+def _positions(
+    model: nn.Module, layer: TargetLayer, image: Tensor, forward: Forward
+) -> tuple[int, int | None]:
     # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
     for trunk in (False, True):
         with left_as_found(model), zeros_filled(model), record(model, layer, trunk=trunk) as tape:

@@ -7,7 +7,7 @@ pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,16 +26,33 @@ def zeros_of(model: nn.Module) -> list[nn.Parameter]:
 def zeros_filled(model: nn.Module) -> Iterator[None]:
     """Put other weights in the place of those that are 0 throughout, and take them out again."""
     generator = torch.Generator().manual_seed(0)
-    kept = [(parameter, parameter.data) for parameter in zeros_of(model)]
+    with _replaced(zeros_of(model), generator):
+        yield
+
+
+@contextmanager
+def redrawn(model: nn.Module, seed: int) -> Iterator[None]:
+    """Put weights drawn at random in the place of a network's own, and take them out again.
+
+    What is so with any weights is the network's structure. Scales and biases stay.
+    """
+    drawn = [p for p in model.parameters() if not is_lazy(p) and not p.is_meta and p.numel()]
+    with _replaced([p for p in drawn if p.ndim > 1], torch.Generator().manual_seed(seed)):
+        yield
+
+
+@contextmanager
+def _replaced(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
+    kept = [(parameter, parameter.data) for parameter in parameters]
     try:
-        for parameter, zeros in kept:
-            if zeros.ndim < 2:  # a scale
-                parameter.data = torch.ones_like(zeros)
+        for parameter, values in kept:
+            if values.ndim < 2:  # a scale
+                parameter.data = torch.ones_like(values)
             else:
-                spread = 1 / math.sqrt(zeros[0].numel())
-                noise = torch.randn(zeros.shape, generator=generator)
-                parameter.data = noise.mul_(spread).to(zeros)
+                spread = 1 / math.sqrt(values[0].numel())
+                noise = torch.randn(values.shape, generator=generator)
+                parameter.data = noise.mul_(spread).to(values)
         yield
     finally:
-        for parameter, zeros in kept:
-            parameter.data = zeros
+        for parameter, values in kept:
+            parameter.data = values

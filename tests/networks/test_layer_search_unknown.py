@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from backbones import SmallNet
@@ -11,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models as zoo
 
 from sklcam.cam import RecordedPass
-from sklcam.networks import TargetLayer, find_target_layer
+from sklcam.networks import TargetLayer, build_model, find_target_layer
 from sklcam.networks.layer_search import check_positions
 
 
@@ -55,6 +57,21 @@ def test_where_a_class_hangs_on_one_token_an_earlier_layer_is_explained():
 
     found = find_target_layer(Strongest(1), sample=torch.zeros(1, 3, 32, 32))
     assert found == TargetLayer("blocks.1.norm1", "tokens", (8, 8), 1)
+
+
+@pytest.mark.parametrize("seed", [17, 27, 31, 38])  # whose new heads are at work at one position
+def test_a_relu_of_classes_may_cut_off_all_positions_but_one(seed):
+    """It depends on the weights, and with a fit they change."""
+    torch.manual_seed(seed)
+    model = build_model("squeezenet1_1", n_classes=2, in_channels=1).eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
+        classes = model.classifier[:3](model.features(images))
+    assert (classes > 0).flatten(2).sum(2).min() < 2  # it does happen
+    check_positions(model, find_target_layer(model), torch.zeros(1, 1, 64, 64))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_tokens_of_images_of_another_shape_are_refused():
