@@ -61,6 +61,7 @@ from sklcam.metrics.retrieval import recall_at_k
 from sklcam.metrics.scorers import (
     ExplanationScorer,
     ExplanationScorers,
+    consistent_and_accurate,
     explanation_scorer,
     get_scorer,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "compare",
     "complexity",
     "consistency_score",
+    "consistent_and_accurate",
     "default_metrics",
     "deletion_auc",
     "deletion_curve",

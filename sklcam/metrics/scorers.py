@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sklcam._validation import describe, suggestion
+from sklcam._validation import check_number, describe, suggestion
 from sklcam.explain.nested import AnyEstimator
 from sklcam.metrics.annotations import PerImage
 from sklcam.metrics.evaluate import evaluate
@@ -240,6 +242,96 @@ def explanation_scorer(
     named = {metric.name: metric for metric in map(_metric_of, given)}
     check_metric_params(_by_metric(metric_params), named)
     return ExplanationScorers(given, options or None, metric_params)
+
+
+def consistent_and_accurate(
+    tolerance: float = 0.01, *, accuracy: str = "accuracy", consistency: str = "consistency"
+) -> Callable[[Mapping[str, Any]], int]:
+    """Return what chooses the most consistent of a search's accurate candidates.
+
+    Chosen by consistency alone, a search takes the network that has learned least.
+
+    Parameters
+    ----------
+    tolerance : float >= 0, default=0.01
+        How far a mean accuracy may be below the best one, in units of the accuracy.
+    accuracy, consistency : str, default="accuracy" and "consistency"
+        The scores, as the search's ``scoring`` names them. Higher is better for both, and they may
+        be any two: ``accuracy="roc_auc"``, ``consistency="adcc"``.
+
+    Returns
+    -------
+    callable of (cv_results)
+        For ``refit=`` of ``GridSearchCV`` and ``RandomizedSearchCV``. It takes ``cv_results_`` and
+        returns the index of a candidate; of equally consistent ones, the most accurate. Candidates
+        without a score, being NaN, are not chosen. It raises a ValueError if there are no such
+        scores, or none that is a number.
+
+    Raises
+    ------
+    ValueError
+        If the tolerance is not a number >= 0, or a name is no str.
+
+    Notes
+    -----
+    ``HalvingGridSearchCV`` and ``HalvingRandomSearchCV`` take the best ``score`` of the last
+    iteration, and ignore a callable ``refit``. Call this with their ``cv_results_`` afterwards: it
+    chooses among the candidates of the last iteration, as the others had fewer resources.
+
+    Examples
+    --------
+    >>> from sklcam.metrics import consistent_and_accurate
+    >>> choose = consistent_and_accurate(tolerance=0.02)
+    >>> choose({"mean_test_accuracy": [0.90, 0.89, 0.30], "mean_test_consistency": [0.4, 0.7, 1.0]})
+    1
+
+    In a search::
+
+        GridSearchCV(
+            clf,
+            {"alpha": [0, 0.1, 1]},
+            scoring=explanation_scorer(["accuracy", "consistency"]),
+            refit=consistent_and_accurate(),
+        )
+    """
+    check_number("tolerance", tolerance, 0)
+    for name in (accuracy, consistency):
+        if not isinstance(name, str):
+            raise ValueError(f"A score has a name, such as 'accuracy'; got {describe(name)}.")
+    return partial(
+        _most_consistent, tolerance=tolerance, accuracy=accuracy, consistency=consistency
+    )
+
+
+def _most_consistent(
+    cv_results: Mapping[str, Any], *, tolerance: float, accuracy: str, consistency: str
+) -> int:
+    before = "mean_test_"
+    scored = [name.removeprefix(before) for name in cv_results if name.startswith(before)]
+    for name in (accuracy, consistency):
+        if name not in scored:
+            raise ValueError(
+                f"The search has no score {name!r}; it has {', '.join(scored) or 'none'}. Give "
+                'scoring=explanation_scorer(["accuracy", "consistency"]), or tell '
+                "consistent_and_accurate the names: accuracy=..., consistency=...."
+            )
+    accuracies, consistencies = (
+        np.asarray(cv_results[before + name], dtype=float) for name in (accuracy, consistency)
+    )
+    is_eligible = np.isfinite(accuracies) & np.isfinite(consistencies)
+    if "iter" in cv_results:  # of a halving search, in which few candidates see all images
+        is_eligible &= np.asarray(cv_results["iter"]) == np.max(cv_results["iter"])
+    if not is_eligible.any():
+        raise ValueError(
+            f"No candidate has both a {accuracy} and a {consistency} that are numbers. Set "
+            'error_score="raise" to see why.'
+        )
+    # Up to rounding: 0.9 - 0.01 must not refuse 0.89.
+    least = accuracies[is_eligible].max() - tolerance - 1e-9
+    candidates = np.flatnonzero(is_eligible & (accuracies >= least))
+    # The last key sorts first; of equals, the first candidate.
+    order = np.lexsort((candidates, -accuracies[candidates], -consistencies[candidates]))
+    return int(candidates[order[0]])
 
 
 def _scorer_name(metric: str | Metric) -> str:

@@ -274,6 +274,30 @@ REFUSALS: dict[str, list[Row]] = {
             r"has no options \['n_steps'\]; .*random_state, .*views",
         ),
     ],
+    "consistent_and_accurate": [
+        (
+            "a tolerance below 0",
+            lambda: metrics.consistent_and_accurate(-0.1),
+            "tolerance must be .* got -0.1",
+        ),
+        (
+            "a scorer for a name",
+            lambda: metrics.consistent_and_accurate(consistency=metrics.get_scorer("adcc")),
+            "A score has a name, .* got a",
+        ),
+        (
+            "no such score",
+            lambda: metrics.consistent_and_accurate()({"mean_test_score": [0.5], "params": [{}]}),
+            "no score 'accuracy'; it has score. Give scoring=explanation_scorer",
+        ),
+        (
+            "no numbers",
+            lambda: metrics.consistent_and_accurate()(
+                {"mean_test_accuracy": [np.nan, 0.5], "mean_test_consistency": [0.5, np.nan]}
+            ),
+            "No candidate has both .* error_score",
+        ),
+    ],
     "explanation_scorer": [
         ("a name", lambda: metrics.explanation_scorer("adcc"), "a sequence of names; got a str"),
         ("None", lambda: metrics.explanation_scorer(None), "a sequence of names; got None"),

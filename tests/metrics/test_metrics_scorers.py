@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn import config_context
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import UnsetMetadataPassedError
-from sklearn.model_selection import GridSearchCV, KFold, cross_validate
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    KFold,
+    RandomizedSearchCV,
+    cross_validate,
+)
 from small_networks import SmallNet, digits
 from torch import nn
 
@@ -19,6 +26,7 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.metrics import (
     available,
     consistency_score,
+    consistent_and_accurate,
     evaluate,
     explanation_scorer,
     get_scorer,
@@ -173,6 +181,67 @@ def test_grid_search_that_refits_for_an_explanation(together):
     assert (search.cv_results_["mean_test_neg_average_drop"] <= 0).all()
     assert search.best_estimator_.predict(X).shape == (30,)
     assert repr(clone(search).scoring) == repr(search.scoring)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "consistencies", "tolerance", "chosen"),
+    [
+        ([0.90, 0.89, 0.30], [0.4, 0.7, 1.0], 0.01, 1),  # 0.9 - 0.01 > 0.89 in floating point
+        ([0.90, 0.89, 0.30], [0.4, 0.7, 1.0], 0.0, 0),
+        ([0.90, 0.89, 0.30], [0.4, 0.7, 1.0], 0.6, 2),
+        ([0.89, 0.90, 0.90], [0.7, 0.7, 0.7], 0.01, 1),  # the first of the most accurate
+        ([np.nan, 0.5, 0.5, 0.9], [0.9, np.nan, 0.3, 0.2], 0.4, 2),
+        ([-0.2, -0.1, -0.9], [0.1, 0.05, 0.9], 0.1, 0),  # where higher is better, and all below 0
+    ],
+)
+def test_the_most_consistent_of_the_accurate(accuracies, consistencies, tolerance, chosen):
+    results = {"mean_test_a": np.array(accuracies), "mean_test_c": np.array(consistencies)}
+    choose = consistent_and_accurate(tolerance, accuracy="a", consistency="c")
+    assert pickle.loads(pickle.dumps(choose))(results) == choose(results) == chosen
+
+
+def test_candidates_of_a_halving_search_are_those_of_its_last_round():
+    results = {
+        "iter": np.array([0, 0, 0, 1, 1]),
+        "mean_test_accuracy": np.array([1.0, 0.9, 0.8, 0.7, 0.695]),
+        "mean_test_consistency": np.array([0.5, 0.9, 0.8, 0.2, 0.3]),
+    }
+    assert consistent_and_accurate()(results) == 4
+
+
+class Tabulated(BaseEstimator):
+    """An estimator whose scores are in a table, by its only parameter."""
+
+    def __init__(self, i=0):
+        self.i = i
+
+    def fit(self, X, y):
+        return self
+
+
+def tabulated_scores(estimator, X, y):
+    accuracy, consistency = [(0.5, 1.0), (0.895, 0.6), (0.9, 0.5), (0.89, 0.8)][estimator.i]
+    return {"accuracy": accuracy, "consistency": consistency, "score": accuracy}
+
+
+@pytest.mark.parametrize("search", [GridSearchCV, RandomizedSearchCV])
+def test_searches_choose_the_most_consistent_of_the_accurate(search):
+    options = {"n_iter": 4} if search is RandomizedSearchCV else {}
+    found = search(
+        Tabulated(), {"i": [0, 1, 2, 3]}, scoring=tabulated_scores, cv=2,
+        refit=consistent_and_accurate(tolerance=0.0075), **options,
+    )  # fmt: skip
+    assert clone(found).fit(X, Y).best_params_ == {"i": 1}
+
+
+def test_a_halving_search_is_chosen_from_afterwards():
+    search = HalvingGridSearchCV(
+        Tabulated(), {"i": [0, 1, 2, 3]}, scoring=tabulated_scores, cv=2, refit="score", factor=2,
+        min_resources=10, max_resources=20,
+    ).fit(X, Y)  # fmt: skip
+    results = search.cv_results_
+    assert search.best_params_ == {"i": 2}
+    assert results["params"][consistent_and_accurate()(results)] == {"i": 1}  # 3 is left out
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
