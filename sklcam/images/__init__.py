@@ -9,7 +9,8 @@ from sklcam.images.dataset import ImageDataset, check_images, n_images
 from sklcam.images.frames import Resizing, map_to_frame
 from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import default_statistics, normalize
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 
 __all__ = [
     "ImageDataset",

@@ -1,7 +1,7 @@
-"""Views: crops and flips that are recorded, to be applied to an image and to its map alike.
+"""Views: crops, flips and turns that are recorded, to be applied to an image and its map alike.
 
-A random resized crop followed by a horizontal flip is an affine map, so a whole batch of views is
-one tensor of 2x3 matrices. Nothing here knows of networks, explanations or losses.
+Here they are drawn; what is recorded of them, and applied, is in ``warps.py``. Nothing here knows
+of networks, explanations or losses.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sklcam._validation import check_count, check_number, check_size, check_tensor, describe
+from sklcam._validation import check_count, check_number, check_size, describe
 from sklcam.images.frames import Interpolation, Resizing, resize_image
+from sklcam.images.normalization import to_unit_floats
+from sklcam.images.photometric import Photometry
+from sklcam.images.warps import Warp
 
 _N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
+_N_OF_CROP = 2 * _N_TRIES + 3  # areas, ratios, two of the position, the flip
+_PHOTOMETRIC = ("brightness", "contrast", "color", "sharpness", "blur", "grey")
+_N_FURTHER = 3 + len(_PHOTOMETRIC)  # the angle and two shifts
 
 
 class Crop(NamedTuple):
@@ -27,6 +32,7 @@ class Crop(NamedTuple):
 
     A :class:`Warp` samples an image that has its size already; a crop of few of its pixels is
     blurred. This cuts whole pixels, as torchvision does, so that the crop is as sharp as the image.
+    What a sampler does beside crops and flips, a warp then does to the crop.
     """
 
     top: int
@@ -34,165 +40,34 @@ class Crop(NamedTuple):
     height: int
     width: int
     is_flipped: bool
+    rest: Warp | None = None
 
     def __call__(
         self, image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
     ) -> Tensor:
-        """Return the crop of an image, or of its mask, (..., height, width), at a size."""
+        """Return the crop of an image, or of its mask, (channels, height, width), at a size."""
         rows = slice(self.top, self.top + self.height)
         part = image[..., rows, self.left : self.left + self.width]
         part = resize_image(part, size, Resizing(interpolation=interpolation))
-        return part.flip(-1) if self.is_flipped else part
+        part = part.flip(-1) if self.is_flipped else part
+        return part if self.rest is None else self.rest(to_unit_floats(part)[None])[0]
 
-
-class Warp:
-    """A recorded geometric view of each image of a batch.
-
-    Calling it warps images or maps; the same object warps both, so that ``t(map(x))`` and
-    ``map(t(x))`` can be compared pixel by pixel.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (n_images, 2, 3), floating point
-        Affine maps from output to input coordinates, both in [-1, 1] with the pixels' outer edges
-        at the ends (``align_corners=False``). They do not depend on the resolution, so that one
-        view serves an image and a map of another size.
-
-    Raises
-    ------
-    ValueError
-        If the matrix is not a floating-point tensor of shape (n_images, 2, 3).
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.training import Warp
-    >>> images = torch.arange(4.0).reshape(1, 1, 1, 4)
-    >>> Warp.from_crops(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), flip=torch.tensor([True]))(images)
-    tensor([[[[3., 2., 1., 0.]]]])
-    """
-
-    def __init__(self, matrix: Tensor):
-        is_float = isinstance(matrix, Tensor) and matrix.is_floating_point()
-        if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
-            raise ValueError(
-                "A view is a 2x3 matrix per image, in a floating-point Tensor of shape "
-                f"(n_images, 2, 3); got {describe(matrix)}."
-            )
-        self.matrix = matrix
-
-    @classmethod
-    def identity(cls, n_images: int) -> Warp:
-        """Return the views that change nothing.
-
-        Raises
-        ------
-        ValueError
-            If ``n_images`` is not an int >= 0.
-        """
-        check_count("n_images", n_images, 0)
-        return cls(torch.eye(2, 3).repeat(n_images, 1, 1))
-
-    @classmethod
-    def from_crops(cls, boxes: Tensor, flip: Tensor) -> Warp:
-        """Build views from crop boxes and flips.
-
-        Parameters
-        ----------
-        boxes : Tensor of shape (n_images, 4), in [0, 1]
-            Left, top, width and height of each crop, as fractions of the image's sides.
-        flip : Tensor of shape (n_images,), bool
-            Whether the crop is then mirrored left to right.
-
-        Returns
-        -------
-        Warp
-
-        Raises
-        ------
-        ValueError
-            If the boxes are not a floating-point tensor of shape (n_images, 4), or ``flip`` is not
-            bool with an entry for each.
-        """
-        check_tensor("boxes", boxes, "n_images", "4")
-        check_tensor("flip", flip, "n_images", floating=False)
-        if boxes.shape[1] != 4 or flip.dtype != torch.bool or len(flip) != len(boxes):
-            raise ValueError(
-                "boxes must be of shape (n_images, 4), and flip of shape (n_images,) and bool; got "
-                f"{describe(boxes)}, and {describe(flip)}."
-            )
-        left, top, width, height = boxes.unbind(1)
-        matrix = boxes.new_zeros(len(boxes), 2, 3)
-        matrix[:, 0, 0] = torch.where(flip, -width, width)
-        matrix[:, 0, 2] = 2 * left + width - 1
-        matrix[:, 1, 1] = height
-        matrix[:, 1, 2] = 2 * top + height - 1
-        return cls(matrix)
-
-    def __len__(self) -> int:
-        return len(self.matrix)
-
-    def __repr__(self) -> str:
-        return f"Warp(n_images={len(self)})"
-
-    def to(self, device: torch.device | str) -> Warp:
-        """Return the same views on another device."""
-        return Warp(self.matrix.to(device, non_blocking=True))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Warp images or maps, differentiably, at their own resolution.
-
-        Parameters
-        ----------
-        images : Tensor of shape (n_images, channels, height, width) or (n_images, height, width)
-            Floating point. What lies outside the image takes the value of its border.
-
-        Returns
-        -------
-        Tensor of the same shape and dtype
-            Bilinear samples. The identity and pure flips are returned exactly.
-
-        Raises
-        ------
-        ValueError
-            If the images are not a tensor of three or four axes, or not as many as the views.
-        """
-        if not isinstance(images, Tensor) or images.ndim not in (3, 4):
-            raise ValueError(
-                "images must be a Tensor of shape (n_images, channels, height, width) or "
-                f"(n_images, height, width); got {describe(images)}."
-            )
-        if len(images) != len(self):
-            raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
-        if images.ndim == 3:
-            return self(images[:, None])[:, 0]
-        # Half precision could not tell one pixel from the next.
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        matrix = self.matrix.to(images.device, dtype, non_blocking=True)
-        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        warped = F.grid_sample(
-            images.to(dtype), grid, padding_mode="border", align_corners=False
-        ).to(images.dtype)
-        return self._exact_where_nothing_is_interpolated(images, warped, matrix)
-
-    @staticmethod
-    def _exact_where_nothing_is_interpolated(
-        images: Tensor, warped: Tensor, matrix: Tensor
+    def of_image(
+        self, image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
     ) -> Tensor:
-        # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
-        # crop, but an unchanged or mirrored image should come back bit by bit.
-        unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
-        mirrored = unchanged.clone()
-        mirrored[0, 0].neg_()  # to assign a number would be a copy that the host waits for
-        is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]
-        is_mirrored = (matrix == mirrored).all(dim=2).all(dim=1)[:, None, None, None]
-        warped = torch.where(is_unchanged, images, warped)
-        return torch.where(is_mirrored, images.flip(-1), warped)
+        """Return the crop of an image, with what is done to its colours."""
+        part = self(image, size, interpolation)
+        if self.rest is None or self.rest.photometry is None:
+            return part
+        return self.rest.photometry(part[None])[0]
 
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """The distribution of views: a random resized crop, then a horizontal flip.
+    """The distribution of views: a random resized crop and a horizontal flip, and more if asked.
+
+    A view is cropped and flipped, then turned about its centre and shifted, and last changed in its
+    colours, in the order of the parameters. Each image draws its own view.
 
     Parameters
     ----------
@@ -202,12 +77,23 @@ class ViewSampler:
         Range of the crop's width over its height, in pixels, before it is resized.
     flip : float in [0, 1], default=0.5
         Probability of the flip.
+    rotation : float in [0, 180], default=0
+        Largest angle in degrees, either way.
+    translation : float in [0, 1], default=0
+        Largest shift along each axis, either way, as a share of the view's side.
+    brightness, contrast, color, sharpness : float >= 0, default=0
+        A factor is drawn from max(0, 1 - value) to 1 + value, as by torchvision's ``ColorJitter``;
+        ``color`` is its saturation. Contrast and colour are of grey or RGB images.
+    blur : float >= 0, default=0
+        Largest standard deviation of a Gaussian blur, in pixels of the view.
+    grey : float in [0, 1], default=0
+        Probability that the view loses its colour.
 
     Raises
     ------
     ValueError
         If ``scale`` is not a range within (0, 1], ``ratio`` is not a range of positive numbers, or
-        ``flip`` is outside 0 to 1.
+        another parameter is outside of its range.
 
     References
     ----------
@@ -217,15 +103,23 @@ class ViewSampler:
     --------
     >>> import torch
     >>> from sklcam.training import ViewSampler
-    >>> sample = ViewSampler()
+    >>> sample = ViewSampler(rotation=30, brightness=0.4)
     >>> views = sample(8, size=(32, 32), generator=torch.Generator().manual_seed(0))
-    >>> views(torch.rand(8, 3, 32, 32)).shape
-    torch.Size([8, 3, 32, 32])
+    >>> views.of_images(torch.rand(8, 3, 32, 32)).shape, views(torch.rand(8, 32, 32)).shape
+    (torch.Size([8, 3, 32, 32]), torch.Size([8, 32, 32]))
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    rotation: float = 0.0
+    translation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    color: float = 0.0
+    sharpness: float = 0.0
+    blur: float = 0.0
+    grey: float = 0.0
 
     def __post_init__(self) -> None:
         if not _is_range(self.scale, 1):
@@ -233,6 +127,16 @@ class ViewSampler:
         if not _is_range(self.ratio, sys.float_info.max):
             raise ValueError(f"ratio must be a range of positive numbers; got {self.ratio!r}.")
         check_number("flip, a probability,", self.flip, 0, 1)
+        check_number("rotation, in degrees,", self.rotation, 0, 180)
+        check_number("translation, a share of a side,", self.translation, 0, 1)
+        for name in _PHOTOMETRIC[:-1]:
+            check_number(name, getattr(self, name), 0)
+        check_number("grey, a probability,", self.grey, 0, 1)
+
+    @property
+    def changes_colors(self) -> bool:
+        """Whether views differ from crops in more than where their pixels are."""
+        return any(getattr(self, name) for name in _PHOTOMETRIC)
 
     def __call__(
         self, n_images: int, *, size: tuple[int, int], generator: torch.Generator | None = None
@@ -269,10 +173,11 @@ class ViewSampler:
         boxes = self._boxes(
             draws, torch.full((n_images, 1), size[1] / size[0], dtype=torch.float64)
         )
-        return Warp.from_crops(boxes.float(), flip=draws[:, -1] < self.flip)
+        crops = Warp.from_crops(boxes.float(), flip=self._flips(draws))
+        rest = self._rest(draws, size)
+        return crops if rest is None else crops.then(rest)
 
-    @staticmethod
-    def draw(n_images: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, n_images: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw the numbers that views are made of, a row an image, whether or not all are needed.
 
         Parameters
@@ -284,9 +189,17 @@ class ViewSampler:
         -------
         Tensor of shape (n_images, n_numbers), float64 in [0, 1)
         """
-        return torch.rand(n_images, 2 * _N_TRIES + 3, generator=generator, dtype=torch.float64)
+        # Crops and flips alone are those that the same seed has always given.
+        n_numbers = _N_OF_CROP + (_N_FURTHER if self._does_more else 0)
+        return torch.rand(n_images, n_numbers, generator=generator, dtype=torch.float64)
 
-    def crops(self, draws: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Crop]:
+    def crops(
+        self,
+        draws: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> list[Crop]:
         """Turn numbers into views of images whose sizes are known by now.
 
         Parameters
@@ -295,6 +208,9 @@ class ViewSampler:
             Of :meth:`draw`.
         sizes : sequence of (height, width)
             Of the images, as they are before they are resized.
+        size : (height, width) or None, default=None
+            To which the crops will be resized before they are turned; None is a square. Only its
+            ratio matters.
 
         Returns
         -------
@@ -307,23 +223,58 @@ class ViewSampler:
         >>> from sklcam.training import ViewSampler
         >>> sample = ViewSampler(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
         >>> sample.crops(sample.draw(1), [(20, 30)])
-        [Crop(top=0, left=5, height=20, width=20, is_flipped=False)]
+        [Crop(top=0, left=5, height=20, width=20, is_flipped=False, rest=None)]
         """
         sides = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
         boxes = self._boxes(draws, sides[:, :1] / sides[:, 1:])
         lengths = (boxes[:, 2:] * sides).round().clamp(min=1)
         starts = torch.minimum((boxes[:, :2] * sides).round(), sides - lengths)
         whole = torch.cat([starts, lengths], dim=1).long().tolist()
-        flips = (draws[:, -1] < self.flip).tolist()
+        flips = self._flips(draws).tolist()
+        rest = self._rest(draws, size or (1, 1))
         return [
-            Crop(top, left, height, width, flip)
-            for (left, top, width, height), flip in zip(whole, flips, strict=True)
+            Crop(top, left, height, width, flip, None if rest is None else rest[i : i + 1])
+            for i, ((left, top, width, height), flip) in enumerate(zip(whole, flips, strict=True))
         ]
+
+    @property
+    def _does_more(self) -> bool:
+        return bool(self.rotation or self.translation or self.changes_colors)
+
+    def _flips(self, draws: Tensor) -> Tensor:
+        return draws[:, _N_OF_CROP - 1] < self.flip
+
+    def _rest(self, draws: Tensor, size: tuple[int, int]) -> Warp | None:
+        """Return what is done to the crops; None if nothing is."""
+        if not self._does_more:
+            return None
+        numbers = draws[:, _N_OF_CROP:]
+        warp = Warp.identity(len(draws))
+        if self.rotation:
+            degrees = self.rotation * (2 * numbers[:, 0] - 1)
+            warp = warp.then(Warp.from_rotations(degrees.float(), size))
+        if self.translation:
+            shifts = self.translation * (2 * numbers[:, 1:3] - 1)
+            warp = warp.then(Warp.from_shifts(shifts.float()))
+        found: dict[str, Tensor] = {}
+        for name, drawn in zip(_PHOTOMETRIC, numbers[:, 3:].unbind(1), strict=True):
+            strength = getattr(self, name)
+            if strength and name == "grey":
+                found[name] = drawn < strength
+            elif strength and name == "blur":
+                found[name] = (strength * drawn).float()
+            elif strength:
+                lowest = max(0.0, 1 - strength)
+                found[name] = (lowest + (1 + strength - lowest) * drawn).float()
+        if found:
+            photometry = Photometry(**found, largest_blur=float(self.blur))
+            warp = Warp(warp.matrix, photometry, is_inside=warp.is_inside)
+        return warp
 
     def _boxes(self, draws: Tensor, aspect: Tensor) -> Tensor:
         """Left, top, width and height of the first try that fits into an image of this aspect."""
         areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
-        positions = draws[:, -3:-1]
+        positions = draws[:, _N_OF_CROP - 3 : _N_OF_CROP - 1]
         # Uniform in the logarithm: a crop is as likely to be tall as it is to be wide.
         low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
         ratio = torch.exp(low + (high - low) * ratios)

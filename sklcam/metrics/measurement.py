@@ -15,7 +15,8 @@ from sklcam.cam.base import Method
 from sklcam.cam.targets import Target, TopK
 from sklcam.explain.base import Explainer
 from sklcam.explain.opened import Batch
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 from sklcam.metrics.annotations import Annotations, LazyTensors
 from sklcam.metrics.plan import NO_PROBABILITY, OutputScore, Plan
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS

@@ -12,7 +12,8 @@ import torch
 
 from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps

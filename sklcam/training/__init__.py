@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 from sklcam.training._statistics import LaggingStatisticsWarning
 from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier

@@ -50,8 +50,10 @@ class DrawnBatches:
     own.
     """
 
-    def __init__(self, batches: Iterable[Sequence[int]], generator: torch.Generator):
-        self._batches, self._generator = batches, generator
+    def __init__(
+        self, batches: Iterable[Sequence[int]], sampler: ViewSampler, generator: torch.Generator
+    ):
+        self._batches, self._sampler, self._generator = batches, sampler, generator
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
@@ -60,7 +62,7 @@ class DrawnBatches:
         seed = int(torch.randint(2**62, (), generator=self._generator))
         own = torch.Generator().manual_seed(seed)
         for indices in self._batches:
-            yield list(zip(indices, ViewSampler.draw(len(indices), own).tolist(), strict=True))
+            yield list(zip(indices, self._sampler.draw(len(indices), own).tolist(), strict=True))
 
     def __getattr__(self, name: str) -> Any:  # accelerate asks for the sampler, and more
         if name.startswith("_"):
@@ -93,7 +95,7 @@ def crop_while_reading(loader: Any, sampler: ViewSampler, generator: torch.Gener
     # A loader refuses other parts once it is made, as workers would not hear of them. This one has
     # none yet.
     vars(loader)["dataset"] = CroppedImages(loader.dataset, sampler)
-    vars(loader)["batch_sampler"] = DrawnBatches(loader.batch_sampler, generator)
+    vars(loader)["batch_sampler"] = DrawnBatches(loader.batch_sampler, sampler, generator)
 
 
 class Perturbation:

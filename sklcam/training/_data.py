@@ -94,10 +94,11 @@ class TrainingImages(ImageDataset, SkorchDataset):
         """
         originals = [self.original_image(i) for i in indices]
         sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
-        crops = sampler.crops(draws, sizes)
+        crops = sampler.crops(draws, sizes, size=self.image_size)
         way = self.resize.interpolation
         cropped = [
-            crop(image, self.image_size, way) for crop, image in zip(crops, originals, strict=True)
+            crop.of_image(image, self.image_size, way)
+            for crop, image in zip(crops, originals, strict=True)
         ]
         rows = zip(indices, of_one_dtype(cropped), originals, crops, strict=True)
         return [self._item(*row) for row in rows]

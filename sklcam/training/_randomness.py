@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import draw_seed
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 from sklcam.networks.dry_run import generators_lock
 from sklcam.training._devices import DeviceNet
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sklcam._validation import check_alike, check_maps, check_size, check_tensor, describe
 from sklcam.cam import min_max, upsample
-from sklcam.images.views import ViewSampler, Warp
+from sklcam.images.views import ViewSampler
+from sklcam.images.warps import Warp
 from sklcam.metrics.consistency import structural_similarity
 from sklcam.training.weights import Balanced, Schedule, Weight, weight_in
 
@@ -128,7 +129,7 @@ class Explanations:
             name: getattr(self, name) for name in ("maps", "maps_of_view", "masks", "annotated")
         }
         part = {name: value[rows] for name, value in fields.items() if value is not None}
-        warp = None if self.warp is None else Warp(self.warp.matrix[rows])  # one matrix per image
+        warp = None if self.warp is None else self.warp[rows]
         return replace(self, **part, warp=warp)
 
 

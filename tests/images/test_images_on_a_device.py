@@ -30,7 +30,7 @@ def test_images_are_read_where_they_are(dtype, options, device):
     X = torch.randint(0, 256, (3, 4, 20, 31), dtype=torch.uint8)
     X = X if dtype == torch.uint8 else (X / 255).to(dtype)
     ours, host = (ImageDataset(x, image_size=12, **options) for x in (OnDevice(X), X))
-    (crop,) = ViewSampler().crops(ViewSampler.draw(1), [(20, 31)])
+    (crop,) = ViewSampler().crops(ViewSampler().draw(1), [(20, 31)])
     rounded = {"rtol": 0, "atol": 1 if dtype == torch.uint8 else 0}  # bytes are resized as floats
     for i in range(3):
         assert ours[i][0].device.type == "pretend"

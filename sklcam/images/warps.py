@@ -1,0 +1,355 @@
+"""Warps: where the pixels of views come from, recorded for a batch, and applied to images or maps.
+
+They are affine maps, so a whole batch is one tensor of 2x3 matrices. What a view does to colours is
+recorded beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sklcam._validation import check_count, check_size, check_tensor, describe
+from sklcam.images.photometric import Photometry
+
+# Where a view moves pixels to pixels, rounding may be off by this share of one.
+_PIXEL_ROUNDING = 1e-3
+# So far beyond the image's edge, in units of half its side, is rounding too.
+_EDGE_ROUNDING = 1e-6
+
+
+class Warp:
+    """A recorded view of each image of a batch.
+
+    Calling it warps images or maps; the same object warps both, so that ``t(map(x))`` and
+    ``map(t(x))`` can be compared pixel by pixel. :meth:`of_images` changes colours as well.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (n_images, 2, 3), floating point
+        Affine maps from output to input coordinates, both in [-1, 1] with the pixels' outer edges
+        at the ends (``align_corners=False``). They do not depend on the resolution, so that one
+        view serves an image and a map of another size.
+    photometry : Photometry or None, default=None
+        What happens to the pixels of an image, and not to its map.
+    is_inside : bool, default=False
+        Whether it is known that no view reaches beyond its image, as crops and flips do not. Nobody
+        has to look then.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not a floating-point tensor of shape (n_images, 2, 3).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import Warp
+    >>> images = torch.arange(4.0).reshape(1, 1, 1, 4)
+    >>> Warp.from_crops(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), flip=torch.tensor([True]))(images)
+    tensor([[[[3., 2., 1., 0.]]]])
+    >>> shift = Warp.from_shifts(torch.tensor([[0.25, 0.0]]))
+    >>> shift(images), shift.valid((1, 4))
+    (tensor([[[[0., 0., 1., 2.]]]]), tensor([[[False,  True,  True,  True]]]))
+    """
+
+    def __init__(
+        self, matrix: Tensor, photometry: Photometry | None = None, *, is_inside: bool = False
+    ):
+        is_float = isinstance(matrix, Tensor) and matrix.is_floating_point()
+        if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
+            raise ValueError(
+                "A view is a 2x3 matrix per image, in a floating-point Tensor of shape "
+                f"(n_images, 2, 3); got {describe(matrix)}."
+            )
+        self.matrix, self.photometry, self.is_inside = matrix, photometry, is_inside
+
+    @classmethod
+    def identity(cls, n_images: int) -> Warp:
+        """Return the views that change nothing.
+
+        Raises
+        ------
+        ValueError
+            If ``n_images`` is not an int >= 0.
+        """
+        check_count("n_images", n_images, 0)
+        return cls(torch.eye(2, 3).repeat(n_images, 1, 1), is_inside=True)
+
+    @classmethod
+    def from_crops(cls, boxes: Tensor, flip: Tensor) -> Warp:
+        """Build views from crop boxes and flips.
+
+        Parameters
+        ----------
+        boxes : Tensor of shape (n_images, 4), in [0, 1]
+            Left, top, width and height of each crop, as fractions of the image's sides.
+        flip : Tensor of shape (n_images,), bool
+            Whether the crop is then mirrored left to right.
+
+        Returns
+        -------
+        Warp
+
+        Raises
+        ------
+        ValueError
+            If the boxes are not a floating-point tensor of shape (n_images, 4), or ``flip`` is not
+            bool with an entry for each.
+        """
+        check_tensor("boxes", boxes, "n_images", "4")
+        check_tensor("flip", flip, "n_images", floating=False)
+        if boxes.shape[1] != 4 or flip.dtype != torch.bool or len(flip) != len(boxes):
+            raise ValueError(
+                "boxes must be of shape (n_images, 4), and flip of shape (n_images,) and bool; got "
+                f"{describe(boxes)}, and {describe(flip)}."
+            )
+        left, top, width, height = boxes.unbind(1)
+        matrix = boxes.new_zeros(len(boxes), 2, 3)
+        matrix[:, 0, 0] = torch.where(flip, -width, width)
+        matrix[:, 0, 2] = 2 * left + width - 1
+        matrix[:, 1, 1] = height
+        matrix[:, 1, 2] = 2 * top + height - 1
+        # A look at another device would make the host wait.
+        reach = torch.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1)
+        is_inside = boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
+        return cls(matrix, is_inside=is_inside)
+
+    @classmethod
+    def from_rotations(cls, degrees: Tensor, size: tuple[int, int]) -> Warp:
+        """Build views that turn images about their centres.
+
+        Parameters
+        ----------
+        degrees : Tensor of shape (n_images,)
+            Counterclockwise.
+        size : tuple of two ints
+            Height and width of the images, in pixels; only their ratio matters.
+
+        Returns
+        -------
+        Warp
+            Quarter turns of square images are exact.
+
+        Raises
+        ------
+        ValueError
+            If ``degrees`` is not a floating-point tensor of shape (n_images,), or a side is not a
+            positive int.
+        """
+        check_tensor("degrees", degrees, "n_images")
+        height, width = check_size(size, "size")
+        # The quarter turns apart: a cosine of 90 degrees is not exactly 0.
+        quarters = (degrees / 90).round()
+        rest = torch.deg2rad(degrees - 90 * quarters)
+        turn = quarters.long() % 4
+        cos_of, sin_of = (
+            degrees.new_tensor([1, 0, -1, 0])[turn],
+            degrees.new_tensor([0, 1, 0, -1])[turn],
+        )
+        cosine = cos_of * rest.cos() - sin_of * rest.sin()
+        sine = sin_of * rest.cos() + cos_of * rest.sin()
+        matrix = degrees.new_zeros(len(degrees), 2, 3)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = cosine
+        matrix[:, 0, 1], matrix[:, 1, 0] = -sine * (height / width), sine * (width / height)
+        return cls(matrix)
+
+    @classmethod
+    def from_shifts(cls, shifts: Tensor) -> Warp:
+        """Build views that move images.
+
+        Parameters
+        ----------
+        shifts : Tensor of shape (n_images, 2)
+            How far the content goes to the right and down, as fractions of the width and the
+            height.
+
+        Returns
+        -------
+        Warp
+            Shifts by whole pixels are exact.
+
+        Raises
+        ------
+        ValueError
+            If ``shifts`` is not a floating-point tensor of shape (n_images, 2).
+        """
+        check_tensor("shifts", shifts, "n_images", "2")
+        if shifts.shape[1] != 2:
+            raise ValueError(f"shifts must be of shape (n_images, 2); got {describe(shifts)}.")
+        matrix = torch.eye(2, 3, dtype=shifts.dtype, device=shifts.device).repeat(len(shifts), 1, 1)
+        matrix[:, :, 2] = -2 * shifts
+        return cls(matrix)
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def __repr__(self) -> str:
+        return f"Warp(n_images={len(self)})"
+
+    def __getitem__(self, rows: slice) -> Warp:
+        """Return the views of some of the images."""
+        photometry = None if self.photometry is None else self.photometry[rows]
+        return Warp(self.matrix[rows], photometry, is_inside=self.is_inside)
+
+    def to(self, device: torch.device | str) -> Warp:
+        """Return the same views on another device."""
+        photometry = None if self.photometry is None else self.photometry.to(device)
+        matrix = self.matrix.to(device, non_blocking=True)
+        return Warp(matrix, photometry, is_inside=self.is_inside)
+
+    def then(self, other: Warp) -> Warp:
+        """Return the views of these views, as one warp of the image, which is sampled once.
+
+        Parameters
+        ----------
+        other : Warp
+            Of as many images.
+
+        Returns
+        -------
+        Warp
+            What the first cut off, the second may bring back.
+
+        Raises
+        ------
+        ValueError
+            If it is not a Warp of as many images, or the first changes colours: that comes last.
+        """
+        if not isinstance(other, Warp) or len(other) != len(self) or self.photometry is not None:
+            raise ValueError(
+                f"then takes a Warp of {len(self)} images, and follows one that leaves colours as "
+                f"they are; got {describe(other)} after {describe(self)}."
+            )
+        linear, shift = self.matrix[:, :, :2], self.matrix[:, :, 2:]
+        matrix = linear @ other.matrix
+        matrix[:, :, 2:] += shift
+        return Warp(matrix, other.photometry, is_inside=self.is_inside and other.is_inside)
+
+    def inverse(self) -> Warp:
+        """Return the views that undo these, where pixels go; see :meth:`valid`.
+
+        Returns
+        -------
+        Warp
+
+        Raises
+        ------
+        ValueError
+            If a view cannot be undone, as it shows a line or a point.
+        """
+        (a, b), (c, d) = (row.unbind(1) for row in self.matrix[:, :, :2].unbind(1))
+        determinant = a * d - b * c
+        if bool((determinant == 0).any()):
+            raise ValueError("A view that shows a line or a point of its image has no inverse.")
+        linear = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], dim=1)
+        linear = linear / determinant[:, None, None]
+        return Warp(torch.cat([linear, -linear @ self.matrix[:, :, 2:]], dim=2))
+
+    def valid(self, size: tuple[int, int]) -> Tensor:
+        """Return which pixels of the views come from inside the images.
+
+        Parameters
+        ----------
+        size : tuple of two ints
+            Height and width of the views.
+
+        Returns
+        -------
+        Tensor of shape (n_images, height, width), bool
+
+        Raises
+        ------
+        ValueError
+            If a side is not a positive int.
+        """
+        height, width = check_size(size, "size")
+        matrix = self.matrix.to(torch.promote_types(self.matrix.dtype, torch.float32))
+        grid = F.affine_grid(matrix, [len(self), 1, height, width], align_corners=False)
+        return (grid.abs() <= 1 + _EDGE_ROUNDING).all(dim=3)
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """Return the views of images: warped, and with what is done to their colours.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, channels, height, width), in [0, 1]
+            Before they are normalised.
+
+        Returns
+        -------
+        Tensor of the same shape and dtype
+        """
+        views = self(images)
+        return views if self.photometry is None else self.photometry(views)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Warp images or maps, differentiably, at their own resolution.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, channels, height, width) or (n_images, height, width)
+            Floating point. What lies outside the image takes the value of its border.
+
+        Returns
+        -------
+        Tensor of the same shape and dtype
+            Bilinear samples. Views that bring pixels to pixels are exact: the identity, flips,
+            quarter turns of square images, and shifts by whole pixels.
+
+        Raises
+        ------
+        ValueError
+            If the images are not a tensor of three or four axes, or not as many as the views.
+        """
+        if not isinstance(images, Tensor) or images.ndim not in (3, 4):
+            raise ValueError(
+                "images must be a Tensor of shape (n_images, channels, height, width) or "
+                f"(n_images, height, width); got {describe(images)}."
+            )
+        if len(images) != len(self):
+            raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
+        if images.ndim == 3:
+            return self(images[:, None])[:, 0]
+        # Half precision could not tell one pixel from the next.
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        matrix = self.matrix.to(images.device, dtype, non_blocking=True)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        warped = F.grid_sample(
+            images.to(dtype), grid, padding_mode="border", align_corners=False
+        ).to(images.dtype)
+        # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
+        # crop, but where pixels are only moved they should come back bit by bit.
+        if self.is_inside:
+            return self._exact_where_mirrored(images, warped, matrix)
+        moved = F.grid_sample(
+            images.to(dtype), grid, mode="nearest", padding_mode="border", align_corners=False
+        ).to(images.dtype)
+        height, width = images.shape[-2:]
+        return torch.where(_moves_pixels(matrix, height, width), moved, warped)
+
+    @staticmethod
+    def _exact_where_mirrored(images: Tensor, warped: Tensor, matrix: Tensor) -> Tensor:
+        # Of crops and flips these alone move pixels, and to look at them costs next to nothing.
+        unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
+        mirrored = unchanged.clone()
+        mirrored[0, 0].neg_()  # to assign a number would be a copy that the host waits for
+        is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]
+        is_mirrored = (matrix == mirrored).all(dim=2).all(dim=1)[:, None, None, None]
+        warped = torch.where(is_unchanged, images, warped)
+        return torch.where(is_mirrored, images.flip(-1), warped)
+
+
+def _moves_pixels(matrix: Tensor, height: int, width: int) -> Tensor:
+    """Return which views take each pixel from the middle of one, (n_images, 1, 1, 1)."""
+    a, b, x = matrix[:, 0].unbind(1)
+    c, d, y = matrix[:, 1].unbind(1)
+    # The maps of the pixels' indices: their steps, and where the first pixel comes from.
+    steps = torch.stack([a, b * (width / height), c * (height / width), d], dim=1)
+    column = ((1 + x) * width - steps[:, 0] * (width - 1) - steps[:, 1] * (height - 1) - 1) / 2
+    row = ((1 + y) * height - steps[:, 2] * (width - 1) - steps[:, 3] * (height - 1) - 1) / 2
+    first = torch.stack([column, row], dim=1)
+    drift = (steps - steps.round()).abs().amax(dim=1) * max(height, width)
+    off = (first - first.round()).abs().amax(dim=1)
+    return (drift + off <= _PIXEL_ROUNDING)[:, None, None, None]
