@@ -201,6 +201,7 @@ class GradientMethod(Method):
         *,
         to_grid: Callable[[Tensor], Tensor] | None = None,
         create_graph: bool = False,
+        factor: float = 1.0,
     ) -> Tensor:
         """Return raw maps at the layer's resolution, for your own training loops.
 
@@ -215,6 +216,9 @@ class GradientMethod(Method):
         create_graph : bool, default=False
             Whether the maps can be differentiated, for training. The graph of ``scores`` is kept
             then, and freed otherwise.
+        factor : float, default=1.0
+            What the scores were multiplied by, for gradients that half precision would lose. They
+            are divided by it once they are float32.
 
         Returns
         -------
@@ -246,7 +250,10 @@ class GradientMethod(Method):
             grids = (activations, gradients)
             if to_grid is not None:
                 grids = (to_grid(activations), to_grid(gradients))
-            return self._finish(self.combine(*(at_least_float32(grid) for grid in grids)))
+            activations, gradients = (at_least_float32(grid) for grid in grids)
+            if factor != 1:
+                gradients = gradients / factor
+            return self._finish(self.combine(activations, gradients))
 
 
 class WeightedGradientMethod(ChannelMethod, GradientMethod):

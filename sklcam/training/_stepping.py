@@ -27,7 +27,7 @@ from sklcam.training._randomness import Draws
 from sklcam.training._statistics import share_of_probabilities
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
-from sklcam.training.step import PRECISIONS, Step
+from sklcam.training.step import PRECISIONS, Step, method_of
 from sklcam.training.weights import GradientSizes
 
 
@@ -144,6 +144,7 @@ class SteppingNet(ImageNeuralNet):
             loss_name=self._task.loss_name,
             scaler=self.scaler_ if training else None,
             precision=PRECISIONS[self.precision],
+            phi=method_of(self.phi),
             shares_target=self.view_target == "shared",
             postpones=self.memory == "low",
         )

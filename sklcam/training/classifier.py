@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skorch.callbacks import LRScheduler
 from torch import Tensor
 
+from sklcam.cam import GradientMethod
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
 from sklcam.training import _criteria as criteria
@@ -27,7 +28,7 @@ from sklcam.training._checks import check_scaling, check_window
 from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
 from sklcam.training.callbacks import CollapseWarning
 from sklcam.training.net import ImageNeuralNet, Module
-from sklcam.training.step import PRECISIONS
+from sklcam.training.step import PHI, PRECISIONS, method_of
 from sklcam.training.tasks import TASKS, Criterion
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
@@ -38,8 +39,8 @@ class ConsistentCAMClassifier(AnsweringNet):
 
     It learns one class an image, or several labels, or numbers; see ``task``. The loss is
     :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
-    + \beta\,\lVert\Phi(x)\rVert_p`, where :math:`\Phi` is Grad-CAM without the ReLU and :math:`t` a
-    recorded crop and flip.
+    + \beta\,\lVert\Phi(x)\rVert_p`, where :math:`\Phi` is Grad-CAM without the ReLU, or what
+    ``phi`` says, and :math:`t` a recorded crop and flip.
 
     Parameters
     ----------
@@ -83,6 +84,10 @@ class ConsistentCAMClassifier(AnsweringNet):
     terms : list of Term, default=()
         Further terms of the loss: objects of :class:`sklcam.training.Term`, each with a weight of
         its own.
+    phi : {"gradcam", "hirescam", "layercam"} or GradientMethod, default="gradcam"
+        The map that all terms are about. By name it is without the ReLU, as the paper's; an object
+        of :mod:`sklcam.cam` such as ``HiResCAM()`` has it, unless it is made with ``relu=False``.
+        :meth:`explain`, displays and metrics have a ``method`` of their own.
     view_target : {"predicted", "shared"}, default="predicted"
         The class explained on the view: the network's prediction there, or that on the image.
     memory : {"normal", "low"}, default="normal"
@@ -212,6 +217,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
         "terms": [list, tuple],
+        "phi": [StrOptions(set(PHI)), GradientMethod],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
         "memory": [StrOptions({"normal", "low"})],
@@ -231,6 +237,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         beta: Weight | Schedule = 1e-6,
         p: float = 1,
         terms: Sequence[Term] = (),
+        phi: str | GradientMethod = "gradcam",
         view_target: str = "predicted",
         memory: str = "normal",
         precision: str = "fp32",
@@ -262,6 +269,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         self.beta = beta
         self.p = p
         self.terms = terms
+        self.phi = phi
         self.view_target = view_target
         self.memory = memory
         self.precision = precision
@@ -370,6 +378,7 @@ class ConsistentCAMClassifier(AnsweringNet):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_terms((Consistency(self.alpha), Sparsity(self.beta, self.p), *self.terms))
+        method_of(self.phi)
         check_scaling(self.precision, self.optimizer)
         check_window(self.alpha, self.input_size)
 

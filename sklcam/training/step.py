@@ -18,7 +18,8 @@ from skorch.history import History
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from sklcam.cam import GradCAM
+from sklcam._validation import describe
+from sklcam.cam import GradCAM, GradientMethod, HiResCAM, LayerCAM
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import Tape, record, stopping_after
@@ -28,7 +29,40 @@ from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import Explanations
 
+# With the ReLU, a network learns maps that are negative everywhere.
+PHI = {
+    "gradcam": GradCAM(relu=False),
+    "hirescam": HiResCAM(relu=False),
+    "layercam": LayerCAM(relu=False),
+}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def method_of(phi: str | GradientMethod) -> GradientMethod:
+    """Return what makes the maps that are trained on.
+
+    Parameters
+    ----------
+    phi : {"gradcam", "hirescam", "layercam"} or GradientMethod
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or a method that cannot be used in training.
+    """
+    method = PHI.get(phi) if isinstance(phi, str) else phi
+    if not isinstance(method, GradientMethod):
+        raise ValueError(
+            f"phi must be one of {', '.join(PHI)}, or a sklcam.cam.GradientMethod such as "
+            f"HiResCAM(); got {describe(phi)}."
+        )
+    method.check()
+    if method.rule() is not None:
+        raise ValueError(
+            f"phi={method!r} changes the way back through ReLUs, which the loss takes as it "
+            'is; leave its gradient at "plain".'
+        )
+    return method
 
 
 @dataclass(frozen=True)
@@ -109,6 +143,8 @@ class Step:
     scaler : GradScaler or None, default=None
         Scales the loss in training; None is for validation.
     precision : torch.dtype, default=torch.float32
+    phi : GradientMethod, default=GradCAM(relu=False)
+        Makes the maps.
     shares_target : bool, default=False
         Whether a view is explained for the class predicted on its image.
     postpones : bool, default=False
@@ -128,6 +164,7 @@ class Step:
     loss_name: str = "ce"
     scaler: GradScaler | None = None
     precision: torch.dtype = torch.float32
+    phi: GradientMethod = PHI["gradcam"]
     shares_target: bool = False
     postpones: bool = False
 
@@ -263,7 +300,7 @@ class Step:
         warp = maps_of_view = masks = annotated = None
         if "view" in self.loss.needs:
             warp = self.draws.warp(len(images), size).to(images.device)
-            scores_of_view = self.scores(self._run_view(warp(images)))
+            scores_of_view = self.scores(self._run_view(self.draws.view(images, warp)))
             shown = predicted if self.shares_target else scores_of_view.argmax(dim=1)
             maps_of_view = self._maps(scores_of_view, shown)
         if "masks" in self.loss.needs and self.micro_batches[-1].masks is not None:
@@ -283,17 +320,25 @@ class Step:
         return output
 
     def _maps(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """Explain classes by the last pass: Grad-CAM without the ReLU."""
+        """Explain classes by the last pass."""
         assert self._tape is not None
         activations = self._tape.activations
         to_grid = partial(self.layer.to_grid, n_images=len(scores))
         scores = scores.gather(1, classes[:, None])[:, 0]
+        factor = 1
         if activations.dtype == torch.float16:
-            # A score's gradient at one of many positions is too small for it. Maps are scaled, so
-            # a factor does not change what becomes of them.
-            scores = scores * min(to_grid(activations).shape[-2:].numel(), 2**15)
-        phi = GradCAM(relu=False)
-        return phi(scores, activations, to_grid=to_grid, create_graph=self._is_training)
+            # A score's gradient at one of many positions is too small for it.
+            factor = min(to_grid(activations).shape[-2:].numel(), 2**15)
+            scores = scores * factor
+        maps = self.phi(
+            scores, activations, to_grid=to_grid, create_graph=self._is_training, factor=factor
+        )
+        if self._is_training and not maps.requires_grad:
+            raise ValueError(
+                f"phi={self.phi!r} returns maps that cannot be differentiated, so that nothing "
+                "would be learned of them: take detach() or torch.no_grad() out of its combine."
+            )
+        return maps
 
     def backward(self) -> None:
         """Take the postponed gradient of a view's activations back through the trunk.

@@ -34,6 +34,7 @@ from skorch.callbacks import EarlyStopping, LRScheduler
 from skorch.dataset import ValidSplit
 from small_networks import SmallNet
 
+from sklcam.cam import GradCAM
 from sklcam.training import (
     AcceleratedCAMClassifier,
     Balanced,
@@ -72,6 +73,7 @@ CLASSIFIER: list[Row] = [
         alpha=[-1, "x", None, NAN],
         beta=[-1, INF],
         p=[None, "1"],
+        phi=["scorecam", 3],
         view_target=["x"],
         task=["several"],
         memory=["x"],
@@ -79,6 +81,11 @@ CLASSIFIER: list[Row] = [
         channels_last=[1],
         batch_accumulation=[0],
         views=[3],
+    ),
+    (
+        "a map's way back",
+        lambda: classifier(phi=GradCAM(gradient="guided")).fit(X, Y),
+        "changes the way back through ReLUs, .* leave its gradient at",
     ),
     ("p=0.5", lambda: classifier(p=0.5).fit(X, Y), "p must be 0 or at least 1; got 0.5"),
     ("weights", lambda: classifier().fit(X, Y, [1.0]), "sample_weight must be one number for each"),
