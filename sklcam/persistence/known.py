@@ -78,7 +78,7 @@ def _kinds() -> dict[str, type]:
         *_methods(),
         *(SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
         *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
-        *(training.ViewSampler, training.WarmUp),
+        *(training.Contrastive, training.ViewSampler, training.WarmUp),
     ]
     return {kind.__name__: kind for kind in kinds}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
 from sklcam.training._statistics import LaggingStatisticsWarning
+from sklcam.training.agreement import Contrastive, consistency_loss
 from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.distributed import AcceleratedCAMClassifier
@@ -14,7 +15,6 @@ from sklcam.training.terms import (
     Explanations,
     Sparsity,
     Term,
-    consistency_loss,
     sparsity_loss,
 )
 from sklcam.training.weights import Balanced, GradientSizes, WarmUp
@@ -26,6 +26,7 @@ __all__ = [
     "Consistency",
     "ConsistentCAMClassifier",
     "ConsistentCAMLoss",
+    "Contrastive",
     "Explanations",
     "GradientSizes",
     "LaggingStatisticsWarning",

@@ -130,6 +130,7 @@ class SteppingNet(ImageNeuralNet):
             self.alpha,
             self.beta,
             self.p,
+            agreement=self.agreement,
             terms=self.terms,
             sizes=self.gradient_sizes_,
             epoch=max(0, len(self.history) - 1),

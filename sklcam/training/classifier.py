@@ -6,7 +6,7 @@ How it answers is in :mod:`sklcam.training._answering`, how it makes its steps i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
@@ -26,6 +26,7 @@ from sklcam.training import _criteria as criteria
 from sklcam.training._answering import AnsweringNet
 from sklcam.training._checks import check_scaling, check_window
 from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
+from sklcam.training.agreement import AGREEMENTS, Comparison, agreement_of, check_negatives
 from sklcam.training.callbacks import CollapseWarning
 from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.step import PHI, PRECISIONS, method_of
@@ -84,6 +85,14 @@ class ConsistentCAMClassifier(AnsweringNet):
     terms : list of Term, default=()
         Further terms of the loss: objects of :class:`sklcam.training.Term`, each with a weight of
         its own.
+    agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
+        How alpha's term compares the views of maps with the maps of views. "ssim" is one minus SSIM
+        of maps in [0, 1]. "cgc" is :class:`sklcam.training.Contrastive`, which tells images of a
+        batch from each other, and "mse" the mean over the pixels of the square of the difference of
+        its maps of length 1, which is at most two by their number: give it ``alpha="auto"``. A
+        callable takes both, in [0, 1] and of shape (n_images, height, width), and returns a tensor
+        of a number an image, the lower the better. It is given a batch, or its part, as a whole,
+        unless it has an attribute ``couples_images = False``.
     phi : {"gradcam", "hirescam", "layercam"} or GradientMethod, default="gradcam"
         The map that all terms are about. By name it is without the ReLU, as the paper's; an object
         of :mod:`sklcam.cam` such as ``HiResCAM()`` has it, unless it is made with ``relu=False``.
@@ -124,6 +133,17 @@ class ConsistentCAMClassifier(AnsweringNet):
         Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
         1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
         Pixels are interpolated as the source says, too, also in training crops.
+    class_weight : dict, "balanced" or None, default=None
+        How much the images of each class count in the criterion's loss, beside ``sample_weight``,
+        by which it is multiplied. A dict holds weights by labels, or by their names in
+        ``class_names_``; a class that is not in it has a weight of 1. "balanced" gives all classes
+        of ``y`` the same weight together, n_images / (n_classes * images of the class). Not for
+        "multilabel", where ``criterion__pos_weight`` does it, and regressions.
+    freeze : "trunk", int or None, default=None
+        "trunk" trains the head alone: the last layer with weights, or several that have as many
+        outputs as the network. Batch normalisation before it stays as in evaluation. An int is for
+        how many epochs, from the network's first one and on through ``partial_fit``. Terms on maps
+        can change then how the head weighs the trunk's channels, and not where these respond.
     recalibrate : "auto" or bool, default="auto"
         Whether ``fit`` ends with re-estimating batch normalisation's running statistics, on the
         training images as :meth:`predict` reads them. "auto" is where they lag: where the network
@@ -217,11 +237,14 @@ class ConsistentCAMClassifier(AnsweringNet):
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
         "terms": [list, tuple],
+        "agreement": [StrOptions(set(AGREEMENTS)), callable],
         "phi": [StrOptions(set(PHI)), GradientMethod],
         "view_target": [StrOptions({"predicted", "shared"})],
         "views": [None, ViewSampler],
         "memory": [StrOptions({"normal", "low"})],
         "precision": [StrOptions(set(PRECISIONS))],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "freeze": [StrOptions({"trunk"}), Interval(Integral, 1, None, closed="left"), None],
         "channels_last": ["boolean"],
         "batch_accumulation": [Interval(Integral, 1, None, closed="left")],
     }
@@ -237,6 +260,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         beta: Weight | Schedule = 1e-6,
         p: float = 1,
         terms: Sequence[Term] = (),
+        agreement: str | Comparison = "ssim",
         phi: str | GradientMethod = "gradcam",
         view_target: str = "predicted",
         memory: str = "normal",
@@ -249,6 +273,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         resize: str | None = "stretch",
         mean: str | float | Sequence[float] = "auto",
         std: str | float | Sequence[float] = "auto",
+        class_weight: str | Mapping[Any, float] | None = None,
+        freeze: str | int | None = None,
         recalibrate: str | bool = "auto",
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = "auto",
@@ -269,6 +295,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         self.beta = beta
         self.p = p
         self.terms = terms
+        self.agreement = agreement
         self.phi = phi
         self.view_target = view_target
         self.memory = memory
@@ -281,6 +308,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         self.resize = resize
         self.mean = mean
         self.std = std
+        self.class_weight = class_weight
+        self.freeze = freeze
         self.recalibrate = recalibrate
         self.random_state = random_state
         super().__init__(
@@ -377,10 +406,15 @@ class ConsistentCAMClassifier(AnsweringNet):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_terms((Consistency(self.alpha), Sparsity(self.beta, self.p), *self.terms))
+        check_terms(
+            (Consistency(self.alpha, self.agreement), Sparsity(self.beta, self.p), *self.terms)
+        )
         method_of(self.phi)
         check_scaling(self.precision, self.optimizer)
-        check_window(self.alpha, self.input_size)
+        if agreement_of(self.agreement).has_window:
+            check_window(self.alpha, self.input_size)
+        if self.alpha:
+            check_negatives(self.agreement, self.batch_size, self.batch_accumulation)
 
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sklcam._validation import check_tensor, describe
+from sklcam.training.agreement import Comparison
 from sklcam.training.terms import Consistency, Explanations, Need, Sparsity, Term, check_terms
 from sklcam.training.weights import (
     Balanced,
@@ -67,6 +68,8 @@ class ConsistentCAMLoss:
         Weight of :class:`Sparsity`; 0 leaves it out.
     p : float, 0 or >= 1, default=1
         Which norm.
+    agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
+        How maps are compared, as in :class:`~sklcam.ConsistentCAMClassifier`.
     terms : sequence of Term, default=()
         Further terms.
     sizes : GradientSizes or None, default=None
@@ -86,8 +89,8 @@ class ConsistentCAMLoss:
     ------
     ValueError
         If a weight is neither a finite number >= 0, nor "auto" or Balanced; if p is neither 0 nor
-        at least 1; if ``terms`` are not terms, or two have one name; or if ``sizes`` is something
-        else.
+        at least 1; if the agreement is not one; if ``terms`` are not terms, or two have one name;
+        or if ``sizes`` is something else.
 
     References
     ----------
@@ -134,6 +137,7 @@ class ConsistentCAMLoss:
         beta: Weight | Schedule = 1e-6,
         p: float = 1,
         *,
+        agreement: str | Comparison = "ssim",
         terms: Sequence[Term] = (),
         sizes: GradientSizes | None = None,
         epoch: int = 0,
@@ -143,7 +147,7 @@ class ConsistentCAMLoss:
         if not isinstance(terms, list | tuple):
             raise ValueError(f"terms must be a list of terms; got {describe(terms)}.")
         self.sizes = GradientSizes() if sizes is None else sizes
-        all_terms = (Consistency(alpha), Sparsity(beta, p), *terms)
+        all_terms = (Consistency(alpha, agreement), Sparsity(beta, p), *terms)
         check_terms(all_terms)
         self._weights: dict[str, float | Balanced] = {}
         for term in all_terms:

@@ -19,7 +19,7 @@ from sklcam._validation import check_alike, check_maps, check_size, check_tensor
 from sklcam.cam import min_max, upsample
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
-from sklcam.metrics.consistency import structural_similarity
+from sklcam.training.agreement import Comparison, agreement_of
 from sklcam.training.weights import Balanced, Schedule, Weight, weight_in
 
 Need = Literal["view", "masks"]
@@ -97,13 +97,13 @@ class Explanations:
     @property
     def scaled(self) -> Tensor:
         """The maps at the images' size, each scaled to [0, 1]."""
-        return self._at_size(self.maps)
+        return min_max(self.resized(self.maps))
 
     @property
     def scaled_of_view(self) -> Tensor:
         """The view's maps at the images' size, each scaled to [0, 1]."""
         assert self.maps_of_view is not None  # the term has said that it needs them
-        return self._at_size(self.maps_of_view)
+        return min_max(self.resized(self.maps_of_view))
 
     @property
     def masks_of_view(self) -> Tensor:
@@ -111,8 +111,9 @@ class Explanations:
         assert self.masks is not None and self.warp is not None
         return self.warp(self.masks)
 
-    def _at_size(self, maps: Tensor) -> Tensor:
-        return min_max(maps if self.size is None else upsample(maps, self.size))
+    def resized(self, maps: Tensor) -> Tensor:
+        """Return maps at the images' size, unscaled."""
+        return maps if self.size is None else upsample(maps, self.size)
 
     def take(self, rows: slice) -> Explanations:
         """Return those of some of the images.
@@ -211,6 +212,13 @@ class Consistency(Term):
     ----------
     weight : float >= 0, "auto", Balanced or callable, default=1.0
         The paper's alpha.
+    agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
+        How the two are compared, as in :class:`~sklcam.ConsistentCAMClassifier`.
+
+    Raises
+    ------
+    ValueError
+        If the agreement is something else.
 
     See Also
     --------
@@ -226,14 +234,24 @@ class Consistency(Term):
     """
 
     weight: Weight | Schedule = 1.0
+    agreement: str | Comparison = "ssim"
 
     name = "inconsistency"
     needs = frozenset({"view"})
     balance = Balanced(0.2)
 
+    def __post_init__(self) -> None:
+        couples = agreement_of(self.agreement).couples_images
+        object.__setattr__(self, "couples_images", couples)
+
     def values(self, explained: Explanations) -> Tensor:
-        assert explained.warp is not None
-        return consistency_loss(explained.warp(explained.scaled), explained.scaled_of_view)
+        assert explained.warp is not None and explained.maps_of_view is not None
+        compare = agreement_of(self.agreement)
+        maps, of_view = (
+            compare.normalized(explained.resized(maps))
+            for maps in (explained.maps, explained.maps_of_view)
+        )
+        return compare(explained.warp(maps), of_view)
 
     @property
     def weight_name(self) -> str:
@@ -327,41 +345,6 @@ def check_terms(terms: Iterable[Term]) -> None:
                     "another name."
                 )
             taken.add(each)
-
-
-def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
-    r"""One minus SSIM between the view of the map and the map of the view.
-
-    .. math:: \mathcal{L}_C = 1 - \mathrm{SSIM}\big(t(\Phi(f, x)),\, \Phi(f, t(x))\big)
-
-    Parameters
-    ----------
-    view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
-
-    Returns
-    -------
-    Tensor of shape (n_images,), in [0, 2]
-
-    Raises
-    ------
-    ValueError
-        If they are not floating-point tensors of one shape, (n_images, height, width), on one
-        device, or are smaller than SSIM's window of 11 x 11 pixels.
-
-    References
-    ----------
-    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.training import consistency_loss
-    >>> maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
-    >>> consistency_loss(maps, maps)
-    tensor([0., 0.])
-    """
-    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    return 1 - structural_similarity(view_of_maps, maps_of_view)
 
 
 def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:

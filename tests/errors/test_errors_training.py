@@ -41,6 +41,7 @@ from sklcam.training import (
     CollapseWarning,
     Consistency,
     ConsistentCAMLoss,
+    Contrastive,
     Explanations,
     GradientSizes,
     Sparsity,
@@ -73,6 +74,7 @@ CLASSIFIER: list[Row] = [
         alpha=[-1, "x", None, NAN],
         beta=[-1, INF],
         p=[None, "1"],
+        agreement=["l1", 3],
         phi=["scorecam", 3],
         view_target=["x"],
         task=["several"],
@@ -167,6 +169,11 @@ CLASSIFIER: list[Row] = [
         "skorch does not know it by that name. Give the class",
     ),
     (
+        "single images",
+        lambda: classifier(agreement="cgc", batch_size=1).fit(X, Y),
+        "leaves parts of one image. Make the parts larger",
+    ),
+    (
         "small images",
         lambda: classifier(image_size=10).fit(X, Y),
         "windows of 11 pixels; got image",
@@ -220,6 +227,7 @@ REFUSALS: dict[str, list[Row]] = {
     "ConsistentCAMLoss": [
         ("alpha -1", lambda: ConsistentCAMLoss(alpha=-1), "alpha must be a finite number >= 0"),
         ("beta NaN", lambda: ConsistentCAMLoss(beta=NAN), "beta must be .* got nan"),
+        ("agreement", lambda: ConsistentCAMLoss(agreement="l1"), "agreement must be one of ssim"),
         ("p a half", lambda: ConsistentCAMLoss(p=0.5), "p must be 0 or at least 1; got 0.5"),
         ("sizes", lambda: ConsistentCAMLoss(sizes=3), "sizes must be GradientSizes or None; got"),
         ("terms", lambda: ConsistentCAMLoss(terms=3), "terms must be a list of terms; got an int"),
@@ -257,6 +265,13 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: Consistency().values(Explanations(MAPS[:, 2:], MAPS[:, 2:], VIEWS)),
             "got maps of 10 x 12",
         ),
+        ("a word", lambda: Consistency(agreement="l1"), "agreement must be one of ssim, .* 'l1'"),
+        ("a class", lambda: Consistency(agreement=Contrastive), "agreement must be one of ssim"),
+    ],
+    "Contrastive": [
+        ("tau 0", lambda: Contrastive(0), "tau must be a finite number .* got 0"),
+        ("a word", lambda: Contrastive("a"), "tau must be a finite number .* got 'a'"),
+        *of_pairs(Contrastive(), "view_of_maps", "maps_of_view"),
     ],
     "Sparsity": [("p a half", lambda: Sparsity(p=0.5), "p must be 0 or at least 1; got 0.5")],
     "WarmUp": [

@@ -17,6 +17,7 @@ from skorch.dataset import ValidSplit
 from small_networks import Gradients, digits
 from torch import nn
 
+from sklcam.cam import HiResCAM
 from sklcam.training import AcceleratedCAMClassifier, Term, ViewSampler, Warp
 
 X, Y = digits()  # 60 images
@@ -166,6 +167,7 @@ MODES = {
     "weights of classes": {"criterion__weight": [1.0, 4.0, 0.5]},
     "lbfgs": {"optimizer": torch.optim.LBFGS, "lr": 0.1, "max_epochs": 1},
 }
+CONTRASTIVE = {**FIXED, "agreement": "cgc", "phi": HiResCAM()}
 RANDOM = {
     **FIXED,
     "module": Noisy,
@@ -241,6 +243,10 @@ def train_all(folder):
         found["alone"] = torch.as_tensor(clf.explain(X)), clf.score(X, Y)
         clf.save_params(f_params=folder / "alone.pt")
     clf.save_params(f_params=folder / f"by {RANK}.pt")
+
+    options = {**CONTRASTIVE, "batch_size": 10}
+    clf, gradients = gradients_of(AcceleratedCAMClassifier, **options)
+    found["contrastive"] = {**ends(clf), "gradients": gradients}
 
     try:
         AcceleratedCAMClassifier(**RANDOM).fit(X, (Y + RANK) % 3)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerated import FIXED, MODES, RANDOM, Plain, X, Y, ends, gradients_of
+from accelerated import CONTRASTIVE, FIXED, MODES, RANDOM, Plain, X, Y, ends, gradients_of
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
@@ -100,10 +100,23 @@ def test_two_processes_are_one_on_the_whole_batch(together, mode):
 
 
 @pytest.mark.slow
+def test_negatives_are_those_of_the_same_process(together):
+    """As of the halves of the whole batch, which are the shares of the two."""
+    options = {**CONTRASTIVE, "batch_size": 20}
+    clf, gradients = gradients_of(ConsistentCAMClassifier, **options, batch_accumulation=2)
+    _, of_whole = gradients_of(ConsistentCAMClassifier, **options)
+    for found in together.found:
+        assert_allclose(found["contrastive"]["gradients"], gradients, rtol=1e-7, atol=1e-12)
+        assert_same_ends(found["contrastive"], ends(clf), rtol=1e-7, atol=1e-12)
+    assert not torch.allclose(gradients, of_whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         *MODES,
+        "contrastive",
         "random",
         "low and random",
         "uneven",

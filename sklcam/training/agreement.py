@@ -1,0 +1,243 @@
+"""How the map of a view is compared with the view of the map: a number for each image, 0 at best.
+
+Of the first term of the loss, this is what the weight alpha is of. The paper takes SSIM; what other
+papers take stands here beside it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sklcam._validation import check_maps, check_number, describe
+from sklcam.cam import min_max
+from sklcam.metrics.consistency import structural_similarity
+
+Comparison = Callable[[Tensor, Tensor], Tensor]
+
+_SMALLEST = 1e-8  # of Pillai et al.
+
+
+def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    r"""One minus SSIM between the view of the map and the map of the view.
+
+    .. math:: \mathcal{L}_C = 1 - \mathrm{SSIM}\big(t(\Phi(f, x)),\, \Phi(f, t(x))\big)
+
+    Parameters
+    ----------
+    view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 2]
+
+    Raises
+    ------
+    ValueError
+        If they are not floating-point tensors of one shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", eq. 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import consistency_loss
+    >>> maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> consistency_loss(maps, maps)
+    tensor([0., 0.])
+    """
+    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+    return 1 - structural_similarity(view_of_maps, maps_of_view)
+
+
+class Agreement(ABC):
+    """A comparison, and the form that it takes maps in.
+
+    Attributes
+    ----------
+    couples_images : bool
+        Whether the number of an image depends on others.
+    has_window : bool
+        Whether maps must be as large as SSIM's window.
+    """
+
+    couples_images: bool = False
+    has_window: bool = False
+
+    def normalized(self, maps: Tensor) -> Tensor:
+        """Return maps at the images' size, (n_images, height, width), as they are to be warped."""
+        return min_max(maps)
+
+    @abstractmethod
+    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        """Return how far they disagree, (n_images,)."""
+
+
+class _Structural(Agreement):
+    has_window = True
+
+    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        return consistency_loss(view_of_maps, maps_of_view)
+
+
+class _OfDistributions(Agreement):
+    """Of positive evidence as a share of all of it."""
+
+    def normalized(self, maps: Tensor) -> Tensor:
+        evidence = maps.clamp(min=0)  # which changes nothing of maps with the ReLU
+        return evidence / (evidence.sum(dim=(1, 2), keepdim=True) + _SMALLEST) + _SMALLEST
+
+    @staticmethod
+    def directions(maps: Tensor) -> Tensor:
+        """Return maps of length 1, (n_images, n_pixels)."""
+        flat = maps.flatten(1)
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        return flat / norms.clamp(min=torch.finfo(flat.dtype).tiny)
+
+
+class _MeanSquare(_OfDistributions):
+    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        keys, queries = self.directions(view_of_maps), self.directions(maps_of_view)
+        return (queries - keys).square().mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Contrastive(_OfDistributions):
+    r"""CGC's comparison: a map of a view must be told from those of other images' views.
+
+    .. math:: \ell_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
+        {\exp(q_i \cdot k_i / \tau) + \sum_{j \neq i} \exp(q_i \cdot q_j / \tau)}
+
+    where :math:`k_i` is the view of the map of image i and :math:`q_i` the map of its view, each
+    divided by its 2-norm. It goes by the name "cgc" as ``agreement`` of
+    :class:`~sklcam.ConsistentCAMClassifier`.
+
+    Parameters
+    ----------
+    tau : float > 0, default=0.5
+        The temperature.
+
+    Raises
+    ------
+    ValueError
+        If tau is not a finite number > 0.
+
+    Notes
+    -----
+    Maps are :math:`\Phi / (\sum \Phi + 10^{-8}) + 10^{-8}` before they are warped. They are the
+    paper's with ``phi=HiResCAM()``, which has the ReLU; of maps without it, what is negative counts
+    as 0.
+
+    The term couples images. The negatives of an image are the others that go through the network
+    together with it: of its part of a batch with ``batch_accumulation``, and of its own process
+    with several. ``memory="low"`` takes away none of them. An image that is alone has no negatives,
+    and a value of 0.
+
+    References
+    ----------
+    Pillai, Koohpayegani, Ouligian, Fong, Pirsiavash, "Consistent Explanations by Contrastive
+    Learning", CVPR 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.training import Contrastive
+    >>> maps = torch.eye(4).reshape(4, 2, 2)[:2]  # that have nothing in common: q.k = 1, q.q = 0
+    >>> Contrastive(tau=1.0)(maps, maps)  # log(1 + 1 / e)
+    tensor([0.3133, 0.3133])
+    """
+
+    tau: float = 0.5
+
+    couples_images = True
+
+    def __post_init__(self) -> None:
+        check_number("tau", self.tau, 0, closed="neither")
+
+    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        """Measure each image.
+
+        Parameters
+        ----------
+        view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), >= 0
+
+        Returns
+        -------
+        Tensor of shape (n_images,), >= 0
+        """
+        check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+        keys, queries = self.directions(view_of_maps), self.directions(maps_of_view)
+        positive = (queries * keys).sum(dim=1) / self.tau
+        is_self = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
+        candidates = torch.where(is_self, positive[:, None], queries @ queries.T / self.tau)
+        return candidates.logsumexp(dim=1) - positive
+
+
+class _Own(Agreement):
+    """A callable that somebody has written, of maps in [0, 1]."""
+
+    def __init__(self, compare: Comparison):
+        self._compare = compare
+        # It is not known to look at each image alone, unless it says so.
+        self.couples_images = bool(getattr(compare, "couples_images", True))
+
+    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        return self._compare(view_of_maps, maps_of_view)
+
+
+AGREEMENTS: dict[str, Agreement] = {
+    "ssim": _Structural(),
+    "cgc": Contrastive(),
+    "mse": _MeanSquare(),
+}
+
+
+def agreement_of(agreement: str | Comparison) -> Agreement:
+    """Return the comparison that is asked for.
+
+    Parameters
+    ----------
+    agreement : {"ssim", "cgc", "mse"} or callable
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or a class in place of an object.
+    """
+    if isinstance(agreement, str) and agreement in AGREEMENTS:
+        return AGREEMENTS[agreement]
+    if isinstance(agreement, Agreement):
+        return agreement
+    if isinstance(agreement, str | type) or not callable(agreement):
+        raise ValueError(
+            f"agreement must be one of {', '.join(AGREEMENTS)}, or a callable that takes the views "
+            "of maps and the maps of views, (n_images, height, width), and returns a number for "
+            f"each image, as sklcam.training.Contrastive() is; got {describe(agreement)}."
+        )
+    return _Own(agreement)
+
+
+def check_negatives(agreement: str | Comparison, batch_size: int, n_parts: int) -> None:
+    """Raise a ValueError if no image would have another to be told from.
+
+    Parameters
+    ----------
+    agreement : {"ssim", "cgc", "mse"} or callable
+    batch_size : int
+        -1 is all images.
+    n_parts : int
+        In how many parts a batch goes through the network.
+    """
+    if isinstance(agreement_of(agreement), Contrastive) and 0 < batch_size < 2 * n_parts:
+        raise ValueError(
+            f"agreement={agreement!r} tells images of a part of a batch from each other, and "
+            f"batch_size={batch_size} with batch_accumulation={n_parts} leaves parts of one image. "
+            "Make the parts larger."
+        )
