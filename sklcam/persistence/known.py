@@ -24,7 +24,7 @@ from sklcam.embeddings import TripletCAM
 from sklcam.networks import TargetLayer
 from sklcam.networks.construction import parameter_names
 from sklcam.persistence.errors import PersistenceError
-from sklcam.training.callbacks import SilentableProgressBar
+from sklcam.training._logging import PlainPrintLog, SilentableProgressBar
 
 _OPTIMIZERS = (
     *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "NAdam"),
@@ -76,9 +76,9 @@ def _kinds() -> dict[str, type]:
         *(getattr(skorch_callbacks, name) for name in _CALLBACKS),
         *(getattr(model_selection, name) for name in _SPLITTERS),
         *_methods(),
-        *(SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
+        *(PlainPrintLog, SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
         *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
-        *(training.Contrastive, training.ViewSampler, training.WarmUp),
+        *(training.Contrastive, training.EMA, training.ViewSampler, training.WarmUp),
     ]
     return {kind.__name__: kind for kind in kinds}
 

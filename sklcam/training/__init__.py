@@ -6,6 +6,7 @@ from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
 from sklcam.training._statistics import LaggingStatisticsWarning
 from sklcam.training.agreement import Contrastive, consistency_loss
+from sklcam.training.averaging import EMA
 from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.distributed import AcceleratedCAMClassifier
@@ -20,6 +21,7 @@ from sklcam.training.terms import (
 from sklcam.training.weights import Balanced, GradientSizes, WarmUp
 
 __all__ = [
+    "EMA",
     "AcceleratedCAMClassifier",
     "Balanced",
     "CollapseWarning",

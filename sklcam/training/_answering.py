@@ -27,7 +27,7 @@ from sklcam.networks.readouts import Task as TaskName
 from sklcam.networks.tasks import tasks_of
 from sklcam.training import _criteria as criteria
 from sklcam.training._stepping import SteppingNet
-from sklcam.training.callbacks import decoding
+from sklcam.training.callbacks import EpochScore, decoding
 from sklcam.training.tasks import TASKS, Task, task_of_labels, task_of_output
 
 
@@ -85,6 +85,44 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         criteria.check_takes_output(
             self._criterion, self._task, output, ranges, nonlinearity=self.predict_nonlinearity
         )
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        # A regression may be settled by now, and is never settled otherwise than by being asked for
+        name = TASKS["regression" if not _has_probabilities(self) else "multiclass"].score_name
+        scores = [EpochScore(f"{phase}_{name}", phase == "train") for phase in ("train", "valid")]
+        defaults = super()._default_callbacks
+        at = [each for each, _ in defaults].index("lr_scheduler")  # which may monitor them
+        return [*defaults[:at], *((score.name, score) for score in scores), *defaults[at:]]
+
+    def outcome(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return what the task's score needs to know of a batch, as it is trained on.
+
+        Parameters
+        ----------
+        y_pred : Tensor
+            What the network returned.
+        y : Tensor
+            Encoded labels.
+
+        Returns
+        -------
+        Tensor of shape (n_images, ...)
+            See :meth:`sklcam.training.tasks.Task.outcome`.
+        """
+        decided = self.readout.decide(self._get_predict_nonlinearity()(y_pred.detach()))
+        return self._task.outcome(decided, y.to(decided.device))
+
+    def score_of(self, outcomes: Tensor, *, training: bool) -> float:
+        """Return the task's score of an epoch.
+
+        Parameters
+        ----------
+        outcomes : Tensor of shape (n_images, ...)
+        training : bool
+            Whether these are of training, and not of validation.
+        """
+        return self._task.score(outcomes.cpu())
 
     def initialize_callbacks(self) -> Self:
         super().initialize_callbacks()

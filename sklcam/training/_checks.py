@@ -4,42 +4,135 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
 import skorch.callbacks.lr_scheduler
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import LRScheduler
+from skorch.callbacks import LRScheduler, PassthroughScoring
+from skorch.callbacks.scoring import ScoringBase
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader, Subset
 
+from sklcam._validation import suggestion
 from sklcam.networks.dry_run import unwrap
 from sklcam.training._data import TrainingImages
 
+_PLATEAUS = ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau)
+_OURS = ("skorch", "sklcam")  # whose callbacks say what they record
+_VALIDATION_ELSEWHERE = frozenset(
+    ("validation_data", "validation_split", "valid", "val", "eval_set", "X_val", "X_valid")
+)
 
-def check_callbacks(callbacks: Iterable[Any], train_split: object) -> None:
+
+def check_validates(validation: Any, train_split: object) -> bool:
+    """Return whether there are images to validate on; a ValueError if there are two sets."""
+    if validation is not None and train_split is not None:
+        raise ValueError(
+            f"There are images to validate on, and train_split={train_split!r} would hold out "
+            "others of X: leave one of the two out."
+        )
+    return validation is not None or train_split is not None
+
+
+def check_fit_params(fit_params: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what other libraries call the images to validate on."""
+    for name in sorted(_VALIDATION_ELSEWHERE & fit_params.keys()):
+        raise ValueError(
+            f"fit takes no {name}: give validation=(X_val, y_val), or hold out a part of X by "
+            "train_split=skorch.dataset.ValidSplit(0.2, stratified=True)."
+        )
+
+
+@contextmanager
+def said_of(name: str) -> Iterator[None]:
+    """Let the block's ValueErrors say which of several arguments they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:
     """Raise a ValueError for callbacks that would fail in the first epoch."""
     for callback in callbacks:
         callback = callback[1] if isinstance(callback, tuple) else callback
-        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+        name, monitor = type(callback).__name__, monitor_of(callback)
         policy = getattr(callback, "policy", None)
-        if isinstance(callback, LRScheduler):
-            if isinstance(policy, str) and not hasattr(skorch.callbacks.lr_scheduler, policy):
-                raise ValueError(
-                    f"LRScheduler({policy!r}): skorch does not know it by that name. Give the "
-                    f"class, LRScheduler(torch.optim.lr_scheduler.{policy}, ...)."
-                )
-            if policy not in ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau):
-                continue  # others monitor nothing
-        if train_split is None and isinstance(monitor, str) and monitor.startswith("valid_"):
+        is_named = isinstance(callback, LRScheduler) and isinstance(policy, str)
+        if is_named and not hasattr(skorch.callbacks.lr_scheduler, policy):
             raise ValueError(
-                f"{name} monitors {monitor!r}, but there are no validation images: set "
+                f"LRScheduler({policy!r}): skorch does not know it by that name. Give the class, "
+                f"LRScheduler(torch.optim.lr_scheduler.{policy}, ...)."
+            )
+        if not validates and isinstance(monitor, str) and monitor.startswith("valid_"):
+            raise ValueError(
+                f"{name} monitors {monitor!r}, but there are no validation images: give "
+                "fit(X, y, validation=(X_val, y_val)), set "
                 "train_split=skorch.dataset.ValidSplit(5, stratified=True), or monitor the "
                 'training, as in monitor="train_loss".'
+            )
+
+
+def monitor_of(callback: Any) -> Any:
+    """Return what a callback looks at in the history, if it does."""
+    is_plateau = getattr(callback, "policy", None) in _PLATEAUS
+    if isinstance(callback, LRScheduler) and not is_plateau:
+        return None  # others monitor nothing
+    return getattr(callback, "monitor", None)
+
+
+def check_monitors(
+    callbacks: Sequence[tuple[str, Any]], unused: Set[str], *, validates: bool
+) -> None:
+    """Raise a ValueError if something is monitored that is not recorded, or the wrong way round.
+
+    Parameters
+    ----------
+    callbacks : sequence of (str, Callback)
+        All of the net's.
+    unused : set of str
+        What could be recorded and is not.
+    validates : bool
+        Whether there are images to validate on.
+    """
+    scored = [
+        (getattr(each, "name_", None) or each.name, each.lower_is_better)
+        for _, each in callbacks
+        if isinstance(each, PassthroughScoring | ScoringBase) and (validates or each.on_train)
+    ]
+    # Whether the lower is the better, by name.
+    is_better = {name: lower for name, lower in scored if name.partition("_")[2] not in unused}
+    events = [getattr(each, "event_name", None) for _, each in callbacks]
+    known = {*is_better, *(f"{name}_best" for name in is_better), *filter(None, events)}
+    known |= {"epoch", "dur", "train_batch_count", "valid_batch_count"}
+    # A callback of one's own may record whatever it likes.
+    is_complete = all(type(each).__module__.split(".")[0] in _OURS for _, each in callbacks)
+    for _, callback in callbacks:
+        monitor, kind = monitor_of(callback), type(callback).__name__
+        if not isinstance(monitor, str):
+            continue
+        if is_complete and monitor not in known:
+            raise ValueError(
+                f"{kind} monitors {monitor!r}, which is not recorded. {suggestion(monitor, known)} "
+                f"Of each of {', '.join(sorted(is_better))} it is also recorded whether it is the "
+                "best so far, as in 'train_loss_best'."
+            )
+        lower = getattr(callback, "lower_is_better", None)
+        option = "lower_is_better"
+        if isinstance(callback, LRScheduler):
+            lower, option = callback.kwargs.get("mode", "min") == "min", "mode"
+        wanted = is_better.get(monitor)
+        if lower is not None and wanted is not None and bool(lower) != bool(wanted):
+            value = ("min" if wanted else "max") if option == "mode" else bool(wanted)
+            raise ValueError(
+                f"{kind} monitors {monitor!r}, of which {'lower' if wanted else 'higher'} is "
+                f"better, and is told otherwise: set {option}={value!r}."
             )
 
 
@@ -119,8 +212,9 @@ def check_weighs(iterator: object) -> None:
     weights = images.weights if isinstance(images, TrainingImages) else None
     if weights is not None and not weights[rows].any():
         raise ValueError(
-            "All images to train on, or all to validate on, have a sample_weight of 0, so that "
-            "there is no loss. Give some of each a weight, or choose another train_split."
+            "All images to train on, or all to validate on, weigh 0 (by sample_weight or "
+            "class_weight), so that there is no loss. Give some of each a weight, or choose "
+            "another train_split."
         )
 
 

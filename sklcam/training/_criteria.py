@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklcam._validation import describe
+from sklcam._validation import check_number, describe, suggestion
 from sklcam.networks.dry_run import replaced, unwrap
 from sklcam.networks.output_ranges import OutputRanges, is_distribution
 from sklcam.networks.tasks import is_loss, name_of_loss, tasks_of
@@ -149,6 +149,65 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
     criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
     weights = weights if of_classes is None else weights * of_classes[y]
     return weights * (y != criterion.ignore_index) if _is_of_classes(criterion) else weights
+
+
+def weights_of_classes(
+    class_weight: str | Mapping[Any, float] | None,
+    task: Task,
+    labels: np.ndarray,
+    classes: np.ndarray,
+    names: np.ndarray | None,
+) -> np.ndarray | None:
+    """Return the weight of each class, as scikit-learn's ``class_weight`` means it.
+
+    Parameters
+    ----------
+    class_weight : "balanced", mapping of labels or names to weights, or None
+    task : Task
+    labels : ndarray of shape (n_images,)
+        Encoded.
+    classes : ndarray of shape (n_classes,)
+    names : ndarray of shape (n_classes,) or None
+        What the classes are called, if they are numbers.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,), or None if all weigh the same
+
+    Raises
+    ------
+    ValueError
+        If the task is not of one class an image; or if there is no such class, or a weight is not a
+        finite number, 0 or more.
+    """
+    if class_weight is None:
+        return None
+    if not task.excludes:
+        instead = {
+            "multilabel": "criterion__pos_weight, how much more each label counts where it is",
+            "regression": "sample_weight in fit",
+        }[task.name]
+        raise ValueError(
+            f"class_weight weighs images by their class, and the task is {task.name!r}: give "
+            f"{instead}."
+        )
+    if isinstance(class_weight, str):
+        counts = np.bincount(labels, minlength=len(classes))
+        n_present = np.count_nonzero(counts)
+        return len(labels) / (n_present * np.maximum(counts, 1))
+    known = {label: i for i, label in enumerate(classes.tolist())}
+    by_name = {} if names is None else {name: i for i, name in enumerate(names.tolist())}
+    weights = np.ones(len(classes))
+    for label, weight in class_weight.items():
+        i = known.get(label, by_name.get(label))
+        if i is None:
+            raise ValueError(
+                f"class_weight has a weight for {label!r}, which is no class. "
+                f"{suggestion(label, [*map(str, known), *by_name])}"
+            )
+        check_number(f"class_weight[{label!r}]", weight, 0)
+        weights[i] = weight
+    return weights
 
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.utils import Bunch
 from skorch.dataset import Dataset as SkorchDataset
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
+from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import of_one_dtype
 from sklcam.images.views import Crop, ViewSampler
 
@@ -24,10 +28,12 @@ Masks = np.ndarray | Tensor | Sequence[ArrayLike | None] | None
 
 @dataclass(frozen=True)
 class Annotations:
-    """What ``fit`` may be given of each image beside its label."""
+    """What ``fit`` may be given of each image beside its label, and images to validate on."""
 
     masks: Masks = None
     sample_weight: ArrayLike | Tensor | None = None
+    class_weights: np.ndarray | None = None  # of encoded labels
+    validation: Any = None
 
 
 class TrainingImages(ImageDataset, SkorchDataset):
@@ -53,6 +59,11 @@ class TrainingImages(ImageDataset, SkorchDataset):
         self.X = X
         self.y = self.targets = y
         self.weights = _as_weights(annotations.sample_weight, len(self))
+        if annotations.class_weights is not None:
+            of_classes = annotations.class_weights[y]
+            own = of_classes if self.weights is None else of_classes * self.weights.numpy()
+            self.weights = _as_weights(own, len(self))
+        self.validation: TrainingImages | None = None
         self.masks: MaskImages | None = None
         if annotations.masks is not None:
             self.masks = MaskImages(annotations.masks, len(self), self.uniform_size)
@@ -227,6 +238,29 @@ def with_annotations_beside(batches: Iterable[Any]) -> Iterator[Any]:
             batch = AnnotatedBatch(pair)
             batch.annotations = annotations
         yield batch
+
+
+def as_pair(validation: Any) -> tuple[Any, Any]:
+    """Return images and labels to validate on; a ValueError if they are given in another way."""
+    if isinstance(validation, Bunch):  # of a loader of data sets
+        return validation.data, validation.target
+    if isinstance(validation, tuple) and len(validation) == 2:
+        return validation
+    if dataset_labels(validation) is not None:
+        return validation, None
+    what = "a pair of images and labels, (X_val, y_val), or a data set that has its labels"
+    if isinstance(validation, str | PathLike):
+        instead = (
+            " A folder with one for each class is loaded by sklcam.datasets.load_class_folders."
+        )
+    elif isinstance(validation, Real):
+        instead = (
+            " To hold out a part of X, set train_split=skorch.dataset.ValidSplit(0.2, "
+            "stratified=True)."
+        )
+    else:
+        instead = ""
+    raise ValueError(f"validation must be {what}; got {describe(validation)}.{instead}")
 
 
 def without_subsets(data: Any) -> Any:

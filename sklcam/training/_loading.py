@@ -18,7 +18,7 @@ from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.training import _checks as checks
 from sklcam.training._augmentation import crop_while_reading
-from sklcam.training._data import TrainingImages, without_subsets
+from sklcam.training._data import Annotations, TrainingImages, without_subsets
 from sklcam.training._randomness import SeededNet
 from sklcam.training.tasks import TASKS, Task
 
@@ -28,6 +28,7 @@ class LoadingNet(SeededNet):
 
     n_channels_: int
     classes_inferred_: np.ndarray
+    _class_weights: np.ndarray | None = None
 
     @property
     def _task(self) -> Task:
@@ -61,17 +62,21 @@ class LoadingNet(SeededNet):
                 f"train_split is stratified, and these images cannot be split so ({error}): use "
                 "ValidSplit(5, stratified=False)."
             ) from error
+        if isinstance(X, TrainingImages) and X.validation is not None:
+            return train, X.validation
         # A predefined split may be an ImageDataset, too, of another size and with other labels.
         if valid is not None and not isinstance(without_subsets(valid), TrainingImages):
-            valid = self._prepare_validation(valid)
+            # It has not come by way of fit, where labels are encoded.
+            pair = (valid.X, valid.y) if isinstance(valid, SkorchDataset) else (valid, None)
+            valid = self._prepare_validation(*pair)
         return train, valid
 
-    def _prepare_validation(self, data: Any) -> TrainingImages:
-        # It has not come by way of fit, where labels are encoded.
-        X, y = (data.X, data.y) if isinstance(data, SkorchDataset) else (data, None)
+    def _prepare_validation(self, X: Any, y: Any) -> TrainingImages:
+        """Return images to validate on, read as for prediction, with labels that fit has seen."""
         check_numbering(X, y, self.classes_inferred_, self.class_names_)
-        y = self._task.encode(self._task.read(given_labels(X, y)), self.classes_inferred_)
-        return TrainingImages(X, y, **self.image_options())
+        labels = self._task.encode(self._task.read(given_labels(X, y)), self.classes_inferred_)
+        annotations = Annotations(class_weights=self._class_weights)
+        return TrainingImages(X, labels, annotations, **self.image_options())
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)

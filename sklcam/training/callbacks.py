@@ -1,4 +1,4 @@
-"""Callbacks of training: a warning when it has collapsed, a progress bar, labels for scores.
+"""Callbacks of training: a warning when it has collapsed, means, scores, labels for scores.
 
 Consistent and sparse maps are easy to have of a network that classifies nothing: blank ones, or a
 spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both. That is what the
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback, PassthroughScoring, ProgressBar
+from skorch.callbacks import Callback, PassthroughScoring
+from skorch.dataset import unpack_data
 from skorch.history import History
 from skorch.utils import to_numpy
 from torch import Tensor
@@ -197,22 +198,6 @@ class CollapseWarning(Callback):
         )
 
 
-class SilentableProgressBar(ProgressBar):
-    """skorch's progress bar, which ``verbose=0`` silences as it does the log."""
-
-    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_epoch_begin(net, **kwargs)
-
-    def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_batch_end(net, **kwargs)
-
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        if net.verbose:
-            super().on_epoch_end(net, **kwargs)
-
-
 def decoding(callback: Callback, classes: np.ndarray) -> Callback:
     """Let a scoring callback of skorch compare labels with labels: batches hold class indices.
 
@@ -242,6 +227,42 @@ class LabelDecoder:
 
     def __call__(self, indices: Tensor | np.ndarray) -> np.ndarray:
         return self.classes[to_numpy(indices)]
+
+
+class EpochScore(PassthroughScoring):
+    """The score of an epoch's predictions, as they were made for the loss.
+
+    Those of training are of the images as they are augmented, by weights that change meanwhile.
+    """
+
+    def __init__(self, name: str, on_train: bool = False):
+        super().__init__(name, lower_is_better=False, on_train=on_train)
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.outcomes_: list[Tensor] = []
+
+    def on_batch_end(
+        self,
+        net: NeuralNet,
+        batch: Any = None,
+        training: bool = False,
+        y_pred: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if training == self.on_train and y_pred is not None:
+            # On the device: to read them would be to wait for it.
+            self.outcomes_.append(net.outcome(y_pred, unpack_data(batch)[1]))
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        outcomes, self.outcomes_ = self.outcomes_, []
+        if not outcomes:  # there is no validation
+            return
+        score = net.score_of(torch.cat(outcomes), training=self.on_train)
+        is_best = self._is_best_score(score)
+        if is_best:
+            self.best_score_ = score
+        net.history.record(self.name, score)
+        net.history.record(f"{self.name}_best", bool(is_best))
 
 
 class EpochMean(PassthroughScoring):

@@ -335,6 +335,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         sample_weight: ArrayLike | None = None,
         *,
         masks: Masks = None,
+        validation: Any = None,
         **fit_params: Any,
     ) -> Self:
         """Train from the start (or on, with ``warm_start=True``).
@@ -358,6 +359,10 @@ class ConsistentCAMClassifier(AnsweringNet):
             For terms that need them: the object in each image, at the image's own size; bool, 0 and
             anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
             an image without one. Masks are resized and augmented as their images are.
+        validation : (X_val, y_val), data set or None, default=None
+            Images to validate on after each epoch, and their labels, in any form of X and y, read
+            as for prediction; a data set that has its labels may come alone. Labels are those of
+            ``y``. Not together with ``train_split``.
         **fit_params
             As in skorch.
 
@@ -371,7 +376,8 @@ class ConsistentCAMClassifier(AnsweringNet):
             If X, y, masks, weights or a parameter does not fit, or the task cannot be settled;
             before any training.
         """
-        return self._fit(X, y, fit_params, Annotations(masks, sample_weight))
+        annotations = Annotations(masks, sample_weight, validation=validation)
+        return self._fit(X, y, fit_params, annotations)
 
     def partial_fit(
         self,
@@ -381,6 +387,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         sample_weight: ArrayLike | None = None,
         *,
         masks: Masks = None,
+        validation: Any = None,
         **fit_params: Any,
     ) -> Self:
         """Train for ``max_epochs`` more, without starting anew.
@@ -391,7 +398,7 @@ class ConsistentCAMClassifier(AnsweringNet):
             As in :meth:`fit`.
         classes : array-like or None, default=None
             All labels that will ever come; needed in the first call where ``y`` lacks some.
-        sample_weight, masks
+        sample_weight, masks, validation
             As in :meth:`fit`.
         **fit_params
             As in skorch.
@@ -400,7 +407,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         -------
         self
         """
-        return self._partial_fit(X, y, classes, fit_params, Annotations(masks, sample_weight))
+        annotations = Annotations(masks, sample_weight, validation=validation)
+        return self._partial_fit(X, y, classes, fit_params, annotations)
 
     # Checks, at the door
 
@@ -413,6 +421,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         check_scaling(self.precision, self.optimizer)
         if agreement_of(self.agreement).has_window:
             check_window(self.alpha, self.input_size)
+        if isinstance(self.freeze, bool):
+            raise ValueError(
+                f'freeze={self.freeze} is neither "trunk" nor a number of epochs; None trains all.'
+            )
         if self.alpha:
             check_negatives(self.agreement, self.batch_size, self.batch_accumulation)
 
@@ -422,7 +434,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         if not needs_masks(self.terms, annotations.masks, self.augment):
             annotations = replace(annotations, masks=None)  # they would be read for nothing
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
-        options, weighs = self.get_params_for("criterion"), annotations.sample_weight is not None
+        options, weighs = self.get_params_for("criterion"), found[0].weights is not None
         names = self.classes_inferred_
         criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=weighs)
         if len(names) > 1 and self.task_ == "regression" and self._trains_on_maps():
@@ -431,6 +443,11 @@ class ConsistentCAMClassifier(AnsweringNet):
                 "a network for each column, or leave maps out: alpha=0, beta=0, terms=()."
             )
         return found
+
+    def _weigh_classes(self, labels: np.ndarray) -> np.ndarray | None:
+        return criteria.weights_of_classes(
+            self.class_weight, self._task, labels, self.classes_inferred_, self.class_names_
+        )
 
     # Network, callbacks
 
@@ -453,3 +470,14 @@ class ConsistentCAMClassifier(AnsweringNet):
         weights = [term.weight_name for term in terms]
         losses = sorted({task.loss_name for task in TASKS.values()})
         return ["loss", *losses, *(term.name for term in terms), *weights]
+
+    def _never_recorded(self) -> set[str]:
+        losses = {task.loss_name for task in TASKS.values()} - {self._task.loss_name}
+        weights = {Consistency(): self.alpha, Sparsity(): self.beta}
+        unused = {
+            name
+            for term, weight in weights.items()
+            for name in (term.name, term.weight_name)
+            if isinstance(weight, Real) and (not weight or name == term.weight_name)
+        }
+        return losses | unused

@@ -223,6 +223,11 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             self._processes.average([b for b in buffers if b.is_floating_point()])
             self._processes.copy_from_main([b for b in buffers if not b.is_floating_point()])
 
+    def score_of(self, outcomes: Tensor, *, training: bool) -> float:
+        if training:  # validated alone, by each
+            outcomes = torch.cat(self._processes.of_all(outcomes.cpu()))
+        return super().score_of(outcomes, training=training)
+
     def _agreed(self, is_asked: bool) -> bool:
         return self._processes.from_main(is_asked)
 

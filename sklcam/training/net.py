@@ -7,7 +7,7 @@ explained. A subclass says what is learned: by its loss, and by how many outputs
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,8 +27,6 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_parameter_constraints,
 )
-from skorch import NeuralNet
-from skorch.callbacks import EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
@@ -51,13 +49,13 @@ from sklcam.training._data import (
     Annotations,
     Classes,
     TrainingImages,
+    as_pair,
     with_annotations_beside,
 )
 from sklcam.training._devices import check_device
+from sklcam.training._logging import LoggingNet
 from sklcam.training._parameters import parameter_instead
-from sklcam.training._statistics import RecalibratingNet
 from sklcam.training.adapter import NetAdapter
-from sklcam.training.callbacks import EpochMean, SilentableProgressBar
 
 Module = str | nn.Module | Callable[..., nn.Module]
 Batches = Iterable[Any] | None
@@ -66,7 +64,7 @@ StepFunction = Callable[..., dict[str, Tensor]]
 _NOTHING_ELSE = Annotations()  # is given of images
 
 
-class ImageNeuralNet(RecalibratingNet):
+class ImageNeuralNet(LoggingNet):
     """A skorch net whose X are images.
 
     A subclass sets the parameters of ``_parameter_constraints`` in its ``__init__``, and says in
@@ -129,7 +127,7 @@ class ImageNeuralNet(RecalibratingNet):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Self:
+    def fit(self, X: Any, y: Any = None, *, validation: Any = None, **fit_params: Any) -> Self:
         """Train from the start (or on, with ``warm_start=True``).
 
         Parameters
@@ -142,6 +140,9 @@ class ImageNeuralNet(RecalibratingNet):
         y : array-like of shape (n_images,)
             Labels of any kind. May be left out for a data set that keeps them, see
             :func:`~sklcam.images.dataset_labels`.
+        validation : (X_val, y_val), data set or None, default=None
+            Images to validate on after each epoch, and their labels, in any form of X and y; a data
+            set that has its labels may come alone.
         **fit_params
             As in skorch.
 
@@ -154,7 +155,8 @@ class ImageNeuralNet(RecalibratingNet):
         ValueError
             If X, y or a parameter does not fit; before any training.
         """
-        return self._fit(X, y, self._without_weights(fit_params))
+        annotations = Annotations(validation=validation)
+        return self._fit(X, y, self._without_weights(fit_params), annotations)
 
     def _without_weights(self, fit_params: dict[str, Any]) -> dict[str, Any]:
         if fit_params.pop("sample_weight", None) is not None:
@@ -172,6 +174,7 @@ class ImageNeuralNet(RecalibratingNet):
         annotations: Annotations = _NOTHING_ELSE,
     ) -> Self:
         goes_on = self.warm_start and self.initialized_
+        checks.check_fit_params(fit_params)
         with self._training_on(X, y, annotations, known=goes_on, classes=self.classes) as (
             data,
             labels,
@@ -181,7 +184,13 @@ class ImageNeuralNet(RecalibratingNet):
         return self
 
     def partial_fit(
-        self, X: Any, y: Any = None, classes: Classes = None, **fit_params: Any
+        self,
+        X: Any,
+        y: Any = None,
+        classes: Classes = None,
+        *,
+        validation: Any = None,
+        **fit_params: Any,
     ) -> Self:
         """Train for ``max_epochs`` more, without starting anew.
 
@@ -191,6 +200,8 @@ class ImageNeuralNet(RecalibratingNet):
             As in :meth:`fit`.
         classes : array-like or None, default=None
             All labels that will ever come; needed in the first call where ``y`` lacks some.
+        validation
+            As in :meth:`fit`.
         **fit_params
             As in skorch.
 
@@ -198,7 +209,8 @@ class ImageNeuralNet(RecalibratingNet):
         -------
         self
         """
-        return self._partial_fit(X, y, classes, self._without_weights(fit_params))
+        annotations = Annotations(validation=validation)
+        return self._partial_fit(X, y, classes, self._without_weights(fit_params), annotations)
 
     def _partial_fit(
         self,
@@ -210,6 +222,7 @@ class ImageNeuralNet(RecalibratingNet):
     ) -> Self:
         if isinstance(X, TrainingImages):  # skorch's fit comes here with what ours has checked
             return super().partial_fit(X, y, **fit_params)
+        checks.check_fit_params(fit_params)
         with self._training_on(X, y, annotations, known=self.initialized_, classes=classes) as (
             data,
             labels,
@@ -231,6 +244,8 @@ class ImageNeuralNet(RecalibratingNet):
             if not known:
                 self._look_up_origin()
             self._check_parameters()
+            validates = checks.check_validates(annotations.validation, self.train_split)
+            checks.check_callbacks(self._given_callbacks(), validates=validates)
             training = self._check_training_data(X, y, annotations, known=known, classes=classes)
         except Exception:  # an earlier fit's classes go with its network
             self.__dict__ = before
@@ -310,7 +325,6 @@ class ImageNeuralNet(RecalibratingNet):
                 f"got a {sampler.__name__}, which has a __call__ of its own."
             )
         check_device(vars(self)["device"])
-        checks.check_callbacks(self._given_callbacks(), self.train_split)
 
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
@@ -339,11 +353,21 @@ class ImageNeuralNet(RecalibratingNet):
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
         labels = self._task.encode(y, self.classes_inferred_)
+        self._class_weights = self._weigh_classes(labels)
+        annotations = replace(annotations, class_weights=self._class_weights)
         data = TrainingImages(X, labels, annotations, **options)
         self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
         self.n_channels_ = data.n_channels
+        if annotations.validation is not None:
+            pair = as_pair(annotations.validation)
+            with checks.said_of("validation"):
+                data.validation = self._prepare_validation(*pair)
         # Splits are made by labels as they are; of several an image, these may be of any form.
         return data, labels if labels.ndim > 1 else y
+
+    def _weigh_classes(self, labels: np.ndarray) -> np.ndarray | None:
+        """Return how much each class weighs, if they do not weigh the same."""
+        return None
 
     def _settle_task(self, y: Any) -> None:
         """Do nothing: there is one class an image to learn."""
@@ -446,44 +470,7 @@ class ImageNeuralNet(RecalibratingNet):
             )
         return load_weights(module, self.weights)
 
-    @property
-    def _default_callbacks(self) -> list[tuple[str, Any]]:
-        losses = [
-            EpochMean(f"{phase}_{name}", on_train=phase == "train")
-            for phase in ("train", "valid")
-            for name in self._names_in_history()
-        ]
-        scheduled = any(checks.is_scheduler(callback) for callback in self._given_callbacks())
-        return [
-            ("epoch_timer", EpochTimer()),
-            *((loss.name, loss) for loss in losses),
-            ("lr_scheduler", None if scheduled else self._default_schedule()),
-            ("progress_bar", SilentableProgressBar()),
-            ("print_log", PrintLog()),
-        ]
-
-    def _names_in_history(self) -> Sequence[str]:
-        """Return what each batch may record, and is averaged over an epoch."""
-        return ["loss"]
-
-    def _default_schedule(self) -> LRScheduler | None:
-        return None
-
-    def _given_callbacks(self) -> Sequence[Any]:
-        given = vars(self).get("callbacks")
-        return given if isinstance(given, list | tuple) else ()
-
     # Steps
-
-    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        super().on_train_begin(net, **kwargs)
-        checks.check_callbacks(
-            self.callbacks_, self.train_split
-        )  # classes are made by now, as asked for
-
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        super().on_epoch_end(net, **kwargs)
-        checks.check_losses(self.history, self.lr)
 
     def run_single_epoch(
         self,

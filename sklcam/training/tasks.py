@@ -6,11 +6,13 @@ is asked of these objects; how outputs are read, of :mod:`sklcam.networks.readou
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor, nn
@@ -43,6 +45,8 @@ class Task(ABC):
     measure : callable
         How good predictions are, as scikit-learn has it by default: takes labels, predictions and
         ``sample_weight``.
+    score_name : str
+        What the history calls it.
     """
 
     name: ClassVar[TaskName]
@@ -52,6 +56,7 @@ class Task(ABC):
     loss_takes: ClassVar[str]
     excludes: ClassVar[bool] = False
     measure: ClassVar[Callable[..., Any]] = staticmethod(accuracy_score)
+    score_name: ClassVar[str] = "accuracy"
 
     def read(self, y: Any) -> Any:
         """Check labels as far as can be done before their classes are known."""
@@ -78,6 +83,33 @@ class Task(ABC):
         y = self.read(y)
         self.encode(y, classes)
         return y
+
+    def outcome(self, decided: Tensor, y: Tensor) -> Tensor:
+        """Return what the score needs to know of each image, of which little is kept.
+
+        Parameters
+        ----------
+        decided : Tensor
+            Of :meth:`~sklcam.networks.readouts.Readout.decide`.
+        y : Tensor
+            Encoded labels, on the same device.
+
+        Returns
+        -------
+        Tensor of shape (n_images, ...)
+            Whether the prediction is right, here.
+        """
+        return (decided == y).reshape(len(y), -1).all(dim=1)
+
+    def score(self, outcomes: Tensor) -> float:
+        """Return what :attr:`measure` says of predictions with these outcomes.
+
+        Parameters
+        ----------
+        outcomes : Tensor of shape (n_images, ...)
+            Of :meth:`outcome`.
+        """
+        return float(outcomes.double().mean())
 
 
 class OfClasses(Task):
@@ -162,6 +194,7 @@ class Regression(Task):
     criterion = nn.MSELoss
     loss_name = "criterion"
     measure = staticmethod(r2_score)
+    score_name = "r2"
     outputs_are = "numbers"
     loss_takes = "outputs and numbers of one shape, floats"
 
@@ -187,6 +220,15 @@ class Regression(Task):
 
     def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return output.reshape(y.shape), y.to(output.dtype)
+
+    def outcome(self, decided: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y.to(decided.dtype).reshape(decided.shape), decided], dim=1)
+
+    def score(self, outcomes: Tensor) -> float:
+        # Not a mean over batches: the variance is that of all labels.
+        if len(outcomes) < 2 or not bool(outcomes.isfinite().all()):
+            return math.nan
+        return float(self.measure(*outcomes.unbind(dim=1)))
 
 
 TASKS: dict[str, Task] = {

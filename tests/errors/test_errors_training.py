@@ -30,12 +30,13 @@ from refusals import (
     rows_of,
 )
 from sklearn.exceptions import NotFittedError
-from skorch.callbacks import EarlyStopping, LRScheduler
+from skorch.callbacks import Checkpoint, EarlyStopping, LRScheduler
 from skorch.dataset import ValidSplit
 from small_networks import SmallNet
 
 from sklcam.cam import GradCAM
 from sklcam.training import (
+    EMA,
     AcceleratedCAMClassifier,
     Balanced,
     CollapseWarning,
@@ -54,6 +55,13 @@ from sklcam.training import (
 )
 
 SCALAR = torch.tensor(1.0)
+HEAD_ALONE = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+)
+NO_HEAD = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d((1, 1)),
+    torch.nn.Flatten(), torch.nn.Unflatten(1, (3, 2)), torch.nn.AvgPool1d(2), torch.nn.Flatten(),
+)  # fmt: skip
 ENDING_IN_SIGMOID = torch.nn.Sequential(*SmallNet(1), torch.nn.Sigmoid())
 EXPLAINS = (
     *("predict", "predict_proba", "score", "explain", "iter_explain", "iter_inputs"),
@@ -65,6 +73,10 @@ def loss(*maps, cross_entropy=SCALAR, size=None, activations=None, **options):
     warp = VIEWS if len(maps) == 2 else None
     explained = Explanations(*maps, warp=warp, size=size) if maps else None
     return ConsistentCAMLoss(**options)(cross_entropy, explained, activations=activations)
+
+
+def early(monitor):
+    return EarlyStopping(monitor=monitor)
 
 
 CLASSIFIER: list[Row] = [
@@ -83,6 +95,8 @@ CLASSIFIER: list[Row] = [
         channels_last=[1],
         batch_accumulation=[0],
         views=[3],
+        class_weight=["equal", [1, 2]],
+        freeze=["head", 0, 1.5],
     ),
     (
         "a map's way back",
@@ -161,7 +175,100 @@ CLASSIFIER: list[Row] = [
     (
         "no validation",
         lambda: classifier(callbacks=[EarlyStopping()]).fit(X, Y),
-        "EarlyStopping monitors 'valid_loss', but there are no validation images: set train_split",
+        "monitors 'valid_loss', but there are no validation images: give fit.*, set train_split",
+    ),
+    (
+        "a slip in what is monitored",
+        lambda: classifier(callbacks=[Checkpoint(monitor="valid_acc_best")]).fit(
+            X, Y, validation=(X, Y)
+        ),
+        "Checkpoint monitors 'valid_acc_best', which is not recorded. Did you mean: .*"
+        "valid_accuracy_best",
+    ),
+    (
+        "a term that is not in use",
+        lambda: classifier(alpha=0, callbacks=[early("train_inconsistency")]).fit(X, Y),
+        "EarlyStopping monitors 'train_inconsistency', which is not recorded",
+    ),
+    (
+        "an accuracy that should fall",
+        lambda: classifier(callbacks=[early("train_accuracy")]).fit(X, Y),
+        "'train_accuracy', of which higher is better, .* set lower_is_better=False",
+    ),
+    (
+        "a loss that should rise",
+        lambda: classifier(callbacks=[LRScheduler("ReduceLROnPlateau", mode="max")]).fit(X, Y),
+        "'train_loss', of which lower is better, .* set mode='min'",
+    ),
+    (
+        "a folder to validate on",
+        lambda: classifier().fit(X, Y, validation="valid"),
+        "validation must be a pair .* got a str.*load_class_folders",
+    ),
+    (
+        "a share to validate on",
+        lambda: classifier().fit(X, Y, validation=0.2),
+        "validation must be a pair .* set train_split=skorch.dataset.ValidSplit",
+    ),
+    (
+        "images to validate on, without labels",
+        lambda: classifier().fit(X, Y, validation=(X, None)),
+        "validation: requires y to be passed",
+    ),
+    (
+        "no pair to validate on",
+        lambda: classifier().fit(X, Y, validation=[(X, Y)]),
+        "validation must be a pair .* got a list",
+    ),
+    (
+        "a class that training has not",
+        lambda: classifier().fit(X, Y, validation=(X, Y + 1)),
+        "validation: .* labels that were not seen in fit: .3",
+    ),
+    (
+        "two ways to validate",
+        lambda: classifier(train_split=ValidSplit(2)).fit(X, Y, validation=(X, Y)),
+        "train_split=.* would hold out others of X: leave one of the two out",
+    ),
+    (
+        "another library's word",
+        lambda: classifier().fit(X, Y, validation_data=(X, Y)),
+        r"fit takes no validation_data: give validation=\(X_val, y_val\)",
+    ),
+    (
+        "a weight for no class",
+        lambda: classifier(class_weight={7: 2.0}).fit(X, Y),
+        "class_weight has a weight for 7, which is no class. There are: 0, 1, 2",
+    ),
+    (
+        "a weight below 0",
+        lambda: classifier(class_weight={0: -1}).fit(X, Y),
+        r"class_weight\[0\] must be .* got -1",
+    ),
+    (
+        "weights of classes, of several labels",
+        lambda: classifier(class_weight="balanced").fit(X, np.eye(3, dtype=int)[Y] | [1, 0, 0]),
+        "the task is 'multilabel': give criterion__pos_weight",
+    ),
+    (
+        "weights of classes, of numbers",
+        lambda: classifier(class_weight="balanced", task="regression").fit(X, Y),
+        "the task is 'regression': give sample_weight",
+    ),
+    (
+        "frozen or not",
+        lambda: classifier(freeze=True).fit(X, Y),
+        "freeze=True is neither",
+    ),
+    (
+        "nothing to freeze",
+        lambda: classifier(module=lambda: HEAD_ALONE, freeze="trunk", alpha=0, beta=0).fit(X, Y),
+        "freeze leaves untrained .* of 3 output.* has nothing before it",
+    ),
+    (
+        "no head to train",
+        lambda: classifier(module=lambda: NO_HEAD, freeze=1, alpha=0, beta=0).fit(X, Y),
+        "freeze leaves untrained .* has no such layer at its end",
     ),
     (
         "a schedule",
@@ -307,6 +414,10 @@ REFUSALS: dict[str, list[Row]] = {
             "share must be a number above 0 to 1; got 0",
         ),
         ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number above 0 to 1"),
+    ],
+    "EMA": [
+        ("1", lambda: EMA(decay=1).initialize(), "decay must be .* got 1"),
+        ("a word", lambda: EMA("slow").initialize(), "decay must be .* got 'slow'"),
     ],
     "signs_of_collapse": [
         ("None", lambda: signs_of_collapse(None, Y, MAPS), "logits must be .* got None"),

@@ -1,0 +1,119 @@
+"""Nets that train their head alone, for some epochs or for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from skorch import NeuralNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sklcam.networks.dry_run import run_dry, unwrap
+from sklcam.training._statistics import RecalibratingNet
+
+
+@dataclass
+class Trunk:
+    """What comes before a network's head: all parts, and the parameters that would be trained."""
+
+    parts: tuple[nn.Module, ...] = ()
+    parameters: tuple[nn.Parameter, ...] = ()
+    is_frozen: bool = False
+
+    def __reduce__(self) -> tuple[type[Trunk], tuple[()]]:
+        return Trunk, ()  # a callback may pickle the net in training; its copy finds its own trunk
+
+
+def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
+    """Return what comes before the head of a network.
+
+    The head is the last layer that has weights, or several in a row that have as many outputs as
+    the network, and what comes after. What a network holds itself is of the trunk, as a token.
+
+    Parameters
+    ----------
+    module : nn.Module
+    sample : Tensor of shape (1, channels, height, width)
+
+    Returns
+    -------
+    Trunk
+
+    Raises
+    ------
+    ValueError
+        If the last layer with weights has another number of outputs, or nothing comes before.
+    """
+    module = unwrap(module)
+    ran: list[nn.Module] = []
+    handles = [
+        part.register_forward_hook(lambda part, inputs, output: ran.append(part))
+        for part in module.modules()
+        if [*part.parameters(recurse=False)]
+    ]
+    try:
+        output = run_dry(module, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    n_outputs = output.shape[-1] if output.ndim > 1 else 1
+    at = [i for i, part in enumerate(ran) if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    start = len(ran)
+    while at and _width(ran[at[-1]]) == n_outputs:
+        start = at.pop()
+    if start == len(ran) or not at:
+        lacks = "nothing before it" if start < len(ran) else "no such layer at its end"
+        raise ValueError(
+            f"freeze leaves untrained what comes before the head, a linear or convolutional layer "
+            f"of {n_outputs} output(s); {type(module).__name__} has {lacks}. Set "
+            "requires_grad=False on what is not to be trained, and give the network as an instance."
+        )
+    head = {
+        id(part) for part in ran[start:] if part is ran[start] or ran[start] not in part.modules()
+    }
+    parts = tuple(part for part in module.modules() if id(part) not in head)
+    own = [parameter for part in parts for parameter in part.parameters(recurse=False)]
+    return Trunk(parts, tuple(parameter for parameter in own if parameter.requires_grad))
+
+
+def _width(layer: Any) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+class FreezingNet(RecalibratingNet):
+    """A skorch net that may leave all but the head of its network untrained."""
+
+    freeze: str | int | None = None
+    _trunk: Trunk | None = None
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
+        self._trunk = None if self.freeze is None else trunk_of(self.module_, self._sample())
+        try:
+            return super().fit_loop(X, y, epochs, **kwargs)
+        finally:
+            self._freeze(False)
+            self._trunk = None
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_epoch_begin(net, **kwargs)
+        # Epochs count from the network's first one, through partial_fit and files.
+        self._freeze(self.freeze == "trunk" or len(self.history) <= int(self.freeze or 0))
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._freeze(False)  # callbacks may keep the network, to be trained on
+        super().on_epoch_end(net, **kwargs)
+
+    def _freeze(self, is_frozen: bool) -> None:
+        if self._trunk is not None:
+            self._trunk.is_frozen = is_frozen
+            for parameter in self._trunk.parameters:
+                # Without a gradient, the optimizer passes it by, and keeps nothing of it.
+                parameter.requires_grad_(not is_frozen)
+
+    def _set_training(self, training: bool = True) -> None:
+        super()._set_training(training)
+        if self._trunk is not None and self._trunk.is_frozen:
+            for part in self._trunk.parts:
+                if isinstance(part, _NormBase):  # whose statistics would follow the images
+                    part.eval()

@@ -1,0 +1,120 @@
+"""What training records and shows while it goes on: history, log, a bar of the whole fit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from skorch import NeuralNet
+from skorch.callbacks import EpochTimer, LRScheduler, PrintLog, ProgressBar
+from skorch.utils import Ansi
+from tqdm import tqdm
+from tqdm.notebook import tqdm as tqdm_of_notebooks
+
+from sklcam.training import _checks as checks
+from sklcam.training._freezing import FreezingNet
+from sklcam.training.callbacks import EpochMean
+
+
+class SilentableProgressBar(ProgressBar):
+    """One bar for all epochs of a fit, with the time that is left.
+
+    Without ``verbose``, and where there is neither a terminal nor a notebook, there is none. A bar
+    of skorch's is of one epoch, and is drawn into files as well.
+    """
+
+    pbar_: Any = None
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.pbar_ = None
+
+    def on_epoch_begin(
+        self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
+        if not net.verbose or self.pbar_ is not None:
+            return
+        total = self.batches_per_epoch
+        if total == "auto":
+            total = self._get_batches_per_epoch(net, dataset_train, dataset_valid)
+        # Of batches that are counted, or of all images, the number is not known.
+        known = total != "count" and total > 0
+        options: dict[str, Any] = {"total": total * net.max_epochs if known else None}
+        if self._use_notebook():
+            self.pbar_ = tqdm_of_notebooks(leave=False, **options)
+        else:  # None: if there is a terminal
+            self.pbar_ = tqdm(leave=False, disable=None, **options)
+
+    def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self.pbar_ is not None:
+            super().on_batch_end(net, **kwargs)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self.pbar_ is not None:  # what is printed now has the line to itself
+            self.pbar_.clear()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self.pbar_ is not None:
+            self.pbar_.close()
+            self.pbar_ = None
+
+
+class PlainPrintLog(PrintLog):
+    """skorch's log, in colour on a screen alone: elsewhere the codes for it would be read."""
+
+    def format_row(self, row: Any, key: str, color: str) -> Any:
+        formatted = super().format_row(row, key, color)
+        if isinstance(formatted, str) and not _is_on_screen():
+            formatted = formatted.replace(color, "").replace(Ansi.ENDC.value, "")
+        return formatted
+
+
+def _is_on_screen() -> bool:
+    return sys.stdout.isatty() or "ipykernel" in type(sys.stdout).__module__
+
+
+class LoggingNet(FreezingNet):
+    """A skorch net that keeps a history of its losses, which callbacks may monitor."""
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_train_begin(net, **kwargs)
+        # By now there is what classes and names among the callbacks stand for.
+        validates = getattr(kwargs.get("X"), "validation", None) is not None
+        validates = validates or self.train_split is not None
+        checks.check_callbacks(self.callbacks_, validates=validates)
+        checks.check_monitors(self.callbacks_, self._never_recorded(), validates=validates)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_epoch_end(net, **kwargs)
+        checks.check_losses(self.history, self.lr)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        losses = [
+            EpochMean(f"{phase}_{name}", on_train=phase == "train")
+            for phase in ("train", "valid")
+            for name in self._names_in_history()
+        ]
+        scheduled = any(checks.is_scheduler(callback) for callback in self._given_callbacks())
+        return [
+            ("epoch_timer", EpochTimer()),
+            *((loss.name, loss) for loss in losses),
+            ("lr_scheduler", None if scheduled else self._default_schedule()),
+            ("progress_bar", SilentableProgressBar()),
+            ("print_log", PlainPrintLog()),
+        ]
+
+    def _names_in_history(self) -> Sequence[str]:
+        """Return what each batch may record, and is averaged over an epoch."""
+        return ["loss"]
+
+    def _never_recorded(self) -> set[str]:
+        """Return those of these names for which these parameters have no use."""
+        return set()
+
+    def _default_schedule(self) -> LRScheduler | None:
+        return None
+
+    def _given_callbacks(self) -> Sequence[Any]:
+        given = vars(self).get("callbacks")
+        return given if isinstance(given, list | tuple) else ()
