@@ -10,6 +10,7 @@ from sklcam.training.averaging import EMA
 from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.distributed import AcceleratedCAMClassifier
+from sklcam.training.mask_terms import Energy, GradMask, RightReasons
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import (
     Consistency,
@@ -29,10 +30,13 @@ __all__ = [
     "ConsistentCAMClassifier",
     "ConsistentCAMLoss",
     "Contrastive",
+    "Energy",
     "Explanations",
+    "GradMask",
     "GradientSizes",
     "LaggingStatisticsWarning",
     "LossValues",
+    "RightReasons",
     "Sparsity",
     "Term",
     "ViewSampler",

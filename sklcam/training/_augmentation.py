@@ -25,8 +25,8 @@ _ROUNDING = 1e-3
 class CroppedImages(Dataset[Any]):
     """Training images, each read as the crop that the numbers beside its index stand for."""
 
-    def __init__(self, dataset: Dataset[Any], sampler: ViewSampler):
-        self._dataset, self._sampler = dataset, sampler
+    def __init__(self, dataset: Dataset[Any], sampler: ViewSampler, *, beside: bool = False):
+        self._dataset, self._sampler, self._beside = dataset, sampler, beside
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
@@ -38,7 +38,8 @@ class CroppedImages(Dataset[Any]):
             indices = tuple(images.indices[i] for i in indices)
             images = images.dataset
         assert isinstance(images, TrainingImages)
-        return images.read_crops(indices, torch.tensor(draws, dtype=torch.float64), self._sampler)
+        numbers = torch.tensor(draws, dtype=torch.float64)
+        return images.read_crops(indices, numbers, self._sampler, beside=self._beside)
 
 
 class DrawnBatches:
@@ -70,7 +71,9 @@ class DrawnBatches:
         return getattr(self._batches, name)
 
 
-def crop_while_reading(loader: Any, sampler: ViewSampler, generator: torch.Generator) -> None:
+def crop_while_reading(
+    loader: Any, sampler: ViewSampler, generator: torch.Generator, *, beside: bool = False
+) -> None:
     """Let a new loader read crops of its images.
 
     Parameters
@@ -79,6 +82,8 @@ def crop_while_reading(loader: Any, sampler: ViewSampler, generator: torch.Gener
         It has not been used yet.
     sampler : ViewSampler
     generator : torch.Generator
+    beside : bool, default=False
+        Whether the crops come beside the images, and not in their place.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def crop_while_reading(loader: Any, sampler: ViewSampler, generator: torch.Gener
         )
     # A loader refuses other parts once it is made, as workers would not hear of them. This one has
     # none yet.
-    vars(loader)["dataset"] = CroppedImages(loader.dataset, sampler)
+    vars(loader)["dataset"] = CroppedImages(loader.dataset, sampler, beside=beside)
     vars(loader)["batch_sampler"] = DrawnBatches(loader.batch_sampler, sampler, generator)
 
 

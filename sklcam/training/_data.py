@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,16 +14,20 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 from skorch.dataset import Dataset as SkorchDataset
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
+from sklcam.images.frames import resize_image
 from sklcam.images.labels import dataset_labels
 from sklcam.images.normalization import of_one_dtype
 from sklcam.images.views import Crop, ViewSampler
+from sklcam.metrics.annotations import checked_boxes, of_class
+from sklcam.metrics.masks import box_masks
 
 Classes = ArrayLike | None
 Masks = np.ndarray | Tensor | Sequence[ArrayLike | None] | None
+Boxes = Sequence[ArrayLike | Mapping[Any, ArrayLike] | None] | np.ndarray | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Annotations:
     """What ``fit`` may be given of each image beside its label, and images to validate on."""
 
     masks: Masks = None
+    boxes: Boxes = None
     sample_weight: ArrayLike | Tensor | None = None
     class_weights: np.ndarray | None = None  # of encoded labels
     validation: Any = None
@@ -65,15 +70,10 @@ class TrainingImages(ImageDataset, SkorchDataset):
             self.weights = _as_weights(own, len(self))
         self.validation: TrainingImages | None = None
         self.masks: MaskImages | None = None
-        if annotations.masks is not None:
-            self.masks = MaskImages(annotations.masks, len(self), self.uniform_size)
-            # As a data set of images, so that they are resized just as images are.
-            self._resized_masks = ImageDataset(
-                self.masks,
-                image_size=self.image_size,
-                # Nothing is of the object where the image is filled up.
-                resize=replace(self.resize, interpolation="bilinear", fill=(0.0,)),
-            )
+        if annotations.masks is not None or annotations.boxes is not None:
+            given = [None] * len(self) if annotations.masks is None else annotations.masks
+            boxes = cast("list[Tensor] | None", annotations.boxes)  # as they were checked
+            self.masks = MaskImages(given, len(self), self.uniform_size, boxes)
 
     def __getitem__(self, i: int) -> Any:
         return self.__getitems__([i])[0]
@@ -88,7 +88,14 @@ class TrainingImages(ImageDataset, SkorchDataset):
             for i, framed in zip(indices, read, strict=True)
         ]
 
-    def read_crops(self, indices: Sequence[int], draws: Tensor, sampler: ViewSampler) -> list[Any]:
+    def read_crops(
+        self,
+        indices: Sequence[int],
+        draws: Tensor,
+        sampler: ViewSampler,
+        *,
+        beside: bool = False,
+    ) -> list[Any]:
         """Read images as crops of what they were, each resized once, and items as loaders get them.
 
         Parameters
@@ -97,6 +104,8 @@ class TrainingImages(ImageDataset, SkorchDataset):
         draws : Tensor of shape (n_images, n_numbers)
             Of ``sampler.draw``.
         sampler : ViewSampler
+        beside : bool, default=False
+            Whether the crops come beside the images, as "augmented" in the dict.
 
         Returns
         -------
@@ -111,11 +120,23 @@ class TrainingImages(ImageDataset, SkorchDataset):
             crop.of_image(image, self.image_size, way)
             for crop, image in zip(crops, originals, strict=True)
         ]
-        rows = zip(indices, of_one_dtype(cropped), originals, crops, strict=True)
+        cropped = of_one_dtype(cropped)
+        if beside:
+            images = [framed.image for framed in self.read_batch(indices)]
+            of_images = zip(indices, images, originals, cropped, strict=True)
+            return [self._item(*row[:3], augmented=row[3]) for row in of_images]
+        rows = zip(indices, cropped, originals, crops, strict=True)
         return [self._item(*row) for row in rows]
 
-    def _item(self, i: int, image: Tensor, original: Tensor, crop: Crop | None = None) -> Any:
-        annotations = {}
+    def _item(
+        self,
+        i: int,
+        image: Tensor,
+        original: Tensor,
+        crop: Crop | None = None,
+        augmented: Tensor | None = None,
+    ) -> Any:
+        annotations = {} if augmented is None else {"augmented": augmented}
         if self.masks is not None:
             annotations["masks"] = self._mask(i, original, crop)
         if self.weights is not None:
@@ -126,14 +147,16 @@ class TrainingImages(ImageDataset, SkorchDataset):
         assert self.masks is not None
         if not self.masks.annotated[i]:  # a loader stacks masks, so there must be one
             return torch.full(self.image_size, torch.nan)
-        mask, own = self._resized_masks.read(i)
-        if own.shape[-2:] != original.shape[-2:]:
-            raise ValueError(_wrong_size(i, own.shape[-2:], original.shape[-2:]))
-        return (mask if crop is None else crop(own, self.image_size))[0]
+        own = self.masks.of_size(i, (original.shape[-2], original.shape[-1]))
+        if crop is not None:
+            return crop(own, self.image_size)[0]
+        # As the image is, but nothing is of the object where the image is filled up.
+        how = replace(self.resize, interpolation="bilinear", fill=(0.0,))
+        return resize_image(own, self.image_size, how)[0]
 
 
-class MaskImages(Dataset[Any]):
-    """Masks of any form, as a data set of float32 images in [0, 1].
+class MaskImages:
+    """Masks of any form, and boxes, as float32 images in [0, 1].
 
     Parameters
     ----------
@@ -141,20 +164,28 @@ class MaskImages(Dataset[Any]):
     n_images : int
     size : (height, width) or None
         That of the images, if they are all of one.
+    boxes : list of Tensor of shape (n_boxes, 4) or None, default=None
+        Of each image, perhaps none: see :func:`boxes_of_labels`.
 
     Attributes
     ----------
     annotated : ndarray of shape (n_images,), bool
-        Which images have a mask.
+        Which images have a mask or a box.
 
     Raises
     ------
     ValueError
         If the masks are not as many as the images, not of two dimensions or not of the image's
-        size, or hold something else than bool, integers or floats in [0, 1].
+        size, or hold something else than bool, integers or floats in [0, 1]; if an image has both.
     """
 
-    def __init__(self, masks: Masks, n_images: int, size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        masks: Masks,
+        n_images: int,
+        size: tuple[int, int] | None = None,
+        boxes: list[Tensor] | None = None,
+    ):
         if not isinstance(masks, np.ndarray | Tensor | Sequence) or isinstance(masks, str):
             raise ValueError(
                 "masks must be an array of shape (n_images, height, width), or a list with a mask "
@@ -172,15 +203,80 @@ class MaskImages(Dataset[Any]):
             # Where images are of many sizes, theirs are known once they are read.
             if size is not None and mask.shape != size:
                 raise ValueError(_wrong_size(i, mask.shape, size))
+        self._boxes = boxes
+        if boxes is not None:
+            has_box = np.array([len(corners) > 0 for corners in boxes])
+            for i in np.flatnonzero(has_box & self.annotated).tolist():
+                raise ValueError(
+                    f"Image {i} has a mask and boxes, and they need not be of the same; leave one "
+                    "of them out, by None in its place."
+                )
+            if size is not None:
+                for i in np.flatnonzero(has_box).tolist():
+                    _mask_of_boxes(i, boxes[i], size)
+            self.annotated = self.annotated | has_box
 
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if not self.annotated[i]:
-            return np.zeros((1, 1), dtype=np.float32)
+    def of_size(self, i: int, size: tuple[int, int]) -> Tensor:
+        """Return the mask of an image that has one, and is of this size: (1, height, width)."""
+        if self._masks[i] is None:
+            assert self._boxes is not None
+            return _mask_of_boxes(i, self._boxes[i], size)
         mask = _as_array(self._masks[i])
-        return (mask if mask.dtype.kind == "f" else mask != 0).astype(np.float32)
+        if mask.shape != size:
+            raise ValueError(_wrong_size(i, mask.shape, size))
+        mask = (mask if mask.dtype.kind == "f" else mask != 0).astype(np.float32)
+        return torch.from_numpy(mask)[None]
+
+
+def _mask_of_boxes(i: int, corners: Tensor, size: tuple[int, int]) -> Tensor:
+    mask = box_masks([corners.float()], size)
+    if not mask.any():
+        raise ValueError(
+            f"boxes[{i}] lie outside of the image, which is of {size[0]} x {size[1]} pixels: a box "
+            "is (x1, y1, x2, y2), in pixels of the image as it is given."
+        )
+    return mask
+
+
+def boxes_of_labels(boxes: Boxes, labels: Any, n_images: int) -> list[Tensor] | None:
+    """Return each image's boxes of its own label; a ValueError for what are no boxes.
+
+    Parameters
+    ----------
+    boxes : sequence of array-like of shape (n_boxes, 4), of mappings of labels to them, or None
+        None in the place of an image's is an image without.
+    labels : sequence of labels
+        Of the images.
+    n_images : int
+
+    Returns
+    -------
+    list of Tensor of shape (n_boxes, 4), or None
+    """
+    if boxes is None:
+        return None
+    if not isinstance(boxes, Sequence | np.ndarray | Tensor) or isinstance(boxes, str):
+        raise ValueError(
+            "boxes must be a list with the boxes of each image, (n_boxes, 4), or None; got "
+            f"{describe(boxes)}."
+        )
+    if len(boxes) != n_images:
+        raise ValueError(
+            f"boxes must have one entry for each of {n_images} images; got {len(boxes)}."
+        )
+    by_class = any(isinstance(each, Mapping) for each in boxes)
+    none: Any = {} if by_class else np.empty((0, 4))
+    if by_class and np.ndim(labels) != 1:
+        raise ValueError(
+            "boxes are given by label, of which an image must have one of its own; give arrays of "
+            "shape (n_boxes, 4)."
+        )
+    entries = [none if each is None else each for each in boxes]
+    checked = checked_boxes(entries, np.asarray(labels) if by_class else None) or []
+    if not by_class:
+        return checked
+    rows = zip(checked, np.asarray(labels).tolist(), strict=True)
+    return [of_class(each, label, None, torch.empty(0, 4)) for each, label in rows]
 
 
 def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tensor | None:

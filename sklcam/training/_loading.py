@@ -103,8 +103,13 @@ class LoadingNet(SeededNet):
         crops = ViewSampler() if isinstance(self.augment, str) else self.augment
         # Without a generator, training goes on elsewhere, as when a callback wants a pass.
         if training and isinstance(crops, ViewSampler) and hasattr(self, "generator_"):
-            crop_while_reading(iterator, crops, self.generator_)
+            crop_while_reading(iterator, crops, self.generator_, beside=self._keeps_images)
         return iterator
+
+    @property
+    def _keeps_images(self) -> bool:
+        """Whether images are trained on as they are, with what augmentation makes beside them."""
+        return False
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Bring a batch to the device, as floats in [0, 1]."""

@@ -25,9 +25,11 @@ from sklcam.training._compiling import compile_trunk, differentiable_twice
 from sklcam.training._networks import check_bottleneck, check_heads, check_kernels
 from sklcam.training._randomness import Draws
 from sklcam.training._statistics import share_of_probabilities
+from sklcam.training.mask_terms import MASK_LOSSES
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
 from sklcam.training.step import PRECISIONS, Step, method_of
+from sklcam.training.terms import Term
 from sklcam.training.weights import GradientSizes
 
 
@@ -39,10 +41,21 @@ class SteppingNet(ImageNeuralNet):
     _step: Step | None = None  # the one that is being made
 
     def _trains_on_maps(self) -> bool:
-        return bool(self.alpha or self.beta or self.terms)
+        return bool(self.alpha or self.beta or self._further_terms)
 
-    def _compares_views(self) -> bool:
-        return bool(self.alpha or any("view" in term.needs for term in self.terms))
+    @property
+    def _further_terms(self) -> list[Term]:
+        """The terms beside the paper's two."""
+        of_masks = [MASK_LOSSES[self.mask_loss](self.gamma)] if self.gamma else []
+        return [*of_masks, *self.terms]
+
+    def _sees_views(self) -> bool:
+        of_terms = any("view" in term.needs for term in self._further_terms)
+        return bool(self.alpha or of_terms or self.ce_on != "image")
+
+    @property
+    def _keeps_images(self) -> bool:
+        return bool(self.ce_on == "all")
 
     def torch_compile(self, module: nn.Module, name: str) -> nn.Module:
         if not self.compile or not self._trains_on_maps():
@@ -94,7 +107,7 @@ class SteppingNet(ImageNeuralNet):
         check_heads(self.module_)
         if self._trains_on_maps():
             check_kernels(self.module_)
-        if self.memory == "low" and self._compares_views():
+        if self.memory == "low" and self._sees_views():
             check_bottleneck(self.module_, self.target_layer_, self._sample())
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -126,28 +139,33 @@ class SteppingNet(ImageNeuralNet):
         """Make one step in the block."""
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
         # Made anew for each step, as weights follow the epoch and parameters may be set in between.
-        loss = ConsistentCAMLoss(
-            self.alpha,
-            self.beta,
-            self.p,
-            agreement=self.agreement,
-            terms=self.terms,
-            sizes=self.gradient_sizes_,
-            epoch=max(0, len(self.history) - 1),
-        )
+        loss = ConsistentCAMLoss(0, 0)
+        if not training or self._n_steps() % self.every == 0:
+            loss = ConsistentCAMLoss(
+                self.alpha,
+                self.beta,
+                self.p,
+                agreement=self.agreement,
+                terms=self._further_terms,
+                sizes=self.gradient_sizes_,
+                epoch=max(0, len(self.history) - 1),
+                factor=self.every if training else 1,
+            )
         step = Step(
             self.module_,
             self.target_layer_,
             loss,
             self.infer,
             Draws(self, self.views or ViewSampler(), generator),
-            scores=self.readout.columns,
+            read=self.readout,
             loss_name=self._task.loss_name,
             scaler=self.scaler_ if training else None,
             precision=PRECISIONS[self.precision],
             phi=method_of(self.phi),
             shares_target=self.view_target == "shared",
             postpones=self.memory == "low",
+            ce_on=self.ce_on,
+            view_gradient=self.view_gradient,
         )
         self._step = step
         try:
@@ -155,6 +173,12 @@ class SteppingNet(ImageNeuralNet):
                 yield step
         finally:
             self._step = None
+
+    def _n_steps(self) -> int:
+        """Return how many steps of training were made before this one."""
+        *before, epoch = self.history or [{"batches": []}]
+        n_before = sum(row.get("train_batch_count", 0) for row in before)
+        return n_before + max(0, len(epoch["batches"]) - 1)
 
     def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
         assert self._step is not None
@@ -164,7 +188,10 @@ class SteppingNet(ImageNeuralNet):
         if weights is not None:
             total = self._sum(criteria.weights_of_losses(self.criterion_, y, weights))
             weights = weights / total
-        self._step.annotate(annotations.get("masks"), weights, total)
+        augmented = annotations.get("augmented")
+        if augmented is not None:
+            augmented = self._normalize(self._prepare(augmented))
+        self._step.annotate(annotations.get("masks"), weights, total, augmented)
 
     def _sum(self, weights: Tensor) -> Tensor:
         # All of a batch may weigh nothing: its loss is 0, not NaN.
@@ -206,17 +233,20 @@ class SteppingNet(ImageNeuralNet):
     def get_loss(
         self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
     ) -> Tensor:
+        loss_of = partial(self._get_loss, y_true=y_true, X=X, training=training)
+        if self._step is None:  # skorch scores predictions, too, and they have no maps
+            return loss_of(y_pred)
+        labels = y_true if self._task.excludes else None
+        return self._step.explain(y_pred, labels, X, loss_of)
+
+    def _get_loss(self, y_pred: Tensor, y_true: Any, X: Any, training: bool) -> Tensor:
+        """Return the criterion's loss of outputs: of images, or of what was made of them."""
         weights = None if self._step is None else self._step.micro_batches[-1].weights
         comparable = self._task.comparable(y_pred, y_true)
         weighs = weights is not None
         with criteria.suited(self.criterion_, self._task, y_pred.dtype, weighs_images=weighs):
             loss = super().get_loss(*comparable, X=X, training=training)
-        if self._step is None:  # skorch scores predictions, too, and they have no maps
-            return loss
-        if weights is not None:
-            loss = (weights * criteria.per_image(loss)).sum()
-        labels = y_true if self._task.excludes else None
-        return self._step.explain(loss, y_pred, labels, X)
+        return loss if weights is None else (weights * criteria.per_image(loss)).sum()
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         params = super().get_params_for(prefix)

@@ -265,6 +265,10 @@ class EpochScore(PassthroughScoring):
         net.history.record(f"{self.name}_best", bool(is_best))
 
 
+# The criterion's loss of images, of their views and of what is augmented, by task.
+_CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view", "_augmented")]
+
+
 class EpochMean(PassthroughScoring):
     """The mean of a loss over an epoch's batches, by their weight where images have one.
 
@@ -275,11 +279,14 @@ class EpochMean(PassthroughScoring):
         phase, _, name = self.name.partition("_")
         batches = [batch for batch in history[-1, "batches"] if self.name in batch]
         is_weighted = all(f"{phase}_weight" in batch for batch in batches)
-        if name not in ("loss", "ce", "criterion") or not is_weighted:
+        if name not in ("loss", *_CRITERIA) or not is_weighted:
             return float(super().get_avg_score(history))
-        own = "ce" if f"{phase}_ce" in batches[0] else "criterion"
-        keys = (f"{phase}_weight", f"{phase}_batch_size", f"{phase}_{own}", self.name)
-        weights, sizes, losses, values = np.array([[b[key] for key in keys] for b in batches]).T
+        criteria = [self.name]
+        if name == "loss":
+            criteria = [f"{phase}_{each}" for each in _CRITERIA if f"{phase}_{each}" in batches[0]]
+        keys = (f"{phase}_weight", f"{phase}_batch_size", self.name)
+        weights, sizes, values = np.array([[b[key] for key in keys] for b in batches]).T
+        losses = np.array([[b[key] for key in criteria] for b in batches]).sum(axis=1)
         return float(
             np.average(losses, weights=weights) + np.average(values - losses, weights=sizes)
         )

@@ -20,14 +20,24 @@ from skorch.callbacks import LRScheduler
 from torch import Tensor
 
 from sklcam.cam import GradientMethod
+from sklcam.images.dataset import n_images
+from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
 from sklcam.training import _criteria as criteria
 from sklcam.training._answering import AnsweringNet
 from sklcam.training._checks import check_scaling, check_window
-from sklcam.training._data import Annotations, Classes, Masks, TrainingImages
+from sklcam.training._data import (
+    Annotations,
+    Boxes,
+    Classes,
+    Masks,
+    TrainingImages,
+    boxes_of_labels,
+)
 from sklcam.training.agreement import AGREEMENTS, Comparison, agreement_of, check_negatives
 from sklcam.training.callbacks import CollapseWarning
+from sklcam.training.mask_terms import MASK_LOSSES, MaskLoss, check_defined
 from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.step import PHI, PRECISIONS, method_of
 from sklcam.training.tasks import TASKS, Criterion
@@ -93,6 +103,25 @@ class ConsistentCAMClassifier(AnsweringNet):
         callable takes both, in [0, 1] and of shape (n_images, height, width), and returns a tensor
         of a number an image, the lower the better. It is given a batch, or its part, as a whole,
         unless it has an attribute ``couples_images = False``.
+    gamma : float >= 0, "auto", Balanced or callable, default=0.0
+        Weight of the loss on annotated images, whose masks or boxes are given to :meth:`fit`: what
+        is explained must lie in the object.
+    mask_loss : {"energy", "rrr", "gradmask"}, default="energy"
+        Which. "energy" is the share of the map of the labelled class that lies outside,
+        :class:`sklcam.training.Energy`: it costs next to nothing. "rrr" and "gradmask" are of the
+        gradient at the pixels, and need a multiple of the time and memory:
+        :class:`sklcam.training.RightReasons`, and :class:`sklcam.training.GradMask`, which is for
+        two classes.
+    every : int, default=1
+        Terms are part of each k-th step only, with k times their weight. The other steps are those
+        of a plain classifier, so that the cost of terms goes down by k.
+    ce_on : {"image", "view", "all"}, default="image"
+        Of what there is a cross-entropy. "view": of the views of terms, too. "all": as CGC has it,
+        images are taken as they are, not augmented; there is a cross-entropy of them, of their
+        views, and, in a pass of its own, of augmented images. They are added up, and the history
+        has the others as ``train_ce_view`` and ``train_ce_augmented``.
+    view_gradient : bool, default=True
+        False takes the map of the view for a constant: its pass costs no way back.
     phi : {"gradcam", "hirescam", "layercam"} or GradientMethod, default="gradcam"
         The map that all terms are about. By name it is without the ReLU, as the paper's; an object
         of :mod:`sklcam.cam` such as ``HiResCAM()`` has it, unless it is made with ``relu=False``.
@@ -237,6 +266,11 @@ class ConsistentCAMClassifier(AnsweringNet):
         "beta": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
         "p": [Real],
         "terms": [list, tuple],
+        "gamma": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"}), Balanced, callable],
+        "mask_loss": [StrOptions(set(MASK_LOSSES))],
+        "every": [Interval(Integral, 1, None, closed="left")],
+        "ce_on": [StrOptions({"image", "view", "all"})],
+        "view_gradient": ["boolean"],
         "agreement": [StrOptions(set(AGREEMENTS)), callable],
         "phi": [StrOptions(set(PHI)), GradientMethod],
         "view_target": [StrOptions({"predicted", "shared"})],
@@ -260,6 +294,11 @@ class ConsistentCAMClassifier(AnsweringNet):
         beta: Weight | Schedule = 1e-6,
         p: float = 1,
         terms: Sequence[Term] = (),
+        gamma: Weight | Schedule = 0.0,
+        mask_loss: MaskLoss = "energy",
+        every: int = 1,
+        ce_on: str = "image",
+        view_gradient: bool = True,
         agreement: str | Comparison = "ssim",
         phi: str | GradientMethod = "gradcam",
         view_target: str = "predicted",
@@ -295,6 +334,11 @@ class ConsistentCAMClassifier(AnsweringNet):
         self.beta = beta
         self.p = p
         self.terms = terms
+        self.gamma = gamma
+        self.mask_loss = mask_loss
+        self.every = every
+        self.ce_on = ce_on
+        self.view_gradient = view_gradient
         self.agreement = agreement
         self.phi = phi
         self.view_target = view_target
@@ -335,6 +379,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         sample_weight: ArrayLike | None = None,
         *,
         masks: Masks = None,
+        boxes: Boxes = None,
         validation: Any = None,
         **fit_params: Any,
     ) -> Self:
@@ -359,6 +404,10 @@ class ConsistentCAMClassifier(AnsweringNet):
             For terms that need them: the object in each image, at the image's own size; bool, 0 and
             anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
             an image without one. Masks are resized and augmented as their images are.
+        boxes : list of array-like of shape (n_boxes, 4) or None, default=None
+            The same by boxes (x1, y1, x2, y2), the outer edges, in pixels of the image as it is
+            given. None, or no box, is an image without. In dicts by label, those of the image's own
+            count. Images may have masks or boxes, but none has both.
         validation : (X_val, y_val), data set or None, default=None
             Images to validate on after each epoch, and their labels, in any form of X and y, read
             as for prediction; a data set that has its labels may come alone. Labels are those of
@@ -373,10 +422,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         Raises
         ------
         ValueError
-            If X, y, masks, weights or a parameter does not fit, or the task cannot be settled;
-            before any training.
+            If X, y, masks, boxes, weights or a parameter does not fit, or the task cannot be
+            settled; before any training.
         """
-        annotations = Annotations(masks, sample_weight, validation=validation)
+        annotations = Annotations(masks, boxes, sample_weight, validation=validation)
         return self._fit(X, y, fit_params, annotations)
 
     def partial_fit(
@@ -387,6 +436,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         sample_weight: ArrayLike | None = None,
         *,
         masks: Masks = None,
+        boxes: Boxes = None,
         validation: Any = None,
         **fit_params: Any,
     ) -> Self:
@@ -398,7 +448,7 @@ class ConsistentCAMClassifier(AnsweringNet):
             As in :meth:`fit`.
         classes : array-like or None, default=None
             All labels that will ever come; needed in the first call where ``y`` lacks some.
-        sample_weight, masks, validation
+        sample_weight, masks, boxes, validation
             As in :meth:`fit`.
         **fit_params
             As in skorch.
@@ -407,16 +457,27 @@ class ConsistentCAMClassifier(AnsweringNet):
         -------
         self
         """
-        annotations = Annotations(masks, sample_weight, validation=validation)
+        annotations = Annotations(masks, boxes, sample_weight, validation=validation)
         return self._partial_fit(X, y, classes, fit_params, annotations)
 
     # Checks, at the door
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_terms(
-            (Consistency(self.alpha, self.agreement), Sparsity(self.beta, self.p), *self.terms)
-        )
+        check_terms(self.terms)  # those of gamma come to them
+        ours = (Consistency(self.alpha, self.agreement), Sparsity(self.beta, self.p))
+        check_terms((*ours, *self._further_terms))
+        if self.compile and any("pixels" in term.needs for term in self._further_terms):
+            raise ValueError(
+                "compile=True compiles what precedes the target layer, and compiled code has no "
+                'second derivative, which terms at the pixels take: use mask_loss="energy", or '
+                "leave compile at False."
+            )
+        if self.ce_on == "all" and self.augment is None:
+            raise ValueError(
+                'ce_on="all" has a cross-entropy of augmented images beside those as they are; set '
+                'augment="auto".'
+            )
         method_of(self.phi)
         check_scaling(self.precision, self.optimizer)
         if agreement_of(self.agreement).has_window:
@@ -431,12 +492,17 @@ class ConsistentCAMClassifier(AnsweringNet):
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
-        if not needs_masks(self.terms, annotations.masks, self.augment):
-            annotations = replace(annotations, masks=None)  # they would be read for nothing
+        given = annotations.boxes if annotations.masks is None else annotations.masks
+        if needs_masks(self._further_terms, given, self.augment, self.ce_on):
+            boxes = boxes_of_labels(annotations.boxes, given_labels(X, y), n_images(X))
+            annotations = replace(annotations, boxes=boxes)
+        else:
+            annotations = replace(annotations, masks=None, boxes=None)  # read for nothing
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
         options, weighs = self.get_params_for("criterion"), found[0].weights is not None
         names = self.classes_inferred_
         criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=weighs)
+        check_defined(self._further_terms, self.task_, len(names))
         if len(names) > 1 and self.task_ == "regression" and self._trains_on_maps():
             raise ValueError(
                 f"Terms on explanations are of one number an image, and y has {len(names)}. Train "
@@ -466,9 +532,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         return [*super()._default_callbacks, ("collapse_warning", CollapseWarning())]
 
     def _names_in_history(self) -> Sequence[str]:
-        terms = (Consistency(), Sparsity(), *self.terms)
+        terms = (Consistency(), Sparsity(), *self._further_terms)
         weights = [term.weight_name for term in terms]
         losses = sorted({task.loss_name for task in TASKS.values()})
+        losses += [f"{loss}_{of}" for loss in losses for of in ("view", "augmented")]
         return ["loss", *losses, *(term.name for term in terms), *weights]
 
     def _never_recorded(self) -> set[str]:

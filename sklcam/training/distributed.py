@@ -143,8 +143,9 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         given = (len(data), self.n_channels_, classes, labels, annotated, weights)
         if any(other != given for other in self._processes.of_all(given)):
             raise ValueError(
-                "The processes were given different images, labels, masks, weights or classes. "
-                "Each must be given all of them, in the same order; it takes its share in training."
+                "The processes were given different images, labels, masks, boxes, weights or "
+                "classes. Each must be given all of them, in the same order; it takes its share in "
+                "training."
             )
         return data, y
 

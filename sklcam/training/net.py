@@ -504,11 +504,14 @@ class ImageNeuralNet(LoggingNet):
     def _ready(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
         """Return images as the network takes them, and labels, on the device."""
         images, y = unpack_data(batch)
+        annotations = getattr(batch, "annotations", {})
         images, y = self._prepare(images), self._on_device(y)
         if training and self._has_transform:
             perturb = getattr(self, "_perturbation", None) or Perturbation(self.augment)
-            images = perturb(images)
-        annotations = getattr(batch, "annotations", {})
+            if self._keeps_images:
+                annotations = {**annotations, "augmented": perturb(images)}
+            else:
+                images = perturb(images)
         self._annotate(y, {name: self._on_device(each) for name, each in annotations.items()})
         return self._normalize(images), y
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from sklcam._validation import check_tensor, describe
 from sklcam.training.agreement import Comparison
-from sklcam.training.terms import Consistency, Explanations, Need, Sparsity, Term, check_terms
+from sklcam.training.terms import MAPS, Consistency, Explanations, Need, Sparsity, Term, check_terms
 from sklcam.training.weights import (
     Balanced,
     GradientSizes,
@@ -77,12 +77,14 @@ class ConsistentCAMLoss:
         date.
     epoch : int, default=0
         Which epoch's weights, where these are callables of it.
+    factor : float, default=1.0
+        By which all weights are multiplied: k where the terms are part of each k-th step.
 
     Attributes
     ----------
     terms : tuple of Term
         The terms in use: those whose weight is not 0.
-    needs : set of {"view", "masks"}
+    needs : set of {"view", "masks", "labels", "pixels"}
         Their needs, beside maps.
 
     Raises
@@ -141,11 +143,13 @@ class ConsistentCAMLoss:
         terms: Sequence[Term] = (),
         sizes: GradientSizes | None = None,
         epoch: int = 0,
+        factor: float = 1.0,
     ):
         if not isinstance(sizes, GradientSizes | None):
             raise ValueError(f"sizes must be GradientSizes or None; got {describe(sizes)}.")
         if not isinstance(terms, list | tuple):
             raise ValueError(f"terms must be a list of terms; got {describe(terms)}.")
+        self.factor = factor
         self.sizes = GradientSizes() if sizes is None else sizes
         all_terms = (Consistency(alpha, agreement), Sparsity(beta, p), *terms)
         check_terms(all_terms)
@@ -181,7 +185,8 @@ class ConsistentCAMLoss:
         Returns
         -------
         LossValues
-            Terms are means over the batch. One that needs masks is left out where there are none.
+            Terms are means over the batch. One that needs masks, or the way back to the pixels, is
+            left out where there are none.
 
         Raises
         ------
@@ -204,9 +209,9 @@ class ConsistentCAMLoss:
             weight = self._weights[term.name]
             if isinstance(weight, Balanced):
                 weights[term.weight_name] = self._balance(weight, term)
-                total = total + weights[term.weight_name] * values[term.name]
+                total = total + self.factor * weights[term.weight_name] * values[term.name]
             else:
-                total = total + weight * values[term.name]
+                total = total + self.factor * weight * values[term.name]
         return LossValues(total, cross_entropy, values, weights)
 
     def _measured(self, explained: Explanations | None) -> Iterator[tuple[str, Tensor]]:
@@ -219,6 +224,8 @@ class ConsistentCAMLoss:
             if "view" in term.needs and explained.warp is None:
                 raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp.")
             if "masks" in term.needs and explained.masks is None:  # as in a validation set
+                continue
+            if "pixels" in term.needs and explained.pixels is None:  # as in validation
                 continue
             yield term.name, _values_of(term, explained).mean()
 
@@ -241,10 +248,11 @@ class ConsistentCAMLoss:
 def _values_of(term: Term, explained: Explanations) -> Tensor:
     """Measure each image; those without a mask count as zero for a term that needs one."""
     explained = _as_needed(term, explained)
-    leaves = [maps for maps in (explained.maps, explained.maps_of_view) if maps is not None]
-    has_graph = torch.is_grad_enabled() and any(maps.requires_grad for maps in leaves)
-    if has_graph and not term.couples_images:
-        return _DifferentiatedAtOnce.apply(term, explained, *leaves)
+    leaves = {name: getattr(explained, name) for name in MAPS}
+    leaves = {name: maps for name, maps in leaves.items() if maps is not None}
+    has_graph = torch.is_grad_enabled() and any(maps.requires_grad for maps in leaves.values())
+    if has_graph and not term.couples_images and explained.pixels is None:
+        return _DifferentiatedAtOnce.apply(term, explained, tuple(leaves), *leaves.values())
     return _zero_without_mask(_checked_values(term, explained), explained)
 
 
@@ -254,6 +262,10 @@ def _as_needed(term: Term, explained: Explanations) -> Explanations:
         explained = replace(explained, maps_of_view=None, warp=None)
     if "masks" not in term.needs:
         explained = replace(explained, masks=None, annotated=None)
+    if "labels" not in term.needs:
+        explained = replace(explained, of_labels=None)
+    if "pixels" not in term.needs:
+        explained = replace(explained, pixels=None)
     return explained
 
 
@@ -282,8 +294,10 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, term: Term, explained: Explanations, *maps: Tensor) -> Tensor:
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+    def forward(
+        ctx: Any, term: Term, explained: Explanations, names: tuple[str, ...], *maps: Tensor
+    ) -> Tensor:
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
         values, gradients = [], []
         n_at_once = -(-len(explained) // _N_PARTS)
         for start in range(0, len(explained), n_at_once):
@@ -292,7 +306,8 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
                 each[start : start + n_at_once].detach().requires_grad_(i in wanted)
                 for i, each in enumerate(maps)
             ]
-            some = replace(some, maps=leaves[0], maps_of_view=leaves[1] if leaves[1:] else None)
+            fields: dict[str, Any] = dict(zip(names, leaves, strict=True))
+            some = replace(some, **fields)
             with torch.enable_grad():
                 value = _checked_values(term, some)
                 # The gradient of the sum is each image's own, as images do not see each other.
@@ -310,5 +325,5 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, saved in zip(ctx.wanted, ctx.saved_tensors, strict=True):
-            results[2 + i] = gradient.reshape(-1, *[1] * (saved.ndim - 1)) * saved
+            results[3 + i] = gradient.reshape(-1, *[1] * (saved.ndim - 1)) * saved
         return tuple(results)

@@ -20,14 +20,16 @@ from torch.amp import GradScaler
 
 from sklcam._validation import describe
 from sklcam.cam import GradCAM, GradientMethod, HiResCAM, LayerCAM
+from sklcam.images.warps import Warp
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.tape import Tape, record, stopping_after
+from sklcam.networks.readouts import Readout
+from sklcam.networks.tape import Tape, plain_attention, record, stopping_after
 from sklcam.training._randomness import Draws
 from sklcam.training._statistics import kept, normalising
 from sklcam.training.callbacks import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
-from sklcam.training.terms import Explanations
+from sklcam.training.terms import Explanations, Pixels
 
 # With the ReLU, a network learns maps that are negative everywhere.
 PHI = {
@@ -86,7 +88,11 @@ class MicroBatch:
         NaN for images without one.
     weights : Tensor of shape (n_images,) or None
         By which the losses of its images are added up to its cross-entropy.
+    augmented : Tensor of shape (n_images, channels, height, width) or None
+        The images again, augmented, of which there is a cross-entropy and nothing else.
     values : LossValues or None
+    others : dict of str to Tensor
+        The cross-entropies that are not of the images: "view", "augmented".
     signs : dict of str to Tensor
         How its maps look, for :class:`~sklcam.training.CollapseWarning`.
     postponed : Postponed or None
@@ -96,7 +102,9 @@ class MicroBatch:
     share: float = 1.0
     masks: Tensor | None = None
     weights: Tensor | None = None
+    augmented: Tensor | None = None
     values: LossValues | None = None
+    others: dict[str, Tensor] = field(default_factory=dict)
     signs: dict[str, Tensor] = field(default_factory=dict)
     postponed: Postponed | None = None
 
@@ -105,7 +113,9 @@ class MicroBatch:
         if self.values is None:
             return dict(self.signs)
         values = self.values
-        return {loss_name: values.cross_entropy, **values.terms, **values.weights, **self.signs}
+        others = {f"{loss_name}_{name}": value for name, value in self.others.items()}
+        losses = {loss_name: values.cross_entropy, **others}
+        return {**losses, **values.terms, **values.weights, **self.signs}
 
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
@@ -118,7 +128,7 @@ class MicroBatch:
         self.values = LossValues(
             total.detach().clone(), cross_entropy.detach().clone(), copied(terms), copied(weights)
         )
-        self.signs = copied(self.signs)
+        self.others, self.signs = copied(self.others), copied(self.signs)
         yield self.values.total
         yield from self.recorded().values()
 
@@ -136,7 +146,7 @@ class Step:
     infer : callable
         Runs the network on images, in this step's precision.
     draws : Draws
-    scores : callable
+    read : Readout
         Turns an output into scores (n_images, k), of which the highest is explained.
     loss_name : str, default="ce"
         What the history calls the loss beside the terms.
@@ -149,6 +159,10 @@ class Step:
         Whether a view is explained for the class predicted on its image.
     postpones : bool, default=False
         Whether training on the view is left for a pass of its own, when the images' graph is gone.
+    ce_on : {"image", "view", "all"}, default="image"
+        Of what there is a cross-entropy: "all" is of augmented images, too.
+    view_gradient : bool, default=True
+        Whether the loss is differentiated by the maps of views.
 
     Attributes
     ----------
@@ -160,13 +174,15 @@ class Step:
     loss: ConsistentCAMLoss
     infer: Callable[[Tensor], Tensor]
     draws: Draws
-    scores: Callable[[Tensor], Tensor]
+    read: Readout
     loss_name: str = "ce"
     scaler: GradScaler | None = None
     precision: torch.dtype = torch.float32
     phi: GradientMethod = PHI["gradcam"]
     shares_target: bool = False
     postpones: bool = False
+    ce_on: str = "image"
+    view_gradient: bool = True
 
     micro_batches: list[MicroBatch] = field(default_factory=lambda: [MicroBatch()], init=False)
     _whole: MicroBatch = field(default_factory=MicroBatch, init=False)
@@ -174,6 +190,7 @@ class Step:
     _is_split: bool = field(default=False, init=False)
     _tape: Tape | None = field(default=None, init=False)
     _kept: ExitStack = field(default_factory=ExitStack, init=False)
+    _loss_of: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
 
     @property
     def _is_training(self) -> bool:
@@ -182,19 +199,34 @@ class Step:
     @contextmanager
     def recording(self) -> Iterator[Step]:
         """Record the target layer in the block, if the loss looks at maps."""
-        if not self.loss.terms:
-            yield self
-            return
-        # In training the loss must reach the trunk's parameters; in validation nothing is trained.
-        with record(self.module, self.layer, trunk=self._is_training) as self._tape:
+        with ExitStack() as stack:
+            if self.loss.terms or (self._sees_view and self.postpones):
+                # In training the loss must reach the trunk's parameters; in validation nothing is
+                # trained.
+                tape = record(self.module, self.layer, trunk=self._is_training)
+                self._tape = stack.enter_context(tape)
+            if self._needs_pixels:  # the trunk is differentiated twice, too
+                stack.enter_context(plain_attention())
             try:
                 yield self
             finally:
                 self._tape = None
                 self._kept.close()
 
+    @property
+    def _sees_view(self) -> bool:
+        return "view" in self.loss.needs or self.ce_on != "image"
+
+    @property
+    def _needs_pixels(self) -> bool:
+        return self._is_training and "pixels" in self.loss.needs
+
     def annotate(
-        self, masks: Tensor | None, weights: Tensor | None, total: Tensor | None = None
+        self,
+        masks: Tensor | None,
+        weights: Tensor | None,
+        total: Tensor | None = None,
+        augmented: Tensor | None = None,
     ) -> None:
         """Set what is known of the images of the batch, which is still whole.
 
@@ -206,8 +238,11 @@ class Step:
             The share of each image's loss in the batch's cross-entropy.
         total : scalar Tensor or None, default=None
             What the batch weighs beside others.
+        augmented : Tensor of shape (n_images, channels, height, width) or None, default=None
+            The images again, augmented.
         """
-        self._whole, self._total_weight = MicroBatch(masks=masks, weights=weights), total
+        self._whole = MicroBatch(masks=masks, weights=weights, augmented=augmented)
+        self._total_weight = total
         self.micro_batches = [self._whole]
 
     def split(
@@ -218,16 +253,18 @@ class Step:
         An optimizer that asks for the gradient several times in a step starts anew each time.
         """
         whole, self.micro_batches, self._is_split = self._whole, [], True
-        masks, weights = (
+        annotations = (
             [None] * n_parts if each is None else each.tensor_split(n_parts)
-            for each in (whole.masks, whole.weights)
+            for each in (whole.masks, whole.weights, whole.augmented)
         )
-        parts = (images.tensor_split(n_parts), labels.tensor_split(n_parts), masks, weights)
-        for some, some_labels, some_masks, some_weights in zip(*parts, strict=True):
+        parts = (images.tensor_split(n_parts), labels.tensor_split(n_parts), *annotations)
+        for some, some_labels, masks, weights, augmented in zip(*parts, strict=True):
             share = len(some) / len(images)
             # Losses are weighted by their micro-batch's share in the end.
-            some_weights = None if some_weights is None else some_weights / share
-            self.micro_batches.append(MicroBatch(share, some_masks, some_weights))
+            weights = None if weights is None else weights / share
+            self.micro_batches.append(MicroBatch(share, masks, weights, augmented))
+            if self._needs_pixels:
+                some = some.detach().requires_grad_()
             yield some, some_labels
 
     def forward(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -245,36 +282,45 @@ class Step:
             return at_least_float32(run(images))
 
     def explain(
-        self, cross_entropy: Tensor, output: Tensor, labels: Tensor | None, images: Tensor
+        self,
+        output: Tensor,
+        labels: Tensor | None,
+        images: Tensor,
+        loss_of: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Explain a micro-batch by its recorded pass, and return the loss to differentiate.
 
         Parameters
         ----------
-        cross_entropy : scalar Tensor
-            Or whatever the loss of the outputs is.
         output : Tensor of shape (n_images, ...)
             Of the last pass.
         labels : Tensor of shape (n_images,), int64, or None
             The classes, where an image has one.
         images : Tensor of shape (n_images, channels, height, width)
+        loss_of : callable
+            Returns the cross-entropy, or whatever the loss is, of the images' outputs: a scalar.
 
         Returns
         -------
         scalar Tensor
             Weighted by the micro-batch's share of the images, and scaled for half precision.
         """
-        batch = self.micro_batches[-1]
-        if self._tape is None:
-            batch.values = self.loss(cross_entropy)
-        else:
+        batch, self._loss_of = self.micro_batches[-1], loss_of
+        cross_entropy = loss_of(output)
+        if self.loss.terms or self._sees_view:
             # Until the way back is over: on it, a network that checkpoints runs its layers again.
             # Running statistics are for prediction, so they must be those of images: a view is a
             # crop of a crop, which no image to be predicted is.
             self._kept.enter_context(kept(normalising(self.module).values()))
+        if not self.loss.terms:
+            if self._sees_view:
+                self._view(images)
+            batch.values = self.loss(cross_entropy)
+        else:
+            assert self._tape is not None
             activations = self._tape.activations  # of the images: a view's take their place
-            scores = self.scores(output)
-            explained = self._explained(scores, images)
+            scores = self.read.columns(output)
+            explained = self._explained(scores, labels, images)
             batch.values = self.loss(
                 cross_entropy,
                 explained,
@@ -284,6 +330,8 @@ class Step:
             if self._is_training:
                 # Of the maps as they are: scaled, a constant one would not be told from others.
                 batch.signs = signs_of_collapse(scores, labels, explained.maps)
+        for other in batch.others.values():
+            batch.values = batch.values._replace(total=batch.values.total + other)
         total = batch.share * batch.values.total
         return total if self.scaler is None else self.scaler.scale(total)
 
@@ -292,34 +340,61 @@ class Step:
         is_scaled = self.scaler is not None and self.scaler.is_enabled()
         return self.scaler.scale if is_scaled else None  # type: ignore[union-attr]
 
-    def _explained(self, scores: Tensor, images: Tensor) -> Explanations:
+    def _explained(self, scores: Tensor, labels: Tensor | None, images: Tensor) -> Explanations:
         """Explain the images and, for terms that compare, a view of each."""
+        needs = self.loss.needs
         size = (images.shape[-2], images.shape[-1])
         predicted = scores.argmax(dim=1)
         maps = self._maps(scores, predicted)
+        # A number is explained as it is: it is both what is labelled and what is predicted.
+        labelled = predicted if labels is None else labels
+        of_labels = self._maps(scores, labelled.long()) if "labels" in needs else None
+        pixels = Pixels(images, scores, self.read, self._scale) if self._needs_pixels else None
         warp = maps_of_view = masks = annotated = None
-        if "view" in self.loss.needs:
-            warp = self.draws.warp(len(images), size).to(images.device)
-            scores_of_view = self.scores(self._run_view(self.draws.view(images, warp)))
+        if self._sees_view:
+            warp, output = self._view(images)
+        if "view" in needs:
+            scores_of_view = self.read.columns(output)
             shown = predicted if self.shares_target else scores_of_view.argmax(dim=1)
-            maps_of_view = self._maps(scores_of_view, shown)
-        if "masks" in self.loss.needs and self.micro_batches[-1].masks is not None:
+            maps_of_view = self._maps(scores_of_view, shown, is_trained=self._trains_on_view)
+            maps_of_view = maps_of_view if self.view_gradient else maps_of_view.detach()
+        else:
+            warp = None
+        if "masks" in needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
             annotated = ~masks[:, 0, 0].isnan()  # all of a mask is NaN, or nothing
             masks = masks.nan_to_num().to(maps.dtype)
-        return Explanations(maps, maps_of_view, warp, masks, annotated, size)
+        return Explanations(
+            maps, maps_of_view, warp, masks, annotated, size, of_labels=of_labels, pixels=pixels
+        )
+
+    @property
+    def _trains_on_view(self) -> bool:
+        return self.view_gradient or self.ce_on != "image"
+
+    def _view(self, images: Tensor) -> tuple[Warp, Tensor]:
+        """Run the network on a view of each image; return how it was warped, and the output."""
+        images = images.detach()
+        size = (images.shape[-2], images.shape[-1])
+        warp = self.draws.warp(len(images), size).to(images.device)
+        output = self._run_view(warp(images))
+        if self.ce_on != "image":
+            assert self._loss_of is not None
+            self.micro_batches[-1].others["view"] = self._loss_of(output)
+        return warp, output
 
     def _run_view(self, images: Tensor) -> Tensor:
-        assert self._tape is not None
-        if not (self.postpones and self._is_training):
+        if not self._is_training or (self._trains_on_view and not self.postpones):
             return self.infer(images)
+        assert self._tape is not None
         states = self.draws.states()  # of dropout, which the second pass must draw again
         with self._tape.cut():
             output = self.infer(images)
-        self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
+        if self._trains_on_view:
+            self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
         return output
 
-    def _maps(self, scores: Tensor, classes: Tensor) -> Tensor:
+    def _maps(self, scores: Tensor, classes: Tensor, *, is_trained: bool = True) -> Tensor:
         """Explain classes by the last pass."""
         assert self._tape is not None
         activations = self._tape.activations
@@ -330,10 +405,11 @@ class Step:
             # A score's gradient at one of many positions is too small for it.
             factor = min(to_grid(activations).shape[-2:].numel(), 2**15)
             scores = scores * factor
+        is_trained = is_trained and self._is_training
         maps = self.phi(
-            scores, activations, to_grid=to_grid, create_graph=self._is_training, factor=factor
+            scores, activations, to_grid=to_grid, create_graph=is_trained, factor=factor
         )
-        if self._is_training and not maps.requires_grad:
+        if is_trained and not maps.requires_grad:
             raise ValueError(
                 f"phi={self.phi!r} returns maps that cannot be differentiated, so that nothing "
                 "would be learned of them: take detach() or torch.no_grad() out of its combine."
@@ -341,25 +417,38 @@ class Step:
         return maps
 
     def backward(self) -> None:
-        """Take the postponed gradient of a view's activations back through the trunk.
-
-        By now the graph of the images is gone. The pass sees the batch statistics and draws the
-        dropout masks that the first one did.
-        """
+        """Train on what was left for later: the images' graph is gone by now."""
         with self._kept:
             batch = self.micro_batches[-1]
             postponed, batch.postponed = batch.postponed, None
-            if postponed is None:
-                return
-            with (
-                self.draws.at(postponed.states),
-                stopping_after(self.layer.of(self.module)),
-            ):
-                self.infer(postponed.images)
-            assert self._tape is not None
-            activations = self._tape.activations
-            if activations.grad_fn is not None:  # something before the layer is trained
-                activations.backward(postponed.activations.grad)
+            if postponed is not None:
+                self._train_on_view(postponed)
+            augmented, batch.augmented = batch.augmented, None
+            if augmented is not None:
+                self._train_on_augmented(augmented)
+
+    def _train_on_view(self, postponed: Postponed) -> None:
+        """Take the gradient of a view's activations back through the trunk.
+
+        The pass sees the batch statistics and draws the dropout masks that the first one did.
+        """
+        with (
+            self.draws.at(postponed.states),
+            stopping_after(self.layer.of(self.module)),
+        ):
+            self.infer(postponed.images)
+        assert self._tape is not None
+        activations = self._tape.activations
+        if activations.grad_fn is not None:  # something before the layer is trained
+            activations.backward(postponed.activations.grad)
+
+    def _train_on_augmented(self, images: Tensor) -> None:
+        batch = self.micro_batches[-1]
+        assert self._loss_of is not None and batch.values is not None and self.scaler is not None
+        loss = self._loss_of(self.infer(images))
+        self.scaler.scale(batch.share * loss).backward()
+        batch.others["augmented"] = loss.detach()
+        batch.values = batch.values._replace(total=batch.values.total.detach() + loss.detach())
 
     def check_split(self, n_parts: int) -> None:
         """Raise an error if something was asked for that another class's step cannot do.
@@ -373,6 +462,7 @@ class Step:
             return
         lost = {
             'memory="low"': any(batch.postponed for batch in self.micro_batches),
+            'ce_on="all"': any(batch.augmented is not None for batch in self.micro_batches),
             "batch_accumulation": n_parts > 1,
             'precision="fp16"': self._scale is not None,
         }

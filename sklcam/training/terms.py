@@ -14,18 +14,72 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sklcam._validation import check_alike, check_maps, check_size, check_tensor, describe
 from sklcam.cam import min_max, upsample
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
+from sklcam.networks.readouts import Readout
 from sklcam.training.agreement import Comparison, agreement_of
-from sklcam.training.weights import Balanced, Schedule, Weight, weight_in
+from sklcam.training.weights import Balanced, Scale, Schedule, Weight, weight_in
 
-Need = Literal["view", "masks"]
-NEEDS: tuple[Need, ...] = ("view", "masks")
+Need = Literal["view", "masks", "labels", "pixels"]
+NEEDS: tuple[Need, ...] = ("view", "masks", "labels", "pixels")
 
+MAPS = ("maps", "maps_of_view", "of_labels")  # of Explanations, by which terms are differentiated
 _SURROGATE_WIDTH = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The way from what a network says back to its input, for terms on gradients at the pixels.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n_images, channels, height, width)
+        The input; it requires a gradient.
+    scores : Tensor of shape (n_images, k)
+        What was made of it.
+    read : Readout
+        How probabilities are made of scores.
+    scale : callable or None, default=None
+        Scales what is differentiated, where gradients are too small for half precision.
+    """
+
+    images: Tensor
+    scores: Tensor
+    read: Readout
+    scale: Scale = None
+
+    def log_probabilities(self) -> Tensor:
+        """Return the logarithm of each class's probability, (n_images, k)."""
+        if self.read.is_probability:
+            probabilities = self.read.probabilities(self.scores)
+            return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+        if self.read.task == "binary":  # whose scores are a logit and its negative
+            return F.logsigmoid(self.scores)
+        return self.scores.log_softmax(dim=1)
+
+    def contrast(self) -> Tensor:
+        """Return the second class's score less the first one's, (n_images,)."""
+        first, second = self.scores.unbind(dim=1)
+        return second if self.read.task == "binary" else second - first
+
+    def gradients(self, of: Tensor) -> Tensor:
+        """Return the gradient of what was made of scores, differentiably.
+
+        Parameters
+        ----------
+        of : Tensor of shape (n_images,)
+
+        Returns
+        -------
+        Tensor of shape (n_images, channels, height, width)
+        """
+        total = of.sum() if self.scale is None else self.scale(of.sum())
+        (gradients,) = torch.autograd.grad(total, self.images, create_graph=True)
+        return gradients if self.scale is None else gradients / self.scale(torch.ones_like(total))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +101,10 @@ class Explanations:
     size : (height, width) or None, default=None
         The images' size in pixels, to which :attr:`scaled` maps are resized. None leaves them at
         their own.
+    of_labels : Tensor of shape (n_images, u, v) or None, default=None
+        Explanations of the images' own labels, whatever is predicted.
+    pixels : Pixels or None, default=None
+        The way back to the network's input.
 
     Raises
     ------
@@ -69,6 +127,8 @@ class Explanations:
     masks: Tensor | None = None
     annotated: Tensor | None = None
     size: tuple[int, int] | None = None
+    of_labels: Tensor | None = None
+    pixels: Pixels | None = None
 
     def __post_init__(self) -> None:
         check_maps(maps=self.maps)
@@ -81,6 +141,8 @@ class Explanations:
                 raise ValueError(
                     f"warp must be a Warp of each of the {len(self.maps)} images; got {given}."
                 )
+        if self.of_labels is not None:
+            check_maps(maps=self.maps, of_labels=self.of_labels)
         if self.masks is not None:
             check_tensor("masks", self.masks, "n_images", "height", "width")
             if len(self.masks) != len(self.maps):
@@ -126,9 +188,8 @@ class Explanations:
         -------
         Explanations
         """
-        fields = {
-            name: getattr(self, name) for name in ("maps", "maps_of_view", "masks", "annotated")
-        }
+        names = (*MAPS, "masks", "annotated")
+        fields = {name: getattr(self, name) for name in names}
         part = {name: value[rows] for name, value in fields.items() if value is not None}
         warp = None if self.warp is None else self.warp[rows]
         return replace(self, **part, warp=warp)
@@ -147,9 +208,11 @@ class Term(ABC):
         ``valid_<name>``, unweighted.
     weight : float >= 0, "auto", Balanced or callable, default=1.0
         As ``alpha`` of :class:`~sklcam.ConsistentCAMClassifier`.
-    needs : set of {"view", "masks"}, default=empty
+    needs : set of {"view", "masks", "labels", "pixels"}, default=empty
         "view": a view of each image, its maps, and how it was warped. "masks": those that are given
         to ``fit``; images without one contribute nothing, whatever the term makes of them.
+        "labels": maps of the images' own labels. "pixels": the way back to the network's input, in
+        training alone; the whole network is differentiated twice then.
     couples_images : bool, default=False
         Whether the value of an image depends on others in the batch. Terms that do not are
         differentiated some images at a time, and nothing of the size of an image is kept.
@@ -251,7 +314,11 @@ class Consistency(Term):
             compare.normalized(explained.resized(maps))
             for maps in (explained.maps, explained.maps_of_view)
         )
-        return compare(explained.warp(maps), of_view)
+        view_of_maps = explained.warp(maps)
+        if explained.warp.is_inside:
+            return compare(view_of_maps, of_view)
+        valid = explained.warp.valid((maps.shape[1], maps.shape[2]))
+        return compare.within(valid, view_of_maps, of_view)
 
     @property
     def weight_name(self) -> str:
@@ -303,12 +370,15 @@ class Sparsity(Term):
         return "beta"
 
 
-def needs_masks(terms: Sequence[Term], masks: object, augment: object) -> bool:
+def needs_masks(terms: Sequence[Term], masks: object, augment: object, ce_on: str) -> bool:
     """Return whether a term needs masks; a ValueError if they are not there, or get lost."""
     needing = [term.name for term in terms if "masks" in term.needs]
     if needing and masks is None:
-        raise ValueError(f"The term {needing[0]!r} needs masks; give them to fit, masks=...")
-    if needing and callable(augment) and not isinstance(augment, ViewSampler):
+        raise ValueError(
+            f"The term {needing[0]!r} needs masks; give them to fit, masks=..., or boxes=..."
+        )
+    is_lost = callable(augment) and not isinstance(augment, ViewSampler) and ce_on != "all"
+    if needing and is_lost:
         raise ValueError(
             "Masks are augmented as their images are, which takes a crop and flip that is known: "
             f'augment may be "auto", None or a ViewSampler; got {describe(augment)}.'
@@ -324,7 +394,8 @@ def check_terms(terms: Iterable[Term]) -> None:
     terms : iterable of Term
     """
     # skorch, the loss and the warning of a collapse write these.
-    taken = {"loss", "ce", "criterion", "batch_size", "correct", "constant_maps", "corner_maps"}
+    taken = {f"{loss}_{of}" for loss in ("ce", "criterion") for of in ("view", "augmented")}
+    taken |= {"loss", "ce", "criterion", "batch_size", "correct", "constant_maps", "corner_maps"}
     for term in terms:
         if not isinstance(term, Term):
             raise ValueError(f"terms must be of sklcam.training.Term; got {describe(term)}.")

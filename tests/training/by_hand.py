@@ -31,11 +31,10 @@ def classifier(module=Plain, **options):
     return ConsistentCAMClassifier(module, **{**FIXED, **options})
 
 
-def first_gradient(X, y, masks=None, boxes=None, **options):
+def first_gradient(X, y, fitting=None, **options):
     """Train a step; return the classifier, and the gradient of the step."""
     clf = classifier(callbacks=[("gradients", Gradients())], **options)
-    given = {"masks": masks, "boxes": boxes}
-    clf.fit(X, y, **{name: each for name, each in given.items() if each is not None})
+    clf.fit(X, y, **(fitting or {}))
     return clf, dict(clf.callbacks_)["gradients"].seen[0]
 
 

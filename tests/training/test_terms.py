@@ -446,7 +446,10 @@ class Named(Spread):
         ([Named("alpha")], "has a column 'alpha' already"),
         ([Named("norm")], "has a column 'norm' already"),
         ([Named("")], "name must be a str; got ''"),
-        ([Named("one", needs=["boxes"])], r"needs may hold view, masks; got \['boxes'\]"),
+        (
+            [Named("one", needs=["boxes"])],
+            r"needs may hold view, masks, labels, pixels; got \['boxes'\]",
+        ),
         ([Spread(-1)], "spread_weight must be a finite number >= 0"),
         ([Spread("much")], "spread_weight must be a finite number >= 0"),
     ],
