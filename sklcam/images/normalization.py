@@ -89,6 +89,30 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     return (batch - _one_per_channel(mean, batch, "mean")) / _one_per_channel(std, batch, "std")
 
 
+def denormalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
+    """Undo :func:`normalize`.
+
+    Parameters
+    ----------
+    batch : Tensor of shape (n_images, n_channels, height, width), floating point
+    mean, std : float, sequence of float or Tensor, one value or one a channel
+
+    Returns
+    -------
+    Tensor of shape (n_images, n_channels, height, width)
+        In [0, 1], if it was normalised by the same statistics.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.images.normalization import denormalize, normalize
+    >>> images = torch.tensor([0.25, 0.75]).reshape(1, 2, 1, 1)
+    >>> denormalize(normalize(images, 0.5, (0.5, 0.25)), 0.5, (0.5, 0.25)).flatten()
+    tensor([0.2500, 0.7500])
+    """
+    return batch * _one_per_channel(std, batch, "std") + _one_per_channel(mean, batch, "mean")
+
+
 def to_unit_floats(images: Tensor) -> Tensor:
     """Return bytes as float32 in [0, 1], floats as they are."""
     return images if images.is_floating_point() else images.to(torch.float32) / 255

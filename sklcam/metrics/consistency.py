@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_alike, check_count, check_maps, check_tensor
+from sklcam._validation import check_alike, check_count, check_maps, check_tensor, describe
 from sklcam.metrics.composites import ratio_or_zero
 from sklcam.networks.precision import at_least_float32
 
@@ -20,7 +20,9 @@ _SIGMA, _WINDOW = 1.5, 11
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+def ssim_consistency(
+    view_of_maps: Tensor, maps_of_view: Tensor, valid: Tensor | None = None
+) -> Tensor:
     """SSIM of the view of each map and the map of the view; a constant map counts as 0.
 
     Parameters
@@ -29,21 +31,24 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
         The map of each image, warped as the image was.
     maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
         The map of each warped image.
+    valid : Tensor of shape (n_images, height, width), bool, or None, default=None
+        Which pixels are compared, see :func:`structural_similarity`; None is all.
 
     Returns
     -------
-    Tensor of shape (n_images,), in [-1, 1]; higher is better.
+    Tensor of shape (n_images,), in [-1, 1]; higher is better. NaN where no window is valid.
 
     Raises
     ------
     ValueError
         If they are not floating-point tensors of one shape, (n_images, height, width), on one
-        device, or are smaller than SSIM's window of 11 x 11 pixels.
+        device, or are smaller than SSIM's window of 11 x 11 pixels; or if ``valid`` is not bool,
+        and of their shape.
 
     Notes
     -----
     The SSIM of two empty maps is 1, so that a network without explanations would win. An image
-    therefore counts as 0 where either map is constant.
+    therefore counts as 0 where either map is constant, on what is compared.
 
     References
     ----------
@@ -59,11 +64,16 @@ def ssim_consistency(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     tensor([1., 0.])
     """
     check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    similarity = structural_similarity(view_of_maps, maps_of_view)
-    return torch.where(is_constant(view_of_maps) | is_constant(maps_of_view), 0.0, similarity)
+    similarity = structural_similarity(view_of_maps, maps_of_view, valid=valid)
+    is_empty = is_constant(view_of_maps, valid) | is_constant(maps_of_view, valid)
+    if valid is not None:
+        is_empty &= ~similarity.isnan()  # where nothing is compared
+    return torch.where(is_empty, 0.0, similarity)
 
 
-def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
+def structural_similarity(
+    maps: Tensor, others: Tensor, *, valid: Tensor | None = None, window: int | None = None
+) -> Tensor:
     """SSIM of pairs of maps, with a Gaussian window, differentiable.
 
     Parameters
@@ -71,15 +81,22 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     maps, others : Tensor of shape (n_images, height, width), in [0, 1]
         At least 11 pixels high and wide, the size of the window. The mean is over the windows that
         lie inside the map, as in scikit-image.
+    valid : Tensor of shape (n_images, height, width), bool, or None, default=None
+        Which pixels count: the mean is over the windows of valid pixels alone. None is all.
+    window : odd int or None, default=None
+        Side of a square window that weighs its pixels alike, with the covariances of a sample, as
+        scikit-image has it by default. None is the Gaussian of Wang et al.
 
     Returns
     -------
     Tensor of shape (n_images,), in [-1, 1]
+        NaN, without a gradient, where no window is valid.
 
     Raises
     ------
     ValueError
-        If the maps are smaller than the window, or not of one shape.
+        If the maps are smaller than the window, or not of one shape; if ``valid`` is not bool, and
+        of their shape; or if ``window`` is not an odd int over 1.
 
     References
     ----------
@@ -95,27 +112,59 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     """
     check_maps(maps=maps, others=others)
     height, width = maps.shape[-2:]
-    if min(height, width) < _WINDOW:
+    side = _WINDOW if window is None else _checked_side(window)
+    if min(height, width) < side:
         raise ValueError(
-            f"SSIM has a window of {_WINDOW} x {_WINDOW} pixels; got maps of {height} x {width}. "
+            f"SSIM has a window of {side} x {side} pixels; got maps of {height} x {width}. "
             "Use a larger image_size."
         )
+    if valid is not None:
+        check_tensor("valid", valid, "n_images", "height", "width", floating=False)
+        check_alike({"maps": maps, "valid": valid})
+        if valid.dtype != torch.bool:
+            raise ValueError(f"valid must be bool; got {describe(valid)}.")
     # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
         moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
         if _is_rounded_in_products(maps):
             # Sums of shifted maps take longer, and have the same precision on every device.
-            blurred = _shifted_sums(_shifted_sums(moments, 2), 3)
+            blurred = _shifted_sums(_shifted_sums(moments, 2, window), 3, window)
         else:
-            rows, columns = _window_sums(height, maps), _window_sums(width, maps)
+            rows, columns = _window_sums(height, maps, window), _window_sums(width, maps, window)
             blurred = rows @ moments @ columns.T
         mean, other_mean, square, other_square, product = blurred.unbind(1)
     variances = (square - mean * mean) + (other_square - other_mean * other_mean)
     covariance = product - mean * other_mean
+    if window is not None:  # of a sample
+        n_pixels = window * window
+        variances, covariance = (
+            each * n_pixels / (n_pixels - 1) for each in (variances, covariance)
+        )
     luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
     structure = (2 * covariance + _C2) / (variances + _C2)
-    return (luminance * structure).mean(dim=(1, 2))
+    similarity = luminance * structure
+    everywhere = similarity.mean(dim=(1, 2))
+    if valid is None:
+        return everywhere
+    counted = valid_windows(valid, side)
+    n_counted = counted.sum(dim=(1, 2))
+    some = torch.where(counted, similarity, 0.0).sum(dim=(1, 2)) / n_counted.clamp(min=1)
+    # A sum is rounded in another way than a mean, and all may be valid.
+    is_whole = n_counted == counted.shape[1] * counted.shape[2]
+    return torch.where(is_whole, everywhere, torch.where(n_counted > 0, some, torch.nan))
+
+
+def valid_windows(valid: Tensor, side: int = _WINDOW) -> Tensor:
+    """Return which windows have valid pixels alone: (n_images, height - side + 1, ...), bool."""
+    return -F.max_pool2d(-valid.float(), side, stride=1) > 0
+
+
+def _checked_side(window: int) -> int:
+    check_count("window, the side of a square,", window, 3)
+    if window % 2 == 0:
+        raise ValueError(f"window, the side of a square, must be odd; got {window}.")
+    return window
 
 
 def _is_rounded_in_products(maps: Tensor) -> bool:
@@ -128,25 +177,30 @@ def _is_rounded_in_products(maps: Tensor) -> bool:
     return allowed and maps.dtype == torch.float32
 
 
-def _shifted_sums(stack: Tensor, dim: int) -> Tensor:
-    """Return the Gaussian mean of each window along an axis, without a matrix product."""
-    size = stack.shape[dim] - _WINDOW + 1
-    weights = [math.exp(-((k - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for k in range(_WINDOW)]
+def _shifted_sums(stack: Tensor, dim: int, window: int | None) -> Tensor:
+    """Return the mean of each window along an axis, without a matrix product."""
+    if window is None:
+        weights = [math.exp(-((k - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for k in range(_WINDOW)]
+    else:
+        weights = [1.0] * window
+    size = stack.shape[dim] - len(weights) + 1
     shifted = (w * stack.narrow(dim, k, size) for k, w in enumerate(weights))
     return sum(shifted, start=stack.new_zeros(())) / sum(weights)
 
 
-def _window_sums(size: int, like: Tensor) -> Tensor:
-    """Return the matrix (size - 10, size) that takes the Gaussian mean of each window of a side."""
+def _window_sums(size: int, like: Tensor, window: int | None) -> Tensor:
+    """Return the matrix (n_windows, size) that takes the mean of each window of a side."""
     # The window is separable and small: two matrix products do for all maps and moments at once
     # what a convolution would, many times faster, above all backward.
-    distance = torch.arange(_WINDOW, device=like.device, dtype=like.dtype) - _WINDOW // 2
-    window = torch.exp(-(distance**2) / (2 * _SIGMA**2))
+    side = _WINDOW if window is None else window
+    distance = torch.arange(side, device=like.device, dtype=like.dtype) - side // 2
+    # Of a square, all weights are alike.
+    weights = torch.exp(-(distance**2) / (2 * _SIGMA**2)) if window is None else distance * 0 + 1
     offset = torch.arange(size, device=like.device) - torch.arange(
-        size - _WINDOW + 1, device=like.device
+        size - side + 1, device=like.device
     ).unsqueeze(1)
-    inside = (offset >= 0) & (offset < _WINDOW)
-    return torch.where(inside, (window / window.sum())[offset.clamp(0, _WINDOW - 1)], 0.0)
+    inside = (offset >= 0) & (offset < side)
+    return torch.where(inside, (weights / weights.sum())[offset.clamp(0, side - 1)], 0.0)
 
 
 def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
@@ -197,9 +251,12 @@ def _centred(maps: Tensor) -> Tensor:
     return flat - flat.mean(dim=1, keepdim=True)
 
 
-def is_constant(maps: Tensor) -> Tensor:
-    """Return which maps have a single value, bool of shape (n_images,)."""
-    return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
+def is_constant(maps: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return which maps have a single value, of valid pixels, bool of shape (n_images,)."""
+    if valid is None:
+        return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
+    lowest = torch.where(valid, maps, torch.inf).amin(dim=(1, 2))
+    return torch.where(valid, maps, -torch.inf).amax(dim=(1, 2)) == lowest
 
 
 def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:

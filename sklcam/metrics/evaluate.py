@@ -43,6 +43,7 @@ from sklcam.metrics.plan import (
     Params,
     Plan,
     check_classes,
+    check_colors,
     check_has_probability,
     check_labels_are_there,
     check_maps_are_single,
@@ -50,6 +51,7 @@ from sklcam.metrics.plan import (
     check_n_jobs,
     check_objects,
     check_objects_of_classes,
+    check_predicts,
     check_ranks,
     check_required_options,
     labels_if_needed,
@@ -408,6 +410,8 @@ class Evaluator(Generic[Observed]):
         self.opened = self.explainer.open(X, originals=originals)
         self._question = self.explainer.as_target(target, len(self.opened))
         check_maps_are_single(self.explainer, self.plan)
+        check_predicts(self.metrics, self.explainer.adapter.task)
+        check_colors(self.plan, is_network_input=self.opened.is_network_input)
         if score is None:
             check_has_probability(
                 self._question.names_classes,
@@ -472,7 +476,9 @@ class Evaluator(Generic[Observed]):
             )
         check = ExplanationCheck()
         if "map_peaks" in values:
-            check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None])
+            # Constant maps of views have been counted.
+            blank = set(self.plan.explained) != {"view_maps"}
+            check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None], blank=blank)
         numbers = [values[name] for name, of in self.metrics.items() if not of.may_be_undefined]
         if numbers:
             table = torch.from_numpy(np.column_stack(numbers))

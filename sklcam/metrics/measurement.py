@@ -23,6 +23,7 @@ from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS
 from sklcam.metrics.ranked import RankedClasses
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
+from sklcam.networks.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,6 +334,11 @@ class Measurement:
         images = self.batch.inputs.images
         warp = self._measurer.draw_views(sampler, self.rows, self.batch.inputs.size)
         return warp.to(images.device)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the images became the network's input."""
+        return self.explainer.adapter.preprocessing(self.batch.inputs.images.shape[1])
 
     def perturbation(self) -> Perturbation:
         """Return the images to be changed, and a fast way to run the network on them."""

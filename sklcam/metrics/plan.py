@@ -84,10 +84,14 @@ def make_plan(
     seed: int,
 ) -> Plan:
     """Decide what is computed; parameters as those of :class:`Plan`, ``needs`` are quantities."""
-    # Images whose consistency is 0 because a map is constant are counted, for the warning.
-    collected = (*metrics, *(["constant_views"] if "consistency" in metrics else []))
+    collected = tuple(metrics)
+    if any("consistency" in all_needs(metric) for metric in metrics.values()):
+        # Images whose consistency is 0 because a map is constant are counted, for the warning.
+        collected = (*collected, "constant_views")
     names = closure([*collected, *needs], lambda name: needs_of(name, metrics))
-    if not set(EXPLAINED).difference(["view_maps"]).isdisjoint(names):
+    # Blank maps of views are counted already, and NaN is that of the consistency, if it is shown.
+    looked_at = set(EXPLAINED).difference(["view_maps"] if "consistency" in metrics else [])
+    if not looked_at.isdisjoint(names):
         collected = (*collected, "map_peaks")
     options = _route(metrics, params)
     explained = {
@@ -344,6 +348,27 @@ def check_classes(
             f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
             f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. CAMExplainer takes classes=, "
             "the label of each output in their order."
+        )
+
+
+def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
+    """Raise a ValueError if metrics ask whether a prediction stays, and there are but numbers."""
+    needy = names_needing(metrics, "view_keeps_prediction")
+    if needy and task == "regression":
+        raise ValueError(
+            f"{needy}: the network returns numbers, and any view changes them a little; "
+            "'consistency' does not ask what is predicted."
+        )
+
+
+def check_colors(plan: Plan, *, is_network_input: bool) -> None:
+    """Raise a ValueError if colours are to be changed, and nobody knows what the pixels are."""
+    views = plan.options.get("warp", {}).get("views")
+    if is_network_input and "warp" in plan.quantities and views and views.changes_colors:
+        raise ValueError(
+            f"{views!r} changes colours, which takes pixels in [0, 1], and X is the network's own "
+            "input, in whatever range. Give the images as files, pictures or arrays, with mean and "
+            "std; or leave the changes of colour out."
         )
 
 

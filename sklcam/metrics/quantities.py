@@ -93,9 +93,10 @@ def _check_occlusion(name: str, value: Any) -> None:
 # Those that take more than a line
 
 
-def _predictions(measurement: Measurement) -> np.ndarray:
+def _labels_of(measurement: Measurement, output: Tensor) -> np.ndarray:
+    """Return the labels that an output of the network predicts."""
     explainer = measurement.explainer
-    decided = explainer.decide(measurement.output).cpu().numpy()
+    decided = explainer.decide(output).cpu().numpy()
     return explainer.adapter.readout.labels(decided, np.asarray(explainer.classes_))
 
 
@@ -120,13 +121,27 @@ def _pixel_sweep(measurement: Measurement) -> PixelSweep:
     )
 
 
-def _maps_of_view(measurement: Measurement) -> Tensor:
-    inputs = measurement.batch.inputs
-    warped = inputs.with_images(measurement["warp"](inputs.images))
+def _pass_of_view(measurement: Measurement) -> tuple[Tensor, Tensor]:
+    """Return the maps of the views, and the network's output for them."""
+    inputs, warp = measurement.batch.inputs, measurement["warp"]
+    seen = inputs.with_images(measurement.preprocessing.view(inputs.images, warp))
     # The question is asked anew: what is explained of a view is its own prediction, unless a class
     # was asked for.
     method, scaled = measurement.plan.explained["view_maps"]
-    return measurement.explain(warped, measurement.question, method, normalize=scaled)[0]
+    return measurement.explain(seen, measurement.question, method, normalize=scaled)
+
+
+def _valid_in_view(measurement: Measurement) -> Tensor | None:
+    """Return which pixels of the views come from inside the images; None if all do."""
+    warp = measurement["warp"]
+    return None if warp.is_inside else warp.valid(measurement.batch.inputs.size)
+
+
+def _view_keeps_prediction(measurement: Measurement) -> Tensor:
+    """Return whether the same is predicted of a view as of its image."""
+    of_view = _labels_of(measurement, measurement["pass_of_view"][1])
+    same = measurement["predictions"] == of_view
+    return torch.as_tensor(same.reshape(len(same), -1).all(axis=1)).to(measurement.output.device)
 
 
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
@@ -238,7 +253,7 @@ QUANTITIES: dict[str, Quantity] = {
     "images": Quantity(lambda m: m.batch.inputs.images),
     "output": Quantity(lambda m: m.own_output()),
     "class_is_right": Quantity(_class_is_right, ("predictions", "labels")),
-    "predictions": Quantity(_predictions, ("output",)),
+    "predictions": Quantity(lambda m: _labels_of(m, m.output), ("output",)),
     "confidence": Quantity(lambda m: m.confidence(m.output), ("output",)),
     # Of the images times their maps
     "masked_confidence": Quantity(lambda m: m.confidence(m.masked[1]), ("maps", "confidence")),
@@ -258,7 +273,10 @@ QUANTITIES: dict[str, Quantity] = {
         options={"views": _check_views},
     ),
     "view_of_maps": Quantity(lambda m: m["warp"](m["view_maps"]), ("view_maps", "warp")),
-    "maps_of_view": Quantity(_maps_of_view, ("view_maps", "warp")),
+    "pass_of_view": Quantity(_pass_of_view, ("view_maps", "warp")),
+    "maps_of_view": Quantity(lambda m: m["pass_of_view"][0], ("pass_of_view",)),
+    "valid_in_view": Quantity(_valid_in_view, ("warp",)),
+    "view_keeps_prediction": Quantity(_view_keeps_prediction, ("predictions", "pass_of_view")),
     "constant_views": Quantity(
         lambda m: is_constant(m["view_maps"]) | is_constant(m["maps_of_view"]),
         ("view_maps", "maps_of_view"),

@@ -57,7 +57,9 @@ class Metric:
           explained, on the images and on the images times their maps;
         - ``"maps_of_masked"``: Tensor (n, height, width), the maps of the images times their maps;
         - ``"view_of_maps"``, ``"maps_of_view"``: Tensor (n, height, width), without the ReLU: the
-          maps warped, and those of the images warped likewise;
+          maps warped, and those of the images warped likewise; ``"valid_in_view"``: Tensor (n,
+          height, width), bool, which of their pixels come from inside the images, or None, if all
+          do; ``"view_keeps_prediction"``: Tensor (n,), bool;
         - ``"insertion_curve"``, ``"deletion_curve"``: see :func:`insertion_curve`;
         - ``"perturbation"``: a callable of changed images (m, channels, height, width) and rows
           (m,), which image of the batch each was made from, that returns their confidence (m,); its
@@ -359,6 +361,14 @@ def _top1_localization(
     return right * _image_by_image(_localization_accuracy, maps, boxes, **options).to(right)
 
 
+def _consistency_kept(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
+    return torch.where(view_keeps_prediction, consistency, torch.nan)
+
+
+def _consistency_changed(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
+    return torch.where(view_keeps_prediction, torch.nan, consistency)
+
+
 def _road(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
     return road(
         perturbation,
@@ -456,8 +466,18 @@ register(Metric(
     "harmonic mean of coherency, simplicity and ROAD",
 ))
 register(Metric(
-    "consistency", ssim_consistency, ("view_of_maps", "maps_of_view"),
+    "consistency", ssim_consistency, ("view_of_maps", "maps_of_view", "valid_in_view"),
     "likeness of the map's view and the view's map", range=(-1, 1),
+))
+register(Metric(
+    "consistency_kept", _consistency_kept, ("consistency", "view_keeps_prediction"),
+    "consistency of the images whose view is predicted as they are", range=(-1, 1),
+    may_be_undefined=True,
+))
+register(Metric(
+    "consistency_changed", _consistency_changed, ("consistency", "view_keeps_prediction"),
+    "likeness of the two maps where the view is predicted to be something else",
+    higher_is_better=False, range=(-1, 1), may_be_undefined=True,
 ))
 register(Metric(
     "iauc", insertion_auc, ("insertion_curve",),

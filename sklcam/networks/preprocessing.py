@@ -5,7 +5,7 @@ Where that is read from is in the files of the sources, ``from_timm.py`` and so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from sklcam._validation import check_size
 from sklcam.images.frames import Resizing
-from sklcam.images.normalization import default_statistics, normalize
+from sklcam.images.normalization import default_statistics, denormalize, normalize
+from sklcam.images.warps import Warp
+from sklcam.networks.precision import at_least_float32
 
 _BY_DEFAULT = (
     "ImageNet's mean and standard deviation, by default: {} does not say how its images are "
@@ -152,6 +154,44 @@ class Preprocessing:
             )
         images = normalize(images, self.mean, self.std)
         return images if self.channel_order == "rgb" else images.flip(1)
+
+    def on_pixels(self, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Change the pixels of images that are normalised by now.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_images, n_channels, height, width)
+            As :meth:`normalize` returns them.
+        change : callable
+            Takes and returns images in [0, 1], in the order of channels that pictures have.
+
+        Returns
+        -------
+        Tensor of the same shape and dtype, normalised
+        """
+        pixels = at_least_float32(inputs)
+        pixels = pixels if self.channel_order == "rgb" else pixels.flip(1)
+        # Rounding alone leaves the range.
+        pixels = denormalize(pixels, self.mean, self.std).clamp(0, 1)
+        return self.normalize(change(pixels)).to(inputs.dtype)
+
+    def view(self, inputs: Tensor, warp: Warp) -> Tensor:
+        """Return the views of images that are normalised by now.
+
+        Parameters
+        ----------
+        inputs : Tensor of shape (n_images, n_channels, height, width)
+        warp : Warp
+            What it does to colours, it does before they are normalised.
+
+        Returns
+        -------
+        Tensor of the same shape and dtype, normalised
+        """
+        # Where pixels go is all the same to normalisation, which is spared what it need not do.
+        if warp.photometry is None:
+            return warp(inputs)
+        return self.on_pixels(warp(inputs), warp.photometry)
 
 
 def _for_channels(statistic: Any, n_channels: int) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
 from sklcam.networks.dry_run import generators_lock
 from sklcam.training._devices import DeviceNet
+
+if TYPE_CHECKING:
+    from sklcam.training._loading import LoadingNet
 
 
 class SeededNet(DeviceNet):
@@ -111,20 +114,24 @@ class Draws:
 
     Parameters
     ----------
-    net : SeededNet
+    net : LoadingNet
     sampler : ViewSampler
         The distribution of views.
     generator : torch.Generator or None
         Where views come from; None is torch's global one.
     """
 
-    net: SeededNet
+    net: LoadingNet
     sampler: ViewSampler
     generator: torch.Generator | None
 
     def warp(self, n_images: int, size: tuple[int, int]) -> Warp:
         """Draw a view of each image."""
         return self.sampler(n_images, size=size, generator=self.generator)
+
+    def view(self, images: Tensor, warp: Warp) -> Tensor:
+        """Return the views of images that are normalised by now."""
+        return self.net.preprocessing_.view(images, warp)
 
     def states(self) -> list[Tensor]:
         """Return where torch's generators are."""

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from sklcam._validation import check_maps, check_number, describe
 from sklcam.cam import min_max
-from sklcam.metrics.consistency import structural_similarity
+from sklcam.metrics.consistency import structural_similarity, valid_windows
 
 Comparison = Callable[[Tensor, Tensor], Tensor]
 
 _SMALLEST = 1e-8  # of Pillai et al.
 
 
-def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+def consistency_loss(
+    view_of_maps: Tensor, maps_of_view: Tensor, valid: Tensor | None = None
+) -> Tensor:
     r"""One minus SSIM between the view of the map and the map of the view.
 
     .. math:: \mathcal{L}_C = 1 - \mathrm{SSIM}\big(t(\Phi(f, x)),\, \Phi(f, t(x))\big)
@@ -30,16 +32,20 @@ def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     Parameters
     ----------
     view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
+    valid : Tensor of shape (n_images, height, width), bool, or None, default=None
+        Which pixels are compared, such as those of ``Warp.valid``; None is all.
 
     Returns
     -------
     Tensor of shape (n_images,), in [0, 2]
+        0 where no window of SSIM is valid, as there is nothing to learn from.
 
     Raises
     ------
     ValueError
         If they are not floating-point tensors of one shape, (n_images, height, width), on one
-        device, or are smaller than SSIM's window of 11 x 11 pixels.
+        device, or are smaller than SSIM's window of 11 x 11 pixels; or if ``valid`` is not bool,
+        and of their shape.
 
     References
     ----------
@@ -54,7 +60,10 @@ def consistency_loss(view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
     tensor([0., 0.])
     """
     check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    return 1 - structural_similarity(view_of_maps, maps_of_view)
+    loss = 1 - structural_similarity(view_of_maps, maps_of_view, valid=valid)
+    if valid is None:
+        return loss
+    return torch.where(valid_windows(valid).any(dim=2).any(dim=1), loss, 0.0)
 
 
 class Agreement(ABC):
@@ -79,12 +88,20 @@ class Agreement(ABC):
     def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
         """Return how far they disagree, (n_images,)."""
 
+    def within(self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        """Return how far they disagree on valid pixels; the others are 0 in both."""
+        maps = (torch.where(valid, each, 0.0) for each in (view_of_maps, maps_of_view))
+        return self(*maps)
+
 
 class _Structural(Agreement):
     has_window = True
 
     def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
         return consistency_loss(view_of_maps, maps_of_view)
+
+    def within(self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+        return consistency_loss(view_of_maps, maps_of_view, valid)
 
 
 class _OfDistributions(Agreement):

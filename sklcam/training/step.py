@@ -377,7 +377,7 @@ class Step:
         images = images.detach()
         size = (images.shape[-2], images.shape[-1])
         warp = self.draws.warp(len(images), size).to(images.device)
-        output = self._run_view(warp(images))
+        output = self._run_view(self.draws.view(images, warp))
         if self.ce_on != "image":
             assert self._loss_of is not None
             self.micro_batches[-1].others["view"] = self._loss_of(output)

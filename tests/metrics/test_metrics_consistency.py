@@ -8,7 +8,9 @@ import torch
 from maps_and_boxes import MAPS as RANDOM_MAPS
 from maps_and_boxes import H, W
 from numpy.testing import assert_allclose
+from scipy.ndimage import binary_erosion
 from scipy.stats import pearsonr, spearmanr
+from skimage.metrics import structural_similarity as skimage_ssim
 from small_networks import SmallNet, digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,12 +20,13 @@ from sklcam.cam import GradCAM, min_max, target_scores
 from sklcam.metrics import (
     coherency,
     consistency_score,
+    evaluate,
     rank_correlation,
     ssim_consistency,
     structural_similarity,
 )
 from sklcam.networks import record
-from sklcam.training import ViewSampler, Warp
+from sklcam.training import ViewSampler, Warp, consistency_loss
 
 X, Y = digits()
 
@@ -216,3 +219,204 @@ def test_rank_correlation_by_hand():
         assert rank_correlation(*pair).tolist() == [0]
     with pytest.raises(ValueError, match="of one shape"):
         rank_correlation(maps, maps[..., :3])
+
+
+# Views that reach beyond their images
+
+
+def disc(n, size):
+    y, x = torch.meshgrid(*[torch.arange(size) - size / 2] * 2, indexing="ij")
+    radii = torch.linspace(0.45, 0.55, n)[:, None, None] * size
+    return (x - 3) ** 2 + y**2 < radii**2
+
+
+def by_scikit_image(maps, others, valid, **options):
+    """The mean of scikit-image's SSIM over the windows of valid pixels alone."""
+    side = options.get("win_size", 11)
+    edge = side // 2
+    found = []
+    for a, b, region in zip(maps.numpy(), others.numpy(), valid.numpy(), strict=True):
+        _, full = skimage_ssim(a, b, data_range=1.0, full=True, **options)
+        # What is not in the image at all is not valid either.
+        inside = binary_erosion(region, np.ones((side, side)), border_value=0)
+        assert not inside[:edge].any() and inside.any()
+        found.append(full[inside].mean())
+    return found
+
+
+GAUSSIAN = {"gaussian_weights": True, "use_sample_covariance": False}
+
+
+@pytest.mark.parametrize(("window", "options"), [(None, GAUSSIAN), (5, {"win_size": 5})])
+def test_similarity_is_that_of_valid_windows(window, options):
+    maps, others = torch.rand(2, 3, 40, 40, dtype=torch.float64).cumsum(-1) / 40
+    valid = disc(3, 40)
+    found = structural_similarity(maps, others, valid=valid, window=window)
+    assert_allclose(found, by_scikit_image(maps, others, valid, **options), atol=1e-12)
+    # What the others hold does not matter.
+    changed = torch.where(valid, maps, torch.rand(3, 40, 40, dtype=torch.float64))
+    assert_allclose(structural_similarity(changed, others, valid=valid, window=window), found)
+    assert (found - structural_similarity(maps, others, window=window)).abs().min() > 1e-3
+
+
+def test_a_square_window_is_scikit_images_default():
+    maps, others = torch.rand(2, 4, 30, 21)
+    for window in (3, 7):
+        expected = [
+            skimage_ssim(a, b, data_range=1.0, win_size=window)
+            for a, b in zip(maps.numpy(), others.numpy(), strict=True)
+        ]
+        assert_allclose(structural_similarity(maps, others, window=window), expected, atol=1e-5)
+
+
+def test_similarity_of_whole_maps_is_the_same_bit_by_bit():
+    maps, others = torch.rand(2, 5, 33, 47)
+    valid = torch.ones(5, 33, 47, dtype=torch.bool)
+    valid[1, 5, 5] = False
+    found, plain = (
+        structural_similarity(maps, others, valid=valid),
+        structural_similarity(maps, others),
+    )
+    assert (found == plain).tolist() == [True, False, True, True, True]
+
+
+def test_where_nothing_is_valid_nothing_is_known():
+    maps = torch.rand(3, 20, 20, requires_grad=True)
+    valid = torch.ones(3, 20, 20, dtype=torch.bool)
+    valid[0] = False
+    valid[1, ::8, ::8] = False  # a pixel in each window
+    found = ssim_consistency(maps, maps.detach(), valid)
+    assert found.isnan().tolist() == [True, True, False]
+    loss = consistency_loss(maps, torch.rand(3, 20, 20), valid)
+    assert loss[:2].tolist() == [0, 0] and loss[2] > 0
+    (gradient,) = torch.autograd.grad(loss.sum(), maps)
+    assert gradient.isfinite().all() and gradient[:2].abs().max() == 0 < gradient[2].abs().max()
+
+
+def test_maps_that_are_constant_where_they_are_compared_count_as_zero():
+    maps, valid = torch.rand(2, 20, 20), torch.ones(2, 20, 20, dtype=torch.bool)
+    maps[0, :, :15] = 0.5
+    valid[0, :, 15:] = False
+    assert ssim_consistency(maps, maps, valid).tolist() == [0, pytest.approx(1)]
+
+
+def test_the_gradient_on_valid_pixels_is_that_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    maps, others = torch.rand(2, 2, 13, 14, dtype=torch.float64, generator=generator)
+    maps.requires_grad_()
+    warp = Warp.from_rotations(torch.tensor([5.0, -3.0], dtype=torch.float64), (13, 14))
+    valid = warp.valid((13, 14))
+    assert not valid.all()
+
+    def loss(maps):
+        return consistency_loss(warp(maps), others, valid)
+
+    assert loss(maps).min() > 0 and torch.autograd.gradcheck(loss, maps)
+
+
+def test_turned_views_of_an_equivariant_network_are_consistent_where_they_are_valid():
+    """Each pixel by itself: the map of a turned image is the turned map, but for what is filled."""
+    torch.manual_seed(0)
+    model = Pointwise()
+    images = torch.nn.functional.interpolate(torch.rand(4, 3, 5, 5), (60, 60), mode="bicubic")
+    views = ViewSampler((1, 1), (1, 1), flip=0.5, rotation=180, translation=0.2)(4, size=(60, 60))
+    classes = model(images).argmax(1)
+    maps = unscaled_maps(model, images, classes)
+    of_view = unscaled_maps(model, views(images), classes)
+    valid = views.valid((60, 60))
+    assert 0.3 < valid.float().mean() < 0.9
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    pair = ((each - low) / (high - low) for each in (views(maps), of_view))
+    torch.testing.assert_close(ssim_consistency(*pair, valid), torch.ones(4))
+
+
+def views_of(clf, sampler, seed=0):
+    """Inputs of the classifier, and their views, drawn as evaluate does."""
+    inputs = torch.cat(list(clf.iter_inputs(X)))
+    drawn = int(np.random.RandomState(seed).randint(2**31 - 1))
+    generator = torch.Generator().manual_seed(drawn)
+    return inputs, sampler(len(X), size=(16, 16), generator=generator)
+
+
+def test_the_score_of_turned_and_shifted_views_by_hand():
+    clf = classifier(SmallNet, max_epochs=2, lr=0.05).set_params(target_layer="5").fit(X, Y)
+    sampler = ViewSampler((0.8, 1.0), rotation=25, translation=0.1)
+    inputs, views = views_of(clf, sampler)
+    maps, _ = clf.explain_inputs(inputs, method=GradCAM(relu=False))
+    of_view, _ = clf.explain_inputs(views(inputs), method=GradCAM(relu=False))
+    valid = views.valid((16, 16))
+    found = evaluate(
+        clf, X, metrics="consistency", metric_params={"consistency": {"views": sampler}}
+    )
+    expected = ssim_consistency(views(maps), of_view, valid)
+    assert_allclose(found["consistency"], expected, atol=1e-6)
+    assert not valid.all() and not np.allclose(expected, ssim_consistency(views(maps), of_view))
+
+
+def test_colors_change_before_images_are_normalised():
+    seen = []
+
+    class Seeing(Pointwise):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    clf = classifier(Seeing, mean=(0.1, 0.5, 0.9), std=(0.3, 0.2, 0.1))
+    pictures = np.random.default_rng(0).random((60, 16, 16, 3), dtype=np.float32)
+    clf.fit(pictures, Y)
+    seen.clear()
+    sampler = ViewSampler((1, 1), (1, 1), flip=0, brightness=0.5)
+    clf.set_params(batch_size=60)
+    params = {"consistency": {"views": sampler}}
+    evaluate(clf, pictures, metrics="consistency", metric_params=params)
+    images, of_view = seen[0], seen[1]
+    std, mean = (torch.tensor(each)[:, None, None] for each in ((0.3, 0.2, 0.1), (0.1, 0.5, 0.9)))
+    images, of_view = (each * std + mean for each in (images, of_view))
+    factors = of_view.mean((1, 2, 3), keepdim=True) / images.mean((1, 2, 3), keepdim=True)
+    dark = factors.flatten() < 1
+    assert 10 < dark.sum() < 50 and factors.min() > 0.5
+    torch.testing.assert_close(of_view[dark], (factors * images)[dark], atol=1e-6, rtol=1e-4)
+    assert of_view.amax() <= 1 + 1e-6
+
+
+# Views that keep the prediction, and views that change it
+
+
+def test_consistency_is_split_by_the_prediction():
+    clf = classifier(SmallNet, max_epochs=2, lr=0.05).set_params(target_layer="5").fit(X, Y)
+    sampler = ViewSampler((0.08, 0.2), rotation=90)
+    inputs, views = views_of(clf, sampler)
+    before, after = (clf.explain_inputs(each)[1].argmax(1) for each in (inputs, views(inputs)))
+    kept = (before == after).numpy()
+    assert 5 < kept.sum() < 55
+    names = ["consistency_kept", "consistency_changed", "consistency"]
+    options = {"metric_params": {"consistency": {"views": sampler}}, "progress": False}
+    result = evaluate(clf, X, metrics=names, **options)
+    plain = evaluate(clf, X, metrics="consistency", **options)["consistency"]
+    assert_allclose(result["consistency_kept"], np.where(kept, plain, np.nan))
+    assert_allclose(result["consistency_changed"], np.where(kept, np.nan, plain))
+    summary = result.summary()
+    for name, some in (("consistency_kept", kept), ("consistency_changed", ~kept)):
+        row = summary[name]
+        assert row.mean == pytest.approx(plain[some].mean())
+        assert (row.n, row.n_missing) == (some.sum(), (~some).sum())
+        assert row.low < row.mean < row.high
+    assert summary["consistency"].n == 60
+
+
+def test_no_view_may_change_the_prediction():
+    clf = classifier(Pointwise).fit(np.repeat(X[..., None], 3, 3), Y)
+    flips = {"consistency_kept": {"views": ViewSampler((1, 1), (1, 1))}}
+    names = ["consistency_kept", "consistency_changed"]
+    result = evaluate(clf, np.repeat(X[..., None], 3, 3), metrics=names, metric_params=flips)
+    summary = result.summary()
+    assert summary["consistency_kept"].mean == pytest.approx(1)
+    changed = summary["consistency_changed"]
+    assert (changed.n, changed.n_missing) == (0, 60) and np.isnan(changed.mean)
+
+
+def test_constant_maps_are_counted_where_consistency_is_split_alone():
+    clf = classifier(Constant).fit(X, Y)
+    with pytest.warns(UserWarning, match="60 of 60 images have a constant map"):
+        result = evaluate(clf, X, metrics="consistency_kept")
+    assert not result["consistency_kept"].any()

@@ -37,7 +37,7 @@ X, Y = digits(30, n_class=5)
 BOXES = [[[1, 0, 6, 8]], [[0, 0, 2, 2], [4, 4, 8, 8]], []] * 10
 MASKS = np.random.default_rng(0).random((30, 8, 8)) > 0.5
 ERRORS = ("top1_localization_error", "top5_localization_error")
-LOWER = ("average_drop", "complexity", "dauc", *ERRORS)
+LOWER = ("average_drop", "complexity", "dauc", "consistency_changed", *ERRORS)
 SCORERS = [f"neg_{name}" if name in LOWER else name for name in available()]
 
 
