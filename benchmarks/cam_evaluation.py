@@ -404,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.complete(chunks, options.jobs)
         if any(chunk in results for chunk in chunks):
             tables.append(table_of(arch, chunks, results, options))
-    publish(tables, options.rst)
+    publish(tables, options, "Poppi et al.")
 
 
 if __name__ == "__main__":

@@ -358,9 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     results = Results(options.results, measured, told)
     if options.choose:
-        publish([choose(base, options, results)], options.rst)
+        publish([choose(base, options, results)], options, "Sun et al.")
         return
-    publish([TABLES[name](base, options, results) for name in options.tables], options.rst)
+    tables = [TABLES[name](base, options, results) for name in options.tables]
+    publish(tables, options, "Sun et al.")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def more(text: str, better: np.ndarray, worse: np.ndarray, less: float = 0) -> C
     """Claim that a mean is larger than another, or less than so many points below it."""
     of_images = better.mean(axis=0), worse.mean(axis=0)
     shown = f" (shown: the difference plus {less})" if less else ""
-    return Claim(text + shown, *interval_of(lambda a, b: a.mean() - b.mean() + less, *of_images))
+    found = interval_of(lambda a, b: a.mean() - b.mean() + less, *of_images)
+    return Claim(text + shown, *found, n_images=len(of_images[0]))
 
 
 def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str]) -> list[Claim]:
@@ -226,6 +227,7 @@ def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str])
             Claim(
                 f"{what}: accuracy above 60 at each threshold (shown: the least, less 60)",
                 *interval_of(lambda *of: min(each.mean() for each in of) - 60, *per_threshold),
+                n_images=len(per_threshold[0]),
             )
         )
         if len(trained.measures) > 1:
@@ -305,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(options.results, measured, told)
     results.complete(runs, options.jobs)
     tables = [table for run in sets for table in tables_of(run, range(options.inits), results)]
-    publish(tables, options.rst)
+    publish(tables, options, "Bachhawat")
     print()
     agree = [report_peer(run, results[run]["peer"]) for run in runs]
     if not all(agree):

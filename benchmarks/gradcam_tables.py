@@ -487,7 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.tables:
         say(f"{name}, {time.strftime('%H:%M:%S')}")
         tables.append(TABLES[name](explainer, data, options))
-    publish(tables, options.rst)
+    publish(tables, options, "Selvaraju et al.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """A paper's table beside ours, as text and as reStructuredText, and what becomes of its claims.
 
-What is measured for it is kept in a file of one JSON object a line.
+What is measured for it is kept in a file of one JSON object a line. The claims of all papers are in
+one table of the docs, ``docs/explanation/claims.csv``, which the programs write with ``--claims``.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from argparse import ArgumentParser, Namespace
@@ -136,16 +139,40 @@ def claims_table(tables: Sequence[Table]) -> Table:
     return found
 
 
-def publish(tables: Sequence[Table], rst: Path | None) -> None:
-    """Print tables, and write them to a file whole or not at all."""
+def publish(tables: Sequence[Table], options: Namespace, paper: str) -> None:
+    """Print tables; write them, and what becomes of a paper's claims, to the files asked for."""
     tables = [*tables, *([claims_table(tables)] if any(table.claims for table in tables) else [])]
     for table in tables:
         print(f"\n{table.text()}", flush=True)
-    if rst is not None:
-        rst.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = rst.with_name(f"{rst.name}.part")
-        unfinished.write_text("\n\n".join(table.rst() for table in tables) + "\n", "utf-8")
-        os.replace(unfinished, rst)
+    if options.rst is not None:
+        write_whole(options.rst, "\n\n".join(table.rst() for table in tables) + "\n")
+    if options.claims is not None:
+        record([claim for table in tables for claim in table.claims], options.claims, paper)
+
+
+def record(claims: Sequence[Claim], file: Path, paper: str) -> None:
+    """Put a paper's claims into a table of all, in place of what it says of the same ones."""
+    with file.open(encoding="utf-8", newline="") as known:
+        rows = list(csv.reader(known))
+    for claim in claims:
+        row = [paper, *claim.row()]
+        places = [i for i, other in enumerate(rows) if other[0] == paper]
+        same = [i for i in places if rows[i][1] == claim.text]
+        if same:
+            rows[same[0]] = row
+        else:
+            rows.insert(places[-1] + 1 if places else len(rows), row)
+    written = io.StringIO(newline="")
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    write_whole(file, written.getvalue())
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.part")
+    unfinished.write_text(text, "utf-8")
+    os.replace(unfinished, file)
 
 
 def parser_of(doc: str, quick: Mapping[str, Any], full: Mapping[str, Any]) -> ArgumentParser:
@@ -159,6 +186,9 @@ def parser_of(doc: str, quick: Mapping[str, Any], full: Mapping[str, Any]) -> Ar
     scale.add_argument("--full", action="store_const", dest="scale", const=full)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
+    parser.add_argument(
+        "--claims", type=Path, metavar="FILE", help="also put the claims into this table of all"
+    )
     return parser
 
 
