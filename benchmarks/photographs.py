@@ -9,7 +9,9 @@ those of Caltech 101 and of fruit that ImageNet has under a name of its own, and
 Without it, the network is fine-tuned on some classes of Caltech 101 twice, on labels alone and with
 the consistency loss, and explains the photographs that come with scikit-image and scikit-learn,
 which neither has seen. Their maps and those of their views are drawn, and measured over many views;
-accuracy and consistency are those on the test images of Caltech 101.
+accuracy and consistency are those on the test images of Caltech 101. How alike the maps of two
+photographs are, by correlation, is the control: maps that are the same for all images stay put,
+and explain nothing.
 
 DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is Caltech 101 as it is published;
 that of fruit holds ``boxes.csv``, with ``path`` and ``label``, and ``images``.
@@ -30,6 +32,7 @@ from sklearn.datasets import load_sample_images
 from training_runs import weight
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, ViewPairDisplay
+from sklcam.cam import GradCAM
 from sklcam.datasets import load_caltech101, load_class_folders
 from sklcam.metrics import evaluate
 
@@ -171,10 +174,13 @@ def measured(clf: ConsistentCAMClassifier, options: argparse.Namespace) -> dict[
         evaluate(clf, photographs(), metrics="consistency", random_state=seed, progress=False)
         for seed in range(options.views)
     ]
+    maps = clf.explain(photographs(), method=GradCAM(relu=False))
+    correlations = np.corrcoef(maps.reshape(len(maps), -1))[np.triu_indices(len(maps), k=1)]
     return {
         "accuracy": of_test["accuracy"].mean(),
         "consistency": of_test["consistency"].mean(),
         "on the photographs": np.mean([each["consistency"].mean() for each in of_photographs]),
+        "maps alike": correlations.mean(),
     }
 
 
@@ -202,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     classifiers = fine_tuned(options)
     measures = {name: measured(clf, options) for name, clf in classifiers.items()}
-    print(f"\n{'':10}{'accuracy':>12}{'consistency':>14}{'on the photographs':>21}")
-    for name, (accuracy, consistency, seen) in ((n, m.values()) for n, m in measures.items()):
-        print(f"{name:10}{accuracy:12.3f}{consistency:14.3f}{seen:21.3f}")
+    print(" " * 10 + "".join(f"{measure:>21}" for measure in measures["with"]))
+    for name, row in measures.items():
+        print(f"{name:10}" + "".join(f"{value:21.3f}" for value in row.values()))
     display = ViewPairDisplay.from_estimator(
         {
             f"{name} the loss: consistency {row['on the photographs']:.2f}": classifiers[name]
