@@ -4,103 +4,135 @@ Why these two are alike
 
 A gallery is searched by the distance of embeddings, and the neighbours of a query are explained on
 both sides: where the query is like its neighbour, and where the neighbour is like the query. Every
-picture shows two digits somewhere in noise, so that it is known which of them two pictures share.
+picture shows pieces of two photographs, so that it is known what two pictures share, and where.
 """
 
+from itertools import combinations
+
 import numpy as np
-import torch
+import skimage.data
 from matplotlib import pyplot as plt
-from torch import nn
+from sklearn.datasets import load_sample_images
 
 from sklcam import EmbeddingCAMExplainer, EmbeddingNet, RetrievalDisplay
-from sklcam.datasets import load_digits
-
-torch.set_num_threads(1)  # on images this small, threads would wait for each other
 
 # %%
 # Pictures
 # --------
 #
-# The network is trained on pictures of one digit, and searches among pictures of two.
+# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
+# the extra ``pretrained``. Pieces are tiles, which do not overlap. The network is trained on some,
+# and searches among pictures of two of the others.
 
-digits = load_digits()
+SIDE, OF_EACH = 96, 20
+china, flower = load_sample_images().images
+photographs = {
+    "astronaut": skimage.data.astronaut(),
+    "coffee": skimage.data.coffee(),
+    "flower": flower,
+    "motorcycle": skimage.data.stereo_motorcycle()[0],
+    "rocket": skimage.data.rocket(),
+    "temple": china,
+}
 generator = np.random.default_rng(0)
-y = digits.target
 
 
-def drawn(*which):
-    """Draw digits beside each other, at any height, on noise: (40, 40) or, for two, (40, 80)."""
-    picture = generator.uniform(0, 0.5, size=(40, 40 * len(which))).astype(np.float32)
-    for place, i in enumerate(which):
-        top, left = generator.integers(0, 24, size=2)
-        left += 40 * place
-        digit = digits.data[i].repeat(2, axis=0).repeat(2, axis=1)
-        picture[top : top + 16, left : left + 16] += digit
-    return picture.clip(0, 1)
+def pieces_of(photograph):
+    rows, columns = (length // SIDE for length in photograph.shape[:2])
+    whole = photograph[: rows * SIDE, : columns * SIDE]
+    tiles = whole.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+    return generator.permutation(tiles)[:OF_EACH]
 
 
-X = np.stack([drawn(i) for i in range(len(y))])
-pairs = generator.choice(len(y), size=(300, 2))
-gallery = np.stack([drawn(*pair) for pair in pairs])
+pieces = {name: pieces_of(photograph) for name, photograph in photographs.items()}
+for_training = {name: of[:10] for name, of in pieces.items()}
+X = np.concatenate(list(for_training.values()))
+y = np.repeat(list(for_training), [len(of) for of in for_training.values()])
+
+others = {name: iter(of[10:]) for name, of in pieces.items()}  # each is used once
+names, pictures = [], []
+for pair in list(combinations(pieces, 2)) * 2:
+    left, right = generator.permutation(pair)
+    names.append(f"{left} and {right}")
+    pictures.append(np.concatenate([next(others[left]), next(others[right])], axis=1))
+order = generator.permutation(len(names))
+names, pictures = np.array(names)[order], np.stack(pictures)[order]
 
 # %%
 # The search
 # ----------
 #
-# Embeddings of single digits are what the network learns. All of them have something in common, and
+# Embeddings of single pieces are what the network learns. All of them have something in common, and
 # so do any two pictures; ``contrast=True`` takes that off, so that what is left is what these two
 # share and others do not.
 
-
-def small_net(embedding_dim, in_channels):
-    layers = []
-    for n_in, n_out in ((in_channels, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(
-        *layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, embedding_dim)
-    )
-
-
 net = EmbeddingNet(
-    small_net, embedding_dim=32, image_size=40, augment=None, max_epochs=12, lr=3e-3, verbose=0,
+    "efficientnet_lite0",
+    weights="DEFAULT",
+    embedding_dim=64,
+    image_size=SIDE,
+    augment=None,
+    lr=1e-3,
+    batch_size=16,
+    max_epochs=4,
+    recalibrate=True,
     random_state=0,
-).fit(X, y)  # fmt: skip
+    verbose=0,
+).fit(X, y)
 
+prepared = net.preprocessing_
 explainer = EmbeddingCAMExplainer(
-    net.module_, contrast=True, image_size=(40, 80), batch_size=64, verbose=0
+    net.module_,
+    contrast=True,
+    image_size=(SIDE, 2 * SIDE),
+    mean=prepared.mean,
+    std=prepared.std,
+    verbose=0,
 )
 explainer.fit(np.concatenate([X, X], axis=2), y)  # in the gallery's format
-queries, rest = gallery[:4], gallery[4:]
-found = explainer.explain_neighbors(queries, rest, k=3)
+queries, rest = slice(0, 4), slice(4, None)
+found = explainer.explain_neighbors(pictures[queries], pictures[rest], k=3)
 
 # %%
-# How often does a neighbour share a digit with its query?
+# How often does a neighbour share a photograph with its query? Of any two pictures, six in ten do:
+# that is chance.
 
-names = np.array([f"{one} and {other}" for one, other in y[pairs]])
 
-
-def share_a_digit(name, other):
+def share_a_photograph(name, other):
     return not set(name.split(" and ")).isdisjoint(other.split(" and "))
 
 
-close = explainer.explain_neighbors(rest[:100], rest[100:], k=1)
-nearest = names[104:][close.indices[:, 0]]
-shared = [share_a_digit(*of) for of in zip(names[4:104], nearest, strict=True)]
-print(f"the nearest neighbour shares a digit: {np.mean(shared):.2f}")
+every = explainer.explain_neighbors(pictures, pictures, k=2)
+nearest = every.indices[:, 1]  # the first is the picture itself
+shared = [share_a_photograph(*of) for of in zip(names, names[nearest], strict=True)]
+print(f"the nearest neighbour shares a photograph: {np.mean(shared):.2f}")
+
+# %%
+# Where a neighbour shares just one, it is known in which half of the query that is. How much of the
+# map is there? A half would be chance.
+
+shares = []
+for i, other in enumerate(nearest):
+    common = [name in names[other].split(" and ") for name in names[i].split(" and ")]
+    if sum(common) == 1:
+        map_ = every.query_maps[i, 1]
+        half = slice(0, SIDE) if common[0] else slice(SIDE, None)
+        shares.append(map_[:, half].sum() / map_.sum())
+print(f"share of {len(shares)} maps in the half that both have: {np.nanmean(shares):.2f}")
 
 # %%
 # Both sides
 # ----------
 #
-# Of each pair the query is above, its neighbour below. A neighbour is right if it shares a digit.
+# Of each pair the query is above, its neighbour below. A neighbour is right if it shares a
+# photograph.
 
 RetrievalDisplay.from_predictions(
-    queries,
-    rest,
+    pictures[queries],
+    pictures[rest],
     found,
-    query_labels=names[:4],
-    gallery_labels=names[4:],
-    is_right=share_a_digit,
+    query_labels=names[queries],
+    gallery_labels=names[rest],
+    is_right=share_a_photograph,
 )
 plt.show()
