@@ -345,7 +345,7 @@ class Step:
         needs = self.loss.needs
         size = (images.shape[-2], images.shape[-1])
         predicted = scores.argmax(dim=1)
-        maps = self._maps(scores, predicted)
+        maps = self._maps(scores, predicted, keeps_graph="labels" in needs)
         # A number is explained as it is: it is both what is labelled and what is predicted.
         labelled = predicted if labels is None else labels
         of_labels = self._maps(scores, labelled.long()) if "labels" in needs else None
@@ -394,8 +394,15 @@ class Step:
             self.micro_batches[-1].postponed = Postponed(images, self._tape.activations, states)
         return output
 
-    def _maps(self, scores: Tensor, classes: Tensor, *, is_trained: bool = True) -> Tensor:
-        """Explain classes by the last pass."""
+    def _maps(
+        self,
+        scores: Tensor,
+        classes: Tensor,
+        *,
+        is_trained: bool = True,
+        keeps_graph: bool = False,
+    ) -> Tensor:
+        """Explain classes by the last pass, whose graph is kept in training, or if asked for."""
         assert self._tape is not None
         activations = self._tape.activations
         to_grid = partial(self.layer.to_grid, n_images=len(scores))
@@ -407,9 +414,15 @@ class Step:
             scores = scores * factor
         is_trained = is_trained and self._is_training
         maps = self.phi(
-            scores, activations, to_grid=to_grid, create_graph=is_trained, factor=factor
+            scores,
+            activations,
+            to_grid=to_grid,
+            create_graph=is_trained or keeps_graph,
+            factor=factor,
         )
-        if is_trained and not maps.requires_grad:
+        if not is_trained:
+            return maps.detach()
+        if not maps.requires_grad:
             raise ValueError(
                 f"phi={self.phi!r} returns maps that cannot be differentiated, so that nothing "
                 "would be learned of them: take detach() or torch.no_grad() out of its combine."

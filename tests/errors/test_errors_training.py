@@ -43,6 +43,7 @@ from sklcam.training import (
     Consistency,
     ConsistentCAMLoss,
     Contrastive,
+    Energy,
     Explanations,
     GradientSizes,
     Sparsity,
@@ -87,6 +88,11 @@ CLASSIFIER: list[Row] = [
         beta=[-1, INF],
         p=[None, "1"],
         agreement=["l1", 3],
+        gamma=[-1, "x"],
+        mask_loss=["x"],
+        every=[0, 1.5],
+        ce_on=["views"],
+        view_gradient=[1],
         phi=["scorecam", 3],
         view_target=["x"],
         task=["several"],
@@ -276,6 +282,26 @@ CLASSIFIER: list[Row] = [
         "skorch does not know it by that name. Give the class",
     ),
     (
+        "no masks",
+        lambda: classifier(gamma=1).fit(X, Y),
+        "The term 'energy' needs masks; give them to fit, masks=..., or boxes=",
+    ),
+    (
+        "boxes",
+        lambda: classifier(gamma=1).fit(X, Y, boxes=3),
+        "boxes must be a list with the boxes of each image",
+    ),
+    (
+        "nothing augmented",
+        lambda: classifier(ce_on="all", augment=None).fit(X, Y),
+        'set augment="auto"',
+    ),
+    (
+        "compiled",
+        lambda: classifier(gamma=1, mask_loss="rrr", compile=True).fit(X, Y, masks=X),
+        "compiled code has no second derivative",
+    ),
+    (
         "single images",
         lambda: classifier(agreement="cgc", batch_size=1).fit(X, Y),
         "leaves parts of one image. Make the parts larger",
@@ -364,6 +390,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("masks", lambda: Explanations(MAPS, masks=MAPS > 0), "masks must be a floating-point Ten"),
         ("a mask", lambda: Explanations(MAPS, masks=MAPS[:1]), "There are 2 maps and 1 masks"),
         ("annotated", lambda: Explanations(MAPS, annotated=3), "annotated must be a Tensor"),
+        (
+            "of labels",
+            lambda: Explanations(MAPS, of_labels=MAPS[:1]),
+            "maps and of_labels must be of one shape",
+        ),
         ("no size", lambda: Explanations(MAPS, size=(0, 3)), r"size must be .* got \(0, 3\)"),
     ],
     "Consistency": [
@@ -374,6 +405,28 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("a word", lambda: Consistency(agreement="l1"), "agreement must be one of ssim, .* 'l1'"),
         ("a class", lambda: Consistency(agreement=Contrastive), "agreement must be one of ssim"),
+    ],
+    "Energy": [
+        (
+            "several labels",
+            lambda: classifier(gamma=1, task="multilabel").fit(X, np.eye(3)[Y], masks=X),
+            "is of the map of an image's own label, .* Give one label an image",
+        ),
+        ("weight", lambda: classifier(terms=[Energy(-1)]).fit(X, Y), "energy_weight must be"),
+    ],
+    "RightReasons": [
+        (
+            "numbers",
+            lambda: classifier(gamma=1, mask_loss="rrr", task="regression").fit(X, Y, masks=X),
+            "classes that exclude each other, .* task is 'regression'",
+        ),
+    ],
+    "GradMask": [
+        (
+            "three classes",
+            lambda: classifier(gamma=1, mask_loss="gradmask").fit(X, Y, masks=X),
+            'GradMask contrasts two classes, and there are 3. Use "rrr"',
+        ),
     ],
     "Contrastive": [
         ("tau 0", lambda: Contrastive(0), "tau must be a finite number .* got 0"),
