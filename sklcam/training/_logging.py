@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from skorch import NeuralNet
-from skorch.callbacks import EpochTimer, LRScheduler, PrintLog, ProgressBar
+from skorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    EpochTimer,
+    LoadInitState,
+    LRScheduler,
+    PrintLog,
+    ProgressBar,
+)
 from skorch.utils import Ansi
 from tqdm import tqdm
 from tqdm.notebook import tqdm as tqdm_of_notebooks
@@ -73,8 +81,54 @@ def _is_on_screen() -> bool:
     return sys.stdout.isatty() or "ipykernel" in type(sys.stdout).__module__
 
 
+class ResumedSchedule(LRScheduler):
+    """skorch's schedule of learning rates, which goes on where an earlier training has ended.
+
+    Torch's schedules take a step when they are made. The last epoch has taken it.
+    """
+
+    def _get_scheduler(self, net: NeuralNet, policy: Any, **options: Any) -> Any:
+        groups = net.optimizer_.param_groups
+        before = [{key: value for key, value in each.items() if key != "params"} for each in groups]
+        if net.history and self.step_every == "batch":
+            options.setdefault("last_epoch", self.batch_idx_ - 1)
+        made = super()._get_scheduler(net, policy, **options)
+        if net.history:
+            for group, values in zip(groups, before, strict=True):
+                group.update(values)
+            made._last_lr = [group["lr"] for group in groups]  # of which the history is told
+        return made
+
+
+def resumed(callback: Any) -> Any:
+    """Return a schedule of skorch's that goes on when training does, or any other callback."""
+    if type(callback) is not LRScheduler:
+        return callback
+    # Not the caller's own, which may be part of another net.
+    names = ("policy", "monitor", "event_name", "step_every")
+    options = {name: getattr(callback, name) for name in names}
+    return ResumedSchedule(**options, **callback.kwargs).initialize()
+
+
+def _place(callback: Any) -> int:
+    """Return when a callback's turn is, whatever the order in which they were given."""
+    if isinstance(callback, LoadInitState):
+        return 0  # schedules and scores look at what is loaded
+    if isinstance(callback, PrintLog):
+        return 4
+    if isinstance(callback, EarlyStopping):
+        return 3  # nothing comes after it in the epoch in which it stops
+    return 2 if isinstance(callback, Checkpoint) else 1  # what is kept has taken all steps
+
+
 class LoggingNet(FreezingNet):
     """A skorch net that keeps a history of its losses, which callbacks may monitor."""
+
+    def initialize_callbacks(self) -> Self:
+        super().initialize_callbacks()
+        found = [(name, resumed(callback)) for name, callback in self.callbacks_]
+        self.callbacks_ = sorted(found, key=lambda each: _place(each[1]))
+        return self
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)

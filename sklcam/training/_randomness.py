@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from skorch import NeuralNet
 from torch import Tensor
 
 from sklcam._validation import draw_seed
@@ -53,6 +54,19 @@ class SeededNet(DeviceNet):
         with self._own_randomness():
             return super().fit_loop(X, y, epochs, **kwargs)
 
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        super().on_epoch_end(net, **kwargs)
+        self._keep_states()  # callbacks may keep the net, to be trained on from here
+
+    def _keep_states(self) -> None:
+        on_cpu, *on_cuda = self.generator_states()
+        self.random_states_ = {
+            "seed": self.random_states_["seed"],
+            "global": on_cpu,
+            "cuda": on_cuda,
+            "views": self.generator_.get_state(),
+        }
+
     def _seed(self) -> dict[str, Any]:
         return self._seeded(self._draw_seed())
 
@@ -83,13 +97,7 @@ class SeededNet(DeviceNet):
             try:
                 yield
             finally:
-                on_cpu, *on_cuda = self.generator_states()
-                self.random_states_ = {
-                    "seed": states["seed"],
-                    "global": on_cpu,
-                    "cuda": on_cuda,
-                    "views": self.generator_.get_state(),
-                }
+                self._keep_states()
                 del self.generator_
 
     def generator_states(self) -> list[Tensor]:

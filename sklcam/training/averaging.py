@@ -34,10 +34,9 @@ class EMA(Callback):
     Running statistics of batch normalisation are averaged as the weights are. Those that still do
     not fit are found and re-estimated by ``recalibrate``, as without an average.
 
-    Give it before callbacks that save the network, such as skorch's ``Checkpoint``: they then save
-    the average. Until ``fit`` is called again, ``partial_fit`` goes on with the weights themselves
-    and with their average. A file of :func:`sklcam.save` has the average alone, from which
-    ``partial_fit`` goes on.
+    skorch's ``Checkpoint`` keeps the average, and so does a file of :func:`sklcam.save`: training
+    that is resumed from there goes on from the average. Otherwise ``partial_fit`` goes on with the
+    weights themselves and with their average.
 
     References
     ----------

@@ -229,7 +229,16 @@ class LabelDecoder:
         return self.classes[to_numpy(indices)]
 
 
-class EpochScore(PassthroughScoring):
+class ResumedScoring(PassthroughScoring):
+    """A score of epochs that knows the best one of those that were trained before."""
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        best = [row[self.name] for row in net.history if row.get(f"{self.name}_best")]
+        if best:  # a history that was loaded
+            self.best_score_ = best[-1]
+
+
+class EpochScore(ResumedScoring):
     """The score of an epoch's predictions, as they were made for the loss.
 
     Those of training are of the images as they are augmented, by weights that change meanwhile.
@@ -269,7 +278,7 @@ class EpochScore(PassthroughScoring):
 _CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view", "_augmented")]
 
 
-class EpochMean(PassthroughScoring):
+class EpochMean(ResumedScoring):
     """The mean of a loss over an epoch's batches, by their weight where images have one.
 
     Only the criterion's loss is weighted: terms on explanations count all images alike.
