@@ -174,14 +174,18 @@ def measured(clf: ConsistentCAMClassifier, options: argparse.Namespace) -> dict[
         evaluate(clf, photographs(), metrics="consistency", random_state=seed, progress=False)
         for seed in range(options.views)
     ]
-    maps = clf.explain(photographs(), method=GradCAM(relu=False))
-    correlations = np.corrcoef(maps.reshape(len(maps), -1))[np.triu_indices(len(maps), k=1)]
     return {
         "accuracy": of_test["accuracy"].mean(),
         "consistency": of_test["consistency"].mean(),
         "on the photographs": np.mean([each["consistency"].mean() for each in of_photographs]),
-        "maps alike": correlations.mean(),
+        "maps alike": likeness(clf.explain(photographs(), method=GradCAM(relu=False))),
     }
+
+
+def likeness(maps: np.ndarray) -> float:
+    """Return the mean correlation of two images' maps."""
+    correlations = np.corrcoef(maps.reshape(len(maps), -1))
+    return correlations[np.triu_indices(len(maps), k=1)].mean()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
@@ -21,6 +22,8 @@ def test_it_is_fine_tuned_measured_and_drawn(splits, tmp_path, capsys):
     )
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-5:-2]] == ["accuracy", "without", "with"]
+    assert printed[-5].endswith("maps alike")
+    assert all(-1 <= float(line.split()[-1]) <= 1 for line in printed[-4:-2])
     with Image.open(output) as picture:
         assert picture.width > 800
 
@@ -33,3 +36,12 @@ def test_names_are_counted(splits, capsys, monkeypatch):
     photographs.main(["--named", "--data", str(splits)])
     red, everything = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
     assert red[:3] == ["red", "2", "0.50"] and everything[1] == "2"  # the other is a red square
+
+
+def test_likeness_of_maps_is_the_mean_over_pairs():
+    import photographs
+
+    one = np.array([[0.0, 1.0], [0.0, 1.0]])
+    assert photographs.likeness(np.stack([one, one])) == pytest.approx(1)
+    # Of one map, its negative and its like at another scale, the pairs have -1, 1 and -1.
+    assert photographs.likeness(np.stack([one, 1 - one, 3 * one + 1])) == pytest.approx(-1 / 3)
