@@ -12,7 +12,8 @@ from PIL import Image
 SMALL = [
     *["--quick", "--weights", "none", "--arch", "resnet18", "--draw-arch", "resnet18"],
     *["--image-size", "48", "--classes", "3", "--grid-classes", "2", "--draw-classes", "2"],
-    *["--epochs", "1", "--paper-epochs", "1", "--draw-epochs", "1", "--draws", "2", "--seeds", "1"],
+    *["--epochs", "1", "--paper-epochs", "1", "--grid-epochs", "1", "--draw-epochs", "1"],
+    *["--draws", "2", "--seeds", "1", "--paper-seeds", "1"],
     *["--causal-images", "2", "--causal-steps", "2", "--device", "cpu"],
 ]
 
@@ -213,7 +214,7 @@ def test_beta_is_given_for_224_pixels(splits, monkeypatch, p, growth):
     import training_runs
 
     class Kept:
-        def __init__(self, arch, **params):
+        def __init__(self, *args, **params):
             self.params = params
 
         def fit(self, X, y):
