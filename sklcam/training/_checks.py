@@ -64,8 +64,8 @@ def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:
         callback = callback[1] if isinstance(callback, tuple) else callback
         name, monitor = type(callback).__name__, monitor_of(callback)
         policy = getattr(callback, "policy", None)
-        is_named = isinstance(callback, LRScheduler) and isinstance(policy, str)
-        if is_named and not hasattr(skorch.callbacks.lr_scheduler, policy):
+        named = policy if isinstance(callback, LRScheduler) and isinstance(policy, str) else None
+        if named is not None and not hasattr(skorch.callbacks.lr_scheduler, named):
             raise ValueError(
                 f"LRScheduler({policy!r}): skorch does not know it by that name. Give the class, "
                 f"LRScheduler(torch.optim.lr_scheduler.{policy}, ...)."
