@@ -28,6 +28,7 @@ from sklcam.metrics.consistency import (
     ssim_consistency,
     structural_similarity,
 )
+from sklcam.metrics.cose import cose
 from sklcam.metrics.evaluate import Evaluator, consistency_score, default_metrics, evaluate
 from sklcam.metrics.imputation import impute, road
 from sklcam.metrics.localization import (
@@ -95,6 +96,7 @@ __all__ = [
     "complexity",
     "consistency_score",
     "consistent_and_accurate",
+    "cose",
     "default_metrics",
     "deletion_auc",
     "deletion_curve",

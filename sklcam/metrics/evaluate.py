@@ -411,7 +411,11 @@ class Evaluator(Generic[Observed]):
         self._question = self.explainer.as_target(target, len(self.opened))
         check_maps_are_single(self.explainer, self.plan)
         check_predicts(self.metrics, self.explainer.adapter.task)
-        check_colors(self.plan, is_network_input=self.opened.is_network_input)
+        check_colors(
+            self.plan,
+            is_network_input=self.opened.is_network_input,
+            n_channels=self.opened.n_channels,
+        )
         if score is None:
             check_has_probability(
                 self._question.names_classes,

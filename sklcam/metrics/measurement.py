@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from sklcam.metrics.ranked import RankedClasses
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.preprocessing import Preprocessing
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,7 @@ class Measurer:
         self._generator = torch.Generator().manual_seed(plan.seed)
         self._n_drawn = 0
         self._inference: InferencePlan | None = None
+        self._made: dict[str, Any] = {}
 
     def draw_views(self, sampler: ViewSampler, rows: range, size: tuple[int, int]) -> Warp:
         """Draw the views of some images; those of earlier rows have been drawn, or never will."""
@@ -135,6 +139,12 @@ class Measurer:
             sampler(n_skipped, size=size, generator=self._generator)
         self._n_drawn = rows.stop
         return sampler(len(rows), size=size, generator=self._generator)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what is made once for all batches, by name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def inference_plan(self, inputs: Inputs, output: Tensor) -> InferencePlan:
         """Return how the network runs the fastest; it is learnt from the first image."""
@@ -334,6 +344,36 @@ class Measurement:
         images = self.batch.inputs.images
         warp = self._measurer.draw_views(sampler, self.rows, self.batch.inputs.size)
         return warp.to(images.device)
+
+    def predicted(self, output: Tensor) -> np.ndarray:
+        """Return the labels that an output of the network predicts."""
+        explainer = self.explainer
+        decided = explainer.decide(output).cpu().numpy()
+        return explainer.adapter.readout.labels(decided, np.asarray(explainer.classes_))
+
+    def is_right(self, output: Tensor, target: Target) -> Tensor:
+        """Return whether the predicted class, or the explained one of several, is a true one.
+
+        Parameters
+        ----------
+        output : Tensor
+            The network's, for these images or what became of them.
+        target : Target
+            The question as this output resolved it.
+
+        Returns
+        -------
+        Tensor of shape (n_images,), bool
+        """
+        labels, indices = self["labels"], target.indices
+        if labels.ndim == 1 or indices is None:
+            right = self.predicted(output) == labels
+            return torch.as_tensor(right if right.ndim == 1 else right.all(axis=1))
+        return torch.from_numpy(labels).gather(1, indices[:, :1].cpu())[:, 0] > 0
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what is made once for all batches, by name."""
+        return self._measurer.once(name, make)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -16,6 +16,7 @@ from sklcam.cam import GradCAM, Method, get_method
 from sklcam.explain.base import Explainer
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.metrics.annotations import Annotations, is_by_class
+from sklcam.metrics.cose import TRANSFORMATIONS
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS, closure
 from sklcam.metrics.registry import (
     Metric,
@@ -353,7 +354,7 @@ def check_classes(
 
 def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
     """Raise a ValueError if metrics ask whether a prediction stays, and there are but numbers."""
-    needy = names_needing(metrics, "view_keeps_prediction")
+    needy = names_needing(metrics, "view_keeps_prediction", "cose_similarities")
     if needy and task == "regression":
         raise ValueError(
             f"{needy}: the network returns numbers, and any view changes them a little; "
@@ -361,15 +362,27 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
         )
 
 
-def check_colors(plan: Plan, *, is_network_input: bool) -> None:
-    """Raise a ValueError if colours are to be changed, and nobody knows what the pixels are."""
+def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int) -> None:
+    """Raise a ValueError if colours cannot be changed, or nobody knows what the pixels are."""
     views = plan.options.get("warp", {}).get("views")
-    if is_network_input and "warp" in plan.quantities and views and views.changes_colors:
-        raise ValueError(
-            f"{views!r} changes colours, which takes pixels in [0, 1], and X is the network's own "
-            "input, in whatever range. Give the images as files, pictures or arrays, with mean and "
-            "std; or leave the changes of colour out."
-        )
+    changed = []
+    if "warp" in plan.quantities and views and views.changes_colors:
+        changed += [(repr(views), bool(views.contrast or views.color or views.grey))]
+    if "cose_similarities" in plan.quantities:
+        names = plan.options.get("cose_similarities", {}).get("transformations", TRANSFORMATIONS)
+        changed += [("cose", not {"Color", "Contrast"}.isdisjoint(names))]
+    for shown, is_of_colors in changed:
+        if is_network_input:
+            raise ValueError(
+                f"{shown} changes colours, which takes pixels in [0, 1], and X is the network's "
+                "own input, in whatever range. Give the images as files, pictures or arrays, with "
+                "mean and std."
+            )
+        if is_of_colors and n_channels not in (1, 3):
+            raise ValueError(
+                f"{shown} changes contrast or colour, which grey and RGB images have, and these "
+                f"have {n_channels} channels. Leave both out, and grey."
+            )
 
 
 def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:

@@ -27,6 +27,12 @@ from sklcam.metrics.annotations import (
 )
 from sklcam.metrics.causal import PixelSweep
 from sklcam.metrics.consistency import is_constant
+from sklcam.metrics.cose import (
+    check_checkpoints,
+    check_magnitudes,
+    check_transformations,
+    similarities,
+)
 from sklcam.metrics.masks import as_mask, box_masks
 from sklcam.metrics.ranked import OfClass, RankedClasses
 
@@ -93,22 +99,6 @@ def _check_occlusion(name: str, value: Any) -> None:
 # Those that take more than a line
 
 
-def _labels_of(measurement: Measurement, output: Tensor) -> np.ndarray:
-    """Return the labels that an output of the network predicts."""
-    explainer = measurement.explainer
-    decided = explainer.decide(output).cpu().numpy()
-    return explainer.adapter.readout.labels(decided, np.asarray(explainer.classes_))
-
-
-def _class_is_right(measurement: Measurement) -> Tensor:
-    """Return whether the predicted class, or the explained one of several, is a true one."""
-    labels, indices = measurement["labels"], measurement.target.indices
-    if labels.ndim == 1 or indices is None:
-        right = measurement["predictions"] == labels
-        return torch.as_tensor(right if right.ndim == 1 else right.all(axis=1))
-    return torch.from_numpy(labels).gather(1, indices[:, :1].cpu())[:, 0] > 0
-
-
 def _pixel_sweep(measurement: Measurement) -> PixelSweep:
     perturbation = measurement["perturbation"]
     return PixelSweep(
@@ -139,7 +129,7 @@ def _valid_in_view(measurement: Measurement) -> Tensor | None:
 
 def _view_keeps_prediction(measurement: Measurement) -> Tensor:
     """Return whether the same is predicted of a view as of its image."""
-    of_view = _labels_of(measurement, measurement["pass_of_view"][1])
+    of_view = measurement.predicted(measurement["pass_of_view"][1])
     same = measurement["predictions"] == of_view
     return torch.as_tensor(same.reshape(len(same), -1).all(axis=1)).to(measurement.output.device)
 
@@ -252,8 +242,8 @@ QUANTITIES: dict[str, Quantity] = {
     "map_peaks": Quantity(lambda m: m.map_peaks()),
     "images": Quantity(lambda m: m.batch.inputs.images),
     "output": Quantity(lambda m: m.own_output()),
-    "class_is_right": Quantity(_class_is_right, ("predictions", "labels")),
-    "predictions": Quantity(lambda m: _labels_of(m, m.output), ("output",)),
+    "class_is_right": Quantity(lambda m: m.is_right(m.output, m.target), ("predictions", "labels")),
+    "predictions": Quantity(lambda m: m.predicted(m.output), ("output",)),
     "confidence": Quantity(lambda m: m.confidence(m.output), ("output",)),
     # Of the images times their maps
     "masked_confidence": Quantity(lambda m: m.confidence(m.masked[1]), ("maps", "confidence")),
@@ -280,6 +270,17 @@ QUANTITIES: dict[str, Quantity] = {
     "constant_views": Quantity(
         lambda m: is_constant(m["view_maps"]) | is_constant(m["maps_of_view"]),
         ("view_maps", "maps_of_view"),
+    ),
+    # Of transformed images, and of networks that know less
+    "cose_similarities": Quantity(
+        similarities,
+        ("maps", "class_is_right"),
+        {
+            "transformations": check_transformations,
+            "n_magnitudes": check_magnitudes,
+            "randomized": _check_flag,
+            "checkpoints": check_checkpoints,
+        },
     ),
     # By occlusion
     "occlusion": Quantity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +25,7 @@ from sklcam.metrics.composites import (
     sparsity,
 )
 from sklcam.metrics.consistency import coherency, rank_correlation, ssim_consistency
+from sklcam.metrics.cose import cose
 from sklcam.metrics.imputation import road
 from sklcam.metrics.localization import box_from_map, localization_accuracy, pointing_game
 from sklcam.metrics.masks import heatmap_ratio, inside_outside_ratio
@@ -369,6 +371,14 @@ def _consistency_changed(consistency: Tensor, view_keeps_prediction: Tensor) -> 
     return torch.where(view_keeps_prediction, torch.nan, consistency)
 
 
+def _cose_consistency(similarities: tuple[Tensor, Tensor]) -> Tensor:
+    return similarities[0]
+
+
+def _cose_sensitivity(similarities: tuple[Tensor, Tensor]) -> Tensor:
+    return 1 - similarities[1]
+
+
 def _road(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
     return road(
         perturbation,
@@ -478,6 +488,21 @@ register(Metric(
     "consistency_changed", _consistency_changed, ("consistency", "view_keeps_prediction"),
     "likeness of the two maps where the view is predicted to be something else",
     higher_is_better=False, range=(-1, 1), may_be_undefined=True,
+))
+register(Metric(
+    "cose_consistency", _cose_consistency, ("cose_similarities",),
+    "likeness of the maps of transformed images that are still predicted right", range=(-1, 1),
+    may_be_undefined=True,
+))
+register(Metric(
+    "cose_sensitivity", _cose_sensitivity, ("cose_similarities",),
+    "unlikeness of the maps where a transformation, or a worse network, is wrong",
+    range=(0, 2), may_be_undefined=True,
+))
+register(Metric(
+    "cose", cose, ("cose_consistency", "cose_sensitivity"),
+    "geometric mean of consistency while right and of sensitivity to what is not",
+    range=(0, math.sqrt(2)), of_averages=True, may_be_undefined=True,
 ))
 register(Metric(
     "iauc", insertion_auc, ("insertion_curve",),

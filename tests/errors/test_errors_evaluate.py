@@ -137,6 +137,15 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("view", lambda: with_params("consistency", method="gradcm"), "Did you mean: gradcam"),
         (
+            "shear",
+            lambda: with_params("cose", transformations=["Rotat"]),
+            "no transformation 'Rotat'.* Rotate",
+        ),
+        ("one name", lambda: with_params("cose", transformations="Rotate"), "must be a sequence"),
+        ("61", lambda: with_params("cose", n_magnitudes=61), "n_magnitudes must .* 60; got 61"),
+        ("random", lambda: with_params("cose", randomized=1), "randomized must be True or False"),
+        ("a file", lambda: with_params("cose", checkpoints="a.pt"), "checkpoints must be a list"),
+        (
             "IoU",
             lambda: with_params("localization_accuracy", iou_threshold=2),
             "iou_threshold must",

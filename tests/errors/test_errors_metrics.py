@@ -48,6 +48,10 @@ def of_values(function: Callable, *names: str) -> list[Row]:
     ]
 
 
+def similarity(**options):
+    return metrics.structural_similarity(MAPS, MAPS, **options)
+
+
 def of_curves(follow: Callable) -> list[Row]:
     """What insertion and deletion refuse alike."""
     return [
@@ -104,8 +108,18 @@ REFUSALS: dict[str, list[Row]] = {
     "structural_similarity": [
         *of_pairs(metrics.structural_similarity, "maps", "others"),
         ("small", lambda: metrics.structural_similarity(MAPS[:, 2:], MAPS[:, 2:]), "11 x 11 pixel"),
+        ("1 x 1", lambda: similarity(window=1), "window, the side .* an int >= 3; got 1"),
+        ("4 x 4", lambda: similarity(window=4), "window, the side .* must be odd; got 4"),
+        ("a word", lambda: similarity(window="gaussian"), "window, .* got 'gaussian'"),
+        ("valid", lambda: similarity(valid=MAPS), "valid must be bool; got a Tensor"),
+        ("of 1", lambda: similarity(valid=MAPS[:1] > 0), "maps and valid must be of one shape"),
+        ("not one", lambda: similarity(valid=True), "valid must be .* got .*True"),
     ],
-    "ssim_consistency": of_pairs(metrics.ssim_consistency, "view_of_maps", "maps_of_view"),
+    "ssim_consistency": [
+        *of_pairs(metrics.ssim_consistency, "view_of_maps", "maps_of_view"),
+        ("valid", lambda: metrics.ssim_consistency(MAPS, MAPS, MAPS), "valid must be bool; got"),
+    ],
+    "cose": of_values(metrics.cose, "consistency", "sensitivity"),
     "rank_correlation": [
         *of_maps(lambda maps: metrics.rank_correlation(maps, MAPS)),
         ("None", lambda: metrics.rank_correlation(MAPS, None), "references must be .* got None"),

@@ -48,8 +48,11 @@ PARAMS = {"iauc": {"n_steps": N_STEPS}, "road": {"noise": 0, "percentiles": (30,
 OF_CONFIDENCE = ("adcc", "arcc", "average_increase", "iauc", "dauc", "road", "consistency")
 
 
-# Five classes, and maps of others, are for tests of their own.
-OF_OTHERS = ("top5_localization_error", "pointing_game_reject", "reference_correlation")
+# Five classes, maps of others, and images that can be transformed, are for tests of their own.
+OF_OTHERS = (
+    *("top5_localization_error", "pointing_game_reject", "reference_correlation"),
+    *("cose", "cose_consistency", "cose_sensitivity"),
+)
 
 
 ALL = tuple(name for name in available() if name not in OF_OTHERS)

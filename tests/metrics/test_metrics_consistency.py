@@ -15,7 +15,7 @@ from small_networks import SmallNet, digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sklcam import ConsistentCAMClassifier
+from sklcam import CAMExplainer, ConsistentCAMClassifier
 from sklcam.cam import GradCAM, min_max, target_scores
 from sklcam.metrics import (
     coherency,
@@ -420,3 +420,26 @@ def test_constant_maps_are_counted_where_consistency_is_split_alone():
     with pytest.warns(UserWarning, match="60 of 60 images have a constant map"):
         result = evaluate(clf, X, metrics="consistency_kept")
     assert not result["consistency_kept"].any()
+
+
+def test_what_views_cannot_do_is_refused_before_any_work():
+    images = torch.rand(2, 4, 16, 16)
+    around = CAMExplainer(Pointwise(3, 4), target_layer="mix", image_size=16, mean=0, std=1).fit()
+    blurred, faded = (ViewSampler(**change) for change in ({"blur": 1}, {"color": 1}))
+    pictures = images.permute(0, 2, 3, 1).numpy()
+    for X, views, match in (
+        (images, blurred, r"blur=1.* changes colours.*X is the network's own input.*mean and std"),
+        (pictures, faded, r"color=1.* changes contrast or colour.* have 4 channels"),
+    ):
+        params = {"consistency": {"views": views}}
+        with pytest.raises(ValueError, match=match):
+            evaluate(around, X, metrics="consistency", metric_params=params)
+    params = {"consistency": {"views": ViewSampler(rotation=9)}}
+    assert evaluate(around, images, metrics="consistency", metric_params=params).means()
+    params = {"consistency": {"views": blurred}}
+    assert evaluate(around, pictures, metrics="consistency", metric_params=params).means()
+    number = CAMExplainer(Pointwise(1, 4), target_layer="mix", image_size=16, task="regression")
+    with pytest.raises(
+        ValueError, match=r"consistency_kept: the network returns numbers, .* a litt"
+    ):
+        evaluate(number.fit(images), images, metrics="consistency_kept")

@@ -106,7 +106,8 @@ def test_networks_of_other_precisions(dtype):
     options = {"y": LABELS, "metrics": ALL, "boxes": BOXES}
     result = measure(explainer(model, X=IMAGES.to(dtype)), IMAGES.to(dtype), **options)
     expected = measure(explainer(), **options)
-    assert all(np.isfinite(values).all() for values in result.values())
+    split = ("consistency_kept", "consistency_changed")  # each of some images
+    assert all(np.isfinite(result[name]).all() for name in result if name not in split)
     atol = 0.2 if dtype == torch.bfloat16 else 1e-4
     assert_same(result, expected, atol, ("complexity", "average_drop", "iauc", "dauc", "sparsity"))
 

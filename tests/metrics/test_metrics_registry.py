@@ -71,7 +71,7 @@ def registered(monkeypatch):
 
 
 def test_available_metrics_say_what_they_are():
-    assert len(available()) == 23 and available() == sorted(available())
+    assert len(available()) == 26 and available() == sorted(available())
     for name in available():
         metric = get_metric(name)
         assert metric.name == name and get_metric(metric) is metric

@@ -65,6 +65,8 @@ def truth(name):
 def options_of(name):
     if name == "pointing_game_reject":
         return {"threshold": 0.1}
+    if name.startswith("cose"):
+        return {"transformations": ["FlipLR"]}
     return {"n_steps": 4} if name.removeprefix("neg_") in ("iauc", "dauc") else {}
 
 
