@@ -343,7 +343,7 @@ def test_verbose_zero_is_silent(capfd):
     assert capfd.readouterr() == ("", "")
     classifier(verbose=1).fit(X, Y)
     out, err = capfd.readouterr()
-    assert "train_inconsistency" in out and "it/s" in err
+    assert "train_inconsistency" in out and not err  # there is no terminal for a bar
 
 
 # Labels
