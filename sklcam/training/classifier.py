@@ -193,8 +193,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         As in skorch, with the paper's defaults: SGD with momentum 0.9 and weight decay 1e-4 (given
         by ``optimizer__...``), a learning rate of 1e-3, cut to a tenth every 30 epochs by the
         callback ``lr_scheduler`` (``callbacks__lr_scheduler__step_size=20`` is every 20; a
-        scheduler among ``callbacks`` takes its place). There is no validation split unless
-        ``train_split`` makes one.
+        scheduler among ``callbacks`` takes its place). There is no validation unless
+        ``fit`` is given images for it, or ``train_split`` makes a split.
     classes : array-like or None, default=None
         The labels, where ``y`` may not hold them all. Those of a table of 0 and 1 name its columns,
         in their order; those of a regression, its numbers.
@@ -227,8 +227,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
         (one minus SSIM), ``train_norm`` and ``train_<name>`` of further terms, as far as they are
-        in use, and ``valid_...`` of each where there is a validation split. Weights that balance
-        themselves are ``train_alpha``, ``train_beta`` and ``train_<name>_weight``.
+        in use, and ``valid_...`` of each where there is validation. ``train_accuracy`` (for a
+        regression ``train_r2``) is what :meth:`score` measures, of the predictions that the loss
+        was of. Weights that balance themselves are ``train_alpha``, ``train_beta`` and
+        ``train_<name>_weight``.
 
     Warns
     -----
