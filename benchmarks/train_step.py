@@ -8,6 +8,9 @@ Times one optimiser step (zero_grad, forward, loss, backward, SGD) and takes its
 - sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own
   (``--memory`` chooses one of the two);
 - sklcam, auto: the first with alpha and beta that balance themselves (``--auto``);
+- with ``--objectives``, what else the classifier can be trained for: CGC as it was published (three
+  passes), the first of ours with terms in every fourth step (the mean of four), or with the view's
+  map as a constant, and energy in masks alone;
 - input gradient: the same loss with the map's gradient taken by way of the input, as
   pytorch-grad-cam's BaseCAM does with ``detach=False``: ``autograd.grad(score, input,
   create_graph=True)`` runs back through the whole network, and what passes the target layer is
@@ -59,11 +62,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.cam import GradCAM, target_scores
+from sklcam.cam import GradCAM, HiResCAM, target_scores
 from sklcam.datasets import load_class_folders
 from sklcam.images import ImageDataset, normalize
 from sklcam.networks import TargetLayer, record
 from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, Warp
+from sklcam.training._data import AnnotatedBatch
 
 BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,11 +83,12 @@ LOSS_SCALE = 2.0**8
 
 @dataclass(frozen=True)
 class Batch:
-    """What every contender gets: uint8 images, class indices, and a view of each image."""
+    """What contenders get: uint8 images, class indices, a view and a mask of each image."""
 
     pixels: Tensor
     labels: Tensor
     warp: Warp
+    masks: Tensor
 
     def images(self) -> Tensor:
         return normalize(self.pixels, MEAN, STD)
@@ -106,6 +111,7 @@ class Contender:
 
     network: nn.Module
     step: Callable[[], Tensor]
+    n_steps: int = 1  # that it makes at a time
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,10 @@ def classifier(
     height, width = batch.pixels.shape[-2:]
     clf = ConsistentCAMClassifier(
         module,
+        **{"augment": None, **options},
         image_size=(height, width),
         mean=MEAN,
         std=STD,
-        augment=None,
         views=RecordedViews(warp=batch.warp),
         memory=memory,
         precision=setting.precision,
@@ -207,10 +213,10 @@ def classifier(
         device=setting.device,
         random_state=SEED,
         verbose=0,
-        **options,
     )
     classes = range(max(2, int(batch.labels.max()) + 1))
-    clf.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes)
+    masks = batch.masks.cpu() if options.get("gamma") else None
+    clf.partial_fit(batch.pixels.cpu(), batch.labels.cpu(), classes=classes, masks=masks)
     clf.scaler_ = setting.scaler()
     clf.history.new_epoch()
     clf.history.new_batch()
@@ -218,18 +224,53 @@ def classifier(
 
 
 def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
+    annotated = AnnotatedBatch((batch.pixels, batch.labels))
+    annotated.annotations = {"masks": batch.masks} if clf.gamma else {}
+
     def step() -> Tensor:
         # What fit_loop puts around its steps.
         with clf._own_randomness(), clf._differentiating():
-            # From the same seed each time, as the others: dropout and stochastic depth.
-            torch.manual_seed(SEED)
-            return clf.train_step((batch.pixels, batch.labels))["loss"].detach()
+            for _ in range(clf.every):
+                if clf.every > 1:  # by which steps are counted
+                    clf.history.new_batch()
+                # From the same seed each time, as the others: dropout and stochastic depth.
+                torch.manual_seed(SEED)
+                loss = clf.train_step(annotated)["loss"].detach()
+            return loss
 
-    return Contender(clf.module_, step)
+    return Contender(clf.module_, step, n_steps=clf.every)
+
+
+def unchanged(image: Tensor) -> Tensor:
+    """Augment nothing: the others are given augmented images."""
+    return image
+
+
+OBJECTIVES: dict[str, dict[str, object]] = {
+    "CGC": {
+        "alpha": 0.5,
+        "beta": 0,
+        "agreement": "cgc",
+        "phi": HiResCAM(),
+        "view_target": "shared",
+        "ce_on": "all",
+        "augment": unchanged,
+    },
+    "every fourth": {"every": 4},
+    "constant view": {"view_gradient": False},
+    "energy": {"alpha": 0, "beta": 0, "gamma": 1.0},
+}
 
 
 def contenders(
-    arch: str, batch: Batch, setting: Setting, memories: list[str], layer: str, *, auto: bool
+    arch: str,
+    batch: Batch,
+    setting: Setting,
+    memories: list[str],
+    layer: str,
+    *,
+    auto: bool,
+    objectives: bool,
 ) -> dict[str, Contender]:
     first = classifier(arch, batch, setting, memories[0], target_layer=layer)
     network = first.module_
@@ -237,16 +278,18 @@ def contenders(
     others = [
         classifier(network, batch, setting, memory, target_layer=layer) for memory in memories[1:]
     ]
-    options = {"batch": batch, "setting": setting}
-    plain, two_views = partial(plain_loss, **options), partial(two_views_loss, **options)
-    by_input = partial(input_gradient_loss, **options, layer=first.target_layer_)
+    same = {"batch": batch, "setting": setting}
+    plain, two_views = partial(plain_loss, **same), partial(two_views_loss, **same)
+    by_input = partial(input_gradient_loss, **same, layer=first.target_layer_)
     weights = {"alpha": "auto", "beta": "auto"}
-    balanced = partial(classifier, network, batch, setting, "normal", target_layer=layer, **weights)
+    other = partial(classifier, network, batch, setting, "normal", target_layer=layer)
+    asked = {"sklcam, auto": weights} if auto else {}
+    asked |= OBJECTIVES if objectives else {}
     return {
         "plain": own_loop(network, plain, setting, setting.compiled),
         "two views": own_loop(network, two_views, setting, setting.compiled),
         **{OURS[clf.memory]: own_step(clf, batch) for clf in (first, *others)},
-        **({"sklcam, auto": own_step(balanced(), batch)} if auto else {}),
+        **{name: own_step(other(**options), batch) for name, options in asked.items()},
         "input gradient": own_loop(network, by_input, setting, compiled=False),
     }
 
@@ -290,13 +333,13 @@ def agree(
     print(f"  {' and '.join(names)} agree: {found}; {tolerance:.0e} is allowed")
 
 
-def seconds(step: Callable[[], Tensor], device: str) -> float:
+def seconds(contender: Contender, device: str) -> float:
     gc.collect()  # nobody pays for another's garbage
     wait(device)
     start = time.perf_counter()
-    step()
+    contender.step()
     wait(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / contender.n_steps
 
 
 def wait(device: str) -> None:
@@ -388,7 +431,9 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
         images = ImageDataset([found.data[i] for i in drawn], image_size=size)
         pixels = torch.stack([images[i][0] for i in range(n_images)])
         labels = torch.from_numpy(np.searchsorted(found.target_names, found.target[drawn]))
-    return Batch(pixels.to(device), labels.to(device), warp.to(device))
+    masks = torch.zeros(n_images, size, size)
+    masks[:, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return Batch(pixels.to(device), labels.to(device), warp.to(device), masks.to(device))
 
 
 def measure(
@@ -400,16 +445,17 @@ def measure(
     layer: str,
     *,
     auto: bool,
+    objectives: bool,
 ) -> None:
     print(f"\n{arch}", flush=True)
     device = setting.device
     torch._dynamo.reset()  # networks of one family share their code, and the room for its variants
-    field = contenders(arch, batch, setting, memories, layer, auto=auto)
+    field = contenders(arch, batch, setting, memories, layer, auto=auto, objectives=objectives)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
-        seconds(contender.step, device)
+        seconds(contender, device)
     rounds = [
-        {name: seconds(contender.step, device) for name, contender in field.items()}
+        {name: seconds(contender, device) for name, contender in field.items()}
         for _ in range(repeats)
     ]
     peaks = {name: peak_memory(contender, device) for name, contender in field.items()}
@@ -447,6 +493,7 @@ def main() -> None:
         "--memory", nargs="+", default=list(OURS), choices=OURS, help="which of ours"
     )
     parser.add_argument("--auto", action="store_true", help="balanced weights, too")
+    parser.add_argument("--objectives", action="store_true", help="CGC, lazy terms, masks, too")
     parser.add_argument("--target-layer", default="auto")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
@@ -475,7 +522,8 @@ def main() -> None:
     batch = load(options.data, options.batch_size, options.image_size, device)
     for arch in options.arch:
         layer = options.target_layer
-        measure(arch, batch, options.repeats, setting, memories, layer, auto=options.auto)
+        rows = {"auto": options.auto, "objectives": options.objectives}
+        measure(arch, batch, options.repeats, setting, memories, layer, **rows)
 
 
 if __name__ == "__main__":
