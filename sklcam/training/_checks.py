@@ -12,14 +12,15 @@ from typing import Any
 import skorch.callbacks.lr_scheduler
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Bunch
 from skorch.callbacks import LRScheduler, PassthroughScoring
 from skorch.callbacks.scoring import ScoringBase
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from sklcam._validation import suggestion
+from sklcam._validation import describe, suggestion
 from sklcam.networks.dry_run import unwrap
 from sklcam.training._data import TrainingImages
 
@@ -38,6 +39,15 @@ def check_validates(validation: Any, train_split: object) -> bool:
             "others of X: leave one of the two out."
         )
     return validation is not None or train_split is not None
+
+
+def check_train_split(train_split: object) -> None:
+    """Raise a ValueError for images to validate on in the place of what splits X."""
+    if isinstance(train_split, tuple | Dataset | Bunch):
+        raise ValueError(
+            "train_split splits X; images to validate on are given to fit: fit(X, y, "
+            f"validation=(X_val, y_val)). Got {describe(train_split)}."
+        )
 
 
 def check_fit_params(fit_params: Mapping[str, Any]) -> None:

@@ -285,9 +285,11 @@ def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tens
         return None
     weights = np.asarray(_as_array(sample_weight))
     if weights.shape != (n_images,) or weights.dtype.kind not in "biuf":
+        is_pair = isinstance(sample_weight, tuple) and len(sample_weight) == 2
+        by_name = " Give images to validate on by name, validation=(X_val, y_val)."
         raise ValueError(
             f"sample_weight must be one number for each of {n_images} images; got "
-            f"{describe(sample_weight)}."
+            f"{describe(sample_weight)}.{by_name if is_pair else ''}"
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ValueError(

@@ -16,6 +16,9 @@ _ELSEWHERE = {
     "class_weight": "To weigh classes, give criterion__weight, a tensor of one weight a class in "
     "the order of classes_ (criterion__pos_weight for one output or several labels); for images, "
     "fit(X, y, sample_weight=...).",
+    "validation": "Images to validate on are given to fit: fit(X, y, validation=(X_val, y_val)).",
+    "early_stopping": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",
+    "patience": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",
     "learning_rate": "Did you mean: lr?",
     "weight_decay": "Did you mean: optimizer__weight_decay?",
     "momentum": "Did you mean: optimizer__momentum?",

@@ -305,6 +305,7 @@ class ImageNeuralNet(LoggingNet):
     # Checks, at the door
 
     def _check_parameters(self) -> None:
+        checks.check_train_split(self.train_split)
         own = {name: vars(self)[name] for name in self._parameter_constraints}
         validate_parameter_constraints(
             self._parameter_constraints, own, caller_name=type(self).__name__

@@ -237,6 +237,26 @@ CLASSIFIER: list[Row] = [
         "train_split=.* would hold out others of X: leave one of the two out",
     ),
     (
+        "images where a split is asked for",
+        lambda: classifier(train_split=(X, Y)).fit(X, Y),
+        r"train_split splits X; .* fit\(X, y, validation=",
+    ),
+    (
+        "a pair in the place of weights",
+        lambda: classifier().fit(X, Y, (X, Y)),
+        r"(?s)sample_weight must be .* by name, validation=\(X_val, y_val\)",
+    ),
+    (
+        "validation as a parameter",
+        lambda: classifier(validation=(X, Y)).fit(X, Y),
+        r"no parameter 'validation'. Images to validate on are given to fit",
+    ),
+    (
+        "another library's early stopping",
+        lambda: classifier(early_stopping=True).fit(X, Y),
+        "no parameter 'early_stopping'. skorch stops early: callbacks=",
+    ),
+    (
         "another library's word",
         lambda: classifier().fit(X, Y, validation_data=(X, Y)),
         r"fit takes no validation_data: give validation=\(X_val, y_val\)",

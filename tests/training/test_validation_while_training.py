@@ -7,7 +7,9 @@ import pytest
 import torch
 from classifiers import NAMES, X, Y, classifier
 from PIL import Image
+from sklearn import config_context
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import ValidSplit
 from skorch.helper import predefined_split
@@ -162,6 +164,19 @@ def test_partial_fit_and_embedding_nets_are_validated():
         criterion=torch.nn.CrossEntropyLoss, miner=None, sampler=None, random_state=0,
     ).fit(X[TRAIN], Y[TRAIN], validation=(X[VALID], Y[VALID]))  # fmt: skip
     assert np.isfinite(net.history[-1, "valid_loss"])
+
+
+def test_a_search_validates_each_fit_on_the_same_images():
+    given = (X[VALID], NAMES[VALID])
+    search = GridSearchCV(classifier(**PLAIN), {"lr": [0.01, 0.1]}, cv=2, error_score="raise")
+    search.fit(X[TRAIN], NAMES[TRAIN], validation=given)
+    best = search.best_estimator_
+    assert best.history[-1, "valid_accuracy"] == pytest.approx(best.score(*given))
+    with config_context(enable_metadata_routing=True):
+        clf = classifier(**PLAIN).set_fit_request(validation=True)
+        search = GridSearchCV(clf, {"lr": [0.01]}, cv=2, error_score="raise")
+        search.fit(X[TRAIN], NAMES[TRAIN], validation=given)
+    assert "valid_accuracy" in search.best_estimator_.history[-1]
 
 
 def test_a_plateau_of_accuracy_lowers_the_rate():
