@@ -83,29 +83,33 @@ def weight(text: str, scale: float = 1.0) -> Any:
 
 
 def trained(run: Run) -> ConsistentCAMClassifier:
-    """Train a run's classifier. Beta is given for 224 pixels, and the norm grows with the area."""
+    """Train a run's classifier."""
+    X, y = images_of(run, "train")
+    return ConsistentCAMClassifier(**classifier_options(run)).fit(X, y)
+
+
+def classifier_options(run: Run) -> dict[str, Any]:
+    """Return what makes a classifier. Beta is given for 224 pixels: the norm is as the area."""
     alpha, beta, p = run.setting.split(",")
     growth = (224 / run.image_size) ** (1 if p == "2" else 2)
-    clf = ConsistentCAMClassifier(
-        run.arch,
-        weights=run.weights,
-        image_size=run.image_size,
-        target_layer=run.target_layer,
-        alpha=weight(alpha),
-        beta=weight(beta, growth),
-        p=float(p),
-        view_target=run.view_target,
-        lr=run.lr,
-        max_epochs=run.epochs,
-        batch_size=run.batch_size,
-        callbacks__lr_scheduler__step_size=run.step_size,
-        channels_last=True,
-        device=run.device,
-        random_state=run.seed,
-        verbose=0,
-    )
-    X, y = images_of(run, "train")
-    return clf.fit(X, y)
+    return {
+        "module": run.arch,
+        "weights": run.weights,
+        "image_size": run.image_size,
+        "target_layer": run.target_layer,
+        "alpha": weight(alpha),
+        "beta": weight(beta, growth),
+        "p": float(p),
+        "view_target": run.view_target,
+        "lr": run.lr,
+        "max_epochs": run.epochs,
+        "batch_size": run.batch_size,
+        "callbacks__lr_scheduler__step_size": run.step_size,
+        "channels_last": True,
+        "device": run.device,
+        "random_state": run.seed,
+        "verbose": 0,
+    }
 
 
 def measured(run: Run) -> tuple[Run, dict[str, Any]]:
@@ -140,13 +144,19 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
 
 def images_of(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (n, size, size, 3), uint8, and labels, of "train", "held out" or "test"."""
+    bunch, chosen = rows_of(run, part)
+    return _decoded(run.data, part == "test", tuple(chosen), run.image_size), bunch.target[chosen]
+
+
+def rows_of(run: Run, part: str) -> tuple[Bunch, np.ndarray]:
+    """Return the images that there are, and which of them a run is about."""
     bunch = _read(run.data)["test" if part == "test" else "train"]
     classes = sorted(set(_read(run.data)["train"].target))[: run.n_classes]
     chosen = np.flatnonzero(np.isin(bunch.target, classes))
     if part == "held out" or (part == "train" and run.held_out):
         is_held = _last_third(bunch.target[chosen])
         chosen = chosen[is_held if part == "held out" else ~is_held]
-    return _decoded(run.data, part == "test", tuple(chosen), run.image_size), bunch.target[chosen]
+    return bunch, chosen
 
 
 def _last_third(labels: np.ndarray) -> np.ndarray:
