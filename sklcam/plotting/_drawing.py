@@ -135,6 +135,17 @@ def box(place: Axes, corners: Sequence[float] | np.ndarray, style: Mapping[str, 
         place.add_patch(frame)
 
 
+def outline(place: Axes, corners: np.ndarray, style: Mapping[str, Any]) -> None:
+    """Draw a polygon, (n_corners, 2), as :func:`box` draws a box."""
+    from matplotlib.patches import Polygon
+
+    looks: tuple[tuple[float, Any], ...] = ((3.6, {"color": "white"}), (1.8, style))
+    for width, look in looks:
+        frame = Polygon(corners, fill=False, linewidth=width, **look)
+        frame.set_clip_on(False)
+        place.add_patch(frame)
+
+
 def stacked(*parts: str) -> str:
     """Return lines of text, without the empty ones."""
     return "\n".join(part for part in parts if part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod
+from sklcam.images.photometric import Photometry
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
@@ -122,13 +123,15 @@ class ViewPairDisplay(Display):
         seen = {}
         for name, evaluator in evaluators.items():
             _, batches = evaluator.run(observe=_see_pairs, progress=False)
-            seen[name] = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
-        images, matrices, *_ = next(iter(seen.values()))
+            drawn = [warp for warp, *_ in batches]  # the same for all
+            arrays = zip(*(rest for _, *rest in batches), strict=True)
+            seen[name] = [np.concatenate(parts) for parts in arrays]
+        images, *_ = next(iter(seen.values()))
         display = cls(
             images=list(images),
-            views=Warp(torch.from_numpy(matrices)),
-            maps={name: arrays[2] for name, arrays in seen.items()},
-            maps_of_views={name: arrays[3] for name, arrays in seen.items()},
+            views=_joined(drawn),
+            maps={name: arrays[1] for name, arrays in seen.items()},
+            maps_of_views={name: arrays[2] for name, arrays in seen.items()},
         )
         return display.plot(**options)
 
@@ -145,7 +148,9 @@ class ViewPairDisplay(Display):
         """The number below each pair."""
         return {
             name: ssim_consistency(
-                torch.as_tensor(maps), torch.as_tensor(np.asarray(self.maps_of_views[name]))
+                torch.as_tensor(maps),
+                torch.as_tensor(np.asarray(self.maps_of_views[name])),
+                None if self.views.is_inside else self.views.valid(maps.shape[1:]),
             ).numpy()
             for name, maps in self.views_of_maps.items()
         }
@@ -186,11 +191,11 @@ class ViewPairDisplay(Display):
             cell=1.4,
             title=0.22,
         )
-        crops, mirrored = _crops(self.views)
+        frames, mirrored = _frames(self.views)
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
-            view = _warped(image, Warp(self.views.matrix[i : i + 1]))
+            view = _warped(image, self.views[i : i + 1])
             self.ims_[i, :2] = draw.image(places[0], image), draw.image(places[1], view)
-            draw.box(places[0], crops[i] * np.array(image.shape[1::-1] * 2), draw.RIGHT)
+            draw.outline(places[0], frames[i] * np.array(image.shape[1::-1]), draw.RIGHT)
             draw.caption(places[1], "mirrored" if mirrored[i] else "")
             for m, name in enumerate(self.maps):
                 three = self.maps[name], self.views_of_maps[name], self.maps_of_views[name]
@@ -380,11 +385,28 @@ class ConsistencyDisplay(Display):
         return self
 
 
-def _see_pairs(measurement: Measurement) -> tuple[np.ndarray, ...]:
-    """Return images, the matrices of their views, and the maps of both."""
-    tensors = measurement["warp"].matrix, measurement["view_maps"], measurement["maps_of_view"]
+def _see_pairs(measurement: Measurement) -> tuple[Warp, np.ndarray, np.ndarray, np.ndarray]:
+    """Return how images were viewed, the images, and the maps of them and of their views."""
+    maps, of_view = (
+        measurement[name].float().cpu().numpy() for name in ("view_maps", "maps_of_view")
+    )
     pictures = np.stack(pictures_of_batch(measurement.batch))
-    return pictures, *(tensor.float().cpu().numpy() for tensor in tensors)
+    return measurement["warp"].to("cpu"), pictures, maps, of_view
+
+
+def _joined(warps: Sequence[Warp]) -> Warp:
+    """Return the views of all batches as one."""
+    found: dict[str, Any] = {}
+    changes = [warp.photometry for warp in warps]
+    for field in fields(Photometry):
+        parts = [getattr(each, field.name) for each in changes if each is not None]
+        if parts:
+            found[field.name] = torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0]
+    return Warp(
+        torch.cat([warp.matrix for warp in warps]),
+        Photometry(**found) if found else None,
+        is_inside=all(warp.is_inside for warp in warps),
+    )
 
 
 def _evaluators(
@@ -408,14 +430,12 @@ def _evaluators(
 def _warped(image: np.ndarray, view: Warp) -> np.ndarray:
     pixels = torch.from_numpy(image)
     if image.ndim == 2:
-        return view(pixels[None])[0].numpy()
-    return view(pixels.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        return view.of_images(pixels[None, None])[0, 0].numpy()
+    return view.of_images(pixels.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
 
-def _crops(views: Warp) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frame of each view in its image, as shares of the sides, and if it is mirrored."""
+def _frames(views: Warp) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of each view in its image, (n, 4, 2), as shares, and if it is mirrored."""
     matrix = views.matrix.cpu().double().numpy()
-    half = np.abs(matrix[:, [0, 1], [0, 1]])
-    middle = matrix[:, :, 2]
-    corners = np.concatenate([middle - half, middle + half], axis=1)
-    return (corners + 1) / 2, matrix[:, 0, 0] < 0
+    corners = np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], dtype=float)
+    return (corners @ matrix.transpose(0, 2, 1) + 1) / 2, np.linalg.det(matrix[:, :, :2]) < 0

@@ -9,7 +9,6 @@ from displayed import (
     AWKWARD,
     VIEWS,
     X,
-    rectangles,
     titles,
 )
 from numpy.testing import assert_allclose, assert_array_equal
@@ -22,7 +21,7 @@ from sklcam.plotting import (
     ConsistencyDisplay,
     ViewPairDisplay,
 )
-from sklcam.training import Warp
+from sklcam.training import ViewSampler, Warp
 
 
 def test_pairs_are_those_of_the_metric(fitted, other):
@@ -53,13 +52,36 @@ def test_views_are_drawn_where_they_are():
     views = Warp.from_crops(torch.tensor([[0.25, 0.5, 0.5, 0.25]]), flip=torch.tensor([True]))
     maps = {"": torch.rand(1, 16, 16).numpy()}
     display = ViewPairDisplay(images=[image], views=views, maps=maps, maps_of_views=maps).plot()
-    assert_allclose(rectangles(display.axes_[0, 0]), [(2, 4, 6, 6)])
+    (frame, _) = (patch.get_xy() for patch in display.axes_[0, 0].patches)
+    assert_allclose(frame, [(6, 4), (2, 4), (2, 6), (6, 6), (6, 4)])  # its corners, mirrored
     assert titles(display.axes_[0, :2]) == ["image", "view"]
     assert display.axes_[0, 1].get_xlabel() == "mirrored"
     mirror = Warp.from_crops(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), flip=torch.tensor([True]))
     display = ViewPairDisplay(images=[image], views=mirror, maps=maps, maps_of_views=maps).plot()
     assert_array_equal(display.ims_[0, 1].get_array(), image[:, ::-1])
     assert_array_equal(display.ims_[0, 3].get_array(), maps[""][0][:, ::-1])
+
+
+def test_turned_and_faded_views_are_drawn_as_they_are(fitted):
+    views = ViewSampler((1, 1), (1, 1), flip=0, rotation=40, brightness=0.9)
+    display = ViewPairDisplay.from_estimator(fitted, X[:5], views=views, random_state=1)
+    params = {"consistency": {"views": views}}
+    values = evaluate(
+        fitted, X[:5], metrics="consistency", metric_params=params, random_state=1, progress=False
+    )["consistency"]
+    (ssim,) = display.ssim.values()
+    assert_allclose(ssim, values, atol=1e-5)
+    for i, image in enumerate(display.images):
+        corners = display.axes_[i, 0].patches[0].get_xy()[:4]
+        height, width = image.shape[:2]
+        # As large as the image, but turned about its middle.
+        assert_allclose(corners.mean(0), [width / 2, height / 2], atol=1e-4)
+        distances = np.linalg.norm(corners - corners.mean(0), axis=1)
+        assert_allclose(distances, np.hypot(width, height) / 2, rtol=1e-4)
+        view = display.views.photometry[i : i + 1]
+        shown, warped = display.ims_[i, 1].get_array(), display.views[i : i + 1]
+        expected = warped(torch.from_numpy(image)[None])[0] * view.brightness
+        assert_allclose(shown, expected.clamp(0, 1), atol=1e-5)
 
 
 def test_consistency_of_each_image(fitted, other):
