@@ -541,7 +541,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         return ["loss", *losses, *(term.name for term in terms), *weights]
 
     def _never_recorded(self) -> set[str]:
-        losses = {task.loss_name for task in TASKS.values()} - {self._task.loss_name}
+        names = {task.loss_name for task in TASKS.values()}
+        unused_copies = {"image": ("view", "augmented"), "view": ("augmented",)}.get(self.ce_on, ())
+        losses = names - {self._task.loss_name}
+        losses |= {f"{name}_{each}" for name in names for each in unused_copies}
         weights = {Consistency(): self.alpha, Sparsity(): self.beta}
         unused = {
             name

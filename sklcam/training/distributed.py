@@ -72,8 +72,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     The main process draws what a single one would draw, from ``random_state``; the others have
     streams of their own for views, augmentation and dropout. All start from its weights.
 
-    Batch normalisation sees the images of its own process. The running statistics are averaged
-    after each epoch.
+    Batch normalisation sees the images of its own process, and so do terms that couple images, such
+    as :class:`~sklcam.training.Contrastive`. The running statistics are averaged after each epoch.
 
     Validation, prediction and explanation are not shared: each process does all that it is asked
     for. So callbacks decide alike everywhere, and what follows training may be left to the main

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 import torch
 from accelerated import LARGE as X
-from accelerated import OneView, Y
+from accelerated import OneView, Plain, Y
 from by_hand import classifier, explained, first_gradient, gradient_of, resized, untrained
 from torch.nn import functional as F
 
+import sklcam
 from sklcam.cam import HiResCAM
 from sklcam.training import (
+    Balanced,
     Consistency,
     ConsistentCAMLoss,
     Contrastive,
+    Energy,
     Explanations,
+    GradMask,
+    RightReasons,
     ViewSampler,
     consistency_loss,
 )
@@ -186,6 +191,16 @@ def test_an_image_needs_others_to_be_told_from():
         with pytest.raises(ValueError, match=r"parts of one image\. Make the parts larger"):
             classifier(alpha=1, agreement="cgc", **sizes).fit(X, Y)
         classifier(alpha=0, agreement="cgc", max_epochs=0, **sizes).fit(X, Y)
+
+
+def test_objectives_go_through_files(tmp_path):
+    options = {"agreement": Contrastive(0.2), "gamma": Balanced(0.3), "mask_loss": "rrr"}
+    options |= {"terms": [Energy(0.1), GradMask(0.0), RightReasons(0.0)], "every": 2}
+    clf = classifier(**options, alpha=0.5, ce_on="view", view_gradient=False)
+    sklcam.save(clf, tmp_path / "clf.sklcam")
+    loaded = sklcam.load(tmp_path / "clf.sklcam", objects={"Plain": Plain})
+    for name in (*options, "ce_on", "view_gradient"):
+        assert getattr(loaded, name) == getattr(clf, name)
 
 
 def test_small_images_are_no_matter_without_a_window():

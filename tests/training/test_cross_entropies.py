@@ -15,6 +15,7 @@ from by_hand import (
     resized,
     untrained,
 )
+from skorch.callbacks import EarlyStopping
 from skorch.dataset import ValidSplit
 from torch.nn import functional as F
 
@@ -144,6 +145,14 @@ def test_validation_has_no_augmented_images():
     assert "valid_ce_augmented" not in row
     total = row["valid_ce"] + row["valid_ce_view"] + 0.5 * row["valid_inconsistency"]
     assert row["valid_loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_cross_entropy_that_there_is_can_be_monitored():
+    stopping = EarlyStopping(monitor="train_ce_view")
+    clf = classifier(ce_on="view", callbacks=[stopping], max_epochs=0)
+    clf.fit(X, Y)
+    with pytest.raises(ValueError, match="'train_ce_view', which is not recorded"):
+        clf.set_params(ce_on="image").fit(X, Y)
 
 
 def test_what_is_augmented_is_asked_for():
