@@ -158,7 +158,7 @@ def evaluate(
         ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
         ``percentiles`` of :func:`road`; ``tolerance`` of :func:`pointing_game`; ``threshold`` of
         :func:`box_from_map` and ``iou_threshold`` of :func:`localization_accuracy`; ``method`` and
-        ``views`` of ``"consistency"``; ``occlusion`` of ``"rank_correlation"``; ``grid`` of
+        ``views`` of ``"consistency"``; those of :func:`cose`; ``occlusion`` of ``"rank_correlation"``; ``grid`` of
         ``"reference_correlation"``. The ``threshold`` of ``"pointing_game_reject"`` has no
         default: see :func:`rejection_threshold`. ``"iauc"`` and
         ``"dauc"`` share their curves: an option given to one of them holds for both. ``start`` and
@@ -245,8 +245,8 @@ def consistency_score(
     method : str, Method or None, default=None
         The explanation; None is Grad-CAM without the ReLU, as in training.
     views : ViewSampler or None, default=None
-        The distribution of crops and flips; None is the paper's, whatever an estimator was trained
-        with, so that estimators can be compared.
+        The distribution of views; None is the paper's crops and flips, whatever an estimator was
+        trained with, so that estimators can be compared.
     random_state : int, RandomState or None, default=0
         One seed gives every model and every batch size the same views.
 
