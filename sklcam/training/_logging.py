@@ -89,6 +89,8 @@ class ResumedSchedule(LRScheduler):
 
     def _get_scheduler(self, net: NeuralNet, policy: Any, **options: Any) -> Any:
         groups = net.optimizer_.param_groups
+        for group in groups if net.history else ():
+            group.setdefault("initial_lr", group["lr"])  # of an optimizer that was not kept
         before = [{key: value for key, value in each.items() if key != "params"} for each in groups]
         if net.history and self.step_every == "batch":
             options.setdefault("last_epoch", self.batch_idx_ - 1)

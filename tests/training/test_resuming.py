@@ -78,6 +78,13 @@ def test_a_checkpoint_of_skorch_goes_on(tmp_path):
     assert torch.allclose(weights(resumed), weights(whole), atol=1e-6)
 
 
+def test_a_checkpoint_without_its_optimizer_goes_on(tmp_path):
+    keep = Checkpoint(monitor=None, dirname=str(tmp_path), f_optimizer=None)
+    options = {"callbacks": [keep, LoadInitState(keep)], **NO_RANDOMNESS}
+    classifier(**options).fit(X, Y)
+    assert len(classifier(**options).fit(X, Y).history) == 2
+
+
 def test_the_best_epoch_is_that_of_all_training(tmp_path):
     keep = Checkpoint(monitor=None, dirname=str(tmp_path))
     options = {"callbacks": [keep, LoadInitState(keep)], "max_epochs": 1, **NO_RANDOMNESS}
