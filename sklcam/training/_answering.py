@@ -108,7 +108,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Returns
         -------
         Tensor of shape (n_images, ...)
-            See :meth:`sklcam.training.tasks.Task.outcome`.
+            See `sklcam.training.tasks.Task.outcome`.
         """
         decided = self.readout.decide(self._get_predict_nonlinearity()(y_pred.detach()))
         return self._task.outcome(decided, y.to(decided.device))
