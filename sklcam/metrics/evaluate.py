@@ -158,9 +158,9 @@ def evaluate(
         ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
         ``percentiles`` of :func:`road`; ``tolerance`` of :func:`pointing_game`; ``threshold`` of
         :func:`box_from_map` and ``iou_threshold`` of :func:`localization_accuracy`; ``method`` and
-        ``views`` of ``"consistency"``; those of :func:`cose`; ``occlusion`` of ``"rank_correlation"``; ``grid`` of
-        ``"reference_correlation"``. The ``threshold`` of ``"pointing_game_reject"`` has no
-        default: see :func:`rejection_threshold`. ``"iauc"`` and
+        ``views`` of ``"consistency"``; those of :func:`cose`; ``occlusion`` of
+        ``"rank_correlation"``; ``grid`` of ``"reference_correlation"``. The ``threshold`` of
+        ``"pointing_game_reject"`` has no default: see :func:`rejection_threshold`. ``"iauc"`` and
         ``"dauc"`` share their curves: an option given to one of them holds for both. ``start`` and
         ``end`` are functions of a batch of images.
     batch_size : int or None, default=None

@@ -152,7 +152,7 @@ CLASSIFIERS = {
     "validation": {"train_split": ValidSplit(KFold(3)), "callbacks": [("stop", EarlyStopping())]},
     "schedule": {"callbacks": [LRScheduler("StepLR", step_size=1, gamma=0.5)]},
     "one cycle": {"callbacks": [LRScheduler(OneCycleLR, max_lr=0.1, total_steps=9)]},
-    "views": {"views": ViewSampler(scale=(0.5, 1.0)), "augment": None},
+    "views": {"views": ViewSampler((0.5, 1.0), rotation=9, blur=1, grey=0.1), "augment": None},
     "augment": {"augment": FLIP},
     "instance": {"module": NETWORK, "target_layer": TargetLayer("4"), "mean": [0.1]},
     "torchvision": {"module": "squeezenet1_1", "image_size": 64},
