@@ -304,6 +304,13 @@ def test_boxes_are_shares_of_pixels():
     torch.testing.assert_close(masks, expected)
 
 
+def test_boxes_stay_with_images_that_are_taken_as_they_are():
+    """What is augmented beside them has a cross-entropy alone."""
+    plain, _ = watched(boxes=BOXES)
+    beside, _ = watched(boxes=BOXES, options={"ce_on": "all", "augment": "auto"})
+    assert torch.equal(plain, beside)
+
+
 def test_masks_and_boxes_of_different_images():
     boxes = [
         None if mask is not None else box for mask, box in zip(MASKS, BOXES[::-1], strict=True)
