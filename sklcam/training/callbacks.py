@@ -2,7 +2,8 @@
 
 Consistent and sparse maps are easy to have of a network that classifies nothing: blank ones, or a
 spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both. That is what the
-warning looks for.
+warning looks for, and for maps that are the same whatever the image, which one that does classify
+may have as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from torch import Tensor
 from sklcam._validation import check_count, check_number, check_tensor, describe
 from sklcam.cam.maps import rounding
 
+_OF_MAPS = ("constant_maps", "corner_maps", "alike_maps")
+_ALIKE = 0.9  # the correlation of maps that hardly depend on the image
+
 
 def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> dict[str, Tensor]:
     """Return the signs of a collapse, as shares of a batch.
@@ -42,7 +46,9 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     dict of str to scalar Tensor, in [0, 1]
         ``correct``: images that are classified correctly, if there are classes. ``constant_maps``:
         maps of a single value, up to rounding. ``corner_maps``: maps that vary, and are highest in
-        one of the four corners; none where a layer has no other places.
+        one of the four corners; none where a layer has no other places. ``alike_maps``: maps that
+        vary, and correlate by more than 0.9 with the mean of the other images' maps, each map taken
+        as a deviation from its mean, of length 1; none of fewer than four images.
 
     Raises
     ------
@@ -56,8 +62,9 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     >>> from sklcam.training import signs_of_collapse
     >>> maps = torch.zeros(2, 3, 3)
     >>> maps[1, 0, 2] = 1
-    >>> signs_of_collapse(torch.eye(2), torch.tensor([0, 0]), maps)
-    {'correct': tensor(0.5000), 'constant_maps': tensor(0.5000), 'corner_maps': tensor(0.5000)}
+    >>> signs = signs_of_collapse(torch.eye(2), torch.tensor([0, 0]), maps)
+    >>> {name: share.item() for name, share in signs.items()}
+    {'correct': 0.5, 'constant_maps': 0.5, 'corner_maps': 0.5, 'alike_maps': 0.0}
     """
     check_tensor("logits", logits, "n_images", "n_classes")
     check_tensor("maps", maps, "n_images", "height", "width")
@@ -78,12 +85,27 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     at = maps.flatten(1).argmax(dim=1)
     row, column = at // columns, at % columns
     in_corner = ((row == 0) | (row == rows - 1)) & ((column == 0) | (column == columns - 1))
-    if min(rows, columns) < 3:  # too small for the highest place to say anything
-        in_corner = torch.zeros_like(in_corner)
-    shares = {"constant_maps": is_constant, "corner_maps": in_corner & ~is_constant}
+    is_alike = _correlations_with_others(maps) > _ALIKE
+    if min(rows, columns) < 3:  # too small for the highest place, or the form, to say anything
+        in_corner, is_alike = torch.zeros_like(in_corner), torch.zeros_like(is_alike)
+    if len(maps) < 4:
+        is_alike = torch.zeros_like(is_alike)
+    shares = {
+        "constant_maps": is_constant,
+        "corner_maps": in_corner & ~is_constant,
+        "alike_maps": is_alike & ~is_constant,
+    }
     if classes is not None:
         shares = {"correct": logits.detach().argmax(dim=1) == classes, **shares}
     return {name: which.float().mean() for name, which in shares.items()}
+
+
+def _correlations_with_others(maps: Tensor) -> Tensor:
+    """Return the correlation of each map with the mean of the other images' maps."""
+    deviations = maps.flatten(1) - maps.mean(dim=(-2, -1))[:, None]
+    deviations = torch.nn.functional.normalize(deviations, dim=1)
+    others = deviations.sum(dim=0) - deviations
+    return torch.nn.functional.cosine_similarity(deviations, others, dim=1)
 
 
 class CollapseWarning(Callback):
@@ -99,12 +121,13 @@ class CollapseWarning(Callback):
         How many epochs in a row must look collapsed: a network that starts from random weights
         does at first.
     share : float in (0, 1], default=0.8
-        How many of an epoch's maps must be constant, or highest in a corner.
+        How many of an epoch's maps must be constant, highest in a corner, or like the others.
 
     Attributes
     ----------
     collapsed_ : dict of str to int
-        The epoch, counted from 1, of each warning: "chance", "constant_maps", "corner_maps".
+        The epoch, counted from 1, of each warning: "chance", "constant_maps", "corner_maps",
+        "alike_maps".
 
     Notes
     -----
@@ -112,6 +135,9 @@ class CollapseWarning(Callback):
     standard deviations of naming the most frequent class every time. It is looked at where an image
     has one class: of several labels an image, most are rare, and naming none is right most of the
     time also for a network that learns.
+
+    Maps of objects that all fill the same part of their image are alike, too, and need no mending.
+    Crops keep them apart in training.
 
     Examples
     --------
@@ -134,7 +160,7 @@ class CollapseWarning(Callback):
         check_count("patience", self.patience)
         check_number("share", self.share, 0, 1, closed="right")
         self.collapsed_: dict[str, int] = {}
-        self.in_a_row_ = {"chance": 0, "constant_maps": 0, "corner_maps": 0}
+        self.in_a_row_ = dict.fromkeys(("chance", *_OF_MAPS), 0)
         return self
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -153,7 +179,8 @@ class CollapseWarning(Callback):
         lost = not math.isfinite(net.history[-1].get("train_loss", 0.0))  # the net warns of that
         if lost or not shares:  # no maps in this epoch
             return
-        found = {name: shares[name] >= self.share for name in ("constant_maps", "corner_maps")}
+        found = {name: shares[name] >= self.share for name in _OF_MAPS}
+        found["alike_maps"] &= not found["corner_maps"]  # which says more
         n_images, chance = int(self.counts_.sum()), math.nan
         if n_images:
             chance = float(self.counts_.max()) / n_images
@@ -172,7 +199,7 @@ class CollapseWarning(Callback):
         if not batches:
             return {}
         sizes = [batch["train_batch_size"] for batch in batches]
-        names = ("correct", "constant_maps", "corner_maps")
+        names = ("correct", *_OF_MAPS)
         return {
             name: float(np.average([batch[f"train_{name}"] for batch in batches], weights=sizes))
             for name in names
@@ -188,6 +215,8 @@ class CollapseWarning(Callback):
             "they agree and are sparse without explaining anything",
             "corner_maps": f"{shares['corner_maps']:.0%} of the maps are highest in a corner of "
             "the image, where they agree and are sparse without explaining anything",
+            "alike_maps": f"{shares['alike_maps']:.0%} of the maps are much the same whatever the "
+            "image, so that they agree without explaining it (unless all objects lie in one place)",
         }[name]
         return (
             f"For {self.patience} epochs, up to epoch {len(net.history)}: {seen}. The terms on "

@@ -395,7 +395,8 @@ def check_terms(terms: Iterable[Term]) -> None:
     """
     # skorch, the loss and the warning of a collapse write these.
     taken = {f"{loss}_{of}" for loss in ("ce", "criterion") for of in ("view", "augmented")}
-    taken |= {"loss", "ce", "criterion", "batch_size", "correct", "constant_maps", "corner_maps"}
+    taken |= {"loss", "ce", "criterion", "batch_size", "correct"}
+    taken |= {"constant_maps", "corner_maps", "alike_maps"}
     for term in terms:
         if not isinstance(term, Term):
             raise ValueError(f"terms must be of sklcam.training.Term; got {describe(term)}.")

@@ -266,8 +266,26 @@ def test_the_signs_by_hand():
     logits = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     signs = signs_of_collapse(logits, torch.tensor([0, 0, 1, 1, 1]), maps)
     assert {name: value.item() for name, value in signs.items()} == pytest.approx(
-        {"correct": 0.8, "constant_maps": 0.2, "corner_maps": 0.4}
+        {"correct": 0.8, "constant_maps": 0.2, "corner_maps": 0.4, "alike_maps": 0.0}
     )
+
+
+def test_maps_are_alike_if_they_correlate_with_the_others():
+    rng = np.random.default_rng(0)
+    common = rng.random((1, 5, 6))
+    maps = np.concatenate([3 * common + rng.uniform(0, 0.6, (6, 5, 6)), rng.random((2, 5, 6))])
+    maps = np.concatenate([maps, np.full((1, 5, 6), 2.0)]) * rng.uniform(1, 9, (9, 1, 1)) + 4
+    forms = maps.reshape(9, -1) - maps.mean(axis=(1, 2))[:, None]
+    forms[:8] /= np.linalg.norm(forms[:8], axis=1)[:, None]
+    forms[8] = 0  # a constant one has none
+    found = [np.corrcoef(forms[i], np.delete(forms, i, axis=0).sum(axis=0))[0, 1] for i in range(8)]
+    assert sum(correlation > 0.9 for correlation in found) == 6
+    signs = signs_of_collapse(torch.eye(9), None, torch.tensor(maps))
+    assert signs["alike_maps"].item() == pytest.approx(6 / 9)
+    # Of so few images, chance makes such maps; and of so few places, all maps are.
+    for few in (maps[:3], maps[:, :2]):
+        few = torch.tensor(few)
+        assert signs_of_collapse(torch.eye(9)[: len(few)], None, few)["alike_maps"] == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 5)])
@@ -308,7 +326,7 @@ def warned(**options):
     ("grid", "expected"),
     [
         (peak(0, 4), {"corner_maps": 5, "chance": 5}),
-        (peak(2, 2), {"chance": 5}),
+        (peak(2, 2), {"alike_maps": 5, "chance": 5}),
         (torch.full((4, 5), 7.0), {"constant_maps": 5, "chance": 5}),
     ],
 )
@@ -316,7 +334,11 @@ def test_a_collapse_is_warned_of_once(grid, expected):
     clf, messages = warned(module__grid=grid[None, None])
     assert dict(clf.callbacks_)["collapse_warning"].collapsed_ == expected
     assert len(messages) == len(expected)
-    seen = {"corner_maps": "100% of the maps are highest in a corner", "constant_maps": "100% of"}
+    seen = {
+        "corner_maps": "100% of the maps are highest in a corner",
+        "constant_maps": "are constant",
+    }
+    seen["alike_maps"] = "100% of the maps are much the same whatever the image"
     seen["chance"] = "most frequent class every time would give"
     for name in expected:
         (message,) = (each for each in messages if seen[name] in each)
@@ -358,7 +380,7 @@ def test_epochs_count_in_a_row():
         for corners in (1, 0, 1, 0, 1, 1, 1):
             net.history.new_epoch()
             callback.on_epoch_begin(net)
-            signs = {"correct": 1.0, "constant_maps": 0.0, "corner_maps": corners}
+            signs = {"correct": 1.0, "constant_maps": 0.0, "corner_maps": corners, "alike_maps": 0}
             net.history.new_batch()
             for name, share in {**signs, "batch_size": 400}.items():
                 net.history.record_batch(f"train_{name}", share)
