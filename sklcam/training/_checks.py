@@ -137,12 +137,12 @@ def check_monitors(
         option = "lower_is_better"
         if isinstance(callback, LRScheduler):
             lower, option = callback.kwargs.get("mode", "min") == "min", "mode"
-        wanted = is_better.get(monitor)
-        if lower is not None and wanted is not None and bool(lower) != bool(wanted):
-            value = ("min" if wanted else "max") if option == "mode" else bool(wanted)
+        # A default, where nothing else was said; a loss that is to rise was asked for.
+        if lower and is_better.get(monitor) is False:
+            value = "'max'" if option == "mode" else "False"
             raise ValueError(
-                f"{kind} monitors {monitor!r}, of which {'lower' if wanted else 'higher'} is "
-                f"better, and is told otherwise: set {option}={value!r}."
+                f"{kind} monitors {monitor!r}, of which higher is better, and is told otherwise: "
+                f"set {option}={value}."
             )
 
 

@@ -202,9 +202,11 @@ CLASSIFIER: list[Row] = [
         "'train_accuracy', of which higher is better, .* set lower_is_better=False",
     ),
     (
-        "a loss that should rise",
-        lambda: classifier(callbacks=[LRScheduler("ReduceLROnPlateau", mode="max")]).fit(X, Y),
-        "'train_loss', of which lower is better, .* set mode='min'",
+        "a rate that falls while accuracy rises",
+        lambda: classifier(
+            callbacks=[LRScheduler("ReduceLROnPlateau", monitor="train_accuracy")]
+        ).fit(X, Y),
+        "'train_accuracy', of which higher is better, .* set mode='max'",
     ),
     (
         "a folder to validate on",
