@@ -118,7 +118,7 @@ def filtered(images: Tensor, kernel: tuple[tuple[int, ...], ...]) -> Tensor:
     -------
     Tensor of the same shape
     """
-    weights = torch.tensor(kernel, dtype=images.dtype, device=images.device)
+    weights = torch.tensor(kernel, dtype=images.dtype).to(images.device, non_blocking=True)
     edge, (height, width) = len(kernel) // 2, images.shape[-2:]
     if min(height, width) <= 2 * edge:
         return images

@@ -173,7 +173,7 @@ class ViewSampler:
         boxes = self._boxes(
             draws, torch.full((n_images, 1), size[1] / size[0], dtype=torch.float64)
         )
-        crops = Warp.from_crops(boxes.float(), flip=self._flips(draws))
+        crops = Warp.from_crops(boxes.float(), flip=self._flips(draws), is_inside=True)
         rest = self._rest(draws, size)
         return crops if rest is None else crops.then(rest)
 

@@ -78,7 +78,7 @@ class Warp:
         return cls(torch.eye(2, 3).repeat(n_images, 1, 1), is_inside=True)
 
     @classmethod
-    def from_crops(cls, boxes: Tensor, flip: Tensor) -> Warp:
+    def from_crops(cls, boxes: Tensor, flip: Tensor, *, is_inside: bool | None = None) -> Warp:
         """Build views from crop boxes and flips.
 
         Parameters
@@ -87,6 +87,9 @@ class Warp:
             Left, top, width and height of each crop, as fractions of the image's sides.
         flip : Tensor of shape (n_images,), bool
             Whether the crop is then mirrored left to right.
+        is_inside : bool or None, default=None
+            Whether all boxes lie within their images. None looks, where the host need not wait for
+            it; what is not known counts as False.
 
         Returns
         -------
@@ -111,9 +114,9 @@ class Warp:
         matrix[:, 0, 2] = 2 * left + width - 1
         matrix[:, 1, 1] = height
         matrix[:, 1, 2] = 2 * top + height - 1
-        # A look at another device would make the host wait.
-        reach = torch.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1)
-        is_inside = boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
+        if is_inside is None:
+            reach = torch.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1)
+            is_inside = boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
         return cls(matrix, is_inside=is_inside)
 
     @classmethod
@@ -143,11 +146,9 @@ class Warp:
         # The quarter turns apart: a cosine of 90 degrees is not exactly 0.
         quarters = (degrees / 90).round()
         rest = torch.deg2rad(degrees - 90 * quarters)
-        turn = quarters.long() % 4
-        cos_of, sin_of = (
-            degrees.new_tensor([1, 0, -1, 0])[turn],
-            degrees.new_tensor([0, 1, 0, -1])[turn],
-        )
+        turn = quarters.remainder(4)
+        cos_of = (turn == 0).to(degrees.dtype) - (turn == 2).to(degrees.dtype)
+        sin_of = (turn == 1).to(degrees.dtype) - (turn == 3).to(degrees.dtype)
         cosine = cos_of * rest.cos() - sin_of * rest.sin()
         sine = sin_of * rest.cos() + cos_of * rest.sin()
         matrix = degrees.new_zeros(len(degrees), 2, 3)
