@@ -283,9 +283,9 @@ def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tens
     """Return the weight of each image, float32; a ValueError if they are not weights."""
     if sample_weight is None:
         return None
-    weights = np.asarray(_as_array(sample_weight))
-    if weights.shape != (n_images,) or weights.dtype.kind not in "biuf":
-        is_pair = isinstance(sample_weight, tuple) and len(sample_weight) == 2
+    is_pair = isinstance(sample_weight, tuple) and len(sample_weight) == 2 != n_images
+    weights = None if is_pair else np.asarray(_as_array(sample_weight))
+    if weights is None or weights.shape != (n_images,) or weights.dtype.kind not in "biuf":
         by_name = " Give images to validate on by name, validation=(X_val, y_val)."
         raise ValueError(
             f"sample_weight must be one number for each of {n_images} images; got "

@@ -13,9 +13,8 @@ from sklcam._validation import suggestion
 
 # What scikit-learn and others have by another name than skorch.
 _ELSEWHERE = {
-    "class_weight": "To weigh classes, give criterion__weight, a tensor of one weight a class in "
-    "the order of classes_ (criterion__pos_weight for one output or several labels); for images, "
-    "fit(X, y, sample_weight=...).",
+    "class_weight": "ConsistentCAMClassifier weighs classes; here an iterator_train__sampler can "
+    "draw some images more often.",
     "validation": "Images to validate on are given to fit: fit(X, y, validation=(X_val, y_val)).",
     "early_stopping": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",
     "patience": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",

@@ -125,7 +125,6 @@ def test_names_stand_for_the_numbers_that_are_predicted():
 @pytest.mark.parametrize(
     ("name", "instead"),
     {
-        "class_weight": r"criterion__weight.*criterion__pos_weight.*sample_weight",
         "learning_rate": r"Did you mean: lr\?",
         "weight_decay": "optimizer__weight_decay",
         "momentum": "optimizer__momentum",
