@@ -198,5 +198,5 @@ def test_getting_started_runs_from_top_to_bottom(tmp_path, monkeypatch):
     for block in blocks(DOCS / "getting_started.rst"):
         exec(compile(block, "getting_started.rst", "exec"), names)
     assert names["clf"].score(names["X_test"], names["y_test"]) > 0.9
-    written = {"photographs.png", "maps.png", "views.png", "report.html", "digits.sklcam"}
+    written = {"photographs.png", "maps.png", "views.png", "report.html", "photographs.sklcam"}
     assert {path.name for path in tmp_path.iterdir()} == written

@@ -252,9 +252,7 @@ def test_the_truth_comes_by_metadata_routing(kind, n_jobs):
     given = {"boxes": BOXES, "masks": MASKS}[kind]
     with config_context(enable_metadata_routing=True):
         scorer = get_scorer("heatmap_ratio").set_score_request(**{kind: True})
-        clf = classifier()
-        if kind == "masks":  # which training could ask for, too
-            clf.set_fit_request(masks=False)
+        clf = classifier().set_fit_request(**{kind: False})  # training could ask for them, too
         results = cross_validate(
             clf, X, Y, cv=KFold(3), scoring=scorer, params={kind: given}, n_jobs=n_jobs,
             error_score="raise", return_estimator=True,
@@ -270,8 +268,9 @@ def test_the_truth_comes_by_metadata_routing(kind, n_jobs):
 def test_boxes_are_routed_to_one_of_several_and_through_searches():
     with config_context(enable_metadata_routing=True), warnings.catch_warnings():
         several = explanation_scorer(["adcc", "pointing_game"]).set_score_request(boxes=True)
+        clf = classifier().set_fit_request(boxes=False)
         search = GridSearchCV(
-            classifier(), {"lr": [0.1]}, scoring=several, refit="pointing_game", cv=KFold(2),
+            clf, {"lr": [0.1]}, scoring=several, refit="pointing_game", cv=KFold(2),
             error_score="raise",
         ).fit(X, Y, boxes=BOXES)  # fmt: skip
         assert 0 <= search.best_score_ <= 1
@@ -280,7 +279,7 @@ def test_boxes_are_routed_to_one_of_several_and_through_searches():
             "pointing": get_scorer("pointing_game").set_score_request(boxes=True),
         }
         results = cross_validate(
-            classifier(), X, Y, cv=KFold(2), scoring=named, params={"boxes": BOXES},
+            clf, X, Y, cv=KFold(2), scoring=named, params={"boxes": BOXES},
             error_score="raise",
         )  # fmt: skip
     assert results["test_pointing"].mean() == pytest.approx(search.best_score_)
@@ -288,8 +287,9 @@ def test_boxes_are_routed_to_one_of_several_and_through_searches():
 
 def test_metadata_reach_a_scorer_by_its_request_alone():
     def scores(scorer):
+        clf = classifier().set_fit_request(boxes=False)
         return cross_validate(
-            classifier(), X, Y, cv=KFold(2), scoring=scorer, params={"boxes": BOXES},
+            clf, X, Y, cv=KFold(2), scoring=scorer, params={"boxes": BOXES},
             error_score="raise",
         )["test_score"]  # fmt: skip
 

@@ -180,9 +180,9 @@ def test_view_target_shared_explains_the_images_class(monkeypatch):
     seen = {}
     original = Step._maps
 
-    def spy(self, logits, classes):
+    def spy(self, logits, classes, **options):
         seen.setdefault(choice, []).append((logits.argmax(1), classes))
-        return original(self, logits, classes)
+        return original(self, logits, classes, **options)
 
     monkeypatch.setattr(Step, "_maps", spy)
     for choice in ("predicted", "shared"):

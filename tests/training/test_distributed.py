@@ -183,7 +183,10 @@ def test_the_main_process_explains_scores_and_saves_alone(together):
 @pytest.mark.slow
 def test_processes_with_other_data_are_refused(together):
     for found in together.found:
-        assert "were given different images, labels, masks, weights or classes" in found["refused"]
+        assert (
+            "were given different images, labels, masks, boxes, weights or classes"
+            in found["refused"]
+        )
 
 
 # A single process
