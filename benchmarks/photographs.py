@@ -27,9 +27,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from training_runs import weight
+from training_runs import likeness, weight
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, ViewPairDisplay
 from sklcam.cam import GradCAM
@@ -178,14 +179,10 @@ def measured(clf: ConsistentCAMClassifier, options: argparse.Namespace) -> dict[
         "accuracy": of_test["accuracy"].mean(),
         "consistency": of_test["consistency"].mean(),
         "on the photographs": np.mean([each["consistency"].mean() for each in of_photographs]),
-        "maps alike": likeness(clf.explain(photographs(), method=GradCAM(relu=False))),
+        "maps alike": likeness(
+            [torch.from_numpy(clf.explain(photographs(), method=GradCAM(relu=False)))]
+        ),
     }
-
-
-def likeness(maps: np.ndarray) -> float:
-    """Return the mean correlation of two images' maps."""
-    correlations = np.corrcoef(maps.reshape(len(maps), -1))
-    return correlations[np.triu_indices(len(maps), k=1)].mean()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import Bunch
+from torch import Tensor
+from torch.nn import functional as F
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import GradCAM
@@ -131,11 +135,13 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
             progress=False,
         )
         in_corners = np.mean(_highest_in_a_corner(clf, X))
+        alike = likeness(maps for maps, _ in _maps_of(clf, X))
     collapsed = dict(clf.callbacks_)["collapse_warning"].collapsed_
     by_image = {**values, **curves}
     return run, {
         **{name: [round(float(value), 5) for value in by_image[name]] for name in MEASURES},
         "corners": float(in_corners),
+        "alike": round(alike, 5),
         "warned of": [f"{what} in epoch {epoch}" for what, epoch in collapsed.items()],
         "cross-entropy": [round(float(value), 4) for value in clf.history[:, "train_ce"]],
         "seconds": round(time.monotonic() - started, 1),
@@ -184,10 +190,32 @@ def _decoded(data: str, is_test: bool, chosen: tuple[int, ...], size: int) -> np
     return np.stack([images[i][0].permute(1, 2, 0).numpy() for i in range(len(paths))])
 
 
+def likeness(batches: Iterable[Tensor]) -> float:
+    """Return the mean correlation of two images' maps, in [-1, 1]; a constant map's is 0.
+
+    Parameters
+    ----------
+    batches : iterable of Tensor of shape (n_images, height, width)
+    """
+    total, own = torch.zeros(()), torch.zeros(())
+    n_images = 0
+    for maps in batches:
+        flat = maps.flatten(1).double()
+        forms = F.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
+        total, own = total + forms.sum(dim=0), own + forms.square().sum()
+        n_images += len(maps)
+    # All pairs' products, less those of a map with itself.
+    return float((total.square().sum() - own) / (n_images * (n_images - 1)))
+
+
+def _maps_of(clf: ConsistentCAMClassifier, X: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in clf.iter_inputs(X):
+        yield clf.explain_inputs(batch, method=GradCAM(relu=False))
+
+
 def _highest_in_a_corner(clf: ConsistentCAMClassifier, X: np.ndarray) -> list[bool]:
     found: list[bool] = []
-    for batch in clf.iter_inputs(X):
-        maps, _ = clf.explain_inputs(batch, method=GradCAM(relu=False))
+    for maps, _ in _maps_of(clf, X):
         corners = maps[:, [0, 0, -1, -1], [0, -1, 0, -1]]
         found += (corners.amax(dim=1) == maps.amax(dim=(1, 2))).tolist()
     return found

@@ -39,9 +39,15 @@ def test_names_are_counted(splits, capsys, monkeypatch):
 
 
 def test_likeness_of_maps_is_the_mean_over_pairs():
-    import photographs
+    import torch
+    from training_runs import likeness
 
-    one = np.array([[0.0, 1.0], [0.0, 1.0]])
-    assert photographs.likeness(np.stack([one, one])) == pytest.approx(1)
+    one = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert likeness([torch.stack([one, one])]) == pytest.approx(1)
     # Of one map, its negative and its like at another scale, the pairs have -1, 1 and -1.
-    assert photographs.likeness(np.stack([one, 1 - one, 3 * one + 1])) == pytest.approx(-1 / 3)
+    assert likeness([one[None], torch.stack([1 - one, 3 * one + 1])]) == pytest.approx(-1 / 3)
+    maps = np.random.default_rng(0).random((7, 3, 4))
+    pairs = np.corrcoef(maps.reshape(7, -1))[np.triu_indices(7, k=1)]
+    assert likeness(torch.tensor(maps).split(3)) == pytest.approx(pairs.mean())
+    constant = torch.cat([torch.tensor(maps), torch.ones(1, 3, 4)])
+    assert likeness([constant]) == pytest.approx(pairs.sum() / 28)
