@@ -369,7 +369,12 @@ def _learned_by(
     if not estimator.initialized_ or "module_" not in own:
         return None, []
     scaler, sizes = own.get("scaler_"), own.get("gradient_sizes_")
-    fitted = _part_of(own, _schema_of_net(estimator))
+    # Others stand in the file under names that parameters have, too: the optimizer, the callbacks.
+    fitted = {
+        name: value
+        for name, value in _part_of(own, _schema_of_net(estimator)).items()
+        if name.endswith("_")
+    }
     learned = {
         **fitted,
         "origin_": write_origin(own["origin_"]),

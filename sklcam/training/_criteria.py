@@ -194,7 +194,8 @@ def weights_of_classes(
     if isinstance(class_weight, str):
         counts = np.bincount(labels, minlength=len(classes))
         n_present = np.count_nonzero(counts)
-        return len(labels) / (n_present * np.maximum(counts, 1))
+        shares = len(labels) / (n_present * np.maximum(counts, 1))
+        return np.where(counts, shares, 1.0)  # what there is none of says nothing of its weight
     known = {label: i for i, label in enumerate(classes.tolist())}
     by_name = {} if names is None else {name: i for i, name in enumerate(names.tolist())}
     weights = np.ones(len(classes))

@@ -28,8 +28,9 @@ class Trunk:
 def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     """Return what comes before the head of a network.
 
-    The head is the last layer that has weights, or several in a row that have as many outputs as
-    the network, and what comes after. What a network holds itself is of the trunk, as a token.
+    The head is the last layer that has weights, or several linear ones in a row that take as many
+    features and have as many outputs, and what comes after. What a network holds itself is of the
+    trunk, as a token.
 
     Parameters
     ----------
@@ -60,8 +61,12 @@ def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     n_outputs = output.shape[-1] if output.ndim > 1 else 1
     at = [i for i, part in enumerate(ran) if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)]
     start = len(ran)
-    while at and _width(ran[at[-1]]) == n_outputs:
+    if at and _widths(ran[at[-1]])[1] == n_outputs:
         start = at.pop()
+        head = _widths(ran[start])
+        # Several heads take the same features. A layer before one may be as wide by chance.
+        while at and head[0] != head[1] and _are_heads(ran[at[-1]], ran[start]):
+            start = at.pop()
     if start == len(ran) or not at:
         lacks = "nothing before it" if start < len(ran) else "no such layer at its end"
         raise ValueError(
@@ -69,16 +74,24 @@ def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
             f"of {n_outputs} output(s); {type(module).__name__} has {lacks}. Set "
             "requires_grad=False on what is not to be trained, and give the network as an instance."
         )
-    head = {
+    behind = {
         id(part) for part in ran[start:] if part is ran[start] or ran[start] not in part.modules()
     }
-    parts = tuple(part for part in module.modules() if id(part) not in head)
+    parts = tuple(part for part in module.modules() if id(part) not in behind)
     own = [parameter for part in parts for parameter in part.parameters(recurse=False)]
     return Trunk(parts, tuple(parameter for parameter in own if parameter.requires_grad))
 
 
-def _width(layer: Any) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+def _are_heads(one: nn.Module, other: nn.Module) -> bool:
+    are_linear = isinstance(one, nn.Linear) and isinstance(other, nn.Linear)
+    return are_linear and _widths(one) == _widths(other)
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Return how many features a layer takes, and how many it gives."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 class FreezingNet(RecalibratingNet):

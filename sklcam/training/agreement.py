@@ -241,20 +241,20 @@ def agreement_of(agreement: str | Comparison) -> Agreement:
     return _Own(agreement)
 
 
-def check_negatives(agreement: str | Comparison, batch_size: int, n_parts: int) -> None:
+def check_negatives(agreement: str | Comparison, n_together: int, n_parts: int) -> None:
     """Raise a ValueError if no image would have another to be told from.
 
     Parameters
     ----------
     agreement : {"ssim", "cgc", "mse"} or callable
-    batch_size : int
-        -1 is all images.
+    n_together : int
+        Images of a batch.
     n_parts : int
         In how many parts a batch goes through the network.
     """
-    if isinstance(agreement_of(agreement), Contrastive) and 0 < batch_size < 2 * n_parts:
+    if isinstance(agreement_of(agreement), Contrastive) and n_together < 2 * n_parts:
         raise ValueError(
             f"agreement={agreement!r} tells images of a part of a batch from each other, and "
-            f"batch_size={batch_size} with batch_accumulation={n_parts} leaves parts of one image. "
+            f"a batch of {n_together} with batch_accumulation={n_parts} leaves parts of one image. "
             "Make the parts larger."
         )

@@ -488,8 +488,6 @@ class ConsistentCAMClassifier(AnsweringNet):
             raise ValueError(
                 f'freeze={self.freeze} is neither "trunk" nor a number of epochs; None trains all.'
             )
-        if self.alpha:
-            check_negatives(self.agreement, self.batch_size, self.batch_accumulation)
 
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
@@ -501,6 +499,11 @@ class ConsistentCAMClassifier(AnsweringNet):
         else:
             annotations = replace(annotations, masks=None, boxes=None)  # read for nothing
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
+        if self.alpha:
+            n_together = (
+                len(found[0]) if self.batch_size < 0 else min(self.batch_size, len(found[0]))
+            )
+            check_negatives(self.agreement, n_together, self.batch_accumulation)
         options, weighs = self.get_params_for("criterion"), found[0].weights is not None
         names = self.classes_inferred_
         criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=weighs)

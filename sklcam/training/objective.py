@@ -253,7 +253,8 @@ def _values_of(term: Term, explained: Explanations) -> Tensor:
     has_graph = torch.is_grad_enabled() and any(maps.requires_grad for maps in leaves.values())
     if has_graph and not term.couples_images and explained.pixels is None:
         return _DifferentiatedAtOnce.apply(term, explained, tuple(leaves), *leaves.values())
-    return _zero_without_mask(_checked_values(term, explained), explained)
+    values = _checked_values(term, explained, is_trained=has_graph)
+    return _zero_without_mask(values, explained)
 
 
 def _as_needed(term: Term, explained: Explanations) -> Explanations:
@@ -269,12 +270,18 @@ def _as_needed(term: Term, explained: Explanations) -> Explanations:
     return explained
 
 
-def _checked_values(term: Term, explained: Explanations) -> Tensor:
+def _checked_values(term: Term, explained: Explanations, *, is_trained: bool) -> Tensor:
     values = term.values(explained)
     if not isinstance(values, Tensor) or values.shape != (len(explained),):
         raise ValueError(
             f"{type(term).__name__}.values must return a number for each of {len(explained)} "
             f"images, a Tensor of shape (n_images,); got {describe(values)}."
+        )
+    if is_trained and not values.requires_grad:
+        raise ValueError(
+            f"{type(term).__name__}.values cannot be differentiated, so that nothing would be "
+            "learned of it: compute it (or the agreement that it asks) of the maps by torch, "
+            "without detach(), numpy or torch.no_grad()."
         )
     return values
 
@@ -309,7 +316,7 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
             fields: dict[str, Any] = dict(zip(names, leaves, strict=True))
             some = replace(some, **fields)
             with torch.enable_grad():
-                value = _checked_values(term, some)
+                value = _checked_values(term, some, is_trained=True)
                 # The gradient of the sum is each image's own, as images do not see each other.
                 found = torch.autograd.grad(
                     value.sum(), [leaves[i] for i in wanted], materialize_grads=True

@@ -326,7 +326,7 @@ CLASSIFIER: list[Row] = [
     (
         "single images",
         lambda: classifier(agreement="cgc", batch_size=1).fit(X, Y),
-        "leaves parts of one image. Make the parts larger",
+        r"a batch of \d+ with .* leaves parts of one image. Make the parts larger",
     ),
     (
         "small images",

@@ -206,3 +206,26 @@ def test_objectives_go_through_files(tmp_path):
 def test_small_images_are_no_matter_without_a_window():
     clf = classifier(alpha=1, agreement="cgc", image_size=10).fit(X, Y)
     assert clf.history[-1, "train_inconsistency"] > 0
+
+
+@pytest.mark.parametrize("n_parts", [12, 24])
+@pytest.mark.parametrize("batch_size", [-1, 64])
+def test_negatives_are_counted_among_the_images_that_there_are(batch_size, n_parts):
+    options = {"agreement": "cgc", "alpha": 1.0, "batch_size": batch_size}
+    options["batch_accumulation"] = n_parts
+    clf = classifier(max_epochs=0, **options)
+    if n_parts == 12:
+        clf.fit(X[:24], Y[:24])
+        return
+    with pytest.raises(ValueError, match="a batch of 24 with batch_accumulation=24"):
+        clf.fit(X[:24], Y[:24])
+
+
+@pytest.mark.parametrize("couples", [True, False])
+def test_a_comparison_without_a_gradient_is_refused(couples):
+    def compare(one, other):
+        return torch.tensor(abs(one.detach().numpy() - other.detach().numpy()).mean((1, 2)))
+
+    compare.couples_images = couples
+    with pytest.raises(ValueError, match=r"cannot be differentiated, so that nothing would be lea"):
+        classifier(agreement=compare, alpha=1.0, beta=0, max_epochs=1).fit(X, Y)

@@ -134,6 +134,14 @@ def test_two_heads_in_a_row_and_norms_that_follow():
     assert {name.partition(".")[0] for name in heads} == {"one", "two", "norm"}
 
 
+@pytest.mark.parametrize("before", [nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 1)])
+@pytest.mark.parametrize("hidden", [[], [nn.Linear(5, 5), nn.ReLU()]])
+def test_a_layer_as_wide_as_there_are_classes_is_no_head(before, hidden):
+    net = nn.Sequential(before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden, nn.Linear(5, 5))
+    last = len(net) - 1
+    assert names_of_heads(net) == [f"{last}.weight", f"{last}.bias"]
+
+
 def test_label_smoothing_and_learning_rates_by_layer_are_torchs():
     smooth = classifier(alpha=0, beta=0, criterion__label_smoothing=0.2).fit(
         X, Y, validation=(X, Y)

@@ -71,3 +71,12 @@ def test_parameters_go_through_clones_and_files(tmp_path):
     sklcam.save(clf, tmp_path / "clf.sklcam")
     loaded = sklcam.load(tmp_path / "clf.sklcam", objects={"SmallNet": type(clf.module_)})
     assert (loaded.class_weight, loaded.freeze) == ({"one": 2.0}, 2)
+
+
+def test_a_class_that_is_not_there_is_not_weighed_up():
+    from sklcam.training._criteria import weights_of_classes
+    from sklcam.training.tasks import TASKS
+
+    labels, classes = np.array([1, 1, 1, 2]), np.arange(3)
+    found = weights_of_classes("balanced", TASKS["multiclass"], labels, classes, None)
+    np.testing.assert_allclose(found, [1, 4 / (2 * 3), 4 / (2 * 1)])  # n / (n_classes * n_of_each)
