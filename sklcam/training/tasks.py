@@ -228,7 +228,8 @@ class Regression(Task):
         # Not a mean over batches: the variance is that of all labels.
         if len(outcomes) < 2 or not bool(outcomes.isfinite().all()):
             return math.nan
-        return float(self.measure(*outcomes.unbind(dim=1)))
+        # scikit-learn 1.6 measures no tensors.
+        return float(self.measure(*outcomes.numpy().swapaxes(0, 1)))
 
 
 TASKS: dict[str, Task] = {
