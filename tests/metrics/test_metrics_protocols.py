@@ -483,7 +483,7 @@ def test_maps_of_one_maximum_are_rejected_together():
     assert _best_threshold(peaks, present, present) == 1
     above = np.nextafter(np.float32(1), np.float32(2))
     assert _best_threshold(peaks, ~present, ~present) == above
-    # Half-way between neighbours there is no number of 32 bits.
+    # Float32 has no number between these two neighbours.
     kept = np.array([False, True])
     assert np.float32(_best_threshold(np.array([1, float(above)]), kept, kept)) == above
 

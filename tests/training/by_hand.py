@@ -8,7 +8,7 @@ from small_networks import Gradients
 from torch import nn
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.training import consistency_loss
+from sklcam.training import Term, consistency_loss
 
 SIZE = (16, 16)
 FIXED = {
@@ -82,3 +82,20 @@ def scaled(raw):
 
 def inconsistency(raw, raw_of_view, warp):
     return consistency_loss(warp(scaled(raw)), scaled(raw_of_view))
+
+
+class Masks(Term):
+    """Keeps the masks that it gets."""
+
+    name = "masks"
+    needs = frozenset({"masks"})
+
+    def __init__(self):
+        self.seen = []
+
+    def values(self, explained):
+        self.seen.append(explained.masks)
+        return explained.maps.mean((1, 2))
+
+    def __deepcopy__(self, memo):
+        return self

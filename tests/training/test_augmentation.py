@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from by_hand import Masks
 from PIL import Image
 from small_networks import SmallNet
 from torch.nn import functional
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 
 from sklcam import ConsistentCAMClassifier
 from sklcam.images.views import Crop
-from sklcam.training import Term, ViewSampler
+from sklcam.training import ViewSampler
 
 Y = np.arange(16) % 2
 RAMP = np.tile(np.linspace(0, 1, 20, dtype=np.float32), (16, 16, 1))
@@ -131,23 +132,6 @@ def test_training_images_are_as_sharp_as_torchvisions():
     crops = [theirs(torch.from_numpy(image).permute(2, 0, 1)) for image in X for _ in range(3)]
     expected = sharpness(torch.stack(crops) / 255)
     assert sharpness(images) == pytest.approx(expected, rel=0.07)
-
-
-class Masks(Term):
-    """Keeps the masks that it gets."""
-
-    name = "masks"
-    needs = frozenset({"masks"})
-
-    def __init__(self):
-        self.seen = []
-
-    def values(self, explained):
-        self.seen.append(explained.masks)
-        return explained.maps.mean((1, 2))
-
-    def __deepcopy__(self, memo):
-        return self
 
 
 def test_masks_are_cropped_with_their_images():

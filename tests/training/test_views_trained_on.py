@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from by_hand import Masks
 from PIL import Image
 from small_networks import SmallNet
 from torchvision.transforms.v2 import functional as tv
@@ -12,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from sklcam import ConsistentCAMClassifier
 from sklcam.cam import min_max, upsample
 from sklcam.metrics import structural_similarity
-from sklcam.training import Consistency, Explanations, Term, ViewSampler
+from sklcam.training import Consistency, Explanations, ViewSampler
 
 SIDE = 24
 X = np.random.default_rng(0).random((8, SIDE, SIDE, 3), dtype=np.float32)
@@ -129,23 +130,6 @@ def test_augmented_images_are_turned_as_by_torchvision():
         assert off.min() < 0.02 < off.median()
         found.append(angles[off.argmin()])
     assert len(set(found)) == 8
-
-
-class Masks(Term):
-    """Keeps the masks that it gets."""
-
-    name = "masks"
-    needs = frozenset({"masks"})
-
-    def __init__(self):
-        self.seen = []
-
-    def values(self, explained):
-        self.seen.append(explained.masks)
-        return explained.maps.mean((1, 2))
-
-    def __deepcopy__(self, memo):
-        return self
 
 
 def test_masks_go_where_their_images_go_and_keep_their_brightness():
