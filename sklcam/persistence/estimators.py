@@ -47,8 +47,14 @@ from sklcam.persistence.networks import (
     write_network,
     write_origin,
 )
-from sklcam.persistence.states import check_generator, check_optimizer, check_scaler
+from sklcam.persistence.states import (
+    check_average,
+    check_generator,
+    check_optimizer,
+    check_scaler,
+)
 from sklcam.persistence.values import Reader, Writer, expect
+from sklcam.training.averaging import Average, average_of, floats_of
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.tasks import TASKS
 
@@ -71,6 +77,7 @@ _NET: dict[str, Any] = {
     "optimizer": dict,
     "scaler": dict | None,
     "gradient_sizes": dict | None,
+    "average": dict | None,
     "callbacks": dict,
     "history": list,
 }
@@ -382,6 +389,7 @@ def _learned_by(
         "optimizer": estimator.optimizer_.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         "gradient_sizes": None if sizes is None else sizes.averages,
+        "average": _average_in(estimator),
         "callbacks": {
             name: _part_of(vars(callback), _schema_of(callback))
             for name, callback in estimator.callbacks_
@@ -428,11 +436,24 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
     if learned["gradient_sizes"] is not None:
         net.__dict__["gradient_sizes_"] = training.GradientSizes()
         net.gradient_sizes_.averages = learned["gradient_sizes"]
+    if learned["average"] is not None:
+        n_steps, own = entries(learned["average"], "n_steps", "own")
+        values = {name: value.detach().clone() for name, value in floats_of(net.module_).items()}
+        check_average(values, n_steps, own)
+        net.__dict__["average_"] = Average(values, n_steps, own)
     callbacks = dict(net.callbacks_)
     for name, values in learned["callbacks"].items():
         _check_learned(values, _schema_of(callbacks[name]))
         callbacks[name].__dict__.update(values)
     net.__dict__["history_"] = History(map(_in_rows, learned["history"]))
+
+
+def _average_in(net: ImageNeuralNet) -> dict[str, Any] | None:
+    """Return the weights that an average has taken the place of, if nothing else has since."""
+    average = average_of(net)
+    if average is None or not average.own or not average.is_in(net.module_):
+        return None
+    return {"n_steps": average.n_steps, "own": average.own}
 
 
 def _schema_of_net(net: ImageNeuralNet) -> dict[str, Any]:

@@ -61,6 +61,16 @@ def check_scaler(scaler: GradScaler, state: dict[Any, Any]) -> None:
         raise PersistenceError("the state of the scaler is not one")
 
 
+def check_average(values: dict[str, Tensor], n_steps: Any, own: Any) -> None:
+    """Refuse weights that an average of these values cannot be of."""
+    if type(n_steps) is not int or n_steps < 0 or expect(own, dict, "own").keys() != values.keys():
+        raise PersistenceError("the weights that were averaged are not the network's")
+    for name, value in values.items():
+        other = expect(own[name], Tensor, "own")
+        if other.shape != value.shape or other.dtype != value.dtype:
+            raise PersistenceError(f"{name} is of another form than its average")
+
+
 def _fits(value: Any, wanted: Any) -> bool:
     """Whether an option may have come to be of that value: schedules change numbers alone."""
     if isinstance(wanted, tuple | list):

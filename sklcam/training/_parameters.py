@@ -83,8 +83,9 @@ class ParameterNet(NeuralNet):
         self._params_to_validate |= late.keys() | kept.keys()
         if self.initialized_ and "optimizer" in late:
             self._initialize_optimizer()
-        if any(name.startswith("callbacks__") for name in rest):  # by None, one is left out
-            self.callbacks_ = [each for each in self.callbacks_ if each[1] is not None]
+        if any(name.startswith("callbacks") for name in rest):
+            # skorch has made those there were before, and what was set comes with the next network.
+            self._initialize_callbacks()
         for group in self.optimizer_.param_groups if self.initialized_ else ():
             # Schedules that go on ask for it, of an optimizer made anew as well.
             group.setdefault("initial_lr", group["lr"])

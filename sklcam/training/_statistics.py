@@ -248,6 +248,7 @@ class RecalibratingNet(LoadingNet):
     def initialize_virtual_params(self) -> None:
         super().initialize_virtual_params()
         self.recalibrated_ = 0
+        self.__dict__.pop("average_", None)  # an EMA's, of an earlier network
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)

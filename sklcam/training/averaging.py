@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -34,9 +35,16 @@ class EMA(Callback):
     Running statistics of batch normalisation are averaged as the weights are. Those that still do
     not fit are found and re-estimated by ``recalibrate``, as without an average.
 
-    skorch's ``Checkpoint`` keeps the average, and so does a file of :func:`sklcam.save`: training
-    that is resumed from there goes on from the average. Otherwise ``partial_fit`` goes on with the
-    weights themselves and with their average.
+    ``partial_fit``, and ``fit`` with ``warm_start=True``, go on with the weights themselves and
+    with their average, in copies, pickles and files of :func:`sklcam.save` as well, and whichever
+    parameters were set meanwhile. Both belong to the net, not to this object, which may be among
+    the callbacks of several nets.
+
+    Weights that were loaded into the net or changed, as by skorch's ``load_params``, by a
+    ``Checkpoint`` that loads the best ones, or in ``module_``, are those that training goes on
+    with, and their average begins anew. So it does after training that an error has ended.
+    ``Checkpoint`` keeps the average, with which training then goes on; so it does if this callback
+    is taken out.
 
     References
     ----------
@@ -54,7 +62,7 @@ class EMA(Callback):
         self.decay = decay
 
     def initialize(self) -> EMA:
-        """Check the decay, and forget an earlier network.
+        """Check the decay.
 
         Raises
         ------
@@ -62,66 +70,132 @@ class EMA(Callback):
             If the decay is not in [0, 1).
         """
         check_number("decay", self.decay, 0, 1, closed="left")
-        self.n_steps_ = 0
-        self.others_: list[Tensor] = []  # the average; while it is in use, the weights themselves
-        self.is_in_use_ = False
         return self
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        tensors = _tensors(net)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 "EMA averages what one process knows, and batch normalisation's statistics are of "
                 "several here. Leave it out, or train in a single process."
             )
-        if [each.shape for each in self.others_] != [each.shape for each in tensors]:
-            self.n_steps_, self.is_in_use_ = 0, False
-            self.others_ = [each.detach().clone() for each in tensors]
-        self.others_ = [  # a net that was loaded, or moved, may be on another device
-            other.to(each.device) for other, each in zip(self.others_, tensors, strict=True)
-        ]
-        self._use(net, False)
+        if sum(isinstance(each, EMA) for _, each in net.callbacks_) > 1:
+            raise ValueError(
+                "There are several EMA among the callbacks, and a net can predict by one average "
+                "only; leave one of them."
+            )
+        average = average_of(net)
+        if average is not None and not average.own:
+            # Training was broken off, and nobody knows what the weights have been through since.
+            del net.average_
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
-        self._use(net, not training)
+        average = average_of(net)
+        if not training:
+            self._use(net)
+        elif average is None or (average.own and not average.is_in(net.module_)):
+            net.average_ = Average(_copies(floats_of(net.module_)))
+        elif average.own:
+            average.leave(floats_of(net.module_))
 
     @torch.no_grad()
     def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
-        if training:
-            self.n_steps_ += 1
-            decay = min(self.decay, (1 + self.n_steps_) / (10 + self.n_steps_))
-            update = get_ema_multi_avg_fn(decay)
-            for others, tensors in _by_type(self.others_, _tensors(net)):
-                update(others, tensors, self.n_steps_)
+        average = average_of(net)
+        if training and average is not None:
+            average.update(floats_of(net.module_), self.decay)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._use(net, True)
+        self._use(net)
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._use(net, True)
+        self._use(net)
+
+    def _use(self, net: NeuralNet) -> None:
+        average = average_of(net)
+        if average is not None and not average.own:
+            average.enter(floats_of(net.module_))
+
+
+@dataclass
+class Average:
+    """The average of a net's weights, which takes their place in the network and gives it back.
+
+    Attributes
+    ----------
+    values : dict of str to Tensor
+        The average, by name.
+    n_steps : int
+        Of how many steps.
+    own : dict of str to Tensor
+        The weights themselves, for as long as the network has the average.
+    """
+
+    values: dict[str, Tensor]
+    n_steps: int = 0
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    def update(self, tensors: dict[str, Tensor], decay: float) -> None:
+        """Take the weights after a step into the average."""
+        self.n_steps += 1
+        decay = min(decay, (1 + self.n_steps) / (10 + self.n_steps))
+        update = get_ema_multi_avg_fn(decay)
+        for averages, weights in _by_type([*self.values.values()], [*tensors.values()]):
+            update(averages, weights, self.n_steps)
+
+    def is_in(self, module: nn.Module) -> bool:
+        """Whether the network's parameters are those of the average, and not others since.
+
+        Buffers may differ: statistics are re-estimated of the average, and are then those of it.
+        """
+        tensors = floats_of(module)
+        parameters = dict(unwrap(module).named_parameters())
+        return tensors.keys() == self.values.keys() and all(
+            _are_same(tensor, self.values[name], values=name in parameters)
+            for name, tensor in tensors.items()
+        )
+
+    @torch.no_grad()
+    def enter(self, tensors: dict[str, Tensor]) -> None:
+        """Let the network have the average."""
+        self.own = _copies(tensors)
+        for name, tensor in tensors.items():
+            tensor.copy_(self.values[name])
+
+    @torch.no_grad()
+    def leave(self, tensors: dict[str, Tensor]) -> None:
+        """Let the network have its own weights."""
+        self.values = _copies(tensors)  # which may be on another device by now
+        for name, tensor in tensors.items():
+            tensor.copy_(self.own[name])
+        self.own = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # It may be read where there is no such device.
-        return {**vars(self), "others_": [each.cpu() for each in vars(self).get("others_", [])]}
-
-    @torch.no_grad()
-    def _use(self, net: NeuralNet, is_to_be: bool) -> None:
-        """Let the network have the average, or the weights themselves, and keep the others."""
-        if is_to_be == self.is_in_use_ or not self.n_steps_:
-            return
-        self.is_in_use_ = is_to_be
-        for other, tensor in zip(self.others_, _tensors(net), strict=True):
-            was = tensor.detach().clone()
-            tensor.copy_(other)
-            other.copy_(was)
+        values, own = ({name: t.cpu() for name, t in d.items()} for d in (self.values, self.own))
+        return {"values": values, "n_steps": self.n_steps, "own": own}
 
 
-def _tensors(net: NeuralNet) -> list[Tensor]:
+def average_of(net: NeuralNet) -> Average | None:
+    """Return the average of a net's weights, if an :class:`EMA` has made one."""
+    return vars(net).get("average_")
+
+
+def floats_of(module: nn.Module) -> dict[str, Tensor]:
     """Return what is averaged: parameters and statistics, but no counts."""
-    module = unwrap(net.module_)
-    return [
-        tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()
-    ]
+    module = unwrap(module)
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
+
+
+def _are_same(one: Tensor, other: Tensor, *, values: bool) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    # What is NaN is so in both.
+    other = other.to(one.device)
+    return not values or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _by_type(*lists: list[Tensor]) -> list[tuple[list[Tensor], ...]]:

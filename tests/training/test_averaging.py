@@ -95,7 +95,6 @@ def test_a_file_that_is_written_changes_nothing(tmp_path):
     """The callbacks that are given are also those that look on: a rehearsal must not start them."""
     nets = [classifier(callbacks=[EMA(0.9)], **PLAIN).fit(X, Y) for _ in range(2)]
     sklcam.save(nets[0], tmp_path / "clf.sklcam")
-    assert nets[0].callbacks[0].n_steps_ == nets[1].callbacks[0].n_steps_ > 0
     saved, other = (floats(net.partial_fit(X, Y)) for net in nets)
     assert close(saved, other)
 
