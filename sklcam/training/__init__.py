@@ -7,8 +7,8 @@ from sklcam.images.warps import Warp
 from sklcam.training._statistics import LaggingStatisticsWarning
 from sklcam.training.agreement import Contrastive, consistency_loss
 from sklcam.training.averaging import EMA
-from sklcam.training.callbacks import CollapseWarning, signs_of_collapse
 from sklcam.training.classifier import ConsistentCAMClassifier
+from sklcam.training.collapse import CollapseWarning, signs_of_collapse
 from sklcam.training.distributed import AcceleratedCAMClassifier
 from sklcam.training.mask_terms import Energy, GradMask, RightReasons
 from sklcam.training.objective import ConsistentCAMLoss, LossValues

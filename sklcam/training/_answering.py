@@ -110,8 +110,23 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Tensor of shape (n_images, ...)
             See `sklcam.training.tasks.Task.outcome`.
         """
-        decided = self.readout.decide(self._get_predict_nonlinearity()(y_pred.detach()))
+        decided = self.decided(y_pred)
         return self._task.outcome(decided, y.to(decided.device))
+
+    def decided(self, y_pred: Tensor) -> Tensor:
+        """Return what is predicted of a batch, as it is trained on.
+
+        Parameters
+        ----------
+        y_pred : Tensor
+            What the network returned.
+
+        Returns
+        -------
+        Tensor
+            Of :meth:`~sklcam.networks.readouts.Readout.decide`.
+        """
+        return self.readout.decide(self._get_predict_nonlinearity()(y_pred.detach()))
 
     def score_of(self, outcomes: Tensor, *, training: bool) -> float:
         """Return the task's score of an epoch.

@@ -151,6 +151,30 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
     return weights * (y != criterion.ignore_index) if _is_of_classes(criterion) else weights
 
 
+def weights_of_labels(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tensor | None:
+    """Return how much the label of each image counts in the loss; None if that is not known.
+
+    Parameters
+    ----------
+    criterion : nn.Module
+    y : Tensor of shape (n_images,)
+        Encoded labels, one an image.
+    weights : Tensor of shape (n_images,)
+        Of the images themselves.
+    """
+    loss, device = unwrap(criterion), y.device
+    if type(loss) not in (*_OF_CLASSES, *_OF_LABELS):  # a subclass may weigh them otherwise
+        return None
+    of_classes = _classes_weigh(loss)
+    if of_classes is not None:
+        y, weights = y.to(of_classes.device), weights.to(of_classes.device)
+    weights = weights_of_losses(loss, y, weights)
+    positive = getattr(loss, "pos_weight", None)
+    if positive is not None:
+        weights = torch.where(y > 0, positive.to(weights.device), 1.0) * weights
+    return weights.to(device)
+
+
 def weights_of_classes(
     class_weight: str | Mapping[Any, float] | None,
     task: Task,

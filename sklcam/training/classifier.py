@@ -36,7 +36,7 @@ from sklcam.training._data import (
     boxes_of_labels,
 )
 from sklcam.training.agreement import AGREEMENTS, Comparison, agreement_of, check_negatives
-from sklcam.training.callbacks import CollapseWarning
+from sklcam.training.collapse import CollapseWarning
 from sklcam.training.mask_terms import MASK_LOSSES, MaskLoss, check_defined
 from sklcam.training.net import ImageNeuralNet, Module
 from sklcam.training.step import PHI, PRECISIONS, method_of
@@ -543,16 +543,14 @@ class ConsistentCAMClassifier(AnsweringNet):
         losses += [f"{loss}_{of}" for loss in losses for of in ("view", "augmented")]
         return ["loss", *losses, *(term.name for term in terms), *weights]
 
-    def _never_recorded(self) -> set[str]:
+    def _unrecorded(self, valid: Any) -> dict[str, str]:
         names = {task.loss_name for task in TASKS.values()}
         unused_copies = {"image": ("view", "augmented"), "view": ("augmented",)}.get(self.ce_on, ())
         losses = names - {self._task.loss_name}
         losses |= {f"{name}_{each}" for name in names for each in unused_copies}
-        weights = {Consistency(): self.alpha, Sparsity(): self.beta}
-        unused = {
-            name
-            for term, weight in weights.items()
-            for name in (term.name, term.weight_name)
-            if isinstance(weight, Real) and (not weight or name == term.weight_name)
-        }
-        return losses | unused
+        terms = (Consistency(self.alpha), Sparsity(self.beta), *self._further_terms)
+        plan = self._plan(valid)
+        if self._is_whole and self._trains_on_maps():
+            plan.check_every()
+        never = dict.fromkeys((f"{phase}_{name}" for phase in PHASES for name in losses), "")
+        return {**never, **lacking(terms, plan)}

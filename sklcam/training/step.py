@@ -27,7 +27,7 @@ from sklcam.networks.readouts import Readout
 from sklcam.networks.tape import Tape, plain_attention, record, stopping_after
 from sklcam.training._randomness import Draws
 from sklcam.training._statistics import kept, normalising
-from sklcam.training.callbacks import signs_of_collapse
+from sklcam.training.collapse import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import Explanations, Pixels
 
@@ -93,8 +93,8 @@ class MicroBatch:
     values : LossValues or None
     others : dict of str to Tensor
         The cross-entropies that are not of the images: "view", "augmented".
-    signs : dict of str to Tensor
-        How its maps look, for :class:`~sklcam.training.CollapseWarning`.
+    seen : tuple of Tensor, or None
+        Its scores, labels and maps, for :func:`~sklcam.training.signs_of_collapse`.
     postponed : Postponed or None
         The rest of the work for its gradient.
     """
@@ -105,32 +105,43 @@ class MicroBatch:
     augmented: Tensor | None = None
     values: LossValues | None = None
     others: dict[str, Tensor] = field(default_factory=dict)
-    signs: dict[str, Tensor] = field(default_factory=dict)
+    seen: tuple[Tensor, Tensor | None, Tensor] | None = None
     postponed: Postponed | None = None
 
     def recorded(self, loss_name: str = "ce") -> dict[str, Tensor]:
         """Return what goes into the history, by name, unweighted by the share."""
         if self.values is None:
-            return dict(self.signs)
+            return {}
         values = self.values
         others = {f"{loss_name}_{name}": value for name, value in self.others.items()}
         losses = {loss_name: values.cross_entropy, **others}
-        return {**losses, **values.terms, **values.weights, **self.signs}
+        return {**losses, **values.terms, **values.weights}
 
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
         assert self.values is not None  # the gradient comes from them
 
-        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.detach().clone() for name, value in tensors.items()}
-
         total, cross_entropy, terms, weights = self.values
         self.values = LossValues(
-            total.detach().clone(), cross_entropy.detach().clone(), copied(terms), copied(weights)
+            total.detach().clone(), cross_entropy.detach().clone(), _copied(terms), _copied(weights)
         )
-        self.others, self.signs = copied(self.others), copied(self.signs)
+        self.others = _copied(self.others)
         yield self.values.total
         yield from self.recorded().values()
+
+
+Seen = tuple[Tensor, Tensor | None, Tensor]  # scores, labels, maps
+
+
+def _signs_of(seen: list[Seen]) -> dict[str, Tensor]:
+    """Look at the maps of a whole batch: of a part, it could not be seen if all are the same."""
+    scores, labels, maps = zip(*seen, strict=True)
+    classes = None if labels[0] is None else torch.cat(labels)
+    return signs_of_collapse(torch.cat(scores), classes, torch.cat(maps))
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 @dataclass
@@ -191,6 +202,7 @@ class Step:
     _tape: Tape | None = field(default=None, init=False)
     _kept: ExitStack = field(default_factory=ExitStack, init=False)
     _loss_of: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
+    _signs: dict[str, Tensor] | None = field(default=None, init=False)
 
     @property
     def _is_training(self) -> bool:
@@ -253,6 +265,7 @@ class Step:
         An optimizer that asks for the gradient several times in a step starts anew each time.
         """
         whole, self.micro_batches, self._is_split = self._whole, [], True
+        self._signs = None
         annotations = (
             [None] * n_parts if each is None else each.tensor_split(n_parts)
             for each in (whole.masks, whole.weights, whole.augmented)
@@ -329,7 +342,7 @@ class Step:
             )
             if self._is_training:
                 # Of the maps as they are: scaled, a constant one would not be told from others.
-                batch.signs = signs_of_collapse(scores, labels, explained.maps)
+                batch.seen = scores.detach(), labels, explained.maps.detach()
         for other in batch.others.values():
             batch.values = batch.values._replace(total=batch.values.total + other)
         total = batch.share * batch.values.total
@@ -496,10 +509,20 @@ class Step:
             ]
         ).sum()
 
+    @property
+    def signs(self) -> dict[str, Tensor]:
+        """How the maps of all its micro-batches look, for the warning of a collapse."""
+        if self._signs is None:
+            seen = [batch.seen for batch in self.micro_batches if batch.seen is not None]
+            self._signs = _signs_of(seen) if seen else {}
+        return self._signs
+
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
         for batch in self.micro_batches:
             yield from batch.detach()
+        self._signs = _copied(self.signs)
+        yield from self._signs.values()
 
     def record(self, history: History, phase: str) -> None:
         """Write the loss's terms into the history, as ``<phase>_<name>``.
@@ -511,6 +534,7 @@ class Step:
             for name, value in batch.recorded(self.loss_name).items():
                 found.setdefault(name, []).append(batch.share * value.detach())
         sums = {f"{phase}_{name}": torch.stack(values).sum() for name, values in found.items()}
+        sums |= {f"{phase}_{name}": value for name, value in self.signs.items()}
         if self._total_weight is not None:
             sums[f"{phase}_weight"] = self._total_weight.float()
         # Together: each reading makes the host wait for the device.

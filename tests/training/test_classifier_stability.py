@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import warnings
@@ -31,6 +32,7 @@ from sklcam.training import (
     signs_of_collapse,
     sparsity_loss,
 )
+from sklcam.training.collapse import chance_of
 
 X, Y = digits()
 
@@ -285,13 +287,14 @@ def test_maps_are_alike_if_they_correlate_with_the_others():
     # Of so few images, chance makes such maps; and of so few places, all maps are.
     for few in (maps[:3], maps[:, :2]):
         few = torch.tensor(few)
-        assert signs_of_collapse(torch.eye(9)[: len(few)], None, few)["alike_maps"] == 0
+        assert "alike_maps" not in signs_of_collapse(torch.eye(9)[: len(few)], None, few)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 5)])
 def test_where_there_are_corners_only_none_is_a_sign(shape):
-    maps = torch.rand(3, *shape)
-    assert signs_of_collapse(torch.eye(3), torch.arange(3), maps)["corner_maps"] == 0
+    maps = torch.rand(5, *shape)
+    found = signs_of_collapse(torch.eye(5), torch.arange(5), maps)
+    assert found.keys() == {"correct", "constant_maps"}
 
 
 class Blind(nn.Module):
@@ -380,14 +383,109 @@ def test_epochs_count_in_a_row():
         for corners in (1, 0, 1, 0, 1, 1, 1):
             net.history.new_epoch()
             callback.on_epoch_begin(net)
-            signs = {"correct": 1.0, "constant_maps": 0.0, "corner_maps": corners, "alike_maps": 0}
+            signs = {"constant_maps": 0.0, "corner_maps": corners, "alike_maps": 0}
             net.history.new_batch()
             for name, share in {**signs, "batch_size": 400}.items():
                 net.history.record_batch(f"train_{name}", share)
-            labels = torch.arange(400) % 4
-            callback.on_batch_end(net, batch=(None, labels), training=True)
+            callback.on_batch_end(net, batch=(None, None), training=True)
             callback.on_epoch_end(net)
     assert callback.collapsed_ == {"corner_maps": 6} and len(caught) == 1
+
+
+@pytest.mark.parametrize("batch_size", [3, 9])
+@pytest.mark.parametrize("options", [{}, {"memory": "low"}, {"batch_accumulation": 3}])
+def test_maps_are_alike_over_the_parts_of_a_batch_and_not_where_there_are_too_few(
+    batch_size, options
+):
+    """Of three images nothing is said: neither that maps are alike, nor that they are not."""
+    if "memory" in options and batch_size == 3:
+        options = {**options, "batch_accumulation": 2}
+    options = {**options, "max_epochs": 2, "callbacks__collapse_warning__patience": 2}
+    clf, messages = warned(module__grid=peak(2, 2)[None, None], batch_size=batch_size, **options)
+    recorded = {batch.get("train_alike_maps") for row in clf.history for batch in row["batches"]}
+    assert recorded == ({None} if batch_size == 3 else {1.0})
+    assert sum("much the same" in message for message in messages) == (batch_size == 9)
+
+
+# Chance
+
+
+def by_permutation(labels, answers, weights):
+    """The mean and the standard deviation of the accuracy over all orders of the answers."""
+    right = [
+        weights[labels == np.array(order)].sum() / weights.sum()
+        for order in itertools.permutations(answers)
+    ]
+    return np.std(right)
+
+
+@pytest.mark.parametrize("answers", [[0, 1, 1, 2, 0, 0, 2], [1, 1, 1, 1, 1, 1, 0], [2] * 7])
+def test_noise_is_that_of_the_answers_in_any_order(answers):
+    labels, weights = np.array([0, 0, 0, 0, 1, 2, 1]), np.array([1, 2, 1, 0.5, 3, 0, 1])
+    found = chance_of(labels, np.array(answers), weights)
+    right = weights[labels == answers].sum() / 8.5
+    assert found == pytest.approx((right, 4.5 / 8.5, by_permutation(labels, answers, weights)))
+
+
+def test_one_answer_for_all_is_chance_and_few_rare_ones_are_not():
+    labels = np.repeat([0, 1], [297, 3])
+    assert chance_of(labels, 0 * labels, np.ones(300)) and chance_of(labels, 1 - 0 * labels, labels)
+    assert not chance_of(labels, labels, np.ones(300))  # though 99 % are right without looking
+
+
+class Dim(nn.Module):
+    """Says the second class, the rare one, of half of the frequent one's images, too."""
+
+    def __init__(self, learned=True, n_outputs=2):
+        super().__init__()
+        self.layer, self.scale = nn.Conv2d(1, 1, 1, bias=False), nn.Parameter(torch.ones(()))
+        nn.init.ones_(self.layer.weight)
+        self.learned, self.n_outputs = learned, n_outputs
+
+    def forward(self, x):
+        brightness = self.layer(x).mean(dim=(1, 2, 3)) - 0.25
+        logit = self.scale * (brightness if self.learned else 1 + 0 * brightness)
+        return logit[:, None] if self.n_outputs == 1 else torch.stack([-logit, logit], dim=1)
+
+
+class Focal(nn.Module):
+    """A loss of one's own that weighs classes; by how much, it tells nobody."""
+
+    def forward(self, logits, y):
+        losses = nn.functional.cross_entropy(logits, y, reduction="none")
+        return (losses * torch.tensor([1.0, 9.0])[y]).mean()
+
+
+WEIGHED = {
+    "balanced": {"class_weight": "balanced"},
+    "dict": {"class_weight": {1: 9.0}},
+    "criterion": {"criterion__weight": [1.0, 9.0]},
+    "images": {},  # by sample_weight
+    "one logit": {"task": "binary", "criterion__pos_weight": [9.0], "module__n_outputs": 1},
+    "binary": {"task": "binary", "class_weight": "balanced", "module__n_outputs": 1},
+    "a loss of one's own": {"criterion": Focal},
+}
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("how", [*WEIGHED])
+def test_chance_is_of_labels_as_the_loss_weighs_them(how, learned):
+    """Of 100 images 10 are rare: 50 more are called so. It is right of 50 %, and naming one class,
+    of 90 %; counted as they are weighed, of 72 % against 50 %."""
+    y = (np.arange(100) % 10 == 0).astype(int)
+    bright = (y == 1) | (np.arange(100) % 9 < 5)
+    images = np.where(bright, 0.3, 0.2)[:, None, None] + np.zeros((100, 16, 16))
+    images[:, 8, 8] += 0.1
+    options = {"target_layer": "layer", "lr": 0.0, "max_epochs": 2, "mean": 0, "std": 1}
+    options |= {"callbacks__collapse_warning__patience": 2, "augment": None, "alpha": 1.0}
+    clf = classifier(Dim, module__learned=learned, **options, **WEIGHED[how])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clf.fit(images, y, sample_weight=1 + 8 * y if how == "images" else None)
+    assert clf.history[-1, "train_accuracy"] < 0.6
+    messages = [str(each.message) for each in caught if "every time" in str(each.message)]
+    assert len(messages) == (not learned)
+    assert all("is 50.0%, and naming one class every time would" in each for each in messages)
 
 
 @pytest.mark.parametrize("weights", [{"alpha": 0, "beta": 0}, {"alpha": 1.0, "beta": 0}])
