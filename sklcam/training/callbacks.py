@@ -91,6 +91,8 @@ class EpochScore(ResumedScoring):
         net.history.record(f"{self.name}_best", bool(is_best))
 
 
+ANNOTATED = "_annotated"  # after a term's name: how much of a batch it is a mean of
+
 # The criterion's loss of images, of their views and of what is augmented, by task.
 _CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view", "_augmented")]
 
@@ -98,12 +100,17 @@ _CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view
 class EpochMean(ResumedScoring):
     """The mean of a loss over an epoch's batches, by their weight where images have one.
 
-    Only the criterion's loss is weighted: terms on explanations count all images alike.
+    Only the criterion's loss is weighted: terms on explanations count all images alike, and terms
+    on masks those that have one.
     """
 
     def get_avg_score(self, history: History) -> float:
         phase, _, name = self.name.partition("_")
         batches = [batch for batch in history[-1, "batches"] if self.name in batch]
+        if self.name + ANNOTATED in batches[0]:
+            keys = (f"{phase}_batch_size", self.name + ANNOTATED, self.name)
+            sizes, shares, values = np.array([[b[key] for key in keys] for b in batches]).T
+            return float(np.average(values, weights=sizes * shares))
         is_weighted = all(f"{phase}_weight" in batch for batch in batches)
         if name not in ("loss", *_CRITERIA) or not is_weighted:
             return float(super().get_avg_score(history))

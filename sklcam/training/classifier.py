@@ -6,6 +6,7 @@ How it answers is in :mod:`sklcam.training._answering`, how it makes its steps i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -105,7 +106,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         unless it has an attribute ``couples_images = False``.
     gamma : float >= 0, "auto", Balanced or callable, default=0.0
         Weight of the loss on annotated images, whose masks or boxes are given to :meth:`fit`: what
-        is explained must lie in the object.
+        is explained must lie in the object. With 0, and no other term that needs them, ``fit``
+        warns of masks and boxes that it is given.
     mask_loss : {"energy", "rrr", "gradmask"}, default="energy"
         Which. "energy" is the share of the map of the labelled class that lies outside,
         :class:`sklcam.training.Energy`: it costs next to nothing. "rrr" and "gradmask" are of the
@@ -227,7 +229,9 @@ class ConsistentCAMClassifier(AnsweringNet):
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
         (one minus SSIM), ``train_norm`` and ``train_<name>`` of further terms, as far as they are
-        in use, and ``valid_...`` of each where there is validation. ``train_accuracy`` (for a
+        in use, and ``valid_...`` of each where there is validation. Terms on masks are means over
+        the images that have one, in a batch ``train_<name>_annotated`` of them, and left out where
+        none has. ``train_accuracy`` (for a
         regression ``train_r2``) is what :meth:`score` measures, of the predictions that the loss
         was of. Weights that balance themselves are ``train_alpha``, ``train_beta`` and
         ``train_<name>_weight``.
@@ -497,8 +501,21 @@ class ConsistentCAMClassifier(AnsweringNet):
             boxes = boxes_of_labels(annotations.boxes, given_labels(X, y), n_images(X))
             annotations = replace(annotations, boxes=boxes)
         else:
+            if given is not None:
+                warnings.warn(
+                    "masks and boxes are not used: no term of the loss looks at them. Set gamma > "
+                    "0, or leave them out.",
+                    stacklevel=2,
+                )
             annotations = replace(annotations, masks=None, boxes=None)  # read for nothing
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
+        if found[0].masks is not None and not found[0].masks.annotated.any():
+            needing = [term.name for term in self._further_terms if "masks" in term.needs]
+            warnings.warn(
+                f"None of the {len(found[0])} images has a mask or a box, so that nothing is "
+                f"learned of {', '.join(needing)}.",
+                stacklevel=2,
+            )
         if self.alpha:
             n_together = (
                 len(found[0]) if self.batch_size < 0 else min(self.batch_size, len(found[0]))

@@ -27,6 +27,7 @@ from sklcam.networks.readouts import Readout
 from sklcam.networks.tape import Tape, plain_attention, record, stopping_after
 from sklcam.training._randomness import Draws
 from sklcam.training._statistics import kept, normalising
+from sklcam.training.callbacks import ANNOTATED
 from sklcam.training.collapse import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import Explanations, Pixels
@@ -67,6 +68,9 @@ def method_of(phi: str | GradientMethod) -> GradientMethod:
     return method
 
 
+Seen = tuple[Tensor, Tensor | None, Tensor]  # scores, labels, maps
+
+
 @dataclass(frozen=True)
 class Postponed:
     """A view whose trunk is trained once the images' graph is gone."""
@@ -93,6 +97,8 @@ class MicroBatch:
     values : LossValues or None
     others : dict of str to Tensor
         The cross-entropies that are not of the images: "view", "augmented".
+    annotated : scalar Tensor or None
+        How much of it has a mask, where terms look at masks.
     seen : tuple of Tensor, or None
         Its scores, labels and maps, for :func:`~sklcam.training.signs_of_collapse`.
     postponed : Postponed or None
@@ -105,7 +111,8 @@ class MicroBatch:
     augmented: Tensor | None = None
     values: LossValues | None = None
     others: dict[str, Tensor] = field(default_factory=dict)
-    seen: tuple[Tensor, Tensor | None, Tensor] | None = None
+    annotated: Tensor | None = None
+    seen: Seen | None = None
     postponed: Postponed | None = None
 
     def recorded(self, loss_name: str = "ce") -> dict[str, Tensor]:
@@ -115,7 +122,8 @@ class MicroBatch:
         values = self.values
         others = {f"{loss_name}_{name}": value for name, value in self.others.items()}
         losses = {loss_name: values.cross_entropy, **others}
-        return {**losses, **values.terms, **values.weights}
+        annotated = {} if self.annotated is None else {"annotated": self.annotated}
+        return {**losses, **values.terms, **values.weights, **annotated}
 
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
@@ -126,11 +134,9 @@ class MicroBatch:
             total.detach().clone(), cross_entropy.detach().clone(), _copied(terms), _copied(weights)
         )
         self.others = _copied(self.others)
+        self.annotated = None if self.annotated is None else self.annotated.detach().clone()
         yield self.values.total
         yield from self.recorded().values()
-
-
-Seen = tuple[Tensor, Tensor | None, Tensor]  # scores, labels, maps
 
 
 def _signs_of(seen: list[Seen]) -> dict[str, Tensor]:
@@ -376,6 +382,7 @@ class Step:
         if "masks" in needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
             annotated = ~masks[:, 0, 0].isnan()  # all of a mask is NaN, or nothing
+            self.micro_batches[-1].annotated = annotated.to(maps.dtype).mean()
             masks = masks.nan_to_num().to(maps.dtype)
         return Explanations(
             maps, maps_of_view, warp, masks, annotated, size, of_labels=of_labels, pixels=pixels
@@ -539,5 +546,12 @@ class Step:
             sums[f"{phase}_weight"] = self._total_weight.float()
         # Together: each reading makes the host wait for the device.
         values_read = torch.stack([*sums.values()]).tolist() if sums else []
-        for name, value in zip(sums, values_read, strict=True):
+        read = dict(zip(sums, values_read, strict=True))
+        # The loss is a mean over all images, in which those without a mask are zero.
+        share = read.pop(f"{phase}_annotated", None)
+        for name in (f"{phase}_{term.name}" for term in self.loss.terms if "masks" in term.needs):
+            value = read.pop(name, None)
+            if value is not None and share:
+                read |= {name: value / share, name + ANNOTATED: share}
+        for name, value in read.items():
             history.record_batch(name, value)

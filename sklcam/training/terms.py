@@ -205,7 +205,8 @@ class Term(ABC):
     ----------
     name : str
         Under which the history has its mean over the images, ``train_<name>`` and
-        ``valid_<name>``, unweighted.
+        ``valid_<name>``, unweighted. If the term needs masks it is that of the images that have
+        one, of a batch's ``train_<name>_annotated``, and there is none where none has.
     weight : float >= 0, "auto", Balanced or callable, default=1.0
         As ``alpha`` of :class:`~sklcam.ConsistentCAMClassifier`.
     needs : set of {"view", "masks", "labels", "pixels"}, default=empty
@@ -395,7 +396,7 @@ def check_terms(terms: Iterable[Term]) -> None:
     """
     # skorch, the loss and the warning of a collapse write these.
     taken = {f"{loss}_{of}" for loss in ("ce", "criterion") for of in ("view", "augmented")}
-    taken |= {"loss", "ce", "criterion", "batch_size", "correct"}
+    taken |= {"loss", "ce", "criterion", "batch_size", "correct", "annotated"}
     taken |= {"constant_maps", "corner_maps", "alike_maps"}
     for term in terms:
         if not isinstance(term, Term):
@@ -410,7 +411,8 @@ def check_terms(terms: Iterable[Term]) -> None:
             raise ValueError(
                 f"{type(term).__name__}.needs may hold {', '.join(NEEDS)}; got {sorted(unknown)}."
             )
-        for each in (name, term.weight_name):
+        further = [f"{name}_annotated"] if "masks" in term.needs else []
+        for each in (name, term.weight_name, *further):
             if each in taken:
                 raise ValueError(
                     f"The history has a column {each!r} already; {type(term).__name__} needs "

@@ -35,7 +35,7 @@ def passes(**options):
     return Counted.passes, clf
 
 
-@pytest.mark.parametrize(("every", "n_views"), [(1, 6), (2, 3), (4, 2), (6, 1), (7, 1)])
+@pytest.mark.parametrize(("every", "n_views"), [(1, 6), (2, 3), (4, 2), (6, 1)])
 def test_a_step_without_terms_is_one_pass(every, n_views):
     assert passes(every=every)[0] == 6 + n_views
     assert passes(every=every, memory="low")[0] == 6 + 2 * n_views
@@ -100,7 +100,7 @@ def test_weights_that_balance_themselves_and_that_grow_are_weighed_alike():
 def test_an_epoch_without_terms_has_no_column_of_them():
     _, clf = passes(every=10, max_epochs=2, verbose=1)
     assert "train_inconsistency" in clf.history[0] and "train_inconsistency" in clf.history[1]
-    _, clf = passes(every=20, max_epochs=3, verbose=1)
+    _, clf = passes(every=18, max_epochs=3, verbose=1)
     has = ["train_inconsistency" in row for row in clf.history]
     assert has == [True, False, False]
 
@@ -108,7 +108,9 @@ def test_an_epoch_without_terms_has_no_column_of_them():
 def test_masks_are_of_the_same_steps():
     clf = classifier(gamma=0.3, every=2, **SIX_STEPS).fit(X, Y, masks=MASKS)
     for step, row in enumerate(clf.history[-1, "batches"]):
-        added = 0 if step % 2 else 2 * 0.3 * row["train_energy"]
+        added = 0
+        if not step % 2:
+            added = 2 * 0.3 * row["train_energy"] * row["train_energy_annotated"]
         assert row["train_loss"] == pytest.approx(row["train_ce"] + added, rel=1e-6)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import sklearn
@@ -200,7 +203,8 @@ def test_the_step_of_a_mask_loss(name, mode):
         warp = OneView()(60)
         pair = (explained(model, each)[1] for each in (images, warp(images)))
         loss = loss + 0.7 * inconsistency(*pair, warp).mean()
-    assert clf.history[-1, f"train_{name}"] == pytest.approx(value.item(), rel=1e-6)
+    of_annotated = 1.5 * value.item()  # a third has no mask, and counts as zero in the loss
+    assert clf.history[-1, f"train_{name}"] == pytest.approx(of_annotated, rel=1e-6)
     assert clf.history[-1, "train_loss"] == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(gradient, gradient_of(loss, model), rtol=1e-6, atol=1e-9)
 
@@ -212,8 +216,8 @@ def test_energy_is_of_the_label_and_not_of_what_is_predicted():
     _, of_labels = by_hand("energy", model, images, LABELS)
     _, of_predicted = by_hand("energy", model, images, predicted)
     found = first_gradient(X, Y, {"masks": MASKS}, gamma=1.0)[0].history[-1, "train_energy"]
-    assert found == pytest.approx(of_labels.item(), rel=1e-6)
-    assert found != pytest.approx(of_predicted.item(), rel=1e-3)
+    assert found == pytest.approx(1.5 * of_labels.item(), rel=1e-6)
+    assert found != pytest.approx(1.5 * of_predicted.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["energy", "rrr", "gradmask"])
@@ -239,7 +243,7 @@ def test_one_logit_is_two_classes(name):
         energy = resized(maps).abs()
         value = ((1 - INSIDE) * energy).sum((1, 2)) / energy.sum((1, 2))
         value = torch.where(ANNOTATED, value, 0.0).mean()
-    assert clf.history[-1, f"train_{name}"] == pytest.approx(value.item(), rel=1e-6)
+    assert clf.history[-1, f"train_{name}"] == pytest.approx(1.5 * value.item(), rel=1e-6)
     loss = ce + 0.3 * value
     torch.testing.assert_close(gradient, gradient_of(loss, model), rtol=1e-6, atol=1e-9)
 
@@ -256,10 +260,54 @@ def test_validation_measures_energy_and_leaves_the_pixels_out():
         assert (f"valid_{name}" in row) is is_there and f"train_{name}" in row
 
 
+@dataclass(frozen=True)
+class Area(Term):
+    """How much of the image its mask takes, whatever the map."""
+
+    weight: float = 1.0
+    name = "area"
+    needs = frozenset({"masks"})
+
+    def values(self, explained):
+        return explained.masks.mean((1, 2)) + 0 * explained.maps.sum((1, 2))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("annotated", [[*range(0, 60, 3), 1, 2, 4], [5]])
+def test_what_is_recorded_is_of_the_images_that_have_a_mask(annotated, parts):
+    masks = [mask if i in annotated else None for i, mask in enumerate(INK)]
+    options = {"augment": None, "lr": 0.0, "batch_size": 7, "batch_accumulation": parts}
+    clf = classifier(terms=[Area()], train_split=ValidSplit(3), **options)
+    row = clf.fit(X, Y, masks=masks).history[-1]
+    areas = {i: INK[i].mean() for i in annotated}
+    found = {phase: row.get(f"{phase}_area") for phase in ("train", "valid")}
+    _, valid = ValidSplit(3)(X, Y)
+    for phase, is_there in (("train", False), ("valid", True)):
+        own = [area for i, area in areas.items() if (i in valid.indices) is is_there]
+        assert found[phase] == (pytest.approx(np.mean(own), rel=1e-5) if own else None)
+    total = row["train_ce"] + np.sum([a for i, a in areas.items() if i not in valid.indices]) / 40
+    assert row["train_loss"] == pytest.approx(total, rel=1e-5)  # all images, as ever
+
+
+def test_where_no_image_has_a_mask_nothing_is_recorded_and_that_is_said():
+    with pytest.warns(UserWarning, match="None of the 60 images .* learned of energy"):
+        clf = classifier(gamma=0.3).fit(X, Y, boxes=[None, []] * 30)
+    assert not [name for name in clf.history[-1] if "energy" in name]
+
+
+@pytest.mark.parametrize("given", [{"masks": MASKS}, {"boxes": [[[1, 1, 7, 9]]] * 60}])
+def test_masks_that_no_term_looks_at_are_warned_of(given):
+    with pytest.warns(UserWarning, match="masks and boxes are not used: .* Set gamma > 0"):
+        classifier(alpha=1e-3).fit(X, Y, **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="masks and boxes")
+        classifier(terms=[Area()]).fit(X, Y, **given)
+
+
 def test_a_weight_that_balances_itself():
     clf = classifier(gamma="auto").fit(X, Y, masks=MASKS)
     row = clf.history[-1]
-    total = row["train_ce"] + row["train_energy_weight"] * row["train_energy"]
+    total = row["train_ce"] + row["train_energy_weight"] * row["train_energy"] * 2 / 3
     assert row["train_loss"] == pytest.approx(total, rel=1e-6) and row["train_energy_weight"] > 0
 
 
