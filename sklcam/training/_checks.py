@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -98,7 +98,7 @@ def monitor_of(callback: Any) -> Any:
 
 
 def check_monitors(
-    callbacks: Sequence[tuple[str, Any]], unused: Set[str], *, validates: bool
+    callbacks: Sequence[tuple[str, Any]], unrecorded: Mapping[str, str], *, validates: bool
 ) -> None:
     """Raise a ValueError if something is monitored that is not recorded, or the wrong way round.
 
@@ -106,8 +106,8 @@ def check_monitors(
     ----------
     callbacks : sequence of (str, Callback)
         All of the net's.
-    unused : set of str
-        What could be recorded and is not.
+    unrecorded : mapping of str to str
+        What not all epochs record, and why.
     validates : bool
         Whether there are images to validate on.
     """
@@ -117,7 +117,7 @@ def check_monitors(
         if isinstance(each, PassthroughScoring | ScoringBase) and (validates or each.on_train)
     ]
     # Whether the lower is the better, by name.
-    is_better = {name: lower for name, lower in scored if name.partition("_")[2] not in unused}
+    is_better = {name: lower for name, lower in scored if name not in unrecorded}
     events = [getattr(each, "event_name", None) for _, each in callbacks]
     known = {*is_better, *(f"{name}_best" for name in is_better), *filter(None, events)}
     known |= {"epoch", "dur", "train_batch_count", "valid_batch_count"}
@@ -127,7 +127,10 @@ def check_monitors(
         monitor, kind = monitor_of(callback), type(callback).__name__
         if not isinstance(monitor, str):
             continue
-        if is_complete and monitor not in known:
+        name = monitor.removesuffix("_best")
+        if why := unrecorded.get(name):
+            raise ValueError(f"{kind} monitors {monitor!r}, which {why}")
+        if monitor not in known and (is_complete or name in unrecorded):
             raise ValueError(
                 f"{kind} monitors {monitor!r}, which is not recorded. {suggestion(monitor, known)} "
                 f"Of each of {', '.join(sorted(is_better))} it is also recorded whether it is the "

@@ -366,3 +366,15 @@ def without_subsets(data: Any) -> Any:
     while isinstance(data, Subset):
         data = data.dataset
     return data
+
+
+def share_annotated(data: Any) -> float:
+    """Return how much of a data set has masks or boxes; None in its place has none."""
+    masks = getattr(without_subsets(data), "masks", None)
+    if masks is None:
+        return 0.0
+    rows = [*range(len(data))]
+    while isinstance(data, Subset):
+        rows = [data.indices[i] for i in rows]
+        data = data.dataset
+    return float(masks.annotated[rows].mean())

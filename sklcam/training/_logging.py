@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from skorch import NeuralNet
@@ -22,6 +22,7 @@ from tqdm.notebook import tqdm as tqdm_of_notebooks
 
 from sklcam.training import _checks as checks
 from sklcam.training._freezing import FreezingNet
+from sklcam.training._recording import n_batches
 from sklcam.training.callbacks import EpochMean
 
 
@@ -68,7 +69,22 @@ class SilentableProgressBar(ProgressBar):
 
 
 class PlainPrintLog(PrintLog):
-    """skorch's log, in colour on a screen alone: elsewhere the codes for it would be read."""
+    """skorch's log, in colour on a screen alone: elsewhere the codes for it would be read.
+
+    What an epoch does not have, and another has, is an empty cell; what is new has a new heading.
+    """
+
+    def initialize(self) -> Self:
+        super().initialize()
+        self.columns_: list[str] = []
+        return self
+
+    def table(self, row: Mapping[str, Any]) -> str:
+        new = [key for key in self._sorted_keys(row.keys()) if key not in self.columns_]
+        if new:
+            self.columns_ += new
+            self.first_iteration_ = True
+        return str(super().table({**dict.fromkeys(self.columns_), **row}))
 
     def format_row(self, row: Any, key: str, color: str) -> Any:
         formatted = super().format_row(row, key, color)
@@ -126,6 +142,10 @@ def _place(callback: Any) -> int:
 class LoggingNet(FreezingNet):
     """A skorch net that keeps a history of its losses, which callbacks may monitor."""
 
+    _is_whole: bool = False  # whether a fit is all the training that there is
+    _is_beginning: bool = False
+    _n_batches: int | None = None  # of an epoch
+
     def initialize_callbacks(self) -> Self:
         super().initialize_callbacks()
         found = [(name, resumed(callback)) for name, callback in self.callbacks_]
@@ -138,7 +158,22 @@ class LoggingNet(FreezingNet):
         validates = getattr(kwargs.get("X"), "validation", None) is not None
         validates = validates or self.train_split is not None
         checks.check_callbacks(self.callbacks_, validates=validates)
-        checks.check_monitors(self.callbacks_, self._never_recorded(), validates=validates)
+        self._is_beginning = True
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
+        iterator = super().get_iterator(dataset, training=training)
+        if training:
+            self._n_batches = n_batches(iterator)
+        return iterator
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self._is_beginning:
+            self._is_beginning = False
+            # By now it is known what there is to train and to validate on.
+            valid = kwargs.get("dataset_valid")
+            unrecorded = self._unrecorded(kwargs.get("dataset_train"), valid)
+            checks.check_monitors(self.callbacks_, unrecorded, validates=valid is not None)
+        super().on_epoch_begin(net, **kwargs)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
@@ -164,9 +199,15 @@ class LoggingNet(FreezingNet):
         """Return what each batch may record, and is averaged over an epoch."""
         return ["loss"]
 
-    def _never_recorded(self) -> set[str]:
-        """Return those of these names for which these parameters have no use."""
-        return set()
+    def _unrecorded(self, train: Any, valid: Any) -> dict[str, str]:
+        """Return what some epochs to come will not have in the history, and why.
+
+        Parameters
+        ----------
+        train, valid : Dataset or None
+            What is trained and validated on.
+        """
+        return {}
 
     def _default_schedule(self) -> LRScheduler | None:
         return None

@@ -7,12 +7,14 @@ and :meth:`SteppingNet.validation_step` open a :class:`~sklcam.training.step.Ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Self
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
@@ -22,14 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 from sklcam.images.views import ViewSampler
 from sklcam.training import _criteria as criteria
 from sklcam.training._compiling import compile_trunk, differentiable_twice
+from sklcam.training._data import share_annotated
 from sklcam.training._networks import check_bottleneck, check_heads, check_kernels
 from sklcam.training._randomness import Draws
+from sklcam.training._recording import Plan, lacking
 from sklcam.training._statistics import share_of_probabilities
 from sklcam.training.mask_terms import MASK_LOSSES
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
 from sklcam.training.step import PRECISIONS, Step, method_of
-from sklcam.training.terms import Term
+from sklcam.training.tasks import TASKS
+from sklcam.training.terms import Consistency, Sparsity, Term
 from sklcam.training.weights import GradientSizes
 
 
@@ -118,6 +123,49 @@ class SteppingNet(ImageNeuralNet):
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_end(net, **kwargs)
         self.__dict__.pop("valid_generator_", None)
+        n_steps = self._n_steps_before()
+        is_unused = self._is_whole and self._n_batches is None and 0 < n_steps < self.every
+        if is_unused and self._trains_on_maps():
+            warnings.warn(
+                f"every={self.every} made terms part of the first step alone, as there were "
+                f"{n_steps}; set it to less.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    # The history
+
+    def _names_in_history(self) -> Sequence[str]:
+        terms = (Consistency(), Sparsity(), *self._further_terms)
+        weights = [term.weight_name for term in terms]
+        losses = sorted({task.loss_name for task in TASKS.values()})
+        losses += [f"{loss}_{of}" for loss in losses for of in ("view", "augmented")]
+        return ["loss", *losses, *(term.name for term in terms), *weights]
+
+    def _unrecorded(self, train: Any, valid: Any) -> dict[str, str]:
+        names = {task.loss_name for task in TASKS.values()}
+        unused_copies = {"image": ("view", "augmented"), "view": ("augmented",)}.get(self.ce_on, ())
+        losses = names - {self._task.loss_name}
+        losses |= {f"{name}_{each}" for name in names for each in unused_copies}
+        never = {f"{phase}_{name}": "" for phase in ("train", "valid") for name in losses}
+        terms = (Consistency(self.alpha), Sparsity(self.beta), *self._further_terms)
+        n_epochs = len(self.history)
+        plan = Plan(
+            epochs=range(n_epochs, n_epochs + self.max_epochs),
+            n_before=self._n_steps_before(),
+            n_steps=self._n_batches,
+            every=self.every,
+            annotated={"train": share_annotated(train), "valid": share_annotated(valid)},
+        )
+        if self._is_whole and self._trains_on_maps():
+            plan.check_every()
+        return {**never, **lacking(terms, plan)}
+
+    def _n_steps_before(self) -> int:
+        """Return how many steps of training the epochs in the history had."""
+        return sum(row.get("train_batch_count", 0) for row in self.history)
+
+    # Steps
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         # Other classes, such as skorch's AccelerateMixin, replace train_step_single but not this.

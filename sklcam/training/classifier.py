@@ -116,7 +116,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         two classes.
     every : int, default=1
         Terms are part of each k-th step only, with k times their weight. The other steps are those
-        of a plain classifier, so that the cost of terms goes down by k.
+        of a plain classifier, so that the cost of terms goes down by k. Steps are counted through
+        epochs and ``partial_fit``; more than ``fit`` makes is an error.
     ce_on : {"image", "view", "all"}, default="image"
         Of what there is a cross-entropy. "view": of the views of terms, too. "all": as CGC has it,
         images are taken as they are, not augmented; there is a cross-entropy of them, of their
@@ -234,7 +235,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         none has. ``train_accuracy`` (for a
         regression ``train_r2``) is what :meth:`score` measures, of the predictions that the loss
         was of. Weights that balance themselves are ``train_alpha``, ``train_beta`` and
-        ``train_<name>_weight``.
+        ``train_<name>_weight``. An epoch has no column of a term that is in none of its steps, by
+        ``every`` or a weight that is 0 in it; what not all epochs have cannot be monitored.
 
     Warns
     -----
@@ -552,22 +554,3 @@ class ConsistentCAMClassifier(AnsweringNet):
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         return [*super()._default_callbacks, ("collapse_warning", CollapseWarning())]
-
-    def _names_in_history(self) -> Sequence[str]:
-        terms = (Consistency(), Sparsity(), *self._further_terms)
-        weights = [term.weight_name for term in terms]
-        losses = sorted({task.loss_name for task in TASKS.values()})
-        losses += [f"{loss}_{of}" for loss in losses for of in ("view", "augmented")]
-        return ["loss", *losses, *(term.name for term in terms), *weights]
-
-    def _unrecorded(self, valid: Any) -> dict[str, str]:
-        names = {task.loss_name for task in TASKS.values()}
-        unused_copies = {"image": ("view", "augmented"), "view": ("augmented",)}.get(self.ce_on, ())
-        losses = names - {self._task.loss_name}
-        losses |= {f"{name}_{each}" for name in names for each in unused_copies}
-        terms = (Consistency(self.alpha), Sparsity(self.beta), *self._further_terms)
-        plan = self._plan(valid)
-        if self._is_whole and self._trains_on_maps():
-            plan.check_every()
-        never = dict.fromkeys((f"{phase}_{name}" for phase in PHASES for name in losses), "")
-        return {**never, **lacking(terms, plan)}

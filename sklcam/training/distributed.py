@@ -22,6 +22,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.training._data import Annotations, Classes, TrainingImages
+from sklcam.training._recording import n_batches
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.net import Module, StepFunction
 
@@ -203,7 +204,9 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
                 "Processes can share the images of a torch DataLoader; got iterator_train="
                 f"{type(iterator).__name__}."
             )
-        return self.accelerator_.prepare_data_loader(iterator)
+        prepared = self.accelerator_.prepare_data_loader(iterator)
+        self._n_batches = n_batches(prepared)
+        return prepared
 
     def _is_fitting(self) -> bool:
         return hasattr(self, "generator_")

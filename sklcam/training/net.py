@@ -179,6 +179,7 @@ class ImageNeuralNet(LoggingNet):
             data,
             labels,
         ):
+            self._is_whole = not goes_on
             super().fit(data, labels, **fit_params)
             self._finish(is_whole=True)
         return self
@@ -266,7 +267,8 @@ class ImageNeuralNet(LoggingNet):
                     self.__dict__.pop(name, None)
             raise
         finally:
-            self.__dict__.pop("_watch", None)
+            for name in ("_watch", "_is_whole"):
+                self.__dict__.pop(name, None)
 
     def initialize(self) -> Self:
         """Build the network, the optimizer and the callbacks; ``fit`` does so by itself.

@@ -197,6 +197,18 @@ CLASSIFIER: list[Row] = [
         "EarlyStopping monitors 'train_inconsistency', which is not recorded",
     ),
     (
+        "a term that not every epoch has",
+        lambda: classifier(
+            every=2, batch_size=-1, max_epochs=2, callbacks=[early("train_norm")]
+        ).fit(X, Y),
+        "EarlyStopping monitors 'train_norm', which epoch 2 does not have: .* Set every to 1",
+    ),
+    (
+        "terms of the first step alone",
+        lambda: classifier(every=2, batch_size=-1, max_epochs=1).fit(X, Y),
+        "every=2 makes terms part of one step in 2, and this fit makes 1, .* Set every to 1",
+    ),
+    (
         "an accuracy that should fall",
         lambda: classifier(callbacks=[early("train_accuracy")]).fit(X, Y),
         "'train_accuracy', of which higher is better, .* set lower_is_better=False",
