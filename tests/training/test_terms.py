@@ -123,7 +123,8 @@ def test_a_term_gets_each_images_own_mask(mode):
     clf = classifier(lr=0.0, **MODES[mode]).fit(X, Y, masks=MASKS)
     expected = inside(clf.explain(X, method=GradCAM(relu=False)))
     assert np.ptp(expected[ANNOTATED]) > 0.1
-    assert clf.history[-1, "train_inside"] == pytest.approx(expected.mean(), rel=1e-5)
+    expected = expected[ANNOTATED].mean()
+    assert clf.history[-1, "train_inside"] == pytest.approx(expected, rel=1e-5)
 
 
 def by_hand(model, images, labels, weight, masks, annotated):
@@ -233,14 +234,17 @@ def test_masks_follow_their_images_into_folds_and_validation():
         clf, X, Y, cv=folds, params={"masks": MASKS}, return_estimator=True, error_score="raise"
     )
     for (train, _), fitted in zip(folds.split(X), found["estimator"], strict=True):
-        expected = inside(fitted.explain(X, method=GradCAM(relu=False)))[train].mean()
+        rows = train[ANNOTATED[train]]
+        expected = inside(fitted.explain(X, method=GradCAM(relu=False)))[rows].mean()
         assert fitted.history[-1, "train_inside"] == pytest.approx(expected, rel=1e-5)
     scoring = EpochScoring("accuracy", lower_is_better=False, on_train=True)
     split = ValidSplit(3, stratified=True)
     clf = classifier(lr=0.0, batch_size=60, train_split=split, callbacks=[scoring])
     clf.fit(X, Y, masks=MASKS)
     row = clf.history[-1]
-    both = 40 * row["train_inside"] + 20 * row["valid_inside"]
+    valid = split(X, Y)[1].indices
+    n_valid = ANNOTATED[valid].sum()
+    both = (ANNOTATED.sum() - n_valid) * row["train_inside"] + n_valid * row["valid_inside"]
     expected = inside(clf.explain(X, method=GradCAM(relu=False))).sum()
     assert both == pytest.approx(expected, rel=1e-5)
     assert 0 <= row["accuracy"] <= 1
@@ -301,8 +305,11 @@ def test_terms_of_ones_own_come_on_top():
     split = ValidSplit(3, stratified=True)
     clf = classifier(train_split=split, max_epochs=2, **options).fit(X, Y, masks=MASKS)
     weights = {"ce": 1, "inconsistency": 0.5, "norm": 1e-3, "inside": 2.0, "spread": 3.0}
+    valid = ANNOTATED[split(X, Y)[1].indices]
+    shares = {"train": (ANNOTATED.sum() - valid.sum()) / 40, "valid": valid.mean()}
     for row in clf.history:
-        for phase in ("train", "valid"):
+        for phase, share in shares.items():
+            weights["inside"] = 2.0 * share  # the loss has zero for images without a mask
             total = sum(weight * row[f"{phase}_{name}"] for name, weight in weights.items())
             assert row[f"{phase}_loss"] == pytest.approx(total, rel=1e-5)
 
