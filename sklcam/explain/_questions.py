@@ -15,11 +15,13 @@ from sklcam.cam import Method, get_method
 from sklcam.cam.targets import Positive, Target, as_target
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
 from sklcam.images.labels import (
+    are_names,
     check_numbering,
     check_one_each,
     encode_labels,
     given_labels,
     labels_for,
+    labels_of_names,
 )
 from sklcam.networks.adapters import Adapter
 
@@ -53,7 +55,8 @@ class Questions(ABC):
         ----------
         X : images
         y : labels, label sets, numbers or None
-            None takes those of X, if it is a data set that knows its own.
+            Or the names that ``class_names_`` has for labels. None takes those of X, if it is a
+            data set that knows its own.
         purpose : str
             What needs them, for the message.
 
@@ -82,22 +85,9 @@ class Questions(ABC):
                 f"y must be one label per image; got {describe(y)}, and the network's task is "
                 f"{self.adapter.task!r}. {several}"
             )
-        return self._numbered(labels_for(X, y, purpose))
-
-    def _numbered(self, labels: np.ndarray) -> np.ndarray:
-        """Return labels as ``predict`` does, where they are the names of numbers."""
-        names = self._names_for(labels)
-        return labels if names is None else np.asarray(self.classes_)[encode_labels(labels, names)]
-
-    def _names_for(self, labels: np.ndarray) -> np.ndarray | None:
-        """Return what the classes are called, if that is what labels are."""
-        if self.class_names_ is None or labels.dtype.kind not in "UO":
-            return None
-        for name in {each for each in labels.ravel().tolist() if isinstance(each, str)}:
-            rows = np.flatnonzero(self.class_names_ == name).tolist()
-            if len(rows) > 1:
-                raise ValueError(f"The classes {rows} are all called {name!r}; say which.")
-        return self.class_names_
+        return np.asarray(
+            labels_of_names(labels_for(X, y, purpose), self.classes_, self.class_names_)
+        )
 
     def as_method(self, method: AnyMethod | None) -> Method:
         """Return a method as an object, its options checked.
@@ -208,8 +198,8 @@ class Questions(ABC):
         is_place = labels.dtype.kind in "iu" and names.dtype.kind in "UO"
         if is_place and self.adapter.task == "regression":
             known = np.arange(len(names))
-        by_name = self._names_for(labels)
-        known = known if by_name is None else by_name
+        if self.class_names_ is not None and are_names(labels, self.class_names_):
+            known = self.class_names_
         indices = encode_labels(flat, known).reshape(labels.shape)
         return self.translate(torch.from_numpy(indices))
 

@@ -249,6 +249,93 @@ def given_labels(X: Any, y: Any) -> Any:
     return y
 
 
+def known_labels(X: Any, y: Any, classes: Any, names: np.ndarray | None) -> Any:
+    """Return the labels that were given of classes that are known, or else the data set's own.
+
+    Parameters
+    ----------
+    X : images
+    y : array-like, sequence of collections, or None
+        Labels in any form, or the names of classes that are numbers.
+    classes : ndarray of shape (n_classes,) or None
+        Those that an estimator knows.
+    names : ndarray of str of shape (n_classes,), or None
+        What it calls them.
+
+    Returns
+    -------
+    array-like
+        Names are turned into the labels of their classes.
+
+    Raises
+    ------
+    ValueError
+        If there are none, a data set has other numbers for the same names, or there is no class, or
+        more than one, of a name.
+    """
+    check_numbering(X, y, classes, names)
+    return labels_of_names(given_labels(X, y), classes, names)
+
+
+def labels_of_names(labels: Any, classes: Any, names: np.ndarray | None) -> Any:
+    """Return labels as they are, or those of the classes whose names they are.
+
+    Parameters
+    ----------
+    labels : array-like
+    classes : ndarray of shape (n_classes,) or None
+    names : ndarray of str of shape (n_classes,), or None
+        What the classes are called.
+
+    Returns
+    -------
+    array-like
+
+    Raises
+    ------
+    ValueError
+        If there is no class, or more than one, of a name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.images.labels import labels_of_names
+    >>> labels_of_names(["emu", "cat"], np.array([0, 2]), np.array(["cat", "emu"]))
+    array([2, 0])
+    """
+    if names is None or not are_names(labels, names):
+        return labels
+    array = _as_array(labels)
+    return np.asarray(classes)[encode_labels(array.ravel(), names)].reshape(array.shape)
+
+
+def are_names(labels: Any, names: np.ndarray) -> bool:
+    """Whether labels are the names of classes, and not the classes.
+
+    Parameters
+    ----------
+    labels : array-like
+    names : ndarray of str of shape (n_classes,)
+        What classes are called that are numbers.
+
+    Raises
+    ------
+    ValueError
+        If several classes have a name that was given.
+    """
+    if isinstance(labels, Tensor):
+        return False
+    array = _as_array(labels)
+    if array.dtype.kind not in "UO":
+        return False
+    given = {each for each in array.ravel().tolist() if isinstance(each, str)}
+    for name in given:
+        rows = np.flatnonzero(names == name).tolist()
+        if len(rows) > 1:
+            raise ValueError(f"The classes {rows} are all called {name!r}; say which.")
+    return bool(given)
+
+
 def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
     """Return the labels that something needs: those that were given, or the data set's own.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
-from sklcam.images.labels import check_numbering, given_labels
+from sklcam.images.labels import known_labels
 from sklcam.networks.dry_run import check_output, run_dry, unwrap
 from sklcam.networks.output_ranges import OutputRanges
 from sklcam.networks.readouts import Readout, readout
@@ -230,7 +230,8 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         X : images
             In any form that :meth:`fit` takes.
         y : labels, as for :meth:`fit`
-            May be left out for a data set that has ``targets``.
+            Or the names that ``class_names_`` has for them. May be left out for a data set that has
+            ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
 
         Returns
@@ -244,8 +245,8 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
             If y holds labels that ``fit`` has not seen.
         """
         self.check_is_fitted()
-        check_numbering(X, y, self.classes_, self.class_names_)
-        expected = self._task.expected(given_labels(X, y), self.classes_inferred_)
+        labels = known_labels(X, y, self.classes_, self.class_names_)
+        expected = self._task.expected(labels, self.classes_inferred_)
         return float(self._task.measure(expected, self.predict(X), sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklcam._validation import check_number, describe, suggestion
+from sklcam.images.labels import labels_of_names
 from sklcam.networks.dry_run import replaced, unwrap
 from sklcam.networks.output_ranges import OutputRanges, is_distribution
 from sklcam.networks.tasks import is_loss, name_of_loss, tasks_of
@@ -27,11 +28,12 @@ def check_criterion(
     task: Task,
     classes: np.ndarray,
     *,
-    weighs_images: bool,
+    weighs_images: Sequence[str],
 ) -> None:
     """Raise a ValueError if a criterion's weights are not one for each class.
 
-    Or if it returns no mean, or cannot tell the loss of each image, where images have weights.
+    Or if it returns no mean, or cannot tell the loss of each image, where these are weighed, and by
+    what.
     """
     name = name_of_loss(criterion)
     is_made = isinstance(criterion, nn.Module)
@@ -39,9 +41,9 @@ def check_criterion(
     reduction = options.get("reduction", vars(criterion).get("reduction") if is_made else None)
     if weighs_images and ("reduction" not in known or reduction == "sum"):
         raise ValueError(
-            "sample_weight weighs the loss of each image, so that the criterion must have "
-            f'reduction="none", as torch\'s have, and be asked for a mean; got {name}'
-            f"{f' with reduction={reduction!r}' if reduction else ''}."
+            f"Images are weighed by {' and '.join(weighs_images)}, each by its own loss, so that "
+            'the criterion must have reduction="none", as torch\'s have, and be asked for a mean; '
+            f"got {name}{f' with reduction={reduction!r}' if reduction else ''}."
         )
     if reduction == "none":
         raise ValueError(f'{name} must return one number: use reduction="mean", its default.')
@@ -201,8 +203,8 @@ def weights_of_classes(
     Raises
     ------
     ValueError
-        If the task is not of one class an image; or if there is no such class, or a weight is not a
-        finite number, 0 or more.
+        If the task is not of one class an image; or if there is no such class, a class has two
+        weights, or one that is not a finite number, 0 or more.
     """
     if class_weight is None:
         return None
@@ -221,17 +223,24 @@ def weights_of_classes(
         shares = len(labels) / (n_present * np.maximum(counts, 1))
         return np.where(counts, shares, 1.0)  # what there is none of says nothing of its weight
     known = {label: i for i, label in enumerate(classes.tolist())}
-    by_name = {} if names is None else {name: i for i, name in enumerate(names.tolist())}
     weights = np.ones(len(classes))
+    given: dict[int, Any] = {}
     for label, weight in class_weight.items():
-        i = known.get(label, by_name.get(label))
+        i = known.get(label)
+        if i is None and names is not None and label in names.tolist():
+            i = known[labels_of_names([label], classes, names).item()]
         if i is None:
+            by_name = [] if names is None else names.tolist()
             raise ValueError(
                 f"class_weight has a weight for {label!r}, which is no class. "
                 f"{suggestion(label, [*map(str, known), *by_name])}"
             )
+        if i in given:
+            raise ValueError(
+                f"class_weight has two weights for one class, of {given[i]!r} and {label!r}."
+            )
         check_number(f"class_weight[{label!r}]", weight, 0)
-        weights[i] = weight
+        given[i], weights[i] = label, weight
     return weights
 
 

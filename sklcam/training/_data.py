@@ -67,6 +67,12 @@ class TrainingImages(ImageDataset, SkorchDataset):
         if annotations.class_weights is not None:
             of_classes = annotations.class_weights[y]
             own = of_classes if self.weights is None else of_classes * self.weights.numpy()
+            if not own.any():
+                by = "class_weight" if self.weights is None else "sample_weight and class_weight"
+                raise ValueError(
+                    f"By {by}, all of {len(self)} images weigh 0, so that there is no loss. Give "
+                    "some of them a weight above 0."
+                )
             self.weights = _as_weights(own, len(self))
         self.validation: TrainingImages | None = None
         self.masks: MaskImages | None = None

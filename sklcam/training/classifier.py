@@ -523,9 +523,10 @@ class ConsistentCAMClassifier(AnsweringNet):
                 len(found[0]) if self.batch_size < 0 else min(self.batch_size, len(found[0]))
             )
             check_negatives(self.agreement, n_together, self.batch_accumulation)
-        options, weighs = self.get_params_for("criterion"), found[0].weights is not None
-        names = self.classes_inferred_
-        criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=weighs)
+        options, names = self.get_params_for("criterion"), self.classes_inferred_
+        weighs = {"sample_weight": annotations.sample_weight, "class_weight": self.class_weight}
+        by = [name for name, given in weighs.items() if given is not None]
+        criteria.check_criterion(self._criterion, options, self._task, names, weighs_images=by)
         check_defined(self._further_terms, self.task_, len(names))
         if len(names) > 1 and self.task_ == "regression" and self._trains_on_maps():
             raise ValueError(

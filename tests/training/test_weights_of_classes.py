@@ -56,6 +56,11 @@ def test_classes_go_by_their_names_as_well():
     assert torch.allclose(weights(named), weights(numbered), atol=1e-5)
 
 
+def test_a_class_has_one_weight():
+    with pytest.raises(ValueError, match="two weights for one class, of 'one' and 1"):
+        classifier(class_weight={"one": 4.0, 1: 2.0}).fit(Named())
+
+
 def test_one_output_and_parts_of_the_classes():
     options = {"task": "binary", "alpha": 0, "beta": 0}
     ours = classifier(class_weight={True: 3.0}, **options).fit(X, Y > 0)
