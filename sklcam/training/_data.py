@@ -348,7 +348,7 @@ def as_pair(validation: Any) -> tuple[Any, Any]:
     """Return images and labels to validate on; a ValueError if they are given in another way."""
     if isinstance(validation, Bunch):  # of a loader of data sets
         return validation.data, validation.target
-    if isinstance(validation, tuple) and len(validation) == 2:
+    if isinstance(validation, tuple | list) and len(validation) == 2:
         return validation
     if dataset_labels(validation) is not None:
         return validation, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.labels import check_numbering, given_labels
+from sklcam.images.labels import known_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
@@ -73,8 +73,8 @@ class LoadingNet(SeededNet):
 
     def _prepare_validation(self, X: Any, y: Any) -> TrainingImages:
         """Return images to validate on, read as for prediction, with labels that fit has seen."""
-        check_numbering(X, y, self.classes_inferred_, self.class_names_)
-        labels = self._task.encode(self._task.read(given_labels(X, y)), self.classes_inferred_)
+        y = known_labels(X, y, self.classes_inferred_, self.class_names_)
+        labels = self._task.encode(self._task.read(y), self.classes_inferred_)
         annotations = Annotations(class_weights=self._class_weights)
         return TrainingImages(X, labels, annotations, **self.image_options())
 

@@ -215,7 +215,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         The labels, sorted; for "multilabel" in the order of columns, where these have one.
     class_names_ : ndarray of shape (n_classes,) or None
         What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
-        reports show it, and ``target`` takes it.
+        reports show it, and ``target``, ``class_weight`` and, once they are known, labels take it,
+        in ``validation``, :meth:`score`, :meth:`partial_fit` and :func:`~sklcam.metrics.evaluate`.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer

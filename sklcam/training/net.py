@@ -31,7 +31,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
 from sklcam.images.dataset import n_images
-from sklcam.images.labels import check_numbering, given_labels, label_names, names_of_classes
+from sklcam.images.labels import given_labels, known_labels, label_names, names_of_classes
 from sklcam.images.views import ViewSampler
 from sklcam.networks.construction import build_model, construct
 from sklcam.networks.dry_run import check_output, exclusive, generators_lock, left_as_found
@@ -336,9 +336,9 @@ class ImageNeuralNet(LoggingNet):
         n_images(X)  # an error if X is empty or no images at all
         names = label_names(X, y)
         if known:
-            check_numbering(X, y, self.classes_inferred_, self.class_names_)
-        y = given_labels(X, y)
-        if not known:
+            y = known_labels(X, y, self.classes_inferred_, self.class_names_)
+        else:
+            y = given_labels(X, y)
             self._settle_task(y)
         y = self._task.read(y)
         if not known:

@@ -76,6 +76,11 @@ def loss(*maps, cross_entropy=SCALAR, size=None, activations=None, **options):
     return ConsistentCAMLoss(**options)(cross_entropy, explained, activations=activations)
 
 
+class OneNumber(torch.nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(reduction="sum")
+
+
 def early(monitor):
     return EarlyStopping(monitor=monitor)
 
@@ -279,6 +284,26 @@ CLASSIFIER: list[Row] = [
         "a weight for no class",
         lambda: classifier(class_weight={7: 2.0}).fit(X, Y),
         "class_weight has a weight for 7, which is no class. There are: 0, 1, 2",
+    ),
+    (
+        "classes of no weight",
+        lambda: classifier(class_weight={0: 0, 1: 0, 2: 0}).fit(X, Y),
+        "By class_weight, all of .* images weigh 0, so that there is no loss",
+    ),
+    (
+        "classes of no weight to validate on",
+        lambda: classifier(class_weight={1: 0}).fit(X, Y, validation=(X[Y == 1], Y[Y == 1])),
+        "validation: By class_weight, all of .* images weigh 0",
+    ),
+    (
+        "weights of classes by a loss that returns one number",
+        lambda: classifier(class_weight="balanced", criterion=OneNumber).fit(X, Y),
+        "Images are weighed by class_weight, each by its own loss, .* got OneNumber",
+    ),
+    (
+        "weights of images by a loss that returns one number",
+        lambda: classifier(criterion=OneNumber).fit(X, Y, sample_weight=Y + 1),
+        "Images are weighed by sample_weight, each by its own loss",
     ),
     (
         "a weight below 0",

@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 import sklcam
 from sklcam import CAMDisplay, CAMExplainer, ConsistentCAMClassifier
 from sklcam.explain.predictions import predictions
+from sklcam.images.labels import labels_of_names
 
 OBJECTS = {"SmallNet": SmallNet}
 OPTIONS = {"image_size": 16, "max_epochs": 1, "verbose": 0, "alpha": 0, "beta": 0}
@@ -87,6 +88,33 @@ def test_other_numbers_for_the_same_names(classifier, folders, tmp_path):
         assert 0 <= estimator.score(fewer, [0, 0, 2, 2]) <= 1
     with pytest.raises(ValueError, match=message):
         ConsistentCAMClassifier(SmallNet, **OPTIONS).fit(folders).partial_fit(fewer)
+
+
+def test_labels_may_be_names_wherever_the_numbers_are_known(classifier, folders):
+    """In each form, y is the names of the labels, which mean the numbers."""
+    files = [path for path, _ in folders.samples]
+    names = [folders.classes[label] for label in folders.targets]
+    wrong = np.roll(names, 2).astype(object)
+    for y, numbers in ((names, folders.targets), (wrong, np.roll(folders.targets, 2))):
+        expected = classifier.score(files, numbers)
+        for estimator in (classifier, CAMExplainer(classifier, verbose=0).fit()):
+            assert estimator.score(files, y) == expected
+            measured = sklcam.metrics.evaluate(estimator, files, y, metrics=["accuracy"])
+            assert measured["accuracy"].mean() == expected
+        clf = ConsistentCAMClassifier(SmallNet, random_state=0, **OPTIONS)
+        clf.fit(folders, validation=(files, y))
+        assert clf.history[-1, "valid_accuracy"] == clf.score(files, numbers)
+        assert clf.partial_fit(files, y).classes_.tolist() == [0, 1, 2]
+    for labels in (["cat", "dgo"] * 3, ["cat", 1] * 3):
+        with pytest.raises(ValueError, match="labels that were not seen in fit"):
+            classifier.score(files, labels)
+
+
+def test_a_name_of_two_classes_is_no_label(classifier):
+    names = np.array(["cat", "cat", "emu"])
+    assert labels_of_names(["emu"], np.arange(3), names).tolist() == [2]
+    with pytest.raises(ValueError, match=r"classes \[0, 1\] are all called 'cat'"):
+        labels_of_names(["emu", "cat"], np.arange(3), names)
 
 
 def test_a_bare_network_is_told_by_as_many_names(classifier, folders):

@@ -95,6 +95,7 @@ def grey(path):
 def of_folders(root):
     train, valid = load_class_folders(root / "train"), load_class_folders(root / "valid")
     yield "pairs", (train.data, train.target), (valid.data, valid.target)
+    yield "lists", (train.data, train.target), [valid.data, valid.target]
     yield "bunches", (train.data, train.target), valid
     yield (
         "arrays of paths",
@@ -117,7 +118,7 @@ def test_a_folder_to_validate_on_in_every_form(folders):
         names = clf.class_names_ if clf.class_names_ is not None else clf.classes_
         assert list(names) == ["nought", "one", "two"]
     expected = found["pairs"]
-    assert len(found) == 7
+    assert len(found) == 8
     for rows in found.values():
         assert rows == pytest.approx(expected) if len(rows) == 1 else True
         assert np.allclose(rows, expected, atol=1e-5)
