@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklcam._validation import describe, suggestion
 from sklcam.networks.dry_run import unwrap
-from sklcam.training._data import TrainingImages
+from sklcam.training._data import TrainingImages, Validation
 
 _PLATEAUS = ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau)
 _OURS = ("skorch", "sklcam")  # whose callbacks say what they record
@@ -66,6 +66,16 @@ def said_of(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def warn_of_masks(validation: Validation) -> None:
+    """Warn of masks and boxes that no loss looks at."""
+    if validation.masks is not None or validation.boxes is not None:
+        warnings.warn(
+            "validation: masks and boxes are not used: no term that is computed there looks at "
+            "them, as those at the pixels are for training alone. Leave them out.",
+            stacklevel=2,
+        )
 
 
 def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:

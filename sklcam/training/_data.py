@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -344,14 +344,32 @@ def with_annotations_beside(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def as_pair(validation: Any) -> tuple[Any, Any]:
-    """Return images and labels to validate on; a ValueError if they are given in another way."""
+class Validation(NamedTuple):
+    """Images to validate on, with what is known of them, as it was given."""
+
+    X: Any
+    y: Any = None
+    masks: Masks = None
+    boxes: Boxes = None
+
+
+def as_validation(validation: Any) -> Validation:
+    """Return images to validate on; a ValueError if they are given in another way."""
     if isinstance(validation, Bunch):  # of a loader of data sets
-        return validation.data, validation.target
+        return Validation(validation.data, validation.target)
     if isinstance(validation, tuple | list) and len(validation) == 2:
-        return validation
+        return Validation(*validation)
+    by_name = 'by name, validation={"X": X_val, "y": y_val, "masks": masks_val} (or "boxes")'
+    if isinstance(validation, Mapping):
+        unknown = [name for name in validation if name not in Validation._fields]
+        if unknown or validation.get("X") is None:
+            raise ValueError(
+                f"validation may be given {by_name}, and has no other entries; got one with "
+                f"{', '.join(map(repr, validation)) or 'none'}."
+            )
+        return Validation(**validation)
     if dataset_labels(validation) is not None:
-        return validation, None
+        return Validation(validation)
     what = "a pair of images and labels, (X_val, y_val), or a data set that has its labels"
     if isinstance(validation, str | PathLike):
         instead = (
@@ -362,6 +380,8 @@ def as_pair(validation: Any) -> tuple[Any, Any]:
             " To hold out a part of X, set train_split=skorch.dataset.ValidSplit(0.2, "
             "stratified=True)."
         )
+    elif isinstance(validation, tuple | list):
+        instead = f" Masks and boxes are given {by_name}."
     else:
         instead = ""
     raise ValueError(f"validation must be {what}; got {describe(validation)}.{instead}")

@@ -11,14 +11,21 @@ from skorch.dataset import Dataset as SkorchDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sklcam.images.dataset import ImageDataset
-from sklcam.images.labels import known_labels
+from sklcam.images.dataset import ImageDataset, n_images
+from sklcam.images.labels import given_labels, known_labels
 from sklcam.images.normalization import normalize
 from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.training import _checks as checks
 from sklcam.training._augmentation import crop_while_reading
-from sklcam.training._data import Annotations, TrainingImages, without_subsets
+from sklcam.training._data import (
+    Annotations,
+    Boxes,
+    Masks,
+    TrainingImages,
+    boxes_of_labels,
+    without_subsets,
+)
 from sklcam.training._randomness import SeededNet
 from sklcam.training.tasks import TASKS, Task
 
@@ -71,12 +78,18 @@ class LoadingNet(SeededNet):
             valid = self._prepare_validation(*pair)
         return train, valid
 
-    def _prepare_validation(self, X: Any, y: Any) -> TrainingImages:
+    def _prepare_validation(
+        self, X: Any, y: Any, masks: Masks = None, boxes: Boxes = None
+    ) -> TrainingImages:
         """Return images to validate on, read as for prediction, with labels that fit has seen."""
+        of_images = boxes_of_labels(boxes, given_labels(X, y), n_images(X))
+        annotations = Annotations(masks, of_images, class_weights=self._class_weights)
         y = known_labels(X, y, self.classes_inferred_, self.class_names_)
         labels = self._task.encode(self._task.read(y), self.classes_inferred_)
-        annotations = Annotations(class_weights=self._class_weights)
-        return TrainingImages(X, labels, annotations, **self.image_options())
+        images = TrainingImages(X, labels, annotations, **self.image_options())
+        if images.masks is not None and not images.masks.annotated.any():
+            raise ValueError("None of the images has a mask or a box; leave masks and boxes out.")
+        return images
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)

@@ -54,6 +54,10 @@ class SteppingNet(ImageNeuralNet):
         of_masks = [MASK_LOSSES[self.mask_loss](self.gamma)] if self.gamma else []
         return [*of_masks, *self.terms]
 
+    def _validates_masks(self) -> bool:
+        needs = [term.needs for term in self._further_terms]
+        return any("masks" in need and "pixels" not in need for need in needs)
+
     def _sees_views(self) -> bool:
         of_terms = any("view" in term.needs for term in self._further_terms)
         return bool(self.alpha or of_terms or self.ce_on != "image")

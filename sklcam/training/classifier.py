@@ -417,10 +417,12 @@ class ConsistentCAMClassifier(AnsweringNet):
             The same by boxes (x1, y1, x2, y2), the outer edges, in pixels of the image as it is
             given. None, or no box, is an image without. In dicts by label, those of the image's own
             count. Images may have masks or boxes, but none has both.
-        validation : (X_val, y_val), data set or None, default=None
+        validation : (X_val, y_val), dict, data set or None, default=None
             Images to validate on after each epoch, and their labels, in any form of X and y, read
             as for prediction; a data set that has its labels may come alone. Labels are those of
-            ``y``. Not together with ``train_split``.
+            ``y``. Masks or boxes, in any form of ``masks`` and ``boxes``, come with them by name,
+            ``{"X": X_val, "y": y_val, "masks": masks_val, "boxes": boxes_val}``, and let terms on
+            masks be recorded, as ``valid_energy``. Not together with ``train_split``.
         **fit_params
             As in skorch.
 

@@ -49,7 +49,8 @@ from sklcam.training._data import (
     Annotations,
     Classes,
     TrainingImages,
-    as_pair,
+    Validation,
+    as_validation,
     with_annotations_beside,
 )
 from sklcam.training._devices import check_device
@@ -125,6 +126,10 @@ class ImageNeuralNet(LoggingNet):
         """Whether the loss looks at explanations."""
         return False
 
+    def _validates_masks(self) -> bool:
+        """Whether the loss of images to validate on looks at masks."""
+        return False
+
     # Fitting
 
     def fit(self, X: Any, y: Any = None, *, validation: Any = None, **fit_params: Any) -> Self:
@@ -140,9 +145,9 @@ class ImageNeuralNet(LoggingNet):
         y : array-like of shape (n_images,)
             Labels of any kind. May be left out for a data set that keeps them, see
             :func:`~sklcam.images.dataset_labels`.
-        validation : (X_val, y_val), data set or None, default=None
-            Images to validate on after each epoch, and their labels, in any form of X and y; a data
-            set that has its labels may come alone.
+        validation : (X_val, y_val), dict, data set or None, default=None
+            Images to validate on after each epoch, and their labels, in any form of X and y, also
+            as ``{"X": X_val, "y": y_val}``; a data set that has its labels may come alone.
         **fit_params
             As in skorch.
 
@@ -362,9 +367,12 @@ class ImageNeuralNet(LoggingNet):
         self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
         self.n_channels_ = data.n_channels
         if annotations.validation is not None:
-            pair = as_pair(annotations.validation)
+            given = as_validation(annotations.validation)
+            if not self._validates_masks():
+                checks.warn_of_masks(given)
+                given = Validation(given.X, given.y)
             with checks.said_of("validation"):
-                data.validation = self._prepare_validation(*pair)
+                data.validation = self._prepare_validation(*given)
         # Splits are made by labels as they are; of several an image, these may be of any form.
         return data, labels if labels.ndim > 1 else y
 

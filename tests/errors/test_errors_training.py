@@ -241,6 +241,23 @@ CLASSIFIER: list[Row] = [
         "validation: requires y to be passed",
     ),
     (
+        "masks to validate on as a third entry",
+        lambda: classifier().fit(X, Y, validation=(X, Y, X > 0)),
+        "(?s)validation must be a pair .* got a tuple.* by name, validation={.*masks",
+    ),
+    (
+        "weights of images to validate on",
+        lambda: classifier().fit(X, Y, validation={"X": X, "y": Y, "sample_weight": Y}),
+        "validation may be given by name, .* has no other entries; .* 'sample_weight'",
+    ),
+    (
+        "images to validate on, none of which has a mask",
+        lambda: classifier(gamma=1.0).fit(
+            X, Y, masks=X > 0, validation={"X": X, "y": Y, "masks": [None] * len(X)}
+        ),
+        "validation: None of the images has a mask or a box",
+    ),
+    (
         "no pair to validate on",
         lambda: classifier().fit(X, Y, validation=[(X, Y)]),
         "validation must be a pair .* got a list",
