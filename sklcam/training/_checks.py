@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from sklcam._validation import describe, suggestion
 from sklcam.networks.dry_run import unwrap
 from sklcam.training._data import TrainingImages, Validation
+from sklcam.training._recording import n_batches
 
 _PLATEAUS = ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau)
 _OURS = ("skorch", "sklcam")  # whose callbacks say what they record
@@ -224,6 +225,16 @@ def check_batches(
             "a single value. Choose another batch_size, or leave the rest out, "
             "iterator_train__drop_last=True."
         ) from error
+
+
+def check_validation(iterator: object) -> None:
+    """Raise a ValueError if no image to validate on makes a batch, and there would be no loss."""
+    dataset: Any = getattr(iterator, "dataset", None)
+    if isinstance(iterator, DataLoader) and n_batches(iterator) == 0:
+        raise ValueError(
+            f"iterator_valid__drop_last=True leaves none of {len(dataset)} images to validate on, "
+            f"as batch_size={iterator.batch_size}; leave it out."
+        )
 
 
 def check_weighs(iterator: object) -> None:

@@ -164,6 +164,8 @@ class LoggingNet(FreezingNet):
         iterator = super().get_iterator(dataset, training=training)
         if training:
             self._n_batches = n_batches(iterator)
+        elif hasattr(self, "generator_"):  # in fit
+            checks.check_validation(iterator)
         return iterator
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -43,12 +43,14 @@ class Plan:
 
     def check_every(self) -> None:
         """Raise a ValueError if terms are part of the first step alone, of all that are made."""
-        if self.n_steps is not None and self.every > self.n_steps * len(self.epochs):
+        if self.n_steps is None:
+            return
+        n_steps = self.n_before + self.n_steps * len(self.epochs)
+        if self.every > n_steps:
             raise ValueError(
-                f"every={self.every} makes terms part of one step in {self.every}, and this fit "
-                f"makes {self.n_steps * len(self.epochs)}, so that the first alone would have "
-                f"any. Set every to {self.n_steps} at most, for terms in each epoch, or train "
-                "longer."
+                f"every={self.every} makes terms part of one step in {self.every}, and there are "
+                f"{n_steps}, so that the first alone would have any. Set every to {self.n_steps} "
+                "at most, for terms in each epoch, or train longer."
             )
 
 

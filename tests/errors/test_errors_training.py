@@ -211,7 +211,7 @@ CLASSIFIER: list[Row] = [
     (
         "terms of the first step alone",
         lambda: classifier(every=2, batch_size=-1, max_epochs=1).fit(X, Y),
-        "every=2 makes terms part of one step in 2, and this fit makes 1, .* Set every to 1",
+        "every=2 makes terms part of one step in 2, and there are 1, .* Set every to 1",
     ),
     (
         "an accuracy that should fall",
@@ -229,6 +229,13 @@ CLASSIFIER: list[Row] = [
         "a folder to validate on",
         lambda: classifier().fit(X, Y, validation="valid"),
         "validation must be a pair .* got a str.*load_class_folders",
+    ),
+    (
+        "no batch to validate on",
+        lambda: classifier(iterator_valid__drop_last=True, batch_size=16).fit(
+            X, Y, validation=(X[:9], Y[:9])
+        ),
+        "iterator_valid__drop_last=True leaves none of 9 images to validate on",
     ),
     (
         "a share to validate on",

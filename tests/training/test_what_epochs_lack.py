@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from classifiers import X, Y, classifier
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState, LRScheduler
 from skorch.dataset import ValidSplit
 from torch.utils.data import DataLoader, Sampler
 
@@ -166,11 +166,22 @@ def test_where_nobody_knows_how_many_steps_there_are():
 
 
 def test_terms_that_no_second_step_would_have():
-    with pytest.raises(ValueError, match=r"one step in 16, .* makes 15, .* Set every to 3"):
+    with pytest.raises(ValueError, match=r"one step in 16, .* there are 15, .* Set every to 3"):
         classifier(every=16, **TERMS).fit(X, Y)
     classifier(every=16, **{**TERMS, "alpha": 0}).fit(X, Y)  # there are none
     clf = classifier(every=4, **{**TERMS, "max_epochs": 1}).partial_fit(X, Y)
     clf.partial_fit(X, Y)  # of as much as comes at a time
+    assert ["train_inconsistency" in row for row in clf.history] == [True, True]
+
+
+def test_a_run_that_starts_again_counts_on(tmp_path):
+    def one_epoch():
+        keep = Checkpoint(monitor=None, dirname=str(tmp_path))
+        options = {**TERMS, "max_epochs": 1, "every": 3 if not [*tmp_path.iterdir()] else 5}
+        return classifier(callbacks=[keep, LoadInitState(keep)], **options).fit(X, Y)
+
+    assert len(one_epoch().history) == 1
+    clf = one_epoch()  # steps 3 to 5, of 6 in all
     assert ["train_inconsistency" in row for row in clf.history] == [True, True]
 
 
