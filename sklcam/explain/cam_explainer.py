@@ -219,6 +219,16 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.num_workers = num_workers
         self.verbose = verbose
 
+    def check_parameters(self) -> None:
+        """Check what needs no network; :meth:`fit` does so by itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is of the wrong type, or out of range.
+        """
+        self._validate_params()
+
     def fit(self, X: Any = None, y: Any = None) -> CAMExplainer:
         """Find the layers and the classes; nothing is learned.
 
@@ -242,7 +252,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         ValueError
             If a parameter does not fit the model, or it cannot be told what the network is for.
         """
-        self._validate_params()
+        self.check_parameters()
         get_method(self.method).check()
         self.model_ = self._find_model()
         adapter = self._adapt()

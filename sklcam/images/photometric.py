@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +64,12 @@ class Photometry:
     largest_blur: float = 0.0
 
     def _of_tensors(self, change: Callable[[Tensor], Tensor]) -> Photometry:
-        changed = {
+        changed: dict[str, Any] = {
             field.name: change(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **changed)  # type: ignore[arg-type]
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Photometry:
         """Return the same on another device."""

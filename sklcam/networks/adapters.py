@@ -7,7 +7,7 @@ comes from. :func:`adapt` decides that once, and everybody else asks the adapter
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -382,6 +382,19 @@ class ModuleAdapter(Adapter):
         self.readout = settle(evidence, task_of_config(self.network))
 
 
+def nonlinearity_of(net: NeuralNet) -> Callable[[Tensor], Tensor]:
+    """Return what makes probabilities of a skorch net's output.
+
+    Parameters
+    ----------
+    net : NeuralNet
+        Fitted.
+    """
+    # Skorch knows by the criterion; its method has no public name.
+    found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
+    return found
+
+
 class SkorchAdapter(ModuleAdapter):
     """A fitted skorch net: called by its ``infer``, read by its own nonlinearity."""
 
@@ -431,8 +444,7 @@ class SkorchAdapter(ModuleAdapter):
         own_way = self.model.predict_nonlinearity
         if self.task == "regression" or not (callable(own_way) or self.task == "multiclass"):
             return super().probabilities(columns)
-        # Skorch knows by the criterion; its method has no public name.
-        found = self.model._get_predict_nonlinearity()(at_least_float32(self.own(columns)))
+        found = nonlinearity_of(self.model)(at_least_float32(self.own(columns)))
         if self.task == "binary" and found.numel() == len(found):
             found = found.reshape(-1, 1)
             return torch.cat([1 - found, found], dim=1)

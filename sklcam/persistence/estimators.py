@@ -15,9 +15,8 @@ from warnings import warn
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.base import BaseEstimator
-from sklearn.utils._metadata_requests import MethodMetadataRequest
-from sklearn.utils._param_validation import validate_parameter_constraints
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.callbacks.scoring import ScoringBase
@@ -222,9 +221,7 @@ def read_estimator(node: Any, reader: Reader) -> Any:
         _fill_net(estimator, parameters, learned)
     elif learned is not None:
         _check_learned(learned, _EXPLAINER)
-        validate_parameter_constraints(
-            estimator._parameter_constraints, parameters, caller_name=found.__name__
-        )
+        estimator.check_parameters()
         origin = read_origin(learned.pop("origin_", None))
         estimator.preprocessing_ = origin.preprocessing
         names = origin.class_names
@@ -320,6 +317,8 @@ def device_here(device: Any) -> Any:
 
 def _settings_of(estimator: BaseEstimator) -> dict[str, Any]:
     """Return what ``set_output`` and the requests for metadata have set."""
+    # scikit-learn has public ways to set both, and none to read them: the routing of a skorch net is
+    # that of a meta-estimator, which hides its own requests.
     own = vars(estimator)
     requests = vars(own["_metadata_request"]) if "_metadata_request" in own else {}
     return {
@@ -338,13 +337,14 @@ def _set(estimator: Any, output: Any, requests: Any) -> None:
             raise PersistenceError(f"{str(output)[:40]!r} is no form of output")
         estimator.set_output(transform=output)
     for method, wanted in expect(requests, dict, "requests").items():
-        all_requests = estimator._get_metadata_request()
-        request = expect(vars(all_requests).get(method), MethodMetadataRequest, "request")
+        set_request = getattr(estimator, f"set_{method}_request", None)
+        if set_request is None:
+            raise PersistenceError(f"{method[:80]!r} takes no metadata")
         for name, alias in expect(wanted, dict, "request").items():
             if not name.isidentifier():
                 raise PersistenceError(f"{name[:80]!r} is not a name of metadata")
-            request.add_request(param=name, alias=expect(alias, bool | str | None, "alias"))
-        estimator._metadata_request = all_requests
+            with config_context(enable_metadata_routing=True):
+                set_request(**{name: expect(alias, bool | str | None, "alias")})
 
 
 # Learned attributes
@@ -385,7 +385,7 @@ def _learned_by(
     learned = {
         **fitted,
         "origin_": write_origin(own["origin_"]),
-        "modules": {name: numbers_of(module) for name, module in _modules_of(estimator).items()},
+        "modules": {name: numbers_of(module) for name, module in estimator.networks.items()},
         "optimizer": estimator.optimizer_.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         "gradient_sizes": None if sizes is None else sizes.averages,
@@ -422,7 +422,7 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
     check_generator(states["global"])
     check_generator(states["views"])
     _rehearse(type(net), parameters, attributes, learned["modules"])
-    made = _modules_of(net.restore(attributes))
+    made = net.restore(attributes).networks
     _check_same(made, learned["modules"])
     for name, module in made.items():
         is_built = name == "module_" and isinstance(net.module, str)
@@ -493,13 +493,6 @@ def _in_rows(row: Any) -> dict[str, Any]:
 # Networks
 
 
-def _modules_of(net: NeuralNet) -> dict[str, nn.Module]:
-    """Return the networks and losses of a net, by attribute."""
-    names = [f"{name}_" for name in [*net._modules, *net._criteria]]
-    found = {name: getattr(net, name) for name in names}
-    return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
-
-
 def _rehearse(
     kind: Any, parameters: Mapping[str, Any], attributes: Mapping[str, Any], numbers: Any
 ) -> None:
@@ -516,7 +509,7 @@ def _rehearse(
         kind = training.ConsistentCAMClassifier
     try:
         with torch.device("meta"), _LegacyOnMeta():  # type: ignore[no-untyped-call]
-            made = _modules_of(kind(**options).restore(attributes))
+            made = kind(**options).restore(attributes).networks
     except Exception:
         if isinstance(module, str):
             raise

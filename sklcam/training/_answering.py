@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sklcam.explain.base import Explainer
 from sklcam.explain.checks import checked
 from sklcam.images.labels import known_labels
+from sklcam.networks.adapters import nonlinearity_of
 from sklcam.networks.dry_run import check_output, run_dry, unwrap
 from sklcam.networks.output_ranges import OutputRanges
 from sklcam.networks.readouts import Readout, readout
@@ -126,7 +127,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Tensor
             Of :meth:`~sklcam.networks.readouts.Readout.decide`.
         """
-        return self.readout.decide(self._get_predict_nonlinearity()(y_pred.detach()))
+        return self.readout.decide(nonlinearity_of(self)(y_pred.detach()))
 
     def score_of(self, outcomes: Tensor, *, training: bool) -> float:
         """Return the task's score of an epoch.

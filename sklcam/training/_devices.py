@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklcam.training._parameters import ParameterNet
 
@@ -24,6 +24,14 @@ class DeviceNet(ParameterNet):
     @device.setter
     def device(self, device: Device) -> None:
         self.__dict__["device"] = device
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks and losses, by the attribute that each is in."""
+        # skorch has no public name for what it was told by ``initialize_module`` and the like.
+        names = [f"{name}_" for name in [*self._modules, *self._criteria]]
+        found = {name: getattr(self, name) for name in names}
+        return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
 
     def _cuda_devices(self) -> list[torch.device]:
         device = torch.device(self.device) if self.device is not None else torch.device("cpu")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
-from sklcam.networks.adapters import Adapter
+from sklcam.networks.adapters import Adapter, nonlinearity_of
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.preprocessing import Preprocessing
@@ -87,5 +87,5 @@ class NetAdapter(Adapter):
     def probabilities(self, columns: Tensor) -> Tensor:
         if not self.readout.has_probabilities:
             return self.readout.probabilities(columns)  # an error that says so
-        # A user's own function may make them. Skorch's, which finds it, has no public name.
-        return self.net._get_predict_nonlinearity()(self.readout.own(columns))
+        # A user's own function may make them.
+        return nonlinearity_of(self.net)(self.readout.own(columns))

@@ -174,8 +174,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         super().on_train_begin(net, **kwargs)
 
     def _move(self, device: torch.device) -> None:
-        for name in self._modules + self._criteria:
-            getattr(self, f"{name}_").to(device)
+        for network in self.networks.values():
+            network.to(device)
         for name in self._optimizers:
             optimizer = getattr(self, f"{name}_")
             optimizer.load_state_dict(optimizer.state_dict())  # to where the parameters are
@@ -271,8 +271,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         return (parameter for _, parameter in self.get_all_learnable_params())
 
     def _buffers(self) -> Iterator[Tensor]:
-        for name in self._modules + self._criteria:
-            yield from getattr(self, f"{name}_").buffers()
+        for network in self.networks.values():
+            yield from network.buffers()
 
     # Files
 

@@ -6,6 +6,7 @@ the business of the data; how much they weigh, that of the loss.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sklcam.training.terms import Explanations, Term
+from sklcam.training.terms import Explanations, Pixels, Term
 from sklcam.training.weights import Balanced, Schedule, Weight
 
 MaskLoss = Literal["energy", "rrr", "gradmask"]
@@ -63,7 +64,29 @@ class Energy(Term):
 
 
 @dataclass(frozen=True)
-class RightReasons(Term):
+class AtPixels(Term):
+    """A term on the gradient, at the pixels off the object, of what a network says."""
+
+    weight: Weight | Schedule = 1.0
+
+    needs = frozenset({"masks", "pixels"})
+    balance = Balanced(0.2)
+
+    def values(self, explained: Explanations) -> Tensor:
+        assert explained.pixels is not None and explained.masks is not None
+        gradients = explained.pixels.gradients(self.said(explained.pixels))
+        return self.size((1 - explained.masks)[:, None] * gradients).sum(dim=(1, 2, 3))
+
+    @abstractmethod
+    def said(self, pixels: Pixels) -> Tensor:
+        """Return what is differentiated of each image, (n_images,)."""
+
+    @abstractmethod
+    def size(self, gradients: Tensor) -> Tensor:
+        """Return how much each of the gradients off the object counts."""
+
+
+class RightReasons(AtPixels):
     r"""Right for the right reasons: how steep all classes' log-probabilities are off the object.
 
     .. math:: \sum_{j} \Big((1 - S_j) \frac{\partial}{\partial x_j} \sum_k \log p_k\Big)^2
@@ -90,20 +113,16 @@ class RightReasons(Term):
     >>> clf = ConsistentCAMClassifier(alpha=0, beta=0, terms=[RightReasons("auto")])
     """
 
-    weight: Weight | Schedule = 1.0
-
     name = "rrr"
-    needs = frozenset({"masks", "pixels"})
-    balance = Balanced(0.2)
 
-    def values(self, explained: Explanations) -> Tensor:
-        assert explained.pixels is not None
-        sums = explained.pixels.log_probabilities().sum(dim=1)
-        return _outside(explained, sums).square().sum(dim=(1, 2, 3))
+    def said(self, pixels: Pixels) -> Tensor:
+        return pixels.log_probabilities().sum(dim=1)
+
+    def size(self, gradients: Tensor) -> Tensor:
+        return gradients.square()
 
 
-@dataclass(frozen=True)
-class GradMask(Term):
+class GradMask(AtPixels):
     r"""GradMask: how steep the contrast of two classes is off the object.
 
     .. math:: \Big\lVert (1 - S) \frac{\partial |y_0 - y_1|}{\partial x} \Big\rVert_1
@@ -131,25 +150,16 @@ class GradMask(Term):
     >>> clf = ConsistentCAMClassifier(alpha=0, beta=0, terms=[GradMask("auto")])
     """
 
-    weight: Weight | Schedule = 1.0
-
     name = "gradmask"
-    needs = frozenset({"masks", "pixels"})
-    balance = Balanced(0.2)
 
-    def values(self, explained: Explanations) -> Tensor:
-        assert explained.pixels is not None
-        contrast = explained.pixels.contrast().abs()
-        return _outside(explained, contrast).abs().sum(dim=(1, 2, 3))
+    def said(self, pixels: Pixels) -> Tensor:
+        return pixels.contrast().abs()
 
-
-def _outside(explained: Explanations, of: Tensor) -> Tensor:
-    """Return the gradient at the pixels that are not of the object."""
-    assert explained.pixels is not None and explained.masks is not None
-    return (1 - explained.masks)[:, None] * explained.pixels.gradients(of)
+    def size(self, gradients: Tensor) -> Tensor:
+        return gradients.abs()
 
 
-MASK_LOSSES: dict[str, type[Energy | RightReasons | GradMask]] = {
+MASK_LOSSES: dict[str, type[Energy | AtPixels]] = {
     "energy": Energy,
     "rrr": RightReasons,
     "gradmask": GradMask,
@@ -173,7 +183,7 @@ def check_defined(terms: Iterable[Term], task: str, n_classes: int) -> None:
                 "image, or leave the term out."
             )
         has_probabilities = task in ("multiclass", "binary")
-        if isinstance(term, RightReasons | GradMask) and not has_probabilities:
+        if isinstance(term, AtPixels) and not has_probabilities:
             raise ValueError(
                 f"The term {term.name!r} is defined for classes that exclude each other, and the "
                 f'task is {task!r}; "energy" is defined for numbers, too.'
