@@ -152,7 +152,7 @@ def test_a_cross_entropy_that_there_is_can_be_monitored():
     clf = classifier(ce_on="view", callbacks=[stopping], max_epochs=0)
     clf.fit(X, Y)
     with pytest.raises(ValueError, match="'train_ce_view', which is not recorded"):
-        clf.set_params(ce_on="image").fit(X, Y)
+        clf.set_params(ce_on="image", max_epochs=1).fit(X, Y)
 
 
 def test_what_is_augmented_is_asked_for():
