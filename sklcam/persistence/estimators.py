@@ -317,8 +317,8 @@ def device_here(device: Any) -> Any:
 
 def _settings_of(estimator: BaseEstimator) -> dict[str, Any]:
     """Return what ``set_output`` and the requests for metadata have set."""
-    # There are public ways to set both, and none to read them: the routing of a skorch net is that of
-    # a meta-estimator, which hides its own requests.
+    # Both are set by public methods, and none reads them: the routing of a skorch net is that of a
+    # meta-estimator, which hides its own requests.
     own = vars(estimator)
     requests = vars(own["_metadata_request"]) if "_metadata_request" in own else {}
     return {
