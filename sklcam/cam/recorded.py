@@ -19,6 +19,7 @@ from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_infe
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
+from sklcam.networks.prefix_rows import prefix_rows
 from sklcam.networks.tape import differentiate, record
 from sklcam.networks.trunk import Trunk, record_trunk
 
@@ -171,6 +172,9 @@ class RecordedPass:
                     stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
                 ]
             stack.enter_context(self.rule or nullcontext())
+            if self._graph == "head" and self.rule is None and len(self.layers) == 1:
+                rows = prefix_rows(self.network, self.layers[0])
+                stack.enter_context(nullcontext() if rows is None else rows.used(self.network))
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
         if self._graph == "head" and self.layers and not (trunk or output.requires_grad):

@@ -43,8 +43,8 @@ def are_in_order(
     bool
     """
     assert layer.grid is not None
-    codes = _codes(layer.grid).to(images.device)
     answers = _answers(model, layer, images, forward)  # to a digit of 0, and of 1
+    codes = _codes(layer.grid).to(answers)
     ones = (answers[1] / answers.sum(dim=0).clamp(min=torch.finfo(answers.dtype).tiny)).T
     # How well each token goes with each patch: the logarithm of a likelihood.
     chances = ones.clamp(1e-3, 1 - 1e-3)
