@@ -21,7 +21,7 @@ import torch
 from sklearn.utils import Bunch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
-from train_step import Contender, seconds
+from train_step import seconds
 
 from sklcam import EmbeddingCAMExplainer, EmbeddingNet
 from sklcam.datasets import load_boxes_csv, load_caltech101, load_class_folders, load_cub200
@@ -369,8 +369,6 @@ def compared_with_peer(
     return {
         "difference": (ours().cpu() - theirs()).abs().max().item(),
         "times": [
-            seconds(Contender(network, theirs), run.device)
-            / seconds(Contender(network, ours), run.device)
-            for _ in range(run.rounds)
+            seconds(theirs, run.device) / seconds(ours, run.device) for _ in range(run.rounds)
         ],
     }

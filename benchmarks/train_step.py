@@ -333,13 +333,13 @@ def agree(
     print(f"  {' and '.join(names)} agree: {found}; {tolerance:.0e} is allowed")
 
 
-def seconds(contender: Contender, device: str) -> float:
+def seconds(step: Callable[[], object], device: str) -> float:
     gc.collect()  # nobody pays for another's garbage
     wait(device)
     start = time.perf_counter()
-    contender.step()
+    step()
     wait(device)
-    return (time.perf_counter() - start) / contender.n_steps
+    return time.perf_counter() - start
 
 
 def wait(device: str) -> None:
@@ -453,9 +453,9 @@ def measure(
     field = contenders(arch, batch, setting, memories, layer, auto=auto, objectives=objectives)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
-        seconds(contender, device)
+        seconds(contender.step, device)
     rounds = [
-        {name: seconds(contender, device) for name, contender in field.items()}
+        {name: seconds(each.step, device) / each.n_steps for name, each in field.items()}
         for _ in range(repeats)
     ]
     peaks = {name: peak_memory(contender, device) for name, contender in field.items()}
