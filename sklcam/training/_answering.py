@@ -125,7 +125,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Returns
         -------
         Tensor
-            Of :meth:`~sklcam.networks.readouts.Readout.decide`.
+            Indices of classes, 0 or 1 for each label, or numbers.
         """
         return self.readout.decide(nonlinearity_of(self)(y_pred.detach()))
 
