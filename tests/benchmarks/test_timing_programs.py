@@ -1,0 +1,53 @@
+"""The programs that time ours beside the peers', on a handful of small images.
+
+What they time is not looked at; that they agree with the peers is, by the programs themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+
+import pytest
+
+SMALL = ["--arch", "resnet18", "--batch-size", "2", "--image-size", "48", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return what a program prints."""
+
+    def call(program: str, *options: str) -> str:
+        monkeypatch.setattr("sys.argv", [program, *SMALL, *options])
+        import_module(program).main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_explanations(run):
+    printed = run("explain", "--methods", "gradcam", "--rounds", "1")
+    for ratio in ("sklcam / predict", "pytorch-grad-cam / sklcam", "captum / sklcam"):
+        assert re.search(rf"{ratio} .*time +\d", printed)
+    assert "agree" in printed
+
+
+def test_training_steps(run):
+    printed = run("train_step", "--objectives", "--repeats", "1")
+    assert re.search(r"sklcam and .* agree: loss differs by", printed)
+    for contender in ("two views", "sklcam", "CGC", "every fourth"):
+        assert re.search(rf"^  {contender} .*time \d", printed, re.MULTILINE)
+
+
+def test_metrics(run):
+    printed = run("metrics", "--only", "adcc", "--n-images", "2", "--n-steps", "2", "--rounds", "1")
+    assert re.search(r"pytorch-grad-cam / sklcam +\d", printed) and "values agree" in printed
+
+
+def test_loading(run):
+    printed = run("loading", "--batches", "2", "--workers", "0", "--repeats", "1", "--plain")
+    assert "pixels agree" in printed and re.search(r"epoch +sklcam \d", printed)
+
+
+def test_what_the_peers_do(run):
+    assert "| forward passes for three classes | 1 | 3 |" in run("peers")
