@@ -114,9 +114,13 @@ class PrefixRows:
         if output.shape[:2] != x.shape[:2]:
             return False
         first = x[:1, : self._n_rows]
-        with torch.no_grad():
-            few = part.forward(torch.cat([first, torch.full_like(first[:, :1], torch.nan)], dim=1))
-        return _is_close(few[:, :-1], output[:1, : self._n_rows])
+        few = torch.cat([first, torch.full_like(first[:, :1], torch.nan)], dim=1)
+        try:
+            with torch.no_grad():
+                rows = part.forward(few)[:, :-1]
+        except Exception:  # of positions that are known by heart, there are as many as there are
+            return False
+        return _is_close(rows, output[:1, : self._n_rows])
 
     def _forget(self, part: nn.Module) -> None:
         self._is_prefix_alone[part] = False

@@ -129,6 +129,19 @@ def test_part_that_mixes_tokens_by_less_than_rounding_is_not_taken():
         assert torch.equal(ours(net, images, 2), plain_gradient(net, images, 2))
 
 
+def test_part_that_takes_so_many_tokens_alone():
+    class Biased(MLP):
+        bias = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + self.bias)
+
+    net = Transformer(Biased()).double().eval()
+    images = images_of().double()
+    for _ in range(2):
+        torch.testing.assert_close(ours(net, images, 2), plain_gradient(net, images, 2))
+
+
 def test_several_columns_share_the_graph():
     net = Transformer(MLP()).double().eval()
     images = images_of().double()
