@@ -130,9 +130,12 @@ class Table:
         return "\n".join(lines)
 
 
+CLAIM = ("claim", "measured", "interval of 95 %", "verdict")
+
+
 def claims_table(tables: Sequence[Table]) -> Table:
     """Collect the claims of several tables in one."""
-    found = Table("Claims", ["claim", "measured", "interval of 95 %", "verdict"])
+    found = Table("Claims", [*CLAIM])
     for table in tables:
         for claim in table.claims:
             found.add(*claim.row())
@@ -152,8 +155,10 @@ def publish(tables: Sequence[Table], options: Namespace, paper: str) -> None:
 
 def record(claims: Sequence[Claim], file: Path, paper: str) -> None:
     """Put a paper's claims into a table of all, in place of what it says of the same ones."""
-    with file.open(encoding="utf-8", newline="") as known:
-        rows = list(csv.reader(known))
+    rows = [["paper", *CLAIM]]
+    if file.exists():
+        with file.open(encoding="utf-8", newline="") as known:
+            rows = list(csv.reader(known))
     for claim in claims:
         row = [paper, *claim.row()]
         places = [i for i, other in enumerate(rows) if other[0] == paper]

@@ -41,6 +41,10 @@ def test_claims_go_where_the_same_ones_were(tmp_path, capsys):
     with file.open(encoding="utf-8", newline="") as opened:
         assert [row[0] for row in csv.reader(opened)] == ["paper", *"AAABCC"]
     assert capsys.readouterr().out.count("it rises, much") == 2
+    new = tmp_path / "new" / "claims.csv"  # where there is none
+    publish([table], Namespace(rst=None, claims=new), "A")
+    with new.open(encoding="utf-8", newline="") as opened:
+        assert list(csv.reader(opened)) == [HEADER, after[1], after[3]]
 
 
 def claims_of_the_docs():
