@@ -39,7 +39,7 @@ def read_options():
     parser.add_argument("--data", type=Path, help="folder of class folders; default: digits")
     parser.add_argument("--classes", type=int, help="use the first N classes only")
     parser.add_argument("--image-size", type=int, help="default: 32 for digits, 128 for a folder")
-    parser.add_argument("--epochs", type=int, help="default: 12 for digits, 6 for a folder")
+    parser.add_argument("--epochs", type=int, help="default: 12; of a folder, 6 or more")
     parser.add_argument("--output", type=Path, help="folder for the pictures")
     parser.add_argument("--verbose", action="store_true", help="log every epoch")
     # While the gallery is built, the command line is Sphinx's.
@@ -188,9 +188,11 @@ class SmallNet(nn.Module):
 
 if options.data:
     views = ViewSampler()
-    weights_of_loss = {"alpha": 2.0, "beta": 3e-6}
+    weights_of_loss = {"alpha": 2.0, "beta": 1e-6}
     parameters = {"module": "efficientnet_lite0", "weights": "DEFAULT", "lr": 0.01}
-    image_size, epochs = options.image_size or 128, options.epochs or 6
+    # Maps take longer to learn than labels: 100 batches at least, of however few images.
+    enough = max(6, -(-100 // -(-len(X_train) // 32)))
+    image_size, epochs = options.image_size or 128, options.epochs or enough
 else:
     views = ViewSampler(scale=(0.3, 1.0))
     weights_of_loss = {"alpha": 1.0, "beta": 3e-4}

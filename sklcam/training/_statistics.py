@@ -86,8 +86,9 @@ class Lag:
     def __str__(self) -> str:
         worst = sorted(self.distances, key=self.distances.__getitem__, reverse=True)[:3]
         layers = ", ".join(
+            # A layer's momentum is often 1 less another library's, and no round number in binary.
             f"{name!r} (by {self.distances[name]:.2g} standard deviations; momentum "
-            f"{self.momenta[name]})"
+            f"{'None' if (momentum := self.momenta[name]) is None else f'{momentum:.3g}'})"
             for name in worst
         )
         return (
