@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Literal
 from weakref import WeakSet
 
@@ -19,7 +19,7 @@ from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_infe
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.prefix_rows import prefix_rows
+from sklcam.networks.prefix_rows import short_way_back
 from sklcam.networks.tape import differentiate, record
 from sklcam.networks.trunk import Trunk, record_trunk
 
@@ -172,9 +172,7 @@ class RecordedPass:
                     stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
                 ]
             stack.enter_context(self.rule or nullcontext())
-            if self._graph == "head" and self.rule is None and len(self.layers) == 1:
-                rows = prefix_rows(self.network, self.layers[0])
-                stack.enter_context(nullcontext() if rows is None else rows.used(self.network))
+            stack.enter_context(self._way_back())
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
         if self._graph == "head" and self.layers and not (trunk or output.requires_grad):
@@ -186,6 +184,12 @@ class RecordedPass:
             layer.check_images(self.size)
             layer.to_grid(activations.detach(), self.n_images)  # an error if rows are not images
         return output
+
+    def _way_back(self) -> AbstractContextManager[None]:
+        """Return what passes, and ways back, are made in; a shorter one may be exact."""
+        if self._graph != "head" or self.rule is not None or len(self.layers) != 1:
+            return nullcontext()
+        return short_way_back(self.network, self.layers[0])
 
     def prepare_inference(self) -> None:
         """Make :meth:`run` faster, at the price of two passes: for methods that run it often."""
@@ -354,9 +358,10 @@ class RecordedPass:
                 layer.n_positions(activations.detach())
                 for layer, activations in zip(self.layers, self.activations, strict=True)
             )
-            self._gradients[column] = self._differentiate(
-                column, self.activations, names, n_positions, keep
-            )
+            with self._way_back():  # where checkpoints run parts again
+                self._gradients[column] = self._differentiate(
+                    column, self.activations, names, n_positions, keep
+                )
         return self._gradients[column]
 
     def image_gradients(self, column: int) -> Tensor:
