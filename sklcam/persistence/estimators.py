@@ -278,7 +278,7 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
         is_network = "network" in expect(node, dict, "model")
         model = (read_network if is_network else read_estimator)(node, reader)
         return expect(model, nn.Module | NeuralNet, "network, or the net around one")
-    is_label = isinstance(node, dict) and "object" in node
+    is_label = isinstance(node, dict) and not node.keys().isdisjoint(("object", "instance"))
     if name.startswith(_FOR_THE_READER) and node is not None and not is_label:
         raise PersistenceError(f"{name} may name what is run; a file holds no value for it")
     if name == "module" and not (isinstance(node, str) or is_label):

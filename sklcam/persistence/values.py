@@ -20,6 +20,7 @@ And what only parameters hold:
 ``{"known": name}``                                   a class or function of the table in ``known``
 ``{"made": name, "with": {...}, "learned": {...}}``   an instance, made by a class of that table
 ``{"object": label}``                                 anything else; the reader brings it along
+``{"instance": label}``                               the same, and no class will do
 ====================================================  ==============================================
 
 NumPy's scalars are in it as plain numbers, paths and devices as strings. Names are only ever looked
@@ -53,7 +54,7 @@ _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors hold
 
 # The forms, by their keys.
 _DATA = ("float", "tuple", "dict", "tensor", "array", "dates dtype", "items dtype")
-_OF_PARAMETERS = ("random_state", "known", "made with learned", "object")
+_OF_PARAMETERS = ("random_state", "known", "made with learned", "object", "instance")
 
 # The key of tables that a label stands in, and what a reader copies out of an error message.
 _LABEL = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
@@ -166,7 +167,9 @@ class Writer:
         while self.objects.get(label, value) is not value:
             label += "_"
         self.objects[label] = value
-        return {"object": label}
+        # A network's class may stand for it: the numbers that make the difference are in the file.
+        is_class = isinstance(value, type) or at == "model"
+        return {"object": label} if is_class else {"instance": label}
 
 
 class Reader:
@@ -241,10 +244,16 @@ class Reader:
             case {"made": str(name), "with": dict(nodes), "learned": learned}:
                 parameters = {key: self.read(value, key) for key, value in nodes.items()}
                 return known.make(name, parameters, self.read(learned))
-            case {"object": label}:
+            case {"object": label} | {"instance": label}:
                 if check_label(label) not in self.objects:
                     raise MissingObjectsError([label])
-                return self.objects[label]
+                found = self.objects[label]
+                if "instance" in node and isinstance(found, type):
+                    raise PersistenceError(
+                        f"objects has a class, {found.__name__}, where the file had an instance: "
+                        f"bring one along, with the arguments it had, {label}(...)"
+                    )
+                return found
         raise PersistenceError(f"its JSON has a {form.split()[0]} that is not one")
 
     def _dict(self, pairs: list[Any], at: str | None) -> dict[Any, Any]:

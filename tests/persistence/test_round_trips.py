@@ -238,6 +238,8 @@ def test_callbacks_of_ones_own(tmp_path):
     with pytest.raises(MissingObjectsError, match="'Own': Own"):
         round_trip(clf, tmp_path)
     assert round_trip(clf, tmp_path, {**OBJECTS, "Own": own}).callbacks == [("own", own)]
+    with pytest.raises(PersistenceError, match=r"a class, Own, where .* instance.* Own\(\.\.\.\)"):
+        round_trip(clf, tmp_path, {**OBJECTS, "Own": Own})  # its arguments would be lost
 
 
 def test_what_training_has_left_unused(tmp_path):
