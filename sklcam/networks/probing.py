@@ -577,12 +577,13 @@ def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: 
             with torch.enable_grad():
                 image = noise(sample, 1, torch.Generator().manual_seed(0)).requires_grad_()
                 output = at_least_float32(forward(image.clone()))
-                score = _score(output)
+                score, last = _score(output), given[-1]
+            if not (output.requires_grad and last.requires_grad):
+                return False
+            # With the hook, as checkpoints run the layer again on the way back.
+            (gradient,) = torch.autograd.grad(score, last, allow_unused=True)
         finally:
             handle.remove()
-        if not (output.requires_grad and given[-1].requires_grad):
-            return False
-        (gradient,) = torch.autograd.grad(score, given[-1], allow_unused=True)
     return gradient is not None and int((layer.to_grid(gradient) != 0).any(dim=1).sum()) > 1
 
 

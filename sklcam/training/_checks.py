@@ -73,8 +73,9 @@ def warn_of_masks(validation: Validation) -> None:
     """Warn of masks and boxes that no loss looks at."""
     if validation.masks is not None or validation.boxes is not None:
         warnings.warn(
-            "validation: masks and boxes are not used: no term that is computed there looks at "
-            "them, as those at the pixels are for training alone. Leave them out.",
+            "validation: masks and boxes are not used, as no term that is computed there looks at "
+            'them. mask_loss="energy" does, with gamma > 0; those at the pixels are for training '
+            "alone.",
             stacklevel=2,
         )
 

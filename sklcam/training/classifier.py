@@ -508,8 +508,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         else:
             if given is not None:
                 warnings.warn(
-                    "masks and boxes are not used: no term of the loss looks at them. Set gamma > "
-                    "0, or leave them out.",
+                    f"masks and boxes are not used: with gamma={self.gamma!r}, no term of the loss "
+                    "looks at them.",
                     stacklevel=2,
                 )
             annotations = replace(annotations, masks=None, boxes=None)  # read for nothing

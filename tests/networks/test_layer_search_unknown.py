@@ -376,6 +376,17 @@ def test_reentrant_checkpoints_are_named():
     check_positions(before, layer, sample)
 
 
+def test_transformer_that_runs_its_blocks_again_on_the_way_back():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, depth=3, embed_dim=24, num_heads=2, num_classes=2
+    )
+    sample = torch.zeros(1, 3, 48, 48)
+    expected = find_target_layer(model, sample=sample)
+    model.set_grad_checkpointing(True)
+    assert find_target_layer(model, sample=sample) == expected
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["alone", "inside"])
 def test_of_a_single_block_with_a_class_token_the_first_norm_is_explained(wrap):
     model = wrap(Blocks(1, n_blocks=1, readout="class token"))
