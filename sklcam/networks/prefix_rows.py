@@ -53,12 +53,10 @@ def short_way_back(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
         if layer.layout == "tokens" and layer.n_prefix:
             for part in network.modules():
                 # Not what another library has made of a linear layer, nor what is compiled.
-                if type(part) is nn.Linear and not {"forward", _COMPILED} & vars(part).keys():
+                own = vars(part).keys() & {"forward", "_compiled_call_impl"}
+                if type(part) is nn.Linear and not own:
                     stack.enter_context(_shortened(part, layer.n_prefix))
         yield
-
-
-_COMPILED = "_compiled_call_impl"
 
 
 @contextmanager

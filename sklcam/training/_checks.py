@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from sklcam._validation import describe, suggestion
 from sklcam.networks.dry_run import unwrap
 from sklcam.training._data import TrainingImages, Validation
-from sklcam.training._recording import n_batches
+from sklcam.training._recording import known_length
 
 _PLATEAUS = ("ReduceLROnPlateau", torch.optim.lr_scheduler.ReduceLROnPlateau)
 _OURS = ("skorch", "sklcam")  # whose callbacks say what they record
@@ -199,9 +199,8 @@ def check_batches(
     batch_size = getattr(iterator, "batch_size", None)
     if not isinstance(iterator, DataLoader) or batch_size is None:
         return
-    try:
-        n_images = len(iterator.sampler)  # type: ignore[arg-type]
-    except TypeError:  # one of your own may not say
+    n_images = known_length(iterator.sampler)
+    if n_images is None:  # one of your own may not say
         return
     rest = n_images % batch_size
     sizes = ([batch_size] if n_images >= batch_size else []) + (
@@ -231,7 +230,7 @@ def check_batches(
 def check_validation(iterator: object) -> None:
     """Raise a ValueError if no image to validate on makes a batch, and there would be no loss."""
     dataset: Any = getattr(iterator, "dataset", None)
-    if isinstance(iterator, DataLoader) and n_batches(iterator) == 0:
+    if isinstance(iterator, DataLoader) and known_length(iterator) == 0:
         raise ValueError(
             f"iterator_valid__drop_last=True leaves none of {len(dataset)} images to validate on, "
             f"as batch_size={iterator.batch_size}; leave it out."

@@ -22,7 +22,7 @@ from tqdm.notebook import tqdm as tqdm_of_notebooks
 
 from sklcam.training import _checks as checks
 from sklcam.training._freezing import FreezingNet
-from sklcam.training._recording import n_batches
+from sklcam.training._recording import known_length
 from sklcam.training.callbacks import EpochMean
 
 
@@ -163,7 +163,7 @@ class LoggingNet(FreezingNet):
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:
         iterator = super().get_iterator(dataset, training=training)
         if training:
-            self._n_batches = n_batches(iterator)
+            self._n_batches = known_length(iterator)
         elif hasattr(self, "generator_"):  # in fit
             checks.check_validation(iterator)
         return iterator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from numbers import Real
 
@@ -127,9 +127,11 @@ def _elsewhere(phase: str) -> str:
     return f"Monitor something that all epochs have, such as '{phase}_loss'."
 
 
-def n_batches(iterator: object) -> int | None:
-    """Return how many batches an iterator has; None if it does not say."""
+def known_length(iterable: object) -> int | None:
+    """Return how many items there are, such as batches; None if that is not said."""
+    if not isinstance(iterable, Sized):
+        return None
     try:
-        return len(iterator)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
+        return len(iterable)
+    except (TypeError, NotImplementedError):  # a loader of what has no length
         return None

@@ -22,7 +22,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.training._data import Annotations, Classes, TrainingImages
-from sklcam.training._recording import n_batches
+from sklcam.training._recording import known_length
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.net import Module, StepFunction
 
@@ -205,7 +205,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
                 f"{type(iterator).__name__}."
             )
         prepared = self.accelerator_.prepare_data_loader(iterator)
-        self._n_batches = n_batches(prepared)
+        self._n_batches = known_length(prepared)
         return prepared
 
     def _is_fitting(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from accelerated import Plain
 from small_networks import Gradients
@@ -25,6 +27,18 @@ FIXED = {
     "device": "cpu",
     "iterator_train__shuffle": False,
 }
+
+
+@dataclass(frozen=True)
+class Area(Term):
+    """How much of the image its mask takes, whatever the map."""
+
+    weight: float = 1.0
+    name = "area"
+    needs = frozenset({"masks"})
+
+    def values(self, explained):
+        return explained.masks.mean((1, 2)) + 0 * explained.maps.sum((1, 2))
 
 
 def classifier(module=Plain, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from accelerated import INK, MASKS, OneView, Plain, Y
 from accelerated import LARGE as X
 from by_hand import (
+    Area,
     classifier,
     explained,
     first_gradient,
@@ -258,18 +258,6 @@ def test_validation_measures_energy_and_leaves_the_pixels_out():
         clf = classifier(gamma=0.1, mask_loss=name, train_split=ValidSplit(3))
         row = clf.fit(X, Y, masks=MASKS).history[-1]
         assert (f"valid_{name}" in row) is is_there and f"train_{name}" in row
-
-
-@dataclass(frozen=True)
-class Area(Term):
-    """How much of the image its mask takes, whatever the map."""
-
-    weight: float = 1.0
-    name = "area"
-    needs = frozenset({"masks"})
-
-    def values(self, explained):
-        return explained.masks.mean((1, 2)) + 0 * explained.maps.sum((1, 2))
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from accelerated import INK, MASKS, Y
 from accelerated import LARGE as X
-from by_hand import classifier, explained, resized
+from by_hand import Area, classifier, explained, resized
 from skorch.callbacks import EarlyStopping
 from skorch.dataset import ValidSplit
-
-from sklcam.training import Term
 
 TRAIN, VALID = slice(0, 40), slice(40, 60)
 NAMES = np.array(["nought", "one", "two"])[Y]
@@ -93,18 +89,6 @@ def test_it_is_that_of_a_split_of_images_with_masks():
     assert "valid_energy" in names
     for name in names:
         assert clf.history[-1, name] == pytest.approx(of_split.history[-1, name], rel=1e-6)
-
-
-@dataclass(frozen=True)
-class Area(Term):
-    """How much of the image its mask takes, whatever the map."""
-
-    weight: float = 1.0
-    name = "area"
-    needs = frozenset({"masks"})
-
-    def values(self, explained):
-        return explained.masks.mean((1, 2)) + 0 * explained.maps.sum((1, 2))
 
 
 def test_masks_are_resized_as_their_images_are_for_prediction():
