@@ -1,8 +1,8 @@
 """Table 2 of Poppi et al.: CAM methods by average drop, deletion, insertion, ADCC and the rest.
 
-    python benchmarks/cam_evaluation.py --quick --data DIR --results known.jsonl --rst tables.rst
+    python benchmarks/cam_evaluation.py --docs --data DIR --results known.jsonl --rst tables.rst
     python benchmarks/cam_evaluation.py --full --data IMAGENET --device cuda --precision bf16
-    python benchmarks/cam_evaluation.py --quick --data DIR --arch vgg11_bn --weights none \
+    python benchmarks/cam_evaluation.py --docs --data DIR --arch vgg11_bn --weights none \
         --classes 20 --image-size 112
 
 Each method explains the class that the network predicts, of the same images; methods that run the
@@ -103,14 +103,15 @@ BESIDE = "resnet50"  # for networks that the paper does not have
 SAME = 0.1  # points between figures of methods that are one
 PRECISION = "of the passes of methods that run the network for every channel"
 
-QUICK = {
+DOCS = {
     "arch": ["efficientnet_lite0", "efficientnet_lite2"],
     "weights": ["DEFAULT"],
     "images": 500,
     "images_curves": 100,
-    "images_perturbation": 20,
+    "images_perturbation": 40,
     "n_steps": 14,
 }
+QUICK = {**DOCS, "images": 20, "images_curves": 10, "images_perturbation": 1}
 FULL = {
     "arch": list(PAPER),
     "weights": ["IMAGENET1K_V1"],  # torchvision's of that time
@@ -371,7 +372,7 @@ def claim_of_xgrad(arch: str, values: Values, metrics: Sequence[str]) -> Claim:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, QUICK, FULL)
+    parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arch", nargs="+", metavar="NAME")
     parser.add_argument("--weights", nargs="+", help='names or files, or "none": train here')

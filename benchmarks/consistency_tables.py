@@ -1,8 +1,9 @@
 """Tables 1 and 2 and figures 2 to 4 of "Staying Consistent with GradCAM", on data of one's own.
 
-    python benchmarks/consistency_tables.py --quick --data DIR --results runs.jsonl --rst tables.rst
+    python benchmarks/consistency_tables.py --quick --data DIR --jobs 2
+    python benchmarks/consistency_tables.py --docs --data DIR --results runs.jsonl --rst tables.rst
     python benchmarks/consistency_tables.py --full --data DIR --device cuda
-    python benchmarks/consistency_tables.py --quick --data DIR --tables 2 --images chelsea.jpg
+    python benchmarks/consistency_tables.py --docs --data DIR --tables 2 --images chelsea.jpg
 
 Table 1: a baseline (alpha = beta = 0) and a consistent classifier of each seed, on a schedule of 16
 epochs with a larger rate than the paper's, and on the paper's with ``--paper-seeds``. ``--choose``
@@ -16,13 +17,13 @@ training warned of. ``--images`` draws the maps of these classifiers, figure 4.
 Table 3, the paper's figure 3: what settings drawn at random, log-uniform, change in the accuracy of
 the baseline, for each architecture. ``--boxes`` draws it.
 
-``--quick`` trains from pretrained weights on parts of the data, for machines without a GPU.
-``--full`` is the paper's setting, for a GPU. Any of their options may be given beside them;
-``--weights none`` starts from random weights.
+``--docs`` trains from pretrained weights on parts of the data, for machines without a GPU, and made
+the tables in the docs; ``--quick`` does on smaller parts. ``--full`` is the paper's setting, for a
+GPU. Any of their options may be given beside them; ``--weights none`` starts from random weights.
 
 DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is CUB-200-2011 or Caltech 101 as
 they are published. Settings are compared on the last third of each class's training images, which
-``--quick`` never trains on; test images choose nothing.
+``--full`` alone trains on; test images choose nothing.
 
 What is measured of each classifier goes into ``--results`` at once, and is not computed again: a
 program that was cut off goes on. Intervals of 95 % are by bootstrap over the test images, of which
@@ -69,11 +70,16 @@ FIGURE_3 = {"convnext_tiny": (-0.11, 0.67), "resnet18": (-0.32, 0.75), "resnet50
 CHOICES = ("1,1e-6,1", "2,1e-6,1", "5,1e-6,1", "10,1e-6,1", "warmup:10:3,1e-6,1", "auto,auto,1")
 SCHEDULE_OF_PAPER = {"lr": 1e-3, "step_size": 30}
 
-QUICK = {
+DOCS = {
     **{"arch": ["efficientnet_lite0"], "classes": 50, "image_size": 128, "seeds": 3, "epochs": 16},
-    **{"paper_epochs": 20, "paper_seeds": 0, "causal_images": 250, "causal_steps": 16},
+    **{"paper_epochs": 20, "paper_seeds": 1, "causal_images": 250, "causal_steps": 16},
     **{"grid_classes": 20, "grid_epochs": 8, "draws": 20, "draw_classes": 10, "draw_epochs": 4},
     **{"draw_arch": ["efficientnet_lite0", "efficientnet_lite1"], "hold_out": True},
+}
+QUICK = {
+    **DOCS,
+    **{"classes": 10, "seeds": 1, "epochs": 6, "paper_seeds": 0, "causal_images": 40},
+    **{"grid_classes": 5, "grid_epochs": 3, "draws": 3, "draw_classes": 5, "draw_epochs": 2},
 }
 FULL = {
     **{"arch": ["resnet18", "resnet50", "convnext_tiny"], "classes": None, "image_size": 224},
@@ -327,7 +333,7 @@ TABLES = {"1": table_1, "2": table_2, "3": table_3}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, QUICK, FULL)
+    parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--choose", action="store_true", help="compare settings, and stop")

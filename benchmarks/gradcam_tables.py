@@ -1,8 +1,8 @@
 """Tables 1 and 3 of the Grad-CAM paper, its pointing game and its correlation with occlusion.
 
-    python benchmarks/gradcam_tables.py --quick --data DIR --rst tables.rst
+    python benchmarks/gradcam_tables.py --docs --data DIR --rst tables.rst
     python benchmarks/gradcam_tables.py --full --data IMAGENET --device cuda
-    python benchmarks/gradcam_tables.py --quick --data DIR --images 12 --tables localization
+    python benchmarks/gradcam_tables.py --quick --data DIR --tables localization
 
 localization, table 1: classification and localisation errors, top-1 and top-5. The box of a class
     is that around the largest part of its map over 15 % of the maximum. Backpropagation makes its
@@ -97,7 +97,8 @@ CORRELATIONS: dict[str, tuple[str, Method]] = {
 }
 BOX, KEPT, SEEN = 0.15, 0.95, 0.30  # shares: of the maximum; quantiles of GrabCut's seeds
 
-QUICK = {"images": 160, "occlusion_images": 24}
+DOCS = {"images": 160, "occlusion_images": 24}
+QUICK = {"images": 12, "occlusion_images": 3}
 FULL = {"images": None, "occlusion_images": 2510}
 
 say = partial(print, file=sys.stderr, flush=True)
@@ -463,7 +464,7 @@ TABLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, QUICK, FULL)
+    parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--year", default="2007", help="of VOC")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))

@@ -1,6 +1,6 @@
 """What a network can be trained for beside cross-entropy, side by side: time, accuracy, maps.
 
-    python benchmarks/objectives.py --quick --data DIR --boxes airplanes_boxes.csv
+    python benchmarks/objectives.py --docs --data DIR --boxes airplanes_boxes.csv
     python benchmarks/objectives.py --full --data DIR --device cuda --results runs.jsonl
 
 - baseline: cross-entropy alone;
@@ -19,8 +19,9 @@ schedule and seeds. Time is that of a step in training, the median over epochs, 
 baseline's of the same seed; train one at a time for it (``--jobs 1``). COSE is of some images, with
 part of its transformations.
 
-DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``. ``--quick`` is for machines without a
-GPU. What is measured goes into ``--results`` at once: a program that was cut off goes on.
+DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``. ``--quick`` and ``--docs`` are for
+machines without a GPU. What is measured goes into ``--results`` at once: a program that was cut off
+goes on.
 
 References: Sun, Phan, Nguyen, "Staying Consistent with GradCAM"; Pillai et al., "Consistent
 Explanations by Contrastive Learning", CVPR 2022; Daroya, Sun, Maji, "COSE", 2023.
@@ -71,7 +72,8 @@ PER_IMAGE = ("accuracy", "consistency", "iauc", "complexity")
 OF_ALL = ("adcc", "cose")  # which are not means of images' values
 FEWER = ("TranslateX", "Rotate", "Brightness", "FlipLR")  # transformations of COSE
 HEADINGS = ["accuracy", "consistency", "COSE", "IAUC", "ADCC", "complexity"]
-QUICK = {"classes": 20, "image_size": 128, "seeds": 3, "epochs": 8, "some": 100, "steps": 16}
+DOCS = {"classes": 20, "image_size": 128, "seeds": 3, "epochs": 8, "some": 100, "steps": 16}
+QUICK = {"classes": 5, "image_size": 128, "seeds": 1, "epochs": 3, "some": 20, "steps": 16}
 FULL = {"classes": None, "image_size": 224, "seeds": 3, "epochs": 20, "some": None, "steps": 224}
 
 
@@ -242,7 +244,7 @@ def claims_of(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, QUICK, FULL)
+    parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--boxes", metavar="FILE", help="a CSV file in the folder of the data")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES)

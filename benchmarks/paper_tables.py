@@ -180,15 +180,30 @@ def write_whole(file: Path, text: str) -> None:
     os.replace(unfinished, file)
 
 
-def parser_of(doc: str, quick: Mapping[str, Any], full: Mapping[str, Any]) -> ArgumentParser:
+def parser_of(
+    doc: str,
+    quick: Mapping[str, Any],
+    full: Mapping[str, Any],
+    docs: Mapping[str, Any] | None = None,
+) -> ArgumentParser:
     """Return a parser with what all programs of tables take.
 
-    ``quick`` and ``full`` have the values of options that are not given.
+    ``quick``, ``docs`` and ``full`` have the values of options that are not given: what takes
+    minutes on two cores, what the figures in the docs are made with, which takes hours there, and
+    what the paper has. Without ``docs``, those of the docs are the quick ones.
     """
     parser = ArgumentParser(description=doc.splitlines()[0])
     scale = parser.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--quick", action="store_const", dest="scale", const=quick)
-    scale.add_argument("--full", action="store_const", dest="scale", const=full)
+    scales = {
+        "--quick": (quick, "minutes on two cores: to see that it runs"),
+        "--docs": (docs, "what the figures in the docs are made with; hours on two cores"),
+        "--full": (full, "what the paper has, for a GPU"),
+    }
+    for option, (values, meaning) in scales.items():
+        if values is not None:
+            scale.add_argument(
+                option, action="store_const", dest="scale", const=values, help=meaning
+            )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
     parser.add_argument(
