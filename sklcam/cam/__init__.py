@@ -8,6 +8,8 @@ from typing import cast
 from sklcam._validation import suggestion
 from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradientMethod
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
+from sklcam.cam.eigen import EigenCAM, EigenGradCAM
+from sklcam.cam.finer import Finer, FinerCAM
 from sklcam.cam.gradient import (
     CAM,
     Counterfactual,
@@ -50,8 +52,12 @@ __all__ = [
     "Deconvnet",
     "Deferred",
     "Directions",
+    "EigenCAM",
+    "EigenGradCAM",
     "ExcitationBackprop",
     "FakeCAM",
+    "Finer",
+    "FinerCAM",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientMethod",
@@ -85,8 +91,11 @@ _METHODS: dict[str, type[Method]] = {
     "cam": CAM,
     "counterfactual": Counterfactual,
     "deconvnet": Deconvnet,
+    "eigencam": EigenCAM,
+    "eigengradcam": EigenGradCAM,
     "excitationbackprop": ExcitationBackprop,
     "fakecam": FakeCAM,
+    "finercam": FinerCAM,
     "gradcam": GradCAM,
     "gradcam++": GradCAMPlusPlus,
     "guidedbackprop": GuidedBackprop,

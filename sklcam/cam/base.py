@@ -38,6 +38,8 @@ class Method(BaseEstimator, ABC):
         Whether it looks at layers at all.
     resumes : bool
         Whether it runs what follows a layer again.
+    asks_another_question : bool
+        Whether it differentiates other scores than the target's: see :meth:`RecordedPass.asked`.
     scaled : bool
         Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
     keeps_channels : bool
@@ -68,6 +70,7 @@ class Method(BaseEstimator, ABC):
     graph: ClassVar[Literal["head", "images"] | None] = None
     uses_layers: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    asks_another_question: ClassVar[bool] = False
 
     @property
     def scaled(self) -> bool:

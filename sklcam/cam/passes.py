@@ -70,8 +70,10 @@ def record_for(
         graph="images" if "images" in graphs else "head" if "head" in graphs else None,
         rule=rule,
         resumable=any(method.resumes for method in methods),
-        # Gradients of layers are taken once for all methods, those of the images after them.
-        keep_graph=len(methods) > 1 and "images" in graphs,
+        # Gradients of layers are taken once for all methods, those of the images, and of other
+        # scores, after them.
+        keep_graph=len(methods) > 1
+        and ("images" in graphs or any(method.asks_another_question for method in methods)),
         top_channels=top_channels,
     )
     if rule is not None and rule.idle:

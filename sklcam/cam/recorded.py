@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -335,6 +336,24 @@ class RecordedPass:
             rule=self.rule,
             top_channels=self._top_channels,
         )
+
+    def asked(self, target: Target) -> RecordedPass:
+        """Return another question about the same pass, which is not run again.
+
+        Parameters
+        ----------
+        target : Target
+
+        Returns
+        -------
+        RecordedPass
+        """
+        other = copy.copy(self)
+        other.target = target.resolve(self.output, self.inputs)
+        other._gradients = {}
+        with torch.set_grad_enabled(self._graph is not None):
+            other.scores = other.score(self.output)
+        return other
 
     def gradients(self, column: int, *, keep: bool = False) -> list[Tensor]:
         """Differentiate one column of the scores with respect to the layers' activations.

@@ -80,6 +80,29 @@ REFUSALS: dict[str, list[Row]] = {
             "CAM needs a head of global average pooling",
         ),
     ],
+    "EigenCAM": of_options(cam.EigenCAM, center=(1, "center must be True or False; got 1")),
+    "EigenGradCAM": of_options(cam.EigenGradCAM, center=("no", "center must be .* got .no")),
+    "FinerCAM": [
+        *of_options(
+            cam.FinerCAM,
+            gamma=(-1, "gamma must be a finite number >= 0; got -1"),
+            n_similar=(0, "n_similar, how many other classes, must be an int >= 1; got 0"),
+            weights=("max", 'weights must be "mean" or "probability"; got .max'),
+        ),
+        (
+            "a callable",
+            lambda: explain_with(lambda o: o[:, 0], method="finercam"),
+            "none to compare for a target of Score",
+        ),
+    ],
+    "Finer": [
+        ("gamma", lambda: cam.Finer(gamma=INF), "gamma must be a finite number >= 0; got inf"),
+        ("a number", lambda: cam.Finer(n_similar=1.5), "n_similar, .* an int >= 1; got 1.5"),
+        ("weights", lambda: cam.Finer(weights=None), 'weights must be "mean" .* got None'),
+        ("a callable", lambda: cam.Finer(lambda o: o[:, 0]), "none to compare"),
+        ("a label", lambda: cam.Finer("cat"), "target must be .* got a str, 'cat'"),
+        ("maps", lambda: cam.target_scores(IMAGES, cam.Finer()), "not .n_images, n_c"),
+    ],
     "SmoothGradCAMPlusPlus": of_options(
         cam.SmoothGradCAMPlusPlus,
         n_samples=(0, "n_samples must be an int >= 1; got 0"),
