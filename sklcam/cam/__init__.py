@@ -6,6 +6,7 @@ from inspect import isabstract
 from typing import cast
 
 from sklcam._validation import suggestion
+from sklcam.cam.asked import target_scores
 from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradientMethod
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
 from sklcam.cam.eigen import EigenCAM, EigenGradCAM
@@ -31,6 +32,7 @@ from sklcam.cam.pixel import (
     Saliency,
 )
 from sklcam.cam.recorded import RecordedPass
+from sklcam.cam.regions import Pixels
 from sklcam.cam.targets import (
     Classes,
     Deferred,
@@ -38,7 +40,6 @@ from sklcam.cam.targets import (
     Positive,
     Target,
     TopK,
-    target_scores,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Method",
     "Occlusion",
     "PerturbationMethod",
+    "Pixels",
     "Positive",
     "RandomCAM",
     "RecordedPass",

@@ -156,8 +156,9 @@ class CAM(ChannelMethod):
 def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     """Return the linear layer's rows of the classes, if that is what the head is."""
     target = recorded.target
-    if target.indices is None and target.directions is None:
-        raise ValueError("CAM explains classes; it has no weights for a callable target.")
+    is_of_images = recorded.output.ndim == 2
+    if not is_of_images or (target.indices is None and target.directions is None):
+        raise ValueError("CAM explains classes of images; it has no weights for another target.")
     pooled = recorded.grid(layer).mean(dim=(2, 3))
     output = at_least_float32(recorded.output.detach())
     heads = [

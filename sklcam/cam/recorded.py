@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sklcam._validation import describe
+from sklcam.cam.asked import as_target
 from sklcam.cam.maps import weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
-from sklcam.cam.targets import Target, as_target, check_scores
+from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer

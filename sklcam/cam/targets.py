@@ -7,19 +7,19 @@ the output is there, so that the same question can be asked of other images.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_count, describe
+from sklcam._validation import check_count
 from sklcam.networks.inputs import Inputs, Rows, recordable
 
 if TYPE_CHECKING:
+    from sklcam.images.frames import Resizing
     from sklcam.networks.adapters import Adapter
 
 
@@ -78,6 +78,46 @@ class Target(ABC):
         Target
         """
         return self
+
+    def named(self, indices_of: Callable[[Any], Tensor]) -> Target:
+        """Return the target with the indices of classes in the place of their labels.
+
+        Parameters
+        ----------
+        indices_of : callable
+            Takes labels of any shape, and returns their indices in that shape; a ValueError if it
+            does not know one.
+
+        Returns
+        -------
+        Target
+            Itself, if it holds no labels.
+        """
+        return self
+
+    def framed(
+        self, sizes: Sequence[tuple[int, int]], resizing: Resizing, input_size: tuple[int, int]
+    ) -> Target:
+        """Return the target of a batch with its places as the network's input has them.
+
+        Parameters
+        ----------
+        sizes : sequence of (int, int)
+            Height and width of each image of the batch, before it was resized.
+        resizing : Resizing
+            How it was.
+        input_size : (int, int)
+            To which height and width.
+
+        Returns
+        -------
+        Target
+            Itself, if it holds no places.
+        """
+        return self
+
+    def check_images(self, n_images: int) -> None:  # noqa: B027  most targets are for any number
+        """Raise a ValueError if it holds something for another number of images."""
 
     def check(self, n_classes: int) -> None:  # noqa: B027  most targets need no check
         """Raise a ValueError if a network with so many classes cannot be asked this."""
@@ -391,135 +431,6 @@ class Directions(Target):
         return (output[:, None] * directions.to(output.dtype)).sum(dim=2)
 
 
-class Score(Target):
-    """Target: any score that a function makes of the output, and of the inputs if it takes two.
-
-    Parameters
-    ----------
-    function : callable
-        Takes the output and returns a Tensor of one score per image; a function of two required
-        arguments takes the inputs as well, as the network got them.
-    """
-
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function = function
-        self._takes_inputs = _n_required(function) == 2
-        self._own: Callable[[Tensor], Tensor] | None = None
-
-    def bind(self, adapter: Adapter) -> Target:
-        bound = Score(self.function)
-        bound._own = adapter.own  # a user knows the network's own output
-        return bound
-
-    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        own = output if self._own is None else self._own(output)
-        arguments: list[Tensor | dict[str, Tensor]] = [own]
-        if self._takes_inputs:
-            if inputs is None:
-                raise ValueError(
-                    "This callable target takes output and inputs; there are no inputs."
-                )
-            arguments.append((inputs if rows is None else inputs.take(rows)).arguments)
-        scores = check_scores(
-            "A callable target",
-            self.function(*arguments),
-            (len(output),),
-            differentiable=output.requires_grad and torch.is_grad_enabled(),
-        )
-        return scores[:, None]
-
-
-def as_target(target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
-    """Return a target as an object.
-
-    Parameters
-    ----------
-    target : None, Target, Tensor or callable
-        None is the output that is the highest. Integers are indices of outputs, of shape
-        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
-        (n_images, k, n_outputs). See :class:`Score` for callables.
-
-    Returns
-    -------
-    Target
-
-    Raises
-    ------
-    ValueError
-        If it is something else.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.cam.targets import as_target
-    >>> as_target(None).resolve(torch.tensor([[1.0, 3.0], [5.0, 2.0]])).indices
-    tensor([[1],
-            [0]])
-    """
-    if isinstance(target, Target):
-        return target
-    if target is None:
-        return Predicted()
-    if not isinstance(target, Tensor):
-        if callable(target):
-            return Score(target)
-    elif target.is_floating_point() and target.ndim in (2, 3):
-        return Directions(target)
-    elif not target.is_floating_point() and target.dtype != torch.bool and target.ndim in (1, 2):
-        return Classes(target)
-    raise ValueError(
-        "target must be None, a Tensor of class indices (n_images,) or (n_images, k), a Tensor of "
-        "directions (n_images, n_outputs) or (n_images, k, n_outputs), TopK or a callable; got "
-        f"{describe(target)}."
-    )
-
-
-def target_scores(
-    output: Tensor, target: Target | Tensor | Callable[..., Tensor] | None = None
-) -> Tensor:
-    """Return the scores to explain, differentiably.
-
-    Parameters
-    ----------
-    output : Tensor
-        The network's output; of shape (n_images, n_outputs) unless ``target`` is callable.
-    target : None, Target such as TopK, Tensor or callable
-        None is the output that is the highest. Integers are indices of outputs, of shape
-        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
-        (n_images, k, n_outputs): the score is the inner product with the output. A callable takes
-        ``output`` and returns one score per image.
-
-    Returns
-    -------
-    Tensor of shape (n_images,), or (n_images, k) for a target of several scores per image
-
-    Raises
-    ------
-    ValueError
-        If the scores or the targets are not one (or one row) per image.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklcam.cam import TopK, target_scores
-    >>> logits = torch.tensor([[1.0, 3.0], [5.0, 2.0]])
-    >>> target_scores(logits)
-    tensor([3., 5.])
-    >>> target_scores(logits, torch.tensor([0, 1]))
-    tensor([1., 2.])
-    >>> target_scores(logits, TopK(2))
-    tensor([[3., 1.],
-            [5., 2.]])
-    >>> target_scores(logits, torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
-    tensor([4., 4.])
-    """
-    if not isinstance(output, Tensor):
-        raise ValueError(f"The network's output must be a Tensor; got {describe(output)}.")
-    resolved = as_target(target).resolve(output)
-    scores = resolved.scores(output)
-    return scores if resolved.several else scores[:, 0]
-
-
 def check_rows(output: Tensor) -> Tensor:
     """Return an output of one row per image; a ValueError for any other."""
     if output.ndim != 2:
@@ -540,16 +451,6 @@ def check_indices(indices: Tensor, n_classes: int) -> None:
             f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "
             f"{n_classes - 1}."
         )
-
-
-def _n_required(function: Callable[..., Any]) -> int:
-    """Return how many arguments a function cannot do without."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a callable written in C may have no signature
-        return 1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def check_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -378,11 +379,24 @@ class BatchExplainer(Questions):
             After the last batch, or where the caller stops, if maps are blank or not finite.
         """
         question = self.translate(target)
-
-        def part(batch: Batch) -> Target:
-            return question.take(slice(batch.start, batch.stop))
-
+        part = partial(self.question_of, question)
         yield from self._explained(opened.batches(), part, methods, normalize)
+
+    def question_of(self, question: Target, batch: Batch) -> Target:
+        """Return the part of a question that is about the images of a batch.
+
+        Parameters
+        ----------
+        question : Target
+            About all images that were opened; see ``as_target``.
+        batch : Batch
+
+        Returns
+        -------
+        Target
+        """
+        part = question.take(slice(batch.start, batch.stop))
+        return part.framed(batch.sizes, self.adapter.resize, batch.inputs.size)
 
     def iter_streamed(
         self,

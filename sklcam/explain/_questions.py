@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam import Method, get_method
-from sklcam.cam.targets import Positive, Target, as_target
+from sklcam.cam.asked import as_target
+from sklcam.cam.regions import of_pixels
+from sklcam.cam.targets import Positive, Target
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
 from sklcam.images.labels import (
     are_names,
@@ -169,6 +171,7 @@ class Questions(ABC):
             for asked in (target, question):  # of which one may know what the other does not
                 if isinstance(asked, Target) and names is not None:
                     asked.check(len(names))
+            question.check_images(n_images)
             return question
         try:
             labels = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
@@ -189,19 +192,23 @@ class Questions(ABC):
                 f"target must be one label, or one (or one row of several) per image; got shape "
                 f"{labels.shape} for {n_images} images."
             )
+        return self.translate(self._indices_of(labels))
+
+    def _indices_of(self, labels: Any) -> Tensor:
+        """Return the indices of labels, in their shape; a ValueError if one is not known."""
+        labels, names = np.asarray(labels), self.output_names
         if names is None:
             raise ValueError(
                 "The network's output is not (n_images, n_classes), so that there are no labels to "
                 "explain; give a callable target that makes one score per image of it."
             )
-        known, flat = names, labels.ravel()
+        known = names
         is_place = labels.dtype.kind in "iu" and names.dtype.kind in "UO"
         if is_place and self.adapter.task == "regression":
             known = np.arange(len(names))
         if self.class_names_ is not None and are_names(labels, self.class_names_):
             known = self.class_names_
-        indices = encode_labels(flat, known).reshape(labels.shape)
-        return self.translate(torch.from_numpy(indices))
+        return torch.from_numpy(encode_labels(labels.ravel(), known).reshape(labels.shape))
 
     def _is_label(self, name: str) -> bool:
         """Whether something is called so; an error if it is that and all labels of an image."""
@@ -225,7 +232,10 @@ class Questions(ABC):
         -------
         Target
         """
-        return as_target(target).bind(self.adapter)
+        asked = as_target(target)
+        if self.adapter.task == "segmentation":
+            asked = of_pixels(asked)
+        return asked.bind(self.adapter).named(self._indices_of)
 
 
 def _ragged(target: Any) -> ValueError:

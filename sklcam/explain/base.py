@@ -255,7 +255,7 @@ class Explainer(BatchExplainer):
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
         with self._bar(len(opened), "channel weights") as bar:
             for batch in opened.batches():
-                part = question.take(slice(batch.start, batch.stop))
+                part = self.question_of(question, batch)
                 weights = self._weigh_channels(batch.inputs, part, chosen)
                 for collected, layer_weights in zip(per_layer, weights, strict=True):
                     check.add(layer_weights, "rows of weights", n_axes=1)

@@ -29,6 +29,7 @@ from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_set
 from sklcam.images.labels import label_names, labels_for
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
+from sklcam.networks.dense import find_dense_layer
 from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs
@@ -68,14 +69,16 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     weights : str, path or None, default=None
         Those of a network by name: ``"DEFAULT"`` is what was published for it, and the head is that
         of the weights. None is random numbers.
-    task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
+    task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation"}
         What the network is for. "multiclass": one of several classes, by a softmax. "binary": one
         of two classes, by one output, that of the second; the first is explained by its negative.
         "multilabel": any number of labels, each with a sigmoid of its own. "regression": numbers,
-        which are explained as they are. "auto" is what a skorch net's criterion says, or a Hugging
-        Face network's ``problem_type``; "multilabel" (of one output, "binary") for a network that
-        ends in a sigmoid; what the labels in :meth:`fit` are; or else "multiclass". A network of
-        one output that none of these tells about is refused.
+        which are explained as they are. "segmentation": one of several classes for each pixel, of
+        which :class:`sklcam.cam.Pixels` chooses some. "auto", the default, is what a skorch net's
+        criterion says, or a Hugging Face network's ``problem_type``; "segmentation" for the
+        networks of torchvision and Hugging Face that are for that; "multilabel" (of one output,
+        "binary") for a network that ends in a sigmoid; what the labels in :meth:`fit` are; or else
+        "multiclass". A network of one output that none of these tells about is refused.
     output : {"auto", "logits", "probabilities"}, default="auto"
         What the network returns of classes; "auto" recognises a last sigmoid, and rows that add up
         to 1, in the sample that ``fit`` takes.
@@ -116,7 +119,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         The label of each class, as ``predict`` returns it: 0, 1, ... unless ``classes``, the model
         or ``y`` in :meth:`fit` says otherwise. None if there are none: of a regression, and if the
         output is not (n_images, n_classes).
-    task_ : {"multiclass", "binary", "multilabel", "regression"} or None
+    task_ : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
         What the network is for; None if its output is not (n_images, n_outputs).
     output_names_ : ndarray of shape (n_outputs,) or None
         What ``target`` may name: the classes, or the numbers of a regression.
@@ -162,7 +165,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         "method": [str, Method, type],
         "target_layer": [str, TargetLayer, list, tuple],
         "weights": [None, str, HasMethods(["__fspath__"])],
-        "task": [StrOptions({"auto", "multiclass", "binary", "multilabel", "regression"})],
+        "task": [StrOptions({"auto", *get_args(Task)})],
         "output": [StrOptions({"auto", "logits", "probabilities"})],
         "layer_fusion": [StrOptions({"mean", "max"}), None],
         "reshape": [None, callable],
@@ -367,7 +370,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return None if known is None else np.asarray(known)
         n_columns = self._adapter.readout.columns(output).shape[1]
         numbers = np.arange(n_columns)
-        if known is None and y is not None and self.task_ != "regression":
+        if known is None and y is not None and self.task_ not in ("regression", "segmentation"):
             known = self._labels_of(y, numbers)
         names = numbers if known is None else np.asarray(known)
         if names.shape != (n_columns,) or len(np.unique(names)) != n_columns:
@@ -430,7 +433,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     def _find_layer(self, name: str | TargetLayer, sample: Inputs) -> TargetLayer:
         if self.reshape is not None and isinstance(name, str) and name != "auto":
             name = TargetLayer(name, reshape=self.reshape)  # how its output lies is said
-        return find_target_layer(
+        find = find_dense_layer if self.task_ == "segmentation" else find_target_layer
+        return find(
             self._adapter.network, name, sample=sample.images, forward=self._forward_like(sample)
         )
 
@@ -479,7 +483,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         ndarray of shape (n_images, n_classes), in [0, 1]
             In the order of ``classes_``. By the net's own nonlinearity for a skorch net; otherwise
             the softmax of the output, for "binary" and "multilabel" the sigmoid, or the output
-            itself where it is probabilities. Rows add up to 1, but not for "multilabel".
+            itself where it is probabilities. Rows add up to 1, but not for "multilabel". For
+            "segmentation" (n_images, n_classes, height, width), at the output's size.
         """
         return np.concatenate(
             [self.probabilities(output).cpu().numpy() for output in self._iter_outputs(X)]
@@ -489,12 +494,13 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         check = ExplanationCheck()
         for batch in self.open(X).batches():
             output = self.output_of(batch.inputs)
-            if output.ndim != 2:
+            if output.ndim != 2 and self.task_ is None:
                 raise ValueError(
                     f"The network's output has shape {tuple(output.shape)}, not (n_images, "
-                    "n_classes): there are no classes to predict."
+                    "n_classes): there are no classes to predict. If it answers for each pixel, "
+                    'task="segmentation".'
                 )
-            check.add(output, "outputs of the network", n_axes=1, blank=False)
+            check.add(output, "outputs of the network", n_axes=output.ndim - 1, blank=False)
             yield output
         check.warn()
 
@@ -510,7 +516,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         ndarray of shape (n_images,) or (n_images, n_outputs)
             The most probable label, one of ``classes_``: a number where only ``class_names_`` has
             names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For
-            "regression" the numbers, of shape (n_images,) if there is one an image.
+            "regression" the numbers, of shape (n_images,) if there is one an image. For
+            "segmentation" the label of each pixel, (n_images, height, width), at the output's size.
         """
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
         return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)
@@ -532,6 +539,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             In [0, 1], but for "regression". For "multilabel", how many images have all their labels
             right, and no other.
         """
+        if self.task_ == "segmentation":
+            raise ValueError(
+                "score compares one answer an image with its label; for those of pixels, compare "
+                "predict(X) with the true ones, as by sklearn.metrics.jaccard_score."
+            )
         expected = self.expected_labels(X, y, "score")
         measure = r2_score if self.task_ == "regression" else accuracy_score
         return float(measure(expected, self.predict(X), sample_weight=sample_weight))

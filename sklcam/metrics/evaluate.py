@@ -541,7 +541,8 @@ def _measure(
     observed: list[Observed] = []
     for batch in opened.batches():
         rows = slice(batch.start, batch.stop)
-        measurement = Measurement(measurer, batch, question.take(rows), annotations.take(rows))
+        asked = explainer.question_of(question, batch)
+        measurement = Measurement(measurer, batch, asked, annotations.take(rows))
         for name, collected in values.items():
             # A copy, as a part of a larger tensor would keep all of it.
             collected.append(measurement[name].detach().clone())

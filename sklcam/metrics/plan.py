@@ -360,6 +360,11 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
             f"{needy}: the network returns numbers, and any view changes them a little; "
             "'consistency' does not ask what is predicted."
         )
+    if needy and task == "segmentation":
+        raise ValueError(
+            f"{needy}: the network answers for each pixel, which a view moves; 'consistency' does "
+            "not ask what is predicted."
+        )
 
 
 def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int) -> None:

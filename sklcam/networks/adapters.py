@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.frames import Resizing
+from sklcam.networks.dense import dense_task
 from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
 from sklcam.networks.layers import TargetLayer
@@ -77,7 +78,7 @@ class Adapter(ABC):
     ----------
     readout : Readout
         How the network's outputs are read; until ``fit`` has settled it, as they are.
-    task : {"multiclass", "binary", "multilabel", "regression"} or None
+    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
         None of an embedding, or an output of another form.
     resize : Resizing
         How images are brought to the network's input size.
@@ -379,7 +380,7 @@ class ModuleAdapter(Adapter):
         return self.readout.columns(inputs.call(self.network, output_name=name))
 
     def settle(self, evidence: Evidence) -> None:
-        self.readout = settle(evidence, task_of_config(self.network))
+        self.readout = settle(evidence, task_of_config(self.network) or dense_task(self.network))
 
 
 def nonlinearity_of(net: NeuralNet) -> Callable[[Tensor], Tensor]:

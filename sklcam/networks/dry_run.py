@@ -188,7 +188,7 @@ def first_output(output: Any, name: str | int | None = None) -> Any:
     name : str, int or None, default=None
         The key or position of the output that counts. None is the first of a tuple or a list, as
         further ones are of auxiliary heads; of a mapping it is "logits", as Hugging Face's networks
-        call it, or its only tensor.
+        call it, "out", as torchvision's do, or its only tensor.
 
     Returns
     -------
@@ -213,8 +213,9 @@ def first_output(output: Any, name: str | int | None = None) -> Any:
     if not isinstance(output, Mapping):
         return output
     tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
-    if "logits" in tensors:
-        return tensors["logits"]
+    for usual in ("logits", "out"):
+        if usual in tensors:
+            return tensors[usual]
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     raise ValueError(

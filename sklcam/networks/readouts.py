@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sklcam.networks.precision import at_least_float32
 
-Task = Literal["multiclass", "binary", "multilabel", "regression"]
+Task = Literal["multiclass", "binary", "multilabel", "regression", "segmentation"]
 
 
 class Readout(ABC):
@@ -29,7 +29,7 @@ class Readout(ABC):
 
     Attributes
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression"} or None
+    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
     has_probabilities : bool
         Whether what it says is about classes.
 
@@ -109,7 +109,7 @@ class Readout(ABC):
         -------
         Tensor of shape (n_images,), int64
             The index of a class. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression"
-            the numbers, (n_images, n_columns).
+            the numbers, (n_images, n_columns); of "segmentation" (n_images, height, width).
         """
         return answers.argmax(dim=1)
 
@@ -126,7 +126,7 @@ class Readout(ABC):
         -------
         ndarray of shape (n_images,)
             The labels. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression" the numbers,
-            (n_images,) if there is one an image.
+            (n_images,) if there is one an image; of "segmentation" (n_images, height, width).
         """
         return decided if classes is None else classes[decided]
 
@@ -221,11 +221,37 @@ class RegressionReadout(Readout):
         return decided[:, 0] if decided.shape[1] == 1 else decided
 
 
+class SegmentationReadout(Readout):
+    """One of several classes for each pixel; of a single output the second of two."""
+
+    task = "segmentation"
+
+    def __init__(self, *, is_probability: bool = False):
+        super().__init__(is_probability=is_probability)
+        self._is_single = False
+
+    def columns(self, output: Tensor) -> Tensor:
+        self._is_single = output.shape[1] == 1
+        if not self._is_single:
+            return output
+        return torch.cat([1 - output if self.is_probability else -output, output], dim=1)
+
+    def own(self, columns: Tensor) -> Tensor:
+        return columns[:, 1:] if self._is_single else columns
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        columns = at_least_float32(columns)
+        if self.is_probability:
+            return columns
+        return columns.sigmoid() if self._is_single else columns.softmax(dim=1)
+
+
 _READOUTS: dict[Task, type[Readout]] = {
     "multiclass": MulticlassReadout,
     "binary": BinaryReadout,
     "multilabel": MultilabelReadout,
     "regression": RegressionReadout,
+    "segmentation": SegmentationReadout,
 }
 
 
@@ -234,7 +260,7 @@ def readout(task: Task | None, *, is_probability: bool = False) -> Readout:
 
     Parameters
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression"} or None
+    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
         None leaves outputs as they are.
     is_probability : bool, default=False
         Whether the network returns probabilities.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -58,8 +58,8 @@ class Evidence:
         Whether it is the output of a sigmoid.
     is_log_sigmoid : bool, default=False
         Whether it is the logarithm of one.
-    task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
-        What a user says.
+    task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation"}
+        What a user says; "auto" by default.
     form : {"auto", "logits", "probabilities"}, default="auto"
         What a user says that outputs are.
     y : labels of any kind, or None, default=None
@@ -111,6 +111,8 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
     'binary'
     """
     n_outputs = evidence.n_outputs
+    if "segmentation" in (evidence.task, said if evidence.task == "auto" else None):
+        return _of_pixels(evidence)
     if n_outputs is None or n_outputs == 0:
         if evidence.task != "auto":
             raise ValueError(
@@ -133,6 +135,18 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
             'task="binary" if it tells two classes apart, or "regression" if it is a number.'
         )
     return readout(task, is_probability=_is_probability(evidence, task))
+
+
+def _of_pixels(evidence: Evidence) -> Readout:
+    output = evidence.output
+    if output.ndim != 4 or not output.shape[1] or output.shape[2] * output.shape[3] < 2:
+        raise ValueError(
+            'task="segmentation" is for an output of shape (n_images, n_classes, height, width), '
+            f"with several places; the network's has shape {tuple(output.shape)}."
+        )
+    pixels = replace(evidence, output=output.movedim(1, -1).flatten(0, -2))
+    task: Task = "multiclass" if output.shape[1] > 1 else "binary"
+    return readout("segmentation", is_probability=_is_probability(pixels, task))
 
 
 def _task_of(evidence: Evidence, n_outputs: int) -> Task:

@@ -11,7 +11,8 @@ from torch import nn
 
 from sklcam import CAMExplainer
 from sklcam.cam import Classes, Deferred, Directions, Target, TopK, target_scores
-from sklcam.cam.targets import Predicted, Score, as_target
+from sklcam.cam.asked import Score, as_target
+from sklcam.cam.targets import Predicted
 from sklcam.metrics import evaluate
 from sklcam.networks import Inputs
 

@@ -11,6 +11,8 @@ from refusals import IMAGES, INF, INPUTS, LOGITS, MAPS, NAN, NET, VALUES, Row, e
 
 from sklcam import CAMExplainer, cam
 
+PLACES = torch.zeros(2, 2, 4, 4)
+
 
 def explain_with(target=None, **options):
     return explainer().explain(INPUTS, target, **options)
@@ -18,6 +20,11 @@ def explain_with(target=None, **options):
 
 def recorded_pass(network=NET, layers=(), inputs=INPUTS, **options):
     return cam.RecordedPass(network, layers, inputs, **options)
+
+
+def pixels():
+    network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(1, 2, 1))
+    return CAMExplainer(network, target_layer="0", task="segmentation", verbose=0).fit(INPUTS)
 
 
 def of_options(method: Callable, **wrong: tuple[Any, str]) -> list[Row]:
@@ -140,6 +147,34 @@ REFUSALS: dict[str, list[Row]] = {
     "Positive": [
         ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "of several labels"),
         ("alone", lambda: cam.target_scores(LOGITS, cam.Positive()), "ask an explainer"),
+    ],
+    "Pixels": [
+        ("one pixel", lambda: cam.Pixels(0, True), "mask of Pixels must be .* got a bool, True"),
+        ("numbers", lambda: cam.Pixels(0, 255 * MAPS), "must be true or 1 where .* values from"),
+        ("classes", lambda: explain_with(cam.Pixels(0)), "for networks that answer for each pixel"),
+        (
+            "rows",
+            lambda: cam.Pixels(0).resolve(LOGITS),
+            r"output of shape .* got a Tensor .* shape \(2, 3\)",
+        ),
+        ("a name", lambda: cam.Pixels("cat").resolve(PLACES), "needs to know what classes are ca"),
+        ("class 9", lambda: cam.Pixels(9).resolve(PLACES), "indices from 9 to 9"),
+        (
+            "another size",
+            lambda: cam.Pixels(0, MAPS[0] > 0.5).resolve(PLACES),
+            r"of \(12, 12\) pixels; .* as the output is: \(4, 4\)",
+        ),
+        (
+            "other images",
+            lambda: cam.Pixels(0, torch.ones(3, 4, 4)).resolve(PLACES),
+            "mask of Pixels must be one for all images or one for each of 2; got 3",
+        ),
+        (
+            "other labels",
+            lambda: pixels().explain(INPUTS, cam.Pixels([0, 1, 0])),
+            "label of Pixels must be one for all images or one for each of 2; got 3",
+        ),
+        ("highest", lambda: pixels().explain(INPUTS, cam.TopK(2)), "TopK takes an image's highest"),
     ],
     "TopK": [
         ("none", lambda: cam.TopK(0), "k, the number of classes .* an int >= 1; got 0"),

@@ -87,6 +87,7 @@ ONE, TWO = torch.zeros(1), torch.ones(1)
         ({"logits": ONE, "hidden_states": TWO}, None),
         ({"loss": None, "out": ONE}, None),
         (OrderedDict(out=TWO, aux=ONE), "aux"),
+        (OrderedDict(aux=TWO, out=ONE), None),
     ],
 )
 def test_the_output_that_counts(output, name):
@@ -97,9 +98,9 @@ def test_the_output_that_counts(output, name):
     ("output", "name", "message"),
     [
         (
-            {"out": ONE, "aux": TWO},
+            {"main": ONE, "aux": TWO},
             None,
-            r"a dict of \['aux', 'out'\]; name the entry, output_name=",
+            r"a dict of \['aux', 'main'\]; name the entry, output_name=",
         ),
         ({"out": ONE}, "logits", r"no entry output_name='logits': it is a dict of \['out'\]"),
         ((ONE, TWO), 2, "no entry output_name=2: it is a tuple of 2"),
