@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_count, check_number
+from sklcam.cam.asked import as_target
 from sklcam.cam.base import ChannelMethod
 from sklcam.cam.gradient import GradCAM
 from sklcam.cam.recorded import RecordedPass
-from sklcam.cam.targets import Classes, Deferred, Target, as_target, check_rows
+from sklcam.cam.targets import Classes, Deferred, Target, check_rows
 from sklcam.networks.inputs import Inputs, Rows
 
 if TYPE_CHECKING:
