@@ -73,7 +73,7 @@ OF_ALL = ("adcc", "cose")  # which are not means of images' values
 FEWER = ("TranslateX", "Rotate", "Brightness", "FlipLR")  # transformations of COSE
 HEADINGS = ["accuracy", "consistency", "COSE", "IAUC", "ADCC", "complexity"]
 DOCS = {"classes": 20, "image_size": 128, "seeds": 3, "epochs": 8, "some": 100, "steps": 16}
-QUICK = {"classes": 5, "image_size": 128, "seeds": 1, "epochs": 3, "some": 20, "steps": 16}
+QUICK = {"classes": 7, "image_size": 128, "seeds": 1, "epochs": 3, "some": 20, "steps": 16}
 FULL = {"classes": None, "image_size": 224, "seeds": 3, "epochs": 20, "some": None, "steps": 224}
 
 
@@ -291,6 +291,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
         boxes=options.boxes,
     )
+    if options.boxes is not None:
+        for part in ("train", "test"):
+            if all(boxes is None for boxes in boxes_of(base, part)):
+                parser.error(
+                    f"{options.boxes} has no box of a {part} image of the classes that are taken, "
+                    "so that energy would be the baseline: take more --classes, or leave it out"
+                )
     runs = {
         name: [replace(base, objective=name, seed=base.seed + i) for i in range(options.seeds)]
         for name in dict.fromkeys(["baseline", *chosen])
