@@ -19,6 +19,9 @@ import numpy as np
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+# The axes of pictures are the last two of these, those of volumes all three.
+AXES = ("depth", "height", "width")
+
 
 def describe(value: Any) -> str:
     """Describe a value for a message: the form of what has one, else the type and the value.
@@ -199,6 +202,37 @@ def check_size(size: Any, name: str) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
+def check_sides(size: Any, name: str) -> tuple[int, ...]:
+    """Return the sides of pictures, as :func:`check_size` does, or the three of volumes.
+
+    Parameters
+    ----------
+    size : int, (height, width) or (depth, height, width)
+        An int is that of both sides of pictures.
+    name : str
+        What it is, for the message.
+
+    Returns
+    -------
+    tuple of (int, int) or (int, int, int)
+
+    Examples
+    --------
+    >>> from sklcam._validation import check_sides
+    >>> check_sides((16, 32, 32), "size")
+    (16, 32, 32)
+    """
+    is_triple = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 3
+    if not is_triple:
+        return check_size(size, name)
+    if not all(_is_positive_int(side) for side in size):
+        raise ValueError(
+            f"{name} must be of positive ints, (height, width) or, of volumes, (depth, height, "
+            f"width); got {size!r}."
+        )
+    return tuple(int(side) for side in size)
+
+
 def _is_positive_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
@@ -212,7 +246,7 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
         What it is, for the message.
     value : Any
     *axes : str
-        What each axis is, such as ``"n_images"``. Heights and widths must not be zero.
+        What each axis is, such as ``"n_images"``. Depths, heights and widths must not be zero.
     floating : bool, default=True
         Whether it must be of a floating-point type.
 
@@ -228,7 +262,7 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
     """
     if isinstance(value, Tensor) and value.ndim == len(axes):
         sides = dict(zip(axes, value.shape, strict=True))
-        has_pixels = sides.get("height") != 0 and sides.get("width") != 0
+        has_pixels = all(sides.get(axis) != 0 for axis in AXES)
         if has_pixels and (value.is_floating_point() or not floating):
             return
     kind = "floating-point Tensor" if floating else "Tensor"
@@ -236,7 +270,7 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
     raise ValueError(f"{name} must be a {kind} of shape {shape}; got {describe(value)}.")
 
 
-def check_map(name: str, value: Any) -> None:
+def check_map(name: str, value: Any, n_axes: int = 2) -> None:
     """Raise a ValueError unless the value is a floating-point tensor of a map, or of many.
 
     Parameters
@@ -244,12 +278,15 @@ def check_map(name: str, value: Any) -> None:
     name : str
         What it is, for the message.
     value : Any
-        Should be a Tensor of shape (..., height, width).
+        Should be a Tensor of shape (..., height, width), or (..., depth, height, width).
+    n_axes : int, default=2
+        How many of the last axes are those of one map: 3 for volumes.
     """
     is_float = isinstance(value, Tensor) and value.is_floating_point()
-    if not is_float or value.ndim < 2 or 0 in value.shape[-2:]:
+    if not is_float or value.ndim < n_axes or 0 in value.shape[-n_axes:]:
+        sides = ", ".join(AXES[-n_axes:])
         raise ValueError(
-            f"{name} must be a floating-point Tensor of shape (..., height, width); got "
+            f"{name} must be a floating-point Tensor of shape (..., {sides}); got "
             f"{describe(value)}."
         )
 

@@ -6,6 +6,7 @@ that has been through the network once, and returns raw maps.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -309,7 +310,7 @@ def batch_size_for(images: Tensor, batch_size: int | None) -> int:
     if batch_size is not None:
         return batch_size
     pixels = _PIXELS_ON_CPU if images.device.type == "cpu" else _PIXELS_ELSEWHERE
-    return max(1, pixels // (images.shape[-2] * images.shape[-1]))
+    return max(1, pixels // math.prod(images.shape[2:]))
 
 
 def check_batch_size(batch_size: int | None) -> None:

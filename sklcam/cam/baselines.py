@@ -59,7 +59,7 @@ class FakeCAM(Uniform):
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
         (maps,) = super().explain(recorded)
-        maps[..., 0, 0] = 0
+        maps.flatten(2)[..., 0] = 0
         return [maps]
 
 

@@ -17,6 +17,7 @@ from sklcam.cam.base import (
     WeightedGradientMethod,
     check_noise,
 )
+from sklcam.cam.maps import places
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ReluRule
 from sklcam.networks.precision import at_least_float32
@@ -71,7 +72,8 @@ class GradCAM(WeightedGradientMethod):
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         if self.gradient == "absolute":
             gradients = gradients.abs()
-        return gradients.mean(dim=(2, 3)) if self.pooling == "mean" else gradients.amax(dim=(2, 3))
+        pool = gradients.mean if self.pooling == "mean" else gradients.amax
+        return pool(dim=places(gradients))
 
     def check(self) -> None:
         if self.pooling not in ("mean", "max"):
@@ -159,7 +161,8 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     is_of_images = recorded.output.ndim == 2
     if not is_of_images or (target.indices is None and target.directions is None):
         raise ValueError("CAM explains classes of images; it has no weights for another target.")
-    pooled = recorded.grid(layer).mean(dim=(2, 3))
+    grid = recorded.grid(layer)
+    pooled = grid.mean(dim=places(grid))
     output = at_least_float32(recorded.output.detach())
     heads = [
         module
@@ -224,8 +227,9 @@ class GradCAMPlusPlus(WeightedGradientMethod):
     """
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        total = activations.sum(dim=(2, 3), keepdim=True)
-        return _divide(gradients.relu(), 2 + gradients * total).sum(dim=(2, 3))
+        total = activations.sum(dim=places(activations), keepdim=True)
+        weighed = _divide(gradients.relu(), 2 + gradients * total)
+        return weighed.sum(dim=places(weighed))
 
 
 class SmoothGradCAMPlusPlus(ChannelMethod):
@@ -306,8 +310,9 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
         )
 
     def _weights(self, activations: Tensor, g: Tensor, g2: Tensor, g3: Tensor) -> Tensor:
-        total = activations.sum(dim=(2, 3), keepdim=True)
-        return (_divide(g2, 2 * g2 + total * g3) * g.relu()).sum(dim=(2, 3))
+        total = activations.sum(dim=places(activations), keepdim=True)
+        weighed = _divide(g2, 2 * g2 + total * g3) * g.relu()
+        return weighed.sum(dim=places(weighed))
 
     def _noisy(self, recorded: RecordedPass) -> Iterator[RecordedPass]:
         images = recorded.images
@@ -346,8 +351,8 @@ class XGradCAM(WeightedGradientMethod):
     """
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        total = activations.sum(dim=(2, 3))
-        return _divide((gradients * activations).sum(dim=(2, 3)), total)
+        axes = places(activations)
+        return _divide((gradients * activations).sum(dim=axes), activations.sum(dim=axes))
 
 
 class LayerCAM(GradientMethod):

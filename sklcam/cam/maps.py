@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_map, check_size
+from sklcam._validation import check_count, check_map, check_sides
 
 
 def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
@@ -15,36 +15,41 @@ def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
     Parameters
     ----------
     weights : Tensor of shape (n_images, k, K)
-    activations : Tensor of shape (n_images, K, u, v)
+    activations : Tensor of shape (n_images, K, u, v), or (n_images, K, d, u, v) of volumes
     relu : bool
         Whether negative evidence is cut off.
 
     Returns
     -------
-    Tensor of shape (n_images, k, u, v)
+    Tensor of shape (n_images, k, u, v), or (n_images, k, d, u, v)
     """
-    maps = torch.einsum("ncK,nKuv->ncuv", weights, activations)
+    maps = torch.einsum("ncK,nK...->nc...", weights, activations)
     return maps.relu() if relu else maps
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps bilinearly (``align_corners=False``).
+def places(grid: Tensor) -> tuple[int, ...]:
+    """Return which axes of a grid (n_images, K, ...) are places: two, or three of volumes."""
+    return tuple(range(2, grid.ndim))
+
+
+def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize maps bilinearly, or those of volumes trilinearly (``align_corners=False``).
 
     Parameters
     ----------
-    maps : Tensor of shape (..., u, v)
-    size : tuple of two ints
-        Height and width to reach.
+    maps : Tensor of shape (..., u, v) or (..., d, u, v)
+    size : tuple of two ints, or of three
+        Height and width to reach; or depth, height and width, which makes them maps of volumes.
 
     Returns
     -------
-    Tensor of shape (..., height, width)
+    Tensor of shape (..., height, width) or (..., depth, height, width)
 
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (..., height, width), or a side is not
-        a positive int.
+        If the maps are not a floating-point tensor with as many axes as there are sides, or a side
+        is not a positive int.
 
     Examples
     --------
@@ -53,21 +58,25 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     >>> upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
     tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    check_map("maps", maps)
-    size = check_size(size, "size")
-    if maps.shape[-2:] == size:
+    size = check_sides(size, "size")
+    n_axes = len(size)
+    check_map("maps", maps, n_axes)
+    if maps.shape[-n_axes:] == size:
         return maps
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-    return flat.reshape(*maps.shape[:-2], *size)
+    flat = maps.reshape(-1, 1, *maps.shape[-n_axes:])
+    mode = "bilinear" if n_axes == 2 else "trilinear"
+    flat = F.interpolate(flat, size=size, mode=mode, align_corners=False)
+    return flat.reshape(*maps.shape[:-n_axes], *size)
 
 
-def min_max(maps: Tensor) -> Tensor:
+def min_max(maps: Tensor, n_axes: int = 2) -> Tensor:
     """Scale each map to [0, 1] by its own minimum and maximum.
 
     Parameters
     ----------
     maps : Tensor of shape (..., height, width)
+    n_axes : int, default=2
+        How many of the last axes are those of one map: 3 for volumes, (..., depth, height, width).
 
     Returns
     -------
@@ -78,7 +87,8 @@ def min_max(maps: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (..., height, width).
+        If the maps are not a floating-point tensor of shape (..., height, width), or ``n_axes`` is
+        not 2 or 3.
 
     Examples
     --------
@@ -91,8 +101,10 @@ def min_max(maps: Tensor) -> Tensor:
             [[0.0000, 0.0000],
              [0.0000, 0.0000]]])
     """
-    check_map("maps", maps)
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    check_count("n_axes", n_axes, 2, 3)
+    check_map("maps", maps, n_axes)
+    axes = tuple(range(-n_axes, 0))
+    low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     extent = high - low
     # What is infinite has no scale. NaN is not below any bound, and so is not taken for constant.
     extent = torch.where(extent.isinf(), torch.nan, extent)

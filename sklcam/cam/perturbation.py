@@ -23,7 +23,7 @@ from sklcam.cam.base import (
     check_batch_size,
     check_noise,
 )
-from sklcam.cam.maps import min_max, rounding, upsample
+from sklcam.cam.maps import places, rounding, upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.inference import is_out_of_memory
 
@@ -99,14 +99,15 @@ class _MaskingMethod(PerturbationMethod):
 
     def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         """Write the scores (n_images, K, k); one empty image scores all constant channels."""
-        low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
+        axes = places(activations)
+        low, high = activations.amin(dim=axes), activations.amax(dim=axes)
         varies = high - low > rounding(low, high)
         # After a ReLU many channels are zero everywhere; they would be most of the passes.
         for (rows,) in self._batches((~varies).any(dim=1), recorded):
             empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
             scores[rows] = recorded.score(empty, rows)[:, None]
         for rows, shown in self._batches(varies, recorded):
-            masks = min_max(upsample(activations[rows, shown], recorded.size))
+            masks = recorded.scaled(upsample(activations[rows, shown], recorded.size))
             scores[rows, shown] = self.score_masked(recorded, masks, rows)
 
     def _batches(self, where: Tensor, recorded: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
@@ -281,7 +282,7 @@ class SSCAM(_MaskingMethod):
         most = self.rows_at_a_time(recorded)
         # All images of some channels at a time, so that the noise of a channel is drawn once.
         for channels in torch.arange(n_channels).split(max(1, most // n_images)):
-            masks = min_max(upsample(activations[:, channels], recorded.size))
+            masks = recorded.scaled(upsample(activations[:, channels], recorded.size))
             for noise in self._noises(seeds[channels.numpy()], masks):
                 noisy = (masks + noise).flatten(0, 1)
                 every = torch.arange(len(noisy), device=noisy.device)
@@ -295,7 +296,7 @@ class SSCAM(_MaskingMethod):
         # A generator for each channel: how many fit into a batch makes no difference.
         generators = [torch.Generator(masks.device).manual_seed(int(seed)) for seed in seeds]
         for _ in range(self.n_samples):
-            noise = torch.empty(len(seeds), *masks.shape[-2:]).to(masks)
+            noise = torch.empty(masks.shape[1:]).to(masks)
             for channel_noise, generator in zip(noise, generators, strict=True):
                 channel_noise.normal_(0, self.std, generator=generator)
             yield noise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import product
 from typing import Literal
 
 import torch
@@ -273,8 +274,8 @@ class Occlusion(Method):
     Parameters
     ----------
     patch : int or None, default=None
-        Side of the square patch, in pixels of the network's input; None is a seventh of the shorter
-        side, 32 of 224.
+        Side of the square patch, or of the cube in volumes, in pixels of the network's input; None
+        is a seventh of the shortest side, 32 of 224.
     stride : int or None, default=None
         Distance between patches; None is half the patch.
     fill : float, default=0.0
@@ -349,24 +350,25 @@ class Occlusion(Method):
         # Patches overlap, and pixels at the edges are covered by fewer of them.
         covers = torch.zeros(recorded.size, dtype=falls.dtype, device=falls.device)
         for patch, patch_scores in zip(patches, covered_scores, strict=True):
-            falls[..., *patch] += (recorded.scores.detach() - patch_scores)[..., None, None]
+            fall = recorded.scores.detach() - patch_scores
+            falls[:, :, *patch] += fall.reshape(*fall.shape, *[1] * len(patch))
             covers[*patch] += 1
         falls = falls / covers.clamp(min=1)
         return [falls.relu() if self.relu else falls]
 
-    def patch_and_stride(self, height: int, width: int) -> tuple[int, int]:
-        """Return what they are for images of this size."""
-        side = self.patch or max(1, min(height, width) // 7)
+    def patch_and_stride(self, *sides: int) -> tuple[int, int]:
+        """Return what they are for images of these sides."""
+        side = self.patch or max(1, min(sides) // 7)
         stride = self.stride or max(1, side // 2)
-        if side > min(height, width) or stride > side:
+        if side > min(sides) or stride > side:
             raise ValueError(
                 f"Occlusion needs a patch within the image, and a stride no longer than the patch; "
-                f"got patch={side} and stride={stride} for images of {height} x {width}."
+                f"got patch={side} and stride={stride} for images of "
+                f"{' x '.join(map(str, sides))}."
             )
         return side, stride
 
-    def _patches(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-        side, stride = self.patch_and_stride(height, width)
-        for top in range(0, height - side + stride, stride):
-            for left in range(0, width - side + stride, stride):
-                yield slice(top, top + side), slice(left, left + side)
+    def _patches(self, *sides: int) -> Iterator[tuple[slice, ...]]:
+        side, stride = self.patch_and_stride(*sides)
+        for corner in product(*(range(0, n - side + stride, stride) for n in sides)):
+            yield tuple(slice(start, start + side) for start in corner)

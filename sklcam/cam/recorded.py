@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam.asked import as_target
-from sklcam.cam.maps import weighted_sum
+from sklcam.cam.maps import min_max, weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
@@ -184,7 +184,8 @@ class RecordedPass:
             return self._record(resumable)
         for layer, activations in zip(self.layers, self.activations, strict=True):
             layer.check_images(self.size)
-            layer.to_grid(activations.detach(), self.n_images)  # an error if rows are not images
+            # An error if rows are not images, or a grid has fewer axes than they have.
+            layer.check_axes(layer.to_grid(activations.detach(), self.n_images), self.size)
         return output
 
     def _way_back(self) -> AbstractContextManager[None]:
@@ -211,9 +212,13 @@ class RecordedPass:
         return len(self.images)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.images.shape[-2], self.images.shape[-1]
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the images; depth, height and width of volumes."""
+        return self.inputs.size
+
+    def scaled(self, maps: Tensor) -> Tensor:
+        """Scale maps of these images (..., *sides) to [0, 1], each by its minimum and maximum."""
+        return min_max(maps, len(self.size))
 
     def grid(self, layer: int) -> Tensor:
         """Return a layer's activations as (n_images, K, u, v), without a graph."""
@@ -319,7 +324,7 @@ class RecordedPass:
         """
         rows = torch.full((len(activations),), image, device=self.images.device)
         # The network is called with as many images as there are variants; none of them is copied.
-        images = self.images[image : image + 1].expand(len(activations), -1, -1, -1)
+        images = self.images[image : image + 1].expand(len(activations), *self.images.shape[1:])
         with self._trunks[layer].resumed(
             activations, image=image, n_images=self.n_images, from_start=from_start
         ):
@@ -458,4 +463,5 @@ _PIXELS_TO_REARRANGE = 2**18
 def _is_faster_in_channels_last(images: Tensor) -> bool:
     # On other devices it depends on the precision; there the images stay as they came.
     n_pixels = images.numel() // images.shape[1]
-    return images.device.type == "cpu" and n_pixels >= _PIXELS_TO_REARRANGE
+    is_picture = images.ndim == 4  # the format has no place for a third axis
+    return is_picture and images.device.type == "cpu" and n_pixels >= _PIXELS_TO_REARRANGE

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import describe
-from sklcam.cam import ChannelMethod, Method, RecordedPass, min_max, upsample
+from sklcam.cam import ChannelMethod, Method, RecordedPass, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
 from sklcam.cam.targets import Target
 from sklcam.explain._questions import AnyMethod, AnyTarget, Questions, method_name
@@ -123,20 +123,22 @@ class BatchExplainer(Questions):
         opened = self.open(X)
         return (batch.inputs.arguments for batch in opened.batches())
 
-    def to_frame(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def to_frame(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
         """Bring maps to the frame of an image at its own size.
 
         Parameters
         ----------
-        maps : Tensor of shape (..., height, width)
+        maps : Tensor of shape (..., height, width), or (..., depth, height, width)
             At the network's input size.
-        size : tuple of (int, int)
-            Height and width of the image.
+        size : tuple of int
+            Height and width of the image; depth, height and width of a volume.
 
         Returns
         -------
-        Tensor of shape (..., size[0], size[1])
+        Tensor of shape (..., *size)
         """
+        if len(size) == 3:  # volumes, which go to the network as they are
+            return upsample(maps, size)
         return map_to_frame(maps, size, resize=self.adapter.resize)
 
     def map_shape(self, opened: OpenedImages, target: Target, method: Method) -> tuple[int, ...]:
@@ -232,7 +234,7 @@ class BatchExplainer(Questions):
 
         Returns
         -------
-        maps : Tensor of shape (n_images, height, width)
+        maps : Tensor of shape (n_images, height, width), or (n_images, depth, height, width)
             With further axes after the first as :meth:`explain` describes.
         output : Tensor
             The network's output, such as logits of shape (n_images, n_classes); of one logit, or
@@ -245,7 +247,8 @@ class BatchExplainer(Questions):
         """
         chosen, check = self.as_method(method), ExplanationCheck()
         maps, output, _ = self.explain_batch(inputs, target, methods=[chosen], normalize=normalize)
-        check.add(maps[0], n_axes=_axes(chosen))
+        n_axes = _axes(chosen, Inputs.of(inputs, self.image_input))
+        check.add(maps[0], n_axes=n_axes)
         check.warn()
         return maps[0], output
 
@@ -302,7 +305,8 @@ class BatchExplainer(Questions):
                     _check_rows(method, raw, recorded)
                     raw = [upsample(layer, recorded.size) for layer in raw]
                     for i in (i for i, each in enumerate(chosen) if each is method):
-                        made = self._fuse(raw, scaled=scaled[i] and method.scaled)
+                        scale = recorded.scaled if scaled[i] and method.scaled else None
+                        made = self._fuse(raw, scale)
                         maps[i] = made if question.several else made[:, 0]
                 # The first pass decides what is explained: two passes that round in different ways
                 # could otherwise see the predicted class in two places.
@@ -335,17 +339,17 @@ class BatchExplainer(Questions):
             weights = method.channel_weights(self._record([method], inputs.recordable(), target))
         return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]
 
-    def _fuse(self, maps: list[Tensor], *, scaled: bool) -> Tensor:
+    def _fuse(self, maps: list[Tensor], scale: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Scale the maps of each layer and make one of them, (n_images, k, ...)."""
-        if scaled:
-            maps = [min_max(layer_maps) for layer_maps in maps]
+        if scale is not None:
+            maps = [scale(layer_maps) for layer_maps in maps]
         if len(maps) == 1:
             return maps[0]
         stacked = torch.stack(maps, dim=2)
         if self.layer_fusion is None:
             return stacked
         fused = stacked.mean(dim=2) if self.layer_fusion == "mean" else stacked.amax(dim=2)
-        return min_max(fused) if scaled else fused
+        return fused if scale is None else scale(fused)
 
     # Batch after batch
 
@@ -434,7 +438,8 @@ class BatchExplainer(Questions):
                     batch.inputs, question(batch), methods=chosen, normalize=normalize
                 )
                 for method, name, made in zip(chosen, names, maps, strict=True):
-                    check.add(made, name if len(chosen) > 1 else "maps", n_axes=_axes(method))
+                    what = name if len(chosen) > 1 else "maps"
+                    check.add(made, what, n_axes=_axes(method, batch.inputs))
                 yield ExplainedBatch(batch, maps, output, resolved)
         finally:
             check.warn()
@@ -443,17 +448,19 @@ class BatchExplainer(Questions):
         return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
 
 
-def _axes(method: Method) -> int:
+def _axes(method: Method, inputs: Inputs) -> int:
     """Return how many axes one map of a method has."""
-    return 3 if method.keeps_channels else 2
+    return len(inputs.size) + method.keeps_channels
 
 
 def _check_rows(method: Method, raw: list[Tensor], recorded: RecordedPass) -> None:
     """Raise a ValueError unless a method made a map for each score of each image."""
     for maps in raw:
-        if maps.shape[:2] != recorded.scores.shape:
+        n_axes = 2 + _axes(method, recorded.inputs)
+        if maps.shape[:2] != recorded.scores.shape or maps.ndim < n_axes:
+            axes = "u, v" if len(recorded.size) == 2 else "d, u, v"
             raise ValueError(
-                f"{type(method).__name__}.explain must return maps of shape (n_images, k, u, v) "
+                f"{type(method).__name__}.explain must return maps of shape (n_images, k, {axes}) "
                 f"for scores of shape {tuple(recorded.scores.shape)}; got {tuple(maps.shape)}."
             )
 

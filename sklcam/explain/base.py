@@ -168,7 +168,8 @@ class Explainer(BatchExplainer):
         Returns
         -------
         ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
-            float32, in [0, 1] if normalised; ``out`` if it was given. There are further axes after
+            float32, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes are of
+            shape (depth, height, width). There are further axes after
             the first, in this order: k for a target of several classes per image, the layers if
             several are kept apart, and the image's channels for signed maps. For several methods a
             dict of these, by name.

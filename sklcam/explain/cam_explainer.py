@@ -32,7 +32,7 @@ from sklcam.networks.construction import build_model
 from sklcam.networks.dense import find_dense_layer
 from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.inference import is_out_of_memory
-from sklcam.networks.inputs import Inputs
+from sklcam.networks.inputs import Inputs, advice_on_axes
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
@@ -345,11 +345,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             if given and not (is_refused and sample.name is None):
                 raise
             shape = tuple(sample.images.shape[1:])
-            message = f"The network does not take images of {shape}: {error}"
+            advice = advice_on_axes(adapter.network, sample.images)
+            message = f"The network does not take images of {shape}: {advice or error}"
             if not given:
                 message = (
                     f"The network does not take a blank image of {shape}; give fit an X of the "
-                    "kind that it takes."
+                    f"kind that it takes{'.' if not advice else ': ' + advice}"
                 )
             raise ValueError(message) from error
         if not isinstance(output, Tensor):

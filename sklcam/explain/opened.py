@@ -31,7 +31,7 @@ class Batch:
     start, stop : int
         Which rows they are, of those that were opened.
     sizes : list of tuple (height, width)
-        The images' own sizes.
+        The images' own sizes; (depth, height, width) of volumes.
     originals : list of Tensor of shape (channels, height, width), or None
         The images at their own sizes, on the CPU, if they were asked for.
     resized : Tensor of shape (n_images, channels, height, width), or None
@@ -53,7 +53,7 @@ class Batch:
     inputs: Inputs
     start: int
     stop: int
-    sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, ...]]
     originals: list[Tensor] | None
     resized: Tensor | None
 
@@ -78,11 +78,11 @@ class OpenedImages:
 
     Attributes
     ----------
-    image_size : tuple of (int, int)
-        Height and width that the network gets.
+    image_size : tuple of int
+        Height and width that the network gets; depth, height and width of volumes.
     n_channels : int
-    uniform_size : tuple of (int, int) or None
-        Height and width of all images, if they are known to be of one size.
+    uniform_size : tuple of int or None
+        The same of all images, if they are known to be of one size.
 
     Examples
     --------

@@ -342,6 +342,13 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
             f"X is 3-dimensional, of shape {tuple(X.shape)}. If it is one image, pass X[None]; if "
             f"it is several grey ones, X[:, None]. {FORMS}"
         )
+    if X.ndim == 5:
+        as_tensor = "X" if isinstance(X, Tensor) else "torch.from_numpy(X)"
+        raise ValueError(
+            f"X is 5-dimensional, of shape {tuple(X.shape)}. A network of volumes takes float "
+            f"tensors of shape (n, C, D, H, W), as they are: pass {as_tensor}.float(), normalised "
+            "as the network wants it. If X is batches of images, pass X.reshape(-1, *X.shape[2:])."
+        )
     if X.ndim not in (3, 4):
         raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {FORMS}")
     if len(X) == 0:

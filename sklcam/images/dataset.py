@@ -125,6 +125,9 @@ class ImageDataset(FramedDataset):
     (60, 80)
     """
 
+    image_size: tuple[int, int]
+    uniform_size: tuple[int, int] | None
+
     def __init__(
         self,
         X: Any,

@@ -30,10 +30,10 @@ class FramedDataset(Dataset[Any]):
     Attributes
     ----------
     n_channels : int
-    image_size : tuple of (int, int)
-        Height and width of the images returned.
-    uniform_size : tuple of (int, int) or None
-        Height and width of all originals, if they are known to be of one size.
+    image_size : tuple of int
+        Height and width of the images returned; depth, height and width of volumes.
+    uniform_size : tuple of int or None
+        The same of all originals, if they are known to be of one size.
     tensor_device : torch.device
         Where the images are.
     items : Items or None
@@ -41,8 +41,8 @@ class FramedDataset(Dataset[Any]):
     """
 
     n_channels: int
-    image_size: tuple[int, int]
-    uniform_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...]
+    uniform_size: tuple[int, ...] | None = None
     tensor_device = torch.device("cpu")
     items: Items | None = None
 
@@ -84,7 +84,7 @@ class FramedItems(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, Tensor | None]]:
         return [
-            (image, tuple(original.shape[-2:]), original if self._originals else None)
+            (image, tuple(original.shape[1:]), original if self._originals else None)
             for image, original in self.dataset.read_batch([self.rows[i] for i in indices])
         ]
 
@@ -93,8 +93,8 @@ class FramedItems(Dataset[Any]):
 
 
 def collate_framed(
-    items: Sequence[tuple[Tensor, tuple[int, int], Tensor | None]],
-) -> tuple[Tensor, tuple[list[tuple[int, int]], list[Tensor | None]]]:
+    items: Sequence[tuple[Tensor, tuple[int, ...], Tensor | None]],
+) -> tuple[Tensor, tuple[list[tuple[int, ...]], list[Tensor | None]]]:
     """Make a batch of items: images, and in the place of labels their sizes and originals."""
     images, sizes, originals = zip(*items, strict=True)
     return torch.stack(images), (list(sizes), list(originals))

@@ -32,6 +32,9 @@ class Items(Sequence[Any]):
         That of the entry, once an item has been read.
     others : list of str
         The names of the other entries.
+    are_volumes : bool
+        Whether (1, a, b, c) is a volume of one channel, and not one picture of a channels, with an
+        axis of images before it.
 
     Examples
     --------
@@ -46,6 +49,7 @@ class Items(Sequence[Any]):
         self.dataset = dataset
         self.name: str | None = None
         self.others: list[str] = []
+        self.are_volumes = False
         self._column = column
         self._n_items = len(dataset)
 
@@ -63,17 +67,16 @@ class Items(Sequence[Any]):
                     f"{where} is {describe(item)}, and has no entry {self._column!r}: image_column "
                     "is for items that are dicts, and for tables."
                 )
-            return _alone(item)
+            return self._alone(item)
         item = of_processor(item)
         if self.name is None:
             self.name = name_of_image(item, where, self._column)
             self.others = [name for name in item if name != self.name]
-        return _alone(item[name_of_image(item, where, self.name)])
+        return self._alone(item[name_of_image(item, where, self.name)])
 
-
-def _alone(image: Any) -> Any:
-    """Return an image without the axis of images that it may have in the item."""
-    return image[0] if is_batch_of_one(image) else image
+    def _alone(self, image: Any) -> Any:
+        """Return an image without the axis of images that it may have in the item."""
+        return image[0] if is_batch_of_one(image) and not self.are_volumes else image
 
 
 def has_entries(item: Any) -> bool:

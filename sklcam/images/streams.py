@@ -261,7 +261,8 @@ def _as_form(images: list[Any]) -> Any:
 def _is_batch(value: Any) -> bool:
     if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
         return value.ndim == 1
-    return (isinstance(value, np.ndarray | Tensor) and value.ndim == 4) or is_table(value)
+    # Of five axes it is one of volumes.
+    return (isinstance(value, np.ndarray | Tensor) and value.ndim in (4, 5)) or is_table(value)
 
 
 def _kind(value: Any) -> str | None:

@@ -24,7 +24,7 @@ from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.frames import Resizing
 from sklcam.networks.dense import dense_task
 from sklcam.networks.dry_run import evaluating
-from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input
+from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input, stem_of
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.own_normalization import with_own_normalization
@@ -158,8 +158,7 @@ class Adapter(ABC):
 
     def blank(self) -> Tensor:
         """Return a blank image of the kind that the network takes, for a dry run."""
-        # The first convolution takes the images, whatever its name is.
-        stem = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
+        stem = stem_of(self.network)
         device, dtype = _where(self.network)
         n_channels = 3 if stem is None else stem.in_channels
         return torch.zeros(1, n_channels, *self.input_size, device=device, dtype=dtype)
@@ -355,7 +354,7 @@ class ModuleAdapter(Adapter):
 
     def dataset(self, X: Any) -> FramedDataset:
         if is_network_input(X):
-            return NetworkTensors(X)
+            return NetworkTensors(X, are_volumes=isinstance(stem_of(self.network), nn.Conv3d))
         return ImageDataset(X, image_size=self.input_size, resize=self.resize)
 
     def loader(self, items: FramedItems) -> Iterable[Any]:

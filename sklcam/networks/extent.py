@@ -19,7 +19,7 @@ from sklcam.networks.layers import TargetLayer
 
 # What part of a side a margin has to be: less moves a map by less than half of that.
 _LEAST_MARGIN = 0.1
-_AXES = ("rows", "columns")
+_AXES = ("slices", "rows", "columns")
 
 Margins = tuple[int, int]
 
@@ -27,8 +27,8 @@ Margins = tuple[int, int]
 class _Seen(NamedTuple):
     """One pass: rows and columns of a grid; margins of padding, and of pixels that are not seen."""
 
-    grid: tuple[int, int] | None
-    given: tuple[int, int] | None  # to the first convolution
+    grid: tuple[int, ...] | None
+    given: tuple[int, ...] | None  # to the first convolution
     padding: list[Margins] | None
     unseen: list[Margins] | None
 
@@ -55,6 +55,7 @@ def other_extent(
         What was seen, to follow the layer's name. None if nothing was, or nothing can be told.
     """
     images = draw(1)
+    names = _AXES[-(images.ndim - 2) :]
     seen = _look(model, layer, images, forward)
     cropped = [
         _is_wide(each, n) for each, n in zip(seen.unseen or [], images.shape[2:], strict=False)
@@ -67,7 +68,7 @@ def other_extent(
             assert seen.given is not None and seen.padding is not None
             before, behind = seen.padding[axis]
             return (
-                f"is a grid of more than the images: of the {seen.given[axis]} {_AXES[axis]} that "
+                f"is a grid of more than the images: of the {seen.given[axis]} {names[axis]} that "
                 f"the network works on the first {before} and the last {behind} are padding"
             )
     for axis, is_cropped in enumerate(cropped):
@@ -84,7 +85,7 @@ def other_extent(
             before, behind = seen.unseen[axis]
             return (
                 f"is a grid of a part of the images: the first {before} and the last {behind} of "
-                f"{n} {_AXES[axis]} of pixels change nothing in it"
+                f"{n} {names[axis]} of pixels change nothing in it"
             )
     return None
 
@@ -131,7 +132,7 @@ def _look(
         handles = [layer.of(model).register_forward_hook(note)]
         for part in model.modules():
             # Those of single pixels may be a normalisation in front of the padding.
-            if isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1:
+            if isinstance(part, nn.Conv2d | nn.Conv3d) and max(part.kernel_size) > 1:
                 handles.append(part.register_forward_pre_hook(note_given))
         leaf = images.clone().requires_grad_()
         try:
@@ -144,18 +145,17 @@ def _look(
         if outputs and len(outputs[-1]) == len(images):
             grid = _grid_of(layer, outputs[-1])
             unseen = _unseen(outputs[-1], leaf)
-        if given and given[0].ndim == 4 and len(given[0]) == len(images):
-            size = (given[0].shape[2], given[0].shape[3])
+        if given and given[0].ndim == images.ndim and len(given[0]) == len(images):
+            size = tuple(given[0].shape[2:])
             padding = _margins(given[0][1] != given[0][0])
     return _Seen(grid, size, padding, unseen)
 
 
-def _grid_of(layer: TargetLayer, output: Tensor) -> tuple[int, int] | None:
+def _grid_of(layer: TargetLayer, output: Tensor) -> tuple[int, ...] | None:
     try:
-        u, v = layer.to_grid(output).shape[2:]
+        return tuple(layer.to_grid(output).shape[2:])
     except (ValueError, RuntimeError):  # tokens of images of another size
         return None
-    return u, v
 
 
 def _unseen(output: Tensor, images: Tensor) -> list[Margins] | None:
@@ -175,10 +175,10 @@ def _unseen(output: Tensor, images: Tensor) -> list[Margins] | None:
 
 
 def _margins(counts: Tensor) -> list[Margins]:
-    """Return how many of the first rows do not count, and of the last; and of columns."""
+    """Return how many of the first rows do not count, and of the last; and of the other axes."""
     found = []
-    for others in ((0, 2), (0, 1)):
+    for axis in range(1, counts.ndim):
+        others = [other for other in range(counts.ndim) if other != axis]
         where = counts.sum(dim=others).nonzero().flatten().tolist() or [0]
-        n = counts.shape[1 if others == (0, 2) else 2]
-        found.append((where[0], n - 1 - where[-1]))
+        found.append((where[0], counts.shape[axis] - 1 - where[-1]))
     return found

@@ -34,6 +34,7 @@ class Inputs:
     Parameters
     ----------
     images : Tensor of shape (n_images, channels, height, width)
+        Volumes are of shape (n_images, channels, depth, height, width).
     others : mapping of str to Tensor, default={}
         Further inputs by name, one row per image.
     name : str or None, default=None
@@ -80,10 +81,11 @@ class Inputs:
             name = name_of_images(value, name)
             others = {key: entry for key, entry in value.items() if key != name}
             images = value[name]
-        if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+        if not isinstance(images, Tensor) or images.ndim not in (4, 5) or 0 in images.shape:
             raise ValueError(
-                "A network's images must be a Tensor of shape (n_images, channels, height, width) "
-                f"without an empty axis; got {describe(images)}."
+                "A network's images must be a Tensor of shape (n_images, channels, height, width), "
+                "or (n_images, channels, depth, height, width) of volumes, without an empty axis; "
+                f"got {describe(images)}."
             )
         return cls(images, others, name if isinstance(value, Mapping) else None)
 
@@ -91,9 +93,9 @@ class Inputs:
         return len(self.images)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.images.shape[-2], self.images.shape[-1]
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the images; depth, height and width of volumes."""
+        return tuple(self.images.shape[2:])
 
     @property
     def arguments(self) -> Tensor | dict[str, Tensor]:
@@ -147,8 +149,14 @@ class Inputs:
                 f"{sorted([*self.others, self.name])}: {error}."
             ) from error
         except RuntimeError as error:
-            if "channels" not in str(error):
+            if "channels" not in str(error) and "unbatched" not in str(error):
                 raise
+            advice = advice_on_axes(network, self.images)
+            if advice:
+                raise ValueError(
+                    f"{type(network).__name__} does not take images of "
+                    f"{tuple(self.images.shape[1:])}: {advice}"
+                ) from error
             raise ValueError(
                 f"{type(network).__name__} does not take images of {tuple(self.images.shape[1:])}: "
                 f"{error}. Tensors have their channels first: X.permute(0, 3, 1, 2). Files and PIL "
@@ -221,7 +229,8 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     inputs : mapping of str to array-like or Tensor
         Such as what a processor of Hugging Face's returns.
     name : str or None, default=None
-        What a user says. None is "pixel_values", as those call it, or the only entry of four axes.
+        What a user says. None is "pixel_values", as those call it, or the only entry of four axes,
+        or of five.
 
     Returns
     -------
@@ -242,7 +251,7 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     if name is None and "pixel_values" in inputs:
         return "pixel_values"
     # Only what has axes is looked at: lists are not made arrays of.
-    images = [key for key, value in inputs.items() if len(getattr(value, "shape", ())) == 4]
+    images = [key for key, value in inputs.items() if len(getattr(value, "shape", ())) in (4, 5)]
     name = images[0] if name is None and len(images) == 1 else name
     if name is None or name not in inputs:
         raise ValueError(
@@ -253,29 +262,73 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     return name
 
 
+def stem_of(network: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """Return the convolution that takes the images, whatever its name is: the first."""
+    kinds = (nn.Conv2d, nn.Conv3d)
+    return next((each for each in network.modules() if isinstance(each, kinds)), None)
+
+
+def advice_on_axes(network: nn.Module, images: Tensor) -> str:
+    """Say what to do if a network is of volumes, and its images are none, or the other way round.
+
+    Parameters
+    ----------
+    network : nn.Module
+    images : Tensor of shape (n_images, channels, ...)
+
+    Returns
+    -------
+    str
+        Empty if that is not so.
+    """
+    stem = stem_of(network)
+    if isinstance(stem, nn.Conv3d) and images.ndim == 4:
+        return (
+            "its first convolution is a Conv3d, which takes volumes, as float tensors of shape "
+            f"(n, C, D, H, W), here of C = {stem.in_channels} channel(s). If X is volumes without "
+            "an axis of channels, pass X[:, None]; if it is one volume, X[None]."
+        )
+    if isinstance(stem, nn.Conv2d) and images.ndim == 5:
+        return (
+            "its first convolution is a Conv2d, which takes pictures, (n, C, H, W), and X is of "
+            "volumes, (n, C, D, H, W): explain their slices, such as X[:, :, i]."
+        )
+    return ""
+
+
 def recordable(tensor: Tensor) -> Tensor:
     """Return a tensor that a graph can hold: a copy of one that was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 class NetworkTensors(FramedDataset):
-    """Float tensors, or a data set of them, that go to a network untouched."""
+    """Float tensors, or a data set of them, that go to a network untouched.
 
-    def __init__(self, X: Any):
+    Parameters
+    ----------
+    X : Tensor or data set
+    are_volumes : bool, default=False
+        Whether the network is one of volumes, so that an item (1, a, b, c) is one of them.
+    """
+
+    def __init__(self, X: Any, *, are_volumes: bool = False):
         self.items = items_of(X)
+        if self.items is not None:
+            self.items.are_volumes = are_volumes
         self._X = X if self.items is None else self.items
         if len(X) == 0:
             raise ValueError("X is empty: at least one image is needed.")
         first = self._X[0]
-        if first.ndim != 3:
+        if first.ndim not in (3, 4):
             raise ValueError(
-                "A network's images must be of shape (channels, height, width); the first one of X "
-                f"is of {tuple(first.shape)}. If X is one image, pass X[None]."
+                "A network's images must be of shape (channels, height, width), or (channels, "
+                "depth, height, width) if they are volumes; the first one of X is of "
+                f"{tuple(first.shape)}. If X is one image, pass X[None]."
             )
         if first.is_meta:
             raise ValueError("X is on the meta device, where tensors have no values.")
         self.n_channels = len(first)
-        self.image_size = self.uniform_size = (first.shape[1], first.shape[2])
+        self.image_size = self.uniform_size = tuple(first.shape[1:])
         # A tensor is looked at as a whole, once. The items of a data set are, as they are read.
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
             raise ValueError("X has values that are NaN or infinite.")

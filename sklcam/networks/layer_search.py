@@ -6,6 +6,7 @@ error that lists the candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from sklcam._validation import check_tensor, describe, suggestion
 from sklcam.networks.dry_run import check_explainable, first_output, run_dry, unwrap
 from sklcam.networks.extent import other_extent
 from sklcam.networks.families import Family, find_family
-from sklcam.networks.layers import TargetLayer
+from sklcam.networks.layers import TargetLayer, channels_first, channels_last
 from sklcam.networks.placement import misplacement, quadrants_elsewhere
 from sklcam.networks.probing import (
     Forward,
@@ -56,9 +57,10 @@ def find_target_layer(
         output, and is a grid of places, of which more than one has a gradient. Of a transformer
         whose last block hands on a class token alone, that is the first normalisation in it.
     sample : float Tensor of shape (1, channels, height, width) or None, default=None
-        Networks need it that are not of a known family, or not as that builds them (wrapped, with
-        hooks or with parts of their own), to be probed: their layers are looked at while parts of
-        images of noise of that shape change. The network is left as it was found.
+        Or (1, channels, depth, height, width), for a network of volumes. Networks need it that are
+        not of a known family, or not as that builds them (wrapped, with hooks or with parts of
+        their own), to be probed: their layers are looked at while parts of images of noise of that
+        shape change. The network is left as it was found.
     forward : callable or None, default=None
         How the network is called with images, for one that takes more than these; it returns the
         output. None is the network itself.
@@ -84,7 +86,8 @@ def find_target_layer(
     model = unwrap(model)
     check_explainable(model)
     if sample is not None:
-        check_tensor("sample", sample, "1", "channels", "height", "width")
+        depth = ["depth"] if isinstance(sample, Tensor) and sample.ndim == 5 else []
+        check_tensor("sample", sample, "1", "channels", *depth, "height", "width")
     if isinstance(target_layer, TargetLayer):
         return replace(target_layer, name=_known_layer(model, target_layer.name))
     if not isinstance(target_layer, str):
@@ -127,7 +130,7 @@ def check_positions(
         reentrant checkpoints.
     """
     n_positions, n_alive = count_positions(model, layer, *_ready(model, sample, forward))
-    size = " x ".join(map(str, sample.shape[-2:]))
+    size = " x ".join(map(str, sample.shape[2:]))
     if n_positions == 1:
         raise ValueError(
             f"The target layer {layer.name!r} has a single position for images of {size} pixels, "
@@ -227,6 +230,7 @@ class _Search:
     def __init__(self, model: nn.Module, sample: Tensor, forward: Forward | None):
         self._model = model
         self._sample, forward = _ready(model, sample, forward)
+        self._n_axes = sample.ndim - 2  # of places
         self._forward = taking_noise(model, self._sample, forward)
         self._reasons: dict[str, str] = {}  # by the layer and its shape
         self._layers: dict[Traced, TargetLayer | None] = {}  # that were read
@@ -258,7 +262,8 @@ class _Search:
                 f"The target layer {name!r} "
                 f"{'does not run' if gave is None else f'gives {gave}'} for a sample of shape "
                 f"{tuple(self._sample.shape)}: name another, whose output is a Tensor of three or "
-                "four axes, with one row an image and several positions, or use larger images."
+                f"{'four' if self._n_axes == 2 else 'five'} axes, with one row an image and "
+                "several positions, or use larger images."
             )
         layer = self._read(traced)
         if layer is None:
@@ -365,7 +370,8 @@ class _Search:
             traced.name,
             self._sample,
             self._forward,
-            is_nchw=self._trace.is_nchw(traced) or (known is not None and known.layout == "nchw"),
+            is_nchw=self._trace.is_nchw(traced)
+            or (known is not None and known.layout == channels_first(self._n_axes)),
         )
         if known in layouts:
             layouts = [known]
@@ -375,7 +381,8 @@ class _Search:
             return seen or other_extent(*args, self._draw(), self._forward) or layouts[0]
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
         what = f"can be read as {read}" if layouts else "does not answer where images change"
-        likely = known or (TargetLayer(traced.name) if self._trace.is_nchw(traced) else None)
+        first = TargetLayer(traced.name, channels_first(self._n_axes))
+        likely = known or (first if self._trace.is_nchw(traced) else None)
         if not layouts and likely is not None:
             args = self._model, likely
             seen = quadrants_elsewhere(*args, self._draw(), self._forward)
@@ -396,8 +403,7 @@ class _Search:
     def _is_pooled(self, traced: Traced) -> bool:
         """Whether it is of a fixed size, the images' proportions lost, that a pooling made."""
         return any(
-            isinstance(each.module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
-            and each.shape == traced.shape
+            isinstance(each.module, _POOLINGS) and each.shape == traced.shape
             for each in self._trace.traced
         )
 
@@ -455,9 +461,11 @@ class _Search:
             return (
                 f"Where one is to be explained all the same, name it: target_layer={traced.name!r}."
             )
-        layout = f'layout="{"nchw" if self._trace.is_nchw(traced) else "nhwc"}"'
+        axes = channels_first if self._trace.is_nchw(traced) else channels_last
+        layout = f'layout="{axes(self._n_axes)}"'
         if len(traced.shape) == 3:
-            layout = 'layout="tokens", grid=(rows, columns), n_prefix=1'
+            sides = "rows, columns" if self._n_axes == 2 else "slices, rows, columns"
+            layout = f'layout="tokens", grid=({sides}), n_prefix=1'
         return (
             f"Name one, and say how its output lies, as in TargetLayer({traced.name!r}, {layout})."
         )
@@ -495,7 +503,8 @@ class _Search:
                 f"TargetLayer({again!r}, run=0) for the first or run=-1 for the last."
             )
         return (
-            f"No layer of {name} gives a Tensor (n, K, u, v) with more than one position for a "
+            f"No layer of {name} gives a Tensor (n, K, {'' if self._n_axes == 2 else 'd, '}u, v) "
+            f"with more than one position for a "
             f"sample of shape {shape}. Grad-CAM needs a layer with a spatial output: name it, as a "
             "TargetLayer where the axes are others."
         )
@@ -512,6 +521,10 @@ _SEQUENCE = (
     "tokens, channels), as batch_first=True does in torch.nn's transformers, or ask for an earlier "
     "layer by its name, target_layer=."
 )
+_POOLINGS = (
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+)
 _UNSETTLED = ", so that what its positions are cannot be told"
 
 
@@ -521,9 +534,8 @@ def _shown(traced: Traced) -> str:
 
 def _counts(shape: tuple[int, ...]) -> set[int]:
     """Return how many positions an output of that shape may have."""
-    return {shape[1]} if len(shape) == 3 else {shape[1] * shape[2], shape[2] * shape[3]}
+    return {shape[1]} if len(shape) == 3 else {math.prod(shape[1:-1]), math.prod(shape[2:])}
 
 
 def _as_columns(output: Tensor) -> Tensor:
-    grid = output if output.ndim == 4 else output.transpose(1, 2)[..., None]
-    return grid
+    return output.transpose(1, 2)[..., None] if output.ndim == 3 else output

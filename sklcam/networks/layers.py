@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sklcam._validation import check_callable, check_count, check_size, describe
+from sklcam._validation import check_callable, check_count, check_sides, describe
 from sklcam.networks.dry_run import unwrap
+
+Layout = Literal["nchw", "nhwc", "ncdhw", "ndhwc", "tokens"]
+
+# What a layer's output is in each layout.
+_AXES = {
+    "nchw": "(n, K, u, v)",
+    "nhwc": "(n, u, v, K)",
+    "ncdhw": "(n, K, d, u, v)",
+    "ndhwc": "(n, d, u, v, K)",
+    "tokens": "(n, tokens, K)",
+}
 
 
 @dataclass(frozen=True)
@@ -22,15 +33,16 @@ class TargetLayer:
     ----------
     name : str
         Dotted name, as `model.get_submodule` takes it.
-    layout : {"nchw", "nhwc", "tokens"}, default="nchw"
-        Axes of the output: (n, K, u, v), (n, u, v, K) or (n, n_prefix + u * v, K).
+    layout : {"nchw", "nhwc", "ncdhw", "ndhwc", "tokens"}, default="nchw"
+        Axes of the output: (n, K, u, v), (n, u, v, K) or (n, n_prefix + u * v, K). With a "d", of
+        networks of volumes: (n, K, d, u, v) or (n, d, u, v, K).
     grid : tuple of int (u, v) or None, default=None
-        Rows and columns of the tokens.
+        Rows and columns of the tokens; of volumes (d, u, v).
     n_prefix : int, default=0
         Tokens before the grid, such as a class token; they are dropped.
     reshape : callable or None, default=None
-        For outputs that no layout describes: takes the output and returns it as (n, K, u, v), one
-        row an image, differentiably.
+        For outputs that no layout describes: takes the output and returns it as (n, K, u, v), or
+        (n, K, d, u, v) of volumes, one row an image, differentiably.
     run : int or None, default=None
         Which run of a layer that runs several times in a pass: 0 is the first, -1 the last. None is
         for a layer that runs once.
@@ -54,40 +66,42 @@ class TargetLayer:
     """
 
     name: str
-    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
-    grid: tuple[int, int] | None = None
+    layout: Layout = "nchw"
+    grid: tuple[int, ...] | None = None
     n_prefix: int = 0
     reshape: Callable[[Tensor], Tensor] | None = None
     run: int | None = None
-    image_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    image_size: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("A target layer needs a name; the network as a whole cannot be one.")
         if not isinstance(self.name, str):
             raise ValueError(f"A target layer's name is a str; got {describe(self.name)}.")
-        if self.layout not in ("nchw", "nhwc", "tokens"):
-            raise ValueError(f'layout must be "nchw", "nhwc" or "tokens", got {self.layout!r}.')
+        if self.layout not in _AXES:
+            raise ValueError(
+                f'layout must be "nchw", "nhwc", "ncdhw", "ndhwc" or "tokens", got {self.layout!r}.'
+            )
         if self.layout == "tokens" and self.grid is None:
             raise ValueError(f"Target layer {self.name!r} has tokens; give grid=(rows, columns).")
         if self.grid is not None and not isinstance(self.grid, tuple):
             raise ValueError(f"grid must be a tuple (rows, columns); got {describe(self.grid)}.")
         if self.grid is not None:
-            check_size(self.grid, "grid")
+            check_sides(self.grid, "grid")
         check_count("n_prefix", self.n_prefix, 0)
         if self.run is not None and (isinstance(self.run, bool) or not isinstance(self.run, int)):
             raise ValueError(f"run must be an int, such as 0 or -1; got {describe(self.run)}.")
         if self.image_size is not None:
-            check_size(self.image_size, "image_size")
+            check_sides(self.image_size, "image_size")
         if self.reshape is not None:
             check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
 
-    def check_images(self, size: tuple[int, int]) -> None:
+    def check_images(self, size: tuple[int, ...]) -> None:
         """Raise a ValueError if the grid is that of images of another size.
 
         Parameters
         ----------
-        size : tuple of int (height, width)
+        size : tuple of int (height, width) or (depth, height, width)
 
         Raises
         ------
@@ -95,10 +109,30 @@ class TargetLayer:
         """
         if self.image_size is not None and tuple(self.image_size) != tuple(size):
             raise ValueError(
-                f"The target layer {self.name!r} was tried on images of {self.image_size[0]} x "
-                f"{self.image_size[1]} pixels, of which its tokens are a grid of {self.grid}; what "
-                f"they are of {size[0]} x {size[1]} pixels cannot be told. Fit on images of that "
-                "size, or give a TargetLayer with a grid."
+                f"The target layer {self.name!r} was tried on images of {_by(self.image_size)} "
+                f"pixels, of which its tokens are a grid of {self.grid}; what they are of "
+                f"{_by(size)} pixels cannot be told. Fit on images of that size, or give a "
+                "TargetLayer with a grid."
+            )
+
+    def check_axes(self, grid: Tensor, size: tuple[int, ...]) -> None:
+        """Raise a ValueError if a grid has fewer axes of places than its images, or more.
+
+        Parameters
+        ----------
+        grid : Tensor of shape (n, K, u, v) or (n, K, d, u, v)
+            As ``to_grid`` returns it.
+        size : tuple of int (height, width) or (depth, height, width)
+
+        Raises
+        ------
+        ValueError
+        """
+        if grid.ndim != 2 + len(size):
+            raise ValueError(
+                f"The target layer {self.name!r} is a grid of {_by(grid.shape[2:])} places for "
+                f"images of {_by(size)}: their axes are not the same, so that no place of one is a "
+                "place of the other. Name another layer; volumes are (n, C, D, H, W)."
             )
 
     def of(self, model: nn.Module) -> nn.Module:
@@ -132,7 +166,7 @@ class TargetLayer:
 
         Returns
         -------
-        Tensor of shape (n, K, u, v)
+        Tensor of shape (n, K, u, v), or (n, K, d, u, v) of volumes
             A view; gradients flow through it.
 
         Raises
@@ -156,10 +190,10 @@ class TargetLayer:
     def _laid_out(self, tensor: Tensor) -> Tensor:
         if self.reshape is not None:
             return self._reshaped(tensor)
-        if self.layout == "nchw":
+        if self.layout in ("nchw", "ncdhw"):
             return tensor
-        if self.layout == "nhwc":
-            return tensor.permute(0, 3, 1, 2)
+        if self.layout != "tokens":
+            return tensor.movedim(-1, 1)
         assert self.grid is not None
         return tensor[:, self.n_prefix :].transpose(1, 2).unflatten(2, self.grid)
 
@@ -177,7 +211,7 @@ class TargetLayer:
         -------
         int
         """
-        return math.prod(self.to_grid(tensor).shape[-2:])
+        return math.prod(self.to_grid(tensor).shape[2:])
 
     def channel_axis(self, tensor: Tensor) -> int:
         """Return which axis of the layer's output holds the channels.
@@ -197,7 +231,7 @@ class TargetLayer:
             If a `reshape` leaves that open.
         """
         if self.reshape is None:
-            return 1 if self.layout == "nchw" else tensor.ndim - 1
+            return 1 if self.layout in ("nchw", "ncdhw") else tensor.ndim - 1
         n_channels = self.to_grid(tensor).shape[1]
         fitting = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] == n_channels]
         if len(fitting) != 1:
@@ -210,18 +244,17 @@ class TargetLayer:
     def _reshaped(self, tensor: Tensor) -> Tensor:
         assert self.reshape is not None
         grid = self.reshape(tensor)
-        if not isinstance(grid, Tensor) or grid.ndim != 4:
+        if not isinstance(grid, Tensor) or grid.ndim not in (4, 5):
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
             raise ValueError(
                 f"reshape must turn the output of {self.name!r}, of shape {tuple(tensor.shape)}, "
-                f"into a Tensor (n, K, u, v), one row an image; it returned {came}."
+                "into a Tensor (n, K, u, v), or (n, K, d, u, v) of volumes, one row an image; it "
+                f"returned {came}."
             )
         return grid
 
     def _check_axes(self, tensor: Tensor) -> None:
-        wanted = {"nchw": "(n, K, u, v)", "nhwc": "(n, u, v, K)", "tokens": "(n, tokens, K)"}[
-            self.layout
-        ]
+        wanted = _AXES[self.layout]
         given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         if not isinstance(tensor, Tensor) or tensor.ndim != wanted.count(",") + 1:
             raise ValueError(
@@ -236,6 +269,20 @@ class TargetLayer:
                     f"Target layer {self.name!r} should give {n_tokens} tokens ({self.n_prefix} "
                     f"and a grid of {self.grid}), got {tensor.shape[1]} in shape {given}."
                 )
+
+
+def channels_first(n_axes: int) -> Layout:
+    """Return the layout of a convolution's output, by how many axes of places there are."""
+    return "nchw" if n_axes == 2 else "ncdhw"
+
+
+def channels_last(n_axes: int) -> Layout:
+    """Return the layout with the channels last, by how many axes of places there are."""
+    return "nhwc" if n_axes == 2 else "ndhwc"
+
+
+def _by(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 Layer = nn.Module | TargetLayer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ _CLEAR = 1.25
 _MOST_TRIES = 3
 # What is a rounding error beside the answers to other sides.
 _SILENT = 1e-5
-_SIDES = ("left", "right", "top", "bottom")
+# Of volumes the last two, and all eight.
+_SIDES = ("left", "right", "top", "bottom", "front", "back")
 _QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
-Size = tuple[int, int]
-Part = tuple[slice, slice]
+Size = tuple[int, ...]
+Part = tuple[slice, ...]
 
 
 def misplacement(
@@ -83,7 +85,7 @@ def misplacement(
 def _said_of_silent(is_silent: Tensor, strips: list[Part], images: Tensor) -> str:
     found = []
     for i in is_silent.nonzero().flatten().tolist():
-        axis, what = (1, "columns") if i < 2 else (0, "rows")
+        axis, what = _axis_of(i, len(strips) // 2), ("columns", "rows", "slices")[i // 2]
         n = _size(images)[axis]
         found.append(f"the {_SIDES[i]} {len(range(n)[strips[i][axis]])} of {n} {what} of pixels")
     return f"is a grid of a part of the images: {' and '.join(found)} change nothing in it"
@@ -116,20 +118,23 @@ def quadrants_elsewhere(
         What was seen of the first such quadrant, to follow the layer's name.
     """
     for scale in (1,) if layer.layout == "tokens" else (1, 2, 4):
-        sums = torch.zeros(4, 4)
+        sums: Tensor | float = 0.0
         for _ in range(_MOST_TRIES):
             changes = None
             with tolerating():
                 changes = _changes(model, layer, draw(scale), forward, _quadrants)
             if changes is None:
                 return None
-            changes = changes - changes.mean(dim=(2, 3), keepdim=True)
-            rows, columns = (_halves(n).to(changes) for n in changes.shape[2:])
-            sums += torch.einsum("qkuv,au,bv->qab", changes.abs(), rows, columns).flatten(1).cpu()
+            changes = changes - changes.mean(dim=_places(changes), keepdim=True)
+            answers = changes.abs().sum(dim=1)
+            for n in answers.shape[1:]:  # each axis of places in turn becomes its two halves, last
+                answers = torch.tensordot(answers, _halves(n).to(answers), dims=([1], [1]))
+            sums = sums + answers.flatten(1).cpu()
+        assert isinstance(sums, Tensor)
         for i, answers in enumerate(sums):
             if answers.max() > _CLEAR * answers[i]:
-                most = _QUADRANTS[int(answers.argmax())]
-                return f"changes at the {_QUADRANTS[i]} of the images show most at its {most}"
+                own, most = (_quadrant_name(int(j), len(sums)) for j in (i, answers.argmax()))
+                return f"changes at the {own} of the images show most at its {most}"
     return None
 
 
@@ -164,41 +169,54 @@ def _changes(
 
 
 def _size(images: Tensor) -> Size:
-    height, width = images.shape[-2:]
-    return height, width
+    return tuple(images.shape[2:])
+
+
+def _places(changes: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, changes.ndim))
+
+
+def _axis_of(side: int, n_axes: int) -> int:
+    """Return along which axis of places a side lies: left and right are the last."""
+    return n_axes - 1 - side // 2
+
+
+def _quadrant_name(i: int, n: int) -> str:
+    """Return what a quadrant is called, or one of the eight parts of a volume."""
+    return _QUADRANTS[i] if n == 4 else f"{_SIDES[4 + i // 4]} {_QUADRANTS[i % 4]}"
 
 
 def _quadrants(size: Size, grid: Size) -> list[Part]:
     middles = [n // 2 for n in size]
-    rows, columns = ((slice(None, middle), slice(middle, None)) for middle in middles)
-    return [(row, column) for row in rows for column in columns]
+    return [*product(*((slice(None, middle), slice(middle, None)) for middle in middles))]
 
 
 def _strips(size: Size, grid: Size) -> list[Part]:
-    """Return strips along the four borders.
+    """Return strips along the four borders, or along the six of volumes.
 
     They are so wide that networks use some of each: those that cut an image into patches may leave
     out less than one at the end, or less than a half of one on both sides.
     """
     starts = [math.ceil(n / (2 * u)) for n, u in zip(size, grid, strict=True)]
     ends = [n - math.ceil(n / (u + 1)) for n, u in zip(size, grid, strict=True)]
-    everything = slice(None)
-    return [
-        (everything, slice(None, starts[1])),
-        (everything, slice(ends[1], size[1])),
-        (slice(None, starts[0]), everything),
-        (slice(ends[0], size[0]), everything),
-    ]
+    strips = []
+    for axis in reversed(range(len(size))):
+        for strip in (slice(None, starts[axis]), slice(ends[axis], size[axis])):
+            part = [slice(None)] * len(size)
+            part[axis] = strip
+            strips.append(tuple(part))
+    return strips
 
 
 def _answers(changes: Tensor) -> Tensor:
-    """Return how much halves answer to strips, (2 readings, 4 sides, own and other)."""
+    """Return how much halves answer to strips, (2 readings, 4 or 6 sides, own and other)."""
     readings = []
     # Layers that mix all places change all alike, which is less telling than what is left without.
-    for part in (changes, changes - changes.mean(dim=(2, 3), keepdim=True)):
+    for part in (changes, changes - changes.mean(dim=_places(changes), keepdim=True)):
         sides = []
         for i, answer in enumerate(part.abs().mean(dim=1)):
-            along = answer.mean(dim=0 if i < 2 else 1)
+            axis = _axis_of(i, answer.ndim)
+            along = answer.mean(dim=[other for other in range(answer.ndim) if other != axis])
             halves = _halves(len(along)).to(along) @ along
             if len(along) == 1:  # which is in place
                 halves[i % 2 ^ 1] = 0

@@ -19,27 +19,29 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sklcam.networks.dry_run import exclusive, left_as_found, memory_of, tolerating
-from sklcam.networks.layers import TargetLayer
+from sklcam.networks.layers import TargetLayer, channels_first, channels_last
 from sklcam.networks.precision import at_least_float32
+from sklcam.networks.quadrants import agreement, contrast, with_quadrant
 from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint, is_reentrant
 from sklcam.networks.tape import record
 from sklcam.networks.token_order import are_in_order
 from sklcam.networks.zeros import redrawn, zeros_filled
 
 Forward = Callable[[Tensor], Any]
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 # An image goes through the network beside two changed ones, so that rows are told from other axes.
-_PAIRS = ((0, 3), (1, 2))
 _N_ROWS = 3
 # How much more than others the changed quadrant has to answer: at once, or at the end of all tries.
 _CLEAR, _ENOUGH = 1.25, 1.02
 _MOST_TRIES = 6
 _MOST_PREFIX_TOKENS = 16
 _MOST_SPECIAL_TOKENS = 5  # a class token, and four registers
-_NCHW = ("nchw", False)
-# What returns (n, K, u, v) whatever it is given.
-_CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd)
+# What returns (n, K, ...) whatever it is given.
+_CHANNELS_FIRST = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd),
+    *(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
+)
 
 
 class _Run(NamedTuple):
@@ -127,9 +129,10 @@ class Trace:
         """Whether a module returns what a convolution, or the like, does, itself or another."""
         if isinstance(traced.module, _CHANNELS_FIRST):
             return True
-        *_, n_channels, _, v = (0, *traced.shape)
         shapes = {each.shape for each in self.traced if isinstance(each.module, _CHANNELS_FIRST)}
-        return traced.shape in shapes and n_channels != v
+        # Of three axes the first may be left out.
+        n_channels = traced.shape[0 if len(traced.shape) == 3 else 1]
+        return traced.shape in shapes and n_channels != traced.shape[-1]
 
     def is_output(self, traced: Traced) -> bool:
         """Whether a module gave what the network returns."""
@@ -163,8 +166,8 @@ class Trace:
 
 def noise(sample: Tensor, n: int, generator: torch.Generator, scale: int = 1) -> Tensor:
     """Return images of noise, of the kind of a sample and ``scale`` times its size."""
-    _, n_channels, height, width = sample.shape
-    images = torch.randn(n, n_channels, height * scale, width * scale, generator=generator)
+    _, n_channels, *sides = sample.shape
+    images = torch.randn(n, n_channels, *(side * scale for side in sides), generator=generator)
     return images.to(sample)
 
 
@@ -220,20 +223,22 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             images = leaf.detach()
             output = forward(images.clone())
     counts = Counter(run.module for run in runs)
-    grids = [run for run in runs if _may_be_grid(run.output)]
+    grids = [run for run in runs if _may_be_grid(run.output, sample.ndim)]
     traced, folded, sequences, n_ended = [], [], [], 0
     for run in runs:
-        is_grid = _may_be_grid(run.output)
+        is_grid = _may_be_grid(run.output, sample.ndim)
         n_ended += is_grid
         depth = n_ended / max(1, len(grids))
         if is_grid and counts[run.module] == 1:
             traced.append(Traced(names[run.module], *run, depth=depth))
-        elif _are_folded(run.output):
+        elif _are_folded(run.output, sample.ndim):
             folded.append(Traced(names[run.module], *run, depth=depth))
         elif _may_be_sequence(run.output):
             sequences.append(Traced(names[run.module], *run, depth=depth))
     repeated = [names[run.module] for run in grids if counts[run.module] > 1]
-    others = {run.module: _kind(run.output) for run in runs if not _may_be_grid(run.output)}
+    others = {
+        run.module: _kind(run.output) for run in runs if not _may_be_grid(run.output, sample.ndim)
+    }
     return Trace(traced, repeated, others, folded, sequences, output, images.grad_fn)
 
 
@@ -242,22 +247,23 @@ def _place(tensor: Any) -> tuple[Any, int]:
     return (tensor.grad_fn, tensor.output_nr) if isinstance(tensor, Tensor) else (None, 0)
 
 
-def _may_be_grid(output: Any) -> bool:
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
+def _may_be_grid(output: Any, n_axes: int) -> bool:
+    """Whether it may be a grid of an image of so many axes, all told, or the tokens of one."""
+    if not isinstance(output, Tensor) or output.ndim not in (3, n_axes) or len(output) != 1:
         return False
-    *_, u, v = output.shape
+    sides = output.shape[1:]
     if output.ndim == 3:
-        return u > 1 and v > 1
+        return min(sides) > 1
     # Several positions, whether channels are first or last; one of many channels is none.
-    return u * v > 1 or (output.shape[1] * u > 1 and v > 1)
+    return math.prod(sides[1:]) > 1 or (math.prod(sides[:-1]) > 1 and sides[-1] > 1)
 
 
-def _are_folded(output: Any) -> bool:
+def _are_folded(output: Any, n_axes: int) -> bool:
     """Whether it is what may be grids of several images, made of the one."""
     return (
         isinstance(output, Tensor)
         and output.ndim > 0 < len(output)
-        and (len(output) > 1 and _may_be_grid(output[:1]))
+        and (len(output) > 1 and _may_be_grid(output[:1], n_axes))
     )
 
 
@@ -287,8 +293,8 @@ def layouts_of(
     sample, forward
         As in :func:`trace`.
     is_nchw : bool, default=False
-        Whether the output is known to be (n, K, u, v), which it then is if nothing is to be seen,
-        as on few positions, or with weights that are NaN.
+        Whether the output is known to have its channels first, which it then has if nothing is to
+        be seen, as on few positions, or with weights that are NaN.
 
     Returns
     -------
@@ -298,6 +304,7 @@ def layouts_of(
     # On two by two positions little can be told. Four axes stay what they are on larger images, if
     # the network takes those; tokens would be another grid.
     is_refuted = False
+    first = channels_first(sample.ndim - 2)
     most = 2 if is_nchw else _MOST_TRIES
     for scale in (1, 2, 4):
         tried = None
@@ -306,17 +313,17 @@ def layouts_of(
         if tried is None:
             break
         found, responses = tried
-        if found or _NCHW not in responses:
+        if found or (first, False) not in responses:
             images = noise(sample, 2, torch.Generator().manual_seed(1))
             return [
                 layer
                 for layer in found
                 if layer.layout != "tokens" or are_in_order(model, layer, images, forward)
             ]
-        is_refuted = contrast(responses[_NCHW]) < 1 / _CLEAR  # NaN refutes nothing
+        is_refuted = contrast(responses[first, False]) < 1 / _CLEAR  # NaN refutes nothing
         if is_nchw and not is_refuted:
             break
-    return [TargetLayer(name)] if is_nchw and not is_refuted else []
+    return [TargetLayer(name, first)] if is_nchw and not is_refuted else []
 
 
 def is_sequence_first(
@@ -362,14 +369,18 @@ def _try(
 ) -> tuple[list[TargetLayer], dict[tuple[str, bool], Tensor]]:
     """Return the layouts found on images of ``scale`` times the size, and the answers."""
     sums: dict[tuple[str, bool], Tensor] = {}
-    pair: tuple[int, int] = _PAIRS[0]
+    size = tuple(side * scale for side in sample.shape[2:])
+    n_parts = 2 ** len(size)
+    pairs = [(part, n_parts - 1 - part) for part in range(n_parts // 2)]
+    pair = pairs[0]
+    grids = {channels_first(len(size)): 1, channels_last(len(size)): 1 + len(size)}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if output.shape[image_axis] != _N_ROWS:  # what has no row an image is no grid of theirs
             return
         rows = at_least_float32(output.detach()).movedim(image_axis, 0)
         changes = rows[1:] - rows[:1]
-        channels = {"tokens": 2} if output.ndim == 3 else {"nchw": 1, "nhwc": 3}
+        channels = {"tokens": 2} if output.ndim == 3 else grids
         for layout, axis in channels.items():
             # Layers that mix all places change all of them alike, which is less telling than what
             # is left without it.
@@ -377,19 +388,18 @@ def _try(
             for less in (False, True):
                 left = changes - changes.mean(dim=positions, keepdim=True) if less else changes
                 answers = left.abs().mean(dim=axis)  # of the two changed ones, (2, *positions)
-                start = answers.new_zeros(4, *answers.shape[1:])
+                start = answers.new_zeros(n_parts, *answers.shape[1:])
                 sums.setdefault((layout, less), start)[list(pair)] += answers
 
     generator = torch.Generator().manual_seed(0)
-    size = (sample.shape[-2] * scale, sample.shape[-1] * scale)
     found: list[TargetLayer] = []
     with torch.inference_mode(False), left_as_found(model):
         handle = model.get_submodule(name).register_forward_hook(note)
         try:
             for i in range(most):
                 image, other = noise(sample, 2, generator, scale).split(1)
-                for pair in _PAIRS:
-                    changed = [_with_quadrant(image, other, quadrant) for quadrant in pair]
+                for pair in pairs:
+                    changed = [with_quadrant(image, other, quadrant) for quadrant in pair]
                     forward(torch.cat([image, *changed]))
                 least = _ENOUGH if i == most - 1 else _CLEAR
                 found = []
@@ -403,15 +413,6 @@ def _try(
     return found, sums
 
 
-def _with_quadrant(image: Tensor, other: Tensor, quadrant: int) -> Tensor:
-    height, width = (side // 2 for side in image.shape[-2:])
-    rows = slice(None, height) if quadrant < 2 else slice(height, None)
-    columns = slice(None, width) if quadrant % 2 == 0 else slice(width, None)
-    changed = image.clone()
-    changed[..., rows, columns] = other[..., rows, columns]
-    return changed
-
-
 def _in_place(
     name: str, layout: str, responses: Tensor, size: Size, least: float
 ) -> Iterator[TargetLayer]:
@@ -419,10 +420,12 @@ def _in_place(
         if _has_proportions(tuple(responses.shape[1:]), size) and contrast(responses) > least:
             yield TargetLayer(name, layout=layout)  # type: ignore[arg-type]
         return
+    if len(size) != 2:  # too many grids of volumes have as many tokens
+        return
     n_tokens = responses.shape[1]
     # Of grids of almost the same proportions, one is best in place.
     fits = {
-        grid: _agreement(responses[:, n_tokens - math.prod(grid) :].unflatten(1, grid))
+        grid: agreement(responses[:, n_tokens - math.prod(grid) :].unflatten(1, grid))
         / math.prod(grid)
         for grid in _grids(n_tokens, size)
     }
@@ -431,7 +434,7 @@ def _in_place(
         n_prefix = n_tokens - math.prod(grid)
         # Shifted by a token or two, quadrants still answer, but not as well.
         shifted = [
-            _agreement(responses[:, start : start + math.prod(grid)].unflatten(1, grid))
+            agreement(responses[:, start : start + math.prod(grid)].unflatten(1, grid))
             for start in range(n_prefix + 1)
         ]
         own = responses[:, n_prefix:].unflatten(1, grid)
@@ -440,9 +443,13 @@ def _in_place(
 
 
 def _has_proportions(grid: tuple[int, ...], size: Size) -> bool:
-    u, v = grid
-    is_finer = u <= size[0] and v <= size[1]
-    return u * v > 1 and is_finer and abs(u * size[1] / size[0] - v) <= 1
+    u, *others = grid
+    is_finer = all(v <= side for v, side in zip(grid, size, strict=True))
+    return (
+        math.prod(grid) > 1
+        and is_finer
+        and all(abs(u * n / size[0] - v) <= 1 for v, n in zip(others, size[1:], strict=True))
+    )
 
 
 def _grids(n_tokens: int, size: Size) -> Iterator[tuple[int, int]]:
@@ -452,42 +459,6 @@ def _grids(n_tokens: int, size: Size) -> Iterator[tuple[int, int]]:
             n_prefix = n_tokens - u * v
             if 0 <= n_prefix <= _MOST_PREFIX_TOKENS and _has_proportions((u, v), size):
                 yield u, v
-
-
-def contrast(responses: Tensor) -> float:
-    """Return by how much each quadrant answers to its own change more than any other does.
-
-    Parameters
-    ----------
-    responses : Tensor of shape (4, u, v)
-        To a change at the top left, top right, bottom left and bottom right.
-
-    Returns
-    -------
-    float
-        The least of four ratios: 1 where place says nothing. NaN if nothing answers.
-    """
-    quadrants = _quadrants(responses)
-    means = torch.einsum("quv,ruv->qr", responses, quadrants) / quadrants.sum(dim=(1, 2))
-    is_own = torch.eye(4, dtype=torch.bool, device=means.device)
-    others = means.masked_fill(is_own, 0).amax(dim=1)
-    return float((means.diagonal() / others).min())
-
-
-def _agreement(responses: Tensor) -> float:
-    """Return the sum over positions of the share of their answers that is in place."""
-    share = responses / responses.sum(dim=0).clamp(min=torch.finfo(responses.dtype).tiny)
-    return float((share * _quadrants(responses)).sum())
-
-
-def _quadrants(responses: Tensor) -> Tensor:
-    """Return how much of each position lies in each quadrant, (4, u, v)."""
-    halves = []
-    for n in responses.shape[1:]:
-        edges = torch.arange(n + 1, device=responses.device, dtype=responses.dtype) / n
-        first = edges.clamp(max=0.5).diff() * n
-        halves.append((first, 1 - first))
-    return torch.stack([rows[:, None] * columns for rows in halves[0] for columns in halves[1]])
 
 
 def count_positions(

@@ -103,7 +103,7 @@ def _gray(n: int) -> Tensor:
     return (numbers >> torch.arange((n - 1).bit_length())[:, None]) & 1
 
 
-def _codes(grid: tuple[int, int]) -> Tensor:
+def _codes(grid: tuple[int, ...]) -> Tensor:
     """Return the digits of the row and the column of each patch, (patches, digits)."""
     rows, columns = map(_gray, grid)
     rows = rows[:, :, None].expand(-1, *grid)
@@ -111,7 +111,7 @@ def _codes(grid: tuple[int, int]) -> Tensor:
     return torch.cat([rows, columns]).flatten(1).T.float()
 
 
-def _numbers(bits: Tensor, grid: tuple[int, int]) -> Tensor:
+def _numbers(bits: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Return the row and the column that digits say, (n, 2)."""
     parts = bits.long().split([(n - 1).bit_length() for n in grid], dim=1)
     found = []
