@@ -9,6 +9,7 @@ from sklcam._validation import suggestion
 from sklcam.cam.asked import target_scores
 from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradientMethod
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
+from sklcam.cam.detections import Box
 from sklcam.cam.eigen import EigenCAM, EigenGradCAM
 from sklcam.cam.finer import Finer, FinerCAM
 from sklcam.cam.gradient import (
@@ -47,6 +48,7 @@ __all__ = [
     "ISCAM",
     "SSCAM",
     "AblationCAM",
+    "Box",
     "ChannelMethod",
     "Classes",
     "Counterfactual",

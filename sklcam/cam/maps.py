@@ -69,6 +69,28 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return flat.reshape(*maps.shape[:-n_axes], *size)
 
 
+def upsample_within(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Tensor:
+    """Resize the part of maps that lies over images, as :func:`upsample` does all of them.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, k, u, v)
+    size : tuple of two ints
+        Height and width to reach.
+    extent : tuple of two floats in (0, 1]
+        Which part of the rows and of the columns that is, from the top left on.
+
+    Returns
+    -------
+    Tensor of shape (n, k, height, width)
+    """
+    (down, right), (n, *_) = extent, maps.shape
+    # From the output's coordinates, -1 to 1 over the image, to those of the whole maps.
+    matrix = maps.new_tensor([[right, 0, right - 1], [0, down, down - 1]]).expand(n, -1, -1)
+    places = F.affine_grid(matrix, [n, 1, *size], align_corners=False)
+    return F.grid_sample(maps, places, padding_mode="border", align_corners=False)
+
+
 def min_max(maps: Tensor, n_axes: int = 2) -> Tensor:
     """Scale each map to [0, 1] by its own minimum and maximum.
 

@@ -36,6 +36,7 @@ def record_for(
     *,
     forward: Callable[[Inputs], Tensor] | None = None,
     top_channels: int | None = None,
+    extent: tuple[float, float] = (1.0, 1.0),
 ) -> RecordedPass:
     """Run a batch through the network once, as all of these methods need it.
 
@@ -43,7 +44,7 @@ def record_for(
     ----------
     methods : sequence of Method
         Those of a group of :func:`sharing_a_pass`.
-    network, layers, inputs, target, forward, top_channels
+    network, layers, inputs, target, forward, top_channels, extent
         See :class:`RecordedPass`.
 
     Returns
@@ -75,6 +76,7 @@ def record_for(
         keep_graph=len(methods) > 1
         and ("images" in graphs or any(method.asks_another_question for method in methods)),
         top_channels=top_channels,
+        extent=extent,
     )
     if rule is not None and rule.idle:
         warnings.warn(

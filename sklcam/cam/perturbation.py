@@ -23,7 +23,7 @@ from sklcam.cam.base import (
     check_batch_size,
     check_noise,
 )
-from sklcam.cam.maps import places, rounding, upsample
+from sklcam.cam.maps import places, rounding
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.inference import is_out_of_memory
 
@@ -107,7 +107,7 @@ class _MaskingMethod(PerturbationMethod):
             empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
             scores[rows] = recorded.score(empty, rows)[:, None]
         for rows, shown in self._batches(varies, recorded):
-            masks = recorded.scaled(upsample(activations[rows, shown], recorded.size))
+            masks = recorded.scaled(recorded.upsample(activations[rows, shown][:, None])[:, 0])
             scores[rows, shown] = self.score_masked(recorded, masks, rows)
 
     def _batches(self, where: Tensor, recorded: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
@@ -282,7 +282,7 @@ class SSCAM(_MaskingMethod):
         most = self.rows_at_a_time(recorded)
         # All images of some channels at a time, so that the noise of a channel is drawn once.
         for channels in torch.arange(n_channels).split(max(1, most // n_images)):
-            masks = recorded.scaled(upsample(activations[:, channels], recorded.size))
+            masks = recorded.scaled(recorded.upsample(activations[:, channels]))
             for noise in self._noises(seeds[channels.numpy()], masks):
                 noisy = (masks + noise).flatten(0, 1)
                 every = torch.arange(len(noisy), device=noisy.device)

@@ -17,7 +17,6 @@ from torch import Tensor
 from sklcam._validation import check_count, check_number
 from sklcam.cam.base import Method, batch_size_for, check_batch_size
 from sklcam.cam.gradient import GradCAM
-from sklcam.cam.maps import upsample
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import ExcitationRule, ReluRule
 
@@ -203,7 +202,7 @@ class GuidedGradCAM(_PixelMethod):
             gradcam.combine(recorded.grid(layer), gradients).relu()
             for layer, gradients in enumerate(grids)
         ]
-        return [upsample(each, recorded.size)[:, None] * pixels for each in maps]
+        return [recorded.upsample(each[:, None]) * pixels for each in maps]
 
 
 class ExcitationBackprop(Method):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam.asked import as_target
-from sklcam.cam.maps import min_max, weighted_sum
+from sklcam.cam.maps import min_max, upsample, upsample_within, weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
@@ -50,6 +50,9 @@ class RecordedPass:
         Whether the graph outlives the last column's gradient, for methods that share the pass.
     top_channels : int or None, default=None
         How many channels of a layer make a map, those with the highest weights; None is all.
+    extent : tuple of (float, float), default=(1.0, 1.0)
+        Which part of a layer's rows and columns lies over the images, from the top left on, where a
+        network fills them up.
 
     Attributes
     ----------
@@ -109,6 +112,7 @@ class RecordedPass:
         resumable: bool = False,
         keep_graph: bool = False,
         top_channels: int | None = None,
+        extent: tuple[float, float] = (1.0, 1.0),
     ):
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
@@ -128,12 +132,15 @@ class RecordedPass:
         self._gradients: dict[int, list[Tensor]] = {}
         self._inference_plan: InferencePlan | None = None
         self._top_channels = top_channels
+        self._extent = extent
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
         # Methods lay out their maps by the resolved target, explainers by the one they asked.
         asked = as_target(target)
         self.target = asked.resolve(self.output, self.inputs)
-        if (asked.several, asked.k) != (self.target.several, self.target.k):
+        # How many objects are detected is not known before.
+        k = self.target.k if asked.ragged else asked.k
+        if (asked.several, k) != (self.target.several, self.target.k):
             raise ValueError(
                 f"{type(asked).__name__} says several={asked.several} and k={asked.k}; it resolves "
                 f"to a target of several={self.target.several} and k={self.target.k}."
@@ -224,6 +231,13 @@ class RecordedPass:
         """Return a layer's activations as (n_images, K, u, v), without a graph."""
         activations = self.activations[layer].detach()
         return at_least_float32(self.layers[layer].to_grid(activations))
+
+    def upsample(self, maps: Tensor) -> Tensor:
+        """Resize maps (n, k, u, v) of a layer to the images' size, and lay them over these."""
+        is_of_pixels = tuple(maps.shape[-2:]) == self.size
+        if self._extent == (1.0, 1.0) or is_of_pixels:
+            return upsample(maps, self.size)
+        return upsample_within(maps, self.size, self._extent)
 
     def gradient_grids(self, column: int, *, keep: bool = False) -> list[Tensor]:
         """Return the gradients of :meth:`gradients` as (n_images, K, u, v), one per layer."""
@@ -341,6 +355,7 @@ class RecordedPass:
             graph=self._graph,
             rule=self.rule,
             top_channels=self._top_channels,
+            extent=self._extent,
         )
 
     def asked(self, target: Target) -> RecordedPass:

@@ -131,7 +131,7 @@ class Pixels(Deferred):
         )
 
     def framed(
-        self, sizes: Sequence[tuple[int, int]], resizing: Resizing, input_size: tuple[int, int]
+        self, sizes: Sequence[tuple[int, ...]], resizing: Resizing, input_size: tuple[int, ...]
     ) -> Pixels:
         mask = self.mask
         if mask is None or tuple(mask.shape[-2:]) == input_size:

@@ -35,6 +35,11 @@ class Target(ABC):
         Whether the scores of an image, and so its maps, have an axis of their own.
     k : int
         How many scores an image has.
+    ragged : bool
+        Whether some images may have more scores than others: k is that of the most, and the others
+        are filled up.
+    counts : list of int, or None
+        How many each image has, of a resolved target that is ragged.
     names_classes : bool
         Whether it stands for classes, and so has a probability.
     indices : Tensor of shape (n_images, k), int64, or None
@@ -62,6 +67,8 @@ class Target(ABC):
 
     several: bool = False
     k: int = 1
+    ragged: bool = False
+    counts: list[int] | None = None
     names_classes: bool = False
     indices: Tensor | None = None
     directions: Tensor | None = None
@@ -96,17 +103,17 @@ class Target(ABC):
         return self
 
     def framed(
-        self, sizes: Sequence[tuple[int, int]], resizing: Resizing, input_size: tuple[int, int]
+        self, sizes: Sequence[tuple[int, ...]], resizing: Resizing, input_size: tuple[int, ...]
     ) -> Target:
         """Return the target of a batch with its places as the network's input has them.
 
         Parameters
         ----------
-        sizes : sequence of (int, int)
+        sizes : sequence of tuple of int
             Height and width of each image of the batch, before it was resized.
         resizing : Resizing
             How it was.
-        input_size : (int, int)
+        input_size : tuple of int
             To which height and width.
 
         Returns
@@ -115,6 +122,12 @@ class Target(ABC):
             Itself, if it holds no places.
         """
         return self
+
+    def without_filling(self, maps: Tensor) -> Tensor:
+        """Return the maps (n_images, k, ...) as they are, or in a row (n, ...) if ragged."""
+        if not (self.ragged and self.counts):
+            return maps
+        return torch.cat([own[:count] for own, count in zip(maps, self.counts, strict=True)])
 
     def check_images(self, n_images: int) -> None:  # noqa: B027  most targets are for any number
         """Raise a ValueError if it holds something for another number of images."""

@@ -303,7 +303,7 @@ class BatchExplainer(Questions):
                 for method in (distinct[i] for i in group):
                     raw = method.explain(recorded)
                     _check_rows(method, raw, recorded)
-                    raw = [upsample(layer, recorded.size) for layer in raw]
+                    raw = [recorded.upsample(layer) for layer in raw]
                     for i in (i for i, each in enumerate(chosen) if each is method):
                         scale = recorded.scaled if scaled[i] and method.scaled else None
                         made = self._fuse(raw, scale)
@@ -329,6 +329,7 @@ class BatchExplainer(Questions):
             target=target,
             forward=adapter.forward,
             top_channels=self.top_channels,
+            extent=adapter.extent(inputs.size),
         )
 
     def _weigh_channels(
@@ -439,7 +440,8 @@ class BatchExplainer(Questions):
                 )
                 for method, name, made in zip(chosen, names, maps, strict=True):
                     what = name if len(chosen) > 1 else "maps"
-                    check.add(made, what, n_axes=_axes(method, batch.inputs))
+                    filled = resolved.without_filling(made)
+                    check.add(filled, what, n_axes=_axes(method, batch.inputs))
                 yield ExplainedBatch(batch, maps, output, resolved)
         finally:
             check.warn()

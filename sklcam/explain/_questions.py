@@ -13,6 +13,7 @@ from torch import Tensor
 from sklcam._validation import describe
 from sklcam.cam import Method, get_method
 from sklcam.cam.asked import as_target
+from sklcam.cam.detections import of_objects
 from sklcam.cam.regions import of_pixels
 from sklcam.cam.targets import Positive, Target
 from sklcam.images.label_sets import as_indicator, as_numbers, kind_of_labels
@@ -197,6 +198,8 @@ class Questions(ABC):
     def _indices_of(self, labels: Any) -> Tensor:
         """Return the indices of labels, in their shape; a ValueError if one is not known."""
         labels, names = np.asarray(labels), self.output_names
+        if names is None and self.adapter.task == "detection" and labels.dtype.kind in "iu":
+            return torch.from_numpy(labels.astype(np.int64))
         if names is None:
             raise ValueError(
                 "The network's output is not (n_images, n_classes), so that there are no labels to "
@@ -235,6 +238,8 @@ class Questions(ABC):
         asked = as_target(target)
         if self.adapter.task == "segmentation":
             asked = of_pixels(asked)
+        if self.adapter.task == "detection":
+            asked = of_objects(asked)
         return asked.bind(self.adapter).named(self._indices_of)
 
 

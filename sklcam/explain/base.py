@@ -119,6 +119,15 @@ class Explainer(BatchExplainer):
 
     def _arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:
         """Return the maps of each method: an array, or one for each image in its own frame."""
+        counts = explained.target.counts if explained.target.ragged else None
+        if counts is not None:
+            return [
+                [own[:count] for own, count in zip(each, counts, strict=True)]
+                for each in self._filled_arrays(explained, frame)
+            ]
+        return self._filled_arrays(explained, frame)
+
+    def _filled_arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:
         if frame == "input":
             return [maps.float().cpu().numpy() for maps in explained.maps]
         sizes = explained.batch.sizes
@@ -197,9 +206,9 @@ class Explainer(BatchExplainer):
             (len(opened), *self.map_shape(opened, question, chosen)) for chosen in named.values()
         ]
         if out is not None:
-            _check_out(out, shapes, frame)
+            _check_out(out, shapes, "image" if question.ragged else frame)
         results: list[Any] = [[None] * len(opened) for _ in named]  # of any sizes
-        if frame == "input":
+        if frame == "input" and not question.ragged:
             results = [np.empty(shape, np.float32) for shape in shapes] if out is None else [out]
         methods = list(named.values())
         with self._bar(len(opened), "explain") as bar:
@@ -211,8 +220,11 @@ class Explainer(BatchExplainer):
                     result[batch.start : batch.stop] = maps
                 bar.update(len(batch))
                 del explained  # with its maps, before the next batch is read
-        if frame == "image" and opened.uniform_size is not None:
-            results = [np.stack(maps) for maps in results]
+        has_one_size = frame == "input" or opened.uniform_size is not None
+        if isinstance(results[0], list) and has_one_size:
+            is_even = len({len(maps) for maps in results[0]}) == 1
+            if is_even or not question.ragged:
+                results = [np.stack(maps) for maps in results]
         one_alone = not isinstance(method, Mapping | list | tuple)
         return results[0] if one_alone else dict(zip(named, results, strict=True))
 

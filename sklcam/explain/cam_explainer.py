@@ -24,6 +24,7 @@ from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
+from sklcam.explain.detected import detections
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
 from sklcam.images.labels import label_names, labels_for
@@ -43,7 +44,7 @@ from sklcam.networks.tasks import Evidence
 
 
 def _has_probabilities(explainer: CAMExplainer) -> bool:
-    return getattr(explainer, "task_", explainer.task) != "regression"
+    return getattr(explainer, "task_", explainer.task) not in ("regression", "detection")
 
 
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
@@ -69,16 +70,18 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     weights : str, path or None, default=None
         Those of a network by name: ``"DEFAULT"`` is what was published for it, and the head is that
         of the weights. None is random numbers.
-    task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation"}
+    task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation", "detection"}
         What the network is for. "multiclass": one of several classes, by a softmax. "binary": one
         of two classes, by one output, that of the second; the first is explained by its negative.
         "multilabel": any number of labels, each with a sigmoid of its own. "regression": numbers,
         which are explained as they are. "segmentation": one of several classes for each pixel, of
-        which :class:`sklcam.cam.Pixels` chooses some. "auto", the default, is what a skorch net's
-        criterion says, or a Hugging Face network's ``problem_type``; "segmentation" for the
-        networks of torchvision and Hugging Face that are for that; "multilabel" (of one output,
-        "binary") for a network that ends in a sigmoid; what the labels in :meth:`fit` are; or else
-        "multiclass". A network of one output that none of these tells about is refused.
+        which :class:`sklcam.cam.Pixels` chooses some. "detection": objects, by torchvision's
+        detectors, of which :class:`sklcam.cam.Box` chooses some. "auto", the default, is what a
+        skorch net's criterion says, or a Hugging Face network's ``problem_type``; "segmentation"
+        and "detection" for the networks of torchvision and Hugging Face that are for that;
+        "multilabel" (of one output, "binary") for a network that ends in a sigmoid; what the labels
+        in :meth:`fit` are; or else "multiclass". A network of one output that none of these tells
+        about is refused.
     output : {"auto", "logits", "probabilities"}, default="auto"
         What the network returns of classes; "auto" recognises a last sigmoid, and rows that add up
         to 1, in the sample that ``fit`` takes.
@@ -119,8 +122,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         The label of each class, as ``predict`` returns it: 0, 1, ... unless ``classes``, the model
         or ``y`` in :meth:`fit` says otherwise. None if there are none: of a regression, and if the
         output is not (n_images, n_classes).
-    task_ : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
-        What the network is for; None if its output is not (n_images, n_outputs).
+    task_ : str or None
+        What the network is for, one of those of ``task``; None if its output is not (n_images,
+        n_outputs).
     output_names_ : ndarray of shape (n_outputs,) or None
         What ``target`` may name: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
@@ -367,7 +371,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
         """Return what the columns that are made of outputs are called."""
         known = self._adapter.labels if self.classes is None else self.classes
-        if self.task_ is None:
+        if self.task_ in (None, "detection"):  # a detector does not say how many classes it has
             return None if known is None else np.asarray(known)
         n_columns = self._adapter.readout.columns(output).shape[1]
         numbers = np.arange(n_columns)
@@ -425,7 +429,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
         layers = [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
-        if method.uses_layers and method.graph is not None:
+        # What a detector detects in noise, with any weights, says nothing.
+        if method.uses_layers and method.graph is not None and self.task_ != "detection":
             forward = self._forward_like(sample)
             for layer in layers:
                 check_positions(adapter.network, layer, sample.images, forward)
@@ -434,7 +439,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     def _find_layer(self, name: str | TargetLayer, sample: Inputs) -> TargetLayer:
         if self.reshape is not None and isinstance(name, str) and name != "auto":
             name = TargetLayer(name, reshape=self.reshape)  # how its output lies is said
-        find = find_dense_layer if self.task_ == "segmentation" else find_target_layer
+        is_dense = self.task_ in ("segmentation", "detection")
+        find = find_dense_layer if is_dense else find_target_layer
         return find(
             self._adapter.network, name, sample=sample.images, forward=self._forward_like(sample)
         )
@@ -505,7 +511,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             yield output
         check.warn()
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """Return what is predicted of each image.
 
         Parameters
@@ -519,7 +525,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For
             "regression" the numbers, of shape (n_images,) if there is one an image. For
             "segmentation" the label of each pixel, (n_images, height, width), at the output's size.
+            For "detection" a list of dicts, one an image: "boxes" (k, 4), x1, y1, x2, y2 in pixels
+            of the image as it is given, "scores" (k,), and "labels" (k,), from ``classes_`` if
+            there are such.
         """
+        if self.task_ == "detection":
+            return detections(self, X)
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
         return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)
 
@@ -540,10 +551,10 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             In [0, 1], but for "regression". For "multilabel", how many images have all their labels
             right, and no other.
         """
-        if self.task_ == "segmentation":
+        if self.task_ in ("segmentation", "detection"):
             raise ValueError(
-                "score compares one answer an image with its label; for those of pixels, compare "
-                "predict(X) with the true ones, as by sklearn.metrics.jaccard_score."
+                "score compares one answer an image with its label; for those of pixels or objects "
+                "compare predict(X) with the true ones, as by sklearn.metrics.jaccard_score."
             )
         expected = self.expected_labels(X, y, "score")
         measure = r2_score if self.task_ == "regression" else accuracy_score

@@ -409,6 +409,11 @@ class Evaluator(Generic[Observed]):
         )
         self.opened = self.explainer.open(X, originals=originals)
         self._question = self.explainer.as_target(target, len(self.opened))
+        if self._question.ragged:
+            raise ValueError(
+                "evaluate measures one map per image; give target=Box(boxes, labels) with one box "
+                "for each."
+            )
         check_maps_are_single(self.explainer, self.plan)
         check_predicts(self.metrics, self.explainer.adapter.task)
         check_colors(

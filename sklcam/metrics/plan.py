@@ -360,10 +360,10 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
             f"{needy}: the network returns numbers, and any view changes them a little; "
             "'consistency' does not ask what is predicted."
         )
-    if needy and task == "segmentation":
+    if needy and task in ("segmentation", "detection"):
         raise ValueError(
-            f"{needy}: the network answers for each pixel, which a view moves; 'consistency' does "
-            "not ask what is predicted."
+            f"{needy}: the network answers for each pixel or object, which a view moves; "
+            "'consistency' does not ask what is predicted."
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +23,7 @@ from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.frames import Resizing
 from sklcam.networks.dense import dense_task
+from sklcam.networks.detectors import extent_within, join_detections
 from sklcam.networks.dry_run import evaluating
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input, stem_of
 from sklcam.networks.layers import TargetLayer
@@ -78,8 +79,8 @@ class Adapter(ABC):
     ----------
     readout : Readout
         How the network's outputs are read; until ``fit`` has settled it, as they are.
-    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
-        None of an embedding, or an output of another form.
+    task : str or None
+        See :class:`~sklcam.CAMExplainer`; None of an embedding, or an output of another form.
     resize : Resizing
         How images are brought to the network's input size.
     input_size : tuple of (int, int)
@@ -165,6 +166,10 @@ class Adapter(ABC):
 
     # The network
 
+    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Return what part of the field of a layer images of a size fill, from the top left on."""
+        return 1.0, 1.0
+
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:
         """Run the network, in whatever mode it is in.
@@ -240,6 +245,9 @@ class AdapterAround(Adapter):
     def blank(self) -> Tensor:
         return self.inner.blank()
 
+    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+        return self.inner.extent(size)
+
     def forward(self, inputs: Inputs) -> Tensor:
         return self.inner.forward(inputs)
 
@@ -309,6 +317,8 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
         return model.as_adapter()
     if isinstance(model, NeuralNet):
         return SkorchAdapter(model, preparation)
+    if dense_task(model) == "detection":
+        return DetectorAdapter(model, preparation)
     return ModuleAdapter(model, preparation)
 
 
@@ -380,6 +390,50 @@ class ModuleAdapter(Adapter):
 
     def settle(self, evidence: Evidence) -> None:
         self.readout = settle(evidence, task_of_config(self.network) or dense_task(self.network))
+
+
+class DetectorAdapter(ModuleAdapter):
+    """A detector of torchvision, which resizes and normalises images itself.
+
+    So they go there at their own size, which must be one for all, unless ``image_size`` says
+    another.
+    """
+
+    def preprocessing(self, n_channels: int = 3) -> Preprocessing:
+        if self._said is None:
+            said = origin_of(self.network).preprocessing
+            self._said = replace(said, mean=0.0, std=1.0, source="the detector's own transform")
+        return super().preprocessing(n_channels)
+
+    def look_at_inputs(self, sample: Inputs) -> None:
+        pass  # its transform is known
+
+    def dataset(self, X: Any) -> FramedDataset:
+        if is_network_input(X) or self.preparation.image_size is not None:
+            return super().dataset(X)
+        images = ImageDataset(X)
+        size = images.original_size(0) if len(images) == 1 else images.uniform_size
+        if size is None:
+            raise ValueError(
+                "A detector resizes images itself, and takes those of a batch at one size, which "
+                "is not known of these: give image_size=, or explain those of each size by "
+                "themselves, as arrays."
+            )
+        return ImageDataset(X, image_size=size, resize=self.resize)
+
+    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+        return extent_within(self.network, size)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        def detect(images: Tensor) -> Tensor:
+            return join_detections(self.network([*images]))
+
+        found: Tensor = inputs.call(self.network, detect)
+        return found
+
+    def settle(self, evidence: Evidence) -> None:
+        check_said(evidence, "detection")
+        self.readout = readout("detection")
 
 
 def nonlinearity_of(net: NeuralNet) -> Callable[[Tensor], Tensor]:

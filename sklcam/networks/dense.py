@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models import segmentation
+from torchvision.models import detection, segmentation
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.segmentation._utils import _SimpleSegmentationModel
 
 from sklcam.networks.dry_run import unwrap
@@ -18,17 +19,18 @@ from sklcam.networks.layer_search import find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.probing import Forward, taking_noise, trace
 
-DenseTask = Literal["segmentation"]
+DenseTask = Literal["segmentation", "detection"]
 
 _SEGMENTATION = (
     Family(_SimpleSegmentationModel, "backbone.-1"),  # FCN and DeepLabV3
     Family(segmentation.LRASPP, "backbone.-1"),
 )
+_OF_PYRAMIDS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS)
 _N_SHOWN = 5
 
 
 def dense_task(network: nn.Module) -> DenseTask | None:
-    """Return whether a network is known to answer for pixels; None if that is not known.
+    """Return whether a network is known to answer for pixels or objects; None if it is not.
 
     Parameters
     ----------
@@ -36,7 +38,7 @@ def dense_task(network: nn.Module) -> DenseTask | None:
 
     Returns
     -------
-    {"segmentation"} or None
+    {"segmentation", "detection"} or None
 
     Examples
     --------
@@ -46,12 +48,29 @@ def dense_task(network: nn.Module) -> DenseTask | None:
     True
     """
     network = unwrap(network)
-    if _family_of(network) is not None:
+    if isinstance(network, (*_OF_PYRAMIDS, detection.ssd.SSD)):
+        return "detection"
+    if any(isinstance(network, each.kind) for each in _SEGMENTATION):
         return "segmentation"
     return "segmentation" if _is_of_transformers(network) else None
 
 
 def _family_of(network: nn.Module) -> Family | None:
+    """Return what is known of a network's layers: that all are convolutions, and the usual one."""
+    if any(isinstance(part, nn.LayerNorm | nn.MultiheadAttention) for part in network.modules()):
+        return None
+    backbone = getattr(network, "backbone", None)
+    if isinstance(network, detection.ssd.SSD):
+        # Objects of each size are found at a resolution of their own; the first serves them all.
+        if isinstance(backbone, detection.ssd.SSDFeatureExtractorVGG):
+            return Family(detection.ssd.SSD, "backbone.features")
+        if isinstance(backbone, detection.ssdlite.SSDLiteFeatureExtractorMobileNet):
+            return Family(detection.ssd.SSD, "backbone.features.0")
+        return None
+    for kind in _OF_PYRAMIDS:
+        # All levels of the pyramid are made from the top of the body.
+        if isinstance(network, kind) and isinstance(backbone, BackboneWithFPN):
+            return Family(kind, "backbone.body.-1")
     return next((each for each in _SEGMENTATION if isinstance(network, each.kind)), None)
 
 
@@ -70,7 +89,7 @@ def find_dense_layer(
     sample: Tensor,
     forward: Forward,
 ) -> TargetLayer:
-    """Find the layer to explain of a network that answers for each pixel.
+    """Find the layer to explain of a network that answers for each pixel or object.
 
     Parameters
     ----------
@@ -113,6 +132,12 @@ def find_dense_layer(
             usual = TargetLayer(target_layer)
         given = target_layer if isinstance(target_layer, TargetLayer) else usual
         return find_target_layer(model, given, sample=sample, forward=forward)
+    if dense_task(model) == "detection" and isinstance(target_layer, str):
+        raise ValueError(
+            f"The layers of this {type(model).__name__} are not known, as it is not as torchvision "
+            "builds it: say which one is explained, and how its output lies, as in "
+            'TargetLayer("backbone.body.layer4", layout="nchw").'
+        )
     if target_layer == "auto":
         listed = "; ".join(_candidates(model, sample, forward)) or "none that runs once"
         raise ValueError(

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklcam.networks.detectors import split_detections
 from sklcam.networks.precision import at_least_float32
 
-Task = Literal["multiclass", "binary", "multilabel", "regression", "segmentation"]
+Task = Literal["multiclass", "binary", "multilabel", "regression", "segmentation", "detection"]
 
 
 class Readout(ABC):
@@ -29,7 +30,8 @@ class Readout(ABC):
 
     Attributes
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
+    task : str or None
+        See :class:`~sklcam.CAMExplainer`.
     has_probabilities : bool
         Whether what it says is about classes.
 
@@ -246,12 +248,31 @@ class SegmentationReadout(Readout):
         return columns.sigmoid() if self._is_single else columns.softmax(dim=1)
 
 
+class DetectionReadout(Readout):
+    """Objects, each with a box, a score and a label: see ``sklcam.networks.detectors``."""
+
+    task = "detection"
+    has_probabilities = False
+
+    def own(self, columns: Tensor) -> list[dict[str, Tensor]]:  # type: ignore[override]
+        return split_detections(columns)
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        return at_least_float32(columns)  # scores among them, which targets find
+
+    def decide(self, answers: Tensor) -> Tensor:
+        raise ValueError(
+            "A detector decides on no class for an image; predict returns what it detects."
+        )
+
+
 _READOUTS: dict[Task, type[Readout]] = {
     "multiclass": MulticlassReadout,
     "binary": BinaryReadout,
     "multilabel": MultilabelReadout,
     "regression": RegressionReadout,
     "segmentation": SegmentationReadout,
+    "detection": DetectionReadout,
 }
 
 
@@ -260,8 +281,8 @@ def readout(task: Task | None, *, is_probability: bool = False) -> Readout:
 
     Parameters
     ----------
-    task : {"multiclass", "binary", "multilabel", "regression", "segmentation"} or None
-        None leaves outputs as they are.
+    task : str or None
+        See :class:`~sklcam.CAMExplainer`; None leaves outputs as they are.
     is_probability : bool, default=False
         Whether the network returns probabilities.
 

@@ -58,8 +58,8 @@ class Evidence:
         Whether it is the output of a sigmoid.
     is_log_sigmoid : bool, default=False
         Whether it is the logarithm of one.
-    task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation"}
-        What a user says; "auto" by default.
+    task : str, default="auto"
+        What a user says: see :class:`~sklcam.CAMExplainer`.
     form : {"auto", "logits", "probabilities"}, default="auto"
         What a user says that outputs are.
     y : labels of any kind, or None, default=None
@@ -111,6 +111,11 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
     'binary'
     """
     n_outputs = evidence.n_outputs
+    if evidence.task == "detection":
+        raise ValueError(
+            'task="detection" is for the detectors of torchvision.models.detection, or networks '
+            "that derive from them; explain what another one returns by a callable target."
+        )
     if "segmentation" in (evidence.task, said if evidence.task == "auto" else None):
         return _of_pixels(evidence)
     if n_outputs is None or n_outputs == 0:

@@ -1,0 +1,287 @@
+"""Boxes: scores of objects against autograd by hand, in the frame of the images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import detection
+from torchvision.ops import box_iou
+
+import sklcam
+from sklcam import CAMExplainer
+from sklcam.cam import Box
+from sklcam.cam.detections import overlap
+from sklcam.explain import ExplanationWarning
+from sklcam.metrics import evaluate
+from sklcam.networks import TargetLayer
+from sklcam.networks.detectors import extent_within, join_detections, split_detections
+
+# The detector resizes it to itself, and fills it up to 64 x 96: see `faster_rcnn`.
+SIZE = (48, 80)
+
+
+def images(n: int = 2) -> Tensor:
+    return torch.rand(n, 3, *SIZE, generator=torch.Generator().manual_seed(3))
+
+
+def faster_rcnn(**options) -> nn.Module:
+    torch.manual_seed(0)
+    network = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        **{"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 48},
+        **{"max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 4, **options},
+    )
+    # As they are, all detections score the same.
+    nn.init.normal_(network.roi_heads.box_predictor.cls_score.weight, std=2.0)
+    nn.init.normal_(network.roi_heads.box_predictor.bbox_pred.weight, std=1.0)
+    return network.eval()
+
+
+def ssdlite() -> nn.Module:
+    torch.manual_seed(0)
+    network = detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4, score_thresh=0.0, detections_per_img=4
+    )
+    for part in network.head.classification_head.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=0.3)
+    return network.eval()
+
+
+def by_hand(network: nn.Module, layer: str, X: Tensor, image: int, j: int) -> tuple[Tensor, dict]:
+    """The raw map, at the layer's resolution, of a detection's own score."""
+    kept = []
+    handle = network.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[2]))
+    found = network([*X])
+    handle.remove()
+    (gradient,) = torch.autograd.grad(found[image]["scores"][j], kept[0])
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * kept[0].detach()).sum(1, keepdim=True).relu()[image], found[image]
+
+
+def in_place(raw: Tensor, inner: tuple[int, int] | None = None) -> np.ndarray:
+    """Over the image: of what the detector takes, (64, 96), the part that the image fills."""
+    if inner is None:
+        return F.interpolate(raw[None], SIZE, mode="bilinear")[0, 0].numpy()
+    return F.interpolate(raw[None], inner, mode="bilinear")[0, 0, : SIZE[0], : SIZE[1]].numpy()
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "inner"),
+    [(faster_rcnn, "backbone.body.16", (64, 96)), (ssdlite, "backbone.features.0", None)],
+    ids=["fasterrcnn", "ssdlite"],
+)
+def test_detections_equal_autograd_by_hand(build, layer, inner):
+    network, X = build(), images()
+    explainer = CAMExplainer(network, verbose=0).fit(X)
+    assert explainer.task_ == "detection"
+    assert [each.name for each in explainer.target_layers_] == [layer]
+    found = explainer.predict(X)
+    scores = [each["scores"] for each in found]
+    threshold = float(sorted(np.concatenate(scores))[3])
+    maps = explainer.explain(X, Box(threshold=threshold), normalize=False)
+    assert [len(each) for each in maps] == [(each >= threshold).sum() for each in scores]
+    for image, own in enumerate(maps):
+        for j, map_ in enumerate(own):
+            raw, theirs = by_hand(network, layer, X, image, j)
+            np.testing.assert_allclose(found[image]["boxes"], theirs["boxes"].detach(), rtol=1e-5)
+            np.testing.assert_allclose(map_, in_place(raw, inner), rtol=1e-3, atol=1e-9)
+    # The same objects, named by hand.
+    boxes = [each["boxes"][:count] for each, count in zip(found, map(len, maps), strict=True)]
+    labels = [each["labels"][:count] for each, count in zip(found, map(len, maps), strict=True)]
+    again = explainer.explain(X, Box(boxes, labels), normalize=False)
+    for own, other in zip(maps, again, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-10)
+
+
+# Scores by hand
+
+SCORES = torch.tensor([0.9, 0.6, 0.3])
+BOXES = torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4], [20, 20, 30, 30]])
+JOINED = join_detections(
+    [
+        {
+            "boxes": BOXES,
+            "scores": torch.tensor([0.9, 0.6, 0.3]),
+            "labels": torch.tensor([1, 2, 1]),
+        },
+        {"boxes": BOXES[:1], "scores": torch.tensor([0.2]), "labels": torch.tensor([2])},
+    ]
+)
+
+
+def asked(target: Box, output: Tensor = JOINED) -> list[list[float]]:
+    named = target.named(lambda labels: torch.as_tensor(np.asarray(labels)))
+    return named.resolve(output).scores(output).tolist()
+
+
+def test_scores_are_the_best_overlap_times_the_score():
+    one_each = Box(BOXES[:2], [1, 2])  # 0.9, and a third of 0.2
+    np.testing.assert_allclose(asked(one_each), [[0.9], [0.2 / 3]], rtol=1e-5)
+    any_label = Box([BOXES[1:2], BOXES[:1]])  # the better of 0.6 and 0.9 / 3
+    np.testing.assert_allclose(asked(any_label), [[0.6], [0.2]], rtol=1e-5)
+    ragged = Box([BOXES, BOXES[:1]], [[2, 1, 3], [2]])
+    expected = [[0.2, 0.3, 0.0], [0.2, 0.0, 0.0]]
+    np.testing.assert_allclose(asked(ragged), expected, rtol=1e-5)
+    own = Box(threshold=0.3).resolve(JOINED)
+    assert own.counts == [3, 0]
+    np.testing.assert_allclose(own.scores(JOINED), [[0.9, 0.6, 0.3], [0, 0, 0]], rtol=1e-5)
+
+
+def test_overlaps_are_those_of_torchvision():
+    drawn = torch.rand(2, 7, 4, generator=torch.Generator().manual_seed(0)) * 10
+    boxes = torch.cat([drawn[..., :2], drawn[..., :2] + drawn[..., 2:]], dim=2)
+    found = overlap(boxes, boxes.flip(1))
+    for i in range(2):
+        torch.testing.assert_close(found[i], box_iou(boxes[i], boxes[i].flip(0)))
+
+
+def test_joined_detections_are_split_again():
+    for own, expected in zip(split_detections(JOINED), [3, 1], strict=True):
+        assert len(own["boxes"]) == len(own["labels"]) == len(own["scores"]) == expected
+    torch.testing.assert_close(split_detections(JOINED)[0]["boxes"], BOXES)
+
+
+# With a detector
+
+
+@pytest.fixture(scope="module")
+def explainer() -> CAMExplainer:
+    return CAMExplainer(faster_rcnn(), verbose=0, batch_size=2).fit(images())
+
+
+def strongest(explainer, X) -> Box:
+    found = explainer.predict(X)
+    return Box([each["boxes"][0] for each in found], [each["labels"][0] for each in found])
+
+
+def test_batches_are_their_images_one_by_one(explainer):
+    X = images(3)
+    found = explainer.predict(X)
+    counts = [2, 0, 1]
+    target = Box(
+        [each["boxes"][:count] for each, count in zip(found, counts, strict=True)],
+        [each["labels"][:count] for each, count in zip(found, counts, strict=True)],
+    )
+    maps = explainer.explain(X, target)
+    assert [each.shape for each in maps] == [(count, *SIZE) for count in counts]
+    for i in (0, 2):
+        alone = explainer.explain(
+            X[i : i + 1],
+            Box([found[i]["boxes"][: counts[i]]], [found[i]["labels"][: counts[i]]]),
+        )
+        assert alone.shape == (1, counts[i], *SIZE)  # as many for each are an array
+        np.testing.assert_allclose(alone[0], maps[i], atol=1e-4)
+    framed = explainer.explain(X, target, frame="image")
+    np.testing.assert_allclose(framed[0], maps[0], atol=1e-6)
+    in_batches = [own for batch in explainer.iter_explain(X, target) for own in batch]
+    assert [len(each) for each in in_batches] == counts
+
+
+def test_a_box_without_a_match_is_blank_and_a_warning_says_so(explainer):
+    with pytest.warns(ExplanationWarning, match="2 of 2 maps are blank"):
+        maps = explainer.explain(images(), Box([[0, 0, 9, 9]] * 2, [17, 17]))
+    assert not maps.any()
+    found = explainer.explain(
+        images(), Box(threshold=1.0)
+    )  # nothing is as sure: nothing to warn of
+    assert found.shape == (2, 0, *SIZE)
+
+
+def test_arrays_go_there_at_their_own_size_and_boxes_with_their_images():
+    network, X = faster_rcnn(), images()
+    arrays = X.permute(0, 2, 3, 1).numpy()
+    own = CAMExplainer(network, verbose=0).fit(X)
+    assert own.explain(arrays, strongest(own, X)).shape == (2, *SIZE)
+    np.testing.assert_allclose(
+        own.predict(arrays)[1]["boxes"], own.predict(X)[1]["boxes"], atol=1e-4
+    )
+    # At twice the size, boxes are in the frame of the arrays, and maps of the network's input.
+    large = CAMExplainer(network, image_size=(96, 160), verbose=0).fit(X)
+    found = large.predict(arrays)
+    assert all(each["boxes"].max() <= SIZE[1] for each in found)
+    doubled = F.interpolate(X, (96, 160), mode="bilinear")
+    theirs = own.predict(doubled)
+    for one, other in zip(found, theirs, strict=True):
+        np.testing.assert_allclose(2 * one["boxes"], other["boxes"], rtol=1e-3, atol=0.1)
+    maps = large.explain(arrays, strongest(large, arrays))
+    np.testing.assert_allclose(maps, own.explain(doubled, strongest(own, doubled)), atol=0.01)
+    mixed = [arrays[0], arrays[1, :40]]
+    with pytest.raises(ValueError, match="A detector resizes images itself"):
+        own.explain([*map(_picture, mixed)], Box())
+
+
+def _picture(array: np.ndarray):
+    from PIL import Image
+
+    return Image.fromarray((array * 255).astype(np.uint8))
+
+
+def test_callables_are_given_a_list_of_dicts(explainer):
+    X = images()
+
+    def first(output, inputs):
+        assert len(inputs) == len(output) == 2
+        return torch.stack([each["scores"][0] for each in output])
+
+    maps = explainer.explain(X, first)
+    np.testing.assert_allclose(maps, explainer.explain(X, strongest(explainer, X)), atol=1e-4)
+
+
+def test_methods_without_gradients_and_the_confidence(explainer):
+    X = images(1)
+    target = strongest(explainer, X)
+    for method in (sklcam.cam.Occlusion(24, 24), "layercam", "saliency"):
+        maps = explainer.explain(X, target, method=method)
+        assert maps.shape == (1, *SIZE)
+        assert np.isfinite(maps).all()
+    result = evaluate(explainer, X, metrics="average_drop", target=target, progress=False)
+    maps = torch.from_numpy(explainer.explain(X, target))
+    with torch.no_grad():
+        (masked,) = explainer.model([*(X * maps[:, None])])
+    box, label = target._corners[0], target.labels[0]
+    matches = box_iou(box, masked["boxes"])[0] * masked["scores"] * (masked["labels"] == label)
+    full = explainer.predict(X)[0]["scores"][0]
+    expected = max(0, full - float(matches.max())) / full
+    np.testing.assert_allclose(result["average_drop"], [expected], atol=1e-4)
+    with pytest.raises(ValueError, match="evaluate measures one map per image; give target=Box"):
+        evaluate(explainer, X, metrics="adcc", progress=False)
+
+
+def test_a_detector_is_saved_and_loaded(explainer, tmp_path):
+    named = CAMExplainer(explainer.model, classes=["none", "a", "b", "c"], verbose=0).fit()
+    sklcam.save(named, tmp_path / "detector")
+    loaded = sklcam.load(tmp_path / "detector", objects={"FasterRCNN": faster_rcnn()})
+    X = images()
+    found, theirs = named.predict(X), loaded.predict(X)
+    assert found[0]["labels"].tolist() == theirs[0]["labels"].tolist()
+    assert set(found[0]["labels"]) <= {"a", "b", "c"}
+    target = strongest(named, X)
+    np.testing.assert_array_equal(loaded.explain(X, target), named.explain(X, target))
+
+
+def test_the_part_of_a_layer_that_lies_over_the_images():
+    assert extent_within(faster_rcnn(), SIZE) == (48 / 64, 80 / 96)
+    assert extent_within(ssdlite(), SIZE) == (1, 1)
+
+    class Other(detection.transform.GeneralizedRCNNTransform):
+        pass
+
+    network = faster_rcnn()
+    network.transform = Other(48, 96, [0.0] * 3, [1.0] * 3)
+    layer = TargetLayer("backbone.body.16")
+    explainer = CAMExplainer(network, target_layer=layer, verbose=0).fit()
+    with pytest.raises(ValueError, match="it is not known where it puts them"):
+        explainer.explain(images(), Box())
+
+
+def test_layers_of_detectors(explainer):
+    network = explainer.model
+    named = CAMExplainer(network, target_layer="backbone.body.13", verbose=0).fit()
+    assert named.target_layers_ == [TargetLayer("backbone.body.13")]
+    network = faster_rcnn()
+    network.backbone = nn.Sequential(network.backbone)
+    with pytest.raises(ValueError, match="not as torchvision builds it: say which one"):
+        CAMExplainer(network, verbose=0).fit()
