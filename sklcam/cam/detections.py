@@ -172,7 +172,10 @@ class Box(Deferred):
         if self._indices is not None:
             return self._indices
         if self.labels is not None:
-            raise ValueError("Box needs to know what labels stand for; ask an explainer.")
+            given = [np.asarray(each).reshape(-1) for each in self.labels]
+            if any(each.dtype.kind not in "iu" for each in given if each.size):
+                raise ValueError("Box needs to know what labels stand for; ask an explainer.")
+            return [torch.from_numpy(each.astype(np.int64)) for each in given]
         return [torch.full((len(each),), _ANY) for each in self._corners]
 
     def _detected(self, output: Tensor) -> Objects:

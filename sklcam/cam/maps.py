@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,7 +71,7 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return flat.reshape(*maps.shape[:-n_axes], *size)
 
 
-def upsample_within(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Tensor:
+def upsample_within(maps: Tensor, size: Sequence[int], extent: tuple[float, float]) -> Tensor:
     """Resize the part of maps that lies over images, as :func:`upsample` does all of them.
 
     Parameters

@@ -138,8 +138,9 @@ class Pixels(Deferred):
             return self
         if any(tuple(mask.shape[-2:]) != tuple(size) for size in sizes):
             return self  # it may be of the output's size
+        height, width = input_size
         as_resized = replace(resizing, interpolation="bilinear", fill=(0.0,))
-        made = resize_image(mask.reshape(-1, 1, *sizes[0]), input_size, as_resized)
+        made = resize_image(mask.reshape(-1, 1, *sizes[0]), (height, width), as_resized)
         return self._with(self._indices, made.reshape(*mask.shape[:-2], *input_size))
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Region:

@@ -166,7 +166,7 @@ class Adapter(ABC):
 
     # The network
 
-    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+    def extent(self, size: tuple[int, ...]) -> tuple[float, float]:
         """Return what part of the field of a layer images of a size fill, from the top left on."""
         return 1.0, 1.0
 
@@ -245,7 +245,7 @@ class AdapterAround(Adapter):
     def blank(self) -> Tensor:
         return self.inner.blank()
 
-    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+    def extent(self, size: tuple[int, ...]) -> tuple[float, float]:
         return self.inner.extent(size)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -421,7 +421,7 @@ class DetectorAdapter(ModuleAdapter):
             )
         return ImageDataset(X, image_size=size, resize=self.resize)
 
-    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+    def extent(self, size: tuple[int, ...]) -> tuple[float, float]:
         return extent_within(self.network, size)
 
     def forward(self, inputs: Inputs) -> Tensor:

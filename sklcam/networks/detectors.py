@@ -70,7 +70,7 @@ def split_detections(joined: Tensor) -> list[dict[str, Tensor]]:
     ]
 
 
-def extent_within(network: nn.Module, size: tuple[int, int]) -> tuple[float, float]:
+def extent_within(network: nn.Module, size: tuple[int, ...]) -> tuple[float, float]:
     """Return what part of a detector's own input an image fills: the rest, on the right and below.
 
     Parameters

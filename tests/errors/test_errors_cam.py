@@ -148,6 +148,30 @@ REFUSALS: dict[str, list[Row]] = {
         ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "of several labels"),
         ("alone", lambda: cam.target_scores(LOGITS, cam.Positive()), "ask an explainer"),
     ],
+    "Box": [
+        ("no corners", lambda: cam.Box([1, 2]), "boxes of Box must be corners .* got a list"),
+        ("nothing", lambda: cam.Box(7), "boxes of Box must be corners .* got an int, 7"),
+        (
+            "no area",
+            lambda: cam.Box([[0, 0, 4, 0]]),
+            "image 0: .* has no area",
+        ),
+        ("labels", lambda: cam.Box([[0, 0, 4, 4]], [1, 2]), r"as many .*: \[1\]; got \[1, 1\]"),
+        ("labels alone", lambda: cam.Box(labels=[1]), "give boxes, too"),
+        ("a threshold", lambda: cam.Box(threshold=2), "threshold must be .* got 2"),
+        ("classes", lambda: explain_with(cam.Box()), "Box is for detectors of torchvision"),
+        ("logits", lambda: cam.Box().resolve(LOGITS), "for the output of a detector; got a Tensor"),
+        (
+            "other images",
+            lambda: cam.Box([[0, 0, 4, 4]]).resolve(torch.zeros(2, 1, 6)),
+            "boxes for each of 2 images; got those of 1",
+        ),
+        (
+            "names",
+            lambda: cam.Box([[0, 0, 4, 4]], ["a"]).resolve(torch.zeros(1, 1, 6)),
+            "needs to know what labels stand for",
+        ),
+    ],
     "Pixels": [
         ("one pixel", lambda: cam.Pixels(0, True), "mask of Pixels must be .* got a bool, True"),
         ("numbers", lambda: cam.Pixels(0, 255 * MAPS), "must be true or 1 where .* values from"),
