@@ -209,6 +209,10 @@ class Objects(Target):
         self.boxes, self.labels, self.counts, self._counts = boxes, labels, counts, counts
         self.k, self.several, self.ragged = boxes.shape[1], several, ragged
 
+    def counts_of(self, image: int) -> int:
+        """Return how many objects an image has."""
+        return self._counts[image]
+
     def take(self, rows: slice) -> Objects:
         return Objects(
             self.boxes[rows],

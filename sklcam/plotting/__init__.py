@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from sklcam.plotting.causal import CausalCurveDisplay
 from sklcam.plotting.consistency import ConsistencyDisplay, ViewPairDisplay
+from sklcam.plotting.detections import DetectionDisplay
 from sklcam.plotting.localization import LocalizationDisplay
 from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
@@ -23,6 +24,7 @@ __all__ = [
     "CAMDisplay",
     "CausalCurveDisplay",
     "ConsistencyDisplay",
+    "DetectionDisplay",
     "LocalizationDisplay",
     "MapGridDisplay",
     "RetrievalDisplay",

@@ -18,6 +18,7 @@ from sklcam.explain import ExplanationWarning
 from sklcam.metrics import evaluate
 from sklcam.networks import TargetLayer
 from sklcam.networks.detectors import extent_within, join_detections, split_detections
+from sklcam.plotting import DetectionDisplay
 
 # The detector resizes it to itself, and fills it up to 64 x 96: see `faster_rcnn`.
 SIZE = (48, 80)
@@ -285,3 +286,30 @@ def test_layers_of_detectors(explainer):
     network.backbone = nn.Sequential(network.backbone)
     with pytest.raises(ValueError, match="not as torchvision builds it: say which one"):
         CAMExplainer(network, verbose=0).fit()
+
+
+def test_a_display_draws_each_object_with_its_box(explainer):
+    X = images()
+    found = explainer.predict(X)
+    counts = [1, 2]
+    boxes = [own["boxes"][:count] for own, count in zip(found, counts, strict=True)]
+    labels = [own["labels"][:count] for own, count in zip(found, counts, strict=True)]
+    target = Box(boxes, labels)
+    display = DetectionDisplay.from_estimator(explainer, X, target=target)
+    assert display.axes_.shape == (3, 2)
+    np.testing.assert_allclose(display.boxes, np.concatenate(boxes), rtol=1e-5)
+    expected = [
+        f"{label} ({own['scores'][j]:.2f})"
+        for own, count in zip(found, counts, strict=True)
+        for j, label in enumerate(own["labels"][:count])
+    ]
+    assert display.titles == expected
+    maps = explainer.explain(X, target)
+    for drawn, map_ in zip(display.maps, np.concatenate(maps), strict=True):
+        np.testing.assert_allclose(drawn, map_, atol=1e-5)
+    frame = display.axes_[2, 1].patches[-1]
+    x1, y1, x2, y2 = boxes[1][1]
+    assert frame.get_xy() == pytest.approx((x1, y1))
+    assert (frame.get_width(), frame.get_height()) == pytest.approx((x2 - x1, y2 - y1))
+    with pytest.raises(ValueError, match="There is no object to draw"):
+        DetectionDisplay.from_estimator(explainer, X, target=Box(threshold=1.0))

@@ -25,6 +25,7 @@ from sklcam import (
     CAMDisplay,
     CausalCurveDisplay,
     ConsistencyDisplay,
+    DetectionDisplay,
     LocalizationDisplay,
     MapGridDisplay,
     RetrievalDisplay,
@@ -36,6 +37,18 @@ from sklcam import (
 )
 
 REFUSALS: dict[str, list[Row]] = {
+    "DetectionDisplay": [
+        (
+            "a classifier",
+            lambda: DetectionDisplay.from_estimator(fitted(), X),
+            "for detectors; the task here is 'multiclass'",
+        ),
+        (
+            "no boxes",
+            lambda: DetectionDisplay.from_predictions(X[:1], [X[:1]], [[]]),
+            r"a map and a box for each .* \[1\] maps and \[0\] boxes",
+        ),
+    ],
     "CAMDisplay": [
         ("no one", lambda: CAMDisplay.from_estimator(None, X), "estimator must be"),
         ("nobody", lambda: CAMDisplay.from_estimator({}, X), "no estimator to draw"),
