@@ -49,6 +49,7 @@ from sklcam.metrics.masks import (
     seeds_iou,
 )
 from sklcam.metrics.measurement import Measurement
+from sklcam.metrics.pixel_ranks import pixel_auc, relevance_rank_accuracy, topk_intersection
 from sklcam.metrics.registry import (
     Metric,
     available,
@@ -59,6 +60,7 @@ from sklcam.metrics.registry import (
 )
 from sklcam.metrics.rejection import rejection_threshold
 from sklcam.metrics.retrieval import recall_at_k
+from sklcam.metrics.sanity import SanityCheck, sanity_check
 from sklcam.metrics.scorers import (
     ExplanationScorer,
     ExplanationScorers,
@@ -66,6 +68,7 @@ from sklcam.metrics.scorers import (
     explanation_scorer,
     get_scorer,
 )
+from sklcam.metrics.stability import local_lipschitz, max_sensitivity
 from sklcam.metrics.summary import Evaluation, GroupedSummary, Summary, compare
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "Measurement",
     "Metric",
     "PrecisionRecall",
+    "SanityCheck",
     "Summary",
     "adcc",
     "arcc",
@@ -109,10 +113,13 @@ __all__ = [
     "insertion_auc",
     "insertion_curve",
     "inside_outside_ratio",
+    "local_lipschitz",
     "localization_accuracy",
     "localization_error",
     "lp_norm",
+    "max_sensitivity",
     "metric_of_row",
+    "pixel_auc",
     "pointing_game",
     "pointing_game_with_rejection",
     "pointing_precision_recall",
@@ -120,11 +127,14 @@ __all__ = [
     "recall_at_k",
     "register",
     "rejection_threshold",
+    "relevance_rank_accuracy",
     "road",
     "row_meaning",
+    "sanity_check",
     "seeds_from_maps",
     "seeds_iou",
     "sparsity",
     "ssim_consistency",
     "structural_similarity",
+    "topk_intersection",
 ]

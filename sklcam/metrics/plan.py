@@ -392,15 +392,20 @@ def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int) -> None
 
 def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
     """Raise a ValueError where an image would have several maps, by layers or channels."""
-    n_layers = len(explainer.target_layers)
     methods = [method for method, _ in plan.explained.values()]
     if not plan.quantities.isdisjoint(RANKS):
         methods.append(plan.method)
+    check_one_map(explainer, methods, "evaluate")
+
+
+def check_one_map(explainer: Explainer, methods: Iterable[Method], purpose: str) -> None:
+    """Raise a ValueError where an image would have several maps by one of the methods."""
+    n_layers = len(explainer.target_layers)
     for method in methods:
         if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
             raise ValueError(
-                f"layer_fusion=None keeps the maps of {n_layers} layers apart; evaluate measures "
+                f"layer_fusion=None keeps the maps of {n_layers} layers apart; {purpose} measures "
                 'one map per image: choose layer_fusion="mean" or "max", or one layer.'
             )
         if method.keeps_channels:
-            raise ValueError('evaluate measures one map per image; leave channels="keep" out.')
+            raise ValueError(f'{purpose} measures one map per image; leave channels="keep" out.')

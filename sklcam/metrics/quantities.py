@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_callable, check_count, describe
+from sklcam._validation import check_callable, check_count, check_number, describe
 from sklcam.cam import Occlusion, get_method
 from sklcam.images.views import ViewSampler
 from sklcam.metrics.annotations import (
@@ -35,6 +35,7 @@ from sklcam.metrics.cose import (
 )
 from sklcam.metrics.masks import as_mask, box_masks
 from sklcam.metrics.ranked import OfClass, RankedClasses
+from sklcam.metrics.stability import neighbours
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Measurement
@@ -282,6 +283,14 @@ QUANTITIES: dict[str, Quantity] = {
             "checkpoints": check_checkpoints,
         },
     ),
+    # Of images that hardly differ
+    "neighbours": Quantity(
+        neighbours,
+        ("raw_maps",),
+        {"radius": partial(check_number, low=0, closed="neither"), "n_samples": check_count},
+    ),
+    "neighbour_maps": Quantity(lambda m: m["neighbours"][0], ("neighbours",)),
+    "neighbour_distances": Quantity(lambda m: m["neighbours"][1], ("neighbours",)),
     # By occlusion
     "occlusion": Quantity(
         lambda m: m.options("occlusion").get("occlusion", Occlusion(relu=False)),

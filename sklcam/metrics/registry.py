@@ -29,8 +29,10 @@ from sklcam.metrics.cose import cose
 from sklcam.metrics.imputation import road
 from sklcam.metrics.localization import box_from_map, localization_accuracy, pointing_game
 from sklcam.metrics.masks import heatmap_ratio, inside_outside_ratio
+from sklcam.metrics.pixel_ranks import pixel_auc, relevance_rank_accuracy, topk_intersection
 from sklcam.metrics.quantities import QUANTITIES, Check, closure
 from sklcam.metrics.ranked import ranked_localization_error, ranked_pointing_game
+from sklcam.metrics.stability import local_lipschitz, max_sensitivity
 
 if TYPE_CHECKING:
     from sklcam.metrics.measurement import Perturbation
@@ -67,6 +69,8 @@ class Metric:
           (m,), which image of the batch each was made from, that returns their confidence (m,); its
           attribute ``images`` are the images to change, and ``generator()`` makes the seeded
           ``torch.Generator``;
+        - ``"neighbour_maps"``: Tensor (n_samples, n, height, width), raw maps of images near to
+          each; ``"neighbour_distances"``: Tensor (n_samples, n), how near;
         - ``"occlusion_maps"``: Tensor (n, height, width), see :class:`sklcam.cam.Occlusion`;
         - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels; of
           several an image, (n, n_classes), 0 or 1; ``"class_is_right"``: Tensor (n,), bool, whether
@@ -527,6 +531,20 @@ register(Metric(
     options={"tolerance": _NOT_NEGATIVE},
 ))
 register(Metric(
+    "relevance_rank_accuracy", partial(_image_by_image, relevance_rank_accuracy), _OBJECTS,
+    "share of the brightest pixels, as many as the object's, that are on it",
+    may_be_undefined=True,
+))
+register(Metric(
+    "topk_intersection", partial(_image_by_image, topk_intersection), _OBJECTS,
+    "share of the k brightest pixels that are on the object", options={"k": check_count},
+))
+register(Metric(
+    "pixel_auc", partial(_image_by_image, pixel_auc), _OBJECTS,
+    "probability that a pixel of the object is brighter than another",
+    may_be_undefined=True,
+))
+register(Metric(
     "localization_accuracy", partial(_image_by_image, _localization_accuracy),
     ("framed_maps", "boxes"),
     "GT-known localisation: share of images whose map's box fits a true one",
@@ -555,6 +573,16 @@ register(Metric(
 register(Metric(
     "rank_correlation", _rank_correlation, ("maps", "occlusion_maps", "occlusion_stride"),
     "correlation of the ranks of the map and of occlusion's map", range=(-1, 1),
+))
+register(Metric(
+    "max_sensitivity", max_sensitivity, ("raw_maps", "neighbour_maps"),
+    "most that the map changes with noise that is hardly seen, relative to it",
+    higher_is_better=False, range=(0, math.inf), may_be_undefined=True,
+))
+register(Metric(
+    "local_lipschitz", local_lipschitz, ("raw_maps", "neighbour_maps", "neighbour_distances"),
+    "most that the map changes for each unit that the image does",
+    higher_is_better=False, range=(0, math.inf), may_be_undefined=True,
 ))
 register(Metric(
     "sparsity", sparsity, ("raw_maps",),

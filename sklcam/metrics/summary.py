@@ -363,6 +363,32 @@ def compare(
     return Summary(rows, meanings)
 
 
+def mean_and_interval(
+    values: np.ndarray,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    random_state: int | np.random.RandomState | None = 0,
+) -> np.ndarray:
+    """Return the mean of each column, and its bootstrap interval over the images.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_images, n_columns)
+        What is not finite is left out.
+    level, n_resamples, random_state
+        As in :meth:`Evaluation.summary`.
+
+    Returns
+    -------
+    ndarray of shape (3, n_columns)
+        The means, and the ends of the intervals.
+    """
+    _check_options(level, n_resamples)
+    means = _resampled_means(values, n_resamples, random_state)
+    return np.array([[column[0], *_interval(column[1:], level)] for column in means]).T
+
+
 def _check_options(level: float, n_resamples: int) -> None:
     check_number("level", level, 0, 1, closed="neither")
     check_count("n_resamples", n_resamples)

@@ -18,6 +18,7 @@ from sklcam.plotting.detections import DetectionDisplay
 from sklcam.plotting.localization import LocalizationDisplay
 from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
+from sklcam.plotting.sanity import SanityCheckDisplay
 from sklcam.plotting.search import TradeoffBoxDisplay, TradeoffDisplay
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LocalizationDisplay",
     "MapGridDisplay",
     "RetrievalDisplay",
+    "SanityCheckDisplay",
     "TradeoffBoxDisplay",
     "TradeoffDisplay",
     "ViewPairDisplay",

@@ -23,12 +23,42 @@ from sklearn.svm import SVC
 
 from sklcam import cam, metrics
 
+KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
+SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
+
 
 def with_params(metric, **options):
     return evaluate(metric, boxes=[BOX] * 12, metric_params={metric: options})
 
 
+def sanity(**options):
+    return metrics.sanity_check(fitted(), **{"X": X, **options})
+
+
 REFUSALS: dict[str, list[Row]] = {
+    "sanity_check": [
+        ("no estimator", lambda: metrics.sanity_check(SVC(), X), "must be a ConsistentCAM.* SVC"),
+        (
+            "unfitted",
+            lambda: metrics.sanity_check(classifier(), X),
+            "call fit first",
+            NotFittedError,
+        ),
+        ("no images", lambda: sanity(X=None), "X is None"),
+        ("one image", lambda: sanity(X=X[:1]), "compares maps of different images; give two"),
+        ("a method", lambda: sanity(method="gradcm"), "Did you mean: gradcam"),
+        ("channels", lambda: sanity(method=cam.Saliency("keep")), "sanity_check measures one map"),
+        ("a mode", lambda: sanity(mode="top down"), "mode must be .* got 'top down'"),
+        ("no steps", lambda: sanity(layers=0), "layers, the number of steps .* got 0"),
+        ("a layer", lambda: sanity(layers=["fc"]), "The network has no module 'fc'"),
+        ("numbers", lambda: sanity(layers=[3]), "layers must be names of modules; got a list"),
+        ("classes", lambda: sanity(target=[[0, 1]] * len(X)), "explains one class per image"),
+        ("a seed", lambda: sanity(random_state="0"), "'0' cannot be used to seed"),
+    ],
+    "SanityCheck": [
+        ("hog", lambda: SANITY.verdict("hog"), r"likeness must be one of \['ssim'\]; got 'hog'"),
+        ("a level", lambda: SANITY.curves("ssim", level=2), "level must be .* got 2"),
+    ],
     "evaluate": [
         ("no estimator", lambda: evaluate(estimator=SVC()), "must be a ConsistentCAM.* got SVC"),
         (

@@ -89,6 +89,18 @@ def of_scores(follow: Callable) -> list[Row]:
     ]
 
 
+def of_neighbours(function: Callable) -> list[Row]:
+    """What functions of maps, and of those of images near to them, refuse alike."""
+    wanted = r"neighbour_maps must be a Tensor of shape \(n_samples, \*\(2, 12, 12\)\) on cpu; got "
+    return [
+        *of_maps(lambda maps: function(maps, MAPS[None])),
+        ("no neighbours", lambda: function(MAPS, None), wanted + "None"),
+        ("of one image", lambda: function(MAPS, MAPS), wanted + r".* shape \(2, 12, 12\)"),
+        ("none at all", lambda: function(MAPS, MAPS[None][:0]), wanted + ".* shape .0, 2"),
+        ("elsewhere", lambda: function(MAPS, MAPS[None].to("meta")), wanted),
+    ]
+
+
 REFUSALS: dict[str, list[Row]] = {
     # Of maps and confidences
     "average_drop": of_values(metrics.average_drop, "full", "masked"),
@@ -130,6 +142,17 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("cell 0", lambda: metrics.rank_correlation(MAPS, MAPS, cell=0), "cell, .* >= 1; got 0"),
         ("cell 1.5", lambda: metrics.rank_correlation(MAPS, MAPS, cell=1.5), "cell, .* got 1.5"),
+    ],
+    "max_sensitivity": of_neighbours(metrics.max_sensitivity),
+    "local_lipschitz": [
+        *of_neighbours(
+            lambda maps, others: metrics.local_lipschitz(maps, others, torch.ones(1, 2))
+        ),
+        (
+            "distances",
+            lambda: metrics.local_lipschitz(MAPS, MAPS[None], VALUES),
+            r"distances must be a Tensor of shape \(1, 2\), .* got a Tensor",
+        ),
     ],
     # As pixels come and go
     "causal_curves": [
@@ -193,6 +216,13 @@ REFUSALS: dict[str, list[Row]] = {
     # Against the truth
     "heatmap_ratio": of_masks(metrics.heatmap_ratio),
     "inside_outside_ratio": of_masks(metrics.inside_outside_ratio),
+    "relevance_rank_accuracy": of_masks(metrics.relevance_rank_accuracy),
+    "pixel_auc": of_masks(metrics.pixel_auc),
+    "topk_intersection": [
+        *of_masks(lambda maps, masks: metrics.topk_intersection(maps, masks, k=9)),
+        ("k 0", lambda: metrics.topk_intersection(MAPS, MAPS, k=0), "k, .* 1 to 144; got 0"),
+        ("k 1000", lambda: metrics.topk_intersection(MAPS, MAPS), "k, .* 1 to 144; got 1000"),
+    ],
     "pointing_game": [
         *of_masks(metrics.pointing_game),
         (

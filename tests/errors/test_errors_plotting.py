@@ -29,12 +29,16 @@ from sklcam import (
     LocalizationDisplay,
     MapGridDisplay,
     RetrievalDisplay,
+    SanityCheckDisplay,
     TradeoffBoxDisplay,
     TradeoffDisplay,
     ViewPairDisplay,
     cam,
     metrics,
 )
+
+KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
+SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
 
 REFUSALS: dict[str, list[Row]] = {
     "DetectionDisplay": [
@@ -157,6 +161,18 @@ REFUSALS: dict[str, list[Row]] = {
             "views",
             lambda: ConsistencyDisplay.from_estimator(fitted(), X, views=3),
             "views must be a",
+        ),
+    ],
+    "SanityCheckDisplay": [
+        (
+            "None",
+            lambda: SanityCheckDisplay.from_predictions(None),
+            "check must be a SanityCheck; got None",
+        ),
+        (
+            "a likeness",
+            lambda: SanityCheckDisplay.from_predictions(SANITY, likeness="hog"),
+            r"likeness must be one of \['ssim'\]; got 'hog'",
         ),
     ],
     "CausalCurveDisplay": [

@@ -50,6 +50,7 @@ OF_CONFIDENCE = ("adcc", "arcc", "average_increase", "iauc", "dauc", "road", "co
 
 # Five classes, maps of others, and images that can be transformed, are for tests of their own.
 OF_OTHERS = (
+    "topk_intersection",  # of more pixels than the images have
     *("top5_localization_error", "pointing_game_reject", "reference_correlation"),
     *("cose", "cose_consistency", "cose_sensitivity"),
 )

@@ -33,7 +33,7 @@ from sklcam.metrics import (
 # The papers' directions: what is lost, how much is covered, what deletion leaves.
 LOWER_IS_BETTER = {
     *("average_drop", "complexity", "dauc", "top1_localization_error", "top5_localization_error"),
-    "consistency_changed",
+    *("consistency_changed", "max_sensitivity", "local_lipschitz"),
 }
 
 
@@ -71,7 +71,7 @@ def registered(monkeypatch):
 
 
 def test_available_metrics_say_what_they_are():
-    assert len(available()) == 26 and available() == sorted(available())
+    assert len(available()) == 31 and available() == sorted(available())
     for name in available():
         metric = get_metric(name)
         assert metric.name == name and get_metric(metric) is metric

@@ -1,0 +1,172 @@
+"""How high a map ranks the pixels of an object: of the brightest pixels, and of all of them.
+
+Only the order of the pixels counts. Pixels of one value have no order among themselves: each gets
+its share of the places that they have together, which is the mean over all orders. A pixel is the
+object's if at least half of it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from sklcam._validation import check_count
+from sklcam.metrics.masks import check_masks, mask_shares
+
+
+def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""Share of the map's brightest pixels that lie on the object, as many as the object has.
+
+    .. math:: \frac{|P_{\mathrm{top}\,K} \cap GT|}{|GT|}, \qquad K = |GT|
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+    masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
+        Where the object is: a segmentation, 0 outside, or :func:`box_masks`. A pixel is the
+        object's if at least half of it is.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; higher is better. A constant map gets the object's share
+    of the image, as any order would in the mean; one of zeros gets 0. NaN where there is no object,
+    or the map has NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
+
+    References
+    ----------
+    Arras, Osman, Samek, "CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural
+    network explanations", Information Fusion 2022, section 4.2. Their relevance mass accuracy is
+    :func:`heatmap_ratio`.
+
+    Examples
+    --------
+    Of the two brightest pixels one is on the object, which has two:
+
+    >>> import torch
+    >>> from sklcam.metrics import relevance_rank_accuracy
+    >>> maps = torch.tensor([[[0.9, 0.2, 0.5, 0.1]]])
+    >>> relevance_rank_accuracy(maps, torch.tensor([[[True, True, False, False]]]))
+    tensor([0.5000])
+    """
+    inside = _inside(maps, masks)
+    sizes = inside.sum(dim=1)
+    values = _on_object(maps, inside, sizes.clamp(min=1))
+    return torch.where((sizes == 0) & ~values.isnan(), torch.nan, values)
+
+
+def topk_intersection(maps: Tensor, masks: Tensor, *, k: int = 1000) -> Tensor:
+    r"""Share of the map's k brightest pixels that lie on the object.
+
+    .. math:: \frac{|P_{\mathrm{top}\,k} \cap GT|}{k}
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+    masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
+        See :func:`relevance_rank_accuracy`.
+    k : int, default=1000
+        A number of pixels, of the image at its own size in :func:`evaluate`. An object of fewer
+        pixels cannot be hit by all of them.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; higher is better. A constant map gets the object's share
+    of the image, as any order would in the mean; one of zeros, or without an object, gets 0. NaN
+    where the map has NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device; or if k is not an int from 1 to the
+        number of pixels.
+
+    References
+    ----------
+    Theiner, Mueller-Budack, Ewerth, "Interpretable Semantic Photo Geolocation", WACV 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import topk_intersection
+    >>> maps = torch.tensor([[[0.9, 0.2, 0.5, 0.1]]])
+    >>> topk_intersection(maps, torch.tensor([[[True, True, False, False]]]), k=3)
+    tensor([0.6667])
+    """
+    inside = _inside(maps, masks)
+    check_count("k, a number of pixels of the map,", k, 1, inside.shape[1])
+    return _on_object(maps, inside, torch.full_like(inside[:, 0], k, dtype=torch.int64))
+
+
+def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
+    """Area under the ROC curve of a map that tells the object's pixels from the others.
+
+    It is the probability that a pixel of the object is brighter than one outside; where they are
+    of one value, it counts half.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n_images, height, width)
+    masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
+        See :func:`relevance_rank_accuracy`.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), in [0, 1]; higher is better, 0.5 is chance. A constant map, also
+    one of zeros, gets 0.5. NaN where there is no object, nothing else, or the map has NaN.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or the masks
+        not a tensor of the same shape on the same device.
+
+    References
+    ----------
+    Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 2006, section 7.
+
+    Examples
+    --------
+    Of four pairs of a pixel inside and one outside, one is the wrong way round:
+
+    >>> import torch
+    >>> from sklcam.metrics import pixel_auc
+    >>> maps = torch.tensor([[[0.9, 0.2, 0.5, 0.1]]])
+    >>> pixel_auc(maps, torch.tensor([[[True, True, False, False]]]))
+    tensor([0.7500])
+    """
+    inside = _inside(maps, masks).cpu().numpy()
+    ranks = rankdata(maps.flatten(1).cpu().double().numpy(), axis=1)  # of ties the mean; of NaN NaN
+    n_inside = inside.sum(axis=1)
+    n_outside = inside.shape[1] - n_inside
+    n_won = (ranks * inside).sum(axis=1) - n_inside * (n_inside + 1) / 2
+    n_pairs = (n_inside * n_outside).astype(float)
+    areas = np.divide(n_won, n_pairs, out=np.full_like(n_pairs, np.nan), where=n_pairs > 0)
+    return torch.as_tensor(areas, dtype=maps.dtype).to(maps.device)
+
+
+def _inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return which pixels are the object's, (n_images, n_pixels), bool."""
+    check_masks(maps, masks)
+    return mask_shares(masks).flatten(1) >= 0.5
+
+
+def _on_object(maps: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
+    """Return the share of the brightest pixels, of a number for each image, that are inside."""
+    flat = maps.flatten(1)
+    last = flat.sort(dim=1, descending=True).values.gather(1, counts[:, None] - 1)
+    above, tied = flat > last, flat == last
+    n_tied_places = counts - above.sum(dim=1)
+    # Each of the pixels that share the last places is there as often as any other.
+    share = n_tied_places / tied.sum(dim=1)
+    n_hits = (above & inside).sum(dim=1) + share * (tied & inside).sum(dim=1)
+    values = torch.where((flat == 0).all(dim=1), 0.0, n_hits / counts).to(maps.dtype)
+    return torch.where(flat.isnan().any(dim=1), torch.nan, values)
