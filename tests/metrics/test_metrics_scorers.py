@@ -37,7 +37,12 @@ X, Y = digits(30, n_class=5)
 BOXES = [[[1, 0, 6, 8]], [[0, 0, 2, 2], [4, 4, 8, 8]], []] * 10
 MASKS = np.random.default_rng(0).random((30, 8, 8)) > 0.5
 ERRORS = ("top1_localization_error", "top5_localization_error")
-LOWER = ("average_drop", "complexity", "dauc", "consistency_changed", *ERRORS)
+STABILITY = ("max_sensitivity", "local_lipschitz")
+LOWER = ("average_drop", "complexity", "dauc", "consistency_changed", *ERRORS, *STABILITY)
+LOCATED = (
+    *("heatmap_ratio", "inside_outside_ratio", "pointing_game", "localization_accuracy"),
+    *("relevance_rank_accuracy", "topk_intersection", "pixel_auc"),
+)
 SCORERS = [f"neg_{name}" if name in LOWER else name for name in available()]
 
 
@@ -55,11 +60,10 @@ def fitted():
 
 
 def truth(name):
-    located = ("heatmap_ratio", "inside_outside_ratio", "pointing_game", "localization_accuracy")
     if name == "reference_correlation":
         return {"references": MASKS}
     of_classes = (*(f"neg_{error}" for error in ERRORS), *ERRORS, "pointing_game_reject")
-    return {"boxes": BOXES} if name in (*located, *of_classes) else {}
+    return {"boxes": BOXES} if name in (*LOCATED, *of_classes) else {}
 
 
 def options_of(name):
@@ -67,6 +71,8 @@ def options_of(name):
         return {"threshold": 0.1}
     if name.startswith("cose"):
         return {"transformations": ["FlipLR"]}
+    if name == "topk_intersection":
+        return {"k": 9}
     return {"n_steps": 4} if name.removeprefix("neg_") in ("iauc", "dauc") else {}
 
 
