@@ -297,8 +297,8 @@ def check_maps(**maps: Any) -> None:
     Parameters
     ----------
     **maps
-        By the names of the arguments: Tensors of shape (n_images, height, width), of one shape and
-        on one device.
+        By the names of the arguments: Tensors of shape (n_images, height, width), or (n_images,
+        depth, height, width) of volumes, of one shape and on one device.
 
     Examples
     --------
@@ -310,8 +310,20 @@ def check_maps(**maps: Any) -> None:
     ValueError: maps and others must be of one shape; got (2, 7, 7) and (2, 7, 8).
     """
     for name, value in maps.items():
-        check_tensor(name, value, "n_images", "height", "width")
+        check_tensor(name, value, *map_axes(value))
     check_alike(maps)
+
+
+def map_axes(maps: Any) -> tuple[str, ...]:
+    """Return what the axes of maps are: those of volumes, if there are four.
+
+    Of four slices or fewer they are not: these may be the channels of pictures, which no metric is
+    of.
+    """
+    is_of_volumes = isinstance(maps, Tensor) and maps.ndim == 4
+    if is_of_volumes and maps.shape[1] <= 4 < min(maps.shape[2:]):
+        is_of_volumes = False
+    return ("n_images", *AXES[0 if is_of_volumes else 1 :])
 
 
 def check_values(**values: Any) -> None:

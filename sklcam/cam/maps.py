@@ -34,6 +34,11 @@ def places(grid: Tensor) -> tuple[int, ...]:
     return tuple(range(2, grid.ndim))
 
 
+def sides(maps: Tensor) -> tuple[int, ...]:
+    """Return which axes of maps (n_images, ...) are the sides of one: two, or three of volumes."""
+    return tuple(range(1, maps.ndim))
+
+
 def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize maps bilinearly, or those of volumes trilinearly (``align_corners=False``).
 

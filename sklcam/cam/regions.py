@@ -134,8 +134,8 @@ class Pixels(Deferred):
         self, sizes: Sequence[tuple[int, ...]], resizing: Resizing, input_size: tuple[int, ...]
     ) -> Pixels:
         mask = self.mask
-        if mask is None or tuple(mask.shape[-2:]) == input_size:
-            return self
+        if mask is None or len(input_size) != 2 or tuple(mask.shape[-2:]) == input_size:
+            return self  # volumes, which resolve refuses, among them
         if any(tuple(mask.shape[-2:]) != tuple(size) for size in sizes):
             return self  # it may be of the output's size
         height, width = input_size

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_count, check_number, check_size, describe
+from sklcam._validation import check_count, check_number, check_sides, describe
 from sklcam.images.frames import Interpolation, Resizing, resize_image
 from sklcam.images.normalization import to_unit_floats
 from sklcam.images.photometric import Photometry
@@ -69,14 +69,19 @@ class ViewSampler:
     A view is cropped and flipped, then turned about its centre and shifted, and last changed in its
     colours, in the order of the parameters. Each image draws its own view.
 
+    Views of volumes are crops in three dimensions, flips along each of them, turns about the axis
+    of the depth, which leave slices in their place, and shifts. Their colours are not changed.
+
     Parameters
     ----------
     scale : tuple of two floats in (0, 1], default=(0.08, 1.0)
-        Range of the crop's area, as a fraction of the image's.
+        Range of the crop's area, as a fraction of the image's; of its volume, for volumes.
     ratio : tuple of two floats > 0, default=(3/4, 4/3)
-        Range of the crop's width over its height, in pixels, before it is resized.
+        Range of the crop's width over its height, in pixels, before it is resized. For volumes,
+        whose voxels are seldom cubes, the sides are shares of the volume's own, and the range is
+        that of the width over the height, and of the depth over the geometric mean of both.
     flip : float in [0, 1], default=0.5
-        Probability of the flip.
+        Probability of the flip; for volumes along each axis.
     rotation : float in [0, 180], default=0
         Largest angle in degrees, either way.
     translation : float in [0, 1], default=0
@@ -139,15 +144,16 @@ class ViewSampler:
         return any(getattr(self, name) for name in _PHOTOMETRIC)
 
     def __call__(
-        self, n_images: int, *, size: tuple[int, int], generator: torch.Generator | None = None
+        self, n_images: int, *, size: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Warp:
         """Draw one view per image.
 
         Parameters
         ----------
         n_images : int
-        size : tuple of two ints
-            Height and width of the images, in pixels; only their ratio matters.
+        size : tuple of two ints, or of three
+            Height and width of the images, in pixels; only their ratio matters. Depth, height and
+            width make views of volumes.
         generator : torch.Generator on the CPU or None
             Where the numbers come from; None is torch's global generator. An image takes a fixed
             count of them, so that the views do not depend on how the images are batched.
@@ -161,14 +167,16 @@ class ViewSampler:
         ------
         ValueError
             If ``n_images`` is not an int >= 0, a side is not a positive int, or ``generator`` is
-            something else.
+            something else; or if the views of volumes are to change colours.
         """
         check_count("n_images", n_images, 0)
-        size = check_size(size, "size")
+        size = check_sides(size, "size")
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(
                 f"generator must be a torch.Generator or None; got {describe(generator)}."
             )
+        if len(size) == 3:
+            return self._of_volumes(n_images, size, generator)
         draws = self.draw(n_images, generator)
         boxes = self._boxes(
             draws, torch.full((n_images, 1), size[1] / size[0], dtype=torch.float64)
@@ -176,6 +184,39 @@ class ViewSampler:
         crops = Warp.from_crops(boxes.float(), flip=self._flips(draws), is_inside=True)
         rest = self._rest(draws, size)
         return crops if rest is None else crops.then(rest)
+
+    def _of_volumes(
+        self, n_images: int, size: tuple[int, ...], generator: torch.Generator | None
+    ) -> Warp:
+        if self.changes_colors:
+            raise ValueError(
+                f"{self!r} changes colours, which volumes do not have: crops, flips, rotation and "
+                "translation are what their views are made of."
+            )
+        # As many numbers whatever is asked for: crops, positions, flips, an angle, shifts.
+        draws = torch.rand(n_images, 3 * _N_TRIES + 10, generator=generator, dtype=torch.float64)
+        *of_crops, rest = draws.split([_N_TRIES] * 3 + [10], dim=1)
+        position, flips, angle, shifts = rest.split([3, 3, 1, 3], dim=1)
+        share = self.scale[0] + (self.scale[1] - self.scale[0]) * of_crops[0]
+        # Uniform in the logarithm, as of pictures.
+        low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
+        flat, deep = (torch.exp(low + (high - low) * drawn) for drawn in of_crops[1:])
+        side = (share / deep) ** (1 / 3)
+        sides = torch.stack([side * flat.sqrt(), side / flat.sqrt(), side * deep], dim=2)
+        fits = (sides <= 1).all(dim=2)
+        first = fits.to(torch.uint8).argmax(dim=1)
+        # Where no try fits, it is the whole.
+        lengths = torch.where(
+            fits.any(dim=1, keepdim=True), sides[torch.arange(n_images), first], 1.0
+        )
+        boxes = torch.cat([(1 - lengths) * position, lengths], dim=1)
+        warp = Warp.from_crops(boxes.float(), flip=flips < self.flip, is_inside=True)
+        if self.rotation:
+            degrees = self.rotation * (2 * angle[:, 0] - 1)
+            warp = warp.then(Warp.from_rotations(degrees.float(), size))
+        if self.translation:
+            warp = warp.then(Warp.from_shifts((self.translation * (2 * shifts - 1)).float()))
+        return warp
 
     def draw(self, n_images: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw the numbers that views are made of, a row an image, whether or not all are needed.
@@ -244,7 +285,7 @@ class ViewSampler:
     def _flips(self, draws: Tensor) -> Tensor:
         return draws[:, _N_OF_CROP - 1] < self.flip
 
-    def _rest(self, draws: Tensor, size: tuple[int, int]) -> Warp | None:
+    def _rest(self, draws: Tensor, size: tuple[int, ...]) -> Warp | None:
         """Return what is done to the crops; None if nothing is."""
         if not self._does_more:
             return None

@@ -1,16 +1,18 @@
 """Warps: where the pixels of views come from, recorded for a batch, and applied to images or maps.
 
-They are affine maps, so a whole batch is one tensor of 2x3 matrices. What a view does to colours is
-recorded beside it.
+They are affine maps, so a whole batch is one tensor of 2x3 matrices, or 3x4 of volumes. What a view
+does to colours is recorded beside it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_count, check_size, check_tensor, describe
+from sklcam._validation import check_count, check_sides, check_tensor, describe
 from sklcam.images.photometric import Photometry
 
 # Where a view moves pixels to pixels, rounding may be off by this share of one.
@@ -27,7 +29,7 @@ class Warp:
 
     Parameters
     ----------
-    matrix : Tensor of shape (n_images, 2, 3), floating point
+    matrix : Tensor of shape (n_images, 2, 3), floating point; (n_images, 3, 4) of volumes
         Affine maps from output to input coordinates, both in [-1, 1] with the pixels' outer edges
         at the ends (``align_corners=False``). They do not depend on the resolution, so that one
         view serves an image and a map of another size.
@@ -40,7 +42,7 @@ class Warp:
     Raises
     ------
     ValueError
-        If the matrix is not a floating-point tensor of shape (n_images, 2, 3).
+        If the matrix is not a floating-point tensor of shape (n_images, 2, 3) or (n_images, 3, 4).
 
     Examples
     --------
@@ -58,24 +60,37 @@ class Warp:
         self, matrix: Tensor, photometry: Photometry | None = None, *, is_inside: bool = False
     ):
         is_float = isinstance(matrix, Tensor) and matrix.is_floating_point()
-        if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
+        if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) not in ((2, 3), (3, 4)):
             raise ValueError(
                 "A view is a 2x3 matrix per image, in a floating-point Tensor of shape "
-                f"(n_images, 2, 3); got {describe(matrix)}."
+                "(n_images, 2, 3), or (n_images, 3, 4) of volumes; got "
+                f"{describe(matrix)}."
             )
         self.matrix, self.photometry, self.is_inside = matrix, photometry, is_inside
 
+    @property
+    def n_axes(self) -> int:
+        """How many axes the images have: 2, or 3 of volumes."""
+        return self.matrix.shape[1]
+
     @classmethod
-    def identity(cls, n_images: int) -> Warp:
+    def identity(cls, n_images: int, n_axes: int = 2) -> Warp:
         """Return the views that change nothing.
+
+        Parameters
+        ----------
+        n_images : int
+        n_axes : int, default=2
+            3 for volumes.
 
         Raises
         ------
         ValueError
-            If ``n_images`` is not an int >= 0.
+            If ``n_images`` is not an int >= 0, or ``n_axes`` not 2 or 3.
         """
         check_count("n_images", n_images, 0)
-        return cls(torch.eye(2, 3).repeat(n_images, 1, 1), is_inside=True)
+        check_count("n_axes", n_axes, 2, 3)
+        return cls(torch.eye(n_axes, n_axes + 1).repeat(n_images, 1, 1), is_inside=True)
 
     @classmethod
     def from_crops(cls, boxes: Tensor, flip: Tensor, *, is_inside: bool | None = None) -> Warp:
@@ -84,9 +99,11 @@ class Warp:
         Parameters
         ----------
         boxes : Tensor of shape (n_images, 4), in [0, 1]
-            Left, top, width and height of each crop, as fractions of the image's sides.
+            Left, top, width and height of each crop, as fractions of the image's sides. Of volumes
+            (n_images, 6): left, top and front, then width, height and depth.
         flip : Tensor of shape (n_images,), bool
-            Whether the crop is then mirrored left to right.
+            Whether the crop is then mirrored left to right. Of volumes (n_images, 3): along the
+            width, the height and the depth.
         is_inside : bool or None, default=None
             Whether all boxes lie within their images. None looks, where the host need not wait for
             it; what is not known counts as False.
@@ -98,10 +115,12 @@ class Warp:
         Raises
         ------
         ValueError
-            If the boxes are not a floating-point tensor of shape (n_images, 4), or ``flip`` is not
-            bool with an entry for each.
+            If the boxes are not a floating-point tensor of shape (n_images, 4) or (n_images, 6), or
+            ``flip`` is not bool with an entry for each.
         """
         check_tensor("boxes", boxes, "n_images", "4")
+        if boxes.shape[1] == 6:
+            return cls._from_crops_of_volumes(boxes, flip, is_inside=is_inside)
         check_tensor("flip", flip, "n_images", floating=False)
         if boxes.shape[1] != 4 or flip.dtype != torch.bool or len(flip) != len(boxes):
             raise ValueError(
@@ -114,21 +133,32 @@ class Warp:
         matrix[:, 0, 2] = 2 * left + width - 1
         matrix[:, 1, 1] = height
         matrix[:, 1, 2] = 2 * top + height - 1
-        if is_inside is None:
-            reach = torch.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1)
-            is_inside = boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
-        return cls(matrix, is_inside=is_inside)
+        return cls(matrix, is_inside=_are_inside(boxes) if is_inside is None else is_inside)
 
     @classmethod
-    def from_rotations(cls, degrees: Tensor, size: tuple[int, int]) -> Warp:
+    def _from_crops_of_volumes(cls, boxes: Tensor, flip: Tensor, *, is_inside: bool | None) -> Warp:
+        is_bool = isinstance(flip, Tensor) and flip.dtype == torch.bool
+        if not is_bool or flip.shape != (len(boxes), 3):
+            raise ValueError(
+                "flip must be bool and of shape (n_images, 3), for boxes of volumes, (n_images, "
+                f"6); got {describe(flip)}, and {describe(boxes)}."
+            )
+        starts, lengths = boxes[:, :3], boxes[:, 3:]
+        linear = torch.diag_embed(torch.where(flip, -lengths, lengths))
+        matrix = torch.cat([linear, (2 * starts + lengths - 1)[:, :, None]], dim=2)
+        return cls(matrix, is_inside=_are_inside(boxes) if is_inside is None else is_inside)
+
+    @classmethod
+    def from_rotations(cls, degrees: Tensor, size: tuple[int, ...]) -> Warp:
         """Build views that turn images about their centres.
 
         Parameters
         ----------
         degrees : Tensor of shape (n_images,)
             Counterclockwise.
-        size : tuple of two ints
-            Height and width of the images, in pixels; only their ratio matters.
+        size : tuple of two ints, or of three
+            Height and width of the images, in pixels; only their ratio matters. Volumes, of depth,
+            height and width, are turned about the axis of their depth: slice by slice.
 
         Returns
         -------
@@ -142,7 +172,7 @@ class Warp:
             positive int.
         """
         check_tensor("degrees", degrees, "n_images")
-        height, width = check_size(size, "size")
+        *depth, height, width = check_sides(size, "size")
         # The quarter turns apart: a cosine of 90 degrees is not exactly 0.
         quarters = (degrees / 90).round()
         rest = torch.deg2rad(degrees - 90 * quarters)
@@ -154,6 +184,11 @@ class Warp:
         matrix = degrees.new_zeros(len(degrees), 2, 3)
         matrix[:, 0, 0] = matrix[:, 1, 1] = cosine
         matrix[:, 0, 1], matrix[:, 1, 0] = -sine * (height / width), sine * (width / height)
+        if depth:
+            whole = torch.eye(3, 4, dtype=matrix.dtype, device=matrix.device)
+            whole = whole.repeat(len(matrix), 1, 1)
+            whole[:, :2, :2] = matrix[:, :, :2]
+            return cls(whole)
         return cls(matrix)
 
     @classmethod
@@ -164,7 +199,7 @@ class Warp:
         ----------
         shifts : Tensor of shape (n_images, 2)
             How far the content goes to the right and down, as fractions of the width and the
-            height.
+            height. Of volumes (n_images, 3), with how far it goes back, as that of the depth.
 
         Returns
         -------
@@ -174,13 +209,18 @@ class Warp:
         Raises
         ------
         ValueError
-            If ``shifts`` is not a floating-point tensor of shape (n_images, 2).
+            If ``shifts`` is not a floating-point tensor of shape (n_images, 2) or (n_images, 3).
         """
         check_tensor("shifts", shifts, "n_images", "2")
-        if shifts.shape[1] != 2:
-            raise ValueError(f"shifts must be of shape (n_images, 2); got {describe(shifts)}.")
-        matrix = torch.eye(2, 3, dtype=shifts.dtype, device=shifts.device).repeat(len(shifts), 1, 1)
-        matrix[:, :, 2] = -2 * shifts
+        n_axes = shifts.shape[1]
+        if n_axes not in (2, 3):
+            raise ValueError(
+                f"shifts must be of shape (n_images, 2), or (n_images, 3) of volumes; got "
+                f"{describe(shifts)}."
+            )
+        matrix = torch.eye(n_axes, n_axes + 1, dtype=shifts.dtype, device=shifts.device)
+        matrix = matrix.repeat(len(shifts), 1, 1)
+        matrix[:, :, -1] = -2 * shifts
         return cls(matrix)
 
     def __len__(self) -> int:
@@ -218,14 +258,15 @@ class Warp:
         ValueError
             If it is not a Warp of as many images, or the first changes colours: that comes last.
         """
-        if not isinstance(other, Warp) or len(other) != len(self) or self.photometry is not None:
+        is_alike = isinstance(other, Warp) and other.matrix.shape == self.matrix.shape
+        if not is_alike or self.photometry is not None:
             raise ValueError(
-                f"then takes a Warp of {len(self)} images, and follows one that leaves colours as "
-                f"they are; got {describe(other)} after {describe(self)}."
+                f"then takes a Warp of {len(self)} images of {self.n_axes} axes, and follows one "
+                f"that leaves colours as they are; got {describe(other)} after {describe(self)}."
             )
-        linear, shift = self.matrix[:, :, :2], self.matrix[:, :, 2:]
+        linear, shift = self.matrix[:, :, :-1], self.matrix[:, :, -1:]
         matrix = linear @ other.matrix
-        matrix[:, :, 2:] += shift
+        matrix[:, :, -1:] += shift
         return Warp(matrix, other.photometry, is_inside=self.is_inside and other.is_inside)
 
     def inverse(self) -> Warp:
@@ -240,35 +281,44 @@ class Warp:
         ValueError
             If a view cannot be undone, as it shows a line or a point.
         """
-        (a, b), (c, d) = (row.unbind(1) for row in self.matrix[:, :, :2].unbind(1))
-        determinant = a * d - b * c
+        linear, shift = self.matrix[:, :, :-1], self.matrix[:, :, -1:]
+        if self.n_axes == 2:
+            (a, b), (c, d) = (row.unbind(1) for row in linear.unbind(1))
+            determinant = a * d - b * c
+            adjugate = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], dim=1)
+        else:
+            x, y, z = linear.unbind(1)
+            crossed = [torch.linalg.cross(*pair) for pair in ((y, z), (z, x), (x, y))]
+            adjugate = torch.stack(crossed, dim=2)
+            determinant = (x * crossed[0]).sum(dim=1)
         if bool((determinant == 0).any()):
             raise ValueError("A view that shows a line or a point of its image has no inverse.")
-        linear = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], dim=1)
-        linear = linear / determinant[:, None, None]
-        return Warp(torch.cat([linear, -linear @ self.matrix[:, :, 2:]], dim=2))
+        linear = adjugate / determinant[:, None, None]
+        return Warp(torch.cat([linear, -linear @ shift], dim=2))
 
-    def valid(self, size: tuple[int, int]) -> Tensor:
+    def valid(self, size: tuple[int, ...]) -> Tensor:
         """Return which pixels of the views come from inside the images.
 
         Parameters
         ----------
-        size : tuple of two ints
-            Height and width of the views.
+        size : tuple of two ints, or of three
+            Height and width of the views; depth, height and width of volumes.
 
         Returns
         -------
-        Tensor of shape (n_images, height, width), bool
+        Tensor of shape (n_images, height, width) or (n_images, depth, height, width), bool
 
         Raises
         ------
         ValueError
-            If a side is not a positive int.
+            If there are not as many sides as the images have axes, or one is not a positive int.
         """
-        height, width = check_size(size, "size")
+        size = check_sides(size, "size")
+        if len(size) != self.n_axes:
+            raise ValueError(f"size must have {self.n_axes} sides for these views; got {size}.")
         matrix = self.matrix.to(torch.promote_types(self.matrix.dtype, torch.float32))
-        grid = F.affine_grid(matrix, [len(self), 1, height, width], align_corners=False)
-        return (grid.abs() <= 1 + _EDGE_ROUNDING).all(dim=3)
+        grid = F.affine_grid(matrix, [len(self), 1, *size], align_corners=False)
+        return (grid.abs() <= 1 + _EDGE_ROUNDING).all(dim=-1)
 
     def of_images(self, images: Tensor) -> Tensor:
         """Return the views of images: warped, and with what is done to their colours.
@@ -291,27 +341,31 @@ class Warp:
         Parameters
         ----------
         images : Tensor of shape (n_images, channels, height, width) or (n_images, height, width)
-            Floating point. What lies outside the image takes the value of its border.
+            Floating point; where the views are of volumes, with an axis of their depth before the
+            height. What lies outside the image takes the value of its border.
 
         Returns
         -------
         Tensor of the same shape and dtype
-            Bilinear samples. Views that bring pixels to pixels are exact: the identity, flips,
-            quarter turns of square images, and shifts by whole pixels.
+            Bilinear samples, trilinear ones of volumes. Views that bring pixels to pixels are
+            exact: the identity, flips, quarter turns of square images, and shifts by whole pixels.
 
         Raises
         ------
         ValueError
-            If the images are not a tensor of three or four axes, or not as many as the views.
+            If the images are not a tensor of three or four axes (four or five, of volumes), or not
+            as many as the views.
         """
-        if not isinstance(images, Tensor) or images.ndim not in (3, 4):
+        n_axes = self.n_axes
+        if not isinstance(images, Tensor) or images.ndim not in (n_axes + 1, n_axes + 2):
+            sides = "height, width" if n_axes == 2 else "depth, height, width"
             raise ValueError(
-                "images must be a Tensor of shape (n_images, channels, height, width) or "
-                f"(n_images, height, width); got {describe(images)}."
+                f"images must be a Tensor of shape (n_images, channels, {sides}) or "
+                f"(n_images, {sides}); got {describe(images)}."
             )
         if len(images) != len(self):
             raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
-        if images.ndim == 3:
+        if images.ndim == n_axes + 1:
             return self(images[:, None])[:, 0]
         # Half precision could not tell one pixel from the next.
         dtype = torch.promote_types(images.dtype, torch.float32)
@@ -322,13 +376,13 @@ class Warp:
         ).to(images.dtype)
         # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
         # crop, but where pixels are only moved they should come back bit by bit.
-        if self.is_inside:
+        if self.is_inside and n_axes == 2:
             return self._exact_where_mirrored(images, warped, matrix)
         moved = F.grid_sample(
             images.to(dtype), grid, mode="nearest", padding_mode="border", align_corners=False
         ).to(images.dtype)
-        height, width = images.shape[-2:]
-        return torch.where(_moves_pixels(matrix, height, width), moved, warped)
+        moves = _moves_pixels(matrix, images.shape[2:])
+        return torch.where(moves.reshape(-1, *[1] * (n_axes + 1)), moved, warped)
 
     @staticmethod
     def _exact_where_mirrored(images: Tensor, warped: Tensor, matrix: Tensor) -> Tensor:
@@ -342,15 +396,27 @@ class Warp:
         return torch.where(is_mirrored, images.flip(-1), warped)
 
 
-def _moves_pixels(matrix: Tensor, height: int, width: int) -> Tensor:
-    """Return which views take each pixel from the middle of one, (n_images, 1, 1, 1)."""
-    a, b, x = matrix[:, 0].unbind(1)
-    c, d, y = matrix[:, 1].unbind(1)
+def _are_inside(boxes: Tensor) -> bool:
+    """Whether crops lie within their images, where the host need not wait to know."""
+    n_axes = boxes.shape[1] // 2
+    reach = torch.maximum(-boxes[:, :n_axes], boxes[:, :n_axes] + boxes[:, n_axes:] - 1)
+    return boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
+
+
+def _moves_pixels(matrix: Tensor, size: Sequence[int]) -> Tensor:
+    """Return which views take each pixel from the middle of one, (n_images,)."""
+    sides = [*reversed(size)]  # the first coordinate runs along the width
     # The maps of the pixels' indices: their steps, and where the first pixel comes from.
-    steps = torch.stack([a, b * (width / height), c * (height / width), d], dim=1)
-    column = ((1 + x) * width - steps[:, 0] * (width - 1) - steps[:, 1] * (height - 1) - 1) / 2
-    row = ((1 + y) * height - steps[:, 2] * (width - 1) - steps[:, 3] * (height - 1) - 1) / 2
-    first = torch.stack([column, row], dim=1)
-    drift = (steps - steps.round()).abs().amax(dim=1) * max(height, width)
+    rows, firsts = [], []
+    for n, row in zip(sides, matrix.unbind(1), strict=True):
+        *linear, shift = row.unbind(1)
+        steps = [each * (n / other) for each, other in zip(linear, sides, strict=True)]
+        first = (1 + shift) * n - 1
+        for step, other in zip(steps, sides, strict=True):
+            first = first - step * (other - 1)
+        rows += steps
+        firsts.append(first / 2)
+    steps_, first = torch.stack(rows, dim=1), torch.stack(firsts, dim=1)
+    drift = (steps_ - steps_.round()).abs().amax(dim=1) * max(sides)
     off = (first - first.round()).abs().amax(dim=1)
-    return (drift + off <= _PIXEL_ROUNDING)[:, None, None, None]
+    return drift + off <= _PIXEL_ROUNDING

@@ -147,7 +147,7 @@ def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[An
             raise ValueError(f"boxes[{i}]: {error}") from None
     if by_class:
         _check_known({label for entry in checked for label in entry}, classes)
-    corners = torch.cat([torch.zeros(1, 4), *_all_of(checked)])
+    corners = torch.cat([torch.zeros(4), *(each.flatten() for each in _all_of(checked))])
     if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
         raise ValueError(
             "All boxes are within [0, 1], and would cover a pixel at most: they must be in pixels "
@@ -192,8 +192,13 @@ def check_references(references: PerImage) -> None:
                 as_reference(reference, i)
 
 
-def check_covers(reference: Tensor, size: tuple[int, int], row: int) -> None:
+def check_covers(reference: Tensor, size: tuple[int, ...], row: int) -> None:
     """Raise a ValueError unless a reference may be of the whole image, and not lie on its side."""
+    if len(size) != 2:
+        raise ValueError(
+            f"references[{row}] is a map of a picture, and its image a volume of "
+            f"{' x '.join(map(str, size))}: there is no reference correlation of volumes."
+        )
     height, width = reference.shape
     # A square grid may be of any image, as the attention of a network is; otherwise the
     # proportions are those of the image, to within a pixel of the shorter side.

@@ -17,13 +17,21 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_callable, check_count, check_tensor, check_values, describe
+from sklcam._validation import (
+    check_callable,
+    check_count,
+    check_tensor,
+    check_values,
+    describe,
+    map_axes,
+)
 from sklcam.cam.base import batch_size_for, check_batch_size
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Base = Tensor | Callable[[Tensor], Tensor]
 
 IMAGE_AXES = ("n_images", "channels", "height", "width")
+VOLUME_AXES = ("n_images", "channels", "depth", "height", "width")
 
 
 class CausalCurves(NamedTuple):
@@ -85,11 +93,13 @@ def blur(images: Tensor) -> Tensor:
     """Blur images as the authors of insertion do: insertion starts from blurred images.
 
     The kernel of 11 x 11 is the response of ``scipy.ndimage.gaussian_filter``, with a sigma of 5,
-    to a single bright pixel in the middle. Images are padded with zeros.
+    to a single bright pixel in the middle. Images are padded with zeros. That of volumes is of
+    11 x 11 x 11, made in the same way.
 
     Parameters
     ----------
     images : Tensor of shape (n_images, channels, height, width)
+        Or of volumes, (n_images, channels, depth, height, width).
 
     Returns
     -------
@@ -113,12 +123,14 @@ def blur(images: Tensor) -> Tensor:
     >>> blurred[0, 0, 16, [16, 1, 0]]  # towards the border zeros are blurred in
     tensor([1.0000, 0.6405, 0.5470])
     """
-    check_tensor("images", images, *IMAGE_AXES)
-    impulse = np.zeros((11, 11))
-    impulse[5, 5] = 1
+    check_images(images)
+    impulse = np.zeros((11,) * (images.ndim - 2))
+    impulse[(5,) * impulse.ndim] = 1
     kernel = torch.as_tensor(gaussian_filter(impulse, 5)).to(images)
     n_channels = images.shape[1]
-    return F.conv2d(images, kernel.expand(n_channels, 1, 11, 11), padding=5, groups=n_channels)
+    convolve = F.conv2d if impulse.ndim == 2 else F.conv3d
+    kernels = kernel.expand(n_channels, 1, *kernel.shape)
+    return convolve(images, kernels, padding=5, groups=n_channels)
 
 
 def causal_curves(
@@ -140,9 +152,10 @@ def causal_curves(
         Takes images (m, channels, height, width) and rows (m,): the image of the batch that each of
         them was made from. Returns the scores (m,) of what is explained, in [0, 1].
     images : Tensor of shape (n_images, channels, height, width)
-        The network's input.
+        The network's input; or volumes, with an axis of their depth before the height.
     maps : Tensor of shape (n_images, height, width)
-        Tied pixels keep their raster order. The scores of an image whose map has NaN are NaN.
+        With the depth, of volumes. Tied pixels keep their raster order. The scores of an image
+        whose map has NaN are NaN.
     n_steps : int, default=224
         Steps from none to all pixels, as equal as can be; 224 pixels a step at the authors' size
         of 224 x 224.
@@ -414,7 +427,8 @@ class PixelSweep:
         return torch.cat(scores, dim=1).masked_fill(self._has_no_order[:, None], torch.nan)
 
     def _is_salient(self, rows: Tensor, steps: Tensor) -> Tensor:
-        return self._ranks[rows] < self._counts[steps, None, None]
+        counts = self._counts[steps].reshape(-1, *[1] * (self._ranks.ndim - 1))
+        return self._ranks[rows] < counts
 
     def _score_base(self, base: Tensor) -> Tensor:
         """Score what has no pixel of the images, (n_images, 1)."""
@@ -468,18 +482,25 @@ def _ranks(maps: Tensor) -> Tensor:
 def check_arguments(score: object, images: Tensor, maps: Tensor, batch_size: int | None) -> None:
     """Raise a ValueError unless the pixels of the images can be ordered by the maps and scored."""
     check_callable("score", score, "of images and rows that returns one number for each")
-    check_tensor("images", images, *IMAGE_AXES)
-    check_tensor("maps", maps, "n_images", "height", "width")
+    check_images(images)
+    check_tensor("maps", maps, *map_axes(maps))
     check_batch_size(batch_size)
     if not len(images):
         raise ValueError("images is empty: at least one image is needed.")
-    if maps.shape != (len(images), *images.shape[-2:]):
+    if maps.shape != (len(images), *images.shape[2:]):
+        axes = "height, width" if images.ndim == 4 else "depth, height, width"
         raise ValueError(
-            f"maps must be of shape (n_images, height, width), {(len(images), *images.shape[-2:])} "
+            f"maps must be of shape (n_images, {axes}), {(len(images), *images.shape[2:])} "
             f"for these images; got {tuple(maps.shape)}."
         )
     if maps.device != images.device:
         raise ValueError(f"maps are on {maps.device}, and images on {images.device}.")
+
+
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError unless these are images, or volumes."""
+    is_of_volumes = isinstance(images, Tensor) and images.ndim == 5
+    check_tensor("images", images, *(VOLUME_AXES if is_of_volumes else IMAGE_AXES))
 
 
 def score_in_batches(score: Score, images: Tensor, batch_size: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklcam._validation import check_maps, check_number, check_values
+from sklcam.cam.maps import sides
 from sklcam.networks.precision import at_least_float32
 
 # Terms
@@ -113,7 +114,7 @@ def complexity(maps: Tensor) -> Tensor:
     tensor([0.5000])
     """
     check_maps(maps=maps)
-    return maps.abs().mean(dim=(1, 2))
+    return maps.abs().mean(dim=sides(maps))
 
 
 def sparsity(maps: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
     check_maps(maps=maps)
     if p != math.inf:  # the norm that is the largest value
         check_number("p", p, 0)
-    return torch.linalg.vector_norm(maps, ord=p, dim=(1, 2))
+    return torch.linalg.vector_norm(maps, ord=p, dim=sides(maps))
 
 
 # Harmonic means

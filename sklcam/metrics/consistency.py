@@ -10,7 +10,15 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_alike, check_count, check_maps, check_tensor, describe
+from sklcam._validation import (
+    check_alike,
+    check_count,
+    check_maps,
+    check_tensor,
+    describe,
+    map_axes,
+)
+from sklcam.cam.maps import sides
 from sklcam.metrics.composites import ratio_or_zero
 from sklcam.networks.precision import at_least_float32
 
@@ -79,13 +87,14 @@ def structural_similarity(
     Parameters
     ----------
     maps, others : Tensor of shape (n_images, height, width), in [0, 1]
-        At least 11 pixels high and wide, the size of the window. The mean is over the windows that
+        Or of volumes, (n_images, depth, height, width), whose window is a cube. At least 11 pixels
+        a side, the size of the window. The mean is over the windows that
         lie inside the map, as in scikit-image.
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels count: the mean is over the windows of valid pixels alone. None is all.
     window : odd int or None, default=None
-        Side of a square window that weighs its pixels alike, with the covariances of a sample, as
-        scikit-image has it by default. None is the Gaussian of Wang et al.
+        Side of a square window, or a cube, that weighs its pixels alike, with the covariances of a
+        sample, as scikit-image has it by default. None is the Gaussian of Wang et al.
 
     Returns
     -------
@@ -111,15 +120,16 @@ def structural_similarity(
     tensor([1., 1.])
     """
     check_maps(maps=maps, others=others)
-    height, width = maps.shape[-2:]
     side = _WINDOW if window is None else _checked_side(window)
-    if min(height, width) < side:
+    axes = sides(maps)
+    if min(maps.shape[1:]) < side:
+        window_size, size = (" x ".join(map(str, n)) for n in ([side] * len(axes), maps.shape[1:]))
         raise ValueError(
-            f"SSIM has a window of {side} x {side} pixels; got maps of {height} x {width}. "
+            f"SSIM has a window of {window_size} pixels; got maps of {size}. "
             "Use a larger image_size."
         )
     if valid is not None:
-        check_tensor("valid", valid, "n_images", "height", "width", floating=False)
+        check_tensor("valid", valid, *map_axes(maps), floating=False)
         check_alike({"maps": maps, "valid": valid})
         if valid.dtype != torch.bool:
             raise ValueError(f"valid must be bool; got {describe(valid)}.")
@@ -129,35 +139,41 @@ def structural_similarity(
         moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
         if _is_rounded_in_products(maps):
             # Sums of shifted maps take longer, and have the same precision on every device.
-            blurred = _shifted_sums(_shifted_sums(moments, 2, window), 3, window)
+            blurred = moments
+            for axis in range(2, moments.ndim):
+                blurred = _shifted_sums(blurred, axis, window)
         else:
-            rows, columns = _window_sums(height, maps, window), _window_sums(width, maps, window)
+            *deep, rows, columns = (_window_sums(n, maps, window) for n in maps.shape[1:])
             blurred = rows @ moments @ columns.T
+            for slices in deep:  # the first axis of volumes
+                flat = slices @ blurred.flatten(3)
+                blurred = flat.unflatten(3, blurred.shape[3:])
         mean, other_mean, square, other_square, product = blurred.unbind(1)
     variances = (square - mean * mean) + (other_square - other_mean * other_mean)
     covariance = product - mean * other_mean
     if window is not None:  # of a sample
-        n_pixels = window * window
+        n_pixels = window ** len(axes)
         variances, covariance = (
             each * n_pixels / (n_pixels - 1) for each in (variances, covariance)
         )
     luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
     structure = (2 * covariance + _C2) / (variances + _C2)
     similarity = luminance * structure
-    everywhere = similarity.mean(dim=(1, 2))
+    everywhere = similarity.mean(dim=axes)
     if valid is None:
         return everywhere
     counted = valid_windows(valid, side)
-    n_counted = counted.sum(dim=(1, 2))
-    some = torch.where(counted, similarity, 0.0).sum(dim=(1, 2)) / n_counted.clamp(min=1)
+    n_counted = counted.sum(dim=axes)
+    some = torch.where(counted, similarity, 0.0).sum(dim=axes) / n_counted.clamp(min=1)
     # A sum is rounded in another way than a mean, and all may be valid.
-    is_whole = n_counted == counted.shape[1] * counted.shape[2]
+    is_whole = n_counted == math.prod(counted.shape[1:])
     return torch.where(is_whole, everywhere, torch.where(n_counted > 0, some, torch.nan))
 
 
 def valid_windows(valid: Tensor, side: int = _WINDOW) -> Tensor:
     """Return which windows have valid pixels alone: (n_images, height - side + 1, ...), bool."""
-    return -F.max_pool2d(-valid.float(), side, stride=1) > 0
+    pool = F.max_pool2d if valid.ndim == 3 else F.max_pool3d
+    return -pool(-valid.float(), side, stride=1) > 0
 
 
 def _checked_side(window: int) -> int:
@@ -254,9 +270,9 @@ def _centred(maps: Tensor) -> Tensor:
 def is_constant(maps: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return which maps have a single value, of valid pixels, bool of shape (n_images,)."""
     if valid is None:
-        return maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
-    lowest = torch.where(valid, maps, torch.inf).amin(dim=(1, 2))
-    return torch.where(valid, maps, -torch.inf).amax(dim=(1, 2)) == lowest
+        return maps.amax(dim=sides(maps)) == maps.amin(dim=sides(maps))
+    lowest = torch.where(valid, maps, torch.inf).amin(dim=sides(maps))
+    return torch.where(valid, maps, -torch.inf).amax(dim=sides(maps)) == lowest
 
 
 def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:
@@ -267,8 +283,8 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     maps, references : Tensor of shape (n_images, height, width)
         Such as Grad-CAM's, and occlusion's or those of where people look.
     cell : int, default=1
-        Side of the squares over which both are averaged first. A reference may be constant over
-        squares, as an occlusion map is over its stride; such ties say nothing.
+        Side of the squares, or cubes, over which both are averaged first. A reference may be
+        constant over squares, as an occlusion map is over its stride; such ties say nothing.
 
     Returns
     -------
@@ -294,7 +310,7 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     tensor([1.])
     """
     check_maps(maps=maps)
-    check_tensor("references", references, "n_images", "height", "width", floating=False)
+    check_tensor("references", references, *map_axes(maps), floating=False)
     check_alike({"maps": maps, "references": references})
     check_count("cell, a number of pixels,", cell)
     ranks = [
@@ -312,5 +328,6 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
 def _means(stack: Tensor, cell: int) -> Tensor:
     """Return the means over squares, cut off at the edges: (n_images, n_squares)."""
     if cell > 1:
-        stack = F.avg_pool2d(stack, cell, ceil_mode=True)
+        pool = F.avg_pool2d if stack.ndim == 3 else F.avg_pool3d
+        stack = pool(stack, cell, ceil_mode=True)
     return stack.flatten(1)

@@ -420,6 +420,7 @@ class Evaluator(Generic[Observed]):
             self.plan,
             is_network_input=self.opened.is_network_input,
             n_channels=self.opened.n_channels,
+            n_axes=len(self.opened.image_size),
         )
         if score is None:
             check_has_probability(

@@ -77,6 +77,11 @@ def road(
     >>> road(corner, image, image[:, 0], percentiles=[90], noise=0)
     tensor([0.5000])
     """
+    if isinstance(images, Tensor) and images.ndim == 5:
+        raise ValueError(
+            "ROAD fills in pixels of pictures from their neighbours in a plane; it is not defined "
+            f"for volumes, {describe(images)}. iauc and dauc are."
+        )
     check_arguments(score, images, maps, batch_size)
     check_number("noise, a standard deviation,", noise, 0)
     percentiles = list(percentiles) if isinstance(percentiles, Iterable) else []

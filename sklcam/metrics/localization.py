@@ -1,6 +1,7 @@
 """Boxes made from maps against the true ones, and whether a map's brightest pixel is on the object.
 
-Boxes are ``(x1, y1, x2, y2)``, edges of pixels: see :mod:`sklcam.metrics.masks`.
+Boxes are ``(x1, y1, x2, y2)``, edges of pixels, and ``(x1, y1, z1, x2, y2, z2)`` of volumes: see
+:mod:`sklcam.metrics.masks`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 from sklcam._validation import check_alike, check_maps, check_number, check_tensor, describe
+from sklcam.cam.maps import sides
 from sklcam.metrics.composites import ratio_or_zero
-from sklcam.metrics.masks import check_boxes_of_images, check_masks
+from sklcam.metrics.masks import check_boxes_of_images, check_masks, with_sides
 
 
 def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
@@ -34,7 +36,8 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     -------
     Tensor of shape (n_images, 4), float
         ``(x1, y1, x2, y2)``, edges of pixels; zeros for a map without a positive value, NaN for one
-        with NaN. Pixels are connected along rows and columns. Of several parts of the same size,
+        with NaN. Of volumes (n_images, 6), ``(x1, y1, z1, x2, y2, z2)``: z counts slices. Pixels
+        are connected along rows and columns, and slices. Of several parts of the same size,
         the first in raster order counts.
 
     Raises
@@ -57,20 +60,21 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     """
     check_maps(maps=maps)
     check_number("threshold, a share of the maximum,", threshold, 0, 1)
-    peaks = maps.amax(dim=(1, 2), keepdim=True)
+    peaks = maps.amax(dim=sides(maps), keepdim=True)
     marked = ((maps >= threshold * peaks) & (maps > 0)).cpu().numpy()
-    corners = np.array([_largest_box(pixels) for pixels in marked]).reshape(-1, 4)
+    n_numbers = 2 * len(sides(maps))
+    corners = np.array([_largest_box(pixels) for pixels in marked]).reshape(-1, n_numbers)
     boxes = torch.as_tensor(corners, dtype=maps.dtype).to(maps.device)
-    return torch.where(peaks[:, 0].isnan(), torch.nan, boxes)
+    return torch.where(peaks.flatten(1).isnan(), torch.nan, boxes)
 
 
-def _largest_box(marked: np.ndarray) -> tuple[int, int, int, int]:
+def _largest_box(marked: np.ndarray) -> list[int]:
     parts, n_parts = label(marked)
     if n_parts == 0:
-        return 0, 0, 0, 0
+        return [0] * (2 * marked.ndim)
     largest = np.bincount(parts.ravel())[1:].argmax()
-    rows, columns = find_objects(parts)[largest]
-    return columns.start, rows.start, columns.stop, rows.stop
+    along = find_objects(parts)[largest][::-1]  # columns, x, come first
+    return [part.start for part in along] + [part.stop for part in along]
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Parameters
     ----------
-    boxes, others : Tensor of shape (..., 4)
+    boxes, others : Tensor of shape (..., 4), or (..., 6) of volumes
         They broadcast.
 
     Returns
@@ -88,7 +92,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If they are not tensors whose last axis is of length 4, or do not broadcast.
+        If they are not tensors whose last axis is of length 4, or 6, or do not broadcast.
 
     Examples
     --------
@@ -98,8 +102,11 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     tensor(0.3333)
     """
     for name, given in (("boxes", boxes), ("others", others)):
-        if not isinstance(given, Tensor) or given.ndim == 0 or given.shape[-1] != 4:
-            raise ValueError(f"{name} must be a Tensor of shape (..., 4); got {describe(given)}.")
+        if not isinstance(given, Tensor) or given.ndim == 0 or given.shape[-1] not in (4, 6):
+            raise ValueError(
+                f"{name} must be a Tensor of shape (..., 4); got {describe(given)}. Those of "
+                "volumes are of shape (..., 6)."
+            )
     try:
         torch.broadcast_shapes(boxes.shape, others.shape)
     except RuntimeError:
@@ -107,10 +114,11 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
             f"boxes and others must broadcast; got shapes {tuple(boxes.shape)} and "
             f"{tuple(others.shape)}."
         ) from None
-    low = torch.maximum(boxes[..., :2], others[..., :2])
-    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    n = boxes.shape[-1] // 2
+    low = torch.maximum(boxes[..., :n], others[..., :n])
+    high = torch.minimum(boxes[..., n:], others[..., n:])
     intersection = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(dim=-1) for box in (boxes, others)]
+    areas = [(box[..., n:] - box[..., :n]).clamp(min=0).prod(dim=-1) for box in (boxes, others)]
     return ratio_or_zero(intersection, areas[0] + areas[1] - intersection)
 
 
@@ -235,6 +243,7 @@ def _unless_nan(decided: Tensor, values: Tensor) -> Tensor:
 
 
 def _fits(box: Tensor, truth: Tensor, iou_threshold: float) -> Tensor:
+    truth = with_sides(truth, box.shape[-1] // 2)
     return (box_iou(box, truth.to(box)) >= iou_threshold).any()
 
 
@@ -280,11 +289,14 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     check_number("tolerance, a number of pixels,", tolerance, 0)
     flat = maps.flatten(1)
     points = flat.argmax(dim=1)
-    rows, columns = points // maps.shape[2], points % maps.shape[2]
-    down = torch.arange(maps.shape[1], device=maps.device) - rows[:, None]
-    right = torch.arange(maps.shape[2], device=maps.device) - columns[:, None]
-    near = down[:, :, None] ** 2 + right[:, None, :] ** 2 <= tolerance**2
-    hits = (near & (masks > 0)).any(dim=2).any(dim=1)
+    axes = sides(maps)
+    away = torch.zeros_like(points).reshape(-1, *[1] * len(axes))  # squares of distances
+    for axis in reversed(axes):
+        n = maps.shape[axis]
+        along = torch.arange(n, device=maps.device) - (points % n)[:, None]
+        away = away + (along**2).reshape(-1, *[n if other == axis else 1 for other in axes])
+        points = points // n
+    hits = ((away <= tolerance**2) & (masks > 0)).flatten(1).any(dim=1)
     # A constant map points nowhere, although argmax finds its first pixel.
     return _unless_nan(hits & (flat.amax(dim=1) > flat.amin(dim=1)), maps)
 

@@ -5,7 +5,7 @@ that of the method's own map after the ReLU: scaled by minimum and maximum, its 
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels of the map: from the left and upper edge of the box to the
 right and lower one. Edges are not centres of pixels: a box from 0 to the width is as wide as the
-map.
+map. Those of volumes are ``(x1, y1, z1, x2, y2, z2)``: z counts slices, along the depth.
 """
 
 from __future__ import annotations
@@ -18,28 +18,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklcam._validation import check_alike, check_number, check_size, check_tensor, describe
+from sklcam._validation import (
+    check_alike,
+    check_number,
+    check_sides,
+    check_tensor,
+    describe,
+    map_axes,
+)
+from sklcam.cam.maps import sides
 
 
-def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def box_masks(boxes: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
     """Turn boxes into masks: the share of each pixel that lies in one of the image's boxes.
 
     Parameters
     ----------
     boxes : sequence of Tensor of shape (n_boxes, 4)
-        One tensor per image, with any number of boxes.
-    size : tuple of two ints
-        Height and width.
+        One tensor per image, with any number of boxes; of volumes (n_boxes, 6), each
+        ``(x1, y1, z1, x2, y2, z2)``.
+    size : tuple of two ints, or of three
+        Height and width; depth, height and width of volumes.
 
     Returns
     -------
-    Tensor of shape (n_images, height, width), in [0, 1]
+    Tensor of shape (n_images, *size), in [0, 1]
         Where boxes overlap, the largest share. Boxes are cut off at the edge of the image.
 
     Raises
     ------
     ValueError
-        If a box is not (x1, y1, x2, y2) with x1 < x2 and y1 < y2.
+        If a box is not (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or has not as many sides as the
+        size.
 
     Examples
     --------
@@ -49,16 +59,33 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     tensor([[[0.5000, 1.0000, 0.0000],
              [0.0000, 0.0000, 0.0000]]])
     """
-    height, width = check_size(size, "size")
-    masks = []
-    for corners in check_boxes_of_images(boxes):
-        rows = _coverage(corners[:, 1], corners[:, 3], height)
-        columns = _coverage(corners[:, 0], corners[:, 2], width)
-        products = rows[:, :, None] * columns[:, None, :]
+    size = check_sides(size, "size")
+    n_axes, masks = len(size), []
+    for image_boxes in check_boxes_of_images(boxes):
+        corners = with_sides(image_boxes, n_axes)
+        products = corners.new_ones(len(corners), *[1] * n_axes)
+        for axis, length in enumerate(size):
+            low = n_axes - 1 - axis  # x is the last axis
+            covered = _coverage(corners[:, low], corners[:, n_axes + low], length)
+            shape = [length if other == axis else 1 for other in range(n_axes)]
+            products = products * covered.reshape(len(corners), *shape)
         # The maximum of no boxes at all is an empty mask.
-        empty = products.new_zeros(1, height, width)
-        masks.append(torch.cat([empty, products]).amax(dim=0))
+        empty = corners.new_zeros(1, *size)
+        masks.append(torch.cat([empty, products.expand(-1, *size)]).amax(dim=0))
     return torch.stack(masks)
+
+
+def with_sides(boxes: Tensor, n_axes: int) -> Tensor:
+    """Return boxes of images of so many axes; a ValueError if they are of others."""
+    if not len(boxes):
+        return boxes.reshape(0, 2 * n_axes)
+    if boxes.shape[1] != 2 * n_axes:
+        wanted = "(x1, y1, x2, y2)" if n_axes == 2 else "(x1, y1, z1, x2, y2, z2)"
+        raise ValueError(
+            f"The boxes of {'pictures' if n_axes == 2 else 'volumes'} are {wanted}; got "
+            f"{boxes.shape[1]} numbers a box."
+        )
+    return boxes
 
 
 def _coverage(low: Tensor, high: Tensor, length: int) -> Tensor:
@@ -68,7 +95,7 @@ def _coverage(low: Tensor, high: Tensor, length: int) -> Tensor:
 
 
 def check_boxes_of_images(boxes: Any, n_images: int | None = None) -> list[Tensor]:
-    """Return the boxes of each image as a float tensor (n_boxes, 4); a ValueError for others."""
+    """Return the boxes of each image as a float tensor (n_boxes, 4 or 6); a ValueError if not."""
     if not isinstance(boxes, Sequence | Tensor | np.ndarray) or isinstance(boxes, str):
         raise ValueError(
             f"There must be a sequence of boxes for each image; got {describe(boxes)}."
@@ -80,26 +107,30 @@ def check_boxes_of_images(boxes: Any, n_images: int | None = None) -> list[Tenso
 
 
 def check_boxes(boxes: Any) -> Tensor:
-    """Return the boxes of one image as a float tensor (n_boxes, 4); each must have an area."""
+    """Return the boxes of one image as a float tensor (n_boxes, 4 or 6); each has an extent."""
     try:
         numbers = boxes if isinstance(boxes, Tensor) else as_array(boxes).astype(np.float64)
         corners = torch.as_tensor(numbers, dtype=torch.get_default_dtype())
     except (TypeError, ValueError):
         raise ValueError(
-            f"A box is (x1, y1, x2, y2), four numbers; got {describe(boxes)}."
+            "A box is (x1, y1, x2, y2), four numbers, or six, (x1, y1, z1, x2, y2, z2), of a "
+            f"volume; got {describe(boxes)}."
         ) from None
     if not corners.numel():
         return corners.reshape(0, 4)
-    if corners.ndim > 2 or corners.shape[-1:] != (4,):
+    if corners.ndim > 2 or corners.shape[-1] not in (4, 6):
         raise ValueError(
-            "The boxes of an image must be of shape (n_boxes, 4), (x1, y1, x2, y2) each; got "
+            "The boxes of an image must be of shape (n_boxes, 4), (x1, y1, x2, y2) each, or "
+            "(n_boxes, 6), (x1, y1, z1, x2, y2, z2), of a volume; got "
             f"{tuple(corners.shape)}."
         )
-    corners = corners.reshape(-1, 4)
-    if not bool((corners[:, :2] < corners[:, 2:]).all()):
-        raise ValueError(
-            f"A box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {corners.tolist()[:3]}."
-        )
+    corners = corners.reshape(-1, corners.shape[-1])
+    n_axes = corners.shape[1] // 2
+    if not bool((corners[:, :n_axes] < corners[:, n_axes:]).all()):
+        wanted = "(x1, y1, x2, y2) with x1 < x2 and y1 < y2"
+        if n_axes == 3:
+            wanted = "(x1, y1, z1, x2, y2, z2) with x1 < x2, y1 < y2 and z1 < z2"
+        raise ValueError(f"A box is {wanted}; got {corners.tolist()[:3]}.")
     return corners
 
 
@@ -131,7 +162,7 @@ def as_mask(mask: Any) -> Tensor:
 
 def check_masks(maps: Tensor, masks: Tensor) -> None:
     """Raise a ValueError unless there is a mask for each map, of its size and on its device."""
-    check_tensor("maps", maps, "n_images", "height", "width")
+    check_tensor("maps", maps, *map_axes(maps))
     if not isinstance(masks, Tensor) or maps.shape != masks.shape:
         given = tuple(masks.shape) if isinstance(masks, Tensor) else describe(masks)
         raise ValueError(
@@ -177,8 +208,9 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     tensor([0.7500])
     """
     check_masks(maps, masks)
-    total = maps.sum(dim=(1, 2))
-    inside = (maps * mask_shares(masks)).sum(dim=(1, 2))
+    axes = sides(maps)
+    total = maps.sum(dim=axes)
+    inside = (maps * mask_shares(masks)).sum(dim=axes)
     # The comparison is false for NaN, which therefore stays NaN.
     is_empty = total <= 0
     return torch.where(is_empty, 0.0, inside / torch.where(is_empty, 1.0, total))
@@ -219,7 +251,8 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     check_masks(maps, masks)
     inside = mask_shares(masks).to(maps.dtype)
     outside = 1 - inside
-    means = [(maps * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)) for part in (inside, outside)]
+    axes = sides(maps)
+    means = [(maps * part).sum(dim=axes) / part.sum(dim=axes) for part in (inside, outside)]
     return means[0] / means[1]
 
 

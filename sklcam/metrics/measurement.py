@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam.base import Method
+from sklcam.cam.maps import sides
 from sklcam.cam.targets import Target, TopK
 from sklcam.explain.base import Explainer
 from sklcam.explain.opened import Batch
@@ -130,7 +131,7 @@ class Measurer:
         self._inference: InferencePlan | None = None
         self._made: dict[str, Any] = {}
 
-    def draw_views(self, sampler: ViewSampler, rows: range, size: tuple[int, int]) -> Warp:
+    def draw_views(self, sampler: ViewSampler, rows: range, size: tuple[int, ...]) -> Warp:
         """Draw the views of some images; those of earlier rows have been drawn, or never will."""
         # The views of images that were left out are drawn and thrown away: so an image has the same
         # view whichever process measures it, and in whatever batches.
@@ -262,7 +263,7 @@ class Measurement:
     def map_peaks(self) -> Tensor:
         """Return the largest absolute value of each map, NaN if it has one, (n_images,)."""
         maps = next(self.explained(name) for name in EXPLAINED if name in self.plan.explained)
-        return torch.maximum(maps.amax(dim=(1, 2)), -maps.amin(dim=(1, 2)))
+        return torch.maximum(maps.amax(dim=sides(maps)), -maps.amin(dim=sides(maps)))
 
     @property
     def output(self) -> Tensor:

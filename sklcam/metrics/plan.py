@@ -367,7 +367,7 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
         )
 
 
-def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int) -> None:
+def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int, n_axes: int = 2) -> None:
     """Raise a ValueError if colours cannot be changed, or nobody knows what the pixels are."""
     views = plan.options.get("warp", {}).get("views")
     changed = []
@@ -377,6 +377,11 @@ def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int) -> None
         names = plan.options.get("cose_similarities", {}).get("transformations", TRANSFORMATIONS)
         changed += [("cose", not {"Color", "Contrast"}.isdisjoint(names))]
     for shown, is_of_colors in changed:
+        if n_axes == 3:
+            raise ValueError(
+                f"{shown} changes colours, which volumes do not have. 'consistency', by views that "
+                "crop, flip, turn and shift, is for them as well."
+            )
         if is_network_input:
             raise ValueError(
                 f"{shown} changes colours, which takes pixels in [0, 1], and X is the network's "

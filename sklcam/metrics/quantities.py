@@ -33,7 +33,7 @@ from sklcam.metrics.cose import (
     check_transformations,
     similarities,
 )
-from sklcam.metrics.masks import as_mask, box_masks
+from sklcam.metrics.masks import as_mask, box_masks, with_sides
 from sklcam.metrics.ranked import OfClass, RankedClasses
 from sklcam.metrics.stability import neighbours
 
@@ -156,13 +156,19 @@ def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
 
 
 def _check_inside(measurement: Measurement, i: int, corners: Tensor) -> None:
-    height, width = measurement.batch.sizes[i]
-    outside = (corners[:, :2] >= torch.tensor([width, height])) | (corners[:, 2:] <= 0)
+    sides = measurement.batch.sizes[i][::-1]  # width, height
+    try:
+        corners = with_sides(corners, len(sides))
+    except ValueError as error:
+        raise ValueError(f"boxes[{measurement.rows[i]}]: {error}") from None
+    lows, highs = corners.split(len(sides), dim=1)
+    outside = (lows >= torch.tensor(sides)) | (highs <= 0)
     if len(corners) and outside.any(dim=1).all():
+        form = "(x1, y1, x2, y2)" if len(sides) == 2 else "(x1, y1, z1, x2, y2, z2)"
         raise ValueError(
-            f"boxes[{measurement.rows[i]}] has no box in its image of {width} x {height} pixels: "
-            f"{corners[0].tolist()}. Boxes are (x1, y1, x2, y2) in pixels of the image itself, "
-            "before it is resized."
+            f"boxes[{measurement.rows[i]}] has no box in its image of "
+            f"{' x '.join(map(str, sides))} pixels: {corners[0].tolist()}. Boxes are {form} in "
+            "pixels of the image itself, before it is resized."
         )
 
 

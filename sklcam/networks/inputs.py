@@ -321,8 +321,8 @@ class NetworkTensors(FramedDataset):
         first = self._X[0]
         if first.ndim not in (3, 4):
             raise ValueError(
-                "A network's images must be of shape (channels, height, width), or (channels, "
-                "depth, height, width) if they are volumes; the first one of X is of "
+                "A network's images must be of shape (channels, depth, height, width) if they are "
+                "volumes, and else of shape (channels, height, width); the first one of X is of "
                 f"{tuple(first.shape)}. If X is one image, pass X[None]."
             )
         if first.is_meta:
