@@ -175,7 +175,7 @@ def test_road_is_for_pictures():
 
 
 def test_boxes_of_volumes_count_columns_rows_and_slices():
-    maps = torch.zeros(2, 4, 5, 6)
+    maps = torch.zeros(2, 5, 6, 7)
     maps[0, 1:3, 2:4, 3:6] = 1  # z 1 to 3, y 2 to 4, x 3 to 6
     maps[0, 0, 0, 0] = 1
     boxes = box_from_map(maps)
@@ -184,8 +184,8 @@ def test_boxes_of_volumes_count_columns_rows_and_slices():
     # 6 of 12 voxels.
     assert box_iou(boxes[0], truth[0]).item() == pytest.approx(0.5)
     assert localization_accuracy(boxes, truth).tolist() == [1, 0]
-    masks = box_masks([boxes[:1], torch.empty(0, 6)], (4, 5, 6))
-    expected = torch.zeros(2, 4, 5, 6)
+    masks = box_masks([boxes[:1], torch.empty(0, 6)], (5, 6, 7))
+    expected = torch.zeros(2, 5, 6, 7)
     expected[0, 1:3, 2:4, 3:6] = 1
     assert torch.equal(masks, expected)
     half = box_masks([torch.tensor([[0.5, 0.0, 0.0, 1.0, 1.0, 0.5]])], (2, 2, 2))
@@ -208,6 +208,11 @@ def test_shares_inside_masks_of_volumes():
     mask[0, 0] = True
     assert heatmap_ratio(maps, mask).item() == 0.75
     assert inside_outside_ratio(maps, mask).item() == 3
+
+
+def test_what_may_be_channels_is_no_volume():
+    with pytest.raises(ValueError, match=r"\(n_images, height, width\); got .* \(2, 3, 12, 12\)"):
+        complexity(torch.rand(2, 3, 12, 12))
 
 
 def test_the_pointing_game_measures_distances_in_three_dimensions():
