@@ -34,6 +34,7 @@ from sklcam.cam.pixel import (
 )
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.regions import Pixels
+from sklcam.cam.rise import RISE
 from sklcam.cam.targets import (
     Classes,
     Deferred,
@@ -46,6 +47,7 @@ from sklcam.cam.targets import (
 __all__ = [
     "CAM",
     "ISCAM",
+    "RISE",
     "SSCAM",
     "AblationCAM",
     "Box",
@@ -109,6 +111,7 @@ _METHODS: dict[str, type[Method]] = {
     "layercam": LayerCAM,
     "occlusion": Occlusion,
     "randomcam": RandomCAM,
+    "rise": RISE,
     "saliency": Saliency,
     "scorecam": ScoreCAM,
     "smoothgradcam++": SmoothGradCAMPlusPlus,

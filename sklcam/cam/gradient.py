@@ -160,7 +160,9 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     target = recorded.target
     is_of_images = recorded.output.ndim == 2
     if not is_of_images or (target.indices is None and target.directions is None):
-        raise ValueError("CAM explains classes of images; it has no weights for another target.")
+        raise ValueError(
+            "CAM explains classes of images; it has no weights for pixels or a callable target."
+        )
     grid = recorded.grid(layer)
     pooled = grid.mean(dim=places(grid))
     output = at_least_float32(recorded.output.detach())

@@ -37,6 +37,7 @@ def record_for(
     forward: Callable[[Inputs], Tensor] | None = None,
     top_channels: int | None = None,
     extent: tuple[float, float] = (1.0, 1.0),
+    probabilities: Callable[[Tensor], Tensor] | None = None,
 ) -> RecordedPass:
     """Run a batch through the network once, as all of these methods need it.
 
@@ -44,7 +45,7 @@ def record_for(
     ----------
     methods : sequence of Method
         Those of a group of :func:`sharing_a_pass`.
-    network, layers, inputs, target, forward, top_channels, extent
+    network, layers, inputs, target, forward, top_channels, extent, probabilities
         See :class:`RecordedPass`.
 
     Returns
@@ -77,6 +78,7 @@ def record_for(
         and ("images" in graphs or any(method.asks_another_question for method in methods)),
         top_channels=top_channels,
         extent=extent,
+        probabilities=probabilities,
     )
     if rule is not None and rule.idle:
         warnings.warn(

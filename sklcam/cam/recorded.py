@@ -53,6 +53,9 @@ class RecordedPass:
     extent : tuple of (float, float), default=(1.0, 1.0)
         Which part of a layer's rows and columns lies over the images, from the top left on, where a
         network fills them up.
+    probabilities : callable or None, default=None
+        Makes probabilities of an output, for methods that ask how sure the network is; None leaves
+        them with the scores.
 
     Attributes
     ----------
@@ -113,6 +116,7 @@ class RecordedPass:
         keep_graph: bool = False,
         top_channels: int | None = None,
         extent: tuple[float, float] = (1.0, 1.0),
+        probabilities: Callable[[Tensor], Tensor] | None = None,
     ):
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
@@ -133,6 +137,7 @@ class RecordedPass:
         self._inference_plan: InferencePlan | None = None
         self._top_channels = top_channels
         self._extent = extent
+        self._probabilities = probabilities
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
         # Methods lay out their maps by the resolved target, explainers by the one they asked.
@@ -301,6 +306,24 @@ class RecordedPass:
         scores = check_scores(name, scores, shape, differentiable=output.requires_grad)
         return at_least_float32(scores)
 
+    def confidence(self, output: Tensor, rows: Rows = None) -> Tensor:
+        """Return how sure an output is of what is explained, without a graph.
+
+        Parameters
+        ----------
+        output, rows
+            See :meth:`score`.
+
+        Returns
+        -------
+        Tensor of shape (m, k)
+            Probabilities in [0, 1]; the scores, if the target has none.
+        """
+        with torch.no_grad():
+            if self._probabilities is not None and self.target.has_probabilities:
+                return self.target.scores(self._probabilities(output), self.inputs, rows)
+            return self.score(output, rows)
+
     def run(self, images: Tensor, rows: Tensor | slice) -> Tensor:
         """Run the network on other images, without a graph.
 
@@ -356,6 +379,7 @@ class RecordedPass:
             rule=self.rule,
             top_channels=self._top_channels,
             extent=self._extent,
+            probabilities=self._probabilities,
         )
 
     def asked(self, target: Target) -> RecordedPass:

@@ -201,7 +201,7 @@ class Region(Target):
         How much each pixel counts.
     """
 
-    names_classes = True
+    names_classes = has_probabilities = True
 
     def __init__(self, labels: Tensor, weights: Tensor):
         self.k = labels.shape[1]

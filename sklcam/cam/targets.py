@@ -42,6 +42,8 @@ class Target(ABC):
         How many each image has, of a resolved target that is ragged.
     names_classes : bool
         Whether it stands for classes, and so has a probability.
+    has_probabilities : bool
+        Whether the scores that it takes of probabilities are some: it takes them out as they are.
     indices : Tensor of shape (n_images, k), int64, or None
         The classes that a resolved target stands for, if it stands for classes.
     directions : Tensor of shape (n_images, k, n_outputs) or None
@@ -70,6 +72,7 @@ class Target(ABC):
     ragged: bool = False
     counts: list[int] | None = None
     names_classes: bool = False
+    has_probabilities: bool = False
     indices: Tensor | None = None
     directions: Tensor | None = None
 
@@ -357,6 +360,7 @@ class Classes(Target):
     """
 
     names_classes = True
+    has_probabilities = True
 
     def __init__(self, indices: Tensor):
         self.several = indices.ndim == 2
@@ -390,7 +394,7 @@ class Classes(Target):
 class Numbers(Classes):
     """Target: given numbers of a regression, by their places in the output."""
 
-    names_classes = False
+    names_classes = has_probabilities = False
 
     def probability(self, probabilities: Tensor, rows: Rows = None) -> None:
         return None

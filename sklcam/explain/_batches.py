@@ -330,6 +330,7 @@ class BatchExplainer(Questions):
             forward=adapter.forward,
             top_channels=self.top_channels,
             extent=adapter.extent(inputs.size),
+            probabilities=adapter.probabilities,
         )
 
     def _weigh_channels(

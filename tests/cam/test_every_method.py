@@ -6,6 +6,7 @@ import gc
 import random
 import warnings
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from small_networks import SmallNet
 from torch import nn
 
 from sklcam import CAMExplainer
-from sklcam.cam import TopK, available, get_method
+from sklcam.cam import TopK, available, get_method, min_max
 from sklcam.explain import ExplanationWarning
 from sklcam.networks import TargetLayer
 
 SIZE = 12
 CONTROLS = {"uniform", "fakecam"}
 DIFFERENCES = {"occlusion"}
-RANDOM = {"randomcam", "smoothgradcam++", "sscam"}
+RANDOM = {"randomcam", "rise", "smoothgradcam++", "sscam"}
 
 
 def method_of(name: str, **options):
@@ -103,6 +104,10 @@ def test_a_constant_map_is_zero(name, model):
     maps = explain(name, model, noise_images(2), normalize=name not in DIFFERENCES)
     if name in CONTROLS:
         assert maps.max() == 1
+    elif name == "rise":  # the mean of its masks, which are random, times what is always said
+        masks = np.concatenate([*method_of(name).masks((SIZE, SIZE), 99, torch.device("cpu"))])
+        mean = min_max(torch.from_numpy(masks.mean(axis=0))).numpy()
+        np.testing.assert_allclose(maps, np.stack([mean, mean]), atol=1e-6)
     elif name in DIFFERENCES:
         assert np.abs(maps).max() <= tolerance(1, float)
     else:
@@ -178,7 +183,8 @@ def test_a_callable_target(name, model):
             explain(name, model, images, lambda output: output[:, 2])
         return
     by_label = explain(name, model, images, 2)
-    by_callable = explain(name, model, images, lambda output: output[:, 2])
+    as_asked = partial(torch.softmax, dim=1) if name == "rise" else lambda output: output
+    by_callable = explain(name, model, images, lambda output: as_asked(output)[:, 2])
     np.testing.assert_allclose(by_callable, by_label, rtol=1e-6, atol=1e-9)
 
 

@@ -83,7 +83,7 @@ def test_proxies_by_hand(fitted):
 
 
 # These look at the outputs themselves, which are classes in the one network alone.
-OF_OUTPUTS = {"cam", "excitationbackprop", "finercam"}
+OF_OUTPUTS = {"cam", "excitationbackprop", "finercam", "rise"}
 
 
 @pytest.mark.parametrize("method", sorted(set(available()) - OF_OUTPUTS))

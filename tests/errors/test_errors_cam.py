@@ -143,6 +143,14 @@ REFUSALS: dict[str, list[Row]] = {
         ("a patch", lambda: explain_with(method=cam.Occlusion(99)), "a patch within the image"),
         ("gaps", lambda: explain_with(method=cam.Occlusion(2, 3)), "no longer than the patch"),
     ],
+    "RISE": of_options(
+        cam.RISE,
+        n_samples=(0, "n_samples must be an int >= 1; got 0"),
+        cells=(0.5, "cells must be an int >= 1; got 0.5"),
+        p=(1, "p must be between 0 and 1, and neither; got 1"),
+        batch_size=(0, "batch_size must be"),
+        random_state=("a", "'a' cannot be used to seed"),
+    ),
     "RandomCAM": of_options(cam.RandomCAM, random_state=("a", "'a' cannot be used to seed")),
     "Positive": [
         ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "of several labels"),

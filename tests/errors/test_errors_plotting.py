@@ -25,7 +25,6 @@ from sklcam import (
     CAMDisplay,
     CausalCurveDisplay,
     ConsistencyDisplay,
-    DetectionDisplay,
     LocalizationDisplay,
     MapGridDisplay,
     RetrievalDisplay,
@@ -36,6 +35,7 @@ from sklcam import (
     cam,
     metrics,
 )
+from sklcam.plotting import DetectionDisplay
 
 KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
 SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
