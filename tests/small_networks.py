@@ -8,6 +8,9 @@ from sklearn.datasets import load_digits
 from skorch.callbacks import Callback
 from torch import nn
 
+# Methods that follow attention, of which these networks have none; see cam/test_attention.py.
+OF_ATTENTION = {"attentionrelevance", "legrad", "rollout"}
+
 
 class SmallNet(nn.Sequential):
     """Two convolutions, pooled; a target layer of half the input's size."""

@@ -7,6 +7,7 @@ from typing import cast
 
 from sklcam._validation import suggestion
 from sklcam.cam.asked import target_scores
+from sklcam.cam.attention import AttentionRelevance, LeGrad, Rollout
 from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradientMethod
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
 from sklcam.cam.detections import Box
@@ -50,6 +51,7 @@ __all__ = [
     "RISE",
     "SSCAM",
     "AblationCAM",
+    "AttentionRelevance",
     "Box",
     "ChannelMethod",
     "Classes",
@@ -70,6 +72,7 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
     "Method",
     "Occlusion",
     "PerturbationMethod",
@@ -77,6 +80,7 @@ __all__ = [
     "Positive",
     "RandomCAM",
     "RecordedPass",
+    "Rollout",
     "Saliency",
     "ScoreCAM",
     "SmoothGradCAMPlusPlus",
@@ -94,6 +98,7 @@ __all__ = [
 
 _METHODS: dict[str, type[Method]] = {
     "ablationcam": AblationCAM,
+    "attentionrelevance": AttentionRelevance,
     "cam": CAM,
     "counterfactual": Counterfactual,
     "deconvnet": Deconvnet,
@@ -109,9 +114,11 @@ _METHODS: dict[str, type[Method]] = {
     "hirescam": HiResCAM,
     "iscam": ISCAM,
     "layercam": LayerCAM,
+    "legrad": LeGrad,
     "occlusion": Occlusion,
     "randomcam": RandomCAM,
     "rise": RISE,
+    "rollout": Rollout,
     "saliency": Saliency,
     "scorecam": ScoreCAM,
     "smoothgradcam++": SmoothGradCAMPlusPlus,

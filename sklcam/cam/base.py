@@ -20,6 +20,7 @@ from sklcam._validation import check_count, check_number, check_tensor, describe
 from sklcam.cam.maps import weighted_sum
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.rules import BackwardRule
+from sklcam.networks.attention import AttentionRecord
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import differentiate
 
@@ -84,10 +85,10 @@ class Method(BaseEstimator, ABC):
     def check(self) -> None:
         """Raise a ValueError for options that are out of range; before any work."""
 
-    def rule(self) -> BackwardRule | None:
-        """Return the rule that is to hold on the way back, if there is one.
+    def rule(self) -> BackwardRule | AttentionRecord | None:
+        """Return the rule that is to hold on the way back, or what looks at attention, if need be.
 
-        It changes what the pass hands back, so that no other method can share the pass.
+        It changes what the pass does, so that no other method can share the pass.
         """
         return None
 

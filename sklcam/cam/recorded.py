@@ -17,6 +17,7 @@ from sklcam.cam.asked import as_target
 from sklcam.cam.maps import min_max, upsample, upsample_within, weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
+from sklcam.networks.attention import AttentionRecord
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
@@ -42,8 +43,8 @@ class RecordedPass:
         Takes Inputs and returns the output; None calls the network.
     graph : {"head", "images", None}, default="head"
         What scores can be differentiated to: the layers' activations, the images too, or nothing.
-    rule : BackwardRule or None, default=None
-        What functions hand back in place of their gradients.
+    rule : BackwardRule, AttentionRecord or None, default=None
+        What functions hand back in place of their gradients, or what looks at attention.
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
     keep_graph : bool, default=False
@@ -111,7 +112,7 @@ class RecordedPass:
         *,
         forward: Callable[[Inputs], Tensor] | None = None,
         graph: Literal["head", "images"] | None = "head",
-        rule: BackwardRule | None = None,
+        rule: BackwardRule | AttentionRecord | None = None,
         resumable: bool = False,
         keep_graph: bool = False,
         top_channels: int | None = None,
@@ -186,6 +187,8 @@ class RecordedPass:
                     stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
                 ]
             stack.enter_context(self.rule or nullcontext())
+            if isinstance(self.rule, AttentionRecord):
+                stack.enter_context(self.rule.around(self.network))
             stack.enter_context(self._way_back())
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
@@ -202,7 +205,10 @@ class RecordedPass:
 
     def _way_back(self) -> AbstractContextManager[None]:
         """Return what passes, and ways back, are made in; a shorter one may be exact."""
-        if self._graph != "head" or self.rule is not None or len(self.layers) != 1:
+        # Attention is looked at, and no other step back taken.
+        is_ruled = isinstance(self.rule, BackwardRule)
+        is_to_images = self._graph == "images" and self.rule is None
+        if self._graph is None or is_to_images or is_ruled or len(self.layers) != 1:
             return nullcontext()
         return short_way_back(self.network, self.layers[0])
 
@@ -366,6 +372,23 @@ class RecordedPass:
             activations, image=image, n_images=self.n_images, from_start=from_start
         ):
             return self.run(images, rows)
+
+    def scores_behind(self, trunk: Trunk, returned: object) -> Tensor:
+        """Return the scores of what a module could have returned for the batch, with a graph.
+
+        Parameters
+        ----------
+        trunk : Trunk
+            What was run before the module, which is not run again.
+        returned : object
+            As the module returns it.
+
+        Returns
+        -------
+        Tensor of shape (n_images, k)
+        """
+        with torch.enable_grad(), trunk.resumed(returned):
+            return self.score(self._forward(self.inputs.with_images(self.images)))
 
     def on(self, images: Tensor) -> RecordedPass:
         """Return the same question about other images, in a forward pass of their own."""

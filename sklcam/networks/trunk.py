@@ -56,18 +56,24 @@ class Trunk:
 
     @contextmanager
     def resumed(
-        self, activations: Tensor, *, image: int, n_images: int, from_start: bool = False
+        self,
+        activations: Any,
+        *,
+        image: int | None = None,
+        n_images: int = 0,
+        from_start: bool = False,
     ) -> Iterator[None]:
         """Let the forward passes in the block start at the layer, with other activations.
 
         Parameters
         ----------
         activations : Tensor of shape (m, ...)
-            What the layer returns, m variants for one image of the recorded batch.
-        image : int
-            Which image.
-        n_images : int
-            Number of images in the recorded batch.
+            What the layer returns, m variants for one image of the recorded batch; for the batch
+            itself, whatever it returns.
+        image : int or None, default=None
+            Which image; None is the batch itself.
+        n_images : int, default=0
+            Number of images in the recorded batch, where one of them is meant.
         from_start : bool, default=False
             Run what lies before the layer, too, instead of handing out what it returned. Slower;
             needed where the network changes tensors in place between its modules.
@@ -81,7 +87,9 @@ class Trunk:
             answers[self._layer] = deque([_RUN] * (self._run % len(self._runs)))
         else:
             for module, output in self.before:
-                rows = _repeat(output, image, n_images, len(activations))
+                rows = output
+                if image is not None:
+                    rows = _repeat(output, image, n_images, len(activations))
                 answers.setdefault(module, deque()).append(rows)
         answers.setdefault(self._layer, deque()).append(activations)
         with ExitStack() as stack:

@@ -14,7 +14,7 @@ from sklcam import cam
 from sklcam.cam import GradCAM, Method, available, get_method
 from sklcam.cam.base import batch_size_for
 
-FAMILIES = "eigen", "finer", "gradient", "perturbation", "pixel", "rise", "baselines"
+FAMILIES = "attention", "eigen", "finer", "gradient", "perturbation", "pixel", "rise", "baselines"
 
 
 def test_methods_by_name():

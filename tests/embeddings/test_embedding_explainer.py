@@ -30,6 +30,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from small_networks import OF_ATTENTION
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -86,7 +87,7 @@ def test_proxies_by_hand(fitted):
 OF_OUTPUTS = {"cam", "excitationbackprop", "finercam", "rise"}
 
 
-@pytest.mark.parametrize("method", sorted(set(available()) - OF_OUTPUTS))
+@pytest.mark.parametrize("method", sorted(set(available()) - OF_OUTPUTS - OF_ATTENTION))
 def test_every_method_is_that_of_the_network_with_its_proxies_behind_it(method, fitted):
     """As a classifier whose last layer is the proxies."""
     model = network()

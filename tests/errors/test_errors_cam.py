@@ -87,6 +87,18 @@ REFUSALS: dict[str, list[Row]] = {
             "CAM needs a head of global average pooling",
         ),
     ],
+    "AttentionRelevance": [
+        ("no attention", lambda: explain_with(method="attentionrelevance"), "SmallNet has none")
+    ],
+    "LeGrad": [("no attention", lambda: explain_with(method="legrad"), "SmallNet has none")],
+    "Rollout": [
+        *of_options(
+            cam.Rollout,
+            fusion=("sum", 'fusion must be "mean", "min" or "max"; got .sum'),
+            discard=(1, "discard must be .* got 1"),
+        ),
+        ("no attention", lambda: explain_with(method="rollout"), "SmallNet has none"),
+    ],
     "EigenCAM": of_options(cam.EigenCAM, center=(1, "center must be True or False; got 1")),
     "EigenGradCAM": of_options(cam.EigenGradCAM, center=("no", "center must be .* got .no")),
     "FinerCAM": [

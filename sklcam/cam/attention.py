@@ -1,0 +1,301 @@
+"""Methods that look at the attention of a vision transformer: where its tokens get things from."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sklcam._validation import check_number
+from sklcam.cam.base import Method
+from sklcam.cam.recorded import RecordedPass
+from sklcam.networks.attention import AttentionRecord, Block
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
+from sklcam.networks.tape import differentiate
+
+
+class _AttentionMethod(Method):
+    """A method that makes a relevance of each token; the places among them are the map."""
+
+    def rule(self) -> AttentionRecord:
+        return AttentionRecord()
+
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        record = recorded.rule
+        assert isinstance(record, AttentionRecord)
+        layer = _tokens_of(type(self).__name__, recorded, record)
+        relevances = at_least_float32(self.relevances(recorded, record))
+        assert layer.grid is not None
+        maps = relevances[..., layer.n_prefix :].unflatten(-1, layer.grid)
+        return [maps] * len(recorded.layers)  # none of which counts more than another
+
+    @abstractmethod
+    def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        """Return the relevance of each token for each score, (n_images, k, n_tokens)."""
+
+
+class Rollout(_AttentionMethod):
+    r"""Attention rollout: attention, multiplied up from the tokens that are read to the patches.
+
+    .. math:: \tilde A_l = \tfrac12 W_l + \tfrac12 I, \qquad R = \tilde A_L \cdots \tilde A_1
+
+    :math:`W_l` is what a layer's heads are fused to; rows of :math:`\tilde A_l` add up to 1. The
+    map is the row of :math:`R` of the token that the network reads; of several, as of a distilled
+    network or one that pools its patches, the mean of their rows. Which they are shows in the
+    gradient. It knows of no class: the map is the same for all of them.
+
+    It is defined for transformers all of whose attention is between all tokens of an image: not
+    within windows, nor from other tokens to these. Other networks are refused.
+
+    Parameters
+    ----------
+    fusion : {"mean", "min", "max"}, default="mean"
+        How the heads of a layer become one; the paper takes the mean.
+    discard : float in [0, 1), default=0.0
+        Which share of a layer's fused weights, the lowest, is set to 0. Others use 0.9.
+
+    References
+    ----------
+    Abnar, Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, eq. 1. Minimum, maximum
+    and discarding: Gildenblat, "Exploring Explainability for Vision Transformers", 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.cam import Rollout
+    >>> from sklcam.networks import build_model
+    >>> network = build_model("timm/test_vit", n_classes=3, image_size=64).eval()
+    >>> images = torch.rand(2, 3, 64, 64)
+    >>> explainer = CAMExplainer(network, method=Rollout(fusion="max"), verbose=0).fit(images)
+    >>> explainer.explain(images).shape
+    (2, 64, 64)
+    """
+
+    graph = "head"
+
+    def __init__(self, fusion: Literal["mean", "min", "max"] = "mean", discard: float = 0.0):
+        self.fusion = fusion
+        self.discard = discard
+
+    def check(self) -> None:
+        if self.fusion not in ("mean", "min", "max"):
+            raise ValueError(f'fusion must be "mean", "min" or "max"; got {self.fusion!r}.')
+        check_number("discard", self.discard, 0, 1, closed="left")
+
+    def rule(self) -> AttentionRecord:
+        return AttentionRecord(self._fuse)  # the rest need not be kept
+
+    def _fuse(self, weights: Tensor) -> Tensor:
+        weights = at_least_float32(weights)
+        if weights.ndim < 4 or self.fusion == "mean":
+            return weights.mean(dim=1)
+        return weights.amin(dim=1) if self.fusion == "min" else weights.amax(dim=1)
+
+    def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        rows = _rows_read(recorded, record)
+        for weights in reversed(record.weights):
+            if self.discard:
+                weights = _without_lowest(weights, self.discard)
+            # Of W + I, whose rows add up to 2 but where weights are taken off.
+            rows = rows / (weights.sum(dim=2) + 1)
+            rows = rows + _times(rows, weights)
+        return rows[:, None].expand(-1, recorded.scores.shape[1], -1)
+
+
+class AttentionRelevance(_AttentionMethod):
+    r"""The relevance of Chefer et al.: attention that a score rises with, multiplied up.
+
+    .. math:: \bar A_l = \mathrm{E}_h\Big[\Big(\frac{\partial y_c}{\partial A_l} \odot
+              A_l\Big)^+\Big], \qquad R \leftarrow R + \bar A_l R, \quad R_0 = I
+
+    "Generic Attention-model Explainability", the rule for self-attention. The map is the row of
+    :math:`R - I` of the token that the network reads; of several, the mean of their rows. Which
+    they are shows in the gradient. The identity has no part in the row of a class token; in those
+    of patches it is what they are at the start, the same for all of them.
+
+    It is defined for transformers all of whose attention is between all tokens of an image: not
+    within windows, nor from other tokens to these. Other networks are refused.
+
+    References
+    ----------
+    Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
+    Encoder-Decoder Transformers", ICCV 2021, eq. 5-6.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.networks import build_model
+    >>> network = build_model("timm/test_vit", n_classes=3, image_size=64).eval()
+    >>> images = torch.rand(2, 3, 64, 64)
+    >>> explainer = CAMExplainer(network, method="attentionrelevance", verbose=0).fit(images)
+    >>> explainer.explain(images, target=0).shape
+    (2, 64, 64)
+    """
+
+    graph = "images"
+
+    def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        (found,) = recorded.for_each_score(lambda column: [self._of(column, recorded, record)])
+        return found
+
+    def _of(self, column: int, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        gradients = _differentiate(recorded.scores, column, record.weights)
+        read = _shares(gradients[-1].ne(0).any(dim=3).any(dim=1), gradients[-1])
+        gained = torch.zeros_like(read)  # beyond the identity, whose rounding would swamp it
+        for weights, gradient in zip(reversed(record.weights), reversed(gradients), strict=True):
+            relevant = (gradient * weights.detach()).relu().mean(dim=1)
+            gained = gained + _times(read + gained, relevant)
+        return gained
+
+
+class LeGrad(_AttentionMethod):
+    r"""LeGrad: where each layer's score would rise if its attention did.
+
+    .. math:: E_l = \frac{1}{h n} \sum_{h, i} \Big(\frac{\partial s_l}{\partial
+              A_{l, h, i, \cdot}}\Big)^+, \qquad L = \frac{1}{L} \sum_l E_l
+
+    :math:`s_l` is the score that the network's own head, with its pooling, makes of the tokens that
+    leave layer l, and the mean is over the h heads and the n rows of its attention.
+
+    It is defined for transformers all of whose attention is between all tokens of an image, one
+    module a layer, whose tokens are all that the next one is given. Other networks are refused.
+
+    Notes
+    -----
+    The head is run once more for each layer but the last. The authors' code for CLIP differs: it
+    takes the mean over all tokens where the network reads one, and by default two layers.
+
+    References
+    ----------
+    Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature
+    Formation Sensitivity", ICCV 2025, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam import CAMExplainer
+    >>> from sklcam.networks import build_model
+    >>> network = build_model("timm/test_vit", n_classes=3, image_size=64).eval()
+    >>> images = torch.rand(2, 3, 64, 64)
+    >>> explainer = CAMExplainer(network, method="legrad", verbose=0).fit(images)
+    >>> explainer.explain(images, target=0).shape
+    (2, 64, 64)
+    """
+
+    graph = "images"
+
+    def rule(self) -> AttentionRecord:
+        return AttentionRecord(with_blocks=True)
+
+    def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        *blocks, last = _blocks_of(recorded, record)
+        scores = [recorded.scores_behind(last.trunk, last.like(block.tokens)) for block in blocks]
+        scores.append(recorded.scores)
+        (found,) = recorded.for_each_score(lambda column: [self._of(column, scores, record)])
+        return found
+
+    @staticmethod
+    def _of(column: int, scores: list[Tensor], record: AttentionRecord) -> Tensor:
+        total = torch.zeros(())
+        for of_layer, weights in zip(scores, record.weights, strict=True):
+            (gradient,) = _differentiate(of_layer, column, [weights], keep=True)
+            total = total.to(gradient.device) + gradient.relu().mean(dim=(1, 2))
+        return total / len(scores)
+
+
+def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> TargetLayer:
+    """Return how tokens are places; a ValueError unless all attention is between all of them."""
+    if not record.shapes:
+        raise ValueError(
+            f"{name} follows attention, and {type(recorded.network).__name__} has none in its "
+            "pass, or computes it by a kernel that shows no weights. Explain by another method, "
+            "such as Grad-CAM."
+        )
+    layer = recorded.layers[0]
+    if any(each.layout != "tokens" or each.reshape is not None for each in recorded.layers):
+        raise ValueError(
+            f"{name} must know which tokens are which places, and the target layer {layer.name!r} "
+            f"is of the layout {layer.layout!r}; name a layer of tokens, as in TargetLayer("
+            f'{layer.name!r}, layout="tokens", grid=(rows, columns), n_prefix=1), or leave '
+            'target_layer at "auto". Networks that attend within windows have none.'
+        )
+    assert layer.grid is not None
+    n_tokens = layer.n_prefix + math.prod(layer.grid)
+    for shape in record.shapes:
+        if len(shape) != 4 or shape[0] != recorded.n_images or shape[2:] != (n_tokens, n_tokens):
+            raise ValueError(
+                f"{name} is defined for attention between all tokens of an image, here of shape "
+                f"({recorded.n_images}, heads, {n_tokens}, {n_tokens}); this network has some of "
+                f"shape {shape}, as windows, or a pooling by attention, have. Explain by another "
+                "method, such as Grad-CAM."
+            )
+    return layer
+
+
+def _rows_read(recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+    """Return the share of each token in those that the score reads, (n_images, n_tokens)."""
+    if record.result is not None:  # (n, heads, tokens, ...)
+        (gradients,) = differentiate(recorded.scores, [record.result], ["the last attention"])
+        return _shares(gradients.ne(0).any(dim=3).any(dim=1), gradients)
+    # The target layer comes after all attention, and each token for itself from there.
+    gradients = recorded.gradients(0)[0]
+    return _shares(gradients.ne(0).any(dim=2), gradients)
+
+
+def _shares(is_read: Tensor, like: Tensor) -> Tensor:
+    shares = is_read.to(at_least_float32(like).dtype)
+    return shares / shares.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _times(rows: Tensor, matrices: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        return (rows[:, None] @ matrices)[:, 0]
+
+
+def _without_lowest(weights: Tensor, share: float) -> Tensor:
+    flat = weights.flatten(1)
+    lowest = flat.topk(int(flat.shape[1] * share), dim=1, largest=False).indices
+    return flat.scatter(1, lowest, 0.0).view_as(weights)
+
+
+def _differentiate(
+    scores: Tensor, column: int, weights: list[Tensor], *, keep: bool = False
+) -> list[Tensor]:
+    chosen = torch.zeros_like(scores)
+    chosen[:, column] = 1
+    names = [f"the attention of layer {i}" for i in range(len(weights))]
+    keep = keep or column < scores.shape[1] - 1
+    found = differentiate(scores, weights, names, chosen=chosen, keep_graph=keep)
+    return [at_least_float32(each) for each in found]
+
+
+def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
+    """Return what gives each layer's tokens; a ValueError if something goes past the last."""
+    shape = recorded.activations[0].shape
+    blocks = [block for block in record.blocks if block is not None and block.tokens.shape == shape]
+    if len(blocks) < len(record.blocks):
+        raise _no_blocks(recorded)
+    last = blocks[-1]
+    tokens = last.tokens.detach().requires_grad_()
+    scores = recorded.scores_behind(last.trunk, last.like(tokens))
+    earlier = record.weights[:-1]
+    gradients = torch.autograd.grad(
+        scores, [tokens, *earlier], torch.ones_like(scores), retain_graph=True, allow_unused=True
+    )
+    if gradients[0] is None or any(each is not None for each in gradients[1:]):
+        raise _no_blocks(recorded)
+    return blocks
+
+
+def _no_blocks(recorded: RecordedPass) -> ValueError:
+    return ValueError(
+        "LeGrad lets the head read the tokens that leave each layer, and "
+        f"{type(recorded.network).__name__} has no module for each layer whose tokens are all that "
+        "reaches the next. Explain by AttentionRelevance, which needs none, or by another method."
+    )
