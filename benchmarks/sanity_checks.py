@@ -55,7 +55,7 @@ SHOWN = {
     "guidedgradcam": "Guided Grad-CAM",
 }
 
-QUICK = {"images": 32, "layers": 16}
+QUICK = {"images": 24, "layers": 16}
 FULL = {"images": 200, "layers": 50}
 
 say = partial(print, file=sys.stderr, flush=True)

@@ -191,6 +191,12 @@ class SanityCheck:
                 for column, values in columns.items()
             ]
             lines.append(f"{name:{width}}{''.join(cells)}  {said}")
+        lines += [
+            f"{name}: {n} of {self.randomized[likeness][name].size} maps are constant with random "
+            "weights; each counts as 0"
+            for name, n in self.n_vanished.items()
+            if n
+        ]
         return "\n".join(lines)
 
 

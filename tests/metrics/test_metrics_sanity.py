@@ -300,6 +300,30 @@ def test_constant_maps_are_left_out_and_those_that_become_so_are_0():
     assert n_zero == check.n_vanished["layercam"]
 
 
+def test_maps_that_vanish_are_told():
+    shown = repr(of(np.zeros((4, 2)), [0.2] * 4, n_vanished={"m": 8}))
+    assert shown.endswith("m: 8 of 8 maps are constant with random weights; each counts as 0")
+    assert "count" not in repr(of(np.zeros((4, 2)), [0.2] * 4, n_vanished={"m": 0}))
+
+
+class Dead(Method):
+    """Blank where the network's last layer is not as it was."""
+
+    uses_layers = False
+
+    def explain(self, recorded):
+        is_trained = torch.equal(recorded.network[8].bias, trained()[8].bias)
+        return [recorded.images[:, :1] * is_trained]
+
+
+def test_maps_that_vanish_have_lost_all_likeness():
+    check = checked(method={"dead": Dead()})
+    for kind in ("rank_correlation", "ssim"):
+        assert not check.randomized[kind]["dead"].any()
+    assert check.n_vanished == {"dead": N * 4}
+    assert check.verdict()["dead"].startswith("sensitive to the weights")
+
+
 # The network stays as it is
 
 
