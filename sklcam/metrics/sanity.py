@@ -343,7 +343,7 @@ def sanity_check(
             if copied is None:
                 copied = Randomizable(explainer, inputs, layers, seed)
             resolved = comparison.begin(inputs, question.take(rows))
-            check.add(comparison.raw_maps)
+            check.add(comparison.raw_maps, n_axes=len(opened.image_size))
             other = _other_classes(explainer, resolved, range(batch.start, batch.stop), seed)
             if other is not None:
                 comparison.of_classes(inputs, other)
@@ -393,7 +393,7 @@ class _Comparison:
 
     @property
     def raw_maps(self) -> Tensor:
-        """The maps of the batch by all methods, (n_methods * n_images, height, width)."""
+        """The maps of the batch by all methods, one after the other."""
         return torch.cat([raw for _, raw in self._now.values()])
 
     def of_classes(self, inputs: Inputs, classes: Tensor) -> None:

@@ -10,6 +10,7 @@ from skimage.metrics import structural_similarity as ssim_of_skimage
 from torch import nn
 
 from sklcam import CAMExplainer
+from sklcam.cam import GradCAM
 from sklcam.metrics import (
     blur,
     box_from_map,
@@ -25,12 +26,16 @@ from sklcam.metrics import (
     inside_outside_ratio,
     localization_accuracy,
     lp_norm,
+    pixel_auc,
     pointing_game,
     rank_correlation,
+    relevance_rank_accuracy,
     road,
+    sanity_check,
     sparsity,
     ssim_consistency,
     structural_similarity,
+    topk_intersection,
 )
 from sklcam.training import ViewSampler
 
@@ -320,3 +325,44 @@ def test_metrics_of_pictures_refuse_volumes(metric, options, message):
     explainer = CAMExplainer(Bright().eval(), target_layer="layer", verbose=0).fit(X)
     with pytest.raises(ValueError, match=message):
         evaluate(explainer, X, y, metrics=metric, **options)
+
+
+def test_ranks_of_voxels_are_those_of_the_same_numbers_in_a_row():
+    maps = random_maps(3)
+    masks = random_maps(3, seed=1) > 0.7
+    rows, marked = maps.flatten(1)[:, None], masks.flatten(1)[:, None]
+    torch.testing.assert_close(
+        relevance_rank_accuracy(maps, masks), relevance_rank_accuracy(rows, marked)
+    )
+    torch.testing.assert_close(
+        topk_intersection(maps, masks, k=99), topk_intersection(rows, marked, k=99)
+    )
+    torch.testing.assert_close(pixel_auc(maps, masks), pixel_auc(rows, marked))
+
+
+def test_stability_and_ranks_of_volumes():
+    X, y, boxes = balls()
+    explainer = CAMExplainer(Bright().eval(), target_layer="layer", batch_size=3, verbose=0).fit(X)
+    metrics = ("max_sensitivity", "local_lipschitz", "relevance_rank_accuracy", "pixel_auc")
+    params = {"max_sensitivity": {"n_samples": 2, "radius": 0.01}}
+    options = {"method": "hirescam", "boxes": boxes, "progress": False}
+    result = evaluate(explainer, X, y, metrics=metrics, metric_params=params, **options)
+    # The map is a mean of voxels, in one half: it changes with the noise, and by no more.
+    assert 0 < result["max_sensitivity"].max() < 0.1
+    assert result["pixel_auc"].min() > 0.95 and result["relevance_rank_accuracy"].min() > 0.7
+
+
+def test_a_sanity_check_of_volumes():
+    X, _, _ = balls()
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    explainer = CAMExplainer(network, target_layer="3", verbose=0).fit(X)
+    methods = {"gradcam": GradCAM(relu=False), "saliency": "saliency"}
+    check = sanity_check(explainer, X, method=methods, progress=False)
+    assert check.steps == ["6", "2", "0"]
+    for kind in ("rank_correlation", "ssim"):
+        for values in check.randomized[kind].values():
+            assert values.shape == (4, 3) and np.isfinite(values).all() and values.max() < 0.999
