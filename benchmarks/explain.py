@@ -45,18 +45,30 @@ from unittest.mock import patch
 import captum.attr
 import numpy as np
 import pytorch_grad_cam
+import pytorch_grad_cam.eigen_cam
 import timm
 import torch
 import torchcam.methods
 import torchvision
 import tqdm
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from train_step import peak_of_allocations, seconds, wait
 
 from sklcam import CAMExplainer
-from sklcam.cam import CAM, ISCAM, SSCAM, Method, ScoreCAM, SmoothGradCAMPlusPlus, get_method
+from sklcam.cam import (
+    CAM,
+    ISCAM,
+    SSCAM,
+    EigenCAM,
+    FinerCAM,
+    Method,
+    ScoreCAM,
+    SmoothGradCAMPlusPlus,
+    get_method,
+)
 from sklcam.images import ImageDataset, normalize
 from sklcam.networks import build_model, record
 
@@ -144,7 +156,11 @@ TRANSFORMERS = (
     "swin_t",
     "vit_b_16",
 )
+VIT = "timm/vit_small_patch16_224"
 BARS = (
+    Bar((VIT, "resnet18"), "eigencam", "sklcam / predict", 1.15, at_most=True),
+    Bar((VIT,), "rollout", "sklcam / predict", 1.15, at_most=True),
+    Bar((VIT,), "legrad", "sklcam / predict", 1.15, at_most=True),
     Bar(TRANSFORMERS, "gradcam", "sklcam / predict", 1.10, at_most=True),
     Bar(THREE, "gradcam", "sklcam / predict", 1.10, at_most=True),
     Bar(THREE, "gradcam", "pytorch-grad-cam / sklcam", 2.5),
@@ -317,6 +333,12 @@ def pixel_centres(case: Case) -> AbstractContextManager:
     return patch.object(nn, "UpsamplingBilinear2d", upsample)
 
 
+def settled_sign(case: Case) -> AbstractContextManager:
+    """Have pytorch-grad-cam settle the sign of a component, as it does in its SegEigenCAM."""
+    module = pytorch_grad_cam.eigen_cam
+    return patch.object(module, "get_2d_projection", get_2d_projection_with_sign_correction)
+
+
 def nothing_negative(case: Case) -> AbstractContextManager | None:
     """The setting as it is if the layer ends in a ReLU."""
     with record(case.network, case.layer) as tape:
@@ -386,6 +408,22 @@ CHEAP = {
             ),
         ),
     ),
+    "finercam": Spec(FinerCAM(weights="probability"), (by_pytorch_grad_cam("FinerCAM"),)),
+    "eigencam": Spec(
+        EigenCAM(center=True),
+        (
+            by_pytorch_grad_cam(
+                "EigenCAM", why="its sign is whichever NumPy returns", equal=settled_sign
+            ),
+        ),
+    ),
+    "eigengradcam": Spec(
+        "eigengradcam",
+        (by_pytorch_grad_cam("EigenGradCAM", why="its sign is whichever NumPy returns"),),
+    ),
+    "rollout": Spec("rollout", ()),
+    "attentionrelevance": Spec("attentionrelevance", ()),
+    "legrad": Spec("legrad", ()),
     "saliency": Spec("saliency", (by_captum("Saliency"),)),
     "guidedbackprop": Spec(
         "guidedbackprop",
@@ -441,6 +479,7 @@ EXPENSIVE = {
 SPECS = {**CHEAP, **EXPENSIVE}
 NEEDS_RELU = ("guidedbackprop", "deconvnet", "guidedgradcam")
 NEEDS_POOLED_HEAD = ("cam",)
+NEEDS_TOKENS = ("rollout", "attentionrelevance", "legrad")
 
 
 # Networks and images
@@ -702,6 +741,8 @@ def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None
 def why_not(name: str, case: Case) -> str:
     if name in NEEDS_RELU and not has_relus(case.network):
         return "as the network has no ReLUs"
+    if name in NEEDS_TOKENS and case.explainer.target_layers_[0].layout != "tokens":
+        return "as its attention, if it has any, is not between all tokens of an image"
     if name in NEEDS_POOLED_HEAD and not has_pooled_head(case):
         return "as the layer is not followed by pooling and one linear layer alone"
     return ""

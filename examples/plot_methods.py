@@ -38,6 +38,9 @@ for best in np.argsort(-probabilities)[:5]:
 #
 # A method is a name, or an object with options. Methods that draw noise have a ``random_state``,
 # and some take many samples, or patches, by default; a few are enough to see what they do.
+#
+# Rollout, attention relevance and LeGrad are not shown: they follow the attention of a transformer,
+# which a convolutional network does not have, and the maps of one that is not trained say nothing.
 
 options = {
     "iscam": ISCAM(n_samples=2),
@@ -46,7 +49,8 @@ options = {
     "smoothgradcam++": SmoothGradCAMPlusPlus(n_samples=4, random_state=0),
     "sscam": SSCAM(n_samples=2, random_state=0),
 }
-methods = {name: options.get(name, name) for name in available()}
+of_attention = ("attentionrelevance", "legrad", "rollout")
+methods = {name: options.get(name, name) for name in available() if name not in of_attention}
 
 # %%
 # Three run the network once or more for each channel of the layer. The last layer has 1280; a block
@@ -70,7 +74,7 @@ maps = {
 # deconvolution) are sharp and do not care much which class they explain. The controls explain
 # nothing: a number by which they look good is not worth much.
 
-figure, axes = plt.subplots(6, 4, figsize=(12, 9.5), layout="constrained")
+figure, axes = plt.subplots(7, 4, figsize=(12, 11), layout="constrained")
 for place in axes.flat[1 + len(methods) :]:
     place.set_axis_off()
 CAMDisplay.from_predictions(
