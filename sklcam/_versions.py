@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = ("sklcam", "torch", "torchvision", "skorch", "scikit-learn", "numpy")
 _OTHERS = ("scipy", "joblib", "pillow", "safetensors", "tqdm")
-_OPTIONAL = ("matplotlib", "pytorch-metric-learning", "accelerate", "dask", "timm", "transformers")
+_OPTIONAL = (
+    *("matplotlib", "pytorch-metric-learning", "accelerate", "dask", "timm", "transformers"),
+    *("onnx", "onnxruntime", "onnxscript"),
+)
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

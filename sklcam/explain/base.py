@@ -7,6 +7,7 @@ the memory needed is that of one batch, and nobody has to look at an image twice
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from sklcam.cam import ChannelMethod
 from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
 from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
 from sklcam.explain.checks import ExplanationCheck
+from sklcam.explain.onnx_files import write_onnx
 from sklcam.images.streams import is_stream
 
 __all__ = [
@@ -227,6 +229,100 @@ class Explainer(BatchExplainer):
                 results = [np.stack(maps) for maps in results]
         one_alone = not isinstance(method, Mapping | list | tuple)
         return results[0] if one_alone else dict(zip(named, results, strict=True))
+
+    # Files
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        X: Any = None,
+        maps: Literal["auto"] | bool = "auto",
+        card: str | None = None,
+    ) -> None:
+        """Write the network to an ONNX file, with what is needed to use it without this library.
+
+        The file takes ``images``, float32 of shape (n_images, n_channels, height, width) in [0, 1],
+        of any number and of the network's own size, and normalises them itself. It returns
+        ``logits``, as the network does (of one logit, (n_images, 1)), and ``probabilities``, as
+        :meth:`predict_proba` does; of a regression ``predictions``. A network that returns
+        probabilities has no logits.
+
+        Where the head is global average pooling and one linear layer, it returns ``maps`` as well,
+        of shape (n_images, n_classes, u, v): the Grad-CAM map of each class, at the layer's
+        resolution. Resized bilinearly (``align_corners=False``) to the images' size, they are those
+        of ``explain(X, target=label, normalize=False)``; scaled by their minimum and maximum, those
+        of ``explain(X, target=label)``.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write, which ends in ".onnx". What is there is replaced once the new file is
+            complete and checked, and kept if anything goes wrong.
+        X : images or None, default=None
+            Some on which the file is checked, the first three: arrays, files or PIL images. None is
+            noise.
+        maps : "auto" or bool, default="auto"
+            Whether the file has maps. "auto" is where it can, with a warning where it cannot, and
+            True an error then.
+        card : str or None, default=None
+            A description in Markdown, such as :func:`sklcam.model_card` makes, for the file's
+            ``doc_string``, where the input and the outputs are described in any case.
+
+        Raises
+        ------
+        ImportError
+            If onnx, onnxruntime or onnxscript is missing; they come with the extra ``onnx``.
+        NotFittedError
+            If the explainer has not been fitted.
+        OSError
+            If the file cannot be written.
+        TypeError
+            If `path` is not a path.
+        ValueError
+            If an argument does not fit; if the network has no task, computes in another precision
+            than float32, or does not say how its images are prepared; if torch cannot export it; or
+            if onnxruntime's answers are not those of the network, to rounding.
+
+        Warns
+        -----
+        UserWarning
+            If there are no maps, with ``maps="auto"``.
+
+        Notes
+        -----
+        Whether a head is linear is settled by numbers: it must turn the pooled activations into the
+        output, and gradients must be its weights. For all other networks, and for methods other
+        than Grad-CAM and CAM, maps need a gradient for each image, which such files do not compute.
+
+        The metadata are JSON: ``task``, ``classes``, ``class_names``, ``image_size``, ``resize``
+        (see :class:`~sklcam.images.Resizing`), ``value_range`` and ``channel_order`` of ``images``,
+        ``normalized_in_the_file`` (the mean and the standard deviation, which nobody has to apply),
+        ``preparation_by`` (who says so), ``target_layers``, ``maps`` (the method) or
+        ``no_maps_because``, and ``versions``.
+
+        Examples
+        --------
+        >>> import json, tempfile
+        >>> import torch
+        >>> from torch import nn
+        >>> import onnxruntime
+        >>> from sklcam import CAMExplainer
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        ...                         nn.Flatten(), nn.Linear(4, 2))
+        >>> explainer = CAMExplainer(network, classes=["cat", "dog"], target_layer="1",
+        ...                          image_size=16, mean=0.5, std=0.25).fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     explainer.export(f"{folder}/pets.onnx")
+        ...     session = onnxruntime.InferenceSession(f"{folder}/pets.onnx")
+        >>> images = torch.rand(5, 3, 16, 16).numpy()
+        >>> logits, probabilities, maps = session.run(None, {"images": images})
+        >>> probabilities.shape, maps.shape
+        ((5, 2), (5, 2, 14, 14))
+        >>> json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+        ['cat', 'dog']
+        """
+        write_onnx(self, path, X, maps, card)
 
     # Channels
 

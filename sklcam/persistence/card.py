@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,12 @@ from sklcam.persistence.values import Writer
 from sklcam.training.net import ImageNeuralNet
 
 
-def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
+def model_card(
+    estimator: Any,
+    *,
+    metrics: dict[str, Any] | None = None,
+    file: str | os.PathLike[str] | None = None,
+) -> str:
     """Describe an estimator in Markdown, to go with its file.
 
     Parameters
@@ -30,6 +37,9 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
     metrics : dict of str to number, default=None
         What was measured of it, such as ``{"accuracy": 0.93}``; say on which images in the
         description.
+    file : str, path or None, default=None
+        The file that it goes with, whose name is in how to load it. Of one that ends in ".onnx",
+        which the estimator's ``export`` has written, it says how to run it.
 
     Returns
     -------
@@ -41,7 +51,7 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
     Raises
     ------
     ValueError
-        If `estimator` is none of these, or `metrics` no dict.
+        If `estimator` is none of these, `metrics` not a dict, or `file` not a path.
 
     Examples
     --------
@@ -57,10 +67,10 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         )
     if not isinstance(metrics, Mapping | None):
         raise ValueError(f"metrics must be a dict of names to numbers; got {describe(metrics)}.")
+    if not isinstance(file, str | os.PathLike | None):
+        raise ValueError(f"file must be a path; got {describe(file)}.")
     net = estimator if isinstance(estimator, NeuralNet) else getattr(estimator, "model", None)
     kind = type(estimator)
-    pairs = ", ".join(f"{label!r}: {label}" for label in _labels(estimator))
-    objects = f", objects={{{pairs}}}" if pairs else ""
     sections = [
         f"# {kind.__name__}",
         f"A `{kind.__module__}.{kind.__qualname__}`, "
@@ -70,13 +80,26 @@ def model_card(estimator: Any, *, metrics: dict[str, Any] | None = None) -> str:
         *_section("Parameters", estimator.get_params(deep=False)),
         *_section("Metrics", metrics or {}),
         *_section("Last epoch of training", _last_epoch(net)),
-        "## How to load it\n\n```python\nimport sklcam\n\n"
-        f'estimator = sklcam.load("path/of/the/file"{objects})\n```',
+        f"## How to load it\n\n```python\n{_loading(estimator, file)}\n```",
         *_section("Versions", installed_versions(REQUIRED)),
         "## Limitations\n\n_What it should not be used for, and where it is known to fail. A map "
         "shows where the network looked, not that it was right to._",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _loading(estimator: Any, file: str | os.PathLike[str] | None) -> str:
+    """Return the program that uses the file."""
+    name = "path/of/the/file" if file is None else Path(file).name
+    if name.endswith(".onnx"):
+        answer = "predictions" if getattr(estimator, "classes_", None) is None else "probabilities"
+        return (
+            f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}")\n'
+            f'(answers,) = session.run(["{answer}"], {{"images": images}})  # float32 in [0, 1]'
+        )
+    pairs = ", ".join(f"{label!r}: {label}" for label in _labels(estimator))
+    objects = f", objects={{{pairs}}}" if pairs else ""
+    return f'import sklcam\n\nestimator = sklcam.load("{name}"{objects})'
 
 
 def _labels(estimator: Any) -> list[str]:

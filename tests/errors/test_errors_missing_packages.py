@@ -50,6 +50,8 @@ def without(monkeypatch, *names: str) -> None:
         ("matplotlib", lambda: RetrievalDisplay.from_estimator(NET, X, X), r"sklcam\[plot\]"),
         ("matplotlib", lambda: TradeoffDisplay.from_cv_results({}), r"sklcam\[plot\]"),
         ("matplotlib", lambda: TradeoffBoxDisplay.from_cv_results({}, by="p"), r"sklcam\[plot\]"),
+        ("onnxscript", lambda: fitted().export("a.onnx"), r"sklcam\[onnx\]"),
+        ("onnxruntime", lambda: fitted().export("a.onnx"), r"sklcam\[onnx\]"),
         ("jinja2", lambda: sklcam.report(fitted(), X, Y, "page.html"), r"sklcam\[report\]"),
         ("accelerate", lambda: AcceleratedCAMClassifier(SmallNet).fit(X, Y), r"\[accelerate\]"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import os
@@ -11,9 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import NET, Row, X, Y, classifier, explainer, fitted, rows_of, written
+from refusals import (
+    INPUTS,
+    NET,
+    Row,
+    X,
+    Y,
+    classifier,
+    embedder,
+    explainer,
+    fitted,
+    rows_of,
+    written,
+)
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from small_networks import SmallNet
+from torch import nn
 
 import sklcam
 from sklcam import CAMExplainer
@@ -35,7 +51,54 @@ def report(folder: Path, **changes: Any) -> Any:
     return sklcam.report(**{**options, "metrics": "sparsity", **changes})
 
 
+def export(folder: Path, model: Any = None, **changes: Any) -> None:
+    options = {"path": folder / "a.onnx", **changes}
+    (fitted() if model is None else model).export(**options)
+
+
+def around(network: nn.Module, sample: Any = INPUTS, **options: Any) -> CAMExplainer:
+    return CAMExplainer(network, verbose=0, **options).fit(sample)
+
+
+def of_volumes() -> CAMExplainer:
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    return around(network, torch.rand(2, 1, 6, 6, 6), target_layer="1")
+
+
+PREPARED = {"image_size": 16, "mean": 0.4, "std": 0.25}
+STEPS = make_pipeline(FunctionTransformer(), classifier())
+
 FILES: dict[str, list[Row]] = {
+    "export": [
+        ("unfitted", lambda f: export(f, classifier()), "call fit first", NotFittedError),
+        ("unfitted, too", lambda f: export(f, CAMExplainer(NET)), "not fitted", NotFittedError),
+        ("no path", lambda f: export(f, path=None), "not NoneType", TypeError),
+        ("another file", lambda f: export(f, path=f / "a.sklcam"), "path must end in .* got a"),
+        ("nowhere", lambda f: export(f, path=f / "a/b.onnx"), "no folder", FileNotFoundError),
+        ("maps", lambda f: export(f, maps="yes"), "maps must be .* got .* 'yes'"),
+        ("a card", lambda f: export(f, card=3), "card must be a text, .* got an int, 3"),
+        ("no X", lambda f: export(f, X=3), "X is a int"),
+        ("its input", lambda f: export(f, around(NET, **PREPARED), X=INPUTS), "own input"),
+        ("an embedding", lambda f: export(f, embedder()), "holds a classifier, or a regressor"),
+        ("volumes", lambda f: export(f, of_volumes()), "takes volumes, .* prepares pictures"),
+        (
+            "half precision",
+            lambda f: export(f, around(copy.deepcopy(NET).bfloat16())),
+            r"computes in torch.bfloat16, .* copy.deepcopy\(network\).float\(\)",
+        ),
+        (
+            "nobody says",
+            lambda f: export(f, around(NET, image_size=16, mean=0)),
+            "does not say: give the explainer std=, and fit it",
+        ),
+        (
+            "a pipeline",
+            lambda f: export(f, CAMExplainer(STEPS.fit(X, Y), verbose=0).fit()),
+            "of its last step",
+        ),
+    ],
     "save": [
         ("None", lambda f: sklcam.save(None, f / "x"), "got a NoneType", PersistenceError),
         (
@@ -83,6 +146,7 @@ FILES: dict[str, list[Row]] = {
             "describes the estimators .*ABCMeta",
         ),
         ("a number", lambda _: sklcam.model_card(explainer(), metrics=3), "metrics must be a dict"),
+        ("no file", lambda _: sklcam.model_card(explainer(), file=3), "file must be .* an int, 3"),
     ],
     "report": [
         ("no path", lambda f: report(f, path=None), "report needs path="),

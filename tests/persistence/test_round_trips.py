@@ -757,6 +757,13 @@ def test_card(fitted):
     assert "0x" not in card
 
 
+def test_card_names_its_file(fitted, tmp_path):
+    loading = model_card(fitted, file=tmp_path / "a.sklcam")
+    assert 'sklcam.load("a.sklcam", objects={' in loading
+    running = model_card(fitted, file="a.onnx")
+    assert 'InferenceSession("a.onnx")' in running and "sklcam.load" not in running
+
+
 @pytest.mark.parametrize(
     "estimator",
     [
