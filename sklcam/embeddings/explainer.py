@@ -32,7 +32,9 @@ from sklcam.embeddings.targets import (
     SinglePoint,
     cosines,
     normalized,
+    of_unit_length,
 )
+from sklcam.embeddings.text import ImageTower, Text
 from sklcam.explain.base import AnyMethod, AnyTarget
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.opened import OpenedImages
@@ -59,12 +61,13 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     model : nn.Module or fitted estimator
         A network that takes images and returns embeddings of shape (n_images, dim), or a fitted
         skorch net around one. Of one that brings them to length 1, name the ``embedding_layer``.
-    proxy : {"mean", "self"}, callable or array-like of shape (n_classes, dim), default="mean"
+    proxy : {"mean", "self"}, callable, Text or array-like of shape (n_classes, dim), default="mean"
         The proxies that :meth:`fit` learns. "mean" is the mean of the class's embeddings, each of
         length 1, brought to length 1 (eq. 11). "self" is the image's own embedding: nothing is
         learned, and there are no classes. A callable takes a class's embeddings, of length 1, as an
         ndarray of shape (n, dim), and returns its proxy, of shape (dim,). An array is the proxies
-        themselves, such as those that a network was trained with, in the order of ``classes``.
+        themselves, such as those that a network was trained with, in the order of ``classes``. A
+        :class:`~sklcam.embeddings.Text` is prompts, for networks of images and texts.
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
     target_layer, weights, layer_fusion, reshape, image_input, output_name
@@ -125,7 +128,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CAMExplainer._parameter_constraints,
-        "proxy": [StrOptions({"mean", "self"}), callable, "array-like"],
+        "proxy": [StrOptions({"mean", "self"}), callable, "array-like", Text],
         "top_channels": [None, Interval(Integral, 1, None, closed="left")],
         "contrast": ["boolean"],
         "embedding_layer": [None, str],
@@ -295,7 +298,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         known = self.classes_.tolist()
         self.n_images_per_class_ = np.array([self._counts_[key] for key in known])
         means = np.stack([self._sums_[key] for key in known])
-        self.proxies_ = _of_unit_length(means, self.classes_)
+        self.proxies_ = of_unit_length(means, self.classes_)
 
     def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, y: Any) -> None:
         opened, labels = self.open_labelled(X, y, f"proxy={self.proxy!r}")
@@ -315,14 +318,18 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if is_name(self.proxy, "self"):
             self.classes_ = None
             return
+        names: Any = self.classes
         given = self.proxy.detach().cpu() if isinstance(self.proxy, Tensor) else self.proxy
+        if isinstance(given, Text):
+            names = given.names() if names is None else names
+            given = given.embed(self._adapter)
         proxies = np.asarray(given, dtype=np.float32)
         if proxies.ndim != 2 or proxies.shape[1] != self._dim_:
             raise ValueError(
                 f"Proxies must be of shape (n_classes, {self._dim_}), as the embeddings have "
                 f"{self._dim_} dimensions; got {proxies.shape}."
             )
-        classes = np.arange(len(proxies)) if self.classes is None else np.asarray(self.classes)
+        classes = np.arange(len(proxies)) if names is None else np.asarray(names)
         if classes.shape != (len(proxies),) or len(np.unique(classes)) != len(classes):
             raise ValueError(
                 f"classes must be one label for each of the {len(proxies)} proxies, all different; "
@@ -335,6 +342,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     def _adapt(self) -> Adapter:
         adapter = super()._adapt()
+        if isinstance(self.proxy, Text):
+            adapter = ImageTower(adapter)
         return adapter if self.embedding_layer is None else EndingAt(adapter, self.embedding_layer)
 
     def _dry_run(self, adapter: Adapter, sample: Inputs, *, given: bool) -> Tensor:
@@ -456,6 +465,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         known = () if self.classes_ is None else self.classes_.tolist()
         if is_name(target, "self") and "self" not in known:
             target = SinglePoint()
+        elif isinstance(target, Text):
+            target = self._towards(target.embed(self.adapter), n_images, "prompts")
         elif isinstance(target, Mapping) or are_images(target):
             target = self._towards_images(target, n_images)
         elif not (target is None or isinstance(target, Target) or callable(target)):
@@ -465,10 +476,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     def _towards_images(self, references: Any, n_images: int) -> Directions:
         """Return the embeddings of reference images, one for each image or one for all."""
         embeddings = np.concatenate(list(self._embeddings(references, "")))
+        return self._towards(embeddings, n_images, "reference images")
+
+    @staticmethod
+    def _towards(embeddings: np.ndarray, n_images: int, what: str) -> Directions:
         if len(embeddings) not in (1, n_images):
             raise ValueError(
-                f"target has {len(embeddings)} reference images for {n_images} images; give one "
-                "for each, or one for all."
+                f"target has {len(embeddings)} {what} for {n_images} images; give one for each, or "
+                "one for all."
             )
         return Directions(torch.from_numpy(embeddings).expand(n_images, -1))
 
@@ -583,13 +598,3 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 def is_name(value: Any, name: str) -> bool:
     """Whether a parameter is this string, where it may be an array, too."""
     return isinstance(value, str) and value == name
-
-
-def _of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    if not lengths.all():
-        raise ValueError(
-            f"The embeddings of {classes[lengths[:, 0] == 0].tolist()} add up to zero: the class "
-            "has no mean direction."
-        )
-    return (means / lengths).astype(np.float32)

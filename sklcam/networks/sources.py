@@ -16,6 +16,7 @@ from torch import nn
 
 from sklcam.networks.dry_run import unwrap
 from sklcam.networks.from_efficientnet_lite import EfficientNetLiteSource, is_lite, origin_of_lite
+from sklcam.networks.from_open_clip import origin_of_open_clip
 from sklcam.networks.from_timm import TimmSource, is_in_timm, origin_of_timm
 from sklcam.networks.from_torchvision import TorchvisionSource
 from sklcam.networks.from_transformers import TransformersSource, origin_of_transformers
@@ -118,7 +119,8 @@ def origin_of(network: nn.Module) -> Origin:
         network = network.module  # which computes the same
     if isinstance(getattr(network, "origin", None), Origin):
         return network.origin  # type: ignore[return-value]
-    origins = (find(network) for find in (origin_of_timm, origin_of_transformers, origin_of_lite))
+    known = (origin_of_timm, origin_of_transformers, origin_of_lite, origin_of_open_clip)
+    origins = (find(network) for find in known)
     return next((origin for origin in origins if origin is not None), Origin())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
 from sklcam import cam, training
-from sklcam.embeddings import TripletCAM
+from sklcam.embeddings import Text, TripletCAM
 from sklcam.networks import TargetLayer
 from sklcam.networks.construction import parameter_names
 from sklcam.persistence.errors import PersistenceError
@@ -76,7 +76,7 @@ def _kinds() -> dict[str, type]:
         *(getattr(skorch_callbacks, name) for name in _CALLBACKS),
         *(getattr(model_selection, name) for name in _SPLITTERS),
         *_methods(),
-        *(PlainPrintLog, SilentableProgressBar, TargetLayer, TripletCAM, ValidSplit),
+        *(PlainPrintLog, SilentableProgressBar, TargetLayer, Text, TripletCAM, ValidSplit),
         *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
         *(training.Energy, training.GradMask, training.RightReasons),
         *(training.Contrastive, training.EMA, training.ViewSampler, training.WarmUp),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from refusals import (
     IMAGES,
+    INPUTS,
     NAN,
     NET,
     Row,
@@ -23,9 +24,18 @@ from refusals import (
 from sklearn.exceptions import NotFittedError
 
 from sklcam import EmbeddingCAMExplainer
-from sklcam.embeddings import NearestProxies, SinglePoint, TripletCAM
+from sklcam.embeddings import NearestProxies, SinglePoint, Text, TripletCAM
 
 REFUSALS: dict[str, list[Row]] = {
+    "Text": [
+        ("no words", lambda: Text(7).names(), "prompts of Text must be one string .* got an int"),
+        ("none", lambda: Text([]).names(), "prompts of Text must be one string or several"),
+        (
+            "no texts",
+            lambda: EmbeddingCAMExplainer(NET, Text("a")).fit(INPUTS),
+            "Text is for networks of images and texts; a SmallNet has neither",
+        ),
+    ],
     "EmbeddingNet": [
         *of_training(embedding_net),
         *of_parameters(
