@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from sklcam import CAMDisplay, CAMExplainer
-from sklcam.cam import ISCAM, SSCAM, Occlusion, RandomCAM, SmoothGradCAMPlusPlus, available
+from sklcam.cam import ISCAM, RISE, SSCAM, Occlusion, RandomCAM, SmoothGradCAMPlusPlus, available
 
 # %%
 # A picture of two things
@@ -46,6 +46,7 @@ options = {
     "iscam": ISCAM(n_samples=2),
     "occlusion": Occlusion(patch=32),
     "randomcam": RandomCAM(random_state=0),
+    "rise": RISE(n_samples=400, random_state=0),
     "smoothgradcam++": SmoothGradCAMPlusPlus(n_samples=4, random_state=0),
     "sscam": SSCAM(n_samples=2, random_state=0),
 }
