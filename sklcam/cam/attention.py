@@ -197,16 +197,28 @@ class LeGrad(_AttentionMethod):
         *blocks, last = _blocks_of(recorded, record)
         scores = [recorded.scores_behind(last.trunk, last.like(block.tokens)) for block in blocks]
         scores.append(recorded.scores)
-        (found,) = recorded.for_each_score(lambda column: [self._of(column, scores, record)])
+        n_prefix = recorded.layers[0].n_prefix
+        (found,) = recorded.for_each_score(
+            lambda column: [self._of(column, scores, record.sums, n_prefix)]
+        )
         return found
 
     @staticmethod
-    def _of(column: int, scores: list[Tensor], record: AttentionRecord) -> Tensor:
-        total = torch.zeros(())
-        for of_layer, weights in zip(scores, record.weights, strict=True):
-            (gradient,) = _differentiate(of_layer, column, [weights], keep=True)
-            total = total.to(gradient.device) + gradient.relu().mean(dim=(1, 2))
-        return total / len(scores)
+    def _of(
+        column: int, scores: list[Tensor], sums: list[tuple[Tensor, Tensor]], n_prefix: int
+    ) -> Tensor:
+        found = []
+        for of_layer, (result, values) in zip(scores, sums, strict=True):
+            # To the sums of values, and by hand from there to the weights: of few rows if the
+            # others have no gradient. It is free to see on a CPU, and a wait elsewhere.
+            (rows,) = _differentiate(of_layer, column, [result], keep=True)
+            n_tokens = rows.shape[2]
+            if rows.device.type == "cpu" and n_prefix and not rows[:, :, n_prefix:].any():
+                rows = rows[:, :, :n_prefix]
+            with torch.autocast(rows.device.type, enabled=False):
+                gradient = rows @ at_least_float32(values).transpose(2, 3)
+            found.append(gradient.relu().sum(dim=2).mean(dim=1) / n_tokens)
+        return torch.stack(found).mean(dim=0)
 
 
 def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> TargetLayer:

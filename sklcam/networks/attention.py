@@ -59,7 +59,7 @@ class AttentionRecord(TorchFunctionMode):
     keep : callable or None, default=None
         What is kept of each run's weights; None is the weights themselves, with their graph.
     with_blocks : bool, default=False
-        Whether :meth:`around` notes anything.
+        Whether blocks and sums are kept.
 
     Attributes
     ----------
@@ -67,8 +67,10 @@ class AttentionRecord(TorchFunctionMode):
         Of each run, in their order; or what ``keep`` made of them.
     shapes : list of tuple of int
         The shapes that weights had.
-    result : Tensor or None
-        Of the last run, the sums of values, one axis but the last of queries, with their graph.
+    result : Tensor of shape (n_images, n_heads, n_queries, K) or None
+        Of the last run, the sums of values, if they have a graph.
+    sums : list of tuple of (Tensor, Tensor)
+        Of each run, the sums of values and the values, of shape (n_images, n_heads, n_keys, K).
     blocks : list of Block or None
         For each run, the module around it; see :meth:`around`.
 
@@ -100,6 +102,7 @@ class AttentionRecord(TorchFunctionMode):
         self.weights: list[Tensor] = []
         self.shapes: list[tuple[int, ...]] = []
         self.result: Tensor | None = None
+        self.sums: list[tuple[Tensor, Tensor]] = []
         self.blocks: list[Block | None] = []
         self._softmaxes.clear()
 
@@ -124,11 +127,13 @@ class AttentionRecord(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
-    def _note(self, weights: Tensor, result: Tensor) -> None:
+    def _note(self, weights: Tensor, result: Tensor, value: Tensor) -> None:
         self.shapes.append(tuple(weights.shape))
         self.weights.append(weights if self._keep is None else self._keep(weights.detach()))
         self.blocks.append(None)
         self.result = result if result.requires_grad else None
+        if self._with_blocks:
+            self.sums.append((result, value.detach()))
 
     def _attend(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
         return self._attended(*args, **kwargs)[1]
@@ -148,7 +153,7 @@ class AttentionRecord(TorchFunctionMode):
             query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
         result = (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
-        self._note(weights, result)
+        self._note(weights, result, value)
         return weights, result
 
     def _attend_by_module(self, func: Function, *args: Any, **kwargs: Any) -> Any:
@@ -186,16 +191,29 @@ class AttentionRecord(TorchFunctionMode):
             self._softmaxes.append(output)
         return output
 
-    def _product(self, func: Function, *args: Any, **kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
+    def _product(self, func: Function, weights: Any, *args: Any, **kwargs: Any) -> Any:
+        result = func(weights, *args, **kwargs)
         # A softmax is attention if values are summed by it as it is.
-        for place in (0, 1) if isinstance(args[0], str) else (0,):
-            weights = args[place] if place < len(args) else None
-            if any(weights is each for each in self._softmaxes):
-                self._softmaxes.clear()
-                assert isinstance(weights, Tensor)
-                self._note(weights, result)
+        if args and any(weights is each for each in self._softmaxes):
+            self._softmaxes.clear()
+            self._note(weights, result, args[0])
         return result
+
+    def _einsum(self, func: Function, equation: Any, *args: Any) -> Any:
+        if len(args) != 2 or not any(args[0] is each for each in self._softmaxes):
+            return func(equation, *args)
+        inputs, _, output = equation.replace(" ", "").partition("->")
+        first, _, second = inputs.partition(",")
+        rest = sorted(set(output) - set(first[:3]))
+        usual, of_values = first[:3] + rest[0] if len(rest) == 1 else "", ""
+        if usual:
+            of_values = first[:2] + first[3:] + rest[0]
+        if sorted(output) != sorted(usual) or sorted(second) != sorted(of_values):
+            return func(equation, *args)  # some other sum
+        # In the usual order of axes, in which what is noted is what gradients go through.
+        values = torch.einsum(f"{second}->{of_values}", args[1])
+        result = self._product(torch.matmul, args[0], values)
+        return torch.einsum(f"{usual}->{output}", result)
 
     _handlers: ClassVar[Mapping[Function, Function]] = {
         F.scaled_dot_product_attention: _attend,
@@ -206,9 +224,9 @@ class AttentionRecord(TorchFunctionMode):
             (F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous), _same
         ),
         **dict.fromkeys(
-            (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.einsum),
-            _product,
+            (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), _product
         ),
+        torch.einsum: _einsum,
     }
 
     @contextmanager

@@ -41,7 +41,8 @@ class Attention(nn.Module):
         else:
             self.weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=-1)
             if self.way == "einsum":
-                result = torch.einsum("nhij,nhjd->nhid", self.weights, v)
+                v = v.permute(3, 0, 2, 1)
+                result = torch.einsum("nhij, dnjh -> indh", self.weights, v).permute(1, 3, 0, 2)
             else:
                 result = F.dropout(self.weights, 0.3, self.training) @ v
         return self.proj(result.transpose(1, 2).flatten(2))
