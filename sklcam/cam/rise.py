@@ -134,7 +134,7 @@ class RISE(Method):
 
         Yields
         ------
-        Tensor of shape (n, *size), in [0, 1]
+        Tensor of shape (n, height, width), in [0, 1]
         """
         # On the CPU, and all at once: neither the device nor the batches make a difference.
         generator = torch.Generator().manual_seed(draw_seed(self.random_state))
