@@ -245,7 +245,7 @@ class Explainer(BatchExplainer):
         The file takes ``images``, float32 of shape (n_images, n_channels, height, width) in [0, 1],
         of any number and of the network's own size, and normalises them itself. It returns
         ``logits``, as the network does (of one logit, (n_images, 1)), and ``probabilities``, as
-        :meth:`predict_proba` does; of a regression ``predictions``. A network that returns
+        ``predict_proba`` does; of a regression ``predictions``. A network that returns
         probabilities has no logits.
 
         Where the head is global average pooling and one linear layer, it returns ``maps`` as well,
