@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from sklcam._validation import check_number
 from sklcam.cam.base import Method
@@ -283,7 +284,14 @@ def _differentiate(
     chosen[:, column] = 1
     names = [f"the attention of layer {i}" for i in range(len(weights))]
     keep = keep or column < scores.shape[1] - 1
-    found = differentiate(scores, weights, names, chosen=chosen, keep_graph=keep)
+    try:
+        found = differentiate(scores, weights, names, chosen=chosen, keep_graph=keep)
+    except CheckpointError as error:
+        raise ValueError(
+            "Parts of the network run again on the way back, by torch.utils.checkpoint, where "
+            "their attention is not looked at. Turn checkpointing off to explain, as by "
+            "set_grad_checkpointing(False) of timm's networks, or explain by Rollout."
+        ) from error
     return [at_least_float32(each) for each in found]
 
 

@@ -439,6 +439,21 @@ def test_a_pooling_by_attention(name):
         CAMExplainer(network, name, verbose=0).fit(images).explain(images)
 
 
+@every_method
+def test_checkpoints(name):
+    """What runs again on the way back does so unseen: said where there is a way back to layers."""
+    network, images = of_timm(), pictures(32, 48)
+    layer = TargetLayer("blocks.2.norm1", layout="tokens", grid=(2, 3), n_prefix=1)
+    explainer = CAMExplainer(network, name, layer, verbose=0).fit(images)
+    expected = explainer.explain(images)
+    network.set_grad_checkpointing()
+    if name == "rollout":
+        np.testing.assert_allclose(explainer.explain(images), expected, atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="Turn checkpointing off to explain"):
+            explainer.explain(images)
+
+
 class PastTheBlocks(Vit):
     """The sums around attention are the network's own, and in no module."""
 
