@@ -48,7 +48,7 @@ class Source(ABC):
     """The images of one form of X, in their own sizes."""
 
     n_channels: int
-    uniform_size: tuple[int, int] | None = None
+    uniform_size: tuple[int, ...] | None = None
     device = torch.device("cpu")
     items: Items | None = None
 
@@ -69,8 +69,8 @@ class Source(ABC):
             yield self.read(i)[None]
 
     @abstractmethod
-    def size(self, i: int) -> tuple[int, int]:
-        """Return the height and width of image i."""
+    def size(self, i: int) -> tuple[int, ...]:
+        """Return the height and width of image i, or the depth, height and width of a volume."""
 
     def path(self, i: int) -> str | None:
         """Return the path of image i, if it is known to be a file; nothing is read for it."""
@@ -87,8 +87,8 @@ class ArraySource(Source):
         self._background = reading.background
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
         first = self.read(0)
-        self.n_channels, height, width = first.shape
-        self.uniform_size = self._size = (height, width)
+        self.n_channels = len(first)
+        self.uniform_size = self._size = tuple(first.shape[1:])
         self.device = first.device
 
     def __len__(self) -> int:
@@ -113,8 +113,31 @@ class ArraySource(Source):
             stack = stack if stack.ndim == 4 else stack[..., np.newaxis]
             yield copy_channels_first(stack, self._channels, self._background)
 
-    def size(self, i: int) -> tuple[int, int]:
+    def size(self, i: int) -> tuple[int, ...]:
         return self._size
+
+
+class VolumeSource(ArraySource):
+    """Volumes of one size in an array or a tensor (n, C, D, H, W): channels first in either."""
+
+    def __init__(self, X: np.ndarray | Tensor) -> None:
+        if 0 in X.shape:
+            raise ValueError(f"X is empty, of shape {tuple(X.shape)}: it has no voxels.")
+        if X.shape[-1] <= MAX_CHANNELS < X.shape[1]:
+            move = "permute" if isinstance(X, Tensor) else "transpose"
+            raise ValueError(
+                f"X is volumes of shape {tuple(X.shape)}, which seem to have their channels last; "
+                f"they come first, (n, C, D, H, W): pass X.{move}(0, 4, 1, 2, 3)."
+            )
+        check_pixel_dtype(X, "X")
+        self._channels, self._background = "first", None
+        self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
+        first = self.read(0)
+        self.n_channels, self.device = len(first), first.device
+        self.uniform_size = self._size = tuple(first.shape[1:])
+
+    def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        return Source.read_stacks(self, indices)  # volumes are large, and none is resized
 
 
 class FileSource(Source):
@@ -219,7 +242,7 @@ class Rows(Source):
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
         return self._source.read_stacks([self._rows[i] for i in indices])
 
-    def size(self, i: int) -> tuple[int, int]:
+    def size(self, i: int) -> tuple[int, ...]:
         return self._source.size(self._rows[i])
 
     def path(self, i: int) -> str | None:
@@ -234,7 +257,7 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
     source: Source
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OSTU"):
         _check_has_columns(X, reading.column)
-        source = ArraySource(X, reading)
+        source = VolumeSource(X) if X.ndim == 5 else ArraySource(X, reading)
     else:
         entries = _entries_of(X, reading.column)
         if isinstance(entries, Items):
@@ -341,13 +364,6 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
         raise ValueError(
             f"X is 3-dimensional, of shape {tuple(X.shape)}. If it is one image, pass X[None]; if "
             f"it is several grey ones, X[:, None]. {FORMS}"
-        )
-    if X.ndim == 5:
-        as_tensor = "X" if isinstance(X, Tensor) else "torch.from_numpy(X)"
-        raise ValueError(
-            f"X is 5-dimensional, of shape {tuple(X.shape)}. A network of volumes takes float "
-            f"tensors of shape (n, C, D, H, W), as they are: pass {as_tensor}.float(), normalised "
-            "as the network wants it. If X is batches of images, pass X.reshape(-1, *X.shape[2:])."
         )
     if X.ndim not in (3, 4):
         raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {FORMS}")

@@ -14,10 +14,10 @@ from PIL import ImageColor
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sklcam._validation import check_size, describe, is_instance
+from sklcam._validation import check_sides, describe, is_instance
 from sklcam.images._encoded import is_image
 from sklcam.images._pixels import RGB, Reading
-from sklcam.images._sources import Rows, find_items, open_source
+from sklcam.images._sources import Rows, Source, find_items, open_source
 from sklcam.images._tables import column_of, is_table, take_from_table
 from sklcam.images.framed import FramedDataset, FramedImage
 from sklcam.images.frames import Resizing, as_resizing, resize_image
@@ -57,6 +57,8 @@ class ImageDataset(FramedDataset):
     y : array-like of length n_samples, optional
         What to return beside each image.
     image_size : int or (int, int), default=224
+        Of volumes, arrays or tensors (n, C, D, H, W), (depth, height, width): their own, as they
+        are not resized.
         Height and width of the images returned.
     resize : {"stretch", "center_crop"} or Resizing, default="stretch"
         "stretch" brings both sides to `image_size`. "center_crop" keeps the proportions: it scales
@@ -125,9 +127,6 @@ class ImageDataset(FramedDataset):
     (60, 80)
     """
 
-    image_size: tuple[int, int]
-    uniform_size: tuple[int, int] | None
-
     def __init__(
         self,
         X: Any,
@@ -140,10 +139,12 @@ class ImageDataset(FramedDataset):
         background: str | RGB | None = None,
         image_column: str | None = None,
     ) -> None:
-        self.image_size = check_size(image_size, "image_size")
+        self.image_size = check_sides(image_size, "image_size")
         self.resize = as_resizing(resize)
         reading = Reading(_check_channels(channels), _rgb(background), image_column)
+        _check_may_be(X, self.image_size)
         self.source = open_source(X, reading)
+        _check_axes(self.source, self.image_size, X)
         self._labels = _check_labels(y, len(self.source))
         # Whose labels are looked for once they are asked for, and of which rows.
         keeps_labels = isinstance(X, Dataset) or is_instance(X, "datasets", "Dataset")
@@ -229,9 +230,18 @@ class ImageDataset(FramedDataset):
         images: list[Tensor] = []
         originals: list[Tensor] = []
         for stack in self.source.read_stacks(indices):
-            images += resize_image(stack, self.image_size, self.resize)
+            images += stack if self.are_volumes else self._resized(stack)
             originals += stack
         return [*map(FramedImage, of_one_dtype(images), originals)]
+
+    @property
+    def are_volumes(self) -> bool:
+        """Whether they are volumes, which come at ``image_size``."""
+        return len(self.image_size) == 3
+
+    def _resized(self, images: Tensor) -> Tensor:
+        height, width = self.image_size
+        return resize_image(images, (height, width), self.resize)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Return images and labels of one batch, with all images of one dtype.
@@ -253,7 +263,7 @@ class ImageDataset(FramedDataset):
     def _label(self, i: int) -> Any:
         return torch.tensor(0) if self._labels is None else self._labels[i]
 
-    def original_size(self, i: int) -> tuple[int, int]:
+    def original_size(self, i: int) -> tuple[int, ...]:
         """Return the height and width of image i before resizing.
 
         An item of a data set is read whole. Of a file, only the header is decoded, except where
@@ -267,6 +277,7 @@ class ImageDataset(FramedDataset):
         Returns
         -------
         tuple of (int, int)
+            Of a volume (depth, height, width).
 
         Raises
         ------
@@ -328,13 +339,15 @@ def check_images(X: Any) -> None:
     open_source(X).check()
 
 
-def n_images(X: Any) -> int:
+def n_images(X: Any, image_size: tuple[int, ...] | None = None) -> int:
     """Return the number of images in X, once its form is checked; no file is opened.
 
     Parameters
     ----------
     X : array, tensor, list or Dataset
         As in `ImageDataset`.
+    image_size : tuple of int or None, default=None
+        What they are to be of: three sides are those of volumes.
 
     Returns
     -------
@@ -352,6 +365,8 @@ def n_images(X: Any) -> int:
     >>> n_images(torch.zeros(4, 3, 32, 32))
     4
     """
+    if image_size is not None:
+        _check_may_be(X, image_size)
     return len(open_source(X))
 
 
@@ -441,6 +456,43 @@ def items_of(X: Any) -> Items | None:
     >>> items_of(["cat.png"])
     """
     return find_items(X)
+
+
+def _check_may_be(X: Any, size: tuple[int, ...]) -> None:
+    """Raise a ValueError if volumes are asked for, and X cannot be any, before it is opened."""
+    if len(size) == 3 and isinstance(X, np.ndarray | Tensor) and X.ndim != 5:
+        raise _not_volumes(X, size)
+
+
+def _not_volumes(X: Any, size: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"image_size={size} is that of volumes, which are an array or a tensor of shape (n, C, D, "
+        f"H, W), bytes or floats in [0, 1]; got {describe(X)}."
+    )
+
+
+def _check_axes(source: Source, size: tuple[int, ...], X: Any) -> None:
+    """Raise a ValueError unless volumes are asked for where there are some, of their size."""
+    if len(size) == 2:
+        found = source.uniform_size
+        if found is not None and len(found) == 3:
+            as_tensor = "X" if isinstance(X, Tensor) else "torch.from_numpy(X)"
+            raise ValueError(
+                f"X is volumes, {describe(X)}, and image_size={size} is that of pictures. An "
+                "explainer around a network takes volumes as float tensors of shape "
+                f"(n, C, D, H, W), as they are: pass {as_tensor}.float(), normalised as the "
+                f"network wants it. An estimator that trains takes image_size={found}. If X is "
+                "batches of images, pass X.reshape(-1, *X.shape[2:])."
+            )
+        return
+    if source.uniform_size is None or len(source.uniform_size) != 3:
+        raise _not_volumes(X, size)
+    if source.uniform_size != size:
+        raise ValueError(
+            f"X is volumes of {source.uniform_size}, and image_size={size}. Volumes are not "
+            "resized: give their own size, or resize them, as by torch.nn.functional.interpolate("
+            f'X, size={size}, mode="trilinear").'
+        )
 
 
 def _check_channels(channels: Any) -> str | None:

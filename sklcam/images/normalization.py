@@ -50,7 +50,7 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     Parameters
     ----------
     batch : Tensor of shape (n_images, n_channels, height, width)
-        uint8, or float in [0, 1].
+        uint8, or float in [0, 1]; or volumes, (n_images, n_channels, depth, height, width).
     mean, std : "auto", float, sequence of float or Tensor, one value or one a channel
         Statistics of images in [0, 1]; "auto" is ImageNet's for three channels, and
         their averages for any other number.
@@ -74,7 +74,7 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     >>> normalize(batch, mean=0.5, std=(0.5, 0.25, 0.1))[0, :, 0, 0]
     tensor([1., 2., 5.])
     """
-    is_batch = isinstance(batch, Tensor) and batch.ndim == 4
+    is_batch = isinstance(batch, Tensor) and batch.ndim in (4, 5)
     if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
         raise ValueError(
             "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
@@ -155,4 +155,4 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
                 f"by 255; got {describe(values)}."
             )
     # A blocking copy to the device would make it wait, too.
-    return statistic.to(batch.device, non_blocking=True).reshape(-1, 1, 1)
+    return statistic.to(batch.device, non_blocking=True).reshape(-1, *[1] * (batch.ndim - 2))

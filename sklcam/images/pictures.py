@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,10 +29,35 @@ def to_picture(image: Tensor) -> np.ndarray:
     >>> to_picture(torch.tensor([[[-1.0, 0.0, 1.0]]]))
     array([[0. , 0.5, 1. ]], dtype=float32)
     """
+    check_is_picture(image.shape[1:])
+    return _drawable(_in_unit(image))
+
+
+def picture_of_slice(volume: Tensor, i: int) -> np.ndarray:
+    """Turn a slice of a volume (n_channels, depth, height, width) into an array, as `to_picture`.
+
+    Floats outside [0, 1] are scaled to it by the whole volume, so that slices can be compared.
+    """
+    return _drawable(_in_unit(volume)[:, i])
+
+
+def check_is_picture(size: Sequence[int]) -> None:
+    """Raise a ValueError if an image of this size is a volume, which cannot be drawn as it is."""
+    if len(size) == 3:
+        raise ValueError(
+            f"Volumes, of {' x '.join(map(str, size))} voxels, are not drawn as pictures are here. "
+            "CAMDisplay.from_estimator draws a slice of each; for others take slices of X and of "
+            "the maps, such as X[:, :, i] and maps[:, i]."
+        )
+
+
+def _in_unit(image: Tensor) -> Tensor:
     pixels = image.detach().cpu().float() / (255 if image.dtype == torch.uint8 else 1)
     low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        pixels = (pixels - low) / (high - low)
+    return (pixels - low) / (high - low) if low < 0 or high > 1 else pixels
+
+
+def _drawable(pixels: Tensor) -> np.ndarray:
     if len(pixels) < 3:
         return pixels.mean(dim=0).numpy()
     return pixels[:3].permute(1, 2, 0).numpy()

@@ -23,6 +23,7 @@ from sklcam.images.warps import Warp
 
 _N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
 _N_OF_CROP = 2 * _N_TRIES + 3  # areas, ratios, two of the position, the flip
+_N_OF_VOLUMES = 3 * _N_TRIES + 10  # volumes, two ratios; positions, flips, an angle, shifts
 _PHOTOMETRIC = ("brightness", "contrast", "color", "sharpness", "blur", "grey")
 _N_FURTHER = 3 + len(_PHOTOMETRIC)  # the angle and two shifts
 
@@ -175,9 +176,9 @@ class ViewSampler:
             raise ValueError(
                 f"generator must be a torch.Generator or None; got {describe(generator)}."
             )
+        draws = self.draw(n_images, generator, n_axes=len(size))
         if len(size) == 3:
-            return self._of_volumes(n_images, size, generator)
-        draws = self.draw(n_images, generator)
+            return self.views_of_volumes(draws, size)
         boxes = self._boxes(
             draws, torch.full((n_images, 1), size[1] / size[0], dtype=torch.float64)
         )
@@ -185,16 +186,29 @@ class ViewSampler:
         rest = self._rest(draws, size)
         return crops if rest is None else crops.then(rest)
 
-    def _of_volumes(
-        self, n_images: int, size: tuple[int, ...], generator: torch.Generator | None
-    ) -> Warp:
+    def views_of_volumes(self, draws: Tensor, size: tuple[int, ...]) -> Warp:
+        """Turn numbers into views of volumes.
+
+        Parameters
+        ----------
+        draws : Tensor of shape (n_images, n_numbers)
+            Of :meth:`draw`, with ``n_axes=3``.
+        size : (depth, height, width)
+
+        Returns
+        -------
+        Warp
+
+        Raises
+        ------
+        ValueError
+            If colours are to be changed, which volumes do not have.
+        """
         if self.changes_colors:
             raise ValueError(
                 f"{self!r} changes colours, which volumes do not have: crops, flips, rotation and "
                 "translation are what their views are made of."
             )
-        # As many numbers whatever is asked for: crops, positions, flips, an angle, shifts.
-        draws = torch.rand(n_images, 3 * _N_TRIES + 10, generator=generator, dtype=torch.float64)
         *of_crops, rest = draws.split([_N_TRIES] * 3 + [10], dim=1)
         position, flips, angle, shifts = rest.split([3, 3, 1, 3], dim=1)
         share = self.scale[0] + (self.scale[1] - self.scale[0]) * of_crops[0]
@@ -207,7 +221,7 @@ class ViewSampler:
         first = fits.to(torch.uint8).argmax(dim=1)
         # Where no try fits, it is the whole.
         lengths = torch.where(
-            fits.any(dim=1, keepdim=True), sides[torch.arange(n_images), first], 1.0
+            fits.any(dim=1, keepdim=True), sides[torch.arange(len(draws)), first], 1.0
         )
         boxes = torch.cat([(1 - lengths) * position, lengths], dim=1)
         warp = Warp.from_crops(boxes.float(), flip=flips < self.flip, is_inside=True)
@@ -218,13 +232,17 @@ class ViewSampler:
             warp = warp.then(Warp.from_shifts((self.translation * (2 * shifts - 1)).float()))
         return warp
 
-    def draw(self, n_images: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(
+        self, n_images: int, generator: torch.Generator | None = None, *, n_axes: int = 2
+    ) -> Tensor:
         """Draw the numbers that views are made of, a row an image, whether or not all are needed.
 
         Parameters
         ----------
         n_images : int
         generator : torch.Generator on the CPU or None, default=None
+        n_axes : int, default=2
+            3 for views of volumes.
 
         Returns
         -------
@@ -232,6 +250,8 @@ class ViewSampler:
         """
         # Crops and flips alone are those that the same seed has always given.
         n_numbers = _N_OF_CROP + (_N_FURTHER if self._does_more else 0)
+        if n_axes == 3:
+            n_numbers = _N_OF_VOLUMES
         return torch.rand(n_images, n_numbers, generator=generator, dtype=torch.float64)
 
     def crops(

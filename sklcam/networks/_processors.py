@@ -117,9 +117,10 @@ def _distance(made: Preprocessing, pictures: list[np.ndarray], outputs: list[Ten
     """Return the largest difference from what the processor makes, in units of the pixels."""
     std = made.of_channels(3).std
     std = torch.tensor(std[::-1] if made.channel_order == "bgr" else std)[:, None, None]
+    height, width = made.image_size
     worst = 0.0
     for picture, output in zip(pictures, outputs, strict=True):
         image = torch.from_numpy(picture).permute(2, 0, 1)
-        ours = made.normalize(resize_image(image, made.image_size, made.resizing)[None])[0]
+        ours = made.normalize(resize_image(image, (height, width), made.resizing)[None])[0]
         worst = max(worst, float(((ours - output.float()) * std).abs().max()))
     return worst

@@ -83,8 +83,8 @@ class Adapter(ABC):
         See :class:`~sklcam.CAMExplainer`; None of an embedding, or an output of another form.
     resize : Resizing
         How images are brought to the network's input size.
-    input_size : tuple of (int, int)
-        Height and width of what images are resized to.
+    input_size : tuple of int
+        Height and width of what images are resized to; depth, height and width of volumes.
     labels : ndarray of shape (n_classes,) or None
         The labels of the columns that are made of the output, where the model knows them.
     target_layer : TargetLayer or None
@@ -142,7 +142,7 @@ class Adapter(ABC):
         return self.preprocessing().resizing
 
     @property
-    def input_size(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, ...]:
         return self.preprocessing().image_size
 
     @abstractmethod

@@ -286,7 +286,8 @@ def check_output(
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     >>> check_output(model, torch.zeros(1, 3, 2, 2), 3)
     """
-    check_tensor("sample", sample, "n_images", "channels", "height", "width")
+    depth = ["depth"] if isinstance(sample, Tensor) and sample.ndim == 5 else []
+    check_tensor("sample", sample, "n_images", "channels", *depth, "height", "width")
     check_count("n_outputs", n_outputs)
     output = run_dry(model, sample)
     if not isinstance(output, Tensor):

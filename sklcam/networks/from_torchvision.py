@@ -50,7 +50,8 @@ class TorchvisionSource(Source):
         if n_classes is None:
             n_classes = len(origin.class_names or range(1000))
         if image_size is None:
-            image_size = origin.preprocessing.image_size
+            height, width = origin.preprocessing.image_size
+            image_size = height, width
         fixed = {**_builder_options(self.name, in_channels, image_size), **options}
         if isinstance(source, Path) and is_open:
             with torch.device("meta"):

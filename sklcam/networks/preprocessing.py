@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sklcam._validation import check_size
+from sklcam._validation import check_sides
 from sklcam.images.frames import Resizing
 from sklcam.images.normalization import default_statistics, denormalize, normalize
 from sklcam.images.warps import Warp
@@ -32,7 +32,7 @@ class Preprocessing:
     Parameters
     ----------
     image_size : tuple of (int, int), default=(224, 224)
-        Height and width of the input.
+        Height and width of the input; depth, height and width of volumes.
     resizing : Resizing, default=Resizing()
         How images are brought to it.
     mean, std : "auto", float or one float a channel, default="auto"
@@ -56,7 +56,7 @@ class Preprocessing:
     'the paper; mean as given'
     """
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[int, ...] = (224, 224)
     resizing: Resizing = _PLAIN
     mean: Any = "auto"
     std: Any = "auto"
@@ -65,7 +65,7 @@ class Preprocessing:
     is_settled: bool = True
 
     def __post_init__(self) -> None:
-        check_size(self.image_size, "image_size")
+        check_sides(self.image_size, "image_size")
         if not isinstance(self.resizing, Resizing) or self.channel_order not in ("rgb", "bgr"):
             raise ValueError(f"This is not how images are prepared: {self!r}.")
 
@@ -105,7 +105,7 @@ class Preprocessing:
         """
         changes: dict[str, Any] = {}
         if image_size is not None:
-            changes["image_size"] = check_size(image_size, "image_size")
+            changes["image_size"] = check_sides(image_size, "image_size")
         if resize is not None:
             changes["resizing"] = Resizing(resize, interpolation=self.resizing.interpolation)  # type: ignore[arg-type]
         for name, value in {"mean": mean, "std": std}.items():

@@ -27,7 +27,7 @@ from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam import embeddings, explain, training
-from sklcam._validation import check_size
+from sklcam._validation import check_sides
 from sklcam.networks import Origin, TargetLayer
 from sklcam.networks.construction import parameter_names
 from sklcam.networks.nested import unnest
@@ -291,7 +291,7 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
     if at == "num_workers" and not (type(value) is int and 0 <= value <= _MOST_WORKERS):
         raise PersistenceError(f"{str(value)[:20]} is not a number of workers")
     is_size = at == "image_size" and value is not None
-    if is_size and math.prod(check_size(value, at)) > LARGEST_INPUT:
+    if is_size and math.prod(check_sides(value, at)) > LARGEST_INPUT:
         raise PersistenceError(f"image_size={value} is of no network")
     return device_here(value) if name == "device" else value
 

@@ -213,9 +213,9 @@ def check_maps(maps: Mapping[str, Any], n_images: int) -> None:
             check_map_shape(name, np.shape(map_))
 
 
-def check_map_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless a map is one of height and width."""
-    if len(shape) != 2:
+def check_map_shape(name: str, shape: tuple[int, ...], n_axes: int = 2) -> None:
+    """Raise a ValueError unless a map is one of height and width, or a volume of three axes."""
+    if len(shape) != n_axes:
         raise ValueError(
             f"A display draws one map (height, width) per image; a map {name!r} is of shape "
             f"{shape}."

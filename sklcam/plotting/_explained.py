@@ -14,7 +14,7 @@ from sklcam.explain.opened import Batch
 from sklcam.explain.predictions import Prediction, predictions, spelled
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
-from sklcam.images.pictures import to_picture
+from sklcam.images.pictures import check_is_picture, picture_of_slice, to_picture
 from sklcam.metrics.masks import as_array
 from sklcam.plotting._display import check_map_shape
 
@@ -33,6 +33,9 @@ class Explanation:
     methods : str, Method, list of them, dict of names to them, or None
     frame : {"image", "input"}
         Whether pictures and maps are at each image's own size, or as the network gets them.
+    slices : bool, default=False
+        Whether of volumes a slice is drawn: of each the one in which the first method's map is the
+        highest. Otherwise they are refused.
 
     Attributes
     ----------
@@ -41,6 +44,8 @@ class Explanation:
     maps : dict of str to list of ndarray
         Of each method, once it has run; and so are the next two.
     pictures : list of ndarray
+    slices : list of int
+        Which slice of each volume is drawn; empty of pictures.
     predictions : list of Prediction
     """
 
@@ -53,34 +58,68 @@ class Explanation:
         frame: str = "image",
         *,
         normalize: bool = True,
+        slices: bool = False,
     ):
         self.explainer = explainer
         self._methods = explainer.named_methods(methods)
         self._opened = explainer.open(X, originals=True)
         self.n_images = len(self._opened)
+        size = self._opened.image_size
+        if not slices:
+            check_is_picture(size)
         self._target = explainer.as_target(target, self.n_images)
         self._own_size = frame == "image"
         self._normalize = normalize
         # Several layers, channels or classes have a map each: that is known before any is made.
         for name, method in self._methods.items():
-            check_map_shape(name, explainer.map_shape(self._opened, self._target, method))
+            shape = explainer.map_shape(self._opened, self._target, method)
+            check_map_shape(name, shape, len(size))
         self.maps: dict[str, list[np.ndarray]] = {name: [] for name in self._methods}
         self.pictures: list[np.ndarray] = []
+        self.slices: list[int] = []
         self.predictions: list[Prediction] = []
 
-    def run(self) -> Explanation:
-        """Explain, all methods from one pass over the images, and return ``self``."""
+    @property
+    def n_slices(self) -> int:
+        """How many slices volumes have; 0 of pictures."""
+        return self._opened.image_size[0] if len(self._opened.image_size) == 3 else 0
+
+    def run(self, slices: Sequence[int] = ()) -> Explanation:
+        """Explain, all methods from one pass over the images, and return ``self``.
+
+        Parameters
+        ----------
+        slices : sequence of int, default=()
+            Which slice of each volume is drawn, where another explanation has chosen.
+        """
+        self.slices = list(slices)
         explainer, methods = self.explainer, list(self._methods.values())
         for explained in explainer.iter_explained(
             self._opened, self._target, methods=methods, normalize=self._normalize
         ):
             batch = explained.batch
+            if self.n_slices:
+                self._add_slices(batch, explained.maps)
+                self.predictions += predictions(explainer, explained.output)
+                continue
             self.pictures += pictures_of_batch(batch, own_size=self._own_size)
             self.predictions += predictions(explainer, explained.output)
             for collected, maps in zip(self.maps.values(), explained.maps, strict=True):
                 framed = map(explainer.to_frame, maps, batch.sizes) if self._own_size else maps
                 collected += [map_.float().cpu().numpy() for map_ in framed]
         return self
+
+    def _add_slices(self, batch: Batch, maps: Sequence[Tensor]) -> None:
+        """Take a slice of each volume of a batch, and of its maps."""
+        volumes = [each.float().cpu().numpy() for each in maps]
+        if len(self.slices) < batch.stop:
+            self.slices += np.nan_to_num(volumes[0]).max(axis=(2, 3)).argmax(axis=1).tolist()
+        chosen = self.slices[batch.start : batch.stop]
+        assert batch.originals is not None
+        pairs = zip(batch.originals, chosen, strict=True)
+        self.pictures += [picture_of_slice(volume, i) for volume, i in pairs]
+        for collected, of_method in zip(self.maps.values(), volumes, strict=True):
+            collected += [map_[i] for map_, i in zip(of_method, chosen, strict=True)]
 
 
 def explainers_by_name(

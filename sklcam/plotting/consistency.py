@@ -13,6 +13,7 @@ import torch
 from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod
 from sklcam.images.photometric import Photometry
+from sklcam.images.pictures import check_is_picture
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
 from sklcam.metrics import Evaluator, Measurement, ssim_consistency
@@ -119,6 +120,7 @@ class ViewPairDisplay(Display):
         cls._check(**options)
         evaluators = _evaluators(estimator, X, method, views, random_state, originals=True)
         for evaluator in evaluators.values():
+            check_is_picture(evaluator.opened.image_size)
             cls._check_n_rows(len(evaluator.opened))
         seen = {}
         for name, evaluator in evaluators.items():

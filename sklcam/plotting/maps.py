@@ -102,7 +102,9 @@ class CAMDisplay(Display):
     ) -> CAMDisplay:
         """Explain images, and draw them.
 
-        Each image is read once, and one pass of the network makes the maps of all methods.
+        Each image is read once, and one pass of the network makes the maps of all methods. Of a
+        volume a slice is drawn, the one in which the first map is the highest; the title says
+        which, counted from 0.
 
         Parameters
         ----------
@@ -128,7 +130,7 @@ class CAMDisplay(Display):
         cls._check(**options)
         check_option("frame", frame, ("image", "input"))
         explanations = {
-            name: Explanation(explainer, images, target, methods, frame)
+            name: Explanation(explainer, images, target, methods, frame, slices=True)
             for name, (explainer, images) in explainers_by_name(estimator, X, y).items()
         }
         alone = len(explanations) == 1
@@ -139,8 +141,11 @@ class CAMDisplay(Display):
         labels = labels_of_images(X, y, n_rows, first.explainer)
         titles = [""] * n_rows if labels is None else [f"true: {label}" for label in labels]
         maps, map_titles = {}, {}
+        first.run()
         for name, explanation in explanations.items():
-            predicted = [_written(prediction) for prediction in explanation.run().predictions]
+            if explanation is not first:
+                explanation.run(first.slices)
+            predicted = [_written(prediction) for prediction in explanation.predictions]
             for method, maps_of_method in explanation.maps.items():
                 column = column_name(
                     name,
@@ -150,6 +155,11 @@ class CAMDisplay(Display):
                     n_methods=len(explanation.maps),
                 )
                 maps[column], map_titles[column] = maps_of_method, predicted
+        if first.slices:
+            titles = [
+                draw.stacked(title, f"slice {i} of {first.n_slices}")
+                for title, i in zip(titles, first.slices, strict=True)
+            ]
         display = cls(
             images=first.pictures,
             maps=maps,

@@ -28,7 +28,7 @@ from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.predictions import class_names, predictions, spelled
 from sklcam.images.dataset import file_paths
 from sklcam.images.labels import dataset_labels
-from sklcam.images.pictures import to_picture
+from sklcam.images.pictures import check_is_picture, to_picture
 from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
 from sklcam.metrics.evaluate import AnyMetrics
 from sklcam.metrics.registry import metric_of_row, row_meaning
@@ -159,6 +159,7 @@ def report(
         originals=True,
         **options,
     )
+    check_is_picture(evaluator.opened.image_size)
     n_all = len(evaluator.opened)
     called = _names(X, names, n_all)
     shown = _spread(n_all, n_images)

@@ -52,9 +52,14 @@ class DrawnBatches:
     """
 
     def __init__(
-        self, batches: Iterable[Sequence[int]], sampler: ViewSampler, generator: torch.Generator
+        self,
+        batches: Iterable[Sequence[int]],
+        sampler: ViewSampler,
+        generator: torch.Generator,
+        n_axes: int = 2,
     ):
         self._batches, self._sampler, self._generator = batches, sampler, generator
+        self._n_axes = n_axes
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
@@ -63,7 +68,8 @@ class DrawnBatches:
         seed = int(torch.randint(2**62, (), generator=self._generator))
         own = torch.Generator().manual_seed(seed)
         for indices in self._batches:
-            yield list(zip(indices, self._sampler.draw(len(indices), own).tolist(), strict=True))
+            draws = self._sampler.draw(len(indices), own, n_axes=self._n_axes)
+            yield list(zip(indices, draws.tolist(), strict=True))
 
     def __getattr__(self, name: str) -> Any:  # accelerate asks for the sampler, and more
         if name.startswith("_"):
@@ -91,7 +97,8 @@ def crop_while_reading(
         If it is another kind of loader, or one of other data.
     """
     is_usual = isinstance(loader, DataLoader) and loader.batch_sampler is not None
-    if not is_usual or not isinstance(without_subsets(loader.dataset), TrainingImages):
+    images = without_subsets(loader.dataset) if is_usual else None
+    if not isinstance(images, TrainingImages):
         raise ValueError(
             "Images are augmented as they are read, by a torch DataLoader that makes batches of "
             "the images given to fit, or of a Subset of them. Use iterator_train=DataLoader, or "
@@ -100,7 +107,9 @@ def crop_while_reading(
     # A loader refuses other parts once it is made, as workers would not hear of them. This one has
     # none yet.
     vars(loader)["dataset"] = CroppedImages(loader.dataset, sampler, beside=beside)
-    vars(loader)["batch_sampler"] = DrawnBatches(loader.batch_sampler, sampler, generator)
+    vars(loader)["batch_sampler"] = DrawnBatches(
+        loader.batch_sampler, sampler, generator, len(images.image_size)
+    )
 
 
 class Perturbation:

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklcam._validation import describe, suggestion
+from sklcam.images.views import ViewSampler
 from sklcam.networks.dry_run import unwrap
 from sklcam.training._data import TrainingImages, Validation
 from sklcam.training._recording import known_length
@@ -170,7 +171,22 @@ def check_scaling(precision: str, optimizer: object) -> None:
         )
 
 
-def check_window(alpha: object, size: tuple[int, int]) -> None:
+def check_axes(size: tuple[int, ...], module: object, augment: object) -> None:
+    """Raise a ValueError for what is of pictures alone, where volumes are asked for."""
+    if len(size) == 2:
+        return
+    volumes = f"image_size={size} is that of volumes"
+    if isinstance(module, str):
+        raise ValueError(
+            f"{volumes}, and the networks that go by names, such as {module!r}, are of pictures. "
+            "Give module= a network of volumes, such as monai.networks.nets.DenseNet121, with "
+            "module__spatial_dims=3."
+        )
+    if isinstance(augment, ViewSampler) and augment.changes_colors:
+        raise ValueError(f"{volumes}, which have no colours: augment={augment!r} changes them.")
+
+
+def check_window(alpha: object, size: tuple[int, ...]) -> None:
     """Raise a ValueError if maps are to be compared that are smaller than SSIM's window."""
     if alpha and min(size) < 11:
         raise ValueError(

@@ -20,7 +20,7 @@ from sklcam._validation import describe
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.frames import resize_image
 from sklcam.images.labels import dataset_labels
-from sklcam.images.normalization import of_one_dtype
+from sklcam.images.normalization import of_one_dtype, to_unit_floats
 from sklcam.images.views import Crop, ViewSampler
 from sklcam.metrics.annotations import checked_boxes, of_class
 from sklcam.metrics.masks import box_masks
@@ -76,10 +76,17 @@ class TrainingImages(ImageDataset, SkorchDataset):
             self.weights = _as_weights(own, len(self))
         self.validation: TrainingImages | None = None
         self.masks: MaskImages | None = None
+        has_masks = annotations.masks is not None or annotations.boxes is not None
+        if self.are_volumes and has_masks:
+            raise ValueError(
+                "Masks and boxes are learned from of pictures alone, and X is volumes: leave masks "
+                "and boxes out. evaluate measures by those of volumes."
+            )
         if annotations.masks is not None or annotations.boxes is not None:
             given = [None] * len(self) if annotations.masks is None else annotations.masks
             boxes = cast("list[Tensor] | None", annotations.boxes)  # as they were checked
-            self.masks = MaskImages(given, len(self), self.uniform_size, boxes)
+            size = cast("tuple[int, int] | None", self.uniform_size)
+            self.masks = MaskImages(given, len(self), size, boxes)
 
     def __getitem__(self, i: int) -> Any:
         return self.__getitems__([i])[0]
@@ -119,20 +126,32 @@ class TrainingImages(ImageDataset, SkorchDataset):
             All images of one dtype.
         """
         originals = [self.original_image(i) for i in indices]
-        sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
-        crops = sampler.crops(draws, sizes, size=self.image_size)
-        way = self.resize.interpolation
-        cropped = [
-            crop.of_image(image, self.image_size, way)
-            for crop, image in zip(crops, originals, strict=True)
-        ]
-        cropped = of_one_dtype(cropped)
+        crops: Sequence[Crop | None] = [None] * len(originals)  # volumes have no masks to crop
+        if self.are_volumes:
+            warp = sampler.views_of_volumes(draws, self.image_size)
+            cropped = [*warp(torch.stack([to_unit_floats(each) for each in originals]))]
+        else:
+            crops, cropped = self._cropped(originals, draws, sampler)
         if beside:
             images = [framed.image for framed in self.read_batch(indices)]
             of_images = zip(indices, images, originals, cropped, strict=True)
             return [self._item(*row[:3], augmented=row[3]) for row in of_images]
         rows = zip(indices, cropped, originals, crops, strict=True)
         return [self._item(*row) for row in rows]
+
+    def _cropped(
+        self, originals: Sequence[Tensor], draws: Tensor, sampler: ViewSampler
+    ) -> tuple[list[Crop], list[Tensor]]:
+        """Return the crops of pictures, and what they cut out."""
+        sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
+        height, width = self.image_size
+        crops = sampler.crops(draws, sizes, size=(height, width))
+        way = self.resize.interpolation
+        cropped = [
+            crop.of_image(image, (height, width), way)
+            for crop, image in zip(crops, originals, strict=True)
+        ]
+        return crops, of_one_dtype(cropped)
 
     def _item(
         self,
@@ -154,11 +173,12 @@ class TrainingImages(ImageDataset, SkorchDataset):
         if not self.masks.annotated[i]:  # a loader stacks masks, so there must be one
             return torch.full(self.image_size, torch.nan)
         own = self.masks.of_size(i, (original.shape[-2], original.shape[-1]))
+        height, width = self.image_size
         if crop is not None:
-            return crop(own, self.image_size)[0]
+            return crop(own, (height, width))[0]
         # As the image is, but nothing is of the object where the image is filled up.
         how = replace(self.resize, interpolation="bilinear", fill=(0.0,))
-        return resize_image(own, self.image_size, how)[0]
+        return resize_image(own, (height, width), how)[0]
 
 
 class MaskImages:

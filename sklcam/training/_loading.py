@@ -143,8 +143,8 @@ class LoadingNet(SeededNet):
         return self._preprocessing(getattr(self, "n_channels_", 3))
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of what images are resized to."""
+    def input_size(self) -> tuple[int, ...]:
+        """Height and width of what images are resized to; depth, height and width of volumes."""
         return self.preprocessing_.image_size
 
     def prepare_images(self, images: Tensor) -> Tensor:

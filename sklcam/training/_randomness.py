@@ -133,7 +133,7 @@ class Draws:
     sampler: ViewSampler
     generator: torch.Generator | None
 
-    def warp(self, n_images: int, size: tuple[int, int]) -> Warp:
+    def warp(self, n_images: int, size: tuple[int, ...]) -> Warp:
         """Draw a view of each image."""
         return self.sampler(n_images, size=size, generator=self.generator)
 

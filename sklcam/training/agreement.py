@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sklcam._validation import check_maps, check_number, describe
 from sklcam.cam import min_max
+from sklcam.cam.maps import sides
 from sklcam.metrics.consistency import structural_similarity, valid_windows
 
 Comparison = Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +64,7 @@ def consistency_loss(
     loss = 1 - structural_similarity(view_of_maps, maps_of_view, valid=valid)
     if valid is None:
         return loss
-    return torch.where(valid_windows(valid).any(dim=2).any(dim=1), loss, 0.0)
+    return torch.where(valid_windows(valid).flatten(1).any(dim=1), loss, 0.0)
 
 
 class Agreement(ABC):
@@ -82,7 +83,7 @@ class Agreement(ABC):
 
     def normalized(self, maps: Tensor) -> Tensor:
         """Return maps at the images' size, (n_images, height, width), as they are to be warped."""
-        return min_max(maps)
+        return min_max(maps, maps.ndim - 1)
 
     @abstractmethod
     def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class _OfDistributions(Agreement):
 
     def normalized(self, maps: Tensor) -> Tensor:
         evidence = maps.clamp(min=0)  # which changes nothing of maps with the ReLU
-        return evidence / (evidence.sum(dim=(1, 2), keepdim=True) + _SMALLEST) + _SMALLEST
+        return evidence / (evidence.sum(dim=sides(maps), keepdim=True) + _SMALLEST) + _SMALLEST
 
     @staticmethod
     def directions(maps: Tensor) -> Tensor:

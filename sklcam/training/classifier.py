@@ -156,9 +156,10 @@ class ConsistentCAMClassifier(AnsweringNet):
         (1, channels, image_size, image_size) in [0, 1]. Masks cannot follow it.
     views : ViewSampler or None, default=None
         The distribution of the views t; None is that of the paper.
-    image_size : int, (height, width) or None, default=224
+    image_size : int, (height, width), (depth, height, width) or None, default=224
         The size that images are resized to; at least 11 with ``alpha > 0``, the window of SSIM.
-        None is what the network's source says, else 224.
+        None is what the network's source says, else 224. Three sides are those of volumes, which
+        are not resized.
     resize : {"stretch", "center_crop"} or None, default="stretch"
         Both sides to ``image_size``, or the proportions kept and the middle cut out. None is what
         the network's source says, else "stretch".
@@ -318,7 +319,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         batch_accumulation: int = 1,
         augment: str | ViewSampler | Callable[[Tensor], Tensor] | None = "auto",
         views: ViewSampler | None = None,
-        image_size: int | tuple[int, int] | None = 224,
+        image_size: int | tuple[int, ...] | None = 224,
         resize: str | None = "stretch",
         mean: str | float | Sequence[float] = "auto",
         std: str | float | Sequence[float] = "auto",
@@ -401,7 +402,9 @@ class ConsistentCAMClassifier(AnsweringNet):
             uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
             channels); tensors (n, channels, height, width); lists or columns of file paths, PIL
             images or encoded images, of any sizes, read as they are needed; a torch or Hugging Face
-            data set of images. See :class:`~sklcam.images.ImageDataset`.
+            data set of images. See :class:`~sklcam.images.ImageDataset`. Volumes, where
+            ``image_size`` has three sides, are arrays or tensors (n, channels, depth, height,
+            width), bytes or floats in [0, 1].
         y : array-like of shape (n_images,) or (n_images, n_outputs), or sequence of collections
             Labels of any kind. Of several an image: a table of 0 and 1 (an array, a sparse matrix,
             or a DataFrame whose columns are the labels), or a set, list or tuple of labels for each
@@ -494,6 +497,11 @@ class ConsistentCAMClassifier(AnsweringNet):
         check_scaling(self.precision, self.optimizer)
         if agreement_of(self.agreement).has_window:
             check_window(self.alpha, self.input_size)
+        if self.channels_last and len(self.input_size) == 3:
+            raise ValueError(
+                "channels_last=True is an order of pictures in memory, and image_size is that of "
+                "volumes; leave it at False."
+            )
         if isinstance(self.freeze, bool):
             raise ValueError(
                 f'freeze={self.freeze} is neither "trunk" nor a number of epochs; None trains all.'

@@ -21,8 +21,8 @@ from skorch.dataset import unpack_data
 from skorch.history import History
 from torch import Tensor
 
-from sklcam._validation import check_count, check_number, check_tensor, describe
-from sklcam.cam.maps import rounding
+from sklcam._validation import check_count, check_number, check_tensor, describe, map_axes
+from sklcam.cam.maps import rounding, sides
 from sklcam.training import _criteria as criteria
 
 _OF_MAPS = ("constant_maps", "corner_maps", "alike_maps")
@@ -39,7 +39,7 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     logits : Tensor of shape (n_images, n_classes)
     classes : Tensor of shape (n_images,), int64, or None
         The true ones. None is for images that are not of one class each.
-    maps : Tensor of shape (n_images, u, v)
+    maps : Tensor of shape (n_images, u, v), or (n_images, d, u, v) of volumes
         At the layer's own resolution, unscaled.
 
     Returns
@@ -47,7 +47,7 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     dict of str to scalar Tensor, in [0, 1]
         ``correct``: images that are classified correctly; only if there are classes.
         ``constant_maps``: maps of a single value, up to rounding. ``corner_maps``: maps that vary,
-        and are highest in one of the four corners; only if no side is shorter than 3.
+        and are highest in one of the corners; only if no side is shorter than 3.
         ``alike_maps``: maps that vary, and correlate by more than 0.9 with the mean of the other
         images' maps, each map taken as a deviation from its mean, of length 1; only if no side is
         shorter than 3, and there are at least four images.
@@ -69,7 +69,7 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     {'correct': 0.5, 'constant_maps': 0.5, 'corner_maps': 0.5}
     """
     check_tensor("logits", logits, "n_images", "n_classes")
-    check_tensor("maps", maps, "n_images", "height", "width")
+    check_tensor("maps", maps, *map_axes(maps))
     if classes is not None:
         check_tensor("classes", classes, "n_images", floating=False)
         if classes.is_floating_point():
@@ -81,12 +81,12 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
             f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}."
         )
     maps = maps.detach()
-    low, high = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
+    low, high = maps.amin(dim=sides(maps)), maps.amax(dim=sides(maps))
     varies = high - low > rounding(low, high)
     shares = {"constant_maps": ~varies}
     if classes is not None:
         shares = {"correct": logits.detach().argmax(dim=1) == classes, **shares}
-    if min(maps.shape[-2:]) >= _SHORTEST:
+    if min(maps.shape[1:]) >= _SHORTEST:
         shares["corner_maps"] = _are_highest_in_corners(maps) & varies
         if len(maps) >= _FEWEST:
             shares["alike_maps"] = (_correlations_with_others(maps) > _ALIKE) & varies
@@ -94,15 +94,17 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
 
 
 def _are_highest_in_corners(maps: Tensor) -> Tensor:
-    rows, columns = maps.shape[-2:]
     at = maps.flatten(1).argmax(dim=1)
-    row, column = at // columns, at % columns
-    return ((row == 0) | (row == rows - 1)) & ((column == 0) | (column == columns - 1))
+    are_in_corners = torch.ones_like(at, dtype=torch.bool)
+    for n in reversed(maps.shape[1:]):
+        place, at = at % n, at // n
+        are_in_corners &= (place == 0) | (place == n - 1)
+    return are_in_corners
 
 
 def _correlations_with_others(maps: Tensor) -> Tensor:
     """Return the correlation of each map with the mean of the other images' maps."""
-    deviations = maps.flatten(1) - maps.mean(dim=(-2, -1))[:, None]
+    deviations = maps.flatten(1) - maps.mean(dim=sides(maps))[:, None]
     deviations = torch.nn.functional.normalize(deviations, dim=1)
     others = deviations.sum(dim=0) - deviations
     return torch.nn.functional.cosine_similarity(deviations, others, dim=1)

@@ -325,7 +325,7 @@ class ImageNeuralNet(LoggingNet):
                     f"{type(self).__name__} has no parameter {name!r}. "
                     f"{parameter_instead(name, known)}"
                 )
-        _ = self.input_size  # an error if it is not a size
+        checks.check_axes(self.input_size, self.module, self.augment)  # and that it is a size
         sampler = type(self.augment)
         if issubclass(sampler, ViewSampler) and sampler.__call__ is not ViewSampler.__call__:
             raise ValueError(
@@ -338,7 +338,7 @@ class ImageNeuralNet(LoggingNet):
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless they are known, encode y."""
-        n_images(X)  # an error if X is empty or no images at all
+        n_images(X, self.input_size)  # an error if X is empty or no images at all
         names = label_names(X, y)
         if known:
             y = known_labels(X, y, self.classes_inferred_, self.class_names_)
@@ -458,11 +458,11 @@ class ImageNeuralNet(LoggingNet):
         options = self._module_options()
         sizes = {"n_classes": self.n_outputs, "in_channels": self.n_channels_}
         if isinstance(self.module, str):
-            size = self.input_size
             if self._is_restoring and self.recipe_ is not None:
                 return build_model(**self.recipe_)
+            height, width = self.input_size
             module = build_model(
-                self.module, image_size=size, weights=self.weights, **sizes, **options
+                self.module, image_size=(height, width), weights=self.weights, **sizes, **options
             )
             self.recipe_ = module.built_as  # type: ignore[assignment]
             return module

@@ -362,7 +362,7 @@ class Step:
     def _explained(self, scores: Tensor, labels: Tensor | None, images: Tensor) -> Explanations:
         """Explain the images and, for terms that compare, a view of each."""
         needs = self.loss.needs
-        size = (images.shape[-2], images.shape[-1])
+        size = tuple(images.shape[2:])
         predicted = scores.argmax(dim=1)
         maps = self._maps(scores, predicted, keeps_graph="labels" in needs)
         # A number is explained as it is: it is both what is labelled and what is predicted.
@@ -395,7 +395,7 @@ class Step:
     def _view(self, images: Tensor) -> tuple[Warp, Tensor]:
         """Run the network on a view of each image; return how it was warped, and the output."""
         images = images.detach()
-        size = (images.shape[-2], images.shape[-1])
+        size = tuple(images.shape[2:])
         warp = self.draws.warp(len(images), size).to(images.device)
         output = self._run_view(self.draws.view(images, warp))
         if self.ce_on != "image":
@@ -430,7 +430,7 @@ class Step:
         factor = 1
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it.
-            factor = min(to_grid(activations).shape[-2:].numel(), 2**15)
+            factor = min(to_grid(activations).shape[2:].numel(), 2**15)
             scores = scores * factor
         is_trained = is_trained and self._is_training
         maps = self.phi(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklcam._validation import check_alike, check_maps, check_size, check_tensor, describe
+from sklcam._validation import check_alike, check_maps, check_sides, check_tensor, describe
 from sklcam.cam import min_max, upsample
 from sklcam.images.views import ViewSampler
 from sklcam.images.warps import Warp
@@ -126,7 +126,7 @@ class Explanations:
     warp: Warp | None = None
     masks: Tensor | None = None
     annotated: Tensor | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     of_labels: Tensor | None = None
     pixels: Pixels | None = None
 
@@ -149,9 +149,10 @@ class Explanations:
                 raise ValueError(f"There are {len(self.maps)} maps and {len(self.masks)} masks.")
         if self.annotated is not None:
             check_tensor("annotated", self.annotated, "n_images", floating=False)
-            check_alike({"annotated": self.annotated, "one of each map": self.maps[:, 0, 0]})
+            first = self.maps.flatten(1)[:, 0]
+            check_alike({"annotated": self.annotated, "one of each map": first})
         if self.size is not None:
-            object.__setattr__(self, "size", check_size(self.size, "size"))
+            object.__setattr__(self, "size", check_sides(self.size, "size"))
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -159,13 +160,13 @@ class Explanations:
     @property
     def scaled(self) -> Tensor:
         """The maps at the images' size, each scaled to [0, 1]."""
-        return min_max(self.resized(self.maps))
+        return min_max(self.resized(self.maps), self.maps.ndim - 1)
 
     @property
     def scaled_of_view(self) -> Tensor:
         """The view's maps at the images' size, each scaled to [0, 1]."""
         assert self.maps_of_view is not None  # the term has said that it needs them
-        return min_max(self.resized(self.maps_of_view))
+        return min_max(self.resized(self.maps_of_view), self.maps_of_view.ndim - 1)
 
     @property
     def masks_of_view(self) -> Tensor:
@@ -318,7 +319,7 @@ class Consistency(Term):
         view_of_maps = explained.warp(maps)
         if explained.warp.is_inside:
             return compare(view_of_maps, of_view)
-        valid = explained.warp.valid((maps.shape[1], maps.shape[2]))
+        valid = explained.warp.valid(tuple(maps.shape[1:]))
         return compare.within(valid, view_of_maps, of_view)
 
     @property

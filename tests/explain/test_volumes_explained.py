@@ -370,11 +370,15 @@ def test_images_of_other_axes_are_refused():
 
 @pytest.mark.parametrize("kind", ["array", "bytes"])
 def test_arrays_of_five_axes_are_refused(kind):
-    X = np.zeros((2, 8, 8, 8, 1), np.float32)  # channels last, which would be misread
-    X = torch.from_numpy(X).to(torch.uint8) if kind == "bytes" else X
     explainer = CAMExplainer(tiny_volume_net(), target_layer=LAYER, verbose=0)
-    with pytest.raises(ValueError, match=r"float tensors of shape \(n, C, D, H, W\)"):
-        explainer.fit(X)
+    first, last = np.zeros((2, 1, 8, 8, 8), np.float32), np.zeros((2, 8, 8, 8, 1), np.float32)
+    for X, message in (
+        (first, r"float tensors of shape \(n, C, D, H, W\)"),
+        (last, "channels last"),
+    ):
+        X = torch.from_numpy(X).to(torch.uint8) if kind == "bytes" else X
+        with pytest.raises(ValueError, match=message):
+            explainer.fit(X)
 
 
 def test_a_method_of_ones_own_must_make_maps_of_volumes():
