@@ -466,8 +466,9 @@ def _check_may_be(X: Any, size: tuple[int, ...]) -> None:
 
 def _not_volumes(X: Any, size: tuple[int, ...]) -> ValueError:
     return ValueError(
-        f"image_size={size} is that of volumes, which are an array or a tensor of shape (n, C, D, "
-        f"H, W), bytes or floats in [0, 1]; got {describe(X)}."
+        f"image_size must be (height, width) of pictures; {size} is that of volumes, which are an "
+        "array or a tensor of shape (n, C, D, H, W), bytes or floats in [0, 1], and X is "
+        f"{describe(X)}."
     )
 
 
@@ -478,8 +479,8 @@ def _check_axes(source: Source, size: tuple[int, ...], X: Any) -> None:
         if found is not None and len(found) == 3:
             as_tensor = "X" if isinstance(X, Tensor) else "torch.from_numpy(X)"
             raise ValueError(
-                f"X is volumes, {describe(X)}, and image_size={size} is that of pictures. An "
-                "explainer around a network takes volumes as float tensors of shape "
+                f"X is 5-dimensional, {describe(X)}: volumes, and image_size={size} is that of "
+                "pictures. An explainer around a network takes volumes as float tensors of shape "
                 f"(n, C, D, H, W), as they are: pass {as_tensor}.float(), normalised as the "
                 f"network wants it. An estimator that trains takes image_size={found}. If X is "
                 "batches of images, pass X.reshape(-1, *X.shape[2:])."

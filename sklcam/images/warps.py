@@ -261,7 +261,7 @@ class Warp:
         is_alike = isinstance(other, Warp) and other.matrix.shape == self.matrix.shape
         if not is_alike or self.photometry is not None:
             raise ValueError(
-                f"then takes a Warp of {len(self)} images of {self.n_axes} axes, and follows one "
+                f"then takes a Warp of {len(self)} images, of {self.n_axes} axes, and follows one "
                 f"that leaves colours as they are; got {describe(other)} after {describe(self)}."
             )
         linear, shift = self.matrix[:, :, :-1], self.matrix[:, :, -1:]

@@ -582,7 +582,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views; one each is needed"),
         ("no angles", lambda: Warp.from_rotations(30, (4, 4)), "degrees must be .* got an int, 30"),
         ("a side", lambda: Warp.from_rotations(VALUES, (4, 0)), r"size must be .* got \(4, 0\)"),
-        ("shifts", lambda: Warp.from_shifts(torch.rand(2, 3)), r"shifts must be .*\(2, 3\)"),
+        ("shifts", lambda: Warp.from_shifts(torch.rand(2, 4)), r"shifts must be .*\(2, 4\)"),
         ("no shifts", lambda: Warp.from_shifts(None), "shifts must be .* got None"),
         ("then None", lambda: VIEWS.then(None), "then takes a Warp of 2 images, .* got None"),
         ("a line", lambda: Warp(torch.zeros(2, 2, 3)).inverse(), "a line or a point .* no inverse"),

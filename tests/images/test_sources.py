@@ -247,9 +247,7 @@ OBJECTS[:] = RAGGED
         (torch.zeros(10, 64), "tables are not images"),
         (np.zeros(64), "X is 1-dimensional"),
         (np.array(0.5), "X is 0-dimensional"),
-        (np.zeros((2, 3, 4, 5, 3)), "X is 5-dimensional"),
         (torch.zeros(2, 8, 8), "X is 3-dimensional"),
-        (torch.zeros(2, 1, 3, 8, 8), "X is 5-dimensional"),
         (np.full((2, 8, 8), 99, dtype=np.int64), r"int64; .*0 to 255, pass X.astype\(np.uint8\)"),
         (np.ones((2, 8, 8), dtype=int), r"from 1 to 1: pass X.astype\(np.float32\)\."),
         (np.full((2, 8, 8), 999, dtype=np.uint16), r"uint16; .*X.astype\(np.float32\), .*4095 for"),
@@ -299,6 +297,16 @@ def test_what_is_no_form_of_images(X, message):
     for check in (ImageDataset, check_images, n_images):
         with pytest.raises(ValueError, match=message):
             check(X)
+
+
+def test_volumes_are_images_of_three_sides():
+    for X in (np.zeros((2, 3, 4, 5, 6)), torch.zeros(2, 1, 3, 8, 8)):
+        with pytest.raises(ValueError, match="X is 5-dimensional"):
+            ImageDataset(X)
+        images = ImageDataset(X, image_size=X.shape[2:])
+        assert n_images(X) == len(images) == 2
+        assert images.original_size(0) == tuple(X.shape[2:])
+        assert torch.equal(images[1][0], torch.as_tensor(X[1]).float())
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,9 @@ def test_the_slice_with_the_highest_map_is_drawn(fitted):
     explainer, X = fitted
     methods = ["gradcam", "scorecam"]
     display = CAMDisplay.from_estimator(explainer, X, [0, 1, 0], methods=methods, target=0)
-    assert display.image_titles == [
-        "true: 0\nslice 2 of 12",
-        "true: 1\nslice 7 of 12",
-        "true: 0\nslice 11 of 12",
-    ]
+    labels = ("true: 0", "true: 1", "true: 0")
+    for title, label, at in zip(display.image_titles, labels, (2, 7, 11), strict=True):
+        assert title.startswith(f"{label}\nslice {at} of 12\npredicted: ")
     maps = explainer.explain(X, method=methods, target=0)
     for row, i in enumerate((2, 7, 11)):
         # The second method's map is of the same slice.
@@ -62,7 +60,7 @@ def test_models_side_by_side_are_of_the_same_slice(fitted):
     other = CAMExplainer(Bright().eval(), "uniform", target_layer="layer", verbose=0).fit(X)
     display = CAMDisplay.from_estimator({"one": explainer, "other": other}, X, target=0)
     # A blank or an even map of its own would have chosen another slice.
-    assert [title.split()[-3] for title in display.image_titles] == ["2", "7", "11"]
+    assert display.image_titles == [f"slice {i} of 12" for i in (2, 7, 11)]
     assert set(display.maps) == {"one", "other"}
 
 
@@ -79,7 +77,7 @@ def test_other_displays_and_the_report_refuse_volumes(fitted, tmp_path):
 
 def test_displays_of_numbers_take_volumes(fitted):
     explainer, X = fitted
-    assert ConsistencyDisplay.from_estimator(explainer, X).axes_ is not None
+    assert ConsistencyDisplay.from_estimator(explainer, X).figure_ is not None
 
 
 def test_explainers_of_volumes_are_saved_and_read(fitted, tmp_path):
