@@ -147,7 +147,7 @@ def of_training(make: Callable) -> list[Row]:
         ("no network", lambda: make(module=int).fit(X, Y), "module must return an nn.Module"),
         ("unknown layer", lambda: make(target_layer="44").fit(X, Y), "has no layer '44'"),
         ("no weights", lambda: make(weights="nope").fit(X, Y), "weights='nope' is not a file"),
-        ("three sides", lambda: make(image_size=(11, 12, 13)).fit(X, Y), r"image_size must be .*3\)"),
+        ("three sides", lambda: make(image_size=(11, 12, 13)).fit(X, Y), r"image_size must .*3\)"),
         ("a side of True", lambda: make(image_size=True).fit(X, Y), "image_size must be .* True"),
         ("two means", lambda: make(mean=(1, 2)).fit(X, Y), "mean has 2 values, .* 1 channel"),
         ("mean NaN", lambda: make(mean=[NAN]).fit(X, Y), "mean must be finite; got .*nan"),
