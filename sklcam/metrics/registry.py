@@ -7,12 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from sklcam._validation import check_callable, check_count, check_number, describe, suggestion
 from sklcam.metrics.causal import deletion_auc, insertion_auc
@@ -24,18 +21,27 @@ from sklcam.metrics.composites import (
     complexity,
     sparsity,
 )
-from sklcam.metrics.consistency import coherency, rank_correlation, ssim_consistency
+from sklcam.metrics.consistency import coherency, ssim_consistency
 from sklcam.metrics.cose import cose
-from sklcam.metrics.imputation import road
-from sklcam.metrics.localization import box_from_map, localization_accuracy, pointing_game
+from sklcam.metrics.localization import pointing_game
 from sklcam.metrics.masks import heatmap_ratio, inside_outside_ratio
+from sklcam.metrics.of_quantities import (
+    accuracy,
+    consistency_changed,
+    consistency_kept,
+    correlation_with_occlusion,
+    cose_consistency,
+    cose_sensitivity,
+    image_by_image,
+    localization_of_maps,
+    reference_correlation,
+    road_of_perturbation,
+    top1_localization,
+)
 from sklcam.metrics.pixel_ranks import pixel_auc, relevance_rank_accuracy, topk_intersection
 from sklcam.metrics.quantities import QUANTITIES, Check, closure
 from sklcam.metrics.ranked import ranked_localization_error, ranked_pointing_game
 from sklcam.metrics.stability import local_lipschitz, max_sensitivity
-
-if TYPE_CHECKING:
-    from sklcam.metrics.measurement import Perturbation
 
 
 @dataclass(frozen=True)
@@ -341,95 +347,6 @@ def required_options(metric: Metric) -> list[str]:
     ]
 
 
-# Functions that bring quantities into the form that the metrics' own take
-
-
-def _accuracy(predictions: np.ndarray, labels: np.ndarray, output: Tensor) -> Tensor:
-    right = predictions == labels
-    # Of several labels an image, all must be right.
-    return _unless_silent(torch.as_tensor(right.reshape(len(right), -1).all(axis=1)), output)
-
-
-def _unless_silent(right: Tensor, output: Tensor) -> Tensor:
-    # What the network does not answer it predicts neither right nor wrong.
-    is_silent = output.reshape(len(output), -1).isnan().any(dim=1)
-    return right.float().to(output.device).masked_fill(is_silent, torch.nan)
-
-
-def _top1_localization(
-    maps: Sequence[Tensor],
-    boxes: Sequence[Tensor],
-    class_is_right: Tensor,
-    output: Tensor,
-    **options: Any,
-) -> Tensor:
-    right = _unless_silent(class_is_right, output)
-    return right * _image_by_image(_localization_accuracy, maps, boxes, **options).to(right)
-
-
-def _consistency_kept(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
-    return torch.where(view_keeps_prediction, consistency, torch.nan)
-
-
-def _consistency_changed(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
-    return torch.where(view_keeps_prediction, torch.nan, consistency)
-
-
-def _cose_consistency(similarities: tuple[Tensor, Tensor]) -> Tensor:
-    return similarities[0]
-
-
-def _cose_sensitivity(similarities: tuple[Tensor, Tensor]) -> Tensor:
-    return 1 - similarities[1]
-
-
-def _road(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
-    return road(
-        perturbation,
-        perturbation.images,
-        maps,
-        generator=perturbation.generator(),
-        batch_size=perturbation.batch_size,
-        **options,
-    )
-
-
-def _rank_correlation(maps: Tensor, references: Tensor, stride: int) -> Tensor:
-    return rank_correlation(maps, references, cell=stride)
-
-
-def _image_by_image(
-    measure: Callable[..., Tensor],
-    maps: Sequence[Tensor],
-    annotations: Sequence[Tensor],
-    **options: Any,
-) -> Tensor:
-    """Measure maps of different sizes, each against what is annotated on its image."""
-    pairs = zip(maps, annotations, strict=True)
-    return torch.stack(
-        [measure(map_[None], of_image[None], **options)[0] for map_, of_image in pairs]
-    )
-
-
-def _localization_accuracy(
-    maps: Tensor, boxes: Tensor, threshold: float = 0.15, **options: Any
-) -> Tensor:
-    return localization_accuracy(box_from_map(maps, threshold), list(boxes), **options)
-
-
-def _reference_correlation(
-    maps: Sequence[Tensor], references: Sequence[Tensor], grid: int = 14
-) -> Tensor:
-    correlations = []
-    for map_, reference in zip(maps, references, strict=True):
-        # A reference that is coarser than the grid has nothing to say of its finer cells.
-        pair = map_, reference
-        height, width = (min(grid, *(each.shape[axis] for each in pair)) for axis in (0, 1))
-        cells = [adaptive_avg_pool2d(each[None].cpu().double(), (height, width)) for each in pair]
-        correlations.append(rank_correlation(*cells)[0].to(map_))
-    return torch.stack(correlations)
-
-
 _IN_UNIT_INTERVAL = partial(check_number, low=0, high=1)
 _NOT_NEGATIVE = partial(check_number, low=0)
 
@@ -447,7 +364,7 @@ _BOX_OPTIONS = {"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERV
 
 # fmt: off
 register(Metric(
-    "accuracy", _accuracy, ("predictions", "labels", "output"),
+    "accuracy", accuracy, ("predictions", "labels", "output"),
     "share of images whose predicted class is the true one",
 ))
 register(Metric(
@@ -471,7 +388,7 @@ register(Metric(
     "harmonic mean of coherency, simplicity and kept confidence", of_averages=True,
 ))
 register(Metric(
-    "road", _road, ("perturbation", "maps"),
+    "road", road_of_perturbation, ("perturbation", "maps"),
     "confidence without the least relevant pixels, against without the most",
     range=(-0.5, 0.5), options={"noise": _NOT_NEGATIVE, "percentiles": _check_percentiles},
 ))
@@ -484,22 +401,22 @@ register(Metric(
     "likeness of the map's view and the view's map", range=(-1, 1),
 ))
 register(Metric(
-    "consistency_kept", _consistency_kept, ("consistency", "view_keeps_prediction"),
+    "consistency_kept", consistency_kept, ("consistency", "view_keeps_prediction"),
     "consistency of the images whose view is predicted as they are", range=(-1, 1),
     may_be_undefined=True,
 ))
 register(Metric(
-    "consistency_changed", _consistency_changed, ("consistency", "view_keeps_prediction"),
+    "consistency_changed", consistency_changed, ("consistency", "view_keeps_prediction"),
     "likeness of the two maps where the view is predicted to be something else",
     higher_is_better=False, range=(-1, 1), may_be_undefined=True,
 ))
 register(Metric(
-    "cose_consistency", _cose_consistency, ("cose_similarities",),
+    "cose_consistency", cose_consistency, ("cose_similarities",),
     "likeness of the maps of transformed images that are still predicted right", range=(-1, 1),
     may_be_undefined=True,
 ))
 register(Metric(
-    "cose_sensitivity", _cose_sensitivity, ("cose_similarities",),
+    "cose_sensitivity", cose_sensitivity, ("cose_similarities",),
     "unlikeness of the maps where a transformation, or a worse network, is wrong",
     range=(0, 2), may_be_undefined=True,
 ))
@@ -517,35 +434,35 @@ register(Metric(
     "confidence while pixels are deleted, the map's brightest first", higher_is_better=False,
 ))
 register(Metric(
-    "heatmap_ratio", partial(_image_by_image, heatmap_ratio), _OBJECTS,
+    "heatmap_ratio", partial(image_by_image, heatmap_ratio), _OBJECTS,
     "share of the map that lies inside the object",
 ))
 register(Metric(
-    "inside_outside_ratio", partial(_image_by_image, inside_outside_ratio), _OBJECTS,
+    "inside_outside_ratio", partial(image_by_image, inside_outside_ratio), _OBJECTS,
     "mean of the map inside the object over its mean outside", range=(0, float("inf")),
     may_be_undefined=True,
 ))
 register(Metric(
-    "pointing_game", partial(_image_by_image, pointing_game), _OBJECTS,
+    "pointing_game", partial(image_by_image, pointing_game), _OBJECTS,
     "share of images whose brightest pixel is on the object",
     options={"tolerance": _NOT_NEGATIVE},
 ))
 register(Metric(
-    "relevance_rank_accuracy", partial(_image_by_image, relevance_rank_accuracy), _OBJECTS,
+    "relevance_rank_accuracy", partial(image_by_image, relevance_rank_accuracy), _OBJECTS,
     "share of the brightest pixels, as many as the object's, that are on it",
     may_be_undefined=True,
 ))
 register(Metric(
-    "topk_intersection", partial(_image_by_image, topk_intersection), _OBJECTS,
+    "topk_intersection", partial(image_by_image, topk_intersection), _OBJECTS,
     "share of the k brightest pixels that are on the object", options={"k": check_count},
 ))
 register(Metric(
-    "pixel_auc", partial(_image_by_image, pixel_auc), _OBJECTS,
+    "pixel_auc", partial(image_by_image, pixel_auc), _OBJECTS,
     "probability that a pixel of the object is brighter than another",
     may_be_undefined=True,
 ))
 register(Metric(
-    "localization_accuracy", partial(_image_by_image, _localization_accuracy),
+    "localization_accuracy", partial(image_by_image, localization_of_maps),
     ("framed_maps", "boxes"),
     "GT-known localisation: share of images whose map's box fits a true one",
     options=_BOX_OPTIONS,
@@ -566,12 +483,12 @@ register(Metric(
     options={"threshold": check_number, "tolerance": _NOT_NEGATIVE},
 ))
 register(Metric(
-    "reference_correlation", _reference_correlation, ("framed_maps", "references"),
+    "reference_correlation", reference_correlation, ("framed_maps", "references"),
     "correlation of the ranks of the map and of the reference", range=(-1, 1),
     options={"grid": check_count},
 ))
 register(Metric(
-    "rank_correlation", _rank_correlation, ("maps", "occlusion_maps", "occlusion_stride"),
+    "rank_correlation", correlation_with_occlusion, ("maps", "occlusion_maps", "occlusion_stride"),
     "correlation of the ranks of the map and of occlusion's map", range=(-1, 1),
 ))
 register(Metric(
@@ -600,7 +517,7 @@ def of_the_predicted_class(metric: Metric, *, has_labels: bool) -> Metric:
         return replace(metric, meaning=meaning)
     return replace(
         metric,
-        function=_top1_localization,
+        function=top1_localization,
         needs=("framed_maps", "boxes", "class_is_right", "output"),
         meaning="top-1 localisation: share of images whose class and box are both right",
     )

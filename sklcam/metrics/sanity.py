@@ -33,6 +33,7 @@ LIKENESSES = get_args(Likeness)
 
 _N_OTHERS = 5  # maps of other images that each map is compared with
 _AT_A_TIME = 64
+_SAME = 0.95  # maps of different images that are so much alike leave nothing to tell them by
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +144,8 @@ class SanityCheck:
         :math:`s > (1 + b) / 2`: more of what they have in common with themselves is kept than lost.
         It is said if the interval of the mean over the images is on that side, and *cannot be told*
         if the interval holds both. Of classes the same is said, with :math:`s` the likeness to the
-        map of another class.
+        map of another class. Where :math:`b` is over 0.95, there is no room between the two, and
+        all that is said is that the maps are the same for all images.
 
         Parameters
         ----------
@@ -167,8 +169,9 @@ class SanityCheck:
         for name, values in self.randomized[likeness].items():
             others = self.other_images[likeness][name]
             said = _judged(values.mean(axis=1), others, "the weights", level)
-            if name in of_classes and np.isfinite(others).any():
-                said += f"; {_judged(of_classes[name], others, 'the class', level)}"
+            if name in of_classes:
+                of_class = _judged(of_classes[name], others, "the class", level)
+                said += f"; {of_class}" if of_class != said else ""
             found[name] = said
         return found
 
@@ -210,8 +213,9 @@ def _judged(values: np.ndarray, others: np.ndarray, what: str, level: float) -> 
     margins = values - (1 + others) / 2
     if not np.isfinite(margins).any():
         return "its maps are constant, and say nothing"
+    if np.nanmean(others) > _SAME:
+        return "its maps are the same for all images"
     _, low, high = mean_and_interval(margins[:, None], level=level)[:, 0]
-    # Maps that are the same for all images, and whatever the weights, are at 0.
     if low >= 0:
         return f"insensitive to {what}"
     if high < 0:

@@ -1,0 +1,114 @@
+"""Functions of metrics that take quantities as a measurement has them, and not as tensors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from sklcam.metrics.consistency import rank_correlation
+from sklcam.metrics.imputation import road
+from sklcam.metrics.localization import box_from_map, localization_accuracy
+
+if TYPE_CHECKING:
+    from sklcam.metrics.measurement import Perturbation
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray, output: Tensor) -> Tensor:
+    """Return whether predictions are right; NaN where the network answers nothing."""
+    right = predictions == labels
+    # Of several labels an image, all must be right.
+    return _unless_silent(torch.as_tensor(right.reshape(len(right), -1).all(axis=1)), output)
+
+
+def _unless_silent(right: Tensor, output: Tensor) -> Tensor:
+    # What the network does not answer it predicts neither right nor wrong.
+    is_silent = output.reshape(len(output), -1).isnan().any(dim=1)
+    return right.float().to(output.device).masked_fill(is_silent, torch.nan)
+
+
+def top1_localization(
+    maps: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    class_is_right: Tensor,
+    output: Tensor,
+    **options: Any,
+) -> Tensor:
+    """Return whether the class is right, and its map's box."""
+    right = _unless_silent(class_is_right, output)
+    return right * image_by_image(localization_of_maps, maps, boxes, **options).to(right)
+
+
+def consistency_kept(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
+    """Return the consistency where the view is predicted as its image."""
+    return torch.where(view_keeps_prediction, consistency, torch.nan)
+
+
+def consistency_changed(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
+    """Return the consistency where it is not."""
+    return torch.where(view_keeps_prediction, torch.nan, consistency)
+
+
+def cose_consistency(similarities: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the likeness of what is still predicted right."""
+    return similarities[0]
+
+
+def cose_sensitivity(similarities: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the unlikeness of what is predicted wrong."""
+    return 1 - similarities[1]
+
+
+def road_of_perturbation(perturbation: Perturbation, maps: Tensor, **options: Any) -> Tensor:
+    """Return ROAD of the images of a batch."""
+    return road(
+        perturbation,
+        perturbation.images,
+        maps,
+        generator=perturbation.generator(),
+        batch_size=perturbation.batch_size,
+        **options,
+    )
+
+
+def correlation_with_occlusion(maps: Tensor, references: Tensor, stride: int) -> Tensor:
+    """Return the rank correlation on the grid of occlusion's patches."""
+    return rank_correlation(maps, references, cell=stride)
+
+
+def image_by_image(
+    measure: Callable[..., Tensor],
+    maps: Sequence[Tensor],
+    annotations: Sequence[Tensor],
+    **options: Any,
+) -> Tensor:
+    """Measure maps of different sizes, each against what is annotated on its image."""
+    pairs = zip(maps, annotations, strict=True)
+    return torch.stack(
+        [measure(map_[None], of_image[None], **options)[0] for map_, of_image in pairs]
+    )
+
+
+def localization_of_maps(
+    maps: Tensor, boxes: Tensor, threshold: float = 0.15, **options: Any
+) -> Tensor:
+    """Return whether the boxes of maps fit."""
+    return localization_accuracy(box_from_map(maps, threshold), list(boxes), **options)
+
+
+def reference_correlation(
+    maps: Sequence[Tensor], references: Sequence[Tensor], grid: int = 14
+) -> Tensor:
+    """Return the rank correlation with references, on a grid that both fill."""
+    correlations = []
+    for map_, reference in zip(maps, references, strict=True):
+        # A reference that is coarser than the grid has nothing to say of its finer cells.
+        pair = map_, reference
+        height, width = (min(grid, *(each.shape[axis] for each in pair)) for axis in (0, 1))
+        cells = [adaptive_avg_pool2d(each[None].cpu().double(), (height, width)) for each in pair]
+        correlations.append(rank_correlation(*cells)[0].to(map_))
+    return torch.stack(correlations)
