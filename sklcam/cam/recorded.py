@@ -235,7 +235,7 @@ class RecordedPass:
         return self.inputs.size
 
     def scaled(self, maps: Tensor) -> Tensor:
-        """Scale maps of these images (..., *sides) to [0, 1], each by its minimum and maximum."""
+        """Scale maps of these images to [0, 1], each by its minimum and maximum."""
         return min_max(maps, len(self.size))
 
     def grid(self, layer: int) -> Tensor:

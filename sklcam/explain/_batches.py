@@ -135,7 +135,7 @@ class BatchExplainer(Questions):
 
         Returns
         -------
-        Tensor of shape (..., *size)
+        Tensor of the same shape, of that height and width, or depth, height and width
         """
         if len(size) == 3:  # volumes, which go to the network as they are
             return upsample(maps, size)

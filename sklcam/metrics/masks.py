@@ -42,7 +42,7 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (n_images, *size), in [0, 1]
+    Tensor of shape (n_images, height, width) or (n_images, depth, height, width), in [0, 1]
         Where boxes overlap, the largest share. Boxes are cut off at the edge of the image.
 
     Raises
