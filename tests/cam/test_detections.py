@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 import sklcam
 from sklcam import CAMExplainer
-from sklcam.cam import Box
+from sklcam.cam import Box, GradCAM
 from sklcam.cam.detections import overlap
 from sklcam.explain import ExplanationWarning
 from sklcam.metrics import evaluate
@@ -59,7 +59,7 @@ def by_hand(network: nn.Module, layer: str, X: Tensor, image: int, j: int) -> tu
     handle.remove()
     (gradient,) = torch.autograd.grad(found[image]["scores"][j], kept[0])
     weights = gradient.mean((2, 3), keepdim=True)
-    return (weights * kept[0].detach()).sum(1, keepdim=True).relu()[image], found[image]
+    return (weights * kept[0].detach()).sum(1, keepdim=True)[image], found[image]
 
 
 def in_place(raw: Tensor, inner: tuple[int, int] | None = None) -> np.ndarray:
@@ -82,19 +82,23 @@ def test_detections_equal_autograd_by_hand(build, layer, inner):
     found = explainer.predict(X)
     scores = [each["scores"] for each in found]
     threshold = float(sorted(np.concatenate(scores))[3])
-    maps = explainer.explain(X, Box(threshold=threshold), normalize=False)
+    signed = {"method": GradCAM(relu=False), "normalize": False}
+    maps = explainer.explain(X, Box(threshold=threshold), **signed)
     assert [len(each) for each in maps] == [(each >= threshold).sum() for each in scores]
     for image, own in enumerate(maps):
         for j, map_ in enumerate(own):
             raw, theirs = by_hand(network, layer, X, image, j)
             np.testing.assert_allclose(found[image]["boxes"], theirs["boxes"].detach(), rtol=1e-5)
-            np.testing.assert_allclose(map_, in_place(raw, inner), rtol=1e-3, atol=1e-9)
+            expected = in_place(raw, inner)
+            peak = np.abs(expected).max()  # with random weights far below 1
+            assert peak > 0
+            np.testing.assert_allclose(map_ / peak, expected / peak, atol=1e-3)
     # The same objects, named by hand.
     boxes = [each["boxes"][:count] for each, count in zip(found, map(len, maps), strict=True)]
     labels = [each["labels"][:count] for each, count in zip(found, map(len, maps), strict=True)]
-    again = explainer.explain(X, Box(boxes, labels), normalize=False)
+    again = explainer.explain(X, Box(boxes, labels), **signed)
     for own, other in zip(maps, again, strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-10)
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-3 * np.abs(own).max())
 
 
 # Scores by hand
