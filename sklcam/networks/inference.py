@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sklcam.networks.precision import at_least_float32
+
 
 @dataclass(frozen=True, eq=False)
 class _Folded:
@@ -232,7 +234,10 @@ def learn_folding(
     scale = expected.abs().amax().item()
     if scale != scale:  # NaN, which says nothing of the folding: nor is it an error here
         return None
-    is_same = torch.allclose(output, expected.detach(), rtol=tolerance, atol=tolerance * scale)
+    # What was expected may be from outside of the autocast that this runs in.
+    output = at_least_float32(output)
+    expected = expected.detach().to(output.dtype)
+    is_same = torch.allclose(output, expected, rtol=tolerance, atol=tolerance * scale)
     return folded if is_same else None
 
 

@@ -7,11 +7,13 @@ import weakref
 
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from small_networks import Viewing
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from sklcam import CAMExplainer
 from sklcam.cam import ScoreCAM
 from sklcam.cam.passes import record_for
 from sklcam.networks import TargetLayer
@@ -103,6 +105,20 @@ def test_autocast_reaches_folded_convolutions():
     for output in outputs:  # bfloat16 has three digits
         torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(precise, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_may_begin_behind_the_pass_that_was_recorded():
+    network = settled(models.resnet18(weights=None, num_classes=5)).float()
+    images = torch.randn(2, 3, 64, 64)
+    explainer = CAMExplainer(network, target_layer="layer4", verbose=0).fit(images)
+
+    class Narrow(ScoreCAM):
+        def weights(self, recorded, layer):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().weights(recorded, layer).float()
+
+    narrow, wide = (explainer.explain(images, method=each) for each in (Narrow(), ScoreCAM()))
+    assert_allclose(narrow, wide, atol=0.1)
 
 
 class Reused(nn.Module):
