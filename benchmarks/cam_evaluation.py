@@ -52,8 +52,9 @@ CONTROL = "fakecam"
 OF_PAPER = ("gradcam", "xgradcam", "gradcam++", "smoothgradcam++", "scorecam")
 METHODS = (
     *(CONTROL, "randomcam", *OF_PAPER[:4], "cam", "hirescam", "layercam"),
-    *("scorecam", "ablationcam", "sscam", "iscam"),
+    *("scorecam", "ablationcam"),
 )
+OF_MANY_PASSES = ("sscam", "iscam")  # 35 and 10 for each of Score-CAM's: for a GPU
 PAPER = {  # figures in the order of the columns
     "vgg16": {
         "fakecam": "0.15 45.51 32.87 35.70 100.00 100.00 0.01",
@@ -110,8 +111,10 @@ DOCS = {
     "images_curves": 100,
     "images_perturbation": 40,
     "n_steps": 14,
+    "methods": METHODS,
+    "chunk": 20,
 }
-QUICK = {**DOCS, "images": 20, "images_curves": 10, "images_perturbation": 1}
+QUICK = {**DOCS, "images": 16, "images_curves": 4, "images_perturbation": 2, "chunk": 2}
 FULL = {
     "arch": list(PAPER),
     "weights": ["IMAGENET1K_V1"],  # torchvision's of that time
@@ -120,6 +123,8 @@ FULL = {
     "images_perturbation": 50000,
     "n_steps": 224,
     "image_size": 224,
+    "methods": (*METHODS, *OF_MANY_PASSES),
+    "chunk": 20,
 }
 
 
@@ -376,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arch", nargs="+", metavar="NAME")
     parser.add_argument("--weights", nargs="+", help='names or files, or "none": train here')
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=available(), metavar="M")
+    parser.add_argument("--methods", nargs="+", choices=available(), metavar="M")
     parser.add_argument("--metrics", nargs="+", default=list(COLUMNS), choices=COLUMNS, metavar="M")
     parser.add_argument("--images", type=int, help="drawn evenly from the classes")
     parser.add_argument("--images-curves", type=int, help="of these, for deletion and insertion")
@@ -388,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=30, help="of training here")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--chunk", type=int, default=20, help="images that are remembered together")
+    parser.add_argument("--chunk", type=int, help="images that are remembered together")
     parser.add_argument("--jobs", type=int, default=1, help="chunks measured at a time")
     parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
     parser.add_argument("--known", action="store_true", help="compute nothing more")
