@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import MutableMapping
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from sklcam._validation import check_number
@@ -29,6 +31,14 @@ class _AttentionMethod(Method):
         record = recorded.rule
         assert isinstance(record, AttentionRecord)
         layer = _tokens_of(type(self).__name__, recorded, record)
+        _check_chain(type(self).__name__, recorded, record)
+        if self.graph == "images" and None in record.nodes:
+            raise ValueError(
+                f"{type(self).__name__} differentiates to attention, and in "
+                f"{type(recorded.network).__name__} some has no graph. The network may end it, by "
+                "detach(), torch.no_grad() or checkpoint(use_reentrant=True) in its forward: take "
+                "that out, or explain by Rollout."
+            )
         relevances = at_least_float32(self.relevances(recorded, record))
         assert layer.grid is not None
         maps = relevances[..., layer.n_prefix :].unflatten(-1, layer.grid)
@@ -49,8 +59,9 @@ class Rollout(_AttentionMethod):
     network or one that pools its patches, the mean of their rows. Which they are shows in the
     gradient. It knows of no class: the map is the same for all of them.
 
-    It is defined for transformers all of whose attention is between all tokens of an image: not
-    within windows, nor from other tokens to these. Other networks are refused.
+    It is defined for transformers all of whose attention is between all tokens of an image, one
+    layer after the other: not within windows, from other tokens to these, or side by side. Other
+    networks are refused, and those that compute some attention in a way that is not seen.
 
     Parameters
     ----------
@@ -119,8 +130,9 @@ class AttentionRelevance(_AttentionMethod):
     they are shows in the gradient. The identity has no part in the row of a class token; in those
     of patches it is what they are at the start, the same for all of them.
 
-    It is defined for transformers all of whose attention is between all tokens of an image: not
-    within windows, nor from other tokens to these. Other networks are refused.
+    It is defined for transformers all of whose attention is between all tokens of an image, one
+    layer after the other: not within windows, from other tokens to these, or side by side. Other
+    networks are refused, and those that compute some attention in a way that is not seen.
 
     References
     ----------
@@ -165,7 +177,8 @@ class LeGrad(_AttentionMethod):
     leave layer l, and the mean is over the h heads and the n rows of its attention.
 
     It is defined for transformers all of whose attention is between all tokens of an image, one
-    module a layer, whose tokens are all that the next one is given. Other networks are refused.
+    module a layer, whose tokens are all that the next one is given. Other networks are refused, and
+    those that compute some attention in a way that is not seen.
 
     Notes
     -----
@@ -248,13 +261,50 @@ def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> Ta
                 f"shape {shape}, as windows, or a pooling by attention, have. Explain by another "
                 "method, such as Grad-CAM."
             )
+    if (n_tokens, n_tokens) in [shape[-2:] for shape in record.unread]:
+        raise ValueError(
+            f"{name} is defined for networks all of whose attention is seen. "
+            f"{type(recorded.network).__name__} has some that is not: it sums values neither by "
+            "F.scaled_dot_product_attention, nor by nn.MultiheadAttention, nor by the product of a "
+            "softmax over the keys, as it is, and the values. Compute it in one of these ways, or "
+            "explain by another method, such as Grad-CAM."
+        )
     return layer
+
+
+# By which scores are multiplied where gradients may be too small; a power of two changes no digit.
+_SCALE = 2.0**12
+
+# How many runs of attention were seen to follow one another in a network.
+_CHAINS: MutableMapping[nn.Module, int] = WeakKeyDictionary()
+
+
+def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> None:
+    """Raise a ValueError if attention runs side by side, which cannot be multiplied up."""
+    network, n_runs = recorded.network, len(record.shapes)
+    if _CHAINS.get(network) == n_runs:
+        return
+    # A graph shows it; that of the head alone does not reach back, so one is made of one image.
+    seen = record if None not in record.nodes else AttentionRecord()
+    if seen is not record:
+        recorded.of_first_image(seen)
+    if not seen.is_a_chain():
+        raise ValueError(
+            f"{name} follows attention from layer to layer, each of which is given what the one "
+            f"before it made; in {type(network).__name__} some are side by side, as in an ensemble "
+            "or in parallel blocks. Explain one of the networks of an ensemble, or explain by "
+            "another method, such as Grad-CAM."
+        )
+    _CHAINS[network] = n_runs
 
 
 def _rows_read(recorded: RecordedPass, record: AttentionRecord) -> Tensor:
     """Return the share of each token in those that the score reads, (n_images, n_tokens)."""
     if record.result is not None:  # (n, heads, tokens, ...)
-        (gradients,) = differentiate(recorded.scores, [record.result], ["the last attention"])
+        scale = torch.full_like(recorded.scores, _SCALE)  # so that float16 has no zeros of its own
+        (gradients,) = differentiate(
+            recorded.scores, [record.result], ["the last attention"], chosen=scale
+        )
         return _shares(gradients.ne(0).any(dim=3).any(dim=1), gradients)
     # The target layer comes after all attention, and each token for itself from there.
     gradients = recorded.gradients(0)[0]
@@ -284,7 +334,10 @@ def _differentiate(
     chosen[:, column] = 1
     names = [f"the attention of layer {i}" for i in range(len(weights))]
     keep = keep or column < scores.shape[1] - 1
+    is_narrow = any(each.dtype == torch.float16 for each in weights)
     try:
+        if is_narrow:  # whose range is too small for one of many weights
+            scaled = differentiate(scores, weights, names, chosen=chosen * _SCALE, keep_graph=True)
         found = differentiate(scores, weights, names, chosen=chosen, keep_graph=keep)
     except CheckpointError as error:
         raise ValueError(
@@ -292,6 +345,12 @@ def _differentiate(
             "their attention is not looked at. Turn checkpointing off to explain, as by "
             "set_grad_checkpointing(False) of timm's networks, or explain by Rollout."
         ) from error
+    if is_narrow:
+        # Where the scaled gradient overflows, the plain one is large enough.
+        found = [
+            torch.where(large.isfinite(), large.float() / _SCALE, small.float())
+            for large, small in zip(scaled, found, strict=True)
+        ]
     return [at_least_float32(each) for each in found]
 
 

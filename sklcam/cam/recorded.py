@@ -18,6 +18,7 @@ from sklcam.cam.maps import min_max, upsample, upsample_within, weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.attention import AttentionRecord
+from sklcam.networks.dry_run import left_as_found
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
@@ -404,6 +405,30 @@ class RecordedPass:
             extent=self._extent,
             probabilities=self._probabilities,
         )
+
+    def of_first_image(self, rule: AttentionRecord) -> RecordedPass:
+        """Return a dry run of the first image, with a graph to it, that leaves no trace.
+
+        Parameters
+        ----------
+        rule : AttentionRecord
+            What looks at its attention.
+
+        Returns
+        -------
+        RecordedPass
+        """
+        first = slice(0, 1)
+        with left_as_found(self.network):
+            return RecordedPass(
+                self.network,
+                (),
+                self.inputs.take(first),
+                self.target.take(first),
+                forward=self._forward,
+                graph="images",
+                rule=rule,
+            )
 
     def asked(self, target: Target) -> RecordedPass:
         """Return another question about the same pass, which is not run again.

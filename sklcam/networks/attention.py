@@ -7,14 +7,16 @@ kernel has no weights to show: in its place the same product is computed step by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import RLock, get_ident
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -67,6 +69,11 @@ class AttentionRecord(TorchFunctionMode):
         Of each run, in their order; or what ``keep`` made of them.
     shapes : list of tuple of int
         The shapes that weights had.
+    unread : list of tuple of int
+        The shapes of what may be weights of attention that is computed in a way that is not known:
+        a softmax that no product sums values by, and matrices in products that are no softmax.
+    nodes : list of torch.autograd.graph.Node or None
+        Of each run, what made the sums of values, if they have a graph; see :meth:`is_a_chain`.
     result : Tensor of shape (n_images, n_heads, n_queries, K) or None
         Of the last run, the sums of values, if they have a graph.
     sums : list of tuple of (Tensor, Tensor)
@@ -94,13 +101,16 @@ class AttentionRecord(TorchFunctionMode):
         super().__init__()
         self._keep = keep
         self._with_blocks = with_blocks
-        self._softmaxes: list[Tensor] = []
+        # Each with what it became where it stayed as it is; values are not summed by it yet.
+        self._softmaxes: list[list[Tensor]] = []
         self.clear()
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self.weights: list[Tensor] = []
         self.shapes: list[tuple[int, ...]] = []
+        self.unread: list[tuple[int, ...]] = []
+        self.nodes: list[Node | None] = []
         self.result: Tensor | None = None
         self.sums: list[tuple[Tensor, Tensor]] = []
         self.blocks: list[Block | None] = []
@@ -113,6 +123,7 @@ class AttentionRecord(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         TorchFunctionMode.__exit__(self, *error)
+        self.unread.extend(tuple(first.shape) for first, *_ in self._softmaxes)
         self._softmaxes.clear()
 
     def __torch_function__(
@@ -131,9 +142,23 @@ class AttentionRecord(TorchFunctionMode):
         self.shapes.append(tuple(weights.shape))
         self.weights.append(weights if self._keep is None else self._keep(weights.detach()))
         self.blocks.append(None)
+        self.nodes.append(result.grad_fn)
         self.result = result if result.requires_grad else None
         if self._with_blocks:
             self.sums.append((result, value.detach()))
+
+    def is_a_chain(self) -> bool:
+        """Whether each run of attention is given what the one before it made.
+
+        Returns
+        -------
+        bool
+            True as well where runs have no graph, which shows it.
+        """
+        return all(
+            earlier is None or later is None or _leads_to(earlier, later)
+            for earlier, later in pairwise(self.nodes)
+        )
 
     def _attend(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
         return self._attended(*args, **kwargs)[1]
@@ -182,26 +207,50 @@ class AttentionRecord(TorchFunctionMode):
     def _softmax(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = func(*args, **kwargs)
         if output.ndim in (3, 4):
-            self._softmaxes.append(output)
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if axis in (-1, output.ndim - 1):
+                self._softmaxes.append([output])
+            else:  # keys come last in what is known
+                self.unread.append(tuple(output.shape))
         return output
+
+    def _group(self, weights: Any) -> list[Tensor] | None:
+        """Return the softmax that weights are, with all that it became."""
+        for group in self._softmaxes:
+            if any(weights is each for each in group):
+                return group
+        return None
 
     def _same(self, func: Function, *args: Any, **kwargs: Any) -> Any:
         output = func(*args, **kwargs)
-        if args and any(args[0] is each for each in self._softmaxes):
-            self._softmaxes.append(output)
+        if args and (group := self._group(args[0])) is not None:
+            group.append(output)
         return output
 
-    def _product(self, func: Function, weights: Any, *args: Any, **kwargs: Any) -> Any:
-        result = func(weights, *args, **kwargs)
+    def _product(self, func: Function, *args: Any, **kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
         # A softmax is attention if values are summed by it as it is.
-        if args and any(weights is each for each in self._softmaxes):
-            self._softmaxes.clear()
-            self._note(weights, result, args[0])
+        if len(args) > 1 and (group := self._group(args[0])) is not None:
+            self._softmaxes = [each for each in self._softmaxes if each is not group]
+            self._note(args[0], result, args[1])
+        else:
+            self._note_unread(args)
         return result
 
+    def _other_product(self, func: Function, *args: Any, **kwargs: Any) -> Any:
+        self._note_unread(args)
+        return func(*args, **kwargs)
+
+    def _note_unread(self, factors: Sequence[Any]) -> None:
+        factors = [each for factor in factors for each in _as_list(factor)]
+        shapes = [tuple(each.shape) for each in factors if isinstance(each, Tensor)]
+        square = [each for each in shapes if len(each) > 2 and each[-1] == each[-2] > 1]
+        if len(square) == 1:  # of two, queries and keys may have as many channels as there are
+            self.unread.extend(square)
+
     def _einsum(self, func: Function, equation: Any, *args: Any) -> Any:
-        if len(args) != 2 or not any(args[0] is each for each in self._softmaxes):
-            return func(equation, *args)
+        if len(args) != 2 or self._group(args[0]) is None:
+            return self._other_product(func, equation, *args)
         inputs, _, output = equation.replace(" ", "").partition("->")
         first, _, second = inputs.partition(",")
         rest = sorted(set(output) - set(first[:3]))
@@ -209,7 +258,7 @@ class AttentionRecord(TorchFunctionMode):
         if usual:
             of_values = first[:2] + first[3:] + rest[0]
         if sorted(output) != sorted(usual) or sorted(second) != sorted(of_values):
-            return func(equation, *args)  # some other sum
+            return self._other_product(func, equation, *args)  # some other sum
         # In the usual order of axes, in which what is noted is what gradients go through.
         values = torch.einsum(f"{second}->{of_values}", args[1])
         result = self._product(torch.matmul, args[0], values)
@@ -226,6 +275,7 @@ class AttentionRecord(TorchFunctionMode):
         **dict.fromkeys(
             (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), _product
         ),
+        **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.__rmatmul__), _other_product),
         torch.einsum: _einsum,
     }
 
@@ -291,7 +341,7 @@ def attention_weights(
     Returns
     -------
     weights : Tensor of shape (..., n_queries, n_keys)
-        In [0, 1]; rows add up to 1.
+        In [0, 1]; rows add up to 1, or to 0 where all keys are masked.
     value : Tensor
         The values, one for each head of the weights.
     """
@@ -307,7 +357,26 @@ def attention_weights(
         products = products.masked_fill(~mask, -torch.inf)
     elif mask is not None:
         products = products + mask
-    return products.softmax(dim=-1).to(value.dtype), value
+    if mask is None or is_causal:
+        return products.softmax(dim=-1).to(value.dtype), value
+    # Queries all of whose keys are masked attend to none, as in torch's own kernels.
+    is_empty = (products == -torch.inf).all(dim=-1, keepdim=True)
+    weights = products.masked_fill(is_empty, 0.0).softmax(dim=-1).masked_fill(is_empty, 0.0)
+    return weights.to(value.dtype), value
+
+
+def _leads_to(earlier: Node, later: Node) -> bool:
+    """Whether one node of a graph is among those that another is made of."""
+    seen, level = {later}, [later]
+    while level and earlier not in seen:
+        following = [node for each in level for node, _ in each.next_functions if node is not None]
+        level = [node for node in dict.fromkeys(following) if node not in seen]
+        seen.update(level)
+    return earlier in seen
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else [value]
 
 
 def _first(output: Any) -> Any:

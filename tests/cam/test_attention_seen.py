@@ -1,0 +1,214 @@
+"""Attention in ways that are not known, or side by side: refused, and never left out in silence."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sklcam import CAMExplainer
+from sklcam.networks import TargetLayer
+from sklcam.networks.attention import AttentionRecord, attention_weights
+
+every_method = pytest.mark.parametrize("name", ["attentionrelevance", "legrad", "rollout"])
+IMAGES = torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+LAYER = TargetLayer("blocks.2.norm", layout="tokens", grid=(3, 4), n_prefix=1)
+
+
+def by_softmax(q, k, v):
+    return torch.softmax(q @ k.mT, dim=-1) @ v
+
+
+def by_exponentials(q, k, v):
+    weights = (q @ k.mT).exp()
+    return weights / weights.sum(dim=-1, keepdim=True) @ v
+
+
+def by_products(q, k, v):
+    return ((q @ k.mT).softmax(dim=-1)[..., None] * v[:, :, None]).sum(dim=3)
+
+
+def by_lists(q, k, v):
+    return torch.einsum("nhij,nhjd->nhid", [torch.softmax(q @ k.mT, dim=-1), v])
+
+
+def by_keys_first(q, k, v):
+    return torch.einsum("nhji,nhjd->nhid", torch.softmax(k @ q.mT, dim=2), v)
+
+
+def over_queries(q, k, v):
+    return (q @ k.mT).softmax(dim=-2) @ v
+
+
+def with_a_sink(q, k, v):
+    products = q @ k.mT
+    products = torch.cat([products, torch.zeros_like(products[..., :1])], dim=-1)
+    return products.softmax(dim=-1)[..., :-1] @ v
+
+
+def scaled_afterwards(q, k, v):
+    return ((q @ k.mT).softmax(dim=-1) * 0.9) @ v
+
+
+def turned(q, k, v):
+    return (v.mT @ (q @ k.mT).softmax(dim=-1).mT).mT
+
+
+def of_two_at_once(q, k, v):
+    first, second = ((q * sign @ k.mT).softmax(dim=-1) for sign in (1, -1))
+    return first @ v - second @ v
+
+
+class Block(nn.Module):
+    def __init__(self, attend=None):
+        super().__init__()
+        self.attend = attend or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0))
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def attention(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x):
+        return x + self.attention(self.norm(x))
+
+
+class Parallel(Block):
+    def __init__(self):
+        super().__init__()
+        self.other = Block()
+
+    def forward(self, x):
+        normed = self.norm(x)
+        return x + self.attention(normed) + self.other.attention(normed)
+
+
+class Vit(nn.Module):
+    def __init__(self, *blocks, seed=0):
+        super().__init__()
+        self.patches, self.blocks = nn.Conv2d(3, 8, 4, 4), nn.Sequential(*blocks)
+        self.first, self.places = (
+            nn.Parameter(torch.zeros(1, 1, 8)),
+            nn.Parameter(torch.zeros(13, 8)),
+        )
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1) + self.places
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class Ensemble(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = Vit(Block(), Block(), Block())
+        self.two = Vit(Block(), Block(), Block(), seed=1)
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+class Checkpointed(Block):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+def explained(name, network, layer=LAYER, images=IMAGES):
+    explainer = CAMExplainer(network.eval(), name, layer, verbose=0).fit(images)
+    target = torch.zeros(len(images), dtype=torch.int64)
+    return explainer.explain_inputs(images, target, normalize=False)[0]
+
+
+@every_method
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize(
+    "attend",
+    [
+        by_exponentials,
+        by_products,
+        by_lists,
+        by_keys_first,
+        over_queries,
+        with_a_sink,
+        scaled_afterwards,
+        turned,
+    ],
+    ids=lambda attend: attend.__name__,
+)
+def test_attention_that_is_not_seen_is_not_left_out(name, place, attend):
+    blocks = [Block(), Block(), Block()]
+    blocks[place] = Block(attend)
+    with pytest.raises(ValueError, match="Vit has some that is not"):
+        explained(name, Vit(*blocks))
+
+
+@every_method
+def test_a_softmax_and_a_product_are_seen(name):
+    expected = explained(name, Vit(Block(), Block(), Block()))
+    found = explained(name, Vit(Block(), Block(by_softmax), Block()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_two_softmaxes_before_the_first_product():
+    q, k, v = torch.rand(3, 1, 2, 5, 4)
+    with AttentionRecord() as record:
+        of_two_at_once(q, k, v)
+    first, second = record.weights
+    torch.testing.assert_close(first, (q @ k.mT).softmax(dim=-1))
+    torch.testing.assert_close(second, (-q @ k.mT).softmax(dim=-1))
+    assert not record.unread
+
+
+@every_method
+@pytest.mark.parametrize("where", ["one", "two"])
+def test_networks_side_by_side(name, where):
+    layer = TargetLayer(f"{where}.blocks.2.norm", layout="tokens", grid=(3, 4), n_prefix=1)
+    with pytest.raises(ValueError, match="in Ensemble some are side by side"):
+        explained(name, Ensemble(), layer)
+
+
+@every_method
+def test_attention_side_by_side_in_a_block(name):
+    with pytest.raises(ValueError, match="in Vit some are side by side"):
+        explained(name, Vit(Block(), Parallel(), Block()))
+
+
+@pytest.mark.parametrize("name", ["attentionrelevance", "legrad"])
+def test_attention_without_a_graph(name):
+    network = Vit(Checkpointed(), Block(), Block())
+    with pytest.raises(ValueError, match=r"some has no graph. The network may end it"):
+        explained(name, network)
+
+
+@pytest.mark.parametrize("is_bool", [True, False], ids=["bool", "float"])
+def test_queries_all_of_whose_keys_are_masked(is_bool):
+    """As torch's own function has them: they attend to nothing, and have no gradient."""
+    query, key, value = torch.rand(3, 1, 2, 5, 4, requires_grad=True)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril(-1)  # the first sees none
+    given = mask if is_bool else torch.zeros(5, 5).masked_fill(~mask, -torch.inf)
+    weights, values = attention_weights(query, key, value, given)
+    expected = F.scaled_dot_product_attention(query, key, value, given)
+    torch.testing.assert_close(weights @ values, expected)
+    found, own = (
+        torch.autograd.grad(each.square().sum(), query)[0] for each in (weights @ values, expected)
+    )
+    torch.testing.assert_close(found, own)
+
+
+@pytest.mark.parametrize("name", ["attentionrelevance", "legrad"])
+def test_gradients_that_float16_has_no_numbers_for(name):
+    network = Vit(Block(), Block(), Block())
+    with torch.no_grad():
+        network.head.weight.mul_(1e-5)
+    expected = explained(name, network).numpy()
+    found = explained(name, copy.deepcopy(network).half(), images=IMAGES.half()).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.01 * expected.max())
