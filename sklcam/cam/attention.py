@@ -261,7 +261,9 @@ def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> Ta
                 f"shape {shape}, as windows, or a pooling by attention, have. Explain by another "
                 "method, such as Grad-CAM."
             )
-    if (n_tokens, n_tokens) in [shape[-2:] for shape in record.unread]:
+    # Of all tokens, or of the patches before others join them.
+    counts = range(n_tokens - layer.n_prefix, n_tokens + 1)
+    if any(shape[-2] == shape[-1] in counts for shape in record.unread):
         raise ValueError(
             f"{name} is defined for networks all of whose attention is seen. "
             f"{type(recorded.network).__name__} has some that is not: it sums values neither by "

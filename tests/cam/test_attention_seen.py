@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -149,6 +150,15 @@ def test_attention_that_is_not_seen_is_not_left_out(name, place, attend):
     blocks[place] = Block(attend)
     with pytest.raises(ValueError, match="Vit has some that is not"):
         explained(name, Vit(*blocks))
+
+
+@every_method
+def test_attention_before_the_class_token_joins(name):
+    """ConViT's first layers gate a softmax of places, and see the patches alone."""
+    options = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
+    network = timm.create_model("convit_tiny", local_up_to_layer=1, **options)
+    with pytest.raises(ValueError, match="ConVit has some that is not"):
+        explained(name, network, "auto", torch.rand(2, 3, 64, 64))
 
 
 @every_method
