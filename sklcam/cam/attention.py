@@ -289,7 +289,7 @@ def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> 
     # A graph shows it; that of the head alone does not reach back, so one is made of one image.
     seen = record if None not in record.nodes else AttentionRecord()
     if seen is not record:
-        recorded.of_first_image(seen)
+        recorded.look_at_first_image(seen)
     if not seen.is_a_chain():
         raise ValueError(
             f"{name} follows attention from layer to layer, each of which is given what the one "

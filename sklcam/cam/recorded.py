@@ -406,29 +406,17 @@ class RecordedPass:
             probabilities=self._probabilities,
         )
 
-    def of_first_image(self, rule: AttentionRecord) -> RecordedPass:
-        """Return a dry run of the first image, with a graph to it, that leaves no trace.
+    def look_at_first_image(self, record: AttentionRecord) -> None:
+        """Look at the attention of the first image, with a graph, in a run that leaves no trace.
 
         Parameters
         ----------
-        rule : AttentionRecord
-            What looks at its attention.
-
-        Returns
-        -------
-        RecordedPass
+        record : AttentionRecord
         """
-        first = slice(0, 1)
-        with left_as_found(self.network):
-            return RecordedPass(
-                self.network,
-                (),
-                self.inputs.take(first),
-                self.target.take(first),
-                forward=self._forward,
-                graph="images",
-                rule=rule,
-            )
+        images = self.images[:1].detach().clone().requires_grad_()
+        inputs = self.inputs.take(slice(0, 1)).with_images(images)
+        with left_as_found(self.network), torch.enable_grad(), record:
+            self._forward(inputs)
 
     def asked(self, target: Target) -> RecordedPass:
         """Return another question about the same pass, which is not run again.

@@ -60,6 +60,9 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor) -> Tensor:
     whatever the batch. The maximum is over the images that were drawn, so that it rises with their
     number.
 
+    Methods that draw random numbers, such as RISE and SmoothGradCAM++, need their ``random_state``:
+    without it each map has draws of its own, and it is mostly these that are measured.
+
     A map that never changes, such as that of ``method="uniform"``, is perfectly stable: read it
     beside a metric that such a map fails.
 

@@ -192,6 +192,30 @@ def test_attention_side_by_side_in_a_block(name):
         explained(name, Vit(Block(), Parallel(), Block()))
 
 
+@every_method
+def test_a_callable_that_knows_how_many_images_there_are(name):
+    network = Vit(Block(), Block(), Block()).eval()
+    explainer = CAMExplainer(network, name, LAYER, verbose=0).fit(IMAGES)
+    labels = torch.tensor([2, 1])
+    maps = explainer.explain(IMAGES, target=lambda output: output[torch.arange(2), labels])
+    np.testing.assert_array_equal(maps, explainer.explain(IMAGES, target=labels.numpy()))
+
+
+@every_method
+def test_the_first_call_leaves_random_states_and_modes(name):
+    network = Vit(Block(), Block(), Block()).train()
+    explainer = CAMExplainer(network, name, LAYER, verbose=0).fit(IMAGES)
+    n_passes, state = [], torch.get_rng_state()
+    handle = network.register_forward_hook(lambda part, inputs, output: n_passes.append(1))
+    for _ in range(2):
+        explainer.explain(IMAGES)
+        assert network.training and all(each.grad is None for each in network.parameters())
+        assert torch.equal(torch.get_rng_state(), state)
+    handle.remove()
+    # Rollout's graph is that of the head, so that it looks once at one image more.
+    assert len(n_passes) == {"attentionrelevance": 2, "legrad": 8, "rollout": 3}[name]
+
+
 @pytest.mark.parametrize("name", ["attentionrelevance", "legrad"])
 def test_attention_without_a_graph(name):
     network = Vit(Checkpointed(), Block(), Block())
