@@ -54,7 +54,8 @@ class Box(Deferred):
     The map of a box that no detection matches is blank, and a warning says so. Where images have
     different numbers of boxes, ``explain`` returns a list of arrays (k_i, height, width).
 
-    For metrics of confidence, the score is the probability. They take one box an image.
+    For metrics of confidence, the score is the probability. They take one box an image. Those
+    that compare views, such as "consistency", refuse boxes, as views move the image alone.
 
     Of two detections of a label that overlap, the stronger may match the weaker one's box better
     than its own does, if it scores more than 1 / IoU times as much. Non-maximum suppression at 0.5
@@ -94,6 +95,7 @@ class Box(Deferred):
         self._lay_out()
 
     def _lay_out(self) -> None:
+        self.is_placed = self._corners is not None
         counts = {1} if self._corners is None else {len(each) for each in self._corners}
         self.k = max(1, *counts)
         self.ragged = self._corners is None or len(counts) > 1 or counts == {0}
@@ -113,7 +115,7 @@ class Box(Deferred):
     def named(self, indices_of: Callable[[Any], Tensor]) -> Box:
         if self.labels is None or self._indices is not None:
             return self
-        given = [np.asarray(each).reshape(-1) for each in self.labels]
+        given = _labels_of(self.labels)
         counts = [len(each) for each in given]
         indices = indices_of(np.concatenate(given)) if sum(counts) else torch.zeros(0).long()
         return self._with(self._corners, [*indices.split(counts)])
@@ -172,7 +174,7 @@ class Box(Deferred):
         if self._indices is not None:
             return self._indices
         if self.labels is not None:
-            given = [np.asarray(each).reshape(-1) for each in self.labels]
+            given = _labels_of(self.labels)
             if any(each.dtype.kind not in "iu" for each in given if each.size):
                 raise ValueError("Box needs to know what labels stand for; ask an explainer.")
             return [torch.from_numpy(each.astype(np.int64)) for each in given]
@@ -309,8 +311,15 @@ def _corners_of(boxes: Any) -> tuple[list[Tensor], bool]:
     return [torch.from_numpy(each.astype(np.float32)) for each in images], not is_one_each
 
 
+def _labels_of(labels: Any) -> list[np.ndarray]:
+    """Return the labels of each image, which may be tensors on any device."""
+    return [
+        np.asarray(each.cpu() if isinstance(each, Tensor) else each).reshape(-1) for each in labels
+    ]
+
+
 def _check_labels(labels: Any, corners: list[Tensor]) -> None:
-    counts = [np.size(each) for each in labels] if hasattr(labels, "__len__") else None
+    counts = [each.size for each in _labels_of(labels)] if hasattr(labels, "__len__") else None
     if counts != [len(each) for each in corners]:
         raise ValueError(
             "labels of Box must be as many as its boxes, image by image: "

@@ -51,7 +51,8 @@ class Pixels(Deferred):
     the mask covers. The map of an empty region, such as of a class that is predicted nowhere, is
     blank, and a warning says so. The region is fixed by the first pass: metrics that change the
     image ask about the same pixels. As the probability they take the mean over the region of the
-    class's (of each pixel's own class without a label); of an empty region it is NaN.
+    class's (of each pixel's own class without a label); of an empty region it is NaN. Metrics that
+    compare views, such as "consistency", refuse a mask, as they move the image and not the region.
 
     References
     ----------
@@ -79,6 +80,7 @@ class Pixels(Deferred):
     def __init__(self, label: Any = None, mask: Any = None):
         self.label = label
         self.mask = None if mask is None else _checked(mask)
+        self.is_placed = self.mask is not None
         self._indices: Tensor | None = None
         shape: tuple[int, ...] = () if label is None else np.shape(label)
         self.several = len(shape) == 2
@@ -90,7 +92,7 @@ class Pixels(Deferred):
 
     def _with(self, indices: Tensor | None, mask: Tensor | None) -> Pixels:
         made = Pixels(self.label)
-        made._indices, made.mask = indices, mask
+        made._indices, made.mask, made.is_placed = indices, mask, mask is not None
         if indices is not None:
             made.several = indices.ndim == 2
             made.k = indices.shape[1] if made.several else 1
@@ -250,7 +252,10 @@ def of_pixels(target: Target) -> Target:
 def _checked(mask: Any) -> Tensor:
     """Return a mask as float32, once it has been looked at."""
     try:
-        array = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+        if isinstance(mask, Tensor):
+            mask = mask.detach().cpu()
+            mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
+        array = np.asarray(mask)
     except ValueError:  # of several sizes
         array = np.empty(())
     if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in "buif":

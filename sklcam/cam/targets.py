@@ -40,6 +40,8 @@ class Target(ABC):
         are filled up.
     counts : list of int, or None
         How many each image has, of a resolved target that is ragged.
+    is_placed : bool
+        Whether it asks about places in an image, which the view of one has elsewhere.
     names_classes : bool
         Whether it stands for classes, and so has a probability.
     has_probabilities : bool
@@ -71,6 +73,7 @@ class Target(ABC):
     k: int = 1
     ragged: bool = False
     counts: list[int] | None = None
+    is_placed: bool = False
     names_classes: bool = False
     has_probabilities: bool = False
     indices: Tensor | None = None

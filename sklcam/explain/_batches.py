@@ -401,8 +401,11 @@ class BatchExplainer(Questions):
         -------
         Target
         """
-        part = question.take(slice(batch.start, batch.stop))
-        return part.framed(batch.sizes, self.adapter.resize, batch.inputs.size)
+        return self.framed(question.take(slice(batch.start, batch.stop)), batch)
+
+    def framed(self, question: Target, batch: Batch) -> Target:
+        """Return a question about the images of a batch, as the network's input has its places."""
+        return question.framed(batch.sizes, self.adapter.resize, batch.inputs.size)
 
     def iter_streamed(
         self,
@@ -422,7 +425,11 @@ class BatchExplainer(Questions):
         """
         opened = OpenedStream(self.adapter, X, self.image_input, self.batch_size)
         ask = question_of_any_number(self.as_target, target)
-        return self._explained(opened.batches(), lambda batch: ask(len(batch)), methods, normalize)
+
+        def asked(batch: Batch) -> Target:
+            return self.framed(ask(len(batch)), batch)
+
+        return self._explained(opened.batches(), asked, methods, normalize)
 
     def _explained(
         self,

@@ -361,6 +361,10 @@ class Explainer(BatchExplainer):
             )
         opened = self.open(X)
         question, check = self.as_target(target, len(opened)), ExplanationCheck()
+        if question.ragged:
+            raise ValueError(
+                "channel_weights has as many rows for each image; give Box as many boxes for each."
+            )
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
         with self._bar(len(opened), "channel weights") as bar:
             for batch in opened.batches():

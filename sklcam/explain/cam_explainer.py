@@ -24,7 +24,7 @@ from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
-from sklcam.explain.detected import detections
+from sklcam.explain.detected import check_detected, detections
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
 from sklcam.images.labels import label_names, labels_for
@@ -371,7 +371,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
         """Return what the columns that are made of outputs are called."""
         known = self._adapter.labels if self.classes is None else self.classes
-        if self.task_ in (None, "detection"):  # a detector does not say how many classes it has
+        if self.task_ == "detection" and known is not None:
+            check_detected(known, self._adapter.network)
+        if self.task_ in (None, "detection"):
             return None if known is None else np.asarray(known)
         n_columns = self._adapter.readout.columns(output).shape[1]
         numbers = np.arange(n_columns)

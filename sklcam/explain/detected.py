@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from sklcam.cam.detections import to_image
 from sklcam.explain.base import Explainer
-from sklcam.networks.detectors import split_detections
+from sklcam.networks.detectors import n_labels, split_detections
+from sklcam.networks.dry_run import unwrap
+
+
+def check_detected(labels: Any, network: nn.Module) -> None:
+    """Raise a ValueError unless there is one for each number that a detector has for a label."""
+    n_known = n_labels(unwrap(network))
+    if n_known not in (None, len(labels)) or len({*labels}) < len(labels):
+        raise ValueError(
+            f"The detector has {n_known} labels, 0 of which is the background, and classes= "
+            f"{len({*labels})}: give each number its own, in their order, as in "
+            '["background", "cat", "dog"].'
+        )
 
 
 def detections(explainer: Explainer, X: Any) -> list[dict[str, np.ndarray]]:

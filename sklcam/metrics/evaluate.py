@@ -51,6 +51,7 @@ from sklcam.metrics.plan import (
     check_n_jobs,
     check_objects,
     check_objects_of_classes,
+    check_places,
     check_predicts,
     check_ranks,
     check_required_options,
@@ -416,6 +417,7 @@ class Evaluator(Generic[Observed]):
             )
         check_maps_are_single(self.explainer, self.plan)
         check_predicts(self.metrics, self.explainer.adapter.task)
+        check_places(self.metrics, self._question)
         check_colors(
             self.plan,
             is_network_input=self.opened.is_network_input,

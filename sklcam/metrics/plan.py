@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sklcam._validation import describe
 from sklcam.cam import GradCAM, Method, get_method
+from sklcam.cam.targets import Target
 from sklcam.explain.base import Explainer
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.metrics.annotations import Annotations, is_by_class
@@ -364,6 +365,17 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
         raise ValueError(
             f"{needy}: the network answers for each pixel or object, which a view moves; "
             "'consistency' does not ask what is predicted."
+        )
+
+
+def check_places(metrics: Mapping[str, Metric], question: Target) -> None:
+    """Raise a ValueError if views would move what is asked about."""
+    needy = names_needing(metrics, "warp", "pass_of_view")
+    if needy and question.is_placed:
+        raise ValueError(
+            f"{needy} compares views, in which {question!r} is "
+            "elsewhere, or cut off: ask about what views keep, such as Pixels(label) without a "
+            "mask, or leave it out."
         )
 
 

@@ -8,6 +8,7 @@ the most of the batch are filled up with the label -1. Scores keep their graph.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,21 @@ def split_detections(joined: Tensor) -> list[dict[str, Tensor]]:
         {"boxes": own[:, :4], "scores": own[:, 4], "labels": own[:, 5].long()}
         for own in (rows[rows[:, 5] != FILLED_UP] for rows in joined)
     ]
+
+
+def n_labels(network: nn.Module) -> int | None:
+    """Return how many labels a detector has, with that of the background; None if not known."""
+    for where in (
+        "roi_heads.box_predictor.cls_score.out_features",  # Faster R-CNN and what is made of it
+        "head.classification_head.num_classes",  # RetinaNet and FCOS
+        "head.classification_head.num_columns",  # SSD
+    ):
+        found: Any = network
+        for name in where.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, int):
+            return found
+    return None
 
 
 def extent_within(network: nn.Module, size: tuple[int, ...]) -> tuple[float, float]:

@@ -17,7 +17,12 @@ from sklcam.cam.detections import overlap
 from sklcam.explain import ExplanationWarning
 from sklcam.metrics import evaluate
 from sklcam.networks import TargetLayer
-from sklcam.networks.detectors import extent_within, join_detections, split_detections
+from sklcam.networks.detectors import (
+    extent_within,
+    join_detections,
+    n_labels,
+    split_detections,
+)
 from sklcam.plotting import DetectionDisplay
 
 # The detector resizes it to itself, and fills it up to 64 x 96: see `faster_rcnn`.
@@ -317,3 +322,42 @@ def test_a_display_draws_each_object_with_its_box(explainer):
     assert (frame.get_width(), frame.get_height()) == pytest.approx((x2 - x1, y2 - y1))
     with pytest.raises(ValueError, match="There is no object to draw"):
         DetectionDisplay.from_estimator(explainer, X, target=Box(threshold=1.0))
+
+
+def test_what_the_network_itself_returns_is_explained(explainer):
+    X = images()
+    found = [{**each} for each in explainer.model([*X])]
+    boxes = [each["boxes"].detach()[:k] for each, k in zip(found, (1, 2), strict=True)]
+    labels = [each["labels"][:k] for each, k in zip(found, (1, 2), strict=True)]
+    expected = explainer.explain(X, Box([b.numpy() for b in boxes], [n.numpy() for n in labels]))
+    for maps, own in zip(explainer.explain(X, Box(boxes, labels)), expected, strict=True):
+        np.testing.assert_array_equal(maps, own)
+
+
+@pytest.mark.parametrize("build", [faster_rcnn, ssdlite])
+def test_names_are_as_many_as_labels_with_that_of_the_background(build):
+    network = build()  # of 4 labels
+    with pytest.raises(ValueError, match="4 labels, 0 of which is the background, and classes= 3"):
+        CAMExplainer(network, classes=["cat", "dog", "cow"], verbose=0).fit(images())
+    names = np.array(["background", "cat", "dog", "cow"])
+    named = CAMExplainer(network, classes=names, verbose=0).fit(images()).predict(images(1))[0]
+    expected = network([*images(1)])[0]["labels"]
+    np.testing.assert_array_equal(named["labels"], names[expected.numpy()])
+
+
+def test_names_of_detectors_of_other_kinds():
+    for build in (detection.retinanet_resnet50_fpn, detection.fcos_resnet50_fpn):
+        network = build(weights=None, weights_backbone=None, num_classes=5)
+        assert n_labels(network) == 5
+
+
+def test_a_box_stays_where_it_is_so_that_consistency_refuses_it(explainer):
+    target = Box([[4, 4, 30, 30]] * 2)
+    with pytest.raises(ValueError, match="consistency compares views, in which Box"):
+        evaluate(explainer, images(), metrics="consistency", target=target, progress=False)
+
+
+def test_weights_of_channels_are_of_as_many_boxes_an_image(explainer):
+    boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
+    with pytest.raises(ValueError, match="as many rows for each image"):
+        explainer.channel_weights(images(), Box(boxes))

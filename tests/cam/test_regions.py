@@ -331,3 +331,27 @@ def test_what_is_known_to_answer_for_pixels():
     assert dense_task(of_torchvision("lraspp_mobilenet_v3_large")) == "segmentation"
     assert dense_task(segformer()) == "segmentation"
     assert dense_task(small()) is None
+
+
+def test_views_move_a_region_so_that_consistency_refuses_it():
+    explainer, X = of_small(), images()
+    with pytest.raises(ValueError, match="consistency compares views, in which Pixels"):
+        evaluate(explainer, X, metrics="consistency", target=Pixels(1, square()), progress=False)
+    values = evaluate(explainer, X, metrics="consistency", target=Pixels(1), progress=False)
+    assert values["consistency"].shape == (2,)  # pixels of a class are found anew
+
+
+def test_masks_of_streamed_images_are_resized_with_these():
+    X = np.random.default_rng(0).integers(0, 256, (2, 60, 90, 3), dtype=np.uint8)
+    mask = np.zeros((60, 90))
+    mask[20:50, 30:60] = 1
+    explainer = of_small(image_size=48, resize="center_crop")
+    (streamed,) = explainer.iter_explain(iter(X), Pixels(1, mask))
+    np.testing.assert_array_equal(streamed, explainer.explain(X, Pixels(1, mask)))
+
+
+def test_masks_of_any_precision():
+    explainer, X = of_small(), images()
+    expected = explainer.explain(X, Pixels(1, square()))
+    for dtype in (torch.bfloat16, torch.float16, torch.bool, torch.uint8):
+        np.testing.assert_array_equal(explainer.explain(X, Pixels(1, square().to(dtype))), expected)
