@@ -216,6 +216,11 @@ def randomized(network: nn.Module, seed: int) -> nn.Module:
     nn.Module
         Layers are initialised by their own ``reset_parameters``. A parameter that none has changed
         is drawn from a normal distribution of its mean and deviation.
+
+    Raises
+    ------
+    ValueError
+        If a layer's ``reset_parameters`` fails.
     """
     found = copy.deepcopy(network).cpu()  # where a seed means the same for all devices
     trained = {name: each.detach().clone() for name, each in found.named_parameters()}
@@ -223,8 +228,15 @@ def randomized(network: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for module in found.modules():
             reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
+            if not callable(reset):
+                continue
+            try:
                 reset()
+            except Exception as error:
+                raise ValueError(
+                    f"{type(module).__name__}.reset_parameters makes a layer random, and fails "
+                    f"when it is called without arguments: {type(error).__name__}: {error}"
+                ) from error
         for name, parameter in found.named_parameters():
             if torch.equal(parameter, trained[name]) and parameter.is_floating_point():
                 noise = torch.randn(parameter.shape).to(parameter.dtype)

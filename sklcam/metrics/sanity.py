@@ -273,7 +273,7 @@ def sanity_check(
         If the estimator has not been fitted.
     ValueError
         If an argument does not fit, an image would have several maps, maps are smaller than SSIM's
-        window of 11 x 11 pixels, or the network cannot be copied.
+        window of 11 x 11 pixels, or the network cannot be copied, nor a layer made random.
 
     Warns
     -----

@@ -371,6 +371,16 @@ def test_a_network_that_cannot_be_copied_is_refused():
         checked(explainer(network))
 
 
+@pytest.mark.parametrize("fails", [lambda scale: None, lambda: 1 / 0], ids=["argument", "error"])
+def test_a_layer_that_cannot_be_made_random_is_named(fails):
+    network = trained()
+    network.reset_parameters = fails
+    before = state_of(network)
+    with pytest.raises(ValueError, match="reset_parameters makes a layer random, and"):
+        checked(explainer(network))
+    assert all(torch.equal(before[name], each) for name, each in network.state_dict().items())
+
+
 def test_weights_that_nobody_sees_in_use_are_refused(monkeypatch):
     class Blind(randomizable._Uses):
         def __init__(self, tensors):
