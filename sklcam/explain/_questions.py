@@ -200,6 +200,11 @@ class Questions(ABC):
         labels, names = np.asarray(labels), self.output_names
         if names is None and self.adapter.task == "detection" and labels.dtype.kind in "iu":
             return torch.from_numpy(labels.astype(np.int64))
+        if names is None and self.adapter.task == "detection":
+            raise ValueError(
+                f"labels must be integers, as predict returns them; got {describe(labels)}. To call "
+                "them by names, give classes= the name of each, the background's first."
+            )
         if names is None:
             raise ValueError(
                 "The network's output is not (n_images, n_classes), so that there are no labels to "

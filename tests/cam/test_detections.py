@@ -361,3 +361,9 @@ def test_weights_of_channels_are_of_as_many_boxes_an_image(explainer):
     boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
     with pytest.raises(ValueError, match="as many rows for each image"):
         explainer.channel_weights(images(), Box(boxes))
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [1.0, 2.0]])
+def test_labels_without_names_are_integers(explainer, labels):
+    with pytest.raises(ValueError, match="labels must be integers, as predict returns them"):
+        explainer.explain(images(), Box([[4, 4, 30, 30]] * 2, labels))
