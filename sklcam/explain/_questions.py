@@ -202,8 +202,8 @@ class Questions(ABC):
             return torch.from_numpy(labels.astype(np.int64))
         if names is None and self.adapter.task == "detection":
             raise ValueError(
-                f"labels must be integers, as predict returns them; got {describe(labels)}. To call "
-                "them by names, give classes= the name of each, the background's first."
+                f"labels must be integers, as predict returns them; got {describe(labels)}. To "
+                "call them by names, give classes= the name of each, the background's first."
             )
         if names is None:
             raise ValueError(

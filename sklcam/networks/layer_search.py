@@ -36,6 +36,11 @@ from sklcam.networks.zeros import zeros_filled, zeros_of
 # A layer that ends in the first part of a network sees little of what the network does.
 _LEAST_DEPTH = 0.5
 _N_SHOWN = 5
+# What these give is a grid of more than the images, or of less.
+_PADDING = (
+    *(nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    *(nn.ConstantPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d),
+)
 
 
 def find_target_layer(
@@ -289,6 +294,8 @@ class _Search:
                 self._refuse(traced, "is not all that reaches the output")
             elif any(each.depth >= traced.depth for each in self._folded):
                 self._refuse(traced, "lies before where several are made of an image")
+            elif any(isinstance(each.module, _PADDING) for each in group):
+                self._refuse(traced, "is padding around the images' own grid")
             elif self._is_before_sequence(traced):
                 self._refuse(traced, "lies before tokens of which images are the second axis")
             elif traced.depth < _LEAST_DEPTH and not self._begins_block(traced, dead):

@@ -477,3 +477,34 @@ def test_queries_are_no_tokens_of_places():
     torch.manual_seed(0)
     found = find_target_layer(Queries().eval(), sample=torch.zeros(1, 3, 64, 64))
     assert found == TargetLayer("stem")
+
+
+class _PaddedAtTheEnd(nn.Module):
+    """Behind the padding, all is of a single position."""
+
+    def __init__(self, pad, conv):
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 4, 3, stride=2, padding=1), nn.ReLU())
+        self.body = nn.Sequential(conv(4, 4, 3, padding=1), nn.ReLU())
+        self.pad = pad
+        self.last = conv(4, 4, 9, stride=16)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.last(self.pad(self.body(self.stem(x)))).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("pad", "conv"),
+    [
+        (nn.ZeroPad2d(4), nn.Conv2d),
+        (nn.ReflectionPad2d(4), nn.Conv2d),
+        (nn.ZeroPad3d(4), nn.Conv3d),
+    ],
+    ids=["zeros", "reflection", "volumes"],
+)
+def test_padding_is_a_grid_of_more_than_the_images(pad, conv):
+    torch.manual_seed(0)
+    network = _PaddedAtTheEnd(pad, conv).eval()
+    sample = torch.rand(1, 3, *[32] * (2 if conv is nn.Conv2d else 3))
+    assert find_target_layer(network, sample=sample).name == "body"
