@@ -531,7 +531,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             of the image as it is given, "scores" (k,), and "labels" (k,), from ``classes_`` if
             there are such.
         """
-        if self.task_ == "detection":
+        if self.adapter.task == "detection":
             return detections(self, X)
         decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
         return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)
@@ -553,7 +553,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             In [0, 1], but for "regression". For "multilabel", how many images have all their labels
             right, and no other.
         """
-        if self.task_ in ("segmentation", "detection"):
+        if self.adapter.task in ("segmentation", "detection"):
             raise ValueError(
                 "score compares one answer an image with its label; for those of pixels or objects "
                 "compare predict(X) with the true ones, as by sklearn.metrics.jaccard_score."
