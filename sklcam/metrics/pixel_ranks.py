@@ -7,13 +7,12 @@ object's if at least half of it is.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from sklcam._validation import check_count
 from sklcam.metrics.masks import check_masks, mask_shares
+from sklcam.networks.precision import at_least_float32
 
 
 def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -143,14 +142,17 @@ def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
     >>> pixel_auc(maps, torch.tensor([[[True, True, False, False]]]))
     tensor([0.7500])
     """
-    inside = _inside(maps, masks).cpu().numpy()
-    ranks = rankdata(maps.flatten(1).cpu().double().numpy(), axis=1)  # of ties the mean; of NaN NaN
-    n_inside = inside.sum(axis=1)
-    n_outside = inside.shape[1] - n_inside
-    n_won = (ranks * inside).sum(axis=1) - n_inside * (n_inside + 1) / 2
-    n_pairs = (n_inside * n_outside).astype(float)
-    areas = np.divide(n_won, n_pairs, out=np.full_like(n_pairs, np.nan), where=n_pairs > 0)
-    return torch.as_tensor(areas, dtype=maps.dtype).to(maps.device)
+    inside, flat = _inside(maps, masks), maps.flatten(1).contiguous()
+    ordered = flat.sort(dim=1).values
+    # Ties have their mean rank. Twice of it is an integer, and so is all that is counted.
+    below, up_to = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
+    twice_ranks = below + up_to + 1
+    n_inside = inside.sum(dim=1)
+    n_pairs = n_inside * (inside.shape[1] - n_inside)
+    twice_won = (twice_ranks * inside).sum(dim=1) - n_inside * (n_inside + 1)
+    # Half precision has no such numbers. 0 / 0 is NaN.
+    areas = (twice_won.to(at_least_float32(flat).dtype) / (2 * n_pairs)).to(maps.dtype)
+    return torch.where(flat.isnan().any(dim=1), torch.nan, areas)
 
 
 def _inside(maps: Tensor, masks: Tensor) -> Tensor:
