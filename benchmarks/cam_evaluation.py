@@ -102,7 +102,7 @@ PAPER = {  # figures in the order of the columns
 }
 BESIDE = "resnet50"  # for networks that the paper does not have
 SAME = 0.1  # points between figures of methods that are one
-PRECISION = "of the passes of methods that run the network for every channel"
+PRECISION = "of the passes of Score-CAM and its relatives"
 
 DOCS = {
     "arch": ["efficientnet_lite0", "efficientnet_lite2"],
@@ -133,6 +133,14 @@ FULL = {
 
 def is_slow(method: str) -> bool:
     return isinstance(get_method(method), PerturbationMethod)
+
+
+def precision_of(method: str, precision: str) -> str:
+    """Return the precision of a method's own passes.
+
+    Ablation-CAM goes on from the layer, cheaply, to the score that was recorded, to all its digits.
+    """
+    return precision if is_slow(method) and method != "ablationcam" else "fp32"
 
 
 def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chunk]:
@@ -180,7 +188,7 @@ def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chun
                     Chunk(
                         *place,
                         method=method,
-                        precision=options.precision if slow else "fp32",
+                        precision=precision_of(method, options.precision),
                         metrics=metrics,
                         n_steps=options.n_steps,
                         images=tuple(paths[rows]),
@@ -276,8 +284,8 @@ def table_of(
                 continue
             value, low, high = interval_of(lambda *of, metric=metric: figure(metric, of), *columns)
             cells.append(f"{value:.1f} ± {(high - low) / 2:.1f}")
-        slow = is_slow(method) and options.precision != "fp32"
-        name = f"{method}, {options.precision}" if slow else method
+        precision = precision_of(method, options.precision)
+        name = method if precision == "fp32" else f"{method}, {precision}"
         of_maps, of_curves = (
             {n for n, metric in zip(counts, metrics, strict=True) if (metric in CURVES) == curves}
             for curves in (False, True)
