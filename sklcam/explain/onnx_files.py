@@ -321,7 +321,7 @@ def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
         )
         assert made is not None
         model = made.model_proto
-    except Exception as error:
+    except Exception as error:  # of torch's exporter, or of onnxscript's, which is of any kind
         found = installed_versions(["torch", "onnxscript"])
         versions = " and ".join(f"{name} {version}" for name, version in found.items())
         raise ValueError(
@@ -344,7 +344,7 @@ def _followed(network: nn.Module, images: Tensor) -> torch.export.ExportedProgra
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as that the hook keeps what it sees
                 return torch.export.export(network, (images,), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:
+        except Exception as error:  # of the network's own code, too
             errors.append(error)
     raise ValueError(
         f"{type(network.network).__name__} cannot be exported. torch.export says: "
@@ -445,7 +445,7 @@ def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: 
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         images = sample.images.cpu().numpy()
         found = [session.run(names, {"images": each}) for each in (images, images[:1])]
-    except Exception as error:
+    except Exception as error:  # onnxruntime's have no base of their own
         raise ValueError(
             f"{kind} cannot be exported. onnxruntime does not take the file: {_said(error)}"
         ) from error

@@ -232,7 +232,7 @@ def randomized(network: nn.Module, seed: int) -> nn.Module:
                 continue
             try:
                 reset()
-            except Exception as error:
+            except Exception as error:  # of a user's own layer
                 raise ValueError(
                     f"{type(module).__name__}.reset_parameters makes a layer random, and fails "
                     f"when it is called without arguments: {type(error).__name__}: {error}"
