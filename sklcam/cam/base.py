@@ -46,6 +46,9 @@ class Method(BaseEstimator, ABC):
         Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
     keeps_channels : bool
         Whether there is a map for each channel of the image.
+    at_layer : bool
+        Whether its maps are at the resolution of a layer: unless they are at the pixels, those of
+        all that look at layers.
 
     Examples
     --------
@@ -81,6 +84,10 @@ class Method(BaseEstimator, ABC):
     @property
     def keeps_channels(self) -> bool:
         return False
+
+    @property
+    def at_layer(self) -> bool:
+        return self.uses_layers
 
     def check(self) -> None:
         """Raise a ValueError for options that are out of range; before any work."""

@@ -26,6 +26,7 @@ Channels = Literal["max", "keep"]
 class _PixelMethod(Method):
     graph = "images"
     uses_layers = False
+    at_layer = False
 
     def __init__(self, channels: Channels = "max"):
         self.channels = channels

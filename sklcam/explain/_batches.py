@@ -163,6 +163,31 @@ class BatchExplainer(Questions):
             shape.append(opened.n_channels)
         return (*shape, *opened.image_size)
 
+    def check_at_layer(self, methods: Iterable[Method]) -> None:
+        """Raise a ValueError unless maps by these methods can stay at the layer's resolution.
+
+        Parameters
+        ----------
+        methods : iterable of Method
+
+        Raises
+        ------
+        ValueError
+            If there are several layers, or a method whose maps are not made at a layer.
+        """
+        for method in methods:
+            if not method.at_layer:
+                raise ValueError(
+                    f'{type(method).__name__} makes its maps at the pixels, so that frame="layer" '
+                    'has none of it; take frame="input".'
+                )
+        names = [layer.name for layer in self.target_layers]
+        if len(names) > 1:
+            raise ValueError(
+                f'frame="layer" is for one target layer; there are {", ".join(names)}, with a grid '
+                "each. Explain one at a time."
+            )
+
     # One batch
 
     def output_of(self, inputs: AnyInputs) -> Tensor:
@@ -259,6 +284,7 @@ class BatchExplainer(Questions):
         *,
         methods: Sequence[AnyMethod | None],
         normalize: bool | Sequence[bool] = True,
+        at_layer: bool = False,
     ) -> tuple[list[Tensor], Tensor, Target]:
         """Explain one batch by several methods, from as few forward passes as can be.
 
@@ -272,6 +298,8 @@ class BatchExplainer(Questions):
         methods : sequence of str, Method or None
         normalize : bool or sequence of bool, default=True
             Whether maps are scaled to [0, 1]: all of them, or those of each method.
+        at_layer : bool, default=False
+            Whether maps stay at the resolution of the one target layer.
 
         Returns
         -------
@@ -293,6 +321,9 @@ class BatchExplainer(Questions):
             )
         question = self.translate(target)
         given = Inputs.of(inputs, self.image_input)
+        if at_layer:
+            self.check_at_layer(chosen)
+            self._check_extent(given)
         maps: dict[int, Tensor] = {}
         with _without_graph(self.adapter):
             recordable = given.recordable()
@@ -303,7 +334,10 @@ class BatchExplainer(Questions):
                 for method in (distinct[i] for i in group):
                     raw = method.explain(recorded)
                     _check_rows(method, raw, recorded)
-                    raw = [recorded.upsample(layer) for layer in raw]
+                    if at_layer:
+                        _check_grid(method, raw, recorded)
+                    else:
+                        raw = [recorded.upsample(layer) for layer in raw]
                     for i in (i for i, each in enumerate(chosen) if each is method):
                         scale = recorded.scaled if scaled[i] and method.scaled else None
                         made = self._fuse(raw, scale)
@@ -313,6 +347,15 @@ class BatchExplainer(Questions):
                 output, question = recorded.output.detach(), recorded.target
                 del recorded  # with its graph, before the next pass grows another
         return [maps[i] for i in range(len(chosen))], output, question
+
+    def _check_extent(self, inputs: Inputs) -> None:
+        extent = self.adapter.extent(inputs.size)
+        if extent != (1.0, 1.0):
+            raise ValueError(
+                f"The network fills images up, so that {extent[0]:.0%} of the layer's rows and "
+                f"{extent[1]:.0%} of its columns lie over them: its grid is not theirs. Take "
+                'frame="input".'
+            )
 
     def _record(self, methods: Sequence[Method], inputs: Inputs, target: Target) -> RecordedPass:
         adapter = self.adapter
@@ -362,6 +405,7 @@ class BatchExplainer(Questions):
         *,
         methods: Sequence[AnyMethod | None] = (None,),
         normalize: bool | Sequence[bool] = True,
+        at_layer: bool = False,
     ) -> Iterator[ExplainedBatch]:
         """Explain opened images by several methods, batch after batch.
 
@@ -372,7 +416,7 @@ class BatchExplainer(Questions):
         target : Target or None, default=None
             For all of the images; see ``as_target``.
         methods : sequence of str, Method or None, default=(None,)
-        normalize : bool or sequence of bool, default=True
+        normalize, at_layer
             See :meth:`explain_batch`.
 
         Yields
@@ -386,7 +430,7 @@ class BatchExplainer(Questions):
         """
         question = self.translate(target)
         part = partial(self.question_of, question)
-        yield from self._explained(opened.batches(), part, methods, normalize)
+        yield from self._explained(opened.batches(), part, methods, normalize, at_layer)
 
     def question_of(self, question: Target, batch: Batch) -> Target:
         """Return the part of a question that is about the images of a batch.
@@ -414,6 +458,7 @@ class BatchExplainer(Questions):
         *,
         methods: Sequence[AnyMethod | None] = (None,),
         normalize: bool | Sequence[bool] = True,
+        at_layer: bool = False,
     ) -> Iterator[ExplainedBatch]:
         """Explain what yields images, batch after batch, as they come.
 
@@ -429,7 +474,7 @@ class BatchExplainer(Questions):
         def asked(batch: Batch) -> Target:
             return self.framed(ask(len(batch)), batch)
 
-        return self._explained(opened.batches(), asked, methods, normalize)
+        return self._explained(opened.batches(), asked, methods, normalize, at_layer)
 
     def _explained(
         self,
@@ -437,6 +482,7 @@ class BatchExplainer(Questions):
         question: Callable[[Batch], Target],
         methods: Sequence[AnyMethod | None],
         normalize: bool | Sequence[bool],
+        at_layer: bool,
     ) -> Iterator[ExplainedBatch]:
         check = ExplanationCheck()
         chosen = [self.as_method(method) for method in methods]
@@ -444,7 +490,11 @@ class BatchExplainer(Questions):
         try:
             for batch in batches:
                 maps, output, resolved = self.explain_batch(
-                    batch.inputs, question(batch), methods=chosen, normalize=normalize
+                    batch.inputs,
+                    question(batch),
+                    methods=chosen,
+                    normalize=normalize,
+                    at_layer=at_layer,
                 )
                 for method, name, made in zip(chosen, names, maps, strict=True):
                     what = name if len(chosen) > 1 else "maps"
@@ -473,6 +523,22 @@ def _check_rows(method: Method, raw: list[Tensor], recorded: RecordedPass) -> No
                 f"{type(method).__name__}.explain must return maps of shape (n_images, k, {axes}) "
                 f"for scores of shape {tuple(recorded.scores.shape)}; got {tuple(maps.shape)}."
             )
+
+
+def _check_grid(method: Method, raw: list[Tensor], recorded: RecordedPass) -> None:
+    """Raise a ValueError unless the maps of a method are at the grid of the layer."""
+    grid = recorded.grid(0).shape[2:]
+    for maps in raw:
+        if maps.shape[2:] != grid:
+            raise ValueError(
+                f"{type(method).__name__} returned maps of {_by(maps.shape[2:])} places, and the "
+                f'layer has {_by(grid)}: at_layer is False of such a method, and frame="layer" has '
+                "no maps of it."
+            )
+
+
+def _by(sides: Iterable[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 @contextmanager

@@ -8,14 +8,22 @@ the memory needed is that of one batch, and nobody has to look at an image twice
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from sklearn.utils import Bunch
 
 from sklcam._validation import check_count
-from sklcam.cam import ChannelMethod
+from sklcam.cam import ChannelMethod, Method
+from sklcam.explain._arrays import (
+    Frame,
+    MapDtype,
+    MapStore,
+    check_frame,
+    dtype_of_maps,
+    to_array,
+)
 from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
 from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
 from sklcam.explain.checks import ExplanationCheck
@@ -81,7 +89,8 @@ class Explainer(BatchExplainer):
         *,
         method: AnyMethod | None = None,
         normalize: bool = True,
-        frame: Literal["input", "image"] = "input",
+        frame: Frame = "input",
+        dtype: MapDtype | None = None,
     ) -> Iterator[Any]:
         """Yield the maps of X batch after batch, in constant memory.
 
@@ -100,41 +109,74 @@ class Explainer(BatchExplainer):
             floats. Nothing is read before it is asked for.
         target : None, label, array-like of labels, Target or callable, default=None
             For an X without a length, the same for all images.
-        method, normalize, frame
+        method, normalize, frame, dtype
             See :meth:`explain`.
 
         Yields
         ------
-        ndarray of shape (batch_size, height, width), float32
+        ndarray of shape (batch_size, height, width), of ``dtype``
             With ``frame="image"`` always a list of arrays, each of its own image's size.
         """
         chosen = self.as_method(method)
-        _check_frame(frame)
+        numbers = dtype_of_maps(dtype, None, [chosen], normalize)
+        at_layer = self.is_at_layer(frame, [chosen])
         batches: Iterator[ExplainedBatch]
         if is_stream(X):
-            batches = self.iter_streamed(X, target, methods=[chosen], normalize=normalize)
+            batches = self.iter_streamed(
+                X, target, methods=[chosen], normalize=normalize, at_layer=at_layer
+            )
         else:
             opened = self.open(X)
-            question = self.as_target(target, len(opened))
-            batches = self.iter_explained(opened, question, methods=[chosen], normalize=normalize)
-        return (self._arrays(explained, frame)[0] for explained in batches)
+            batches = self.iter_explained(
+                opened,
+                self.as_target(target, len(opened)),
+                methods=[chosen],
+                normalize=normalize,
+                at_layer=at_layer,
+            )
+        return (self._arrays(explained, frame, numbers)[0] for explained in batches)
 
-    def _arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:
+    def is_at_layer(self, frame: str, methods: Iterable[Method]) -> bool:
+        """Whether a frame is that of the target layer.
+
+        Parameters
+        ----------
+        frame : {"input", "image", "layer"}
+        methods : iterable of Method
+
+        Returns
+        -------
+        bool
+
+        Raises
+        ------
+        ValueError
+            If there is no such frame, or it is the layer's and there are several layers, or a
+            method whose maps are not at a layer.
+        """
+        check_frame(frame)
+        if frame == "layer":
+            self.check_at_layer(methods)
+        return frame == "layer"
+
+    def _arrays(self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]) -> list[Any]:
         """Return the maps of each method: an array, or one for each image in its own frame."""
         counts = explained.target.counts if explained.target.ragged else None
         if counts is not None:
             return [
                 [own[:count] for own, count in zip(each, counts, strict=True)]
-                for each in self._filled_arrays(explained, frame)
+                for each in self._filled_arrays(explained, frame, dtype)
             ]
-        return self._filled_arrays(explained, frame)
+        return self._filled_arrays(explained, frame, dtype)
 
-    def _filled_arrays(self, explained: ExplainedBatch, frame: str) -> list[Any]:
-        if frame == "input":
-            return [maps.float().cpu().numpy() for maps in explained.maps]
+    def _filled_arrays(
+        self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]
+    ) -> list[Any]:
+        if frame != "image":
+            return [to_array(maps, dtype) for maps in explained.maps]
         sizes = explained.batch.sizes
         return [
-            [self.to_frame(*pair).float().cpu().numpy() for pair in zip(maps, sizes, strict=True)]
+            [to_array(self.to_frame(*pair), dtype) for pair in zip(maps, sizes, strict=True)]
             for maps in explained.maps
         ]
 
@@ -145,8 +187,9 @@ class Explainer(BatchExplainer):
         *,
         method: AnyMethod | Methods | None = None,
         normalize: bool = True,
-        frame: Literal["input", "image"] = "input",
+        frame: Frame = "input",
         out: np.ndarray | None = None,
+        dtype: MapDtype | None = None,
     ) -> Any:
         """Return one map per image: where the network looked for its decision.
 
@@ -170,17 +213,24 @@ class Explainer(BatchExplainer):
             Whether each map is scaled to [0, 1] by its minimum and maximum; a constant map becomes
             all zeros. False returns the method's own numbers. Controls, and signed maps
             (``channels="keep"``), are never scaled.
-        frame : {"input", "image"}, default="input"
+        frame : {"input", "image", "layer"}, default="input"
             "input" gives maps at the network's input size, "image" each at its own image's size.
+            "layer" leaves them at the target layer's own grid (u, v), such as 7 x 7, for one layer
+            and methods whose maps are made there: :func:`sklcam.cam.upsample` and then
+            :func:`sklcam.cam.min_max` make those of "input" of them, to rounding.
         out : ndarray of the result's shape or None
-            Where to write the maps, such as a ``numpy.memmap``; for one method and
-            ``frame="input"``.
+            Where to write the maps, such as a ``numpy.memmap``; for one method, and not for
+            ``frame="image"``. The sides of a layer's grid are known, and checked, with the first
+            batch.
+        dtype : {"float16", "float32", "float64"} or None, default=None
+            What numbers the maps are of; None is that of ``out``, and float32 without it. float16,
+            which is half the bytes, is for maps in [0, 1], which it holds to 0.00025.
 
         Returns
         -------
         ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
-            float32, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes are of
-            shape (depth, height, width). There are further axes after
+            Of ``dtype``, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes are
+            of shape (depth, height, width). There are further axes after
             the first, in this order: k for a target of several classes per image, the layers if
             several are kept apart, and the image's channels for signed maps. For several methods a
             dict of these, by name.
@@ -201,28 +251,26 @@ class Explainer(BatchExplainer):
             Once, if maps are blank, or NaN as the network or the image is.
         """
         named = self.named_methods(method)
-        _check_frame(frame)
+        methods = list(named.values())
+        numbers = dtype_of_maps(dtype, out, methods, normalize)
+        at_layer = self.is_at_layer(frame, methods)
         opened = self.open(X)
         question = self.as_target(target, len(opened))
-        shapes = [
-            (len(opened), *self.map_shape(opened, question, chosen)) for chosen in named.values()
-        ]
-        if out is not None:
-            _check_out(out, shapes, "image" if question.ragged else frame)
-        results: list[Any] = [[None] * len(opened) for _ in named]  # of any sizes
-        if frame == "input" and not question.ragged:
-            results = [np.empty(shape, np.float32) for shape in shapes] if out is None else [out]
-        methods = list(named.values())
+        shapes = [(len(opened), *self.map_shape(opened, question, each)) for each in methods]
+        if at_layer:  # whose sides are known once it has run
+            shapes = [shape[: -len(opened.image_size)] for shape in shapes]
+        has_lists = frame == "image" or question.ragged
+        store = MapStore(shapes, numbers, out, has_lists=has_lists, has_sides=not at_layer)
         with self._bar(len(opened), "explain") as bar:
             for explained in self.iter_explained(
-                opened, question, methods=methods, normalize=normalize
+                opened, question, methods=methods, normalize=normalize, at_layer=at_layer
             ):
                 batch = explained.batch
-                for result, maps in zip(results, self._arrays(explained, frame), strict=True):
-                    result[batch.start : batch.stop] = maps
+                store.write(batch.start, self._arrays(explained, frame, numbers))
                 bar.update(len(batch))
                 del explained  # with its maps, before the next batch is read
-        has_one_size = frame == "input" or opened.uniform_size is not None
+        results = store.results
+        has_one_size = frame != "image" or opened.uniform_size is not None
         if isinstance(results[0], list) and has_one_size:
             is_even = len({len(maps) for maps in results[0]}) == 1
             if is_even or not question.ragged:
@@ -420,24 +468,3 @@ class Explainable(Protocol):
     """An estimator that brings an explainer of its own."""
 
     def as_explainer(self) -> Explainer: ...
-
-
-def _check_frame(frame: object) -> None:
-    if frame not in ("input", "image"):
-        raise ValueError(f'frame must be "input" or "image"; got {frame!r}.')
-
-
-def _check_out(out: object, shapes: list[tuple[int, ...]], frame: str) -> None:
-    if frame != "input":
-        raise ValueError(
-            'out= takes maps of one size; leave frame at "input" with it, or take maps of the '
-            "images' sizes from iter_explain."
-        )
-    if len(shapes) > 1:
-        raise ValueError(f"out= takes the maps of one method; got {len(shapes)} methods.")
-    shape = shapes[0]
-    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype.kind != "f":
-        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out)
-        raise ValueError(f"out must be a floating-point ndarray of shape {shape}; got {found}.")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only; open a memmap with mode 'r+' or 'w+'.")

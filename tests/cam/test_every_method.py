@@ -17,7 +17,7 @@ from small_networks import OF_ATTENTION, SmallNet
 from torch import nn
 
 from sklcam import CAMExplainer
-from sklcam.cam import TopK, available, get_method, min_max
+from sklcam.cam import TopK, available, get_method, min_max, upsample
 from sklcam.explain import ExplanationWarning
 from sklcam.networks import TargetLayer
 
@@ -72,6 +72,21 @@ def test_black_images(name, model, normalize):
     maps = explain(name, model, torch.zeros(2, 1, SIZE, SIZE).double(), normalize=normalize)
     assert maps.shape == (2, SIZE, SIZE) and maps.dtype == np.float32
     assert np.isfinite(maps).all()
+
+
+@every_method
+def test_maps_at_the_layer_are_those_of_the_input_before_they_are_upsampled(name, model):
+    images, layer = noise_images(2), TargetLayer("5")
+    explainer = CAMExplainer(model, method_of(name), layer, verbose=0).fit(images)
+    if not explainer.method.at_layer:
+        return
+    grids = torch.tensor(explainer.explain(images, 0, frame="layer", normalize=False))
+    assert grids.shape == (2, SIZE // 2, SIZE // 2)
+    expected = explainer.explain(images, 0, normalize=False)
+    np.testing.assert_allclose(upsample(grids, (SIZE, SIZE)), expected, rtol=1e-5, atol=1e-6)
+    scaled = torch.tensor(explainer.explain(images, 0, frame="layer"))
+    again = min_max(upsample(scaled, (SIZE, SIZE)))
+    np.testing.assert_allclose(again, explainer.explain(images, 0), atol=1e-5)
 
 
 @every_method

@@ -1,0 +1,167 @@
+"""Maps as NumPy arrays: in which frame, of which numbers, and where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklcam.cam import Method, Uniform
+
+Frame = Literal["input", "image", "layer"]
+MapDtype = Literal["float16", "float32", "float64"]
+
+_IN_TORCH = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def check_frame(frame: object) -> None:
+    """Raise a ValueError unless maps can come in this frame."""
+    if frame not in ("input", "image", "layer"):
+        raise ValueError(f'frame must be "input", "image" or "layer"; got {frame!r}.')
+
+
+def dtype_of_maps(
+    dtype: Any, out: object, methods: Iterable[Method], normalize: bool
+) -> np.dtype[Any]:
+    """Return what numbers maps are of.
+
+    Parameters
+    ----------
+    dtype : {"float16", "float32", "float64"}, NumPy's of these, or None
+        None is that of ``out``, and float32 without it.
+    out : ndarray or None
+        Where the maps are written.
+    methods : iterable of Method
+    normalize : bool
+        Whether maps are scaled to [0, 1].
+
+    Returns
+    -------
+    dtype
+
+    Raises
+    ------
+    ValueError
+        If it is another one, ``out`` has another one, or maps would not fit into float16.
+    """
+    held = out.dtype if _is_floating(out) else np.dtype(np.float32)
+    asked = held if dtype is None else _as_dtype(dtype)
+    if asked is None:
+        raise ValueError(f'dtype must be "float16", "float32" or "float64"; got {dtype!r}.')
+    if _is_floating(out) and asked != held:
+        raise ValueError(f"dtype is {asked}, and out is of {held}; leave dtype at None with out.")
+    if asked == np.float16:
+        _check_fits_into_float16(methods, normalize)
+    return asked
+
+
+def _as_dtype(dtype: Any) -> np.dtype[Any] | None:
+    try:
+        asked = np.dtype(dtype)
+    except (TypeError, ValueError):
+        return None
+    return asked if asked.name in _IN_TORCH else None
+
+
+def _is_floating(out: object) -> TypeGuard[np.ndarray]:
+    return isinstance(out, np.ndarray) and out.dtype.name in _IN_TORCH
+
+
+def _check_fits_into_float16(methods: Iterable[Method], normalize: bool) -> None:
+    for method in methods:
+        if isinstance(method, Uniform) or (normalize and method.scaled):
+            continue
+        remedy = "take float32, or leave normalize at True" if method.scaled else "take float32"
+        raise ValueError(
+            f"float16 is for maps scaled to [0, 1]; the own numbers of {type(method).__name__} may "
+            f"be too large for it, or so small that they become 0: {remedy}."
+        )
+
+
+class MapStore:
+    """The maps of all images, as they come batch after batch.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple of int
+        Of the maps of all images, for each method.
+    dtype : dtype
+    out : ndarray or None
+        Where the maps of the one method are written.
+    has_lists : bool
+        Whether images have maps of their own sizes, or numbers, which are held in lists.
+    has_sides : bool
+        Whether the shapes end with the sides of a map. Otherwise these show in the first batch.
+
+    Attributes
+    ----------
+    results : list of ndarray, or list of list of ndarray
+        For each method.
+
+    Raises
+    ------
+    ValueError
+        If ``out`` cannot hold the maps.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: np.dtype[Any],
+        out: np.ndarray | None,
+        *,
+        has_lists: bool,
+        has_sides: bool,
+    ):
+        self._dtype = dtype
+        self._out = out
+        self.results: list[Any] = []
+        if out is not None:
+            if has_lists:
+                raise ValueError(
+                    'out= takes maps of one size; leave frame at "input" with it, or take maps of '
+                    "the images' sizes from iter_explain."
+                )
+            if len(shapes) > 1:
+                raise ValueError(f"out= takes the maps of one method; got {len(shapes)} methods.")
+            _check_out(out, shapes[0], has_sides)
+        if has_lists:
+            self.results = [[None] * shape[0] for shape in shapes]
+        elif has_sides:
+            self._allocate(shapes)
+        self._n_images = shapes[0][0]
+
+    def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        made = [np.empty(shape, self._dtype) for shape in shapes] if self._out is None else None
+        self.results = [self._out] if made is None else made
+
+    def write(self, start: int, maps: Sequence[Any]) -> None:
+        """Write the maps of a batch, of each method, from a row on."""
+        if not self.results:
+            shapes = [(self._n_images, *each.shape[1:]) for each in maps]
+            if self._out is not None:
+                _check_out(self._out, shapes[0], True)
+            self._allocate(shapes)
+        for result, each in zip(self.results, maps, strict=True):
+            result[start : start + len(each)] = each
+
+
+def _check_out(out: object, shape: tuple[int, ...], has_sides: bool) -> None:
+    part = slice(None if has_sides else len(shape))
+    if not _is_floating(out) or out.shape[part] != shape:
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out)
+        rest = "" if has_sides else ", and the sides of the layer's grid"
+        raise ValueError(
+            f"out must be a floating-point ndarray of shape {shape}{rest}; got {found}."
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; open a memmap with mode 'r+' or 'w+'.")
+
+
+def to_array(maps: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return maps as an array; they are narrowed before they are copied to the host."""
+    array: np.ndarray = maps.to(_IN_TORCH[dtype.name]).cpu().numpy()
+    return array
