@@ -270,7 +270,7 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
     raise ValueError(f"{name} must be a {kind} of shape {shape}; got {describe(value)}.")
 
 
-def check_map(name: str, value: Any, n_axes: int = 2) -> None:
+def check_map(name: str, value: Any, spatial_dims: int = 2) -> None:
     """Raise a ValueError unless the value is a floating-point tensor of a map, or of many.
 
     Parameters
@@ -279,23 +279,26 @@ def check_map(name: str, value: Any, n_axes: int = 2) -> None:
         What it is, for the message.
     value : Any
         Should be a Tensor of shape (..., height, width), or (..., depth, height, width).
-    n_axes : int, default=2
-        How many of the last axes are those of one map: 3 for volumes.
+    spatial_dims : {2, 3}, default=2
+        How many of the last axes are the sides of one map: 3 for volumes.
     """
     is_float = isinstance(value, Tensor) and value.is_floating_point()
-    if not is_float or value.ndim < n_axes or 0 in value.shape[-n_axes:]:
-        sides = ", ".join(AXES[-n_axes:])
+    n = spatial_dims
+    if not is_float or value.ndim < n or 0 in value.shape[-n:]:
+        sides = ", ".join(AXES[-n:])
         raise ValueError(
             f"{name} must be a floating-point Tensor of shape (..., {sides}); got "
             f"{describe(value)}."
         )
 
 
-def check_maps(**maps: Any) -> None:
+def check_maps(spatial_dims: int = 2, /, **maps: Any) -> None:
     """Raise a ValueError unless all are floating-point tensors of maps that can be compared.
 
     Parameters
     ----------
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes.
     **maps
         By the names of the arguments: Tensors of shape (n_images, height, width), or (n_images,
         depth, height, width) of volumes, of one shape and on one device.
@@ -309,21 +312,29 @@ def check_maps(**maps: Any) -> None:
     ...
     ValueError: maps and others must be of one shape; got (2, 7, 7) and (2, 7, 8).
     """
+    check_count("spatial_dims", spatial_dims, 2, 3)
+    axes = ("n_images", *AXES[-spatial_dims:])
     for name, value in maps.items():
-        check_tensor(name, value, *map_axes(value))
+        try:
+            check_tensor(name, value, *axes)
+        except ValueError as error:
+            raise ValueError(f"{error}{_advice_on_sides(name, value, spatial_dims)}") from None
     check_alike(maps)
 
 
-def map_axes(maps: Any) -> tuple[str, ...]:
-    """Return what the axes of maps are: those of volumes, if there are four.
-
-    Of four slices or fewer they are not: these may be the channels of pictures, which no metric is
-    of.
-    """
-    is_of_volumes = isinstance(maps, Tensor) and maps.ndim == 4
-    if is_of_volumes and maps.shape[1] <= 4 < min(maps.shape[2:]):
-        is_of_volumes = False
-    return ("n_images", *AXES[0 if is_of_volumes else 1 :])
+def _advice_on_sides(name: str, value: Any, spatial_dims: int) -> str:
+    """Return what to do with maps that have the axes of others; "" if they have not."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return ""
+    # Four axes may be those of volumes, or of several maps of each picture: which, the caller says.
+    if spatial_dims == 2 and value.ndim == 4:
+        return (
+            f" Of several classes or channels give one at a time, as {name}[:, 0]; of volumes, say "
+            "spatial_dims=3."
+        )
+    if spatial_dims == 3 and value.ndim == 3:
+        return " Of pictures leave spatial_dims at 2."
+    return ""
 
 
 def check_values(**values: Any) -> None:

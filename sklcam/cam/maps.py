@@ -98,14 +98,14 @@ def upsample_within(maps: Tensor, size: Sequence[int], extent: tuple[float, floa
     return F.grid_sample(maps, places, padding_mode="border", align_corners=False)
 
 
-def min_max(maps: Tensor, n_axes: int = 2) -> Tensor:
+def min_max(maps: Tensor, spatial_dims: int = 2) -> Tensor:
     """Scale each map to [0, 1] by its own minimum and maximum.
 
     Parameters
     ----------
     maps : Tensor of shape (..., height, width)
-    n_axes : int, default=2
-        How many of the last axes are those of one map: 3 for volumes, (..., depth, height, width).
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (..., depth, height, width).
 
     Returns
     -------
@@ -116,8 +116,8 @@ def min_max(maps: Tensor, n_axes: int = 2) -> Tensor:
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (..., height, width), or ``n_axes`` is
-        not 2 or 3.
+        If the maps are not a floating-point tensor of shape (..., height, width), or
+        ``spatial_dims`` is not 2 or 3.
 
     Examples
     --------
@@ -130,9 +130,9 @@ def min_max(maps: Tensor, n_axes: int = 2) -> Tensor:
             [[0.0000, 0.0000],
              [0.0000, 0.0000]]])
     """
-    check_count("n_axes", n_axes, 2, 3)
-    check_map("maps", maps, n_axes)
-    axes = tuple(range(-n_axes, 0))
+    check_count("spatial_dims", spatial_dims, 2, 3)
+    check_map("maps", maps, spatial_dims)
+    axes = tuple(range(-spatial_dims, 0))
     low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     extent = high - low
     # What is infinite has no scale. NaN is not below any bound, and so is not taken for constant.

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklcam._validation import (
+    AXES,
     check_callable,
     check_count,
     check_tensor,
     check_values,
     describe,
-    map_axes,
 )
 from sklcam.cam.base import batch_size_for, check_batch_size
 
@@ -483,7 +483,7 @@ def check_arguments(score: object, images: Tensor, maps: Tensor, batch_size: int
     """Raise a ValueError unless the pixels of the images can be ordered by the maps and scored."""
     check_callable("score", score, "of images and rows that returns one number for each")
     check_images(images)
-    check_tensor("maps", maps, *map_axes(maps))
+    check_tensor("maps", maps, "n_images", *AXES[-(images.ndim - 2) :])
     check_batch_size(batch_size)
     if not len(images):
         raise ValueError("images is empty: at least one image is needed.")

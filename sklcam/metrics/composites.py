@@ -84,13 +84,15 @@ def average_increase(full: Tensor, masked: Tensor) -> Tensor:
     return torch.where((full + masked).isnan(), torch.nan, (masked > full).to(full.dtype))
 
 
-def complexity(maps: Tensor) -> Tensor:
+def complexity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     """Mean absolute value of each map: how much of the image it takes to explain the decision.
 
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width), in [0, 1]
         Scaled, as ADCC has it: it is what the image is multiplied with.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -113,11 +115,11 @@ def complexity(maps: Tensor) -> Tensor:
     >>> complexity(torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]))
     tensor([0.5000])
     """
-    check_maps(maps=maps)
+    check_maps(spatial_dims, maps=maps)
     return maps.abs().mean(dim=sides(maps))
 
 
-def sparsity(maps: Tensor) -> Tensor:
+def sparsity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     r"""Gini index of each map: how much of it lies in few pixels.
 
     .. math:: \sum_{k=1}^{N} \frac{2k - N - 1}{N} \frac{m_{(k)}}{\sum_j m_{(j)}}
@@ -129,6 +131,8 @@ def sparsity(maps: Tensor) -> Tensor:
     maps : Tensor of shape (n_images, height, width)
         The method's own: it makes no difference what they are multiplied with, but it does if their
         minimum is taken away.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -151,7 +155,7 @@ def sparsity(maps: Tensor) -> Tensor:
     >>> sparsity(torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]))
     tensor([0.7500, 0.0000])
     """
-    check_maps(maps=maps)
+    check_maps(spatial_dims, maps=maps)
     # Half precision cannot hold the ranks of more than 2,048 pixels.
     values = at_least_float32(maps).abs().flatten(1).sort(dim=1).values
     n = values.shape[1]
@@ -160,7 +164,7 @@ def sparsity(maps: Tensor) -> Tensor:
     return gini.to(maps.dtype)
 
 
-def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
+def lp_norm(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tensor:
     r""":math:`L_p` norm of each map, as training may keep it small.
 
     Parameters
@@ -168,6 +172,8 @@ def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
     maps : Tensor of shape (n_images, height, width)
     p : float >= 0, default=1
         0 counts the pixels that are not zero.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -190,7 +196,7 @@ def lp_norm(maps: Tensor, p: float = 1) -> Tensor:
     >>> lp_norm(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), p=2)
     tensor([5.])
     """
-    check_maps(maps=maps)
+    check_maps(spatial_dims, maps=maps)
     if p != math.inf:  # the norm that is the largest value
         check_number("p", p, 0)
     return torch.linalg.vector_norm(maps, ord=p, dim=sides(maps))

@@ -14,9 +14,7 @@ from sklcam._validation import (
     check_alike,
     check_count,
     check_maps,
-    check_tensor,
     describe,
-    map_axes,
 )
 from sklcam.cam.maps import sides
 from sklcam.metrics.composites import ratio_or_zero
@@ -29,7 +27,11 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def ssim_consistency(
-    view_of_maps: Tensor, maps_of_view: Tensor, valid: Tensor | None = None
+    view_of_maps: Tensor,
+    maps_of_view: Tensor,
+    valid: Tensor | None = None,
+    *,
+    spatial_dims: int = 2,
 ) -> Tensor:
     """SSIM of the view of each map and the map of the view; a constant map counts as 0.
 
@@ -41,6 +43,8 @@ def ssim_consistency(
         The map of each warped image.
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels are compared, see :func:`structural_similarity`; None is all.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -71,8 +75,10 @@ def ssim_consistency(
     >>> ssim_consistency(maps, maps)
     tensor([1., 0.])
     """
-    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    similarity = structural_similarity(view_of_maps, maps_of_view, valid=valid)
+    check_maps(spatial_dims, view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+    similarity = structural_similarity(
+        view_of_maps, maps_of_view, valid=valid, spatial_dims=spatial_dims
+    )
     is_empty = is_constant(view_of_maps, valid) | is_constant(maps_of_view, valid)
     if valid is not None:
         is_empty &= ~similarity.isnan()  # where nothing is compared
@@ -80,21 +86,27 @@ def ssim_consistency(
 
 
 def structural_similarity(
-    maps: Tensor, others: Tensor, *, valid: Tensor | None = None, window: int | None = None
+    maps: Tensor,
+    others: Tensor,
+    *,
+    valid: Tensor | None = None,
+    window: int | None = None,
+    spatial_dims: int = 2,
 ) -> Tensor:
     """SSIM of pairs of maps, with a Gaussian window, differentiable.
 
     Parameters
     ----------
     maps, others : Tensor of shape (n_images, height, width), in [0, 1]
-        Or of volumes, (n_images, depth, height, width), whose window is a cube. At least 11 pixels
-        a side, the size of the window. The mean is over the windows that
-        lie inside the map, as in scikit-image.
+        At least 11 pixels a side, the size of the window, which is a cube for volumes. The mean is
+        over the windows that lie inside the map, as in scikit-image.
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels count: the mean is over the windows of valid pixels alone. None is all.
     window : odd int or None, default=None
         Side of a square window, or a cube, that weighs its pixels alike, with the covariances of a
         sample, as scikit-image has it by default. None is the Gaussian of Wang et al.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -119,7 +131,7 @@ def structural_similarity(
     >>> structural_similarity(maps, maps)
     tensor([1., 1.])
     """
-    check_maps(maps=maps, others=others)
+    check_maps(spatial_dims, maps=maps, others=others)
     side = _WINDOW if window is None else _checked_side(window)
     axes = sides(maps)
     if min(maps.shape[1:]) < side:
@@ -129,10 +141,9 @@ def structural_similarity(
             "Use a larger image_size."
         )
     if valid is not None:
-        check_tensor("valid", valid, *map_axes(maps), floating=False)
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            raise ValueError(f"valid must be a bool Tensor; got {describe(valid)}.")
         check_alike({"maps": maps, "valid": valid})
-        if valid.dtype != torch.bool:
-            raise ValueError(f"valid must be bool; got {describe(valid)}.")
     # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
@@ -219,7 +230,7 @@ def _window_sums(size: int, like: Tensor, window: int | None) -> Tensor:
     return torch.where(inside, (weights / weights.sum())[offset.clamp(0, side - 1)], 0.0)
 
 
-def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
+def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) -> Tensor:
     r"""Whether a map stays what it is when the image is reduced to what it shows.
 
     .. math:: \frac{1}{2}\Big(1 + \frac{\mathrm{Cov}(M', M)}{\sigma_{M'}\, \sigma_M}\Big), \qquad
@@ -229,6 +240,8 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     ----------
     maps, maps_of_masked : Tensor of shape (n_images, height, width)
         The map of each image, and that of the image times its map, for the same class.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -254,7 +267,7 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     >>> coherency(maps, maps)
     tensor([1., 0.])
     """
-    check_maps(maps=maps, maps_of_masked=maps_of_masked)
+    check_maps(spatial_dims, maps=maps, maps_of_masked=maps_of_masked)
     first, second = (_centred(stack) for stack in (maps, maps_of_masked))
     sizes = first.norm(dim=1) * second.norm(dim=1)
     constant = is_constant(maps) | is_constant(maps_of_masked)
@@ -275,7 +288,9 @@ def is_constant(maps: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.where(valid, maps, -torch.inf).amax(dim=sides(maps)) == lowest
 
 
-def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tensor:
+def rank_correlation(
+    maps: Tensor, references: Tensor, *, cell: int = 1, spatial_dims: int = 2
+) -> Tensor:
     """Spearman's rank correlation of maps and reference maps.
 
     Parameters
@@ -285,6 +300,8 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     cell : int, default=1
         Side of the squares, or cubes, over which both are averaged first. A reference may be
         constant over squares, as an occlusion map is over its stride; such ties say nothing.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -309,8 +326,9 @@ def rank_correlation(maps: Tensor, references: Tensor, *, cell: int = 1) -> Tens
     >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.0, 1.0, 1.5]]]))
     tensor([1.])
     """
-    check_maps(maps=maps)
-    check_tensor("references", references, *map_axes(maps), floating=False)
+    check_maps(spatial_dims, maps=maps)
+    if not isinstance(references, Tensor):
+        raise ValueError(f"references must be a Tensor; got {describe(references)}.")
     check_alike({"maps": maps, "references": references})
     check_count("cell, a number of pixels,", cell)
     ranks = [

@@ -20,7 +20,7 @@ from sklcam.metrics.composites import ratio_or_zero
 from sklcam.metrics.masks import check_boxes_of_images, check_masks, with_sides
 
 
-def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
+def box_from_map(maps: Tensor, threshold: float = 0.2, *, spatial_dims: int = 2) -> Tensor:
     """Return the box around the largest connected part of each map.
 
     Parameters
@@ -31,6 +31,8 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     threshold : float, default=0.2
         The share of the map's maximum from which a pixel counts: 0.2 for embedding networks, 0.15
         in Grad-CAM's localisation.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -58,7 +60,7 @@ def box_from_map(maps: Tensor, threshold: float = 0.2) -> Tensor:
     >>> box_from_map(torch.tensor([[[0.0, 0.9, 1.0], [0.0, 0.1, 0.0]]]))
     tensor([[1., 0., 3., 1.]])
     """
-    check_maps(maps=maps)
+    check_maps(spatial_dims, maps=maps)
     check_number("threshold, a share of the maximum,", threshold, 0, 1)
     peaks = maps.amax(dim=sides(maps), keepdim=True)
     marked = ((maps >= threshold * peaks) & (maps > 0)).cpu().numpy()
@@ -250,7 +252,9 @@ def _fits(box: Tensor, truth: Tensor, iou_threshold: float) -> Tensor:
 # The pointing game
 
 
-def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
+def pointing_game(
+    maps: Tensor, masks: Tensor, *, tolerance: int = 0, spatial_dims: int = 2
+) -> Tensor:
     """Whether the map's brightest pixel lies on the object.
 
     Parameters
@@ -261,6 +265,8 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
         Where the object is.
     tolerance : int, default=0
         How many pixels from the object a hit may be; 15 in the original game.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -285,7 +291,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     >>> pointing_game(maps, torch.tensor([[[False, True, False]]]))
     tensor([1.])
     """
-    check_masks(maps, masks)
+    check_masks(maps, masks, spatial_dims)
     check_number("tolerance, a number of pixels,", tolerance, 0)
     flat = maps.flatten(1)
     points = flat.argmax(dim=1)

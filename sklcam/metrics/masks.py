@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sklcam._validation import (
     check_alike,
+    check_maps,
     check_number,
     check_sides,
     check_tensor,
     describe,
-    map_axes,
 )
 from sklcam.cam.maps import sides
 
@@ -160,9 +160,9 @@ def as_mask(mask: Any) -> Tensor:
     return torch.as_tensor(array)
 
 
-def check_masks(maps: Tensor, masks: Tensor) -> None:
+def check_masks(maps: Tensor, masks: Tensor, spatial_dims: int = 2) -> None:
     """Raise a ValueError unless there is a mask for each map, of its size and on its device."""
-    check_tensor("maps", maps, *map_axes(maps))
+    check_maps(spatial_dims, maps=maps)
     if not isinstance(masks, Tensor) or maps.shape != masks.shape:
         given = tuple(masks.shape) if isinstance(masks, Tensor) else describe(masks)
         raise ValueError(
@@ -177,7 +177,7 @@ def mask_shares(masks: Tensor) -> Tensor:
     return masks if masks.is_floating_point() else masks != 0
 
 
-def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
+def heatmap_ratio(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     """Share of the map that lies inside the object.
 
     Parameters
@@ -185,6 +185,8 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     maps : Tensor of shape (n_images, height, width), >= 0
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         Where the object is: a segmentation, 0 outside, or :func:`box_masks`.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -207,7 +209,7 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     >>> heatmap_ratio(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
     tensor([0.7500])
     """
-    check_masks(maps, masks)
+    check_masks(maps, masks, spatial_dims)
     axes = sides(maps)
     total = maps.sum(dim=axes)
     inside = (maps * mask_shares(masks)).sum(dim=axes)
@@ -216,13 +218,15 @@ def heatmap_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(is_empty, 0.0, inside / torch.where(is_empty, 1.0, total))
 
 
-def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
+def inside_outside_ratio(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     """Mean of the map inside the object, over its mean outside.
 
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width), >= 0
     masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -248,7 +252,7 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor) -> Tensor:
     >>> inside_outside_ratio(maps, torch.tensor([[[True, False, False]]]))
     tensor([3.])
     """
-    check_masks(maps, masks)
+    check_masks(maps, masks, spatial_dims)
     inside = mask_shares(masks).to(maps.dtype)
     outside = 1 - inside
     axes = sides(maps)

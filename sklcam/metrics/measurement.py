@@ -23,6 +23,7 @@ from sklcam.metrics.annotations import Annotations, LazyTensors
 from sklcam.metrics.plan import NO_PROBABILITY, OutputScore, Plan
 from sklcam.metrics.quantities import EXPLAINED, QUANTITIES, RANKS
 from sklcam.metrics.ranked import RankedClasses
+from sklcam.metrics.registry import takes_spatial_dims
 from sklcam.networks.inference import InferencePlan, plan_inference
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.preprocessing import Preprocessing
@@ -219,7 +220,10 @@ class Measurement:
         if name not in self.plan.metrics:
             raise KeyError(f"{name!r} is neither a quantity nor a metric of this evaluation.")
         metric = self.plan.metrics[name]
-        values = metric.function(*(self[need] for need in metric.needs), **self.options(name))
+        options = dict(self.options(name))
+        if takes_spatial_dims(metric):
+            options["spatial_dims"] = len(self.batch.inputs.size)
+        values = metric.function(*(self[need] for need in metric.needs), **options)
         if not isinstance(values, Tensor) or values.shape != (len(self.batch),):
             raise ValueError(
                 f"The metric {name!r} must return a Tensor of one number for each of "

@@ -75,9 +75,11 @@ def road_of_perturbation(perturbation: Perturbation, maps: Tensor, **options: An
     )
 
 
-def correlation_with_occlusion(maps: Tensor, references: Tensor, stride: int) -> Tensor:
+def correlation_with_occlusion(
+    maps: Tensor, references: Tensor, stride: int, *, spatial_dims: int = 2
+) -> Tensor:
     """Return the rank correlation on the grid of occlusion's patches."""
-    return rank_correlation(maps, references, cell=stride)
+    return rank_correlation(maps, references, cell=stride, spatial_dims=spatial_dims)
 
 
 def image_by_image(
@@ -88,16 +90,19 @@ def image_by_image(
 ) -> Tensor:
     """Measure maps of different sizes, each against what is annotated on its image."""
     pairs = zip(maps, annotations, strict=True)
-    return torch.stack(
-        [measure(map_[None], of_image[None], **options)[0] for map_, of_image in pairs]
-    )
+    values = [
+        measure(map_[None], of_image[None], spatial_dims=map_.ndim, **options)
+        for map_, of_image in pairs
+    ]
+    return torch.cat(values)
 
 
 def localization_of_maps(
-    maps: Tensor, boxes: Tensor, threshold: float = 0.15, **options: Any
+    maps: Tensor, boxes: Tensor, threshold: float = 0.15, *, spatial_dims: int = 2, **options: Any
 ) -> Tensor:
     """Return whether the boxes of maps fit."""
-    return localization_accuracy(box_from_map(maps, threshold), list(boxes), **options)
+    found = box_from_map(maps, threshold, spatial_dims=spatial_dims)
+    return localization_accuracy(found, list(boxes), **options)
 
 
 def reference_correlation(

@@ -15,7 +15,7 @@ from sklcam.metrics.masks import check_masks, mask_shares
 from sklcam.networks.precision import at_least_float32
 
 
-def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+def relevance_rank_accuracy(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     r"""Share of the map's brightest pixels that lie on the object, as many as the object has.
 
     .. math:: \frac{|P_{\mathrm{top}\,K} \cap GT|}{|GT|}, \qquad K = |GT|
@@ -26,6 +26,8 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         Where the object is: a segmentation, 0 outside, or :func:`box_masks`. A pixel is the
         object's if at least half of it is.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -55,13 +57,15 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     >>> relevance_rank_accuracy(maps, torch.tensor([[[True, True, False, False]]]))
     tensor([0.5000])
     """
-    inside = _inside(maps, masks)
+    inside = _inside(maps, masks, spatial_dims)
     sizes = inside.sum(dim=1)
     values = _on_object(maps, inside, sizes.clamp(min=1))
     return torch.where((sizes == 0) & ~values.isnan(), torch.nan, values)
 
 
-def topk_intersection(maps: Tensor, masks: Tensor, *, k: int = 1000) -> Tensor:
+def topk_intersection(
+    maps: Tensor, masks: Tensor, *, k: int = 1000, spatial_dims: int = 2
+) -> Tensor:
     r"""Share of the map's k brightest pixels that lie on the object.
 
     .. math:: \frac{|P_{\mathrm{top}\,k} \cap GT|}{k}
@@ -74,6 +78,8 @@ def topk_intersection(maps: Tensor, masks: Tensor, *, k: int = 1000) -> Tensor:
     k : int, default=1000
         A number of pixels, of the image at its own size in :func:`evaluate`. An object of fewer
         pixels cannot be hit by all of them.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -100,12 +106,12 @@ def topk_intersection(maps: Tensor, masks: Tensor, *, k: int = 1000) -> Tensor:
     >>> topk_intersection(maps, torch.tensor([[[True, True, False, False]]]), k=3)
     tensor([0.6667])
     """
-    inside = _inside(maps, masks)
+    inside = _inside(maps, masks, spatial_dims)
     check_count("k, a number of pixels of the map,", k, 1, inside.shape[1])
     return _on_object(maps, inside, torch.full_like(inside[:, 0], k, dtype=torch.int64))
 
 
-def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
+def pixel_auc(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     """Area under the ROC curve of a map that tells the object's pixels from the others.
 
     It is the probability that a pixel of the object is brighter than one outside; where they are
@@ -116,6 +122,8 @@ def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
     maps : Tensor of shape (n_images, height, width)
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         See :func:`relevance_rank_accuracy`.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -142,7 +150,7 @@ def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
     >>> pixel_auc(maps, torch.tensor([[[True, True, False, False]]]))
     tensor([0.7500])
     """
-    inside, flat = _inside(maps, masks), maps.flatten(1).contiguous()
+    inside, flat = _inside(maps, masks, spatial_dims), maps.flatten(1).contiguous()
     ordered = flat.sort(dim=1).values
     # Ties have their mean rank. Twice of it is an integer, and so is all that is counted.
     below, up_to = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
@@ -155,9 +163,9 @@ def pixel_auc(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(flat.isnan().any(dim=1), torch.nan, areas)
 
 
-def _inside(maps: Tensor, masks: Tensor) -> Tensor:
+def _inside(maps: Tensor, masks: Tensor, spatial_dims: int) -> Tensor:
     """Return which pixels are the object's, (n_images, n_pixels), bool."""
-    check_masks(maps, masks)
+    check_masks(maps, masks, spatial_dims)
     return mask_shares(masks).flatten(1) >= 0.5
 
 

@@ -73,7 +73,8 @@ def ranked_localization_error(
             truth = of_image(label)
             # Boxes around parts are slow to find, and count for the true class alone.
             if len(truth) and (are_true is None or are_true[i, j]):
-                box = box_from_map(ranked.maps[i][j : j + 1], threshold)
+                maps = ranked.maps[i][j : j + 1]
+                box = box_from_map(maps, threshold, spatial_dims=maps.ndim - 1)
                 fits = localization_accuracy(box, [truth], iou_threshold=iou_threshold)
                 found = torch.maximum(found, fits[0].cpu().float())
         errors.append(1 - found)

@@ -56,7 +56,8 @@ class Metric:
         The key of its values.
     function : callable
         Takes the quantities of ``needs``, in this order, and the options by their names. Returns a
-        Tensor of shape (n_images,).
+        Tensor of shape (n_images,). If it has a parameter ``spatial_dims``, it is given how many
+        sides a map has: 2, or 3 of volumes.
     needs : tuple of str
         Names of quantities of a batch of n images, or of other metrics, whose values are meant:
 
@@ -345,6 +346,14 @@ def required_options(metric: Metric) -> list[str]:
         for option in metric.options
         if option in parameters and parameters[option].default is inspect.Parameter.empty
     ]
+
+
+def takes_spatial_dims(metric: Metric) -> bool:
+    """Whether the function of a metric is told how many sides a map has."""
+    try:
+        return "spatial_dims" in inspect.signature(metric.function).parameters
+    except ValueError:  # a function in C, such as torch.amax, may have none to look at
+        return False
 
 
 _IN_UNIT_INTERVAL = partial(check_number, low=0, high=1)

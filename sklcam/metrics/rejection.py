@@ -93,7 +93,7 @@ def rejection_threshold(
         for i, of_image in enumerate(batch["class_masks"]):
             maps = ranked.maps[i]
             where = torch.stack([of_image(label).to(maps) for label in ranked.labels[i]])
-            pointed = pointing_game(maps, where, tolerance=tolerance)
+            pointed = pointing_game(maps, where, tolerance=tolerance, spatial_dims=maps.ndim - 1)
             present = (where > 0).flatten(1).any(dim=1)
             rows.append(torch.stack([maps.amax(dim=(1, 2)), pointed, present.to(maps)], dim=1))
         return torch.cat(rows).cpu().double().numpy()

@@ -337,7 +337,8 @@ def sanity_check(
     if question.several:
         raise ValueError("sanity_check explains one class per image; give one label each.")
     check_one_map(explainer, named.values(), "sanity_check")
-    ssim_consistency(*torch.zeros(2, 1, *opened.image_size))  # an error if maps are too small
+    # An error if maps are too small.
+    ssim_consistency(*torch.zeros(2, 1, *opened.image_size), spatial_dims=len(opened.image_size))
     comparison = _Comparison(explainer, named)
     check = ExplanationCheck()
     copied: Randomizable | None = None
@@ -458,8 +459,12 @@ def _likeness(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tu
     (scaled, raw), (others, other_raw) = first, second
     was_constant = is_constant(raw)
     is_gone = (is_constant(other_raw) | ~other_raw.flatten(1).isfinite().all(dim=1)) & ~was_constant
+    n = raw.ndim - 1  # one map an image
     values = torch.stack(
-        [rank_correlation(raw, other_raw), ssim_consistency(scaled, others).to(raw.dtype)]
+        [
+            rank_correlation(raw, other_raw, spatial_dims=n),
+            ssim_consistency(scaled, others, spatial_dims=n).to(raw.dtype),
+        ]
     )
     values = torch.where(is_gone, 0.0, torch.where(was_constant, torch.nan, values))
     return values.double().cpu(), int(is_gone.sum())

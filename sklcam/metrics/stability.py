@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sklcam.metrics.measurement import Measurement
 
 
-def max_sensitivity(maps: Tensor, neighbour_maps: Tensor) -> Tensor:
+def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     r"""The most that a map changes, relative to it, among images near to its own.
 
     .. math:: \max_{\|\delta\|_\infty \le r}
@@ -34,6 +34,8 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor) -> Tensor:
         The method's own, *not* scaled to [0, 1].
     neighbour_maps : Tensor of shape (n_samples, n_images, height, width)
         Those of images near to each.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -75,12 +77,14 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor) -> Tensor:
     >>> max_sensitivity(maps, neighbours)
     tensor([0.4000])
     """
-    _check_neighbours(maps, neighbour_maps)
+    _check_neighbours(maps, neighbour_maps, spatial_dims)
     changes = _changes(maps, neighbour_maps).amax(dim=0)
     return _unless_blank(maps, changes / maps.flatten(1).norm(dim=1))
 
 
-def local_lipschitz(maps: Tensor, neighbour_maps: Tensor, distances: Tensor) -> Tensor:
+def local_lipschitz(
+    maps: Tensor, neighbour_maps: Tensor, distances: Tensor, *, spatial_dims: int = 2
+) -> Tensor:
     r"""The most that a map changes, for each unit that the image does.
 
     .. math:: \max_{\|x' - x\|_\infty \le r}
@@ -98,6 +102,8 @@ def local_lipschitz(maps: Tensor, neighbour_maps: Tensor, distances: Tensor) -> 
         Those of images near to each.
     distances : Tensor of shape (n_samples, n_images)
         How far these are from it, by the 2-norm of what was added to the network's input.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -124,7 +130,7 @@ def local_lipschitz(maps: Tensor, neighbour_maps: Tensor, distances: Tensor) -> 
     >>> local_lipschitz(maps, neighbours, torch.tensor([[0.1], [0.4]]))
     tensor([10.])
     """
-    _check_neighbours(maps, neighbour_maps)
+    _check_neighbours(maps, neighbour_maps, spatial_dims)
     wanted = neighbour_maps.shape[:2]
     if not isinstance(distances, Tensor) or distances.shape != wanted:
         raise ValueError(
@@ -135,8 +141,8 @@ def local_lipschitz(maps: Tensor, neighbour_maps: Tensor, distances: Tensor) -> 
     return _unless_blank(maps, ratio_or_zero(changes, distances.to(changes)).amax(dim=0))
 
 
-def _check_neighbours(maps: Tensor, neighbour_maps: Tensor) -> None:
-    check_maps(maps=maps)
+def _check_neighbours(maps: Tensor, neighbour_maps: Tensor, spatial_dims: int) -> None:
+    check_maps(spatial_dims, maps=maps)
     is_alike = isinstance(neighbour_maps, Tensor) and neighbour_maps.shape[1:] == maps.shape
     if not is_alike or not len(neighbour_maps) or neighbour_maps.device != maps.device:
         raise ValueError(

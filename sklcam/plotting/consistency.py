@@ -153,6 +153,7 @@ class ViewPairDisplay(Display):
                 torch.as_tensor(maps),
                 torch.as_tensor(np.asarray(self.maps_of_views[name])),
                 None if self.views.is_inside else self.views.valid(maps.shape[1:]),
+                spatial_dims=self.views.n_axes,
             ).numpy()
             for name, maps in self.views_of_maps.items()
         }

@@ -24,7 +24,11 @@ _SMALLEST = 1e-8  # of Pillai et al.
 
 
 def consistency_loss(
-    view_of_maps: Tensor, maps_of_view: Tensor, valid: Tensor | None = None
+    view_of_maps: Tensor,
+    maps_of_view: Tensor,
+    valid: Tensor | None = None,
+    *,
+    spatial_dims: int = 2,
 ) -> Tensor:
     r"""One minus SSIM between the view of the map and the map of the view.
 
@@ -35,6 +39,8 @@ def consistency_loss(
     view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), in [0, 1]
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels are compared, such as those of ``Warp.valid``; None is all.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -60,8 +66,10 @@ def consistency_loss(
     >>> consistency_loss(maps, maps)
     tensor([0., 0.])
     """
-    check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
-    loss = 1 - structural_similarity(view_of_maps, maps_of_view, valid=valid)
+    check_maps(spatial_dims, view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+    loss = 1 - structural_similarity(
+        view_of_maps, maps_of_view, valid=valid, spatial_dims=spatial_dims
+    )
     if valid is None:
         return loss
     return torch.where(valid_windows(valid).flatten(1).any(dim=1), loss, 0.0)
@@ -86,23 +94,31 @@ class Agreement(ABC):
         return min_max(maps, maps.ndim - 1)
 
     @abstractmethod
-    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    def __call__(
+        self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
         """Return how far they disagree, (n_images,)."""
 
-    def within(self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    def within(
+        self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
         """Return how far they disagree on valid pixels; the others are 0 in both."""
         maps = (torch.where(valid, each, 0.0) for each in (view_of_maps, maps_of_view))
-        return self(*maps)
+        return self(*maps, spatial_dims=spatial_dims)
 
 
 class _Structural(Agreement):
     has_window = True
 
-    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
-        return consistency_loss(view_of_maps, maps_of_view)
+    def __call__(
+        self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
+        return consistency_loss(view_of_maps, maps_of_view, spatial_dims=spatial_dims)
 
-    def within(self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
-        return consistency_loss(view_of_maps, maps_of_view, valid)
+    def within(
+        self, valid: Tensor, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
+        return consistency_loss(view_of_maps, maps_of_view, valid, spatial_dims=spatial_dims)
 
 
 class _OfDistributions(Agreement):
@@ -121,7 +137,9 @@ class _OfDistributions(Agreement):
 
 
 class _MeanSquare(_OfDistributions):
-    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    def __call__(
+        self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
         keys, queries = self.directions(view_of_maps), self.directions(maps_of_view)
         return (queries - keys).square().mean(dim=1)
 
@@ -179,18 +197,22 @@ class Contrastive(_OfDistributions):
     def __post_init__(self) -> None:
         check_number("tau", self.tau, 0, closed="neither")
 
-    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    def __call__(
+        self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
         """Measure each image.
 
         Parameters
         ----------
         view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), >= 0
+        spatial_dims : {2, 3}, default=2
+            How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
         Returns
         -------
         Tensor of shape (n_images,), >= 0
         """
-        check_maps(view_of_maps=view_of_maps, maps_of_view=maps_of_view)
+        check_maps(spatial_dims, view_of_maps=view_of_maps, maps_of_view=maps_of_view)
         keys, queries = self.directions(view_of_maps), self.directions(maps_of_view)
         positive = (queries * keys).sum(dim=1) / self.tau
         is_self = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
@@ -206,7 +228,9 @@ class _Own(Agreement):
         # It is not known to look at each image alone, unless it says so.
         self.couples_images = bool(getattr(compare, "couples_images", True))
 
-    def __call__(self, view_of_maps: Tensor, maps_of_view: Tensor) -> Tensor:
+    def __call__(
+        self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2
+    ) -> Tensor:
         return self._compare(view_of_maps, maps_of_view)
 
 

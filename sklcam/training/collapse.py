@@ -21,7 +21,7 @@ from skorch.dataset import unpack_data
 from skorch.history import History
 from torch import Tensor
 
-from sklcam._validation import check_count, check_number, check_tensor, describe, map_axes
+from sklcam._validation import check_count, check_maps, check_number, check_tensor, describe
 from sklcam.cam.maps import rounding, sides
 from sklcam.training import _criteria as criteria
 
@@ -31,7 +31,9 @@ _FEWEST = 4  # images: of fewer, chance makes maps that are alike
 _SHORTEST = 3  # side of a map that has places beside its corners
 
 
-def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> dict[str, Tensor]:
+def signs_of_collapse(
+    logits: Tensor, classes: Tensor | None, maps: Tensor, *, spatial_dims: int = 2
+) -> dict[str, Tensor]:
     """Return the signs of a collapse, as shares of a batch, as far as they can be seen.
 
     Parameters
@@ -39,8 +41,10 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     logits : Tensor of shape (n_images, n_classes)
     classes : Tensor of shape (n_images,), int64, or None
         The true ones. None is for images that are not of one class each.
-    maps : Tensor of shape (n_images, u, v), or (n_images, d, u, v) of volumes
+    maps : Tensor of shape (n_images, u, v)
         At the layer's own resolution, unscaled.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, d, u, v).
 
     Returns
     -------
@@ -69,7 +73,7 @@ def signs_of_collapse(logits: Tensor, classes: Tensor | None, maps: Tensor) -> d
     {'correct': 0.5, 'constant_maps': 0.5, 'corner_maps': 0.5}
     """
     check_tensor("logits", logits, "n_images", "n_classes")
-    check_tensor("maps", maps, *map_axes(maps))
+    check_maps(spatial_dims, maps=maps)
     if classes is not None:
         check_tensor("classes", classes, "n_images", floating=False)
         if classes.is_floating_point():

@@ -143,7 +143,8 @@ def _signs_of(seen: list[Seen]) -> dict[str, Tensor]:
     """Look at the maps of a whole batch: of a part, it could not be seen if all are the same."""
     scores, labels, maps = zip(*seen, strict=True)
     classes = None if labels[0] is None else torch.cat(labels)
-    return signs_of_collapse(torch.cat(scores), classes, torch.cat(maps))
+    joined = torch.cat(maps)
+    return signs_of_collapse(torch.cat(scores), classes, joined, spatial_dims=joined.ndim - 1)
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -385,7 +386,7 @@ class Step:
             self.micro_batches[-1].annotated = annotated.to(maps.dtype).mean()
             masks = masks.nan_to_num().to(maps.dtype)
         return Explanations(
-            maps, maps_of_view, warp, masks, annotated, size, of_labels=of_labels, pixels=pixels
+            maps, maps_of_view, warp, masks, annotated, size, of_labels, pixels, len(size)
         )
 
     @property

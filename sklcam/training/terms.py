@@ -105,6 +105,8 @@ class Explanations:
         Explanations of the images' own labels, whatever is predicted.
     pixels : Pixels or None, default=None
         The way back to the network's input.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, d, u, v).
 
     Raises
     ------
@@ -129,11 +131,12 @@ class Explanations:
     size: tuple[int, ...] | None = None
     of_labels: Tensor | None = None
     pixels: Pixels | None = None
+    spatial_dims: int = 2
 
     def __post_init__(self) -> None:
-        check_maps(maps=self.maps)
+        check_maps(self.spatial_dims, maps=self.maps)
         if self.maps_of_view is not None or self.warp is not None:
-            check_maps(maps=self.maps, maps_of_view=self.maps_of_view)
+            check_maps(self.spatial_dims, maps=self.maps, maps_of_view=self.maps_of_view)
             if not isinstance(self.warp, Warp) or len(self.warp) != len(self.maps):
                 given = describe(self.warp)
                 if isinstance(self.warp, Warp):
@@ -142,7 +145,7 @@ class Explanations:
                     f"warp must be a Warp of each of the {len(self.maps)} images; got {given}."
                 )
         if self.of_labels is not None:
-            check_maps(maps=self.maps, of_labels=self.of_labels)
+            check_maps(self.spatial_dims, maps=self.maps, of_labels=self.of_labels)
         if self.masks is not None:
             check_tensor("masks", self.masks, "n_images", "height", "width")
             if len(self.masks) != len(self.maps):
@@ -160,13 +163,13 @@ class Explanations:
     @property
     def scaled(self) -> Tensor:
         """The maps at the images' size, each scaled to [0, 1]."""
-        return min_max(self.resized(self.maps), self.maps.ndim - 1)
+        return min_max(self.resized(self.maps), self.spatial_dims)
 
     @property
     def scaled_of_view(self) -> Tensor:
         """The view's maps at the images' size, each scaled to [0, 1]."""
         assert self.maps_of_view is not None  # the term has said that it needs them
-        return min_max(self.resized(self.maps_of_view), self.maps_of_view.ndim - 1)
+        return min_max(self.resized(self.maps_of_view), self.spatial_dims)
 
     @property
     def masks_of_view(self) -> Tensor:
@@ -316,11 +319,11 @@ class Consistency(Term):
             compare.normalized(explained.resized(maps))
             for maps in (explained.maps, explained.maps_of_view)
         )
-        view_of_maps = explained.warp(maps)
+        view_of_maps, n = explained.warp(maps), explained.spatial_dims
         if explained.warp.is_inside:
-            return compare(view_of_maps, of_view)
+            return compare(view_of_maps, of_view, spatial_dims=n)
         valid = explained.warp.valid(tuple(maps.shape[1:]))
-        return compare.within(valid, view_of_maps, of_view)
+        return compare.within(valid, view_of_maps, of_view, spatial_dims=n)
 
     @property
     def weight_name(self) -> str:
@@ -365,7 +368,7 @@ class Sparsity(Term):
         check_p(self.p)
 
     def values(self, explained: Explanations) -> Tensor:
-        return sparsity_loss(explained.scaled, self.p)
+        return sparsity_loss(explained.scaled, self.p, spatial_dims=explained.spatial_dims)
 
     @property
     def weight_name(self) -> str:
@@ -422,7 +425,7 @@ def check_terms(terms: Iterable[Term]) -> None:
             taken.add(each)
 
 
-def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
+def sparsity_loss(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tensor:
     r"""The L_p norm of each map, over all its pixels.
 
     .. math:: \mathcal{L}_S = \Big(\sum_j |\Phi_j|^p\Big)^{1/p}
@@ -432,6 +435,8 @@ def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
     maps : Tensor of shape (n_images, height, width), in [0, 1]
     p : float, 0 or >= 1, default=1
         0 counts the pixels that are not zero.
+    spatial_dims : {2, 3}, default=2
+        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -466,7 +471,7 @@ def sparsity_loss(maps: Tensor, p: float = 1) -> Tensor:
     [2.0, 1.4, 1.0]
     """
     check_p(p)
-    check_maps(maps=maps)
+    check_maps(spatial_dims, maps=maps)
     flat = maps.flatten(1)
     if p == 0:
         count = (flat != 0).sum(dim=1).to(flat.dtype)

@@ -123,13 +123,13 @@ REFUSALS: dict[str, list[Row]] = {
         ("1 x 1", lambda: similarity(window=1), "window, the side .* an int >= 3; got 1"),
         ("4 x 4", lambda: similarity(window=4), "window, the side .* must be odd; got 4"),
         ("a word", lambda: similarity(window="gaussian"), "window, .* got 'gaussian'"),
-        ("valid", lambda: similarity(valid=MAPS), "valid must be bool; got a Tensor"),
+        ("valid", lambda: similarity(valid=MAPS), "valid must be a bool Tensor; got a Tensor"),
         ("of 1", lambda: similarity(valid=MAPS[:1] > 0), "maps and valid must be of one shape"),
         ("not one", lambda: similarity(valid=True), "valid must be .* got .*True"),
     ],
     "ssim_consistency": [
         *of_pairs(metrics.ssim_consistency, "view_of_maps", "maps_of_view"),
-        ("valid", lambda: metrics.ssim_consistency(MAPS, MAPS, MAPS), "valid must be bool; got"),
+        ("valid", lambda: metrics.ssim_consistency(MAPS, MAPS, MAPS), "valid must be a bool Tensor"),
     ],
     "cose": of_values(metrics.cose, "consistency", "sensitivity"),
     "rank_correlation": [

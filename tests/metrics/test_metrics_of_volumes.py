@@ -12,6 +12,7 @@ from torch import nn
 from sklcam import CAMExplainer
 from sklcam.cam import GradCAM
 from sklcam.metrics import (
+    Metric,
     blur,
     box_from_map,
     box_iou,
@@ -24,8 +25,10 @@ from sklcam.metrics import (
     heatmap_ratio,
     insertion_auc,
     inside_outside_ratio,
+    local_lipschitz,
     localization_accuracy,
     lp_norm,
+    max_sensitivity,
     pixel_auc,
     pointing_game,
     rank_correlation,
@@ -37,7 +40,14 @@ from sklcam.metrics import (
     structural_similarity,
     topk_intersection,
 )
-from sklcam.training import ViewSampler
+from sklcam.training import (
+    Contrastive,
+    Explanations,
+    ViewSampler,
+    consistency_loss,
+    signs_of_collapse,
+    sparsity_loss,
+)
 
 SIZE = (12, 14, 17)
 
@@ -53,7 +63,7 @@ def random_maps(n: int = 2, size: tuple[int, ...] = SIZE, seed: int = 0) -> torc
 def test_ssim_is_that_of_scikit_image(dtype):
     maps, others = random_maps().to(dtype), random_maps(seed=1).to(dtype)
     others[1] = 0.7 * maps[1] + 0.3 * others[1]
-    found = structural_similarity(maps, others)
+    found = structural_similarity(maps, others, spatial_dims=3)
     for i in range(2):
         pair = (maps[i].double().numpy(), others[i].double().numpy())
         _, full = ssim_of_skimage(
@@ -67,17 +77,19 @@ def test_ssim_is_that_of_scikit_image(dtype):
         # Over the windows that lie inside, five voxels from each border.
         expected = full[5:-5, 5:-5, 5:-5].mean()
         assert abs(float(found[i]) - expected) < 1e-5
-        uniform = structural_similarity(maps[i : i + 1], others[i : i + 1], window=7)
+        uniform = structural_similarity(
+            maps[i : i + 1], others[i : i + 1], window=7, spatial_dims=3
+        )
         assert abs(float(uniform) - ssim_of_skimage(*pair, win_size=7, data_range=1)) < 1e-5
 
 
 def test_ssim_by_shifted_sums_is_the_same():
     maps, others = random_maps(), random_maps(seed=1)
-    expected = structural_similarity(maps, others)
+    expected = structural_similarity(maps, others, spatial_dims=3)
     was = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        torch.testing.assert_close(structural_similarity(maps, others), expected)
+        torch.testing.assert_close(structural_similarity(maps, others, spatial_dims=3), expected)
     finally:
         torch.set_float32_matmul_precision(was)
 
@@ -86,11 +98,14 @@ def test_ssim_has_the_gradient_of_finite_differences():
     maps, others = random_maps(1, (11, 11, 12)).double(), random_maps(1, (11, 11, 12), 1).double()
     direction = random_maps(1, (11, 11, 12), 2).double() - 0.5
     maps.requires_grad_()
-    (gradient,) = torch.autograd.grad(structural_similarity(maps, others).sum(), maps)
+    (gradient,) = torch.autograd.grad(
+        structural_similarity(maps, others, spatial_dims=3).sum(), maps
+    )
     step = 1e-5
     with torch.no_grad():
         ahead, behind = (
-            structural_similarity(maps + sign * step * direction, others) for sign in (1, -1)
+            structural_similarity(maps + sign * step * direction, others, spatial_dims=3)
+            for sign in (1, -1)
         )
     expected = float((ahead - behind) / (2 * step))
     assert abs(float((gradient * direction).sum()) - expected) < 1e-7
@@ -100,21 +115,24 @@ def test_ssim_of_what_is_valid():
     maps, others = random_maps(), random_maps(seed=1)
     valid = torch.ones(2, *SIZE, dtype=torch.bool)
     torch.testing.assert_close(
-        structural_similarity(maps, others, valid=valid), structural_similarity(maps, others)
+        structural_similarity(maps, others, valid=valid, spatial_dims=3),
+        structural_similarity(maps, others, spatial_dims=3),
     )
     valid[:, :, :, 15:] = False  # so that the windows of the first 15 columns are left
-    expected = structural_similarity(maps[..., :15], others[..., :15])
-    torch.testing.assert_close(structural_similarity(maps, others, valid=valid), expected)
+    expected = structural_similarity(maps[..., :15], others[..., :15], spatial_dims=3)
+    torch.testing.assert_close(
+        structural_similarity(maps, others, valid=valid, spatial_dims=3), expected
+    )
     valid[1] = False
-    assert ssim_consistency(maps, others, valid)[1].isnan()
+    assert ssim_consistency(maps, others, valid, spatial_dims=3)[1].isnan()
     maps[0] = 0
-    assert ssim_consistency(maps, maps)[0] == 0
+    assert ssim_consistency(maps, maps, spatial_dims=3)[0] == 0
 
 
 def test_maps_smaller_than_the_window_are_refused():
     small = random_maps(size=(10, 14, 17))
     with pytest.raises(ValueError, match="11 x 11 x 11 pixels; got maps of 10 x 14 x 17"):
-        structural_similarity(small, small)
+        structural_similarity(small, small, spatial_dims=3)
 
 
 # Of one map, and of two
@@ -123,22 +141,27 @@ def test_maps_smaller_than_the_window_are_refused():
 def test_means_and_norms_are_over_the_whole_volume():
     maps = random_maps()
     flat = maps.double().flatten(1).numpy()
-    np.testing.assert_allclose(complexity(maps), flat.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(lp_norm(maps), flat.sum(1), rtol=1e-6)
+    np.testing.assert_allclose(complexity(maps, spatial_dims=3), flat.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(lp_norm(maps, spatial_dims=3), flat.sum(1), rtol=1e-6)
     one = torch.zeros(1, 2, 2, 2)
     one[0, 1, 0, 1] = 3
-    assert sparsity(one).item() == pytest.approx(7 / 8)
+    assert sparsity(one, spatial_dims=3).item() == pytest.approx(7 / 8)
     others = random_maps(seed=1)
     expected = [
         np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(maps, others, strict=True)
     ]
-    np.testing.assert_allclose(coherency(maps, others), (1 + np.array(expected)) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        coherency(maps, others, spatial_dims=3), (1 + np.array(expected)) / 2, atol=1e-6
+    )
 
 
 def test_rank_correlation_averages_over_cubes():
     maps, others = random_maps(1, (4, 4, 4)), random_maps(1, (4, 4, 4), 1)
     cubes = [each.reshape(2, 2, 2, 2, 2, 2).mean((1, 3, 5))[None] for each in (maps, others)]
-    torch.testing.assert_close(rank_correlation(maps, others, cell=2), rank_correlation(*cubes))
+    torch.testing.assert_close(
+        rank_correlation(maps, others, cell=2, spatial_dims=3),
+        rank_correlation(*cubes, spatial_dims=3),
+    )
 
 
 # Insertion and deletion
@@ -183,7 +206,7 @@ def test_boxes_of_volumes_count_columns_rows_and_slices():
     maps = torch.zeros(2, 5, 6, 7)
     maps[0, 1:3, 2:4, 3:6] = 1  # z 1 to 3, y 2 to 4, x 3 to 6
     maps[0, 0, 0, 0] = 1
-    boxes = box_from_map(maps)
+    boxes = box_from_map(maps, spatial_dims=3)
     assert boxes.tolist() == [[3, 2, 1, 6, 4, 3], [0] * 6]
     truth = [torch.tensor([[3.0, 2.0, 1.0, 6.0, 4.0, 2.0]]), torch.empty(0, 4)]
     # 6 of 12 voxels.
@@ -211,13 +234,65 @@ def test_shares_inside_masks_of_volumes():
     maps[0, 0, 0, 0], maps[0, 1, 1, 1] = 3, 1
     mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
     mask[0, 0] = True
-    assert heatmap_ratio(maps, mask).item() == 0.75
-    assert inside_outside_ratio(maps, mask).item() == 3
+    assert heatmap_ratio(maps, mask, spatial_dims=3).item() == 0.75
+    assert inside_outside_ratio(maps, mask, spatial_dims=3).item() == 3
 
 
-def test_what_may_be_channels_is_no_volume():
-    with pytest.raises(ValueError, match=r"\(n_images, height, width\); got .* \(2, 3, 12, 12\)"):
-        complexity(torch.rand(2, 3, 12, 12))
+# Every function that takes maps, called with maps alone. Five maps of an image, by mistake, look as
+# volumes of five slices do.
+OF_MAPS = {
+    "ssim_consistency": lambda maps, **n: ssim_consistency(maps, maps, **n),
+    "structural_similarity": lambda maps, **n: structural_similarity(maps, maps, **n),
+    "coherency": lambda maps, **n: coherency(maps, maps, **n),
+    "rank_correlation": lambda maps, **n: rank_correlation(maps, maps, **n),
+    "complexity": complexity,
+    "sparsity": sparsity,
+    "lp_norm": lp_norm,
+    "max_sensitivity": lambda maps, **n: max_sensitivity(maps, maps[None], **n),
+    "local_lipschitz": lambda maps, **n: local_lipschitz(
+        maps, maps[None], torch.ones(1, len(maps)), **n
+    ),
+    "heatmap_ratio": lambda maps, **n: heatmap_ratio(maps, maps > 0.5, **n),
+    "inside_outside_ratio": lambda maps, **n: inside_outside_ratio(maps, maps > 0.5, **n),
+    "relevance_rank_accuracy": lambda maps, **n: relevance_rank_accuracy(maps, maps > 0.5, **n),
+    "topk_intersection": lambda maps, **n: topk_intersection(maps, maps > 0.5, k=3, **n),
+    "pixel_auc": lambda maps, **n: pixel_auc(maps, maps > 0.5, **n),
+    "pointing_game": lambda maps, **n: pointing_game(maps, maps > 0.5, **n),
+    "box_from_map": box_from_map,
+    "consistency_loss": lambda maps, **n: consistency_loss(maps, maps, **n),
+    "sparsity_loss": sparsity_loss,
+    "Contrastive": lambda maps, **n: Contrastive()(maps, maps, **n),
+    "Explanations": Explanations,
+    "signs_of_collapse": lambda maps, **n: signs_of_collapse(
+        torch.eye(2), torch.tensor([0, 1]), maps, **n
+    ),
+}
+
+
+@pytest.mark.parametrize("function", OF_MAPS.values(), ids=OF_MAPS)
+def test_maps_are_of_volumes_where_the_caller_says_so(function):
+    volumes = random_maps(2, (12, 13, 14))
+    function(volumes, spatial_dims=3)
+    for n_slices in (3, 12):
+        message = rf"height, width\); got .* \(2, {n_slices}, 13, 14\).* one at a time, as "
+        with pytest.raises(ValueError, match=message + r".*\[:, 0\]; of volumes.*spatial_dims=3"):
+            function(volumes[:, :n_slices])
+    with pytest.raises(ValueError, match=r"depth, height.*\(2, 13, 14\). Of pictures leave"):
+        function(volumes[:, 0], spatial_dims=3)
+    with pytest.raises(ValueError, match="spatial_dims must be an int from 2 to 3; got 4"):
+        function(volumes, spatial_dims=4)
+
+
+def test_a_metric_of_ones_own_is_told_how_many_sides_maps_have():
+    def spread(maps, *, spatial_dims=2):
+        return maps.std(dim=tuple(range(-spatial_dims, 0)))
+
+    X, y, _ = balls(2)
+    explainer = CAMExplainer(Bright().eval(), target_layer="layer", verbose=0).fit(X)
+    metric = Metric("spread", spread, ("maps",))
+    found = evaluate(explainer, X, y, metrics=[metric], method="hirescam")["spread"]
+    maps = explainer.explain(X, y, method="hirescam")
+    np.testing.assert_allclose(found, maps.reshape(2, -1).std(axis=1, ddof=1), rtol=1e-5)
 
 
 def test_the_pointing_game_measures_distances_in_three_dimensions():
@@ -225,10 +300,10 @@ def test_the_pointing_game_measures_distances_in_three_dimensions():
     maps[0, 1, 2, 3] = 1
     mask = torch.zeros(1, 5, 6, 7, dtype=torch.bool)
     mask[0, 2, 4, 5] = True  # 1, 2 and 2 away: 3
-    assert pointing_game(maps, mask, tolerance=3).item() == 1
-    assert pointing_game(maps, mask, tolerance=2).item() == 0
+    assert pointing_game(maps, mask, tolerance=3, spatial_dims=3).item() == 1
+    assert pointing_game(maps, mask, tolerance=2, spatial_dims=3).item() == 0
     mask[0, 1, 2, 3] = True
-    assert pointing_game(maps, mask).item() == 1
+    assert pointing_game(maps, mask, spatial_dims=3).item() == 1
 
 
 # All of them
@@ -332,12 +407,12 @@ def test_ranks_of_voxels_are_those_of_the_same_numbers_in_a_row():
     masks = random_maps(3, seed=1) > 0.7
     rows, marked = maps.flatten(1)[:, None], masks.flatten(1)[:, None]
     torch.testing.assert_close(
-        relevance_rank_accuracy(maps, masks), relevance_rank_accuracy(rows, marked)
+        relevance_rank_accuracy(maps, masks, spatial_dims=3), relevance_rank_accuracy(rows, marked)
     )
     torch.testing.assert_close(
-        topk_intersection(maps, masks, k=99), topk_intersection(rows, marked, k=99)
+        topk_intersection(maps, masks, k=99, spatial_dims=3), topk_intersection(rows, marked, k=99)
     )
-    torch.testing.assert_close(pixel_auc(maps, masks), pixel_auc(rows, marked))
+    torch.testing.assert_close(pixel_auc(maps, masks, spatial_dims=3), pixel_auc(rows, marked))
 
 
 def test_stability_and_ranks_of_volumes():

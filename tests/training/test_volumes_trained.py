@@ -78,7 +78,7 @@ def loss_of(net: nn.Module, X: torch.Tensor, warp: Warp) -> torch.Tensor:
         activations = net.second(net.first(images).relu())
         scores = net.linear(activations.relu().mean((2, 3, 4)))[:, 1]
         maps.append(GradCAM(relu=False)(scores, activations, create_graph=True))
-    explained = Explanations(maps[0], maps[1], warp, size=tuple(X.shape[2:]))
+    explained = Explanations(maps[0], maps[1], warp, size=tuple(X.shape[2:]), spatial_dims=3)
     return Consistency().values(explained).mean() + 1e-3 * Sparsity().values(explained).mean()
 
 
@@ -116,7 +116,7 @@ def test_the_terms_are_those_of_the_equations():
     warp = Warp.from_crops(
         torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]] * 2), torch.tensor([[True, False, True]] * 2)
     )
-    explained = Explanations(maps, of_view, warp, size=(12, 12, 12))
+    explained = Explanations(maps, of_view, warp, size=(12, 12, 12), spatial_dims=3)
     big, big_of_view = (
         F.interpolate(each[:, None], size=(12, 12, 12), mode="trilinear")[:, 0]
         for each in (maps, of_view)
@@ -127,7 +127,8 @@ def test_the_terms_are_those_of_the_equations():
     low, high = (
         f(big_of_view.flatten(1), 1)[:, None, None, None] for f in (torch.amin, torch.amax)
     )
-    expected = 1 - structural_similarity(scaled.flip((1, 3)), (big_of_view - low) / (high - low))
+    scaled_of_view = (big_of_view - low) / (high - low)
+    expected = 1 - structural_similarity(scaled.flip((1, 3)), scaled_of_view, spatial_dims=3)
     torch.testing.assert_close(Consistency().values(explained), expected)
     torch.testing.assert_close(Sparsity().values(explained), scaled.sum((1, 2, 3)))
     torch.testing.assert_close(min_max(upsample(maps, (12, 12, 12)), 3), scaled)
@@ -136,7 +137,9 @@ def test_the_terms_are_those_of_the_equations():
 def test_signs_of_collapse_look_at_the_eight_corners():
     maps = torch.zeros(4, 5, 5, 5)
     maps[0, 0, 4, 0] = maps[1, 4, 4, 4] = maps[2, 2, 2, 2] = 1
-    signs = signs_of_collapse(torch.eye(2)[[0, 1, 0, 1]], torch.tensor([0, 1, 1, 1]), maps)
+    signs = signs_of_collapse(
+        torch.eye(2)[[0, 1, 0, 1]], torch.tensor([0, 1, 1, 1]), maps, spatial_dims=3
+    )
     assert {name: float(share) for name, share in signs.items()} == {
         "correct": 0.75,
         "constant_maps": 0.25,
