@@ -102,7 +102,7 @@ PAPER = {  # figures in the order of the columns
 }
 BESIDE = "resnet50"  # for networks that the paper does not have
 SAME = 0.1  # points between figures of methods that are one
-PRECISION = "of the passes of Score-CAM and its relatives"
+PRECISION = "of the networks that Score-CAM and its relatives explain"
 
 DOCS = {
     "arch": ["efficientnet_lite0", "efficientnet_lite2"],
@@ -136,9 +136,9 @@ def is_slow(method: str) -> bool:
 
 
 def precision_of(method: str, precision: str) -> str:
-    """Return the precision of a method's own passes.
+    """Return the precision that the network has for a method, and for what is measured of it.
 
-    Ablation-CAM goes on from the layer, cheaply, to the score that was recorded, to all its digits.
+    Ablation-CAM goes on from the layer, cheaply, to scores that hardly differ from the image's own.
     """
     return precision if is_slow(method) and method != "ablationcam" else "fp32"
 
@@ -162,7 +162,7 @@ def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chun
     found: Sequence[Any] | None = None
     methods = list(options.methods)
     if not options.known:
-        explainer = explainer_of(*place, options.batch_size, options.device)
+        explainer = explainer_of(*place, options.batch_size, options.device, "fp32")
         found = known_labels(explainer, labels, every)
         if "cam" in methods:
             try:

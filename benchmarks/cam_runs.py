@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from gradcam_tables import drawn_evenly
-from torch import Tensor
 from training_runs import Run, trained
 
 from sklcam import CAMExplainer
-from sklcam.cam import Method, RecordedPass, get_method
+from sklcam.cam import Method, get_method
 from sklcam.datasets import load_imagenet
 from sklcam.explain import ExplanationWarning
 from sklcam.metrics import evaluate
@@ -124,8 +123,10 @@ def explainer_of(
     image_size: int | None,
     batch_size: int,
     device: str,
+    precision: str,
 ) -> CAMExplainer:
     shared = {"batch_size": batch_size, "image_size": image_size, "verbose": 0}
+    shared["precision"] = precision
     if training is not None:
         say(f"{arch}: training for {training.epochs} epochs, {time.strftime('%H:%M:%S')}")
         clf = trained(training)
@@ -156,18 +157,7 @@ def method_of(chunk: Chunk) -> Method:
     method = get_method(chunk.method)
     if "random_state" in method.get_params(deep=False):
         method.set_params(random_state=chunk.start)
-    return method if chunk.precision == "fp32" else in_bf16(method)
-
-
-def in_bf16(method: Method) -> Method:
-    """Return a method whose own passes are in bfloat16; the metrics' are not."""
-
-    class Narrow(type(method)):
-        def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
-            with torch.autocast(recorded.images.device.type, torch.bfloat16):
-                return super().weights(recorded, layer).float()
-
-    return Narrow(**method.get_params(deep=False))
+    return method
 
 
 def measured(chunk: Chunk) -> tuple[Chunk, dict[str, Any]]:
@@ -175,7 +165,7 @@ def measured(chunk: Chunk) -> tuple[Chunk, dict[str, Any]]:
     started = time.monotonic()
     explainer = explainer_of(
         *(chunk.arch, chunk.weights, chunk.training, chunk.classes, chunk.image_size),
-        *(chunk.batch_size, chunk.device),
+        *(chunk.batch_size, chunk.device, chunk.precision),
     )
     metrics = [*chunk.metrics, *(["accuracy"] if chunk.labels is not None else [])]
     params = {name: {"n_steps": chunk.n_steps} for name in CURVES if name in metrics}

@@ -38,6 +38,7 @@ def record_for(
     top_channels: int | None = None,
     extent: tuple[float, float] = (1.0, 1.0),
     probabilities: Callable[[Tensor], Tensor] | None = None,
+    loses_small_gradients: bool = False,
 ) -> RecordedPass:
     """Run a batch through the network once, as all of these methods need it.
 
@@ -46,6 +47,8 @@ def record_for(
     methods : sequence of Method
         Those of a group of :func:`sharing_a_pass`.
     network, layers, inputs, target, forward, top_channels, extent, probabilities
+        See :class:`RecordedPass`.
+    loses_small_gradients : bool, default=False
         See :class:`RecordedPass`.
 
     Returns
@@ -79,6 +82,7 @@ def record_for(
         top_channels=top_channels,
         extent=extent,
         probabilities=probabilities,
+        loses_small_gradients=loses_small_gradients,
     )
     if rule is not None and rule.idle:
         warnings.warn(

@@ -58,6 +58,9 @@ class RecordedPass:
     probabilities : callable or None, default=None
         Makes probabilities of an output, for methods that ask how sure the network is; None leaves
         them with the scores.
+    loses_small_gradients : bool, default=False
+        Whether gradients go through float16 on their way back, as under autocast. Where a layer, or
+        the images, are float16 themselves, that is seen.
 
     Attributes
     ----------
@@ -119,6 +122,7 @@ class RecordedPass:
         top_channels: int | None = None,
         extent: tuple[float, float] = (1.0, 1.0),
         probabilities: Callable[[Tensor], Tensor] | None = None,
+        loses_small_gradients: bool = False,
     ):
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
@@ -140,6 +144,7 @@ class RecordedPass:
         self._top_channels = top_channels
         self._extent = extent
         self._probabilities = probabilities
+        self._loses_small_gradients = loses_small_gradients
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
         # Methods lay out their maps by the resolved target, explainers by the one they asked.
@@ -404,6 +409,7 @@ class RecordedPass:
             top_channels=self._top_channels,
             extent=self._extent,
             probabilities=self._probabilities,
+            loses_small_gradients=self._loses_small_gradients,
         )
 
     def look_at_first_image(self, record: AttentionRecord) -> None:
@@ -489,7 +495,9 @@ class RecordedPass:
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
         keep = keep or self._keep_graph or column < self.scores.shape[1] - 1
-        is_narrow = any(leaf.dtype == torch.float16 for leaf in leaves)
+        is_narrow = self._loses_small_gradients or any(
+            leaf.dtype == torch.float16 for leaf in leaves
+        )
         # At one of many positions, a score's gradient is too small for float16: it is scaled by
         # their number, or the power of two below it, which changes no digit.
         scale = 2.0 ** min(n_positions.bit_length() - 1, 15)

@@ -44,6 +44,7 @@ from sklcam.images.rows import take_rows
 from sklcam.metrics.retrieval import nearest_neighbors
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
+from sklcam.networks.precision import Precision
 from sklcam.networks.tasks import Evidence
 
 
@@ -72,8 +73,6 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Any of :func:`sklcam.cam.available`.
     target_layer, weights, layer_fusion, reshape, image_input, output_name
         See :class:`~sklcam.CAMExplainer`.
-    image_size, resize, mean, std
-        See :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
         How many channels of the layer make a map, those with the highest weights; None is all.
     contrast : bool, default=False
@@ -87,7 +86,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         None is the network's output.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
-    batch_size, num_workers, verbose
+    image_size, resize, mean, std, batch_size, num_workers, precision, verbose
         See :class:`~sklcam.CAMExplainer`.
 
     Attributes
@@ -157,6 +156,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         std: Any = "auto",
         batch_size: int = 32,
         num_workers: int = 0,
+        precision: Precision = "fp32",
         verbose: int = 1,
     ):
         super().__init__(
@@ -175,6 +175,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             std=std,
             batch_size=batch_size,
             num_workers=num_workers,
+            precision=precision,
             verbose=verbose,
         )
         self.proxy = proxy
@@ -202,9 +203,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Raises
         ------
         ValueError
-            If a parameter does not fit the model, labels are missing, or an embedding is zero; or
-            if images are to be explained by themselves, and the network brings embeddings to
-            length 1.
+            If a parameter does not fit the model, labels are missing, an embedding is zero, or all
+            are of length 1 and to be explained by themselves.
         """
         learns = callable(self.proxy) or is_name(self.proxy, "mean")
         if learns and X is None:

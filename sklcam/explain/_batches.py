@@ -374,6 +374,7 @@ class BatchExplainer(Questions):
             top_channels=self.top_channels,
             extent=adapter.extent(inputs.size),
             probabilities=adapter.probabilities,
+            loses_small_gradients=adapter.loses_small_gradients,
         )
 
     def _weigh_channels(

@@ -36,8 +36,10 @@ from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs, advice_on_axes
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.mixed_precision import in_precision
 from sklcam.networks.nested import Nesting, unnest
 from sklcam.networks.output_ranges import OutputRanges
+from sklcam.networks.precision import PRECISIONS, Precision
 from sklcam.networks.readouts import Task, readout
 from sklcam.networks.sources import origin_of
 from sklcam.networks.tasks import Evidence
@@ -113,6 +115,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Images that go through the network at a time.
     num_workers : int, default=0
         Processes that read and resize images.
+    precision : {"fp32", "bf16", "fp16"}, default="fp32"
+        The type of numbers that a network of float32 weights computes in: with "bf16" and "fp16",
+        torch's autocast is around its passes. Maps, probabilities and metrics stay float32. "fp32"
+        leaves a network in the precision of its weights. A classifier that was trained in another
+        precision predicts in float32 unless this says otherwise.
     verbose : int, default=1
         0 silences the progress bar.
 
@@ -182,6 +189,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         "std": [StrOptions({"auto"}), Real, "array-like"],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "num_workers": [Interval(Integral, 0, None, closed="left")],
+        "precision": [StrOptions({*PRECISIONS})],
         "verbose": ["verbose"],
     }
 
@@ -205,6 +213,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         std: Any = "auto",
         batch_size: int = 32,
         num_workers: int = 0,
+        precision: Precision = "fp32",
         verbose: int = 1,
     ):
         self.model = model
@@ -224,6 +233,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.std = std
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.precision = precision
         self.verbose = verbose
 
     def check_parameters(self) -> None:
@@ -257,7 +267,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         NotFittedError
             If the model is an estimator that has not been fitted.
         ValueError
-            If a parameter does not fit the model, or it cannot be told what the network is for.
+            If a parameter does not fit the model, or it cannot be told what the network is for; or
+            if the network, or its device, does not compute in ``precision``.
         """
         self.check_parameters()
         get_method(self.method).check()
@@ -292,6 +303,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.classes_ = None if self.task_ == "regression" else self.output_names_
         self.class_names_ = self._find_class_names(X, y)
         self.target_layers_ = self._find_layers(sample.recordable())
+        self._adapter = in_precision(adapter, self.precision, sample)
         return self
 
     def _find_model(self) -> Any:
@@ -463,6 +475,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             self._adapter = self._adapt()
             self._restore_readout()
             self._adapter.remember(self.preprocessing_)
+            self._adapter = in_precision(self._adapter, self.precision)
         return self._adapter
 
     def _restore_readout(self) -> None:

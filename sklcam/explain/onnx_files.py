@@ -29,6 +29,7 @@ from sklcam.networks.adapters import Adapter, LastStep, ModuleAdapter
 from sklcam.networks.dry_run import first_output, left_as_found, unwrap
 from sklcam.networks.inputs import Inputs, stem_of
 from sklcam.networks.layers import module_of
+from sklcam.networks.mixed_precision import InPrecision
 from sklcam.networks.preprocessing import Origin, Preprocessing
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def _imported(name: str) -> Any:
 
 def _check_adapter(adapter: Adapter) -> None:
     name = type(adapter.network).__name__
+    if isinstance(adapter, InPrecision):
+        raise ValueError(
+            f"The explainer runs {name} with precision={adapter.precision!r}, and a file computes "
+            'in float32: export one with precision="fp32".'
+        )
     if isinstance(adapter, LastStep):
         raise ValueError(
             "A file holds a network, and this is a pipeline, whose earlier steps change the images "

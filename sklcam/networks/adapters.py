@@ -91,6 +91,8 @@ class Adapter(ABC):
         The layer that the model itself says is to be explained.
     gives_probabilities : bool
         Whether the output of the network is a distribution already, or that of a sigmoid.
+    loses_small_gradients : bool
+        Whether gradients go through float16 on their way back, whose range is too small for them.
 
     Examples
     --------
@@ -111,6 +113,7 @@ class Adapter(ABC):
     is_settled: bool = True  # unless fit has to find out what the output is
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
+    loses_small_gradients: bool = False
 
     @property
     def task(self) -> Task | None:

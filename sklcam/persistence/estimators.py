@@ -31,6 +31,7 @@ from sklcam._validation import check_sides
 from sklcam.networks import Origin, TargetLayer
 from sklcam.networks.construction import parameter_names
 from sklcam.networks.nested import unnest
+from sklcam.networks.precision import PRECISIONS
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.known import check_policy
 from sklcam.persistence.networks import (
@@ -290,6 +291,8 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
         expect(value, bool, name)
     if at == "num_workers" and not (type(value) is int and 0 <= value <= _MOST_WORKERS):
         raise PersistenceError(f"{str(value)[:20]} is not a number of workers")
+    if at == "precision" and not (type(value) is str and value in PRECISIONS):
+        raise PersistenceError(f"{str(value)[:20]} is not a precision")
     is_size = at == "image_size" and value is not None
     if is_size and math.prod(check_sides(value, at)) > LARGEST_INPUT:
         raise PersistenceError(f"image_size={value} is of no network")

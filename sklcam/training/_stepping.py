@@ -22,6 +22,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from sklcam.images.views import ViewSampler
+from sklcam.networks.precision import PRECISIONS
 from sklcam.training import _criteria as criteria
 from sklcam.training._compiling import compile_trunk, differentiable_twice
 from sklcam.training._data import share_annotated
@@ -32,7 +33,7 @@ from sklcam.training._statistics import share_of_probabilities
 from sklcam.training.mask_terms import MASK_LOSSES
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.objective import ConsistentCAMLoss
-from sklcam.training.step import PRECISIONS, Step, method_of
+from sklcam.training.step import Step, method_of
 from sklcam.training.tasks import TASKS
 from sklcam.training.terms import Consistency, Sparsity, Term
 from sklcam.training.weights import GradientSizes

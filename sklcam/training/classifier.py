@@ -25,6 +25,7 @@ from sklcam.images.dataset import n_images
 from sklcam.images.labels import given_labels
 from sklcam.images.views import ViewSampler
 from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import PRECISIONS
 from sklcam.training import _criteria as criteria
 from sklcam.training._answering import AnsweringNet
 from sklcam.training._checks import check_scaling, check_window
@@ -40,7 +41,7 @@ from sklcam.training.agreement import AGREEMENTS, Comparison, agreement_of, chec
 from sklcam.training.collapse import CollapseWarning
 from sklcam.training.mask_terms import MASK_LOSSES, MaskLoss, check_defined
 from sklcam.training.net import ImageNeuralNet, Module
-from sklcam.training.step import PHI, PRECISIONS, method_of
+from sklcam.training.step import PHI, method_of
 from sklcam.training.tasks import TASKS, Criterion
 from sklcam.training.terms import Consistency, Sparsity, Term, check_terms, needs_masks
 from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
@@ -139,8 +140,9 @@ class ConsistentCAMClassifier(AnsweringNet):
         output by way of the target layer alone, as in all networks with a name.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         The type of numbers that the network computes in while it is trained. Maps, the loss and the
-        weights are float32 in any case, and so is prediction. With "fp16" the loss is scaled so
-        that small gradients are not lost.
+        weights are float32 in any case, and so is prediction:
+        ``CAMExplainer(clf, precision="bf16")`` predicts and explains in half precision. With "fp16"
+        the loss is scaled so that small gradients are not lost.
     channels_last : bool, default=False
         Whether images and weights lie in memory with the channels last, which convolutions are
         often faster in, above all in half precision.

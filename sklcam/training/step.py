@@ -38,7 +38,6 @@ PHI = {
     "hirescam": HiResCAM(relu=False),
     "layercam": LayerCAM(relu=False),
 }
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def method_of(phi: str | GradientMethod) -> GradientMethod:

@@ -132,19 +132,6 @@ def test_claims_by_hand():
     assert worse.value == pytest.approx(10) and len(found) == 3
 
 
-def test_bf16_is_of_the_weights_alone(tiny):
-    from cam_runs import in_bf16
-
-    from sklcam.cam import ScoreCAM
-
-    explainer = tiny.explainer_of()
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    wide = explainer.explain(images, method=ScoreCAM())
-    narrow = explainer.explain(images, method=in_bf16(ScoreCAM()))
-    assert narrow.dtype == np.float32 and not np.array_equal(wide, narrow)
-    np.testing.assert_allclose(narrow, wide, atol=0.05)
-
-
 def test_weights_of_a_file_are_known_by_what_they_hold(tmp_path):
     from cam_runs import fingerprint
 

@@ -42,6 +42,7 @@ REFUSALS: dict[str, list[Row]] = {
             mean=["x", None],
             batch_size=[0, "a"],
             num_workers=[-1],
+            precision=["half", None],
             verbose=["a"],
         ),
         ("one output", lambda: CAMExplainer(SmallNet(1)).fit(INPUTS), 'one output.*task="binary"'),
@@ -67,6 +68,21 @@ REFUSALS: dict[str, list[Row]] = {
         ("std 0", lambda: CAMExplainer(NET, std=0).fit(X), "std must be finite and positive"),
         ("mean of 2", lambda: CAMExplainer(NET, mean=(0, 1)).fit(X), "mean has 2 values"),
         ("own mean", lambda: CAMExplainer(fitted(), mean=0.5).fit(X), "as it was trained"),
+        (
+            "float64 in bf16",
+            lambda: CAMExplainer(SmallNet().double(), precision="bf16").fit(INPUTS.double()),
+            "of this one are float64",
+        ),
+        (
+            "float16 in fp16",
+            lambda: CAMExplainer(SmallNet().half(), precision="fp16").fit(INPUTS.half()),
+            "of this one are float16",
+        ),
+        (
+            "a file of bf16",
+            lambda: CAMExplainer(NET, precision="bf16").fit(INPUTS).export("network.onnx"),
+            "a file computes in float32",
+        ),
         ("meta", lambda: CAMExplainer(SmallNet().to("meta")).fit(), "network is on the meta dev"),
         ("several", lambda: CAMExplainer(ImageAndVector(), image_input="image").fit(), "an X"),
         (
