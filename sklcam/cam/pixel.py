@@ -7,9 +7,9 @@ the channels, or signed, channel by channel.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from functools import reduce
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -328,33 +328,24 @@ class Occlusion(Method):
         check_number("fill", self.fill)
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
-        falls = torch.zeros(
-            (*recorded.scores.shape, *recorded.size),
-            dtype=recorded.scores.dtype,
-            device=recorded.images.device,
-        )
-        patches = list(self._patches(*recorded.size))
+        side, stride = self.patch_and_stride(*recorded.size)
+        device = recorded.images.device
+        starts = [torch.arange(0, n - side + stride, stride, device=device) for n in recorded.size]
+        corners = torch.cartesian_prod(*starts)  # (n_patches, 2), or 3 of volumes
         recorded.prepare_inference()  # it is worth two passes: there are dozens for each image
         # Patch after patch for all images, in batches that need not end where a patch does.
-        every = torch.arange(recorded.n_images * len(patches))
+        every = torch.arange(recorded.n_images * len(corners), device=device)
         scores = []
         for part in every.split(batch_size_for(recorded.images, self.batch_size)):
-            # The places are read on the host, which would otherwise wait for the device.
-            places = (part // recorded.n_images).tolist()
-            rows = (part % recorded.n_images).to(falls.device, non_blocking=True)
-            covered = recorded.images[rows]
-            for image, place in zip(covered, places, strict=True):
-                image[:, *patches[place]] = self.fill
+            rows = part % recorded.n_images
+            patches = _covers(corners[part // recorded.n_images], side, recorded.size)
+            covered = recorded.images[rows].masked_fill_(patches[:, None], self.fill)
             scores.append(recorded.score(recorded.run(covered, rows), rows))
-        covered_scores = torch.cat(scores).unflatten(0, (len(patches), recorded.n_images))
-        # Patches overlap, and pixels at the edges are covered by fewer of them.
-        covers = torch.zeros(recorded.size, dtype=falls.dtype, device=falls.device)
-        for patch, patch_scores in zip(patches, covered_scores, strict=True):
-            fall = recorded.scores.detach() - patch_scores
-            falls[:, :, *patch] += fall.reshape(*fall.shape, *[1] * len(patch))
-            covers[*patch] += 1
-        falls = falls / covers.clamp(min=1)
-        return [falls.relu() if self.relu else falls]
+        covered_scores = torch.cat(scores).unflatten(0, (-1, recorded.n_images))
+        falls = (recorded.scores.detach() - covered_scores).permute(1, 2, 0)
+        counts = [len(each) for each in starts]
+        maps = _mean_over_patches(falls.unflatten(2, counts), side, stride, recorded.size)
+        return [maps.relu() if self.relu else maps]
 
     def patch_and_stride(self, *sides: int) -> tuple[int, int]:
         """Return what they are for images of these sides."""
@@ -368,7 +359,66 @@ class Occlusion(Method):
             )
         return side, stride
 
-    def _patches(self, *sides: int) -> Iterator[tuple[slice, ...]]:
-        side, stride = self.patch_and_stride(*sides)
-        for corner in product(*(range(0, n - side + stride, stride) for n in sides)):
-            yield tuple(slice(start, start + side) for start in corner)
+
+def _covers(corners: Tensor, side: int, size: tuple[int, ...]) -> Tensor:
+    """Return which pixels patches cover, bool of shape (m, height, width).
+
+    Parameters
+    ----------
+    corners : Tensor of shape (m, 2), int64
+        Where they start, from the top left; (m, 3) of volumes.
+    side : int
+    size : tuple of int
+        Of the images.
+    """
+    shown: list[Tensor] = []
+    for axis, length in enumerate(size):
+        places, start = torch.arange(length, device=corners.device), corners[:, axis, None]
+        along = (places >= start) & (places < start + side)
+        shown.append(along.reshape(-1, *[length if i == axis else 1 for i in range(len(size))]))
+    return reduce(torch.logical_and, shown)
+
+
+def _mean_over_patches(values: Tensor, side: int, stride: int, size: tuple[int, ...]) -> Tensor:
+    """Return for each pixel the mean of the values of the patches that cover it.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, k, rows, columns)
+        One for each patch of a lattice.
+    side, stride : int
+        Of the patches; the stride is no longer than the side.
+    size : tuple of int
+        Of the images; patches at their far edges may be cut off by these.
+
+    Returns
+    -------
+    Tensor of shape (n, k, height, width)
+    """
+    axes = zip(size, values.shape[2:], strict=True)
+    along = [_covering(length, count, side, stride, values.device) for length, count in axes]
+    total, n_covering = values.new_zeros(*values.shape[:2], *size), values.new_zeros(size)
+    # One of the few along each axis at a time, for all pixels. They are chosen and not multiplied
+    # by 0, so that what is not a number stays where its patch is.
+    for choice in product(range(-(-side // stride)), repeat=len(size)):
+        chosen = [(of[i], are[i]) for i, (of, are) in zip(choice, along, strict=True)]
+        places: list[Any] = [slice(None)] * 2
+        places += torch.meshgrid(*[of for of, _ in chosen], indexing="ij")
+        covered = reduce(
+            torch.logical_and, torch.meshgrid(*[are for _, are in chosen], indexing="ij")
+        )
+        total += torch.where(covered, values[tuple(places)], 0)
+        n_covering += covered
+    return total / n_covering.clamp(min=1)
+
+
+def _covering(
+    length: int, count: int, side: int, stride: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return which patches may cover each pixel of an axis, (m, length), and whether they do."""
+    pixels = torch.arange(length, device=device)
+    # The last one starts at the pixel or just before it; the first of them comes first.
+    back = torch.arange(-(-side // stride) - 1, -1, -1, device=device)
+    patches = pixels // stride - back[:, None]
+    is_there = (patches >= 0) & (patches < count) & (pixels - patches * stride < side)
+    return patches.clamp(0, count - 1), is_there

@@ -51,3 +51,19 @@ def test_loading(run):
 
 def test_what_the_peers_do(run):
     assert "| forward passes for three classes | 1 | 3 |" in run("peers")
+
+
+def test_what_a_patch_reaches(capsys):
+    import occlusion_reach
+    import torch
+    from torch import nn
+
+    # Two convolutions of 3 x 3: of a patch of 2, 4 x 4 places change, and then 6 x 6.
+    network = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1))
+    share, whole = occlusion_reach.reached(network, 8, 2)
+    first, second = 3 * 2, 2 * 4  # multiplications of a place, of each of the kernel's
+    assert share == pytest.approx((16 * first + 36 * second) / (64 * (first + second)))
+    assert whole == 0
+    assert occlusion_reach.share_around(torch.zeros(3, 3, dtype=torch.bool)) == 0
+    occlusion_reach.main(["--arch", "resnet18", "--image-size", "48", "--patch", "8"])
+    assert "resnet18" in capsys.readouterr().out.splitlines()[1]

@@ -16,6 +16,7 @@ import torch
 from small_networks import SmallNet
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models as zoo
 
 from sklcam import CAMExplainer
@@ -31,6 +32,7 @@ from sklcam.cam import (
     upsample,
 )
 from sklcam.cam.passes import record_for
+from sklcam.cam.pixel import _mean_over_patches
 from sklcam.networks import TargetLayer, find_target_layer
 
 SIZE = 32
@@ -325,6 +327,49 @@ def test_occlusion_by_hand():
         Occlusion(patch=1, stride=1), model, images
     )  # what speaks against it is cut off
     torch.testing.assert_close(maps[0], torch.tensor([[0.0, 2.0, 4.0]]).double())
+
+
+def launches_of(method, model, images) -> int:
+    """How many operations explaining takes, but for views, of which a device is given none."""
+
+    class Counter(TorchDispatchMode):
+        launches = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.launches += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    raw_maps(method, model, images)  # what a first call alone does
+    with Counter() as counter:
+        raw_maps(method, model, images)
+    return counter.launches
+
+
+def test_occlusion_covers_all_patches_of_a_batch_at_once():
+    """Of 9 or 49 patches, the operations are as many where all of them are one batch."""
+    model = SmallNet(num_classes=5, in_channels=3).double().eval()
+    few = launches_of(Occlusion(patch=4, stride=2, batch_size=49), model, noise_images(1, 8))
+    many = launches_of(Occlusion(patch=2, stride=1, batch_size=49), model, noise_images(1, 8))
+    assert few == many
+    one = launches_of(Occlusion(patch=4, stride=2, batch_size=9), model, noise_images(1, 8))
+    two = launches_of(Occlusion(patch=4, stride=2, batch_size=9), model, noise_images(2, 8))
+    assert two - one < 60  # a batch more, the network's own operations among them
+
+
+@pytest.mark.parametrize("size", [(7,), (5, 9), (6, 4, 5)])
+@pytest.mark.parametrize(("side", "stride"), [(3, 2), (4, 1), (2, 2)])
+def test_a_pixel_has_the_mean_of_the_patches_over_it(size, side, stride):
+    """Also of an infinite one, which stays where its patch is."""
+    starts = [range(0, n - side + stride, stride) for n in size]
+    values = torch.randn(2, 3, *map(len, starts))
+    values.view(2, 3, -1)[0, 0, 0] = torch.inf
+    total, count = torch.zeros(2, 3, *size), torch.zeros(size)
+    for place in np.ndindex(*map(len, starts)):
+        at = [slice(each[i], each[i] + side) for each, i in zip(starts, place, strict=True)]
+        total[:, :, *at] += values[:, :, *place][(..., *[None] * len(size))]
+        count[*at] += 1
+    found = _mean_over_patches(values, side, stride, size)
+    torch.testing.assert_close(found, total / count.clamp(min=1), rtol=0, atol=0)
 
 
 def test_occlusions_patch_is_a_seventh_and_its_stride_half_of_that():
