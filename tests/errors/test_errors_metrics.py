@@ -129,7 +129,7 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "ssim_consistency": [
         *of_pairs(metrics.ssim_consistency, "view_of_maps", "maps_of_view"),
-        ("valid", lambda: metrics.ssim_consistency(MAPS, MAPS, MAPS), "valid must be a bool Tensor"),
+        ("valid", lambda: metrics.ssim_consistency(MAPS, MAPS, MAPS), "valid must be a bool"),
     ],
     "cose": of_values(metrics.cose, "consistency", "sensitivity"),
     "rank_correlation": [
