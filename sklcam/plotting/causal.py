@@ -72,7 +72,7 @@ class CausalCurveDisplay(Display):
         methods: AnyMethods = None,
         target: Any = None,
         score: Callable[[Tensor], Tensor] | None = None,
-        n_steps: int = 224,
+        n_steps: int = 56,
         start: Callable[[Tensor], Tensor] | None = None,
         end: Callable[[Tensor], Tensor] | None = None,
         batch_size: int | None = None,

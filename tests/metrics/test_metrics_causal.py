@@ -164,6 +164,15 @@ def test_against_torchcam(steps, baseline):
         assert theirs["deletion_auc"] == pytest.approx(deletion_auc(curves)[i].item(), abs=1e-6)
 
 
+def test_there_are_56_steps_unless_more_are_asked_for():
+    """The number that the documentation says the error of."""
+    score = Counted()
+    curves = causal_curves(score, IMAGES, MAPS)
+    assert curves.fractions.shape == (57,)
+    assert insertion_curve(score, IMAGES, MAPS).insertion.shape == (len(IMAGES), 57)
+    assert deletion_curve(score, IMAGES, MAPS).deletion.shape == (len(IMAGES), 57)
+
+
 @pytest.mark.parametrize("n_steps", [1, 7, 16, 64])
 def test_insertion_mirrors_deletion_of_the_reverse_order(n_steps):
     """Exactly, with one baseline for both, and a score whose sums do not depend on the batch."""
