@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sklcam.embeddings.explainer import EmbeddingCAMExplainer
     from sklcam.embeddings.net import EmbeddingNet
     from sklcam.explain.cam_explainer import CAMExplainer
+    from sklcam.explain.stored import open_maps
     from sklcam.persistence import load, model_card, save
     from sklcam.plotting import (
         CAMDisplay,
@@ -44,6 +45,7 @@ __all__ = [
     "ViewPairDisplay",
     "load",
     "model_card",
+    "open_maps",
     "report",
     "save",
     "show_versions",
@@ -58,6 +60,7 @@ _MODULE_OF = {
     "EmbeddingNet": "embeddings",
     "load": "persistence",
     "model_card": "persistence",
+    "open_maps": "explain",
     "report": "reporting",
     "save": "persistence",
     "show_versions": "_versions",

@@ -6,6 +6,7 @@ from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.checks import ExplanationCheck, ExplanationWarning
 from sklcam.explain.opened import Batch, OpenedImages
+from sklcam.explain.stored import open_maps
 
 __all__ = [
     "Batch",
@@ -15,4 +16,5 @@ __all__ = [
     "ExplanationCheck",
     "ExplanationWarning",
     "OpenedImages",
+    "open_maps",
 ]

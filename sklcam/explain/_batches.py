@@ -505,8 +505,9 @@ class BatchExplainer(Questions):
         finally:
             check.warn()
 
-    def _bar(self, total: int, description: str) -> tqdm:
-        return tqdm(total=total, desc=description, delay=1, leave=False, disable=not self.verbose)
+    def _bar(self, total: int, description: str, initial: int = 0) -> tqdm:
+        options = {"initial": initial, "delay": 1, "leave": False}
+        return tqdm(total=total, desc=description, disable=not self.verbose, **options)
 
 
 def _axes(method: Method, inputs: Inputs) -> int:

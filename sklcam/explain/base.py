@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from sklearn.utils import Bunch
 
+from sklcam._folders import Shard
 from sklcam._validation import check_count
 from sklcam.cam import ChannelMethod, Method
 from sklcam.explain._arrays import (
@@ -28,6 +29,7 @@ from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
 from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.onnx_files import write_onnx
+from sklcam.explain.stored import write_maps
 from sklcam.images.streams import is_stream
 
 __all__ = [
@@ -279,6 +281,97 @@ class Explainer(BatchExplainer):
         return results[0] if one_alone else dict(zip(named, results, strict=True))
 
     # Files
+
+    def explain_to(
+        self,
+        X: Any,
+        path: str | os.PathLike[str],
+        target: Any = None,
+        *,
+        method: AnyMethod | Methods | None = None,
+        normalize: bool = True,
+        frame: Literal["input", "layer"] = "input",
+        dtype: MapDtype = "float32",
+        chunk_size: int | None = None,
+        shard: Shard | None = None,
+        resume: bool = True,
+    ) -> None:
+        """Write the maps of many images to a folder, chunk by chunk; see :func:`sklcam.open_maps`.
+
+        It can be killed at any time: the same call goes on with the first chunk that is not done,
+        and the maps are those of a call that was not. Where anything differs on which maps depend,
+        that is an error, and the folder stays as it is.
+
+        Parameters
+        ----------
+        X, target, method, normalize
+            See :meth:`explain`.
+        path : str or path
+            The folder, which is made.
+        frame : {"input", "layer"}, default="input"
+            See :meth:`explain`.
+        dtype : {"float16", "float32", "float64"}, default="float32"
+            Maps of 50,000 images of 224 x 224 pixels take 10 GB in float32, and half of that in
+            float16; with ``frame="layer"`` and 7 x 7 places 10 MB.
+        chunk_size : int or None, default=None
+            How many images are done, or not, together. None is as many whole batches as make about
+            256, or what a folder was begun with.
+        shard : (index, count) or None, default=None
+            Which of several processes this one is, as in ``(0, 8)``; each makes its share of the
+            chunks, in the same folder. None makes all of them.
+        resume : bool, default=True
+            Whether to go on with what is at ``path``. False is an error if anything is.
+
+        Raises
+        ------
+        FileExistsError
+            If something is at ``path``, with ``resume=False``.
+        OSError
+            If the folder cannot be made or written, such as on a full disk. What is done stays.
+        ValueError
+            If an argument does not fit, before any work is done; or if what is at ``path`` was
+            begun with other images, weights or settings, which the message names.
+
+        Warns
+        -----
+        ExplanationWarning
+            If some of the maps that were made now are blank, or NaN.
+
+        Notes
+        -----
+        Images that are files are known by their paths, others by some of their pixels; a network by
+        its weights. Numbers of one batch differ from those of another in their last digits: with
+        another ``batch_size`` a folder goes on, and is equal to rounding.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import torch
+        >>> import sklcam
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explainer = sklcam.CAMExplainer(network, target_layer="0", verbose=0).fit()
+        >>> images = torch.rand(5, 2, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     explainer.explain_to(images, f"{folder}/maps", method=["gradcam", "layercam"])
+        ...     maps = sklcam.open_maps(f"{folder}/maps")
+        ...     bool((maps["layercam"] == explainer.explain(images, method="layercam")).all())
+        True
+        """
+        write_maps(
+            self,
+            X,
+            path,
+            target,
+            method=method,
+            normalize=normalize,
+            frame=frame,
+            dtype=dtype,
+            chunk_size=chunk_size,
+            shard=shard,
+            resume=resume,
+            make_bar=self._bar,
+        )
 
     def export(
         self,

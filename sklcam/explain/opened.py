@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
 from sklcam.images.items import is_splits, of_processor
 from sklcam.networks.adapters import Adapter
@@ -133,8 +134,36 @@ class OpenedImages:
         OpenedImages
         """
         part = object.__new__(type(self))
-        vars(part).update(vars(self), _rows=[self._rows[row] for row in rows])
+        if isinstance(rows, range) and rows.step == 1 and rows.start >= 0:
+            kept = self._rows[rows.start : rows.stop]  # of a range another: no number for each
+        else:
+            kept = [self._rows[row] for row in rows]
+        vars(part).update(vars(self), _rows=kept)
         return part
+
+    def files(self) -> list[str] | None:
+        """Return the path of each image, or None unless all are files."""
+        if not isinstance(self._dataset, ImageDataset):
+            return None
+        source = self._dataset.source
+        paths = [path for row in self._rows if (path := source.path(row)) is not None]
+        return paths if len(paths) == len(self) else None
+
+    def originals(self, rows: Sequence[int]) -> list[Tensor]:
+        """Read some images at their own sizes, as they are."""
+        read = self._dataset.read_batch([self._rows[row] for row in rows])
+        return [framed.original for framed in read]
+
+    @property
+    def other_inputs(self) -> Mapping[str, Any]:
+        """The network's inputs beside the image, by name, for all rows that were opened first."""
+        return {} if self._others is None else self._others.values
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many images a batch has; None if the loader does not say."""
+        size = getattr(self._adapter.loader(self._items()), "batch_size", None)
+        return size if isinstance(size, int) else None
 
     @property
     def is_network_input(self) -> bool:

@@ -364,6 +364,7 @@ class OtherInputs:
     Parameters
     ----------
     values : mapping of str to array-like
+        Also an attribute.
     n_images : int
 
     Raises
@@ -373,8 +374,8 @@ class OtherInputs:
     """
 
     def __init__(self, values: Mapping[str, Any], n_images: int):
-        self._values = dict(values)
-        for name, value in self._values.items():
+        self.values = dict(values)
+        for name, value in self.values.items():
             if np.shape(value)[:1] != (n_images,):
                 raise ValueError(
                     f"Input {name!r} must have one entry for each of the {n_images} images; it "
@@ -385,7 +386,7 @@ class OtherInputs:
         """Return the inputs of some images, on their device; floats in their precision."""
         tensors = {
             name: torch.as_tensor(take_rows(value, rows), device=images.device)
-            for name, value in self._values.items()
+            for name, value in self.values.items()
         }
         return {
             name: tensor.to(images.dtype) if tensor.is_floating_point() else tensor

@@ -198,6 +198,24 @@ def of_unfitted(make: Callable, *names: str) -> list[Row]:
     ]
 
 
+def of_writing(write: Callable) -> list[Row]:
+    """What is refused before anything is written of maps, or values, in chunks."""
+    wanted = r"shard must be \(index, count\), "
+    return [
+        ("a number", lambda: write(shard=3), wanted + "as in .* got an int, 3"),
+        ("three", lambda: write(shard=(0, 1, 2)), wanted + "as in .* got a tuple"),
+        ("names", lambda: write(shard=("a", 2)), wanted + "as in"),
+        ("the last and one", lambda: write(shard=(2, 2)), wanted + r".* got \(2, 2\)"),
+        ("none of two", lambda: write(shard=(-1, 2)), wanted + r".* got \(-1, 2\)"),
+        ("no chunks", lambda: write(chunk_size=0), "chunk_size must be an int >= 1; got 0"),
+        (
+            "half a chunk",
+            lambda: write(chunk_size=0.5),
+            "chunk_size must be an int >= 1; got .*0.5",
+        ),
+    ]
+
+
 def of_explaining(make: Callable, images: Any) -> list[Row]:
     """What explain and its kin refuse of all explainers."""
 
@@ -244,6 +262,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("out too small", lambda: explain(out=np.zeros((1, 2, 3))), rf"{shape}; got .*\(1, 2, 3\)"),
         ("out of ints", lambda: explain(out=np.zeros((n, 16, 16), int)), "out must be .* int64"),
         ("out of images", lambda: explain(frame="image", out=np.zeros(3)), "out= takes maps of on"),
+        *of_writing(lambda **options: make().explain_to(images, "no/maps", **options)),
         ("lazily, too", lambda: make().iter_explain(images, 99), "not seen in fit"),
         ("streams", lambda: make().iter_explain(iter(images), [1]), "be the same for all of"),
         ("a stream", lambda: make().explain(iter(images)), "no indices.* iter_explain of an"),

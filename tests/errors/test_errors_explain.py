@@ -21,7 +21,7 @@ from sklearn.exceptions import NotFittedError
 from small_networks import ImageAndVector, SmallNet
 from torch import nn
 
-from sklcam import CAMExplainer, cam
+from sklcam import CAMExplainer, cam, open_maps
 
 REFUSALS: dict[str, list[Row]] = {
     "CAMExplainer": [
@@ -91,6 +91,20 @@ REFUSALS: dict[str, list[Row]] = {
             "image_input must na",
         ),
         *of_explaining(explainer, INPUTS),
+        (
+            "maps of images' sizes",
+            lambda: explainer().explain_to(INPUTS, "no/maps", frame="image"),
+            "explain_to writes maps of one size",
+        ),
+        (
+            "narrow",
+            lambda: explainer().explain_to(INPUTS, "no/maps", normalize=False, dtype="float16"),
+            "float16 is for maps scaled",
+        ),
+    ],
+    "open_maps": [
+        ("nothing", lambda: open_maps("no/maps"), "'no/maps' is not a folder of maps"),
+        ("a folder", lambda: open_maps("."), "it has no about.json"),
     ],
 }
 
