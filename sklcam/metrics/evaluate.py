@@ -6,28 +6,26 @@ process or several, and nothing of a batch is kept but one value per image and m
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from sklearn.utils import check_random_state
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from sklcam._folders import Shard, check_shard
 from sklcam._validation import check_callable, draw_seed
 from sklcam.cam.base import check_batch_size
 from sklcam.cam.targets import Target
-from sklcam.explain.base import AnyMethod, Explainer
+from sklcam.explain.base import AnyMethod
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.nested import AnyEstimator, as_explainer
-from sklcam.explain.opened import OpenedImages
 from sklcam.images.labels import dataset_labels
-from sklcam.images.rows import take_rows
 from sklcam.images.views import ViewSampler
 from sklcam.metrics.annotations import (
     Annotations,
@@ -37,11 +35,9 @@ from sklcam.metrics.annotations import (
     checked_boxes,
     is_by_class,
 )
-from sklcam.metrics.measurement import Measurement, Measurer
 from sklcam.metrics.plan import (
     OutputScore,
     Params,
-    Plan,
     check_classes,
     check_colors,
     check_has_probability,
@@ -64,13 +60,10 @@ from sklcam.metrics.registry import (
     of_all_classes,
     of_the_predicted_class,
 )
+from sklcam.metrics.runs import Observed, Observer, Run, measure, measure_in_processes, measure_to
 from sklcam.metrics.summary import Evaluation
 
-Observed = TypeVar("Observed")
-Observer = Callable[[Measurement], Observed]
 AnyMetrics = str | Metric | Sequence[str | Metric]
-
-_PARTS_PER_JOB = 4  # so that the progress bar moves before the end
 
 
 def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[str, ...]:
@@ -115,6 +108,8 @@ def evaluate(
     batch_size: int | None = None,
     n_jobs: int | None = None,
     random_state: int | np.random.RandomState | None = 0,
+    store: str | os.PathLike[str] | None = None,
+    shard: Shard | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure an explainer on X, in one pass over the images.
@@ -172,6 +167,13 @@ def evaluate(
         on many cores, for many images: each process gets a copy of the network.
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
+    store : str, path or None, default=None
+        A folder that keeps the values of each batch. Killed at any time, the same call goes on
+        with the first batch that is not there, and ends with the same numbers. What differs on
+        which values depend is an error.
+    shard : (index, count) or None, default=None
+        Which of several processes this one is, as in ``(0, 8)``, that share a ``store``. Each
+        measures its share, waits for the others, and returns the values of all images.
     progress : bool, default=True
         Whether a bar is shown.
 
@@ -187,7 +189,7 @@ def evaluate(
         If the estimator has not been fitted.
     ValueError
         If there is no such metric or option, or something that it needs is missing; before any
-        work.
+        work. If the ``store`` was begun with other images, weights or settings, which are named.
 
     Warns
     -----
@@ -209,6 +211,9 @@ def evaluate(
     ['0.9998', '0.9998', '0.9998']
     """
     check_n_jobs(n_jobs)
+    check_shard(shard)
+    if shard is not None and store is None:
+        raise ValueError("shard= is for processes that share a folder: give store=, its path.")
     evaluator: Evaluator[None] = Evaluator(
         estimator,
         X,
@@ -224,6 +229,8 @@ def evaluate(
         batch_size=batch_size,
         random_state=random_state,
     )
+    if store is not None:
+        return evaluator.run_to(store, shard=shard, n_jobs=n_jobs, progress=progress)
     return evaluator.run(n_jobs=n_jobs, progress=progress)[0]
 
 
@@ -443,7 +450,7 @@ class Evaluator(Generic[Observed]):
         )
         check_references(references)
         self._annotations = replace(given, boxes=checked_boxes(boxes, classes))
-        self._X, self._originals = X, originals
+        self._X, self._originals, self._target = X, originals, target
 
     def run(
         self,
@@ -469,22 +476,52 @@ class Evaluator(Generic[Observed]):
             What the observer returned, in the order of the images.
         """
         check_n_jobs(n_jobs)
-        n_images = len(self.opened)
+        n_images, run = len(self.opened), self._run(observe)
         with tqdm(total=n_images, desc="evaluate", leave=False, disable=not progress) as bar:
             if effective_n_jobs(n_jobs) > 1:
-                parts = list(self._in_processes(observe, n_jobs, bar))
+                parts = list(measure_in_processes(run, n_images, n_jobs, bar))
             else:
-                rest = (self._question, self._annotations, self.plan, observe)
-                parts = [_measure(self.explainer, self.opened, *rest, bar=bar)]
+                parts = [measure(run, bar)]
         values = {
             name: np.concatenate([part[name] for part, _ in parts]) for name in self.plan.collected
         }
+        return self._evaluation(values), [seen for _, observed in parts for seen in observed]
+
+    def run_to(
+        self,
+        store: str | os.PathLike[str],
+        *,
+        shard: Shard | None = None,
+        n_jobs: int | None = None,
+        progress: bool = True,
+    ) -> Evaluation:
+        """Run the evaluation by way of a folder; parameters are those of :func:`evaluate`."""
+        check_n_jobs(n_jobs)
+        check_shard(shard)
+        run: Run[Any] = self._run(None)
+        values = measure_to(run, store, self._target, n_jobs=n_jobs, shard=shard, progress=progress)
+        return self._evaluation(values)
+
+    def _run(self, observe: Observer[Observed] | None) -> Run[Observed]:
+        return Run(
+            self.explainer,
+            self._X,
+            self.opened,
+            self._question,
+            self._annotations,
+            self.plan,
+            self._originals,
+            observe,
+        )
+
+    def _evaluation(self, values: dict[str, np.ndarray]) -> Evaluation:
+        """Return the values as users get them, and warn of those that say nothing."""
         n_constant = int(values.pop("constant_views", np.zeros(1)).sum())
         if n_constant:
             warnings.warn(
-                f"{n_constant} of {n_images} images have a constant map, for themselves or for "
-                "their view; each counts as 0.",
-                stacklevel=3,
+                f"{n_constant} of {len(self.opened)} images have a constant map, for themselves or "
+                "for their view; each counts as 0.",
+                stacklevel=4,
             )
         check = ExplanationCheck()
         if "map_peaks" in values:
@@ -497,68 +534,4 @@ class Evaluator(Generic[Observed]):
             check.add(table, "images' values", n_axes=1, blank=False)
         check.warn()
         meanings = {name: metric.meaning for name, metric in self.metrics.items()}
-        evaluation = Evaluation(meanings, self.labels, **values)
-        return evaluation, [seen for _, observed in parts for seen in observed]
-
-    def _in_processes(
-        self, observe: Observer[Observed] | None, n_jobs: int | None, bar: tqdm
-    ) -> Iterator[tuple[dict[str, np.ndarray], list[Observed]]]:
-        """Yield the results of parts of the images, in their order."""
-        n_parts = _PARTS_PER_JOB * effective_n_jobs(n_jobs)
-        edges = np.linspace(0, len(self.opened), n_parts + 1).astype(int).tolist()
-        spans = [(start, stop) for start, stop in pairwise(edges) if start < stop]
-        # A process opens its part of X itself, so that not all of X has to go there.
-        results = Parallel(n_jobs=n_jobs, return_as="generator")(
-            delayed(_open_and_measure)(
-                self.explainer,
-                take_rows(self._X, range(start, stop)),
-                self._question.take(slice(start, stop)),
-                self._annotations.take(slice(start, stop)),
-                self.plan,
-                observe,
-                first_row=start,
-                originals=self._originals,
-            )
-            for start, stop in spans
-        )
-        for (start, stop), part in zip(spans, results, strict=True):
-            bar.update(stop - start)
-            yield part
-
-
-def _open_and_measure(
-    explainer: Explainer, X: Any, *rest: Any, first_row: int, originals: bool
-) -> tuple[dict[str, np.ndarray], list[Any]]:
-    return _measure(explainer, explainer.open(X, originals=originals), *rest, first_row=first_row)
-
-
-def _measure(
-    explainer: Explainer,
-    opened: OpenedImages,
-    question: Target,
-    annotations: Annotations,
-    plan: Plan,
-    observe: Observer[Observed] | None,
-    *,
-    first_row: int = 0,
-    bar: tqdm | None = None,
-) -> tuple[dict[str, np.ndarray], list[Observed]]:
-    """Return the values of each image, and what the observer returned for each batch."""
-    measurer = Measurer(explainer, plan, first_row)
-    values: dict[str, list[Tensor]] = {name: [] for name in plan.collected}
-    observed: list[Observed] = []
-    for batch in opened.batches():
-        rows = slice(batch.start, batch.stop)
-        asked = explainer.question_of(question, batch)
-        measurement = Measurement(measurer, batch, asked, annotations.take(rows))
-        for name, collected in values.items():
-            # A copy, as a part of a larger tensor would keep all of it.
-            collected.append(measurement[name].detach().clone())
-        if observe is not None:
-            observed.append(observe(measurement))
-        if bar is not None:
-            bar.update(len(batch))
-        del measurement, batch  # nothing of a batch is alive when the next one is read
-    # Read once, at the end: until then the host need not wait for the device.
-    read = {name: torch.cat(parts).cpu().double().numpy() for name, parts in values.items()}
-    return read, observed
+        return Evaluation(meanings, self.labels, **values)

@@ -148,6 +148,9 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("scores", lambda: evaluate("adcc", score=lambda o: o), r"score must return .* \(6, 3\)"),
         ("batch 0", lambda: evaluate(batch_size=0), "batch_size must be an int >= 1; got 0"),
+        ("shared alone", lambda: evaluate(shard=(0, 2)), "shard= is for .*: give store="),
+        ("of 2 the third", lambda: evaluate(store="no/values", shard=(2, 2)), r"shard must be"),
+        ("of a map", lambda: evaluate(store="."), "is not a folder of maps or values"),
         ("jobs", lambda: evaluate(n_jobs=0), "n_jobs must be None or an int other than 0; got 0"),
         ("a seed", lambda: evaluate(random_state="a"), "'a' cannot be used to seed"),
         ("params", lambda: evaluate(metric_params=3), "metric_params must be a dict .* an int, 3"),
@@ -215,6 +218,11 @@ REFUSALS: dict[str, list[Row]] = {
             "no metric or quantity 'mapz'. Did you mean: maps",
         ),
         ("jobs", lambda: metrics.Evaluator(fitted(), X).run(n_jobs=0), "n_jobs must be .* got 0"),
+        (
+            "a share",
+            lambda: metrics.Evaluator(fitted(), X).run_to("no/values", shard=3),
+            "shard mu",
+        ),
     ],
     "Metric": [
         ("no name", lambda: metrics.Metric("", max, ("maps",)), "A metric has a name; got a str"),

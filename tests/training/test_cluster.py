@@ -9,11 +9,11 @@ import pytest
 import torch
 from accelerated import RANDOM, X, Y
 from dask.distributed import Client, LocalCluster
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
 from sklcam import ConsistentCAMClassifier
-from sklcam.metrics import get_scorer
+from sklcam.metrics import evaluate, get_scorer
 
 
 def accuracy(clf, X, y):
@@ -72,3 +72,16 @@ def test_a_search_on_a_cluster_finds_what_it_finds_here(client, options):
     assert os.getpid() not in took_part  # which worker takes what is Dask's business
     of_workers = client.run(probabilities, options)
     assert [*of_workers.values()] == [probabilities(options)] * 2
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_a_cluster_has_the_numbers_of_one_process(client, tmp_path):
+    clf = ConsistentCAMClassifier(**{**RANDOM, "max_epochs": 1, "device": "cpu"}).fit(X, Y)
+    options = {"metrics": ("adcc", "consistency", "accuracy"), "progress": False}
+    here = evaluate(clf, X, Y, **options)
+    with joblib.parallel_config(backend="dask"):
+        there = evaluate(clf, X, Y, n_jobs=2, **options)
+        stored = evaluate(clf, X, Y, n_jobs=2, store=tmp_path / "values", **options)
+    for name, values in here.items():
+        assert_allclose(there[name], values, rtol=1e-4, atol=1e-5)  # of other batches
+        assert_array_equal(stored[name], values)

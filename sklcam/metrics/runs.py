@@ -1,0 +1,275 @@
+"""An evaluation on its way: batch after batch, in one process or several, kept or written down.
+
+Nothing of a batch is kept but one value per image and metric. Values can be written to a folder,
+chunk by chunk, where work that was killed goes on, and several processes meet.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, effective_n_jobs
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklcam._folders import ChunkFolder, Shard
+from sklcam.cam.targets import Target
+from sklcam.explain.base import Explainer
+from sklcam.explain.fingerprints import dependencies, described
+from sklcam.explain.opened import OpenedImages
+from sklcam.explain.stored import open_folder, runs_of
+from sklcam.images.rows import take_rows
+from sklcam.metrics.annotations import Annotations
+from sklcam.metrics.measurement import Measurement, Measurer
+from sklcam.metrics.plan import Plan
+
+Observed = TypeVar("Observed")
+Observer = Callable[[Measurement], Observed]
+Values = dict[str, np.ndarray]
+
+KIND = "values"
+_PARTS_PER_JOB = 4  # so that the progress bar moves before the end
+_A_BATCH = 32  # of a loader that does not say
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Generic[Observed]):
+    """Images that are opened, all that is known of them, and what is measured.
+
+    Attributes
+    ----------
+    explainer : Explainer
+    X : images
+        As the explainer takes them.
+    opened : OpenedImages or None
+        The same, opened; None in another process, which opens them there.
+    question : Target
+    annotations : Annotations
+    plan : Plan
+    originals : bool
+        Whether batches bring the images at their own sizes.
+    observe : callable or None
+    first_row : int
+        How many images precede these in X as a whole.
+    """
+
+    explainer: Explainer
+    X: Any
+    opened: OpenedImages | None
+    question: Target
+    annotations: Annotations
+    plan: Plan
+    originals: bool
+    observe: Observer[Observed] | None
+    first_row: int = 0
+
+    def rows(self, start: int, stop: int) -> Run[Observed]:
+        """Return the run over some of the images, in this process."""
+        assert self.opened is not None
+        return self._part(start, stop, X=self.X, opened=self.opened.subset(range(start, stop)))
+
+    def elsewhere(self, start: int, stop: int) -> Run[Observed]:
+        """Return the same for another process, to which not all of X has to go."""
+        return self._part(start, stop, X=take_rows(self.X, range(start, stop)), opened=None)
+
+    def _part(self, start: int, stop: int, **changed: Any) -> Run[Observed]:
+        rows = slice(start, stop)
+        return replace(
+            self,
+            question=self.question.take(rows),
+            annotations=self.annotations.take(rows),
+            first_row=self.first_row + start,
+            **changed,
+        )
+
+    def measured(self) -> Iterator[tuple[range, dict[str, Tensor], list[Observed]]]:
+        """Yield the rows of each batch, its values, and what the observer returned."""
+        opened = self.opened
+        if opened is None:
+            opened = self.explainer.open(self.X, originals=self.originals)
+        measurer = Measurer(self.explainer, self.plan, self.first_row)
+        for batch in opened.batches():
+            start, stop = batch.start, batch.stop
+            asked = self.explainer.question_of(self.question, batch)
+            known = self.annotations.take(slice(start, stop))
+            measurement = Measurement(measurer, batch, asked, known)
+            # A copy, as a part of a larger tensor would keep all of it.
+            values = {name: measurement[name].detach().clone() for name in self.plan.collected}
+            observed = [] if self.observe is None else [self.observe(measurement)]
+            del measurement, batch  # nothing of a batch is alive when the next one is read
+            yield range(start, stop), values, observed
+
+
+def measure(run: Run[Observed], bar: tqdm | None = None) -> tuple[Values, list[Observed]]:
+    """Return the values of each image, and what the observer returned for each batch."""
+    kept: list[dict[str, Tensor]] = []
+    observed: list[Observed] = []
+    for rows, values, seen in run.measured():
+        kept.append(values)
+        observed += seen
+        if bar is not None:
+            bar.update(len(rows))
+    # Read once, at the end: until then the host need not wait for the device.
+    return _read(kept, run.plan.collected), observed
+
+
+def _read(kept: Sequence[dict[str, Tensor]], names: Sequence[str]) -> Values:
+    joined = {name: torch.cat([values[name] for values in kept]) for name in names}
+    return {name: values.cpu().double().numpy() for name, values in joined.items()}
+
+
+def measure_in_processes(
+    run: Run[Observed], n_images: int, n_jobs: int | None, bar: tqdm
+) -> Iterator[tuple[Values, list[Observed]]]:
+    """Yield the results of parts of the images, in their order."""
+    n_parts = _PARTS_PER_JOB * effective_n_jobs(n_jobs)
+    edges = np.linspace(0, n_images, n_parts + 1).astype(int).tolist()
+    spans = [(start, stop) for start, stop in pairwise(edges) if start < stop]
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(measure)(run.elsewhere(*span)) for span in spans
+    )
+    for (start, stop), part in zip(spans, results, strict=True):
+        bar.update(stop - start)
+        yield part
+
+
+# In a folder
+
+
+def measure_to(
+    run: Run[Any],
+    store: str | os.PathLike[str],
+    target: Any,
+    *,
+    n_jobs: int | None,
+    shard: Shard | None,
+    progress: bool,
+) -> Values:
+    """Return the values of all images, by way of a folder that keeps each batch of them.
+
+    Parameters
+    ----------
+    run : Run
+        Over all images.
+    store : path-like
+        The folder.
+    target : Any
+        As a user asks for it.
+    n_jobs, shard, progress
+        See :func:`evaluate`.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n_images,)
+
+    Raises
+    ------
+    ValueError
+        If what is there was begun with something else.
+    """
+    assert run.opened is not None
+    n_images = len(run.opened)
+    about = {
+        "kind": KIND,
+        "n_images": n_images,
+        "chunk_size": run.opened.batch_size or _A_BATCH,
+        "depends_on": {**dependencies(run.explainer, run.opened, target), **_of_run(run)},
+    }
+    folder = open_folder(store, about, lambda path: None, resume=True)
+    with tqdm(
+        total=n_images, initial=folder.n_done, desc="evaluate", leave=False, disable=not progress
+    ) as bar:
+        chunks = runs_of(folder, shard, run.opened)
+        if effective_n_jobs(n_jobs) > 1:
+            _write_in_processes(run, folder, chunks, n_jobs, bar)
+        else:
+            for some in chunks:
+                rows = folder.rows(some)
+                write(run.rows(rows.start, rows.stop), folder, some, bar)
+        folder.wait(lambda n_done: bar.update(n_done - bar.n))
+    return read_values(folder, run.plan.collected)
+
+
+def _of_run(run: Run[Any]) -> dict[str, Any]:
+    """Return what values depend on, beside the explainer, the images and the target."""
+    plan, known = run.plan, run.annotations
+    functions = [(name, metric.function) for name, metric in plan.metrics.items()]
+    return {
+        "metrics": list(plan.collected),
+        "functions of the metrics": described(functions),
+        "options of the metrics": described(plan.options),
+        "method": described(plan.method),
+        "explanations": described(plan.explained),
+        "score": described(plan.score),
+        "random_state": plan.seed,
+        "y": described(known.labels),
+        "boxes": described(known.boxes),
+        "masks": described(known.masks),
+        "references": described(known.references),
+    }
+
+
+def write(run: Run[Any], folder: ChunkFolder, chunks: range, bar: tqdm | None = None) -> None:
+    """Measure images that are some chunks in a row, and write each chunk once it is complete."""
+    kept: list[dict[str, Tensor]] = []
+    for rows, values, _ in run.measured():
+        kept.append(values)
+        start, stop = run.first_row + rows.start, run.first_row + rows.stop
+        for chunk in folder.ended(chunks, start, stop):
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, **_read(kept, run.plan.collected))
+            folder.finish(chunk, content.getvalue())
+            kept = []
+        if bar is not None:
+            bar.update(len(rows))
+
+
+def _write_in_processes(
+    run: Run[Any], folder: ChunkFolder, chunks: Sequence[range], n_jobs: int | None, bar: tqdm
+) -> None:
+    n_left = sum(map(len, chunks))
+    size = max(1, n_left // (_PARTS_PER_JOB * effective_n_jobs(n_jobs)))
+    parts = [
+        range(start, min(start + size, some.stop))
+        for some in chunks
+        for start in range(some.start, some.stop, size)
+    ]
+    spans = [folder.rows(part) for part in parts]
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(write)(run.elsewhere(rows.start, rows.stop), folder, part)
+        for rows, part in zip(spans, parts, strict=True)
+    )
+    for rows, _ in zip(spans, results, strict=True):
+        bar.update(len(rows))
+
+
+def read_values(folder: ChunkFolder, names: Sequence[str]) -> Values:
+    """Return the values of all images, of a folder that is complete.
+
+    Raises
+    ------
+    ValueError
+        If a chunk is not what was written there.
+    """
+    parts: list[Values] = []
+    for chunk in range(folder.n_chunks):
+        n_rows = len(folder.rows(range(chunk, chunk + 1)))
+        try:
+            with np.load(io.BytesIO(folder.content(chunk)), allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in names}
+            if any(each.shape != (n_rows,) for each in values.values()):
+                raise ValueError("there is not one value for each image")
+        except Exception as error:  # a damaged archive has any of a dozen
+            raise ValueError(
+                f"Chunk {chunk} of {str(folder.path)!r} is damaged ({error}): remove its file in "
+                "the folder 'done', and it is made again."
+            ) from error
+        parts.append(values)
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
