@@ -7,6 +7,7 @@ program stops; where a library computes something else than the paper, the reaso
 agreement is checked in a setting in which the deviation does not count, if there is one.
 
     python benchmarks/explain.py --arch resnet18 resnet50 convnext_tiny
+    python benchmarks/explain.py --arch resnet50 --methods ablationcam --only-ours
     python benchmarks/explain.py --arch resnet18 --methods scorecam ablationcam --autocast
     python benchmarks/explain.py --arch vgg16 --methods all --device cuda
     python benchmarks/explain.py --arch timm/vit_small_patch16_224 swin_t --methods gradcam
@@ -33,6 +34,7 @@ import copy
 import gc
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -167,6 +169,7 @@ BARS = (
     Bar(THREE, "gradcam", "torchcam / sklcam", 1.0),
     Bar(THREE, "gradcam", "captum / sklcam", 1.0),
     Bar(("resnet18",), "ablationcam", "pytorch-grad-cam / sklcam", 100.0),
+    Bar(("resnet18", "resnet50"), "ablationcam", "sklcam / sklcam gradcam", 1.3, at_most=True),
     Bar(("resnet18",), "scorecam", "torchcam / sklcam", 1.4),
     Bar(("resnet18",), "scorecam", "torchcam / sklcam bfloat16", 2.5),
 )
@@ -183,6 +186,10 @@ def predict(case: Case) -> Tensor:
 def ours(case: Case) -> Tensor:
     maps, _ = case.explainer.explain_inputs(case.images, method=case.method)
     return maps
+
+
+def our_gradcam(case: Case) -> Tensor:
+    return ours(replace(case, method=get_method("gradcam")))
 
 
 def ours_in_bfloat16(case: Case) -> Tensor:
@@ -573,6 +580,8 @@ def images_of(folder: Path, n_images: int, size: int) -> Tensor:
 
 def contenders(case: Case, spec: Spec, autocast: bool) -> dict[str, Explain]:
     field = {"predict": predict, "sklcam": ours}
+    if spec.method == "ablationcam":
+        field["sklcam gradcam"] = our_gradcam
     if autocast and isinstance(case.method, ScoreCAM):
         field["sklcam bfloat16"] = ours_in_bfloat16
     return field | {peer.library: peer.explain for peer in spec.peers}
@@ -606,16 +615,17 @@ def clean_up(case: Case) -> None:
 
 
 def timed_rounds(
-    field: dict[str, Explain], case: Case, n_rounds: int, device: str
+    field: dict[str, Explain], case: Case, n_rounds: int, options: argparse.Namespace
 ) -> dict[str, np.ndarray]:
     """Time all in turns, each round starting with another one."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in field}
     names = list(field)
     for i in range(n_rounds):
         start = i % len(names)
         for name in names[start:] + names[:start]:
             case.network.zero_grad()
-            times[name].append(seconds(partial(field[name], case), device))
+            times[name].append(seconds(partial(field[name], case), options.device, clock))
     return {name: np.array(of_one) for name, of_one in times.items()}
 
 
@@ -668,7 +678,7 @@ def measure(arch: str, name: str, case: Case, spec: Spec, options: argparse.Name
         for peer in spec.peers
     }
     n_rounds = min(options.rounds, spec.rounds or options.rounds)
-    times = timed_rounds(field, case, n_rounds, options.device)
+    times = timed_rounds(field, case, n_rounds, options)
     print(
         f"\n{arch}, {name}, images: {len(case.images)}, rounds: {n_rounds}\n"
         f"  predict takes {np.median(times['predict']):.3f} s, sklcam "
@@ -677,6 +687,8 @@ def measure(arch: str, name: str, case: Case, spec: Spec, options: argparse.Name
     )
     report = partial(report_ratio, arch, name, times, peaks)
     report("sklcam", "predict")
+    if "sklcam gradcam" in field:
+        report("sklcam", "sklcam gradcam")
     for peer in spec.peers:
         report(peer.library, "sklcam", note=notes[peer.library])
     if "sklcam bfloat16" in field:
@@ -725,6 +737,8 @@ def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None
         spec = SPECS[name]
         if layer.layout != "nchw":
             spec = replace(spec, peers=tuple(p for p in spec.peers if not p.needs_nchw))
+        if options.only_ours:
+            spec = replace(spec, peers=(), n_images=None, rounds=None)
         own = copy.deepcopy(network)  # peers leave traces
         case = Case(
             own,
@@ -800,6 +814,10 @@ def parse() -> argparse.Namespace:
         help="default: those of few passes",
     )
     parser.add_argument("--autocast", action="store_true", help="our Score-CAM in bfloat16, too")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="the process's own, where others use the machine"
+    )
+    parser.add_argument("--only-ours", action="store_true", help="whole batches, without peers")
     parser.add_argument("--memory-images", type=int, default=0, metavar="N")
     parser.add_argument("--data", type=Path, help="folder of images; else noise")
     parser.add_argument("--weights", type=Path, help="state dict of a trained network")
@@ -822,7 +840,8 @@ def print_setting(options: argparse.Namespace) -> None:
         f"{version('grad-cam')}\n"
         f"batches of {options.batch_size}, {images}, image size {options.image_size}; the bars are "
         "for batches of 16 at 224 pixels on a CPU\n"
-        "time: median [min .. max] over the rounds, each ratio within its round\n"
+        f"{'CPU ' if options.cpu_time else ''}time: median [min .. max] over the rounds, each "
+        "ratio within its round\n"
         f"memory: {meter}, above the resting state"
     )
 

@@ -308,15 +308,19 @@ class AblationCAM(PerturbationMethod):
     .. math:: w_k = \frac{y_c - y_c^{(k)}}{|y_c|}
 
     where :math:`y_c^{(k)}` is the score with channel k of the layer set to zero. What lies before
-    the layer runs once, in the pass that the prediction comes from; the ablated activations go
-    through the rest of the network alone.
+    the layer runs once, in the pass that the prediction comes from.
+
+    Where what follows the layer pools each channel and goes on with a linear layer, the fall is the
+    channel's mean times its weight, and no more passes are needed. What else follows a global
+    pooling is run on the pooled channels alone, in float32. Only where there is none do the ablated
+    activations go through the rest of the network.
 
     Parameters
     ----------
     relu : bool, default=True
         Whether negative evidence is cut off.
     batch_size : int, default=256
-        Most ablated activations that go through the head at a time.
+        Most ablated activations, or pooled channels, that go through the head at a time.
 
     Notes
     -----
@@ -352,10 +356,26 @@ class AblationCAM(PerturbationMethod):
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
         if len(recorded.activations[layer]) != recorded.n_images:
             raise _cannot_go_on(recorded, layer)
-        falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
+        falls = self._falls_of_head(recorded, layer)
+        if falls is None:
+            falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
         scores = recorded.scores.detach()[..., None].abs()
         # A score of 0 has no share that it could fall by: the fall itself is the weight then.
         return falls / torch.where(scores > 0, scores, 1.0)
+
+    def _falls_of_head(self, recorded: RecordedPass, layer: int) -> Tensor | None:
+        """Return by how much scores fall, (n_images, k, K), if that follows from the head."""
+        dtype = recorded.activations[layer].dtype
+        try:
+            head = recorded.head(layer)
+            # The pass cannot be gone on with where the network works in place between modules.
+            if head is None or not _is_close(head.scores, recorded.scores.detach(), dtype):
+                return None
+            return head.falls(self.rows_at_a_time(recorded))
+        except RuntimeError as error:  # in-place work on what is not to be changed
+            if is_out_of_memory(error):
+                raise
+            return None
 
     def _falls(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
         """Return by how much each score of an image falls without each channel, (k, K)."""

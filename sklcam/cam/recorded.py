@@ -19,6 +19,7 @@ from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.attention import AttentionRecord
 from sklcam.networks.dry_run import left_as_found
+from sklcam.networks.heads import Head, trace_head
 from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
@@ -378,6 +379,26 @@ class RecordedPass:
             activations, image=image, n_images=self.n_images, from_start=from_start
         ):
             return self.run(images, rows)
+
+    def head(self, layer: int) -> Head | None:
+        """Return how the scores come from a layer, where more follows than by :meth:`resume`.
+
+        Parameters
+        ----------
+        layer : int
+
+        Returns
+        -------
+        Head or None
+            See :func:`sklcam.networks.heads.trace_head`.
+        """
+        activations = self.activations[layer].detach()
+
+        def scores_of(activations: Tensor) -> Tensor:
+            with self._trunks[layer].resumed(activations):
+                return self.score(self._forward(self.inputs.with_images(self.images)))
+
+        return trace_head(scores_of, activations, self.layers[layer].channel_axis(activations))
 
     def scores_behind(self, trunk: Trunk, returned: object) -> Tensor:
         """Return the scores of what a module could have returned for the batch, with a graph.

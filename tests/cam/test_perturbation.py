@@ -406,12 +406,55 @@ class Counted(nn.Module):
 
 @pytest.mark.parametrize("batch_size", [4, 256])
 def test_what_lies_before_the_layer_runs_once(small, batch_size):
-    for part in (0, 4, 8):
+    for part in (0, 1, 4):
         small[part] = Counted(small[part])
-    weights_of(AblationCAM(batch_size=batch_size), small, noise_images(3), layer="4")
-    assert small[0].rows == small[4].rows == 3
+    weights_of(AblationCAM(batch_size=batch_size), small, noise_images(3), layer="1")
+    assert small[0].rows == small[1].rows == 3
     n_batches = -(-6 // batch_size)  # each begins with an intact row, for a check
-    assert small[8].rows == 3 + 3 * (6 + n_batches)
+    # And a look at what becomes of the layer, which ends where its channels meet.
+    assert small[4].rows == 3 + 3 + 3 * (6 + n_batches)
+
+
+@pytest.mark.parametrize("layer", ["4", "5"])
+def test_where_channels_are_pooled_the_head_runs_once_more(small, layer):
+    for part in (4, 6, 8):
+        small[part] = Counted(small[part])
+    weights_of("ablationcam", small, noise_images(3), layer=layer)
+    assert small[4].rows == 3 and small[6].rows == small[8].rows == 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("mobilenet_v3_small", "auto"), ("convnext_tiny", "auto"), ("densenet121", "auto")],
+)
+def test_pooled_channels_are_ablated_in_known_networks(name, layer, monkeypatch):
+    """In float64; without their normalisation at the end, random scores would hardly differ."""
+    model, images = copy.deepcopy(build(name)).double(), noise_images(2, size=32)
+    target = torch.tensor([3, 1])
+    monkeypatch.setattr(AblationCAM, "_falls", None)  # the plain way is not gone
+    ours = weights_of("ablationcam", model, images, target, layer)
+    part = find_target_layer(model, layer, sample=images[:1]).of(model)
+    torch.testing.assert_close(ours, brute_force_ablation(model, part, images, target))
+
+
+def test_the_plain_way_is_the_same(small, monkeypatch):
+    images = noise_images(3)
+    expected = weights_of(AblationCAM(), small, images, layer="4")
+    monkeypatch.setattr(AblationCAM, "_falls_of_head", lambda *_: None)
+    torch.testing.assert_close(weights_of(AblationCAM(), small, images, layer="4"), expected)
+
+
+def test_ablation_in_bfloat16_keeps_what_a_channel_changes(small):
+    """Of the scores themselves, bfloat16 has two digits."""
+    small, images = small.float(), noise_images(3).float()
+    with torch.no_grad():
+        small[8].bias += 4
+    target = torch.tensor([3, 0, 2])
+    expected = weights_of("ablationcam", small, images, target, "4")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = weights_of("ablationcam", small, images, target, "4")
+    assert (ours - expected).abs().max() < 0.03 * expected.abs().max()
+    assert expected.abs().max() < 0.05
 
 
 class InPlace(nn.Module):
