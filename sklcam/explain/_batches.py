@@ -86,7 +86,9 @@ class BatchExplainer(Questions):
 
     # X
 
-    def open(self, X: Any, *, originals: bool = False) -> OpenedImages:
+    def open(
+        self, X: Any, *, originals: bool = False, num_workers: int | None = None
+    ) -> OpenedImages:
         """Check X, and make it ready to be read batch by batch.
 
         Parameters
@@ -95,6 +97,8 @@ class BatchExplainer(Questions):
             In any form that ``fit`` takes.
         originals : bool, default=False
             Whether the batches bring the images at their own sizes, too.
+        num_workers : int or None, default=None
+            How many processes read images ahead; None is as many as the explainer has.
 
         Returns
         -------
@@ -105,7 +109,9 @@ class BatchExplainer(Questions):
         ValueError
             If X holds no images of a form that can be read.
         """
-        return OpenedImages(self.adapter, X, self.image_input, originals=originals)
+        return OpenedImages(
+            self.adapter, X, self.image_input, originals=originals, num_workers=num_workers
+        )
 
     def iter_inputs(self, X: Any) -> Iterator[Any]:
         """Yield X as the network gets it, batch after batch.

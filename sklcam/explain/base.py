@@ -192,6 +192,7 @@ class Explainer(BatchExplainer):
         frame: Frame = "input",
         out: np.ndarray | None = None,
         dtype: MapDtype | None = None,
+        num_workers: int | None = None,
     ) -> Any:
         """Return one map per image: where the network looked for its decision.
 
@@ -227,6 +228,9 @@ class Explainer(BatchExplainer):
         dtype : {"float16", "float32", "float64"} or None, default=None
             What numbers the maps are of; None is that of ``out``, and float32 without it. float16,
             which is half the bytes, is for maps in [0, 1], which it holds to 0.00025.
+        num_workers : int or None, default=None
+            How many processes read, decode and resize images ahead; None is as many as the
+            explainer has. Maps and their order are the same.
 
         Returns
         -------
@@ -256,7 +260,7 @@ class Explainer(BatchExplainer):
         methods = list(named.values())
         numbers = dtype_of_maps(dtype, out, methods, normalize)
         at_layer = self.is_at_layer(frame, methods)
-        opened = self.open(X)
+        opened = self.open(X, num_workers=num_workers)
         question = self.as_target(target, len(opened))
         shapes = [(len(opened), *self.map_shape(opened, question, each)) for each in methods]
         if at_layer:  # whose sides are known once it has run
@@ -295,6 +299,7 @@ class Explainer(BatchExplainer):
         chunk_size: int | None = None,
         shard: Shard | None = None,
         resume: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """Write the maps of many images to a folder, chunk by chunk; see :func:`sklcam.open_maps`.
 
@@ -321,6 +326,8 @@ class Explainer(BatchExplainer):
             chunks, in the same folder. None makes all of them.
         resume : bool, default=True
             Whether to go on with what is at ``path``. False is an error if anything is.
+        num_workers : int or None, default=None
+            See :meth:`explain`.
 
         Raises
         ------
@@ -370,6 +377,7 @@ class Explainer(BatchExplainer):
             chunk_size=chunk_size,
             shard=shard,
             resume=resume,
+            num_workers=num_workers,
             make_bar=self._bar,
         )
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from sklcam._validation import check_count
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
+from sklcam.images.framed import Failure, FramedDataset, FramedItems, collate_framed
 from sklcam.images.items import is_splits, of_processor
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs, NetworkTensors, OtherInputs, name_of_images
@@ -76,6 +78,8 @@ class OpenedImages:
         Which entry of a mapping is the image.
     originals : bool
         Whether batches bring the images at their own sizes.
+    num_workers : int or None
+        How many processes read ahead; None is as many as the adapter's model says.
 
     Attributes
     ----------
@@ -98,8 +102,17 @@ class OpenedImages:
     """
 
     def __init__(
-        self, adapter: Adapter, X: Any, image_input: str | None = None, *, originals: bool = False
+        self,
+        adapter: Adapter,
+        X: Any,
+        image_input: str | None = None,
+        *,
+        originals: bool = False,
+        num_workers: int | None = None,
     ):
+        if num_workers is not None:
+            check_count("num_workers", num_workers, 0)
+        self._num_workers = num_workers
         self._adapter = adapter
         self._others: OtherInputs | None = None
         self._name: str | None = None
@@ -110,6 +123,12 @@ class OpenedImages:
             images = X[self._name]
         self._dataset = adapter.dataset(images)
         _check_others(adapter.network, self._dataset)
+        device = self._dataset.tensor_device
+        if num_workers and device.type != "cpu":
+            raise ValueError(
+                f"num_workers={num_workers} are processes that read images, and those of X are on "
+                f"{device} already: leave it at 0, or give X.cpu()."
+            )
         if self._name is not None:
             others = {name: value for name, value in X.items() if name != self._name}
             self._others = OtherInputs(others, len(self._dataset))
@@ -162,7 +181,7 @@ class OpenedImages:
     @property
     def batch_size(self) -> int | None:
         """How many images a batch has; None if the loader does not say."""
-        size = getattr(self._adapter.loader(self._items()), "batch_size", None)
+        size = getattr(self._loader(), "batch_size", None)
         return size if isinstance(size, int) else None
 
     @property
@@ -172,8 +191,10 @@ class OpenedImages:
 
     def batches(self) -> Iterator[Batch]:
         """Read the images, each once, in their order."""
-        items, start = self._items(), 0
-        for read in self._adapter.loader(items):
+        start = 0
+        for read in self._loader():
+            if isinstance(read, Failure):
+                raise read.error
             batch = self._batch(read, start)
             yield batch
             start = batch.stop
@@ -187,6 +208,22 @@ class OpenedImages:
         """Read all images as one batch, in this process."""
         items = self._items()
         return self._batch(collate_framed(items.__getitems__(range(len(items)))), 0)
+
+    def _loader(self) -> Iterable[Any]:
+        loader = self._adapter.loader(self._items())
+        if self._num_workers is None or not isinstance(loader, DataLoader):
+            return loader
+        # How many workers a loader has is settled when it is made.
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            num_workers=self._num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            generator=loader.generator,
+            multiprocessing_context=loader.multiprocessing_context if self._num_workers else None,
+        )
 
     def _items(self) -> FramedItems:
         return FramedItems(self._dataset, self._rows, originals=self._originals)

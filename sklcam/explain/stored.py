@@ -44,6 +44,7 @@ def write_maps(
     chunk_size: int | None,
     shard: Shard | None,
     resume: bool,
+    num_workers: int | None,
     make_bar: Callable[[int, str, int], tqdm],
 ) -> None:
     """Write the maps of X to a folder; parameters are those of ``Explainer.explain_to``."""
@@ -57,7 +58,7 @@ def write_maps(
     methods = list(named.values())
     numbers = dtype_of_maps(dtype, None, methods, normalize)
     at_layer = explainer.is_at_layer(frame, methods)
-    opened = explainer.open(X)
+    opened = explainer.open(X, num_workers=num_workers)
     question = explainer.as_target(target, len(opened))
     if question.ragged:
         raise ValueError(

@@ -6,13 +6,15 @@ opened once, whatever is asked of it afterwards.
 
 from __future__ import annotations
 
+import pickle
+import traceback
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from sklcam.images.items import Items
 
@@ -82,19 +84,63 @@ class FramedItems(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, Tensor | None]]:
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        rows = [self.rows[i] for i in indices]
+        try:
+            read = self.dataset.read_batch(rows)
+        except Exception as error:
+            self._name_row(error, rows)
+            if get_worker_info() is None:
+                raise
+            return Failure.of(error)
         return [
             (image, tuple(original.shape[1:]), original if self._originals else None)
-            for image, original in self.dataset.read_batch([self.rows[i] for i in indices])
+            for image, original in read
         ]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor | None]:
-        return self.__getitems__([i])[0]
+        item: tuple[Tensor, Any, Tensor | None] = self.__getitems__([i])[0]
+        return item
+
+    def _name_row(self, error: Exception, rows: Sequence[int]) -> None:
+        """Note which of a batch's images cannot be read."""
+        for row in rows:
+            try:
+                self.dataset.read_batch([row])
+            except Exception:  # of any kind: it is raised as the error that is there already
+                error.add_note(f"It is image {row} of X that could not be read.")
+                return
 
 
-def collate_framed(
-    items: Sequence[tuple[Tensor, tuple[int, ...], Tensor | None]],
-) -> tuple[Tensor, tuple[list[tuple[int, ...]], list[Tensor | None]]]:
-    """Make a batch of items: images, and in the place of labels their sizes and originals."""
+class Failure(NamedTuple):
+    """What a worker process hands over in the place of a batch that it could not read.
+
+    A loader would make another error of it, whose message is the whole traceback.
+    """
+
+    error: Exception
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Return the failure of an error, in a form that goes from one process to another."""
+        told = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # some errors cannot be made anew
+            notes = getattr(error, "__notes__", ())
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+            for note in notes:
+                error.add_note(note)
+        error.add_note(f"In a worker process:\n{told}")
+        return cls(error)
+
+
+def collate_framed(items: Any) -> Any:
+    """Make a batch of items: images, and in the place of labels their sizes and originals.
+
+    A :class:`Failure` stays what it is.
+    """
+    if isinstance(items, Failure):
+        return items
     images, sizes, originals = zip(*items, strict=True)
     return torch.stack(images), (list(sizes), list(originals))

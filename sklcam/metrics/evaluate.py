@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Generic
 
 import numpy as np
@@ -60,7 +60,15 @@ from sklcam.metrics.registry import (
     of_all_classes,
     of_the_predicted_class,
 )
-from sklcam.metrics.runs import Observed, Observer, Run, measure, measure_in_processes, measure_to
+from sklcam.metrics.runs import (
+    Observed,
+    Observer,
+    Reading,
+    Run,
+    measure,
+    measure_in_processes,
+    measure_to,
+)
 from sklcam.metrics.summary import Evaluation
 
 AnyMetrics = str | Metric | Sequence[str | Metric]
@@ -107,6 +115,7 @@ def evaluate(
     metric_params: Params | None = None,
     batch_size: int | None = None,
     n_jobs: int | None = None,
+    num_workers: int | None = None,
     random_state: int | np.random.RandomState | None = 0,
     store: str | os.PathLike[str] | None = None,
     shard: Shard | None = None,
@@ -165,6 +174,9 @@ def evaluate(
     n_jobs : int or None, default=None
         Processes that share the images, as joblib counts them; the numbers are the same. It pays
         on many cores, for many images: each process gets a copy of the network.
+    num_workers : int or None, default=None
+        How many processes read, decode and resize images ahead, for each of those; None is as many
+        as the explainer has.
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
     store : str, path or None, default=None
@@ -228,6 +240,7 @@ def evaluate(
         metric_params=metric_params,
         batch_size=batch_size,
         random_state=random_state,
+        num_workers=num_workers,
     )
     if store is not None:
         return evaluator.run_to(store, shard=shard, n_jobs=n_jobs, progress=progress)
@@ -375,6 +388,7 @@ class Evaluator(Generic[Observed]):
         random_state: int | np.random.RandomState | None = 0,
         needs: Sequence[str] = (),
         originals: bool = False,
+        num_workers: int | None = None,
     ):
         # First what can be told without the estimator: to fit one around a network takes a pass.
         self.metrics = get_metrics(metrics)
@@ -415,7 +429,8 @@ class Evaluator(Generic[Observed]):
             batch_size=batch_size,
             seed=seed,
         )
-        self.opened = self.explainer.open(X, originals=originals)
+        reading = Reading(originals, num_workers)
+        self.opened = self.explainer.open(X, **asdict(reading))
         self._question = self.explainer.as_target(target, len(self.opened))
         if self._question.ragged:
             raise ValueError(
@@ -450,7 +465,7 @@ class Evaluator(Generic[Observed]):
         )
         check_references(references)
         self._annotations = replace(given, boxes=checked_boxes(boxes, classes))
-        self._X, self._originals, self._target = X, originals, target
+        self._X, self._reading, self._target = X, reading, target
 
     def run(
         self,
@@ -510,7 +525,7 @@ class Evaluator(Generic[Observed]):
             self._question,
             self._annotations,
             self.plan,
-            self._originals,
+            self._reading,
             observe,
         )
 

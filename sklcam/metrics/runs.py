@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,14 @@ _PARTS_PER_JOB = 4  # so that the progress bar moves before the end
 _A_BATCH = 32  # of a loader that does not say
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: whether at their own sizes, too, and by how many processes."""
+
+    originals: bool
+    num_workers: int | None
+
+
 @dataclass(frozen=True, eq=False)
 class Run(Generic[Observed]):
     """Images that are opened, all that is known of them, and what is measured.
@@ -53,8 +61,7 @@ class Run(Generic[Observed]):
     question : Target
     annotations : Annotations
     plan : Plan
-    originals : bool
-        Whether batches bring the images at their own sizes.
+    reading : Reading
     observe : callable or None
     first_row : int
         How many images precede these in X as a whole.
@@ -66,7 +73,7 @@ class Run(Generic[Observed]):
     question: Target
     annotations: Annotations
     plan: Plan
-    originals: bool
+    reading: Reading
     observe: Observer[Observed] | None
     first_row: int = 0
 
@@ -91,9 +98,17 @@ class Run(Generic[Observed]):
 
     def measured(self) -> Iterator[tuple[range, dict[str, Tensor], list[Observed]]]:
         """Yield the rows of each batch, its values, and what the observer returned."""
+        try:
+            yield from self._measured()
+        except Exception as error:  # of any kind: it goes on to whoever called
+            if self.opened is None and self.first_row:
+                error.add_note(f"Rows of X are counted from {self.first_row} on here.")
+            raise
+
+    def _measured(self) -> Iterator[tuple[range, dict[str, Tensor], list[Observed]]]:
         opened = self.opened
         if opened is None:
-            opened = self.explainer.open(self.X, originals=self.originals)
+            opened = self.explainer.open(self.X, **asdict(self.reading))
         measurer = Measurer(self.explainer, self.plan, self.first_row)
         for batch in opened.batches():
             start, stop = batch.start, batch.stop

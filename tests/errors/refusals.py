@@ -250,6 +250,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("an abstract one", lambda: explain(method=cam.Method), "a base class for methods"),
         ("unknown frame", lambda: explain(frame="x"), 'be "input", "image" or "layer"; got .x'),
         ("no layer", lambda: explain(method="saliency", frame="layer"), "Saliency makes its maps"),
+        ("no workers", lambda: explain(num_workers=-1), "num_workers must be an int >= 0; got -1"),
         ("ints", lambda: explain(dtype="int8"), "dtype must be .float16., .* got .int8"),
         ("nonsense", lambda: explain(dtype="x"), "dtype must be .float16., .* got .x"),
         ("narrow", lambda: explain(normalize=False, dtype="float16"), "float16 is for maps scaled"),
