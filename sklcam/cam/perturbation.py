@@ -277,29 +277,40 @@ class SSCAM(_MaskingMethod):
     def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
         # A channel that is constant is not skipped here: noise makes a mask of it, too.
         scores.zero_()
-        n_images, n_channels = activations.shape[:2]
-        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_channels)
+        n_images, n_all = activations.shape[:2]
+        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_all)
         most = self.rows_at_a_time(recorded)
         # All images of some channels at a time, so that the noise of a channel is drawn once.
-        for channels in torch.arange(n_channels).split(max(1, most // n_images)):
+        n_at_once = max(1, most // (n_images * min(self.n_samples, _SAMPLES_AT_ONCE)))
+        for first in range(0, n_all, n_at_once):
+            channels = slice(first, first + n_at_once)
             masks = recorded.scaled(recorded.upsample(activations[:, channels]))
-            for noise in self._noises(seeds[channels.numpy()], masks):
-                noisy = (masks + noise).flatten(0, 1)
-                every = torch.arange(len(noisy), device=noisy.device)
+            for noise in self._noises(seeds[channels], masks):
+                n_channels, n_drawn = noise.shape[:2]
+                every = torch.arange(n_images * n_channels * n_drawn, device=masks.device)
+                found = []
                 for part in every.split(most):
-                    rows, shown = part // len(channels), channels[0] + part % len(channels)
-                    part_scores = self.score_masked(recorded, noisy[part], rows)
-                    scores[rows, shown] += part_scores / self.n_samples
+                    sample, pair = part % n_drawn, part // n_drawn
+                    rows, of_channel = pair // n_channels, pair % n_channels
+                    noisy = masks[rows, of_channel] + noise[of_channel, sample]
+                    found.append(self.score_masked(recorded, noisy, rows))
+                of_pairs = torch.cat(found).reshape(n_images, n_channels, n_drawn, -1)
+                scores[:, channels] += of_pairs.sum(dim=2) / self.n_samples
 
     def _noises(self, seeds: np.ndarray, masks: Tensor) -> Iterator[Tensor]:
-        """Yield noise for some channels (c, height, width), which depends on nothing but them."""
+        """Yield noise for some channels, (c, samples, height, width), that hangs on them alone."""
         # A generator for each channel: how many fit into a batch makes no difference.
         generators = [torch.Generator(masks.device).manual_seed(int(seed)) for seed in seeds]
-        for _ in range(self.n_samples):
-            noise = torch.empty(masks.shape[1:]).to(masks)
-            for channel_noise, generator in zip(noise, generators, strict=True):
-                channel_noise.normal_(0, self.std, generator=generator)
+        for first in range(0, self.n_samples, _SAMPLES_AT_ONCE):
+            n_drawn = min(_SAMPLES_AT_ONCE, self.n_samples - first)
+            noise = masks.new_empty(len(seeds), n_drawn, *masks.shape[2:])
+            for of_channel, generator in zip(noise, generators, strict=True):
+                of_channel.normal_(0, self.std, generator=generator)
             yield noise
+
+
+# Noisy masks that are drawn at a time, of a channel: of 224 x 224 pixels they take 10 MB.
+_SAMPLES_AT_ONCE = 50
 
 
 class AblationCAM(PerturbationMethod):

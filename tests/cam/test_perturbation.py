@@ -139,8 +139,7 @@ def mask_noise(seed, n_samples, std, n_channels, size=SIZE):
     noise = torch.empty(n_channels, n_samples, size, size).double()
     for k, state in enumerate(np.random.SeedSequence(seed).generate_state(n_channels)):
         generator = torch.Generator().manual_seed(int(state))
-        for of_sample in noise[k]:
-            of_sample.normal_(0, std, generator=generator)
+        noise[k].normal_(0, std, generator=generator)
     return noise.transpose(0, 1)
 
 
@@ -256,6 +255,24 @@ def test_sscam_is_its_equation_with_the_same_noise(small, n_images, layer):
     method = SSCAM(n_samples=3, random_state=5)
     maps = raw_maps(method, small, images, torch.tensor(classes), str(layer))
     torch.testing.assert_close(maps, weighted(expected, activations))
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_sscam_draws_once_for_a_channel(small, n_images, monkeypatch):
+    n_draws, draw = 0, torch.Tensor.normal_
+
+    def counted(*args, **kwargs):
+        nonlocal n_draws
+        n_draws += 1
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "normal_", counted)
+    method = SSCAM(n_samples=7, random_state=0)
+    whole = weights_of(method, small, noise_images(n_images), layer="4")
+    assert n_draws == 6
+    monkeypatch.setattr("sklcam.cam.perturbation._SAMPLES_AT_ONCE", 3)  # 144 pixels: no noise lost
+    torch.testing.assert_close(weights_of(method, small, noise_images(n_images), layer="4"), whole)
+    assert n_draws == 6 + 6 * 3
 
 
 def test_iscam_of_one_step_and_sscam_without_noise_are_scorecam(with_constants):
