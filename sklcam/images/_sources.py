@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torchvision.datasets.folder import default_loader
 from sklcam._validation import describe, is_instance
 from sklcam.images._advice import FORMS, advice_on_entry, advice_on_path, diagnose
 from sklcam.images._encoded import Encoded, as_encoded, opened, shown
+from sklcam.images._paths import Paths, missing_files
 from sklcam.images._pixels import (
     MAX_CHANNELS,
     Reading,
@@ -147,14 +147,17 @@ class FileSource(Source):
 
     def __init__(self, items: Sequence[Any], reading: Reading) -> None:
         self._background = reading.background
-        self._items = items
+        are_paths = isinstance(items, list) and all(isinstance(item, str) for item in items)
+        self._items = Paths(items) if are_paths else items
 
     def __len__(self) -> int:
         return len(self._items)
 
     def check(self) -> None:
         # Later, a missing file would end a training that has run for hours.
-        if isinstance(self._items, list):
+        if isinstance(self._items, Paths):
+            _check_files_exist(self._items)
+        elif isinstance(self._items, list):
             _check_files_exist([item for item in self._items if isinstance(item, str)])
             for i, item in enumerate(self._items):
                 if isinstance(item, Image.Image):
@@ -175,7 +178,7 @@ class FileSource(Source):
             return upright_size(image)
 
     def path(self, i: int) -> str | None:
-        item = self._items[i] if isinstance(self._items, list) else None
+        item = self._items[i] if isinstance(self._items, list | Paths) else None
         return item if isinstance(item, str) else None
 
     @contextmanager
@@ -404,8 +407,7 @@ def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
 
 
 def _check_files_exist(paths: Sequence[str]) -> None:
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
+    if missing := missing_files(paths):
         raise ValueError(
             f"{len(missing)} of the {len(paths)} file(s) in X do not exist, "
             f"the first is {shown(missing[0])}{advice_on_path(missing[0])}."
