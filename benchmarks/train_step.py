@@ -28,7 +28,12 @@ Memory is given twice: the most that is allocated at a time during the step, and
 autograd keeps of tensors at a time, each storage once, without parameters. The second is exact, and
 the same on all devices.
 
+With ``--count`` nothing is timed: it is counted how many operations a device is given for a step,
+views of tensors and allocations aside, and how often the host waits for it, by the pretended device
+of ``tests/``. Many of them take longer to be launched than to be done.
+
     python benchmarks/train_step.py --arch resnet18 resnet50 convnext_tiny --batch-size 8
+    python benchmarks/train_step.py --arch resnet18 --image-size 96 --memory normal --count
     python benchmarks/train_step.py --arch timm/vit_small_patch16_224 --target-layer blocks.10
 
 Names are those that the classifier takes. The usual layer of a vision transformer has a way around
@@ -44,6 +49,7 @@ import copy
 import gc
 import json
 import platform
+import sys
 import tempfile
 import time
 import weakref
@@ -70,6 +76,7 @@ from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, Warp
 from sklcam.training._data import AnnotatedBatch
 
 BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
+MOST_LAUNCHES = 3.2  # of sklcam, of plain's
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OURS = {"normal": "sklcam", "low": "sklcam, low"}
 LEARNING_RATE = 1e-3
@@ -122,6 +129,11 @@ class Setting:
     precision: str
     channels_last: bool
     compiled: bool
+
+    @property
+    def foreach(self) -> bool | None:
+        """Whether the optimiser takes all parameters at once; None leaves it to torch."""
+        return True if self.device == "pretend" else None  # as torch would, on a device
 
     def scaler(self) -> GradScaler:
         """Return what scales a loss; where that is not needed, it does nothing."""
@@ -177,7 +189,9 @@ def own_loop(
     network = copy.deepcopy(network).train()
     if compiled:
         network.compile()
-    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), LEARNING_RATE, 0.9, weight_decay=1e-4, foreach=setting.foreach
+    )
     scaler = setting.scaler()
 
     def step() -> Tensor:
@@ -211,6 +225,7 @@ def classifier(
         lr=LEARNING_RATE,
         max_epochs=0,
         device=setting.device,
+        optimizer__foreach=setting.foreach,
         random_state=SEED,
         verbose=0,
     )
@@ -483,6 +498,37 @@ def measure(
         print(line, flush=True)
 
 
+def count(arch: str, options: argparse.Namespace) -> None:
+    """Print how many operations a device is given for a step, and how often it is waited for."""
+    from pretend_device import PretendDevice
+
+    setting = Setting("pretend", options.precision, options.channels_last, compiled=False)
+    rows = {"auto": options.auto, "objectives": options.objectives}
+    with PretendDevice() as device:
+        batch = load(None, options.batch_size, options.image_size, "pretend")
+        memories = list(dict.fromkeys(options.memory))
+        field = contenders(arch, batch, setting, memories, options.target_layer, **rows)
+        del field["input gradient"]  # in half precision it cannot run everywhere
+        found = {}
+        for name, contender in field.items():
+            contender.step()  # what is made once is there by then
+            device.launches = 0
+            device.waits.clear()
+            contender.step()
+            n_steps = contender.n_steps
+            found[name] = device.launches / n_steps, device.waits.total() / n_steps
+    plain = found["plain"][0]
+    print(f"\n{arch}\n  a plain step is {plain:.0f} operations; in multiples of it:")
+    for name, (launches, waits) in found.items():
+        ratio = launches / plain
+        bar = f"   bar: {MOST_LAUNCHES} {'' if ratio <= MOST_LAUNCHES else 'not '}reached"
+        print(
+            f"  {name:16}operations {ratio:.2f} ({launches:.0f})   waits {waits:.0f}"
+            f"{bar if name == 'sklcam' else ''}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50", "convnext_tiny"])
@@ -500,8 +546,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
+    parser.add_argument("--count", action="store_true", help="operations, by a pretended device")
     options = parser.parse_args()
 
+    if options.count:
+        sys.path.append(str(Path(__file__).parents[1] / "tests"))
+        print(f"torch {torch.__version__}, pretended device, batches of {options.batch_size}")
+        for arch in options.arch:
+            count(arch, options)
+        return
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -37,6 +37,13 @@ _NEEDS_VALUES = {
 }
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 _COPIES = {"_to_copy", "copy_", "set_"}
+# What a device is not asked to do anything for: other looks at a tensor, and room for one.
+_LOOKS = {
+    *("alias", "as_strided", "chunk", "detach", "diagonal", "expand", "movedim", "permute"),
+    *("select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind"),
+    *("unfold", "unsqueeze", "view", "_reshape_alias", "_unsafe_view", "lift_fresh", "set_"),
+    *("empty", "empty_like", "empty_strided", "new_empty"),
+}
 
 
 class _Backend(_DummyBackendModule):
@@ -124,7 +131,7 @@ class PretendDevice(TorchDispatchMode):
     Attributes
     ----------
     launches : int
-        Operations that a device would have been given.
+        Operations that a device would have been given; other looks at a tensor are none.
     waits : Counter of str
         Where the library made the host wait, and how often.
     """
@@ -182,7 +189,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], counter: PretendDevice | 
     if name not in _COPIES:
         _check_same_device(func, name, args, tensors)
     if counter is not None:
-        counter.launches += 1
+        counter.launches += name not in _LOOKS
         if _waits(name, args, ours, is_result_ours):
             counter.wait(name)
     held_args, held_kwargs = tree_map(

@@ -295,7 +295,7 @@ class WeightedGradientMethod(ChannelMethod, GradientMethod):
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         # Not through channel_weights, which knows of a recorded pass: training has none.
         weights = self.weights(activations, gradients)
-        return weighted_sum(weights[:, None], activations, relu=False)[:, 0]
+        return weighted_sum(weights.unsqueeze(1), activations, relu=False).squeeze(1)
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
         return recorded.for_each_score(

@@ -135,11 +135,14 @@ def min_max(maps: Tensor, spatial_dims: int = 2) -> Tensor:
     axes = tuple(range(-spatial_dims, 0))
     low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     extent = high - low
-    # What is infinite has no scale. NaN is not below any bound, and so is not taken for constant.
-    extent = torch.where(extent.isinf(), torch.nan, extent)
-    is_constant = extent <= rounding(low.detach(), high.detach())
-    # Both branches of `where` have a gradient, and one of 1/0 would be NaN: divide by 1 there.
-    return torch.where(is_constant, 0.0, (maps - low) / torch.where(is_constant, 1.0, extent))
+    with torch.no_grad():
+        # What is infinite has no scale: it becomes NaN, of which nothing is below any bound, and
+        # which so is not taken for constant.
+        nothing = extent - extent
+        is_constant = extent + nothing <= rounding(low, high)
+        # Both branches of `where` have a gradient, and one of 1/0 would be NaN: divide by 1 there.
+        nothing = nothing + is_constant
+    return torch.where(is_constant, 0.0, (maps - low) / (extent + nothing))
 
 
 def rounding(low: Tensor, high: Tensor) -> Tensor:
@@ -147,4 +150,4 @@ def rounding(low: Tensor, high: Tensor) -> Tensor:
     # The weights of a bilinear mean sum to 1 only up to rounding. Constants, resized from 2 to 32
     # pixels a side to 12 to 384, came out up to 3.5 epsilons apart; 8 leaves room.
     limits = torch.finfo(low.dtype)
-    return 8 * limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny
+    return 8 * limits.eps * torch.maximum(-low, high) + limits.tiny

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,18 +75,12 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     >>> normalize(batch, mean=0.5, std=(0.5, 0.25, 0.1))[0, :, 0, 0]
     tensor([1., 2., 5.])
     """
-    is_batch = isinstance(batch, Tensor) and batch.ndim in (4, 5)
-    if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
-        raise ValueError(
-            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
-            f"got {describe(batch)}."
-        )
+    batch = checked_unit_floats(batch)
     usual = default_statistics(batch.shape[1])
     mean, std = (
         auto if isinstance(given, str) and given == "auto" else given
         for auto, given in zip(usual, (mean, std), strict=True)
     )
-    batch = to_unit_floats(batch)
     return (batch - _one_per_channel(mean, batch, "mean")) / _one_per_channel(std, batch, "std")
 
 
@@ -113,6 +108,17 @@ def denormalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     return batch * _one_per_channel(std, batch, "std") + _one_per_channel(mean, batch, "mean")
 
 
+def checked_unit_floats(batch: Tensor) -> Tensor:
+    """Return a batch of images as floats; a ValueError if it is none, of bytes or floats."""
+    is_batch = isinstance(batch, Tensor) and batch.ndim in (4, 5)
+    if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
+        raise ValueError(
+            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
+            f"got {describe(batch)}."
+        )
+    return to_unit_floats(batch)
+
+
 def to_unit_floats(images: Tensor) -> Tensor:
     """Return bytes as float32 in [0, 1], floats as they are."""
     return images if images.is_floating_point() else images.to(torch.float32) / 255
@@ -129,22 +135,31 @@ def of_one_dtype(images: list[Tensor]) -> list[Tensor]:
 
 
 def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
+    place = (batch.ndim, batch.shape[1], batch.dtype, batch.device, name)
+    numbers = values if isinstance(values, tuple) else (values,)
+    if all(type(number) is float for number in numbers):  # as ever: of the same values, the same
+        return _made_once(values, *place)
+    return _made(values, *place)
+
+
+def _made(
+    values: Any, n_axes: int, n_channels: int, dtype: torch.dtype, device: torch.device, name: str
+) -> Tensor:
     try:
-        statistic = torch.as_tensor(values, dtype=batch.dtype)
+        statistic = torch.as_tensor(values, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f'{name} must be "auto", a number, or one number for each of {batch.shape[1]} '
+            f'{name} must be "auto", a number, or one number for each of {n_channels} '
             f"channel(s); got {describe(values)}."
         ) from None
-    if statistic.numel() not in (1, batch.shape[1]):
+    if statistic.numel() not in (1, n_channels):
         raise ValueError(
-            f"{name} has {statistic.numel()} values, "
-            f"but the images have {batch.shape[1]} channel(s)."
+            f"{name} has {statistic.numel()} values, but the images have {n_channels} channel(s)."
         )
     # Values on another device are not looked at, as the host would have to wait for them.
     if statistic.device.type == "cpu":
         numbers = statistic.double().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        limits = torch.finfo(batch.dtype)
+        limits = torch.finfo(dtype)
         low = limits.tiny if name == "std" else limits.min
         if not ((numbers >= low) & (numbers <= limits.max)).all():
             wanted = "finite" if name == "mean" else "finite and positive"
@@ -155,4 +170,10 @@ def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
                 f"by 255; got {describe(values)}."
             )
     # A blocking copy to the device would make it wait, too.
-    return statistic.to(batch.device, non_blocking=True).reshape(-1, *[1] * (batch.ndim - 2))
+    return statistic.to(device, non_blocking=True).reshape(-1, *[1] * (n_axes - 2))
+
+
+@lru_cache(maxsize=16)  # a copy to the device, for every batch of training
+def _made_once(values: Any, *place: Any) -> Tensor:
+    with torch.inference_mode(False):  # whatever it is first made in: it is for training, too
+        return _made(values, *place)

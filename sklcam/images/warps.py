@@ -6,7 +6,8 @@ does to colours is recorded beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,6 +68,7 @@ class Warp:
                 f"{describe(matrix)}."
             )
         self.matrix, self.photometry, self.is_inside = matrix, photometry, is_inside
+        self._mirrors: _Mirrors | None = None  # of views that came from the host
 
     @property
     def n_axes(self) -> int:
@@ -232,13 +234,19 @@ class Warp:
     def __getitem__(self, rows: slice) -> Warp:
         """Return the views of some of the images."""
         photometry = None if self.photometry is None else self.photometry[rows]
-        return Warp(self.matrix[rows], photometry, is_inside=self.is_inside)
+        some = Warp(self.matrix[rows], photometry, is_inside=self.is_inside)
+        some._mirrors = None if self._mirrors is None else self._mirrors[rows]
+        return some
 
     def to(self, device: torch.device | str) -> Warp:
         """Return the same views on another device."""
         photometry = None if self.photometry is None else self.photometry.to(device)
-        matrix = self.matrix.to(device, non_blocking=True)
-        return Warp(matrix, photometry, is_inside=self.is_inside)
+        moved = Warp(_moved(self.matrix, device), photometry, is_inside=self.is_inside)
+        if self.is_inside and self.n_axes == 2:
+            found = self._found_mirrors()
+            is_known = self.matrix.device.type == "cpu" != moved.matrix.device.type
+            moved._mirrors = (found.pruned() if is_known else found).to(device)
+        return moved
 
     def then(self, other: Warp) -> Warp:
         """Return the views of these views, as one warp of the image, which is sampled once.
@@ -366,7 +374,7 @@ class Warp:
         if len(images) != len(self):
             raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
         if images.ndim == n_axes + 1:
-            return self(images[:, None])[:, 0]
+            return self(images.unsqueeze(1)).squeeze(1)
         # Half precision could not tell one pixel from the next.
         dtype = torch.promote_types(images.dtype, torch.float32)
         matrix = self.matrix.to(images.device, dtype, non_blocking=True)
@@ -377,23 +385,65 @@ class Warp:
         # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
         # crop, but where pixels are only moved they should come back bit by bit.
         if self.is_inside and n_axes == 2:
-            return self._exact_where_mirrored(images, warped, matrix)
+            # Of crops and flips these alone move pixels, and to look at them costs next to nothing.
+            return self._found_mirrors().to(images.device).put(images, warped)
         moved = F.grid_sample(
             images.to(dtype), grid, mode="nearest", padding_mode="border", align_corners=False
         ).to(images.dtype)
         moves = _moves_pixels(matrix, images.shape[2:])
         return torch.where(moves.reshape(-1, *[1] * (n_axes + 1)), moved, warped)
 
-    @staticmethod
-    def _exact_where_mirrored(images: Tensor, warped: Tensor, matrix: Tensor) -> Tensor:
-        # Of crops and flips these alone move pixels, and to look at them costs next to nothing.
+    def _found_mirrors(self) -> _Mirrors:
+        return self._mirrors or _Mirrors.among(self.matrix)
+
+
+@dataclass(frozen=True)
+class _Mirrors:
+    """Which views are their images as they are, and which are these mirrored left to right.
+
+    Parameters
+    ----------
+    unchanged, mirrored : Tensor of shape (n_images,), bool, or None
+        None where it is known that none is.
+    """
+
+    unchanged: Tensor | None
+    mirrored: Tensor | None
+
+    @classmethod
+    def among(cls, matrix: Tensor) -> _Mirrors:
+        """Look for them."""
         unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
         mirrored = unchanged.clone()
         mirrored[0, 0].neg_()  # to assign a number would be a copy that the host waits for
-        is_unchanged = (matrix == unchanged).all(dim=2).all(dim=1)[:, None, None, None]
-        is_mirrored = (matrix == mirrored).all(dim=2).all(dim=1)[:, None, None, None]
-        warped = torch.where(is_unchanged, images, warped)
-        return torch.where(is_mirrored, images.flip(-1), warped)
+        return cls(*((matrix == each).flatten(1).all(dim=1) for each in (unchanged, mirrored)))
+
+    def pruned(self) -> _Mirrors:
+        """Return the same on the host, where it can be told if there are none."""
+        return self._each(lambda which: which if which.any() else None)
+
+    def __getitem__(self, rows: slice) -> _Mirrors:
+        return self._each(lambda which: which[rows])
+
+    def to(self, device: torch.device | str) -> _Mirrors:
+        return self._each(lambda which: _moved(which, device))
+
+    def _each(self, change: Callable[[Tensor], Tensor | None]) -> _Mirrors:
+        both = (self.unchanged, self.mirrored)
+        return _Mirrors(*(None if which is None else change(which) for which in both))
+
+    def put(self, images: Tensor, warped: Tensor) -> Tensor:
+        """Return the warped images with those in their place that only move pixels."""
+        if self.unchanged is not None:
+            warped = torch.where(self.unchanged[:, None, None, None], images, warped)
+        if self.mirrored is not None:
+            warped = torch.where(self.mirrored[:, None, None, None], images.flip(-1), warped)
+        return warped
+
+
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Move a tensor; only a copy to the host, which is read there at once, is waited for."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 def _are_inside(boxes: Tensor) -> bool:

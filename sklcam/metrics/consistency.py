@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -147,7 +148,9 @@ def structural_similarity(
     # Variances are small differences of means of squares, which half precision would lose.
     with torch.autocast(maps.device.type, enabled=False):
         maps, others = at_least_float32(maps), at_least_float32(others)
-        moments = torch.stack([maps, others, maps * maps, others * others, maps * others], dim=1)
+        pairs = torch.stack([maps, others], dim=1)
+        squares = (pairs * pairs).mean(dim=1, keepdim=True)
+        moments = torch.cat([pairs, (maps * others).unsqueeze(1), squares], dim=1)
         if _is_rounded_in_products(maps):
             # Sums of shifted maps take longer, and have the same precision on every device.
             blurred = moments
@@ -159,17 +162,8 @@ def structural_similarity(
             for slices in deep:  # the first axis of volumes
                 flat = slices @ blurred.flatten(3)
                 blurred = flat.unflatten(3, blurred.shape[3:])
-        mean, other_mean, square, other_square, product = blurred.unbind(1)
-    variances = (square - mean * mean) + (other_square - other_mean * other_mean)
-    covariance = product - mean * other_mean
-    if window is not None:  # of a sample
-        n_pixels = window ** len(axes)
-        variances, covariance = (
-            each * n_pixels / (n_pixels - 1) for each in (variances, covariance)
-        )
-    luminance = (2 * mean * other_mean + _C1) / (mean * mean + other_mean * other_mean + _C1)
-    structure = (2 * covariance + _C2) / (variances + _C2)
-    similarity = luminance * structure
+    n_pixels = None if window is None else window ** len(axes)
+    similarity = _similarity(blurred, n_pixels)
     everywhere = similarity.mean(dim=axes)
     if valid is None:
         return everywhere
@@ -179,6 +173,30 @@ def structural_similarity(
     # A sum is rounded in another way than a mean, and all may be valid.
     is_whole = n_counted == math.prod(counted.shape[1:])
     return torch.where(is_whole, everywhere, torch.where(n_counted > 0, some, torch.nan))
+
+
+def _similarity(moments: Tensor, n_pixels: int | None) -> Tensor:
+    """Return the similarity in each window.
+
+    It is a ratio of two numbers that are made alike, so that operations are shared: one of what the
+    maps have in common, one of both by themselves. They are half of what they are in the paper,
+    which is exact: a product in place of twice that, the mean of two in place of their sum.
+
+    Parameters
+    ----------
+    moments : Tensor of shape (n_images, 4, ...)
+        The mean of each map, that of their product, and that of the squares of both.
+    n_pixels : int or None
+        Of a window whose variances are those of a sample; None is for those of a distribution.
+    """
+    means, products = moments.split(2, dim=1)
+    first, second = means.split(1, dim=1)
+    of_means = torch.cat([first * second, (means * means).mean(dim=1, keepdim=True)], dim=1)
+    variances = products - of_means
+    if n_pixels is not None:
+        variances = variances * n_pixels / (n_pixels - 1)
+    alike, alone = ((of_means + _C1 / 2) * (variances + _C2 / 2)).unbind(1)
+    return alike / alone
 
 
 def valid_windows(valid: Tensor, side: int = _WINDOW) -> Tensor:
@@ -217,17 +235,26 @@ def _shifted_sums(stack: Tensor, dim: int, window: int | None) -> Tensor:
 
 def _window_sums(size: int, like: Tensor, window: int | None) -> Tensor:
     """Return the matrix (n_windows, size) that takes the mean of each window of a side."""
+    return _made_once(size, like.device, like.dtype, window)
+
+
+@lru_cache(maxsize=16)  # each is small, and a dozen operations, for every step of training
+def _made_once(size: int, device: torch.device, dtype: torch.dtype, window: int | None) -> Tensor:
     # The window is separable and small: two matrix products do for all maps and moments at once
     # what a convolution would, many times faster, above all backward.
     side = _WINDOW if window is None else window
-    distance = torch.arange(side, device=like.device, dtype=like.dtype) - side // 2
-    # Of a square, all weights are alike.
-    weights = torch.exp(-(distance**2) / (2 * _SIGMA**2)) if window is None else distance * 0 + 1
-    offset = torch.arange(size, device=like.device) - torch.arange(
-        size - side + 1, device=like.device
-    ).unsqueeze(1)
-    inside = (offset >= 0) & (offset < side)
-    return torch.where(inside, (weights / weights.sum())[offset.clamp(0, side - 1)], 0.0)
+    # Kept beyond an inference mode that it is made in: there, it could not be used in training.
+    with torch.inference_mode(False):
+        distance = torch.arange(side, device=device, dtype=dtype) - side // 2
+        # Of a square, all weights are alike.
+        weights = (
+            torch.exp(-(distance**2) / (2 * _SIGMA**2)) if window is None else distance * 0 + 1
+        )
+        offset = torch.arange(size, device=device) - torch.arange(
+            size - side + 1, device=device
+        ).unsqueeze(1)
+        inside = (offset >= 0) & (offset < side)
+        return torch.where(inside, (weights / weights.sum())[offset.clamp(0, side - 1)], 0.0)
 
 
 def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset, n_images
 from sklcam.images.labels import given_labels, known_labels
-from sklcam.images.normalization import normalize
+from sklcam.images.normalization import checked_unit_floats
 from sklcam.images.views import ViewSampler
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.training import _checks as checks
@@ -126,7 +126,7 @@ class LoadingNet(SeededNet):
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Bring a batch to the device, as floats in [0, 1]."""
-        return normalize(self._on_device(images), 0.0, 1.0)
+        return checked_unit_floats(self._on_device(images))
 
     def _normalize(self, images: Tensor) -> Tensor:
         return self._preprocessing(images.shape[1]).normalize(images)

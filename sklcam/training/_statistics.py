@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,8 @@ _LOOKS_IN_A_ROW = 3  # weights that move fast at first are no reason to warn yet
 # Lagging statistics change more than this of what a network says, and more than noise would.
 _SMALLEST_SHARE = 0.1
 _LARGEST_RATIO = 2.0
+
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 _SMALLEST_BATCH = 16  # whose variance is that of images, and not of the pixels of a few
 _MOST_IMAGES = 10_000  # Wu and Johnson 2021: 1,000 to 10,000 are as good as all
@@ -168,20 +170,40 @@ def undone(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def kept(layers: Iterable[nn.Module]) -> Iterator[None]:
+def kept(layers: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let layers normalise by the batch as ever, but leave their running statistics alone."""
-    buffers = [
-        (layer, name, buffer)
-        for layer in layers
-        for name, buffer in layer.named_buffers(recurse=False)
-    ]
-    for layer, name, buffer in buffers:
-        setattr(layer, name, buffer.clone())
+    tracking, buffers = [], []
+    for layer in layers:
+        if type(layer).forward in _FORWARDS:  # which, told not to track them, does not touch them
+            tracking.append(layer)
+        else:
+            buffers += [(layer, *each) for each in layer.named_buffers(recurse=False)]
+    for layer in tracking:
+        layer.track_running_stats = False
+    copies = _copied([buffer for *_, buffer in buffers])
+    for (layer, name, _), copy in zip(buffers, copies, strict=True):
+        setattr(layer, name, copy)
     try:
         yield
     finally:
+        for layer in tracking:
+            layer.track_running_stats = True
         for layer, name, buffer in buffers:
             setattr(layer, name, buffer)
+
+
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors in few operations, however many they are."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
+    copies = list(tensors)
+    for places in alike.values():
+        for i, copy in zip(
+            places, torch._foreach_mul([tensors[i] for i in places], 1), strict=True
+        ):
+            copies[i] = copy
+    return copies
 
 
 def share_of_probabilities(ours: Tensor, theirs: Tensor) -> Tensor:

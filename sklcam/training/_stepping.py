@@ -177,15 +177,14 @@ class SteppingNet(ImageNeuralNet):
         with self._stepping(training=True) as step:
             found = super().train_step(batch, **fit_params)
         step.check_split(self.batch_accumulation)
-        step.record(self.history, "train")
-        return found
+        return {**found, "loss": step.record(self.history, "train", found["loss"])}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         with self._stepping(training=False) as step:
             found = super().validation_step(batch, **fit_params)
-        step.record(self.history, "valid")
+        loss = step.record(self.history, "valid", found["loss"])
         # Callbacks keep it, and its graph would keep the activations.
-        return {name: value.detach() for name, value in found.items()}
+        return {**{name: value.detach() for name, value in found.items()}, "loss": loss}
 
     @contextmanager
     def _stepping(self, *, training: bool) -> Iterator[Step]:
@@ -261,7 +260,8 @@ class SteppingNet(ImageNeuralNet):
         self._complete_gradient()
         for name in self._optimizers:  # so that callbacks see gradients as they are
             self.scaler_.unscale_(getattr(self, f"{name}_"))
-        return {"loss": self._step.total, "y_pred": torch.cat(outputs)}
+        y_pred = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return {"loss": self._step.total, "y_pred": y_pred}
 
     def _complete_gradient(self) -> None:
         """Do nothing: the batch is whole. Processes that share one put their gradients together."""

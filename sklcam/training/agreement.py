@@ -84,10 +84,14 @@ class Agreement(ABC):
         Whether the number of an image depends on others.
     has_window : bool
         Whether maps must be as large as SSIM's window.
+    scales : bool
+        Whether it takes maps scaled to [0, 1], and leaves them as they are: others may look at the
+        same tensor.
     """
 
     couples_images: bool = False
     has_window: bool = False
+    scales: bool = False
 
     def normalized(self, maps: Tensor) -> Tensor:
         """Return maps at the images' size, (n_images, height, width), as they are to be warped."""
@@ -109,6 +113,7 @@ class Agreement(ABC):
 
 class _Structural(Agreement):
     has_window = True
+    scales = True
 
     def __call__(
         self, view_of_maps: Tensor, maps_of_view: Tensor, *, spatial_dims: int = 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,16 +95,18 @@ def signs_of_collapse(
         shares["corner_maps"] = _are_highest_in_corners(maps) & varies
         if len(maps) >= _FEWEST:
             shares["alike_maps"] = (_correlations_with_others(maps) > _ALIKE) & varies
-    return {name: which.float().mean() for name, which in shares.items()}
+    means = torch.stack([*shares.values()]).mean(dim=1, dtype=torch.float32)
+    return dict(zip(shares, means.unbind(), strict=True))
 
 
 def _are_highest_in_corners(maps: Tensor) -> Tensor:
-    at = maps.flatten(1).argmax(dim=1)
-    are_in_corners = torch.ones_like(at, dtype=torch.bool)
-    for n in reversed(maps.shape[1:]):
-        place, at = at % n, at // n
-        are_in_corners &= (place == 0) | (place == n - 1)
-    return are_in_corners
+    n, *others = maps.shape[1:]
+    # Of the first side, both ends become the first: what lies between does not reach so far down.
+    at = maps.flatten(1).argmax(dim=1) % ((n - 1) * math.prod(others))
+    corners = [0]
+    for side in others:
+        corners = [corner * side + end for corner in corners for end in (0, side - 1)]
+    return reduce(torch.bitwise_or, (at == corner for corner in corners))
 
 
 def _correlations_with_others(maps: Tensor) -> Tensor:
@@ -111,7 +114,8 @@ def _correlations_with_others(maps: Tensor) -> Tensor:
     deviations = maps.flatten(1) - maps.mean(dim=sides(maps))[:, None]
     deviations = torch.nn.functional.normalize(deviations, dim=1)
     others = deviations.sum(dim=0) - deviations
-    return torch.nn.functional.cosine_similarity(deviations, others, dim=1)
+    norms = torch.linalg.vector_norm(others, dim=1)
+    return (deviations * others).sum(dim=1) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 
 class Chance(NamedTuple):

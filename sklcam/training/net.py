@@ -514,10 +514,11 @@ class ImageNeuralNet(LoggingNet):
 
     def _ready(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
         """Return images as the network takes them, and labels, on the device."""
-        images, y = unpack_data(batch)
+        given, y = unpack_data(batch)
         annotations = getattr(batch, "annotations", {})
-        images, y = self._prepare(images), self._on_device(y)
+        images, y = self._prepare(given), self._on_device(y)
         if training and self._has_transform:
+            images = images.clone() if images is given else images  # it may be written into
             perturb = getattr(self, "_perturbation", None) or Perturbation(self.augment)
             if self._keeps_images:
                 annotations = {**annotations, "augmented": perturb(images)}

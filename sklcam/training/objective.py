@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,8 +12,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sklcam._validation import check_tensor, describe
-from sklcam.training.agreement import Comparison
-from sklcam.training.terms import MAPS, Consistency, Explanations, Need, Sparsity, Term, check_terms
+from sklcam.training.agreement import Comparison, agreement_of
+from sklcam.training.terms import (
+    MAPS,
+    Consistency,
+    Explanations,
+    Need,
+    ScaledOnce,
+    Sparsity,
+    Term,
+    check_terms,
+)
 from sklcam.training.weights import (
     Balanced,
     GradientSizes,
@@ -22,9 +32,10 @@ from sklcam.training.weights import (
     weight_in,
 )
 
-# Of a batch, whose maps are at the images' resolution one part after the other: memory goes down
-# with their number, and the time that operations cost by themselves goes up.
-_N_PARTS = 4
+# Of a batch, maps are at the images' resolution one part after the other. Smaller parts stay in a
+# CPU's caches. Elsewhere they are as large as memory allows, as each operation costs by itself:
+# 83 images of 224 x 224 pixels.
+_N_PARTS_ON_CPU, _PIXELS_A_PART = 4, 2**22
 
 
 class LossValues(NamedTuple):
@@ -198,14 +209,26 @@ class ConsistentCAMLoss:
         check_tensor("cross_entropy", cross_entropy)
         if not isinstance(activations, Tensor | None):
             raise ValueError(f"activations must be a Tensor or None; got {describe(activations)}.")
-        values = dict(self._measured(explained))
+        terms = [term for term in self.terms if _can_be_measured(term, explained)]
+        total, values = cross_entropy, dict.fromkeys((term.name for term in terms), cross_entropy)
+        together = self._summed_at_once(terms)
+        if together:
+            assert explained is not None
+            weighted, *means = _sum_of(together, explained)
+            total = total + weighted
+            values |= {term.name: mean for term, mean in zip(together, means, strict=True)}
+        rest = [term for term in terms if term not in together]
+        for term in rest:
+            assert explained is not None
+            values[term.name] = _values_of(term, explained).mean()
         if activations is not None:  # before the weights are asked for: the first step needs some
-            self._update_sizes({"cross_entropy": cross_entropy, **values}, activations, scale)
-        total = cross_entropy
+            losses = {
+                "cross_entropy": cross_entropy,
+                **{term.name: values[term.name] for term in rest},
+            }
+            self._update_sizes(losses, activations, scale)
         weights: dict[str, Tensor] = {}
-        for term in self.terms:
-            if term.name not in values:
-                continue
+        for term in rest:
             weight = self._weights[term.name]
             if isinstance(weight, Balanced):
                 weights[term.weight_name] = self._balance(weight, term)
@@ -214,20 +237,14 @@ class ConsistentCAMLoss:
                 total = total + self.factor * weight * values[term.name]
         return LossValues(total, cross_entropy, values, weights)
 
-    def _measured(self, explained: Explanations | None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the mean of each term that is in use, by name."""
-        for term in self.terms:
-            if not isinstance(explained, Explanations):
-                raise ValueError(
-                    f"{term.weight_name} > 0 needs the explained images; got {describe(explained)}."
-                )
-            if "view" in term.needs and explained.warp is None:
-                raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp.")
-            if "masks" in term.needs and explained.masks is None:  # as in a validation set
-                continue
-            if "pixels" in term.needs and explained.pixels is None:  # as in validation
-                continue
-            yield term.name, _values_of(term, explained).mean()
+    def _summed_at_once(self, terms: list[Term]) -> dict[Term, float]:
+        """Return terms that share their maps, with their weights, if there are several."""
+        weights = {
+            term: self.factor * weight
+            for term in terms
+            if not isinstance(weight := self._weights[term.name], Balanced) and _shares_maps(term)
+        }
+        return weights if len(weights) > 1 else {}
 
     def _update_sizes(self, losses: dict[str, Tensor], activations: Tensor, scale: Scale) -> None:
         balanced = [name for name, weight in self._weights.items() if isinstance(weight, Balanced)]
@@ -245,27 +262,80 @@ class ConsistentCAMLoss:
         return weight(self.sizes, term.name)
 
 
+def _can_be_measured(term: Term, explained: Explanations | None) -> bool:
+    """Whether there is what a term needs; a ValueError if there must be."""
+    if not isinstance(explained, Explanations):
+        raise ValueError(
+            f"{term.weight_name} > 0 needs the explained images; got {describe(explained)}."
+        )
+    if "view" in term.needs and explained.warp is None:
+        raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp.")
+    if "masks" in term.needs and explained.masks is None:  # as in a validation set
+        return False
+    return "pixels" not in term.needs or explained.pixels is not None  # as in validation
+
+
+def _shares_maps(term: Term) -> bool:
+    """Whether others may look at the same scaled maps: a term of one's own may write into them."""
+    if type(term) is Consistency:
+        return agreement_of(term.agreement).scales
+    return type(term) is Sparsity
+
+
 def _values_of(term: Term, explained: Explanations) -> Tensor:
     """Measure each image; those without a mask count as zero for a term that needs one."""
-    explained = _as_needed(term, explained)
-    leaves = {name: getattr(explained, name) for name in MAPS}
-    leaves = {name: maps for name, maps in leaves.items() if maps is not None}
+    explained = _as_needed(term.needs, explained)
+    if _shares_maps(term):
+        explained = ScaledOnce(**vars(explained))
+    leaves = _maps_of(explained)
     has_graph = torch.is_grad_enabled() and any(maps.requires_grad for maps in leaves.values())
     if has_graph and not term.couples_images and explained.pixels is None:
-        return _DifferentiatedAtOnce.apply(term, explained, tuple(leaves), *leaves.values())
+        values, _ = _DifferentiatedAtOnce.apply(
+            {term: 1.0}, explained, tuple(leaves), *leaves.values()
+        )
+        return values
     values = _checked_values(term, explained, is_trained=has_graph)
     return _zero_without_mask(values, explained)
 
 
-def _as_needed(term: Term, explained: Explanations) -> Explanations:
-    """Leave out what the term does not need: what it could see, it would be differentiated by."""
-    if "view" not in term.needs:
+def _sum_of(terms: dict[Term, float], explained: Explanations) -> list[Tensor]:
+    """Measure terms that share their maps: their weighted sum, and each; as means over images.
+
+    They are differentiated in the sum alone, which saves most of the way back.
+    """
+    explained = _as_needed({need for term in terms for need in term.needs}, explained)
+    explained = ScaledOnce(**vars(explained))
+    leaves = _maps_of(explained)
+    if torch.is_grad_enabled() and any(maps.requires_grad for maps in leaves.values()):
+        found = _DifferentiatedAtOnce.apply(terms, explained, tuple(leaves), *leaves.values())
+    else:
+        values = [_checked_values(term, explained, is_trained=False) for term in terms]
+        found = [_weighted(values, terms.values()), *values]
+    return [values.mean() for values in found]
+
+
+def _weighted(values: Iterable[Tensor], weights: Iterable[float]) -> Tensor:
+    (first, weight), *others = zip(values, weights, strict=True)
+    total = first if weight == 1 else weight * first
+    for each, weight in others:
+        total = total.add(each, alpha=weight)
+    return total
+
+
+def _maps_of(explained: Explanations) -> dict[str, Tensor]:
+    found = {name: getattr(explained, name) for name in MAPS}
+    return {name: maps for name, maps in found.items() if maps is not None}
+
+
+def _as_needed(needs: Set[Need], explained: Explanations) -> Explanations:
+    """Leave out what terms do not need: what they could see, they would be differentiated by."""
+    if "view" not in needs:
         explained = replace(explained, maps_of_view=None, warp=None)
-    if "masks" not in term.needs:
+    if "masks" not in needs:
         explained = replace(explained, masks=None, annotated=None)
-    if "labels" not in term.needs:
+    if "labels" not in needs:
         explained = replace(explained, of_labels=None)
-    if "pixels" not in term.needs:
+    if "pixels" not in needs:
         explained = replace(explained, pixels=None)
     return explained
 
@@ -295,42 +365,65 @@ def _zero_without_mask(per_image: Tensor, explained: Explanations) -> Tensor:
 
 
 class _DifferentiatedAtOnce(torch.autograd.Function):
-    """A term's values, differentiated in the forward pass, a part of a batch at a time.
+    """A weighted sum of terms, differentiated in the forward pass, a part of a batch at a time.
 
-    The gradient is kept, of the maps' size, in place of all that is between.
+    The gradient is kept, of the maps' size, in place of all that is between. The values of each
+    term, which are returned beside the sum, have none.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, term: Term, explained: Explanations, names: tuple[str, ...], *maps: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        terms: dict[Term, float],
+        explained: Explanations,
+        names: tuple[str, ...],
+        *maps: Tensor,
+    ) -> tuple[Tensor, ...]:
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        values, gradients = [], []
-        n_at_once = -(-len(explained) // _N_PARTS)
+        parts = []
+        n_at_once = _n_at_once(explained)
         for start in range(0, len(explained), n_at_once):
-            some = explained.take(slice(start, start + n_at_once))
+            rows = slice(start, start + n_at_once)
             leaves = [
-                each[start : start + n_at_once].detach().requires_grad_(i in wanted)
-                for i, each in enumerate(maps)
+                each[rows].detach().requires_grad_(i in wanted) for i, each in enumerate(maps)
             ]
             fields: dict[str, Any] = dict(zip(names, leaves, strict=True))
-            some = replace(some, **fields)
+            some = replace(explained.take(rows), **fields)
             with torch.enable_grad():
-                value = _checked_values(term, some, is_trained=True)
+                values = [_checked_values(term, some, is_trained=True) for term in terms]
+                total = _weighted(values, terms.values())
                 # The gradient of the sum is each image's own, as images do not see each other.
                 found = torch.autograd.grad(
-                    value.sum(), [leaves[i] for i in wanted], materialize_grads=True
+                    total,
+                    [leaves[i] for i in wanted],
+                    torch.ones_like(total),
+                    materialize_grads=True,
                 )
-            values.append(_zero_without_mask(value.detach(), some))
-            gradients.append([_zero_without_mask(gradient, some) for gradient in found])
-        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
+            measured = [total.detach(), *(value.detach() for value in values), *found]
+            parts.append([_zero_without_mask(each, some) for each in measured])
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+        n_values = 1 + len(terms)
+        ctx.save_for_backward(*whole[n_values:])
+        ctx.set_materialize_grads(False)
         ctx.wanted = wanted
-        return torch.cat(values)
+        ctx.mark_non_differentiable(*whole[1:n_values])
+        return tuple(whole[:n_values])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if gradient is None:  # of a sum that is not part of what is differentiated
+            return tuple(results)
         for i, saved in zip(ctx.wanted, ctx.saved_tensors, strict=True):
             results[3 + i] = gradient.reshape(-1, *[1] * (saved.ndim - 1)) * saved
         return tuple(results)
+
+
+def _n_at_once(explained: Explanations) -> int:
+    """Return how many images' maps are at the images' resolution at a time."""
+    if explained.maps.device.type == "cpu":
+        return -(-len(explained) // _N_PARTS_ON_CPU)
+    return max(1, _PIXELS_A_PART // math.prod(explained.size or explained.maps.shape[1:]))

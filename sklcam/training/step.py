@@ -8,7 +8,7 @@ of each and weighs the terms (:meth:`Step.explain`), takes back what low memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,6 +124,10 @@ class MicroBatch:
         annotated = {} if self.annotated is None else {"annotated": self.annotated}
         return {**losses, **values.terms, **values.weights, **annotated}
 
+    def part_of(self, value: Tensor) -> Tensor:
+        """Return what a mean over these images adds to that over the batch's, detached."""
+        return value.detach() if self.share == 1 else self.share * value.detach()
+
     def detach(self) -> Iterator[Tensor]:
         """Cut what is recorded off its graph; yield it, to be changed in place."""
         assert self.values is not None  # the gradient comes from them
@@ -141,9 +145,13 @@ class MicroBatch:
 def _signs_of(seen: list[Seen]) -> dict[str, Tensor]:
     """Look at the maps of a whole batch: of a part, it could not be seen if all are the same."""
     scores, labels, maps = zip(*seen, strict=True)
-    classes = None if labels[0] is None else torch.cat(labels)
-    joined = torch.cat(maps)
-    return signs_of_collapse(torch.cat(scores), classes, joined, spatial_dims=joined.ndim - 1)
+    classes = None if labels[0] is None else _together(labels)
+    joined = _together(maps)
+    return signs_of_collapse(_together(scores), classes, joined, spatial_dims=joined.ndim - 1)
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -351,7 +359,7 @@ class Step:
                 batch.seen = scores.detach(), labels, explained.maps.detach()
         for other in batch.others.values():
             batch.values = batch.values._replace(total=batch.values.total + other)
-        total = batch.share * batch.values.total
+        total = batch.values.total if batch.share == 1 else batch.share * batch.values.total
         return total if self.scaler is None else self.scaler.scale(total)
 
     @property
@@ -426,7 +434,7 @@ class Step:
         assert self._tape is not None
         activations = self._tape.activations
         to_grid = partial(self.layer.to_grid, n_images=len(scores))
-        scores = scores.gather(1, classes[:, None])[:, 0]
+        scores = scores.gather(1, classes[:, None]).squeeze(1)
         factor = 1
         if activations.dtype == torch.float16:
             # A score's gradient at one of many positions is too small for it.
@@ -508,13 +516,9 @@ class Step:
     @property
     def total(self) -> Tensor:
         """The loss of the whole batch, detached."""
-        return torch.stack(
-            [
-                batch.share * batch.values.total.detach()
-                for batch in self.micro_batches
-                if batch.values is not None
-            ]
-        ).sum()
+        found = [each for each in self.micro_batches if each.values is not None]
+        first, *others = (each.part_of(each.values.total) for each in found if each.values)
+        return sum(others, start=first)
 
     @property
     def signs(self) -> dict[str, Tensor]:
@@ -531,22 +535,35 @@ class Step:
         self._signs = _copied(self.signs)
         yield from self._signs.values()
 
-    def record(self, history: History, phase: str) -> None:
+    def record(self, history: History, phase: str, loss: Tensor) -> Tensor:
         """Write the loss's terms into the history, as ``<phase>_<name>``.
 
         Call it once the step is done, so that reading numbers does not hold up the backward pass.
+
+        Parameters
+        ----------
+        history : History
+        phase : {"train", "valid"}
+        loss : scalar Tensor
+            Of the step.
+
+        Returns
+        -------
+        scalar Tensor
+            The loss, read along with the others: on the host, for skorch, which reads it next.
         """
-        found: dict[str, list[Tensor]] = {}
+        sums = {"": loss.detach()}
         for batch in self.micro_batches:
             for name, value in batch.recorded(self.loss_name).items():
-                found.setdefault(name, []).append(batch.share * value.detach())
-        sums = {f"{phase}_{name}": torch.stack(values).sum() for name, values in found.items()}
+                part = batch.part_of(value)
+                key = f"{phase}_{name}"
+                sums[key] = sums[key] + part if key in sums else part
         sums |= {f"{phase}_{name}": value for name, value in self.signs.items()}
         if self._total_weight is not None:
             sums[f"{phase}_weight"] = self._total_weight.float()
         # Together: each reading makes the host wait for the device.
-        values_read = torch.stack([*sums.values()]).tolist() if sums else []
-        read = dict(zip(sums, values_read, strict=True))
+        read = dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
+        read_loss = torch.tensor(read.pop(""), dtype=loss.dtype)
         # The loss is a mean over all images, in which those without a mask are zero.
         share = read.pop(f"{phase}_annotated", None)
         for name in (f"{phase}_{term.name}" for term in self.loss.terms if "masks" in term.needs):
@@ -555,3 +572,4 @@ class Step:
                 read |= {name: value / share, name + ANNOTATED: share}
         for name, value in read.items():
             history.record_batch(name, value)
+        return read_loss

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -199,6 +200,28 @@ class Explanations:
         return replace(self, **part, warp=warp)
 
 
+class ScaledOnce(Explanations):
+    """Explanations whose scaled maps are made once, those of the images and of views together.
+
+    They are for terms that leave them as they are: what is written into them, others would see.
+    """
+
+    @cached_property
+    def _both(self) -> tuple[Tensor, ...]:
+        maps = self.maps
+        if self.maps_of_view is not None:
+            maps = torch.cat([maps, self.maps_of_view])
+        return min_max(self.resized(maps), self.spatial_dims).split(len(self.maps))
+
+    @property
+    def scaled(self) -> Tensor:
+        return self._both[0]
+
+    @property
+    def scaled_of_view(self) -> Tensor:
+        return self._both[1]
+
+
 class Term(ABC):
     """A part of the training loss: a number for each image, from its explanation.
 
@@ -315,10 +338,13 @@ class Consistency(Term):
     def values(self, explained: Explanations) -> Tensor:
         assert explained.warp is not None and explained.maps_of_view is not None
         compare = agreement_of(self.agreement)
-        maps, of_view = (
-            compare.normalized(explained.resized(maps))
-            for maps in (explained.maps, explained.maps_of_view)
-        )
+        if compare.scales:
+            maps, of_view = explained.scaled, explained.scaled_of_view
+        else:
+            maps, of_view = (
+                compare.normalized(explained.resized(maps))
+                for maps in (explained.maps, explained.maps_of_view)
+            )
         view_of_maps, n = explained.warp(maps), explained.spatial_dims
         if explained.warp.is_inside:
             return compare(view_of_maps, of_view, spatial_dims=n)

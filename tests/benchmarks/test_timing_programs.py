@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 
+import pretend_device  # noqa: F401  which torch must know of before the first way back
 import pytest
 
 SMALL = ["--arch", "resnet18", "--batch-size", "2", "--image-size", "48", "--device", "cpu"]
@@ -37,6 +38,12 @@ def test_training_steps(run):
     assert re.search(r"sklcam and .* agree: loss differs by", printed)
     for contender in ("two views", "sklcam", "CGC", "every fourth"):
         assert re.search(rf"^  {contender} .*time \d", printed, re.MULTILINE)
+
+
+def test_operations_of_a_training_step(run):
+    printed = run("train_step", "--count", "--image-size", "96", "--memory", "normal")
+    assert "two views" in printed and "bar: 3.2 reached" in printed
+    assert re.search(r"^  sklcam .*waits 1 ", printed, re.MULTILINE)
 
 
 def test_metrics(run):

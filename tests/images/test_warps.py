@@ -129,6 +129,23 @@ def test_crops_are_valid_everywhere_and_known_to_be():
     assert not Warp.from_shifts(torch.zeros(1, 2)).is_inside
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_copies_of_views_know_which_only_move_pixels(device):
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.7, 0.6], [0.0, 0.0, 1.0, 1.0]])
+    views = Warp.from_crops(boxes, flip=torch.tensor([False, False, True]))
+    images = torch.rand(3, 1, 17, 19)
+    expected = views(images)
+    assert torch.equal(expected[0], images[0])
+    assert torch.equal(expected[2], images[2].flip(-1))
+    assert not torch.equal(expected[1], images[1])
+    copied = views.to(device)
+    assert copied(images.to(device)).shape == images.shape
+    if device == "cpu":
+        assert torch.equal(copied(images), expected)
+        assert torch.equal(copied[1:](images[1:]), expected[1:])
+        assert torch.equal(views[:2](images[:2]), expected[:2])
+
+
 def test_a_matrix_of_ones_own_gives_what_a_crop_does():
     images = torch.rand(50, 3, 20, 20)
     views = ViewSampler()(50, size=(20, 20))

@@ -22,7 +22,7 @@ from torch import nn
 import sklcam
 from sklcam import ConsistentCAMClassifier, EmbeddingNet
 from sklcam.training import AcceleratedCAMClassifier, LaggingStatisticsWarning
-from sklcam.training._statistics import Lag, _distance
+from sklcam.training._statistics import Lag, _distance, kept
 
 X, Y = digits(240)
 TRAIN, TEST = slice(96), slice(96, None)
@@ -446,6 +446,32 @@ def test_what_a_look_compares_by_hand(monkeypatch):
     n_averaged = 16 / ((0.01 * 0.99 ** np.arange(10_000)) ** 2).sum()
     expected = 0.1 * np.sqrt(1 + sum(map(len, batches)) / n_averaged)
     assert lags[0].share == pytest.approx(0.3) and lags[0].usual == pytest.approx(expected)
+
+
+class OwnForward(nn.BatchNorm2d):
+    """Updates its running statistics, whatever it is told of them."""
+
+    def forward(self, x):
+        self.num_batches_tracked.add_(1)
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=True
+        )
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
+def test_statistics_are_kept_in_the_block_and_no_longer(kind):
+    layers, images = [kind(2), kind(2).double()], torch.rand(3, 2, 4, 4)
+    before = copy.deepcopy(layers)
+    with kept(layers):
+        outputs = [layer(images.to(layer.weight.dtype)) for layer in layers]
+    for layer, was, output in zip(layers, before, outputs, strict=True):
+        for name, buffer in layer.named_buffers():
+            assert_array_equal(buffer, was.get_buffer(name), err_msg=name)
+        assert_array_equal(output.detach(), was(images.to(was.weight.dtype)).detach())
+        layer(images.to(layer.weight.dtype))
+        for name, buffer in layer.named_buffers():
+            assert_array_equal(buffer, was.get_buffer(name), err_msg=name)
+        assert layer.num_batches_tracked == 1
 
 
 def test_distances_of_statistics_by_hand():

@@ -15,11 +15,14 @@ from sklcam.cam import GradCAM, min_max, target_scores, upsample
 from sklcam.metrics import structural_similarity
 from sklcam.networks import record
 from sklcam.training import (
+    Balanced,
     ConsistentCAMLoss,
     Explanations,
+    GradientSizes,
     ViewSampler,
     WarmUp,
     consistency_loss,
+    objective,
     sparsity_loss,
 )
 
@@ -129,10 +132,11 @@ def test_the_weighted_sum():
     torch.testing.assert_close(values.total, 0.7 + 0.5 * consistency + 0.01 * sparsity)
 
 
-@pytest.mark.parametrize("n_images", [1, 3, 4, 9])
+@pytest.mark.parametrize(("n_images", "n_parts"), [(1, 4), (3, 4), (4, 4), (9, 4), (4, 1), (9, 1)])
 @pytest.mark.parametrize("p", [0, 1, 2])
-def test_differentiating_at_once_is_differentiating(n_images, p):
+def test_differentiating_at_once_is_differentiating(n_images, n_parts, p, monkeypatch):
     """The gradient of the same terms, written out, by autograd over the whole batch."""
+    monkeypatch.setattr(objective, "_N_PARTS_ON_CPU", n_parts)
     torch.manual_seed(0)
     size = (14, 16)
     raw, raw_of_view = torch.randn(2, n_images, 3, 4, dtype=torch.float64).requires_grad_()
@@ -145,6 +149,22 @@ def test_differentiating_at_once_is_differentiating(n_images, p):
     total = 0.7 + 0.5 * consistency + 0.01 * sparsity_loss(maps, p).mean()
     torch.testing.assert_close(values.total, total)
     torch.testing.assert_close(found, torch.autograd.grad(total, (raw, raw_of_view)))
+
+
+def test_a_weight_that_balances_itself_has_a_gradient_of_its_own():
+    torch.manual_seed(0)
+    raw = torch.randn(2, 5, 4, 4, dtype=torch.float64).requires_grad_()
+    warp = ViewSampler()(5, size=(16, 16), generator=torch.Generator().manual_seed(0))
+    sizes, activations = GradientSizes(), raw * 1
+    loss = ConsistentCAMLoss(alpha=0.5, beta=Balanced(0.1), sizes=sizes)
+    explained = Explanations(*activations, warp, size=(16, 16))
+    values = loss((activations**2).sum(), explained, activations=activations)
+    maps = min_max(upsample(raw[0], (16, 16)))
+    (gradient,) = torch.autograd.grad(sparsity_loss(maps).mean(), raw)
+    torch.testing.assert_close(sizes.averages["norm"], gradient.norm())
+    beta = 0.1 * (2 * raw).norm() / gradient.norm()
+    torch.testing.assert_close(values.weights["beta"], beta.detach())
+    assert list(values.terms) == ["inconsistency", "norm"]
 
 
 def test_nothing_at_the_resolution_of_the_images_is_kept():

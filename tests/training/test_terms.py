@@ -321,6 +321,26 @@ def some_explanations(n=5, size=(14, 16), masks=None):
     return Explanations(raw, raw_of_view, warp, masks=masks, size=size)
 
 
+class Writing(Spread):
+    """Works in place, on maps that it takes for its own."""
+
+    needs = frozenset({"view"})
+
+    def values(self, explained):
+        return explained.scaled.mul_(0).sum((1, 2)) + explained.scaled_of_view.mul_(0).sum((1, 2))
+
+
+def test_what_a_term_writes_into_maps_no_other_sees():
+    raw = torch.rand(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    explained = Explanations(*raw, Warp.identity(4), size=(16, 16))
+    alone, beside = (
+        ConsistentCAMLoss(terms=terms)(torch.tensor(0.7), explained) for terms in ([], [Writing()])
+    )
+    torch.testing.assert_close(beside.total, alone.total)
+    found = (torch.autograd.grad(of.total, raw)[0] for of in (alone, beside))
+    torch.testing.assert_close(*found)
+
+
 def test_terms_that_couple_images_see_them_all():
     explained = some_explanations()
     values = ConsistentCAMLoss(0, 0, terms=[Spread()])(torch.tensor(0.0), explained)
