@@ -1,9 +1,9 @@
 """Training by several processes, on several GPUs or machines, by way of Hugging Face accelerate.
 
 Accelerate starts the processes, and gives each its device and its share of every batch. The
-gradients meet here, once a step, when they are whole. ``DistributedDataParallel`` would send them
-off during the backward pass, and takes it that there is one a step, of all parameters; a step on
-explanations may have several, of some. So the network is never wrapped.
+gradients meet here, once a step, as each becomes whole. ``DistributedDataParallel`` takes it that
+there is one backward pass a step, of all parameters; a step on explanations may have several, of
+some. So the network is never wrapped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Subset
 
 from sklcam.training._data import Annotations, Classes, TrainingImages
+from sklcam.training._gradients import AveragedGradients
 from sklcam.training._recording import known_length
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.net import Module, StepFunction
@@ -187,6 +188,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             return super().fit_loop(X, y, epochs, **kwargs)
         finally:
             del loaders[n_before:]  # or the accelerator would keep the images
+            self.__dict__.pop("_averaged", None)
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         split = super().get_split_datasets(X, y, **fit_params)
@@ -240,6 +242,16 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self._processes.copy_from_main([*self._buffers()])  # which may have rounded otherwise
         return n_images
 
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        if self._processes.count == 1:
+            return super().train_step_single(batch, **fit_params)
+        if not hasattr(self, "_averaged"):
+            self._averaged = AveragedGradients(self._processes)
+        assert self._step is not None
+        step = self._step
+        with self._averaged.during(self._trained(), lambda: step.is_on_last_way_back):
+            return super().train_step_single(batch, **fit_params)
+
     def _complete_gradient(self) -> None:
         """Average gradients, losses and what weights are balanced by over the processes.
 
@@ -247,14 +259,14 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         """
         if self._processes.count == 1:
             return
-        parameters = [parameter for parameter in self._parameters() if parameter.requires_grad]
+        parameters = self._trained()
         is_used = [parameter.grad is not None for parameter in parameters]
-        gradients = [_gradient(parameter) for parameter in parameters]
+        self._averaged.finish()
         users = torch.tensor(is_used, dtype=torch.float32, device=self.device)
         assert self._step is not None
         self.gradient_sizes_.to(self.device)  # also those that this step has no use for
         sizes = self.gradient_sizes_.averages.values()
-        self._processes.average([*gradients, users, *self._step.detach(), *sizes])
+        self._processes.average([users, *self._step.detach(), *sizes])
         if all(is_used):  # without a look at the others, which the host would have to wait for
             return
         for parameter, share in zip(parameters, users.tolist(), strict=True):
@@ -266,6 +278,9 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         if self._step is not None and self._step.scaler is not None:  # validated alone, by each
             self._processes.average([weight])  # as the gradients will be
         return weight
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._parameters() if parameter.requires_grad]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.get_all_learnable_params())
@@ -337,7 +352,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     def __getstate__(self) -> dict[str, Any]:
         # Processes and devices are others where it is loaded.
         state = {**super().__getstate__(), "accelerator": None}
-        state.pop("accelerator_", None)
+        for name in ("accelerator_", "_averaged"):
+            state.pop(name, None)
         return state
 
 
@@ -381,6 +397,10 @@ class Processes:
         if self.count > 1:
             _in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
 
+    def sum_soon(self, flat: Tensor) -> Any:
+        """Begin to overwrite a tensor with the sum over the processes; to be waited for."""
+        return dist.all_reduce(flat, async_op=True)
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite floating-point tensors with their means over the processes."""
 
@@ -412,12 +432,6 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         if sum(each.nbytes for each in bucket) >= _BUCKET_BYTES:
             yield waiting.pop(tensor.dtype)
     yield from waiting.values()
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
 
 
 def _new_accelerator() -> Accelerator:

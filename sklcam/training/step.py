@@ -213,6 +213,7 @@ class Step:
     _whole: MicroBatch = field(default_factory=MicroBatch, init=False)
     _total_weight: Tensor | None = field(default=None, init=False)
     _is_split: bool = field(default=False, init=False)
+    _n_parts: int = field(default=1, init=False)
     _tape: Tape | None = field(default=None, init=False)
     _kept: ExitStack = field(default_factory=ExitStack, init=False)
     _loss_of: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
@@ -279,6 +280,7 @@ class Step:
         An optimizer that asks for the gradient several times in a step starts anew each time.
         """
         whole, self.micro_batches, self._is_split = self._whole, [], True
+        self._n_parts = n_parts
         self._signs = None
         annotations = (
             [None] * n_parts if each is None else each.tensor_split(n_parts)
@@ -456,6 +458,13 @@ class Step:
                 "would be learned of them: take detach() or torch.no_grad() out of its combine."
             )
         return maps
+
+    @property
+    def is_on_last_way_back(self) -> bool:
+        """Whether the gradient that is taken now is the last that is added up in this step."""
+        batch = self.micro_batches[-1]
+        is_last_part = len(self.micro_batches) == self._n_parts
+        return is_last_part and batch.postponed is None and batch.augmented is None
 
     def backward(self) -> None:
         """Train on what was left for later: the images' graph is gone by now."""

@@ -18,7 +18,7 @@ from small_networks import Gradients, digits
 from torch import nn
 
 from sklcam.cam import HiResCAM
-from sklcam.training import AcceleratedCAMClassifier, Term, ViewSampler, Warp
+from sklcam.training import AcceleratedCAMClassifier, Term, ViewSampler, Warp, _gradients
 
 X, Y = digits()  # 60 images
 SMALL = X
@@ -202,13 +202,30 @@ def ends(clf):
     return {"state": state, "history": rows}
 
 
+def count_buckets(finish):
+    """Gradients of these small networks are sent in several buckets, and those are counted."""
+    _gradients._BUCKET_BYTES = 1000
+
+    def counted(self):
+        BEFORE_THE_END.append(self.n_sent)
+        finish(self)
+
+    return counted
+
+
+BEFORE_THE_END: list[int] = []  # how many buckets had left by the end of the way back
+
+
 def train_all(folder):
-    found = {}
+    found = {"sent": {}}
+    _gradients.AveragedGradients.finish = count_buckets(_gradients.AveragedGradients.finish)
     for name, options in MODES.items():
+        BEFORE_THE_END.clear()
         clf, gradients = gradients_of(
             AcceleratedCAMClassifier, **{**FIXED, "batch_size": 10, **options}
         )
         found[name] = {**ends(clf), "gradients": gradients}
+        found["sent"][name] = [*BEFORE_THE_END]
 
     seen = Seen()
     clf = AcceleratedCAMClassifier(**{**RANDOM, "augment": seen, "views": RecordingViews()})

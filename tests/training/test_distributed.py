@@ -100,6 +100,14 @@ def test_two_processes_are_one_on_the_whole_batch(together, mode):
 
 
 @pytest.mark.slow
+def test_gradients_leave_during_the_last_way_back(together):
+    """The first step tells their order; then all that the last way back comes by leave on it."""
+    for found in together.found:
+        for name, sent in found["sent"].items():
+            assert sent[0] == 0 and min(sent[1:]) == max(sent[1:]) > 0, name
+
+
+@pytest.mark.slow
 def test_negatives_are_those_of_the_same_process(together):
     """As of the halves of the whole batch, which are the shares of the two."""
     options = {**CONTRASTIVE, "batch_size": 20}
