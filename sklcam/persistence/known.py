@@ -78,7 +78,7 @@ def _kinds() -> dict[str, type]:
         *_methods(),
         *(PlainPrintLog, SilentableProgressBar, TargetLayer, Text, TripletCAM, ValidSplit),
         *(training.Balanced, training.CollapseWarning, training.Consistency, training.Sparsity),
-        *(training.Energy, training.GradMask, training.RightReasons),
+        *(training.Energy, training.ForgetBatches, training.GradMask, training.RightReasons),
         *(training.Contrastive, training.EMA, training.ViewSampler, training.WarmUp),
     ]
     return {kind.__name__: kind for kind in kinds}

@@ -7,6 +7,7 @@ from sklcam.images.warps import Warp
 from sklcam.training._statistics import LaggingStatisticsWarning
 from sklcam.training.agreement import Contrastive, consistency_loss
 from sklcam.training.averaging import EMA
+from sklcam.training.callbacks import ForgetBatches
 from sklcam.training.classifier import ConsistentCAMClassifier
 from sklcam.training.collapse import CollapseWarning, signs_of_collapse
 from sklcam.training.distributed import AcceleratedCAMClassifier
@@ -32,6 +33,7 @@ __all__ = [
     "Contrastive",
     "Energy",
     "Explanations",
+    "ForgetBatches",
     "GradMask",
     "GradientSizes",
     "LaggingStatisticsWarning",

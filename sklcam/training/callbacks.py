@@ -14,6 +14,8 @@ from skorch.history import History
 from skorch.utils import to_numpy
 from torch import Tensor
 
+from sklcam._validation import check_count
+
 
 def decoding(callback: Callback, classes: np.ndarray) -> Callback:
     """Let a scoring callback of skorch compare labels with labels: batches hold class indices.
@@ -89,6 +91,50 @@ class EpochScore(ResumedScoring):
             self.best_score_ = score
         net.history.record(self.name, score)
         net.history.record(f"{self.name}_best", bool(is_best))
+
+
+class ForgetBatches(Callback):
+    """Keep what the history has of epochs, and of the batches of the last ones alone.
+
+    A row for each batch is some 450 bytes, in memory and in files, for as long as training goes on:
+    of 400,000 steps 180 MB. What epochs have, such as ``history[:, "train_loss"]``, stays.
+
+    Parameters
+    ----------
+    keep : int, default=2
+        Of how many epochs the batches stay, the one that is under way among them.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklcam import ConsistentCAMClassifier
+    >>> from sklcam.training import ForgetBatches
+    >>> X, y = load_digits(n_class=2, return_X_y=True)
+    >>> X = (X[:8] / 16).reshape(-1, 8, 8)
+    >>> clf = ConsistentCAMClassifier("resnet18", image_size=32, max_epochs=4, verbose=0,
+    ...                               random_state=0, callbacks=[ForgetBatches()]).fit(X, y[:8])
+    >>> [len(epoch["batches"]) for epoch in clf.history], len(clf.history[:, "train_loss"])
+    ([0, 0, 1, 1], 4)
+    """
+
+    def __init__(self, keep: int = 2):
+        self.keep = keep
+
+    def initialize(self) -> ForgetBatches:
+        """Check the parameter.
+
+        Raises
+        ------
+        ValueError
+            If ``keep`` is not an int of 2 or more: what is looked at after an epoch may ask about
+            the one before.
+        """
+        check_count("keep", self.keep, 2)
+        return self
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        for epoch in net.history[: -self.keep]:
+            epoch["batches"].clear()
 
 
 ANNOTATED = "_annotated"  # after a term's name: how much of a batch it is a mean of

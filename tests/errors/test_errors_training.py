@@ -45,6 +45,7 @@ from sklcam.training import (
     Contrastive,
     Energy,
     Explanations,
+    ForgetBatches,
     GradientSizes,
     Sparsity,
     ViewSampler,
@@ -550,6 +551,14 @@ REFUSALS: dict[str, list[Row]] = {
             "share must be a number above 0 to 1; got 0",
         ),
         ("2", lambda: CollapseWarning(share=2).initialize(), "share must be a number above 0 to 1"),
+    ],
+    "ForgetBatches": [
+        (
+            "the last alone",
+            lambda: ForgetBatches(1).initialize(),
+            "keep must be an int >= 2; got 1",
+        ),
+        ("all", lambda: ForgetBatches(None).initialize(), "keep must be an int >= 2; got None"),
     ],
     "EMA": [
         ("1", lambda: EMA(decay=1).initialize(), "decay must be .* got 1"),
