@@ -54,6 +54,40 @@ def test_removed_pixels_are_the_mean_of_their_neighbours():
         assert_allclose(filled[i, :, row, column], total / weight, atol=1e-9)
 
 
+@pytest.mark.parametrize("length", [40, 400, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_between_the_ends_of_a_line_all_is_straight(length, dtype):
+    ramp = torch.linspace(-1, 2, length, dtype=torch.float64)[None, None, None].to(dtype)
+    removed = torch.ones(1, 1, length, dtype=torch.bool)
+    removed[..., 0] = removed[..., -1] = False
+    filled = impute(ramp * ~removed, removed, noise=0)
+    atol = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
+    assert_allclose(filled.double(), ramp.double(), atol=atol)
+    assert filled.dtype == dtype
+
+
+def test_a_single_known_pixel_is_everywhere():
+    images = torch.rand(2, 3, 37, 50, generator=torch.Generator().manual_seed(0))
+    removed = torch.ones(2, 37, 50, dtype=torch.bool)
+    removed[0, 30, 41] = removed[1, 0, 0] = False
+    filled = impute(images, removed, noise=0)
+    for one, known in zip(filled, (images[0, :, 30, 41], images[1, :, 0, 0]), strict=True):
+        assert_allclose(one, known[:, None, None].expand(3, 37, 50), atol=1e-6)
+
+
+def test_as_many_threads_as_there_may_be_fill_in_the_same():
+    images = torch.rand(6, 2, 20, 30, generator=torch.Generator().manual_seed(0))
+    removed, n_threads = some_removed(0.7, (6, 20, 30)), torch.get_num_threads()
+    filled = []
+    try:
+        for n in (1, 4):
+            torch.set_num_threads(n)
+            filled.append(impute(images, removed, generator=torch.Generator().manual_seed(0)))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert filled[0].equal(filled[1])
+
+
 def test_nothing_removed_and_all_removed():
     before = IMAGES.clone()
     none, every = torch.zeros(N, SIDE, SIDE).bool(), torch.ones(N, SIDE, SIDE).bool()
