@@ -151,6 +151,7 @@ class Bar:
         return f"bar {sign} {self.limit:g}: {'reached' if met else 'NOT REACHED'}"
 
 
+FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "hirescam")  # of one gradient
 THREE = ("resnet18", "resnet50", "convnext_tiny")
 TRANSFORMERS = (
     "timm/vit_small_patch16_224",
@@ -165,6 +166,7 @@ BARS = (
     Bar((VIT,), "legrad", "sklcam / predict", 1.15, at_most=True),
     Bar(TRANSFORMERS, "gradcam", "sklcam / predict", 1.10, at_most=True),
     Bar(THREE, "gradcam", "sklcam / predict", 1.10, at_most=True),
+    Bar(THREE, "gradcam", "sklcam five methods / sklcam", 1.15, at_most=True),
     Bar(THREE, "gradcam", "pytorch-grad-cam / sklcam", 2.5),
     Bar(THREE, "gradcam", "torchcam / sklcam", 1.0),
     Bar(THREE, "gradcam", "captum / sklcam", 1.0),
@@ -186,6 +188,11 @@ def predict(case: Case) -> Tensor:
 def ours(case: Case) -> Tensor:
     maps, _ = case.explainer.explain_inputs(case.images, method=case.method)
     return maps
+
+
+def our_five(case: Case) -> Tensor:
+    maps, _, _ = case.explainer.explain_batch(case.images, methods=FIVE)
+    return maps[0]
 
 
 def our_gradcam(case: Case) -> Tensor:
@@ -580,6 +587,8 @@ def images_of(folder: Path, n_images: int, size: int) -> Tensor:
 
 def contenders(case: Case, spec: Spec, autocast: bool) -> dict[str, Explain]:
     field = {"predict": predict, "sklcam": ours}
+    if spec.method == "gradcam":
+        field["sklcam five methods"] = our_five
     if spec.method == "ablationcam":
         field["sklcam gradcam"] = our_gradcam
     if autocast and isinstance(case.method, ScoreCAM):
@@ -687,6 +696,8 @@ def measure(arch: str, name: str, case: Case, spec: Spec, options: argparse.Name
     )
     report = partial(report_ratio, arch, name, times, peaks)
     report("sklcam", "predict")
+    if "sklcam five methods" in field:
+        report("sklcam five methods", "sklcam", note=f"together: {', '.join(FIVE)}")
     if "sklcam gradcam" in field:
         report("sklcam", "sklcam gradcam")
     for peer in spec.peers:

@@ -76,6 +76,11 @@ PERCENTILES = (20, 40, 60, 80)
 PASSES = (10, 32)  # batch sizes of forward passes alone
 FEW = 2  # images that one can afford where many pixels are filled in
 ADCC = ("coherency", "complexity", "average_drop", "adcc")
+METHODS = {  # those of one gradient that both have, as the papers have them
+    "gradcam": torchcam.methods.GradCAM,
+    "xgradcam": torchcam.methods.XGradCAM,
+    "layercam": torchcam.methods.LayerCAM,
+}
 ARCC = ("complexity", "coherency", "road", "arcc")
 INDENT = " " * 6
 
@@ -190,6 +195,7 @@ class Spec:
 BARS = (
     Bar(("resnet18",), "adcc", "pytorch-grad-cam / sklcam", 3.0),
     Bar(("resnet18",), "adcc", "torchcam / sklcam", 3.0),
+    Bar(("resnet18",), "adcc_of_methods", "torchcam / sklcam", 3.0),
     Bar(("resnet18",), "insertion_deletion", "torchcam / sklcam", 1.3),
     Bar(("resnet18",), "insertion_deletion", "sklcam / passes of 32", 1.15, at_most=True),
     # Equations are to take 30 % of the time.
@@ -238,14 +244,25 @@ def pytorch_grad_cam_adcc(case: Case) -> Tensor:
         return by_recipe(case, explain)
 
 
-def torchcam_adcc(case: Case) -> Tensor:
-    with torchcam.methods.GradCAM(case.network, case.layer) as extractor:
+def torchcam_adcc(case: Case, kind: type = torchcam.methods.GradCAM) -> Tensor:
+    with kind(case.network, case.layer) as extractor:
 
         def explain(image: Tensor, target: int) -> Tensor:
             (maps,) = extractor(target, case.network(image), normalized=False)
             return finish(maps, case.size)
 
         return by_recipe(case, explain)
+
+
+def our_adcc_of_methods(case: Case) -> Tensor:
+    results = evaluate(case.explainer, case.images, metrics=ADCC, method=[*METHODS], progress=False)
+    return torch.as_tensor(
+        np.column_stack([result[name] for result in results.values() for name in ADCC])
+    )
+
+
+def torchcam_adcc_of_methods(case: Case) -> Tensor:
+    return torch.cat([torchcam_adcc(case, kind) for kind in METHODS.values()], dim=1)
 
 
 def by_recipe(case: Case, explain: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -530,6 +547,9 @@ SPECS = {
             Peer("pytorch-grad-cam", pytorch_grad_cam_adcc, RECIPE),
             Peer("torchcam", torchcam_adcc, RECIPE),
         ),
+    ),
+    "adcc_of_methods": Spec(
+        our_adcc_of_methods, (Peer("torchcam", torchcam_adcc_of_methods, RECIPE),)
     ),
     "insertion_deletion": Spec(
         our_areas,

@@ -29,7 +29,7 @@ from sklcam.metrics.consistency import (
     structural_similarity,
 )
 from sklcam.metrics.cose import cose
-from sklcam.metrics.evaluate import Evaluator, consistency_score, default_metrics, evaluate
+from sklcam.metrics.evaluate import Evaluator, default_metrics, evaluate
 from sklcam.metrics.imputation import impute, road
 from sklcam.metrics.localization import (
     PrecisionRecall,
@@ -64,6 +64,7 @@ from sklcam.metrics.sanity import SanityCheck, sanity_check
 from sklcam.metrics.scorers import (
     ExplanationScorer,
     ExplanationScorers,
+    consistency_score,
     consistent_and_accurate,
     explanation_scorer,
     get_scorer,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Generic
+from typing import Any, Generic, overload
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ from sklcam._folders import Shard, check_shard
 from sklcam._validation import check_callable, draw_seed
 from sklcam.cam.base import check_batch_size
 from sklcam.cam.targets import Target
-from sklcam.explain.base import AnyMethod
+from sklcam.explain.base import AnyMethod, Methods
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.images.labels import dataset_labels
-from sklcam.images.views import ViewSampler
 from sklcam.metrics.annotations import (
     Annotations,
     PerImage,
@@ -38,6 +37,7 @@ from sklcam.metrics.annotations import (
 from sklcam.metrics.plan import (
     OutputScore,
     Params,
+    Plan,
     check_classes,
     check_colors,
     check_has_probability,
@@ -65,6 +65,7 @@ from sklcam.metrics.runs import (
     Observer,
     Reading,
     Run,
+    column,
     measure,
     measure_in_processes,
     measure_to,
@@ -100,13 +101,61 @@ def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[s
     return ("accuracy", *names) if labels else names
 
 
+@overload
+def evaluate(
+    estimator: AnyEstimator,
+    X: Any,
+    y: Any = ...,
+    *,
+    metrics: AnyMetrics = ...,
+    method: AnyMethod | None = ...,
+    target: Any = ...,
+    boxes: PerImage = ...,
+    masks: PerImage = ...,
+    references: PerImage = ...,
+    score: OutputScore | None = ...,
+    metric_params: Params | None = ...,
+    batch_size: int | None = ...,
+    n_jobs: int | None = ...,
+    num_workers: int | None = ...,
+    random_state: int | np.random.RandomState | None = ...,
+    store: str | os.PathLike[str] | None = ...,
+    shard: Shard | None = ...,
+    progress: bool = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    estimator: AnyEstimator,
+    X: Any,
+    y: Any = ...,
+    *,
+    metrics: AnyMetrics = ...,
+    method: Methods,
+    target: Any = ...,
+    boxes: PerImage = ...,
+    masks: PerImage = ...,
+    references: PerImage = ...,
+    score: OutputScore | None = ...,
+    metric_params: Params | None = ...,
+    batch_size: int | None = ...,
+    n_jobs: int | None = ...,
+    num_workers: int | None = ...,
+    random_state: int | np.random.RandomState | None = ...,
+    store: str | os.PathLike[str] | None = ...,
+    shard: Shard | None = ...,
+    progress: bool = ...,
+) -> dict[str, Evaluation]: ...
+
+
 def evaluate(
     estimator: AnyEstimator,
     X: Any,
     y: Any = None,
     *,
     metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
-    method: AnyMethod | None = None,
+    method: AnyMethod | Methods | None = None,
     target: Any = None,
     boxes: PerImage = None,
     masks: PerImage = None,
@@ -120,7 +169,7 @@ def evaluate(
     store: str | os.PathLike[str] | None = None,
     shard: Shard | None = None,
     progress: bool = True,
-) -> Evaluation:
+) -> Evaluation | dict[str, Evaluation]:
     """Measure an explainer on X, in one pass over the images.
 
     Parameters
@@ -137,8 +186,9 @@ def evaluate(
     metrics : str, Metric or sequence of them
         Names of registered metrics, see :func:`available`, or metrics of your own, see
         :class:`Metric`. ``"adcc"`` brings its three terms along.
-    method : str, Method or None, default=None
-        The explanation; None is the estimator's own.
+    method : str, Method, list of them, dict of names to them, or None, default=None
+        The explanation; None is the estimator's own. Several share what they can: each image is
+        read once, and one forward pass makes all of their maps.
     target : None, labels, Target or callable, default=None
         The class to explain, or another target, one per image: see the estimator's ``explain``.
         ``"localization_accuracy"`` is GT-known localisation with ``target=y``. With None, the
@@ -180,9 +230,9 @@ def evaluate(
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
     store : str, path or None, default=None
-        A folder that keeps the values of each batch. Killed at any time, the same call goes on
-        with the first batch that is not there, and ends with the same numbers. What differs on
-        which values depend is an error.
+        A folder that keeps the values of each batch, by a single method. Killed at any time, the
+        same call goes on with the first batch that is not there, and ends with the same numbers.
+        What differs on which values depend is an error.
     shard : (index, count) or None, default=None
         Which of several processes this one is, as in ``(0, 8)``, that share a ``store``. Each
         measures its share, waits for the others, and returns the values of all images.
@@ -193,7 +243,7 @@ def evaluate(
     -------
     Evaluation
         A value for each image under the metric's name, and :meth:`Evaluation.summary`, also by
-        class.
+        class. For several methods a dict of these, by name.
 
     Raises
     ------
@@ -224,6 +274,9 @@ def evaluate(
     """
     check_n_jobs(n_jobs)
     check_shard(shard)
+    several = isinstance(method, Mapping | list | tuple)
+    if several and store is not None:
+        raise ValueError("store= keeps the values of one method: give each a folder of its own.")
     if shard is not None and store is None:
         raise ValueError("shard= is for processes that share a folder: give store=, its path.")
     evaluator: Evaluator[None] = Evaluator(
@@ -244,80 +297,9 @@ def evaluate(
     )
     if store is not None:
         return evaluator.run_to(store, shard=shard, n_jobs=n_jobs, progress=progress)
+    if several:
+        return evaluator.run_each(n_jobs=n_jobs, progress=progress)[0]
     return evaluator.run(n_jobs=n_jobs, progress=progress)[0]
-
-
-def consistency_score(
-    estimator: AnyEstimator,
-    X: Any,
-    *,
-    method: AnyMethod | None = None,
-    views: ViewSampler | None = None,
-    random_state: int | np.random.RandomState | None = 0,
-) -> float:
-    """Mean SSIM between the view of the map and the map of the view, over the images of X.
-
-    Parameters
-    ----------
-    estimator : ConsistentCAMClassifier
-        Fitted.
-    X : images
-        In any form that the estimator takes.
-    method : str, Method or None, default=None
-        The explanation; None is Grad-CAM without the ReLU, as in training.
-    views : ViewSampler or None, default=None
-        The distribution of views; None is the paper's crops and flips, whatever an estimator was
-        trained with, so that estimators can be compared.
-    random_state : int, RandomState or None, default=0
-        One seed gives every model and every batch size the same views.
-
-    Returns
-    -------
-    float, in [-1, 1]; higher is better. The paper prints it times 100.
-
-    Raises
-    ------
-    NotFittedError
-        If the estimator has not been fitted.
-    ValueError
-        If the estimator does not explain; if X, the method, the views or the seed are refused; or
-        if images are smaller, as the network gets them, than SSIM's window of 11 x 11 pixels.
-
-    Warns
-    -----
-    UserWarning
-        If maps were constant; each such image counts as 0.
-
-    Notes
-    -----
-    The map is scaled before it is cropped and not after. A crop without the map's brightest pixel
-    therefore peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
-
-    References
-    ----------
-    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2 and table 1.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_digits
-    >>> from sklcam import ConsistentCAMClassifier
-    >>> from sklcam.metrics import consistency_score
-    >>> X, y = load_digits(n_class=3, return_X_y=True)
-    >>> X = (X / 16).reshape(-1, 8, 8)
-    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=1, verbose=0,
-    ...                               random_state=0).fit(X[:64], y[:64])
-    >>> 0 < consistency_score(clf, X[64:96]) < 1
-    True
-    """
-    result = evaluate(
-        estimator,
-        X,
-        metrics="consistency",
-        metric_params={"consistency": {"method": method, "views": views}},
-        random_state=random_state,
-        progress=False,
-    )
-    return result.means()["consistency"]
 
 
 class Evaluator(Generic[Observed]):
@@ -344,7 +326,8 @@ class Evaluator(Generic[Observed]):
         The true labels, if there are any, in the form of predictions.
     metrics : dict of str to Metric
         Those whose values are collected, by name.
-    plan : Plan
+    plans : dict of str to Plan
+        One for each method.
 
     Raises
     ------
@@ -377,7 +360,7 @@ class Evaluator(Generic[Observed]):
         y: Any = None,
         *,
         metrics: AnyMetrics = ("adcc", "iauc", "dauc", "consistency"),
-        method: AnyMethod | None = None,
+        method: AnyMethod | Methods | None = None,
         target: Any = None,
         boxes: PerImage = None,
         masks: PerImage = None,
@@ -417,18 +400,20 @@ class Evaluator(Generic[Observed]):
         self.explainer, images = as_explainer(estimator, X, y)
         self.labels = labels_if_needed(self.explainer, X, y, self.metrics)
         X = images
-        chosen = self.explainer.as_method(method)
         # By way of a RandomState, so that the views of a seed stay those of the published figures.
         seed = draw_seed(check_random_state(random_state))
-        self.plan = make_plan(
-            self.metrics,
-            metric_params,
-            method=chosen,
-            needs=needs,
-            score=score,
-            batch_size=batch_size,
-            seed=seed,
-        )
+        self.plans = {
+            name: make_plan(
+                self.metrics,
+                metric_params,
+                method=each,
+                needs=needs,
+                score=score,
+                batch_size=batch_size,
+                seed=seed,
+            )
+            for name, each in self.explainer.named_methods(method).items()
+        }
         reading = Reading(originals, num_workers)
         self.opened = self.explainer.open(X, **asdict(reading))
         self._question = self.explainer.as_target(target, len(self.opened))
@@ -437,15 +422,16 @@ class Evaluator(Generic[Observed]):
                 "evaluate measures one map per image; give target=Box(boxes, labels) with one box "
                 "for each."
             )
-        check_maps_are_single(self.explainer, self.plan)
         check_predicts(self.metrics, self.explainer.adapter.task)
         check_places(self.metrics, self._question)
-        check_colors(
-            self.plan,
-            is_network_input=self.opened.is_network_input,
-            n_channels=self.opened.n_channels,
-            n_axes=len(self.opened.image_size),
-        )
+        for plan in self.plans.values():
+            check_maps_are_single(self.explainer, plan)
+            check_colors(
+                plan,
+                is_network_input=self.opened.is_network_input,
+                n_channels=self.opened.n_channels,
+                n_axes=len(self.opened.image_size),
+            )
         if score is None:
             check_has_probability(
                 self._question.names_classes,
@@ -490,6 +476,41 @@ class Evaluator(Generic[Observed]):
         observed : list
             What the observer returned, in the order of the images.
         """
+        plan = self._only_plan()
+        values, observed = self._values(observe, n_jobs, progress)
+        return self._evaluation(plan, values), observed
+
+    def run_each(
+        self,
+        *,
+        observe: Observer[Observed] | None = None,
+        n_jobs: int | None = None,
+        progress: bool = True,
+    ) -> tuple[dict[str, Evaluation], dict[str, list[Observed]]]:
+        """Run the evaluation of several methods; parameters are those of :meth:`run`.
+
+        Returns
+        -------
+        evaluations : dict of str to Evaluation
+        observed : dict of str to list
+            What the observer returned, for each method.
+        """
+        values, observed = self._values(observe, n_jobs, progress)
+        evaluations, n_plans = {}, len(self.plans)
+        for i, (name, plan) in enumerate(self.plans.items()):
+            of_plan = {each: values[column(i, each)] for each in plan.collected}
+            what = f"maps by {name}" if n_plans > 1 else "maps"
+            evaluations[name] = self._evaluation(plan, of_plan, what)
+        return evaluations, {name: observed[i::n_plans] for i, name in enumerate(self.plans)}
+
+    def _only_plan(self) -> Plan:
+        if len(self.plans) > 1:
+            raise ValueError(f"One method is measured here; got several: {', '.join(self.plans)}.")
+        return next(iter(self.plans.values()))
+
+    def _values(
+        self, observe: Observer[Observed] | None, n_jobs: int | None, progress: bool
+    ) -> tuple[dict[str, np.ndarray], list[Observed]]:
         check_n_jobs(n_jobs)
         n_images, run = len(self.opened), self._run(observe)
         with tqdm(total=n_images, desc="evaluate", leave=False, disable=not progress) as bar:
@@ -497,10 +518,8 @@ class Evaluator(Generic[Observed]):
                 parts = list(measure_in_processes(run, n_images, n_jobs, bar))
             else:
                 parts = [measure(run, bar)]
-        values = {
-            name: np.concatenate([part[name] for part, _ in parts]) for name in self.plan.collected
-        }
-        return self._evaluation(values), [seen for _, observed in parts for seen in observed]
+        values = {name: np.concatenate([part[name] for part, _ in parts]) for name in run.columns}
+        return values, [seen for _, observed in parts for seen in observed]
 
     def run_to(
         self,
@@ -513,9 +532,10 @@ class Evaluator(Generic[Observed]):
         """Run the evaluation by way of a folder; parameters are those of :func:`evaluate`."""
         check_n_jobs(n_jobs)
         check_shard(shard)
+        plan = self._only_plan()
         run: Run[Any] = self._run(None)
         values = measure_to(run, store, self._target, n_jobs=n_jobs, shard=shard, progress=progress)
-        return self._evaluation(values)
+        return self._evaluation(plan, values)
 
     def _run(self, observe: Observer[Observed] | None) -> Run[Observed]:
         return Run(
@@ -524,12 +544,14 @@ class Evaluator(Generic[Observed]):
             self.opened,
             self._question,
             self._annotations,
-            self.plan,
+            [*self.plans.values()],
             self._reading,
             observe,
         )
 
-    def _evaluation(self, values: dict[str, np.ndarray]) -> Evaluation:
+    def _evaluation(
+        self, plan: Plan, values: dict[str, np.ndarray], what: str = "maps"
+    ) -> Evaluation:
         """Return the values as users get them, and warn of those that say nothing."""
         n_constant = int(values.pop("constant_views", np.zeros(1)).sum())
         if n_constant:
@@ -541,8 +563,8 @@ class Evaluator(Generic[Observed]):
         check = ExplanationCheck()
         if "map_peaks" in values:
             # Constant maps of views have been counted.
-            blank = set(self.plan.explained) != {"view_maps"}
-            check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None], blank=blank)
+            blank = set(plan.explained) != {"view_maps"}
+            check.add(torch.from_numpy(values.pop("map_peaks"))[:, None, None], what, blank=blank)
         numbers = [values[name] for name, of in self.metrics.items() if not of.may_be_undefined]
         if numbers:
             table = torch.from_numpy(np.column_stack(numbers))

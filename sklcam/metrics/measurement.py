@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -159,6 +159,58 @@ class Measurer:
         return self._inference
 
 
+class FirstPass:
+    """The pass of a batch that predictions, targets and maps come from, for all that is measured.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    batch : Batch
+    question : Target
+        What is asked of the images.
+    plans : sequence of Plan
+        All those that are measured on the batch.
+    """
+
+    def __init__(self, explainer: Explainer, batch: Batch, question: Target, plans: Sequence[Plan]):
+        self._explainer = explainer
+        self._inputs = batch.inputs
+        self._question = question
+        # Quantities that are made in the same way share their maps. Methods are told apart by
+        # identity: those with equal parameters may still draw different noise.
+        self._ways = {
+            (id(method), scaled): (method, scaled)
+            for plan in plans
+            for method, scaled in plan.explained.values()
+        }
+
+    @cached_property
+    def _made(self) -> tuple[dict[tuple[int, bool], Tensor], Tensor, Target]:
+        if not self._ways:  # the output alone is asked for
+            output = self._explainer.output_of(self._inputs)
+            return {}, output, self._question.resolve(output, self._inputs)
+        methods, scaled = zip(*self._ways.values(), strict=True)
+        maps, output, target = self._explainer.explain_batch(
+            self._inputs, self._question, methods=methods, normalize=scaled
+        )
+        return dict(zip(self._ways, maps, strict=True)), output, target
+
+    def maps(self, plan: Plan) -> dict[str, Tensor]:
+        """Return the maps that a plan asks for, by the names of the quantities."""
+        made = self._made[0]
+        return {name: made[id(method), flag] for name, (method, flag) in plan.explained.items()}
+
+    @property
+    def output(self) -> Tensor:
+        """The network's output."""
+        return self._made[1]
+
+    @property
+    def target(self) -> Target:
+        """The target, as the output resolved it."""
+        return self._made[2]
+
+
 class Measurement:
     """One batch of images, and all that is asked of it: ``measurement[name]``.
 
@@ -198,7 +250,12 @@ class Measurement:
     annotations: Annotations
 
     def __init__(
-        self, measurer: Measurer, batch: Batch, question: Target, annotations: Annotations
+        self,
+        measurer: Measurer,
+        batch: Batch,
+        question: Target,
+        annotations: Annotations,
+        first: FirstPass | None = None,
     ):
         self.batch = batch
         self.question = question
@@ -207,6 +264,7 @@ class Measurement:
         self.plan = measurer.plan
         self.rows = range(measurer.first_row + batch.start, measurer.first_row + batch.stop)
         self._measurer = measurer
+        self._first = first or FirstPass(self.explainer, batch, question, [self.plan])
         self._found: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -237,27 +295,9 @@ class Measurement:
 
     # The first pass
 
-    @cached_property
-    def _first_pass(self) -> tuple[dict[str, Tensor], Tensor, Target]:
-        """The maps of all methods, the network's output, and the target that it resolved."""
-        inputs, explained = self.batch.inputs, self.plan.explained
-        if not explained:  # the output alone is asked for
-            output = self.explainer.output_of(inputs)
-            return {}, output, self.question.resolve(output, inputs)
-        # Quantities that are made in the same way share their maps. Methods are told apart by
-        # identity: those with equal parameters may still draw different noise.
-        ways = {(id(method), scaled): (method, scaled) for method, scaled in explained.values()}
-        methods, scaled = zip(*ways.values(), strict=True)
-        maps, output, target = self.explainer.explain_batch(
-            inputs, self.question, methods=methods, normalize=scaled
-        )
-        made = dict(zip(ways, maps, strict=True))
-        named = {name: made[id(method), flag] for name, (method, flag) in explained.items()}
-        return named, output, target
-
     def explained(self, name: str) -> Tensor:
         """Return maps of the first pass; a ValueError if the plan did not ask for them."""
-        maps = self._first_pass[0]
+        maps = self._first.maps(self.plan)
         if name not in maps:
             raise ValueError(
                 f"{name!r} comes from the first pass of a batch: ask for it before, in needs=."
@@ -272,7 +312,7 @@ class Measurement:
     @property
     def output(self) -> Tensor:
         """The network's output."""
-        return self._first_pass[1]
+        return self._first.output
 
     def own_output(self) -> Tensor:
         """Return the output as the network returns it: a single logit, where it is one."""
@@ -281,7 +321,7 @@ class Measurement:
     @property
     def target(self) -> Target:
         """The question as the network's output resolved it, to be asked of changed images."""
-        return self._first_pass[2]
+        return self._first.target
 
     # Other passes
 

@@ -27,7 +27,7 @@ from sklcam.explain.opened import OpenedImages
 from sklcam.explain.stored import open_folder, runs_of
 from sklcam.images.rows import take_rows
 from sklcam.metrics.annotations import Annotations
-from sklcam.metrics.measurement import Measurement, Measurer
+from sklcam.metrics.measurement import FirstPass, Measurement, Measurer
 from sklcam.metrics.plan import Plan
 
 Observed = TypeVar("Observed")
@@ -60,7 +60,8 @@ class Run(Generic[Observed]):
         The same, opened; None in another process, which opens them there.
     question : Target
     annotations : Annotations
-    plan : Plan
+    plans : sequence of Plan
+        One for each method.
     reading : Reading
     observe : callable or None
     first_row : int
@@ -72,10 +73,15 @@ class Run(Generic[Observed]):
     opened: OpenedImages | None
     question: Target
     annotations: Annotations
-    plan: Plan
+    plans: Sequence[Plan]
     reading: Reading
     observe: Observer[Observed] | None
     first_row: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the values, of each plan."""
+        return [column(i, name) for i, plan in enumerate(self.plans) for name in plan.collected]
 
     def rows(self, start: int, stop: int) -> Run[Observed]:
         """Return the run over some of the images, in this process."""
@@ -109,17 +115,29 @@ class Run(Generic[Observed]):
         opened = self.opened
         if opened is None:
             opened = self.explainer.open(self.X, **asdict(self.reading))
-        measurer = Measurer(self.explainer, self.plan, self.first_row)
+        measurers = [Measurer(self.explainer, plan, self.first_row) for plan in self.plans]
         for batch in opened.batches():
             start, stop = batch.start, batch.stop
             asked = self.explainer.question_of(self.question, batch)
             known = self.annotations.take(slice(start, stop))
-            measurement = Measurement(measurer, batch, asked, known)
-            # A copy, as a part of a larger tensor would keep all of it.
-            values = {name: measurement[name].detach().clone() for name in self.plan.collected}
-            observed = [] if self.observe is None else [self.observe(measurement)]
-            del measurement, batch  # nothing of a batch is alive when the next one is read
+            first = FirstPass(self.explainer, batch, asked, self.plans)
+            values: dict[str, Tensor] = {}
+            observed: list[Observed] = []
+            for i, measurer in enumerate(measurers):
+                measurement = Measurement(measurer, batch, asked, known, first)
+                for name in measurer.plan.collected:
+                    # A copy, as a part of a larger tensor would keep all of it.
+                    values[column(i, name)] = measurement[name].detach().clone()
+                if self.observe is not None:
+                    observed.append(self.observe(measurement))
+                del measurement
+            del first, batch  # nothing of a batch is alive when the next one is read
             yield range(start, stop), values, observed
+
+
+def column(i: int, name: str) -> str:
+    """Return what the values of a metric are called, those of the plan of this place."""
+    return f"{name} {i}" if i else name
 
 
 def measure(run: Run[Observed], bar: tqdm | None = None) -> tuple[Values, list[Observed]]:
@@ -132,7 +150,7 @@ def measure(run: Run[Observed], bar: tqdm | None = None) -> tuple[Values, list[O
         if bar is not None:
             bar.update(len(rows))
     # Read once, at the end: until then the host need not wait for the device.
-    return _read(kept, run.plan.collected), observed
+    return _read(kept, run.columns), observed
 
 
 def _read(kept: Sequence[dict[str, Tensor]], names: Sequence[str]) -> Values:
@@ -209,12 +227,12 @@ def measure_to(
                 rows = folder.rows(some)
                 write(run.rows(rows.start, rows.stop), folder, some, bar)
         folder.wait(lambda n_done: bar.update(n_done - bar.n))
-    return read_values(folder, run.plan.collected)
+    return read_values(folder, run.columns)
 
 
 def _of_run(run: Run[Any]) -> dict[str, Any]:
     """Return what values depend on, beside the explainer, the images and the target."""
-    plan, known = run.plan, run.annotations
+    (plan,), known = run.plans, run.annotations
     functions = [(name, metric.function) for name, metric in plan.metrics.items()]
     return {
         "metrics": list(plan.collected),
@@ -239,7 +257,7 @@ def write(run: Run[Any], folder: ChunkFolder, chunks: range, bar: tqdm | None = 
         start, stop = run.first_row + rows.start, run.first_row + rows.stop
         for chunk in folder.ended(chunks, start, stop):
             content = io.BytesIO()
-            np.savez(content, allow_pickle=False, **_read(kept, run.plan.collected))
+            np.savez(content, allow_pickle=False, **_read(kept, run.columns))
             folder.finish(chunk, content.getvalue())
             kept = []
         if bar is not None:

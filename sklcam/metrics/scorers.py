@@ -12,7 +12,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklcam._validation import check_number, describe, suggestion
+from sklcam.explain.base import AnyMethod
 from sklcam.explain.nested import AnyEstimator
+from sklcam.images.views import ViewSampler
 from sklcam.metrics.annotations import PerImage
 from sklcam.metrics.evaluate import evaluate
 from sklcam.metrics.plan import Params, check_metric_params
@@ -135,6 +137,9 @@ class ExplanationScorers(BaseEstimator):
     ) -> dict[str, float]:
         """Return the metrics of the estimator on X; higher is better for each."""
         wanted = {_scorer_name(metric): _metric_of(metric) for metric in self.metrics}
+        method = (self.options or {}).get("method")
+        if isinstance(method, Mapping | list | tuple):
+            raise ValueError(f"A scorer is of one method; got method={describe(method)}.")
         means = evaluate(
             estimator,
             X,
@@ -365,3 +370,76 @@ def _by_metric(params: Params | None) -> dict[str, Mapping[str, Any]]:
         )
     lower = {f"neg_{name}": name for name in available() if not get_metric(name).higher_is_better}
     return {lower.get(name, name): options for name, options in (params or {}).items()}
+
+
+def consistency_score(
+    estimator: AnyEstimator,
+    X: Any,
+    *,
+    method: AnyMethod | None = None,
+    views: ViewSampler | None = None,
+    random_state: int | np.random.RandomState | None = 0,
+) -> float:
+    """Mean SSIM between the view of the map and the map of the view, over the images of X.
+
+    Parameters
+    ----------
+    estimator : ConsistentCAMClassifier
+        Fitted.
+    X : images
+        In any form that the estimator takes.
+    method : str, Method or None, default=None
+        The explanation; None is Grad-CAM without the ReLU, as in training.
+    views : ViewSampler or None, default=None
+        The distribution of views; None is the paper's crops and flips, whatever an estimator was
+        trained with, so that estimators can be compared.
+    random_state : int, RandomState or None, default=0
+        One seed gives every model and every batch size the same views.
+
+    Returns
+    -------
+    float, in [-1, 1]; higher is better. The paper prints it times 100.
+
+    Raises
+    ------
+    NotFittedError
+        If the estimator has not been fitted.
+    ValueError
+        If the estimator does not explain; if X, the method, the views or the seed are refused; or
+        if images are smaller, as the network gets them, than SSIM's window of 11 x 11 pixels.
+
+    Warns
+    -----
+    UserWarning
+        If maps were constant; each such image counts as 0.
+
+    Notes
+    -----
+    The map is scaled before it is cropped and not after. A crop without the map's brightest pixel
+    therefore peaks below 1: even a network that is perfectly consistent scores about 0.95 on crops.
+
+    References
+    ----------
+    Sun, Phan, Nguyen, "Staying Consistent with GradCAM", section 3.2.2 and table 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklcam import ConsistentCAMClassifier
+    >>> from sklcam.metrics import consistency_score
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> X = (X / 16).reshape(-1, 8, 8)
+    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=1, verbose=0,
+    ...                               random_state=0).fit(X[:64], y[:64])
+    >>> 0 < consistency_score(clf, X[64:96]) < 1
+    True
+    """
+    result = evaluate(
+        estimator,
+        X,
+        metrics="consistency",
+        metric_params={"consistency": {"method": method, "views": views}},
+        random_state=random_state,
+        progress=False,
+    )
+    return result.means()["consistency"]

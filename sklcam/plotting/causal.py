@@ -109,25 +109,26 @@ class CausalCurveDisplay(Display):
         cls._check(**options)
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
         explainers = explainers_by_name(estimator, X)
-        evaluators: dict[str, Evaluator[CausalCurves]] = {}
-        for name, (explainer, images) in explainers.items():
-            named = explainer.named_methods(methods)
-            lengths = {"n_models": len(explainers), "n_methods": len(named)}
-            for of_method, method in named.items():
-                evaluators[column_name(name, explainer, of_method, **lengths)] = Evaluator(
-                    explainer,
-                    images,
-                    metrics=("iauc", "dauc"),
-                    method=method,
-                    target=target,
-                    score=score,
-                    metric_params=params,
-                    batch_size=batch_size,
-                )
-        curves = {
-            column: _joined(evaluator.run(observe=_see_curves, progress=False)[1])
-            for column, evaluator in evaluators.items()
+        evaluators: dict[str, Evaluator[CausalCurves]] = {
+            name: Evaluator(
+                explainer,
+                images,
+                metrics=("iauc", "dauc"),
+                method=methods,
+                target=target,
+                score=score,
+                metric_params=params,
+                batch_size=batch_size,
+            )
+            for name, (explainer, images) in explainers.items()
         }
+        curves: dict[str, CausalCurves] = {}
+        for name, evaluator in evaluators.items():
+            _, seen = evaluator.run_each(observe=_see_curves, progress=False)
+            lengths = {"n_models": len(explainers), "n_methods": len(seen)}
+            for of_method, of_batches in seen.items():
+                column = column_name(name, evaluator.explainer, of_method, **lengths)
+                curves[column] = _joined(of_batches)
         return cls(curves=curves).plot(**options)
 
     @classmethod

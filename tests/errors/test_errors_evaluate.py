@@ -80,6 +80,20 @@ REFUSALS: dict[str, list[Row]] = {
         ("a number", lambda: evaluate([3]), "There is no metric 3"),
         ("a list", lambda: evaluate([["adcc"]]), r"There is no metric \['adcc'\]"),
         ("a method", lambda: evaluate(method="gradcm"), "Did you mean: gradcam"),
+        ("a method twice", lambda: evaluate(method=["cam", "cam"]), "Two methods have one name"),
+        ("no method", lambda: evaluate(method=[]), "There is no method to explain by"),
+        (
+            "a folder for several methods",
+            lambda: evaluate(method=["cam", "gradcam"], store="values"),
+            "store= keeps the values of one method",
+        ),
+        (
+            "several methods of a run",
+            lambda: metrics.Evaluator(
+                fitted(), X, metrics="sparsity", method=["cam", "gradcam"]
+            ).run(),
+            "One method is measured here; got several: cam, gradcam",
+        ),
         ("a target", lambda: evaluate(target=99), "not seen in fit"),
         ("TopK", lambda: evaluate(target=cam.TopK(2)), "one class per image"),
         ("no labels", lambda: evaluate("accuracy"), "accuracy needs y"),
@@ -293,6 +307,11 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "get_scorer": [
+        (
+            "several methods",
+            lambda: metrics.get_scorer("sparsity", method=["cam"])(fitted(), X),
+            "A scorer is of one method; got method=a list",
+        ),
         ("a slip", lambda: metrics.get_scorer("adc"), "no scorer 'adc'. Did you mean: adcc"),
         ("None", lambda: metrics.get_scorer(None), "A scorer has a name, .* got None"),
         ("a list", lambda: metrics.get_scorer(["adcc"]), "A scorer has a name, .* got a list"),

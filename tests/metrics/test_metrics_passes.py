@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,8 @@ from small_networks import ImageAndVector
 from torch import nn
 
 from sklcam.cam import GradCAM, Occlusion
+from sklcam.metrics import Evaluator
+from sklcam.plotting import CausalCurveDisplay
 
 
 @pytest.mark.parametrize(
@@ -230,3 +233,61 @@ def test_each_image_is_read_once_and_explained_once(metrics, options, passes):
     handle.remove()
     assert sum(X.reads.values()) <= 12 + 2 and min(X.reads.values()) == 1
     assert trunk == [4] * 3 * passes
+
+
+@pytest.mark.parametrize(
+    ("metrics", "passes"),
+    [(("adcc",), 1 + 3), ("sparsity", 1), (("adcc", "iauc"), 1 + 3 * (1 + N_STEPS))],
+)
+def test_several_methods_share_the_first_pass(metrics, passes):
+    """And the numbers are those of each alone."""
+    model = network()
+    estimator = explainer(model, batch_size=4)
+    methods = ["gradcam", "layercam", "xgradcam"]
+    alone = [measure(estimator, metrics=metrics, method=method) for method in methods]
+    trunk = []
+    handle = model[0].register_forward_hook(lambda _, args, output: trunk.append(len(output)))
+    together = measure(estimator, metrics=metrics, method=methods)
+    handle.remove()
+    n_to_fold = 2 * 3 * ("iauc" in metrics)
+    assert sum(trunk) == passes * N + n_to_fold
+    assert list(together) == methods
+    for method, expected in zip(methods, alone, strict=True):
+        assert together[method].keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(together[method][name], values, rtol=1e-6, atol=1e-7)
+
+
+def test_several_methods_by_names_of_ones_own_and_in_processes():
+    estimator = explainer(network(), batch_size=4)
+    methods = {"plain": "gradcam", "signed": GradCAM(relu=False)}
+    alone = [measure(estimator, metrics="adcc", method=method) for method in methods.values()]
+    both = measure(estimator, metrics="adcc", method=methods, n_jobs=2)
+    assert list(both) == ["plain", "signed"]
+    for found, expected in zip(both.values(), alone, strict=True):
+        np.testing.assert_allclose(found["adcc"], expected["adcc"], rtol=1e-6)
+
+
+def test_an_observer_sees_each_method():
+    evaluator = Evaluator(
+        explainer(network(), batch_size=4), IMAGES, metrics="sparsity", method=["gradcam", "cam"],
+        needs=["maps"],
+    )  # fmt: skip
+    _, seen = evaluator.run_each(observe=lambda measurement: measurement["maps"], progress=False)
+    for method, maps in seen.items():
+        expected = evaluator.explainer.explain(IMAGES, method=method)
+        np.testing.assert_allclose(torch.cat(maps), expected, atol=1e-6)
+
+
+def test_curves_of_several_methods_share_the_first_pass():
+    model = network()
+    ours = explainer(model, batch_size=N)
+    with counted(model) as images:
+        CausalCurveDisplay.from_estimator(
+            ours, IMAGES, methods=["gradcam", "layercam"], n_steps=N_STEPS
+        )
+    plt.close("all")
+    with counted(model) as of_one:
+        CausalCurveDisplay.from_estimator(ours, IMAGES, methods="gradcam", n_steps=N_STEPS)
+    plt.close("all")
+    assert sum(images) == 2 * sum(of_one) - N
