@@ -41,7 +41,10 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 BOXES = torch.tensor([[[1.0, 2, 9, 9]]] * N)
 MASKS = torch.rand(N, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) > 0.5
 # Of maps that differ, which have to be found; or of a network that is folded for many passes.
-PASSES = {"scorecam", "sscam", "iscam", "ablationcam", "rise"}
+PASSES = {
+    *{"scorecam", "sscam", "iscam", "ablationcam", "rise"},
+    *{"fasterscorecam", "groupcam", "reciprocam"},
+}
 CURVES = {
     **{"iauc": {"n_steps": 4}, "road": {"percentiles": (50,)}},
     **{"pointing_game_reject": {"threshold": 0.01}, "topk_intersection": {"k": 20}},

@@ -12,6 +12,7 @@ from sklcam.cam.base import ChannelMethod, GradientMethod, Method, WeightedGradi
 from sklcam.cam.baselines import FakeCAM, RandomCAM, Uniform
 from sklcam.cam.detections import Box
 from sklcam.cam.eigen import EigenCAM, EigenGradCAM
+from sklcam.cam.faster import FasterScoreCAM, GroupCAM, ReciproCAM
 from sklcam.cam.finer import Finer, FinerCAM
 from sklcam.cam.gradient import (
     CAM,
@@ -63,11 +64,13 @@ __all__ = [
     "EigenGradCAM",
     "ExcitationBackprop",
     "FakeCAM",
+    "FasterScoreCAM",
     "Finer",
     "FinerCAM",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientMethod",
+    "GroupCAM",
     "GuidedBackprop",
     "GuidedGradCAM",
     "HiResCAM",
@@ -79,6 +82,7 @@ __all__ = [
     "Pixels",
     "Positive",
     "RandomCAM",
+    "ReciproCAM",
     "RecordedPass",
     "Rollout",
     "Saliency",
@@ -106,9 +110,11 @@ _METHODS: dict[str, type[Method]] = {
     "eigengradcam": EigenGradCAM,
     "excitationbackprop": ExcitationBackprop,
     "fakecam": FakeCAM,
+    "fasterscorecam": FasterScoreCAM,
     "finercam": FinerCAM,
     "gradcam": GradCAM,
     "gradcam++": GradCAMPlusPlus,
+    "groupcam": GroupCAM,
     "guidedbackprop": GuidedBackprop,
     "guidedgradcam": GuidedGradCAM,
     "hirescam": HiResCAM,
@@ -117,6 +123,7 @@ _METHODS: dict[str, type[Method]] = {
     "legrad": LeGrad,
     "occlusion": Occlusion,
     "randomcam": RandomCAM,
+    "reciprocam": ReciproCAM,
     "rise": RISE,
     "rollout": Rollout,
     "saliency": Saliency,

@@ -18,6 +18,7 @@ from torch import Tensor
 from sklcam._validation import draw_seed
 from sklcam.cam.base import (
     ChannelMethod,
+    Method,
     RandomState,
     batch_size_for,
     check_batch_size,
@@ -86,7 +87,10 @@ class _MaskingMethod(PerturbationMethod):
     """Weights are a softmax over the scores of the image masked by each channel."""
 
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
-        activations = recorded.grid(layer)
+        return self.weights_of(recorded, recorded.grid(layer))
+
+    def weights_of(self, recorded: RecordedPass, activations: Tensor) -> Tensor:
+        """Return the weights (n_images, k, K) of channels (n_images, K, u, v)."""
         n_images, n_channels = activations.shape[:2]
         scores = torch.empty(
             (n_images, n_channels, recorded.scores.shape[1]),
@@ -365,8 +369,7 @@ class AblationCAM(PerturbationMethod):
         super().__init__(relu, batch_size)
 
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
-        if len(recorded.activations[layer]) != recorded.n_images:
-            raise _cannot_go_on(recorded, layer)
+        check_rows(recorded, layer, self)
         falls = self._falls_of_head(recorded, layer)
         if falls is None:
             falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
@@ -406,30 +409,68 @@ class AblationCAM(PerturbationMethod):
 
     def _scores(self, recorded: RecordedPass, layer: int, ablated: Tensor, image: int) -> Tensor:
         """Return the scores (m - 1, k) of all rows but the first, which is checked."""
-        rows = torch.full((len(ablated),), image, device=ablated.device)
-        try:
-            # A copy, as the head may work in place and the rows may be needed once more.
-            output = recorded.resume(layer, ablated.clone(), image)
-            scores = recorded.score(output, rows)
-            came_out = _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype)
-        except RuntimeError as error:  # in-place work on what is not to be changed
-            if is_out_of_memory(error):
-                raise
-            came_out = False
-        if not came_out:
-            output = recorded.resume(layer, ablated, image, from_start=True)
-            scores = recorded.score(output, rows)
-            if not _is_close(scores[0], recorded.scores[image].detach(), ablated.dtype):
-                raise _cannot_go_on(recorded, layer)
-        return scores[1:]
+        rows = torch.full((len(ablated) - 1,), image, device=ablated.device)
+        return recorded.score(resumed_output(recorded, layer, ablated, image, self), rows)
 
 
-def _cannot_go_on(recorded: RecordedPass, layer: int) -> ValueError:
+def resumed_output(
+    recorded: RecordedPass, layer: int, changed: Tensor, image: int, method: Method
+) -> Tensor:
+    """Run what follows a layer on changed activations of one image, where that can be done.
+
+    Parameters
+    ----------
+    recorded : RecordedPass
+        Of a method that ``resumes``.
+    layer : int
+    changed : Tensor of shape (m, ...)
+        In the layer's own layout; the first row is as it was.
+    image : int
+    method : Method
+        For which it is, for the message.
+
+    Returns
+    -------
+    Tensor of shape (m - 1, ...)
+        The output of the others.
+
+    Raises
+    ------
+    ValueError
+        If the score of the first row does not come out as it was.
+    """
+    rows = torch.full((1,), image, device=changed.device)
+
+    def came_out(output: Tensor) -> bool:
+        intact = recorded.score(output[:1], rows)[0]
+        return _is_close(intact, recorded.scores[image].detach(), changed.dtype)
+
+    try:
+        # A copy, as the head may work in place and the rows may be needed once more.
+        output = recorded.resume(layer, changed.clone(), image)
+        if came_out(output):
+            return output[1:]
+    except RuntimeError as error:  # in-place work on what is not to be changed
+        if is_out_of_memory(error):
+            raise
+    output = recorded.resume(layer, changed, image, from_start=True)
+    if not came_out(output):
+        raise _cannot_go_on(recorded, layer, method)
+    return output[1:]
+
+
+def check_rows(recorded: RecordedPass, layer: int, method: Method) -> None:
+    """Raise a ValueError unless a layer's output has a row for each image."""
+    if len(recorded.activations[layer]) != recorded.n_images:
+        raise _cannot_go_on(recorded, layer, method)
+
+
+def _cannot_go_on(recorded: RecordedPass, layer: int, method: Method) -> ValueError:
     return ValueError(
-        f"Ablation-CAM goes on from the target layer {recorded.layers[layer].name!r} with an "
-        "image's row of its output, which does not give the image's score: the rows are not "
-        "images, or the network draws random numbers. Name another layer, or explain by another "
-        "method."
+        f"{type(method).__name__} goes on from the target layer {recorded.layers[layer].name!r} "
+        "with an image's row of its output, which does not give the image's score: the rows are "
+        "not images, or the network draws random numbers. Name another layer, or explain by "
+        "another method."
     )
 
 

@@ -14,7 +14,17 @@ from sklcam import cam
 from sklcam.cam import GradCAM, Method, available, get_method
 from sklcam.cam.base import batch_size_for
 
-FAMILIES = "attention", "eigen", "finer", "gradient", "perturbation", "pixel", "rise", "baselines"
+FAMILIES = (
+    "attention",
+    "eigen",
+    "finer",
+    "gradient",
+    "perturbation",
+    "pixel",
+    "rise",
+    "baselines",
+    "faster",
+)
 
 
 def test_methods_by_name():

@@ -83,8 +83,9 @@ def test_proxies_by_hand(fitted):
     assert fitted.proxies_.dtype == np.float32
 
 
-# These look at the outputs themselves, which are classes in the one network alone.
-OF_OUTPUTS = {"cam", "excitationbackprop", "finercam", "rise"}
+# These look at the outputs themselves, or at probabilities of them, which are classes in the one
+# network alone.
+OF_OUTPUTS = {"cam", "excitationbackprop", "finercam", "groupcam", "reciprocam", "rise"}
 
 
 @pytest.mark.parametrize("method", sorted(set(available()) - OF_OUTPUTS - OF_ATTENTION))

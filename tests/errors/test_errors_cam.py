@@ -139,6 +139,18 @@ REFUSALS: dict[str, list[Row]] = {
         random_state=(-1, "Seed must be"),
     ),
     "ISCAM": of_options(cam.ISCAM, n_samples=(0, "n_samples must be an int >= 1; got 0")),
+    "FasterScoreCAM": of_options(
+        cam.FasterScoreCAM,
+        n_channels=(0, "n_channels must be an int >= 1; got 0"),
+        batch_size=(0, "batch_size must be an int >= 1; got 0"),
+    ),
+    "GroupCAM": of_options(
+        cam.GroupCAM,
+        n_groups=(0, "n_groups must be an int >= 1; got 0"),
+        percentile=(101, "percentile must be a number from 0 to 100; got 101"),
+        batch_size=(0, "batch_size must be an int >= 1; got 0"),
+    ),
+    "ReciproCAM": of_options(cam.ReciproCAM, batch_size=(None, "batch_size must be an int >= 1")),
     "AblationCAM": of_options(cam.AblationCAM, batch_size=(0, "batch_size must be")),
     "Saliency": of_options(cam.Saliency, channels=("x", 'channels must be "max" or "keep"')),
     "GuidedBackprop": of_options(cam.GuidedBackprop, channels=("x", "channels must be")),

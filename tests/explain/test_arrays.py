@@ -28,7 +28,7 @@ IMAGES = torch.rand(N, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGNED = GradCAM(relu=False)  # no map of it is blank
 AT_THE_PIXELS = {
     *{"saliency", "guidedbackprop", "deconvnet", "guidedgradcam", "occlusion", "rise"},
-    *{"fakecam", "uniform"},
+    *{"fakecam", "groupcam", "uniform"},
 }
 
 

@@ -31,8 +31,12 @@ ARRAYS, Y = digits(N)
 
 # A rule changes what a pass hands back, and needs one of its own.
 RULES = {"deconvnet", "excitationbackprop", "guidedbackprop", "guidedgradcam"}
-# These run the whole network on images that are changed; Ablation-CAM runs its head alone.
-RUN_AGAIN = {"iscam", "occlusion", "rise", "scorecam", "smoothgradcam++", "sscam"}
+# These run the whole network on images that are changed; Ablation-CAM and
+# Recipro-CAM run its head alone.
+RUN_AGAIN = {
+    *{"iscam", "occlusion", "rise", "scorecam", "smoothgradcam++", "sscam"},
+    *{"fasterscorecam", "groupcam"},
+}
 ONE_PASS = sorted(set(available()) - RULES - RUN_AGAIN - OF_ATTENTION)
 
 
