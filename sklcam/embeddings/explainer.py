@@ -86,7 +86,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         None is the network's output.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
-    image_size, resize, mean, std, batch_size, num_workers, precision, verbose
+    image_size, resize, decode, mean, std, batch_size, num_workers, precision, verbose
         See :class:`~sklcam.CAMExplainer`.
 
     Attributes
@@ -152,6 +152,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         classes: Any = None,
         image_size: int | tuple[int, int] | None = None,
         resize: Literal["stretch", "center_crop"] | None = None,
+        decode: Literal["exact", "fast"] = "exact",
         mean: Any = "auto",
         std: Any = "auto",
         batch_size: int = 32,
@@ -171,6 +172,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             classes=classes,
             image_size=image_size,
             resize=resize,
+            decode=decode,
             mean=mean,
             std=std,
             batch_size=batch_size,
@@ -191,8 +193,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Parameters
         ----------
         X : images or None, default=None
-            In any form that :class:`~sklcam.CAMExplainer` takes. Needed for proxies that are
-            learned; for others one image is enough.
+            In any form of :class:`~sklcam.CAMExplainer`; one will do unless proxies are learned.
         y : array-like of shape (n_images,) or None, default=None
             Their labels; a torch data set may bring its own.
 
@@ -238,8 +239,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Returns
         -------
         self
-            As if it had been fitted on all images at once. Kept between calls are a sum and a count
-            for each class.
+            As if fitted on all images at once. A sum and a count of each class are kept.
         """
         if not is_name(self.proxy, "mean"):
             raise ValueError(

@@ -86,7 +86,9 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         turn, so that there are pairs in every batch; a class or callable takes the labels, as an
         ndarray of int, and ``sampler__...`` parameters. None shuffles. "auto" is None for
         "proxy-anchor", which needs no pairs, and otherwise "m-per-class".
-    weights, target_layer, augment, image_size, resize, mean, std, recalibrate, random_state, device
+    weights, target_layer, augment, image_size, resize, decode, mean, std, recalibrate
+        See :class:`~sklcam.ConsistentCAMClassifier`.
+    random_state, device
         See :class:`~sklcam.ConsistentCAMClassifier`.
     normalize : bool, default=True
         Whether :meth:`transform` brings embeddings to length 1.
@@ -177,6 +179,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         augment: Any = "auto",
         image_size: int | tuple[int, int] | None = 224,
         resize: str | None = "stretch",
+        decode: str = "exact",
         mean: Any = "auto",
         std: Any = "auto",
         recalibrate: str | bool = "auto",
@@ -201,6 +204,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         self.augment = augment
         self.image_size = image_size
         self.resize = resize
+        self.decode = decode
         self.mean = mean
         self.std = std
         self.recalibrate = recalibrate

@@ -108,6 +108,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     resize : {"stretch", "center_crop"} or None, default=None
         Both sides to ``image_size``, or the proportions kept and the middle cut out; None is what
         the model's source says, which may scale beyond ``image_size`` first, else "stretch".
+    decode : {"exact", "fast"}, default="exact"
+        "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
+        resized to: see :class:`~sklcam.images.Resizing`.
     mean, std : "auto", float or one float a channel, default="auto"
         Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else 0 and 1
         for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
@@ -185,6 +188,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         "classes": [None, "array-like"],
         "image_size": [None, Interval(Integral, 1, None, closed="left"), tuple, list],
         "resize": [None, StrOptions({"stretch", "center_crop"})],
+        "decode": [StrOptions({"exact", "fast"})],
         "mean": [StrOptions({"auto"}), Real, "array-like"],
         "std": [StrOptions({"auto"}), Real, "array-like"],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -209,6 +213,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         classes: Any = None,
         image_size: int | tuple[int, int] | None = None,
         resize: Literal["stretch", "center_crop"] | None = None,
+        decode: Literal["exact", "fast"] = "exact",
         mean: Any = "auto",
         std: Any = "auto",
         batch_size: int = 32,
@@ -229,6 +234,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.classes = classes
         self.image_size = image_size
         self.resize = resize
+        self.decode = decode
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
@@ -237,13 +243,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.verbose = verbose
 
     def check_parameters(self) -> None:
-        """Check what needs no network; :meth:`fit` does so by itself.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is of the wrong type, or out of range.
-        """
+        """Raise a ValueError for parameters that are wrong; :meth:`fit` does so by itself."""
         self._validate_params()
 
     def fit(self, X: Any = None, y: Any = None) -> CAMExplainer:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from sklcam.images._pixels import check_pages
+from sklcam.images._pixels import check_pages, lies_on_its_side
 
 Encoded = str | bytes | Image.Image
 
@@ -88,6 +88,33 @@ def opened(item: Any) -> Iterator[Image.Image]:
     with image:
         check_pages(image)
         yield image
+
+
+def draft(image: Image.Image, item: Any, size: tuple[int, int] | None) -> Image.Image:
+    """Return an image, of a large JPEG file at a fraction of its sides, of this size or more.
+
+    Parameters
+    ----------
+    image : Image
+        As :func:`opened` yields it, not loaded yet.
+    item : Encoded
+        What was opened. A picture that somebody else has opened stays as it is.
+    size : (height, width) or None
+        Upright. None leaves the file as it is.
+
+    Returns
+    -------
+    Image
+    """
+    if size is None or isinstance(item, Image.Image) or image.format != "JPEG":
+        return image
+    height, width = size[::-1] if lies_on_its_side(image) else size
+    drafted = image.draft(None, (width, height))  # keeps the mode, and never goes below the size
+    if drafted is None:
+        return image
+    # The last row and column may stand for a few pixels alone; as whole ones they would shift all.
+    width, height = (round(side) for side in drafted[1][2:])
+    return image if (width, height) == image.size else image.crop((0, 0, width, height))
 
 
 def shown(text: str) -> str:

@@ -154,14 +154,15 @@ def load_upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the height and width that `load_upright` would give, mostly without loading."""
-    if image.format == "TIFF" and _lies_on_its_side(image):
+    if image.format == "TIFF" and lies_on_its_side(image):
         image.load()  # Pillow turns a TIFF as it loads it; its size before depends on the version
-    if _lies_on_its_side(image):
+    if lies_on_its_side(image):
         return image.width, image.height
     return image.height, image.width
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether an image's EXIF orientation swaps its sides."""
     return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 

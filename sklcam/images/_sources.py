@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,11 @@ from torchvision.datasets.folder import default_loader
 
 from sklcam._validation import describe, is_instance
 from sklcam.images._advice import FORMS, advice_on_entry, advice_on_path, diagnose
-from sklcam.images._encoded import Encoded, as_encoded, opened, shown
+from sklcam.images._encoded import Encoded, as_encoded, draft, opened, shown
 from sklcam.images._paths import Paths, missing_files
 from sklcam.images._pixels import (
     MAX_CHANNELS,
+    RGB,
     Reading,
     check_pixel_dtype,
     check_pixel_values,
@@ -42,6 +43,10 @@ from sklcam.images.items import Items, has_entries, is_lazy
 # Small images are copied and resized together, this many values at a time: each call has a cost of
 # its own. With more, floats no longer fit in the caches.
 _STACK_VALUES = 2**17
+
+
+LeastSize = Callable[[tuple[int, int]], tuple[int, int] | None]
+Draft = tuple[Tensor, tuple[int, ...]]
 
 
 class Source(ABC):
@@ -67,6 +72,20 @@ class Source(ABC):
         """Yield images in their order, as many to a stack as are best resized together."""
         for i in indices:
             yield self.read(i)[None]
+
+    def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
+        """Yield images in their order, with their own sizes; they may be smaller than these.
+
+        Parameters
+        ----------
+        indices : sequence of int
+        least : callable
+            Takes an image's own height and width, and returns the least size that it may be decoded
+            at, or None.
+        """
+        for stack in self.read_stacks(indices):
+            for image in stack:
+                yield image, tuple(image.shape[1:])
 
     @abstractmethod
     def size(self, i: int) -> tuple[int, ...]:
@@ -173,6 +192,13 @@ class FileSource(Source):
         with self._opened(i) as image:
             return rgb_tensor(image, self._background)
 
+    def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
+        for i in indices:
+            item = as_encoded(self._items[i])
+            with naming(_name(item, i)), opened(item) as image:
+                drafted = _drafted(image, item, least, self._background)
+            yield drafted
+
     def size(self, i: int) -> tuple[int, int]:
         with self._opened(i) as image:
             return upright_size(image)
@@ -212,6 +238,18 @@ class LazySource(Source):
             raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
         return image
 
+    def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
+        for i in indices:
+            item = self.items[i]
+            encoded = as_encoded(item)
+            if encoded is None or isinstance(encoded, Image.Image):
+                image = self.read(i)
+                yield image, tuple(image.shape[1:])
+                continue
+            with naming(f"X[{i}]"), opened(encoded) as picture:
+                drafted = _drafted(picture, encoded, least, self._reading.background)
+            yield drafted
+
     def size(self, i: int) -> tuple[int, int]:
         _, height, width = self.read(i).shape
         return height, width
@@ -223,6 +261,13 @@ class LazySource(Source):
             return item_tensor(image, f"X[{i}]", self._reading, self._hint)
         with naming(f"X[{i}]"), opened(encoded) as picture:
             return rgb_tensor(picture, self._reading.background)
+
+
+def _drafted(
+    image: Image.Image, item: Encoded | None, least: LeastSize, background: RGB | None
+) -> Draft:
+    size = upright_size(image)
+    return rgb_tensor(draft(image, item, least(size)), background), size
 
 
 class Rows(Source):
@@ -244,6 +289,9 @@ class Rows(Source):
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
         return self._source.read_stacks([self._rows[i] for i in indices])
+
+    def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
+        return self._source.read_drafts([self._rows[i] for i in indices], least)
 
     def size(self, i: int) -> tuple[int, ...]:
         return self._source.size(self._rows[i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -214,12 +214,15 @@ class ImageDataset(FramedDataset):
         some.__dict__.pop("targets", None)
         return some
 
-    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
+    def read_batch(self, indices: Sequence[int], *, originals: bool = True) -> list[FramedImage]:
         """Read several images, all returned in one dtype.
 
         Parameters
         ----------
         indices : sequence of int
+        originals : bool, default=True
+            Whether the originals are needed as they are. Otherwise they may be what was decoded at
+            a fraction of their sides, with ``decode="fast"``.
 
         Returns
         -------
@@ -227,12 +230,27 @@ class ImageDataset(FramedDataset):
             Where `image_size` brings together uint8 and float32, all are float32 in [0, 1]; the
             originals stay as they are.
         """
+        if self.resize.decode == "fast" and not (originals or self.are_volumes):
+            return self._read_drafts(indices)
         images: list[Tensor] = []
-        originals: list[Tensor] = []
+        found: list[Tensor] = []
         for stack in self.source.read_stacks(indices):
             images += stack if self.are_volumes else self._resized(stack)
-            originals += stack
-        return [*map(FramedImage, of_one_dtype(images), originals)]
+            found += stack
+        sizes = [tuple(original.shape[1:]) for original in found]
+        return [*map(FramedImage, of_one_dtype(images), found, sizes)]
+
+    def _read_drafts(self, indices: Sequence[int]) -> list[FramedImage]:
+        height, width = self.image_size
+        least = partial(self.resize.decoded, input_size=(height, width))
+        read = [*self.source.read_drafts(indices, least)]
+        images = [
+            resize_image(image, (height, width), self.resize, own_size) for image, own_size in read
+        ]
+        return [
+            FramedImage(image, original, size)
+            for image, (original, size) in zip(of_one_dtype(images), read, strict=True)
+        ]
 
     @property
     def are_volumes(self) -> bool:
@@ -257,7 +275,7 @@ class ImageDataset(FramedDataset):
         """
         # Negative indices count from the end, and others beyond it are an IndexError.
         indices = [range(len(self))[i] for i in indices]
-        images = [framed.image for framed in self.read_batch(indices)]
+        images = [framed.image for framed in self.read_batch(indices, originals=False)]
         return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]
 
     def _label(self, i: int) -> Any:

@@ -20,10 +20,11 @@ from sklcam.images.items import Items
 
 
 class FramedImage(NamedTuple):
-    """An image at the network's input size, and the one that it was made from."""
+    """An image at the network's input size, and the one that it was made from, with its size."""
 
     image: Tensor
     original: Tensor
+    size: tuple[int, ...]
 
 
 class FramedDataset(Dataset[Any]):
@@ -52,8 +53,8 @@ class FramedDataset(Dataset[Any]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
-        """Read several images, all returned in one dtype."""
+    def read_batch(self, indices: Sequence[int], *, originals: bool = True) -> list[FramedImage]:
+        """Read several images, all returned in one dtype; their originals may not be needed."""
 
     def read(self, i: int) -> FramedImage:
         """Read image i, at the network's input size and as it was."""
@@ -87,15 +88,14 @@ class FramedItems(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> Any:
         rows = [self.rows[i] for i in indices]
         try:
-            read = self.dataset.read_batch(rows)
+            read = self.dataset.read_batch(rows, originals=self._originals)
         except Exception as error:
             self._name_row(error, rows)
             if get_worker_info() is None:
                 raise
             return Failure.of(error)
         return [
-            (image, tuple(original.shape[1:]), original if self._originals else None)
-            for image, original in read
+            (image, size, original if self._originals else None) for image, original, size in read
         ]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor | None]:

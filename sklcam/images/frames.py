@@ -22,7 +22,12 @@ from sklcam._validation import check_map, check_number, check_size
 # it could fill any memory.
 _LONGEST = 64
 
+# What is decoded at a fraction of its sides is still at least this many times as large as it is
+# brought to: less, and antialiasing would have too little to average.
+_LEAST_DECODED = 2
+
 Mode = Literal["stretch", "center_crop", "pad"]
+Decode = Literal["exact", "fast"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # PIL's nearest neighbour is what torch calls the exact one. Of the others, torch has no kernels.
@@ -53,6 +58,10 @@ class Resizing:
     rounds_down : bool, default=False
         Whether a middle that lies between two pixels is taken at the first, and not at the even
         one, as torchvision does.
+    decode : {"exact", "fast"}, default="exact"
+        "fast" decodes large JPEG files at an eighth, a quarter or half of their sides, where that
+        is still twice the scaled image or more: pixels differ by fractions of a grey level, by some
+        at edges. All else is decoded as it is.
 
     Raises
     ------
@@ -71,6 +80,7 @@ class Resizing:
     interpolation: Interpolation = "bilinear"
     fill: tuple[float, ...] = (0.0,)
     rounds_down: bool = False
+    decode: Decode = "exact"
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -80,6 +90,8 @@ class Resizing:
                 f"interpolation must be one of {get_args(Interpolation)}, got "
                 f"{self.interpolation!r}."
             )
+        if self.decode not in get_args(Decode):
+            raise ValueError(f'decode must be "exact" or "fast", got {self.decode!r}.')
         check_number("crop_fraction", self.crop_fraction, 0.1, 10)
         for value in self.fill:
             check_number("fill", value, 0, 1)
@@ -118,6 +130,26 @@ class Resizing:
             self._start(outer - inner) for outer, inner in zip(scaled, input_size, strict=True)
         )
         return scaled, top, left
+
+    def decoded(self, size: Sequence[int], input_size: Sequence[int]) -> tuple[int, int] | None:
+        """Return the least size that a file may be decoded at.
+
+        Parameters
+        ----------
+        size : (height, width)
+            Of the image.
+        input_size : (height, width)
+
+        Returns
+        -------
+        (height, width) or None
+            None if it is to be decoded as it is.
+        """
+        whole = (slice(0, size[0]), slice(0, size[1]))
+        if self.decode == "exact" or self.seen(size, input_size) != whole:
+            return None
+        (height, width), _, _ = self.place(size, input_size)
+        return _LEAST_DECODED * height, _LEAST_DECODED * width
 
     def _around(self, input_size: Sequence[int]) -> tuple[int, int]:
         height, width = (max(1, math.floor(side / self.crop_fraction)) for side in input_size)
@@ -184,11 +216,21 @@ def map_to_frame(
     return maps.reshape(*map_.shape[:-2], *size)
 
 
-def resize_image(image: Tensor, size: tuple[int, int], resize: str | Resizing) -> Tensor:
-    """Return the image at `size`; every form of X is resized here, so that all look alike."""
+def resize_image(
+    image: Tensor,
+    size: tuple[int, int],
+    resize: str | Resizing,
+    own_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Return the image at `size`; every form of X is resized here, so that all look alike.
+
+    One that was decoded at a fraction of its sides lies where it would otherwise, by `own_size`.
+    """
     how = as_resizing(resize)
-    image = image[..., *how.seen(image.shape[-2:], size)]
-    scaled, top, left = how.place(image.shape[-2:], size)
+    if own_size is None or tuple(own_size) == tuple(image.shape[-2:]):
+        image = image[..., *how.seen(image.shape[-2:], size)]
+        own_size = image.shape[-2:]
+    scaled, top, left = how.place(own_size, size)
     image = _interpolated(image, scaled, how.interpolation)
     if (top, left, *scaled) != (0, 0, *size):
         image = _cut(image, size, top, left, how.fill)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
-from sklcam.images.frames import Resizing
+from sklcam.images.frames import Decode, Resizing
 from sklcam.networks.dense import dense_task
 from sklcam.networks.detectors import extent_within, join_detections
 from sklcam.networks.dry_run import evaluating
@@ -44,7 +44,7 @@ class Preparation:
 
     Parameters
     ----------
-    image_size, resize, mean, std, batch_size, num_workers, output_name
+    image_size, resize, mean, std, batch_size, num_workers, output_name, decode
         See :class:`~sklcam.CAMExplainer`.
 
     Examples
@@ -61,14 +61,15 @@ class Preparation:
     batch_size: int = 32
     num_workers: int = 0
     output_name: str | int | None = None
+    decode: Decode = "exact"
 
     def changed(self) -> list[str]:
         """Return the names of what was set about the images themselves."""
 
         def is_default(value: object) -> bool:
-            return value is None or (isinstance(value, str) and value == "auto")
+            return value is None or (isinstance(value, str) and value in ("auto", "exact"))
 
-        about_images = ("image_size", "resize", "mean", "std", "output_name")
+        about_images = ("image_size", "resize", "mean", "std", "output_name", "decode")
         return [name for name in about_images if not is_default(getattr(self, name))]
 
 
@@ -347,7 +348,11 @@ class ModuleAdapter(Adapter):
         if self._is_remembered:
             return said
         return said.with_given(
-            image_size=given.image_size, resize=given.resize, mean=given.mean, std=given.std
+            image_size=given.image_size,
+            resize=given.resize,
+            mean=given.mean,
+            std=given.std,
+            decode=given.decode,
         )
 
     def remember(self, preprocessing: Preprocessing) -> None:

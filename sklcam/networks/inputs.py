@@ -336,10 +336,10 @@ class NetworkTensors(FramedDataset):
     def __len__(self) -> int:
         return len(self._X)
 
-    def read_batch(self, indices: Sequence[int]) -> list[FramedImage]:
+    def read_batch(self, indices: Sequence[int], *, originals: bool = True) -> list[FramedImage]:
         """Return images; their own size is the one that the network gets."""
         images = [self._read(i) for i in indices]
-        return [FramedImage(image, image) for image in images]
+        return [FramedImage(image, image, tuple(image.shape[1:])) for image in images]
 
     def _read(self, i: int) -> Tensor:
         image = self._X[i]

@@ -86,13 +86,14 @@ class Preprocessing:
         resize: str | None = None,
         mean: Any = "auto",
         std: Any = "auto",
+        decode: str = "exact",
     ) -> Preprocessing:
         """Return the same with what a user gives, which wins, one by one.
 
         Parameters
         ----------
-        image_size, resize, mean, std
-            See :class:`~sklcam.CAMExplainer`. None and "auto" change nothing.
+        image_size, resize, mean, std, decode
+            See :class:`~sklcam.CAMExplainer`. None, "auto" and "exact" change nothing.
 
         Returns
         -------
@@ -114,6 +115,8 @@ class Preprocessing:
         names = [{"resizing": "resize"}.get(name, name) for name in changes]
         given = f"; {', '.join(names)} as given" if names else ""
         is_settled = self.is_settled or len(changes) == 4  # nothing is left to the source
+        if decode != "exact":
+            changes["resizing"] = replace(changes.get("resizing", self.resizing), decode=decode)
         return replace(self, **changes, source=self.source + given, is_settled=is_settled)
 
     def of_channels(self, n_channels: int) -> Preprocessing:

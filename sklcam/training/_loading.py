@@ -134,7 +134,11 @@ class LoadingNet(SeededNet):
     def _preprocessing(self, n_channels: int) -> Preprocessing:
         said = vars(self).get("origin_", Origin()).preprocessing.of_channels(n_channels)
         return said.with_given(
-            image_size=self.image_size, resize=self.resize, mean=self.mean, std=self.std
+            image_size=self.image_size,
+            resize=self.resize,
+            mean=self.mean,
+            std=self.std,
+            decode=self.decode,
         )
 
     @property

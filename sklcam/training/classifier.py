@@ -165,6 +165,9 @@ class ConsistentCAMClassifier(AnsweringNet):
     resize : {"stretch", "center_crop"} or None, default="stretch"
         Both sides to ``image_size``, or the proportions kept and the middle cut out. None is what
         the network's source says, else "stretch".
+    decode : {"exact", "fast"}, default="exact"
+        "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
+        resized to: see :class:`~sklcam.images.Resizing`. What is cropped is read as it is.
     mean, std : "auto", float or one float a channel, default="auto"
         Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
         1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
@@ -323,6 +326,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         views: ViewSampler | None = None,
         image_size: int | tuple[int, ...] | None = 224,
         resize: str | None = "stretch",
+        decode: str = "exact",
         mean: str | float | Sequence[float] = "auto",
         std: str | float | Sequence[float] = "auto",
         class_weight: str | Mapping[Any, float] | None = None,
@@ -363,6 +367,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         self.views = views
         self.image_size = image_size
         self.resize = resize
+        self.decode = decode
         self.mean = mean
         self.std = std
         self.class_weight = class_weight

@@ -96,6 +96,7 @@ class ImageNeuralNet(LoggingNet):
         "augment": [StrOptions({"auto"}), None, callable],
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "resize": [StrOptions({"stretch", "center_crop"}), None],
+        "decode": [StrOptions({"exact", "fast"})],
         "mean": [StrOptions({"auto"}), Real, "array-like"],
         "std": [StrOptions({"auto"}), Real, "array-like"],
         "random_state": ["random_state"],

@@ -139,7 +139,8 @@ def of_training(make: Callable) -> list[Row]:
         *of_parameters(
             make,
             module=[None, 3, [1]], weights=[3], target_layer=[None, 3], augment=["x", 3],
-            resize=["crop"], mean=["x", None], random_state=["a", -1], lr=[-1, "a", NAN],
+            resize=["crop"], decode=["quick", None], mean=["x", None], random_state=["a", -1],
+            lr=[-1, "a", NAN],
             max_epochs=[-1, 1.5], batch_size=[0, -2, "a", None], optimizer=["SGD", None],
             criterion=[3], train_split=[0.2], callbacks=[3], image_size=[0, -1, 1.5, "a"],
         ),

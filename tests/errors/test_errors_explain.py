@@ -39,6 +39,7 @@ REFUSALS: dict[str, list[Row]] = {
             classes=[3],
             image_size=[0, "a"],
             resize=["x"],
+            decode=["x", None, True],
             mean=["x", None],
             batch_size=[0, "a"],
             num_workers=[-1],

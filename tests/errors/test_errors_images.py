@@ -112,6 +112,7 @@ REFUSALS: dict[str, list[Row]] = {
     "Resizing": [
         ("a mode", lambda: Resizing("squash"), "mode must be one of .* got 'squash'"),
         ("a filter", lambda: Resizing(interpolation="cubic"), "interpolation must be .* 'cubic'"),
+        ("a decoder", lambda: Resizing(decode="quick"), 'decode must be "exact" or .* .quick'),
         ("nothing of it", lambda: Resizing(crop_fraction=0), "crop_fraction must be .* got 0"),
         ("a colour", lambda: Resizing(fill=(255.0,)), "fill must be .* got 255"),
     ],

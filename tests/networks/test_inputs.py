@@ -168,7 +168,7 @@ def test_tensors_come_out_untouched(wrap):
     found = NetworkTensors(wrap(X))
     assert (len(found), found.n_channels) == (3, 2)
     assert found.image_size == found.uniform_size == (4, 5)
-    for i, (image, original) in zip([2, 0], found.read_batch([2, 0]), strict=True):
+    for i, (image, original, _) in zip([2, 0], found.read_batch([2, 0]), strict=True):
         assert torch.equal(image, X[i])
         assert original is image
 
