@@ -151,8 +151,8 @@ class ChunkFolder:
         if names:
             told = [_difference(name, there.get(name), now.get(name)) for name in names]
             raise ValueError(
-                f"{str(self.path)!r} was begun with something else, and is left as it is. "
-                f"{'; '.join(told)}. Go on as it was begun, or give another path."
+                f"{str(self.path)!r} was begun with something else, and is left as it is. Not the "
+                f"same: {'; '.join(told)}. Go on as it was begun, or give another path."
             )
 
     # Chunks
@@ -242,8 +242,8 @@ class ChunkFolder:
 def _difference(name: str, there: Any, now: Any) -> str:
     shown = [describe(each) if each is None else str(each) for each in (there, now)]
     if any("sha256:" in each or len(each) > 200 for each in shown):
-        return f"The {name} differ"
-    return f"The {name}: {shown[0]} there, and {shown[1]} now"
+        return name
+    return f"{name} ({shown[0]} there, {shown[1]} now)"
 
 
 def _flush(folder: Path) -> None:

@@ -121,17 +121,17 @@ def test_what_differs_is_said(ours, tmp_path):
     first = measured(ours, store=path)
     own = {"metrics": [*METRICS, Metric("mean", lambda maps: maps.mean(dim=(1, 2)), ("maps",))]}
     for call, match in [
-        (lambda: measured(explainer(seed=1), store=path), "The weights differ"),
-        (lambda: measured(ours, store=path, metrics="adcc"), "The metrics: "),
-        (lambda: measured(ours, store=path, **own), "functions of the metrics differ"),
-        (lambda: measured(ours, store=path, method="gradcam"), "method: .*LayerCAM.*GradCAM"),
-        (lambda: measured(ours, store=path, random_state=1), "The random_state: "),
-        (lambda: measured(ours, store=path, target=1), "target: None there, and 1 now"),
+        (lambda: measured(explainer(seed=1), store=path), "same: weights. Go on"),
+        (lambda: measured(ours, store=path, metrics="adcc"), r"same: metrics \("),
+        (lambda: measured(ours, store=path, **own), "; functions of the metrics. Go on"),
+        (lambda: measured(ours, store=path, method="gradcam"), r"method \(.*LayerCAM.*GradCAM"),
+        (lambda: measured(ours, store=path, random_state=1), r"same: random_state \("),
+        (lambda: measured(ours, store=path, target=1), r"target \(None there, 1 now\)"),
         (
             lambda: measured(ours, store=path, metric_params={"iauc": {"n_steps": 5}}),
-            "options of the metrics: .*n_steps.*4.*5",
+            r"options of the metrics \(.*n_steps.*4.*5",
         ),
-        (lambda: evaluate(ours, IMAGES, LABELS[::-1], store=path, **OPTIONS), "The y differ"),
+        (lambda: evaluate(ours, IMAGES, LABELS[::-1], store=path, **OPTIONS), "same: y. Go on"),
         (lambda: ours.explain_to(IMAGES, path), "holds values, and not maps"),
     ]:
         with pytest.raises(ValueError, match=match):
