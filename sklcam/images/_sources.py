@@ -229,11 +229,13 @@ class LazySource(Source):
 
     def check(self) -> None:
         # The only item to be read in advance: a network is built for its number of channels.
-        first = self._tensor(0)
+        first = self._tensor(self.items[0], 0)
         self.n_channels, self.device = len(first), first.device
 
     def read(self, i: int) -> Tensor:
-        image = self._tensor(i)
+        return self._of_channels(self._tensor(self.items[i], i), i)
+
+    def _of_channels(self, image: Tensor, i: int) -> Tensor:
         if len(image) != self.n_channels:
             raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
         return image
@@ -243,7 +245,7 @@ class LazySource(Source):
             item = self.items[i]
             encoded = as_encoded(item)
             if encoded is None or isinstance(encoded, Image.Image):
-                image = self.read(i)
+                image = self._of_channels(self._tensor(item, i), i)
                 yield image, tuple(image.shape[1:])
                 continue
             with naming(f"X[{i}]"), opened(encoded) as picture:
@@ -254,8 +256,7 @@ class LazySource(Source):
         _, height, width = self.read(i).shape
         return height, width
 
-    def _tensor(self, i: int) -> Tensor:
-        image = self.items[i]
+    def _tensor(self, image: Any, i: int) -> Tensor:
         encoded = as_encoded(image)
         if encoded is None:
             return item_tensor(image, f"X[{i}]", self._reading, self._hint)

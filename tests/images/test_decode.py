@@ -118,12 +118,13 @@ def test_originals_are_read_as_they_are():
 
 class Files(Dataset):
     def __init__(self, items):
-        self.items = items
+        self.items, self.n_read = items, 0
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, i):
+        self.n_read += 1
         return self.items[i], 0
 
 
@@ -134,6 +135,17 @@ def test_data_sets_of_files_and_parts_of_them():
     assert images_of(Files(X), FAST)[1].equal(expected)
     part = ImageDataset(X, image_size=32, resize=FAST)[[2, 0]]
     assert torch.stack([image for image, _ in part.__getitems__([0, 1])]).equal(expected[[2, 0]])
+
+
+def test_items_are_read_once():
+    items = Files([torch.rand(3, 40, 50), torch.rand(3, 60, 50)])
+    dataset = ImageDataset(items, image_size=32, resize=FAST)
+    items.n_read = 0
+    sizes = [framed.size for framed in dataset.read_batch([0, 1], originals=False)]
+    assert sizes == [(40, 50), (60, 50)] and items.n_read == 2
+    mixed = ImageDataset(Files([torch.rand(3, 9, 9), torch.rand(1, 9, 9)]), resize=FAST)
+    with pytest.raises(ValueError, match="1 channel"):
+        mixed.read_batch([1], originals=False)
 
 
 def test_somebodys_opened_picture_stays_as_it_is():
