@@ -230,9 +230,9 @@ def evaluate(
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
     store : str, path or None, default=None
-        A folder that keeps the values of each batch, by a single method. Killed at any time, the
-        same call goes on with the first batch that is not there, and ends with the same numbers.
-        What differs on which values depend is an error.
+        A folder that keeps the values of each batch. Killed at any time, the same call goes on
+        with the first batch that is not there, and ends with the same numbers. What differs on
+        which values depend is an error.
     shard : (index, count) or None, default=None
         Which of several processes this one is, as in ``(0, 8)``, that share a ``store``. Each
         measures its share, waits for the others, and returns the values of all images.
@@ -275,8 +275,6 @@ def evaluate(
     check_n_jobs(n_jobs)
     check_shard(shard)
     several = isinstance(method, Mapping | list | tuple)
-    if several and store is not None:
-        raise ValueError("store= keeps the values of one method: give each a folder of its own.")
     if shard is not None and store is None:
         raise ValueError("shard= is for processes that share a folder: give store=, its path.")
     evaluator: Evaluator[None] = Evaluator(
@@ -296,7 +294,8 @@ def evaluate(
         num_workers=num_workers,
     )
     if store is not None:
-        return evaluator.run_to(store, shard=shard, n_jobs=n_jobs, progress=progress)
+        found = evaluator.run_to(store, shard=shard, n_jobs=n_jobs, progress=progress)
+        return found if several else next(iter(found.values()))
     if several:
         return evaluator.run_each(n_jobs=n_jobs, progress=progress)[0]
     return evaluator.run(n_jobs=n_jobs, progress=progress)[0]
@@ -496,12 +495,9 @@ class Evaluator(Generic[Observed]):
             What the observer returned, for each method.
         """
         values, observed = self._values(observe, n_jobs, progress)
-        evaluations, n_plans = {}, len(self.plans)
-        for i, (name, plan) in enumerate(self.plans.items()):
-            of_plan = {each: values[column(i, each)] for each in plan.collected}
-            what = f"maps by {name}" if n_plans > 1 else "maps"
-            evaluations[name] = self._evaluation(plan, of_plan, what)
-        return evaluations, {name: observed[i::n_plans] for i, name in enumerate(self.plans)}
+        n_plans = len(self.plans)
+        of_each = {name: observed[i::n_plans] for i, name in enumerate(self.plans)}
+        return self._evaluations(values), of_each
 
     def _only_plan(self) -> Plan:
         if len(self.plans) > 1:
@@ -528,14 +524,19 @@ class Evaluator(Generic[Observed]):
         shard: Shard | None = None,
         n_jobs: int | None = None,
         progress: bool = True,
-    ) -> Evaluation:
-        """Run the evaluation by way of a folder; parameters are those of :func:`evaluate`."""
+    ) -> dict[str, Evaluation]:
+        """Run the evaluation by way of a folder; parameters are those of :func:`evaluate`.
+
+        Returns
+        -------
+        dict of str to Evaluation
+            By method.
+        """
         check_n_jobs(n_jobs)
         check_shard(shard)
-        plan = self._only_plan()
         run: Run[Any] = self._run(None)
         values = measure_to(run, store, self._target, n_jobs=n_jobs, shard=shard, progress=progress)
-        return self._evaluation(plan, values)
+        return self._evaluations(values)
 
     def _run(self, observe: Observer[Observed] | None) -> Run[Observed]:
         return Run(
@@ -548,6 +549,15 @@ class Evaluator(Generic[Observed]):
             self._reading,
             observe,
         )
+
+    def _evaluations(self, values: dict[str, np.ndarray]) -> dict[str, Evaluation]:
+        """Return the values of each method as users get them."""
+        found, n_plans = {}, len(self.plans)
+        for i, (name, plan) in enumerate(self.plans.items()):
+            of_plan = {each: values[column(i, each)] for each in plan.collected}
+            what = f"maps by {name}" if n_plans > 1 else "maps"
+            found[name] = self._evaluation(plan, of_plan, what)
+        return found
 
     def _evaluation(
         self, plan: Plan, values: dict[str, np.ndarray], what: str = "maps"

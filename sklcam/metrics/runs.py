@@ -232,14 +232,14 @@ def measure_to(
 
 def _of_run(run: Run[Any]) -> dict[str, Any]:
     """Return what values depend on, beside the explainer, the images and the target."""
-    (plan,), known = run.plans, run.annotations
+    plan, known = run.plans[0], run.annotations  # plans differ in how they explain alone
     functions = [(name, metric.function) for name, metric in plan.metrics.items()]
     return {
         "metrics": list(plan.collected),
         "functions of the metrics": described(functions),
         "options of the metrics": described(plan.options),
-        "method": described(plan.method),
-        "explanations": described(plan.explained),
+        "method": [described(each.method) for each in run.plans],
+        "explanations": described([each.explained for each in run.plans]),
         "score": described(plan.score),
         "random_state": plan.seed,
         "y": described(known.labels),

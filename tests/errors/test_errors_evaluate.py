@@ -83,11 +83,6 @@ REFUSALS: dict[str, list[Row]] = {
         ("a method twice", lambda: evaluate(method=["cam", "cam"]), "Two methods have one name"),
         ("no method", lambda: evaluate(method=[]), "There is no method to explain by"),
         (
-            "a folder for several methods",
-            lambda: evaluate(method=["cam", "gradcam"], store="values"),
-            "store= keeps the values of one method",
-        ),
-        (
             "several methods of a run",
             lambda: metrics.Evaluator(
                 fitted(), X, metrics="sparsity", method=["cam", "gradcam"]

@@ -15,6 +15,7 @@ from small_networks import SmallNet
 
 from sklcam import CAMExplainer
 from sklcam._folders import ChunkFolder
+from sklcam.cam import GradCAM
 from sklcam.metrics import Metric, evaluate
 
 N = 7
@@ -114,6 +115,20 @@ def test_jobs_write_into_it(ours, expected, tmp_path):
         assert_same(measured(ours, store=tmp_path / "values", n_jobs=2), expected)
         (tmp_path / "values" / "done" / "00000001").unlink()
         assert_same(measured(ours, store=tmp_path / "values", n_jobs=2), expected)
+
+
+def test_several_methods_share_a_folder(ours, tmp_path):
+    named = {"own": None, "free": GradCAM(relu=False)}
+    whole = measured(ours, method=named)
+    assert not np.array_equal(whole["own"]["iauc"], whole["free"]["iauc"])
+    for _ in range(2):
+        found = measured(ours, method=named, store=tmp_path / "values")
+        assert found.keys() == whole.keys()
+        for name, expected in whole.items():
+            assert_same(found[name], expected)
+        (tmp_path / "values" / "done" / "00000001").unlink()
+    with pytest.raises(ValueError, match="same: method "):
+        measured(ours, method=["gradcam"], store=tmp_path / "values")
 
 
 def test_what_differs_is_said(ours, tmp_path):
