@@ -144,21 +144,25 @@ def check_checkpoints(name: str, value: Any) -> None:
 def _transformed(
     measurement: Measurement, names: Sequence[str], n_magnitudes: int
 ) -> Iterator[tuple[Tensor, Warp | None]]:
-    """Yield the images transformed, as the network takes them, and where their pixels went."""
+    """Yield the images transformed, as the network takes them, and where their pixels went.
+
+    That is told on the host, where nobody has to wait for what is known of it.
+    """
     images, preprocessing = measurement.batch.inputs.images, measurement.preprocessing
     n_images, n_channels, *size = images.shape
+    device = images.device
     for name in names:
         if name in _PIXELS:
             yield preprocessing.on_pixels(images, _PIXELS[name]), None
         elif name in _FLIPS:
-            diagonal = torch.diag(torch.tensor([*_FLIPS[name], 1.0]))[:2].to(images.device)
+            diagonal = torch.diag(torch.tensor([*_FLIPS[name], 1.0]))[:2]
             warp = Warp(diagonal.repeat(n_images, 1, 1))
-            yield warp(images), warp
+            yield warp.to(device)(images), warp
         elif name != "Color" or n_channels > 1:
-            for magnitudes in _magnitudes(measurement, name, n_magnitudes).to(images.device).T:
+            for magnitudes in _magnitudes(measurement, name, n_magnitudes).T:
                 moved = _moved(name, magnitudes, (size[0], size[1]))
-                factors = {name.lower(): 1 + magnitudes}
-                change = Photometry(**factors) if moved is None else _Filled(moved)
+                factors = {name.lower(): (1 + magnitudes).to(device, non_blocking=True)}
+                change = Photometry(**factors) if moved is None else _Filled(moved.to(device))
                 yield preprocessing.on_pixels(images, change), moved
 
 
@@ -305,7 +309,7 @@ def similarities(measurement: Measurement) -> tuple[Tensor, Tensor]:
         )
         valid = None
         if warp is not None:
-            undo = warp.inverse()
+            undo = warp.inverse().to(maps.device)
             others, valid = undo(others), undo.valid(inputs.size)
         is_right = measurement.is_right(output, target).to(maps.device)
         similarity = structural_similarity(maps, others, valid=valid, window=_WINDOW)

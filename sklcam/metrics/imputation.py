@@ -96,12 +96,18 @@ def road(
     for percentile in percentiles:
         check_number("Each of percentiles", percentile, 0, 100, closed="neither")
     size = batch_size_for(images, batch_size)
+    # All on the host, where the equations are solved: a device is waited for here alone.
+    device, images = images.device, images.detach().cpu()
+    relevance = maps.detach().cpu()
     differences = []
     for percentile in percentiles:
-        removed = [_at_or_over(relevance, percentile) for relevance in (maps, -maps)]
+        removed = [_at_or_over(each, percentile) for each in (relevance, -relevance)]
         drawn = [_draw_noise(images, noise, generator) for _ in removed]
         # Both are filled in together: there is work for two even where there is one image.
-        both = [score_in_batches(score, filled, size) for filled in _fill(images, removed, drawn)]
+        filled = _fill(images, removed, drawn)
+        both = [
+            score_in_batches(score, some.to(device, non_blocking=True), size) for some in filled
+        ]
         differences.append((both[1] - both[0]) / 2)
     return torch.stack(differences).mean(dim=0).masked_fill(has_nan(maps), torch.nan)
 
@@ -109,9 +115,8 @@ def road(
 def _at_or_over(maps: Tensor, percentile: float) -> Tensor:
     """Return which pixels of each map are at or over its percentile."""
     # torch.quantile refuses maps of more than 2**24 pixels.
-    flat = maps.flatten(1).cpu().double().numpy()  # not every device has float64
-    percentiles = np.percentile(flat, percentile, axis=1)
-    threshold = torch.as_tensor(percentiles, dtype=maps.dtype).to(maps.device)
+    percentiles = np.percentile(maps.flatten(1).double().numpy(), percentile, axis=1)
+    threshold = torch.as_tensor(percentiles, dtype=maps.dtype)
     return maps >= threshold[:, None, None]
 
 
@@ -168,8 +173,10 @@ def impute(
     check_number("noise, a standard deviation,", noise, 0)
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
-    (filled,) = _fill(images, [removed], [_draw_noise(images, noise, generator)])
-    return filled
+    (filled,) = _fill(
+        images.detach().cpu(), [removed.cpu()], [_draw_noise(images, noise, generator)]
+    )
+    return filled.to(images.device)
 
 
 def _draw_noise(images: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
@@ -177,14 +184,14 @@ def _draw_noise(images: Tensor, noise: float, generator: torch.Generator | None)
 
 
 def _fill(images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
-    """Fill in images once for each of several masks (n_images, height, width), with its noise."""
-    # All on the host, where the equations are solved: a device is waited for twice, and not for
-    # each of the images.
-    host = images.detach().cpu()
-    filled, masks = [host.clone() for _ in removed], [mask.cpu() for mask in removed]
+    """Fill in images once for each of several masks (n_images, height, width), with its noise.
+
+    All of it is on the host.
+    """
+    filled = [images.clone() for _ in removed]
     jobs = [
         (image, lost, noise)
-        for some, where, noise in zip(filled, masks, drawn, strict=True)
+        for some, where, noise in zip(filled, removed, drawn, strict=True)
         for image, lost in zip(some, where, strict=True)
         if lost.any()
     ]
@@ -198,7 +205,7 @@ def _fill(images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]) ->
     # In threads, as what takes long is done without Python's lock.
     with ThreadPoolExecutor(max(1, min(len(jobs), torch.get_num_threads()))) as threads:
         list(threads.map(solve, jobs))
-    return [some.to(images.device) for some in filled]
+    return filled
 
 
 _NEIGHBOURS = [

@@ -412,9 +412,50 @@ class Measurement:
         """
         labels, indices = self["labels"], target.indices
         if labels.ndim == 1 or indices is None:
-            right = self.predicted(output) == labels
-            return torch.as_tensor(right if right.ndim == 1 else right.all(axis=1))
-        return torch.from_numpy(labels).gather(1, indices[:, :1].cpu())[:, 0] > 0
+            return self.is_predicted_right(output)
+        true = torch.from_numpy(labels).to(indices.device, non_blocking=True)
+        return true.gather(1, indices[:, :1])[:, 0] > 0
+
+    def is_predicted_right(self, output: Tensor) -> Tensor:
+        """Return whether an output predicts the true labels, all of them, (n_images,), bool."""
+        labels = self["labels"]
+        if labels.ndim == 1 and (decided := self._decided(output)) is not None:
+            return decided == self._true_classes
+        right = self.predicted(output) == labels
+        return torch.as_tensor(right.reshape(len(right), -1).all(axis=1))
+
+    def is_predicted_alike(self, output: Tensor) -> Tensor:
+        """Return whether an output of changed images predicts what the images' own does.
+
+        Parameters
+        ----------
+        output : Tensor
+
+        Returns
+        -------
+        Tensor of shape (n_images,), bool, on the device of the output
+        """
+        decided, own = self._decided(output), self._decided(self.output)
+        if decided is not None and own is not None:
+            return decided == own
+        same = self["predictions"] == self.predicted(output)
+        return torch.as_tensor(same.reshape(len(same), -1).all(axis=1)).to(output.device)
+
+    # By index, labels can be compared where the outputs are: the host need not wait for them.
+
+    def _decided(self, output: Tensor) -> Tensor | None:
+        """Return the index of the predicted class, (n_images,); None where there is no one."""
+        decided = self.explainer.decide(output)
+        is_index = decided.ndim == 1 and not decided.is_floating_point()
+        return decided if is_index and self.explainer.classes_ is not None else None
+
+    @cached_property
+    def _true_classes(self) -> Tensor:
+        """The index of each image's true class; -1 if the network does not know it."""
+        classes = np.asarray(self.explainer.classes_).tolist()
+        known = {label: i for i, label in enumerate(classes)}
+        indices = [known.get(label, -1) for label in self["labels"].tolist()]
+        return torch.tensor(indices).to(self.output.device, non_blocking=True)
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:
         """Return what is made once for all batches, by name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
     from sklcam.metrics.measurement import Perturbation
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray, output: Tensor) -> Tensor:
+def accuracy(prediction_is_right: Tensor, output: Tensor) -> Tensor:
     """Return whether predictions are right; NaN where the network answers nothing."""
-    right = predictions == labels
-    # Of several labels an image, all must be right.
-    return _unless_silent(torch.as_tensor(right.reshape(len(right), -1).all(axis=1)), output)
+    return _unless_silent(prediction_is_right, output)
 
 
 def _unless_silent(right: Tensor, output: Tensor) -> Tensor:

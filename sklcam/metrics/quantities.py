@@ -128,13 +128,6 @@ def _valid_in_view(measurement: Measurement) -> Tensor | None:
     return None if warp.is_inside else warp.valid(measurement.batch.inputs.size)
 
 
-def _view_keeps_prediction(measurement: Measurement) -> Tensor:
-    """Return whether the same is predicted of a view as of its image."""
-    of_view = measurement.predicted(measurement["pass_of_view"][1])
-    same = measurement["predictions"] == of_view
-    return torch.as_tensor(same.reshape(len(same), -1).all(axis=1)).to(measurement.output.device)
-
-
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
     # The function holds on to what it needs, and not to the measurement, which holds on to it.
     explainer, sizes = measurement.explainer, measurement.batch.sizes
@@ -250,6 +243,9 @@ QUANTITIES: dict[str, Quantity] = {
     "images": Quantity(lambda m: m.batch.inputs.images),
     "output": Quantity(lambda m: m.own_output()),
     "class_is_right": Quantity(lambda m: m.is_right(m.output, m.target), ("predictions", "labels")),
+    "prediction_is_right": Quantity(
+        lambda m: m.is_predicted_right(m.output), ("predictions", "labels")
+    ),
     "predictions": Quantity(lambda m: m.predicted(m.output), ("output",)),
     "confidence": Quantity(lambda m: m.confidence(m.output), ("output",)),
     # Of the images times their maps
@@ -273,7 +269,9 @@ QUANTITIES: dict[str, Quantity] = {
     "pass_of_view": Quantity(_pass_of_view, ("view_maps", "warp")),
     "maps_of_view": Quantity(lambda m: m["pass_of_view"][0], ("pass_of_view",)),
     "valid_in_view": Quantity(_valid_in_view, ("warp",)),
-    "view_keeps_prediction": Quantity(_view_keeps_prediction, ("predictions", "pass_of_view")),
+    "view_keeps_prediction": Quantity(
+        lambda m: m.is_predicted_alike(m["pass_of_view"][1]), ("predictions", "pass_of_view")
+    ),
     "constant_views": Quantity(
         lambda m: is_constant(m["view_maps"]) | is_constant(m["maps_of_view"]),
         ("view_maps", "maps_of_view"),

@@ -80,8 +80,9 @@ class Metric:
           each; ``"neighbour_distances"``: Tensor (n_samples, n), how near;
         - ``"occlusion_maps"``: Tensor (n, height, width), see :class:`sklcam.cam.Occlusion`;
         - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels; of
-          several an image, (n, n_classes), 0 or 1; ``"class_is_right"``: Tensor (n,), bool, whether
-          the predicted class is the true one, or, of several, the explained one is among them;
+          several an image, (n, n_classes), 0 or 1; ``"prediction_is_right"``: Tensor (n,), bool,
+          whether they are the same; ``"class_is_right"``: Tensor (n,), bool, whether the predicted
+          class is the true one, or, of several, the explained one is among them;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
           The maps are ``"raw_maps"`` after the ReLU, and not scaled. Of boxes and masks by class
@@ -373,7 +374,7 @@ _BOX_OPTIONS = {"iou_threshold": _IN_UNIT_INTERVAL, "threshold": _IN_UNIT_INTERV
 
 # fmt: off
 register(Metric(
-    "accuracy", accuracy, ("predictions", "labels", "output"),
+    "accuracy", accuracy, ("prediction_is_right", "output"),
     "share of images whose predicted class is the true one",
 ))
 register(Metric(
