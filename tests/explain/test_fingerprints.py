@@ -1,0 +1,158 @@
+"""What maps depend on, in words: the same for the same thing, and other words for another."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import RandomState
+from PIL import Image
+from small_networks import SmallNet
+
+from sklcam.cam import GradCAM, LayerCAM, ScoreCAM, TopK
+from sklcam.explain.fingerprints import described, weights_of
+from sklcam.metrics import sparsity
+
+
+def times(number):
+    return lambda output: output * number
+
+
+def first(output, rows=None):
+    return output[:, 0]
+
+
+def second(output, rows=None):
+    return output[:, 1]
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, output):
+        return output[:, 0] * self.factor
+
+    def method(self, output):
+        return output
+
+
+@dataclass
+class Settings:
+    value: object
+
+
+class Endless:
+    def __init__(self):
+        self.own = self
+
+
+DIFFERENT = {
+    "None": lambda: None,
+    "false": lambda: False,
+    "0": lambda: 0,
+    "a text": lambda: "0",
+    "no text": lambda: "",
+    "a list": lambda: ["0"],
+    "a list of two": lambda: ["0", "0"],
+    "a dict": lambda: {"a": 1},
+    "another dict": lambda: {"a": 2},
+    "bytes": lambda: b"0",
+    "a path": lambda: Path("cat.png"),
+    "int64": lambda: np.arange(3),
+    "int32": lambda: np.arange(3, dtype=np.int32),
+    "a row": lambda: np.arange(3)[None],
+    "other numbers": lambda: np.arange(1, 4),
+    "a tensor of float32": lambda: torch.arange(3.0),
+    "a tensor of bfloat16": lambda: torch.arange(3.0).bfloat16(),
+    "names": lambda: np.array(["cat", "dog"]),
+    "objects": lambda: np.array(["cat", 3], dtype=object),
+    "a picture": lambda: Image.new("L", (2, 2), 3),
+    "a darker one": lambda: Image.new("L", (2, 2), 2),
+    "a function": lambda: first,
+    "another function": lambda: second,
+    "twice": lambda: times(2),
+    "three times": lambda: times(3),
+    "a lambda": lambda: lambda output: output[:, 0],
+    "another lambda": lambda: lambda output: output[:, 1],
+    "bound": lambda: partial(first, rows=1),
+    "bound to another": lambda: partial(first, rows=2),
+    "an object": lambda: Scaled(1.0),
+    "another object": lambda: Scaled(2.0),
+    "a method of it": lambda: Scaled(1.0).method,
+    "a method of the other": lambda: Scaled(2.0).method,
+    "a class": lambda: Scaled,
+    "a function of ours": lambda: sparsity,
+    "gradcam": lambda: GradCAM(),
+    "gradcam without the ReLU": lambda: GradCAM(relu=False),
+    "layercam": lambda: LayerCAM(),
+    "scorecam": lambda: ScoreCAM(),
+    "top 2": lambda: TopK(2),
+    "top 3": lambda: TopK(3),
+    "settings": lambda: Settings((1, 2)),
+    "other settings": lambda: Settings((1, 3)),
+    "a seed": lambda: RandomState(0),
+    "another seed": lambda: RandomState(1),
+    "a long list": lambda: [*range(1000)],
+    "a longer list": lambda: [*range(1001)],
+    "one with other ends": lambda: [*range(999), 0],
+}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return SmallNet()
+
+
+def test_different_things_have_different_words():
+    told = {name: described(make()) for name, make in DIFFERENT.items()}
+    for one, other in combinations(told, 2):
+        assert (told[one], type(told[one])) != (told[other], type(told[other])), (one, other)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_the_same_thing_has_the_same_words(name):
+    assert described(DIFFERENT[name]()) == described(DIFFERENT[name]())
+    assert isinstance(described(DIFFERENT[name]()), str | int | None)
+    assert "0x" not in str(described(DIFFERENT[name]()))  # where it lies in memory
+
+
+@pytest.mark.slow
+def test_words_are_the_same_in_another_process():
+    names = ["a function", "a lambda", "three times", "a dict", "gradcam without the ReLU", "top 2"]
+    code = (
+        "import test_fingerprints as own; "
+        f"print([own.described(own.DIFFERENT[name]()) for name in {names}])"
+    )
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    script = f"import sys; sys.path[:0] = {folders}; {code}"
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    import test_fingerprints as own
+
+    assert told.strip() == str([own.described(own.DIFFERENT[name]()) for name in names])
+
+
+def test_a_network_is_known_by_all_its_numbers():
+    same, other = network(), network()
+    assert weights_of(same) == weights_of(other) == weights_of(copy.deepcopy(same).train())
+    assert described([same]) == described([other])
+    for name, value in other.state_dict().items():
+        changed = copy.deepcopy(other)
+        changed.state_dict()[name].view(-1)[-1].add_(1)
+        assert weights_of(changed) != weights_of(same), name
+        assert value.shape == same.state_dict()[name].shape
+    assert weights_of(network().bfloat16()) != weights_of(same)
+
+
+def test_what_holds_itself_comes_to_an_end():
+    assert described(Endless()).count("Endless") == 8
