@@ -25,6 +25,8 @@ from sklcam.metrics.causal import (
 _FEWEST = 8  # pixels that are not worth being dissected
 _LARGEST_KEPT = 2**20  # pixels of an image whose equations are kept for the next one
 _MOST_CORRECTIONS, _TOLERANCE = 6, 1e-7
+_PIXELS_AT_ONCE = 2**22  # that a device holds a dozen tensors of, in double precision
+_STEPS_A_PIXEL, _SMALLEST_STEP = 8, 1e-11  # of conjugate gradients: of a side, and of what is left
 
 
 def road(
@@ -96,8 +98,7 @@ def road(
     for percentile in percentiles:
         check_number("Each of percentiles", percentile, 0, 100, closed="neither")
     size = batch_size_for(images, batch_size)
-    # All on the host, where the equations are solved: a device is waited for here alone.
-    device, images = images.device, images.detach().cpu()
+    device, images = images.device, _where_it_is_solved(images)
     relevance = maps.detach().cpu()
     differences = []
     for percentile in percentiles:
@@ -173,9 +174,8 @@ def impute(
     check_number("noise, a standard deviation,", noise, 0)
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
-    (filled,) = _fill(
-        images.detach().cpu(), [removed.cpu()], [_draw_noise(images, noise, generator)]
-    )
+    drawn = _draw_noise(images, noise, generator)
+    (filled,) = _fill(_where_it_is_solved(images), [removed], [drawn])
     return filled.to(images.device)
 
 
@@ -183,11 +183,91 @@ def _draw_noise(images: Tensor, noise: float, generator: torch.Generator | None)
     return noise * torch.randn(images.shape[1:], generator=generator).to(images.dtype)
 
 
-def _fill(images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
-    """Fill in images once for each of several masks (n_images, height, width), with its noise.
+def _where_it_is_solved(images: Tensor) -> Tensor:
+    """Return images where their equations are solved: on the host, or where float64 is fast."""
+    return images.detach() if images.device.type == "cuda" else images.detach().cpu()
 
-    All of it is on the host.
+
+def _fill(images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
+    """Fill in images once for each of several masks (n_images, height, width), with its noise."""
+    if images.device.type == "cpu":
+        return _fill_on_host(images, [mask.cpu() for mask in removed], drawn)
+    parts = []
+    n_at_once = max(1, _PIXELS_AT_ONCE // (len(removed) * images[0, 0].numel()))
+    for start in range(0, len(images), n_at_once):
+        rows = slice(start, start + n_at_once)
+        some, masks = images[rows], [mask[rows] for mask in removed]
+        filled = fill_in_steps(some, masks, drawn)
+        if filled is None:  # it takes too many
+            host = _fill_on_host(some.cpu(), [mask.cpu() for mask in masks], drawn)
+            filled = [each.to(images.device) for each in host]
+        parts.append(filled)
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+
+def fill_in_steps(
+    images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """Fill in all images at once, by conjugate gradients, wherever they are.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n_images, channels, height, width)
+    removed : sequence of bool Tensor of shape (n_images, height, width)
+    drawn : sequence of Tensor of shape (channels, height, width)
+        The noise of each.
+
+    Returns
+    -------
+    list of Tensor of the images' shape, or None
+        To 1e-7 of the largest pixel. None if that was not reached; the host waits for a device to
+        know, every 32 steps.
     """
+    device = images.device
+    lost = torch.cat([mask.to(device, non_blocking=True) for mask in removed])[:, None]
+    given = images.repeat(len(removed), 1, 1, 1)
+    known = torch.where(lost, 0.0, given.double())
+    degrees = _of_neighbours(torch.ones_like(known[:1, :1]))
+
+    def left_of(values: Tensor) -> Tensor:
+        return torch.where(lost, degrees * values - _of_neighbours(values), 0.0)
+
+    n_known = (~lost).sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    # From the mean of what is known on, which is nearer than nothing.
+    solved = torch.where(lost, known.sum(dim=(2, 3), keepdim=True) / n_known, 0.0)
+    left = torch.where(lost, _of_neighbours(known), 0.0) - left_of(solved)
+    tolerance = _SMALLEST_STEP * known.abs().amax(dim=(1, 2, 3), keepdim=True)
+    direction, before = torch.zeros_like(left), torch.ones_like(n_known, dtype=left.dtype)
+    for step in range(int(_STEPS_A_PIXEL * sum(images.shape[2:]))):
+        # NaN is over no tolerance, and stays what it is.
+        if step % 32 == 0 and not bool((left.abs() > tolerance).any()):
+            break
+        scaled = left / degrees
+        size = (left * scaled).sum(dim=(2, 3), keepdim=True)
+        direction = scaled + direction * (size / before)
+        change = left_of(direction)
+        along = (direction * change).sum(dim=(2, 3), keepdim=True)
+        length = size / torch.where(along > 0, along, 1.0)
+        solved, left = solved + length * direction, left - length * change
+        before = torch.where(size > 0, size, 1.0)
+    else:
+        return None
+    noise = torch.stack([*drawn]).to(device, non_blocking=True).repeat_interleave(len(images), 0)
+    filled = torch.where(lost, solved.to(images.dtype) + noise, given)
+    return list(filled.split(len(images)))
+
+
+def _of_neighbours(values: Tensor) -> Tensor:
+    """Return the weighted sum of each pixel's neighbours, those that there are."""
+    around = torch.nn.functional.pad(values, (1, 1, 1, 1))
+    # 1, 2, 1 along both sides is 12 times the weights, and 4 at the pixel itself.
+    rows = around[..., :-2, :] + 2 * around[..., 1:-1, :] + around[..., 2:, :]
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 12 - values / 3
+
+
+def _fill_on_host(
+    images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]
+) -> list[Tensor]:
     filled = [images.clone() for _ in removed]
     jobs = [
         (image, lost, noise)

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from pytorch_grad_cam.metrics import road as peer
 from scored_images import IMAGES, MAPS, SIDE, Counted, N, share_of_ones
 
-from sklcam.metrics import impute, road
+from sklcam.metrics import imputation, impute, road
 
 
 def some_removed(share, shape=(SIDE, SIDE), seed=0):
@@ -73,6 +73,50 @@ def test_a_single_known_pixel_is_everywhere():
     filled = impute(images, removed, noise=0)
     for one, known in zip(filled, (images[0, :, 30, 41], images[1, :, 0, 0]), strict=True):
         assert_allclose(one, known[:, None, None].expand(3, 37, 50), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 40), (23, 31), (48, 48)])
+def test_steps_lead_to_the_solution(size):
+    """Conjugate gradients, as devices take them, against the factors of the host."""
+    images = 3 * torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0))
+    blobs = torch.nn.functional.interpolate(
+        torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)), size, mode="bilinear"
+    )[:, 0]
+    masks = [blobs > blobs.quantile(0.2), some_removed(0.5, (3, *size))]
+    masks[0][0], masks[1][1] = False, True  # nothing, and everything
+    noise = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(2))
+    filled = imputation.fill_in_steps(images, masks, noise)
+    for found, mask, drawn in zip(filled, masks, noise, strict=True):
+        expected = impute(images, mask, noise=0) + drawn * mask[:, None]
+        assert_allclose(found, expected, atol=2e-6)
+        assert found.dtype == images.dtype
+
+
+def test_too_many_steps_are_not_taken(monkeypatch):
+    images, removed = torch.rand(1, 1, 1, 60), torch.ones(1, 1, 60, dtype=torch.bool)
+    removed[..., 0] = removed[..., -1] = False
+    monkeypatch.setattr(imputation, "_STEPS_A_PIXEL", 0.5)
+    assert imputation.fill_in_steps(images, [removed], torch.zeros(1, 1, 1, 60)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("steps", [8, 0])
+def test_a_device_fills_in_what_the_host_does(steps, monkeypatch):
+    monkeypatch.setattr(imputation, "_STEPS_A_PIXEL", steps)
+    monkeypatch.setattr(imputation, "_PIXELS_AT_ONCE", 2 * IMAGES[0, 0].numel())
+    removed = some_removed(0.7, (N, SIDE, SIDE))
+    filled = impute(IMAGES.cuda(), removed.cuda(), generator=torch.Generator().manual_seed(0))
+    expected = impute(IMAGES, removed, generator=torch.Generator().manual_seed(0))
+    assert_allclose(filled.cpu(), expected, atol=2e-6)
+
+
+def test_steps_of_what_is_not_a_number_end():
+    images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    images[0, 0, 0, 0] = torch.nan
+    removed = torch.zeros(2, 12, 12, dtype=torch.bool)
+    removed[:, 3:9, 3:9] = True
+    (filled,) = imputation.fill_in_steps(images, [removed], torch.zeros(1, 1, 12, 12))
+    assert_allclose(filled[1], impute(images[1:], removed[1:], noise=0)[0], atol=1e-6)
 
 
 def test_as_many_threads_as_there_may_be_fill_in_the_same():
