@@ -60,6 +60,13 @@ def in_place(x):
     return F.hardswish(FC(pooled), inplace=True)
 
 
+def in_place_below_a_view(x):
+    pooled = x.mean((2, 3))
+    view = pooled[:, :, None]
+    pooled.exp_()
+    return FC(view.flatten(1))
+
+
 AFFINE = {
     "pooling": nn.Sequential(POOL, nn.Flatten(), FC),
     "mean": lambda x: FC(x.mean((2, 3))),
@@ -89,6 +96,7 @@ POOLED = {
     "generalized mean": gem,
     "a gate": lambda x: FC(x.mean((2, 3)) * x.amax((2, 3)).sigmoid()),
     "in place": in_place,
+    "in place, below a view": in_place_below_a_view,
 }
 NEITHER = {
     "convolutions": lambda x: CONVOLUTION(x).relu().mean((2, 3)),
@@ -98,6 +106,10 @@ NEITHER = {
     "all places, then a ReLU": lambda x: (x.reshape(N, -1) @ ALL).relu(),
     "a decision": lambda x: FC(x.mean((2, 3))) * (2 if x.sum() > 0 else 1),
     "by NumPy": lambda x: FC(torch.from_numpy(x.numpy()).mean((2, 3))),
+    "a factor by NumPy": lambda x: FC(x.mean((2, 3))) * float(x.numpy().sum()),
+    "chosen by values": lambda x: FC(x.mean((2, 3)).nonzero()[:N, :1] + x.mean((2, 3))),
+    "places and channels": lambda x: FC((x * x.mean((2, 3))[:, :, None, None]).mean((2, 3))),
+    "pooled among places": lambda x: (x + x.relu().mean((2, 3), keepdim=True)).reshape(N, -1) @ ALL,
     "by a list": lambda x: FC(x.mean((2, 3)))[:, FC(x.mean((2, 3))).argmax(1).tolist()],
     "random numbers": lambda x: FC(F.dropout(x, 0.5).mean((2, 3))),
     "written into a buffer": lambda x: torch.zeros(N, 4).double().copy_(FC(x.mean((2, 3)))),
@@ -121,6 +133,11 @@ def test_falls_are_those_of_running_the_head_without_each_channel(name):
 @pytest.mark.parametrize("name", NEITHER)
 def test_other_heads_are_left_to_be_run(name):
     assert trace_head(NEITHER[name], grids(N, K, 3, 4), axis=1) is None
+
+
+def test_channels_that_meet_others_place_by_place():
+    head = lambda x: FC((x * x.transpose(1, 2)).mean((2, 3)))  # noqa: E731
+    assert trace_head(head, grids(N, K, K, 4), axis=1) is None
 
 
 @pytest.mark.parametrize(
