@@ -160,6 +160,8 @@ def test_groups_without_evidence_add_nothing(small):
 def test_what_is_not_a_number_stays_so(small):
     images = noise_images(2)
     images[1, 0, 0, 0] = torch.nan
+    unknown = torch.tensor([1.0, 2.0, torch.nan, 0.0]).reshape(1, 1, 2, 2)
+    assert GroupCAM(1)._denoised(unknown, torch.ones(1, 1, 2, 2)).isnan().any()
     for method in (GroupCAM(2), FasterScoreCAM(n_channels=2), ReciproCAM()):
         maps = maps_of(method, small, images, torch.tensor([0, 0]))
         assert maps[0].isfinite().all() and maps[1].isnan().any()
