@@ -32,7 +32,7 @@ class _AttentionMethod(Method):
         assert isinstance(record, AttentionRecord)
         layer = _tokens_of(type(self).__name__, recorded, record)
         _check_chain(type(self).__name__, recorded, record)
-        if self.graph == "images" and None in record.nodes:
+        if self.graph == "images" and not record.is_differentiable:
             raise ValueError(
                 f"{type(self).__name__} differentiates to attention, and in "
                 f"{type(recorded.network).__name__} some has no graph. The network may end it, by "
@@ -205,7 +205,7 @@ class LeGrad(_AttentionMethod):
     graph = "images"
 
     def rule(self) -> AttentionRecord:
-        return AttentionRecord(with_blocks=True)
+        return AttentionRecord(layerwise=True)
 
     def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
         *blocks, last = _blocks_of(recorded, record)
@@ -365,7 +365,7 @@ def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
     last = blocks[-1]
     tokens = last.tokens.detach().requires_grad_()
     scores = recorded.scores_behind(last.trunk, last.like(tokens))
-    earlier = record.weights[:-1]
+    earlier = [sums for sums, _ in record.sums[:-1]]
     gradients = torch.autograd.grad(
         scores, [tokens, *earlier], torch.ones_like(scores), retain_graph=True, allow_unused=True
     )

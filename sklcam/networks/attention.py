@@ -60,8 +60,10 @@ class AttentionRecord(TorchFunctionMode):
     ----------
     keep : callable or None, default=None
         What is kept of each run's weights; None is the weights themselves, with their graph.
-    with_blocks : bool, default=False
-        Whether blocks and sums are kept.
+    layerwise : bool, default=False
+        Whether each run is looked at by itself: blocks and sums are kept, and no weights. Sums
+        begin a graph of their own, which does not lead to what they are made of; so a fused kernel
+        may make them.
 
     Attributes
     ----------
@@ -74,6 +76,8 @@ class AttentionRecord(TorchFunctionMode):
         a softmax that no product sums values by, and matrices in products that are no softmax.
     nodes : list of torch.autograd.graph.Node or None
         Of each run, what made the sums of values, if they have a graph; see :meth:`is_a_chain`.
+    is_differentiable : bool
+        Whether the sums of values of all runs have a graph, or begin one.
     result : Tensor of shape (n_images, n_heads, n_queries, K) or None
         Of the last run, the sums of values, if they have a graph.
     sums : list of tuple of (Tensor, Tensor)
@@ -95,12 +99,10 @@ class AttentionRecord(TorchFunctionMode):
 
     idle = ""  # as of the rules that are entered in its place
 
-    def __init__(
-        self, keep: Callable[[Tensor], Tensor] | None = None, *, with_blocks: bool = False
-    ):
+    def __init__(self, keep: Callable[[Tensor], Tensor] | None = None, *, layerwise: bool = False):
         super().__init__()
         self._keep = keep
-        self._with_blocks = with_blocks
+        self._layerwise = layerwise
         # Each with what it became where it stayed as it is; values are not summed by it yet.
         self._softmaxes: list[list[Tensor]] = []
         self.clear()
@@ -111,6 +113,7 @@ class AttentionRecord(TorchFunctionMode):
         self.shapes: list[tuple[int, ...]] = []
         self.unread: list[tuple[int, ...]] = []
         self.nodes: list[Node | None] = []
+        self.is_differentiable = True
         self.result: Tensor | None = None
         self.sums: list[tuple[Tensor, Tensor]] = []
         self.blocks: list[Block | None] = []
@@ -138,14 +141,27 @@ class AttentionRecord(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
-    def _note(self, weights: Tensor, result: Tensor, value: Tensor) -> None:
-        self.shapes.append(tuple(weights.shape))
+    def _note(self, weights: Tensor, result: Tensor, value: Tensor) -> Tensor:
+        """Note a run, and return its sums."""
+        if self._layerwise:
+            return self._note_sums(tuple(weights.shape), result, value)
         self.weights.append(weights if self._keep is None else self._keep(weights.detach()))
+        self._note_result(tuple(weights.shape), result)
+        return result
+
+    def _note_sums(self, shape: tuple[int, ...], result: Tensor, value: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            result = result.detach().requires_grad_()
+        self.sums.append((result, value.detach()))
+        self._note_result(shape, result)
+        return result
+
+    def _note_result(self, shape: tuple[int, ...], result: Tensor) -> None:
+        self.shapes.append(shape)
         self.blocks.append(None)
         self.nodes.append(result.grad_fn)
+        self.is_differentiable &= result.requires_grad
         self.result = result if result.requires_grad else None
-        if self._with_blocks:
-            self.sums.append((result, value.detach()))
 
     def is_a_chain(self) -> bool:
         """Whether each run of attention is given what the one before it made.
@@ -161,7 +177,19 @@ class AttentionRecord(TorchFunctionMode):
         )
 
     def _attend(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
+        if self._layerwise:
+            return self._attended_fused(func, *args, **kwargs)
         return self._attended(*args, **kwargs)[1]
+
+    def _attended_fused(
+        self, func: Function, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        with torch.no_grad():
+            result = func(query, key, value, *args, **kwargs)
+            if result.shape[1] != value.shape[1] and kwargs.get("enable_gqa", False):
+                value = value.repeat_interleave(result.shape[1] // value.shape[1], dim=1)
+        shape = (*result.shape[:-1], key.shape[-2])
+        return self._note_sums(shape, result, value)
 
     def _attended(
         self,
@@ -178,8 +206,7 @@ class AttentionRecord(TorchFunctionMode):
             query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
         result = (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
-        self._note(weights, result, value)
-        return weights, result
+        return weights, self._note(weights, result, value)
 
     def _attend_by_module(self, func: Function, *args: Any, **kwargs: Any) -> Any:
         # What it calls is not seen here, and with weights to return it calls something else.
@@ -190,6 +217,8 @@ class AttentionRecord(TorchFunctionMode):
         def attend(*args: Any, **kwargs: Any) -> Tensor:
             if get_ident() != thread:  # somebody else's attention
                 return fused(*args, **kwargs)
+            if self._layerwise and not wants_weights:
+                return self._attended_fused(fused, *args, **kwargs)
             weights, result = self._attended(*args, **kwargs)
             found.append(weights)
             return result
@@ -232,9 +261,8 @@ class AttentionRecord(TorchFunctionMode):
         # A softmax is attention if values are summed by it as it is.
         if len(args) > 1 and (group := self._group(args[0])) is not None:
             self._softmaxes = [each for each in self._softmaxes if each is not group]
-            self._note(args[0], result, args[1])
-        else:
-            self._note_unread(args)
+            return self._note(args[0], result, args[1])
+        self._note_unread(args)
         return result
 
     def _other_product(self, func: Function, *args: Any, **kwargs: Any) -> Any:
@@ -296,7 +324,7 @@ class AttentionRecord(TorchFunctionMode):
                 return
             trunk = Trunk(part)
             trunk.enter_layer(finished)
-            running.append((len(finished), len(self.weights), trunk))
+            running.append((len(finished), len(self.shapes), trunk))
 
         def end(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if get_ident() != thread:
@@ -305,13 +333,13 @@ class AttentionRecord(TorchFunctionMode):
             del finished[start:]  # what ran inside it
             finished.append((part, output))
             tokens = _first(output)
-            is_alone = len(self.weights) == n_before + 1
+            is_alone = len(self.shapes) == n_before + 1
             # The outermost is the last to end.
             if is_alone and isinstance(tokens, Tensor) and tokens.ndim == 3:
                 self.blocks[n_before] = Block(output, trunk)
 
         with ExitStack() as stack:
-            for part in network.modules() if self._with_blocks else ():
+            for part in network.modules() if self._layerwise else ():
                 stack.callback(part.register_forward_pre_hook(begin).remove)
                 stack.callback(part.register_forward_hook(end).remove)
             yield

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from sklcam import CAMExplainer
@@ -212,8 +213,45 @@ def test_the_first_call_leaves_random_states_and_modes(name):
         assert network.training and all(each.grad is None for each in network.parameters())
         assert torch.equal(torch.get_rng_state(), state)
     handle.remove()
-    # Rollout's graph is that of the head, so that it looks once at one image more.
-    assert len(n_passes) == {"attentionrelevance": 2, "legrad": 8, "rollout": 3}[name]
+    # Rollout's graph is that of the head, and LeGrad's begin behind each layer's attention, so that
+    # both look once at one image more.
+    assert len(n_passes) == {"attentionrelevance": 2, "legrad": 9, "rollout": 3}[name]
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the passes of one operation."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.n_runs = name, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n_runs += self.name in str(func)
+        return func(*args, **kwargs or {})
+
+
+def test_legrad_leaves_attention_to_the_fused_kernel():
+    explainer = CAMExplainer(Vit(Block(), Block(), Block()).eval(), "legrad", LAYER, verbose=0)
+    explainer.fit(IMAGES).explain(IMAGES)  # the first call looks at the weights of one image
+    # Behind the target layer torch is asked for the plain kernel, as gradients go back there.
+    for name, n_runs in {"legrad": 2, "attentionrelevance": 0}.items():
+        with Kernels("scaled_dot_product") as counted:
+            explainer.explain(IMAGES, method=name)
+        assert counted.n_runs == n_runs
+
+
+def test_sums_that_begin_a_graph_of_their_own():
+    q, k, v = torch.randn(3, 2, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    with AttentionRecord(layerwise=True) as record:
+        made = F.scaled_dot_product_attention(q.requires_grad_(), k, v)
+        by_hand = torch.softmax(q @ k.mT, dim=-1) @ v
+        with torch.no_grad():
+            F.scaled_dot_product_attention(q, k, v)
+    assert not record.weights and record.shapes == [(2, 2, 4, 4)] * 3
+    assert all(each.is_leaf and each.requires_grad for each in (made, by_hand))
+    assert record.sums[0][0] is made and record.sums[1][0] is by_hand
+    torch.testing.assert_close(made, torch.softmax(q @ k.mT / 8**0.5, dim=-1) @ v)
+    assert not record.is_differentiable
 
 
 @pytest.mark.parametrize("name", ["attentionrelevance", "legrad"])
