@@ -74,3 +74,12 @@ def test_what_a_patch_reaches(capsys):
     assert occlusion_reach.share_around(torch.zeros(3, 3, dtype=torch.bool)) == 0
     occlusion_reach.main(["--arch", "resnet18", "--image-size", "48", "--patch", "8"])
     assert "resnet18" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_decoding(capsys):
+    import decode
+
+    decode.main(["--size", "300", "400", "--image-size", "32", "--rounds", "1"])
+    times, levels = capsys.readouterr().out.splitlines()
+    assert re.match(r"3 files; exact / fast: \d", times)
+    assert 0 < float(levels.split()[2]) < 2  # some are decoded at a fraction, and near
