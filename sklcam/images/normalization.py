@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from sklcam._validation import check_count, describe
 
@@ -137,9 +138,10 @@ def of_one_dtype(images: list[Tensor]) -> list[Tensor]:
 def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
     place = (batch.ndim, batch.shape[1], batch.dtype, batch.device, name)
     numbers = values if isinstance(values, tuple) else (values,)
-    if all(type(number) is float for number in numbers):  # as ever: of the same values, the same
-        return _made_once(values, *place)
-    return _made(values, *place)
+    # What is traced has no values, and is not to be met again.
+    if isinstance(batch, FakeTensor) or not all(type(number) is float for number in numbers):
+        return _made(values, *place)
+    return _made_once(values, *place)
 
 
 def _made(

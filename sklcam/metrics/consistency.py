@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from sklcam._validation import (
@@ -235,7 +236,9 @@ def _shifted_sums(stack: Tensor, dim: int, window: int | None) -> Tensor:
 
 def _window_sums(size: int, like: Tensor, window: int | None) -> Tensor:
     """Return the matrix (n_windows, size) that takes the mean of each window of a side."""
-    return _made_once(size, like.device, like.dtype, window)
+    # What is traced has no values, and is not to be met again.
+    make = _made_once.__wrapped__ if isinstance(like, FakeTensor) else _made_once
+    return make(size, like.device, like.dtype, window)
 
 
 @lru_cache(maxsize=16)  # each is small, and a dozen operations, for every step of training

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from image_forms import noise
+from torch._subclasses import FakeTensorMode
 from torchvision.transforms import v2
 
 from sklcam.images import (
@@ -70,3 +71,12 @@ def test_default_statistics():
     mean, std = default_statistics(4)
     assert mean == pytest.approx([0.449] * 4)
     assert std == pytest.approx([0.226] * 4)
+
+
+def test_what_is_traced_is_not_kept():
+    with FakeTensorMode():
+        normalize(torch.rand(1, 3, 4, 4), 0.3, 0.2)
+    pixels = torch.rand(1, 3, 4, 4)
+    assert torch.equal(normalize(pixels, 0.3, 0.2), (pixels - 0.3) / 0.2)
+    with FakeTensorMode():
+        assert normalize(torch.rand(1, 3, 4, 4), 0.3, 0.2).shape == (1, 3, 4, 4)
