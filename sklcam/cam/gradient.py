@@ -178,8 +178,7 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
     # NaN in an image or in a weight is warned of later: it does not tell one head from another.
     known = output.isfinite()
     scale = output.where(known, 0).abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
-    half = recorded.output.dtype not in (torch.float32, torch.float64)
-    tolerance = (0.05 if half else 1e-3) * scale
+    tolerance = (0.05 if recorded.is_half else 1e-3) * scale
     for head in heads:
         weight = at_least_float32(head.weight.detach())
         bias = weight.new_zeros(1) if head.bias is None else at_least_float32(head.bias.detach())

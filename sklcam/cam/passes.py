@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sklcam.cam.base import Method
@@ -38,7 +39,7 @@ def record_for(
     top_channels: int | None = None,
     extent: tuple[float, float] = (1.0, 1.0),
     probabilities: Callable[[Tensor], Tensor] | None = None,
-    loses_small_gradients: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> RecordedPass:
     """Run a batch through the network once, as all of these methods need it.
 
@@ -48,7 +49,7 @@ def record_for(
         Those of a group of :func:`sharing_a_pass`.
     network, layers, inputs, target, forward, top_channels, extent, probabilities
         See :class:`RecordedPass`.
-    loses_small_gradients : bool, default=False
+    autocast : torch.dtype or None, default=None
         See :class:`RecordedPass`.
 
     Returns
@@ -82,7 +83,7 @@ def record_for(
         top_channels=top_channels,
         extent=extent,
         probabilities=probabilities,
-        loses_small_gradients=loses_small_gradients,
+        autocast=autocast,
     )
     if rule is not None and rule.idle:
         warnings.warn(

@@ -379,11 +379,10 @@ class AblationCAM(PerturbationMethod):
 
     def _falls_of_head(self, recorded: RecordedPass, layer: int) -> Tensor | None:
         """Return by how much scores fall, (n_images, k, K), if that follows from the head."""
-        dtype = recorded.activations[layer].dtype
         try:
             head = recorded.head(layer)
             # The pass cannot be gone on with where the network works in place between modules.
-            if head is None or not _is_close(head.scores, recorded.scores.detach(), dtype):
+            if head is None or not _is_close(head.scores, recorded.scores.detach(), recorded):
                 return None
             return head.falls(self.rows_at_a_time(recorded))
         except RuntimeError as error:  # in-place work on what is not to be changed
@@ -443,7 +442,7 @@ def resumed_output(
 
     def came_out(output: Tensor) -> bool:
         intact = recorded.score(output[:1], rows)[0]
-        return _is_close(intact, recorded.scores[image].detach(), changed.dtype)
+        return _is_close(intact, recorded.scores[image].detach(), recorded)
 
     try:
         # A copy, as the head may work in place and the rows may be needed once more.
@@ -474,8 +473,8 @@ def _cannot_go_on(recorded: RecordedPass, layer: int, method: Method) -> ValueEr
     )
 
 
-def _is_close(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+def _is_close(scores: Tensor, expected: Tensor, recorded: RecordedPass) -> bool:
     # Other rows in the batch may change the order of sums, not more; half precision has 3 digits.
-    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.05
+    tolerance = 0.05 if recorded.is_half else 1e-3
     # NaN that was expected is no change; that the network gives NaN is warned of elsewhere.
     return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100, equal_nan=True)

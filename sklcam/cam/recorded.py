@@ -59,9 +59,9 @@ class RecordedPass:
     probabilities : callable or None, default=None
         Makes probabilities of an output, for methods that ask how sure the network is; None leaves
         them with the scores.
-    loses_small_gradients : bool, default=False
-        Whether gradients go through float16 on their way back, as under autocast. Where a layer, or
-        the images, are float16 themselves, that is seen.
+    autocast : torch.dtype or None, default=None
+        What ``forward`` runs the network in; None is the network's own type. Then output, images
+        and layers may be float32 all the same.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class RecordedPass:
         top_channels: int | None = None,
         extent: tuple[float, float] = (1.0, 1.0),
         probabilities: Callable[[Tensor], Tensor] | None = None,
-        loses_small_gradients: bool = False,
+        autocast: torch.dtype | None = None,
     ):
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be an nn.Module; got {describe(network)}.")
@@ -145,7 +145,7 @@ class RecordedPass:
         self._top_channels = top_channels
         self._extent = extent
         self._probabilities = probabilities
-        self._loses_small_gradients = loses_small_gradients
+        self._autocast = autocast
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
         # Methods lay out their maps by the resolved target, explainers by the one they asked.
@@ -229,8 +229,15 @@ class RecordedPass:
             lambda image: self.inputs.with_images(image, row),
             self.images[row],
             self.output[row],
+            is_half=self.is_half,
         )
         self.images = self._inference_plan.arrange(self.images)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the network computes in half precision, so that numbers have three digits."""
+        dtypes = {each.dtype for each in (self.output, *self.activations)}
+        return self._autocast is not None or not dtypes <= {torch.float32, torch.float64}
 
     @property
     def n_images(self) -> int:
@@ -430,7 +437,7 @@ class RecordedPass:
             top_channels=self._top_channels,
             extent=self._extent,
             probabilities=self._probabilities,
-            loses_small_gradients=self._loses_small_gradients,
+            autocast=self._autocast,
         )
 
     def look_at_first_image(self, record: AttentionRecord) -> None:
@@ -516,7 +523,7 @@ class RecordedPass:
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
         keep = keep or self._keep_graph or column < self.scores.shape[1] - 1
-        is_narrow = self._loses_small_gradients or any(
+        is_narrow = self._autocast == torch.float16 or any(
             leaf.dtype == torch.float16 for leaf in leaves
         )
         # At one of many positions, a score's gradient is too small for float16: it is scaled by

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sklcam.networks.precision import at_least_float32
+
 Function = Callable[..., Any]
 ReluBackward = Literal["plain", "guided", "deconv"]
 
@@ -436,18 +438,20 @@ class _Excite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, probability: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        # Under autocast the layer was computed in another type than its weights are of.
+        x, weight = (at_least_float32(each) for each in ctx.saved_tensors)
+        probability = at_least_float32(probability)
         for_it, against_it = weight.clamp(min=0), (-weight).clamp(min=0)
         if ctx.rule is None or not ctx.rule.take_top():
-            return _share(ctx.linear, x, for_it, probability), None, None, None, None
-        if ctx.rule.contrastive:
+            won = _share(ctx.linear, x, for_it, probability)
+        elif ctx.rule.contrastive:
             won = _share(ctx.linear, x, for_it, probability)
             won = won - _share(ctx.linear, x, against_it, probability)
         else:
             # What is negative is for the class whose weights are negated, as a logit's first is.
             won = _share(ctx.linear, x, for_it, probability.clamp(min=0))
             won = won + _share(ctx.linear, x, against_it, (-probability).clamp(min=0))
-        return won, None, None, None, None
+        return won.to(ctx.saved_tensors[0].dtype), None, None, None, None
 
 
 def _share(linear: Function, x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:

@@ -380,7 +380,7 @@ class BatchExplainer(Questions):
             top_channels=self.top_channels,
             extent=adapter.extent(inputs.size),
             probabilities=adapter.probabilities,
-            loses_small_gradients=adapter.loses_small_gradients,
+            autocast=adapter.autocast,
         )
 
     def _weigh_channels(

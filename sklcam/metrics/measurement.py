@@ -154,7 +154,11 @@ class Measurer:
             # One image tells: which convolutions can be folded does not depend on the others.
             first = inputs.take(slice(0, 1))
             self._inference = plan_inference(
-                self.explainer.output_of, first.with_images, first.images, output[:1]
+                self.explainer.output_of,
+                first.with_images,
+                first.images,
+                output[:1],
+                is_half=self.explainer.adapter.autocast is not None,
             )
         return self._inference
 

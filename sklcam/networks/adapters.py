@@ -92,8 +92,8 @@ class Adapter(ABC):
         The layer that the model itself says is to be explained.
     gives_probabilities : bool
         Whether the output of the network is a distribution already, or that of a sigmoid.
-    loses_small_gradients : bool
-        Whether gradients go through float16 on their way back, whose range is too small for them.
+    autocast : torch.dtype or None
+        What the network computes in under autocast; None if it computes in its own type.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class Adapter(ABC):
     is_settled: bool = True  # unless fit has to find out what the output is
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
-    loses_small_gradients: bool = False
+    autocast: torch.dtype | None = None
 
     @property
     def task(self) -> Task | None:

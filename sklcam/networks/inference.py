@@ -203,6 +203,8 @@ def learn_folding(
     inputs: Any,
     expected: Tensor,
     memory_format: torch.memory_format = torch.contiguous_format,
+    *,
+    is_half: bool = False,
 ) -> FoldedConvolutions | None:
     """Return a network's folded convolutions, if it has any and its output stays the same.
 
@@ -216,6 +218,8 @@ def learn_folding(
         The network's output for them.
     memory_format : torch.memory_format, default=torch.contiguous_format
         That of the images.
+    is_half : bool, default=False
+        Whether the network computes in half precision, where its output does not tell.
 
     Returns
     -------
@@ -230,7 +234,8 @@ def learn_folding(
         with folded:
             output = forward(inputs)
     # Rounding differs, and half precision has three digits: what is to be found is another network.
-    tolerance = 1e-3 if output.dtype in (torch.float32, torch.float64) else 0.05
+    is_half = is_half or output.dtype not in (torch.float32, torch.float64)
+    tolerance = 0.05 if is_half else 1e-3
     scale = expected.abs().amax().item()
     if scale != scale:  # NaN, which says nothing of the folding: nor is it an error here
         return None
@@ -266,6 +271,8 @@ def plan_inference(
     with_image: Callable[[Tensor], Any],
     image: Tensor,
     expected: Tensor,
+    *,
+    is_half: bool = False,
 ) -> InferencePlan:
     """Find the fastest way to run a network many times, by a few passes of one image.
 
@@ -278,6 +285,8 @@ def plan_inference(
     image : Tensor of shape (1, channels, height, width)
     expected : Tensor
         The network's output for it.
+    is_half : bool, default=False
+        See :func:`learn_folding`.
 
     Returns
     -------
@@ -287,7 +296,7 @@ def plan_inference(
     for memory_format in (torch.channels_last, torch.contiguous_format):
         try:
             inputs = with_image(image.contiguous(memory_format=memory_format))
-            folding = learn_folding(forward, inputs, expected, memory_format)
+            folding = learn_folding(forward, inputs, expected, memory_format, is_half=is_half)
         except RuntimeError as error:
             if memory_format == torch.contiguous_format or is_out_of_memory(error):
                 raise

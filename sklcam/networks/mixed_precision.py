@@ -27,14 +27,10 @@ class InPrecision(AdapterAround):
 
     def __init__(self, inner: Adapter, precision: str):
         super().__init__(inner)
-        self.precision = precision
-
-    @property
-    def loses_small_gradients(self) -> bool:  # type: ignore[override]
-        return self.precision == "fp16"
+        self.precision, self.autocast = precision, PRECISIONS[precision]
 
     def forward(self, inputs: Inputs) -> Tensor:
-        with torch.autocast(inputs.images.device.type, PRECISIONS[self.precision]):
+        with torch.autocast(inputs.images.device.type, self.autocast):
             return at_least_float32(self.inner.forward(inputs))
 
 

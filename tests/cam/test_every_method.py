@@ -102,6 +102,16 @@ def test_autocast(name, model, dtype):
 
 
 @every_method
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_passes_in_half_precision(name, model, precision):
+    """Unlike under autocast, ways back and maps are outside of it."""
+    model, images = model.float(), noise_images(3).float()
+    exact, maps = explain(name, model, images), explain(name, model, images, precision=precision)
+    assert maps.dtype == np.float32 and np.isfinite(maps).all()
+    assert np.abs(maps - exact).max() <= 0.2 * np.abs(exact).max()
+
+
+@every_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_network_of_half_precision(name, model, dtype):
     images = noise_images(2)

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
+from sklcam.cam import recorded
 from sklcam.metrics import evaluate
+from sklcam.networks.inference import FoldedConvolutions
 from sklcam.networks.precision import PRECISIONS
 
 HALF = ("bf16", "fp16")
@@ -120,3 +122,26 @@ def test_a_network_that_does_not_run_so_is_refused_in_fit(network):
     explainer_of(network).fit(IMAGES)
     with pytest.raises(ValueError, match="does not run with precision='bf16'"):
         explainer_of(network, precision="bf16").fit(IMAGES)
+
+
+def test_convolutions_are_folded_although_numbers_round(network, monkeypatch):
+    """A mean of 4 is taken off what was rounded with it; folded, it never is there."""
+    plans, plan_inference = [], recorded.plan_inference
+
+    def kept(*args, **options):
+        plans.append(plan_inference(*args, **options))
+        return plans[-1]
+
+    monkeypatch.setattr(recorded, "plan_inference", kept)
+    with torch.no_grad():
+        network[0].bias += 4
+        network[1].running_mean += 4
+    explainer = explainer_of(network, precision="bf16", method="scorecam").fit(IMAGES)
+    assert np.isfinite(explainer.explain(IMAGES)).all()
+    assert plans and all(isinstance(plan.folded, FoldedConvolutions) for plan in plans)
+    images = IMAGES[:1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = network(images).float()
+        with plans[0].folded:
+            folded = network(images).float()
+    assert (folded - plain).abs().max() > 1e-3 * plain.abs().max()
