@@ -132,15 +132,13 @@ FULL = {
 
 
 def is_slow(method: str) -> bool:
-    return isinstance(get_method(method), PerturbationMethod)
+    """Return whether a method runs the network for each channel; Ablation-CAM runs its head."""
+    return isinstance(get_method(method), PerturbationMethod) and method != "ablationcam"
 
 
 def precision_of(method: str, precision: str) -> str:
-    """Return the precision that the network has for a method, and for what is measured of it.
-
-    Ablation-CAM goes on from the layer, cheaply, to scores that hardly differ from the image's own.
-    """
-    return precision if is_slow(method) and method != "ablationcam" else "fp32"
+    """Return the precision that the network has for a method, and for what is measured of it."""
+    return precision if is_slow(method) else "fp32"
 
 
 def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chunk]:
