@@ -237,6 +237,13 @@ class LeGrad(_AttentionMethod):
 
 def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> TargetLayer:
     """Return how tokens are places; a ValueError unless all attention is between all of them."""
+    if record.kernels:
+        raise ValueError(
+            f"{name} is defined for networks all of whose attention is seen. "
+            f"{type(recorded.network).__name__} computes some by "
+            f"{', '.join(dict.fromkeys(record.kernels))}, which shows no weights. Compute it by "
+            "F.scaled_dot_product_attention, or explain by another method, such as Grad-CAM."
+        )
     if not record.shapes:
         raise ValueError(
             f"{name} follows attention, and {type(recorded.network).__name__} has none in its "

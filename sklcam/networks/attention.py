@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OperatorBase, OpOverloadPacket
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -74,6 +75,9 @@ class AttentionRecord(TorchFunctionMode):
     unread : list of tuple of int
         The shapes of what may be weights of attention that is computed in a way that is not known:
         a softmax that no product sums values by, and matrices in products that are no softmax.
+    kernels : list of str
+        Operators of attention that are called by themselves, such as
+        ``torch.ops.aten._scaled_dot_product_flash_attention`` and ``flex_attention``.
     nodes : list of torch.autograd.graph.Node or None
         Of each run, what made the sums of values, if they have a graph; see :meth:`is_a_chain`.
     is_differentiable : bool
@@ -112,6 +116,7 @@ class AttentionRecord(TorchFunctionMode):
         self.weights: list[Tensor] = []
         self.shapes: list[tuple[int, ...]] = []
         self.unread: list[tuple[int, ...]] = []
+        self.kernels: list[str] = []
         self.nodes: list[Node | None] = []
         self.is_differentiable = True
         self.result: Tensor | None = None
@@ -138,6 +143,8 @@ class AttentionRecord(TorchFunctionMode):
     ) -> Any:
         handler = self._handlers.get(func)
         if handler is None:
+            if isinstance(func, OperatorBase | OpOverloadPacket) and _is_attention(str(func)):
+                self.kernels.append(str(func))
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
@@ -401,6 +408,11 @@ def _leads_to(earlier: Node, later: Node) -> bool:
         level = [node for node in dict.fromkeys(following) if node not in seen]
         seen.update(level)
     return earlier in seen
+
+
+def _is_attention(operator: str) -> bool:
+    # By its name, as torch's, xFormers' and FlashAttention's have it: nothing else tells.
+    return any(part in operator for part in ("attention", "attn", "flash_fwd"))
 
 
 def _as_list(value: Any) -> Sequence[Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import exp, inf, log
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklcam.networks.dry_run import memory_of
@@ -142,13 +143,28 @@ class OutputRanges(TorchDispatchMode):
     (True, False)
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # By where they are; the tensors are held, so that no others take their memory.
         self._found: dict[int, tuple[_Range, Tensor]] = {}
 
+    def __enter__(self) -> Self:
+        # What is compiled runs as it was written: in a mode torch refuses to compile, and fails
+        # where that was asked for, as FlexAttention does.
+        self._stance = torch.compiler.set_stance("force_eager")
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stance.__exit__(*error)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # nothing is known of what it makes
+            return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if func._schema.is_mutable and name.endswith("_"):
             name = name[:-1]

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -64,6 +65,14 @@ def turned(q, k, v):
 def of_two_at_once(q, k, v):
     first, second = ((q * sign @ k.mT).softmax(dim=-1) for sign in (1, -1))
     return first @ v - second @ v
+
+
+def by_a_kernel(q, k, v):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+
+
+def by_an_operator(q, k, v):
+    return torch.ops.aten.scaled_dot_product_attention.default(q, k, v)
 
 
 class Block(nn.Module):
@@ -151,6 +160,20 @@ def test_attention_that_is_not_seen_is_not_left_out(name, place, attend):
     blocks[place] = Block(attend)
     with pytest.raises(ValueError, match="Vit has some that is not"):
         explained(name, Vit(*blocks))
+
+
+@every_method
+@pytest.mark.parametrize("attend", [by_a_kernel, by_an_operator], ids=lambda each: each.__name__)
+def test_operators_of_attention_are_named(name, attend):
+    with pytest.raises(ValueError, match=r"Vit computes some by aten\._?scaled_dot_product"):
+        explained(name, Vit(Block(), Block(attend), Block()))
+
+
+def test_flex_attention_is_named():
+    """It compiles itself, and is a higher-order operator; no other is given to modes so."""
+    network = Vit(Block(), Block(flex_attention), Block())
+    with pytest.raises(ValueError, match="Vit computes some by flex_attention, which shows no"):
+        explained("rollout", network)
 
 
 @every_method
