@@ -24,7 +24,7 @@ from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
-from sklcam.explain.detected import check_detected, detections
+from sklcam.explain.detected import advice_on_detectors, check_detected, detections
 from sklcam.explain.opened import OpenedImages
 from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
 from sklcam.images.labels import label_names, labels_for
@@ -357,6 +357,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
                 output = adapter.forward(sample)
         except Exception as error:
+            advice = advice_on_detectors(adapter.network, error)
+            if advice is not None:
+                raise ValueError(f"The network fails{advice}") from error
             is_refused = isinstance(error, RuntimeError) and not is_out_of_memory(error)
             if given and not (is_refused and sample.name is None):
                 raise
@@ -372,7 +375,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"The network returns a {type(output).__name__}; it must return a Tensor, a tuple "
-                "that starts with one, or a mapping with one: wrap it in a module that does."
+                "that starts with one, or a mapping with one"
+                f"{advice_on_detectors(adapter.network) or ': wrap it in a module that does.'}"
             )
         return output
 

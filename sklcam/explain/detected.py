@@ -9,6 +9,7 @@ from torch import nn
 
 from sklcam.cam.detections import to_image
 from sklcam.explain.base import Explainer
+from sklcam.networks.dense import dense_task
 from sklcam.networks.detectors import n_labels, split_detections
 from sklcam.networks.dry_run import unwrap
 
@@ -22,6 +23,28 @@ def check_detected(labels: Any, network: nn.Module) -> None:
             f"{len({*labels})}: give each number its own, in their order, as in "
             '["background", "cat", "dog"].'
         )
+
+
+def advice_on_detectors(network: nn.Module, error: object = None) -> str | None:
+    """Return what to do where a network failed that is a detector, or has one; None if not that."""
+    network = unwrap(network)
+    if dense_task(network) == "detection":
+        dtype = next(network.parameters()).dtype
+        if "nms" not in str(error):
+            return None
+        return (
+            f": {type(network).__name__} does not compute in {dtype} on this device, where "
+            "torchvision has no non-maximum suppression of it: take float32, by network.float(), "
+            "or another device."
+        )
+    for name, part in network.named_modules():
+        if dense_task(part) == "detection":
+            return (
+                f". In it is a detector of torchvision's, a {type(part).__name__}, which takes a "
+                f"list of images and finds objects: explain that by itself, network.{name}, or let "
+                "the module around it take a batch of images and return a Tensor of scores."
+            )
+    return None
 
 
 def detections(explainer: Explainer, X: Any) -> list[dict[str, np.ndarray]]:

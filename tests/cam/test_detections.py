@@ -190,6 +190,59 @@ def test_batches_are_their_images_one_by_one(explainer):
     assert [len(each) for each in in_batches] == counts
 
 
+def test_methods_of_many_passes_ask_how_well_a_box_is_found(explainer):
+    """By hand, at a layer of few channels: without one, or under its mask, over the image alone."""
+    X, network, name = images(1), explainer.model_, "backbone.body.1"
+    layer, target = network.get_submodule(name), strongest(explainer, X)
+    kept = []
+
+    def score(images, edit=None):
+        handle = layer.register_forward_hook(lambda *args: edit(args[2]) if edit else None)
+        with torch.no_grad():
+            score = target.scores(join_detections(network([*images])))[0, 0]
+        handle.remove()
+        return score
+
+    whole = score(X, lambda output: kept.append(output))
+    (grid,) = kept
+    n_channels = grid.shape[1]
+    without = [1 - torch.eye(n_channels)[k, :, None, None] for k in range(n_channels)]
+    falls = torch.stack([whole - score(X, lambda out, by=by: out * by) for by in without])
+    masks = torch.from_numpy(np.stack([in_place(each[None], (64, 96)) for each in grid[0]]))
+    masks -= masks.amin((1, 2), keepdim=True)
+    masks /= masks.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    weights = {
+        "ablationcam": falls / whole,
+        "scorecam": torch.stack([score(X * mask) for mask in masks]).softmax(dim=0),
+    }
+    for method, of_channels in weights.items():
+        expected = in_place((of_channels[:, None, None] * grid[0]).sum(0)[None].relu(), (64, 96))
+        assert expected.max() > 0
+        of_layer = CAMExplainer(network, method, name, verbose=0).fit(X)
+        found = of_layer.explain(X, target, normalize=False)[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.max())
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.inner = nn.ModuleDict({"detector": network})
+
+    def forward(self, x):
+        return self.inner["detector"](x)
+
+
+def test_a_detector_in_another_module():
+    with pytest.raises(ValueError, match=r"a FasterRCNN, .* by itself, network\.inner\.detector,"):
+        CAMExplainer(Wrapped(faster_rcnn()), verbose=0).fit(images())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_suppression_in_half_precision(dtype):
+    with pytest.raises(ValueError, match=f"FasterRCNN does not compute in {dtype} on this device"):
+        CAMExplainer(faster_rcnn().to(dtype), verbose=0).fit(images().to(dtype))
+
+
 def test_a_box_without_a_match_is_blank_and_a_warning_says_so(explainer):
     with pytest.warns(ExplanationWarning, match="2 of 2 maps are blank"):
         maps = explainer.explain(images(), Box([[0, 0, 9, 9]] * 2, [17, 17]))
