@@ -96,6 +96,8 @@ def make_plan(
     if not looked_at.isdisjoint(names):
         collected = (*collected, "map_peaks")
     options = _route(metrics, params)
+    if "neighbours" in names:
+        method = _drawing_the_same(method, seed)
     explained = {
         name: _explanation(name, method, options.get(name, {}))
         for name in EXPLAINED
@@ -108,6 +110,16 @@ def make_plan(
     }
     quantities = frozenset(names) & QUANTITIES.keys()
     return Plan(collected, used, method, quantities, explained, options, score, batch_size, seed)
+
+
+def _drawing_the_same(method: Method, seed: int) -> Method:
+    """Return a method that draws the same in each pass, so that maps differ by the images alone."""
+    unseeded = {
+        name: seed
+        for name, value in method.get_params().items()
+        if name.split("__")[-1] == "random_state" and not isinstance(value, Integral)
+    }
+    return clone(method).set_params(**unseeded) if unseeded else method
 
 
 def _explanation(name: str, method: Method, options: Mapping[str, Any]) -> tuple[Method, bool]:

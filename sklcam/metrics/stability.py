@@ -62,8 +62,9 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
     whatever the batch. The maximum is over the images that were drawn, so that it rises with their
     number.
 
-    Methods that draw random numbers, such as RISE and SmoothGradCAM++, need their ``random_state``:
-    without it each map has draws of its own, and it is mostly these that are measured.
+    Methods that draw random numbers, such as RISE and SmoothGradCAM++, draw the same for all of
+    these images: by their ``random_state`` if it is an int, and else by a seed of the evaluation's.
+    So it is the image's change that is measured, and not that of the draws.
 
     A map that never changes, such as that of ``method="uniform"``, is perfectly stable: read it
     beside a metric that such a map fails.

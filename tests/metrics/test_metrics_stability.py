@@ -7,8 +7,9 @@ import pytest
 import torch
 from evaluations import IMAGES, N, explainer, measure
 from numpy.testing import assert_allclose
+from sklearn.base import clone
 
-from sklcam.cam import GradCAM
+from sklcam.cam import RISE, GradCAM, SmoothGradCAMPlusPlus
 from sklcam.metrics import get_metric, local_lipschitz, max_sensitivity
 
 NAMES = ("max_sensitivity", "local_lipschitz")
@@ -43,6 +44,19 @@ def by_hand():
     maps = maps_of(IMAGES, classes)
     others = torch.stack([maps_of(IMAGES + each, classes) for each in noise()])
     return classes, maps, others
+
+
+@pytest.mark.parametrize("random_state", [None, np.random.RandomState(5)], ids=["none", "state"])
+@pytest.mark.parametrize("method", [SmoothGradCAMPlusPlus(n_samples=2), RISE(4, cells=2)], ids=type)
+def test_all_images_have_the_same_draws(method, random_state):
+    options = {"metrics": NAMES, "metric_params": PARAMS}
+    unseeded = clone(method).set_params(random_state=random_state)
+    found = measure(explainer(), method=unseeded, **options)
+    expected = measure(explainer(), method=clone(method).set_params(random_state=SEED), **options)
+    for name in NAMES:
+        assert np.isfinite(expected[name]).any()
+        assert_allclose(found[name], expected[name])
+    assert unseeded.random_state is random_state
 
 
 def test_functions_by_hand():
