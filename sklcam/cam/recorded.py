@@ -257,10 +257,13 @@ class RecordedPass:
         activations = self.activations[layer].detach()
         return at_least_float32(self.layers[layer].to_grid(activations))
 
-    def upsample(self, maps: Tensor) -> Tensor:
-        """Resize maps (n, k, u, v) of a layer to the images' size, and lay them over these."""
-        is_of_pixels = tuple(maps.shape[-2:]) == self.size
-        if self._extent == (1.0, 1.0) or is_of_pixels:
+    def upsample(self, maps: Tensor, *, of_layer: bool = True) -> Tensor:
+        """Resize maps (n, k, u, v) of a layer to the images' size, and lay them over these.
+
+        Those of pixels lie over them as they are. A layer's grid may have as many rows and columns
+        as the images, and all the same lie over more than these.
+        """
+        if self._extent == (1.0, 1.0) or not of_layer:
             return upsample(maps, self.size)
         return upsample_within(maps, self.size, self._extent)
 

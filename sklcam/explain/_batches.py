@@ -343,7 +343,7 @@ class BatchExplainer(Questions):
                     if at_layer:
                         _check_grid(method, raw, recorded)
                     else:
-                        raw = [recorded.upsample(layer) for layer in raw]
+                        raw = [recorded.upsample(each, of_layer=method.at_layer) for each in raw]
                     for i in (i for i, each in enumerate(chosen) if each is method):
                         scale = recorded.scaled if scaled[i] and method.scaled else None
                         made = self._fuse(raw, scale)

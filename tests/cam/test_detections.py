@@ -36,8 +36,9 @@ def images(n: int = 2) -> Tensor:
 def faster_rcnn(**options) -> nn.Module:
     torch.manual_seed(0)
     network = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-        **{"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 48},
-        **{"max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 4, **options},
+        **{"weights": None, "weights_backbone": None, "num_classes": 4, "box_score_thresh": 0.0}
+        | {"min_size": 48, "max_size": 96, "box_detections_per_img": 4}
+        | options
     )
     # As they are, all detections score the same.
     nn.init.normal_(network.roi_heads.box_predictor.cls_score.weight, std=2.0)
@@ -235,6 +236,30 @@ class Wrapped(nn.Module):
 def test_a_detector_in_another_module():
     with pytest.raises(ValueError, match=r"a FasterRCNN, .* by itself, network\.inner\.detector,"):
         CAMExplainer(Wrapped(faster_rcnn()), verbose=0).fit(images())
+
+
+def test_a_grid_of_the_images_size_that_lies_over_more():
+    """32 x 32 pixels become 50 x 50 within 64 x 64, of which a layer of stride 2 has 32 x 32."""
+    network, name = faster_rcnn(min_size=50, max_size=50), "backbone.body.1"
+    X = images(1)[..., :32, :32]
+    assert extent_within(network, (32, 32)) == (50 / 64, 50 / 64)
+    explainer = CAMExplainer(network, GradCAM(relu=False), name, verbose=0).fit(X)
+    raw, own = by_hand(network, name, X, 0, 0)
+    assert raw.shape[-2:] == (32, 32)
+    enlarged = F.interpolate(raw[None], (64, 64), mode="bilinear")[..., :50, :50]
+    expected = F.interpolate(enlarged, (32, 32), mode="bilinear")[0, 0].numpy()
+    target = Box([own["boxes"][0].detach()], [own["labels"][0]])
+    found = explainer.explain(X, target, normalize=False)[0]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
+    of_all = raw[0].numpy()
+    assert np.corrcoef(found.ravel(), of_all.ravel())[0, 1] < 0.9
+    # What is made at the pixels lies over them: all of it, and not its upper left.
+    leaf = X.clone().requires_grad_()
+    network([*leaf])[0]["scores"][0].backward()
+    assert leaf.grad is not None
+    found = explainer.explain(X, target, method="saliency", normalize=False)[0]
+    by_autograd = leaf.grad[0].abs().amax(dim=0).numpy()
+    np.testing.assert_allclose(found, by_autograd, atol=1e-3 * by_autograd.max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
