@@ -63,6 +63,7 @@ from sklcam import CAMExplainer
 from sklcam.cam import (
     CAM,
     ISCAM,
+    RISE,
     SSCAM,
     EigenCAM,
     FinerCAM,
@@ -471,6 +472,7 @@ EXPENSIVE = {
         rounds=1,
     ),
     "occlusion": Spec("occlusion", (Peer("captum", captum_occlusion),), n_images=2, rounds=1),
+    "rise": Spec(RISE(n_samples=200, random_state=SEED), (), n_images=1, rounds=1),
     "iscam": Spec(
         ISCAM(n_samples=2),
         (by_torchcam("ISCAM", **SCALED_FIRST),),
