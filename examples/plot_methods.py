@@ -75,7 +75,7 @@ maps = {
 # deconvolution) are sharp and do not care much which class they explain. The controls explain
 # nothing: a number by which they look good is not worth much.
 
-figure, axes = plt.subplots(7, 4, figsize=(12, 11), layout="constrained")
+figure, axes = plt.subplots(6, 5, figsize=(14, 9.5), layout="constrained")
 for place in axes.flat[1 + len(methods) :]:
     place.set_axis_off()
 CAMDisplay.from_predictions(

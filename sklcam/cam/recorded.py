@@ -400,7 +400,7 @@ class RecordedPass:
         Returns
         -------
         Head or None
-            See :func:`sklcam.networks.heads.trace_head`.
+            See ``sklcam.networks.heads.trace_head``.
         """
         activations = self.activations[layer].detach()
 
