@@ -172,14 +172,14 @@ def impute(
             f"images; got {describe(removed)}."
         )
     check_number("noise, a standard deviation,", noise, 0)
-    if not isinstance(generator, torch.Generator | None):
-        raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
     drawn = _draw_noise(images, noise, generator)
     (filled,) = _fill(_where_it_is_solved(images), [removed], [drawn])
     return filled.to(images.device)
 
 
 def _draw_noise(images: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator or None; got {describe(generator)}.")
     return noise * torch.randn(images.shape[1:], generator=generator).to(images.dtype)
 
 

@@ -57,7 +57,7 @@ def of_curves(follow: Callable) -> list[Row]:
     return [
         *of_scores(follow),
         ("no steps", lambda: causal(follow, n_steps=0), "n_steps, .* from 1 to 144; got 0"),
-        ("too many steps", lambda: causal(follow), "n_steps, .* from 1 to 144; got 224"),
+        ("too many", lambda: causal(follow, n_steps=145), "n_steps, .* from 1 to 144; got 145"),
         ("half a step", lambda: causal(follow, n_steps=2.5), "n_steps, .* an int .* got 2.5"),
         ("steps as text", lambda: causal(follow, n_steps="4"), "n_steps, .* an int .* got '4'"),
         ("full as a list", lambda: causal(follow, n_steps=4, full=[1]), "full must be .* a list"),
