@@ -326,7 +326,8 @@ def test_contrast_is_the_score_less_the_mean_score():
         assert_close_maps(of_image, expected[0], size)
     assert_allclose(ours.explain(IMAGES), ours.explain(IMAGES, ours.predict(IMAGES)), atol=1e-5)
     first_two = ours.explain(IMAGES, TopK(2))
-    assert_array_equal(first_two[:, 0], ours.explain(IMAGES))
+    # Up to rounding: of two scores a batch may be weighed in another order.
+    assert_allclose(first_two[:, 0], ours.explain(IMAGES), atol=1e-6)
 
 
 def test_contrast_of_images(fitted):
