@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
+from processes import in_a_process
 from small_networks import SmallNet
 
 import sklcam
@@ -41,13 +41,6 @@ def ours():
 
 def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def in_a_process(function, *args):
-    """Run a function in a process of its own, which shares nothing but the disk; its exit code."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
-    process.start()
-    return process
 
 
 # What is written
@@ -146,11 +139,14 @@ def test_killed_between_a_chunk_and_its_mark(name, ours, tmp_path):
     assert_array_equal(sklcam.open_maps(tmp_path / "maps"), ours.explain(IMAGES))
 
 
-def test_killed_while_the_folder_is_made_there_is_none(ours, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", lambda *_: os._exit(9))
-        process = in_a_process(explain_a_share, tmp_path / "maps", None)
-        process.join()
+def explain_and_die_while_it_is_made(path):
+    os.rename = lambda *_: os._exit(9)
+    explain_a_share(path, None)
+
+
+def test_killed_while_the_folder_is_made_there_is_none(ours, tmp_path):
+    process = in_a_process(explain_and_die_while_it_is_made, tmp_path / "maps")
+    process.join()
     assert process.exitcode == 9 and not (tmp_path / "maps").exists()
     (left,) = tmp_path.iterdir()
     os.utime(left, (0, 0))  # long ago

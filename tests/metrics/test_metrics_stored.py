@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from processes import in_a_process
 from small_networks import SmallNet
 
 from sklcam import CAMExplainer
@@ -56,12 +56,6 @@ def assert_same(found, expected):
         assert_array_equal(found[name], values, name)
     assert repr(found.summary()) == repr(expected.summary())
     assert_array_equal(found.labels, expected.labels)
-
-
-def in_a_process(function, *args):
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
-    process.start()
-    return process
 
 
 def evaluate_until_killed(path):
