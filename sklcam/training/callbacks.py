@@ -111,7 +111,7 @@ class ForgetBatches(Callback):
     >>> from sklcam.training import ForgetBatches
     >>> X, y = load_digits(n_class=2, return_X_y=True)
     >>> X = (X[:8] / 16).reshape(-1, 8, 8)
-    >>> clf = ConsistentCAMClassifier("resnet18", image_size=32, max_epochs=4, verbose=0,
+    >>> clf = ConsistentCAMClassifier("resnet18", image_size=64, max_epochs=4, verbose=0,
     ...                               random_state=0, callbacks=[ForgetBatches()]).fit(X, y[:8])
     >>> [len(epoch["batches"]) for epoch in clf.history], len(clf.history[:, "train_loss"])
     ([0, 0, 1, 1], 4)
