@@ -346,9 +346,10 @@ class Explainer(BatchExplainer):
 
         Notes
         -----
-        Images that are files are known by their paths, others by some of their pixels; a network by
-        its weights. Numbers of one batch differ from those of another in their last digits: with
-        another ``batch_size`` a folder goes on, and is equal to rounding.
+        Images that are files are known by their paths, and eight of them by what they hold; arrays
+        by all of their images, items of data sets by eight. A network is known by its weights and
+        the options of its layers. Numbers of one batch differ from those of another in their last
+        digits: with another ``batch_size`` a folder goes on, and is equal to rounding.
 
         Examples
         --------

@@ -1,17 +1,19 @@
 """What maps and values depend on, in a few words: to tell whether work can go on as it was begun.
 
-Long things stand as a digest of all that they hold: weights, labels, the paths of images. Of images
-that are not files, some are read.
+Long things stand as a digest of all that they hold: weights, labels, the paths of images. Of arrays
+of images all are looked at; of files and items of data sets some are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
+from itertools import chain
 from os import PathLike, fspath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
@@ -24,9 +26,20 @@ if TYPE_CHECKING:
     from sklcam.explain.base import Explainer
     from sklcam.explain.opened import OpenedImages
 
-_SAMPLE = 8  # images that are read, of those that are not files
+_SAMPLE = 8  # images that are read, of those that are not in an array
+_START = 2**20  # bytes of a file that are read
+_NUMBERS = 4096  # of an image in an array, at equal distances
+_AT_ONCE = 256  # images
 _LONGEST = 300  # characters that are kept as they are
 _DEEPEST = 6
+_PLAIN = (bool, int, float, str)
+_LOOKED_UP = (*_PLAIN, tuple, np.ndarray, Tensor)
+
+# Whose classes and functions go by their names: their code looks different to another Python.
+_BY_NAME = {
+    *("abc", "builtins", "collections", "numpy", "open_clip", "sklcam", "sklearn", "skorch"),
+    *("timm", "torch", "torchvision", "transformers", "typing"),
+}
 
 # What an explainer may have beside a network, under the names that its parameters have.
 _SETTINGS = (
@@ -47,7 +60,8 @@ def digest(*parts: bytes) -> str:
 def described(value: Any) -> Any:
     """Return a value as JSON that tells it from others, in any process.
 
-    Functions are told apart by name and code, objects by their class and attributes.
+    Functions are told apart by name and code, and by the numbers, texts and arrays that they look
+    up outside; objects by their class, its code, and attributes.
 
     Examples
     --------
@@ -90,8 +104,12 @@ def _text(value: Any, depth: int) -> str:
         return f"{{{', '.join(sorted(_text(each, depth + 1) for each in value))}}}"
     if isinstance(value, PathLike):
         return json.dumps(str(fspath(value)))
-    if isinstance(value, type | BuiltinFunctionType | torch.dtype | torch.device | Enum):
+    if isinstance(value, type):
+        return _of_class(value)
+    if isinstance(value, BuiltinFunctionType | torch.dtype | torch.device | Enum):
         return _name(value)
+    if not callable(value) and hasattr(value, "__array__"):  # a column of a table
+        return f"{_name(type(value))} {_of_array(np.asarray(value))}"
     return _of_code(value, depth) if callable(value) else _of_object(value, depth)
 
 
@@ -124,20 +142,87 @@ def _of_code(value: Any, depth: int) -> str:
     if isinstance(value, MethodType):
         return f"{_text(value.__self__, depth + 1)}.{value.__name__}"
     if isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or ()]
-        rest = _text([held, value.__defaults__, value.__kwdefaults__], depth + 1)
-        # The library's own go by their names: code may look different to another Python.
-        code = b"" if value.__module__.startswith("sklcam.") else _code_of(value.__code__)
-        return f"{_name(value)} {digest(code, rest.encode())}"
+        cells = [_in_cell(cell) for cell in value.__closure__ or ()]
+        rest = _text([cells, value.__defaults__, value.__kwdefaults__], depth + 1)
+        return f"{_name(value)} {digest(_own_code(value), rest.encode())}"
     return _of_object(value, depth)
 
 
-def _code_of(code: CodeType) -> bytes:
-    constants = [
-        _code_of(each) if isinstance(each, CodeType) else repr(each).encode()
-        for each in code.co_consts
+def _in_cell(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+def _of_class(value: type) -> str:
+    """Return a class by its name, and by the code of it and its parents that users may change."""
+    codes = [
+        name.encode() + _own_code(each)
+        for parent in value.__mro__
+        if not _goes_by_name(parent)
+        for name, held in sorted(vars(parent).items())
+        for each in _functions_in(held)
     ]
+    plain = [
+        f"{name}={held!r}".encode()
+        for parent in value.__mro__
+        if not _goes_by_name(parent)
+        for name, held in sorted(vars(parent).items())
+        if isinstance(held, _PLAIN) and not name.startswith("__")
+    ]
+    return f"{_name(value)} {digest(*codes, *plain)}" if codes or plain else _name(value)
+
+
+def _functions_in(held: Any) -> Iterator[FunctionType]:
+    """Yield the functions that an entry of a class is made of."""
+    if isinstance(held, property):
+        parts = [held.fget, held.fset]
+    else:
+        parts = [getattr(held, "__func__", held)]  # of a class method or a static one
+    yield from (each for each in parts if isinstance(each, FunctionType))
+
+
+def _goes_by_name(value: Any) -> bool:
+    return str(value.__module__).split(".")[0] in _BY_NAME
+
+
+def _own_code(value: FunctionType) -> bytes:
+    """Return what a function does, and with which numbers of its module; nothing of a library's."""
+    if _goes_by_name(value):
+        return b""
+    held = {name: value.__globals__.get(name) for name in sorted({*_names_in(value.__code__)})}
+    told = [
+        f"{name}={_text(each, _DEEPEST - 1)}"
+        for name, each in held.items()
+        if isinstance(each, _LOOKED_UP)
+    ]
+    told += [
+        f"{name}={_code_of(each.__code__)!r}"
+        for name, each in held.items()
+        if isinstance(each, FunctionType) and not _goes_by_name(each)
+    ]
+    return digest(_code_of(value.__code__), *(each.encode() for each in told)).encode()
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from (name for name in code.co_names if not name.startswith("__"))
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names_in(each)
+
+
+def _code_of(code: CodeType) -> bytes:
+    constants = [_constant(each) for each in code.co_consts]
     return digest(code.co_code, repr(code.co_names).encode(), *constants).encode()
+
+
+def _constant(value: Any) -> bytes:
+    if isinstance(value, CodeType):
+        return _code_of(value)
+    if isinstance(value, frozenset):  # in another order in each process
+        return repr(sorted(map(repr, value))).encode()
+    return repr(value).encode()
 
 
 def _of_object(value: Any, depth: int) -> str:
@@ -146,11 +231,22 @@ def _of_object(value: Any, depth: int) -> str:
     if hasattr(value, "get_params"):
         held = value.get_params(deep=False)
     elif is_dataclass(value):
-        held = {field.name: getattr(value, field.name) for field in fields(value)}
+        held = {field.name: getattr(value, field.name) for field in fields(value) if field.compare}
     else:
-        held = getattr(value, "__dict__", {})
+        held = getattr(value, "__dict__", None) or _reduced(value)
     pairs = (f"{name}={_text(each, depth + 1)}" for name, each in held.items())
-    return f"{_name(type(value))}({', '.join(pairs)})"
+    return f"{_of_class(type(value))}({', '.join(pairs)})"
+
+
+def _reduced(value: Any) -> dict[str, Any]:
+    """Return what an object without attributes is made of, such as a range or a generator."""
+    with suppress(Exception):  # there are objects that do not tell
+        _, arguments, *rest = value.__reduce_ex__(2)
+        if type(value) in arguments:  # as objects without any state have it
+            arguments = tuple(each for each in arguments if each is not type(value))
+        parts = [each if i == 0 else [*each] for i, each in enumerate(rest) if each is not None]
+        return {str(i): each for i, each in enumerate([*arguments, *parts])}
+    return {}
 
 
 # Networks and images
@@ -159,20 +255,70 @@ def _of_object(value: Any, depth: int) -> str:
 def weights_of(network: nn.Module) -> str:
     """Return a short name for the weights and buffers of a network."""
     parts: list[bytes] = []
-    for name, value in network.state_dict().items():
+    passing = network.named_buffers()  # with those that files of weights leave out
+    for name, value in {**network.state_dict(), **dict(passing)}.items():
         parts += [name.encode(), _text(value, 0).encode()]
     return digest(*parts)
 
 
+def layers_of(network: nn.Module) -> str:
+    """Return a short name for the layers of a network, with their options, but for weights."""
+    parts = [
+        f"{name}: {_of_class(type(layer))} {layer.extra_repr()} {_options_of(layer)}".encode()
+        for name, layer in network.named_modules()
+    ]
+    return digest(*parts)
+
+
+def _options_of(layer: nn.Module) -> list[str]:
+    told = []
+    for name, value in sorted(vars(layer).items()):
+        if name.startswith("_") or name == "training":
+            continue
+        if isinstance(value, FunctionType):
+            told.append(f"{name}={_name(value)} {_own_code(value)!r}")
+        elif isinstance(value, BuiltinFunctionType | torch.dtype):
+            told.append(f"{name}={_name(value)}")
+        elif isinstance(value, list | tuple) and all(isinstance(each, _PLAIN) for each in value):
+            told.append(f"{name}={[*value]!r}")
+        elif value is None or isinstance(value, _PLAIN):
+            told.append(f"{name}={value!r}")
+    return told
+
+
 def images_of(opened: OpenedImages) -> str:
-    """Return a short name for images: of files their paths, of others some of their pixels."""
-    paths = opened.files()
-    if paths is not None:
-        parts = [path.encode("utf-8", "surrogateescape") for path in paths]
+    """Return a short name for images.
+
+    Of an array it is made of all of them; of files of their paths, and of what some hold; of others
+    of the pixels of some.
+    """
+    array = opened.array()
+    rows = np.unique(np.linspace(0, len(opened) - 1, _SAMPLE).astype(int)).tolist()
+    if array is not None:
+        parts = _of_images(array)
+    elif (paths := opened.files()) is not None:
+        parts = chain(
+            (path.encode("utf-8", "surrogatepass") for path in paths),
+            (_start_of(paths[row]) for row in rows),
+        )
     else:
-        rows = np.unique(np.linspace(0, len(opened) - 1, _SAMPLE).astype(int)).tolist()
-        parts = [_text(image, 0).encode() for image in opened.originals(rows)]
+        parts = (_text(image, 0).encode() for image in opened.originals(rows))
     return digest(*parts, _text(opened.other_inputs, 0).encode())
+
+
+def _of_images(array: np.ndarray | Tensor) -> Iterator[bytes]:
+    yield f"{array.dtype} {tuple(array.shape)}".encode()
+    for start in range(0, len(array), _AT_ONCE):
+        some = array[start : start + _AT_ONCE]
+        rows = some.reshape(len(some), -1)
+        # Odd, so that it does not meet the same column again and again.
+        yield digest(_bytes_of(rows[:, :: rows.shape[1] // _NUMBERS | 1])).encode()
+
+
+def _start_of(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb") as file:  # it is read, and refused, later
+        return digest(file.read(_START)).encode()
+    return b""
 
 
 def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dict[str, Any]:
@@ -191,20 +337,27 @@ def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dic
         By names that a message can use.
     """
     adapter = explainer.adapter
+    readout = adapter.readout
     settings = {name: getattr(explainer, name, None) for name in _SETTINGS}
     preparation: Any = None
     if not opened.is_network_input:
         said = adapter.preprocessing(opened.n_channels)
         preparation = (said.image_size, said.resizing, said.mean, said.std, said.channel_order)
-    layers = [(layer.name, layer.run) for layer in explainer.target_layers]
+    named = [(layer.name, layer.run) for layer in explainer.target_layers]
+    names = (explainer.classes_, explainer.output_names, explainer.class_names_)
     return {
         "images": images_of(opened),
         "network": _name(type(adapter.network)),
         "weights": weights_of(adapter.network),
+        "layers of the network": layers_of(adapter.network),
         "task": adapter.task,
+        "how its output is read": described((type(readout), readout.is_probability)),
         "precision": getattr(adapter, "precision", "fp32"),
         "preparation of images": described(preparation),
-        "target layers": described(layers),
+        "target layers": described(named),
+        "layout of target layers": described(explainer.target_layers),
         "settings": described({k: v for k, v in settings.items() if v is not None}),
         "target": described(target),
+        # What a label stands for; it does not matter where none is asked for.
+        "classes": None if target is None else described(names),
     }

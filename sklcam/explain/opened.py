@@ -160,6 +160,10 @@ class OpenedImages:
         vars(part).update(vars(self), _rows=kept)
         return part
 
+    def array(self) -> np.ndarray | Tensor | None:
+        """Return all images as they were given, if that is one array, in its order."""
+        return self._dataset.array if self._rows == range(len(self._dataset)) else None
+
     def files(self) -> list[str] | None:
         """Return the path of each image, or None unless all are files."""
         if not isinstance(self._dataset, ImageDataset):

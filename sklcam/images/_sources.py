@@ -56,6 +56,7 @@ class Source(ABC):
     uniform_size: tuple[int, ...] | None = None
     device = torch.device("cpu")
     items: Items | None = None
+    array: np.ndarray | Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -105,6 +106,7 @@ class ArraySource(Source):
         check_pixel_dtype(X, "X")
         self._background = reading.background
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
+        self.array = self._images
         first = self.read(0)
         self.n_channels = len(first)
         self.uniform_size = self._size = tuple(first.shape[1:])
@@ -151,6 +153,7 @@ class VolumeSource(ArraySource):
         check_pixel_dtype(X, "X")
         self._channels, self._background = "first", None
         self._images = X.detach().as_subclass(Tensor) if isinstance(X, Tensor) else X
+        self.array = self._images
         first = self.read(0)
         self.n_channels, self.device = len(first), first.device
         self.uniform_size = self._size = tuple(first.shape[1:])

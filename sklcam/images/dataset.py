@@ -152,6 +152,7 @@ class ImageDataset(FramedDataset):
         self._taken: Sequence[int] = range(len(self.source))
         self.source.check()
         self.items = self.source.items
+        self.array = self.source.array
         self.n_channels = self.source.n_channels
         self.uniform_size = self.source.uniform_size
         # Not "device": scikit-learn reads that of an array, and takes it for NumPy's.
@@ -208,7 +209,7 @@ class ImageDataset(FramedDataset):
 
     def _rows(self, rows: list[int]) -> Self:
         some = copy(self)
-        some.source = Rows(self.source, rows)
+        some.source, some.array = Rows(self.source, rows), None
         some._labels = None if self._labels is None else self._labels[rows]
         some._taken = [self._taken[row] for row in rows]
         some.__dict__.pop("targets", None)

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -41,6 +42,8 @@ class FramedDataset(Dataset[Any]):
         Where the images are.
     items : Items or None
         What the images are taken out of, if it is a data set.
+    array : ndarray or Tensor, or None
+        All of them, as they were given, if they were in one.
     """
 
     n_channels: int
@@ -48,6 +51,7 @@ class FramedDataset(Dataset[Any]):
     uniform_size: tuple[int, ...] | None = None
     tensor_device = torch.device("cpu")
     items: Items | None = None
+    array: np.ndarray | Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -316,6 +316,7 @@ class NetworkTensors(FramedDataset):
         if self.items is not None:
             self.items.are_volumes = are_volumes
         self._X = X if self.items is None else self.items
+        self.array = X if isinstance(X, Tensor) else None
         if len(X) == 0:
             raise ValueError("X is empty: at least one image is needed.")
         first = self._X[0]

@@ -16,9 +16,11 @@ import torch
 from numpy.random import RandomState
 from PIL import Image
 from small_networks import SmallNet
+from torch import nn
 
+from sklcam import CAMExplainer
 from sklcam.cam import GradCAM, LayerCAM, ScoreCAM, TopK
-from sklcam.explain.fingerprints import described, weights_of
+from sklcam.explain.fingerprints import dependencies, described, weights_of
 from sklcam.metrics import sparsity
 
 
@@ -155,4 +157,57 @@ def test_a_network_is_known_by_all_its_numbers():
 
 
 def test_what_holds_itself_comes_to_an_end():
-    assert described(Endless()).count("Endless") == 8
+    assert described(Endless()) == described(Endless())
+
+
+# What a folder of maps goes on with
+
+
+def known(X, model=None, **options):
+    """Return what maps of some images depend on."""
+    model = network() if model is None else model
+    options = {"target_layer": "5", "batch_size": 2, "verbose": 0, **options}
+    explainer = CAMExplainer(model, **options).fit(X)
+    return dependencies(explainer, explainer.open(X), None)
+
+
+def differences(first, second):
+    return {name for name in first if first[name] != second[name]}
+
+
+@pytest.mark.parametrize("kind", ["network's own", "bytes"])
+def test_each_image_of_an_array_counts(kind):
+    X = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    if kind == "bytes":
+        X = (X[:, 0] * 255).to(torch.uint8).numpy()
+    before = known(X)
+    assert not differences(before, known(copy.deepcopy(X)))
+    for row in range(40):
+        others = copy.deepcopy(X)
+        others[row, ..., 3] = 0
+        assert differences(before, known(others)) == {"images"}, row
+
+
+def test_what_a_file_holds_counts(tmp_path):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.full((16, 16), 80 * i, np.uint8)).save(path)
+    pooled = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    colours = nn.Sequential(nn.Conv2d(3, 4, 3), *pooled, nn.Linear(4, 3))
+    of_files = {"target_layer": "1", "image_size": 16, "mean": 0.5, "std": 0.5}
+    before = known(paths, colours, **of_files)
+    assert not differences(before, known(paths, copy.deepcopy(colours), **of_files))
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(paths[1])
+    assert differences(before, known(paths, colours, **of_files)) == {"images"}
+
+
+def test_layers_without_weights_count():
+    X = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    before, other = known(X), network()
+    place = next(i for i, layer in enumerate(other) if isinstance(layer, nn.ReLU))
+    other[place] = nn.LeakyReLU(0.1)
+    leaky = known(X, other)
+    assert differences(before, leaky) == {"layers of the network"}
+    other[place] = nn.LeakyReLU(0.2)
+    assert differences(leaky, known(X, other)) == {"layers of the network"}
+    assert not differences(before, known(X, network().train()))
