@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -57,6 +58,15 @@ class SilentableProgressBar(ProgressBar):
     def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if self.pbar_ is not None:
             super().on_batch_end(net, **kwargs)
+
+    def _get_postfix_dict(self, net: NeuralNet) -> dict[str, Any]:
+        # On a device, the numbers of the last batch are not read yet, and NaN.
+        shown: dict[str, Any] = {}
+        for row in net.history[-1]["batches"][-2:]:
+            for key in self.postfix_keys:
+                if key in row and (key not in shown or not math.isnan(row[key])):
+                    shown[key] = row[key]
+        return shown
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if self.pbar_ is not None:  # what is printed now has the line to itself

@@ -28,6 +28,7 @@ from sklcam.training._compiling import compile_trunk, differentiable_twice
 from sklcam.training._data import share_annotated
 from sklcam.training._networks import check_bottleneck, check_heads, check_kernels
 from sklcam.training._randomness import Draws
+from sklcam.training._readings import Readings
 from sklcam.training._recording import Plan, lacking
 from sklcam.training._statistics import share_of_probabilities
 from sklcam.training.mask_terms import MASK_LOSSES
@@ -172,19 +173,35 @@ class SteppingNet(ImageNeuralNet):
 
     # Steps
 
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        self._readings = Readings()
+        try:
+            with self._readings.of_an_epoch(self):
+                super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        finally:
+            del self._readings
+
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         # Other classes, such as skorch's AccelerateMixin, replace train_step_single but not this.
         with self._stepping(training=True) as step:
             found = super().train_step(batch, **fit_params)
         step.check_split(self.batch_accumulation)
-        return {**found, "loss": step.record(self.history, "train", found["loss"])}
+        return {**found, "loss": self._read(step, "train", found["loss"])}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         with self._stepping(training=False) as step:
             found = super().validation_step(batch, **fit_params)
-        loss = step.record(self.history, "valid", found["loss"])
+        loss = self._read(step, "valid", found["loss"])
         # Callbacks keep it, and its graph would keep the activations.
         return {**{name: value.detach() for name, value in found.items()}, "loss": loss}
+
+    def _read(self, step: Step, phase: str, loss: Tensor) -> Tensor:
+        """Return the loss on the host, for skorch, which reads it next; NaN if it is to come."""
+        readings = vars(self).get("_readings") or Readings()
+        read = readings.add(step.reading(self.history, phase, loss))
+        return torch.tensor(read, dtype=loss.dtype)
 
     @contextmanager
     def _stepping(self, *, training: bool) -> Iterator[Step]:

@@ -3,7 +3,7 @@
 skorch decides when each part happens; here is what happens. A step takes its batch whole or in
 micro-batches. For each, it runs the network (:meth:`Step.forward`), explains the images and a view
 of each and weighs the terms (:meth:`Step.explain`), takes back what low memory had postponed
-(:meth:`Step.backward`); and once all is done, it reads the numbers (:meth:`Step.record`).
+(:meth:`Step.backward`); and once all is done, it says what is to be read (:meth:`Step.reading`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sklcam.networks.precision import at_least_float32
 from sklcam.networks.readouts import Readout
 from sklcam.networks.tape import Tape, plain_attention, record, stopping_after
 from sklcam.training._randomness import Draws
+from sklcam.training._readings import Reading
 from sklcam.training._statistics import kept, normalising
-from sklcam.training.callbacks import ANNOTATED
 from sklcam.training.collapse import signs_of_collapse
 from sklcam.training.objective import ConsistentCAMLoss, LossValues
 from sklcam.training.terms import Explanations, Pixels
@@ -544,22 +544,18 @@ class Step:
         self._signs = _copied(self.signs)
         yield from self._signs.values()
 
-    def record(self, history: History, phase: str, loss: Tensor) -> Tensor:
-        """Write the loss's terms into the history, as ``<phase>_<name>``.
+    def reading(self, history: History, phase: str, loss: Tensor) -> Reading:
+        """Return what is to be read of the step: the loss and its terms, as ``<phase>_<name>``.
 
         Call it once the step is done, so that reading numbers does not hold up the backward pass.
 
         Parameters
         ----------
         history : History
+            Its last batch is this one.
         phase : {"train", "valid"}
         loss : scalar Tensor
             Of the step.
-
-        Returns
-        -------
-        scalar Tensor
-            The loss, read along with the others: on the host, for skorch, which reads it next.
         """
         sums = {"": loss.detach()}
         for batch in self.micro_batches:
@@ -570,15 +566,7 @@ class Step:
         sums |= {f"{phase}_{name}": value for name, value in self.signs.items()}
         if self._total_weight is not None:
             sums[f"{phase}_weight"] = self._total_weight.float()
-        # Together: each reading makes the host wait for the device.
-        read = dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
-        read_loss = torch.tensor(read.pop(""), dtype=loss.dtype)
-        # The loss is a mean over all images, in which those without a mask are zero.
-        share = read.pop(f"{phase}_annotated", None)
-        for name in (f"{phase}_{term.name}" for term in self.loss.terms if "masks" in term.needs):
-            value = read.pop(name, None)
-            if value is not None and share:
-                read |= {name: value / share, name + ANNOTATED: share}
-        for name, value in read.items():
-            history.record_batch(name, value)
-        return read_loss
+        of_masks = [f"{phase}_{term.name}" for term in self.loss.terms if "masks" in term.needs]
+        row = history[-1]["batches"][-1]
+        numbers = torch.stack([*sums.values()])
+        return Reading(row, phase, (*sums,), numbers, of_masks)

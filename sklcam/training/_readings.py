@@ -1,0 +1,137 @@
+"""When the numbers of a step are read: at once, or a step late, so that nobody waits for a device.
+
+To read a number is to wait until the device has come to it. Read when the next step is queued, it
+is there already, and the device has had that step to go on with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EpochScoring, GradientNormClipping, LRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from sklcam.training._logging import SilentableProgressBar
+from sklcam.training.averaging import EMA
+from sklcam.training.callbacks import ANNOTATED, EpochScore
+from sklcam.training.collapse import CollapseWarning
+
+_HOOKS = ("on_batch_begin", "on_grad_computed", "on_batch_end")
+_STEPS = ("train_step", "validation_step")
+# Those that do not look at the numbers of a batch. The bar does, and shows those of the one before.
+_BLIND = {
+    getattr(of, hook)
+    for of in (
+        *(Callback, CollapseWarning, EMA, EpochScore, EpochScoring, GradientNormClipping),
+        *(NeuralNet, SilentableProgressBar),
+    )
+    for hook in _HOOKS
+}
+
+
+@dataclass
+class Reading:
+    """Numbers of a step, on their way into the history.
+
+    Parameters
+    ----------
+    row : dict
+        Of the history, for the batch.
+    phase : {"train", "valid"}
+    names : tuple of str
+        Of the numbers. The first, "", is the loss, which skorch records.
+    numbers : Tensor of shape (n_numbers,)
+    of_masks : sequence of str
+        Names of means over all images, in which those without a mask are zero.
+    """
+
+    row: dict[str, Any]
+    phase: str
+    names: tuple[str, ...]
+    numbers: Tensor
+    of_masks: Sequence[str] = ()
+    _arrival: torch.cuda.Event | None = field(default=None, init=False)
+
+    def put_off(self) -> None:
+        """Let the numbers come by themselves: until they are read, the row has NaN for them."""
+        self.row.update(dict.fromkeys(self.names[1:], math.nan))
+        if self.numbers.is_cuda:
+            stream = torch.cuda.current_stream(self.numbers.device)
+            self.numbers = self.numbers.to("cpu", non_blocking=True)
+            self._arrival = stream.record_event()
+
+    def read(self) -> float:
+        """Write the numbers into the row, and return the loss."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        # Together: each reading makes the host wait for the device.
+        read = dict(zip(self.names, self.numbers.tolist(), strict=True))
+        for name in self.names:
+            self.row.pop(name, None)
+        loss = read.pop("")
+        share = read.pop(f"{self.phase}_annotated", None)
+        for name in self.of_masks:
+            value = read.pop(name, None)
+            if value is not None and share:
+                read |= {name: value / share, name + ANNOTATED: share}
+        self.row |= read
+        return loss
+
+
+class Readings:
+    """Decides when the numbers of steps are read.
+
+    Outside :meth:`of_an_epoch` that is at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_late = False
+        self._unread: Reading | None = None
+
+    @contextmanager
+    def of_an_epoch(self, net: NeuralNet) -> Iterator[None]:
+        """Read numbers a step late in the block, if there is a device and nobody misses them."""
+        self._is_late = torch.device(net.device or "cpu").type != "cpu" and not _looks(net)
+        try:
+            yield
+        finally:  # also of an epoch that is interrupted
+            self._is_late = False
+            self._read_last()
+
+    def add(self, reading: Reading) -> float:
+        """Take the numbers of a step that is queued; return its loss, NaN if it is read later."""
+        if not self._is_late:
+            return reading.read()
+        reading.put_off()
+        self._read_last()
+        self._unread = reading
+        return math.nan
+
+    def _read_last(self) -> None:
+        last, self._unread = self._unread, None
+        if last is not None:
+            last.row[f"{last.phase}_loss"] = last.read()
+
+
+def _looks(net: NeuralNet) -> bool:
+    """Whether a callback or a class of somebody else's may look at the numbers of batches."""
+    methods = (getattr(type(net), name) for name in ("run_single_epoch", *_STEPS))
+    is_ours = all(method.__module__.partition(".")[0] == "sklcam" for method in methods)
+    told = (net, *(callback for _, callback in net.callbacks_))
+    return not is_ours or any(name in vars(net) for name in _STEPS) or any(map(_may_look, told))
+
+
+def _may_look(told: Any) -> bool:
+    hooks = {hook: getattr(type(told), hook, Callback.on_batch_end) for hook in _HOOKS}
+    if hooks["on_batch_end"] is LRScheduler.on_batch_end:
+        if told.step_every == "batch" and isinstance(told.lr_scheduler_, ReduceLROnPlateau):
+            return True
+        del hooks["on_batch_end"]
+    return any(hook in vars(told) or hooks[hook] not in _BLIND for hook in hooks)
