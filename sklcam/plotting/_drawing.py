@@ -41,7 +41,7 @@ BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "f
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
 ABOVE |= {"frameon": False}
 
-_GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
+GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
 _SMALL = 9  # points
 _LETTER = 0.6  # mean width of a letter, in units of the font's size
 _BEFORE_NUMBER = re.compile(r" (?=\(?[+-]?\d)")
@@ -91,7 +91,7 @@ class MapPainter:
 
     def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
         """Draw a map on its image, which is grey, as its colours would mix with the map's."""
-        image(place, pixels if pixels.ndim == 2 else pixels @ _GREY)
+        image(place, pixels if pixels.ndim == 2 else pixels @ GREY)
         drawn = self.draw(place, map_, pixels)
         low, high = self.limits
         is_as_map = self.alpha == "map"

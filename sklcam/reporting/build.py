@@ -5,38 +5,44 @@ The metrics are over all images. Of those that are shown, no more than the thumb
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sklcam._files import replacing
-from sklcam._validation import check_count, describe
+from sklcam._validation import check_count
 from sklcam._versions import installed_versions
 from sklcam.explain.base import AnyMethod, method_name
 from sklcam.explain.checks import remark
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.predictions import class_names, predictions, spelled
-from sklcam.images.dataset import file_paths
 from sklcam.images.labels import dataset_labels
 from sklcam.images.pictures import check_is_picture, to_picture
 from sklcam.metrics import Evaluation, Evaluator, Measurement, default_metrics
 from sklcam.metrics.evaluate import AnyMetrics
 from sklcam.metrics.registry import metric_of_row, row_meaning
-from sklcam.reporting._pictures import histogram, image_uri, map_uri, thumbnail_size, viridis
+from sklcam.plotting.pages import (
+    digest,
+    image_names,
+    image_uri,
+    map_uri,
+    script_json,
+    style_of,
+    text_of,
+    thumbnail_size,
+    viridis,
+)
+from sklcam.reporting._histogram import histogram
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+_HERE = "sklcam.reporting"
 _N_STEPS = 28  # of insertion and deletion, which cost 2 n_steps + 1 passes an image
 _SIZES = (32, 1024)
 _N_COLOURS = 9  # of the bar that explains them
@@ -161,7 +167,7 @@ def report(
     )
     check_is_picture(evaluator.opened.image_size)
     n_all = len(evaluator.opened)
-    called = _names(X, names, n_all)
+    called = image_names(X, names, n_all)
     shown = _spread(n_all, n_images)
     with replacing(path) as file:  # an error now if it cannot be written there
         result, batches = evaluator.run(
@@ -193,11 +199,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["figure"] = _figure
-    return environment.from_string(_text("page.html"))
-
-
-def _text(name: str) -> str:
-    return files("sklcam.reporting").joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(text_of(_HERE, "page.html"))
 
 
 def _with_few_steps(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,24 +213,6 @@ def _spread(n_all: int, n_shown: int | None) -> list[int]:
     if n_shown is None or n_shown >= n_all:
         return list(range(n_all))
     return np.linspace(0, n_all - 1, n_shown).round().astype(int).tolist()
-
-
-def _names(X: Any, names: Sequence[str] | None, n_all: int) -> list[str]:
-    """Return the name of each image; of files no folders, which are nobody's business."""
-    if names is not None:
-        # Sets and dicts have no order that would tell which image is meant; a Series may have an
-        # index of its own, and counts as what it holds.
-        is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set | Mapping)
-        if not is_ordered or len(names) != n_all:
-            came = len(names) if is_ordered else describe(names)
-            raise ValueError(f"names must have one entry for each of {n_all} images; got {came}.")
-        return [str(name) for name in names]
-    try:
-        paths = file_paths(X)
-    except ValueError:  # of a pipeline, or a network of several inputs: X is in a form of its own
-        paths = []
-    named = [f"{i}" if path is None else PurePath(path).name for i, path in enumerate(paths)]
-    return named if any(paths) else [f"image {i}" for i in range(n_all)]
 
 
 # What is seen of each image
@@ -290,8 +274,7 @@ def _page(
     from markupsafe import Markup
 
     explainer = evaluator.explainer
-    script = _text("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = text_of(_HERE, "page.js")
     summary = result.summary()
     order = {name: i for i, name in enumerate(class_names(explainer))}
     # Numbers are no classes to filter by.
@@ -317,10 +300,10 @@ def _page(
         "histograms": {name: histogram(values) for name, values in result.items()},
         "summary": summary,
         "options": options,
-        "data": Markup(_json(list(_data(cards, options)))),
-        "style": Markup(_text("page.css")),
+        "data": Markup(script_json(list(_data(cards, options)))),
+        "style": Markup(style_of(_HERE)),
         "script": Markup(script),
-        "digest": digest,
+        "digest": digest(script),
         "colours": ", ".join("#" + bytes(colour).hex() for colour in colours),
     }
 
@@ -355,11 +338,3 @@ def _number(value: float) -> float | None:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def _json(value: Any) -> str:
-    """Return JSON that can stand in a script element: no sign in it can end that."""
-    text = json.dumps(value, allow_nan=False)  # in ASCII, and with it U+2028
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text

@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from contextlib import suppress
 
 import numpy as np
 import pytest
+from browsing import CONTRAST, assert_becomes
 from pages import HOSTILE, NAMES, QUICK, X
 
 import sklcam
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a page; at the end nothing may have gone wrong on it, and nothing been asked for."""
-    pages, wrong = [], []
-
-    def open_page(path, **options):
-        page = browser.new_page(**options)
-        pages.append(page)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url),
-        )
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert not wrong
-
-
-def assert_becomes(page, read, expected):
-    """Wait until what is read on the page is as expected: a busy browser is late to do as asked."""
-    errors = pytest.importorskip("playwright.sync_api")
-    with suppress(errors.TimeoutError):  # what is there instead says more
-        page.wait_for_function(
-            f"expected => JSON.stringify({read}) === JSON.stringify(expected)", arg=expected
-        )
-    assert page.evaluate(read) == expected
-
 
 ORDER = "Array.from(document.querySelectorAll('#cards > .card'), card => +card.dataset.index)"
 FOCUSED_CARD = "document.activeElement.closest('.card')?.dataset.index"
@@ -172,24 +117,6 @@ def test_browser_is_readable(visit, written, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for selector in ("body", ".note", ".right", ".wrong", "svg text", ".labels b", ".true"):
         assert page.eval_on_selector(selector, CONTRAST) >= 4.5, selector
-
-
-# WCAG's ratio of an element's colour and the first ground behind it.
-CONTRAST = """element => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
-      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const style = getComputedStyle(element);
-  const text = light(element.closest("svg") ? style.fill : style.color);
-  let behind = element;
-  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
-    behind = behind.parentElement;
-  }
-  const ground = light(getComputedStyle(behind).backgroundColor);
-  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
-}"""
 
 
 def test_browser_renders_many_images_a_part_at_a_time(visit, fitted, tmp_path):

@@ -1,0 +1,212 @@
+"""What pages of HTML are made of that load nothing: thumbnails as data URIs, scripts, names.
+
+A page of the library is one file. Its images are in it, and its content security policy names the
+digests of its own style and script, so that whatever else comes in, such as a label, is text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence, Set, Sized
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sklcam._validation import describe
+from sklcam.cam import min_max
+from sklcam.images.dataset import file_paths
+from sklcam.images.frames import Resizing, map_to_frame
+from sklcam.plotting._drawing import GREY
+
+# Every eighth colour of matplotlib's viridis, and its last; between them it is straight enough.
+_VIRIDIS = (
+    "440154470d6048186a482374472d7b4537814240863e49893b528b375b8d33638d2f6b8e2c728e297a8e26828e"
+    "23898e21918c1f988b1fa08822a78528ae8032b67a3fbc734ec36b5ec96270cf5784d44b98d83eaddc30c2df23"
+    "d8e219ece51bfde725"
+)
+_LOSSLESS = 64  # pixels; smaller images are for looking at single pixels, which JPEG would blur
+_QUALITY = 85
+_LONGEST = 8  # times as long as wide; beyond that a side would vanish
+
+
+def viridis() -> np.ndarray:
+    """Return the colours of maps, as in the displays.
+
+    Returns
+    -------
+    ndarray of shape (256, 3), uint8
+
+    Examples
+    --------
+    >>> from sklcam.plotting.pages import viridis
+    >>> viridis()[[0, 255]].tolist()
+    [[68, 1, 84], [253, 231, 37]]
+    """
+    known = np.frombuffer(bytes.fromhex(_VIRIDIS), dtype=np.uint8).reshape(-1, 3)
+    at = [*range(0, 256, 8), 255]
+    channels = [np.interp(np.arange(256), at, channel) for channel in known.T]
+    return np.column_stack(channels).round().astype(np.uint8)
+
+
+def thumbnail_size(height: int, width: int, longest: int) -> tuple[int, int]:
+    """Return the height and width of an image's thumbnail; small images stay as they are."""
+    scale = min(1.0, longest / max(height, width))
+    least = max(height, width) * scale / _LONGEST
+
+    def scaled(side: int) -> int:
+        return max(1, round(max(side * scale, min(side, least))))
+
+    return scaled(height), scaled(width)
+
+
+def image_uri(picture: np.ndarray, size: tuple[int, int]) -> str:
+    """Return an image as a data URI.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width) or (height, width, 3), in [0, 1]
+    size : (height, width)
+
+    Returns
+    -------
+    str
+        JPEG, or PNG if it is small.
+    """
+    image = Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+    if max(size) <= _LOSSLESS:
+        return _uri(image, "PNG", optimize=True)
+    return _uri(image, "JPEG", quality=_QUALITY, optimize=True)
+
+
+def map_uri(map_: Tensor, size: tuple[int, int], *, resize: Resizing) -> str:
+    """Return a map in the frame of its image as a data URI, a PNG of a palette.
+
+    Parameters
+    ----------
+    map_ : Tensor of shape (height, width)
+    size : (height, width)
+    resize : Resizing
+        How the image was brought to the network's input size.
+    """
+    image = Image.fromarray(_levels(map_, size, resize))
+    image.putpalette(viridis().tobytes())
+    return _uri(image, "PNG", optimize=True)
+
+
+def overlay_uri(
+    picture: np.ndarray,
+    map_: Tensor,
+    size: tuple[int, int],
+    *,
+    resize: Resizing,
+    alpha: float,
+) -> str:
+    """Return an image in grey with a map over it, in one, as a data URI.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width) or (height, width, 3), in [0, 1]
+    map_ : Tensor of shape (height, width)
+    size : (height, width)
+    resize : Resizing
+        How the image was brought to the network's input size.
+    alpha : float in [0, 1]
+        How opaque the map is.
+    """
+    grey = picture if picture.ndim == 2 else picture @ GREY
+    image = Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))[..., None]
+    colours = viridis()[_levels(map_, size, resize)]
+    return image_uri(((1 - alpha) * pixels + alpha * colours) / 255, size)
+
+
+def _levels(map_: Tensor, size: tuple[int, int], resize: Resizing) -> np.ndarray:
+    """Return a map in the frame of its image, (height, width), from 0 to 255."""
+    map_ = map_.detach().float().cpu().nan_to_num(0, posinf=1, neginf=0)  # which the page tells
+    if float(map_.min()) < 0 or float(map_.max()) > 1:  # a method that is never scaled
+        map_ = min_max(map_[None])[0]
+    levels = (map_to_frame(map_, size, resize=resize) * 255).round().clamp(0, 255)
+    return levels.numpy().astype(np.uint8)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{encoded}"
+
+
+def image_names(X: Any, names: Sequence[str] | None, n_images: int) -> list[str]:
+    """Return what each image is called; files without their folders, which are nobody's business.
+
+    Parameters
+    ----------
+    X : images
+    names : sequence of str or None
+        None is the names of files, or numbers.
+    n_images : int
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each image.
+    """
+    if names is not None:
+        # Sets and dicts have no order that would tell which image is meant; a Series may have an
+        # index of its own, and counts as what it holds.
+        is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set | Mapping)
+        if not is_ordered or len(names) != n_images:
+            came = len(names) if is_ordered else describe(names)
+            raise ValueError(
+                f"names must have one entry for each of {n_images} images; got {came}."
+            )
+        return [str(name) for name in names]
+    try:
+        paths = file_paths(X)
+    except ValueError:  # of a pipeline, or a network of several inputs: X is in a form of its own
+        paths = []
+    named = [f"{i}" if path is None else PurePath(path).name for i, path in enumerate(paths)]
+    return named if any(paths) else [f"image {i}" for i in range(n_images)]
+
+
+def style_of(package: str) -> str:
+    """Return the style of a room's page: what all pages have in common, and its own."""
+    return text_of("sklcam.plotting", "pages.css") + text_of(package, "page.css")
+
+
+def text_of(package: str, name: str) -> str:
+    """Return a file that stands beside the code."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def digest(script: str) -> str:
+    """Return what a content security policy knows a style or a script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def script_json(value: Any) -> str:
+    r"""Return JSON that can stand in a script element: no sign in it can end that.
+
+    Examples
+    --------
+    >>> from sklcam.plotting.pages import script_json
+    >>> print(script_json(["</script>"]))
+    ["\u003c/script\u003e"]
+    """
+    text = json.dumps(value, allow_nan=False)  # in ASCII, and with it U+2028
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
