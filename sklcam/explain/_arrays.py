@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sklcam.cam import Method, Uniform
+from sklcam.networks.fetching import Fetching
 
 Frame = Literal["input", "image", "layer"]
 MapDtype = Literal["float16", "float32", "float64"]
@@ -138,8 +139,8 @@ class MapStore:
         made = [np.empty(shape, self._dtype) for shape in shapes] if self._out is None else None
         self.results = [self._out] if made is None else made
 
-    def write(self, start: int, maps: Sequence[Any]) -> None:
-        """Write the maps of a batch, of each method, from a row on."""
+    def write(self, start: int, maps: Sequence[Any]) -> int:
+        """Write the maps of a batch, of each method, from a row on; return of how many images."""
         if not self.results:
             shapes = [(self._n_images, *each.shape[1:]) for each in maps]
             if self._out is not None:
@@ -147,6 +148,7 @@ class MapStore:
             self._allocate(shapes)
         for result, each in zip(self.results, maps, strict=True):
             result[start : start + len(each)] = each
+        return len(maps[0])
 
 
 def _check_out(out: object, shape: tuple[int, ...], has_sides: bool) -> None:
@@ -161,7 +163,48 @@ def _check_out(out: object, shape: tuple[int, ...], has_sides: bool) -> None:
         raise ValueError("out is read-only; open a memmap with mode 'r+' or 'w+'.")
 
 
-def to_array(maps: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return maps as an array; they are narrowed before they are copied to the host."""
-    array: np.ndarray = maps.to(_IN_TORCH[dtype.name]).cpu().numpy()
-    return array
+class SentMaps:
+    """The maps of a batch, on their way to the host.
+
+    Parameters
+    ----------
+    start : int
+        The row of the first image.
+    maps : sequence of Tensor, or of list of Tensor
+        Of each method: all in one, or one for each image.
+    dtype : dtype
+        They are narrowed to it before they are copied.
+    counts : sequence of int or None, default=None
+        How many maps each image has, where they were filled up to the most.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        maps: Sequence[Tensor | list[Tensor]],
+        dtype: np.dtype[Any],
+        counts: Sequence[int] | None = None,
+    ):
+        self.start = start
+        self._counts = counts
+        self._are_lists = [isinstance(each, list) for each in maps]
+        numbers = _IN_TORCH[dtype.name]
+        self._coming = [[Fetching(one.to(numbers)) for one in _listed(each)] for each in maps]
+        self.is_here = all(one.is_here for each in self._coming for one in each)
+
+    def arrays(self) -> list[Any]:
+        """Return the maps of each method: an array, or a list of one for each image."""
+        made = [[one.get().numpy() for one in each] for each in self._coming]
+        found: list[Any] = [
+            each if is_list else each[0]
+            for each, is_list in zip(made, self._are_lists, strict=True)
+        ]
+        if self._counts is None:
+            return found
+        return [
+            [own[:count] for own, count in zip(each, self._counts, strict=True)] for each in found
+        ]
+
+
+def _listed(maps: Tensor | list[Tensor]) -> list[Tensor]:
+    return maps if isinstance(maps, list) else [maps]

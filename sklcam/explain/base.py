@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,9 +22,9 @@ from sklcam.explain._arrays import (
     Frame,
     MapDtype,
     MapStore,
+    SentMaps,
     check_frame,
     dtype_of_maps,
-    to_array,
 )
 from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
 from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
@@ -31,6 +32,7 @@ from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.onnx_files import write_onnx
 from sklcam.explain.stored import write_maps
 from sklcam.images.streams import is_stream
+from sklcam.networks.fetching import one_behind
 
 __all__ = [
     "AnyInputs",
@@ -136,7 +138,7 @@ class Explainer(BatchExplainer):
                 normalize=normalize,
                 at_layer=at_layer,
             )
-        return (self._arrays(explained, frame, numbers)[0] for explained in batches)
+        return (self._send(explained, frame, numbers).arrays()[0] for explained in batches)
 
     def is_at_layer(self, frame: str, methods: Iterable[Method]) -> bool:
         """Whether a frame is that of the target layer.
@@ -161,26 +163,15 @@ class Explainer(BatchExplainer):
             self.check_at_layer(methods)
         return frame == "layer"
 
-    def _arrays(self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]) -> list[Any]:
-        """Return the maps of each method: an array, or one for each image in its own frame."""
-        counts = explained.target.counts if explained.target.ragged else None
-        if counts is not None:
-            return [
-                [own[:count] for own, count in zip(each, counts, strict=True)]
-                for each in self._filled_arrays(explained, frame, dtype)
+    def _send(self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]) -> SentMaps:
+        """Let the maps of each method come to the host; in the images' own frames, one by one."""
+        batch, target, sent = explained.batch, explained.target, list[Any](explained.maps)
+        if frame == "image":
+            sent = [
+                [self.to_frame(*pair) for pair in zip(maps, batch.sizes, strict=True)]
+                for maps in explained.maps
             ]
-        return self._filled_arrays(explained, frame, dtype)
-
-    def _filled_arrays(
-        self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]
-    ) -> list[Any]:
-        if frame != "image":
-            return [to_array(maps, dtype) for maps in explained.maps]
-        sizes = explained.batch.sizes
-        return [
-            [to_array(self.to_frame(*pair), dtype) for pair in zip(maps, sizes, strict=True)]
-            for maps in explained.maps
-        ]
+        return SentMaps(batch.start, sent, dtype, target.counts if target.ragged else None)
 
     def explain(
         self,
@@ -268,13 +259,13 @@ class Explainer(BatchExplainer):
         has_lists = frame == "image" or question.ragged
         store = MapStore(shapes, numbers, out, has_lists=has_lists, has_sides=not at_layer)
         with self._bar(len(opened), "explain") as bar:
-            for explained in self.iter_explained(
+            batches = self.iter_explained(
                 opened, question, methods=methods, normalize=normalize, at_layer=at_layer
-            ):
-                batch = explained.batch
-                store.write(batch.start, self._arrays(explained, frame, numbers))
-                bar.update(len(batch))
-                del explained  # with its maps, before the next batch is read
+            )
+            # By map, which holds on to no batch, with its maps, while the next is read.
+            for sent in one_behind(map(partial(self._send, frame=frame, dtype=numbers), batches)):
+                bar.update(store.write(sent.start, sent.arrays()))
+                del sent
         results = store.results
         has_one_size = frame != "image" or opened.uniform_size is not None
         if isinstance(results[0], list) and has_one_size:

@@ -32,6 +32,7 @@ from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
 from sklcam.networks.dense import find_dense_layer
 from sklcam.networks.dry_run import generators_lock
+from sklcam.networks.fetching import fetch_all
 from sklcam.networks.inference import is_out_of_memory
 from sklcam.networks.inputs import Inputs, advice_on_axes
 from sklcam.networks.layer_search import check_positions, find_target_layer
@@ -512,9 +513,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             itself where it is probabilities. Rows add up to 1, but not for "multilabel". For
             "segmentation" (n_images, n_classes, height, width), at the output's size.
         """
-        return np.concatenate(
-            [self.probabilities(output).cpu().numpy() for output in self._iter_outputs(X)]
-        )
+        return fetch_all(map(self.probabilities, self._iter_outputs(X)))
 
     def _iter_outputs(self, X: Any) -> Iterator[Tensor]:
         check = ExplanationCheck()
@@ -550,8 +549,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         """
         if self.adapter.task == "detection":
             return detections(self, X)
-        decisions = [self.decide(output).cpu().numpy() for output in self._iter_outputs(X)]
-        return self.adapter.readout.labels(np.concatenate(decisions), self.output_names)
+        decisions = fetch_all(map(self.decide, self._iter_outputs(X)))
+        return self.adapter.readout.labels(decisions, self.output_names)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy on X, or :math:`R^2` of a regression.

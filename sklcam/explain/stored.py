@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,10 +18,12 @@ import numpy as np
 
 from sklcam._folders import ChunkFolder, Shard, check_shard
 from sklcam._validation import check_count
-from sklcam.explain._arrays import Frame, MapDtype, dtype_of_maps, to_array
+from sklcam.explain._arrays import Frame, MapDtype, SentMaps, dtype_of_maps
+from sklcam.explain._batches import ExplainedBatch
 from sklcam.explain._questions import AnyMethod, Methods
 from sklcam.explain.fingerprints import dependencies, described
 from sklcam.explain.opened import OpenedImages
+from sklcam.networks.fetching import one_behind
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -101,24 +104,30 @@ def write_maps(
         bar = stack.enter_context(make_bar(len(share), "explain_to", len(share) - n_left))
         for run in runs:
             rows = folder.rows(run)
-            for explained in explainer.iter_explained(
+            batches = explainer.iter_explained(
                 opened.subset(rows),
                 question.take(slice(rows.start, rows.stop)),
                 methods=methods,
                 normalize=normalize,
                 at_layer=at_layer,
-            ):
-                batch = explained.batch
-                start, stop = rows.start + batch.start, rows.start + batch.stop
-                for file, maps in zip(files, explained.maps, strict=True):
-                    file.write(start, to_array(maps, numbers))
+            )
+            for sent in one_behind(map(partial(_sent, numbers=numbers), batches)):
+                made = sent.arrays()
+                start = rows.start + sent.start
+                stop = start + len(made[0])
+                for file, maps in zip(files, made, strict=True):
+                    file.write(start, maps)
                 if ended := folder.ended(run, start, stop):
                     for file in files:
                         file.sync()
                     for chunk in ended:
                         folder.finish(chunk)
-                bar.update(len(batch))
-                del explained  # with its maps, before the next batch is read
+                bar.update(stop - start)
+                del sent, made  # before the next batch is read
+
+
+def _sent(explained: ExplainedBatch, numbers: np.dtype[Any]) -> SentMaps:
+    return SentMaps(explained.batch.start, explained.maps, numbers)
 
 
 def runs_of(folder: ChunkFolder, shard: Shard | None, opened: OpenedImages) -> list[range]:

@@ -25,6 +25,7 @@ from sklcam.images.frames import Decode, Resizing
 from sklcam.networks.dense import dense_task
 from sklcam.networks.detectors import extent_within, join_detections
 from sklcam.networks.dry_run import evaluating
+from sklcam.networks.fetching import sent_to
 from sklcam.networks.inputs import Inputs, NetworkTensors, is_network_input, stem_of
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.nested import Nesting, unnest
@@ -387,7 +388,8 @@ class ModuleAdapter(Adapter):
 
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
         device, dtype = _where(self.network)
-        images = images.to(device)  # first: bytes are a quarter of the floats that they become
+        # First: bytes are a quarter of the floats that they become.
+        images = sent_to(device, images)
         if not isinstance(dataset, NetworkTensors):
             images = self.preprocessing(images.shape[1]).normalize(images)
         return images.to(dtype)

@@ -18,6 +18,7 @@ from skorch.callbacks import Callback, EpochScoring, GradientNormClipping, LRSch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from sklcam.networks.fetching import Fetching
 from sklcam.training._logging import SilentableProgressBar
 from sklcam.training.averaging import EMA
 from sklcam.training.callbacks import ANNOTATED, EpochScore
@@ -57,22 +58,18 @@ class Reading:
     names: tuple[str, ...]
     numbers: Tensor
     of_masks: Sequence[str] = ()
-    _arrival: torch.cuda.Event | None = field(default=None, init=False)
+    _coming: Fetching | None = field(default=None, init=False)
 
     def put_off(self) -> None:
         """Let the numbers come by themselves: until they are read, the row has NaN for them."""
         self.row.update(dict.fromkeys(self.names[1:], math.nan))
-        if self.numbers.is_cuda:
-            stream = torch.cuda.current_stream(self.numbers.device)
-            self.numbers = self.numbers.to("cpu", non_blocking=True)
-            self._arrival = stream.record_event()
+        self._coming = Fetching(self.numbers)
 
     def read(self) -> float:
         """Write the numbers into the row, and return the loss."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
         # Together: each reading makes the host wait for the device.
-        read = dict(zip(self.names, self.numbers.tolist(), strict=True))
+        numbers = self.numbers if self._coming is None else self._coming.get()
+        read = dict(zip(self.names, numbers.tolist(), strict=True))
         for name in self.names:
             self.row.pop(name, None)
         loss = read.pop("")
