@@ -66,6 +66,7 @@ from sklcam.metrics import (
     rejection_threshold,
 )
 from sklcam.networks import build_model, load_weights
+from sklcam.segmentation import grab_cut
 
 # Labels of data sets that ImageNet calls otherwise.
 ALIASES = {"apple": "Granny Smith", "airplanes": "airliner", "airplane": "airliner"}
@@ -209,24 +210,15 @@ class GrabCut(Saliency):
     """Backpropagation, whose map is cut out of the image as Simonyan et al. do."""
 
 
-def grab_cut(image: Tensor, saliency: Tensor) -> Tensor:
+def cut_out(image: Tensor, saliency: Tensor) -> Tensor:
     """Return what GrabCut takes for the object, as a map, from where saliency is high and low."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError('GrabCut needs OpenCV: pip install "sklcam[grabcut]"') from error
-
     numbers = saliency.cpu().numpy()
     high, low = np.quantile(numbers, (KEPT, SEEN))
-    marks = np.full(numbers.shape, cv2.GC_PR_BGD, np.uint8)
-    marks[numbers <= low] = cv2.GC_BGD
-    marks[(numbers >= high) & (numbers > low)] = cv2.GC_FGD
-    if not (marks == cv2.GC_FGD).any() or (marks == cv2.GC_FGD).all():
-        return torch.zeros_like(saliency)
-    cv2.setRNGSeed(0)
-    pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    cv2.grabCut(pixels, marks, None, *np.zeros((2, 1, 65)), 5, cv2.GC_INIT_WITH_MASK)
-    return torch.from_numpy(np.isin(marks, (cv2.GC_FGD, cv2.GC_PR_FGD))).to(saliency)
+    seeds = np.full(numbers.shape, 255)
+    seeds[(numbers >= high) & (numbers > low)] = 1
+    seeds[numbers <= low] = 0
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return torch.from_numpy(grab_cut(pixels, seeds, keep_objects=True) == 1).to(saliency)
 
 
 def hits_of(
@@ -251,7 +243,7 @@ def hits_of(
             for (name, method), maps in zip(methods.items(), explained.maps, strict=True):
                 map_ = explainer.to_frame(maps[i], size).float().cpu()
                 if isinstance(method, GrabCut):
-                    map_ = grab_cut(batch.originals[i], map_)
+                    map_ = cut_out(batch.originals[i], map_)
                 box = box_from_map(map_[None], BOX)
                 hits[name].append(localization_accuracy(box, truth).item())
     return {name: np.array(found) for name, found in hits.items()}, np.array(ranks)

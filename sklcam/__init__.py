@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         ViewPairDisplay,
     )
     from sklcam.reporting import report
+    from sklcam.segmentation import CAMSegmenter
     from sklcam.training.classifier import ConsistentCAMClassifier
 
 __all__ = [
     "CAMDisplay",
     "CAMExplainer",
+    "CAMSegmenter",
     "CausalCurveDisplay",
     "ConsistencyDisplay",
     "ConsistentCAMClassifier",
@@ -55,6 +57,7 @@ __all__ = [
 # when it is asked for.
 _MODULE_OF = {
     "CAMExplainer": "explain",
+    "CAMSegmenter": "segmentation",
     "ConsistentCAMClassifier": "training",
     "EmbeddingCAMExplainer": "embeddings",
     "EmbeddingNet": "embeddings",
@@ -67,7 +70,7 @@ _MODULE_OF = {
 }
 _PACKAGES = {
     *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
-    *("plotting", "reporting", "training"),
+    *("plotting", "reporting", "segmentation", "training"),
 }
 
 

@@ -18,7 +18,13 @@ from small_networks import OF_ATTENTION, SmallNet, digits
 from torch import nn
 
 import sklcam
-from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, EmbeddingNet
+from sklcam import (
+    CAMExplainer,
+    CAMSegmenter,
+    ConsistentCAMClassifier,
+    EmbeddingCAMExplainer,
+    EmbeddingNet,
+)
 from sklcam.cam import GradCAM, TopK, get_method
 from sklcam.cam import available as methods
 from sklcam.metrics import available as metrics
@@ -207,6 +213,18 @@ def test_annotations_on_the_device(device):
             result = evaluate(ours, IMAGES.to("pretend"), y, target=y, **given, **options)
             for name in names:
                 assert_allclose(result[name], expected[name], atol=1e-6)
+
+
+def test_label_maps(device):
+    options, y = {"saliency": "saliency", "overlap": "unknown"}, [{0, 1, 2}] * N
+    segmenter = CAMSegmenter(explainer(network()), **options).fit(IMAGES, y)
+    expected = segmenter.predict(IMAGES, y)
+    images = IMAGES.to("pretend")
+    ours = CAMSegmenter(explainer(network().to("pretend"), images), **options).fit(images, y)
+    found = ours.predict(images, y)
+    assert (found == expected).mean() > 0.99 and len(np.unique(found)) > 2  # but for rounding
+    truth = torch.from_numpy(expected.astype(int) % 255).to("pretend")
+    assert ours.score(images, truth, y) == pytest.approx(segmenter.score(IMAGES, truth.cpu(), y))
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])

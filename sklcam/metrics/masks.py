@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -269,6 +269,7 @@ def seeds_from_maps(
     threshold: float = 0.2,
     saliency: Tensor | None = None,
     background: float = 0.1,
+    overlap: Literal["smaller", "unknown"] = "smaller",
 ) -> Tensor:
     """Turn the maps of the classes of an image into seeds of a segmentation, by SEC's rule.
 
@@ -289,6 +290,8 @@ def seeds_from_maps(
     background : float, default=0.1
         The share of an image's pixels that are background, the least salient ones; those that are
         as salient as the last of them go with them.
+    overlap : {"smaller", "unknown"}, default="smaller"
+        Whose a pixel is that several classes mark: that of the smaller seed, or nobody's.
 
     Returns
     -------
@@ -302,7 +305,7 @@ def seeds_from_maps(
     ValueError
         If the maps are not a floating-point tensor of shape (n_images, n_classes, height, width)
         with at most 254 classes, the saliency not one of (n_images, height, width) on the same
-        device, or one of the shares outside 0 to 1.
+        device, one of the shares outside 0 to 1, or the overlap neither of the two.
 
     References
     ----------
@@ -319,6 +322,8 @@ def seeds_from_maps(
     check_tensor("maps", maps, "n_images", "n_classes", "height", "width")
     check_number("threshold, a share of the maximum,", threshold, 0, 1)
     check_number("background, a share of the pixels,", background, 0, 1)
+    if overlap not in ("smaller", "unknown"):
+        raise ValueError(f'overlap must be "smaller" or "unknown"; got {describe(overlap)}.')
     n_classes = maps.shape[1]
     if not 0 < n_classes < IGNORED:
         raise ValueError(f"There must be maps of 1 to {IGNORED - 1} classes; got {n_classes}.")
@@ -339,6 +344,8 @@ def seeds_from_maps(
         tells = (flat.amin(dim=1) < flat.amax(dim=1))[:, None, None]  # false of NaN, too
         seeds = torch.where((saliency <= last) & tells, 0, seeds)
     seeds = torch.where(marked.any(dim=1), smallest + 1, seeds)
+    if overlap == "unknown":
+        seeds = torch.where(marked.sum(dim=1) > 1, IGNORED, seeds)
     return torch.where(peaks.isnan().any(dim=1), IGNORED, seeds)
 
 
@@ -395,14 +402,39 @@ def seeds_iou(
             "maps must be (n_images, n_classes, height, width) and segmentations (n_images, "
             f"height, width); got {tuple(maps.shape)} and {tuple(segmentations.shape)}."
         )
-    counted = (segmentations >= 0) & (segmentations != IGNORED)
-    highest = int(torch.where(counted, segmentations, 0).amax()) if counted.numel() else 0
+    known = torch.where(_counted(segmentations), segmentations, 0)
+    highest = int(known.amax()) if known.numel() else 0
     if highest > maps.shape[1]:
         raise ValueError(f"segmentations have a class {highest}; there are {maps.shape[1]} maps.")
-    pairs = [
-        ((seeds == label) & counted, segmentations == label) for label in range(maps.shape[1] + 1)
-    ]
-    shared = torch.stack([(seeded & true).sum() for seeded, true in pairs])
-    union = torch.stack([(seeded | true).sum() for seeded, true in pairs])
+    shared, union = label_overlaps(seeds, segmentations, maps.shape[1] + 1)
     mean = (shared / union).nanmean()  # a class that is nowhere has 0 / 0
     return torch.where(maps.isnan().any(), torch.nan, mean)
+
+
+def _counted(segmentations: Tensor, ignored: int = IGNORED) -> Tensor:
+    return (segmentations >= 0) & (segmentations != ignored)
+
+
+def label_overlaps(
+    found: Tensor, truth: Tensor, n_labels: int, ignored: int = IGNORED
+) -> tuple[Tensor, Tensor]:
+    """Count, for each label, the pixels that two label maps share and those that either has.
+
+    Sums over images of both are what intersections over unions are made of.
+
+    Parameters
+    ----------
+    found, truth : Tensor of one shape, int
+    n_labels : int
+        The labels are 0 to n_labels - 1; a pixel found to be anything else has none.
+    ignored : int, default=255
+        Pixels whose truth is that, or negative, are not counted.
+
+    Returns
+    -------
+    shared, either : Tensor of shape (n_labels,), int64
+    """
+    counted = _counted(truth, ignored)
+    pairs = [((found == label) & counted, truth == label) for label in range(n_labels)]
+    shared = torch.stack([(one & other).sum() for one, other in pairs])
+    return shared, torch.stack([(one | other).sum() for one, other in pairs])

@@ -77,7 +77,7 @@ def test_errors_by_hand():
 
 
 def test_grab_cut_finds_what_saliency_only_points_at():
-    from gradcam_tables import grab_cut
+    from gradcam_tables import cut_out
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 50, (3, 48, 48), dtype=np.uint8)
@@ -85,11 +85,11 @@ def test_grab_cut_finds_what_saliency_only_points_at():
     saliency = torch.from_numpy(rng.random((48, 48)).astype(np.float32)) / 10
     saliency[16:28, 24:36] += 1  # half of its sides
     saliency[5:40, 15:45] += 0.2
-    cut = grab_cut(torch.from_numpy(pixels), saliency)
+    cut = cut_out(torch.from_numpy(pixels), saliency)
     expected = torch.zeros(48, 48)
     expected[10:34, 20:40] = 1
     assert torch.equal(cut, expected)
-    assert not grab_cut(torch.from_numpy(pixels), torch.ones(48, 48)).any()
+    assert not cut_out(torch.from_numpy(pixels), torch.ones(48, 48)).any()
 
 
 def test_images_are_drawn_evenly():

@@ -340,6 +340,11 @@ REFUSALS: dict[str, list[Row]] = {
             "background, a share of the pixels, must be a number from 0 to 1; got 'a'",
         ),
         (
+            "larger",
+            lambda: metrics.seeds_from_maps(IMAGES, overlap="larger"),
+            'overlap must be "smaller" or "unknown"; got .*larger',
+        ),
+        (
             "a smaller saliency",
             lambda: metrics.seeds_from_maps(IMAGES, saliency=MAPS[:, 1:]),
             "saliency and the maps of a class must be of one shape",

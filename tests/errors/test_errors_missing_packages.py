@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 from refusals import MAPS, NET, X, Y, embedding_net, evaluation, fitted
 from small_networks import SmallNet
@@ -20,6 +21,7 @@ from sklcam import (
     TradeoffDisplay,
     ViewPairDisplay,
 )
+from sklcam.segmentation import grab_cut
 from sklcam.training import AcceleratedCAMClassifier
 
 
@@ -58,6 +60,11 @@ def without(monkeypatch, *names: str) -> None:
             "pytorch_metric_learning",
             lambda: embedding_net().fit(X, Y),
             r"sklcam\[metric-learning\]",
+        ),
+        (
+            "cv2",
+            lambda: grab_cut(np.zeros((2, 2), np.uint8), np.eye(2, dtype=int)),
+            r"sklcam\[grabcut\]",
         ),
         ("pandas", lambda: evaluation().to_frame(), "pip install pandas"),
     ],

@@ -57,7 +57,7 @@ TAKES_NOTHING_WRONG = {
 }
 ROOMS = (
     *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
-    *("plotting", "reporting", "training"),
+    *("plotting", "reporting", "segmentation", "training"),
 )
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 

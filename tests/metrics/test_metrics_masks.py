@@ -167,6 +167,9 @@ def test_seeds_by_hand():
     saliency = torch.tensor([[[0.0, 9, 9, 9, 9, 1, 2, 3, 9, 9]]])
     seeds = seeds_from_maps(maps, saliency=saliency, background=0.3)
     assert seeds.tolist() == [[[1, 1, 2, 1, 2, 0, 0, 255, 255, 255]]]
+    # Nobody has it, if that is asked for.
+    seeds = seeds_from_maps(maps, overlap="unknown")
+    assert seeds.tolist() == [[[1, 1, 255, 1, 2, 255, 255, 255, 255, 0]]]
     # A floor under a map counts: taken away, as scaling does, it would make other seeds.
     assert not seeds_from_maps(maps + 1).equal(seeds_from_maps(maps))
     assert seeds_from_maps(3 * maps).equal(seeds_from_maps(maps))

@@ -1,0 +1,12 @@
+"""Label maps from maps: segmentation that takes labels of whole images alone.
+
+A label map says what each pixel is: 0 the background, c + 1 the class c, and a label to ignore
+where nobody knows. Training a network on them is the business of libraries for segmentation.
+"""
+
+from __future__ import annotations
+
+from sklcam.segmentation.cuts import grab_cut
+from sklcam.segmentation.segmenter import CAMSegmenter
+
+__all__ = ["CAMSegmenter", "grab_cut"]
