@@ -153,14 +153,14 @@ class Display(ABC):
         self.axes_ = axes.reshape(shape)
         self.figure_ = self.axes_[0, 0].figure
 
-    def _take_axes(self, ax: AnyAxes, width: float = 6.0) -> Axes:
+    def _take_axes(self, ax: AnyAxes, width: float = 6.0, height: float = 4.2) -> Axes:
         """Return one axes: new ones, or those that were given."""
         from matplotlib.axes import Axes
 
         if ax is None:
             import matplotlib.pyplot as plt
 
-            self.figure_, self.ax_ = plt.subplots(figsize=(width, 4.2), layout="constrained")
+            self.figure_, self.ax_ = plt.subplots(figsize=(width, height), layout="constrained")
         elif isinstance(ax, Axes):
             self.figure_, self.ax_ = ax.figure, ax
         else:

@@ -202,12 +202,22 @@ def key(**style: Any) -> Line2D:
     return Line2D([], [], **{"linestyle": "", "label": "", **style})
 
 
-def legend(place: Axes, artists: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
-    """Write a legend of labels as they are: also those that matplotlib would leave out or set."""
+def legend(
+    place: Axes,
+    artists: Sequence[Artist],
+    labels: Sequence[str],
+    *,
+    characters: int = 40,
+    **options: Any,
+) -> Legend:
+    """Write a legend of labels as they are: also those that matplotlib would leave out or set.
+
+    A line has as many characters as are given, at most.
+    """
     # Each label is set once it is there: matplotlib hides those that begin with an underscore.
     made = place.legend(
         artists, ["label"] * len(labels), fontsize=_SMALL, title_fontsize=_SMALL, **options
     )
     for text, label in zip(made.get_texts(), labels, strict=True):
-        text.set(text=wrapped(label, 40), **PLAIN)
+        text.set(text=wrapped(label, characters), **PLAIN)
     return made

@@ -151,7 +151,9 @@ class SanityCheckDisplay(Display):
         """
         self._check(ax=ax)
         check_option("likeness", likeness, [*self.check.randomized])
-        place = self._take_axes(ax, 7.5)
+        n_methods = len(self.check.methods)
+        # Room for the names of layers below, and for a line of the legend for each method above.
+        place = self._take_axes(ax, 7.5, 4.8 + 0.25 * n_methods)
         n_steps = len(self.check.steps)
         is_cascade = self.check.mode == "cascading"
         # A cascade begins with the trained network, to whose maps its own are alike.
@@ -180,6 +182,7 @@ class SanityCheckDisplay(Display):
         place.set_xlabel(f"layers made random, {how}")
         shown = "SSIM" if likeness == "ssim" else "rank correlation"
         place.set(ylim=(min(-0.05, place.get_ylim()[0]), 1.02))
-        place.set_ylabel(f"{shown} with the trained network's maps")
-        self.legend_ = draw.legend(place, self.lines_, labels, **(draw.ABOVE | {"ncols": 1}))
+        place.set_ylabel(f"{shown}\nwith the trained network's maps")
+        look = draw.ABOVE | {"ncols": 1}
+        self.legend_ = draw.legend(place, self.lines_, labels, characters=80, **look)
         return self

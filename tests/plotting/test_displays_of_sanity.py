@@ -39,6 +39,18 @@ def test_many_steps_are_not_all_named():
     assert len(display.ax_.get_xticks()) <= 24
 
 
+def test_names_and_verdicts_leave_room_for_the_curves():
+    check = check_of()
+    check.layers[:] = [(f"encoder.blocks.{i}.depthwise_convolution",) for i in range(3)]
+    for values in (check.randomized["ssim"], check.other_images["ssim"]):
+        values["guided backpropagation"] = values["a"]
+    check.other_classes["ssim"] = check.other_images["ssim"]
+    display = SanityCheckDisplay.from_predictions(check, likeness="ssim")
+    display.figure_.canvas.draw()
+    assert display.ax_.get_position().height > 0.45
+    assert not any("\n" in text.get_text() for text in display.legend_.get_texts())
+
+
 def test_it_draws_what_is_measured(fitted):
     options = {"layers": 2, "mode": "independent", "random_state": 3}
     display = SanityCheckDisplay.from_estimator(fitted, X[:6], methods=["gradcam"], **options)
