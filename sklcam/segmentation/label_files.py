@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sklcam._files import replacing
+
 
 def names_of_files(paths: Sequence[str] | None, n_images: int) -> list[str]:
     """Return what each label map's file is called: as the image's, or by its row.
@@ -42,7 +44,8 @@ def write_label_maps(
         picture = Image.fromarray(labels)
         picture.putpalette(_PALETTE)  # the pixels stay the labels themselves
         path = Path(folder, name)
-        picture.save(path)
+        with replacing(path) as file:
+            picture.save(file, format="PNG")
         written.append(str(path))
     return written
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from sklcam import CAMExplainer, CAMSegmenter, ConsistentCAMClassifier
 from sklcam.segmentation import cuts, grab_cut
+from sklcam.segmentation.label_files import write_label_maps
 
 N, SIDE = 5, 12
 IMAGES = torch.rand(N, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -318,3 +319,18 @@ def test_what_two_cuts_claim_is_unknown(monkeypatch):
     monkeypatch.setattr(cuts, "_cut", lambda image, labels, label, *_: np.array([claims[label]]))
     labels = np.array([[1, 4, 255]])
     assert grab_cut(np.zeros((1, 3), np.uint8), labels).tolist() == [[1, 255, 0]]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_label_maps([np.full((2, 2), 1, np.uint8)], tmp_path, ["a.png"])
+    before = (tmp_path / "a.png").read_bytes()
+
+    def half(self, file, **_):
+        file.write(b"half of a picture")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="no space"):
+        write_label_maps([np.full((2, 2), 2, np.uint8)], tmp_path, ["a.png"])
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
