@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sklcam.embeddings.net import EmbeddingNet
     from sklcam.explain.cam_explainer import CAMExplainer
     from sklcam.explain.stored import open_maps
+    from sklcam.language import CaptionExplainer, VQAExplainer
     from sklcam.persistence import load, model_card, save
     from sklcam.plotting import (
         CAMDisplay,
@@ -33,6 +34,7 @@ __all__ = [
     "CAMDisplay",
     "CAMExplainer",
     "CAMSegmenter",
+    "CaptionExplainer",
     "CausalCurveDisplay",
     "ConsistencyDisplay",
     "ConsistentCAMClassifier",
@@ -44,6 +46,7 @@ __all__ = [
     "SanityCheckDisplay",
     "TradeoffBoxDisplay",
     "TradeoffDisplay",
+    "VQAExplainer",
     "ViewPairDisplay",
     "load",
     "model_card",
@@ -58,9 +61,11 @@ __all__ = [
 _MODULE_OF = {
     "CAMExplainer": "explain",
     "CAMSegmenter": "segmentation",
+    "CaptionExplainer": "language",
     "ConsistentCAMClassifier": "training",
     "EmbeddingCAMExplainer": "embeddings",
     "EmbeddingNet": "embeddings",
+    "VQAExplainer": "language",
     "load": "persistence",
     "model_card": "persistence",
     "open_maps": "explain",
@@ -69,8 +74,8 @@ _MODULE_OF = {
     "show_versions": "_versions",
 }
 _PACKAGES = {
-    *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
-    *("plotting", "reporting", "segmentation", "training"),
+    *("cam", "datasets", "embeddings", "explain", "images", "language", "metrics", "networks"),
+    *("persistence", "plotting", "reporting", "segmentation", "training"),
 }
 
 

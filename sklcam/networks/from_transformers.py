@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sklcam.networks._processors import read_processor
 from sklcam.networks.named import (
     AnyWeights,
     Source,
@@ -26,6 +25,7 @@ from sklcam.networks.named import (
     missing,
 )
 from sklcam.networks.preprocessing import Origin, Preprocessing
+from sklcam.networks.processors import read_processor
 from sklcam.networks.weights import load_state, read_state
 
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")

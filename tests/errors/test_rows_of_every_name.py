@@ -27,6 +27,7 @@ TAKES_NOTHING_WRONG = {
     "Explainer": "a base class",
     "Measurement": "made by an Evaluator",
     "OpenedImages": "made by an Explainer",
+    "WordMaps": "made by an explainer",
     "Origin": "holds what has been checked",
     "Preparation": "checked with the images that it is for",
     "origin_of": "takes any network",
@@ -56,8 +57,8 @@ TAKES_NOTHING_WRONG = {
     "XGradCAM": "its option is true or false",
 }
 ROOMS = (
-    *("cam", "datasets", "embeddings", "explain", "images", "metrics", "networks", "persistence"),
-    *("plotting", "reporting", "segmentation", "training"),
+    *("cam", "datasets", "embeddings", "explain", "images", "language", "metrics", "networks"),
+    *("persistence", "plotting", "reporting", "segmentation", "training"),
 )
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 

@@ -16,7 +16,7 @@ from sklcam import CAMExplainer
 from sklcam.images import ImageDataset, Resizing, map_to_frame
 from sklcam.images.frames import resize_image
 from sklcam.networks import Preprocessing, build_model, origin_of
-from sklcam.networks._processors import read_processor
+from sklcam.networks.processors import read_processor
 from sklcam.networks.sources import find_source
 
 # Bytes are scaled along one side and then the other, by PIL as by torch, and rounded after each.

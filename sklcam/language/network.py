@@ -1,0 +1,126 @@
+"""``LanguageNetwork``: a network of images and words of one's own, such as a CNN with an LSTM."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from torch import Tensor, nn
+
+
+class LanguageNetwork(nn.Module):
+    r"""A network of images and words of your own, for captions or for questions.
+
+    A subclass says how words become tokens, :meth:`tokens`, and what they score, :meth:`forward`.
+    With a ``vocabulary`` the first is done.
+
+    Attributes
+    ----------
+    vocabulary : sequence of str, default=()
+        The word of each token, where a word is one token.
+    answers : sequence of str, default=()
+        The answer of each output, where questions are answered by one of several classes.
+    padding : int, default=0
+        The token that fills shorter texts up, on the right. It stands for no word.
+    end : int or None, default=None
+        The token that ends a caption; it is needed to predict one.
+
+    Examples
+    --------
+    A convolution, whose mean starts an LSTM that writes captions:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CaptionExplainer
+    >>> from sklcam.language import LanguageNetwork
+    >>> class ShowAndTell(LanguageNetwork):
+    ...     vocabulary = ["<none>", "<end>", "a", "red", "square"]
+    ...     end = 1
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    ...         self.words = nn.Embedding(5, 8)
+    ...         self.lstm = nn.LSTM(8, 8, batch_first=True)
+    ...         self.head = nn.Linear(8, 5)
+    ...     def forward(self, images, tokens):
+    ...         start = self.features(images).mean((2, 3))[:, None]
+    ...         states, _ = self.lstm(torch.cat([start, self.words(tokens[:, :-1])], dim=1))
+    ...         return self.head(states)
+    >>> images = torch.rand(2, 3, 16, 16)
+    >>> explainer = CaptionExplainer(ShowAndTell(), verbose=0).fit(images)
+    >>> found = explainer.explain(images, ["a red square", "a square"])
+    >>> found[0].words, found[0].maps.shape
+    (['a', 'red', 'square'], (3, 16, 16))
+    """
+
+    vocabulary: Sequence[str] = ()
+    answers: Sequence[str] = ()
+    padding: int = 0
+    end: int | None = None
+
+    def tokens(self, words: list[str]) -> list[list[int]]:
+        """Return the tokens of each word of a text.
+
+        Parameters
+        ----------
+        words : list of str
+            As the text has them between its blanks.
+
+        Returns
+        -------
+        list of list of int
+            Of each word its tokens, one or several.
+
+        Raises
+        ------
+        ValueError
+            If a word is not in the ``vocabulary``.
+        """
+        places = {word: place for place, word in enumerate(self.vocabulary)}
+        for word in words:
+            if word not in places:
+                near = get_close_matches(word, places, n=3)
+                raise ValueError(
+                    f"{word!r} is not in the vocabulary of {type(self).__name__}, of {len(places)} "
+                    f"words{'; near are ' + ', '.join(map(repr, near)) if near else ''}. Texts are "
+                    "split at blanks; write tokens(words) to split them in another way."
+                )
+        return [[places[word]] for word in words]
+
+    def text(self, tokens: list[int]) -> str:
+        """Return the text of tokens, without those that end or fill it up.
+
+        Parameters
+        ----------
+        tokens : list of int
+
+        Returns
+        -------
+        str
+        """
+        if not self.vocabulary:
+            raise ValueError(
+                f"{type(self).__name__} has no vocabulary, so that tokens are no text: give it "
+                "one, or write text(tokens)."
+            )
+        return " ".join(self.vocabulary[token] for token in tokens)
+
+    @abstractmethod
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the scores of words, or of answers.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, channels, height, width)
+        tokens : Tensor of shape (n_images, n_tokens), int64
+            Of captions, or of questions, filled up by ``padding`` on the right.
+
+        Returns
+        -------
+        Tensor of shape (n_images, n_tokens, n_vocabulary) or (n_images, n_answers)
+            Of captions, at each place the logits of the token there, by the image and by the tokens
+            *before* that place. Of questions, the logits of the answers; a network that returns
+            three axes for a question goes on writing, and its answer is what follows.
+        """
+        raise NotImplementedError

@@ -1,0 +1,58 @@
+"""What is found in an image of a caption: a map a word, and one of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklcam.language.texts import bare
+
+
+@dataclass(frozen=True, eq=False)
+class WordMaps:
+    """The maps of a text's words, of one image.
+
+    Iterating yields each word with its map; ``found["dog"]`` is the map of a word.
+
+    Attributes
+    ----------
+    text : str
+        The caption, or the answer.
+    words : list of str
+        As the text has them between its blanks.
+    maps : ndarray of shape (n_words, height, width)
+        Of each word, in [0, 1] if normalised.
+    total : ndarray of shape (height, width)
+        Of the text as a whole: of the sum of its words' scores.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklcam.language import WordMaps
+    >>> found = WordMaps("A dog.", ["A", "dog."], np.eye(2)[:, None], np.ones((1, 2)))
+    >>> found["dog"]
+    array([[0., 1.]])
+    >>> [word for word, _ in found]
+    ['A', 'dog.']
+    """
+
+    text: str
+    words: list[str]
+    maps: np.ndarray
+    total: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return iter(zip(self.words, self.maps, strict=True))
+
+    def __getitem__(self, word: int | str) -> np.ndarray:
+        if isinstance(word, str):
+            known = [bare(each) for each in self.words]
+            if bare(word) not in known:
+                raise KeyError(f"The word {word!r} is not in the text {self.text!r}.")
+            word = known.index(bare(word))
+        return np.asarray(self.maps[word])

@@ -1,0 +1,224 @@
+"""Speech: what kind of network of images and texts it is, and how it is asked.
+
+One object a kind of network says how words become tokens, what the network is called with, what it
+scores, and what it says by itself. The explainers ask it, and know of no kind.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklcam.language.network import LanguageNetwork
+from sklcam.language.texts import encode
+from sklcam.networks.layers import TargetLayer
+from sklcam.networks.precision import at_least_float32
+from sklcam.networks.preprocessing import Preprocessing
+
+
+class Speech(ABC):
+    """A network of images and texts, and how it is asked.
+
+    Parameters
+    ----------
+    network : nn.Module
+    max_words : int
+        How many tokens a text that is predicted has at most.
+
+    Attributes
+    ----------
+    padding : int
+        The token that fills texts up.
+    answers : sequence of str, or None
+        The answer of each output, of a network that answers by one of several classes.
+    """
+
+    padding: int = 0
+    answers: Sequence[str] | None = None
+
+    def __init__(self, network: nn.Module, max_words: int):
+        self.network = network
+        self.max_words = max_words
+
+    @abstractmethod
+    def tokens(self, words: list[str]) -> list[list[int]]:
+        """Return the tokens of each word of a text."""
+
+    @abstractmethod
+    def columns(self, image: Tensor, **others: Tensor) -> Tensor:
+        """Return what is explained: (n_images, n_tokens, 2), or logits (n_images, n_answers).
+
+        Takes what :meth:`inputs` returns, and stands in for the network's ``forward``.
+        """
+
+    @abstractmethod
+    def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:
+        """Return the texts that the network writes of images."""
+
+    def inputs(self, texts: list[str] | None, questions: list[str] | None) -> dict[str, Tensor]:
+        """Return what the network gets beside its images.
+
+        Parameters
+        ----------
+        texts : list of str or None
+            What is explained; None if that is a class.
+        questions : list of str or None
+
+        Returns
+        -------
+        dict of str to Tensor of shape (n_images, n)
+        """
+        assert texts is not None
+        return encode(texts, self.tokens, self.padding, questions)
+
+    def sample(self) -> dict[str, Tensor]:
+        """Return some inputs of one image, of tokens that need not make sense."""
+        some = torch.full((1, 3), 1 if self.padding == 0 else 0)
+        return {"tokens": some, "words": torch.tensor([[0, 1, 2]])}
+
+    def probabilities(self, columns: Tensor) -> Tensor:
+        """Return the probabilities of tokens, (n_images, n_tokens), or of answers."""
+        if self.answers is not None:
+            return at_least_float32(columns).softmax(dim=1)
+        return columns[..., 1].exp()
+
+    def preprocessing(self) -> Preprocessing | None:
+        """Return how images are prepared; None leaves that to the network's source."""
+        return None
+
+    def target_layer(self, images: Tensor) -> TargetLayer | None:
+        """Return the layer that is explained by default; None if it has to be looked for."""
+        return None
+
+
+def scores_of_tokens(logits: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
+    """Return the logit and the log-probability of each token; 0 of those that are not explained.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_images, n_tokens, n_vocabulary)
+        At each place those of the token there.
+    tokens : Tensor of shape (n_images, n_tokens), int64
+    words : Tensor of the same shape, int64
+        Which word each belongs to; -1 for one that is not explained.
+
+    Returns
+    -------
+    Tensor of shape (n_images, n_tokens, 2), float32 or better
+    """
+    logits = at_least_float32(logits)
+    own = logits.gather(2, tokens[..., None])[..., 0]
+    pair = torch.stack([own, own - logits.logsumexp(dim=2)], dim=2)
+    return pair.masked_fill(words[..., None] < 0, 0)
+
+
+class OwnSpeech(Speech):
+    """A :class:`LanguageNetwork`.
+
+    Parameters
+    ----------
+    network : LanguageNetwork
+    max_words : int
+    """
+
+    network: LanguageNetwork
+
+    def __init__(self, network: LanguageNetwork, max_words: int):
+        super().__init__(network, max_words)
+        self.padding = network.padding
+        self.answers = [*network.answers] or None
+        self._forward = network.forward  # before anything stands in for it
+
+    def tokens(self, words: list[str]) -> list[list[int]]:
+        return self.network.tokens(words)
+
+    def inputs(self, texts: list[str] | None, questions: list[str] | None) -> dict[str, Tensor]:
+        if texts is not None:
+            return super().inputs(texts, questions)
+        assert questions is not None
+        return {"question": encode(questions, self.tokens, self.padding)["tokens"]}
+
+    def sample(self) -> dict[str, Tensor]:
+        found = super().sample()
+        return {"question": found["tokens"]} if self.answers is not None else found
+
+    def columns(self, image: Tensor, **others: Tensor) -> Tensor:
+        if self.answers is not None:
+            logits = self._forward(image, others["question"])
+            _check_logits(logits, (len(image), len(self.answers)), "(n_images, n_answers)")
+            return logits
+        tokens, words = others["tokens"], others["words"]
+        logits = self._forward(image, tokens)
+        _check_logits(logits, (len(tokens), tokens.shape[1]), "(n_images, n_tokens, n_vocabulary)")
+        return scores_of_tokens(logits, tokens, words)
+
+    def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:
+        end = self.network.end
+        if end is None:
+            raise ValueError(
+                f"{type(self.network).__name__} does not say which token ends a text: set end, or "
+                "give the texts to explain."
+            )
+        asked = [""] * len(images) if questions is None else questions
+        rows = [[t for word in self._tokens_of(question) for t in word] for question in asked]
+        written: list[list[int]] = [[] for _ in rows]
+        is_open = [True] * len(rows)
+        for _ in range(self.max_words):
+            following = self._following([a + b for a, b in zip(rows, written, strict=True)], images)
+            for i, token in enumerate(following):
+                is_open[i] &= token != end
+                if is_open[i]:
+                    written[i].append(token)
+            if not any(is_open):
+                break
+        return [self.network.text(tokens) for tokens in written]
+
+    def _tokens_of(self, text: str) -> list[list[int]]:
+        return self.tokens(text.split()) if text.split() else []
+
+    def _following(self, rows: list[list[int]], images: Tensor) -> list[int]:
+        """Return the likeliest token after each row."""
+        longest = max(map(len, rows)) + 1
+        filled = [row + [self.padding] * (longest - len(row)) for row in rows]
+        tokens = torch.tensor(filled, device=images.device)
+        logits = self._forward(images, tokens)
+        places = torch.tensor([len(row) for row in rows], device=images.device)
+        at_end = logits.gather(1, places[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
+        return at_end.argmax(dim=1).tolist()
+
+
+def _check_logits(logits: Any, shape: tuple[int, int], axes: str) -> None:
+    n_axes = axes.count(",") + 1
+    if not isinstance(logits, Tensor) or logits.ndim != n_axes or logits.shape[:2] != shape:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"forward of a LanguageNetwork must return logits {axes}, here {shape[0]} x {shape[1]}"
+            f"{' x n_vocabulary' if n_axes == 3 else ''}; it returned {found}."
+        )
+
+
+def check_order(speech: OwnSpeech, image: Tensor) -> None:
+    """Raise a ValueError if a network looks at the token that it is to say.
+
+    Parameters
+    ----------
+    speech : OwnSpeech
+        Of captions.
+    image : Tensor of shape (1, channels, height, width)
+    """
+    other = 1 if speech.padding == 0 else 0
+    tokens = torch.full((2, 3), other, device=image.device)
+    tokens[1, 1:] = speech.padding
+    logits = speech._forward(image.expand(2, -1, -1, -1), tokens)
+    one, another = at_least_float32(logits[:, :2])
+    if not torch.allclose(one, another, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+        raise ValueError(
+            f"{type(speech.network).__name__} looks at tokens that it is to predict: its logits at "
+            "a place change with the token there, or one behind it. They are to be those of the "
+            "token at that place, by the image and the tokens before it, such as by "
+            "tokens[:, :-1] behind a start."
+        )

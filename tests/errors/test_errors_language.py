@@ -1,0 +1,227 @@
+"""What explainers of captions and answers refuse."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from refusals import NET, Row, of_parameters, rows_of
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from sklcam import CaptionExplainer, VQAExplainer
+from sklcam.language import Caption, LanguageNetwork, Word, Words
+from sklcam.networks import Inputs
+
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Writer(LanguageNetwork):
+    """The colours of an image, without an order."""
+
+    vocabulary: ClassVar = ["<none>", "<end>", "a", "red", "green", "blue"]
+    end = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.ReLU()
+
+    def forward(self, images, tokens):
+        seen = torch.cat([images.new_zeros(len(images), 3), self.features(images).mean((2, 3))], 1)
+        return seen[:, None].expand(-1, tokens.shape[1], -1)
+
+
+class Speechless(Writer):
+    vocabulary: ClassVar = []
+    end = None
+
+    def tokens(self, words):
+        return [[5] for _ in words]
+
+
+class Silent(Writer):
+    """It says nothing, and ends."""
+
+    def forward(self, images, tokens):
+        return super().forward(images, tokens) + torch.tensor([0.0, 9, 0, 0, 0, 0])
+
+
+class Wordless(Writer):
+    def tokens(self, words):
+        return [[] for _ in words]
+
+
+class Cheat(Writer):
+    """Its score of a word is high where the word stands."""
+
+    def forward(self, images, tokens):
+        return super().forward(images, tokens) + nn.functional.one_hot(tokens, 6)
+
+
+class Flat(Writer):
+    def forward(self, images, tokens):
+        return super().forward(images, tokens)[:, 0]
+
+
+class Answers(Writer):
+    """Which colour there is most of, whatever the question."""
+
+    answers: ClassVar = ["red", "green", "blue"]
+
+    def forward(self, images, tokens):
+        return self.features(images).mean((2, 3)) + 0 * tokens[:, :1]
+
+
+class Tall(Answers):
+    answers: ClassVar = ["red", "green"]
+
+
+class Asking(nn.Module):
+    """As a network of transformers is called."""
+
+
+BlipForQuestionAnswering = type("BlipForQuestionAnswering", (Asking,), {})
+BlipForConditionalGeneration = type("BlipForConditionalGeneration", (Asking,), {})
+
+
+def captions(network=None, **options):
+    network = Writer() if network is None else network
+    explainer = CaptionExplainer(network, target_layer="features", verbose=0, **options)
+    return explainer.fit(IMAGES)
+
+
+def answers(network=None, **options):
+    network = Answers() if network is None else network
+    explainer = VQAExplainer(network, target_layer="features", verbose=0, **options)
+    return explainer.fit(X)
+
+
+X = {"image": IMAGES, "question": "a red"}
+OUTPUT, WORDS = torch.zeros(2, 1, 2), {"words": torch.zeros(2, 1).long()}
+REFUSALS: dict[str, list[Row]] = {
+    "LanguageNetwork": [
+        ("unknown", lambda: Writer().tokens(["gren"]), "'gren' is not in the .* near are 'green'"),
+        ("no vocabulary", lambda: Speechless().text([5]), "Speechless has no vocabulary"),
+        ("no end", lambda: captions(Speechless()).predict(IMAGES), "which token ends a text"),
+        ("no tokens", lambda: captions(Wordless()).explain(IMAGES, "a"), "at least one token each"),
+        ("itself", lambda: captions(Cheat()), "Cheat looks at tokens that it is to predict"),
+        ("two axes", lambda: captions(Flat()), r"logits \(n_images, n_tokens, n_vocabulary\)"),
+        ("answers", lambda: answers(Tall()), r"must return logits \(n_images, n_answers\)"),
+        ("answers to none", lambda: captions(Answers()), "explain it by a VQAExplainer"),
+    ],
+    "CaptionExplainer": [
+        *of_parameters(
+            lambda **changed: CaptionExplainer(**{"model": Writer(), **changed}),
+            model=[None, "resnet18"],
+            word_score=["x", None],
+            max_words=[0, "a"],
+        ),
+        ("another", lambda: CaptionExplainer(NET).fit(), "How a SmallNet is asked is not known"),
+        (
+            "answers",
+            lambda: CaptionExplainer(BlipForQuestionAnswering()).fit(),
+            "writes answers: explain it by VQAExplainer",
+        ),
+        (
+            "no tokenizer",
+            lambda: CaptionExplainer(BlipForConditionalGeneration()).fit(),
+            "needs its processor, or a tokenizer, to read texts",
+        ),
+        (
+            "not fitted",
+            lambda: CaptionExplainer(Writer()).explain(IMAGES),
+            "not fitted yet",
+            NotFittedError,
+        ),
+        ("few", lambda: captions().explain(IMAGES, ["a"]), "There are 1 captions for 2 images"),
+        ("no texts", lambda: captions().explain(IMAGES, 3), "captions must be a list of str"),
+        ("blank", lambda: captions().explain(IMAGES, ["a", " "]), r"captions\[1\] is ' '"),
+        ("silent", lambda: captions(Silent()).explain(IMAGES), "writes nothing of image 0"),
+        (
+            "twice",
+            lambda: captions().explain({"image": IMAGES, "caption": "a"}, "a"),
+            "X brings captions by itself",
+        ),
+        (
+            "a question",
+            lambda: captions().explain({"image": IMAGES, "question": "a"}),
+            "X must be a dict of image and, if it is given, caption; it has image, question",
+        ),
+        (
+            "no such word",
+            lambda: captions().explain(IMAGES, "a red", ["red", "green"]),
+            "The word 'green' is not in the text 'a red'",
+        ),
+        (
+            "few words",
+            lambda: captions().explain(IMAGES, "a red", ["red"]),
+            "There are 1 words for 2 images",
+        ),
+        (
+            "finer",
+            lambda: captions().explain(IMAGES, "a red", "caption", method="finercam"),
+            r"has shape \(2, 2, 2\), not \(n_images, n_classes\)",
+        ),
+        ("probabilities", lambda: captions().predict_proba(IMAGES), "no classes to predict"),
+        (
+            "stream",
+            lambda: captions().iter_explain(image for image in IMAGES),
+            "Each image has a text of its own, so that X cannot be a stream",
+        ),
+    ],
+    "VQAExplainer": [
+        *of_parameters(
+            lambda **changed: VQAExplainer(**{"model": Answers(), **changed}),
+            model=[None],
+            max_words=[0],
+        ),
+        (
+            "captions",
+            lambda: VQAExplainer(BlipForConditionalGeneration()).fit(),
+            "writes captions: explain it by CaptionExplainer",
+        ),
+        (
+            "no question",
+            lambda: answers().explain(IMAGES),
+            'X must be {"image": images, "question"',
+        ),
+        (
+            "no image",
+            lambda: answers().explain({"question": ["a"]}),
+            "X must be a dict of image, question and, if it is given, answer; it has question",
+        ),
+        ("unknown answer", lambda: answers().explain(X, "pink"), "pink"),
+        (
+            "answer in X",
+            lambda: answers().explain({**X, "answer": "red"}),
+            "chooses one of 3 answers; say by target= which",
+        ),
+        (
+            "twice",
+            lambda: answers(Writer()).explain({**X, "answer": "red"}, ["red", "a"]),
+            "X brings answers by itself",
+        ),
+    ],
+    "Words": [
+        ("no words", lambda: Words().scores(OUTPUT, Inputs(IMAGES)), "is for a CaptionExplainer"),
+    ],
+    "Caption": [
+        ("no words", lambda: Caption().scores(OUTPUT, Inputs(IMAGES)), "is for a CaptionExplainer"),
+    ],
+    "Word": [
+        ("a number", lambda: Word(3).check_images(2), "words must be a list of str"),
+        ("absent", lambda: Word("dog").found_in(["a cat"]), "'dog' is not in the text 'a cat'"),
+        (
+            "no texts",
+            lambda: Word("dog").scores(OUTPUT, Inputs(IMAGES, WORDS, "image")),
+            "Word needs to know the texts",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(("call", "message", "error"), rows_of(REFUSALS))
+def test_refused(call, message, error):
+    with pytest.raises(error, match=message):
+        call()

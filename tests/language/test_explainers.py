@@ -1,0 +1,298 @@
+"""Captions and answers: against autograd by hand, on tiny networks of images and words."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch.nn import functional as F
+from writers import Answering, ShowAndTell, blip, tokenizer, vilt
+
+from sklcam import CaptionExplainer, VQAExplainer
+from sklcam.metrics import evaluate
+
+PREPARED = {"image_size": 32, "resize": "stretch", "mean": 0.5, "std": 0.5, "verbose": 0}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return tokenizer(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(activations, score):
+    """Grad-CAM, of tokens (n, 1 + 16, K) or a grid (n, K, u, v), not scaled."""
+    (gradients,) = torch.autograd.grad(score, activations, retain_graph=True)
+    if activations.ndim == 3:
+        rows = [each[:, -16:].transpose(1, 2) for each in (activations, gradients)]
+        grids = [each.unflatten(2, (4, 4)) for each in rows]
+    else:
+        grids = [activations, gradients]
+    weights = grids[1].mean((2, 3), keepdim=True)
+    small = (weights * grids[0]).sum(1, keepdim=True).relu()
+    large = F.interpolate(small, (32, 32), mode="bilinear", align_corners=False)
+    return large[0, 0].detach().numpy()
+
+
+def kept_by(layer):
+    """Return a list to which a layer's output goes, which takes part in the graph."""
+    kept = []
+    layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    return kept
+
+
+def test_words_of_blip_are_explained_as_by_hand(texts, images):
+    network = blip()
+    explainer = CaptionExplainer(network, texts, **PREPARED).fit(images)
+    assert explainer.target_layers_[0].name == "vision_model.encoder.layers.1.layer_norm1"
+    captions = ["a red dog", "dogs"]  # the second is one word of two tokens, and shorter
+    found = explainer.explain(images, captions, normalize=False)
+    total = explainer.explain(images, captions, "caption", normalize=False)
+    probabilities = explainer.log_probabilities(images, captions)
+    kept = kept_by(network.vision_model.encoder.layers[1].layer_norm1)
+    for i, tokens in enumerate([[6, 7, 8], [8, 9]]):
+        logits = network(
+            pixel_values=images[i : i + 1], input_ids=torch.tensor([[1, *tokens]])
+        ).logits
+        logs = logits[0].log_softmax(-1)
+        each = torch.stack([logs[t, token] for t, token in enumerate(tokens)])
+        words = each if i == 0 else each.sum()[None]
+        assert len(found[i].maps) == len(words)
+        np.testing.assert_allclose(probabilities[i], words.detach(), rtol=1e-4)
+        for map_, word in zip(found[i].maps, words, strict=True):
+            np.testing.assert_allclose(map_, by_hand(kept[-1], word), atol=1e-6, rtol=1e-3)
+        expected = by_hand(kept[-1], each.sum())
+        assert expected.max() > 1e-5
+        np.testing.assert_allclose(found[i].total, expected, atol=1e-6, rtol=1e-3)
+        np.testing.assert_allclose(total[i], expected, atol=1e-6, rtol=1e-3)
+    assert found[1].words == ["dogs"]
+    np.testing.assert_allclose(found[1].total, found[1]["dogs"], atol=1e-7)
+
+
+def test_answers_that_blip_writes_are_explained_as_by_hand(texts, images):
+    network = blip("BlipForQuestionAnswering")
+    explainer = VQAExplainer(network, texts, **PREPARED).fit(images)
+    X = {"image": images, "question": ["what is it", "what"]}
+    found = explainer.explain(X, ["red dogs", "a"], normalize=False)
+    words = explainer.explain({**X, "answer": ["red dogs", "a"]}, "words", normalize=False)
+    kept = kept_by(network.vision_model.encoder.layers[1].layer_norm1)
+    for i, (asked, tokens) in enumerate([([3, 10, 11, 12, 2], [7, 8, 9]), ([3, 10, 2], [6])]):
+        seen = network.vision_model(pixel_values=images[i : i + 1]).last_hidden_state
+        states = network.text_encoder(input_ids=torch.tensor([asked]), encoder_hidden_states=seen)[
+            0
+        ]
+        logits = network.text_decoder(
+            input_ids=torch.tensor([[1, *tokens]]), encoder_hidden_states=states
+        ).logits
+        logs = logits[0].log_softmax(-1)
+        each = torch.stack([logs[t, token] for t, token in enumerate(tokens)])
+        expected = by_hand(kept[-1], each.sum())
+        assert expected.max() > 1e-6
+        np.testing.assert_allclose(found[i], expected, atol=1e-7, rtol=1e-3)
+        np.testing.assert_allclose(words[i].total, expected, atol=1e-7, rtol=1e-3)
+        last = by_hand(kept[-1], each[1:].sum() if i == 0 else each[0])
+        np.testing.assert_allclose(words[i].maps[-1], last, atol=1e-7, rtol=1e-3)
+
+
+def test_what_blip_writes_is_what_its_own_generate_writes(texts, images):
+    network = blip()
+    explainer = CaptionExplainer(network, texts, max_words=5, **PREPARED).fit(images)
+    rows = network.generate(images, max_new_tokens=5, do_sample=False, num_beams=1)
+    expected = [texts.decode(row[1:], skip_special_tokens=True) for row in rows]
+    assert explainer.predict(images) == expected
+    assert all(expected)
+    assert [found.text for found in explainer.explain(images)] == expected
+
+
+def test_an_answer_does_not_depend_on_the_other_questions(texts, images):
+    network = blip("BlipForQuestionAnswering")
+    explainer = VQAExplainer(network, texts, max_words=4, **PREPARED).fit(images)
+    questions = ["what", "what is it what is it"]
+    together = explainer.predict({"image": images, "question": questions})
+    asked = texts(questions[:1], return_tensors="pt")["input_ids"]
+    own = network.generate(asked, images[:1], max_new_tokens=4, do_sample=False)
+    assert together[0] == texts.decode(own[0, 1:], skip_special_tokens=True)
+    assert explainer.score({"image": images, "question": questions}, together) == 1
+
+
+def test_vilt_is_explained_in_its_patches_order(texts, images):
+    network = vilt()
+    explainer = VQAExplainer(network, texts, batch_size=1, **PREPARED).fit(images)
+    X = {"image": images, "question": ["what is it", "a dog"]}
+    state = torch.get_rng_state()
+    found = explainer.explain(X, "yes", normalize=False)
+    assert torch.equal(torch.get_rng_state(), state)  # which the network draws from
+    np.testing.assert_array_equal(found, explainer.explain(X, "yes", normalize=False))
+    explainer.set_params(batch_size=2).fit(images)  # with questions filled up to one length
+    np.testing.assert_allclose(found, explainer.explain(X, "yes", normalize=False), atol=1e-6)
+
+    answers = explainer.predict_proba(X)
+    places, embed = [], network.vilt.embeddings.visual_embed
+
+    def noted(*args, **options):
+        embedded = embed(*args, **options)
+        places.append(embedded[2][0][0])
+        return embedded
+
+    network.vilt.embeddings.visual_embed = noted
+    kept = kept_by(network.vilt.encoder.layer[1].layernorm_before)
+    for i, question in enumerate(X["question"]):
+        read = texts(question, return_tensors="pt")
+        logits = network(**read, pixel_values=images[i : i + 1]).logits
+        np.testing.assert_allclose(answers[i], logits[0].detach().sigmoid(), atol=1e-5)
+        (gradients,) = torch.autograd.grad(logits[0, 1], kept[-1])
+        grids = []
+        for tokens in (kept[-1], gradients):
+            grid = torch.zeros(1, 16, 4, 4)
+            grid[0, :, places[-1][:, 0], places[-1][:, 1]] = tokens[0, -16:].T.detach()
+            grids.append(grid)
+        small = (grids[1].mean((2, 3), keepdim=True) * grids[0]).sum(1, keepdim=True).relu()
+        expected = F.interpolate(small, (32, 32), mode="bilinear", align_corners=False)[0, 0]
+        assert expected.max() > 1e-6
+        np.testing.assert_allclose(found[i], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_vilt_chooses_answers_each_with_its_sigmoid(texts, images):
+    network = vilt()
+    explainer = VQAExplainer(network, texts, **PREPARED).fit(images)
+    X = {"image": images, "question": ["what is it", "a dog"]}
+    assert explainer.classes_.tolist() == ["no", "yes", "two dogs"]
+    read = [texts(question, return_tensors="pt") for question in X["question"]]
+    logits = torch.cat(
+        [network(**r, pixel_values=images[i : i + 1]).logits for i, r in enumerate(read)]
+    )
+    np.testing.assert_allclose(explainer.predict_proba(X), logits.sigmoid().detach(), atol=1e-5)
+    assert explainer.predict(X).tolist() == explainer.classes_[logits.argmax(1)].tolist()
+    assert explainer.explain(X).shape == (2, 32, 32)
+
+
+def test_words_of_a_network_of_ones_own_are_explained_as_by_hand(images):
+    network = ShowAndTell().eval()
+    explainer = CaptionExplainer(network, verbose=0).fit(images)
+    assert explainer.target_layers_[0].name == "features"
+    captions = ["a red square", "green"]
+    kept = kept_by(network.features[1])
+    for word_score, sign in (("log_probability", 1), ("logit", 0)):
+        explainer.set_params(word_score=word_score)
+        found = explainer.explain(images, captions, normalize=False)
+        for i, tokens in enumerate([[2, 3, 5], [4]]):
+            logits = network(images[i : i + 1], torch.tensor([tokens]))[0]
+            scores = logits.log_softmax(-1) if sign else logits
+            for t, token in enumerate(tokens):
+                expected = by_hand(kept[-1], scores[t, token])
+                np.testing.assert_allclose(found[i].maps[t], expected, atol=1e-8, rtol=1e-3)
+
+
+def test_a_network_of_ones_own_writes_the_likeliest_words(images):
+    network = ShowAndTell().eval()
+    explainer = CaptionExplainer(network, max_words=4, verbose=0).fit(images)
+    for image, text in zip(images, explainer.predict(images), strict=True):
+        tokens = []
+        for _ in range(4):
+            logits = network(image[None], torch.tensor([[*tokens, 0]]))[0, -1]
+            tokens.append(int(logits.argmax()))
+        tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
+        assert text == " ".join(network.vocabulary[token] for token in tokens)
+
+
+def test_answers_of_a_network_of_ones_own_are_explained_as_by_hand(images):
+    network = Answering().eval()
+    X = {"image": images, "question": ["what is red", "green"]}
+    explainer = VQAExplainer(network, verbose=0).fit(X)
+    found = explainer.explain(X, ["star", "circle"], normalize=False)
+    kept = kept_by(network.features[1])
+    for i, (question, answer) in enumerate([([1, 2, 3], 2), ([4], 0)]):
+        logits = network(images[i : i + 1], torch.tensor([question]))
+        np.testing.assert_allclose(found[i], by_hand(kept[-1], logits[0, answer]), atol=1e-7)
+    assert explainer.score(X, explainer.predict(X)) == 1
+
+
+def test_a_question_can_be_what_comes_before_the_answer(images):
+    network = ShowAndTell().eval()
+    X = {"image": images, "question": ["a", "a red"], "answer": ["red square", "square"]}
+    explainer = VQAExplainer(network, verbose=0).fit(X)
+    found = explainer.explain(X, "words", normalize=False)
+    whole = CaptionExplainer(network, verbose=0).fit(images)
+    for own, expected in zip(
+        found, whole.explain(images, "a red square", normalize=False), strict=True
+    ):
+        for word, map_ in own:
+            np.testing.assert_allclose(map_, expected[word], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["guidedgradcam", "guidedbackprop", "scorecam", "ablationcam", "layercam", "occlusion"],
+)
+def test_any_method_explains_words(images, method):
+    explainer = CaptionExplainer(ShowAndTell().eval(), verbose=0).fit(images)
+    captions = ["a red square", "green"]
+    found = explainer.explain(images, captions, method=method)
+    assert [each.maps.shape for each in found] == [(3, 32, 32), (1, 32, 32)]
+    # In a batch of its own, each is the same.
+    (alone,) = explainer.explain(images[:1], captions[:1], method=method)
+    np.testing.assert_allclose(alone.maps, found[0].maps, atol=1e-4)
+    (red, _) = explainer.explain(images, captions, ["red", "green"], method=method)
+    np.testing.assert_allclose(red, found[0]["red"], atol=1e-5)
+
+
+def test_transformers_without_relu_have_no_guided_maps(texts, images):
+    explainer = CaptionExplainer(blip(), texts, **PREPARED).fit(images)
+    with pytest.raises(ValueError, match="without a ReLU"):
+        explainer.explain(images, "a dog", method="guidedgradcam")
+
+
+def test_words_are_measured_with_the_probability_of_what_is_explained(images):
+    explainer = CaptionExplainer(ShowAndTell().eval(), verbose=0).fit(images)
+    X = {"image": images, "caption": ["a red square", "green"]}
+    boxes = [[[0, 0, 10, 10]], [[5, 5, 30, 30]]]
+    metrics = ["inside_outside_ratio", "average_drop"]
+    found = evaluate(explainer, X, target=["red", "green"], boxes=boxes, metrics=metrics)
+    for i, (word, place) in enumerate([("red", 1), ("green", 0)]):
+        maps = explainer.explain(images, X["caption"], ["red", "green"])
+        raw = explainer.explain(images, X["caption"], ["red", "green"], normalize=False)
+        x1, y1, x2, y2 = boxes[i][0]
+        inside = np.zeros((32, 32), bool)
+        inside[y1:y2, x1:x2] = True
+        ratio = raw[i][inside].mean() / raw[i][~inside].mean()
+        np.testing.assert_allclose(found["inside_outside_ratio"][i], ratio, rtol=1e-5)
+        masked = images * torch.tensor(maps)[:, None]
+        full, left = (
+            np.exp(explainer.log_probabilities(each, X["caption"])[i][place])
+            for each in (images, masked)
+        )
+        drop = max(0, full - left) / full
+        np.testing.assert_allclose(found["average_drop"][i], drop, atol=1e-5)
+        assert explainer.explain(images, X["caption"])[i][word].any()
+    whole = evaluate(explainer, X, target="caption", metrics=["average_drop"])
+    assert whole["average_drop"].shape == (2,)
+
+
+def test_maps_of_words_take_options_of_explain(images):
+    explainer = CaptionExplainer(ShowAndTell().eval(), batch_size=1, verbose=0).fit(images)
+    captions = ["a red square", "green"]
+    several = explainer.explain(images, captions, method=["gradcam", "layercam"])
+    alone = explainer.explain(images, captions, method="layercam")
+    np.testing.assert_array_equal(several["layercam"][0].maps, alone[0].maps)
+    small = explainer.explain(images, captions, frame="layer", dtype="float16")
+    assert small[0].maps.shape == (3, 32, 32)
+    assert small[0].maps.dtype == "float16"
+    for word, (name, map_) in enumerate(several["gradcam"][0]):
+        assert name == captions[0].split()[word]
+        np.testing.assert_array_equal(map_, several["gradcam"][0][name])
+    with pytest.raises(KeyError, match="'blue' is not in the text"):
+        several["gradcam"][0]["blue"]
+
+
+def test_explainers_can_be_copied_and_pickled(images):
+    explainer = CaptionExplainer(ShowAndTell().eval(), verbose=0).fit(images)
+    expected = explainer.explain(images, "a red square", "caption")
+    for copied in (clone(explainer).fit(images), pickle.loads(pickle.dumps(explainer))):
+        np.testing.assert_array_equal(copied.explain(images, "a red square", "caption"), expected)
