@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sklcam._versions import show_versions
+    from sklcam.concepts.namer import ConceptNamer
     from sklcam.embeddings.explainer import EmbeddingCAMExplainer
     from sklcam.embeddings.net import EmbeddingNet
     from sklcam.explain.cam_explainer import CAMExplainer
@@ -36,6 +37,7 @@ __all__ = [
     "CAMSegmenter",
     "CaptionExplainer",
     "CausalCurveDisplay",
+    "ConceptNamer",
     "ConsistencyDisplay",
     "ConsistentCAMClassifier",
     "EmbeddingCAMExplainer",
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "CAMExplainer": "explain",
     "CAMSegmenter": "segmentation",
     "CaptionExplainer": "language",
+    "ConceptNamer": "concepts",
     "ConsistentCAMClassifier": "training",
     "EmbeddingCAMExplainer": "embeddings",
     "EmbeddingNet": "embeddings",
@@ -74,8 +77,8 @@ _MODULE_OF = {
     "show_versions": "_versions",
 }
 _PACKAGES = {
-    *("cam", "datasets", "embeddings", "explain", "images", "language", "metrics", "networks"),
-    *("persistence", "plotting", "reporting", "segmentation", "training"),
+    *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
+    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "training"),
 }
 
 

@@ -157,6 +157,16 @@ def test_several_layers_and_frames(device):
     assert single.predict(IMAGES).shape == (N,)
 
 
+def test_channels_are_named(device):
+    halves = {"top": MASKS, "rest": ~MASKS}
+    ours, host = explainer(moved(network())), explainer(network())
+    named = [sklcam.ConceptNamer(0.5).fit(each, IMAGES, halves) for each in (ours, host)]
+    assert_allclose(*(each.scores_ for each in named), atol=1e-6)
+    assert_allclose(*(each.strongest_boxes_ for each in named))
+    words = [each.explain_in_words(IMAGES, named[1], k=2) for each in (ours, host)]
+    assert_allclose(*(each.positive_weights for each in words), atol=1e-6)
+
+
 # Metrics
 
 

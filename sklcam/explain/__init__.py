@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sklcam.explain._channels import ChannelBatch
 from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.checks import ExplanationCheck, ExplanationWarning
@@ -11,6 +12,7 @@ from sklcam.explain.stored import open_maps
 __all__ = [
     "Batch",
     "CAMExplainer",
+    "ChannelBatch",
     "ExplainedBatch",
     "Explainer",
     "ExplanationCheck",

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sklcam._validation import describe
-from sklcam.cam import ChannelMethod, Method, RecordedPass, upsample
+from sklcam.cam import Method, RecordedPass, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
 from sklcam.cam.targets import Target
 from sklcam.explain._questions import AnyMethod, AnyTarget, Questions, method_name
@@ -209,7 +209,7 @@ class BatchExplainer(Questions):
             Of one logit, or probability, of two classes it has a column for each.
         """
         adapter = self.adapter
-        with _without_graph(adapter):
+        with without_graph(adapter):
             return adapter.forward(Inputs.of(inputs, self.image_input))
 
     def probabilities(self, output: Tensor) -> Tensor:
@@ -331,7 +331,7 @@ class BatchExplainer(Questions):
             self.check_at_layer(chosen)
             self._check_extent(given)
         maps: dict[int, Tensor] = {}
-        with _without_graph(self.adapter):
+        with without_graph(self.adapter):
             recordable = given.recordable()
             # One that is asked for both scaled and as it is explains once.
             distinct = list({id(method): method for method in chosen}.values())
@@ -382,14 +382,6 @@ class BatchExplainer(Questions):
             probabilities=adapter.probabilities,
             autocast=adapter.autocast,
         )
-
-    def _weigh_channels(
-        self, inputs: Inputs, target: Target, method: ChannelMethod
-    ) -> list[Tensor]:
-        """Return the weights of one batch; a function of its own, as all else is freed with it."""
-        with _without_graph(self.adapter):
-            weights = method.channel_weights(self._record([method], inputs.recordable(), target))
-        return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]
 
     def _fuse(self, maps: list[Tensor], scale: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Scale the maps of each layer and make one of them, (n_images, k, ...)."""
@@ -550,7 +542,7 @@ def _by(sides: Iterable[int]) -> str:
 
 
 @contextmanager
-def _without_graph(adapter: Adapter) -> Iterator[None]:
+def without_graph(adapter: Adapter) -> Iterator[None]:
     """Evaluate the network, and build no graph but where a recording turns it on."""
     with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
         yield

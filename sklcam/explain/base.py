@@ -13,11 +13,9 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from sklearn.utils import Bunch
 
 from sklcam._folders import Shard
-from sklcam._validation import check_count
-from sklcam.cam import ChannelMethod, Method
+from sklcam.cam import Method
 from sklcam.explain._arrays import (
     Frame,
     MapDtype,
@@ -26,9 +24,9 @@ from sklcam.explain._arrays import (
     check_frame,
     dtype_of_maps,
 )
-from sklcam.explain._batches import AnyInputs, BatchExplainer, ExplainedBatch
+from sklcam.explain._batches import AnyInputs, ExplainedBatch
+from sklcam.explain._channels import ChannelExplainer
 from sklcam.explain._questions import AnyMethod, AnyTarget, Methods, method_name
-from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.onnx_files import write_onnx
 from sklcam.explain.stored import write_maps
 from sklcam.images.streams import is_stream
@@ -46,7 +44,7 @@ __all__ = [
 ]
 
 
-class Explainer(BatchExplainer):
+class Explainer(ChannelExplainer):
     """Anything that explains: an adapter to a network, the layers to look at, and a method.
 
     Metrics, displays and reports use what is public here, and nothing else.
@@ -464,96 +462,6 @@ class Explainer(BatchExplainer):
         ['cat', 'dog']
         """
         write_onnx(self, path, X, maps, card)
-
-    # Channels
-
-    def channel_weights(
-        self, X: Any, target: Any = None, *, method: AnyMethod | None = None
-    ) -> Any:
-        r"""Return how much each channel of the target layer counts, :math:`\alpha_k`.
-
-        Parameters
-        ----------
-        X, target, method
-            See :meth:`explain`; the method must be one that weighs channels as a whole, such as
-            Grad-CAM.
-
-        Returns
-        -------
-        ndarray of shape (n_images, K), float32
-            (n_images, k, K) for a target of several classes per image. With several target layers a
-            list of such arrays, one per layer.
-
-        Raises
-        ------
-        ValueError
-            If an argument does not fit, or the method does not weigh channels.
-
-        References
-        ----------
-        Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 1; section 7 names the channels that weigh the
-        most.
-        """
-        chosen = self.as_method(method)
-        if not isinstance(chosen, ChannelMethod):
-            raise ValueError(
-                f"{type(chosen).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
-                "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
-            )
-        opened = self.open(X)
-        question, check = self.as_target(target, len(opened)), ExplanationCheck()
-        if question.ragged:
-            raise ValueError(
-                "channel_weights has as many rows for each image; give Box as many boxes for each."
-            )
-        per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
-        with self._bar(len(opened), "channel weights") as bar:
-            for batch in opened.batches():
-                part = self.question_of(question, batch)
-                weights = self._weigh_channels(batch.inputs, part, chosen)
-                for collected, layer_weights in zip(per_layer, weights, strict=True):
-                    check.add(layer_weights, "rows of weights", n_axes=1)
-                    collected.append(layer_weights.float().cpu().numpy())
-                bar.update(len(batch))
-        check.warn()
-        arrays = [np.concatenate(collected) for collected in per_layer]
-        return arrays if len(arrays) > 1 else arrays[0]
-
-    def strongest_channels(
-        self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
-    ) -> Bunch:
-        """Return the channels that speak most for a class, and most against it.
-
-        Parameters
-        ----------
-        X, target, method
-            See :meth:`channel_weights`; for one target layer.
-        k : int, default=5
-            How many of each.
-
-        Returns
-        -------
-        Bunch
-            ``positive`` and ``negative``: ndarrays of shape (n_images, k), indices of channels, the
-            heaviest first; ``positive_weights`` and ``negative_weights``: their weights.
-
-        References
-        ----------
-        Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
-        """
-        check_count("k, how many channels,", k)
-        if len(self.target_layers) > 1:
-            raise ValueError("strongest_channels is for one target layer; there are several here.")
-        weights = self.channel_weights(X, target, method=method)
-        check_count("k, how many channels,", k, 1, weights.shape[-1])
-        order = np.argsort(-weights, axis=-1, kind="stable")
-        positive, negative = order[..., :k], order[..., : -k - 1 : -1]
-        return Bunch(
-            positive=positive,
-            negative=negative,
-            positive_weights=np.take_along_axis(weights, positive, axis=-1),
-            negative_weights=np.take_along_axis(weights, negative, axis=-1),
-        )
 
 
 @runtime_checkable

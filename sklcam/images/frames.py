@@ -305,3 +305,57 @@ def as_resizing(resize: Any) -> Resizing:
     if resize not in ("stretch", "center_crop"):
         raise ValueError(f"resize must be 'stretch' or 'center_crop', got {resize!r}.")
     return Resizing(resize)
+
+
+def shares_of_cells(
+    mask: Tensor,
+    grid: Sequence[int],
+    input_size: Sequence[int],
+    *,
+    resize: str | Resizing = "stretch",
+) -> tuple[Tensor, Tensor]:
+    """Bring masks of an image to the grid of a layer: the share of each cell that they cover.
+
+    Shares are those of areas, exactly: no pixel is interpolated.
+
+    Parameters
+    ----------
+    mask : Tensor of shape (..., height, width), float in [0, 1]
+        At the image's own size.
+    grid : (int, int)
+        How many rows and columns of cells lie over the network's input.
+    input_size : (int, int)
+        Height and width of the network's input.
+    resize : {"stretch", "center_crop"} or Resizing, default="stretch"
+        How the image was brought to that size.
+
+    Returns
+    -------
+    covered : Tensor of shape (..., grid[0], grid[1]), in [0, 1]
+    seen : Tensor of shape (grid[0], grid[1]), in [0, 1]
+        The share of each cell that lies over the image: less than 1 where the input was filled up.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.images.frames import shares_of_cells
+    >>> covered, _ = shares_of_cells(torch.tensor([[1.0, 0, 0, 0]]), (1, 2), (4, 4))
+    >>> covered
+    tensor([[0.5000, 0.0000]])
+    """
+    size, how = tuple(mask.shape[-2:]), as_resizing(resize)
+    seen_of = how.seen(size, input_size)
+    inner = [part.stop - part.start for part in seen_of]
+    scaled, *starts = how.place(inner, input_size)
+    shares = []
+    for axis, start in enumerate(starts):
+        edges = torch.arange(grid[axis] + 1, device=mask.device, dtype=mask.dtype)
+        edges = edges * (input_size[axis] / grid[axis]) + start
+        edges = (edges * (inner[axis] / scaled[axis]) + seen_of[axis].start)[:, None]
+        pixels = torch.arange(size[axis], device=mask.device, dtype=mask.dtype)
+        inside = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
+        shares.append(inside.clamp(min=0) / (edges[1:] - edges[:-1]))
+    rows, columns = shares
+    covered = rows @ mask @ columns.T
+    seen = rows.sum(dim=1)[:, None] * columns.sum(dim=1)
+    return covered.clamp(0, 1), seen.clamp(0, 1)

@@ -23,7 +23,9 @@ TAKES_NOTHING_WRONG = {
     "Adapter": "a base class",
     "Batch": "made by OpenedImages",
     "ChannelMethod": "a base class",
+    "ChannelBatch": "made by an Explainer",
     "ExplainedBatch": "made by an Explainer",
+    "Words": "made by what names channels",
     "Explainer": "a base class",
     "Measurement": "made by an Evaluator",
     "OpenedImages": "made by an Explainer",
@@ -57,8 +59,8 @@ TAKES_NOTHING_WRONG = {
     "XGradCAM": "its option is true or false",
 }
 ROOMS = (
-    *("cam", "datasets", "embeddings", "explain", "images", "language", "metrics", "networks"),
-    *("persistence", "plotting", "reporting", "segmentation", "training"),
+    *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
+    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "training"),
 )
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 

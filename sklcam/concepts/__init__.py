@@ -1,0 +1,17 @@
+"""Concepts: what the channels of a layer stand for, and what the images of a class share.
+
+Channels get names by masks, boxes or texts; a layer's activations fall into a few factors; and maps
+of a class into clusters, of which some may be shortcuts. Drawn by :mod:`sklcam.plotting`.
+"""
+
+from __future__ import annotations
+
+from sklcam.concepts.namer import ConceptNamer
+from sklcam.concepts.text_namer import TextConceptNamer
+from sklcam.concepts.words import Words
+
+__all__ = [
+    "ConceptNamer",
+    "TextConceptNamer",
+    "Words",
+]

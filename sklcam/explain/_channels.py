@@ -1,0 +1,270 @@
+"""Channels of the target layer: how they fire, how much they count, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from sklcam._validation import check_count, describe
+from sklcam.cam import ChannelMethod, Method, RecordedPass
+from sklcam.cam.targets import Target
+from sklcam.explain._batches import BatchExplainer, without_graph
+from sklcam.explain._questions import AnyMethod
+from sklcam.explain.checks import ExplanationCheck
+from sklcam.explain.opened import Batch, OpenedImages
+from sklcam.networks.inputs import Inputs
+
+
+class Namer(Protocol):
+    """What names channels: an estimator of :mod:`sklcam.concepts`, or one like it."""
+
+    def explain(
+        self,
+        explainer: Any,
+        X: Any,
+        target: Any = None,
+        *,
+        k: int = 5,
+        weigh: Literal["importance", "contribution"] = "importance",
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelBatch:
+    """A batch, and the channels of the target layer in it.
+
+    Attributes
+    ----------
+    batch : Batch
+    activations : Tensor of shape (n_images, K, u, v)
+        At least float32.
+    weights : Tensor of shape (n_images, K), or None
+        How much each channel counts, if a method was to weigh them.
+    output : Tensor
+        The network's output.
+    target : Target
+        What was weighed for, resolved.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklcam import CAMExplainer
+    >>> network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
+    >>> images = torch.tensor([[[[0.0, 2.0]], [[1.0, 0.0]]]])
+    >>> for found in explainer.iter_channels(explainer.open(images), method="gradcam"):
+    ...     print(found.activations.shape, found.weights)
+    torch.Size([1, 2, 1, 2]) tensor([[0.5000, 0.0000]])
+    """
+
+    batch: Batch
+    activations: Tensor
+    weights: Tensor | None
+    output: Tensor
+    target: Target
+
+
+class _Looking(Method):
+    """Looks at the layer, and weighs nothing."""
+
+    def explain(self, recorded: RecordedPass) -> list[Tensor]:
+        return []
+
+
+class ChannelExplainer(BatchExplainer):
+    """What an :class:`Explainer` knows of the channels of its target layers."""
+
+    def channel_weights(
+        self, X: Any, target: Any = None, *, method: AnyMethod | None = None
+    ) -> Any:
+        r"""Return how much each channel of the target layer counts, :math:`\alpha_k`.
+
+        Parameters
+        ----------
+        X, target, method
+            See :meth:`explain`; the method must be one that weighs channels as a whole, such as
+            Grad-CAM.
+
+        Returns
+        -------
+        ndarray of shape (n_images, K), float32
+            (n_images, k, K) for a target of several classes per image. With several target layers a
+            list of such arrays, one per layer.
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit, or the method does not weigh channels.
+
+        References
+        ----------
+        Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 1; section 7 names the channels that weigh the
+        most.
+        """
+        chosen = self._as_channel_method(method)
+        opened = self.open(X)
+        question, check = self.as_target(target, len(opened)), ExplanationCheck()
+        if question.ragged:
+            raise ValueError(
+                "channel_weights has as many rows for each image; give Box as many boxes for each."
+            )
+        per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
+        with self._bar(len(opened), "channel weights") as bar:
+            for batch in opened.batches():
+                part = self.question_of(question, batch)
+                weights = self._weigh_channels(batch.inputs, part, chosen)
+                for collected, layer_weights in zip(per_layer, weights, strict=True):
+                    check.add(layer_weights, "rows of weights", n_axes=1)
+                    collected.append(layer_weights.float().cpu().numpy())
+                bar.update(len(batch))
+        check.warn()
+        arrays = [np.concatenate(collected) for collected in per_layer]
+        return arrays if len(arrays) > 1 else arrays[0]
+
+    def strongest_channels(
+        self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
+    ) -> Bunch:
+        """Return the channels that speak most for a class, and most against it.
+
+        Parameters
+        ----------
+        X, target, method
+            See :meth:`channel_weights`; for one target layer.
+        k : int, default=5
+            How many of each.
+
+        Returns
+        -------
+        Bunch
+            ``positive`` and ``negative``: ndarrays of shape (n_images, k), indices of channels, the
+            heaviest first; ``positive_weights`` and ``negative_weights``: their weights.
+
+        References
+        ----------
+        Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
+        """
+        check_count("k, how many channels,", k)
+        if len(self.target_layers) > 1:
+            raise ValueError("strongest_channels is for one target layer; there are several here.")
+        weights = self.channel_weights(X, target, method=method)
+        check_count("k, how many channels,", k, 1, weights.shape[-1])
+        order = np.argsort(-weights, axis=-1, kind="stable")
+        positive, negative = order[..., :k], order[..., : -k - 1 : -1]
+        return Bunch(
+            positive=positive,
+            negative=negative,
+            positive_weights=np.take_along_axis(weights, positive, axis=-1),
+            negative_weights=np.take_along_axis(weights, negative, axis=-1),
+        )
+
+    def explain_in_words(
+        self,
+        X: Any,
+        namer: Namer,
+        target: Any = None,
+        *,
+        k: int = 5,
+        weigh: Literal["importance", "contribution"] = "importance",
+    ) -> Any:
+        r"""Say which concepts speak for each decision, and which against it.
+
+        Parameters
+        ----------
+        X, target
+            See :meth:`explain`; one class an image.
+        namer : ConceptNamer or TextConceptNamer
+            Fitted, to the same layer: see :mod:`sklcam.concepts`.
+        k : int, default=5
+            How many channels of either sign.
+        weigh : {"importance", "contribution"}, default="importance"
+            What they are sorted by: the paper's :math:`\alpha_k`, or that times the channel's mean
+            activation in the image.
+
+        Returns
+        -------
+        Words
+            For each image the names of the k channels that weigh the most, and of the k that weigh
+            the least.
+
+        Raises
+        ------
+        ValueError
+            If the namer is none, or was fitted to another layer, or an argument does not fit.
+
+        References
+        ----------
+        Selvaraju et al., "Grad-CAM", IJCV 2020, section 7.
+        """
+        if isinstance(namer, type) or not hasattr(namer, "explain"):
+            raise ValueError(
+                f"namer must be a fitted ConceptNamer or TextConceptNamer; got {describe(namer)}."
+            )
+        return namer.explain(self, X, target, k=k, weigh=weigh)
+
+    def iter_channels(
+        self,
+        opened: OpenedImages,
+        target: Target | None = None,
+        *,
+        method: AnyMethod | None = None,
+    ) -> Iterator[ChannelBatch]:
+        """Run opened images, batch after batch, and look at the channels of the one target layer.
+
+        Parameters
+        ----------
+        opened : OpenedImages
+            See :meth:`open`.
+        target : Target or None, default=None
+            For all of the images; see ``as_target``. Only asked with a method.
+        method : str, Method or None, default=None
+            What weighs the channels, such as "gradcam". None weighs none, and takes no gradient.
+
+        Yields
+        ------
+        ChannelBatch
+
+        Raises
+        ------
+        ValueError
+            If there are several target layers, the method does not weigh channels as a whole, the
+            layer's grid does not lie over the images alone, or there are several classes an image.
+        """
+        looking = _Looking() if method is None else self._as_channel_method(method)
+        self.check_at_layer([looking])
+        question = self.translate(target)
+        if question.several:
+            raise ValueError("Channels are weighed for one class an image here; give one label.")
+        for batch in opened.batches():
+            self._check_extent(batch.inputs)
+            with without_graph(self.adapter):
+                recordable = batch.inputs.recordable()
+                recorded = self._record([looking], recordable, self.question_of(question, batch))
+                weights = None
+                if isinstance(looking, ChannelMethod):
+                    weights = looking.channel_weights(recorded)[0][:, 0]
+                found = (recorded.grid(0), weights, recorded.output.detach(), recorded.target)
+                del recorded  # with its graph
+            yield ChannelBatch(batch, *found)
+
+    def _as_channel_method(self, method: AnyMethod | None) -> ChannelMethod:
+        chosen = self.as_method(method)
+        if not isinstance(chosen, ChannelMethod):
+            raise ValueError(
+                f"{type(chosen).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
+                "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
+            )
+        return chosen
+
+    def _weigh_channels(
+        self, inputs: Inputs, target: Target, method: ChannelMethod
+    ) -> list[Tensor]:
+        """Return the weights of one batch; a function of its own, as all else is freed with it."""
+        with without_graph(self.adapter):
+            weights = method.channel_weights(self._record([method], inputs.recordable(), target))
+        return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]

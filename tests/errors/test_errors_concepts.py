@@ -1,0 +1,164 @@
+"""What the namers of channels refuse, and factors and clusters of what a layer sees."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from refusals import IMAGES, INPUTS, NAN, NET, X, explainer, of_parameters, rows_of
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from sklcam import CAMExplainer, ConceptNamer
+from sklcam.concepts import TextConceptNamer
+
+MASKS = np.zeros((2, 16, 16), bool)
+MASKS[:, :8] = True
+BOXES = [np.array([[0, 0, 8, 8]])] * 2
+VOLUMES = torch.rand(2, 1, 4, 4, 4)
+
+
+def means(crops):
+    return np.array([np.asarray(crop).mean((0, 1)) for crop in crops])
+
+
+def texts(prompts):
+    return np.eye(3)[: len(prompts)]
+
+
+@cache
+def of_volumes():
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    return CAMExplainer(network, target_layer="0", verbose=0).fit(VOLUMES)
+
+
+@cache
+def of_two_layers():
+    return CAMExplainer(NET, target_layer=["2", "5"], verbose=0).fit(INPUTS)
+
+
+@cache
+def of_another_layer():
+    return CAMExplainer(NET, target_layer="2", verbose=0).fit(INPUTS)
+
+
+@cache
+def namer():
+    return ConceptNamer(0.0).fit(explainer(), INPUTS, {"top": MASKS})
+
+
+def name(masks=None, boxes=None, images=INPUTS, of=explainer):
+    return ConceptNamer().fit(of(), images, masks, boxes_by_concept=boxes)
+
+
+def of_texts(encoder=(means, texts), prompts=("a", "b"), images=INPUTS, of=explainer):
+    return TextConceptNamer(encoder, list(prompts)).fit(of(), images)
+
+
+REFUSALS = {
+    "ConceptNamer": [
+        *of_parameters(
+            lambda **options: ConceptNamer(**options).set_params(),
+            threshold=[-0.1, 1, "a"],
+            n_crops=[0, "a"],
+        ),
+        ("no explainer", lambda: ConceptNamer().fit("resnet18", INPUTS), "estimator must be a "),
+        ("no images", lambda: name(images=None), "X is None"),
+        ("volumes", lambda: name(of=of_volumes, images=VOLUMES), "those of pictures; X holds vol"),
+        ("two layers", lambda: name(of=of_two_layers), "is for one target layer; there are 2, 5"),
+        ("both", lambda: name({"top": MASKS}, {"top": BOXES}), "or boxes_by_concept, not both"),
+        ("nothing", lambda: name({}), "masks_by_concept names no concept"),
+        ("masks alone", lambda: name(MASKS), r"for each image; masks_by_concept\[0\] is an"),
+        ("one mask", lambda: name({"top": MASKS[:1]}), r"masks_by_concept\['top'\] has 1 entries"),
+        ("a number", lambda: name({"top": 3}), r"\['top'\] must have an entry for each of 2"),
+        ("images too few", lambda: name([{"top": MASKS[0]}]), "masks_by_concept has 1 entries for"),
+        (
+            "another size",
+            lambda: name({"top": MASKS[:, :4]}),
+            r"masks_by_concept\['top'\]\[0\] is of shape \(4, 16\), and its image of 16 x 16",
+        ),
+        ("out of range", lambda: name({"top": MASKS + 1.5}), r"\['top'\]\[0\]: A mask must be"),
+        ("no box", lambda: name(None, {"top": [[1, 2, 3]] * 2}), r"\['top'\]\[0\]: The boxes of"),
+        ("turned", lambda: name(None, [{"top": [[8, 8, 0, 0]]}] * 2), r"\[0\]\['top'\]: A box is"),
+        ("nowhere", lambda: name({"top": MASKS & False}), "'top' is in none of the images"),
+        ("everywhere", lambda: name({"top": MASKS | True}), "'top' is all over each of the images"),
+        ("unfitted", lambda: ConceptNamer().score(explainer(), INPUTS, {}), "fitt", NotFittedError),
+        ("no names", lambda: name().score(explainer(), INPUTS, {"top": MASKS}), "No channel has a"),
+        (
+            "other concepts",
+            lambda: namer().score(explainer(), INPUTS, {"bottom": MASKS}),
+            "Channels are named 'top', of which there is nothing here",
+        ),
+        (
+            "another layer",
+            lambda: namer().explain(of_another_layer(), INPUTS),
+            "channels of the layer '5', and the explainer looks at '2'",
+        ),
+        ("no channel", lambda: namer().crops(explainer(), INPUTS, 8), "channel must .* 0 to 7"),
+        ("no crop", lambda: namer().crops(explainer(), INPUTS, 0, 3), "k, .* from 1 to 2; got 3"),
+        (
+            "fewer images",
+            lambda: namer().crops(explainer(), INPUTS[:1], 0, 2),
+            "image is number 1 of those in fit; X has 1",
+        ),
+        ("k", lambda: namer().explain(explainer(), INPUTS, k=9), "k, .* from 1 to 8; got 9"),
+        (
+            "a weight",
+            lambda: namer().explain(explainer(), INPUTS, weigh="alpha"),
+            r"weigh must be one of \('importance', 'contribution'\); got 'alpha'",
+        ),
+        (
+            "two classes an image",
+            lambda: namer().explain(explainer(), INPUTS, [[0, 1]] * 2),
+            "one class an image",
+        ),
+        (
+            "no namer",
+            lambda: explainer().explain_in_words(INPUTS, "names"),
+            "namer must be a fitted ConceptNamer or TextConceptNamer; got",
+        ),
+    ],
+    "TextConceptNamer": [
+        ("no encoder", lambda: of_texts("clip"), "'encoder' parameter .* must be"),
+        ("one function", lambda: of_texts((means,)), "two functions, of images and of texts; got"),
+        ("no prompts", lambda: of_texts(prompts=()), "prompts must be a list of strings; got"),
+        ("numbers", lambda: of_texts(prompts=(1, 2)), "prompts must be a list of strings; got"),
+        (
+            "a threshold",
+            lambda: TextConceptNamer((means, texts), ["a"], 2.0).fit(explainer(), INPUTS),
+            "'threshold' parameter .* must be",
+        ),
+        (
+            "one text of two",
+            lambda: of_texts((means, lambda prompts: texts("a"))),
+            r"embeddings of texts must be numbers of shape \(2, dim\)",
+        ),
+        ("zeros", lambda: of_texts((means, lambda _: np.zeros((2, 3)))), "of texts are zero or"),
+        (
+            "NaN",
+            lambda: of_texts((lambda crops: means(crops) * NAN, texts)),
+            "embeddings of images are zero or not finite",
+        ),
+        (
+            "widths",
+            lambda: of_texts((lambda crops: means(crops)[:, :2], texts)),
+            "of images have 2 numbers, those of texts 3",
+        ),
+        ("unfitted", lambda: TextConceptNamer((means, texts)).score(NET, X), "", NotFittedError),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "match", "error"), rows_of(REFUSALS))
+def test_refusals(call, match, error):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_a_layer_of_one_channel_has_none_to_be_set_off_against():
+    network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    one = CAMExplainer(network, target_layer="0", verbose=0).fit(IMAGES)
+    with pytest.raises(ValueError, match="has one channel, and no other"):
+        of_texts(images=IMAGES, of=lambda: one)
