@@ -7,11 +7,11 @@ of a class into clusters, of which some may be shortcuts. Drawn by :mod:`sklcam.
 from __future__ import annotations
 
 from sklcam.concepts.namer import ConceptNamer
+from sklcam.concepts.reasons import Reasons
 from sklcam.concepts.text_namer import TextConceptNamer
-from sklcam.concepts.words import Words
 
 __all__ = [
     "ConceptNamer",
+    "Reasons",
     "TextConceptNamer",
-    "Words",
 ]

@@ -19,7 +19,7 @@ from sklcam.cam import upsample
 from sklcam.concepts._annotated import Annotated
 from sklcam.concepts._ranking import StreamedAUROC
 from sklcam.concepts._strongest import Strongest
-from sklcam.concepts.words import Words
+from sklcam.concepts.reasons import Reasons
 from sklcam.explain import Explainer, ExplanationCheck
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import Batch, OpenedImages
@@ -104,7 +104,7 @@ class ChannelNamer(BaseEstimator):
         *,
         k: int = 5,
         weigh: Weighing = "importance",
-    ) -> Words:
+    ) -> Reasons:
         r"""Say which concepts speak for each decision, and which against it.
 
         Parameters
@@ -123,7 +123,7 @@ class ChannelNamer(BaseEstimator):
 
         Returns
         -------
-        Words
+        Reasons
 
         Raises
         ------
@@ -163,7 +163,7 @@ class ChannelNamer(BaseEstimator):
         names = self.names_[channels]
         names[0][~(weights_of[0] > 0)] = None
         names[1][~(weights_of[1] < 0)] = None
-        return Words(said or None, *channels, *weights_of, *names)
+        return Reasons(said or None, *channels, *weights_of, *names)
 
     def crops(self, explainer: AnyEstimator, X: Any, channel: int, k: int = 5) -> Bunch:
         """Cut out what a channel fires the most at.

@@ -188,7 +188,7 @@ class ChannelExplainer(BatchExplainer):
 
         Returns
         -------
-        Words
+        Reasons
             For each image the names of the k channels that weigh the most, and of the k that weigh
             the least.
 

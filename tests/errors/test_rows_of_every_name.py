@@ -25,7 +25,7 @@ TAKES_NOTHING_WRONG = {
     "ChannelMethod": "a base class",
     "ChannelBatch": "made by an Explainer",
     "ExplainedBatch": "made by an Explainer",
-    "Words": "made by what names channels",
+    "Reasons": "made by what names channels",
     "Explainer": "a base class",
     "Measurement": "made by an Evaluator",
     "OpenedImages": "made by an Explainer",

@@ -1,4 +1,4 @@
-"""``Words``: decisions in the names of the channels that weigh the most."""
+"""``Reasons``: decisions in the names of the channels that weigh the most."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PRINTED = 10  # images, of many
 
 
 @dataclass(frozen=True, eq=False)
-class Words(Sequence[Any]):
+class Reasons(Sequence[Any]):
     r"""What speaks for each decision, and what against it, by the names of channels.
 
-    Made by :meth:`~sklcam.CAMExplainer.explain_in_words`. Each entry, ``words[i]``, is a Bunch with
-    the ``label`` that was explained, and ``positive`` and ``negative``: dicts of names to the sum
-    of their channels' weights, the heaviest first.
+    Made by :meth:`~sklcam.CAMExplainer.explain_in_words`. Each entry, ``reasons[i]``, is a Bunch
+    with the ``label`` that was explained, and ``positive`` and ``negative``: dicts of names to the
+    sum of their channels' weights, the heaviest first.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ class Words(Sequence[Any]):
     Examples
     --------
     >>> import numpy as np
-    >>> from sklcam.concepts import Words
-    >>> words = Words(["fox"], np.array([[4, 7, 2]]), np.array([[1, 0, 9]]),
-    ...               np.array([[0.5, 0.25, 0.1]]), np.array([[-0.5, -0.2, 0.0]]),
-    ...               np.array([["fur", "fur", None]]), np.array([["sky", "sea", None]]))
-    >>> words[0].positive
+    >>> from sklcam.concepts import Reasons
+    >>> reasons = Reasons(["fox"], np.array([[4, 7, 2]]), np.array([[1, 0, 9]]),
+    ...                   np.array([[0.5, 0.25, 0.1]]), np.array([[-0.5, -0.2, 0.0]]),
+    ...                   np.array([["fur", "fur", None]]), np.array([["sky", "sea", None]]))
+    >>> reasons[0].positive
     {'fur': 0.75}
-    >>> print(words)
+    >>> print(reasons)
     0, fox: for fur (0.75); against sky (-0.5), sea (-0.2)
     """
 
