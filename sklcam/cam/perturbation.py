@@ -26,6 +26,7 @@ from sklcam.cam.base import (
 )
 from sklcam.cam.maps import places, rounding
 from sklcam.cam.recorded import RecordedPass
+from sklcam.networks.heads import Head
 from sklcam.networks.inference import is_out_of_memory
 
 
@@ -384,7 +385,8 @@ class AblationCAM(PerturbationMethod):
             # The pass cannot be gone on with where the network works in place between modules.
             if head is None or not _is_close(head.scores, recorded.scores.detach(), recorded):
                 return None
-            return head.falls(self.rows_at_a_time(recorded))
+            falls = head.falls(self.rows_at_a_time(recorded))
+            return falls if _comes_true(recorded, layer, head, falls) else None
         except RuntimeError as error:  # in-place work on what is not to be changed
             if is_out_of_memory(error):
                 raise
@@ -410,6 +412,27 @@ class AblationCAM(PerturbationMethod):
         """Return the scores (m - 1, k) of all rows but the first, which is checked."""
         rows = torch.full((len(ablated) - 1,), image, device=ablated.device)
         return recorded.score(resumed_output(recorded, layer, ablated, image, self), rows)
+
+
+def _comes_true(recorded: RecordedPass, layer: int, head: Head, falls: Tensor) -> bool:
+    """Whether the network says what its head foretells, of images without half of the channels.
+
+    A trace cannot see all that a network may do with its numbers, outside of torch.
+    """
+    activations = recorded.activations[layer].detach()
+    axis = recorded.layers[layer].channel_axis(activations)
+    gone = torch.arange(activations.shape[axis], device=activations.device) % 2 == 0
+    # Every other image is left as it is: what is done to one must not change another's scores.
+    changed = activations.clone()
+    changed.movedim(axis, 1)[::2, gone] = 0
+    with torch.no_grad():
+        found = recorded.scores_of_batch(layer, changed)
+    foretold = recorded.scores.detach().to(falls.dtype, copy=True)
+    foretold[::2] = head.without(gone, falls)[::2]
+    # Scores are sums, whose parts may be large where they are small.
+    parts = foretold.abs() + falls.abs().sum(dim=2)
+    tolerance = _tolerance(recorded) * parts + torch.finfo(parts.dtype).tiny
+    return bool((((found - foretold).abs() <= tolerance) | ~parts.isfinite()).all())
 
 
 def resumed_output(
@@ -473,8 +496,12 @@ def _cannot_go_on(recorded: RecordedPass, layer: int, method: Method) -> ValueEr
     )
 
 
-def _is_close(scores: Tensor, expected: Tensor, recorded: RecordedPass) -> bool:
+def _tolerance(recorded: RecordedPass) -> float:
     # Other rows in the batch may change the order of sums, not more; half precision has 3 digits.
-    tolerance = 0.05 if recorded.is_half else 1e-3
+    return 0.05 if recorded.is_half else 1e-3
+
+
+def _is_close(scores: Tensor, expected: Tensor, recorded: RecordedPass) -> bool:
+    tolerance = _tolerance(recorded)
     # NaN that was expected is no change; that the network gives NaN is warned of elsewhere.
     return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100, equal_nan=True)

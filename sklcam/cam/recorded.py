@@ -148,6 +148,8 @@ class RecordedPass:
         self._autocast = autocast
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
+        # What is differentiated to; prepare_inference puts the images in another order.
+        self._recorded_images = self.images
         # Methods lay out their maps by the resolved target, explainers by the one they asked.
         asked = as_target(target)
         self.target = asked.resolve(self.output, self.inputs)
@@ -231,7 +233,7 @@ class RecordedPass:
             self.output[row],
             is_half=self.is_half,
         )
-        self.images = self._inference_plan.arrange(self.images)
+        self.images = self._inference_plan.arrange(self.images.detach())
 
     @property
     def is_half(self) -> bool:
@@ -403,12 +405,24 @@ class RecordedPass:
             See ``sklcam.networks.heads.trace_head``.
         """
         activations = self.activations[layer].detach()
+        axis = self.layers[layer].channel_axis(activations)
+        return trace_head(lambda given: self.scores_of_batch(layer, given), activations, axis)
 
-        def scores_of(activations: Tensor) -> Tensor:
-            with self._trunks[layer].resumed(activations):
-                return self.score(self._forward(self.inputs.with_images(self.images)))
+    def scores_of_batch(self, layer: int, activations: Tensor) -> Tensor:
+        """Run what follows a layer on other activations of the whole batch.
 
-        return trace_head(scores_of, activations, self.layers[layer].channel_axis(activations))
+        Parameters
+        ----------
+        layer : int
+        activations : Tensor of shape (n_images, ...)
+            In the layer's own layout.
+
+        Returns
+        -------
+        Tensor of shape (n_images, k)
+        """
+        with self._trunks[layer].resumed(activations):
+            return self.score(self._forward(self.inputs.with_images(self.images)))
 
     def scores_behind(self, trunk: Trunk, returned: object) -> Tensor:
         """Return the scores of what a module could have returned for the batch, with a graph.
@@ -515,7 +529,7 @@ class RecordedPass:
             float32, or float64 if the network computes in it.
         """
         (gradients,) = self._differentiate(
-            column, [self.images], ["the images"], math.prod(self.size), keep=False
+            column, [self._recorded_images], ["the images"], math.prod(self.size), keep=False
         )
         return at_least_float32(gradients)
 

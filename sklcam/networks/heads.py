@@ -9,7 +9,8 @@ operations, never off values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,12 +117,43 @@ class Head:
             float32, or float64 if the network computes in it: half precision has too few digits for
             what a single channel changes.
         """
-        with torch.no_grad(), torch.autocast(self._activations.device.type, enabled=False):
-            given = at_least_float32(self._activations)
-            there, gone = self._pooled(given.clone()), self._pooled(torch.zeros_like(given))
+        with self._exactly():
+            there, gone = self._there_and_gone()
             if self._is_affine:
                 return self._by_gradient(there, gone)
             return self._by_passes(there, gone, batch_size)
+
+    def without(self, gone: Tensor, falls: Tensor) -> Tensor:
+        """Return the scores where several channels of the layer are zero.
+
+        Parameters
+        ----------
+        gone : bool Tensor of shape (K,)
+        falls : Tensor of shape (n_images, k, K)
+            As :meth:`falls` returns them.
+
+        Returns
+        -------
+        Tensor of shape (n_images, k)
+            float32, or float64 if the network computes in it.
+        """
+        with self._exactly():
+            there, empty = self._there_and_gone()
+            if self._is_affine:
+                return self._score(there) - falls[..., gone].sum(dim=2)
+            return self._score(
+                torch.where(gone.reshape(-1, *[1] * (full.ndim - axis - 1)), none, full)
+                for full, none, axis in zip(there, empty, self._cuts.values(), strict=True)
+            )
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        with torch.no_grad(), torch.autocast(self._activations.device.type, enabled=False):
+            yield
+
+    def _there_and_gone(self) -> tuple[list[Tensor], list[Tensor]]:
+        given = at_least_float32(self._activations)
+        return self._pooled(given.clone()), self._pooled(torch.zeros_like(given))
 
     def _pooled(self, activations: Tensor) -> list[Tensor]:
         values = _run(self._before, {0: activations})
@@ -324,6 +356,8 @@ class _Operation:
 
     def _is_affine(self) -> bool:
         packet, dtype = self.func.overloadpacket, self.kwargs.get("dtype")
+        if self.func is aten.view.dtype:  # other numbers of the same bits
+            return False
         if self.kwargs.get("rounding_mode") or not (dtype is None or dtype.is_floating_point):
             return False
         if packet in _SUMS:
@@ -347,6 +381,8 @@ class _Operation:
             return axis if self._is_aligned(shape, axis) else None
         rule = _AXES.get(packet)
         if rule is None or len(self.values) > 1 or not isinstance(self.args[0], _Slot):
+            return None
+        if self.func is aten.view.dtype:
             return None
         if packet in _NORMS and self._is_training():
             return None
@@ -428,16 +464,26 @@ def _of_images(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
     return 1 if axis == 1 and len(shape) > 3 else None
 
 
+def _of_pictures(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
+    return 1 if axis == 1 and len(shape) == 4 else None
+
+
+def _of_volumes(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
+    # Of four axes the first are taken for the channels, and the channels for places.
+    return 1 if axis == 1 and len(shape) == 5 else None
+
+
 _NORMS = {
     aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm,
     aten.miopen_batch_norm, aten._batch_norm_no_update,
 }  # fmt: skip
 _POOLINGS = {
-    aten.avg_pool2d, aten.avg_pool3d, aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d,
+    aten.avg_pool2d: _of_pictures, aten._adaptive_avg_pool2d: _of_pictures,
+    aten.avg_pool3d: _of_volumes, aten._adaptive_avg_pool3d: _of_volumes,
 }  # fmt: skip
 _MAXIMA = {
-    aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.adaptive_max_pool2d,
-    aten.adaptive_max_pool3d,
+    aten.max_pool2d_with_indices: _of_pictures, aten.adaptive_max_pool2d: _of_pictures,
+    aten.max_pool3d_with_indices: _of_volumes, aten.adaptive_max_pool3d: _of_volumes,
 }  # fmt: skip
 _AXES: dict[Any, Callable[..., int | None]] = {
     aten.permute: _permuted,
@@ -452,7 +498,9 @@ _AXES: dict[Any, Callable[..., int | None]] = {
     aten.alias: _unmoved,
     aten._to_copy: _unmoved,
     **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min), _reduced),
-    **dict.fromkeys((*_NORMS, *_POOLINGS, *_MAXIMA), _of_images),
+    **dict.fromkeys(_NORMS, _of_images),
+    **_POOLINGS,
+    **_MAXIMA,
 }
 # Functions of each place, beside those that torch calls so.
 _POINTWISE = {aten.hardswish, aten.hardswish_, aten._prelu_kernel, aten.log_sigmoid_forward}

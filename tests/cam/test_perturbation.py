@@ -433,11 +433,12 @@ def test_what_lies_before_the_layer_runs_once(small, batch_size):
 
 
 @pytest.mark.parametrize("layer", ["4", "5"])
-def test_where_channels_are_pooled_the_head_runs_once_more(small, layer):
+def test_where_channels_are_pooled_the_head_runs_twice_more(small, layer):
+    """To be looked at, and to be sure of what was seen."""
     for part in (4, 6, 8):
         small[part] = Counted(small[part])
     weights_of("ablationcam", small, noise_images(3), layer=layer)
-    assert small[4].rows == 3 and small[6].rows == small[8].rows == 3 + 3
+    assert small[4].rows == 3 and small[6].rows == small[8].rows == 3 + 3 + 3
 
 
 @pytest.mark.parametrize(
@@ -452,6 +453,35 @@ def test_pooled_channels_are_ablated_in_known_networks(name, layer, monkeypatch)
     ours = weights_of("ablationcam", model, images, target, layer)
     part = find_target_layer(model, layer, sample=images[:1]).of(model)
     torch.testing.assert_close(ours, brute_force_ablation(model, part, images, target))
+
+
+class ByHand(nn.Module):
+    def __init__(self, pooled):
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+        self.pooled = pooled
+
+    def forward(self, x):
+        return self.head(self.pooled(self.layer(x)))
+
+
+def test_what_cannot_be_seen_of_a_head_is_noticed():
+    """A copy outside of torch is not seen; the rest of the head is affine, and so would it all."""
+    torch.manual_seed(0)
+    unseen = ByHand(lambda x: (x + copy.deepcopy(x).relu()).mean((2, 3))).double().eval()
+    images, target = noise_images(3), torch.tensor([0, 2, 1])
+    expected = brute_force_ablation(unseen, unseen.layer, images, target)
+    ours = weights_of("ablationcam", unseen, images, target, "layer")
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_images_that_change_the_scores_of_others_are_refused(power):
+    """Affine, or behind a pooling: alone, an image has not the scores that it has among others."""
+    torch.manual_seed(0)
+    mixing = ByHand(lambda x: (x.mean((2, 3)) - x.mean((0, 2, 3))) ** power).double().eval()
+    with pytest.raises(ValueError, match="AblationCAM goes on from the target layer 'layer'"):
+        weights_of("ablationcam", mixing, noise_images(3), torch.tensor([0, 2, 1]), "layer")
 
 
 def test_the_plain_way_is_the_same(small, monkeypatch):

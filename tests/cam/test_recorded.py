@@ -10,6 +10,7 @@ from sklcam.cam import (
     AblationCAM,
     FakeCAM,
     GradCAM,
+    GroupCAM,
     GuidedBackprop,
     LayerCAM,
     RecordedPass,
@@ -148,6 +149,7 @@ def test_methods_with_a_rule_stand_alone(methods, groups):
         ([AblationCAM(), GradCAM()], True, False, 1),
         ([Saliency()], True, True, 0),
         ([Saliency(), GradCAM()], True, True, 1),
+        ([GroupCAM(), Saliency()], True, True, 1),
     ],
 )
 def test_a_pass_has_the_graph_that_its_methods_need(methods, has_head, has_images, n_layers):
