@@ -29,7 +29,7 @@ from sklcam.metrics.consistency import (
     structural_similarity,
 )
 from sklcam.metrics.cose import cose
-from sklcam.metrics.evaluate import Evaluator, default_metrics, evaluate
+from sklcam.metrics.evaluate import Evaluator, evaluate
 from sklcam.metrics.imputation import impute, road
 from sklcam.metrics.localization import (
     PrecisionRecall,
@@ -53,6 +53,7 @@ from sklcam.metrics.pixel_ranks import pixel_auc, relevance_rank_accuracy, topk_
 from sklcam.metrics.registry import (
     Metric,
     available,
+    default_metrics,
     get_metric,
     metric_of_row,
     register,

@@ -34,6 +34,7 @@ from sklcam.metrics.annotations import (
     checked_boxes,
     is_by_class,
 )
+from sklcam.metrics.groups import AnyGroups, checked_groups
 from sklcam.metrics.plan import (
     OutputScore,
     Params,
@@ -75,32 +76,6 @@ from sklcam.metrics.summary import Evaluation
 AnyMetrics = str | Metric | Sequence[str | Metric]
 
 
-def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[str, ...]:
-    """Return the names of the metrics that give a first picture of an explainer.
-
-    Parameters
-    ----------
-    confidence : bool, default=True
-        Whether what is explained has a probability, or a score in its place.
-    labels : bool, default=False
-        Whether there are true labels.
-
-    Returns
-    -------
-    tuple of str
-
-    Examples
-    --------
-    >>> from sklcam.metrics import default_metrics
-    >>> default_metrics(), default_metrics(confidence=False)
-    (('adcc', 'iauc', 'dauc', 'consistency'), ('complexity', 'sparsity', 'consistency'))
-    """
-    if not confidence:
-        return "complexity", "sparsity", "consistency"
-    names = ("adcc", "iauc", "dauc", "consistency")
-    return ("accuracy", *names) if labels else names
-
-
 @overload
 def evaluate(
     estimator: AnyEstimator,
@@ -113,6 +88,7 @@ def evaluate(
     boxes: PerImage = ...,
     masks: PerImage = ...,
     references: PerImage = ...,
+    groups: AnyGroups = ...,
     score: OutputScore | None = ...,
     metric_params: Params | None = ...,
     batch_size: int | None = ...,
@@ -137,6 +113,7 @@ def evaluate(
     boxes: PerImage = ...,
     masks: PerImage = ...,
     references: PerImage = ...,
+    groups: AnyGroups = ...,
     score: OutputScore | None = ...,
     metric_params: Params | None = ...,
     batch_size: int | None = ...,
@@ -160,6 +137,7 @@ def evaluate(
     boxes: PerImage = None,
     masks: PerImage = None,
     references: PerImage = None,
+    groups: AnyGroups = None,
     score: OutputScore | None = None,
     metric_params: Params | None = None,
     batch_size: int | None = None,
@@ -205,6 +183,9 @@ def evaluate(
         A map for each image, for ``"reference_correlation"``: where people look, or a mask. At any
         size that covers the image, in its proportions or as a square. A list of your own may read
         each of them from its file when it is asked for.
+    groups : array-like of shape (n_images,), mapping of str to these, or None, default=None
+        The group of each image, such as the camera it was taken with; or several groupings, by
+        name. :meth:`Evaluation.by_group` has each number by group, and the largest gaps.
     score : callable or None, default=None
         Turns the network's own output into one score in [0, 1] per image. The metrics of confidence
         need it where the target is not a class, and for a regression.
@@ -287,6 +268,7 @@ def evaluate(
         boxes=boxes,
         masks=masks,
         references=references,
+        groups=groups,
         score=score,
         metric_params=metric_params,
         batch_size=batch_size,
@@ -364,6 +346,7 @@ class Evaluator(Generic[Observed]):
         boxes: PerImage = None,
         masks: PerImage = None,
         references: PerImage = None,
+        groups: AnyGroups = None,
         score: OutputScore | None = None,
         metric_params: Params | None = None,
         batch_size: int | None = None,
@@ -440,6 +423,7 @@ class Evaluator(Generic[Observed]):
             )
         given, classes = Annotations(self.labels, boxes, masks, references), self.explainer.classes_
         check_lengths(given, len(self.opened))
+        self._groups = checked_groups(groups, len(self.opened))
         check_ranks(self.metrics, classes)
         check_classes(self.metrics, self.labels, classes)
         check_objects_of_classes(
@@ -581,4 +565,4 @@ class Evaluator(Generic[Observed]):
             check.add(table, "images' values", n_axes=1, blank=False)
         check.warn()
         meanings = {name: metric.meaning for name, metric in self.metrics.items()}
-        return Evaluation(meanings, self.labels, **values)
+        return Evaluation(meanings, self.labels, self._groups, **values)

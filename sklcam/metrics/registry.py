@@ -258,6 +258,32 @@ def get_metrics(metrics: str | Metric | Iterable[str | Metric]) -> dict[str, Met
     return named
 
 
+def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[str, ...]:
+    """Return the names of the metrics that give a first picture of an explainer.
+
+    Parameters
+    ----------
+    confidence : bool, default=True
+        Whether what is explained has a probability, or a score in its place.
+    labels : bool, default=False
+        Whether there are true labels.
+
+    Returns
+    -------
+    tuple of str
+
+    Examples
+    --------
+    >>> from sklcam.metrics import default_metrics
+    >>> default_metrics(), default_metrics(confidence=False)
+    (('adcc', 'iauc', 'dauc', 'consistency'), ('complexity', 'sparsity', 'consistency'))
+    """
+    if not confidence:
+        return "complexity", "sparsity", "consistency"
+    names = ("adcc", "iauc", "dauc", "consistency")
+    return ("accuracy", *names) if labels else names
+
+
 def metric_of_row(row: str) -> Metric | None:
     """Return the metric that a row of a :class:`Summary` is about; None if it is not registered.
 

@@ -21,7 +21,8 @@ from sklcam.metrics.plan import Params, check_metric_params
 from sklcam.metrics.registry import Metric, available, get_metric, option_checks
 
 _EVALUATE_OPTIONS = frozenset(inspect.signature(evaluate).parameters) - {
-    "estimator", "X", "y", "metrics", "boxes", "masks", "references", "metric_params", "progress",
+    "estimator", "X", "y", "metrics", "boxes", "masks", "references", "groups", "metric_params",
+    "progress",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam._validation import check_count, check_number, describe, draw_seed
+from sklcam.metrics.groups import labels_of_groups, largest_gaps
 from sklcam.metrics.registry import metric_of_row
 
 _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
@@ -27,6 +28,8 @@ class Evaluation(Bunch):
         What metrics mean here, where that depends on what was asked.
     labels : array-like of shape (n_images,) or None, default=None
         The class of each image, for :meth:`summary` by class.
+    groups : mapping of str to ndarray of shape (n_images,), or None, default=None
+        The label of each image in each grouping, for :meth:`summary` by its name.
     **values : ndarray of shape (n_images,)
         By the metrics' names.
 
@@ -34,6 +37,7 @@ class Evaluation(Bunch):
     ----------
     meanings : dict of str to str
     labels : ndarray of shape (n_images,) or None
+    groups : dict of str to ndarray of shape (n_images,)
 
     Examples
     --------
@@ -48,6 +52,7 @@ class Evaluation(Bunch):
         self,
         meanings: Mapping[str, str] | None = None,
         labels: Any = None,
+        groups: Mapping[str, np.ndarray] | None = None,
         /,
         **values: np.ndarray,
     ):
@@ -55,6 +60,7 @@ class Evaluation(Bunch):
         # Not by an assignment, which would make a key of a Bunch.
         self.__dict__["meanings"] = dict(meanings or {})
         self.__dict__["labels"] = None if labels is None else np.asarray(labels)
+        self.__dict__["groups"] = dict(groups or {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # a Bunch forgets its attributes
@@ -91,9 +97,10 @@ class Evaluation(Bunch):
 
         Parameters
         ----------
-        by : None, "class" or array-like of shape (n_images,), default=None
+        by : None, "class", str or array-like of shape (n_images,), default=None
             Whether to give a table for each group of images, and one of the means over groups: by
-            the true class, or by labels of your own.
+            the true class, by a grouping that :func:`evaluate` was given, which goes by its name
+            ("group", if it has none), or by labels of your own.
         level : float, default=0.95
             The level of the interval, which lies between percentiles of resampled means.
         n_resamples : int, default=2000
@@ -111,8 +118,8 @@ class Evaluation(Bunch):
         ------
         ValueError
             If ``level`` is not between 0 and 1, ``n_resamples`` is not an int >= 1, or there is
-            no metric, or not as many values of each; or if ``by`` is not one label per image, or
-            "class" without ``y``, or where images have several labels.
+            no metric, or not as many values of each; or if ``by`` is no grouping that is known and
+            not one label per image, or "class" without ``y``, or where images have several labels.
 
         Examples
         --------
@@ -124,6 +131,7 @@ class Evaluation(Bunch):
         cat            2  0.2000 ± 0.1000
         dog            1  0.6000 ± nan
         mean of 2      3  0.4000 ± nan
+        complexity: dog is above cat by 0.4000 (nan .. nan)
         """
         _check_options(level, n_resamples)
         if by is None:
@@ -154,9 +162,58 @@ class Evaluation(Bunch):
                 n=sum(table[name].n for table in tables.values()),
                 n_missing=sum(table[name].n_missing for table in tables.values()),
             )
-        return GroupedSummary(tables, Summary(means, self.meanings))
+        gaps = largest_gaps(found, tables, level)
+        return GroupedSummary(tables, Summary(means, self.meanings), gaps)
+
+    def by_group(
+        self,
+        *,
+        level: float = 0.95,
+        n_resamples: int = 2000,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> dict[str, GroupedSummary]:
+        """Return the tables of all groupings that :func:`evaluate` was given, with their gaps.
+
+        Parameters
+        ----------
+        level, n_resamples, random_state
+            See :meth:`summary`.
+
+        Returns
+        -------
+        dict of str to GroupedSummary
+            By the groupings' names.
+
+        Raises
+        ------
+        ValueError
+            If there are no groups; and as :meth:`summary`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklcam.metrics import Evaluation
+        >>> groups = {"camera": np.array(["old", "old", "old", "new", "new", "new"])}
+        >>> right = np.array([0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+        >>> result = Evaluation(None, None, groups, accuracy=right)
+        >>> result.by_group()["camera"]
+                       n  accuracy
+        new            3  1.0000 ± 0.0000
+        old            3  0.3333 ± 0.3333
+        mean of 2      6  0.6667 ± 0.1667
+        accuracy: new is above old by 0.6667 (0.0000 .. 1.0000)
+        """
+        if not self.groups:
+            raise ValueError("There are no groups of images: give evaluate groups=.")
+        options: dict[str, Any] = {"level": level, "n_resamples": n_resamples}
+        return {
+            name: self.summary(by=labels, random_state=random_state, **options)
+            for name, labels in self.groups.items()
+        }
 
     def _groups(self, by: ArrayLike) -> np.ndarray:
+        if isinstance(by, str) and by in self.groups:
+            return self.groups[by]
         if isinstance(by, str) and by == "class":
             if self.labels is None:
                 raise ValueError('by="class" needs y, the true labels: give them to evaluate.')
@@ -166,14 +223,11 @@ class Evaluation(Bunch):
                     "group for each image."
                 )
             return np.asarray(self.labels)
-        groups = np.asarray(by)
         n_images = len(next(iter(self.values()), ()))
-        if groups.shape != (n_images,):
-            raise ValueError(
-                f'by must be "class", or one label for each of {n_images} images; got '
-                f"{describe(by)}."
-            )
-        return groups
+        if isinstance(by, str):
+            known = ", ".join(["'class'", *map(repr, self.groups)])
+            raise ValueError(f"There is no grouping {by!r}; by= takes {known}, or labels.")
+        return labels_of_groups("by", by, n_images)
 
     def means(self) -> dict[str, float]:
         """Return each metric's mean over the images, as :meth:`summary` has it.
@@ -247,12 +301,19 @@ class GroupedSummary(dict[Any, Summary]):
     ----------
     tables : mapping of labels to Summary
     mean : Summary
+    gaps : mapping of str to Bunch, or None, default=None
 
     Attributes
     ----------
     mean : Summary
         The mean over groups, each of which counts alike; ``std`` is the deviation of the groups'
         means, ``low`` to ``high`` the interval of a bootstrap within each group.
+    gaps : dict of str to Bunch
+        For each metric the largest difference between two groups: ``groups``, that with the higher
+        mean first, ``mean``, their difference, and ``low`` to ``high``, its interval. If that does
+        not hold 0, the difference is more than chance: the level is that of all ``n_pairs`` pairs
+        of groups together, among which the largest was looked for. No interval, NaN, if one of the
+        two has fewer than two values; percentiles of resamples of a few are too narrow.
 
     Examples
     --------
@@ -264,9 +325,15 @@ class GroupedSummary(dict[Any, Summary]):
     (0.2, 0.4)
     """
 
-    def __init__(self, tables: Mapping[Any, Summary], mean: Summary):
+    def __init__(
+        self,
+        tables: Mapping[Any, Summary],
+        mean: Summary,
+        gaps: Mapping[str, Bunch] | None = None,
+    ):
         super().__init__(tables)
         self.mean = mean
+        self.gaps = dict(gaps or {})
 
     def __repr__(self) -> str:
         named = {str(group): table for group, table in self.items()}
@@ -284,6 +351,12 @@ class GroupedSummary(dict[Any, Summary]):
                     for cell, name in zip(cells, columns, strict=True)
                 )
             )
+        lines += [
+            f"{name}: {gap.groups[0]} is above {gap.groups[1]} by {gap.mean:.4f} "
+            f"({gap.low:.4f} .. {gap.high:.4f})"
+            for name, gap in self.gaps.items()
+            if gap.groups is not None
+        ]
         return "\n".join(line.rstrip() for line in lines)
 
 

@@ -127,6 +127,6 @@ def _in_labels(explainer: Explainer, X: Any, y: Any) -> Any:
     if y is None or kind_of_labels(y) != "label sets" or names is None:
         return known_labels(X, y, explainer.classes_, names)
     return [
-        known_labels(None, [*row], explainer.classes_, names).tolist() if len(row) else []
+        np.asarray(known_labels(None, row, explainer.classes_, names)).tolist() if row else []
         for row in ([*each] for each in y)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from refusals import (
     BOX,
@@ -60,6 +61,34 @@ REFUSALS: dict[str, list[Row]] = {
         ("a level", lambda: SANITY.curves("ssim", level=2), "level must be .* got 2"),
     ],
     "evaluate": [
+        ("few groups", lambda: evaluate(groups=[0, 1]), "groups must be one label for each of 12"),
+        ("one group", lambda: evaluate(groups="a"), "groups must be one label for .* got a str"),
+        ("no groupings", lambda: evaluate(groups={}), "or a dict of names to these; got a dict"),
+        (
+            "groups of the class",
+            lambda: evaluate(groups={"class": Y}),
+            '"class" are the true labels, y',
+        ),
+        (
+            "few of a grouping",
+            lambda: evaluate(groups={"age": Y[1:]}),
+            r"groups\['age'\] must be one label for each of 12 images",
+        ),
+        (
+            "groups NaN",
+            lambda: evaluate(groups=np.where(Y == 1, np.nan, Y)),
+            r"groups lacks the label of \d image",
+        ),
+        (
+            "groups NA",
+            lambda: evaluate(groups=pd.Series([pd.NA] + [1] * 11, dtype="Int64")),
+            r"groups lacks the label of 1 image\(s\), the first of them 0",
+        ),
+        (
+            "words and numbers",
+            lambda: evaluate(groups=np.array(["a"] * 11 + [1], object)),
+            "Labels of groups must be numbers or strings, and not both",
+        ),
         ("no estimator", lambda: evaluate(estimator=SVC()), "must be a ConsistentCAM.* got SVC"),
         (
             "labels of no class",
@@ -285,6 +314,21 @@ REFUSALS: dict[str, list[Row]] = {
             "few groups",
             lambda: evaluation().summary(by=[0, 1]),
             "label for each of 3 images; got a",
+        ),
+        (
+            "a slip",
+            lambda: evaluation().summary(by="clas"),
+            "no grouping 'clas'; by= takes 'class'",
+        ),
+        (
+            "a missing group",
+            lambda: evaluation().summary(by=["a", None, "b"]),
+            r"by lacks the label of 1 image\(s\), the first of them 1",
+        ),
+        (
+            "no groups",
+            lambda: evaluation().by_group(),
+            "There are no groups.* give evaluate groups",
         ),
         ("nothing", lambda: metrics.Evaluation().summary(), "needs a metric, .* none at all"),
         ("no means", lambda: metrics.Evaluation().means(), "needs a metric, .* none at all"),

@@ -90,6 +90,12 @@ def test_labels_in_every_form_and_by_name():
     segmenter = CAMSegmenter(named).fit(IMAGES, sets)
     assert segmenter.classes_.tolist() == ["red", "green", "blue"]  # in the network's order
     assert_array_equal(segmenter.predict(IMAGES, sets), expected)
+    ours.class_names_ = np.array(["red", "green", "blue"])  # of classes that are numbers
+    for y in (SETS, sets):
+        segmenter = CAMSegmenter(ours).fit(IMAGES, y)
+        assert segmenter.classes_.tolist() == [0, 1, 2]
+        assert_array_equal(segmenter.predict(IMAGES, y), expected)
+    assert CAMSegmenter(ours).fit(IMAGES, ["red", "blue"] * 2 + ["red"]).classes_.tolist() == [0, 2]
 
 
 def test_classes_are_those_of_y_and_the_likeliest_of_them_is_predicted():
