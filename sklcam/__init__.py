@@ -78,7 +78,8 @@ _MODULE_OF = {
 }
 _PACKAGES = {
     *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
-    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "training"),
+    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "study"),
+    "training",
 }
 
 

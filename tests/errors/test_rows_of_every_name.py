@@ -43,6 +43,7 @@ TAKES_NOTHING_WRONG = {
     "PrecisionRecall": "a tuple that is returned",
     "Summary": "a table that is returned",
     "GroupedSummary": "a table that is returned",
+    "StudyTable": "a table that is returned",
     "Trunk": "made by record_trunk",
     "PersistenceError": "an error",
     "MissingObjectsError": "an error",
@@ -60,7 +61,8 @@ TAKES_NOTHING_WRONG = {
 }
 ROOMS = (
     *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
-    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "training"),
+    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "study"),
+    "training",
 )
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 

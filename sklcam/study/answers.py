@@ -1,0 +1,133 @@
+"""What raters hand in, and the key to it: files and dicts, read and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sklcam._validation import describe
+
+KEY_FORMAT = "sklcam-study-key"
+ANSWERS_FORMAT = "sklcam-study-answers"
+VERSION = 1
+
+Document: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one rater.
+
+    Parameters
+    ----------
+    rater : str
+    values : dict of str to int
+        By question.
+    swapped : dict of str to bool
+        Whether the sides were changed, by question.
+    seconds : dict of str to float
+        How long a question was looked at; NaN where nobody knows.
+    """
+
+    rater: str
+    values: dict[str, int]
+    swapped: dict[str, bool]
+    seconds: dict[str, float]
+
+
+def read_key(key: Document) -> Mapping[str, Any]:
+    """Return a key that has been checked."""
+    name, document = _read(key, "the key", KEY_FORMAT)
+    kind, items = document.get("kind"), document.get("items")
+    is_whole = (
+        isinstance(document.get("study"), str)
+        and isinstance(document.get("methods"), list)
+        and (kind == "class" or (kind == "reliability" and "better" in document))
+        and isinstance(items, Mapping)
+        and all(_is_item(item, kind) for item in items.values())
+    )
+    if not is_whole:
+        raise ValueError(f"{name} is not whole; study.build writes it beside the page.")
+    return document
+
+
+def _is_item(item: Any, kind: str) -> bool:
+    if not isinstance(item, Mapping):
+        return False
+    told = "truth" if kind == "class" or item.get("check") else "models"
+    wanted = {told} if item.get("check") else {told, "image", "method"}
+    return wanted <= item.keys()
+
+
+def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any]) -> list[Answers]:
+    """Return the answers of each rater, in the order in which they came; all have been checked."""
+    given = [answers] if isinstance(answers, str | os.PathLike | Mapping) else [*answers]
+    if not given:
+        raise ValueError("There are no answers: give the files that raters have saved, in a list.")
+    found: list[Answers] = []
+    came_from: dict[str, str] = {}
+    for i, each in enumerate(given):
+        name, document = _read(each, f"answers[{i}]", ANSWERS_FORMAT)
+        rater = _one(name, document, key)
+        if rater.rater in came_from:
+            raise ValueError(
+                f"Rater {rater.rater!r} is there twice, in {came_from[rater.rater]} and {name}: "
+                "keep one of them, or change the rater in one if they are two people."
+            )
+        came_from[rater.rater] = name
+        found.append(rater)
+    return found
+
+
+def _read(given: Any, name: str, wanted: str) -> tuple[str, Mapping[str, Any]]:
+    """Return what a document is called in messages, and what it holds."""
+    document = given
+    if isinstance(given, str | os.PathLike):
+        name = repr(os.fspath(given))
+        try:
+            document = json.loads(Path(given).read_text(encoding="utf-8"))
+        except ValueError as error:  # neither UTF-8 nor JSON
+            raise ValueError(f"{name} is not a file of JSON: {error}") from error
+    if not isinstance(document, Mapping) or document.get("format") != wanted:
+        form = document.get("format") if isinstance(document, Mapping) else None
+        came = f"one of the format {form!r}" if form else describe(document)
+        raise ValueError(f"{name} must be a file or dict of the format {wanted!r}; got {came}.")
+    if document.get("version") != VERSION:
+        raise ValueError(
+            f"{name} is of version {document.get('version')!r} of its format, and this version of "
+            f"sklcam knows {VERSION}."
+        )
+    return name, document
+
+
+def _one(name: str, document: Mapping[str, Any], key: Mapping[str, Any]) -> Answers:
+    if document.get("study") != key["study"]:
+        raise ValueError(
+            f"{name} is of the study {document.get('study')!r}, and the key of {key['study']!r}."
+        )
+    rater, given = document.get("rater"), document.get("answers")
+    if not isinstance(rater, str) or not rater or not isinstance(given, list):
+        raise ValueError(f"{name} must have a rater, a text, and answers, a list.")
+    allowed = (0, 1) if key["kind"] == "class" else (-2, -1, 0, 1, 2)
+    found = Answers(rater, {}, {}, {})
+    for answer in given:
+        item = answer.get("item") if isinstance(answer, Mapping) else None
+        if not isinstance(item, str) or item not in key["items"]:
+            raise ValueError(f"{name} answers {item!r}, which is not a question of the study.")
+        if item in found.values:
+            raise ValueError(f"{name} answers the question {item!r} twice.")
+        value = answer.get("value")
+        if type(value) is not int or value not in allowed:
+            raise ValueError(
+                f"{name} answers the question {item!r} by {value!r}, which is not one of "
+                f"{', '.join(map(str, allowed))}."
+            )
+        found.values[item] = value
+        found.swapped[item] = answer.get("swapped") is True
+        seconds = answer.get("seconds")
+        found.seconds[item] = float(seconds) if type(seconds) in (int, float) else float("nan")
+    return found
