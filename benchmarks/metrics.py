@@ -43,20 +43,13 @@ import pytorch_grad_cam.metrics.road
 import torch
 import torchcam.methods
 import torchcam.metrics
-from explain import (
-    SEED,
-    Bar,
-    finish,
-    images_of,
-    noise_images,
-    prepared_network,
-    timed_rounds,
-    trained_network,
-)
+from explain import Bar, timed_rounds
+from explain_contenders import finish
 from pytorch_grad_cam.utils.model_targets import (
     ClassifierOutputSoftmaxTarget,
     ClassifierOutputTarget,
 )
+from timed_networks import SEED, images_of, noise_images, prepared_network, trained_network
 from torch import Tensor, nn
 
 from sklcam import CAMExplainer

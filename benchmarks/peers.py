@@ -36,9 +36,10 @@ import captum.attr
 import pytorch_grad_cam
 import torch
 import torchcam.methods
-from explain import finish, noise_images, prepared_network
+from explain_contenders import finish
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.base import clone
+from timed_networks import noise_images, prepared_network
 from torch import Tensor, nn
 
 from sklcam import CAMExplainer
