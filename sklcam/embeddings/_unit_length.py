@@ -54,6 +54,15 @@ def self_is_constant(network: nn.Module) -> ValueError:
     )
 
 
+def why_cosines(network: nn.Module) -> str:
+    """Return what to warn of where they are compared with others, of whatever length."""
+    return (
+        "The network brings its embeddings to one length, so that scores are cosines: the nearer "
+        "an image is to what it is compared with, the smaller their gradient, down to rounding. "
+        f"For the paper's score, {remedy(network)}."
+    )
+
+
 class EndingAt(AdapterAround):
     """An adapter of the same network, the output of which is that of one of its layers."""
 

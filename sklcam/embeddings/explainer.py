@@ -24,7 +24,15 @@ from torch import Tensor
 from sklcam._validation import check_count, describe
 from sklcam.cam import ChannelMethod, Classes, Directions, Method, Target, TopK
 from sklcam.cam.targets import Predicted
-from sklcam.embeddings._unit_length import EndingAt, have_one_length, remedy, self_is_constant
+from sklcam.embeddings._unit_length import EndingAt, have_one_length, self_is_constant, why_cosines
+from sklcam.embeddings.proxies import (
+    add_to_sums,
+    check_one_label_each,
+    given_proxies,
+    is_name,
+    mean_proxies,
+    proxies_by,
+)
 from sklcam.embeddings.targets import (
     EmbeddingDirections,
     NearestProxies,
@@ -32,7 +40,6 @@ from sklcam.embeddings.targets import (
     SinglePoint,
     cosines,
     normalized,
-    of_unit_length,
 )
 from sklcam.embeddings.text import ImageTower, Text
 from sklcam.explain.base import AnyMethod, AnyTarget
@@ -273,45 +280,24 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             If there are no labels, or not one for each image.
         """
         labels, opened = labels_for(X, y, purpose), self.open(X)
-        if labels.shape != (len(opened),):
-            raise ValueError(
-                f"y must be one label per image; got shape {labels.shape} for {len(opened)} images."
-            )
-        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            raise ValueError("y has labels that are NaN or infinite.")
+        check_one_label_each(labels, len(opened))
         return opened, labels
 
     def _add(self, X: Any, y: Any) -> None:
         """Add the images' embeddings to the sums of their classes."""
         opened, labels = self.open_labelled(X, y, f"proxy={self.proxy!r}")
-        start = 0
-        for embeddings in self._embeddings(opened, "proxies"):
-            part = labels[start : start + len(embeddings)]
-            for label in np.unique(part):
-                key = label.item()
-                # In float64: over many batches the small terms would drop out of a large sum.
-                total = embeddings[part == label].sum(axis=0, dtype=np.float64)
-                self._sums_[key] = self._sums_.get(key, 0) + total
-                self._counts_[key] = self._counts_.get(key, 0) + int((part == label).sum())
-            start += len(embeddings)
-        self.classes_ = np.array(sorted(self._sums_))
-        known = self.classes_.tolist()
-        self.n_images_per_class_ = np.array([self._counts_[key] for key in known])
-        means = np.stack([self._sums_[key] for key in known])
-        self.proxies_ = of_unit_length(means, self.classes_)
+        batches = self._embeddings(opened, "proxies")
+        add_to_sums(self._sums_, self._counts_, batches, labels)
+        self.proxies_, self.classes_, self.n_images_per_class_ = mean_proxies(
+            self._sums_, self._counts_
+        )
 
     def _learn_by(self, proxy: Callable[[np.ndarray], Any], X: Any, y: Any) -> None:
         opened, labels = self.open_labelled(X, y, f"proxy={self.proxy!r}")
         embeddings = np.concatenate(list(self._embeddings(opened, "proxies")))
-        self.classes_, self.n_images_per_class_ = np.unique(labels, return_counts=True)
-        made = [np.asarray(proxy(embeddings[labels == label])) for label in self.classes_]
-        wrong = [each.shape for each in made if each.shape != embeddings.shape[1:]]
-        if wrong:
-            raise ValueError(
-                f"The callable proxy must return an array of shape {embeddings.shape[1:]}; it "
-                f"returned one of {wrong[0]}."
-            )
-        self.proxies_ = np.stack(made).astype(np.float32)
+        self.proxies_, self.classes_, self.n_images_per_class_ = proxies_by(
+            proxy, embeddings, labels
+        )
 
     def _take_proxies(self) -> None:
         """Take the proxies that were given; none for single points."""
@@ -323,22 +309,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if isinstance(given, Text):
             names = given.names() if names is None else names
             given = given.embed(self._adapter)
-        proxies = np.asarray(given, dtype=np.float32)
-        if proxies.ndim != 2 or proxies.shape[1] != self._dim_:
-            raise ValueError(
-                f"Proxies must be of shape (n_classes, {self._dim_}), as the embeddings have "
-                f"{self._dim_} dimensions; got {proxies.shape}."
-            )
-        classes = np.arange(len(proxies)) if names is None else np.asarray(names)
-        if classes.shape != (len(proxies),) or len(np.unique(classes)) != len(classes):
-            raise ValueError(
-                f"classes must be one label for each of the {len(proxies)} proxies, all different; "
-                f"got {classes.tolist()}."
-            )
-        if not (np.isfinite(proxies).all() and proxies.any(axis=1).all()):
-            raise ValueError("Some proxies are zero or not finite, and have no direction.")
-        self.classes_, self.proxies_ = classes, proxies
-        self.n_images_per_class_ = np.zeros(len(classes), dtype=int)
+        self.proxies_, self.classes_ = given_proxies(given, names, self._dim_)
+        self.n_images_per_class_ = np.zeros(len(self.classes_), dtype=int)
 
     def _adapt(self) -> Adapter:
         adapter = super()._adapt()
@@ -354,12 +326,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         if self.normalizes_:
             if is_name(self.proxy, "self"):
                 raise self_is_constant(adapter.network)
-            warnings.warn(
-                "The network brings its embeddings to one length, so that scores are cosines: the "
-                "nearer an image is to what it is compared with, the smaller their gradient, down "
-                f"to rounding. For the paper's score, {remedy(adapter.network)}.",
-                stacklevel=4,
-            )
+            warnings.warn(why_cosines(adapter.network), stacklevel=4)
         return output
 
     def _settle(self, evidence: Evidence) -> None:
@@ -593,8 +560,3 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             query_maps=query_maps,
             neighbor_maps=neighbor_maps,
         )
-
-
-def is_name(value: Any, name: str) -> bool:
-    """Whether a parameter is this string, where it may be an array, too."""
-    return isinstance(value, str) and value == name

@@ -23,7 +23,8 @@ from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from sklcam.embeddings.explainer import EmbeddingCAMExplainer, is_name
+from sklcam.embeddings.explainer import EmbeddingCAMExplainer
+from sklcam.embeddings.proxies import is_name
 from sklcam.embeddings.targets import normalized
 from sklcam.images.labels import check_labels, labels_for
 from sklcam.metrics import recall_at_k

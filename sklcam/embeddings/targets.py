@@ -6,7 +6,6 @@ them resolve to directions.
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,17 +32,6 @@ def normalized(embeddings: Tensor) -> Tensor:
             "trained on?"
         )
     return embeddings / lengths
-
-
-def of_unit_length(means: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return the sums of classes brought to length 1; a ValueError where one is zero."""
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    if not lengths.all():
-        raise ValueError(
-            f"The embeddings of {classes[lengths[:, 0] == 0].tolist()} add up to zero: the class "
-            "has no mean direction."
-        )
-    return (means / lengths).astype(np.float32)
 
 
 def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:

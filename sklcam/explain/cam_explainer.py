@@ -24,17 +24,17 @@ from sklcam._validation import check_size
 from sklcam.cam import Method, get_method
 from sklcam.explain.base import AnyMethod, Explainer
 from sklcam.explain.checks import ExplanationCheck
-from sklcam.explain.detected import advice_on_detectors, check_detected, detections
+from sklcam.explain.detected import check_detected, detections
+from sklcam.explain.naming import name_outputs
 from sklcam.explain.opened import OpenedImages
-from sklcam.images.label_sets import as_numbers, kind_of_labels, learn_label_sets
-from sklcam.images.labels import label_names, labels_for
+from sklcam.explain.refused import not_a_tensor, why_refused
+from sklcam.images.labels import label_names
 from sklcam.networks.adapters import Adapter, Preparation, adapt
 from sklcam.networks.construction import build_model
 from sklcam.networks.dense import find_dense_layer
 from sklcam.networks.dry_run import generators_lock
 from sklcam.networks.fetching import fetch_all
-from sklcam.networks.inference import is_out_of_memory
-from sklcam.networks.inputs import Inputs, advice_on_axes
+from sklcam.networks.inputs import Inputs
 from sklcam.networks.layer_search import check_positions, find_target_layer
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.mixed_precision import in_precision
@@ -358,27 +358,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
                 output = adapter.forward(sample)
         except Exception as error:
-            advice = advice_on_detectors(adapter.network, error)
-            if advice is not None:
-                raise ValueError(f"The network fails{advice}") from error
-            is_refused = isinstance(error, RuntimeError) and not is_out_of_memory(error)
-            if given and not (is_refused and sample.name is None):
+            refusal = why_refused(adapter.network, sample, error, given=given)
+            if refusal is None:
                 raise
-            shape = tuple(sample.images.shape[1:])
-            advice = advice_on_axes(adapter.network, sample.images)
-            message = f"The network does not take images of {shape}: {advice or error}"
-            if not given:
-                message = (
-                    f"The network does not take a blank image of {shape}; give fit an X of the "
-                    f"kind that it takes{'.' if not advice else ': ' + advice}"
-                )
-            raise ValueError(message) from error
+            raise refusal from error
         if not isinstance(output, Tensor):
-            raise ValueError(
-                f"The network returns a {type(output).__name__}; it must return a Tensor, a tuple "
-                "that starts with one, or a mapping with one"
-                f"{advice_on_detectors(adapter.network) or ': wrap it in a module that does.'}"
-            )
+            raise not_a_tensor(adapter.network, output)
         return output
 
     def _settle(self, evidence: Evidence) -> None:
@@ -393,40 +378,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if self.task_ in (None, "detection"):
             return None if known is None else np.asarray(known)
         n_columns = self._adapter.readout.columns(output).shape[1]
-        numbers = np.arange(n_columns)
-        if known is None and y is not None and self.task_ not in ("regression", "segmentation"):
-            known = self._labels_of(y, numbers)
-        names = numbers if known is None else np.asarray(known)
-        if names.shape != (n_columns,) or len(np.unique(names)) != n_columns:
-            outputs = f"{n_columns} outputs"
-            if self.task_ == "binary":
-                outputs = "one output, for two classes"
-            raise ValueError(
-                f"The network has {outputs}, and {len(np.unique(names))} labels for them: "
-                "give classes= the label of each output, in their order."
-            )
-        if y is not None and self.task_ == "regression":
-            self._check_numbers(y, n_columns)
-        return names
-
-    def _labels_of(self, y: Any, numbers: np.ndarray) -> np.ndarray | None:
-        """Return the labels that there are, unless they are numbers of outputs."""
-        if self.task_ == "multilabel":
-            found = learn_label_sets(y)
-            is_table = kind_of_labels(y) == "indicator"
-            return found if is_table or not np.isin(found, numbers).all() else None
-        labels = labels_for(None, y, "fit")
-        return None if np.isin(labels, numbers).all() else np.unique(labels)
-
-    @staticmethod
-    def _check_numbers(y: Any, n_columns: int) -> None:
-        given = as_numbers(y)
-        n_given = 1 if given.ndim == 1 else given.shape[1]
-        if n_given != n_columns:
-            raise ValueError(
-                f"y has {n_given} number(s) an image, and the network {n_columns} output(s). If it "
-                "tells classes apart, y must be their labels."
-            )
+        return name_outputs(known, y, task=self._adapter.task, n_columns=n_columns)
 
     def _find_layers(self, sample: Inputs) -> list[TargetLayer]:
         given, adapter = self.target_layer, self._adapter
