@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TradeoffBoxDisplay,
         TradeoffDisplay,
         ViewPairDisplay,
+        WordDisplay,
     )
     from sklcam.reporting import report
     from sklcam.segmentation import CAMSegmenter
@@ -50,6 +51,7 @@ __all__ = [
     "TradeoffDisplay",
     "VQAExplainer",
     "ViewPairDisplay",
+    "WordDisplay",
     "load",
     "model_card",
     "open_maps",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam import Deconvnet, GuidedBackprop, GuidedGradCAM, Method, Target
-from sklcam.explain.base import AnyMethod
+from sklcam.explain.base import AnyMethod, ExplainedBatch
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.explain.opened import Batch
 from sklcam.language.adapter import LanguageAdapter, OpenedTexts, TextBatch, speech_of
@@ -241,6 +241,28 @@ class LanguageExplainer(CAMExplainer):
         if isinstance(found, dict):
             return {name: self._by_word(opened, maps) for name, maps in found.items()}
         return self._by_word(opened, found)
+
+    def by_word(self, explained: ExplainedBatch) -> list[WordMaps]:
+        """Return the maps of a batch by word, each at its own image's size.
+
+        Parameters
+        ----------
+        explained : ExplainedBatch
+            By one method, of :class:`Words`.
+
+        Returns
+        -------
+        list of WordMaps
+        """
+        batch, counts = explained.batch, explained.target.counts
+        assert isinstance(batch, TextBatch) and batch.texts is not None and counts is not None
+        found = []
+        for maps, count, text, size in zip(
+            explained.maps[0], counts, batch.texts, batch.sizes, strict=True
+        ):
+            own = self.to_frame(maps[:count], size).float().cpu().numpy()
+            found.append(WordMaps(text, text.split(), own[1:], own[0]))
+        return found
 
     @staticmethod
     def _by_word(opened: OpenedTexts, maps: Any) -> list[WordMaps]:

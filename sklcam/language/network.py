@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 from torch import Tensor, nn
 
+from sklcam.language.texts import bare
+
 
 class LanguageNetwork(nn.Module):
     r"""A network of images and words of your own, for captions or for questions.
@@ -60,7 +62,9 @@ class LanguageNetwork(nn.Module):
     end: int | None = None
 
     def tokens(self, words: list[str]) -> list[list[int]]:
-        """Return the tokens of each word of a text.
+        """Return the tokens of each word of a text: their places in the ``vocabulary``.
+
+        What is not there as it stands is looked up without case and punctuation.
 
         Parameters
         ----------
@@ -79,12 +83,14 @@ class LanguageNetwork(nn.Module):
         """
         places = {word: place for place, word in enumerate(self.vocabulary)}
         for word in words:
-            if word not in places:
-                near = get_close_matches(word, places, n=3)
+            places.setdefault(word, places.get(bare(word), -1))
+            if places[word] < 0:
+                near = get_close_matches(word, self.vocabulary, n=3)
+                said = f"; near are {', '.join(map(repr, near))}" if near else ""
                 raise ValueError(
-                    f"{word!r} is not in the vocabulary of {type(self).__name__}, of {len(places)} "
-                    f"words{'; near are ' + ', '.join(map(repr, near)) if near else ''}. Texts are "
-                    "split at blanks; write tokens(words) to split them in another way."
+                    f"{word!r} is not in the vocabulary of {type(self).__name__}, of "
+                    f"{len(self.vocabulary)} words{said}. Texts are split at blanks; write "
+                    "tokens(words) to split them in another way."
                 )
         return [[places[word]] for word in words]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,22 @@ class WordMaps:
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         return iter(zip(self.words, self.maps, strict=True))
+
+    def only(self, words: Sequence[str]) -> WordMaps:
+        """Return the maps of some words, of those that the text has.
+
+        Parameters
+        ----------
+        words : sequence of str
+            Case and punctuation do not count.
+
+        Returns
+        -------
+        WordMaps
+        """
+        asked = {bare(word) for word in words}
+        kept = [i for i, word in enumerate(self.words) if bare(word) in asked]
+        return replace(self, words=[self.words[i] for i in kept], maps=self.maps[kept])
 
     def __getitem__(self, word: int | str) -> np.ndarray:
         if isinstance(word, str):

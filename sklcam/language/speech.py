@@ -7,7 +7,8 @@ scores, and what it says by itself. The explainers ask it, and know of no kind.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sklcam.language.network import LanguageNetwork
 from sklcam.language.texts import encode
+from sklcam.networks.dry_run import replaced
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.preprocessing import Preprocessing
@@ -147,6 +149,10 @@ class OwnSpeech(Speech):
         return {"question": found["tokens"]} if self.answers is not None else found
 
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
+        with _way_back_through_rnns(self.network):
+            return self._columns(image, others)
+
+    def _columns(self, image: Tensor, others: dict[str, Tensor]) -> Tensor:
         if self.answers is not None:
             logits = self._forward(image, others["question"])
             _check_logits(logits, (len(image), len(self.answers)), "(n_images, n_answers)")
@@ -189,6 +195,20 @@ class OwnSpeech(Speech):
         places = torch.tensor([len(row) for row in rows], device=images.device)
         at_end = logits.gather(1, places[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
         return at_end.argmax(dim=1).tolist()
+
+
+@contextmanager
+def _way_back_through_rnns(network: nn.Module) -> Iterator[None]:
+    """Let gradients go back through LSTMs and their kin, which cuDNN refuses in evaluation mode.
+
+    Without dropout they compute the same in training.
+    """
+    with ExitStack() as stack:
+        for part in network.modules():
+            if isinstance(part, nn.RNNBase):
+                stack.enter_context(replaced(part, "dropout", 0.0))
+                stack.enter_context(replaced(part, "training", True))
+        yield
 
 
 def _check_logits(logits: Any, shape: tuple[int, int], axes: str) -> None:

@@ -20,6 +20,7 @@ from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
 from sklcam.plotting.sanity import SanityCheckDisplay
 from sklcam.plotting.search import TradeoffBoxDisplay, TradeoffDisplay
+from sklcam.plotting.words import WordDisplay
 
 __all__ = [
     "CAMDisplay",
@@ -33,4 +34,5 @@ __all__ = [
     "TradeoffBoxDisplay",
     "TradeoffDisplay",
     "ViewPairDisplay",
+    "WordDisplay",
 ]

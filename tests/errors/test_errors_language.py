@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from refusals import NET, Row, of_parameters, rows_of
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sklcam import CaptionExplainer, VQAExplainer
-from sklcam.language import Caption, LanguageNetwork, Word, Words
+from sklcam import CaptionExplainer, VQAExplainer, WordDisplay
+from sklcam.language import Caption, LanguageNetwork, Word, WordMaps, Words
 from sklcam.networks import Inputs
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,6 +99,8 @@ def answers(network=None, **options):
 
 
 X = {"image": IMAGES, "question": "a red"}
+ONE = np.zeros((1, 8, 8))
+FOUND = WordMaps("a", ["a"], ONE, ONE[0])
 OUTPUT, WORDS = torch.zeros(2, 1, 2), {"words": torch.zeros(2, 1).long()}
 REFUSALS: dict[str, list[Row]] = {
     "LanguageNetwork": [
@@ -201,6 +204,35 @@ REFUSALS: dict[str, list[Row]] = {
             "twice",
             lambda: answers(Writer()).explain({**X, "answer": "red"}, ["red", "a"]),
             "X brings answers by itself",
+        ),
+    ],
+    "WordDisplay": [
+        ("another", lambda: WordDisplay.from_estimator(NET, IMAGES), "is for a CaptionExplainer"),
+        ("answers", lambda: WordDisplay.from_estimator(answers(), X), "draw it by CAMDisplay"),
+        (
+            "few",
+            lambda: WordDisplay.from_predictions(IMAGES, [FOUND]),
+            "There are 1 found for 2 images",
+        ),
+        (
+            "few titles",
+            lambda: WordDisplay.from_predictions(IMAGES, [FOUND, FOUND], titles=["a"]),
+            "There are 1 titles for 2 images",
+        ),
+        (
+            "maps",
+            lambda: WordDisplay.from_predictions(IMAGES, [FOUND.maps, FOUND]),
+            "found must be WordMaps, as explain returns them; got an ndarray",
+        ),
+        (
+            "axes",
+            lambda: WordDisplay.from_predictions(IMAGES[:1], [WordMaps("a", ["a"], ONE, ONE)]),
+            r"a map 'found' is of shape \(1, 8, 8\)",
+        ),
+        (
+            "layers",
+            lambda: WordDisplay.from_estimator(captions(), IMAGES, kind="x"),
+            "kind must be",
         ),
     ],
     "Words": [

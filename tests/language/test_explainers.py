@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from torch.nn import functional as F
-from writers import Answering, ShowAndTell, blip, tokenizer, vilt
+from writers import Answering, ShowAndTell, blip, tokenizer, vilt, vit_and_gpt2, words_of_gpt2
 
-from sklcam import CaptionExplainer, VQAExplainer
+from sklcam import CaptionExplainer, VQAExplainer, open_maps
 from sklcam.metrics import evaluate
 
 PREPARED = {"image_size": 32, "resize": "stretch", "mean": 0.5, "std": 0.5, "verbose": 0}
@@ -296,3 +297,56 @@ def test_explainers_can_be_copied_and_pickled(images):
     expected = explainer.explain(images, "a red square", "caption")
     for copied in (clone(explainer).fit(images), pickle.loads(pickle.dumps(explainer))):
         np.testing.assert_array_equal(copied.explain(images, "a red square", "caption"), expected)
+
+
+class NotedLSTM(torch.nn.LSTM):
+    """Notes in which mode it runs, as cuDNN goes back through none in evaluation mode."""
+
+    modes: ClassVar[list] = []
+
+    def forward(self, *args):
+        self.modes.append((self.training, self.dropout))
+        return super().forward(*args)
+
+
+def test_lstms_run_as_in_training_and_without_dropout(images):
+    network = ShowAndTell().eval()
+    expected = CaptionExplainer(network, verbose=0).fit(images).explain(images, "a red square")
+    network.lstm = NotedLSTM(8, 8, 2, batch_first=True, dropout=0.5).eval()
+    explainer = CaptionExplainer(network, verbose=0).fit(images)
+    NotedLSTM.modes.clear()
+    first, again = (explainer.explain(images, "a red square", "caption") for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert {*NotedLSTM.modes} == {(True, 0.0)}
+    assert (network.lstm.training, network.lstm.dropout) == (False, 0.5)
+    assert expected[0].maps.any()
+
+
+def test_maps_of_captions_are_written_to_a_folder(images, tmp_path):
+    explainer = CaptionExplainer(ShowAndTell().eval(), verbose=0).fit(images)
+    X = {"image": images, "caption": ["a red square", "green"]}
+    explainer.explain_to(X, tmp_path / "maps", "caption")
+    expected = explainer.explain(X, target="caption")
+    np.testing.assert_array_equal(open_maps(tmp_path / "maps"), expected)
+    explainer.explain_to(X, tmp_path / "maps", "caption")  # nothing is left to do
+    with pytest.raises(ValueError, match="maps"):  # those of other captions are others
+        explainer.explain_to({**X, "caption": ["a", "green"]}, tmp_path / "maps", "caption")
+
+
+def test_an_encoder_and_a_decoder_of_transformers_are_explained_as_by_hand(images, tmp_path):
+    network, texts = vit_and_gpt2(), words_of_gpt2(tmp_path)
+    explainer = CaptionExplainer(network, texts, max_words=4, **PREPARED).fit(images)
+    assert explainer.target_layers_[0].name.startswith("encoder.")
+    found = explainer.explain(images, "a red dogs", normalize=False)
+    tokens = texts("a red dogs")["input_ids"]
+    assert len(tokens) == 4
+    kept = kept_by(network.get_submodule(explainer.target_layers_[0].name))
+    for i, image in enumerate(images):
+        ids = torch.tensor([[0, *tokens[:-1]]])
+        logs = network(pixel_values=image[None], decoder_input_ids=ids).logits[0].log_softmax(-1)
+        each = torch.stack([logs[t, token] for t, token in enumerate(tokens)])
+        for map_, score in zip(found[i].maps, [each[0], each[1], each[2:].sum()], strict=True):
+            expected = by_hand(kept[-1], score)
+            np.testing.assert_allclose(map_, expected, atol=1e-6, rtol=1e-3)
+            assert expected.any()
+    assert len(explainer.predict(images)) == 2

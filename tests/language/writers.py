@@ -110,3 +110,42 @@ class Answering(LanguageNetwork):
 
     def forward(self, images, tokens):
         return self.head(self.features(images).mean((2, 3)) * self.words(tokens).tanh())
+
+
+def vit_and_gpt2() -> nn.Module:
+    """Return a small ViT that a small GPT-2 writes of, with random weights."""
+    import transformers
+
+    torch.manual_seed(0)
+    vision = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    text = transformers.GPT2Config(
+        vocab_size=len(PIECES), n_positions=16, n_embd=16, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id, config.pad_token_id = 0, 0
+    network = _noisy(transformers.VisionEncoderDecoderModel(config))
+    network.generation_config.decoder_start_token_id = 0
+    network.generation_config.eos_token_id = 0
+    network.generation_config.pad_token_id = 0
+    return network
+
+
+# As GPT-2 has them: a token begins with the blank before its word, "Ġ", and "dogs" is two.
+PIECES = ["<|endoftext|>", "a", "Ġ", "r", "e", "d", "o", "g", "s", "Ġr", "Ġre", "Ġred", "Ġd", "Ġdo"]
+PIECES += ["Ġdog"]
+MERGES = [("Ġ", "r"), ("Ġr", "e"), ("Ġre", "d"), ("Ġ", "d"), ("Ġd", "o"), ("Ġdo", "g")]
+
+
+def words_of_gpt2(folder: Path):
+    """Return a tokenizer of GPT-2's kind."""
+    import json
+
+    from transformers import GPT2TokenizerFast
+
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(PIECES)}))
+    (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in MERGES))
+    return GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
