@@ -6,11 +6,13 @@ of a class into clusters, of which some may be shortcuts. Drawn by :mod:`sklcam.
 
 from __future__ import annotations
 
+from sklcam.concepts.factors import ConceptMaps
 from sklcam.concepts.namer import ConceptNamer
 from sklcam.concepts.reasons import Reasons
 from sklcam.concepts.text_namer import TextConceptNamer
 
 __all__ = [
+    "ConceptMaps",
     "ConceptNamer",
     "Reasons",
     "TextConceptNamer",

@@ -13,6 +13,7 @@ anything is computed. Methods list only what else they raise.
 from __future__ import annotations
 
 from sklcam.plotting.causal import CausalCurveDisplay
+from sklcam.plotting.concepts import ConceptCropsDisplay, ConceptMapsDisplay
 from sklcam.plotting.consistency import ConsistencyDisplay, ViewPairDisplay
 from sklcam.plotting.detections import DetectionDisplay
 from sklcam.plotting.localization import LocalizationDisplay
@@ -25,6 +26,8 @@ from sklcam.plotting.words import WordDisplay
 __all__ = [
     "CAMDisplay",
     "CausalCurveDisplay",
+    "ConceptCropsDisplay",
+    "ConceptMapsDisplay",
     "ConsistencyDisplay",
     "DetectionDisplay",
     "LocalizationDisplay",

@@ -12,7 +12,8 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklcam import CAMExplainer, ConceptNamer
-from sklcam.concepts import TextConceptNamer
+from sklcam.concepts import ConceptMaps, TextConceptNamer
+from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay
 
 MASKS = np.zeros((2, 16, 16), bool)
 MASKS[:, :8] = True
@@ -47,6 +48,32 @@ def of_another_layer():
 @cache
 def namer():
     return ConceptNamer(0.0).fit(explainer(), INPUTS, {"top": MASKS})
+
+
+@cache
+def of_pixels():
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network[0].weight.data.fill_(1), network[0].bias.data.fill_(0)
+    return CAMExplainer(network, target_layer="0", verbose=0).fit(INPUTS)
+
+
+class Poles(nn.Conv2d):
+    """1 / x at each place, which is infinite at 0."""
+
+    def forward(self, x):
+        return 1 / super().forward(x)
+
+
+@cache
+def of_poles():
+    network = nn.Sequential(Poles(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network[0].bias.data.fill_(0)
+    return CAMExplainer(network, target_layer="0", verbose=0).fit(INPUTS)
+
+
+@cache
+def concepts():
+    return ConceptMaps(1, random_state=0).fit(explainer(), INPUTS)
 
 
 def name(masks=None, boxes=None, images=INPUTS, of=explainer):
@@ -147,6 +174,78 @@ REFUSALS = {
             "of images have 2 numbers, those of texts 3",
         ),
         ("unfitted", lambda: TextConceptNamer((means, texts)).score(NET, X), "", NotFittedError),
+    ],
+    "ConceptMaps": [
+        *of_parameters(
+            ConceptMaps, n_concepts=[0, "a"], max_cells=[0], max_iter=[0], random_state=["a"]
+        ),
+        ("no explainer", lambda: ConceptMaps().fit("resnet18", INPUTS), "estimator must be a "),
+        ("volumes", lambda: ConceptMaps().fit(of_volumes(), VOLUMES), "X holds volumes"),
+        ("two layers", lambda: ConceptMaps().fit(of_two_layers(), INPUTS), "one target layer"),
+        ("too many", lambda: ConceptMaps(9).fit(explainer(), INPUTS), "n_concepts=9 is more than"),
+        ("few cells", lambda: ConceptMaps(4, max_cells=3).fit(explainer(), INPUTS), "3 cells of 8"),
+        ("zeros", lambda: ConceptMaps(1).fit(of_pixels(), -INPUTS), "No activation is over 0"),
+        ("infinite", lambda: ConceptMaps(1).fit(of_poles(), 0 * INPUTS), "are NaN or infinite"),
+        (
+            "unfitted",
+            lambda: ConceptMaps().transform(explainer(), INPUTS),
+            "not fitted",
+            NotFittedError,
+        ),
+        ("a frame", lambda: concepts().transform(explainer(), X, frame="image"), "frame must be "),
+        (
+            "another layer",
+            lambda: concepts().transform(of_another_layer(), INPUTS),
+            "those of the layer '5'; the explainer looks at '2'",
+        ),
+    ],
+    "ConceptMapsDisplay": [
+        (
+            "a namer",
+            lambda: ConceptMapsDisplay.from_estimator(explainer(), INPUTS, namer()),
+            "concepts must be a fitted ConceptMaps; got",
+        ),
+        (
+            "an option",
+            lambda: ConceptMapsDisplay.from_estimator(explainer(), INPUTS, concepts(), colour=1),
+            "no option 'colour'",
+            TypeError,
+        ),
+        (
+            "names",
+            lambda: ConceptMapsDisplay.from_estimator(
+                explainer(), INPUTS, concepts(), names=["a", "b"]
+            ),
+            "2 names for 1 concepts",
+        ),
+        (
+            "three axes",
+            lambda: ConceptMapsDisplay(images=[X[0]], maps=X[:1]).plot(),
+            r"for 1 images; got \(1, 8, 8\)",
+        ),
+    ],
+    "ConceptCropsDisplay": [
+        (
+            "concepts",
+            lambda: ConceptCropsDisplay.from_estimator(explainer(), INPUTS, concepts(), [0]),
+            "namer must be a fitted ConceptNamer or TextConceptNamer; got",
+        ),
+        (
+            "no channels",
+            lambda: ConceptCropsDisplay.from_estimator(explainer(), INPUTS, namer(), []),
+            "channels is empty",
+        ),
+        (
+            "too many",
+            lambda: ConceptCropsDisplay.from_estimator(explainer(), INPUTS, namer(), range(101)),
+            "at most 100 rows",
+        ),
+        ("uneven", lambda: ConceptCropsDisplay(crops=[[X[0]], []]).plot(), r"there are \[0, 1\]"),
+        (
+            "titles",
+            lambda: ConceptCropsDisplay(crops=[[X[0]]], titles=["a", "b"]).plot(),
+            "2 titles for 1",
+        ),
     ],
 }  # fmt: skip
 

@@ -1,0 +1,59 @@
+"""Concepts in colours, and crops of channels with their names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+import torch
+from displayed import titles
+from torch import nn
+
+from sklcam import CAMExplainer, ConceptNamer
+from sklcam.concepts import ConceptMaps
+from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay
+from sklcam.plotting.concepts import distinct_colors, in_colors
+
+IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+MASKS = {"dark": (IMAGES[:, 0] < 0.3).numpy(), "bright": (IMAGES[:, 0] > 0.7).numpy()}
+
+
+@pytest.fixture
+def explainer():
+    network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return CAMExplainer(network, target_layer="0", verbose=0).fit()
+
+
+def test_places_have_the_colour_of_their_strongest_concept():
+    colors = np.array([[1.0, 0, 0], [0, 0, 1.0]])
+    maps = np.array([[[1.0, 0.5, 0.0]], [[0.2, 0.0, 3.0]]])
+    drawn = in_colors(np.ones((1, 3)), maps, colors)
+    np.testing.assert_allclose(drawn[0], [[1, 0, 0], [1, 0.5, 0.5], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("n", [1, 6, 9])
+def test_colours_are_distinct(n):
+    assert len(np.unique(distinct_colors(n).round(2), axis=0)) == n
+
+
+def test_concepts_are_drawn_beside_the_images(explainer):
+    concepts = ConceptMaps(2, random_state=0, max_iter=2000).fit(explainer, IMAGES)
+    display = ConceptMapsDisplay.from_estimator(explainer, IMAGES, concepts, names=["$a", "b"])
+    assert display.axes_.shape == (4, 2)
+    np.testing.assert_allclose(display.maps, concepts.transform(explainer, IMAGES))
+    shown = display.ims_[1, 0].get_array()
+    np.testing.assert_allclose(shown, IMAGES[1].permute(1, 2, 0), atol=1e-6)
+    assert [text.get_text() for text in display.legend_.get_texts()] == ["$a", "b"]
+    assert display.plot(ax=display.axes_).axes_.shape == (4, 2)
+
+
+def test_crops_have_the_names_of_their_channels(explainer):
+    namer = ConceptNamer(0.7, n_crops=3).fit(explainer, IMAGES, MASKS)
+    display = ConceptCropsDisplay.from_estimator(explainer, IMAGES, namer, [0, 1], k=2)
+    assert namer.scores_[0].round(2).max() == 0.96
+    assert titles(display.axes_[:, 0]) == ["channel 0: bright (0.96)", "channel 1"]
+    for channel, row in enumerate(display.ims_):
+        expected = namer.crops(explainer, IMAGES, channel, 2).images
+        for drawn, crop in zip(row, expected, strict=True):
+            np.testing.assert_allclose(drawn.get_array(), crop)
