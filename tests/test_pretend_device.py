@@ -5,6 +5,7 @@ The results are those of the host, as the pretended device computes there.
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 
@@ -24,6 +25,7 @@ from sklcam import (
     ConsistentCAMClassifier,
     EmbeddingCAMExplainer,
     EmbeddingNet,
+    study,
 )
 from sklcam.cam import GradCAM, TopK, get_method
 from sklcam.cam import available as methods
@@ -395,6 +397,25 @@ def test_displays_and_the_report(device, tmp_path):
     pytest.importorskip("jinja2")
     result = sklcam.report(ours, IMAGES, LABELS, path=tmp_path / "page.html", verbose=0)
     assert np.isfinite(result["adcc"]).all()
+
+
+def test_studies(device, tmp_path):
+    models = {"here": explainer(network()), "there": explainer(moved(network()))}
+    for name, model in models.items():
+        options = {"pairs": [0, 1], "path": tmp_path / f"{name}.html", "random_state": 0}
+        study.build(model, IMAGES, **options)
+    labels = models["here"].predict(IMAGES)
+    key = study.build(models, IMAGES, labels, tmp_path / "both.html", kind="reliability",
+                      better="here", random_state=0)  # fmt: skip
+    assert key["accuracy"] == {"here": 1, "there": 1}
+    embedder = explainer(moved(network(4)), of=EmbeddingCAMExplainer, y=LABELS)
+    study.build(embedder, IMAGES, pairs=[0, 2], path=tmp_path / "proxies.html")
+    here, there = (
+        json.loads((tmp_path / f"{name}.key.json").read_text())["items"] for name in models
+    )
+    assert [one.get("truth") for one in here.values()] == [
+        one.get("truth") for one in there.values()
+    ]
 
 
 def test_a_file_holds_what_is_on_the_device(device, tmp_path):

@@ -33,7 +33,7 @@ SCALE = (
     (2, "Model 2, clearly"),
 )
 _USUAL = 60  # questions, about ten minutes of a rater's time
-_OF_CLASSES = ("multiclass", "binary", "multilabel", "embedding")
+_WITHOUT_CLASSES_OF_IMAGES = ("regression", "segmentation", "detection")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ class Model:
 
     def __post_init__(self) -> None:
         task = self.explainer.adapter.task
-        if not names_of_classes(self.explainer) or task not in _OF_CLASSES:
+        if not self.words or task in _WITHOUT_CLASSES_OF_IMAGES:
+            named = repr(self.name) if self.name else "the estimator"
             raise ValueError(
-                "A study asks about the classes of images, and the task of "
-                f"{self.name!r} is {task!r}, {'with' if self.words else 'without'} classes."
+                "A study asks about the classes of whole images, and the task of "
+                f"{named} is {task!r}, {'with' if self.words else 'without'} classes."
             )
         self.opened = self.explainer.open(self.X, originals=True)
         check_is_picture(self.opened.image_size)
@@ -119,7 +120,7 @@ class Model:
         """Return the indices of labels, in their shape."""
         found = self.explainer.as_target(labels, len(labels)).indices
         assert found is not None  # of labels there are always some
-        return found.reshape(labels.shape).numpy()
+        return found.cpu().reshape(labels.shape).numpy()
 
     def predicted(self) -> np.ndarray:
         """Return the index of the class that is predicted of each image."""

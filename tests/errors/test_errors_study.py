@@ -12,7 +12,7 @@ from refusals import INPUTS, NAN, NET, Row, classifier, explainer, rows_of, writ
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sklcam import CAMExplainer, study
+from sklcam import CAMExplainer, EmbeddingCAMExplainer, study
 from sklcam.cam import Saliency
 from sklcam.study import krippendorff_alpha
 
@@ -37,6 +37,10 @@ def with_method(method: str) -> CAMExplainer:
 
 def of_numbers() -> CAMExplainer:
     return CAMExplainer(NET, task="regression", verbose=0).fit(INPUTS)
+
+
+def alone() -> EmbeddingCAMExplainer:
+    return EmbeddingCAMExplainer(NET, "self", verbose=0).fit(INPUTS)
 
 
 def of_several() -> CAMExplainer:
@@ -105,6 +109,7 @@ FILES: dict[str, list[Row]] = {
         ("no such set", lambda f: build(f, pairs=None, y=[{0, 9}] * 2), "not seen in fit"),
         ("better", lambda f: build(f, better="new"), 'better= is for kind="reliability"'),
         ("numbers", lambda f: build(f, explainers=of_numbers()), "the task of .* is 'regression'"),
+        ("itself", lambda f: build(f, explainers=alone()), "is None, without classes"),
         (
             "volumes",
             lambda f: build(f, explainers=of_volumes(), X=torch.rand(2, 1, 6, 6, 6)),

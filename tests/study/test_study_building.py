@@ -86,12 +86,15 @@ def test_all_methods_and_models_are_asked_about_as_often(tmp_path):
         assert sum(truths) == 5
 
 
-@pytest.mark.parametrize("form", ["sets", "indicator", "multilabel"])
+@pytest.mark.parametrize("form", ["sets", "sets of names", "indicator", "multilabel"])
 def test_images_with_exactly_two_labels_are_asked_about(tmp_path, form):
     sets = [{"cat"}, {"dog", "cat"}, {"emu", "dog"}, {"cat", "dog", "emu"}] * 3
     y = [[int(name in row) for name in ("cat", "dog", "emu")] for row in sets]
     who = explainer(task="multilabel") if form == "multilabel" else explainer()
-    key, _ = built(tmp_path, who, sets if form == "sets" else np.array(y))
+    if form == "sets of names":  # as of data sets whose labels are numbers
+        who = explainer(classes=range(3))
+        who.class_names_ = np.array(["cat", "dog", "emu"])
+    key, _ = built(tmp_path, who, sets if form.startswith("sets") else np.array(y))
     found = {(item["image"], *sorted(item["options"])) for item in asked(key).values()}
     assert found == {(i, *sorted(sets[i])) for i in range(12) if len(sets[i]) == 2}
     assert len(asked(key)) == 12

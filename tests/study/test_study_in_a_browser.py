@@ -84,7 +84,10 @@ def test_raters_of_classes_are_analysed_to_what_they_did(visit, of_classes):
     rng = np.random.default_rng(0)
     chance = {name: int(rng.integers(2)) for name in items}
 
+    orders = {}
+
     def right(page, name, values):
+        orders[name] = values
         return values.index(items[name]["truth"])
 
     def wrong_of_pixels(page, name, values):
@@ -115,6 +118,8 @@ def test_raters_of_classes_are_analysed_to_what_they_did(visit, of_classes):
     assert result.methods["gradcam"].mean == (2 + 2 + hits["gradcam"]) / 6
     assert result.methods["saliency"].mean == (2 + 0 + hits["saliency"]) / 6
     assert all(0 <= seconds < 60 for seconds in result.seconds.values())
+    swapped = {one["item"]: one["swapped"] for one in answers[0]["answers"]}
+    assert orders == {name: [1, 0] if swapped[name] else [0, 1] for name in items}
     # Each rater has an order and sides of their own.
     assert len({tuple(each["order"]) for each in answers}) == 4
     assert all(sorted(each["order"]) == sorted(items) for each in answers)
