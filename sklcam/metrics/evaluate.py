@@ -19,48 +19,16 @@ from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from sklcam._folders import Shard, check_shard
-from sklcam._validation import check_callable, draw_seed
-from sklcam.cam.base import check_batch_size
-from sklcam.cam.targets import Target
+from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod, Methods
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.images.labels import dataset_labels
-from sklcam.metrics.annotations import (
-    Annotations,
-    PerImage,
-    check_lengths,
-    check_references,
-    checked_boxes,
-    is_by_class,
-)
+from sklcam.metrics._checks import check_asked, check_measurable
+from sklcam.metrics.annotations import Annotations, PerImage, checked_boxes, is_by_class
 from sklcam.metrics.groups import AnyGroups, checked_groups
-from sklcam.metrics.plan import (
-    OutputScore,
-    Params,
-    Plan,
-    check_classes,
-    check_colors,
-    check_has_probability,
-    check_labels_are_there,
-    check_maps_are_single,
-    check_metric_params,
-    check_n_jobs,
-    check_objects,
-    check_objects_of_classes,
-    check_places,
-    check_predicts,
-    check_ranks,
-    check_required_options,
-    labels_if_needed,
-    make_plan,
-)
-from sklcam.metrics.registry import (
-    Metric,
-    get_metrics,
-    of_all_classes,
-    of_the_predicted_class,
-)
+from sklcam.metrics.plan import OutputScore, Params, Plan, check_n_jobs, labels_if_needed, make_plan
+from sklcam.metrics.registry import Metric, get_metrics, of_all_classes, of_the_predicted_class
 from sklcam.metrics.runs import (
     Observed,
     Observer,
@@ -365,20 +333,16 @@ class Evaluator(Generic[Observed]):
             }
         if y is None and (is_by_class(boxes) or is_by_class(masks)):
             self.metrics = {name: of_all_classes(metric) for name, metric in self.metrics.items()}
-        check_objects(self.metrics, Annotations(None, boxes, masks, references))
-        if (isinstance(target, Target) and target.several) or (
-            not callable(target) and np.ndim(target) == 2
-        ):
-            raise ValueError("evaluate explains one class per image; give one label each.")
-        check_metric_params(metric_params, self.metrics)
-        check_required_options(metric_params, self.metrics)
-        check_batch_size(batch_size)
-        if score is not None:
-            check_callable("score", score, "of the network's output, one number per image")
-        elif callable(target):
-            check_has_probability(False, self.metrics)
-        check_labels_are_there(X, y, self.metrics)
-
+        check_asked(
+            self.metrics,
+            X,
+            y,
+            Annotations(None, boxes, masks, references),
+            target=target,
+            score=score,
+            metric_params=metric_params,
+            batch_size=batch_size,
+        )
         self.explainer, images = as_explainer(estimator, X, y)
         self.labels = labels_if_needed(self.explainer, X, y, self.metrics)
         X = images
@@ -399,41 +363,18 @@ class Evaluator(Generic[Observed]):
         reading = Reading(originals, num_workers)
         self.opened = self.explainer.open(X, **asdict(reading))
         self._question = self.explainer.as_target(target, len(self.opened))
-        if self._question.ragged:
-            raise ValueError(
-                "evaluate measures one map per image; give target=Box(boxes, labels) with one box "
-                "for each."
-            )
-        check_predicts(self.metrics, self.explainer.adapter.task)
-        check_places(self.metrics, self._question)
-        for plan in self.plans.values():
-            check_maps_are_single(self.explainer, plan)
-            check_colors(
-                plan,
-                is_network_input=self.opened.is_network_input,
-                n_channels=self.opened.n_channels,
-                n_axes=len(self.opened.image_size),
-            )
-        if score is None:
-            check_has_probability(
-                self._question.names_classes,
-                self.metrics,
-                self.explainer.classes_,
-                self.explainer.adapter.task,
-            )
-        given, classes = Annotations(self.labels, boxes, masks, references), self.explainer.classes_
-        check_lengths(given, len(self.opened))
-        self._groups = checked_groups(groups, len(self.opened))
-        check_ranks(self.metrics, classes)
-        check_classes(self.metrics, self.labels, classes)
-        check_objects_of_classes(
+        given = Annotations(self.labels, boxes, masks, references)
+        check_measurable(
+            self.explainer,
+            self.opened,
+            self._question,
+            self.plans,
             self.metrics,
             given,
-            explains_classes=self._question.names_classes,
-            task=self.explainer.adapter.task,
+            has_score=score is not None,
         )
-        check_references(references)
-        self._annotations = replace(given, boxes=checked_boxes(boxes, classes))
+        self._groups = checked_groups(groups, len(self.opened))
+        self._annotations = replace(given, boxes=checked_boxes(boxes, self.explainer.classes_))
         self._X, self._reading, self._target = X, reading, target
 
     def run(
