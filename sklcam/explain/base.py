@@ -420,8 +420,9 @@ class Explainer(ChannelExplainer):
             If `path` is not a path.
         ValueError
             If an argument does not fit; if the network has no task, computes in another precision
-            than float32, or does not say how its images are prepared; if torch cannot export it; or
-            if onnxruntime's answers are not those of the network, to rounding.
+            than float32, has 2 GB of weights or more, or does not say how its images are prepared;
+            if torch cannot export it; or if onnxruntime's answers are not those of the network, to
+            rounding.
 
         Warns
         -----

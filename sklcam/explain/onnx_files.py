@@ -39,6 +39,7 @@ Maps = Literal["auto"] | bool
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _OPSET = 18  # the oldest that torch writes, which most runtimes take
+_LARGEST = 2**31 - 2**20  # bytes of weights: a file is one message, of less than 2 GiB
 _N_IMAGES = 3  # of a sample
 _N_CLASSES = 4  # whose gradients are compared with the linear layer
 # How far rounding takes results from those of another implementation, relative to the largest. GPUs
@@ -122,6 +123,9 @@ def _check_adapter(adapter: Adapter) -> None:
             f"{name} computes in {', '.join(sorted(map(str, others)))}, and a file in float32: "
             "export an explainer of copy.deepcopy(network).float(), and compare what it predicts."
         )
+    n_bytes = sum(each.numel() * each.element_size() for each in tensors)
+    if n_bytes > _LARGEST:
+        raise _too_large(f"{name} has {n_bytes / 1e9:.2f} GB of weights")
     # A net that was trained here knows how its images were prepared; nobody may for another.
     if not isinstance(adapter, ModuleAdapter) or Origin(adapter.preprocessing()).is_known:
         return
@@ -133,6 +137,14 @@ def _check_adapter(adapter: Adapter) -> None:
             f"A file prepares images as {name} takes them, which it does not say: give the "
             f"explainer {', '.join(missing)}, and fit it."
         )
+
+
+def _too_large(what: str) -> ValueError:
+    return ValueError(
+        f"{what}, and a file in ONNX holds less than {_LARGEST / 1e9:.2f} GB. torch.onnx.export("
+        "network, (images,), path, dynamo=True) writes the weights into another file beside it, "
+        "without maps: there, images are the network's own input."
+    )
 
 
 class _Sample:
@@ -382,7 +394,7 @@ def _serialized(model: Any) -> bytes:
     try:
         data: bytes = model.SerializeToString()
     except Exception as error:  # protobuf's versions raise errors of several kinds
-        raise ValueError(f"The network does not fit into one file: {_said(error)}") from error
+        raise _too_large(f"The network does not fit into one file ({_said(error)})") from error
     return data
 
 

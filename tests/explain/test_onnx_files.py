@@ -271,3 +271,28 @@ def test_a_network_that_a_file_cannot_stand_for_is_refused(kind, match, tmp_path
     assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
     assert all(part.training for part in network.modules())
     assert not any(part._forward_hooks for part in network.modules())
+
+
+def test_weights_that_are_too_large_for_a_file_are_refused_before_any_work(tmp_path, monkeypatch):
+    network = bare(nn.Linear(6, 3))
+    n_bytes = sum(each.numel() * each.element_size() for each in network.parameters())
+    n_bytes += sum(each.numel() * each.element_size() for each in network.buffers())
+    explainer = CAMExplainer(network, target_layer="1", **PREPARED).fit(noise(2))
+    monkeypatch.setattr("sklcam.explain.onnx_files._LARGEST", n_bytes)
+    explainer.export(tmp_path / "a.onnx")
+    monkeypatch.setattr("sklcam.explain.onnx_files._LARGEST", n_bytes - 1)
+    with pytest.raises(ValueError, match=r"GB of weights, .* torch.onnx.export\(network, .*beside"):
+        explainer.export(tmp_path / "b.onnx")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_file_that_grows_too_large_on_the_way_is_refused_whole(tmp_path, monkeypatch):
+    def refuse(model):
+        raise OverflowError("exceeds 2GB")
+
+    onnx = pytest.importorskip("onnx")
+    explainer = CAMExplainer(bare(nn.Linear(6, 3)), target_layer="1", **PREPARED).fit(noise(2))
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", refuse, raising=False)
+    with pytest.raises(ValueError, match=r"into one file .OverflowError: exceeds 2GB.*beside"):
+        explainer.export(tmp_path / "a.onnx")
+    assert not [*tmp_path.iterdir()]
