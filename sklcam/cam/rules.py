@@ -355,7 +355,11 @@ class ExcitationRule(BackwardRule):
         with torch.no_grad():
             y = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if training or running_mean is None:
-            raise ValueError("Excitation backpropagation needs a network in evaluation mode.")
+            raise ValueError(
+                "Excitation backpropagation goes back through a batch normalisation by its running "
+                "statistics, and one of this network takes those of the batch: it is in training "
+                "mode, or has track_running_stats=False."
+            )
         self.idle = ""
         scale = (running_var + eps).rsqrt() * (1 if weight is None else weight.detach())
         known = self._convolutions.get(id(x))

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 import sklcam
 from sklcam import CAMExplainer
-from sklcam.cam import Box, GradCAM
+from sklcam.cam import Box, Finer, GradCAM, TopK
 from sklcam.cam.detections import overlap
 from sklcam.explain import ExplanationWarning
 from sklcam.metrics import evaluate
@@ -439,6 +439,21 @@ def test_weights_of_channels_are_of_as_many_boxes_an_image(explainer):
     boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
     with pytest.raises(ValueError, match="as many rows for each image"):
         explainer.channel_weights(images(), Box(boxes))
+
+
+def test_files_of_maps_are_of_as_many_boxes_an_image(explainer, tmp_path):
+    boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
+    with pytest.raises(ValueError, match="as many maps for each image: give Box as many boxes"):
+        explainer.explain_to(images(), tmp_path / "maps", target=Box(boxes))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("target", "what"), [([1, 2], "a label"), (TopK(2), "TopK"), (Finer(), "Finer")]
+)
+def test_a_class_is_no_object(explainer, target, what):
+    with pytest.raises(ValueError, match=rf"of which {what} is not one: give target=Box\("):
+        explainer.explain(images(), target)
 
 
 @pytest.mark.parametrize("labels", [["cat", "dog"], [1.0, 2.0]])

@@ -458,6 +458,13 @@ def test_contrastive_probabilities_by_hand(activations, target, expected):
     torch.testing.assert_close(maps, torch.tensor([[expected]]).double())
 
 
+def test_statistics_of_a_batch_have_no_excitation_of_their_own():
+    norm = nn.BatchNorm2d(2, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    with pytest.raises(ValueError, match=r"takes those of the batch: .* track_running_stats=False"):
+        raw_maps("excitationbackprop", model.eval(), noise_images(2, size=4), layer="0")
+
+
 def test_contrast_without_weights_is_warned_of():
     model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = noise_images(1, size=4)

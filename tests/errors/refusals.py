@@ -262,6 +262,11 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ),
         ("out a list", lambda: explain(out=[]), f"out must be .* {shape}; got .*list"),
         ("out too small", lambda: explain(out=np.zeros((1, 2, 3))), rf"{shape}; got .*\(1, 2, 3\)"),
+        (
+            "out read-only",
+            lambda: explain(out=np.broadcast_to(np.zeros(1), (n, 16, 16))),
+            "out is read-only",
+        ),
         ("out of ints", lambda: explain(out=np.zeros((n, 16, 16), int)), "out must be .* int64"),
         ("out of images", lambda: explain(frame="image", out=np.zeros(3)), "out= takes maps of on"),
         *of_writing(lambda **options: make().explain_to(images, "no/maps", **options)),

@@ -22,9 +22,20 @@ from refusals import (
     rows_of,
 )
 from sklearn.exceptions import NotFittedError
+from small_networks import TupleNet
 
 from sklcam import EmbeddingCAMExplainer
 from sklcam.embeddings import NearestProxies, SinglePoint, Text, TripletCAM
+
+
+class First(torch.nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
+
+
+def first_of_two():
+    return torch.nn.Sequential(TupleNet(), First()).eval()
+
 
 REFUSALS: dict[str, list[Row]] = {
     "Text": [
@@ -76,6 +87,11 @@ REFUSALS: dict[str, list[Row]] = {
             "embedding_layer",
             lambda: EmbeddingCAMExplainer(NET, "self", embedding_layer="fc").fit(X),
             "no layer 'fc' for embedding_layer",
+        ),
+        (
+            "a layer of two outputs",
+            lambda: EmbeddingCAMExplainer(first_of_two(), "self", embedding_layer="0").fit(INPUTS),
+            "embedding_layer='0' returns a tuple, not a Tensor",
         ),
         (
             "contrast",

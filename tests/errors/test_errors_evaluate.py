@@ -8,6 +8,7 @@ import pytest
 from refusals import (
     BOX,
     COLOUR,
+    INPUTS,
     VALUES,
     Row,
     X,
@@ -21,8 +22,9 @@ from refusals import (
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
+from small_networks import Blocks
 
-from sklcam import cam, metrics
+from sklcam import CAMExplainer, cam, metrics
 
 KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
 SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
@@ -30,6 +32,11 @@ SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
 
 def with_params(metric, **options):
     return evaluate(metric, boxes=[BOX] * 12, metric_params={metric: options})
+
+
+def sanity_of_blocks(**options):
+    explainer = CAMExplainer(Blocks().eval(), verbose=0).fit(INPUTS)
+    return metrics.sanity_check(explainer, INPUTS, progress=False, **options)
 
 
 def sanity(**options):
@@ -52,6 +59,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("a mode", lambda: sanity(mode="top down"), "mode must be .* got 'top down'"),
         ("no steps", lambda: sanity(layers=0), "layers, the number of steps .* got 0"),
         ("a layer", lambda: sanity(layers=["fc"]), "The network has no module 'fc'"),
+        ("a part", lambda: sanity_of_blocks(layers=["0.0", "0"]), "names a module, and another wi"),
         ("numbers", lambda: sanity(layers=[3]), "layers must be names of modules; got a list"),
         ("classes", lambda: sanity(target=[[0, 1]] * len(X)), "explains one class per image"),
         ("a seed", lambda: sanity(random_state="0"), "'0' cannot be used to seed"),

@@ -18,6 +18,7 @@ from refusals import (
     rows_of,
 )
 from sklearn.exceptions import NotFittedError
+from skorch import NeuralNetClassifier
 from small_networks import ImageAndVector, SmallNet
 from torch import nn
 
@@ -50,6 +51,12 @@ REFUSALS: dict[str, list[Row]] = {
         ("binary", lambda: CAMExplainer(NET, task="binary").fit(INPUTS), "this one has 3"),
         ("own task", lambda: CAMExplainer(fitted(), task="binary").fit(X), "was trained for 'mul"),
         ("untrained", lambda: CAMExplainer(classifier()).fit(), "not fitted yet", NotFittedError),
+        (
+            "an untrained net",
+            lambda: CAMExplainer(NeuralNetClassifier(SmallNet)).fit(INPUTS),
+            "Only trained models are explained; fit the NeuralNetClassifier first",
+            NotFittedError,
+        ),
         ("before fit", lambda: CAMExplainer(NET).explain(X), "is not fitted yet", NotFittedError),
         ("two methods", lambda: CAMExplainer(NET, "gradcan").fit(INPUTS), "Did you mean: gradcam"),
         ("options", lambda: CAMExplainer(NET, cam.GradCAM(pooling="x")).fit(), "pooling must be"),

@@ -123,6 +123,11 @@ CLASSIFIER: list[Row] = [
         "criterion__weight must be one weight for each of .* classes",
     ),
     (
+        "channels_last of volumes",
+        lambda: classifier(alpha=0, image_size=(8, 8, 8), channels_last=True).fit(X, Y),
+        "channels_last=True is an order of pictures in memory, and image_size is that of volumes",
+    ),
+    (
         "a criterion",
         lambda: classifier(criterion=torch.nn.KLDivLoss).fit(X, Y),
         "KLDivLoss does not take scores of shape .*, integers, as torch.nn.CrossEntropyLoss does",
