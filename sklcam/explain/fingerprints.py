@@ -33,7 +33,7 @@ _AT_ONCE = 256  # images
 _LONGEST = 300  # characters that are kept as they are
 _DEEPEST = 6
 _PLAIN = (bool, int, float, str)
-_LOOKED_UP = (*_PLAIN, tuple, np.ndarray, Tensor)
+_LOOKED_UP = (*_PLAIN, tuple, list, dict, set, frozenset, np.ndarray, Tensor)
 
 # Whose classes and functions go by their names: their code looks different to another Python.
 _BY_NAME = {
@@ -61,7 +61,7 @@ def described(value: Any) -> Any:
     """Return a value as JSON that tells it from others, in any process.
 
     Functions are told apart by name and code, and by the numbers, texts and arrays that they look
-    up outside; objects by their class, its code, and attributes.
+    up outside, alone or in lists and dicts; objects by their class, its code, and attributes.
 
     Examples
     --------

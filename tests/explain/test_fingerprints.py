@@ -201,6 +201,20 @@ def test_what_a_file_holds_counts(tmp_path):
     assert differences(before, known(paths, colours, **of_files)) == {"images"}
 
 
+@pytest.mark.parametrize("held", [[0], {"cat": [0]}, {0}])
+def test_what_a_function_looks_up_in_lists_and_dicts_counts(held, monkeypatch):
+    told = []
+    for value in (held, copy.deepcopy(held)):
+        monkeypatch.setitem(globals(), "LOOKED_UP", value)
+        told.append(described(lambda output: output[LOOKED_UP]))  # noqa: F821
+    assert told[0] == told[1]
+    {list: lambda: held.append(1), dict: lambda: held["cat"].append(1), set: lambda: held.add(1)}[
+        type(held)
+    ]()
+    monkeypatch.setitem(globals(), "LOOKED_UP", held)
+    assert described(lambda output: output[LOOKED_UP]) not in told  # noqa: F821
+
+
 def test_layers_without_weights_count():
     X = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     before, other = known(X), network()
