@@ -93,4 +93,4 @@ def check_measurable(
     check_ranks(metrics, classes)
     check_classes(metrics, given.labels, classes)
     check_objects_of_classes(metrics, given, explains_classes=question.names_classes, task=task)
-    check_references(given.references)
+    check_references(given.references, len(opened.image_size))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -172,39 +173,43 @@ def _check_known(labels: set[Any], classes: np.ndarray | None) -> None:
         )
 
 
-def as_reference(reference: Any, row: int) -> Tensor:
-    """Return a reference map as a tensor; a ValueError, which names the image, for others."""
+def as_reference(reference: Any, row: int, n_axes: int) -> Tensor:
+    """Return a reference map as a tensor; a ValueError, which names the image, for others.
+
+    Its image has so many axes: 2, or 3 if it is a volume.
+    """
     array = as_array(reference)
-    if array.ndim != 2 or array.dtype.kind not in "biuf" or not array.size:
+    if array.ndim != n_axes or array.dtype.kind not in "biuf" or not array.size:
+        axes = "(height, width)" if n_axes == 2 else "(depth, height, width)"
         raise ValueError(
-            f"references[{row}] must be a map of numbers, (height, width); got {describe(array)}."
+            f"references[{row}] must be a map of numbers, {axes}; got {describe(array)}."
         )
     if not np.isfinite(array).all():
         raise ValueError(f"references[{row}] has numbers that are not finite.")
     return torch.from_numpy(array.astype(np.float64))
 
 
-def check_references(references: PerImage) -> None:
+def check_references(references: PerImage, n_axes: int) -> None:
     """Raise a ValueError if a reference that is in memory is not a map; files are read later."""
     if isinstance(references, list | tuple | np.ndarray | Tensor):
         for i, reference in enumerate(references):
             if isinstance(reference, np.ndarray | np.generic | Tensor | list):
-                as_reference(reference, i)
+                as_reference(reference, i, n_axes)
 
 
 def check_covers(reference: Tensor, size: tuple[int, ...], row: int) -> None:
     """Raise a ValueError unless a reference may be of the whole image, and not lie on its side."""
-    if len(size) != 2:
+    # A square grid, or a cube, may be of any image, as the attention of a network is; otherwise the
+    # proportions are those of the image, to within a pixel of the shorter of two sides.
+    sides = [*zip(reference.shape, size, strict=True)]
+    is_alike = all(
+        abs(own * other_size - other * own_size) <= max(own_size, other_size)
+        for (own, own_size), (other, other_size) in combinations(sides, 2)
+    )
+    if len({*reference.shape}) > 1 and not is_alike:
+        shown, of_image = (" x ".join(map(str, each)) for each in (reference.shape, size))
+        points, square = ("pixels", "square") if len(size) == 2 else ("voxels", "cube")
         raise ValueError(
-            f"references[{row}] is a map of a picture, and its image a volume of "
-            f"{' x '.join(map(str, size))}: there is no reference correlation of volumes."
-        )
-    height, width = reference.shape
-    # A square grid may be of any image, as the attention of a network is; otherwise the
-    # proportions are those of the image, to within a pixel of the shorter side.
-    is_alike = abs(height * size[1] - width * size[0]) <= max(size)
-    if height != width and not is_alike:
-        raise ValueError(
-            f"references[{row}] is of {height} x {width} pixels, and its image of {size[0]} x "
-            f"{size[1]}: a reference covers the whole image, in its proportions or as a square."
+            f"references[{row}] is of {shown} {points}, and its image of {of_image}: a reference "
+            f"covers the whole image, in its proportions or as a {square}."
         )

@@ -148,9 +148,10 @@ def evaluate(
         The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
         [0, 1]; or mappings of labels to them. They go before boxes, but for metrics of boxes.
     references : sequence of array-like of shape (height, width) or None, default=None
-        A map for each image, for ``"reference_correlation"``: where people look, or a mask. At any
-        size that covers the image, in its proportions or as a square. A list of your own may read
-        each of them from its file when it is asked for.
+        A map for each image, for ``"reference_correlation"``: where people look, or a mask; of
+        volumes (depth, height, width). At any size that covers the image, in its proportions or as
+        a square or a cube. A list of your own may read each of them from its file when it is asked
+        for.
     groups : array-like of shape (n_images,), mapping of str to these, or None, default=None
         The group of each image, such as the camera it was taken with; or several groupings, by
         name. :meth:`Evaluation.by_group` has each number by group, and the largest gaps.

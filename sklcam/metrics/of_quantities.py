@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from sklcam.metrics.consistency import rank_correlation
 from sklcam.metrics.imputation import road
@@ -109,8 +109,8 @@ def reference_correlation(
     correlations = []
     for map_, reference in zip(maps, references, strict=True):
         # A reference that is coarser than the grid has nothing to say of its finer cells.
-        pair = map_, reference
-        height, width = (min(grid, *(each.shape[axis] for each in pair)) for axis in (0, 1))
-        cells = [adaptive_avg_pool2d(each[None].cpu().double(), (height, width)) for each in pair]
-        correlations.append(rank_correlation(*cells)[0].to(map_))
+        size = [min(grid, *sides) for sides in zip(map_.shape, reference.shape, strict=True)]
+        pool: Any = adaptive_avg_pool2d if map_.ndim == 2 else adaptive_avg_pool3d
+        cells = [pool(each[None].cpu().double(), size) for each in (map_, reference)]
+        correlations.append(rank_correlation(*cells, spatial_dims=map_.ndim)[0].to(map_))
     return torch.stack(correlations)

@@ -219,7 +219,7 @@ def _references(measurement: Measurement) -> Sequence[Tensor] | None:
         return None
 
     def read(i: int) -> Tensor:
-        reference = as_reference(given[i], measurement.rows[i])
+        reference = as_reference(given[i], measurement.rows[i], len(sizes[i]))
         check_covers(reference, sizes[i], measurement.rows[i])
         return reference
 

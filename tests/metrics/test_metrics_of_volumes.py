@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity as ssim_of_skimage
 from torch import nn
 
@@ -386,14 +387,56 @@ def test_masks_of_volumes_count_as_boxes_do():
         evaluate(explainer, X, y, boxes=[each + 20 for each in boxes], **options)
 
 
+def test_references_of_volumes_by_hand():
+    X = random_maps(3, (16, 16, 12))[:, None]
+    explainer = CAMExplainer(Bright().eval(), target_layer="layer", batch_size=2, verbose=0).fit(X)
+    numbers = np.random.default_rng(0)
+    shapes = [(16, 16, 12), (32, 32, 24), (2, 2, 2)]  # as it is, finer, and a cube, which is coarse
+    references = [numbers.random(shape) for shape in shapes]
+    options = {"method": "hirescam", "metrics": "reference_correlation", "progress": False}
+    grid = {"metric_params": {"reference_correlation": {"grid": 4}}}
+    result = evaluate(explainer, X, references=references, **grid, **options)
+    maps = explainer.explain(X, method="hirescam", normalize=False)
+
+    def cells(volume, n):
+        parts = [each for length in volume.shape for each in (n, length // n)]
+        return volume.reshape(parts).mean((1, 3, 5)).ravel()
+
+    expected = [
+        spearmanr(cells(map_, n), cells(reference, n)).statistic
+        for map_, reference, n in zip(maps, references, (4, 4, 2), strict=True)
+    ]
+    np.testing.assert_allclose(result["reference_correlation"], expected, atol=1e-6)
+    itself = evaluate(explainer, X, references=maps, **options)
+    np.testing.assert_allclose(itself["reference_correlation"], 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((16, 16), r"references\[0\] must be a map of numbers, \(depth, height, width\)"),
+        ((8, 16, 16), "is of 8 x 16 x 16 voxels, and its image of 16 x 16 x 16: .* as a cube"),
+        ((16, 8, 16), "is of 16 x 8 x 16 voxels"),
+        ((16, 16, 8), "is of 16 x 16 x 8 voxels"),
+    ],
+)
+def test_references_that_do_not_cover_a_volume(shape, message):
+    X, y, _ = balls(2)
+    explainer = CAMExplainer(Bright().eval(), target_layer="layer", verbose=0).fit(X)
+    with pytest.raises(ValueError, match=message):
+        evaluate(
+            explainer, X, y, metrics="reference_correlation", references=np.ones((2, *shape)),
+            method="hirescam", progress=False,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("metric", "options", "message"),
     [
         ("road", {}, "not defined for volumes"),
         ("cose", {}, "colours"),
-        ("reference_correlation", {"references": np.ones((4, 16, 16))}, "volume of 16 x 16 x 16"),
     ],
-    ids=["road", "cose", "references"],
+    ids=["road", "cose"],
 )
 def test_metrics_of_pictures_refuse_volumes(metric, options, message):
     X, y, _ = balls()
