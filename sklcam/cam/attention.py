@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from sklcam._validation import check_number
 from sklcam.cam.base import Method
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.attention import AttentionRecord, Block
+from sklcam.networks.first_rows import READ_ALL_ROWS, FirstRows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.tape import differentiate
@@ -182,8 +183,13 @@ class LeGrad(_AttentionMethod):
 
     Notes
     -----
-    The head is run once more for each layer but the last. The authors' code for CLIP differs: it
-    takes the mean over all tokens where the network reads one, and by default two layers.
+    Where scores are made of the tokens before the places alone, such as a class token, so is their
+    graph, and the head is run once more for all layers. Where the head reads other tokens too, such
+    as the mean of all, the graph is of all tokens, and the head is run once for each layer; whether
+    it does shows in the gradient and in the output, and the first batch takes a pass more.
+
+    The authors' code for CLIP differs: it takes the mean over all tokens where the network reads
+    one, and by default two layers.
 
     References
     ----------
@@ -208,31 +214,28 @@ class LeGrad(_AttentionMethod):
         return AttentionRecord(layerwise=True)
 
     def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
+        if record.first_rows is not None:
+            found = _by_first_rows(recorded, record, record.first_rows)
+            if found is not None:
+                return found
+            # The head pools the patches, say: all tokens count, here and from now on.
+            READ_ALL_ROWS.add(recorded.network)
+            recorded = recorded.on(recorded.images.detach())
         *blocks, last = _blocks_of(recorded, record)
-        scores = [recorded.scores_behind(last.trunk, last.like(block.tokens)) for block in blocks]
+        tokens = last.tokens.detach().requires_grad_()
+        if not _begins_at(tokens, _scores_behind(recorded, last, tokens), record):
+            raise _no_blocks(recorded)
+        scores = [_scores_behind(recorded, last, block.tokens) for block in blocks]
         scores.append(recorded.scores)
-        n_prefix = recorded.layers[0].n_prefix
         (found,) = recorded.for_each_score(
-            lambda column: [self._of(column, scores, record.sums, n_prefix)]
+            lambda column: [
+                _mean_over_layers(
+                    _sensitivity(of_layer, column, *sums)
+                    for of_layer, sums in zip(scores, record.sums, strict=True)
+                )
+            ]
         )
         return found
-
-    @staticmethod
-    def _of(
-        column: int, scores: list[Tensor], sums: list[tuple[Tensor, Tensor]], n_prefix: int
-    ) -> Tensor:
-        found = []
-        for of_layer, (result, values) in zip(scores, sums, strict=True):
-            # To the sums of values, and by hand from there to the weights: of few rows if the
-            # others have no gradient. It is free to see on a CPU, and a wait elsewhere.
-            (rows,) = _differentiate(of_layer, column, [result], keep=True)
-            n_tokens = rows.shape[2]
-            if rows.device.type == "cpu" and n_prefix and not rows[:, :, n_prefix:].any():
-                rows = rows[:, :, :n_prefix]
-            with torch.autocast(rows.device.type, enabled=False):
-                gradient = rows @ at_least_float32(values).transpose(2, 3)
-            found.append(gradient.relu().sum(dim=2).mean(dim=1) / n_tokens)
-        return torch.stack(found).mean(dim=0)
 
 
 def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> TargetLayer:
@@ -363,20 +366,91 @@ def _differentiate(
     return [at_least_float32(each) for each in found]
 
 
+def _scores_behind(recorded: RecordedPass, last: Block, tokens: Tensor) -> Tensor:
+    """Return the scores of other tokens, in the place of those that the last block returned."""
+    with torch.enable_grad():
+        return recorded.score(recorded.output_behind(last.trunk, last.like(tokens)))
+
+
+def _by_first_rows(
+    recorded: RecordedPass, record: AttentionRecord, first: FirstRows
+) -> Tensor | None:
+    """Return what LeGrad makes of the tokens before the places, or None if others are read, too."""
+    blocks = _blocks_of(recorded, record)
+    *_, last = blocks
+    with torch.enable_grad():
+        tokens = [first.of(block.tokens) for block in blocks]
+    # The head reads those of all layers at once, as if each were an image.
+    stacked = torch.cat([each.detach() for each in tokens]).requires_grad_()
+    images = torch.arange(recorded.n_images, device=stacked.device).repeat(len(blocks))
+    try:
+        output = recorded.output_behind(last.trunk, last.like(stacked), images)
+        with torch.enable_grad():
+            scores = torch.cat([recorded.score(each) for each in output.split(recorded.n_images)])
+    except Exception:  # whatever a network may raise at fewer tokens, or other rows, than it knows
+        return None
+    if not (
+        _is_near(output[-recorded.n_images :], recorded.output, is_half=recorded.is_half)
+        and _begins_at(stacked, scores, record)
+    ):
+        return None
+    weights = torch.arange(1, recorded.scores.shape[1] + 1, device=stacked.device) * _SCALE
+    with torch.enable_grad():
+        of_all_rows = (recorded.scores * weights).sum(dim=1, keepdim=True)
+    _differentiate(of_all_rows, 0, [record.sums[-1][0]], keep=True)  # shows which rows are read
+
+    def of_column(column: int) -> list[Tensor]:
+        (directions,) = _differentiate(scores, column, [stacked], keep=True)
+        with torch.enable_grad():
+            along = [
+                (each * direction).sum(dim=(1, 2))[:, None]
+                for each, direction in zip(tokens, directions.chunk(len(blocks)), strict=True)
+            ]
+        return [
+            _mean_over_layers(
+                _sensitivity(each, 0, *sums) for each, sums in zip(along, record.sums, strict=True)
+            )
+        ]
+
+    (found,) = recorded.for_each_score(of_column)
+    return None if first.miss_others() else found
+
+
+def _is_near(found: Tensor, expected: Tensor, *, is_half: bool) -> bool:
+    # Other rows would change all digits; the number of rows, as kernels depend on it, the last.
+    tolerance = (0.1 if is_half else 0.01) * expected.abs().amax()
+    return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
+
+
+def _begins_at(tokens: Tensor, scores: Tensor, record: AttentionRecord) -> bool:
+    """Whether scores are made of the last layer's tokens, and nothing goes past these."""
+    if not scores.requires_grad:
+        return False
+    sums = [each for each, _ in record.sums]
+    found = torch.autograd.grad(
+        scores, [tokens, *sums], torch.ones_like(scores), retain_graph=True, allow_unused=True
+    )
+    return found[0] is not None and all(each is None for each in found[1:])
+
+
+def _sensitivity(scores: Tensor, column: int, result: Tensor, values: Tensor) -> Tensor:
+    """Return how a layer's scores rise with what its attention gives each token, (n, n_tokens)."""
+    # To the sums of values, and by hand from there to the weights; rows left out have no gradient.
+    (rows,) = _differentiate(scores, column, [result], keep=True)
+    with torch.autocast(rows.device.type, enabled=False):
+        gradient = rows @ at_least_float32(values).transpose(2, 3)
+    return gradient.relu().sum(dim=2).mean(dim=1) / values.shape[2]
+
+
+def _mean_over_layers(found: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(found)).mean(dim=0)
+
+
 def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
-    """Return what gives each layer's tokens; a ValueError if something goes past the last."""
+    """Return what gives each layer's tokens; a ValueError if something does not."""
     shape = recorded.activations[0].shape
     blocks = [block for block in record.blocks if block is not None and block.tokens.shape == shape]
     if len(blocks) < len(record.blocks):
-        raise _no_blocks(recorded)
-    last = blocks[-1]
-    tokens = last.tokens.detach().requires_grad_()
-    scores = recorded.scores_behind(last.trunk, last.like(tokens))
-    earlier = [sums for sums, _ in record.sums[:-1]]
-    gradients = torch.autograd.grad(
-        scores, [tokens, *earlier], torch.ones_like(scores), retain_graph=True, allow_unused=True
-    )
-    if gradients[0] is None or any(each is not None for each in gradients[1:]):
         raise _no_blocks(recorded)
     return blocks
 

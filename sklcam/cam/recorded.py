@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Literal
 from weakref import WeakSet
 
@@ -187,17 +188,16 @@ class RecordedPass:
                 # A copy, as the images belong to the caller and may be part of a graph.
                 self.images = self.images.clone().requires_grad_()
             head = self._graph is not None
-            tape = stack.enter_context(
-                record(self.network, *self.layers, trunk=trunk and head, head=head)
-            )
+            kind = {"trunk": trunk and head, "head": head, "twice": False}
+            tape = stack.enter_context(record(self.network, *self.layers, **kind))
             # For each layer what lies before it, as an image can be ablated at any of them.
             if resumable:
                 self._trunks = [
                     stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
                 ]
-            stack.enter_context(self.rule or nullcontext())
             if isinstance(self.rule, AttentionRecord):
-                stack.enter_context(self.rule.around(self.network))
+                stack.enter_context(self.rule.around(self.network, self.layers[0].n_prefix))
+            stack.enter_context(self.rule or nullcontext())
             stack.enter_context(self._way_back())
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
@@ -219,6 +219,8 @@ class RecordedPass:
         is_to_images = self._graph == "images" and self.rule is None
         if self._graph is None or is_to_images or is_ruled or len(self.layers) != 1:
             return nullcontext()
+        if isinstance(self.rule, AttentionRecord) and self.rule.first_rows is not None:
+            return nullcontext()  # which is shorter still
         return short_way_back(self.network, self.layers[0])
 
     def prepare_inference(self) -> None:
@@ -424,8 +426,8 @@ class RecordedPass:
         with self._trunks[layer].resumed(activations):
             return self.score(self._forward(self.inputs.with_images(self.images)))
 
-    def scores_behind(self, trunk: Trunk, returned: object) -> Tensor:
-        """Return the scores of what a module could have returned for the batch, with a graph.
+    def output_behind(self, trunk: Trunk, returned: object, rows: Tensor | None = None) -> Tensor:
+        """Return the output of what a module could have returned for the batch, with a graph.
 
         Parameters
         ----------
@@ -433,13 +435,17 @@ class RecordedPass:
             What was run before the module, which is not run again.
         returned : object
             As the module returns it.
+        rows : Tensor of shape (m,) or None, default=None
+            Which image each row of it belongs to, if they are not the batch itself.
 
         Returns
         -------
-        Tensor of shape (n_images, k)
+        Tensor of shape (n_images, ...), or (m, ...)
         """
+        inputs = self.inputs.with_images(self.images, rows)
+        inputs = replace(inputs, n_answers=None if rows is None else len(rows))
         with torch.enable_grad(), trunk.resumed(returned):
-            return self.score(self._forward(self.inputs.with_images(self.images)))
+            return self._forward(inputs)
 
     def on(self, images: Tensor) -> RecordedPass:
         """Return the same question about other images, in a forward pass of their own."""

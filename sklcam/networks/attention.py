@@ -8,7 +8,7 @@ kernel has no weights to show: in its place the same product is computed step by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import RLock, get_ident
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sklcam.networks.dry_run import replaced
+from sklcam.networks.first_rows import READ_ALL_ROWS, FirstRows
 from sklcam.networks.trunk import Trunk
 
 Function = Callable[..., Any]
@@ -107,6 +108,7 @@ class AttentionRecord(TorchFunctionMode):
         super().__init__()
         self._keep = keep
         self._layerwise = layerwise
+        self.first_rows: FirstRows | None = None
         # Each with what it became where it stayed as it is; values are not summed by it yet.
         self._softmaxes: list[list[Tensor]] = []
         self.clear()
@@ -157,16 +159,21 @@ class AttentionRecord(TorchFunctionMode):
         return result
 
     def _note_sums(self, shape: tuple[int, ...], result: Tensor, value: Tensor) -> Tensor:
+        begin = result
         if torch.is_grad_enabled():
-            result = result.detach().requires_grad_()
-        self.sums.append((result, value.detach()))
+            if self.first_rows is None or result.shape[-2] <= self.first_rows.n_rows:
+                begin = result = result.detach().requires_grad_()
+            else:
+                begin, result = self.first_rows.begin(result, axis=-2)
+        # A copy, as values may lie between queries and keys, which would be kept as well.
+        self.sums.append((begin, value.detach().contiguous()))
         self._note_result(shape, result)
         return result
 
     def _note_result(self, shape: tuple[int, ...], result: Tensor) -> None:
         self.shapes.append(shape)
         self.blocks.append(None)
-        self.nodes.append(result.grad_fn)
+        self.nodes.append(None if self._layerwise else result.grad_fn)
         self.is_differentiable &= result.requires_grad
         self.result = result if result.requires_grad else None
 
@@ -315,13 +322,18 @@ class AttentionRecord(TorchFunctionMode):
     }
 
     @contextmanager
-    def around(self, network: nn.Module) -> Iterator[None]:
+    def around(self, network: nn.Module, n_prefix: int = 0) -> Iterator[None]:
         """Note, in passes of the block, which modules' runs lie around each run of attention.
 
         Parameters
         ----------
         network : nn.Module
+        n_prefix : int, default=0
+            How many tokens lie before the places, if graphs of them alone may do. The block is
+            entered before the record.
         """
+        may_do = self._layerwise and n_prefix and network not in READ_ALL_ROWS
+        self.first_rows = FirstRows(n_prefix) if may_do else None
         thread = get_ident()
         running: list[tuple[int, int, Trunk]] = []
         finished: list[tuple[nn.Module, Any]] = []
@@ -346,6 +358,7 @@ class AttentionRecord(TorchFunctionMode):
                 self.blocks[n_before] = Block(output, trunk)
 
         with ExitStack() as stack:
+            stack.enter_context(self.first_rows or nullcontext())
             for part in network.modules() if self._layerwise else ():
                 stack.callback(part.register_forward_pre_hook(begin).remove)
                 stack.callback(part.register_forward_hook(end).remove)

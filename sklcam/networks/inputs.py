@@ -39,6 +39,8 @@ class Inputs:
         Further inputs by name, one row per image.
     name : str or None, default=None
         The images' own name, where the network takes its inputs by name.
+    n_answers : int or None, default=None
+        How many rows the network returns; None is one an image.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Inputs:
     images: Tensor
     others: Mapping[str, Tensor] = field(default_factory=dict)
     name: str | None = None
+    n_answers: int | None = None
 
     @classmethod
     def of(cls, value: Tensor | Mapping[str, Tensor] | Inputs, name: str | None = None) -> Inputs:
@@ -174,9 +177,10 @@ class Inputs:
                 "with a copy, as in x = x.clone()."
             )
         output = first_output(output, output_name)
-        if isinstance(output, Tensor) and output.ndim and len(output) != len(self):
+        n_rows = len(self) if self.n_answers is None else self.n_answers
+        if isinstance(output, Tensor) and output.ndim and len(output) != n_rows:
             raise ValueError(
-                f"{type(network).__name__} returned {len(output)} rows for {len(self)} images, of "
+                f"{type(network).__name__} returned {len(output)} rows for {n_rows} images, of "
                 f"shape {tuple(output.shape)}; its output must have one row an image."
             )
         return output

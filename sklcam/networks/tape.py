@@ -56,12 +56,13 @@ class Tape:
         *layers: Layer,
         trunk: bool = False,
         head: bool = True,
+        twice: bool = True,
     ) -> None:
         self._module = module
         self._layers = {layer: module_of(module, layer) for layer in layers}
         self._trunk = trunk
         self._head = head
-        self._is_for_training = trunk
+        self._is_for_training = trunk and twice
         self._kernels = ExitStack()  # of what follows the layer
         self._thread = get_ident()
         self._is_running = True
@@ -209,7 +210,11 @@ class Tape:
 
 @contextmanager
 def record(
-    module: nn.Module, *layers: Layer, trunk: bool = False, head: bool = True
+    module: nn.Module,
+    *layers: Layer,
+    trunk: bool = False,
+    head: bool = True,
+    twice: bool = True,
 ) -> Iterator[Tape]:
     """Record layers' activations during the forward passes made inside the ``with`` block.
 
@@ -228,6 +233,9 @@ def record(
         them.
     head : bool, default=True
         Without trunk, False builds no graph at all.
+    twice : bool, default=True
+        With trunk, whether what follows the layers can be differentiated twice, as a loss on maps
+        is; fused kernels of attention cannot.
 
     Yields
     ------
@@ -257,7 +265,7 @@ def record(
     >>> gradient.shape
     torch.Size([5, 4, 6, 6])
     """
-    tape = Tape(module, *layers, trunk=trunk, head=head)
+    tape = Tape(module, *layers, trunk=trunk, head=head, twice=twice)
     parts = tape.parts
     with ExitStack() as stack:
         stack.callback(tape.clear)

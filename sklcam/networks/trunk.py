@@ -106,20 +106,31 @@ def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
     """Give a module answers for its next calls; it runs by itself once they are used up."""
     # A hook could change what a module returns, and not spare what it costs.
     forward, thread = module.forward, get_ident()
+    given: list[Any] = []
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        is_own = get_ident() == thread  # nobody else's pass is answered
-        ready = answers.popleft() if answers and is_own else _RUN
+        if get_ident() != thread:  # nobody else's pass is answered
+            return forward(*args, **kwargs)
+        ready = answers.popleft() if answers else _RUN
+        given[:] = [] if ready is _RUN else [ready]
         return forward(*args, **kwargs) if ready is _RUN else ready
+
+    def again(module: nn.Module, inputs: Any, output: Any) -> Any:
+        # What hooks of others make of it was recorded with it.
+        return given.pop() if given and get_ident() == thread else None
 
     # The hook is for torch's TransformerEncoderLayer: unless a part of it has one, it calls none of
     # them, and computes all in one kernel.
-    hook = module.register_forward_pre_hook(lambda module, inputs: None)
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: None),
+        module.register_forward_hook(again),
+    ]
     try:
         with replaced(module, "forward", answer):
             yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:

@@ -303,11 +303,13 @@ def timms_own(network, images):
     return scores, weights, heads
 
 
-@pytest.mark.parametrize("pool", ["token", "avg", "distilled", "registers"])
+@pytest.mark.parametrize("pool", ["token", "avg", "distilled", "registers", "layer scale"])
 def test_timm(pool):
     options = {"global_pool": pool} if pool in ("token", "avg") else {}
     if pool == "registers":
         options = {"reg_tokens": 2}
+    if pool == "layer scale":
+        options = {"init_values": 0.5, "qk_norm": True}
     if pool == "distilled":
         torch.manual_seed(0)
         network = randomized(
@@ -319,7 +321,7 @@ def test_timm(pool):
         network = of_timm(**options)
     images, grid = pictures(32, 48), (2, 3)
     n_prefix = network.num_prefix_tokens
-    read = {"token": [0], "distilled": [0, 1], "registers": [0], "avg": [*range(1, 7)]}[pool]
+    read = {"distilled": [0, 1], "avg": [*range(1, 7)]}.get(pool, [0])
     scores, weights, heads = timms_own(network, images)
     joint = relevance = identity = torch.eye(n_prefix + 6, dtype=torch.float64).expand(2, -1, -1)
     gradients = torch.autograd.grad(scores[:, 1].sum(), weights, retain_graph=True)
@@ -354,6 +356,22 @@ def test_transformers_eager_and_fused_attention_are_the_same(name):
     ]
     np.testing.assert_allclose(*maps, rtol=1e-6)
     assert maps[0].std() > 0
+
+
+def test_legrad_of_transformers():
+    """Its attention, asked for its weights."""
+    network, images = of_transformers("eager"), pictures(64, 64)
+    output = network(images, output_attentions=True, output_hidden_states=True)
+    labels, expected = output.logits.argmax(dim=1), 0
+    for each, tokens in zip(output.attentions, output.hidden_states[1:], strict=True):
+        scores = network.classifier(network.vit.layernorm(tokens)[:, 0])
+        chosen = scores.gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, each, retain_graph=True)
+        expected = expected + gradient.relu().mean(dim=(1, 2))[:, 1:].unflatten(1, (4, 4)) / 3
+    upsampled = F.interpolate(expected[:, None], (64, 64), mode="bilinear")[:, 0]
+    explainer = CAMExplainer(of_transformers(), "legrad", verbose=0).fit(images)
+    maps = explainer.explain(images, normalize=False)
+    np.testing.assert_allclose(maps, upsampled, rtol=1e-5, atol=1e-9)
 
 
 def test_torchvision():
@@ -452,6 +470,101 @@ def test_checkpoints(name):
     else:
         with pytest.raises(ValueError, match="Turn checkpointing off to explain"):
             explainer.explain(images)
+
+
+# LeGrad's graph is of the first tokens alone, where these are all that its scores are made of
+
+
+def legrad_of(network, images=IMAGES):
+    labels = network(images).argmax(dim=1, keepdim=True).tolist()
+    return raw(LeGrad(), network, target=torch.tensor(labels)), labels
+
+
+class Counting(nn.Module):
+    """Whose answer depends on how often it was asked."""
+
+    n_calls = 0
+
+    def forward(self, x):
+        self.n_calls += 1
+        return x * self.n_calls
+
+
+class AcrossTokens(nn.Module):
+    def forward(self, x):
+        return x + x.roll(1, dims=1) / 2
+
+
+def test_a_module_that_changes_from_pass_to_pass():
+    network = vit()
+    for block in network.blocks:
+        block.mlp.append(Counting())
+    maps, _ = legrad_of(network)
+    for block in network.blocks:  # as it was in the second pass, which was explained
+        block.mlp[-1] = nn.Identity()
+        block.mlp[2].weight.data *= 2
+        block.mlp[2].bias.data *= 2
+    labels = network(IMAGES).argmax(dim=1, keepdim=True).tolist()
+    assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+@pytest.mark.parametrize("place", ["block", "last block", "mlp", "norm"])
+def test_hooks_of_users_change_what_layers_return(place):
+    network = vit()
+    part = {
+        "block": network.blocks[1],
+        "last block": network.blocks[2],
+        "mlp": network.blocks[0].mlp[0],
+        "norm": network.norm,
+    }[place]
+    part.register_forward_hook(lambda module, inputs, output: output * 2 + output.tanh())
+    maps, labels = legrad_of(network)
+    assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+@pytest.mark.parametrize("place", ["mlp", "head"])
+def test_layers_that_mix_tokens_behind_the_attention(place):
+    network = vit()
+    if place == "mlp":
+        network.blocks[1].mlp.append(AcrossTokens())
+    else:
+        network.norm = nn.Sequential(network.norm, AcrossTokens())
+    for _ in range(2):  # the second time it is known
+        maps, labels = legrad_of(network)
+        assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+@pytest.mark.parametrize("pool", [torch.amax, torch.mean])
+def test_heads_that_read_all_tokens(pool):
+    class Pooling(Vit):
+        def tail(self, tokens):
+            return self.head(pool(self.norm(tokens), dim=1))
+
+    network = Pooling().double().eval()
+    maps, labels = legrad_of(network)
+    assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+def test_a_head_that_looks_at_other_tokens_without_a_gradient():
+    class Looking(Vit):
+        def tail(self, tokens):
+            tokens = self.norm(tokens)
+            return self.head(tokens[:, 0] * tokens.detach()[:, 1:].mean(dim=1))
+
+    network = Looking().double().eval()
+    maps, labels = legrad_of(network)
+    assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+def test_a_head_that_knows_how_many_tokens_there_are():
+    class Knowing(Vit):
+        def tail(self, tokens):
+            assert tokens.shape[1] == 13
+            return super().tail(tokens)
+
+    network = Knowing().double().eval()
+    maps, labels = legrad_of(network)
+    assert_by_hand(maps, network, legrad_by_hand, labels)
 
 
 class PastTheBlocks(Vit):
