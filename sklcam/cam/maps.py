@@ -39,6 +39,23 @@ def sides(maps: Tensor) -> tuple[int, ...]:
     return tuple(range(1, maps.ndim))
 
 
+def keep_top(weights: Tensor, n_channels: int) -> Tensor:
+    """Set all weights (n_images, k, K) but each row's highest, by their sign, to zero.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer channels.
+    """
+    if n_channels > weights.shape[2]:
+        raise ValueError(
+            f"top_channels={n_channels} asks for more channels than the layer has: "
+            f"{weights.shape[2]}."
+        )
+    highest = weights.topk(n_channels, dim=2)
+    return torch.zeros_like(weights).scatter(2, highest.indices, highest.values)
+
+
 def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize maps bilinearly, or those of volumes trilinearly (``align_corners=False``).
 

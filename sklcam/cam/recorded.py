@@ -15,18 +15,23 @@ from torch import Tensor, nn
 
 from sklcam._validation import describe
 from sklcam.cam.asked import as_target
-from sklcam.cam.maps import min_max, upsample, upsample_within, weighted_sum
+from sklcam.cam.maps import keep_top, min_max, upsample, upsample_within, weighted_sum
 from sklcam.cam.rules import BackwardRule, ExcitationRule
 from sklcam.cam.targets import Target, check_scores
 from sklcam.networks.attention import AttentionRecord
 from sklcam.networks.dry_run import left_as_found
 from sklcam.networks.heads import Head, trace_head
-from sklcam.networks.inference import InferencePlan, is_out_of_memory, plan_inference
+from sklcam.networks.inference import (
+    InferencePlan,
+    is_faster_in_channels_last,
+    is_out_of_memory,
+    plan_inference,
+)
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 from sklcam.networks.prefix_rows import short_way_back
-from sklcam.networks.tape import differentiate, record
+from sklcam.networks.tape import differentiate, differentiate_in_float16, record
 from sklcam.networks.trunk import Trunk, record_trunk
 
 
@@ -166,7 +171,7 @@ class RecordedPass:
 
     def _record_fast(self, resumable: bool) -> Tensor:
         """Run the pass in channels_last memory where that is faster and the network takes it."""
-        if self._graph == "images" or not _is_faster_in_channels_last(self.images):
+        if self._graph == "images" or not is_faster_in_channels_last(self.images):
             return self._record(resumable)
         as_they_came = self.images
         # Values and shapes are the same; only the order in memory differs. A network that calls
@@ -549,54 +554,13 @@ class RecordedPass:
         is_narrow = self._autocast == torch.float16 or any(
             leaf.dtype == torch.float16 for leaf in leaves
         )
-        # At one of many positions, a score's gradient is too small for float16: it is scaled by
-        # their number, or the power of two below it, which changes no digit.
-        scale = 2.0 ** min(n_positions.bit_length() - 1, 15)
-        if is_narrow:
-            scaled = differentiate(
-                self.scores, leaves, names, chosen=chosen * scale, keep_graph=True
-            )
-            if isinstance(self.rule, ExcitationRule):
-                self.rule.begin()
-        plain = differentiate(self.scores, leaves, names, chosen=chosen, keep_graph=keep)
         if not is_narrow:
-            return plain
-        # Where the scaled gradient overflows, the plain one is large enough.
-        return [
-            torch.where(large.isfinite(), large.float() / scale, small.float())
-            for large, small in zip(scaled, plain, strict=True)
-        ]
+            return differentiate(self.scores, leaves, names, chosen=chosen, keep_graph=keep)
+        again = self.rule.begin if isinstance(self.rule, ExcitationRule) else None
+        return differentiate_in_float16(
+            self.scores, leaves, names, chosen, n_positions, keep_graph=keep, again=again
+        )
 
 
 # Networks with a part under no_grad(): see RecordedPass.
 _TURN_GRADIENTS_OFF: WeakSet[nn.Module] = WeakSet()
-
-
-def keep_top(weights: Tensor, n_channels: int) -> Tensor:
-    """Set all weights (n_images, k, K) but each row's highest, by their sign, to zero.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer channels.
-    """
-    if n_channels > weights.shape[2]:
-        raise ValueError(
-            f"top_channels={n_channels} asks for more channels than the layer has: "
-            f"{weights.shape[2]}."
-        )
-    highest = weights.topk(n_channels, dim=2)
-    return torch.zeros_like(weights).scatter(2, highest.indices, highest.values)
-
-
-# From 4 images of 224 x 224 pixels on no convolutional family that was tried is slower in
-# channels_last on a CPU; most are faster. As the weights are rearranged as well, in each pass,
-# ResNet-18 loses with 2 images, and a fifth with one.
-_PIXELS_TO_REARRANGE = 4 * 224**2
-
-
-def _is_faster_in_channels_last(images: Tensor) -> bool:
-    # On other devices it depends on the precision; there the images stay as they came.
-    n_pixels = images.numel() // images.shape[1]
-    is_picture = images.ndim == 4  # the format has no place for a third axis
-    return is_picture and images.device.type == "cpu" and n_pixels >= _PIXELS_TO_REARRANGE

@@ -7,7 +7,7 @@ gradient still stops at the layer. Nothing here knows of maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock, get_ident
 from typing import Any
@@ -336,6 +336,45 @@ def differentiate(
                 "gradients, such as ScoreCAM."
             )
     return [gradient for gradient in gradients if gradient is not None]
+
+
+def differentiate_in_float16(
+    scores: Tensor,
+    leaves: Sequence[Tensor],
+    names: Sequence[str],
+    chosen: Tensor,
+    n_positions: int,
+    *,
+    keep_graph: bool = False,
+    again: Callable[[], None] | None = None,
+) -> list[Tensor]:
+    """Return the gradients of scores where a way back is in float16, whose range is narrow.
+
+    Parameters
+    ----------
+    scores, leaves, names, chosen, keep_graph
+        See :func:`differentiate`.
+    n_positions : int
+        How many places a leaf has, which share a score's gradient.
+    again : callable or None, default=None
+        Called before the second of two ways back.
+
+    Returns
+    -------
+    list of Tensor, float32
+    """
+    # At one of many positions, a score's gradient is too small for float16: it is scaled by
+    # their number, or the power of two below it, which changes no digit.
+    scale = 2.0 ** min(n_positions.bit_length() - 1, 15)
+    scaled = differentiate(scores, leaves, names, chosen=chosen * scale, keep_graph=True)
+    if again is not None:
+        again()
+    plain = differentiate(scores, leaves, names, chosen=chosen, keep_graph=keep_graph)
+    # Where the scaled gradient overflows, the plain one is large enough.
+    return [
+        torch.where(large.isfinite(), large.float() / scale, small.float())
+        for large, small in zip(scaled, plain, strict=True)
+    ]
 
 
 # How many blocks want attention in its plain kernel, and what puts back those that were chosen.

@@ -241,7 +241,7 @@ def test_large_batches_run_in_channels_last_and_come_out_the_same(method, monkey
     formats.clear()
     expected = explainer.explain(images, normalize=False)
     assert not formats[0]
-    monkeypatch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 2 * 64 * 64)
+    monkeypatch.setattr("sklcam.networks.inference._PIXELS_TO_REARRANGE", 2 * 64 * 64)
     formats.clear()
     assert_close_maps(explainer.explain(images, normalize=False), expected, size)
     assert formats[0]
@@ -264,14 +264,14 @@ def test_a_network_that_views_its_tensors_gets_them_as_they_came(monkeypatch):
         size = max(expected.max(), float(network(images).abs().max()))
         assert_close_maps(explainer.explain(images, method=method, normalize=False), expected, size)
         with monkeypatch.context() as patch:
-            patch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 1)
+            patch.setattr("sklcam.networks.inference._PIXELS_TO_REARRANGE", 1)
             maps = explainer.explain(images, method=method, normalize=False)
             assert_close_maps(maps, expected, size)
     assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_running_out_of_memory_is_not_tried_again(monkeypatch):
-    monkeypatch.setattr("sklcam.cam.recorded._PIXELS_TO_REARRANGE", 1)
+    monkeypatch.setattr("sklcam.networks.inference._PIXELS_TO_REARRANGE", 1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     explainer = CAMExplainer(network, target_layer="0", verbose=0).fit()
     calls = []
