@@ -86,7 +86,7 @@ class BackwardRule(TorchFunctionMode):
         if not _is_signal((*args, *kwargs.values())):
             result = func(*args, **kwargs)
             # What is made of weights alone is a weight, and nothing is handed back to it.
-            return result.detach() if _is_signal(result) else result
+            return _without_graph(result) if _is_signal(result) else result
         if func in self.handlers:
             x, *others = args or (kwargs.pop("input"),)
             return self.handlers[func](self, func, x, *others, **kwargs)
@@ -113,6 +113,13 @@ def _is_signal(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_is_signal, value))
     return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
+
+
+def _without_graph(value: Any) -> Any:
+    """Return a value, or several as of an LSTM, through which no gradient goes back."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_without_graph, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _caller() -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sklcam._validation import describe
-from sklcam.explain.base import AnyMethod
+from sklcam.explain.base import AnyMethod, method_name
 from sklcam.language import WordMaps
 from sklcam.language.base import LanguageExplainer
 from sklcam.plotting import _drawing as draw
@@ -111,8 +111,11 @@ class WordDisplay(Display):
         pictures: list[np.ndarray] = []
         found: list[WordMaps] = []
         question = estimator.as_target("words", len(opened))
+        chosen = estimator.as_method(method)
+        _, *shape = estimator.map_shape(opened, question, chosen)
+        check_map_shape(method_name(method), tuple(shape))
         for explained in estimator.iter_explained(
-            opened, question, methods=[method], normalize=normalize
+            opened, question, methods=[chosen], normalize=normalize
         ):
             pictures += pictures_of_batch(explained.batch, own_size=True)
             found += estimator.by_word(explained)

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklcam import CaptionExplainer, VQAExplainer, WordDisplay
+from sklcam.cam import Saliency
 from sklcam.language import Caption, LanguageNetwork, Word, WordMaps, Words
 from sklcam.networks import Inputs
 
@@ -233,6 +234,13 @@ REFUSALS: dict[str, list[Row]] = {
             "layers",
             lambda: WordDisplay.from_estimator(captions(), IMAGES, kind="x"),
             "kind must be",
+        ),
+        (
+            "channels",
+            lambda: WordDisplay.from_estimator(
+                captions(), IMAGES, method=Saliency(channels="keep")
+            ),
+            "A display draws one map",
         ),
     ],
     "Words": [

@@ -350,3 +350,29 @@ def test_an_encoder_and_a_decoder_of_transformers_are_explained_as_by_hand(image
             np.testing.assert_allclose(map_, expected, atol=1e-6, rtol=1e-3)
             assert expected.any()
     assert len(explainer.predict(images)) == 2
+
+
+def test_guided_maps_of_a_network_whose_question_goes_through_an_lstm(images):
+    network = Answering().eval()
+    network.words, lstm = torch.nn.Embedding(5, 8), torch.nn.LSTM(8, 8, batch_first=True)
+    network.lstm = lstm
+    question = torch.tensor([[1, 2, 3]])
+
+    def forward(images, tokens):
+        asked = lstm(network.words(tokens))[1][0][0]
+        return network.head(network.features(images).mean((2, 3)) * asked)
+
+    network.forward = forward
+    X = {"image": images, "question": "what is red"}
+    explainer = VQAExplainer(network, method="guidedbackprop", verbose=0).fit(X)
+    found = explainer.explain(X, "star", normalize=False)
+    for i, image in enumerate(images):
+        pixels = image[None].clone().requires_grad_()
+        before = network.features[0](pixels)
+        after = before.relu()
+        score = network.head(after.mean((2, 3)) * lstm(network.words(question))[1][0][0])[0, 2]
+        (gradient,) = torch.autograd.grad(score, after, retain_graph=True)
+        guided = gradient.clamp(min=0) * (before > 0)
+        (gradient,) = torch.autograd.grad(before, pixels, guided)
+        np.testing.assert_allclose(found[i], gradient[0].abs().amax(0), atol=1e-7)
+        assert found[i].any()
