@@ -187,7 +187,7 @@ def analyse(
     Answers of one rater are alike, and so are those to one image; single answers are no sample.
     With ``resample="both"`` a resample draws raters and, independently, images, and an answer
     counts as often as its rater was drawn times its image was: the pigeonhole bootstrap, which is
-    somewhat wide rather than too narrow. Of few raters, fewer than ten or so, all three are rough.
+    somewhat wide rather than too narrow.
 
     References
     ----------

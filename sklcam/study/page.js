@@ -78,6 +78,7 @@
       byId("begin").textContent = state.is_over ? "Go on" : `Go on with question ${state.at + 1}`;
       byId("anew").hidden = false;
     }
+    byId("removed").textContent = "";
     only("start");
   }
 
@@ -237,7 +238,14 @@
     keep();
     show();
   });
+  // What nobody has saved is removed by a second click alone.
   byId("anew").addEventListener("click", () => {
+    const n = state.is_saved ? 0 : answered();
+    if (n && !byId("removed").textContent) {
+      byId("removed").textContent = `${n} answer${n === 1 ? " is" : "s are"} not saved yet, and ` +
+        "will be lost. To begin anew even so, choose it once more.";
+      return;
+    }
     state = begun();
     state.rater = byId("code").value.trim() || state.drawn;
     keep();
