@@ -7,6 +7,7 @@ shape (m,), in [0, 1]. The map of an image may have NaN, and then its scores are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from sklcam._validation import (
     AXES,
     check_callable,
     check_count,
+    check_number,
     check_tensor,
     check_values,
     describe,
@@ -348,6 +350,56 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
     return torch.trapezoid(curves.deletion, curves.fractions.to(curves.deletion), dim=1)
 
 
+def cover(
+    images: Tensor, maps: Tensor, *, share: float = 0.2, base: Base = blur
+) -> tuple[Tensor, Tensor]:
+    """Cover what maps mark the most, to ask what the network says without it.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n_images, channels, height, width)
+        As the network gets them; or volumes, (n_images, channels, depth, height, width).
+    maps : Tensor of shape (n_images, height, width), or (n_images, depth, height, width)
+    share : float, default=0.2
+        The share of an image's pixels that are covered, those with the highest values. Pixels at
+        the map's minimum are not marked, so that a map may mark fewer, and a blank one none.
+    base : Tensor of the images' shape or callable, default=:func:`blur`
+        What is shown in their place, or what makes it from the images. ``torch.zeros_like`` is the
+        mean colour of images that are normalised.
+
+    Returns
+    -------
+    covered : Tensor of the images' shape
+    marked : Tensor of the maps' shape, bool
+        Which pixels are covered. None of an image whose map has NaN.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM", IJCV 2020, section 3.3: without what a counterfactual map marks,
+    a network should be more confident.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklcam.metrics import cover
+    >>> images, maps = torch.ones(1, 1, 1, 4), torch.tensor([[[0.1, 0.9, 0.0, 0.5]]])
+    >>> cover(images, maps, share=0.5, base=torch.zeros_like)
+    (tensor([[[[1., 0., 1., 0.]]]]), tensor([[[False,  True, False,  True]]]))
+    """
+    check_images(images)
+    check_pixels(images, maps)
+    check_number("share, of the pixels,", share, 0, 1)
+    n_covered = math.ceil(round(share * maps[0].numel(), 6))  # in decimals, as people mean it
+    lowest = maps.flatten(1).amin(dim=1).view(-1, *[1] * (maps.ndim - 1))
+    marked = (_ranks(maps) < n_covered) & (maps > lowest)  # false of NaN
+    return torch.where(marked[:, None], _base(images, base), images), marked
+
+
 def _check_curves(curves: object, name: str) -> None:
     if not hasattr(curves, name):
         raise ValueError(
@@ -484,10 +536,15 @@ def check_arguments(score: object, images: Tensor, maps: Tensor, batch_size: int
     """Raise a ValueError unless the pixels of the images can be ordered by the maps and scored."""
     check_callable("score", score, "of images and rows that returns one number for each")
     check_images(images)
-    check_tensor("maps", maps, "n_images", *AXES[-(images.ndim - 2) :])
     check_batch_size(batch_size)
     if not len(images):
         raise ValueError("images is empty: at least one image is needed.")
+    check_pixels(images, maps)
+
+
+def check_pixels(images: Tensor, maps: Tensor) -> None:
+    """Raise a ValueError unless there is a map for each image, of its pixels."""
+    check_tensor("maps", maps, "n_images", *AXES[-(images.ndim - 2) :])
     if maps.shape != (len(images), *images.shape[2:]):
         axes = "height, width" if images.ndim == 4 else "depth, height, width"
         raise ValueError(

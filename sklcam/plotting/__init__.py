@@ -15,6 +15,7 @@ from __future__ import annotations
 from sklcam.plotting.causal import CausalCurveDisplay
 from sklcam.plotting.concepts import ConceptCropsDisplay, ConceptMapsDisplay
 from sklcam.plotting.consistency import ConsistencyDisplay, ViewPairDisplay
+from sklcam.plotting.counterfactual import CounterfactualDisplay
 from sklcam.plotting.detections import DetectionDisplay
 from sklcam.plotting.localization import LocalizationDisplay
 from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
@@ -29,6 +30,7 @@ __all__ = [
     "ConceptCropsDisplay",
     "ConceptMapsDisplay",
     "ConsistencyDisplay",
+    "CounterfactualDisplay",
     "DetectionDisplay",
     "LocalizationDisplay",
     "MapGridDisplay",

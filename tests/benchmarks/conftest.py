@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boxed_images import write_boxed
 from PIL import Image
 
 PROGRAMS = Path(__file__).parents[2] / "benchmarks"
@@ -31,3 +32,10 @@ def splits(tmp_path):
                 pixels[row : row + 24, column : column + 24, 2 - channel] += 150
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def boxed(tmp_path):
+    """Return a folder of squares on noise with their boxes, and one image of two of them."""
+    write_boxed(tmp_path)
+    return tmp_path

@@ -7,31 +7,10 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from boxed_images import COLOURS
 from numpy.testing import assert_array_equal
 from PIL import Image
 from sklearn.utils import Bunch
-
-COLOURS = {
-    **{"blue": (0, 0, 255), "cyan": (0, 255, 255), "green": (0, 255, 0)},
-    **{"red": (255, 0, 0), "white": (255, 255, 255), "yellow": (255, 255, 0)},
-}
-
-
-@pytest.fixture
-def boxed(tmp_path):
-    """A folder of squares on noise with their boxes, and one image of two of them."""
-    rng = np.random.default_rng(0)
-    lines = ["path,label,x1,y1,x2,y2"]
-    (tmp_path / "squares").mkdir()
-    for i, names in enumerate([*([name] for name in COLOURS for _ in range(2)), ["red", "blue"]]):
-        pixels = rng.integers(0, 60, (40, 56, 3), dtype=np.uint8)
-        for j, name in enumerate(names):
-            x, y = 28 * j + rng.integers(0, 8), rng.integers(0, 16)
-            pixels[y : y + 20, x : x + 20] = COLOURS[name]
-            lines.append(f"{i}.png,{name},{x},{y},{x + 20},{y + 20}")
-        Image.fromarray(pixels).save(tmp_path / "squares" / f"{i}.png")
-    (tmp_path / "squares" / "boxes.csv").write_text("\n".join(lines))
-    return tmp_path
 
 
 def test_all_tables_of_a_handful(boxed, capsys):

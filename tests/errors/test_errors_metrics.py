@@ -331,6 +331,14 @@ REFUSALS: dict[str, list[Row]] = {
             "threshold, a share of the maximum, must b",
         ),
     ],
+    "cover": [
+        ("None", lambda: metrics.cover(None, MAPS), "images must be .* got None"),
+        ("no map", lambda: metrics.cover(IMAGES, None), "maps must be .* got None"),
+        ("one to two", lambda: metrics.cover(IMAGES, MAPS[:1]), r"maps must be of shape .*\(1, 12"),
+        ("a share", lambda: metrics.cover(IMAGES, MAPS, share=20), "share, of the pixels, must"),
+        ("a base", lambda: metrics.cover(IMAGES, MAPS, base=0), "start or end, if not a Tensor"),
+        ("a small base", lambda: metrics.cover(IMAGES, MAPS, base=MAPS), "of the images' shape"),
+    ],
     "seeds_from_maps": [
         ("None", lambda: metrics.seeds_from_maps(None), "maps must be .* got None"),
         ("none", lambda: metrics.seeds_from_maps(IMAGES[:, :0]), "maps of 1 to 254 classes; got 0"),

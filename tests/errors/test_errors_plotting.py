@@ -35,12 +35,41 @@ from sklcam import (
     cam,
     metrics,
 )
-from sklcam.plotting import DetectionDisplay
+from sklcam.plotting import CounterfactualDisplay, DetectionDisplay
 
 KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
 SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
 
 REFUSALS: dict[str, list[Row]] = {
+    "CounterfactualDisplay": [
+        (
+            "several classes",
+            lambda: CounterfactualDisplay.from_estimator(fitted(), X, target=cam.TopK(2)),
+            "draws one class an image",
+        ),
+        (
+            "a share",
+            lambda: CounterfactualDisplay.from_estimator(fitted(), X, share=20),
+            "share, of the pixels, must be a number from 0 to 1; got 20",
+        ),
+        (
+            "200",
+            lambda: CounterfactualDisplay.from_estimator(fitted(), np.ones((200, 8, 8))),
+            "at most 100 row",
+        ),
+        (
+            "one covered",
+            lambda: CounterfactualDisplay.from_predictions(X[:2], MAPS, MAPS, X[:1]),
+            "1 covered images for 2 images",
+        ),
+        (
+            "one score",
+            lambda: CounterfactualDisplay.from_predictions(
+                X[:2], MAPS, MAPS, X[:2], scores=[0.5, 0.5]
+            ),
+            r"two numbers for each of 2 images, before and after; got shape \(2,\)",
+        ),
+    ],
     "DetectionDisplay": [
         (
             "a classifier",

@@ -16,6 +16,7 @@ from torchcam.metrics import DeletionInsertionMetric
 from sklcam.metrics import (
     blur,
     causal_curves,
+    cover,
     deletion_auc,
     deletion_curve,
     insertion_auc,
@@ -329,3 +330,38 @@ def test_a_map_with_nan_has_no_order_and_no_scores():
         assert found[1].isnan().all()
         assert_allclose(found[others], of_others, atol=1e-6)
     assert insertion_auc(curves).isnan().tolist() == [i == 1 for i in range(5)]
+
+
+# Covering
+
+
+def test_cover_by_hand():
+    images = torch.arange(8.0).view(2, 1, 2, 2)
+    maps = torch.tensor([[[0.3, 0.2], [0.1, 0.4]], [[0.0, 0.0], [0.0, 1.0]]])
+    covered, marked = cover(images, maps, share=0.5, base=torch.zeros_like)
+    assert marked.tolist() == [[[True, False], [False, True]], [[False, False], [False, True]]]
+    assert covered.tolist() == [[[[0, 1], [2, 0]]], [[[4, 5], [6, 0]]]]
+    # Shares are rounded up, and a blank map or one with NaN marks nothing.
+    assert cover(images, maps, share=0.01)[1].sum(dim=(1, 2)).tolist() == [1, 1]
+    assert not cover(images, maps, share=0.0)[1].any()
+    assert not cover(images, torch.full_like(maps, 0.7))[1].any()
+    assert not cover(images, maps * torch.nan)[1].any()
+    soft, marked = cover(images, maps, share=0.5)
+    assert torch.equal(soft, torch.where(marked[:, None], blur(images), images))
+
+
+def test_what_is_covered_first_is_what_deletion_deletes():
+    generator = torch.Generator().manual_seed(0)
+    images, maps = (
+        torch.rand(3, 2, 5, 5, generator=generator),
+        torch.rand(3, 5, 5, generator=generator),
+    )
+
+    def score(images, rows):
+        return images.mean((1, 2, 3))
+
+    curve = deletion_curve(score, images, maps, n_steps=5).deletion
+    covered, _ = cover(images, maps, share=0.2, base=torch.zeros_like)
+    assert_allclose(score(covered, None), curve[:, 1])
+    volumes = images[:, :, None].expand(-1, -1, 4, -1, -1)
+    assert cover(volumes, maps[:, None].expand(-1, 4, -1, -1))[1].sum() == 3 * 20
