@@ -108,7 +108,8 @@ class FinerCAM(ChannelMethod):
               \Big( y_c - \gamma \sum_{t=1}^{T} w_t\, y_{d_t} \Big), \qquad
               L = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big)
 
-    What the class shares with those like it cancels out. For networks that tell several classes
+    What the class shares with those like it cancels out; where nothing but rounding is left, the
+    map is blank. For networks that tell several classes
     apart, at any layer that Grad-CAM explains. :class:`Finer` is the score on its own, as a target
     for other methods.
 
@@ -162,7 +163,25 @@ class FinerCAM(ChannelMethod):
         finer = Finer(
             recorded.target, gamma=self.gamma, n_similar=self.n_similar, weights=self.weights
         )
-        return GradCAM().channel_weights(recorded.asked(finer))
+        for column in range(recorded.scores.shape[1]):
+            recorded.gradients(column, keep=True)  # the graph is for the other question, too
+        of_class = GradCAM().channel_weights(recorded)
+        contrast = GradCAM().channel_weights(recorded.asked(finer))
+        dtype = torch.bfloat16 if recorded.is_half else recorded.scores.dtype
+        rounding = _N_UNITS * torch.finfo(dtype).eps
+        return [
+            torch.where(_largest(each) > rounding * _largest(own), each, 0.0)
+            for each, own in zip(contrast, of_class, strict=True)
+        ]
+
+
+# How many units of rounding, of the class's own weights, a difference is mere noise up to: where
+# classes weigh the same, it is not exactly 0, and a map of it would be as bright as any.
+_N_UNITS = 4
+
+
+def _largest(weights: Tensor) -> Tensor:
+    return weights.abs().amax(dim=2, keepdim=True)
 
 
 class _Contrast(Classes):

@@ -219,7 +219,6 @@ class RecordedPass:
 
     def _way_back(self) -> AbstractContextManager[None]:
         """Return what passes, and ways back, are made in; a shorter one may be exact."""
-        # Attention is looked at, and no other step back taken.
         is_ruled = isinstance(self.rule, BackwardRule)
         is_to_images = self._graph == "images" and self.rule is None
         if self._graph is None or is_to_images or is_ruled or len(self.layers) != 1:
@@ -439,16 +438,15 @@ class RecordedPass:
         trunk : Trunk
             What was run before the module, which is not run again.
         returned : object
-            As the module returns it.
         rows : Tensor of shape (m,) or None, default=None
-            Which image each row of it belongs to, if they are not the batch itself.
+            Which image each row returned belongs to, if they are not the batch itself.
 
         Returns
         -------
         Tensor of shape (n_images, ...), or (m, ...)
         """
-        inputs = self.inputs.with_images(self.images, rows)
-        inputs = replace(inputs, n_answers=None if rows is None else len(rows))
+        n_answers = None if rows is None else len(rows)
+        inputs = replace(self.inputs.with_images(self.images, rows), n_answers=n_answers)
         with torch.enable_grad(), trunk.resumed(returned):
             return self._forward(inputs)
 

@@ -91,6 +91,38 @@ def test_directions_are_the_derivatives(weights):
     torch.testing.assert_close(resolved.directions[:, 0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_classes_that_weigh_the_same_leave_nothing_over(dtype, n):
+    """In closed form: behind pooling, the weights are differences of rows of the head."""
+    torch.manual_seed(0)
+    network = SmallNet(num_classes=6, in_channels=1, width=64).to(dtype).eval()
+    head, images = network[-1], torch.randn(8, 1, 12, 12).to(dtype)
+    with torch.no_grad():
+        head.weight[1:5] = head.weight[0]
+        head.bias.copy_(torch.tensor([0.1, 0, 0, 0, 0, 30]))  # the last is like none of them
+    labels, method = torch.tensor([[0, 5]] * 8), FinerCAM(n_similar=n)
+    (weights,) = method.channel_weights(RecordedPass(network, [TargetLayer("5")], images, labels))
+    assert not weights[:, 0].any()
+    assert not raw(network, images, method, labels)[:, 0].any()
+    expected = (head.weight[5] - head.weight[0]).detach().to(weights.dtype)
+    for found in weights[:, 1]:
+        found = found * (expected.norm() / found.norm())
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.03 * expected.abs().max().item())
+
+
+def test_a_difference_that_is_small_and_no_rounding():
+    torch.manual_seed(0)
+    network = SmallNet(num_classes=2, in_channels=1, width=8).eval()
+    with torch.no_grad():
+        network[-1].weight[1] = network[-1].weight[0]
+        network[-1].weight[1, 3] += 1e-4
+    images = torch.randn(2, 1, 12, 12)
+    explained = RecordedPass(network, [TargetLayer("4")], images, torch.tensor([[1]] * 2))
+    (weights,) = FinerCAM(relu=False).channel_weights(explained)
+    assert (weights[:, 0].abs().argmax(dim=1) == 3).all()
+
+
 def test_published_target():
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scores = target_scores(logits, Finer(weights="probability", gamma=0.7))
