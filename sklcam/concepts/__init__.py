@@ -9,11 +9,15 @@ from __future__ import annotations
 from sklcam.concepts.factors import ConceptMaps
 from sklcam.concepts.namer import ConceptNamer
 from sklcam.concepts.reasons import Reasons
+from sklcam.concepts.shortcuts import Shortcut, Shortcuts, find_shortcuts
 from sklcam.concepts.text_namer import TextConceptNamer
 
 __all__ = [
     "ConceptMaps",
     "ConceptNamer",
     "Reasons",
+    "Shortcut",
+    "Shortcuts",
     "TextConceptNamer",
+    "find_shortcuts",
 ]

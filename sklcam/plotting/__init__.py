@@ -22,6 +22,7 @@ from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
 from sklcam.plotting.sanity import SanityCheckDisplay
 from sklcam.plotting.search import TradeoffBoxDisplay, TradeoffDisplay
+from sklcam.plotting.shortcuts import ShortcutsDisplay
 from sklcam.plotting.words import WordDisplay
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MapGridDisplay",
     "RetrievalDisplay",
     "SanityCheckDisplay",
+    "ShortcutsDisplay",
     "TradeoffBoxDisplay",
     "TradeoffDisplay",
     "ViewPairDisplay",

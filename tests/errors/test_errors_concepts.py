@@ -7,13 +7,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from refusals import IMAGES, INPUTS, NAN, NET, X, explainer, of_parameters, rows_of
+from refusals import IMAGES, INPUTS, NAN, NET, X, Y, explainer, of_parameters, rows_of
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklcam import CAMExplainer, ConceptNamer
-from sklcam.concepts import ConceptMaps, TextConceptNamer
-from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay
+from sklcam.concepts import ConceptMaps, Shortcuts, TextConceptNamer, find_shortcuts
+from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay, ShortcutsDisplay
 
 MASKS = np.zeros((2, 16, 16), bool)
 MASKS[:, :8] = True
@@ -69,6 +69,11 @@ def of_poles():
     network = nn.Sequential(Poles(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network[0].bias.data.fill_(0)
     return CAMExplainer(network, target_layer="0", verbose=0).fit(INPUTS)
+
+
+@cache
+def of_numbers():
+    return CAMExplainer(NET, task="regression", verbose=0).fit(INPUTS)
 
 
 @cache
@@ -197,6 +202,47 @@ REFUSALS = {
             "another layer",
             lambda: concepts().transform(of_another_layer(), INPUTS),
             "those of the layer '5'; the explainer looks at '2'",
+        ),
+    ],
+    "find_shortcuts": [
+        ("no estimator", lambda: find_shortcuts("resnet18", X, Y), "estimator must be a "),
+        ("unfitted", lambda: find_shortcuts(CAMExplainer(NET), X, Y), "not fitt", NotFittedError),
+        ("no labels", lambda: find_shortcuts(explainer(), INPUTS), "find_shortcuts"),
+        ("labels too few", lambda: find_shortcuts(explainer(), INPUTS, [0]), "y has 1 label"),
+        ("unknown label", lambda: find_shortcuts(explainer(), INPUTS, [0, 9]), r"\[9\]"),
+        ("volumes", lambda: find_shortcuts(of_volumes(), VOLUMES, [0, 1]), "X holds volumes"),
+        ("a regression", lambda: find_shortcuts(of_numbers(), INPUTS, [0, 1]), "is 'regression'"),
+        *(
+            (f"{name}={value!r}", lambda o={name: value}: find_shortcuts(NET, X, Y, **o), match)
+            for name, value, match in (
+                ("cover", "black", "cover must be one of"),
+                ("hot", 0, "hot, a share of the maximum, must"),
+                ("min_size", 1, "min_size must be an int >= 2"),
+                ("max_clusters", 0, "max_clusters must be an int >= 1"),
+                ("clusterer", 3, "with fit_predict; got"),
+            )
+        ),
+        (
+            "maps of pixels",
+            lambda: find_shortcuts(explainer(), INPUTS, [0, 1], method="saliency"),
+            "makes its maps at the pixels",
+        ),
+    ],
+    "ShortcutsDisplay": [
+        (
+            "a list",
+            lambda: ShortcutsDisplay.from_estimator(explainer(), INPUTS, []),
+            "shortcuts must be what find_shortcuts returns; got",
+        ),
+        (
+            "nothing",
+            lambda: ShortcutsDisplay.from_estimator(explainer(), INPUTS, Shortcuts([])),
+            "There is no cluster to draw",
+        ),
+        (
+            "no rows",
+            lambda: ShortcutsDisplay.from_estimator(explainer(), INPUTS, Shortcuts([]), n_rows=0),
+            "n_rows must be an int >= 1",
         ),
     ],
     "ConceptMapsDisplay": [

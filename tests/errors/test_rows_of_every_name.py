@@ -25,6 +25,8 @@ TAKES_NOTHING_WRONG = {
     "ChannelMethod": "a base class",
     "ChannelBatch": "made by an Explainer",
     "ExplainedBatch": "made by an Explainer",
+    "Shortcut": "made by find_shortcuts",
+    "Shortcuts": "made by find_shortcuts",
     "Reasons": "made by what names channels",
     "Explainer": "a base class",
     "Measurement": "made by an Evaluator",

@@ -11,8 +11,8 @@ from displayed import titles
 from torch import nn
 
 from sklcam import CAMExplainer, ConceptNamer
-from sklcam.concepts import ConceptMaps
-from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay
+from sklcam.concepts import ConceptMaps, Shortcut, Shortcuts
+from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay, ShortcutsDisplay
 from sklcam.plotting.concepts import distinct_colors, in_colors
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -57,3 +57,19 @@ def test_crops_have_the_names_of_their_channels(explainer):
         expected = namer.crops(explainer, IMAGES, channel, 2).images
         for drawn, crop in zip(row, expected, strict=True):
             np.testing.assert_allclose(drawn.get_array(), crop)
+
+
+def test_clusters_have_their_map_and_their_most_typical_images(explainer):
+    region = np.arange(64).reshape(8, 8) < 20
+    rows = np.array([2, 0, 3])
+    cluster = Shortcut("$a", rows, 0.5, np.eye(4, dtype=np.float32), region, 0.8, 0.9, 0.25, 0.1)
+    other = Shortcut("b", rows[:2], 0.5, np.eye(4, dtype=np.float32), region, 0.3, 0.2, 0.1, 0.0)
+    found = Shortcuts([cluster, other])
+    display = ShortcutsDisplay.from_estimator(explainer, IMAGES, found)
+    assert display.axes_.shape == (2, 3)  # as many images as the smallest has
+    for i, row in enumerate([2, 0], start=1):
+        shown = display.ims_[0, i].get_array()
+        np.testing.assert_allclose(shown, IMAGES[row].permute(1, 2, 0), atol=1e-6)
+    (first, _) = titles(display.axes_[:, 0])
+    assert " ".join(first.split()).startswith("$a, 3 images: separation 0.80, likeness 0.90, drop")
+    assert display.plot(ax=display.axes_, cmap="magma").ims_[0, 0].get_cmap().name == "magma"

@@ -1,0 +1,124 @@
+"""Planted watermarks are found, nothing is where there are none, and the numbers are by hand."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from marked import MARK, SIZE, digits_somewhere, learned
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.spatial.distance import cdist, pdist
+from sklearn.cluster import AgglomerativeClustering
+from torch import nn
+
+from sklcam import CAMExplainer
+from sklcam.concepts import find_shortcuts
+from sklcam.explain import ExplanationWarning
+
+
+@cache
+def found_in_digits(seed, *, marked):
+    images, labels = digits_somewhere(seed=seed, marked=marked)
+    return labels, find_shortcuts(learned(images, labels), images, labels, random_state=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_watermark_is_found_and_ranks_first(seed):
+    labels, found = found_in_digits(seed, marked=True)
+    assert found.strong and all(each.label == 0 for each in found.strong)
+    first = found[0]
+    assert first in found.strong and (labels[first.rows] == 0).all()
+    assert first.separation > 0.8 and first.likeness > 0.95 and first.drop > 0.8
+    # What is covered holds the corner, and is not much more.
+    assert first.region[:MARK, :MARK].mean() > 0.8
+    assert first.region.mean() < 0.25
+    assert first.region.shape == (SIZE, SIZE) and first.map.shape == (6, 6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nothing_is_strong_without_a_watermark(seed):
+    _, found = found_in_digits(seed, marked=False)
+    assert len(found) > 2 and not found.strong
+
+
+class Corner(nn.Module):
+    """The first class is bright on the left, the second has a bright corner."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.AvgPool2d(2)
+        self.weights = torch.zeros(2, 4, 4)
+        self.weights[0, :, 1] = 2
+        self.weights[1, 0, 0] = 6
+
+    def forward(self, x):
+        return torch.einsum("nuv,cuv->nc", self.features(x)[:, 0], self.weights)
+
+
+def cornered():
+    generator = torch.Generator().manual_seed(0)
+    images = 0.2 * torch.rand(24, 1, 8, 8, generator=generator)
+    labels = np.repeat([0, 1], 12)
+    images[:12, 0, :, 2:4] += torch.rand(12, 8, 1, generator=generator)
+    images[12:, 0, :2, :2] = 1
+    explainer = CAMExplainer(Corner(), "hirescam", "features", verbose=0, batch_size=5)
+    return explainer.fit(images), images, labels
+
+
+@pytest.mark.parametrize("cover", ["mean", "blur", "road"])
+def test_numbers_by_hand(cover):
+    explainer, images, labels = cornered()
+    found = find_shortcuts(
+        explainer, images, labels, method="hirescam", max_clusters=1, cover=cover
+    )
+    assert [len(each) for each in found] == [12, 12] and {each.label for each in found} == {0, 1}
+    (second,) = (each for each in found if each.label == 1)
+    assert second.share == 1 and sorted(second.rows) == [*range(12, 24)]
+    maps = explainer.explain(images, labels, method="hirescam", frame="layer").reshape(24, -1)
+    assert_allclose(second.map.ravel(), maps[12:].mean(axis=0), atol=1e-6)
+    # Distances of all pairs, one by one.
+    within = pdist(maps[12:], "cosine").mean()
+    between = cdist(maps[12:], maps[:12], "cosine").mean()
+    expected = (between - within) / max(within, between)
+    assert second.separation == pytest.approx(expected, abs=1e-4)
+    shown = (images - images.mean(dim=0))[12:, 0][:, torch.from_numpy(second.region)]
+    assert second.likeness == pytest.approx(1 - pdist(shown, "cosine").mean(), abs=1e-4)
+    # By another way to the answers than batch after batch.
+    if cover == "mean":
+        covered = images[12:].clone()
+        covered[:, 0, torch.from_numpy(second.region)] = covered.mean((1, 2, 3))[:, None]
+        chances = [explainer.predict_proba(each)[:, 1] for each in (images[12:], covered)]
+        assert second.drop == pytest.approx(np.mean(chances[0] - chances[1]), abs=1e-5)
+        right = [explainer.predict(each) == 1 for each in (images[12:], covered)]
+        assert second.accuracy_drop == pytest.approx(right[0].mean() - right[1].mean(), abs=1e-6)
+    assert second.drop > 0.1
+
+
+@pytest.mark.parametrize("clusterer", [None, AgglomerativeClustering(2)])
+def test_the_two_kinds_of_a_class_are_told_apart(clusterer):
+    explainer, images, _ = cornered()
+    explainer.model.weights[1, :, 1] = 2  # by the left or by the corner
+    options = {"clusterer": clusterer, "max_clusters": 3, "random_state": 0}
+    found = find_shortcuts(explainer, images, np.ones(24, int), method="hirescam", **options)
+    kinds = sorted(sorted(each.rows.tolist()) for each in found)
+    assert kinds == [[*range(12)], [*range(12, 24)]]
+    assert [each.share for each in found] == [0.5, 0.5]
+
+
+def test_images_with_blank_maps_are_in_no_cluster():
+    explainer, images, labels = cornered()
+    images[0] = 0
+    with pytest.warns(ExplanationWarning, match="1 of 24 maps are blank"):
+        found = find_shortcuts(explainer, images, labels, method="hirescam", max_clusters=1)
+    assert found.n_blank == 1
+    rows = np.concatenate([each.rows for each in found])
+    assert_array_equal(np.sort(rows), np.arange(1, 24))
+
+
+def test_the_table_names_what_is_strong():
+    _, found = found_in_digits(0, marked=True)
+    lines = str(found).splitlines()
+    assert len(lines) == len(found) + 1
+    assert sum(line.endswith("strong") for line in lines) == len(found.strong)
