@@ -130,7 +130,7 @@ class CounterfactualDisplay(Display):
             maps_for=maps_for,
             maps_against=maps_against,
             covered=covered,
-            scores=np.concatenate([part[5] for part in parts]),
+            scores=np.concatenate([np.asarray(part[5]) for part in parts]),
             labels=labels,
         )
         return display.plot(**options)
@@ -232,7 +232,7 @@ class CounterfactualDisplay(Display):
 
 def _of_batch(
     explainer: Explainer, explained: ExplainedBatch, share: float, base: Base
-) -> tuple[list[Any], ...]:
+) -> tuple[Sequence[Any] | np.ndarray, ...]:
     """Return pictures, both maps, pictures that are covered, labels, and scores of a batch."""
     batch, target = explained.batch, explained.target
     given, against = batch.inputs, explained.maps[1]
