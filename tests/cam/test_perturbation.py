@@ -475,6 +475,18 @@ def test_what_cannot_be_seen_of_a_head_is_noticed():
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("pooled", [lambda x: x.mean((2, 3)), lambda x: x.relu().std((2, 3))])
+def test_hooks_of_the_layer_have_their_say_once(pooled):
+    """A channel is zero behind them, as it is with hooks that come later."""
+    torch.manual_seed(0)
+    hooked, images = ByHand(pooled).double().eval(), noise_images(3)
+    target = torch.tensor([0, 2, 1])
+    hooked.layer.register_forward_hook(lambda layer, inputs, output: 2 * output + 1)
+    expected = brute_force_ablation(hooked, hooked.layer, images, target)
+    ours = weights_of("ablationcam", hooked, images, target, "layer")
+    torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("power", [1, 2])
 def test_images_that_change_the_scores_of_others_are_refused(power):
     """Affine, or behind a pooling: alone, an image has not the scores that it has among others."""
