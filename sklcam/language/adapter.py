@@ -44,6 +44,11 @@ class LanguageAdapter(ModuleAdapter):
         return replaced(self.network, "forward", self.speech.columns)
 
     def forward(self, inputs: Inputs) -> Tensor:
+        if not inputs.others:
+            raise ValueError(
+                f"{type(self.network).__name__} is asked of images with texts, and got images "
+                "alone; take the inputs of open(X).batches()."
+            )
         with self._speaking():
             return super().forward(inputs)
 

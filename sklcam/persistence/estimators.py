@@ -26,7 +26,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sklcam import embeddings, explain, training
+from sklcam import embeddings, explain, language, training
 from sklcam._validation import check_sides
 from sklcam.networks import Origin, TargetLayer
 from sklcam.networks.construction import parameter_names
@@ -61,6 +61,7 @@ from sklcam.training.tasks import TASKS
 _KINDS = (
     *(training.AcceleratedCAMClassifier, training.ConsistentCAMClassifier, explain.CAMExplainer),
     *(embeddings.EmbeddingCAMExplainer, embeddings.EmbeddingNet),
+    *(language.CaptionExplainer, language.VQAExplainer),
 )
 KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 

@@ -167,6 +167,11 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: captions().explain(IMAGES, "a red", "caption", method="finercam"),
             r"has shape \(2, 2, 2\), not \(n_images, n_classes\)",
         ),
+        (
+            "images alone",
+            lambda: captions().explain_inputs(IMAGES),
+            "Writer is asked of images with texts, and got images alone",
+        ),
         ("probabilities", lambda: captions().predict_proba(IMAGES), "no classes to predict"),
         (
             "stream",

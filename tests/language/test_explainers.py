@@ -12,7 +12,7 @@ from sklearn.base import clone
 from torch.nn import functional as F
 from writers import Answering, ShowAndTell, blip, tokenizer, vilt, vit_and_gpt2, words_of_gpt2
 
-from sklcam import CaptionExplainer, VQAExplainer, open_maps
+from sklcam import CaptionExplainer, VQAExplainer, load, open_maps, save
 from sklcam.metrics import evaluate
 
 PREPARED = {"image_size": 32, "resize": "stretch", "mean": 0.5, "std": 0.5, "verbose": 0}
@@ -292,10 +292,13 @@ def test_maps_of_words_take_options_of_explain(images):
         several["gradcam"][0]["blue"]
 
 
-def test_explainers_can_be_copied_and_pickled(images):
+def test_explainers_can_be_copied_pickled_and_saved(images, tmp_path):
     explainer = CaptionExplainer(ShowAndTell().eval(), verbose=0).fit(images)
     expected = explainer.explain(images, "a red square", "caption")
-    for copied in (clone(explainer).fit(images), pickle.loads(pickle.dumps(explainer))):
+    save(explainer, tmp_path / "explainer.skl")
+    loaded = load(tmp_path / "explainer.skl", objects={"ShowAndTell": ShowAndTell})
+    pickled = pickle.loads(pickle.dumps(explainer))
+    for copied in (clone(explainer).fit(images), pickled, loaded):
         np.testing.assert_array_equal(copied.explain(images, "a red square", "caption"), expected)
 
 
