@@ -21,12 +21,12 @@ from sklcam.metrics.causal import (
     has_nan,
     score_in_batches,
 )
+from sklcam.metrics.multigrid import Multigrid, is_for_grids
 
 _FEWEST = 8  # pixels that are not worth being dissected
 _LARGEST_KEPT = 2**20  # pixels of an image whose equations are kept for the next one
-_MOST_CORRECTIONS, _TOLERANCE = 6, 1e-7
-_PIXELS_AT_ONCE = 2**22  # that a device holds a dozen tensors of, in double precision
-_STEPS_A_PIXEL, _SMALLEST_STEP = 8, 1e-11  # of conjugate gradients: of a side, and of what is left
+_VALUES_A_THREAD = 2**18  # of images filled in at once: what a core's cache holds
+_VALUES_AT_ONCE = 2**23  # elsewhere: a device holds a dozen tensors of them
 
 
 def road(
@@ -98,14 +98,14 @@ def road(
     for percentile in percentiles:
         check_number("Each of percentiles", percentile, 0, 100, closed="neither")
     size = batch_size_for(images, batch_size)
-    device, images = images.device, _where_it_is_solved(images)
+    device, fill = images.device, _Filling(images)
     relevance = maps.detach().cpu()
     differences = []
     for percentile in percentiles:
         removed = [_at_or_over(each, percentile) for each in (relevance, -relevance)]
         drawn = [_draw_noise(images, noise, generator) for _ in removed]
         # Both are filled in together: there is work for two even where there is one image.
-        filled = _fill(images, removed, drawn)
+        filled = fill(removed, drawn)
         both = [
             score_in_batches(score, some.to(device, non_blocking=True), size) for some in filled
         ]
@@ -173,7 +173,7 @@ def impute(
         )
     check_number("noise, a standard deviation,", noise, 0)
     drawn = _draw_noise(images, noise, generator)
-    (filled,) = _fill(_where_it_is_solved(images), [removed], [drawn])
+    (filled,) = _Filling(images)([removed], [drawn])
     return filled.to(images.device)
 
 
@@ -188,104 +188,63 @@ def _where_it_is_solved(images: Tensor) -> Tensor:
     return images.detach() if images.device.type == "cuda" else images.detach().cpu()
 
 
-def _fill(images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
-    """Fill in images once for each of several masks (n_images, height, width), with its noise."""
-    if images.device.type == "cpu":
-        return _fill_on_host(images, [mask.cpu() for mask in removed], drawn)
-    parts = []
-    n_at_once = max(1, _PIXELS_AT_ONCE // (len(removed) * images[0, 0].numel()))
-    for start in range(0, len(images), n_at_once):
-        rows = slice(start, start + n_at_once)
-        some, masks = images[rows], [mask[rows] for mask in removed]
-        filled = fill_in_steps(some, masks, drawn)
-        if filled is None:  # it takes too many
-            host = _fill_on_host(some.cpu(), [mask.cpu() for mask in masks], drawn)
-            filled = [each.to(images.device) for each in host]
-        parts.append(filled)
-    return [torch.cat(each) for each in zip(*parts, strict=True)]
+class _Filling:
+    """Fills in images for one mask after another; room for what is computed on the way is kept."""
+
+    def __init__(self, images: Tensor):
+        self._images = _where_it_is_solved(images)
+        self._grids: Multigrid | None = None
+
+    def __call__(self, removed: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
+        """Fill in once for each of several masks (n_images, height, width), with its noise."""
+        images = self._images
+        lost = torch.cat([mask.to(images.device, non_blocking=True) for mask in removed])
+        if is_for_grids(images.shape[2:]):
+            filled, is_filled = self._fill_by_grids(lost)
+        else:
+            filled, is_filled = images.repeat(len(removed), 1, 1, 1), torch.zeros(len(lost)).bool()
+        if not bool(is_filled.all()):
+            rest = (~is_filled).nonzero()[:, 0]
+            filled[rest] = _fill_exactly(filled[rest].cpu(), lost[rest].cpu()).to(images.device)
+        noise = torch.stack([*drawn]).to(images.device, non_blocking=True)
+        of_masks = filled.view(len(removed), *images.shape)
+        where = lost.view(*of_masks.shape[:2], 1, *lost.shape[1:])
+        of_masks.addcmul_(noise[:, None], where.to(noise.dtype))
+        return [*of_masks]
+
+    def _fill_by_grids(self, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill in for masks (n_masks * n_images, height, width), as many as fit into a cache."""
+        images = self._images
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        at_once = _VALUES_AT_ONCE
+        if images.device.type == "cpu":
+            at_once = _VALUES_A_THREAD * torch.get_num_threads()
+        n_at_once = max(1, at_once // images[0].numel())
+        filled = images.new_empty(len(lost), *images.shape[1:])
+        are_filled = []
+        for start in range(0, len(lost), n_at_once):
+            rows = slice(start, start + n_at_once)
+            of = torch.arange(len(lost), device=lost.device)[rows] % len(images)
+            shape = filled[rows].shape
+            if self._grids is None or self._grids.shape != shape:
+                self._grids = Multigrid(shape, dtype, images.device)
+            filled[rows], is_filled = self._grids.fill(images[of], lost[rows])
+            are_filled.append(is_filled)
+        return filled, torch.cat(are_filled)
 
 
-def fill_in_steps(
-    images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]
-) -> list[Tensor] | None:
-    """Fill in all images at once, by conjugate gradients, wherever they are.
+def _fill_exactly(images: Tensor, lost: Tensor) -> Tensor:
+    """Fill in images on the host, each by the factors of its equations, in double precision."""
 
-    Parameters
-    ----------
-    images : Tensor of shape (n_images, channels, height, width)
-    removed : sequence of bool Tensor of shape (n_images, height, width)
-    drawn : sequence of Tensor of shape (channels, height, width)
-        The noise of each.
-
-    Returns
-    -------
-    list of Tensor of the images' shape, or None
-        To 1e-7 of the largest pixel. None if that was not reached; the host waits for a device to
-        know, every 32 steps.
-    """
-    device = images.device
-    lost = torch.cat([mask.to(device, non_blocking=True) for mask in removed])[:, None]
-    given = images.repeat(len(removed), 1, 1, 1)
-    known = torch.where(lost, 0.0, given.double())
-    degrees = _of_neighbours(torch.ones_like(known[:1, :1]))
-
-    def left_of(values: Tensor) -> Tensor:
-        return torch.where(lost, degrees * values - _of_neighbours(values), 0.0)
-
-    n_known = (~lost).sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    # From the mean of what is known on, which is nearer than nothing.
-    solved = torch.where(lost, known.sum(dim=(2, 3), keepdim=True) / n_known, 0.0)
-    left = torch.where(lost, _of_neighbours(known), 0.0) - left_of(solved)
-    tolerance = _SMALLEST_STEP * known.abs().amax(dim=(1, 2, 3), keepdim=True)
-    direction, before = torch.zeros_like(left), torch.ones_like(n_known, dtype=left.dtype)
-    for step in range(int(_STEPS_A_PIXEL * sum(images.shape[2:]))):
-        # NaN is over no tolerance, and stays what it is.
-        if step % 32 == 0 and not bool((left.abs() > tolerance).any()):
-            break
-        scaled = left / degrees
-        size = (left * scaled).sum(dim=(2, 3), keepdim=True)
-        direction = scaled + direction * (size / before)
-        change = left_of(direction)
-        along = (direction * change).sum(dim=(2, 3), keepdim=True)
-        length = size / torch.where(along > 0, along, 1.0)
-        solved, left = solved + length * direction, left - length * change
-        before = torch.where(size > 0, size, 1.0)
-    else:
-        return None
-    noise = torch.stack([*drawn]).to(device, non_blocking=True).repeat_interleave(len(images), 0)
-    filled = torch.where(lost, solved.to(images.dtype) + noise, given)
-    return list(filled.split(len(images)))
-
-
-def _of_neighbours(values: Tensor) -> Tensor:
-    """Return the weighted sum of each pixel's neighbours, those that there are."""
-    around = torch.nn.functional.pad(values, (1, 1, 1, 1))
-    # 1, 2, 1 along both sides is 12 times the weights, and 4 at the pixel itself.
-    rows = around[..., :-2, :] + 2 * around[..., 1:-1, :] + around[..., 2:, :]
-    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 12 - values / 3
-
-
-def _fill_on_host(
-    images: Tensor, removed: Sequence[Tensor], drawn: Sequence[Tensor]
-) -> list[Tensor]:
-    filled = [images.clone() for _ in removed]
-    jobs = [
-        (image, lost, noise)
-        for some, where, noise in zip(filled, removed, drawn, strict=True)
-        for image, lost in zip(some, where, strict=True)
-        if lost.any()
-    ]
-
-    def solve(job: tuple[Tensor, Tensor, Tensor]) -> None:
-        image, lost, noise = job
-        is_double = image.dtype == torch.float64
-        solved = _solve(image.double().numpy(), lost.numpy(), is_exact=is_double)
-        image[:, lost] = torch.as_tensor(solved).to(image.dtype) + noise[:, lost]
+    def solve(image: Tensor, mask: Tensor) -> None:
+        if mask.any():
+            solved = _solve(image.double().numpy(), mask.numpy())
+            image[:, mask] = torch.as_tensor(solved).to(image.dtype)
 
     # In threads, as what takes long is done without Python's lock.
-    with ThreadPoolExecutor(max(1, min(len(jobs), torch.get_num_threads()))) as threads:
-        list(threads.map(solve, jobs))
-    return filled
+    with ThreadPoolExecutor(max(1, min(len(images), torch.get_num_threads()))) as threads:
+        list(threads.map(solve, images, lost))
+    return images
 
 
 _NEIGHBOURS = [
@@ -296,8 +255,8 @@ _NEIGHBOURS = [
 ]
 
 
-def _solve(image: np.ndarray, removed: np.ndarray, *, is_exact: bool) -> np.ndarray:
-    """Return the removed pixels' values (channels, n_removed), to 1e-7 of them at least."""
+def _solve(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """Return the removed pixels' values (channels, n_removed)."""
     if removed.all():
         return np.zeros((len(image), removed.sum()))
     n_pixels = removed.size
@@ -310,29 +269,11 @@ def _solve(image: np.ndarray, removed: np.ndarray, *, is_exact: bool) -> np.ndar
     values = image.reshape(len(image), n_pixels)[:, order].T
     known = -(rows @ np.where(lost[:, None], 0.0, values))
     system = rows[:, np.flatnonzero(lost)]
-    solved = _solve_symmetric(system, known, is_exact=is_exact)
-    return solved[np.argsort(order[lost])].T
-
-
-def _solve_symmetric(system: csr_array, known: np.ndarray, *, is_exact: bool) -> np.ndarray:
-    """Solve equations whose unknowns are in a good order already."""
+    # It is symmetric, and its unknowns are in a good order already.
     system = csc_array((system.data, system.indices, system.indptr), shape=system.shape)
     options = {"permc_spec": "NATURAL", "diag_pivot_thresh": 0.0, "panel_size": 1}
-    size = np.abs(known).max()
-    if not is_exact and np.isfinite(size) and size > 0:
-        # In single precision it takes two thirds of the time. What is left over is solved for again
-        # until it is nothing to speak of: each time it shrinks as much as the first time.
-        factors = splu(system.astype(np.float32), **options, options={"SymmetricMode": True})
-        solved = np.zeros_like(known)
-        for _ in range(_MOST_CORRECTIONS):
-            left = (known - system @ solved) / size
-            correction = size * factors.solve(left.astype(np.float32)).astype(np.float64)
-            before, solved = solved, solved + correction
-            shrunk = np.abs(correction).max() / np.abs(solved).max()
-            if before.any() and shrunk**2 <= _TOLERANCE:
-                return solved
     factors = splu(system, **options, options={"SymmetricMode": True})
-    return factors.solve(known)
+    return factors.solve(known)[np.argsort(order[lost])].T
 
 
 @lru_cache(maxsize=1)

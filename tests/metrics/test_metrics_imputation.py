@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from pytorch_grad_cam.metrics import road as peer
 from scored_images import IMAGES, MAPS, SIDE, Counted, N, share_of_ones
 
-from sklcam.metrics import imputation, impute, road
+from sklcam.metrics import impute, road
 
 
 def some_removed(share, shape=(SIDE, SIDE), seed=0):
@@ -17,7 +17,7 @@ def some_removed(share, shape=(SIDE, SIDE), seed=0):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-@pytest.mark.parametrize("size", [(8, 8), (5, 9), (1, 12)])
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (1, 12), (18, 16)])
 def test_impute_is_the_peers(share, size):
     images = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0))
     removed = some_removed(share, (3, *size))
@@ -75,61 +75,19 @@ def test_a_single_known_pixel_is_everywhere():
         assert_allclose(one, known[:, None, None].expand(3, 37, 50), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(1, 40), (23, 31), (48, 48)])
-def test_steps_lead_to_the_solution(size):
-    """Conjugate gradients, as devices take them, against the factors of the host."""
-    images = 3 * torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0))
-    blobs = torch.nn.functional.interpolate(
-        torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)), size, mode="bilinear"
-    )[:, 0]
-    masks = [blobs > blobs.quantile(0.2), some_removed(0.5, (3, *size))]
-    masks[0][0], masks[1][1] = False, True  # nothing, and everything
-    noise = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(2))
-    filled = imputation.fill_in_steps(images, masks, noise)
-    for found, mask, drawn in zip(filled, masks, noise, strict=True):
-        expected = impute(images, mask, noise=0) + drawn * mask[:, None]
-        assert_allclose(found, expected, atol=2e-6)
-        assert found.dtype == images.dtype
-
-
-def test_too_many_steps_are_not_taken(monkeypatch):
-    images, removed = torch.rand(1, 1, 1, 60), torch.ones(1, 1, 60, dtype=torch.bool)
-    removed[..., 0] = removed[..., -1] = False
-    monkeypatch.setattr(imputation, "_STEPS_A_PIXEL", 0.5)
-    assert imputation.fill_in_steps(images, [removed], torch.zeros(1, 1, 1, 60)) is None
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("steps", [8, 0])
-def test_a_device_fills_in_what_the_host_does(steps, monkeypatch):
-    monkeypatch.setattr(imputation, "_STEPS_A_PIXEL", steps)
-    monkeypatch.setattr(imputation, "_PIXELS_AT_ONCE", 2 * IMAGES[0, 0].numel())
-    removed = some_removed(0.7, (N, SIDE, SIDE))
-    filled = impute(IMAGES.cuda(), removed.cuda(), generator=torch.Generator().manual_seed(0))
-    expected = impute(IMAGES, removed, generator=torch.Generator().manual_seed(0))
-    assert_allclose(filled.cpu(), expected, atol=2e-6)
-
-
-def test_steps_of_what_is_not_a_number_end():
-    images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    images[0, 0, 0, 0] = torch.nan
-    removed = torch.zeros(2, 12, 12, dtype=torch.bool)
-    removed[:, 3:9, 3:9] = True
-    (filled,) = imputation.fill_in_steps(images, [removed], torch.zeros(1, 1, 12, 12))
-    assert_allclose(filled[1], impute(images[1:], removed[1:], noise=0)[0], atol=1e-6)
-
-
-def test_as_many_threads_as_there_may_be_fill_in_the_same():
-    images = torch.rand(6, 2, 20, 30, generator=torch.Generator().manual_seed(0))
-    removed, n_threads = some_removed(0.7, (6, 20, 30)), torch.get_num_threads()
+@pytest.mark.parametrize("size", [(9, 30), (20, 30)])
+def test_as_many_threads_as_there_may_be_fill_in_the_same(size):
+    images = torch.rand(6, 2, *size, generator=torch.Generator().manual_seed(0))
+    removed, n_threads = some_removed(0.7, (6, *size)), torch.get_num_threads()
     filled = []
     try:
-        for n in (1, 4):
+        for n in (1, 4, 4):
             torch.set_num_threads(n)
             filled.append(impute(images, removed, generator=torch.Generator().manual_seed(0)))
     finally:
         torch.set_num_threads(n_threads)
-    assert filled[0].equal(filled[1])
+    assert_allclose(filled[0], filled[1], atol=1e-6)  # several images at a time, it is rounded so
+    assert filled[1].equal(filled[2])
 
 
 def test_nothing_removed_and_all_removed():

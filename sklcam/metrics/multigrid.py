@@ -1,0 +1,242 @@
+"""Pixels filled in from their neighbours, a batch at a time: conjugate gradients over many grids.
+
+Of ever coarser grids each takes care of the errors that are as wide as its pixels (Trottenberg,
+Oosterlee and Schüller, "Multigrid", 2001), so that six to eight steps do, however many pixels there
+are. All of it is sums of arrays, on any device. What the equations are, and what is done where this
+does not lead to a solution, is in ``imputation.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SHORTEST_SIDE, _LONGEST_BY_SHORTEST = 16, 64  # a grid of few rows hardly gets any coarser
+_COARSEST = 256  # pixels of which a matrix is inverted
+_FADING = 0.75  # of what is known, from grid to grid: found by trial, with it the steps are fewest
+_FIRST_LOOK, _RENEWED, _MOST_STEPS = 4, 4, 24
+_TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11}  # of the next step, each a tenth of it
+
+
+def is_for_grids(size: Sequence[int]) -> bool:
+    """Say whether images of a size (height, width) have coarser grids that are of use."""
+    shortest, longest = sorted(size)
+    is_strip = shortest < _SHORTEST_SIDE or longest > _LONGEST_BY_SHORTEST * shortest
+    return not is_strip and math.prod(size) > _COARSEST
+
+
+class Multigrid:
+    """Fills in images of one shape; it has room for as many as there are in a batch.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        n_images, channels, height and width, for which :func:`is_for_grids`.
+    dtype : torch.float32 or torch.float64
+        What is computed in.
+    device : torch.device
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        n_images, channels, height, width = shape
+        self.shape, self.dtype = shape, dtype
+        self._grids = [_Grid(shape, dtype, device)]
+        while height * width > _COARSEST:
+            height, width = height // 2 + 1, width // 2 + 1
+            self._grids.append(_Grid((n_images, channels, height, width), dtype, device))
+        first = self._grids[0]
+        self._direction = _Framed(first.room, first.scratch)
+        self._left, self._change, self._solved = (torch.empty_like(first.room) for _ in range(3))
+        eye = torch.eye(height * width, dtype=dtype, device=device)
+        # Of the last grid's matrix, all but the diagonal.
+        self._apart = 4 * eye - _weighted(eye.view(-1, 1, height, width)).flatten(1)
+
+    def fill(self, images: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill in what is removed.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n_images, channels, height, width)
+        removed : bool Tensor of shape (n_images, height, width)
+
+        Returns
+        -------
+        filled : Tensor of the images' shape, of ``dtype``
+            To 5e-6 of the range of the pixels that are known, 1e-10 in double precision. Zeros
+            where no pixel is known.
+        is_solved : bool Tensor of shape (n_images,)
+            False where that was not reached, or a pixel that is known is not finite.
+        """
+        lost, images = removed[:, None], images.to(self.dtype)
+        # From the mean of what is known on, in units of how far from it that goes.
+        known = torch.where(lost, 0.0, images)
+        n_known = (~lost).sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        total = known.sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
+        mean = (total / n_known).to(self.dtype)
+        away = self._direction.values
+        torch.mul(known.sub_(mean), (~lost).to(self.dtype), out=away)
+        size = away.abs().amax(dim=(2, 3), keepdim=True)
+        size = torch.where(size == 0, 1.0, size)
+        away.div_(size)
+        with torch.autocast(images.device.type, enabled=False):
+            self._prepare(lost)
+            is_solved = self._solve()
+        return torch.where(lost, torch.addcmul(mean, size, self._solved), images), is_solved
+
+    def _prepare(self, lost: Tensor) -> None:
+        """Set up the equations of each grid: how much a pixel counts beside its neighbours.
+
+        A coarser grid has all pixels as unknowns. Known ones, which are 0 as far as errors are
+        concerned, hold back those near them, by the weight that they have there.
+        """
+        self._mask = lost.to(self.dtype)
+        held = self._mask * _weighted(1 - self._mask)
+        self._grids[0].share = self._mask / self._grids[0].weights
+        for i, grid in enumerate(self._grids[1:]):
+            held = _weighted(held, step=2).mul_(0.25 * (_FADING if i else 1))
+            grid.share = 1 / (grid.weights + held)
+        # Nothing is held where nothing, or all, is removed; errors are 0 there anyway.
+        free = held.amax(dim=(2, 3), keepdim=True) == 0
+        diagonal = (self._grids[-1].weights + held + free).flatten(1)
+        factors, _ = torch.linalg.cholesky_ex(self._apart + torch.diag_embed(diagonal))
+        self._inverse = torch.cholesky_inverse(factors)
+
+    def _solve(self) -> Tensor:
+        """Take steps of conjugate gradients until no pixel changes; say for which images it was so.
+
+        Known pixels are in ``_direction``, as far from the mean; the solution is in ``_solved``.
+        """
+        grid, direction = self._grids[0], self._direction
+        left = direction.weighted(self._left).mul_(self._mask)
+        known, solved = left.clone(), self._solved.zero_()
+        centre, before = grid.weights + 4, torch.zeros_like(left[..., :1, :1])
+        is_on = torch.ones_like(before[:, :1], dtype=torch.bool)
+        is_solved = torch.zeros_like(is_on)
+        for step in range(_MOST_STEPS):
+            error = self._error_of(left, 0)
+            along = torch.mul(left, error, out=grid.room).sum(dim=(2, 3), keepdim=True)
+            direction.values.mul_(along / before if step else 0.0).add_(error)
+            before = torch.where(along > 0, along, 1.0)
+            change = direction.weighted(self._change)
+            change.addcmul_(centre, direction.values, value=-1).mul_(self._mask)
+            across = -torch.mul(direction.values, change, out=grid.room).sum((2, 3), keepdim=True)
+            length = along / torch.where(across > 0, across, 1.0)
+            length = torch.where(is_on, length, 0.0)  # an image is filled in alike in all batches
+            solved.addcmul_(length, direction.values)
+            if step >= _FIRST_LOOK:
+                size = torch.abs(error, out=grid.room).amax(dim=(1, 2, 3), keepdim=True)
+                is_solved |= size <= _TOLERANCES[self.dtype]
+                is_on &= size > _TOLERANCES[self.dtype]  # NaN is not, nor gets any better
+                if not bool(is_on.any()):
+                    break
+            left.addcmul_(length, change)
+            if step % _RENEWED == _RENEWED - 1 and self.dtype != torch.float64:
+                # Far from what is known, the rounding of long steps would add up.
+                exact = solved.double()
+                exact = _weighted(exact).addcmul_(centre.double(), exact, value=-1)
+                left.copy_(exact).add_(known).mul_(self._mask)
+        return is_solved.flatten()
+
+    def _error_of(self, left: Tensor, level: int) -> Tensor:
+        """Return nearly the solution of what is left of the equations, on a grid and all coarser.
+
+        Each pixel becomes the mean of its neighbours before, what that leaves is passed on to the
+        coarser grid, whose answer is added, and each becomes the mean again: it is symmetric, as
+        conjugate gradients must have it.
+        """
+        grid = self._grids[level]
+        if level == len(self._grids) - 1:
+            solved = left.flatten(2) @ self._inverse
+            return solved.view(left.shape)
+        values = grid.framed.values
+        torch.mul(grid.share, left, out=values)
+        torch.sub(grid.framed.weighted(grid.room), values, alpha=4, out=grid.passed.values)
+        if level == 0:
+            grid.passed.values.mul_(self._mask)
+        left_there = grid.passed.weighted_seconds(self._grids[level + 1].left)
+        between = grid.between(self._error_of(left_there, level + 1))
+        if level == 0:
+            values.addcmul_(self._mask, between, value=0.25)
+        else:
+            values.add_(between, alpha=0.25)
+        means = grid.framed.weighted(grid.room).sub_(values, alpha=4).add_(left)
+        return torch.mul(means, grid.share, out=values)
+
+
+class _Grid:
+    """Room for an error, for what is passed on to the next coarser grid, and for what comes back.
+
+    Attributes
+    ----------
+    weights : Tensor of shape (1, 1, height, width)
+        The sum of those of each pixel's neighbours: 12, and less at the sides.
+    share : Tensor of shape (n_images or 1, 1, height, width)
+        The reciprocal of what a pixel weighs in its equation; 0 where it has none.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        height, width = shape[2:]
+        self.left, self.room = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        # What sums along one side are in; there is one, for the sake of the cache.
+        self.scratch = self.room.new_empty(math.prod(shape[:2]) * (height + 3) * (width + 3))
+        self.framed, self.passed = (_Framed(self.room, self.scratch) for _ in range(2))
+        self.weights = _weighted(self.room.new_ones(1, 1, height, width)).sub_(4)
+        self.share = 1 / self.weights
+        self._rows = _view(self.scratch, (*shape[:3], width // 2 + 1))
+
+    def between(self, coarse: Tensor) -> Tensor:
+        """Return a coarser grid's values, and their means at the pixels between."""
+        for values, out in ((coarse, self._rows), (self._rows.mT, self.room.mT)):
+            n_between = out.shape[-2] // 2
+            out[..., ::2, :] = values[..., : out.shape[-2] - n_between, :]
+            pair = values[..., :n_between, :], values[..., 1 : n_between + 1, :]
+            torch.lerp(*pair, 0.5, out=out[..., 1::2, :])
+        return self.room
+
+
+class _Framed:
+    """Values with zeros around them, so that sums over neighbours are sums of views."""
+
+    def __init__(self, like: Tensor, scratch: Tensor):
+        height, width = like.shape[2:]
+        # Where a side is even, the last pixel of the coarser grid lies one beyond it.
+        framed = like.new_zeros(*like.shape[:2], height + 3 - height % 2, width + 3 - width % 2)
+        self.values = framed[..., 1 : height + 1, 1 : width + 1]
+        self.weighted = _Sums(framed[..., : height + 2, : width + 2], 1, scratch)
+        self.weighted_seconds = _Sums(framed, 2, scratch)
+
+
+class _Sums:
+    """Sums of pixels and their neighbours, weighted 1, 2, 1 along both sides.
+
+    That is 12 times the weights of ROAD, and 4 for the pixel itself. With ``step=2``, of every
+    second pixel along both.
+    """
+
+    def __init__(self, framed: Tensor, step: int, scratch: Tensor):
+        self._above, self._middle, self._below = (
+            framed[..., i : framed.shape[-2] + i - 2 : step, :] for i in range(3)
+        )
+        self._rows = rows = _view(scratch, self._above.shape)
+        self._left, self._centre, self._right = (
+            rows[..., i : framed.shape[-1] + i - 2 : step] for i in range(3)
+        )
+
+    def __call__(self, out: Tensor | None = None) -> Tensor:
+        torch.add(self._above, self._below, out=self._rows).add_(self._middle, alpha=2)
+        return torch.add(self._left, self._right, out=out).add_(self._centre, alpha=2)
+
+
+def _weighted(values: Tensor, step: int = 1) -> Tensor:
+    height, width = values.shape[-2:]
+    beyond = [1 + (step - 1) * (1 - side % 2) for side in (height, width)]
+    framed = F.pad(values, (1, beyond[1], 1, beyond[0]))
+    return _Sums(framed, step, torch.empty_like(framed).flatten())()
+
+
+def _view(scratch: Tensor, shape: Sequence[int]) -> Tensor:
+    return scratch[: math.prod(shape)].view(*shape)
