@@ -117,7 +117,8 @@ def _at_or_over(maps: Tensor, percentile: float) -> Tensor:
     """Return which pixels of each map are at or over its percentile."""
     # torch.quantile refuses maps of more than 2**24 pixels.
     percentiles = np.percentile(maps.flatten(1).double().numpy(), percentile, axis=1)
-    threshold = torch.as_tensor(percentiles, dtype=maps.dtype)
+    # In half precision the percentile may round to the pixel below it.
+    threshold = torch.as_tensor(percentiles, dtype=torch.promote_types(maps.dtype, torch.float32))
     return maps >= threshold[:, None, None]
 
 

@@ -170,6 +170,16 @@ def test_only_the_order_counts_for_road(scale):
     assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_percentiles_of_maps_in_half_precision_are_not_rounded():
+    """Between 1/2 and the next number, the median would round to 1/2."""
+    maps = torch.tensor([[[0.0, 0.5], [0.5 + 2**-8, 1.0]]]).bfloat16()
+    image = torch.tensor([[[[0.0, 1.0], [3.0, 7.0]]]])
+    of_halves, of_floats = (
+        road(share_of_ones, image, each, percentiles=[50], noise=0) for each in (maps, maps.float())
+    )
+    assert of_halves.equal(of_floats)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_road_in_batches(batch_size):
     score = Counted()
