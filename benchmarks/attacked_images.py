@@ -87,6 +87,7 @@ def measured(explainer: CAMExplainer, data, options: argparse.Namespace) -> dict
         wrong = likely.argsort(dim=1)[:, likely.shape[1] // 2]
         masks = box_masks([scaled(data, row, images.shape[2:]) for row in rows], images.shape[2:])
         masks = masks.to(images.device)
+        found.setdefault("area", []).append(100 * masks.mean(dim=(1, 2)).cpu())
         maps = []
         for when, given in (
             ("before", images),
@@ -146,6 +147,8 @@ def table_of(found: dict[str, np.ndarray], options: argparse.Namespace) -> Table
     ):
         cells = [cell(known(found[f"{name} {when}"])) for when in ("before", "after")]
         table.add(shown, *cells)
+    area = cell(found["area"])
+    table.add("share of the image that its boxes cover, per cent", area, area)
     for name, shown in (("SSIM", "SSIM"), ("rank", "rank correlation")):
         table.add(f"{shown} of the maps before and after", "", cell(known(found[name]), ".2f"))
         others = cell(known(found[f"{name} of others"]), ".2f")
@@ -157,6 +160,9 @@ def table_of(found: dict[str, np.ndarray], options: argparse.Namespace) -> Table
     for name, change in changes.items():
         lost = known(-change)
         table.claims.append(claim(f"Attacked, {name} becomes less", lost, 0 * lost))
+    off = found["share in the box after"] - found["area"]
+    text = "Attacked, the class's map lies in its boxes more than a uniform one would"
+    table.claims.append(claim(text, known(off), 0 * known(off)))
     for name in ("SSIM", "rank"):
         both = ~np.isnan(found[name] + found[f"{name} of others"])
         pair = (100 * found[key][both] for key in (name, f"{name} of others"))
