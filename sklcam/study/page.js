@@ -298,9 +298,10 @@
 
   state = kept();
   if (!state) {
-    try {  // is there a place to keep answers?
-      localStorage.setItem(place, "null");
-      localStorage.removeItem(place);
+    // Is there a place to keep answers? Not theirs is tried: a busy browser may be late to find them.
+    try {
+      localStorage.setItem(`${place}-tried`, "");
+      localStorage.removeItem(`${place}-tried`);
     } catch {
       isKept = false;
     }

@@ -121,7 +121,8 @@ def test_raters_of_classes_are_analysed_to_what_they_did(visit, of_classes):
     swapped = {one["item"]: one["swapped"] for one in answers[0]["answers"]}
     assert orders == {name: [1, 0] if swapped[name] else [0, 1] for name in items}
     # Each rater has an order and sides of their own.
-    assert len({tuple(each["order"]) for each in answers}) == 4
+    assert len({each["seed"] for each in answers}) == 4
+    assert len({tuple(each["order"]) for each in answers}) > 1
     assert all(sorted(each["order"]) == sorted(items) for each in answers)
     swaps = [[one["swapped"] for one in each["answers"]] for each in answers]
     assert 0 < sum(map(sum, swaps)) < sum(map(len, swaps))
@@ -131,6 +132,10 @@ def test_raters_of_models_are_analysed_to_what_they_saw(visit, of_models):
     path, key = of_models
     uris = {one["id"]: one.get("images") for one in data_of(path)["items"]}
 
+    def as_told(page):
+        told = page.inner_text("#check").split("“")[1].split("”")[0]
+        return page.locator("#options span").all_inner_texts().index(told)
+
     def better_is_right(page, name):
         """Whether the picture at the right is the better model's, which the key alone tells."""
         sources = page.evaluate("Array.from(document.querySelectorAll('#shown img'), x => x.src)")
@@ -139,14 +144,14 @@ def test_raters_of_models_are_analysed_to_what_they_saw(visit, of_models):
 
     def knowing(page, name, values):
         if key["items"][name].get("check"):
-            return values.index(key["items"][name]["truth"])
+            return as_told(page)
         return 4 if better_is_right(page, name) else 1  # clearly there, and slightly here
 
     seen = []
 
     def left(page, name, values):
         if key["items"][name].get("check"):
-            return values.index(key["items"][name]["truth"])
+            return as_told(page)
         seen.append(-2 if better_is_right(page, name) else 2)
         return 0
 
@@ -156,8 +161,6 @@ def test_raters_of_models_are_analysed_to_what_they_saw(visit, of_models):
     both = study.analyse(answers, key)
     assert both.methods["gradcam"].mean == pytest.approx((4 * alone.mean + sum(seen)) / 8)
     assert study.analyse(answers[1:], key).first == 1
-    swapped = [one["swapped"] for each in answers for one in each["answers"]]
-    assert 0 < sum(swapped) < len(swapped)
 
 
 def test_everything_can_be_done_by_keyboard(visit, of_classes):
@@ -196,8 +199,17 @@ def test_everything_can_be_done_by_keyboard(visit, of_classes):
     found = saved(page)
     assert [one["item"] for one in found["answers"]] == [first, second]
     assert found["answers"][0]["value"] == values[0] and found["rater"] == "Ann"
-    result = study.analyse(found, key)
+    result = study.analyse(found, key, max_failed=2)  # one may have been a check
     assert result.incomplete == {"Ann": len(key["items"]) - 2}
+
+
+def come_back(page, wanted):
+    """Open the page again; a busy browser may have to be asked twice for what it has just kept."""
+    for _ in range(5):
+        page.reload()
+        if page.inner_text("#begin") == wanted:
+            return
+    assert page.inner_text("#begin") == wanted
 
 
 def test_answers_outlive_the_page(visit, of_classes):
@@ -210,7 +222,7 @@ def test_answers_outlive_the_page(visit, of_classes):
         press(page, 0)
         wait_for_the_next(page, order[-1])
     fourth = seen_by(page)[0]
-    page.reload()
+    come_back(page, "Go on with question 4")
     page.click("#anew")  # answers that are not saved are lost by a second click alone
     assert page.inner_text("#removed").startswith("3 answers are not saved yet")
     assert page.inner_text("#begin") == "Go on with question 4"
@@ -230,7 +242,7 @@ def test_answers_outlive_the_page(visit, of_classes):
     name = seen_by(page)[0]
     press(page, 0)
     wait_for_the_next(page, name)
-    page.reload()
+    come_back(page, "Go on with question 2")
     page.click("#anew")
     page.click("#anew")
     assert page.evaluate("document.getElementById('progress').value") == 0
