@@ -11,6 +11,9 @@ from torch import Tensor
 _KEPT_BITS, _LEAST, _OCTAVES = 4, -24, 40
 _SIDE = _OCTAVES << _KEPT_BITS
 _N_BINS = 2 * _SIDE + 1
+# Shares of cells are counted in whole parts: a sum of float32 stops to grow at 2**24, which is that
+# of a dead channel after a hundred thousand images.
+_PARTS = 1 << 20
 
 
 class StreamedAUROC:
@@ -28,7 +31,8 @@ class StreamedAUROC:
     def __init__(self, n_channels: int, n_concepts: int, device: torch.device):
         self._shape = (n_channels, _N_BINS)
         # For each concept what it covers; in the last row all that there is.
-        self._counts = torch.zeros(n_concepts + 1, n_channels * _N_BINS, device=device)
+        n_counts = n_channels * _N_BINS
+        self._counts = torch.zeros(n_concepts + 1, n_counts, dtype=torch.int64, device=device)
         self._is_wrong = torch.zeros(n_channels, dtype=torch.bool, device=device)
 
     def add(self, values: Tensor, covered: Tensor, seen: Tensor) -> None:
@@ -45,9 +49,9 @@ class StreamedAUROC:
         self._is_wrong |= ~values.isfinite().all(dim=3).all(dim=2).all(dim=0)
         places = torch.arange(self._shape[0], device=values.device)[:, None, None] * _N_BINS
         places = (bins_of(values) + places).flatten()
-        for row, weights in zip(
-            self._counts, torch.cat([covered, seen[:, None]], dim=1).unbind(1), strict=True
-        ):
+        shares = torch.cat([covered, seen[:, None]], dim=1)
+        parts = (shares * _PARTS).round().long().unbind(1)
+        for row, weights in zip(self._counts, parts, strict=True):
             row.scatter_add_(0, places, weights[:, None].expand(values.shape).flatten())
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:

@@ -74,9 +74,35 @@ class TransformersSpeech(Speech):
             )
         return found
 
+    def inputs(self, texts: list[str] | None, questions: list[str] | None) -> dict[str, Tensor]:
+        found = super().inputs(texts, questions)
+        self._check_length(found["tokens"].shape[1], "caption or answer")
+        return found
+
     def _asked(self, questions: list[str]) -> dict[str, Tensor]:
-        read = self.tokenizer(questions, padding=True, truncation=True, return_tensors="pt")
-        return {"question": read["input_ids"], "question_mask": read["attention_mask"]}
+        # Filled up here, on the right: a tokenizer may do so on the left, which moves the words.
+        rows = self.tokenizer(questions)["input_ids"]
+        longest = max(map(len, rows))
+        self._check_length(longest, "question")
+        filled = [list(row) + [self.padding] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return {"question": torch.tensor(filled), "question_mask": torch.tensor(mask)}
+
+    def _check_length(self, n_tokens: int, what: str) -> None:
+        most = self._max_tokens
+        if most is not None and n_tokens > most:
+            raise ValueError(
+                f"The longest {what} has {n_tokens} tokens, and a {type(self.network).__name__} "
+                f"reads {most} at most: shorten it."
+            )
+
+    @property
+    def _max_tokens(self) -> int | None:
+        """How many tokens of a text the network has places for; None where it does not say."""
+        config = self.network.config
+        for part in ("text_config", "decoder"):
+            config = getattr(config, part, config)
+        return getattr(config, "max_position_embeddings", None)
 
     def _read(self, written: Tensor, start: int, end: int | None) -> list[str]:
         """Return the texts of rows of tokens, each behind its start and up to its end."""

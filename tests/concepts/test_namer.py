@@ -72,6 +72,17 @@ def test_bins_move_areas_by_less_than_they_say():
     assert abs(area - roc_auc_score(inside.ravel(), values.ravel())) <= uncertainty < 0.01
 
 
+def test_small_shares_count_beside_many_cells():
+    # In a sum of float32 a 128th is lost beside 2**18, as 1 is beside 2**24.
+    counted, size = StreamedAUROC(1, 1, torch.device("cpu")), (1, 1, 512, 512)
+    nowhere, everywhere = torch.zeros(size), torch.ones(size)
+    counted.add(0 * everywhere, nowhere, everywhere[:, 0])
+    counted.add(0 * everywhere, nowhere, everywhere[:, 0] / 128)
+    counted.add(2 * everywhere, nowhere, everywhere[:, 0])
+    counted.add(everywhere, everywhere, everywhere[:, 0])
+    assert counted.result()[0].item() == pytest.approx(129 / 257, abs=1e-9)
+
+
 def test_scores_are_the_areas_at_twice_the_layers_grid():
     images, masks = squares(12)
     namer = ConceptNamer().fit(seeing(), images, by_concept(masks))

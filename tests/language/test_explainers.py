@@ -16,6 +16,7 @@ from sklcam import CaptionExplainer, VQAExplainer, load, open_maps, save
 from sklcam.metrics import evaluate
 
 PREPARED = {"image_size": 32, "resize": "stretch", "mean": 0.5, "std": 0.5, "verbose": 0}
+RAW = {"normalize": False}
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,30 @@ def test_an_answer_does_not_depend_on_the_other_questions(texts, images):
     own = network.generate(asked, images[:1], max_new_tokens=4, do_sample=False)
     assert together[0] == texts.decode(own[0, 1:], skip_special_tokens=True)
     assert explainer.score({"image": images, "question": questions}, together) == 1
+
+
+@pytest.mark.parametrize("network", [vilt, lambda: blip("BlipForQuestionAnswering")])
+def test_questions_are_filled_up_on_the_right_whatever_the_tokenizer_does(
+    texts, images, network, monkeypatch
+):
+    X = {"image": images, "question": ["what", "what is it what is it"]}
+    explainer = VQAExplainer(network(), texts, **PREPARED).fit(X)
+    target = "yes" if explainer.classes_ is not None else "red"
+    alone = [
+        explainer.explain({name: each[i : i + 1] for name, each in X.items()}, target, **RAW)[0]
+        for i in range(2)
+    ]
+    monkeypatch.setattr(texts, "padding_side", "left")
+    np.testing.assert_allclose(explainer.explain(X, target, **RAW), alone, atol=1e-6)
+    with pytest.raises(ValueError, match="longest question has"):
+        explainer.explain({**X, "question": "is it " * 30}, target)
+
+
+def test_captions_longer_than_the_network_reads_are_refused(texts, images):
+    explainer = CaptionExplainer(blip(), texts, **PREPARED).fit(images)
+    assert len(explainer.explain(images, "a " * 16)[0]) == 16
+    with pytest.raises(ValueError, match=r"has 17 tokens.* reads 16 at most"):
+        explainer.explain(images, "a " * 17)
 
 
 def test_vilt_is_explained_in_its_patches_order(texts, images):
