@@ -82,8 +82,8 @@ found = find_shortcuts(clf, X, y, random_state=0)
 print(found)
 
 # %%
-# The strongest clusters have the corner in common. The others are digits that happen to lie in
-# about the same place: the network depends on them as well, and they are not alike.
+# The strongest cluster has the corner in common. The others are digits that happen to lie in about
+# the same place: the network depends on them as well, and they are not alike.
 
 ShortcutsDisplay.from_estimator(clf, X, found, n_rows=4)
 plt.show()

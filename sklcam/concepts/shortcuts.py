@@ -32,6 +32,7 @@ Cover = Literal["road", "blur", "mean"]
 RandomState = int | np.random.RandomState | None
 
 _STRUCTURE = 0.25  # a mean silhouette under which there are no clusters: Kaufman, Rousseeuw 1990
+_ALIKE = 0.1  # a mean distance, 1 - cos, of two maps under which a class is one cluster
 _SILHOUETTES = 1000  # images whose silhouettes are looked at, of many
 _SEPARATION, _LIKENESS, _DROP = 0.5, 0.6, 0.2  # of what is called strong
 
@@ -183,7 +184,8 @@ def find_shortcuts(
     clusterer : clusterer of scikit-learn or None, default=None
         What has ``fit_predict``, such as ``AgglomerativeClustering`` or ``HDBSCAN``; it is cloned
         for each class, and what it labels -1 is in no cluster. None is k-means, with the number of
-        clusters that has the highest mean silhouette, and one cluster if that is under 0.25.
+        clusters that has the highest mean silhouette; and one cluster if that is under 0.25, or two
+        maps of the class differ by less than 0.1 in the mean, 1 - cos.
     max_clusters : int, default=6
         How many clusters of a class k-means tries at most.
     min_size : int, default=10
@@ -343,6 +345,9 @@ def _clusters(
     if clusterer is not None:
         return np.asarray(clone(clusterer).fit_predict(units))
     best, found = _STRUCTURE, np.zeros(len(units), dtype=int)
+    mean = units.mean(axis=0)
+    if len(units) and 1 - mean @ mean < _ALIKE:  # silhouettes would find structure in the noise
+        return found
     n_distinct = len(np.unique(units.round(6), axis=0))
     for n_clusters in range(2, min(max_clusters, n_distinct - 1) + 1):
         groups = KMeans(n_clusters, n_init=2, random_state=random).fit_predict(units)

@@ -112,6 +112,13 @@ def test_the_two_kinds_of_a_class_are_told_apart(clusterer):
     assert [each.share for each in found] == [0.5, 0.5]
 
 
+def test_a_class_whose_maps_are_alike_is_not_split_by_noise():
+    explainer, images, labels = cornered()
+    explainer.model.weights[1, 0, 1] = 0.5  # some noise beside the corner
+    found = find_shortcuts(explainer, images, labels, method="hirescam", random_state=0)
+    assert [len(each) for each in found if each.label == 1] == [12]
+
+
 def test_images_with_blank_maps_are_in_no_cluster():
     explainer, images, labels = cornered()
     images[0] = 0
