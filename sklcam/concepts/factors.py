@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklcam.cam import upsample
-from sklcam.concepts.namer import open_pictures
+from sklcam.concepts.namer import network_of, open_pictures
 from sklcam.explain import Explainer
 from sklcam.explain.nested import AnyEstimator
 from sklcam.explain.opened import OpenedImages
@@ -55,6 +55,8 @@ class ConceptMaps(BaseEstimator):
         The share of the squared activations that W H has, of the cells that were drawn.
     layer_ : str
         The layer's name.
+    network_ : str
+        A short name for the weights of the network.
 
     Notes
     -----
@@ -89,6 +91,7 @@ class ConceptMaps(BaseEstimator):
     components_: np.ndarray
     explained_: float
     layer_: str
+    network_: str
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_concepts": [Interval(Integral, 1, None, closed="left")],
@@ -157,7 +160,7 @@ class ConceptMaps(BaseEstimator):
         left = torch.from_numpy(cells) - weights @ components
         self.explained_ = 1 - float(left.square().sum()) / float(np.square(cells).sum())
         self.components_ = (components * torch.where(most > 0, most, 1.0)[:, None])[order].numpy()
-        self.layer_ = found.target_layers[0].name
+        self.layer_, self.network_ = found.target_layers[0].name, network_of(found)
         return self
 
     def _draw(
@@ -202,7 +205,8 @@ class ConceptMaps(BaseEstimator):
         NotFittedError
             If there are no concepts yet.
         ValueError
-            If the explainer looks at another layer, or an argument does not fit.
+            If the explainer looks at another layer, or has a network with other weights, or an
+            argument does not fit.
         """
         check_is_fitted(self, "components_")
         if frame not in ("input", "layer"):
@@ -214,13 +218,13 @@ class ConceptMaps(BaseEstimator):
                 f"The concepts are those of the layer {self.layer_!r}; the explainer looks at "
                 f"{name!r}."
             )
+        if network_of(found) != self.network_:
+            raise ValueError(
+                "The concepts are those of another network's channels: the weights of this "
+                "explainer's are others. Fit them to it."
+            )
         components, made = torch.from_numpy(self.components_), []
         for cells in _cells(found, opened):
-            if cells.shape[1] != components.shape[1]:
-                raise ValueError(
-                    f"The concepts are of {components.shape[1]} channels, and the layer of this "
-                    f"explainer has {cells.shape[1]}: it is another network's."
-                )
             rows = cells.movedim(1, 3)
             maps = amounts(rows.flatten(0, 2), components.to(cells.device))
             maps = maps.unflatten(0, rows.shape[:3]).movedim(3, 1)

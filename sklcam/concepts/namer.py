@@ -21,6 +21,7 @@ from sklcam.concepts._ranking import StreamedAUROC
 from sklcam.concepts._strongest import Strongest
 from sklcam.concepts.reasons import Reasons
 from sklcam.explain import Explainer, ExplanationCheck
+from sklcam.explain.fingerprints import weights_of
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.explain.predictions import class_names
@@ -40,12 +41,14 @@ class ChannelNamer(BaseEstimator):
     ----------
     names_ : ndarray of shape (n_channels,), object
     layer_ : str
+    network_ : str
     """
 
     names_: np.ndarray
     scores_: np.ndarray
     concepts_: list[Any]
     layer_: str
+    network_: str
     strongest_rows_: np.ndarray
     strongest_activations_: np.ndarray
     strongest_boxes_: np.ndarray
@@ -83,17 +86,20 @@ class ChannelNamer(BaseEstimator):
         self.strongest_rows_, self.strongest_activations_ = rows, activations
         self.strongest_boxes_ = boxes
 
-    def _check_layer(self, explainer: Explainer, n_channels: int | None = None) -> None:
+    def _fit_to(self, explainer: Explainer) -> None:
+        self.layer_, self.network_ = explainer.target_layers[0].name, network_of(explainer)
+
+    def _check_layer(self, explainer: Explainer) -> None:
         names = [layer.name for layer in explainer.target_layers]
         if names != [self.layer_]:
             raise ValueError(
                 f"The names are those of channels of the layer {self.layer_!r}, and the explainer "
                 f"looks at {', '.join(map(repr, names))}."
             )
-        if n_channels not in (None, len(self.names_)):
+        if network_of(explainer) != self.network_:
             raise ValueError(
-                f"There are names of {len(self.names_)} channels, and the layer of this explainer "
-                f"has {n_channels}: it is another network's."
+                "The names are those of another network's channels: the weights of this "
+                "explainer's are others. Fit the namer to it."
             )
 
     def explain(
@@ -130,7 +136,8 @@ class ChannelNamer(BaseEstimator):
         NotFittedError
             If there are no names yet.
         ValueError
-            If the names are those of another layer, or an argument does not fit.
+            If the names are those of another layer, or of a network with other weights, or an
+            argument does not fit.
 
         References
         ----------
@@ -147,7 +154,6 @@ class ChannelNamer(BaseEstimator):
         said: list[str] = []
         for batch in found.iter_channels(opened, question, method="gradcam"):
             assert batch.weights is not None
-            self._check_layer(found, batch.weights.shape[1])
             heavy = batch.weights
             if weigh == "contribution":
                 heavy = heavy * batch.activations.mean(dim=(2, 3))
@@ -234,6 +240,11 @@ def open_pictures(explainer: AnyEstimator, X: Any) -> tuple[Explainer, OpenedIma
     return found, opened
 
 
+def network_of(explainer: Explainer) -> str:
+    """Return a short name for the weights of an explainer's network."""
+    return weights_of(explainer.adapter.network)
+
+
 class ConceptNamer(ChannelNamer):
     """Name the channels of a layer by the concept whose place their activations tell.
 
@@ -262,6 +273,8 @@ class ConceptNamer(ChannelNamer):
         The columns of ``scores_``.
     layer_ : str
         The layer's name.
+    network_ : str
+        A short name for the weights of the network, by which names are not taken for another's.
     strongest_rows_, strongest_activations_ : ndarray of shape (n_channels, n_crops)
         Images in which each channel is the strongest, and its activation there.
     strongest_boxes_ : ndarray of shape (n_channels, n_crops, 4)
@@ -369,7 +382,8 @@ class ConceptNamer(ChannelNamer):
         strongest = Strongest(min(self.n_crops, len(opened)), resizing_of(found, opened))
         scores, uncertainty = _separation(found, opened, annotated, strongest)
         self._keep(strongest)
-        self.layer_, self.uncertainty_ = found.target_layers[0].name, uncertainty
+        self._fit_to(found)
+        self.uncertainty_ = uncertainty
         self._name(scores, annotated.concepts)
         return self
 
@@ -410,7 +424,6 @@ class ConceptNamer(ChannelNamer):
         if absent:
             raise ValueError(f"Channels are named {absent[0]!r}, of which there is nothing here.")
         scores, _ = _separation(found, opened, annotated)
-        self._check_layer(found, len(scores))
         own = {name: annotated.concepts.index(name) for name in self._used()}
         return float(np.mean([scores[i, own[self.concepts_[c]]] for i, c in columns.items()]))
 

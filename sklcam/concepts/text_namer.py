@@ -58,6 +58,8 @@ class TextConceptNamer(ChannelNamer):
         The columns of ``scores_``.
     layer_ : str
         The layer's name.
+    network_ : str
+        A short name for the weights of the network, by which names are not taken for another's.
     strongest_rows_, strongest_activations_ : ndarray of shape (n_channels, n_crops)
         Images in which each channel is the strongest, and its activation there.
     strongest_boxes_ : ndarray of shape (n_channels, n_crops, 4)
@@ -143,7 +145,7 @@ class TextConceptNamer(ChannelNamer):
         found, opened = open_pictures(explainer, X)
         strongest = _strongest(found, opened, self.n_crops)
         self._keep(strongest)
-        self.layer_ = found.target_layers[0].name
+        self._fit_to(found)
         self._name(self._scores(opened, strongest, of_texts), prompts)
         return self
 
@@ -174,7 +176,6 @@ class TextConceptNamer(ChannelNamer):
         found, opened = open_pictures(explainer, X)
         self._check_layer(found)
         scores = self._scores(opened, _strongest(found, opened, self.n_crops), of_texts)
-        self._check_layer(found, len(scores))
         # A channel that fires in none of these images is not told from chance by them.
         return float(np.nan_to_num([scores[i, c] for i, c in columns.items()], nan=0.5).mean())
 

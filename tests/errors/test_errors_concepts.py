@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -43,6 +44,13 @@ def of_two_layers():
 @cache
 def of_another_layer():
     return CAMExplainer(NET, target_layer="2", verbose=0).fit(INPUTS)
+
+
+@cache
+def of_other_weights():
+    network = deepcopy(NET)
+    next(network.parameters()).data.flatten()[-1] += 1e-6
+    return CAMExplainer(network, verbose=0).fit(INPUTS)
 
 
 @cache
@@ -128,6 +136,11 @@ REFUSALS = {
             lambda: namer().explain(of_another_layer(), INPUTS),
             "channels of the layer '5', and the explainer looks at '2'",
         ),
+        (
+            "other weights",
+            lambda: namer().explain(of_other_weights(), INPUTS, k=1),
+            "those of another network's channels.* Fit the namer to it",
+        ),
         ("no channel", lambda: namer().crops(explainer(), INPUTS, 8), "channel must .* 0 to 7"),
         ("no crop", lambda: namer().crops(explainer(), INPUTS, 0, 3), "k, .* from 1 to 2; got 3"),
         (
@@ -202,6 +215,11 @@ REFUSALS = {
             "another layer",
             lambda: concepts().transform(of_another_layer(), INPUTS),
             "those of the layer '5'; the explainer looks at '2'",
+        ),
+        (
+            "other weights",
+            lambda: concepts().transform(of_other_weights(), INPUTS),
+            "those of another network's channels.* Fit them to it",
         ),
     ],
     "find_shortcuts": [
