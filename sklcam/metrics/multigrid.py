@@ -66,7 +66,7 @@ class Multigrid:
         Returns
         -------
         filled : Tensor of the images' shape, of ``dtype``
-            To 5e-6 of the range of the pixels that are known, 1e-10 in double precision. Zeros
+            To 1e-5 of the range of the pixels that are known, 1e-10 in double precision. Zeros
             where no pixel is known.
         is_solved : bool Tensor of shape (n_images,)
             False where that was not reached, or a pixel that is known is not finite.
