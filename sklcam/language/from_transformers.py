@@ -58,9 +58,10 @@ class TransformersSpeech(Speech):
         for word in words[:-1]:
             starts.append(starts[-1] + len(word) + 1)
         found: list[list[int]] = [[] for _ in words]
-        # A token may begin with the blank before its word: where it ends says whose it is.
+        # A token may begin with the blank before its word, or be that alone.
         for token, (start, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-            found[bisect_right(starts, max(start, stop - 1)) - 1].append(token)
+            first = stop - len(text[start:stop].lstrip())
+            found[bisect_right(starts, first) - 1].append(token)
         return found
 
     def _word_by_word(self, words: list[str], text: str) -> list[list[int]]:

@@ -120,7 +120,8 @@ class LanguageNetwork(nn.Module):
         ----------
         images : Tensor of shape (n_images, channels, height, width)
         tokens : Tensor of shape (n_images, n_tokens), int64
-            Of captions, or of questions, filled up by ``padding`` on the right.
+            Of captions, or of questions, filled up by ``padding`` on the right, which must not
+            change an answer.
 
         Returns
         -------

@@ -128,6 +128,7 @@ class OwnSpeech(Speech):
     """
 
     network: LanguageNetwork
+    sees_padding: bool = False  # of questions; see look_for_padding
 
     def __init__(self, network: LanguageNetwork, max_words: int):
         super().__init__(network, max_words)
@@ -142,7 +143,18 @@ class OwnSpeech(Speech):
         if texts is not None:
             return super().inputs(texts, questions)
         assert questions is not None
-        return {"question": encode(questions, self.tokens, self.padding)["tokens"]}
+        found = encode(questions, self.tokens, self.padding)
+        self._check_padding(found["words"] >= 0)
+        return {"question": found["tokens"]}
+
+    def _check_padding(self, is_word: Tensor) -> None:
+        if self.sees_padding and not is_word.all():
+            raise ValueError(
+                f"{type(self.network).__name__} answers another way where a question is filled up "
+                f"by {self.padding} on the right, as the shorter ones of a batch are. Let forward "
+                "leave that out, such as by pack_padded_sequence before an LSTM; or take "
+                "batch_size=1."
+            )
 
     def sample(self) -> dict[str, Tensor]:
         found = super().sample()
@@ -221,6 +233,27 @@ def _check_logits(logits: Any, shape: tuple[int, int], axes: str) -> None:
         )
 
 
+def look_for_padding(speech: OwnSpeech, image: Tensor) -> None:
+    """Find out if answers change with what fills questions up, and keep that in ``sees_padding``.
+
+    Parameters
+    ----------
+    speech : OwnSpeech
+        Of questions.
+    image : Tensor of shape (1, channels, height, width)
+    """
+    other = 1 if speech.padding == 0 else 0
+    tokens = torch.full((1, 3), other, device=image.device)
+    tokens[:, 2] = speech.padding
+    short, filled = (speech._columns(image, {"question": t}) for t in (tokens[:, :2], tokens))
+    speech.sees_padding = not _alike(short, filled)
+
+
+def _alike(one: Tensor, another: Tensor) -> bool:
+    one, another = at_least_float32(one), at_least_float32(another)
+    return torch.allclose(one, another, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
 def check_order(speech: OwnSpeech, image: Tensor) -> None:
     """Raise a ValueError if a network looks at the token that it is to say.
 
@@ -234,8 +267,7 @@ def check_order(speech: OwnSpeech, image: Tensor) -> None:
     tokens = torch.full((2, 3), other, device=image.device)
     tokens[1, 1:] = speech.padding
     logits = speech._forward(image.expand(2, -1, -1, -1), tokens)
-    one, another = at_least_float32(logits[:, :2])
-    if not torch.allclose(one, another, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+    if not _alike(*logits[:, :2]):
         raise ValueError(
             f"{type(speech.network).__name__} looks at tokens that it is to predict: its logits at "
             "a place change with the token there, or one behind it. They are to be those of the "

@@ -10,9 +10,19 @@ import pytest
 import torch
 from sklearn.base import clone
 from torch.nn import functional as F
-from writers import Answering, ShowAndTell, blip, tokenizer, vilt, vit_and_gpt2, words_of_gpt2
+from writers import (
+    Answering,
+    ShowAndTell,
+    blip,
+    tokenizer,
+    vilt,
+    vit_and_gpt2,
+    words_of_gpt2,
+    words_of_unigrams,
+)
 
 from sklcam import CaptionExplainer, VQAExplainer, load, open_maps, save
+from sklcam.language.from_transformers import EncoderDecoder
 from sklcam.metrics import evaluate
 
 PREPARED = {"image_size": 32, "resize": "stretch", "mean": 0.5, "std": 0.5, "verbose": 0}
@@ -404,3 +414,25 @@ def test_guided_maps_of_a_network_whose_question_goes_through_an_lstm(images):
         (gradient,) = torch.autograd.grad(before, pixels, guided)
         np.testing.assert_allclose(found[i], gradient[0].abs().amax(0), atol=1e-7)
         assert found[i].any()
+
+
+def test_a_blank_that_is_a_token_belongs_to_the_word_behind_it():
+    texts = words_of_unigrams()
+    found = EncoderDecoder(torch.nn.Identity(), texts, 1).tokens(["a", ".", "dogs."])
+    pieces = [texts.convert_ids_to_tokens(tokens) for tokens in found]
+    assert pieces == [["▁a"], ["▁", "."], ["▁dog", "s", "."]]
+
+
+def test_questions_may_differ_in_length_where_padding_changes_nothing(images):
+    network = Answering().eval()
+    X = {"image": images, "question": ["what is red", "red"]}
+    explainer = VQAExplainer(network, verbose=0).fit(X)
+    together = explainer.predict_proba(X)
+    counting = torch.nn.EmbeddingBag(5, 8, mode="sum")  # what fills up, too
+    counting.weight.data[1:] = network.words.weight.data[1:]
+    network.words = counting
+    explainer.fit(X)
+    with pytest.raises(ValueError, match="Answering answers another way where a question is fil"):
+        explainer.predict_proba(X)
+    explainer.set_params(batch_size=1).fit(X)
+    np.testing.assert_allclose(explainer.predict_proba(X), together, atol=1e-6)

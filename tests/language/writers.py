@@ -149,3 +149,15 @@ def words_of_gpt2(folder: Path):
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(PIECES)}))
     (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in MERGES))
     return GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def words_of_unigrams():
+    """Return a tokenizer of SentencePiece's kind: "▁" is a blank, and may be a token alone."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "▁", "▁a", "▁dog", "s", "."]
+    model = models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0)
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
