@@ -261,6 +261,8 @@ def find_shortcuts(
     members = []
     for code in np.unique(codes):
         rows = np.flatnonzero((codes == code) & is_seen)
+        if len(rows) < min_size:
+            continue
         groups = _clusters(units[rows], clusterer, max_clusters, random)
         members += [rows[groups == group] for group in np.unique(groups[groups >= 0])]
     clusters = []

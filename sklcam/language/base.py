@@ -20,7 +20,6 @@ from sklcam.explain.opened import Batch
 from sklcam.language.adapter import LanguageAdapter, OpenedTexts, TextBatch, speech_of
 from sklcam.language.network import LanguageNetwork
 from sklcam.language.results import WordMaps
-from sklcam.language.speech import OwnSpeech, check_order, look_for_padding
 from sklcam.language.targets import Caption, Score, Word, Words
 from sklcam.networks.adapters import Preparation
 from sklcam.networks.inputs import Inputs
@@ -101,10 +100,8 @@ class LanguageExplainer(CAMExplainer):
         if X is not None:
             pictures = X["image"] if isinstance(X, Mapping) and "image" in X else X
             images = super()._sample(pictures, adapter).images
-        if isinstance(self._speech, OwnSpeech):
-            look = check_order if self._speech.answers is None else look_for_padding
-            with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
-                look(self._speech, images)
+        with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
+            self._speech.look(images)
         others = {name: each.to(images.device) for name, each in self._speech.sample().items()}
         return Inputs(images, others, "image")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ class TransformersSpeech(Speech):
 
     @property
     def _greedy(self) -> dict[str, Any]:
-        return {"max_new_tokens": self.max_words, "num_beams": 1, "do_sample": False}
+        n_tokens = min(self.max_words, self._max_tokens or self.max_words)
+        return {"max_new_tokens": n_tokens, "num_beams": 1, "do_sample": False}
 
 
 class Blip(TransformersSpeech):
@@ -207,6 +209,8 @@ class BlipOfQuestions(Blip):
 class EncoderDecoder(TransformersSpeech):
     """A ``VisionEncoderDecoderModel``, such as a ViT with GPT-2."""
 
+    _opening: Sequence[int] = ()
+
     @property
     def _start(self) -> int:
         places = (self.network.generation_config, self.network.config, self.network.config.decoder)
@@ -219,6 +223,11 @@ class EncoderDecoder(TransformersSpeech):
             "decoder_start_token_id."
         )
 
+    @property
+    def _end(self) -> int | None:
+        end = self.network.generation_config.eos_token_id
+        return end if isinstance(end, int) else None
+
     def target_layer(self, images: Tensor) -> TargetLayer:
         encoder = self.network.encoder
 
@@ -228,16 +237,29 @@ class EncoderDecoder(TransformersSpeech):
         found = find_target_layer(encoder, "auto", sample=images, forward=forward)
         return replace(found, name=f"encoder.{found.name}")
 
+    def look(self, image: Tensor) -> None:
+        """Find the tokens by which each text begins, behind the start.
+
+        Where the labels of training had them, as tokenizers make them, the network writes them.
+        """
+        few = {**self._greedy, "max_new_tokens": 3}
+        row = self.network.generate(pixel_values=image, **few)[0].tolist()[1:]
+        known = {getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "cls")}
+        known -= {self._end}
+        self._opening = [*takewhile(known.__contains__, row)]
+
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
         tokens, words = others["tokens"], others["words"]
         before = shifted(tokens, self._start)
+        opening = before.new_tensor(self._opening).expand(len(before), -1)
+        before = torch.cat([before[:, :1], opening, before[:, 1:]], dim=1)
         logits = self._forward(pixel_values=image, decoder_input_ids=before).logits
+        logits = logits[:, len(self._opening) :]
         return scores_of_tokens(logits, tokens, words)
 
     def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:
         written = self.network.generate(pixel_values=images, **self._greedy)
-        end = self.network.generation_config.eos_token_id
-        return self._read(written, self._start, end if isinstance(end, int) else None)
+        return self._read(written, self._start, self._end)
 
 
 class Vilt(TransformersSpeech):

@@ -82,6 +82,10 @@ class Speech(ABC):
         some = torch.full((1, 3), 1 if self.padding == 0 else 0)
         return {"tokens": some, "words": torch.tensor([[0, 1, 2]])}
 
+    def look(self, image: Tensor) -> None:
+        """Find out by an image (1, channels, height, width) how the network takes texts."""
+        return  # most say all by what they are
+
     def probabilities(self, columns: Tensor) -> Tensor:
         """Return the probabilities of tokens, (n_images, n_tokens), or of answers."""
         if self.answers is not None:
@@ -128,7 +132,7 @@ class OwnSpeech(Speech):
     """
 
     network: LanguageNetwork
-    sees_padding: bool = False  # of questions; see look_for_padding
+    sees_padding: bool = False  # of questions: whether answers change with what fills them up
 
     def __init__(self, network: LanguageNetwork, max_words: int):
         super().__init__(network, max_words)
@@ -159,6 +163,31 @@ class OwnSpeech(Speech):
     def sample(self) -> dict[str, Tensor]:
         found = super().sample()
         return {"question": found["tokens"]} if self.answers is not None else found
+
+    def look(self, image: Tensor) -> None:
+        if self.answers is None:
+            self._check_order(image)
+        else:
+            self._look_for_padding(image)
+
+    def _look_for_padding(self, image: Tensor) -> None:
+        tokens = torch.full((1, 3), 1 if self.padding == 0 else 0, device=image.device)
+        tokens[:, 2] = self.padding
+        short, filled = (self._columns(image, {"question": t}) for t in (tokens[:, :2], tokens))
+        self.sees_padding = not _alike(short, filled)
+
+    def _check_order(self, image: Tensor) -> None:
+        """Raise a ValueError if the network looks at the token that it is to say."""
+        tokens = torch.full((2, 3), 1 if self.padding == 0 else 0, device=image.device)
+        tokens[1, 1:] = self.padding
+        logits = self._forward(image.expand(2, -1, -1, -1), tokens)
+        if not _alike(*logits[:, :2]):
+            raise ValueError(
+                f"{type(self.network).__name__} looks at tokens that it is to predict: its logits "
+                "at a place change with the token there, or one behind it. They are to be those of "
+                "the token at that place, by the image and the tokens before it, such as by "
+                "tokens[:, :-1] behind a start."
+            )
 
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
         with _way_back_through_rnns(self.network):
@@ -233,44 +262,6 @@ def _check_logits(logits: Any, shape: tuple[int, int], axes: str) -> None:
         )
 
 
-def look_for_padding(speech: OwnSpeech, image: Tensor) -> None:
-    """Find out if answers change with what fills questions up, and keep that in ``sees_padding``.
-
-    Parameters
-    ----------
-    speech : OwnSpeech
-        Of questions.
-    image : Tensor of shape (1, channels, height, width)
-    """
-    other = 1 if speech.padding == 0 else 0
-    tokens = torch.full((1, 3), other, device=image.device)
-    tokens[:, 2] = speech.padding
-    short, filled = (speech._columns(image, {"question": t}) for t in (tokens[:, :2], tokens))
-    speech.sees_padding = not _alike(short, filled)
-
-
 def _alike(one: Tensor, another: Tensor) -> bool:
     one, another = at_least_float32(one), at_least_float32(another)
     return torch.allclose(one, another, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
-
-
-def check_order(speech: OwnSpeech, image: Tensor) -> None:
-    """Raise a ValueError if a network looks at the token that it is to say.
-
-    Parameters
-    ----------
-    speech : OwnSpeech
-        Of captions.
-    image : Tensor of shape (1, channels, height, width)
-    """
-    other = 1 if speech.padding == 0 else 0
-    tokens = torch.full((2, 3), other, device=image.device)
-    tokens[1, 1:] = speech.padding
-    logits = speech._forward(image.expand(2, -1, -1, -1), tokens)
-    if not _alike(*logits[:, :2]):
-        raise ValueError(
-            f"{type(speech.network).__name__} looks at tokens that it is to predict: its logits at "
-            "a place change with the token there, or one behind it. They are to be those of the "
-            "token at that place, by the image and the tokens before it, such as by "
-            "tokens[:, :-1] behind a start."
-        )

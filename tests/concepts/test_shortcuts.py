@@ -129,6 +129,14 @@ def test_images_with_blank_maps_are_in_no_cluster():
     assert_array_equal(np.sort(rows), np.arange(1, 24))
 
 
+def test_classes_too_small_for_a_clusterer_are_left_out():
+    explainer, images, labels = cornered()
+    few = np.flatnonzero((labels == 0) | (labels.cumsum() == 1))  # one image of the second class
+    options = {"clusterer": AgglomerativeClustering(2), "min_size": 2, "method": "hirescam"}
+    found = find_shortcuts(explainer, images[few], labels[few], **options)
+    assert found and {each.label for each in found} == {0}
+
+
 def test_the_table_names_what_is_strong():
     _, found = found_in_digits(0, marked=True)
     lines = str(found).splitlines()

@@ -390,6 +390,24 @@ def test_an_encoder_and_a_decoder_of_transformers_are_explained_as_by_hand(image
     assert len(explainer.predict(images)) == 2
 
 
+def test_texts_begin_by_the_tokens_that_the_network_begins_by(images, tmp_path):
+    network, texts = vit_and_gpt2(), words_of_gpt2(tmp_path)
+    # As of networks whose labels were a tokenizer's, with its own first token.
+    network.generation_config.forced_bos_token_id, network.generation_config.eos_token_id = 0, 8
+    explainer = CaptionExplainer(network, texts, **PREPARED).fit(images)
+    tokens = texts("a red dog")["input_ids"]
+    ids = torch.tensor([[0, 0, *tokens[:-1]]]).expand(2, -1)
+    logs = network(pixel_values=images, decoder_input_ids=ids).logits.log_softmax(-1).detach()
+    found = explainer.log_probabilities(images, "a red dog")
+    np.testing.assert_allclose(found, logs[:, [1, 2, 3], tokens], rtol=1e-4)
+
+
+def test_networks_write_no_more_than_they_read(texts, images):
+    explainer = VQAExplainer(blip("BlipForQuestionAnswering"), texts, **PREPARED).fit()
+    X = {"image": images, "question": "what"}
+    assert all(len(text.split()) <= 16 for text in explainer.predict(X))  # max_words is 20
+
+
 def test_guided_maps_of_a_network_whose_question_goes_through_an_lstm(images):
     network = Answering().eval()
     network.words, lstm = torch.nn.Embedding(5, 8), torch.nn.LSTM(8, 8, batch_first=True)
