@@ -17,7 +17,7 @@ from sklcam.explain._batches import BatchExplainer, without_graph
 from sklcam.explain._questions import AnyMethod
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
-from sklcam.networks.inputs import Inputs
+from sklcam.networks.inputs import Inputs, Rows
 
 
 class Namer(Protocol):
@@ -75,6 +75,16 @@ class _Looking(Method):
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
         return []
+
+
+class _Nothing(Target):
+    """Asks for nothing, whatever the network returns."""
+
+    def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
+        return self
+
+    def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
+        return output.new_zeros(len(output), 1)
 
 
 class ChannelExplainer(BatchExplainer):
@@ -237,7 +247,7 @@ class ChannelExplainer(BatchExplainer):
         """
         looking = _Looking() if method is None else self._as_channel_method(method)
         self.check_at_layer([looking])
-        question = self.translate(target)
+        question = _Nothing() if method is None else self.translate(target)
         if question.several:
             raise ValueError("Channels are weighed for one class an image here; give one label.")
         for batch in opened.batches():

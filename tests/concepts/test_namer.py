@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from sklcam import ConceptNamer
+from sklcam import CAMExplainer, ConceptNamer
 from sklcam.concepts._ranking import StreamedAUROC, bins_of
 from sklcam.concepts._strongest import Strongest
 from sklcam.explain import ExplanationWarning
@@ -204,6 +204,16 @@ def test_channels_that_are_not_finite_have_no_name():
         namer = ConceptNamer().fit(explainer, images, by_concept(masks))
     assert namer.names_.tolist() == ["red", None, "blue"]
     assert np.isnan(namer.scores_[1]).all()
+
+
+def test_channels_have_names_whatever_the_network_returns():
+    images, masks = squares(6)
+    classes = ConceptNamer().fit(seeing(), images, by_concept(masks))
+    numbers = CAMExplainer(seeing().model, target_layer="features", task="regression", verbose=0)
+    namer = ConceptNamer().fit(numbers.fit(images), images, by_concept(masks))
+    assert_array_equal(namer.scores_, classes.scores_)
+    (said, *_) = numbers.explain_in_words(images, namer, target=1, k=1)
+    assert said.positive == {"green": pytest.approx(1 / 16)}
 
 
 def test_it_is_an_estimator():

@@ -21,7 +21,7 @@ from writers import (
     words_of_unigrams,
 )
 
-from sklcam import CaptionExplainer, VQAExplainer, load, open_maps, save
+from sklcam import CaptionExplainer, ConceptNamer, VQAExplainer, load, open_maps, save
 from sklcam.language.from_transformers import EncoderDecoder
 from sklcam.metrics import evaluate
 
@@ -388,6 +388,27 @@ def test_an_encoder_and_a_decoder_of_transformers_are_explained_as_by_hand(image
             np.testing.assert_allclose(map_, expected, atol=1e-6, rtol=1e-3)
             assert expected.any()
     assert len(explainer.predict(images)) == 2
+
+
+def test_words_are_explained_by_the_names_of_channels(images):
+    network = ShowAndTell().eval()
+    explainer = CaptionExplainer(network, verbose=0).fit(images)
+    masks = [
+        {"left": np.arange(32) < 16 * np.ones((32, 1))},
+        {"top": np.arange(32)[:, None] < 9 * np.ones(32)},
+    ]
+    namer = ConceptNamer(0.0, n_crops=1).fit(explainer, images, masks)
+    X = {"image": images, "caption": ["a red", "green"]}
+    found = explainer.explain_in_words(X, namer, ["red", "green"], k=2)
+    kept = kept_by(network.features[1])
+    for i, tokens in enumerate([[2, 3], [4]]):
+        scores = network(images[i : i + 1], torch.tensor([tokens]))[0].log_softmax(-1)
+        (gradients,) = torch.autograd.grad(scores[len(tokens) - 1, tokens[-1]], kept[-1])
+        weights = gradients[0].mean((1, 2))
+        order = weights.argsort(descending=True)
+        assert found.positive[i].tolist() == order[:2].tolist()
+        np.testing.assert_allclose(found.positive_weights[i], weights[order[:2]], rtol=1e-4)
+        assert found.negative[i].tolist() == order.flip(0)[:2].tolist()
 
 
 def test_texts_begin_by_the_tokens_that_the_network_begins_by(images, tmp_path):
