@@ -93,6 +93,7 @@ class LanguageExplainer(CAMExplainer):
 
     def _adapt(self) -> LanguageAdapter:
         self._speech = speech_of(self.model, self.processor, self.max_words, asks=self.asks)
+        self._speech.habits = vars(self).get("_habits_", {})
         return LanguageAdapter(self._speech, self._preparation())
 
     def _sample(self, X: Any, adapter: Any) -> Inputs:
@@ -101,7 +102,7 @@ class LanguageExplainer(CAMExplainer):
             pictures = X["image"] if isinstance(X, Mapping) and "image" in X else X
             images = super()._sample(pictures, adapter).images
         with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
-            self._speech.look(images)
+            self._habits_ = self._speech.habits = self._speech.look(images)
         others = {name: each.to(images.device) for name, each in self._speech.sample().items()}
         return Inputs(images, others, "image")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -209,8 +209,6 @@ class BlipOfQuestions(Blip):
 class EncoderDecoder(TransformersSpeech):
     """A ``VisionEncoderDecoderModel``, such as a ViT with GPT-2."""
 
-    _opening: Sequence[int] = ()
-
     @property
     def _start(self) -> int:
         places = (self.network.generation_config, self.network.config, self.network.config.decoder)
@@ -237,8 +235,8 @@ class EncoderDecoder(TransformersSpeech):
         found = find_target_layer(encoder, "auto", sample=images, forward=forward)
         return replace(found, name=f"encoder.{found.name}")
 
-    def look(self, image: Tensor) -> None:
-        """Find the tokens by which each text begins, behind the start.
+    def look(self, image: Tensor) -> dict[str, Any]:
+        """Return the tokens by which each text begins, behind the start.
 
         Where the labels of training had them, as tokenizers make them, the network writes them.
         """
@@ -246,15 +244,16 @@ class EncoderDecoder(TransformersSpeech):
         row = self.network.generate(pixel_values=image, **few)[0].tolist()[1:]
         known = {getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "cls")}
         known -= {self._end}
-        self._opening = [*takewhile(known.__contains__, row)]
+        return {"opening": [*takewhile(known.__contains__, row)]}
 
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
         tokens, words = others["tokens"], others["words"]
         before = shifted(tokens, self._start)
-        opening = before.new_tensor(self._opening).expand(len(before), -1)
+        said = self.habits.get("opening", [])
+        opening = before.new_tensor(said).expand(len(before), -1)
         before = torch.cat([before[:, :1], opening, before[:, 1:]], dim=1)
         logits = self._forward(pixel_values=image, decoder_input_ids=before).logits
-        logits = logits[:, len(self._opening) :]
+        logits = logits[:, len(said) :]
         return scores_of_tokens(logits, tokens, words)
 
     def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:

@@ -37,6 +37,8 @@ class Speech(ABC):
         The token that fills texts up.
     answers : sequence of str, or None
         The answer of each output, of a network that answers by one of several classes.
+    habits : dict of str to object
+        What cannot be told but by a look, once there was one: see :meth:`look`.
     """
 
     padding: int = 0
@@ -45,6 +47,7 @@ class Speech(ABC):
     def __init__(self, network: nn.Module, max_words: int):
         self.network = network
         self.max_words = max_words
+        self.habits: dict[str, Any] = {}
 
     @abstractmethod
     def tokens(self, words: list[str]) -> list[list[int]]:
@@ -82,9 +85,9 @@ class Speech(ABC):
         some = torch.full((1, 3), 1 if self.padding == 0 else 0)
         return {"tokens": some, "words": torch.tensor([[0, 1, 2]])}
 
-    def look(self, image: Tensor) -> None:
-        """Find out by an image (1, channels, height, width) how the network takes texts."""
-        return  # most say all by what they are
+    def look(self, image: Tensor) -> dict[str, Any]:
+        """Return the ``habits`` that an image (1, channels, height, width) shows."""
+        return {}
 
     def probabilities(self, columns: Tensor) -> Tensor:
         """Return the probabilities of tokens, (n_images, n_tokens), or of answers."""
@@ -132,7 +135,6 @@ class OwnSpeech(Speech):
     """
 
     network: LanguageNetwork
-    sees_padding: bool = False  # of questions: whether answers change with what fills them up
 
     def __init__(self, network: LanguageNetwork, max_words: int):
         super().__init__(network, max_words)
@@ -152,7 +154,7 @@ class OwnSpeech(Speech):
         return {"question": found["tokens"]}
 
     def _check_padding(self, is_word: Tensor) -> None:
-        if self.sees_padding and not is_word.all():
+        if self.habits.get("sees_padding") and not is_word.all():
             raise ValueError(
                 f"{type(self.network).__name__} answers another way where a question is filled up "
                 f"by {self.padding} on the right, as the shorter ones of a batch are. Let forward "
@@ -164,17 +166,18 @@ class OwnSpeech(Speech):
         found = super().sample()
         return {"question": found["tokens"]} if self.answers is not None else found
 
-    def look(self, image: Tensor) -> None:
+    def look(self, image: Tensor) -> dict[str, Any]:
         if self.answers is None:
             self._check_order(image)
-        else:
-            self._look_for_padding(image)
+            return {}
+        return {"sees_padding": self._sees_padding(image)}
 
-    def _look_for_padding(self, image: Tensor) -> None:
+    def _sees_padding(self, image: Tensor) -> bool:
+        """Return whether answers change with what fills questions up."""
         tokens = torch.full((1, 3), 1 if self.padding == 0 else 0, device=image.device)
         tokens[:, 2] = self.padding
         short, filled = (self._columns(image, {"question": t}) for t in (tokens[:, :2], tokens))
-        self.sees_padding = not _alike(short, filled)
+        return not _alike(short, filled)
 
     def _check_order(self, image: Tensor) -> None:
         """Raise a ValueError if the network looks at the token that it is to say."""

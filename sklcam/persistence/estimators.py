@@ -94,6 +94,7 @@ _EXPLAINER: dict[str, Any] = {
     "proxies_": np.ndarray | None,
     "_counts_": dict,
     "_dim_": Integral,
+    "_habits_": dict,
     "_sums_": dict,
 }
 _CALLBACKS: dict[type, dict[str, Any]] = {

@@ -419,8 +419,11 @@ def test_texts_begin_by_the_tokens_that_the_network_begins_by(images, tmp_path):
     tokens = texts("a red dog")["input_ids"]
     ids = torch.tensor([[0, 0, *tokens[:-1]]]).expand(2, -1)
     logs = network(pixel_values=images, decoder_input_ids=ids).logits.log_softmax(-1).detach()
-    found = explainer.log_probabilities(images, "a red dog")
-    np.testing.assert_allclose(found, logs[:, [1, 2, 3], tokens], rtol=1e-4)
+    save(explainer, tmp_path / "explainer.skl")
+    brought = {"VisionEncoderDecoderModel": network, type(texts).__name__: texts}
+    for each in (explainer, load(tmp_path / "explainer.skl", objects=brought)):
+        found = each.log_probabilities(images, "a red dog")
+        np.testing.assert_allclose(found, logs[:, [1, 2, 3], tokens], rtol=1e-4)
 
 
 def test_networks_write_no_more_than_they_read(texts, images):
@@ -462,7 +465,7 @@ def test_a_blank_that_is_a_token_belongs_to_the_word_behind_it():
     assert pieces == [["▁a"], ["▁", "."], ["▁dog", "s", "."]]
 
 
-def test_questions_may_differ_in_length_where_padding_changes_nothing(images):
+def test_questions_may_differ_in_length_where_padding_changes_nothing(images, tmp_path):
     network = Answering().eval()
     X = {"image": images, "question": ["what is red", "red"]}
     explainer = VQAExplainer(network, verbose=0).fit(X)
@@ -471,7 +474,9 @@ def test_questions_may_differ_in_length_where_padding_changes_nothing(images):
     counting.weight.data[1:] = network.words.weight.data[1:]
     network.words = counting
     explainer.fit(X)
-    with pytest.raises(ValueError, match="Answering answers another way where a question is fil"):
-        explainer.predict_proba(X)
+    save(explainer, tmp_path / "explainer.skl")
+    for each in (explainer, load(tmp_path / "explainer.skl", objects={"Answering": Answering})):
+        with pytest.raises(ValueError, match="Answering answers another way where a question is f"):
+            each.predict_proba(X)
     explainer.set_params(batch_size=1).fit(X)
     np.testing.assert_allclose(explainer.predict_proba(X), together, atol=1e-6)
