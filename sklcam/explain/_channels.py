@@ -122,7 +122,8 @@ class ChannelExplainer(BatchExplainer):
         question, check = self.as_target(target, len(opened)), ExplanationCheck()
         if question.ragged:
             raise ValueError(
-                "channel_weights has as many rows for each image; give Box as many boxes for each."
+                "channel_weights has as many rows for each image; give Box as many boxes for each, "
+                "or take one word of each text, or the text as a whole."
             )
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
         with self._bar(len(opened), "channel weights") as bar:

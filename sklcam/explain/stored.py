@@ -65,7 +65,8 @@ def write_maps(
     question = explainer.as_target(target, len(opened))
     if question.ragged:
         raise ValueError(
-            "explain_to writes as many maps for each image: give Box as many boxes for each."
+            "explain_to writes as many maps for each image: give Box as many boxes for each, or "
+            "take one word of each text, or the text as a whole."
         )
     size = chunk_size_for(opened, explainer, chunk_size)
     depends_on = {

@@ -233,7 +233,8 @@ class LanguageExplainer(CAMExplainer):
         -------
         list of WordMaps, or what ``CAMExplainer.explain`` returns
         """
-        if not isinstance(target, str) or target != "words":
+        is_words = target == "words" if isinstance(target, str) else isinstance(target, Words)
+        if not is_words:
             return super().explain(X, target, **options)
         opened = self.open(X, num_workers=options.pop("num_workers", None))
         found = super().explain(opened, target, **options)

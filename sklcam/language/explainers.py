@@ -122,11 +122,7 @@ class CaptionExplainer(LanguageExplainer):
             If there is not a caption, or a word, for each image, or a word is not known or not in
             its caption.
         """
-        if captions is not None:
-            if isinstance(X, Mapping):
-                raise ValueError("X brings captions by itself, as a dict; leave captions= out.")
-            X = {"image": X, "caption": captions}
-        return self.explain_words(X, target, **options)
+        return self.explain_words(_with_captions(X, captions), target, **options)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the mean log-probability of captions.
@@ -158,9 +154,16 @@ class CaptionExplainer(LanguageExplainer):
         -------
         list of ndarray of shape (n_words,), at most 0
         """
-        return self.log_probabilities_of(
-            X if captions is None else {"image": X, "caption": captions}
-        )
+        return self.log_probabilities_of(_with_captions(X, captions))
+
+
+def _with_captions(X: Any, captions: Any) -> Any:
+    """Return X as a dict, if there are captions beside it; a ValueError if it is one already."""
+    if captions is None:
+        return X
+    if isinstance(X, Mapping):
+        raise ValueError("X brings captions by itself, as a dict; leave captions= out.")
+    return {"image": X, "caption": captions}
 
 
 class VQAExplainer(LanguageExplainer):

@@ -75,7 +75,7 @@ def check_measurable(
     if question.ragged:
         raise ValueError(
             "evaluate measures one map per image; give target=Box(boxes, labels) with one box for "
-            "each."
+            "each, or one word of each text, or the text as a whole."
         )
     check_predicts(metrics, task)
     check_places(metrics, question)

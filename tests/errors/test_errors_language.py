@@ -148,6 +148,16 @@ REFUSALS: dict[str, list[Row]] = {
             "X brings captions by itself",
         ),
         (
+            "likely, twice",
+            lambda: captions().log_probabilities({"image": IMAGES, "caption": "a"}, "a"),
+            "X brings captions by itself",
+        ),
+        (
+            "weights of all",
+            lambda: captions().channel_weights({"image": IMAGES, "caption": "a"}, "words"),
+            "or take one word of each text, or the text as a whole",
+        ),
+        (
             "a question",
             lambda: captions().explain({"image": IMAGES, "question": "a"}),
             "X must be a dict of image and, if it is given, caption; it has image, question",

@@ -22,6 +22,7 @@ from writers import (
 )
 
 from sklcam import CaptionExplainer, ConceptNamer, VQAExplainer, load, open_maps, save
+from sklcam.language import Words
 from sklcam.language.from_transformers import EncoderDecoder
 from sklcam.metrics import evaluate
 
@@ -315,7 +316,7 @@ def test_maps_of_words_take_options_of_explain(images):
     explainer = CaptionExplainer(ShowAndTell().eval(), batch_size=1, verbose=0).fit(images)
     captions = ["a red square", "green"]
     several = explainer.explain(images, captions, method=["gradcam", "layercam"])
-    alone = explainer.explain(images, captions, method="layercam")
+    alone = explainer.explain(images, captions, Words(), method="layercam")
     np.testing.assert_array_equal(several["layercam"][0].maps, alone[0].maps)
     small = explainer.explain(images, captions, frame="layer", dtype="float16")
     assert small[0].maps.shape == (3, 32, 32)
