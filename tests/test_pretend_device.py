@@ -40,7 +40,7 @@ from sklcam.metrics import (
     seeds_iou,
     structural_similarity,
 )
-from sklcam.plotting import CAMDisplay, ConsistencyDisplay, LocalizationDisplay
+from sklcam.plotting import CAMDisplay, ConsistencyDisplay, FailuresDisplay, LocalizationDisplay
 from sklcam.training import Balanced, WarmUp, objective
 
 SIZE, N = 12, 6
@@ -394,6 +394,7 @@ def test_displays_and_the_report(device, tmp_path):
     CAMDisplay.from_estimator(ours, IMAGES, methods=["gradcam", GradCAM(relu=False)])
     LocalizationDisplay.from_estimator(ours, IMAGES, BOXES.to("pretend"))
     ConsistencyDisplay.from_estimator(ours, IMAGES)
+    FailuresDisplay.from_estimator(ours, IMAGES, LABELS)
     pytest.importorskip("jinja2")
     result = sklcam.report(ours, IMAGES, LABELS, path=tmp_path / "page.html", verbose=0)
     assert np.isfinite(result["adcc"]).all()

@@ -17,6 +17,7 @@ from sklcam.plotting.concepts import ConceptCropsDisplay, ConceptMapsDisplay
 from sklcam.plotting.consistency import ConsistencyDisplay, ViewPairDisplay
 from sklcam.plotting.counterfactual import CounterfactualDisplay
 from sklcam.plotting.detections import DetectionDisplay
+from sklcam.plotting.failures import FailuresDisplay
 from sklcam.plotting.localization import LocalizationDisplay
 from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
 from sklcam.plotting.retrieval import RetrievalDisplay
@@ -33,6 +34,7 @@ __all__ = [
     "ConsistencyDisplay",
     "CounterfactualDisplay",
     "DetectionDisplay",
+    "FailuresDisplay",
     "LocalizationDisplay",
     "MapGridDisplay",
     "RetrievalDisplay",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from refusals import (
     BOX,
     IMAGES,
+    INPUTS,
     MAPS,
     NAN,
+    NET,
     Row,
     X,
     Y,
@@ -20,11 +23,14 @@ from refusals import (
 )
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from torch import nn
 
 from sklcam import (
     CAMDisplay,
+    CAMExplainer,
     CausalCurveDisplay,
     ConsistencyDisplay,
+    FailuresDisplay,
     LocalizationDisplay,
     MapGridDisplay,
     RetrievalDisplay,
@@ -39,6 +45,18 @@ from sklcam.plotting import CounterfactualDisplay, DetectionDisplay
 
 KEPT, OTHERS = {"ssim": {"m": np.ones((2, 1))}}, {"ssim": {"m": np.zeros(2)}}
 SANITY = metrics.SanityCheck("cascading", [("fc",)], KEPT, OTHERS, {}, {})
+
+VOLUMES = torch.rand(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def of_task(task):
+    return CAMExplainer(NET, task=task, verbose=0).fit(INPUTS)
+
+
+def of_volumes():
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    return CAMExplainer(network.eval(), target_layer="1", verbose=0).fit(VOLUMES)
+
 
 REFUSALS: dict[str, list[Row]] = {
     "CounterfactualDisplay": [
@@ -68,6 +86,82 @@ REFUSALS: dict[str, list[Row]] = {
                 X[:2], MAPS, MAPS, X[:2], scores=[0.5, 0.5]
             ),
             r"two numbers for each of 2 images, before and after; got shape \(2,\)",
+        ),
+    ],
+    "FailuresDisplay": [
+        (
+            "no labels",
+            lambda: FailuresDisplay.from_estimator(fitted(), X),
+            "FailuresDisplay needs y: one label per image",
+        ),
+        (
+            "5 labels",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, Y[:5]),
+            "one label, or one .* per image; got shape",
+        ),
+        (
+            "an unknown label",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, Y + 7),
+            "labels that were not seen",
+        ),
+        (
+            "label sets",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, [{0}] * 12),
+            "one label per image",
+        ),
+        (
+            "no failure",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, fitted().predict(X)),
+            "no failure to draw: all 12 images .* not trained on",
+        ),
+        (
+            "no image",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, Y, n_images=0),
+            "n_images must be an int >= 1",
+        ),
+        (
+            "101 images",
+            lambda: FailuresDisplay.from_estimator(fitted(), X, Y, n_images=101),
+            "at most 100 rows",
+        ),
+        (
+            "cosines",
+            lambda: FailuresDisplay.from_estimator(embedder(), X, Y),
+            "EmbeddingCAMExplainer has none: find the rows",
+        ),
+        (
+            "several labels an image",
+            lambda: FailuresDisplay.from_estimator(of_task("multilabel"), INPUTS, [[0, 1, 1]] * 2),
+            "one label an image; the task here is 'multilabel'",
+        ),
+        (
+            "a regression",
+            lambda: FailuresDisplay.from_estimator(of_task("regression"), INPUTS, [[0, 1, 1]] * 2),
+            "one label an image; the task here is 'regression'",
+        ),
+        (
+            "signed maps",
+            lambda: FailuresDisplay.from_estimator(
+                fitted(), X, Y, method=cam.Saliency(channels="keep")
+            ),
+            "one map per image",
+        ),
+        (
+            "volumes",
+            lambda: FailuresDisplay.from_estimator(of_volumes(), VOLUMES, [0, 1]),
+            "Volumes, of 4 x 4 x 4 voxels",
+        ),
+        (
+            "three titles",
+            lambda: FailuresDisplay.from_predictions(X[:2], MAPS, MAPS, predicted="abc", true="ab"),
+            "3 titles for 2 images",
+        ),
+        (
+            "one probability",
+            lambda: FailuresDisplay.from_predictions(
+                X[:2], MAPS, MAPS, predicted="ab", true="ba", probabilities=[0.5, 0.5]
+            ),
+            r"of the predicted and of the true class; got shape \(2,\)",
         ),
     ],
     "DetectionDisplay": [
