@@ -265,7 +265,7 @@ def find_shortcuts(
             continue
         groups = _clusters(units[rows], clusterer, max_clusters, random)
         members += [rows[groups == group] for group in np.unique(groups[groups >= 0])]
-    clusters = []
+    clusters, names = [], np.asarray(explainer.classes_).tolist()
     for rows in (rows for rows in members if len(rows) >= min_size):
         map_ = maps[rows].mean(axis=0)
         region = _region(map_, opened.image_size, hot)
@@ -276,7 +276,7 @@ def find_shortcuts(
         fall = (before[rows] - after).mean(axis=0)
         clusters.append(
             Shortcut(
-                label=np.asarray(explainer.classes_)[codes[rows[0]]].item(),
+                label=names[codes[rows[0]]],
                 rows=rows[order],
                 share=len(rows) / int((codes == codes[rows[0]]).sum()),
                 map=map_,

@@ -55,7 +55,9 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
         raise ValueError(
             f"{name} must be one label for each of {n_images} images; got {describe(labels)}."
         )
-    missing = [i for i, label in enumerate(array.tolist()) if _is_missing(label)]
+    # A list as it is: NaN among strings, or a number, would be a string in an array.
+    items = [*labels] if isinstance(labels, list | tuple) else array.tolist()
+    missing = [i for i, label in enumerate(items) if _is_missing(label)]
     if missing:
         raise ValueError(
             f"{name} lacks the label of {len(missing)} image(s), the first of them {missing[0]}: "
@@ -63,10 +65,13 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
         )
     try:
         np.unique(array)
-    except TypeError as error:
+        is_mixed = len({isinstance(label, str) for label in items}) > 1
+    except TypeError:
+        is_mixed = True
+    if is_mixed:
         raise ValueError(
             f"Labels of groups must be numbers or strings, and not both; got {describe(labels)}."
-        ) from error
+        )
     return array
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from sklcam._validation import describe
 KEY_FORMAT = "sklcam-study-key"
 ANSWERS_FORMAT = "sklcam-study-answers"
 VERSION = 1
+_VALUES = {"class": (0, 1), "reliability": (-2, -1, 0, 1, 2)}  # of answers
 
 Document: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 
@@ -42,29 +43,48 @@ class Answers:
 def read_key(key: Document) -> Mapping[str, Any]:
     """Return a key that has been checked."""
     name, document = _read(key, "the key", KEY_FORMAT)
-    kind, items = document.get("kind"), document.get("items")
+    kind, items = str(document.get("kind")), document.get("items")
     is_whole = (
         isinstance(document.get("study"), str)
         and isinstance(document.get("methods"), list)
         and (kind == "class" or (kind == "reliability" and "better" in document))
-        and isinstance(items, Mapping)
-        and all(_is_item(item, kind) for item in items.values())
     )
-    if not is_whole:
+    if not is_whole or not isinstance(items, Mapping):
         raise ValueError(f"{name} is not whole; study.build writes it beside the page.")
+    for question, item in items.items():
+        if not _is_item(item, kind, document):
+            raise ValueError(
+                f"{name} is not whole: its question {question!r} lacks the truth, the method, the "
+                "image or the models, or has one that the study does not; study.build writes it "
+                "beside the page."
+            )
+    if all(item.get("check") for item in items.values()):
+        raise ValueError(f"{name} has no question but checks, of which nothing can be said.")
     return document
 
 
-def _is_item(item: Any, kind: str) -> bool:
+def _is_item(item: Any, kind: str, key: Mapping[str, Any]) -> bool:
     if not isinstance(item, Mapping):
         return False
-    told = "truth" if kind == "class" or item.get("check") else "models"
-    wanted = {told} if item.get("check") else {told, "image", "method"}
-    return wanted <= item.keys()
+    if item.get("check"):
+        return item.get("truth") in _VALUES[kind]
+    if "image" not in item or item.get("method") not in key["methods"]:
+        return False
+    if kind == "class":
+        return item.get("truth") in _VALUES["class"]
+    models = item.get("models")
+    if not isinstance(models, list | tuple) or len(models) != 2 or models[0] == models[1]:
+        return False
+    return key["better"] in models
 
 
 def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any]) -> list[Answers]:
     """Return the answers of each rater, in the order in which they came; all have been checked."""
+    if not isinstance(answers, Iterable | os.PathLike):
+        raise ValueError(
+            "answers must be files that raters have saved, or what is in them; got "
+            f"{describe(answers)}."
+        )
     given = [answers] if isinstance(answers, str | os.PathLike | Mapping) else [*answers]
     if not given:
         raise ValueError("There are no answers: give the files that raters have saved, in a list.")
@@ -112,7 +132,7 @@ def _one(name: str, document: Mapping[str, Any], key: Mapping[str, Any]) -> Answ
     rater, given = document.get("rater"), document.get("answers")
     if not isinstance(rater, str) or not rater or not isinstance(given, list):
         raise ValueError(f"{name} must have a rater, a text, and answers, a list.")
-    allowed = (0, 1) if key["kind"] == "class" else (-2, -1, 0, 1, 2)
+    allowed = _VALUES[key["kind"]]
     found = Answers(rater, {}, {}, {})
     for answer in given:
         item = answer.get("item") if isinstance(answer, Mapping) else None

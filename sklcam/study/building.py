@@ -207,7 +207,9 @@ def build(
         methods = [*dict.fromkeys(name for model in models for name in model.methods)]
         key = _key(kind, methods, head, items)
         text = _page(kind, key["study"], items, look.show, title, introduction)
-        key_file.write(json.dumps(key, indent=1, ensure_ascii=False).encode("utf-8"))
+        written = json.dumps(key, indent=1, ensure_ascii=False)
+        # Bytes of a file's name that are no text are escaped just as JSON escapes them.
+        key_file.write(written.encode("utf-8", errors="backslashreplace"))
         page_file.write(text.encode("utf-8", errors="replace"))
     return key
 

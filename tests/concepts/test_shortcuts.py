@@ -119,6 +119,23 @@ def test_a_class_whose_maps_are_alike_is_not_split_by_noise():
     assert [len(each) for each in found if each.label == 1] == [12]
 
 
+def test_classes_of_few_images_are_left_out_before_they_are_clustered():
+    explainer, images, labels = cornered()
+    labels[1:12] = 1  # one image alone is too few for a tree
+    options = {"method": "hirescam", "clusterer": AgglomerativeClustering(1)}
+    (found,) = find_shortcuts(explainer, images, labels, **options)
+    assert found.label == 1 and sorted(found.rows) == [*range(1, 24)]
+
+
+def test_labels_that_are_objects_stay_what_they_are():
+    _, images, labels = cornered()
+    names = np.array(["cat", "dog"], dtype=object)
+    explainer = CAMExplainer(Corner(), "hirescam", "features", classes=names, verbose=0).fit(images)
+    options = {"method": "hirescam", "max_clusters": 1}
+    found = find_shortcuts(explainer, images, names[labels], **options)
+    assert {each.label: sorted(each.rows)[0] for each in found} == {"cat": 0, "dog": 12}
+
+
 def test_images_with_blank_maps_are_in_no_cluster():
     explainer, images, labels = cornered()
     images[0] = 0

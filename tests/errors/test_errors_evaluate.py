@@ -93,6 +93,16 @@ REFUSALS: dict[str, list[Row]] = {
             r"groups lacks the label of 1 image\(s\), the first of them 0",
         ),
         (
+            "groups NaN among words",
+            lambda: evaluate(groups=["a"] * 11 + [float("nan")]),
+            r"groups lacks the label of 1 image\(s\), the first of them 11",
+        ),
+        (
+            "a list of both",
+            lambda: evaluate(groups=["a"] * 11 + [1]),
+            "Labels of groups must be numbers or strings, and not both",
+        ),
+        (
             "words and numbers",
             lambda: evaluate(groups=np.array(["a"] * 11 + [1], object)),
             "Labels of groups must be numbers or strings, and not both",

@@ -69,6 +69,11 @@ def analyse(answers: Any = ANSWERS, key: Any = KEY, **options: Any) -> study.Stu
     return study.analyse(answers, key, **options)
 
 
+def of_two(better: str, *models: str) -> Any:
+    item = {"image": 0, "method": "x", "models": [*models]}
+    return {**KEY, "kind": "reliability", "better": better, "items": {"a": item}}
+
+
 def answered(*answers: Any) -> Any:
     return analyse([{**ANSWERS, "answers": list(answers)}])
 
@@ -149,6 +154,7 @@ FILES: dict[str, list[Row]] = {
         ("bytes", lambda f: analyse(written(f, b"\xff")), "is not a file of JSON"),
         ("a list", lambda f: analyse(written(f, b"[]")), "of the format .* got a list"),
         ("nobody", lambda _: analyse([]), "There are no answers"),
+        ("None", lambda _: analyse(None), "answers must be files that raters .* got None"),
         ("a number", lambda _: analyse([3]), r"answers\[0\] must be a file or dict .* an int, 3"),
         ("the key", lambda _: analyse([KEY]), "got one of the format 'sklcam-study-key'"),
         ("answers", lambda _: analyse(key=ANSWERS), "the key must .* 'sklcam-study-answers'"),
@@ -163,6 +169,19 @@ FILES: dict[str, list[Row]] = {
         ("no items", lambda _: analyse(key={**KEY, "items": {"a": 3}}), "the key is not whole"),
         ("no truth", lambda _: analyse(key={**KEY, "items": {"a": {}}}), "the key is not whole"),
         ("no kind", lambda _: analyse(key={**KEY, "kind": None}), "the key is not whole"),
+        (
+            "truth in words",
+            lambda _: analyse(key={**KEY, "items": {"a": {**ITEMS["a"], "truth": "1"}}}),
+            "the key is not whole: its question 'a' lacks the truth",
+        ),
+        ("a method", lambda _: analyse(key={**KEY, "methods": ["y"]}), "its question 'a' lacks"),
+        ("a stranger", lambda _: analyse(key=of_two("new", "old", "other")), "question 'a' lacks"),
+        ("one model", lambda _: analyse(key=of_two("new", "new")), "its question 'a' lacks"),
+        (
+            "checks alone",
+            lambda _: analyse(key={**KEY, "items": {"c": ITEMS["c"]}}),
+            "no question but checks",
+        ),
         ("who", lambda _: analyse(key={**KEY, "kind": "reliability"}), "the key is not whole"),
         ("no rater", lambda _: analyse({**ANSWERS, "rater": ""}), "must have a rater, a text"),
         ("twice", lambda _: analyse([ANSWERS, ANSWERS]), r"'Ann' is there twice, in answers\[0\]"),

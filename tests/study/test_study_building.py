@@ -245,6 +245,14 @@ def test_page_and_key_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     }
 
 
+def test_names_of_files_that_are_no_text_are_kept(tmp_path):
+    names = ["caf\xe9.png", "a\udcff.png", *map(str, range(10))]
+    key, _ = built(tmp_path, names=names)
+    written = (tmp_path / "study.key.json").read_text(encoding="utf-8")
+    assert json.loads(written) == key and "caf\xe9.png" in written
+    assert {item["name"] for item in asked(key).values()} == {*names}
+
+
 def test_images_are_thumbnails_of_their_own_size(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (2, 90, 60, 3), dtype=np.uint8)
     who = CAMExplainer(SmallNet(in_channels=3), image_size=24, verbose=0).fit()
