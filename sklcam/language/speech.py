@@ -181,10 +181,11 @@ class OwnSpeech(Speech):
 
     def _check_order(self, image: Tensor) -> None:
         """Raise a ValueError if the network looks at the token that it is to say."""
-        tokens = torch.full((2, 3), 1 if self.padding == 0 else 0, device=image.device)
-        tokens[1, 1:] = self.padding
-        logits = self._forward(image.expand(2, -1, -1, -1), tokens)
-        if not _alike(*logits[:, :2]):
+        # In each row but the first another token is changed: what stands up to there stays.
+        tokens = torch.full((4, 3), 1 if self.padding == 0 else 0, device=image.device)
+        tokens[1:].fill_diagonal_(self.padding)
+        logits = self._forward(image.expand(4, -1, -1, -1), tokens)
+        if not all(_alike(logits[0, :n], logits[n, :n]) for n in (1, 2, 3)):
             raise ValueError(
                 f"{type(self.network).__name__} looks at tokens that it is to predict: its logits "
                 "at a place change with the token there, or one behind it. They are to be those of "

@@ -61,6 +61,13 @@ class Cheat(Writer):
         return super().forward(images, tokens) + nn.functional.one_hot(tokens, 6)
 
 
+class CheatAtTheEnds(Cheat):
+    def forward(self, images, tokens):
+        honest = Writer.forward(self, images, tokens)
+        is_inner = torch.tensor([False, *[True] * (tokens.shape[1] - 2), False])[:, None]
+        return torch.where(is_inner, honest, super().forward(images, tokens))
+
+
 class Flat(Writer):
     def forward(self, images, tokens):
         return super().forward(images, tokens)[:, 0]
@@ -110,6 +117,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("no end", lambda: captions(Speechless()).predict(IMAGES), "which token ends a text"),
         ("no tokens", lambda: captions(Wordless()).explain(IMAGES, "a"), "at least one token each"),
         ("itself", lambda: captions(Cheat()), "Cheat looks at tokens that it is to predict"),
+        ("ends", lambda: captions(CheatAtTheEnds()), "looks at tokens that it is to predict"),
         ("two axes", lambda: captions(Flat()), r"logits \(n_images, n_tokens, n_vocabulary\)"),
         ("answers", lambda: answers(Tall()), r"must return logits \(n_images, n_answers\)"),
         ("answers to none", lambda: captions(Answers()), "explain it by a VQAExplainer"),
