@@ -18,6 +18,7 @@ from sklcam._versions import REQUIRED, installed_versions
 from sklcam.explain.cam_explainer import CAMExplainer
 from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.estimators import write_estimator
+from sklcam.persistence.uses import USES, found_by
 from sklcam.persistence.values import Writer
 from sklcam.training.net import ImageNeuralNet
 
@@ -33,7 +34,7 @@ def model_card(
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or another skorch net; fitted or not.
+        Or what else :func:`save` takes, or another skorch net; fitted or not.
     metrics : dict of str to number, default=None
         What was measured of it, such as ``{"accuracy": 0.93}``; say on which images in the
         description.
@@ -60,7 +61,7 @@ def model_card(
     >>> print(card.splitlines()[0])
     # ConsistentCAMClassifier
     """
-    if not isinstance(estimator, NeuralNet | CAMExplainer):
+    if not issubclass(type(estimator), (NeuralNet, CAMExplainer, *USES)):
         raise ValueError(
             "model_card describes the estimators of sklcam and other skorch nets; got "
             f"{describe(estimator)}."
@@ -111,6 +112,8 @@ def _labels(estimator: Any) -> list[str]:
 
 
 def _is_fitted(estimator: Any) -> bool:
+    if isinstance(estimator, USES):
+        return found_by(estimator) is not None
     fitted = ("module_",) if isinstance(estimator, NeuralNet) else ("target_layers_",)
     return all(name in vars(estimator) for name in fitted)
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.callbacks.scoring import ScoringBase
@@ -53,7 +54,9 @@ from sklcam.persistence.states import (
     check_optimizer,
     check_scaler,
 )
+from sklcam.persistence.uses import USES, check_found, found_by, schema_of
 from sklcam.persistence.values import Reader, Writer, expect
+from sklcam.segmentation import CAMSegmenter
 from sklcam.training.averaging import Average, average_of, floats_of
 from sklcam.training.net import ImageNeuralNet
 from sklcam.training.tasks import TASKS
@@ -62,6 +65,7 @@ _KINDS = (
     *(training.AcceleratedCAMClassifier, training.ConsistentCAMClassifier, explain.CAMExplainer),
     *(embeddings.EmbeddingCAMExplainer, embeddings.EmbeddingNet),
     *(language.CaptionExplainer, language.VQAExplainer),
+    *USES,
 )
 KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 
@@ -175,8 +179,9 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
         raise PersistenceError("The estimator was trimmed for prediction; save it before that.")
     parameters = _parameters_of(estimator)
     learned, layers = _learned_by(estimator, parameters)
-    # The network that an explainer has by name; others are parameters.
-    built = vars(estimator).get("model_") if isinstance(parameters.get("model"), str) else None
+    built = _built_by(estimator, parameters)
+    if built is not None and getattr(built, "model", None) is parameters.get("explainer"):
+        del parameters["explainer"]  # a network, which is in the explainer around it
     return {
         "estimator": kind.__name__ if kind in _KINDS else writer.label(kind, ""),
         "parameters": {
@@ -185,7 +190,7 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
         },
         "learned": writer.write(learned, where),
         "layers": writer.write(layers, f"{where}.layers", "target_layer"),
-        "built": write_network(built, writer, f"{where}.built") if built is not None else None,
+        "built": None if built is None else _write_model(built, writer, f"{where}.built"),
         **_settings_of(estimator),
     }
 
@@ -214,6 +219,8 @@ def read_estimator(node: Any, reader: Reader) -> Any:
         raise PersistenceError(f"{str(kind)[:80]!r} is not an estimator of sklcam")
     _check_names(found, expect(nodes, dict, "parameters"))
     parameters = {name: _read_parameter(name, value, reader) for name, value in nodes.items()}
+    if issubclass(found, USES):
+        return _read_use(found, parameters, reader, node)
     estimator: Any = found(**parameters)
     learned, layers = reader.read(learned), reader.read(layers, "target_layer")
     if not all(isinstance(layer, TargetLayer) for layer in expect(layers, list, "layers")):
@@ -234,6 +241,32 @@ def read_estimator(node: Any, reader: Reader) -> Any:
             estimator.model_ = read_network(built, reader)
         estimator.__dict__.update(learned, target_layers_=layers)
     _set(estimator, output, requests)
+    return estimator
+
+
+def _built_by(estimator: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return what fit has made of a parameter: a segmenter's explainer, a network by its name."""
+    own = vars(estimator)
+    if isinstance(estimator, CAMSegmenter) and "explainer_" in own:
+        fitted = alone(own["explainer_"])
+        return None if fitted is _held(parameters["explainer"]) else fitted
+    return own.get("model_") if isinstance(parameters.get("model"), str) else None
+
+
+def _read_use(kind: Any, parameters: dict[str, Any], reader: Reader, node: Any) -> Any:
+    """Make one of the estimators that use explainers."""
+    learned, built = reader.read(node["learned"]), node["built"]
+    if built is not None:
+        built = _read_explainer(built, reader)
+        parameters = {"explainer": getattr(built, "model", None), **parameters}
+    estimator = kind(**parameters)
+    if learned is not None:
+        _check_learned(learned, schema_of(kind))
+        check_found(kind, learned)
+        vars(estimator).update(learned)
+        if isinstance(estimator, CAMSegmenter):
+            estimator.explainer_ = estimator.explainer if built is None else built
+    _set(estimator, node["output"], node["requests"])
     return estimator
 
 
@@ -266,13 +299,38 @@ def _check_names(kind: type, names: Iterable[str]) -> None:
 
 def _write_parameter(name: str, value: Any, writer: Writer, where: str) -> Any:
     at = name.rpartition("__")[2]
-    if name == "model" and not isinstance(value, str):
-        value = alone(value)
-        is_ours = isinstance(value, ImageNeuralNet)
-        return (write_estimator if is_ours else write_network)(value, writer, where)
+    is_explainer = name == "explainer" or (name == "encoder" and not isinstance(value, tuple))
+    if is_explainer or (name == "model" and not isinstance(value, str)):
+        return _write_model(_held(value), writer, where)
     if name.startswith(_FOR_THE_READER) and value is not None:
         return writer.label(value, at)
     return writer.write(value, where, at)
+
+
+def _held(estimator: Any) -> Any:
+    """Return the estimator inside one that is a parameter."""
+    try:
+        return alone(estimator)
+    except NotFittedError as error:
+        raise PersistenceError(
+            f"Files do not hold a search that has not been fitted. {error} Of a segmenter, "
+            "set_params(explainer=segmenter.explainer_) has what its search has found."
+        ) from None
+
+
+def _write_model(value: Any, writer: Writer, where: str) -> dict[str, Any]:
+    """Put a network in JSON, or an estimator around one."""
+    is_ours = isinstance(value, _KINDS) or not isinstance(value, nn.Module | NeuralNet)
+    return (write_estimator if is_ours else write_network)(value, writer, where)
+
+
+def _read_explainer(node: Any, reader: Reader) -> Any:
+    """Make what explains, or a network that can be explained."""
+    is_network = "network" in expect(node, dict, "explainer")
+    found = (read_network if is_network else read_estimator)(node, reader)
+    if isinstance(found, USES):
+        raise PersistenceError("an explainer is not one")
+    return found
 
 
 def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
@@ -281,6 +339,8 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
         is_network = "network" in expect(node, dict, "model")
         model = (read_network if is_network else read_estimator)(node, reader)
         return expect(model, nn.Module | NeuralNet, "network, or the net around one")
+    if name == "explainer" or (name == "encoder" and "tuple" not in node):
+        return _read_explainer(node, reader)
     is_label = isinstance(node, dict) and not node.keys().isdisjoint(("object", "instance"))
     if name.startswith(_FOR_THE_READER) and node is not None and not is_label:
         raise PersistenceError(f"{name} may name what is run; a file holds no value for it")
@@ -371,6 +431,8 @@ def _learned_by(
 ) -> tuple[dict[str, Any] | None, list[TargetLayer]]:
     """Return what an estimator has learned, and its layers; nothing of one that is not fitted."""
     own: dict[str, Any] = vars(estimator)
+    if isinstance(estimator, USES):
+        return found_by(estimator), []
     if not isinstance(estimator, ImageNeuralNet):
         layers = own.get("target_layers_")
         if layers is None:

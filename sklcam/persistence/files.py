@@ -31,7 +31,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or an AcceleratedCAMClassifier; fitted or not. Of a search it is the best estimator, of a
+        Or an AcceleratedCAMClassifier, CaptionExplainer, VQAExplainer, CAMSegmenter, ConceptNamer,
+        TextConceptNamer, ConceptMaps; fitted or not. Of a search it is the best estimator, of a
         ``FrozenEstimator`` the one inside. With it goes all that it needs to predict, to
         explain and to be trained on: weights, optimizer, history, random generators, and the
         numbers of the network in an explainer. What is not plain, such as a network's class, is in

@@ -58,7 +58,7 @@ def _values() -> dict[str, tuple[Any, tuple[str, ...]]]:
         **{f"torch.optim.{name}": (getattr(optim, name), ("optimizer",)) for name in _OPTIMIZERS},
         **{f"torch.nn.{name}": (getattr(nn, name), ("criterion",)) for name in _LOSSES},
         **{name: (getattr(schedules, name), ("policy",)) for name in _SCHEDULES},
-        **{kind.__name__: (kind, ("method",)) for kind in _methods()},
+        **{kind.__name__: (kind, ("method", "saliency")) for kind in _methods()},
         "DataLoader": (DataLoader, ("iterator_train", "iterator_valid")),
         "Dataset": (Dataset, ("dataset",)),
         "print": (print, ("sink",)),

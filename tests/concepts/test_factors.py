@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from seen import SIDE, seeing
 from sklearn.base import clone
 
+from sklcam import load, save
 from sklcam.concepts import ConceptMaps
 from sklcam.concepts.factors import amounts
 
@@ -87,3 +88,16 @@ def test_it_is_an_estimator():
     explainer = seeing(5)
     first, second = (clone(concepts).fit(explainer, images).components_ for _ in range(2))
     assert_allclose(first, second)
+
+
+def test_files_hold_concepts(tmp_path):
+    images, *_ = planted(6)
+    explainer, random = seeing(5), np.random.RandomState(0)
+    concepts = ConceptMaps(2, max_cells=50, random_state=random).fit(explainer, images)
+    save(concepts, tmp_path / "concepts.sklcam")
+    loaded = load(tmp_path / "concepts.sklcam")
+    assert loaded.explained_ == concepts.explained_ and loaded.max_cells == 50
+    maps = [each.transform(explainer, images) for each in (concepts, loaded)]
+    np.testing.assert_array_equal(*maps)
+    again = [each.fit(explainer, images).components_ for each in (concepts, loaded)]
+    np.testing.assert_array_equal(*again)  # the generator goes on, too

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from seen import NAMES, boxes_of, by_concept, seeing, squares
+from seen import NAMES, Seeing, boxes_of, by_concept, seeing, squares
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from sklcam import CAMExplainer, ConceptNamer
+from sklcam import CAMExplainer, ConceptNamer, load, model_card, save
 from sklcam.concepts._ranking import StreamedAUROC, bins_of
 from sklcam.concepts._strongest import Strongest
 from sklcam.explain import ExplanationWarning
@@ -225,3 +225,34 @@ def test_it_is_an_estimator():
     again = pickle.loads(pickle.dumps(namer))
     judged = [each.score(explainer, images, by_concept(masks)) for each in (namer, again)]
     assert judged[0] == judged[1]
+
+
+def test_files_hold_names(tmp_path):
+    images, masks = squares(9)
+    explainer = seeing()
+    concepts = {np.str_("red"): masks[:, 0].numpy(), 2: masks[:, 1].numpy()}
+    namer = ConceptNamer(0.6, n_crops=2).fit(explainer, images, concepts)
+    save(namer, tmp_path / "names.sklcam")
+    loaded = load(tmp_path / "names.sklcam")
+    assert loaded.get_params() == namer.get_params()
+    assert loaded.names_.tolist() == ["red", 2, None] and loaded.concepts_ == ["red", 2]
+    for name in ("scores_", "uncertainty_", "strongest_activations_"):
+        assert_array_equal(getattr(loaded, name), getattr(namer, name))
+    words = [explainer.explain_in_words(images, each, k=1) for each in (namer, loaded)]
+    assert str(words[0]) == str(words[1])
+    crops = [each.crops(explainer, images, 0, k=2) for each in (namer, loaded)]
+    assert_array_equal(crops[0].boxes, crops[1].boxes)
+    assert "| threshold | 0.6 |" in model_card(loaded) and "`, fitted." in model_card(loaded)
+    save(ConceptNamer(0.6), tmp_path / "none.sklcam")
+    assert not hasattr(load(tmp_path / "none.sklcam"), "names_")
+
+
+def test_names_are_those_of_a_network_that_was_saved_too(tmp_path):
+    images, masks = squares(9)
+    explainer = seeing()
+    namer = ConceptNamer().fit(explainer, images, by_concept(masks))
+    save(explainer, tmp_path / "net.sklcam")
+    save(namer, tmp_path / "names.sklcam")
+    again = load(tmp_path / "net.sklcam", objects={"Seeing": Seeing})
+    words = again.explain_in_words(images, load(tmp_path / "names.sklcam"), k=1)
+    assert str(words) == str(explainer.explain_in_words(images, namer, k=1))

@@ -13,9 +13,10 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from sklcam import EmbeddingCAMExplainer
+from sklcam import EmbeddingCAMExplainer, load, model_card, save
 from sklcam.concepts import TextConceptNamer
 from sklcam.embeddings import Text
+from sklcam.persistence import MissingObjectsError, PersistenceError
 
 
 def mean_colours(crops):
@@ -95,11 +96,19 @@ class Pair(nn.Module):
         return self.words(tokens).mean(1)
 
 
+def tokens_of(prompts):
+    return torch.tensor([[NAMES.index(prompt)] for prompt in prompts])
+
+
+def of_texts():
+    options = {"target_layer": "features", "image_size": 16, "mean": 0.0, "std": 1.0, "verbose": 0}
+    encoder = EmbeddingCAMExplainer(Pair(), Text(list(NAMES), tokens_of), **options)
+    return encoder.fit(torch.rand(1, 3, 16, 16))
+
+
 def test_an_explainer_with_texts_is_an_encoder():
     images, _ = squares(12)
-    text = Text(list(NAMES), lambda prompts: torch.tensor([[NAMES.index(p)] for p in prompts]))
-    options = {"target_layer": "features", "image_size": 16, "mean": 0.0, "std": 1.0, "verbose": 0}
-    encoder = EmbeddingCAMExplainer(Pair(), text, **options).fit(torch.rand(1, 3, 16, 16))
+    encoder = of_texts()
     namer = TextConceptNamer(encoder, n_crops=4)
     assert clone(namer).get_params()["n_crops"] == 4
     namer.fit(seeing(), images)
@@ -108,3 +117,23 @@ def test_an_explainer_with_texts_is_an_encoder():
         TextConceptNamer(encoder, NAMES).fit(seeing(), images)
     words = seeing().explain_in_words(images[:1], namer, k=1)
     assert words[0].positive == {"red": pytest.approx(1 / 16)}
+
+
+def test_files_hold_names_and_their_encoder(tmp_path):
+    images, _ = squares(12)
+    path, explainer = tmp_path / "names.sklcam", seeing()
+    ours = {"Pair": Pair, "tokens_of": tokens_of}
+    functions = {"mean_colours": mean_colours, "colours_of": colours_of}
+    for encoder, prompts, objects in ((of_texts(), None, ours), (ENCODER, NAMES, functions)):
+        namer = TextConceptNamer(encoder, prompts, n_crops=4)
+        save(namer.fit(explainer, images), path)
+        loaded = load(path, objects=objects)
+        assert loaded.names_.tolist() == list(NAMES) and loaded.prompts == prompts
+        others = squares(12, seed=1)[0]
+        assert loaded.score(explainer, others) == namer.score(explainer, others)
+        assert loaded.fit(explainer, images).names_.tolist() == list(NAMES)
+        assert all(f"{name!r}: {name}" in model_card(namer) for name in objects)
+        with pytest.raises(MissingObjectsError, match=", ".join(sorted(objects))):
+            load(path)
+    with pytest.raises(PersistenceError, match="a class, Pair, where the file had an instance"):
+        load(path, objects={**functions, "mean_colours": Pair})

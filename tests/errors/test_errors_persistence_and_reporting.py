@@ -26,6 +26,7 @@ from refusals import (
     written,
 )
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from small_networks import SmallNet
@@ -69,6 +70,13 @@ def of_volumes() -> CAMExplainer:
 
 PREPARED = {"image_size": 16, "mean": 0.4, "std": 0.25}
 STEPS = make_pipeline(FunctionTransformer(), classifier())
+SEARCH = GridSearchCV(classifier(), {"lr": [0.1]})
+
+
+def namer(concept: Any) -> sklcam.ConceptNamer:
+    halves = torch.arange(16)[:, None].expand(len(INPUTS), 16, 16) < 8
+    return sklcam.ConceptNamer().fit(explainer(), INPUTS, {concept: halves})
+
 
 FILES: dict[str, list[Row]] = {
     "export": [
@@ -123,6 +131,30 @@ FILES: dict[str, list[Row]] = {
             FileNotFoundError,
         ),
         ("a pipe", lambda f: sklcam.save(explainer(), pipe(f)), "is a device, a pipe", OSError),
+        (
+            "a concept",
+            lambda f: sklcam.save(namer(("a", "pair")), f / "x"),
+            r"A concept's name is a tuple, \('a', 'pair'\), .* give concepts such names",
+            PersistenceError,
+        ),
+        (
+            "a segmenter of a search",
+            lambda f: sklcam.save(sklcam.CAMSegmenter(SEARCH), f / "x"),
+            r"do not hold a search .* set_params\(explainer=segmenter.explainer_\)",
+            PersistenceError,
+        ),
+        (
+            "a segmenter of nothing",
+            lambda f: sklcam.save(sklcam.CAMSegmenter(None), f / "x"),
+            "got a NoneType",
+            PersistenceError,
+        ),
+        (
+            "a segmenter behind others",
+            lambda f: sklcam.save(sklcam.CAMSegmenter(STEPS), f / "x"),
+            "does not take the transformers of a Pipeline",
+            PersistenceError,
+        ),
     ],
     "load": [
         ("None", lambda _: sklcam.load(None), "not NoneType", TypeError),
@@ -134,6 +166,12 @@ FILES: dict[str, list[Row]] = {
             "no objects",
             lambda f: sklcam.load(saved(f, explainer())),
             "objects=.'SmallNet': SmallNet",
+            PersistenceError,
+        ),
+        (
+            "no refinement",
+            lambda f: sklcam.load(saved(f, sklcam.CAMSegmenter(explainer(), refine=pipe))),
+            "objects=.'SmallNet': SmallNet, 'pipe': pipe",
             PersistenceError,
         ),
     ],

@@ -33,6 +33,8 @@ from small_networks import SmallNet, digits
 
 from sklcam import (
     CAMExplainer,
+    CAMSegmenter,
+    ConceptNamer,
     ConsistentCAMClassifier,
     EmbeddingCAMExplainer,
     EmbeddingNet,
@@ -98,6 +100,8 @@ def estimators() -> dict[str, tuple[Any, str]]:
         "around a classifier": (CAMExplainer(clf, GradCAM(relu=False), verbose=0).fit(), "images"),
         "proxies": (bare, "tensors"),
         "triplets": (triplets, "tensors"),
+        "segmenter": (CAMSegmenter(clf).fit(X, Y), "images"),
+        "names": (ConceptNamer().fit(bare, IMAGES["tensors"]), "tensors"),
     }
     if find_spec("pytorch_metric_learning"):
         net = EmbeddingNet(SmallNet, embedding_dim=4, **options).set_output(transform="default")
@@ -284,6 +288,8 @@ def use(estimator: Any, images: Any, *, trains: bool) -> bool:
     if "module_" in fitted or "target_layers_" in fitted:
         answer = estimator.transform if is_embedding else estimator.predict
         steps += [lambda: answer(images), lambda: estimator.explain(images)]
+    if "threshold_" in fitted:
+        steps.append(lambda: estimator.predict(images))
     if trains and isinstance(estimator, ConsistentCAMClassifier) and "module_" in fitted:
         estimator.max_epochs = 1
         steps.append(lambda: estimator.partial_fit(X[:4], estimator.classes_[[0, 1, 0, 1]]))

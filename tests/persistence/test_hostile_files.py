@@ -17,7 +17,15 @@ from forging import content_of, forged, nodes
 from small_networks import SmallNet, digits
 from torch import nn
 
-from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingNet, load, save
+from sklcam import (
+    CAMExplainer,
+    CAMSegmenter,
+    ConceptNamer,
+    ConsistentCAMClassifier,
+    EmbeddingNet,
+    load,
+    save,
+)
 from sklcam.networks import build_model
 from sklcam.persistence import MissingObjectsError, PersistenceError, known
 
@@ -44,6 +52,8 @@ def contents(tmp_path_factory) -> dict[str, Any]:
         "embedding": EmbeddingNet("resnet18", **OPTIONS),
         "explainer": explainer,
         "swin": CAMExplainer(build_model("swin_t", n_classes=2), image_size=32),
+        "segmenter": CAMSegmenter(explainer).fit(torch.rand(2, 3, 64, 64), [0, 1]),
+        "names": ConceptNamer().fit(explainer, torch.rand(2, 3, 64, 64)),
     }
     return {name: content_of(each, folder) for name, each in estimators.items()}
 
@@ -109,7 +119,7 @@ def refused(attempt, kind: str, change, match: str) -> None:
     ],
 )
 def test_parameters_are_those_of_the_constructor(name, attempt):
-    for kind in ("unfitted", "fitted", "explainer"):
+    for kind in ("unfitted", "fitted", "explainer", "segmenter", "names"):
         refused(attempt, kind, lambda f: f.parameters.update({name: 3}), "has no parameter")
 
 
@@ -121,7 +131,7 @@ def test_options_of_a_schedule_shadow_nothing(name, attempt):
 
 @pytest.mark.parametrize("name", ["__class__", "predict", "module_", "target_layers_", "_adapter"])
 def test_only_what_is_learned_is_set(name, attempt):
-    for kind in ("fitted", "explainer"):
+    for kind in ("fitted", "explainer", "segmenter", "names"):
         refused(attempt, kind, lambda f: f.learned.__setitem__(name, 3), "is not learned")
     node = {"dict": [[name, 3]]}
     refused(
@@ -653,6 +663,52 @@ def test_files_of_the_first_format_are_refused(tmp_path):
     }
     with pytest.raises(PersistenceError, match="its format has version 1"):
         load(forged(tmp_path, old))
+
+
+def test_a_segmenter_is_around_an_explainer(attempt):
+    def around(file, node):
+        file.parameters["explainer"] = node
+
+    nodes_tried = (PRINT, "resnet18", {"object": "SmallNet"}, {"tuple": []}, [], None)
+    for node in nodes_tried:
+        refused(attempt, "segmenter", lambda f, node=node: around(f, node), "cannot be loaded")
+    refused(
+        attempt,
+        "segmenter",
+        lambda f: around(f, copy.deepcopy(f.estimator)),
+        "an explainer is not one|uses it twice",
+    )
+    node = made("Adam", lr=0.1)
+    refused(attempt, "names", lambda f: f.estimator.update(built=node), "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        *(("segmenter", "threshold_", value) for value in (1, None, True, "auto")),
+        *(("names", "concepts_", value) for value in (["more"], "names", PRINT)),
+        *(("names", "layer_", value) for value in (3, None, {"dict": []})),
+    ],
+)
+def test_what_uses_explainers_has_found_is_of_its_kind(kind, name, value, attempt):
+    refused(attempt, kind, lambda f: f.learned.__setitem__(name, value), "cannot be loaded")
+
+
+def test_what_was_found_is_complete_and_of_one_size(attempt, contents):
+    for name in (pair[0] for pair in contents["names"][0]["estimator"]["learned"]["dict"]):
+
+        def without(file, name=name):
+            pairs = file.learned.pairs
+            pairs[:] = [pair for pair in pairs if pair[0] != name]
+
+        refused(attempt, "names", without, "lacks some of")
+
+    for name in (each for each in contents["names"][1] if each.endswith("_")):
+
+        def shorter(file, name=name):
+            file.tensors[name] = file.tensors[name][1:].contiguous()
+
+        refused(attempt, "names", shorter, "is of shape")
 
 
 # Each place of a file, with each thing that could run

@@ -9,12 +9,16 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
+from sklearn import config_context
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import jaccard_score
 from small_networks import SmallNet, digits
 from torch import nn
 
-from sklcam import CAMExplainer, CAMSegmenter, ConsistentCAMClassifier
+from sklcam import CAMExplainer, CAMSegmenter, ConsistentCAMClassifier, load, save
+from sklcam.cam import GradCAM, LayerCAM
+from sklcam.persistence import MissingObjectsError
 from sklcam.segmentation import cuts, grab_cut
 from sklcam.segmentation.label_files import write_label_maps
 
@@ -215,6 +219,57 @@ def test_a_classifier_learns_first():
 
 
 # Files
+
+
+def shifted(image, labels):
+    return np.roll(labels, 1, axis=0)
+
+
+def test_a_saved_segmenter_brings_its_explainer(tmp_path):
+    path, net = tmp_path / "segmenter.sklcam", network()
+    pictures = IMAGES.permute(0, 2, 3, 1).numpy()
+    options = {"target_layer": "5", "image_size": SIDE, "mean": 0.0, "std": 1.0, "verbose": 0}
+    unfitted, fitted = CAMExplainer(net, **options), CAMExplainer(net, **options).fit(pictures)
+    objects = {"SmallNet": network(), "SmallNet_": network(), "shifted": shifted}
+    truth = CAMSegmenter(fitted, threshold=0.3).fit(IMAGES, SETS).predict(IMAGES, SETS).astype(int)
+    # Bare networks do not say how pictures are prepared.
+    forms = [(fitted, shifted), (FrozenEstimator(fitted), None), (net, None), (unfitted, None)]
+    for form, refine in forms:
+        X = pictures if refine else IMAGES
+        segmenter = CAMSegmenter(
+            form, method=GradCAM(relu=False), saliency=LayerCAM, threshold="auto", refine=refine
+        )
+        save(segmenter.fit(X, SETS, truth), path)
+        loaded = load(path, objects=objects)
+        assert (loaded.threshold_, loaded.scores_) == (segmenter.threshold_, segmenter.scores_)
+        assert_array_equal(loaded.classes_, segmenter.classes_)
+        assert_array_equal(loaded.predict(X, SETS), segmenter.predict(X, SETS))
+        assert loaded.refine is refine and loaded.saliency is LayerCAM
+        assert (loaded.explainer_ is loaded.explainer) is (form not in (net, unfitted))
+        assert isinstance(loaded.explainer, type(net)) is (form is net)
+        # Each network is there once; a fitted copy has its own.
+        n_networks = path.read_bytes().count(b'.state.0.weight":{')
+        assert n_networks == (2 if form is unfitted else 1)
+        with pytest.raises(MissingObjectsError, match="SmallNet, shifted" if refine else "needs"):
+            load(path)
+    assert not hasattr(loaded.explainer, "model_") and loaded.explainer_.model is not net
+
+
+def test_a_segmenter_is_saved_before_fit_and_around_a_classifier(tmp_path):
+    path, objects = tmp_path / "segmenter.sklcam", {"SmallNet": SmallNet}
+    save(CAMSegmenter(explainer(), refine="grabcut"), path)
+    loaded = load(path, objects={"SmallNet": network()})
+    assert loaded.refine == "grabcut" and not hasattr(loaded, "explainer_")
+    X, y = digits(6)
+    options = {"image_size": 16, "max_epochs": 1, "verbose": 0, "random_state": 0, "batch_size": 6}
+    with config_context(enable_metadata_routing=True):
+        segmenter = CAMSegmenter(ConsistentCAMClassifier(SmallNet, **options))
+        segmenter.set_fit_request(masks=True).fit(X, y)
+    save(segmenter, path)
+    loaded = load(path, objects=objects)
+    assert not loaded.explainer.initialized_
+    assert_array_equal(loaded.predict(X), segmenter.predict(X))
+    assert loaded._metadata_request.fit.requests == segmenter._metadata_request.fit.requests
 
 
 def test_files_hold_the_labels(tmp_path):
