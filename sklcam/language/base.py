@@ -132,6 +132,22 @@ class LanguageExplainer(CAMExplainer):
     def open(
         self, X: Any, *, originals: bool = False, num_workers: int | None = None
     ) -> OpenedTexts:
+        """Check X, and make it ready to be read batch by batch.
+
+        Parameters
+        ----------
+        X, originals, num_workers
+            See :meth:`sklcam.CAMExplainer.open`; X as :meth:`explain` takes it.
+
+        Returns
+        -------
+        OpenedImages
+
+        Raises
+        ------
+        ValueError
+            If X does not hold images and texts in a form that can be read.
+        """
         if isinstance(X, OpenedTexts):
             return X
         return OpenedTexts(
@@ -248,7 +264,7 @@ class LanguageExplainer(CAMExplainer):
         Parameters
         ----------
         explained : ExplainedBatch
-            By one method, of :class:`Words`.
+            By one method, of :class:`~sklcam.language.Words`.
 
         Returns
         -------

@@ -51,10 +51,10 @@ class CAMSegmenter(BaseEstimator):
     method : str, Method or None, default=None
         The explanation; None is the explainer's own.
     refine : None, "grabcut" or callable, default=None
-        What is made of the seeds of an image. "grabcut" is :func:`grab_cut`, by the extra
-        ``grabcut``, which decides for each pixel. A callable takes the image (height, width, 3) or,
-        of grey ones, (height, width), uint8, and its label map (height, width), uint8, and returns
-        another; unknown is 255 there, whatever ``ignore_label`` is.
+        What is made of the seeds of an image. "grabcut" is :func:`~sklcam.segmentation.grab_cut`
+        (the extra ``grabcut``), which decides for each pixel. A callable takes the image, (height,
+        width, 3) or, of grey ones, (height, width), uint8, and its label map (height, width),
+        uint8, and returns another; unknown is 255 there, whatever ``ignore_label`` is.
     threshold : float or "auto", default=0.2
         The share of its maximum that a class's map must reach. "auto" is that of 0.05, 0.1, ...,
         0.7 which fits the ``masks`` best that :meth:`fit` is given.
