@@ -67,8 +67,9 @@ def report(
 ) -> Evaluation:
     """Write a page of HTML with the metrics of an explainer, its images and their maps.
 
-    The page is one file that loads nothing from anywhere. Images can be sorted by metric, filtered
-    by class, and seen through their maps. Each image is read once.
+    The page is one file that loads nothing from anywhere. Images can be sorted by metric, or by how
+    sure a wrong prediction was; filtered by class; and seen through their maps. Each image is read
+    once.
 
     Parameters
     ----------
@@ -287,6 +288,7 @@ def _page(
         for name in ("true", "predicted")
     }
     explained = type(getattr(explainer, "model", explainer)).__name__
+    data = list(_data(cards, options))
     colours = viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
     return {
         "title": title or f"Explanations of {explained}",
@@ -300,7 +302,8 @@ def _page(
         "histograms": {name: histogram(values) for name, values in result.items()},
         "summary": summary,
         "options": options,
-        "data": Markup(script_json(list(_data(cards, options)))),
+        "has_errors": any(card["error"] is not None for card in data),
+        "data": Markup(script_json(data)),
         "style": Markup(style_of(_HERE)),
         "script": Markup(script),
         "digest": digest(script),
@@ -323,11 +326,14 @@ def _data(
     for card in cards:
         true = card["true"] if options["true"] else None
         predicted = card["predicted"]
+        right = None if true is None or predicted is None else true == predicted
+        is_sure = right is False and card["probability"] is not None
         yield {
             "values": card["values"],
             "true": None if true is None else options["true"].index(true),
             "predicted": None if predicted is None else options["predicted"].index(predicted),
-            "right": None if true is None or predicted is None else true == predicted,
+            "right": right,
+            "error": _number(card["probability"]) if is_sure else None,  # how sure it was of one
         }
 
 

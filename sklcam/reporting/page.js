@@ -10,6 +10,7 @@
   const filters = ["true", "predicted", "right"].filter((name) => byId(name));
   const status = byId("status");
   const more = byId("more");
+  const errors = byId("errors");  // no name of its own, as a metric may have any
   const detail = byId("detail");
   const names = Array.from(sort.options, (option) => option.value).filter(Boolean);
   // The prediction says as much as the accuracy of one image.
@@ -24,10 +25,10 @@
   });
 
   // Images without a value come last in either order; equal ones stay in the order of X.
-  function comparing(name, sign) {
+  function comparing(valueOf, sign) {
     return (i, j) => {
-      const a = data[i].values[name];
-      const b = data[j].values[name];
+      const a = valueOf(data[i]);
+      const b = valueOf(data[j]);
       if (a === null || b === null) return (a === null) - (b === null) || i - j;
       return sign * (a - b) || i - j;
     };
@@ -48,7 +49,8 @@
     const name = sort.value;
     const sign = order.value === "up" ? 1 : -1;
     found = data.map((_, i) => i).filter((i) => matches(data[i]));
-    if (name) found.sort(comparing(name, sign));
+    if (errors?.selected) found.sort(comparing((of) => of.error, sign));
+    else if (name) found.sort(comparing((of) => of.values[name], sign));
     else if (sign < 0) found.reverse();
     const current = name || usual;
     for (const row of cards.flatMap((card) => Array.from(card.querySelectorAll("[data-metric]")))) {
@@ -118,6 +120,9 @@
     limit += PAGE;
     render();
     cards[found[first]].querySelector(".picture").focus();
+  });
+  sort.addEventListener("change", () => {
+    if (errors?.selected) order.value = "down";  // the surest first, which arrange() reads
   });
   for (const id of ["sort", "order", ...filters]) byId(id).addEventListener("change", arrange);
   for (const slider of document.querySelectorAll(".opacity")) {

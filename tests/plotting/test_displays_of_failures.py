@@ -127,8 +127,9 @@ def test_one_logit_of_two_classes():
 def test_an_output_that_is_nan_is_neither_right_nor_wrong():
     X = images()
     X[2, 2] = 3e38  # which is more than a float holds once it is added up
+    true = [*TRUE[:2], "green", *TRUE[3:]]  # an argmax of NaN would be the first, red
     with pytest.warns(ExplanationWarning, match="1 of 7 outputs of the network are NaN"):
-        display = FailuresDisplay.from_estimator(explainer(), X, TRUE)
+        display = FailuresDisplay.from_estimator(explainer(), X, true)
     assert display.rows_.tolist() == [4, 6, 0, 5] and display.n_wrong_ == 4
 
 

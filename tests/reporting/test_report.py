@@ -81,7 +81,10 @@ def test_one_card_per_image_with_labels_as_text(fitted, written):
         assert "explained:" not in text  # that is told of classes that were asked for
         assert ("right" in text) == (predicted[i] == NAMES[i])
         assert page.data[i]["right"] == (predicted[i] == NAMES[i])
+        error = None if predicted[i] == NAMES[i] else pytest.approx(chances[i])
+        assert page.data[i]["error"] == error
     assert len(page.scripts) == 2  # none of a label's
+    assert "confidence in errors" in page_text(written[0])
 
 
 def test_nothing_is_loaded_from_anywhere(written):
@@ -269,6 +272,7 @@ def test_networks_embeddings_and_several_inputs(tmp_path):
     predicted = proxies.predict(images)[[0, 2, 3, 5]]
     for of, text in zip(predicted, page.cards, strict=True):
         assert f"predicted: {of}\n" in text  # no probability
+    assert "confidence in errors" not in page_text(path)
 
     result = sklcam.report(EmbeddingCAMExplainer(SmallNet(4), "self", verbose=0).fit(), images,
                            labels, path, verbose=0)  # fmt: skip
@@ -326,6 +330,7 @@ def test_a_binary_nets_threshold_decides(tmp_path, share):
         chance = second[i] if predicted else 1 - second[i]
         assert f"predicted: {predicted} ({chance:.2f})" in page.cards[i]
         assert page.data[i]["right"] == (predicted == labels[i])
+        assert page.data[i]["error"] == (None if predicted == labels[i] else pytest.approx(chance))
         assert page.data[i]["values"]["accuracy"] == (predicted == labels[i])
 
 
@@ -441,7 +446,9 @@ def test_maps_that_say_nothing_say_so(tmp_path):
     explainer = sklcam.CAMExplainer(Odd(), target_layer="same", verbose=0).fit(images[:1])
     path = tmp_path / "page.html"
     with pytest.warns(ExplanationWarning, match="1 of 3 maps.* NaN.* 1 of 3 maps are blank"):
-        sklcam.report(explainer, images, path=path, metrics="complexity", target=0, verbose=0)
+        sklcam.report(explainer, images, [1, 0, 0], path, metrics="complexity", target=0, verbose=0)
+    errors = [image["error"] for image in Page(path).data]
+    assert errors[0] > 0.5 and errors[1:] == [None, None]  # of NaN nothing is known
     page = path.read_text(encoding="utf-8")
     cards = page.split('<article class="card"')[1:]
     told = [("no positive evidence" in card, "not finite" in card) for card in cards]

@@ -46,6 +46,24 @@ def test_browser_sorts_as_numpy_does(visit, written, name):
     assert_becomes(page, ORDER, list(range(60))[::-1])
 
 
+def test_browser_sorts_by_how_sure_an_error_was(visit, written, fitted):
+    page = visit(written[0])
+    chances = fitted.predict_proba(X).max(axis=1)
+    is_wrong = fitted.predict(X) != NAMES
+    wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong).tolist()
+    assert len(wrong) > 3 and right
+    surest = wrong[np.argsort(-chances[wrong], kind="stable")].tolist()
+    page.select_option("#sort", label="confidence in errors")
+    assert page.input_value("#order") == "down"
+    assert_becomes(page, ORDER, surest + right)
+    page.select_option("#order", "up")
+    assert_becomes(page, ORDER, surest[::-1] + right)
+    page.select_option("#right", "false")
+    assert_becomes(page, ORDER, surest[::-1])
+    page.select_option("#sort", "sparsity")
+    assert page.locator(".card .current dt").all_text_contents() == ["sparsity"] * len(wrong)
+
+
 def test_browser_filters(visit, written, fitted):
     page = visit(written[0])
     predicted = fitted.predict(X)
