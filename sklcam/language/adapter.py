@@ -36,6 +36,7 @@ class LanguageAdapter(ModuleAdapter):
         super().__init__(speech.network, preparation)
         self.speech = speech
         self._said = speech.preprocessing()
+        self._is_said = self._said is not None
         if speech.answers is not None:
             self.labels = np.asarray(speech.answers)
 
@@ -51,6 +52,10 @@ class LanguageAdapter(ModuleAdapter):
             )
         with self._speaking():
             return super().forward(inputs)
+
+    def look_at_inputs(self, sample: Inputs) -> None:
+        if not self._is_said:  # by the processor
+            super().look_at_inputs(sample)
 
     def settle(self, evidence: Evidence) -> None:
         if self.speech.answers is not None:  # tokens are no classes

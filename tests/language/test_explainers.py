@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -389,6 +390,19 @@ def test_an_encoder_and_a_decoder_of_transformers_are_explained_as_by_hand(image
             np.testing.assert_allclose(map_, expected, atol=1e-6, rtol=1e-3)
             assert expected.any()
     assert len(explainer.predict(images)) == 2
+
+
+def test_images_are_prepared_as_the_processor_prepares_them(texts):
+    from transformers import BlipImageProcessor
+
+    own = BlipImageProcessor(size={"height": 32, "width": 32})
+    processor = SimpleNamespace(tokenizer=texts, image_processor=own)
+    explainer = CaptionExplainer(blip(), processor, verbose=0).fit()
+    assert explainer.preprocessing_.source == "BlipImageProcessor"
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    (batch,) = explainer.open({"image": pictures, "caption": "a"}).batches()
+    expected = own([*pictures], return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(batch.inputs.images, expected, atol=1e-5)
 
 
 def test_words_are_explained_by_the_names_of_channels(images):
