@@ -172,8 +172,9 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
     kind = type(estimator)
     if not issubclass(kind, _KINDS):
         raise PersistenceError(
-            f"save takes the estimators of sklcam; got a {kind.__name__}. Other skorch nets and "
-            "bare networks are saved by a CAMExplainer around them."
+            f"save takes the estimators {', '.join(KINDS)}; got a {kind.__name__}. Other skorch "
+            "nets and bare networks are saved by a CAMExplainer around them; of what holds an "
+            "explainer, such as a CAMSegmenter, save that."
         )
     if getattr(estimator, "_trimmed_for_prediction", False):
         raise PersistenceError("The estimator was trimmed for prediction; save it before that.")

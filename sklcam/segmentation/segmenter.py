@@ -285,7 +285,8 @@ class CAMSegmenter(BaseEstimator):
         Raises
         ------
         NotFittedError, ValueError
-            As :meth:`predict`; or if masks are not label maps of the images.
+            As :meth:`predict`; or if masks are not label maps of the images, or have no pixel that
+            counts.
         """
         return self._scores(X, masks, y, self._threshold())[0]
 
@@ -423,6 +424,11 @@ class CAMSegmenter(BaseEstimator):
                     torch.from_numpy(labels), truth, n_labels, ignored=self.ignore_label
                 )
                 counts[i] += torch.stack(pair)
+        if not counts[:, 1].any():
+            raise ValueError(
+                "No pixel of the masks counts: all of them are negative or "
+                f"{self.ignore_label}, the label to ignore."
+            )
         return (counts[:, 0] / counts[:, 1]).nanmean(dim=1).tolist()
 
     def _truth(self, mask: Any, shape: tuple[int, ...], row: int) -> Tensor:

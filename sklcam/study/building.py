@@ -202,7 +202,8 @@ def build(
             questions, accuracy = reliability_questions(
                 models, y, class_names, n_questions, look, generator
             )
-            head = {"accuracy": accuracy, "better": better or _more_accurate(accuracy)}
+            told = _more_accurate(accuracy) if better is None else str(better)
+            head = {"accuracy": accuracy, "better": told}
         items = _items(questions, attention_checks, called, generator)
         methods = [*dict.fromkeys(name for model in models for name in model.methods)]
         key = _key(kind, methods, head, items)
@@ -254,7 +255,10 @@ def _models(
     kind: Kind,
     better: str | None,
 ) -> list[Model]:
-    named = explainers if isinstance(explainers, Mapping) else {"": explainers}
+    given = explainers if isinstance(explainers, Mapping) else {"": explainers}
+    named = {str(name): each for name, each in given.items()}  # a key of JSON has text alone
+    if len(named) < len(given):
+        raise ValueError(f"Models must have different names, as text; got {[*given]}.")
     if kind == "reliability" and len(named) != 2:
         raise ValueError(
             'A study of kind="reliability" compares two models: explainers must be a dict of two, '
@@ -262,9 +266,9 @@ def _models(
         )
     if not named:
         raise ValueError("There is no explainer whose maps could be shown: the dict is empty.")
-    if better is not None and better not in named:
+    if better is not None and str(better) not in named:
         raise ValueError(f"better must be one of {', '.join(map(repr, named))}; got {better!r}.")
-    return [Model(str(name), *as_explainer(each, X, y), method) for name, each in named.items()]
+    return [Model(name, *as_explainer(each, X, y), method) for name, each in named.items()]
 
 
 def _more_accurate(accuracy: Mapping[str, float]) -> str:

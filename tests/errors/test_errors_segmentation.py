@@ -102,6 +102,12 @@ REFUSALS: dict[str, list[Row]] = {
         ("label 4", lambda: refined(np.full((8, 8), 4)), "integers from 0 to 3 or 255"),
         ("no masks", lambda: ready().score(X, None), "masks must be label maps.* got None"),
         ("masks too few", lambda: ready().score(X, TRUTHS[:3]), "one for each of 12 images"),
+        ("nothing", lambda: ready().score(X, TRUTHS - 1), "No pixel of the masks counts"),
+        (
+            "nothing to choose by",
+            lambda: segmenter(threshold="auto").fit(X, Y, masks=TRUTHS + 255),
+            "No pixel of the masks counts: all .* 255, the label to ignore",
+        ),
         ("shares", lambda: ready().score(X, TRUTHS / 2), "Mask 0 must be a label map of integers"),
         ("small masks", lambda: ready().score(X, TRUTHS[:, 1:]), r"its image's size \(8, 8\)"),
         ("label 9", lambda: ready().score(X, TRUTHS + 9), "Mask 0 has the label 9.* 1 to 3"),

@@ -127,6 +127,7 @@ FILES: dict[str, list[Row]] = {
         ),
         ("one model", lambda f: compare(f, explainers=explainer()), "a dict of two, .* got one"),
         ("a third", lambda f: compare(f, explainers=dict.fromkeys("abc", NET)), "two, .* got 3"),
+        ("twins", lambda f: compare(f, explainers={1: NET, "1": NET}), r"got \[1, '1'\]"),
         ("no labels", lambda f: compare(f, y=None), "study.build needs y"),
         ("few labels", lambda f: compare(f, y=[0]), "y has 1 labels for 2 images"),
         ("pairs", lambda f: compare(f, pairs=PAIRS), 'pairs= is for kind="class"'),

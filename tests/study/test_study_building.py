@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small_networks import SmallNet
-from studies import HOSTILE, IMAGES, data_of, explainer, pixels_of, text_of
+from studies import HOSTILE, IMAGES, answers_of, data_of, explainer, pixels_of, text_of
 
 from sklcam import CAMExplainer, study
 from sklcam.plotting.pages import viridis
@@ -145,6 +145,18 @@ def test_the_better_model_may_be_named(tmp_path):
     models, y = {"a": explainer(0), "b": explainer(0)}, explainer(0).predict(IMAGES)
     key, _ = built(tmp_path, models, y, kind="reliability", better="b")
     assert key["better"] == "b" and key["accuracy"] == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(("names", "better"), [((1, 2), 1), ((1, 2), 2), (("", "b"), "")])
+def test_whoever_prefers_the_better_model_is_counted_for_it(names, better, tmp_path):
+    models, y = {name: explainer(0) for name in names}, explainer(0).predict(IMAGES)
+    key, _ = built(tmp_path, models, y, kind="reliability", better=better)
+    values = {
+        name: -2 if item["models"][0] == str(better) else 2 for name, item in asked(key).items()
+    }
+    assert {*values.values()} == {-2, 2}  # it is on either side
+    result = study.analyse(answers_of("Ann", values, key["study"]), key)
+    assert result.methods["gradcam"].mean == 2
 
 
 # What the page does not tell
