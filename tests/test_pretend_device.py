@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,13 +23,17 @@ import sklcam
 from sklcam import (
     CAMExplainer,
     CAMSegmenter,
+    CaptionExplainer,
     ConsistentCAMClassifier,
     EmbeddingCAMExplainer,
     EmbeddingNet,
+    VQAExplainer,
     study,
 )
 from sklcam.cam import GradCAM, TopK, get_method
 from sklcam.cam import available as methods
+from sklcam.concepts import ConceptMaps, find_shortcuts
+from sklcam.language import LanguageNetwork
 from sklcam.metrics import available as metrics
 from sklcam.metrics import (
     box_from_map,
@@ -169,6 +174,95 @@ def test_channels_are_named(device):
     assert_allclose(*(each.positive_weights for each in words), atol=1e-6)
 
 
+def test_concepts_without_names(device):
+    ours, host = explainer(moved(network())), explainer(network())
+    device.waits.clear()
+    found = [ConceptMaps(2, random_state=0).fit(each, IMAGES) for each in (ours, host)]
+    n_weights = 1 + len(network().state_dict())  # of which the network's short name is made
+    assert device.waits.total() <= N // 2 + n_weights, device.waits  # the cells of each batch
+    assert_allclose(*(each.components_ for each in found), atol=1e-5)
+    device.waits.clear()
+    maps = [found[1].transform(each, IMAGES) for each in (ours, host)]
+    assert device.waits.total() <= N // 2 + n_weights, device.waits
+    assert_allclose(*maps, atol=1e-5)
+
+
+def test_shortcuts(device):
+    ours, host = explainer(moved(network())), explainer(network())
+    device.waits.clear()
+    options = {"min_size": 2, "random_state": 0}
+    found = [find_shortcuts(each, IMAGES, LABELS, **options) for each in (ours, host)]
+    # Images are read twice: in three batches, and in one for each of three clusters.
+    assert device.waits.total() <= 3 * (N // 2 + 3), device.waits
+    assert len(found[0]) == len(found[1]) > 0
+    for here, there in zip(*found, strict=True):
+        assert (here.label, here.rows.tolist()) == (there.label, there.rows.tolist())
+        for name in ("map", "region", "separation", "likeness", "drop"):
+            assert_allclose(getattr(here, name), getattr(there, name), atol=1e-5)
+
+
+# Words
+
+
+class Writer(LanguageNetwork):
+    """Writes of an image what its channels and the last word say."""
+
+    vocabulary: ClassVar[list[str]] = ["<none>", "<end>", "a", "dark", "bright"]
+    end = 1
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+        self.words = nn.Embedding(5, 4, padding_idx=0)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images, tokens):
+        start = self.features(images).mean((2, 3))[:, None]
+        return self.head(start * torch.cat([start, self.words(tokens[:, :-1])], dim=1))
+
+
+class Answerer(Writer):
+    """Answers a question by the channels that its words choose."""
+
+    answers: ClassVar[list[str]] = ["no", "yes", "maybe", "one", "two"]
+
+    def forward(self, images, tokens):
+        return self.head(self.features(images).mean((2, 3)) * self.words(tokens).sum(1))
+
+
+def test_captions(device):
+    ours, host = (
+        explainer(model, of=CaptionExplainer, target_layer="features")
+        for model in (moved(Writer().eval()), Writer().eval())
+    )
+    captions = ["a bright", "dark", "a dark"] * 2
+    device.waits.clear()
+    found, expected = (each.explain(IMAGES, captions) for each in (ours, host))
+    assert device.waits.total() <= 1 + 2 * N // 2, device.waits
+    for here, there in zip(found, expected, strict=True):
+        assert here.words == there.words
+        assert_allclose(here.maps, there.maps, atol=1e-6)
+        assert_allclose(here.total, there.total, atol=1e-6)
+    likely = (each.log_probabilities(IMAGES, captions) for each in (ours, host))
+    assert_allclose(*map(np.concatenate, likely), atol=1e-6)
+    assert ours.predict(IMAGES) == host.predict(IMAGES)
+
+
+@pytest.mark.parametrize("target", [None, "yes"])
+def test_answers(target, device):
+    asked = {"image": IMAGES, "question": ["a dark", "bright", "a bright"] * 2}
+    ours, host = (
+        explainer(model, asked, of=VQAExplainer, target_layer="features")
+        for model in (moved(Answerer().eval()), Answerer().eval())
+    )
+    device.waits.clear()
+    maps = ours.explain(asked, target)
+    assert device.waits.total() <= 1 + 2 * N // 2, device.waits
+    assert_allclose(maps, host.explain(asked, target), atol=1e-6)
+    assert (ours.predict(asked) == host.predict(asked)).all()
+
+
 # Metrics
 
 
@@ -233,7 +327,10 @@ def test_label_maps(device):
     expected = segmenter.predict(IMAGES, y)
     images = IMAGES.to("pretend")
     ours = CAMSegmenter(explainer(network().to("pretend"), images), **options).fit(images, y)
+    device.waits.clear()
     found = ours.predict(images, y)
+    # Seeds are fetched image by image, and of each batch the classes that it has.
+    assert device.waits.total() <= 3 + N + 2 * N // 2, device.waits
     assert (found == expected).mean() > 0.99 and len(np.unique(found)) > 2  # but for rounding
     truth = torch.from_numpy(expected.astype(int) % 255).to("pretend")
     assert ours.score(images, truth, y) == pytest.approx(segmenter.score(IMAGES, truth.cpu(), y))

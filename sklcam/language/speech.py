@@ -235,9 +235,9 @@ class OwnSpeech(Speech):
         """Return the likeliest token after each row."""
         longest = max(map(len, rows)) + 1
         filled = [row + [self.padding] * (longest - len(row)) for row in rows]
-        tokens = torch.tensor(filled, device=images.device)
+        tokens = torch.tensor(filled).to(images.device)
         logits = self._forward(images, tokens)
-        places = torch.tensor([len(row) for row in rows], device=images.device)
+        places = torch.tensor([len(row) for row in rows]).to(images.device)
         at_end = logits.gather(1, places[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
         return at_end.argmax(dim=1).tolist()
 

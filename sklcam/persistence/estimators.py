@@ -64,8 +64,7 @@ from sklcam.training.tasks import TASKS
 _KINDS = (
     *(training.AcceleratedCAMClassifier, training.ConsistentCAMClassifier, explain.CAMExplainer),
     *(embeddings.EmbeddingCAMExplainer, embeddings.EmbeddingNet),
-    *(language.CaptionExplainer, language.VQAExplainer),
-    *USES,
+    *(language.CaptionExplainer, language.VQAExplainer, *USES),
 )
 KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 
