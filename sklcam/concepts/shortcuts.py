@@ -297,9 +297,10 @@ def _check(clusterer: Any, max_clusters: int, min_size: int, hot: float, cover: 
     check_number("hot, a share of the maximum,", hot, 0, 1, closed="right")
     if cover not in get_args(Cover):
         raise ValueError(f"cover must be one of {get_args(Cover)}; got {cover!r}.")
-    if clusterer is not None and not hasattr(clusterer, "fit_predict"):
+    is_clusterer = hasattr(clusterer, "fit_predict") and not isinstance(clusterer, type)
+    if clusterer is not None and not is_clusterer:
         raise ValueError(
-            f"clusterer must be a clusterer of scikit-learn, with fit_predict; got "
+            f"clusterer must be a clusterer of scikit-learn, an object with fit_predict; got "
             f"{describe(clusterer)}."
         )
 

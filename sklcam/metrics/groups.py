@@ -65,10 +65,11 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
         )
     try:
         np.unique(array)
-        is_mixed = len({isinstance(label, str) for label in items}) > 1
+        is_known = len({isinstance(label, str) for label in items}) < 2
+        is_known &= not any(isinstance(label, tuple | list) for label in items)
     except TypeError:
-        is_mixed = True
-    if is_mixed:
+        is_known = False
+    if not is_known:
         raise ValueError(
             f"Labels of groups must be numbers or strings, and not both; got {describe(labels)}."
         )

@@ -100,6 +100,12 @@ class ShortcutsDisplay(Display):
         k = min(k, *map(len, clusters))
         explainer, given = as_explainer(estimator, X)
         opened = explainer.open(given, originals=True)
+        last = max(int(cluster.rows.max()) for cluster in clusters)
+        if last >= len(opened):
+            raise ValueError(
+                f"X has {len(opened)} image(s), and clusters have image {last}: give those in "
+                "which the shortcuts were found."
+            )
         images = [
             [
                 picture

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 from refusals import IMAGES, INPUTS, NAN, NET, X, Y, explainer, of_parameters, rows_of
+from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklcam import CAMExplainer, ConceptNamer
-from sklcam.concepts import ConceptMaps, Shortcuts, TextConceptNamer, find_shortcuts
+from sklcam.concepts import ConceptMaps, Shortcut, Shortcuts, TextConceptNamer, find_shortcuts
 from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay, ShortcutsDisplay
 
 MASKS = np.zeros((2, 16, 16), bool)
 MASKS[:, :8] = True
 BOXES = [np.array([[0, 0, 8, 8]])] * 2
+BEYOND = Shortcut("cat", np.array([99]), 1.0, np.eye(2), np.eye(4) > 0, 1.0, 1.0, 1.0, 1.0)
 VOLUMES = torch.rand(2, 1, 4, 4, 4)
 
 
@@ -238,6 +240,7 @@ REFUSALS = {
                 ("min_size", 1, "min_size must be an int >= 2"),
                 ("max_clusters", 0, "max_clusters must be an int >= 1"),
                 ("clusterer", 3, "with fit_predict; got"),
+                ("clusterer", KMeans, "an object with fit_predict; got"),
             )
         ),
         (
@@ -247,6 +250,11 @@ REFUSALS = {
         ),
     ],
     "ShortcutsDisplay": [
+        (
+            "other images",
+            lambda: ShortcutsDisplay.from_estimator(explainer(), INPUTS, Shortcuts([BEYOND])),
+            r"X has \d+ image\(s\), and clusters have image 99",
+        ),
         (
             "a list",
             lambda: ShortcutsDisplay.from_estimator(explainer(), INPUTS, []),

@@ -98,6 +98,11 @@ REFUSALS: dict[str, list[Row]] = {
             r"groups lacks the label of 1 image\(s\), the first of them 11",
         ),
         (
+            "pairs of groups",
+            lambda: evaluate(groups=pd.Series([("a", 1)] * 12)),
+            "Labels of groups must be numbers or strings",
+        ),
+        (
             "a list of both",
             lambda: evaluate(groups=["a"] * 11 + [1]),
             "Labels of groups must be numbers or strings, and not both",
