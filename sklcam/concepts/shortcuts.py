@@ -348,8 +348,10 @@ def _clusters(
     if clusterer is not None:
         return np.asarray(clone(clusterer).fit_predict(units))
     best, found = _STRUCTURE, np.zeros(len(units), dtype=int)
+    if not len(units):
+        return found
     mean = units.mean(axis=0)
-    if len(units) and 1 - mean @ mean < _ALIKE:  # silhouettes would find structure in the noise
+    if 1 - mean @ mean < _ALIKE:  # silhouettes would find structure in the noise
         return found
     n_distinct = len(np.unique(units.round(6), axis=0))
     for n_clusters in range(2, min(max_clusters, n_distinct - 1) + 1):

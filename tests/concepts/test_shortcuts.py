@@ -154,6 +154,14 @@ def test_classes_too_small_for_a_clusterer_are_left_out():
     assert found and {each.label for each in found} == {0}
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning", "ignore:.*maps are blank")
+def test_a_class_of_blank_maps_alone_is_left_out():
+    explainer, images, labels = cornered()
+    images[labels == 0] = 0
+    found = find_shortcuts(explainer, images, labels, method="hirescam", random_state=0)
+    assert found.n_blank == 12 and {each.label for each in found} == {1}
+
+
 def test_the_table_names_what_is_strong():
     _, found = found_in_digits(0, marked=True)
     lines = str(found).splitlines()
