@@ -109,7 +109,8 @@ def _read(given: Any, name: str, wanted: str) -> tuple[str, Mapping[str, Any]]:
     if isinstance(given, str | os.PathLike):
         name = repr(os.fspath(given))
         try:
-            document = json.loads(Path(given).read_text(encoding="utf-8"))
+            # With the mark that some editors put before UTF-8, or without.
+            document = json.loads(Path(given).read_text(encoding="utf-8-sig"))
         except ValueError as error:  # neither UTF-8 nor JSON
             raise ValueError(f"{name} is not a file of JSON: {error}") from error
     if not isinstance(document, Mapping) or document.get("format") != wanted:

@@ -184,6 +184,13 @@ def test_files_and_dicts_are_alike(tmp_path):
     assert alone.raters == ["Änn"] and alone.methods["gradcam"].mean == 1
 
 
+def test_files_may_begin_with_the_mark_of_an_editor(tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(answers_of("Zo\xeb", {"a": 1})).encode())
+    result = study.analyse(path, key_of({"a": item(0, truth=1)}))
+    assert result.raters == ["Zo\xeb"] and result.methods["gradcam"].mean == 1
+
+
 def test_a_method_without_answers_is_nan():
     items = {"a": item(0), "b": item(0, method="saliency")}
     result = study.analyse([answers_of("Ann", {"a": 0})], key_of(items))
