@@ -348,8 +348,6 @@ def _clusters(
     if clusterer is not None:
         return np.asarray(clone(clusterer).fit_predict(units))
     best, found = _STRUCTURE, np.zeros(len(units), dtype=int)
-    if not len(units):
-        return found
     mean = units.mean(axis=0)
     if 1 - mean @ mean < _ALIKE:  # silhouettes would find structure in the noise
         return found
