@@ -85,7 +85,7 @@ def names() -> list[str]:
 def is_builder(function: Any) -> bool:
     """Whether a function, or a partial of one, is torchvision's for a network without weights."""
     inner = function.func if isinstance(function, partial) else function
-    if not getattr(inner, "__module__", "").startswith("torchvision.models"):
+    if not str(getattr(inner, "__module__", "")).startswith("torchvision.models"):
         return False
     given = function.keywords if isinstance(function, partial) else {}
     name = getattr(inner, "__name__", "")

@@ -83,3 +83,11 @@ def test_construct_copies_instances():
     with torch.no_grad():
         copied.conv1.weight.zero_()
     assert (model.conv1.weight != 0).any()
+
+
+def test_a_builder_may_be_of_no_module():
+    def build(num_classes):
+        return nn.Linear(2, num_classes)
+
+    build.__module__ = None  # as of what exec defines without a name
+    assert construct(build, n_classes=3, in_channels=1).out_features == 3
