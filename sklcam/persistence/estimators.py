@@ -172,8 +172,7 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
     if not issubclass(kind, _KINDS):
         raise PersistenceError(
             f"save takes the estimators {', '.join(KINDS)}; got a {kind.__name__}. Other skorch "
-            "nets and bare networks are saved by a CAMExplainer around them; of what holds an "
-            "explainer, save that."
+            "nets and bare networks are saved by a CAMExplainer around them."
         )
     if getattr(estimator, "_trimmed_for_prediction", False):
         raise PersistenceError("The estimator was trimmed for prediction; save it before that.")
