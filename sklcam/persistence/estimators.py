@@ -179,7 +179,7 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
     parameters = _parameters_of(estimator)
     learned, layers = _learned_by(estimator, parameters)
     built = _built_by(estimator, parameters)
-    if built is not None and getattr(built, "model", None) is parameters.get("explainer"):
+    if "explainer" in parameters and getattr(built, "model", estimator) is parameters["explainer"]:
         del parameters["explainer"]  # a network, which is in the explainer around it
     return {
         "estimator": kind.__name__ if kind in _KINDS else writer.label(kind, ""),
