@@ -424,7 +424,7 @@ class Measurement:
         """Return whether an output predicts the true labels, all of them, (n_images,), bool."""
         labels = self["labels"]
         if labels.ndim == 1 and (decided := self._decided(output)) is not None:
-            return decided == self._true_classes
+            return decided == self.true_classes
         right = self.predicted(output) == labels
         return torch.as_tensor(right.reshape(len(right), -1).all(axis=1))
 
@@ -454,8 +454,8 @@ class Measurement:
         return decided if is_index and self.explainer.classes_ is not None else None
 
     @cached_property
-    def _true_classes(self) -> Tensor:
-        """The index of each image's true class; -1 if the network does not know it."""
+    def true_classes(self) -> Tensor:
+        """The index of each image's true class, of one each; -1 if the network does not know it."""
         classes = np.asarray(self.explainer.classes_).tolist()
         known = {label: i for i, label in enumerate(classes)}
         indices = [known.get(label, -1) for label in self["labels"].tolist()]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from sklcam._files import replacing
@@ -169,10 +170,13 @@ def report(
     check_is_picture(evaluator.opened.image_size)
     n_all = len(evaluator.opened)
     called = image_names(X, names, n_all)
+    is_of_one_class = explainer.adapter.task in ("multiclass", "binary")
     shown = _spread(n_all, n_images)
     with replacing(path) as file:  # an error now if it cannot be written there
         result, batches = evaluator.run(
-            observe=_Cards(frozenset(shown), thumbnail), n_jobs=n_jobs, progress=bool(verbose)
+            observe=_Cards(frozenset(shown), thumbnail, labels is not None and is_of_one_class),
+            n_jobs=n_jobs,
+            progress=bool(verbose),
         )
         truth = [None] * n_all if labels is None else spelled(explainer, labels)
         cards = [card for batch in batches for card in batch]
@@ -223,11 +227,13 @@ def _spread(n_all: int, n_shown: int | None) -> list[int]:
 class _Cards:
     """Makes thumbnails and predictions of the images that are shown, batch by batch.
 
-    It is an observer of an evaluation, so that no image has to be read or explained again.
+    It is an observer of an evaluation, so that no image has to be read again, and explained again
+    only where the network is wrong: for the true class.
     """
 
     shown: frozenset[int]
     longest: int
+    knows_truth: bool = False
 
     def __call__(self, measurement: Measurement) -> list[dict[str, Any]]:
         places = [i for i, row in enumerate(measurement.rows) if row in self.shown]
@@ -239,9 +245,11 @@ class _Cards:
         chosen = measurement.question.indices
         names = explainer.output_names
         classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
+        truths = self._truths(measurement, places) if self.knows_truth else {}
         return [
             {
                 **self._thumbnails(measurement, i),
+                "truth": truths.get(i),
                 "predicted": predicted[i].label,
                 "probability": predicted[i].probability,
                 "written": predicted[i].text,
@@ -252,13 +260,39 @@ class _Cards:
         ]
 
     def _thumbnails(self, measurement: Measurement, i: int) -> dict[str, Any]:
+        picture, size = self._picture(measurement, i)
+        map_ = map_uri(measurement["maps"][i], size, resize=measurement.explainer.adapter.resize)
+        height, width = size
+        return {"image": image_uri(picture, size), "map": map_, "height": height, "width": width}
+
+    def _picture(self, measurement: Measurement, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return an image at its own size, and the size of its thumbnail."""
         originals = measurement.batch.originals
         assert originals is not None  # they were asked for when X was opened
         picture = to_picture(originals[i])
-        height, width = size = thumbnail_size(picture.shape[0], picture.shape[1], self.longest)
-        resize = measurement.explainer.adapter.resize
-        map_ = map_uri(measurement["maps"][i], size, resize=resize)
-        return {"image": image_uri(picture, size), "map": map_, "height": height, "width": width}
+        return picture, thumbnail_size(picture.shape[0], picture.shape[1], self.longest)
+
+    def _truths(self, measurement: Measurement, places: list[int]) -> dict[int, str]:
+        """Return the maps of the true class, of images whose wrong prediction is explained."""
+        explained, explainer = measurement.target.indices, measurement.explainer
+        if explained is None:
+            return {}
+        decided = explainer.decide(measurement.output)
+        true = measurement.true_classes
+        is_wrong = ((true >= 0) & (decided != true) & (explained[:, 0] == decided)).tolist()
+        wrong = [i for i in places if is_wrong[i]]
+        if not wrong:
+            return {}
+        rows = torch.tensor(wrong).to(true.device)
+        inputs = measurement.batch.inputs.take(rows)
+        (maps,), _, _ = explainer.explain_batch(
+            inputs, true[rows], methods=[measurement.plan.method]
+        )
+        resize = explainer.adapter.resize
+        return {
+            i: map_uri(map_, self._picture(measurement, i)[1], resize=resize)
+            for i, map_ in zip(wrong, maps, strict=True)
+        }
 
 
 # The page
@@ -287,7 +321,8 @@ def _page(
         )
         for name in ("true", "predicted")
     }
-    explained = type(getattr(explainer, "model", explainer)).__name__
+    model = getattr(explainer, "model", explainer)
+    explained = model if isinstance(model, str) else type(model).__name__
     data = list(_data(cards, options))
     colours = viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
     return {

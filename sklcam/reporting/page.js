@@ -67,19 +67,41 @@
     style.setProperty("--grey", byId("grey").checked && value > 0 ? "1" : "0");
   }
 
+  function framed(stack, caption) {
+    const figure = document.createElement("figure");
+    const picture = document.createElement("div");
+    picture.className = "picture";
+    picture.append(stack);
+    figure.append(picture);
+    if (caption) {
+      const words = document.createElement("figcaption");
+      words.textContent = caption;
+      figure.append(words);
+    }
+    return figure;
+  }
+
   function show(i) {
     place = i;
     const card = cards[found[i]];
-    const picture = document.createElement("div");
-    picture.className = "picture";
-    picture.append(card.querySelector(".stack").cloneNode(true));
+    const pictures = document.createElement("div");
+    pictures.className = "pictures";
+    const stack = card.querySelector(".stack");
+    if (card.dataset.truth) {  // the network is wrong: why, and why the true class
+      const truth = stack.cloneNode(true);
+      truth.querySelector(".map").src = card.dataset.truth;
+      const [predicted, right] = [".predicted b", ".true b"].map((part) => card.querySelector(part).textContent);
+      pictures.append(framed(stack.cloneNode(true), `Why ${predicted}?`), framed(truth, `Why ${right}?`));
+    } else {
+      pictures.append(framed(stack.cloneNode(true)));
+    }
     const text = document.createElement("div");
     const heading = document.createElement("h2");
     heading.id = "detail-name";
     heading.textContent = card.querySelector("h3").textContent;
     text.append(heading);
     for (const part of card.querySelectorAll(".labels, .values")) text.append(part.cloneNode(true));
-    byId("detail-card").replaceChildren(picture, text);
+    byId("detail-card").replaceChildren(pictures, text);
     byId("place").textContent = `${i + 1} of ${found.length}`;
     byId("previous").disabled = i === 0;
     byId("next").disabled = i === found.length - 1;

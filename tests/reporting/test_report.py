@@ -145,6 +145,32 @@ def test_maps_are_those_of_explain(fitted, written):
         assert np.abs(pixels / 255 - X[i]).max() < 0.51 / 255
 
 
+def test_wrong_images_have_the_map_of_the_true_class(fitted, written):
+    cards = Page(written[0]).all("article")
+    is_wrong = fitted.predict(X) != NAMES
+    assert ["data-truth" in card for card in cards] == is_wrong.tolist()
+    maps = fitted.explain(X, target=NAMES, frame="image")
+    for i in np.flatnonzero(is_wrong)[:3]:
+        levels = np.asarray(opened(cards[i]["data-truth"]))
+        assert np.abs(levels / 255 - maps[i]).max() < 0.51 / 255
+
+
+def test_only_a_prediction_that_is_explained_has_the_map_of_the_truth(tmp_path, fitted):
+    path = tmp_path / "page.html"
+    sklcam.report(fitted, X, NAMES, path, metrics="sparsity", target=HOSTILE[0], verbose=0)
+    predicted = fitted.predict(X)
+    expected = (predicted != NAMES) & (predicted == HOSTILE[0])
+    assert ["data-truth" in card for card in Page(path).all("article")] == expected.tolist()
+
+
+def test_a_network_by_name_is_called_by_it(tmp_path):
+    with pytest.warns(UserWarning, match="random numbers"):
+        explainer = CAMExplainer("squeezenet1_1", image_size=64, verbose=0).fit()
+    path = tmp_path / "page.html"
+    sklcam.report(explainer, X[:1], path=path, metrics="sparsity", verbose=0)
+    assert "<title>Explanations of squeezenet1_1</title>" in path.read_text(encoding="utf-8")
+
+
 def test_histograms_count_all():
     values = np.array([0.0, 0.5, 1.0, np.nan, np.inf])
     bins = histogram(values)
@@ -240,7 +266,9 @@ def test_each_image_is_read_once_and_explained_once(tmp_path, metrics, n_passes,
     assert len(Page(path).cards) == (n_shown or 12)
     assert [data.reads[i] for i in range(1, 12)] == [1] * 11
     assert data.reads[0] <= 3  # two looks find out what kind of images they are
-    assert sum(passes) == n_passes * 12
+    n_wrong = sum(image["right"] is False for image in Page(path).data)
+    assert n_wrong  # which are explained again, for the true class
+    assert sum(passes) == n_passes * 12 + n_wrong
 
 
 def test_in_processes_the_page_is_the_same(tmp_path, fitted):

@@ -98,6 +98,25 @@ def test_browser_slider_changes_the_opacity(visit, written):
     assert_becomes(page, grey, "grayscale(0)")
 
 
+def test_browser_shows_why_an_image_is_wrong(visit, written, fitted):
+    page = visit(written[0])
+    predicted = fitted.predict(X)
+    wrong = int(np.flatnonzero(predicted != NAMES)[0])
+    right = int(np.flatnonzero(predicted == NAMES)[0])
+    page.evaluate("i => document.querySelectorAll('.card .picture')[i].click()", wrong)
+    page.wait_for_selector("#detail-name")
+    captions = page.locator("#detail figcaption").all_text_contents()
+    assert captions == [f"Why {predicted[wrong]}?", f"Why {NAMES[wrong]}?"]
+    sources = page.locator("#detail .map").evaluate_all("all => all.map(each => each.src)")
+    truth = page.locator(".card").nth(wrong).get_attribute("data-truth")
+    assert sources[1] == truth and sources[0] != truth
+    page.keyboard.press("Escape")
+    page.evaluate("i => document.querySelectorAll('.card .picture')[i].click()", right)
+    page.wait_for_selector("#detail-name")
+    assert page.locator("#detail figcaption").count() == 0
+    assert page.locator("#detail .map").count() == 1
+
+
 def test_browser_works_by_keyboard(visit, written):
     page = visit(written[0])
     reached = []
