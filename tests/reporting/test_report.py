@@ -167,7 +167,8 @@ def test_a_network_by_name_is_called_by_it(tmp_path):
     with pytest.warns(UserWarning, match="random numbers"):
         explainer = CAMExplainer("squeezenet1_1", image_size=64, verbose=0).fit()
     path = tmp_path / "page.html"
-    sklcam.report(explainer, X[:1], path=path, metrics="sparsity", verbose=0)
+    colours = np.repeat(X[:1, ..., None], 3, axis=-1)
+    sklcam.report(explainer, colours, path=path, metrics="sparsity", verbose=0)
     assert "<title>Explanations of squeezenet1_1</title>" in path.read_text(encoding="utf-8")
 
 
