@@ -89,6 +89,11 @@ class MapPainter:
             place.text(0.5, 0.5, wrapped(said, 12), **style)
         return drawn
 
+    def draw_as(self, kind: str, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
+        """Draw a map by itself, kind="map", or on its image, kind="overlay"."""
+        draw = self.draw if kind == "map" else self.draw_over
+        return draw(place, map_, pixels)
+
     def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
         """Draw a map on its image, which is grey, as its colours would mix with the map's."""
         image(place, pixels if pixels.ndim == 2 else pixels @ GREY)

@@ -212,13 +212,12 @@ class CounterfactualDisplay(Display):
                 f"shape {self.scores.shape}."
             )
         painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
-        paint = painter.draw if kind == "map" else painter.draw_over
         axes = self._take_grid(ax, 4, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (
                 draw.image(places[0], image),
-                paint(places[1], self.maps_for[i], image),
-                paint(places[2], self.maps_against[i], image),
+                painter.draw_as(kind, places[1], self.maps_for[i], image),
+                painter.draw_as(kind, places[2], self.maps_against[i], image),
                 draw.image(places[3], self.covered[i]),
             )
             draw.title(places[0], "" if self.labels is None else self.labels[i])

@@ -208,10 +208,12 @@ class DetectionDisplay(Display):
         check_maps(named, len(self.images))
         check_titles(self.titles, len(self.images))
         painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
-        paint = painter.draw if kind == "map" else painter.draw_over
         axes = self._take_grid(ax, 2, [[image] for image in self.images])
         for i, (image, map_, places) in enumerate(zip(self.images, self.maps, axes, strict=True)):
-            self.ims_[i] = draw.image(places[0], image), paint(places[1], map_, image)
+            self.ims_[i] = (
+                draw.image(places[0], image),
+                painter.draw_as(kind, places[1], map_, image),
+            )
             for place in places:
                 draw.box(place, self.boxes[i], {"color": "tab:red"})
             draw.title(places[0], "" if self.titles is None else self.titles[i])

@@ -255,13 +255,12 @@ class FailuresDisplay(Display):
                 f"predicted and of the true class; got shape {self.probabilities.shape}."
             )
         painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
-        paint = painter.draw if kind == "map" else painter.draw_over
         axes = self._take_grid(ax, 3, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (
                 draw.image(places[0], image),
-                paint(places[1], self.maps_predicted[i], image),
-                paint(places[2], self.maps_true[i], image),
+                painter.draw_as(kind, places[1], self.maps_predicted[i], image),
+                painter.draw_as(kind, places[2], self.maps_true[i], image),
             )
             draw.title(places[0], "" if self.names is None else self.names[i])
             # On lines of their own, as a long name that is cut would take the number with it.

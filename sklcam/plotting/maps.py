@@ -253,8 +253,9 @@ class CAMDisplay(Display):
             self.ims_[i, 0] = draw.image(places[0], image)
             draw.title(places[0], "" if self.image_titles is None else self.image_titles[i])
             for column, (name, each) in enumerate(columns, 1):
-                paint = painter.draw if each == "map" else painter.draw_over
-                self.ims_[i, column] = paint(places[column], self.maps[name][i], image)
+                self.ims_[i, column] = painter.draw_as(
+                    each, places[column], self.maps[name][i], image
+                )
                 said = "" if self.map_titles is None else self.map_titles[name][i]
                 draw.title(places[column], name if i == 0 else "", said)
         self.colorbar_ = painter.scale(axes[0, -1]) if colorbar else None

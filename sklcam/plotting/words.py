@@ -192,7 +192,6 @@ class WordDisplay(Display):
         rows = [[each.total, *each.maps] for each in self.found]
         named = {"maps": [map_ for row in rows for map_ in row]}
         painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
-        paint = painter.draw if kind == "map" else painter.draw_over
         axes = self._take_grid(ax, 1 + max(map(len, rows)), [[image] for image in self.images])
         texts = [each.text for each in self.found] if self.titles is None else self.titles
         for i, (image, row, places) in enumerate(zip(self.images, rows, axes, strict=True)):
@@ -200,7 +199,7 @@ class WordDisplay(Display):
             draw.title(places[0], texts[i])
             names = ["all words", *self.found[i].words]
             for j, (map_, name) in enumerate(zip(row, names, strict=True), 1):
-                self.ims_[i, j] = paint(places[j], map_, image)
+                self.ims_[i, j] = painter.draw_as(kind, places[j], map_, image)
                 draw.title(places[j], name)
             for place in places[1 + len(row) :]:
                 place.set_axis_off()
