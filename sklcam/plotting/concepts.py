@@ -271,6 +271,8 @@ class ConceptCropsDisplay(Display):
             self.ims_[i] = [
                 draw.image(place, crop) for place, crop in zip(places, row, strict=True)
             ]
+            for place in places:
+                place.set_anchor("N")  # or a higher crop would cover the title beside it
             text = "" if self.titles is None else self.titles[i]
             draw.title(places[0], text, columns=n_columns)
             places[0].title.set_horizontalalignment("left")

@@ -59,6 +59,14 @@ def test_crops_have_the_names_of_their_channels(explainer):
             np.testing.assert_allclose(drawn.get_array(), crop)
 
 
+def test_no_crop_rises_beside_the_title():
+    wide, high = np.zeros((10, 20, 3)), np.zeros((20, 10, 3))
+    display = ConceptCropsDisplay(crops=[[wide, high, wide]], titles=["channel 0: long"]).plot()
+    display.figure_.canvas.draw()
+    tops = [place.get_window_extent().y1 for place in display.axes_[0]]
+    assert max(tops) - min(tops) < 1
+
+
 def test_clusters_have_their_map_and_their_most_typical_images(explainer):
     region = np.arange(64).reshape(8, 8) < 20
     rows = np.array([2, 0, 3])
