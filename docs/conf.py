@@ -1,6 +1,10 @@
 """How Sphinx builds the docs: prose, a reference from docstrings, a gallery from examples/."""
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "sklcam"
 author = "The sklcam developers"
@@ -10,9 +14,9 @@ version = release = installed_version("sklcam")
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "mathml",
 ]
 exclude_patterns = ["_build", "sg_execution_times.rst"]
 templates_path = ["_templates"]
@@ -24,6 +28,7 @@ autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which say more
 autodoc_inherit_docstrings = False  # skorch documents its own methods
 numpydoc_show_class_members = False  # the class template lists them
+toc_object_entries_show_parents = "hide"  # explain(), as the page's title has the class
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -39,11 +44,12 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "pydata_sphinx_theme"
+html_math_renderer = "mathml"
 html_static_path = ["_static"]
-html_css_files = ["columns.css"]
+html_css_files = ["pages.css"]
 html_title = "sklcam"
 html_show_sourcelink = False
-html_sidebars = {"getting_started": []}  # it has no pages below it to list
+html_sidebars = {"getting_started": [], "index": []}  # it has no pages below it to list
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
