@@ -112,8 +112,9 @@ class Display(ABC):
     ) -> np.ndarray:
         """Return axes for rows of images, (n_rows, n_columns): new ones, or those that were given.
 
-        Rows are as high as the images that will be in them are, at the width of a column. Of groups
-        of so many columns each, there is some space between.
+        Rows are as high as the images that will be in them are, at the width of a column, but
+        portraits no higher than the others. Of groups of so many columns each, there is some space
+        between.
         """
         if ax is not None:
             self._take_given(ax, (len(rows), n_columns))
@@ -121,9 +122,10 @@ class Display(ABC):
             import matplotlib.pyplot as plt
 
             self._check_n_rows(len(rows))
-            width = min(cell * n_columns, _LARGEST_FIGURE - 1) / n_columns
             shapes = [[image.shape[0] / image.shape[1] for image in images] for images in rows]
-            heights = [width * min(max(max(row), 0.3), 3) for row in shapes]
+            narrowest, highest = _proportions([shape for row in shapes for shape in row])
+            width = min(cell * narrowest * n_columns, _LARGEST_FIGURE - 1) / n_columns
+            heights = [width / narrowest * min(max(max(row), 0.3), highest) for row in shapes]
             widths = [1.0] * n_columns
             for start in reversed(np.cumsum(groups)[:-1].tolist()):
                 widths.insert(start, _GAP)  # a column without axes
@@ -166,6 +168,18 @@ class Display(ABC):
         else:
             raise ValueError(f"ax must be one matplotlib Axes; got a {type(ax).__name__}.")
         return self.ax_
+
+
+def _proportions(shapes: Sequence[float]) -> tuple[float, float]:
+    """Return how wide a column is, and how high a picture at most, in units of a cell.
+
+    Portraits are as high as the highest of the other images. Where all are portraits, columns are
+    as narrow as the widest of them.
+    """
+    others = [shape for shape in shapes if shape <= 1]
+    if others:
+        return 1.0, max(*others, 0.3)
+    return max(1 / min(shapes), 0.6), 1.0
 
 
 def _check_axes(ax: AnyAxes) -> np.ndarray:

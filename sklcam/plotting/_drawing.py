@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
-    from matplotlib.colors import Colormap
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.image import AxesImage
     from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
@@ -29,11 +29,14 @@ Alpha = float | Literal["map"]
 AnyColormap: TypeAlias = "str | Colormap"
 
 MAP_CMAP = "viridis"
+SIGNED_CMAP = "RdBu_r"  # white at 0; red and blue are told apart by the colour-blind, too
+CLIP = 99.0  # percentile at which maps of single pixels end: a few of these outshine all others
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
 RIGHT: dict[str, Any] = {"color": COLORS[0], "linestyle": "-"}
 WRONG: dict[str, Any] = {"color": COLORS[1], "linestyle": (0, (2, 1.5))}
+SIGNS = {True: "\u2713 ", False: "\u2717 ", None: ""}  # before what is right, wrong, or unknown
 # Class names and the like are no mathematics, whatever signs they hold.
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 # Where a legend is in nobody's way.
@@ -60,28 +63,61 @@ def image(place: Axes, pixels: np.ndarray) -> AxesImage:
     return place.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=_extent(pixels))
 
 
+def frame(place: Axes, is_right: bool | None) -> None:
+    """Frame a picture as right or wrong, by colour and by line."""
+    if is_right is not None:
+        style = RIGHT if is_right else WRONG
+        place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["linestyle"])
+
+
 @dataclass(frozen=True)
 class MapPainter:
     """Draws maps in one look.
 
     Parameters
     ----------
-    cmap : str or matplotlib Colormap
+    cmap : str, matplotlib Colormap or None
+        None is viridis, or red and blue with white at 0 where limits have two signs.
     limits : tuple of (float, float)
         What the ends of the colour map stand for.
     alpha : float in [0, 1] or "map"
         How opaque a map is on its image.
     """
 
-    cmap: AnyColormap
+    cmap: AnyColormap | None = None
     limits: tuple[float, float] = (0.0, 1.0)
-    alpha: Alpha = 1.0
+    alpha: Alpha = "map"
 
-    def draw(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
-        """Draw a map where its image would be."""
+    @classmethod
+    def of(
+        cls,
+        maps: Mapping[str, Any],
+        cmap: AnyColormap | None,
+        alpha: Alpha,
+        limits: tuple[float, float] | None = None,
+    ) -> MapPainter:
+        """Return what draws these maps: limits that are None hold all of them."""
+        return cls(cmap, limits or map_limits(maps), alpha)
+
+    @property
+    def is_signed(self) -> bool:
+        return self.limits[0] < 0 < self.limits[1]
+
+    def _colors(self, limits: tuple[float, float]) -> tuple[Normalize, AnyColormap]:
+        from matplotlib.colors import Normalize, TwoSlopeNorm
+
+        if self.cmap is None and self.is_signed:
+            return TwoSlopeNorm(0, *limits), SIGNED_CMAP
+        return Normalize(*limits), self.cmap or MAP_CMAP
+
+    def draw(
+        self, place: Axes, map_: np.ndarray, pixels: np.ndarray, *, clip: float | None = None
+    ) -> AxesImage:
+        """Draw a map where its image would be, up to a percentile of its own if one is given."""
         place.set(xticks=[], yticks=[])
-        low, high = self.limits
-        drawn = place.imshow(map_, cmap=self.cmap, vmin=low, vmax=high, extent=_extent(pixels))
+        limits = self.limits if clip is None else _clipped(self.limits, map_, clip)
+        norm, cmap = self._colors(limits)
+        drawn = place.imshow(map_, cmap=cmap, norm=norm, extent=_extent(pixels))
         if said := remark(map_):
             style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
             style |= {"bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0}}
@@ -98,33 +134,55 @@ class MapPainter:
         """Draw a map on its image, which is grey, as its colours would mix with the map's."""
         image(place, pixels if pixels.ndim == 2 else pixels @ GREY)
         drawn = self.draw(place, map_, pixels)
-        low, high = self.limits
-        is_as_map = self.alpha == "map"
-        shares = np.nan_to_num((map_ - low) / (high - low), posinf=1, neginf=0)
-        drawn.set_alpha(shares.clip(0, 1) if is_as_map else self.alpha)
+        drawn.set_alpha(self._opacity(map_) if self.alpha == "map" else self.alpha)
         return drawn
+
+    def _opacity(self, map_: np.ndarray) -> np.ndarray:
+        """Return how far each value is from 0, or, without two signs, from the lower limit."""
+        low, high = self.limits
+        if self.is_signed:
+            shares = np.where(map_ < 0, map_ / low, map_ / high)
+        else:
+            shares = (map_ - low) / (high - low)
+        opacity: np.ndarray = np.nan_to_num(shares, posinf=1, neginf=0).clip(0, 1)
+        return opacity
 
     def scale(self, place: Axes) -> Colorbar:
         """Draw what the colours stand for, beside a map and as high as it is."""
         from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
 
         bar = place.figure.colorbar(
-            ScalarMappable(Normalize(*self.limits), self.cmap),
-            cax=place.inset_axes((1.06, 0, 0.08, 1)),
+            ScalarMappable(*self._colors(self.limits)), cax=place.inset_axes((1.06, 0, 0.08, 1))
         )
         bar.set_label("map", fontsize=_SMALL)
         bar.ax.tick_params(labelsize=_SMALL)
         return bar
 
 
+def _clipped(
+    limits: tuple[float, float], map_: np.ndarray, percentile: float
+) -> tuple[float, float]:
+    """Return limits that end at a percentile of a map's values, by their size."""
+    sizes = np.abs(map_[np.isfinite(map_)])
+    end = float(np.percentile(sizes, percentile)) if sizes.size else 0.0
+    low, high = limits
+    if end <= 0 or end >= high or low > 0:
+        return limits
+    return (-end if low < 0 else 0.0, end)
+
+
 def map_limits(maps: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what the ends of the colour map stand for: 0 and 1, or more if maps go beyond."""
+    """Return what the ends of the colour map stand for: 0 and 1, or more if maps go beyond.
+
+    Those of maps of two signs are as far from 0.
+    """
     known = [map_[np.isfinite(map_)] for some in maps.values() for map_ in map(np.asarray, some)]
     low = min((float(values.min()) for values in known if len(values)), default=0.0)
     high = max((float(values.max()) for values in known if len(values)), default=1.0)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
+    if low < 0 < high:
+        low, high = min(low, -high), max(high, -low)
     return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
 
 

@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from sklcam.cam.targets import Classes, Deferred
+from sklcam.explain._batches import ExplainedBatch
 from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.explain.opened import Batch
-from sklcam.explain.predictions import Prediction, predictions, spelled
+from sklcam.explain.predictions import Prediction, class_names, predictions, spelled
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
 from sklcam.images.pictures import check_is_picture, picture_of_slice, to_picture
@@ -36,17 +38,26 @@ class Explanation:
     slices : bool, default=False
         Whether of volumes a slice is drawn: of each the one in which the first method's map is the
         highest. Otherwise they are refused.
+    several : bool, default=False
+        Whether an image may have a map for each of several classes. Otherwise it is refused.
 
     Attributes
     ----------
     explainer : Explainer
     n_images : int
+    n_targets : int
+        How many classes of each image are explained, if several are; otherwise 0.
+    pixelwise : list of str
+        The methods whose maps are of single pixels.
     maps : dict of str to list of ndarray
-        Of each method, once it has run; and so are the next two.
+        Of each method, once it has run; and so are the rest. With several classes, maps have an
+        axis of them.
     pictures : list of ndarray
     slices : list of int
         Which slice of each volume is drawn; empty of pictures.
     predictions : list of Prediction
+    targets : list of list of str
+        Of each image its classes that are explained, if several are, with their probabilities.
     """
 
     def __init__(
@@ -59,6 +70,7 @@ class Explanation:
         *,
         normalize: bool = True,
         slices: bool = False,
+        several: bool = False,
     ):
         self.explainer = explainer
         self._methods = explainer.named_methods(methods)
@@ -70,14 +82,22 @@ class Explanation:
         self._target = explainer.as_target(target, self.n_images)
         self._own_size = frame == "image"
         self._normalize = normalize
+        is_drawn = several and self._target.several and len(size) == 2
+        self.n_targets = self._target.k if is_drawn else 0
         # Several layers, channels or classes have a map each: that is known before any is made.
         for name, method in self._methods.items():
             shape = explainer.map_shape(self._opened, self._target, method)
-            check_map_shape(name, shape, len(size))
+            check_map_shape(name, shape[is_drawn:], len(size))
+        self.pixelwise = [
+            name
+            for name, method in self._methods.items()
+            if method.graph == "images" and not method.at_layer
+        ]
         self.maps: dict[str, list[np.ndarray]] = {name: [] for name in self._methods}
         self.pictures: list[np.ndarray] = []
         self.slices: list[int] = []
         self.predictions: list[Prediction] = []
+        self.targets: list[list[str]] = []
 
     @property
     def n_slices(self) -> int:
@@ -107,7 +127,33 @@ class Explanation:
             for collected, maps in zip(self.maps.values(), explained.maps, strict=True):
                 framed = map(explainer.to_frame, maps, batch.sizes) if self._own_size else maps
                 collected += [map_.float().cpu().numpy() for map_ in framed]
+            if self.n_targets:
+                self.targets += _explained_classes(explainer, explained)
         return self
+
+    @property
+    def target_names(self) -> list[str]:
+        """What the classes of an image are called, whichever they are: their ranks, or places."""
+        kind = "rank" if isinstance(self._target, Deferred) else "class"
+        return [f"{kind} {i + 1}" for i in range(self.n_targets)]
+
+    def verdicts(self, labels: np.ndarray | None) -> list[bool | None]:
+        """Return whether each prediction is right; None where that is not known.
+
+        Parameters
+        ----------
+        labels : ndarray of shape (n_images,) or None
+            See :func:`labels_of_images`.
+        """
+        if labels is None or self.explainer.adapter.task == "regression":
+            return [None] * self.n_images
+        # Where classes have names, or images several labels, the labels are text already.
+        is_text = self.explainer.adapter.task == "multilabel"
+        true = labels.tolist() if is_text else spelled(self.explainer, labels)
+        return [
+            None if prediction.label is None else prediction.label == label
+            for prediction, label in zip(self.predictions, true, strict=True)
+        ]
 
     def _add_slices(self, batch: Batch, maps: Sequence[Tensor]) -> None:
         """Take a slice of each volume of a batch, and of its maps."""
@@ -120,6 +166,26 @@ class Explanation:
         self.pictures += [picture_of_slice(volume, i) for volume, i in pairs]
         for collected, of_method in zip(self.maps.values(), volumes, strict=True):
             collected += [map_[i] for map_, i in zip(of_method, chosen, strict=True)]
+
+
+def _explained_classes(explainer: Explainer, explained: ExplainedBatch) -> list[list[str]]:
+    """Return the classes of each image that are explained, as text with their probabilities."""
+    names, target = class_names(explainer), explained.target
+    if not isinstance(target, Classes) or not names:
+        return [[""] * target.k for _ in range(len(explained.output))]
+    chances: list[list[float]] | None = None
+    if explainer.shows_probabilities and target.has_probabilities:
+        probabilities = explainer.probabilities(explained.output)
+        chances = (
+            None if probabilities is None else probabilities.gather(1, target.indices).tolist()
+        )
+    return [
+        [
+            names[c] if chances is None else f"{names[c]} ({chances[i][rank]:.2f})"
+            for rank, c in enumerate(row)
+        ]
+        for i, row in enumerate(target.indices.tolist())
+    ]
 
 
 def explainers_by_name(

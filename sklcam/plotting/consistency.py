@@ -159,7 +159,7 @@ class ViewPairDisplay(Display):
         }
 
     def plot(
-        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap = draw.MAP_CMAP, colorbar: bool = True
+        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap | None = None, colorbar: bool = True
     ) -> ViewPairDisplay:
         """Draw a row for each image.
 
@@ -167,7 +167,7 @@ class ViewPairDisplay(Display):
         ----------
         ax : array-like of matplotlib axes or None, default=None
             Of shape (n_images, 2 + 3 * n_models); None makes a new figure.
-        cmap : str or matplotlib Colormap, default="viridis"
+        cmap : str, matplotlib Colormap or None, default=None
         colorbar : bool, default=True
             Whether there is a scale beside the maps.
 

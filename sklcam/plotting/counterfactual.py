@@ -178,8 +178,8 @@ class CounterfactualDisplay(Display):
         *,
         ax: AnyAxes = None,
         kind: Literal["overlay", "map"] = "overlay",
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> CounterfactualDisplay:
@@ -211,7 +211,7 @@ class CounterfactualDisplay(Display):
                 f"scores must be two numbers for each of {n_images} images, before and after; got "
                 f"shape {self.scores.shape}."
             )
-        painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
+        painter = draw.MapPainter.of(named, cmap, alpha, limits)
         axes = self._take_grid(ax, 4, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (

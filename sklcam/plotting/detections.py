@@ -182,8 +182,8 @@ class DetectionDisplay(Display):
         *,
         ax: AnyAxes = None,
         kind: Literal["overlay", "map"] = "overlay",
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> DetectionDisplay:
@@ -207,7 +207,7 @@ class DetectionDisplay(Display):
         named = {"map": self.maps}
         check_maps(named, len(self.images))
         check_titles(self.titles, len(self.images))
-        painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
+        painter = draw.MapPainter.of(named, cmap, alpha, limits)
         axes = self._take_grid(ax, 2, [[image] for image in self.images])
         for i, (image, map_, places) in enumerate(zip(self.images, self.maps, axes, strict=True)):
             self.ims_[i] = (

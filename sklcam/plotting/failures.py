@@ -222,8 +222,8 @@ class FailuresDisplay(Display):
         *,
         ax: AnyAxes = None,
         kind: Literal["overlay", "map"] = "overlay",
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> FailuresDisplay:
@@ -254,7 +254,7 @@ class FailuresDisplay(Display):
                 f"probabilities must be two numbers for each of {n_images} images, of the "
                 f"predicted and of the true class; got shape {self.probabilities.shape}."
             )
-        painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
+        painter = draw.MapPainter.of(named, cmap, alpha, limits)
         axes = self._take_grid(ax, 3, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (

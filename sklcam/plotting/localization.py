@@ -205,8 +205,8 @@ class LocalizationDisplay(Display):
         self,
         *,
         ax: AnyAxes = None,
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         n_columns: int = 5,
     ) -> LocalizationDisplay:
         """Draw a picture for each image.

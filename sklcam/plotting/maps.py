@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,9 +37,6 @@ from sklcam.plotting._explained import (
     pictures_of,
 )
 
-if TYPE_CHECKING:
-    from sklcam.explain.predictions import Prediction
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CAMDisplay(Display):
@@ -57,10 +54,18 @@ class CAMDisplay(Display):
         The text over each image.
     map_titles : dict of str to list of str or None, default=None
         The text over each map.
+    image_right : list of bool or None, default=None
+        Whether each image's prediction is right, which frames the image; None of an image is
+        unknown.
+    map_right : dict of str to list of bool, or None, default=None
+        The same of each map's model, which frames the map.
+    pixelwise : collection of str, default=()
+        Those of ``maps`` that are of single pixels, such as saliency. They are drawn by themselves,
+        in colours that end at each map's 99th percentile: a few pixels outshine all others.
 
     Attributes
     ----------
-    images, maps, image_titles, map_titles
+    images, maps, image_titles, map_titles, image_right, map_right, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_images, n_columns)
@@ -87,6 +92,9 @@ class CAMDisplay(Display):
     maps: Mapping[str, Sequence[np.ndarray]]
     image_titles: Sequence[str] | None = None
     map_titles: Mapping[str, Sequence[str]] | None = None
+    image_right: Sequence[bool | None] | None = None
+    map_right: Mapping[str, Sequence[bool | None]] | None = None
+    pixelwise: Collection[str] = ()
 
     @classmethod
     def from_estimator(
@@ -113,11 +121,13 @@ class CAMDisplay(Display):
         X : images
             In any form that the estimator takes: a row for each, at most 100.
         y : array-like of shape (n_images,) or None, default=None
-            The true labels, for the titles; a torch data set may bring its own.
+            The true labels; a torch data set may bring its own. They are in the titles, and
+            predictions are marked as right or wrong, by a sign and a frame.
         methods : str, Method, list of them, dict of names to them, or None, default=None
             The explanations, a column for each; None is the estimator's own.
-        target : None, labels or callable, default=None
-            See ``explain``; None is the predicted class.
+        target : None, labels, callable or Target, default=None
+            See ``explain``; None is the predicted class. Several classes of each image, such as
+            ``TopK(3)``, have a column each.
         frame : {"image", "input"}, default="image"
             Images and maps at each image's own size, or as the network gets them.
         **options
@@ -129,8 +139,9 @@ class CAMDisplay(Display):
         """
         cls._check(**options)
         check_option("frame", frame, ("image", "input"))
+        options_of = {"slices": True, "several": True}
         explanations = {
-            name: Explanation(explainer, images, target, methods, frame, slices=True)
+            name: Explanation(explainer, images, target, methods, frame, **options_of)
             for name, (explainer, images) in explainers_by_name(estimator, X, y).items()
         }
         alone = len(explanations) == 1
@@ -140,31 +151,28 @@ class CAMDisplay(Display):
         cls._check_n_rows(n_rows)
         labels = labels_of_images(X, y, n_rows, first.explainer)
         titles = [""] * n_rows if labels is None else [f"true: {label}" for label in labels]
-        maps, map_titles = {}, {}
-        first.run()
+        columns: dict[str, _Column] = {}
         for name, explanation in explanations.items():
-            if explanation is not first:
-                explanation.run(first.slices)
-            predicted = [_written(prediction) for prediction in explanation.predictions]
-            for method, maps_of_method in explanation.maps.items():
-                column = column_name(
-                    name,
-                    explanation.explainer,
-                    method,
-                    n_models=len(explanations),
-                    n_methods=len(explanation.maps),
-                )
-                maps[column], map_titles[column] = maps_of_method, predicted
+            explanation.run(first.slices)
+            columns |= _columns(name, explanation, labels, n_models=len(explanations))
         if first.slices:
             titles = [
                 draw.stacked(title, f"slice {i} of {first.n_slices}")
                 for title, i in zip(titles, first.slices, strict=True)
             ]
+        if alone:  # what is predicted is said once, over the image
+            titles = [*map(draw.stacked, titles, _predicted(first, first.verdicts(labels)))]
+        shows_targets = first.n_targets > 0
         display = cls(
             images=first.pictures,
-            maps=maps,
-            image_titles=[*map(draw.stacked, titles, predicted)] if alone else titles,
-            map_titles=None if alone else map_titles,
+            maps={name: column.maps for name, column in columns.items()},
+            image_titles=titles,
+            map_titles={name: column.titles for name, column in columns.items()}
+            if shows_targets or not alone
+            else None,
+            image_right=first.verdicts(labels) if alone else None,
+            map_right=None if alone else {name: each.right for name, each in columns.items()},
+            pixelwise=[name for name, column in columns.items() if column.is_pixelwise],
         )
         return display.plot(**options)
 
@@ -203,8 +211,8 @@ class CAMDisplay(Display):
         *,
         ax: AnyAxes = None,
         kind: Literal["overlay", "map", "both"] = "overlay",
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> CAMDisplay:
@@ -216,13 +224,15 @@ class CAMDisplay(Display):
             Of shape (n_images, n_columns), or as many in one row; None makes a new figure.
         kind : {"overlay", "map", "both"}, default="overlay"
             Each map on the image in grey, by itself, or both beside each other. For print without
-            colours maps by themselves are the clearest.
-        cmap : str or matplotlib Colormap, default="viridis"
-        alpha : float in [0, 1] or "map", default=0.6
-            How opaque a map is on its image; "map" is as opaque as the map is high.
+            colours maps by themselves are the clearest; those of single pixels always are.
+        cmap : str, matplotlib Colormap or None, default=None
+            None is viridis, or red and blue of what speaks for and against in maps of two signs.
+        alpha : float in [0, 1] or "map", default="map"
+            How opaque a map is on its image; "map" is as opaque as the map is high, or far from 0
+            if it has two signs, so that the image is seen where the map is low.
         limits : (float, float) or None, default=None
             What the ends of the colour map stand for; None is 0 and 1, or the lowest and the
-            highest of all maps where these go beyond.
+            highest of all maps where these go beyond, as far from 0 if they have two signs.
         colorbar : bool, default=True
             Whether there is a scale beside the maps.
 
@@ -240,9 +250,8 @@ class CAMDisplay(Display):
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         check_maps(self.maps, len(self.images))
         check_titles(self.image_titles, len(self.images))
-        painter = draw.MapPainter(cmap, limits or draw.map_limits(self.maps), alpha)
-        kinds = ("map", "overlay") if kind == "both" else (kind,)
-        columns = [(name, each) for name in self.maps for each in kinds]
+        painter = draw.MapPainter.of(self.maps, cmap, alpha, limits)
+        columns = [(name, each) for name in self.maps for each in self._kinds(name, kind)]
         titled = self.image_titles is not None or self.map_titles is not None
         # Without titles, the first row alone has something above: the names of the columns.
         title = TITLE if titled else 0.1
@@ -252,14 +261,31 @@ class CAMDisplay(Display):
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i, 0] = draw.image(places[0], image)
             draw.title(places[0], "" if self.image_titles is None else self.image_titles[i])
+            draw.frame(places[0], None if self.image_right is None else self.image_right[i])
             for column, (name, each) in enumerate(columns, 1):
-                self.ims_[i, column] = painter.draw_as(
-                    each, places[column], self.maps[name][i], image
-                )
-                said = "" if self.map_titles is None else self.map_titles[name][i]
-                draw.title(places[column], name if i == 0 else "", said)
+                map_, place = self.maps[name][i], places[column]
+                if name in self.pixelwise:
+                    self.ims_[i, column] = painter.draw(place, map_, image, clip=draw.CLIP)
+                else:
+                    self.ims_[i, column] = painter.draw_as(each, place, map_, image)
+                draw.frame(place, None if self.map_right is None else self.map_right[name][i])
+                if (
+                    column == 1 or columns[column - 2][0] != name
+                ):  # of two of a kind, over the first
+                    draw.title(place, *self._said(name, i))
         self.colorbar_ = painter.scale(axes[0, -1]) if colorbar else None
         return self
+
+    def _kinds(self, name: str, kind: str) -> Sequence[str]:
+        if name in self.pixelwise:
+            return ("map",)
+        return ("map", "overlay") if kind == "both" else (kind,)
+
+    def _said(self, name: str, i: int) -> tuple[str, ...]:
+        """Return what is over a map: the column's name, in the first row, and the map's own."""
+        cut = f"up to its {draw.CLIP:.0f}th percentile" if name in self.pixelwise else ""
+        head = (name, cut) if i == 0 else ()
+        return (*head, "" if self.map_titles is None else self.map_titles[name][i])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -413,8 +439,8 @@ class MapGridDisplay(Display):
         self,
         *,
         ax: AnyAxes = None,
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         colorbar: bool = True,
     ) -> MapGridDisplay:
         """Draw a row for each parameter.
@@ -448,8 +474,8 @@ class MapGridDisplay(Display):
             raise ValueError("maps is empty; give at least one for each parameter.")
         for row in rows.values():
             check_maps({str(value): [map_] for value, map_ in row.items()}, 1)
-        limits = draw.map_limits({name: list(row.values()) for name, row in rows.items()})
-        painter = draw.MapPainter(cmap, limits, alpha)
+        named = {name: list(row.values()) for name, row in rows.items()}
+        painter = draw.MapPainter.of(named, cmap, alpha)
         n_values = [len(row) for row in rows.values()]
         axes = self._take_grid(ax, 1 + max(n_values), [[self.image]] * len(rows))
         for place in axes.flat:
@@ -468,5 +494,42 @@ class MapGridDisplay(Display):
         return self
 
 
-def _written(prediction: Prediction) -> str:
-    return "" if prediction.text is None else f"predicted: {prediction.text}"
+class _Column(NamedTuple):
+    """The maps of one method and class of a model, image by image."""
+
+    maps: Sequence[np.ndarray]
+    titles: Sequence[str]
+    right: Sequence[bool | None]
+    is_pixelwise: bool
+
+
+def _columns(
+    name: str, explanation: Explanation, labels: np.ndarray | None, *, n_models: int
+) -> dict[str, _Column]:
+    """Return what is drawn of a model by the names of the columns."""
+    columns, right = {}, explanation.verdicts(labels)
+    n_methods = len(explanation.maps)
+    for method, maps in explanation.maps.items():
+        column = column_name(
+            name, explanation.explainer, method, n_models=n_models, n_methods=n_methods
+        )
+        is_pixelwise = method in explanation.pixelwise
+        if not explanation.n_targets:
+            titles = _predicted(explanation, right)
+            columns[column] = _Column(maps, titles, right, is_pixelwise)
+        for rank, of_rank in enumerate(explanation.target_names):
+            columns[f"{column}, {of_rank}"] = _Column(
+                [of_image[rank] for of_image in maps],
+                [of_image[rank] for of_image in explanation.targets],
+                right,
+                is_pixelwise,
+            )
+    return columns
+
+
+def _predicted(explanation: Explanation, right: Sequence[bool | None]) -> list[str]:
+    """Return what is predicted of each image, with a sign of right or wrong."""
+    return [
+        "" if each.text is None else f"{draw.SIGNS[is_right]}predicted: {each.text}"
+        for each, is_right in zip(explanation.predictions, right, strict=True)
+    ]

@@ -219,7 +219,7 @@ class RetrievalDisplay(Display):
         return display.plot(**options)
 
     def plot(
-        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap = draw.MAP_CMAP, alpha: draw.Alpha = 0.6
+        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap | None = None, alpha: draw.Alpha = "map"
     ) -> RetrievalDisplay:
         """Draw two rows for each query.
 
@@ -247,7 +247,7 @@ class RetrievalDisplay(Display):
             ax, 1 + k, [row for query, found in pairs for row in ([query], found)]
         )
         maps = {"query": self.query_maps, "neighbor": self.neighbor_maps}
-        painter = draw.MapPainter(cmap, draw.map_limits(maps), alpha)
+        painter = draw.MapPainter.of(maps, cmap, alpha)
         for q, query in enumerate(self.queries):
             (above, below), drawn = axes[2 * q : 2 * q + 2], self.ims_[2 * q : 2 * q + 2]
             drawn[0, 0] = draw.image(above[0], query)

@@ -116,16 +116,14 @@ class ShortcutsDisplay(Display):
         ]
         return cls(clusters=clusters, images=images).plot(**options)
 
-    def plot(
-        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap = draw.MAP_CMAP
-    ) -> ShortcutsDisplay:
+    def plot(self, *, ax: AnyAxes = None, cmap: draw.AnyColormap | None = None) -> ShortcutsDisplay:
         """Draw a row for each cluster.
 
         Parameters
         ----------
         ax : array-like of matplotlib axes or None, default=None
             Of shape (n_clusters, 1 + k); None makes a new figure.
-        cmap : str or matplotlib Colormap, default="viridis"
+        cmap : str, matplotlib Colormap or None, default=None
             Of the mean maps.
 
         Returns

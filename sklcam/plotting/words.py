@@ -167,8 +167,8 @@ class WordDisplay(Display):
         *,
         ax: AnyAxes = None,
         kind: Literal["overlay", "map"] = "overlay",
-        cmap: draw.AnyColormap = draw.MAP_CMAP,
-        alpha: draw.Alpha = 0.6,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> WordDisplay:
@@ -191,7 +191,7 @@ class WordDisplay(Display):
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         rows = [[each.total, *each.maps] for each in self.found]
         named = {"maps": [map_ for row in rows for map_ in row]}
-        painter = draw.MapPainter(cmap, limits or draw.map_limits(named), alpha)
+        painter = draw.MapPainter.of(named, cmap, alpha, limits)
         axes = self._take_grid(ax, 1 + max(map(len, rows)), [[image] for image in self.images])
         texts = [each.text for each in self.found] if self.titles is None else self.titles
         for i, (image, row, places) in enumerate(zip(self.images, rows, axes, strict=True)):

@@ -198,7 +198,6 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: CAMDisplay.from_estimator(fitted(), X, frame="x"),
             "frame must be one of",
         ),
-        ("TopK", lambda: CAMDisplay.from_estimator(fitted(), X, target=cam.TopK(2)), "one map"),
         ("len", lambda: CAMDisplay.from_predictions(X, MAPS), "2 maps 'map' for 12 images"),
         ("axes", lambda: CAMDisplay.from_predictions(X[:2], IMAGES), r"shape \(1, 12, 12\)"),
         (

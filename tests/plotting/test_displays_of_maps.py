@@ -23,7 +23,7 @@ from skorch import NeuralNetBinaryClassifier
 from small_networks import ImageAndVector, SmallNet
 
 from sklcam import CAMExplainer, EmbeddingCAMExplainer, EmbeddingNet
-from sklcam.cam import GradCAM
+from sklcam.cam import GradCAM, TopK
 from sklcam.explain import ExplanationWarning
 from sklcam.plotting import (
     CAMDisplay,
@@ -57,7 +57,8 @@ def test_titles_hold_classes_scores_and_methods(fitted):
     for i, title in enumerate(titles(display.axes_[:, 0])):
         text = title.replace("\n", " ")
         score = f"({probabilities[i].max():.2f})"
-        assert text == f"true: {NAMES[i]} predicted: {predicted[i]} {score}"
+        sign = "✓" if predicted[i] == NAMES[i] else "✗"
+        assert text == f"true: {NAMES[i]} {sign} predicted: {predicted[i]} {score}"
     assert titles(display.axes_[0, 1:]) == ["gradcam", "hirescam"]
 
 
@@ -67,7 +68,9 @@ def test_models_side_by_side_each_say_what_they_predict(fitted, other):
     assert display.axes_.shape == (2, 3)
     for column, (name, model) in enumerate(models.items(), 1):
         above = display.axes_[0, column].get_title()
-        assert above.startswith(f"{name}\npredicted: {model.predict(X[:1])[0]}")
+        predicted = model.predict(X[:1])[0]
+        sign = "✓" if predicted == NAMES[0] else "✗"
+        assert above.startswith(f"{name}\n{sign} predicted: {predicted}")
         assert_array_equal(
             display.ims_[1, column].get_array(), model.explain(X[:2], frame="image")[1]
         )
@@ -93,10 +96,83 @@ def test_kinds(fitted, kind, n_columns):
     assert n_pictures == {"overlay": [1, 2], "map": [1, 1], "both": [1, 1, 2]}[kind]
 
 
-def test_a_map_can_be_as_opaque_as_it_is_high(fitted):
-    display = CAMDisplay.from_estimator(fitted, X[:1], alpha="map")
+def test_a_map_is_as_opaque_as_it_is_high(fitted):
+    display = CAMDisplay.from_estimator(fitted, X[:1])
     drawn = display.ims_[0, 1]
     assert_array_equal(drawn.get_alpha(), drawn.get_array())
+
+
+def test_right_and_wrong_differ_by_sign_and_frame():
+    options = {"images": X[:3], "maps": {"a": X[:3]}}
+    display = CAMDisplay(**options, image_right=[True, False, None]).plot()
+    right, wrong, unknown = (place.spines["top"] for place in display.axes_[:, 0])
+    assert right.get_linestyle() != wrong.get_linestyle()
+    assert right.get_edgecolor() != wrong.get_edgecolor()
+    assert right.get_linewidth() == wrong.get_linewidth() > unknown.get_linewidth()
+    of_maps = CAMDisplay(**options, map_right={"a": [True, False, None]}).plot()
+    assert of_maps.axes_[1, 1].spines["top"].get_linewidth() == wrong.get_linewidth()
+
+
+def test_labels_that_are_the_classes_as_other_numbers_are_right(fitted):
+    net = small().fit(X, Y)
+    display = CAMDisplay.from_estimator(net, X[:3], Y[:3].astype(float))
+    assert display.image_right == (net.predict(X[:3]) == Y[:3]).tolist()
+    assert CAMDisplay.from_estimator(fitted, X[:1]).image_right == [None]
+
+
+def test_several_classes_have_a_column_each(fitted):
+    display = CAMDisplay.from_estimator(
+        fitted, X[:2], target=TopK(2), methods=["gradcam", "uniform"]
+    )
+    maps = fitted.explain(X[:2], target=TopK(2), frame="image")
+    columns = [f"{name}, rank {rank}" for name in ("gradcam", "uniform") for rank in (1, 2)]
+    assert list(display.maps) == columns
+    probabilities = fitted.predict_proba(X[:2])
+    for i in range(2):
+        for rank, c in enumerate(np.argsort(-probabilities[i])[:2]):
+            assert_array_equal(display.ims_[i, 1 + rank].get_array(), maps[i, rank])
+            said = f"{fitted.classes_[c]} ({probabilities[i, c]:.2f})"
+            assert display.axes_[i, 1 + rank].get_title().replace("\n", " ").endswith(said)
+    given = CAMDisplay.from_estimator(fitted, X[:1], target=[["two", "zero"]])
+    assert list(given.maps) == ["gradcam, class 1", "gradcam, class 2"]
+    assert given.map_titles["gradcam, class 1"][0].startswith("two (")
+
+
+def test_maps_of_single_pixels_are_drawn_by_themselves_up_to_a_percentile(fitted):
+    methods = ["gradcam", "saliency"]
+    display = CAMDisplay.from_estimator(fitted, X[:1], methods=methods, kind="both")
+    assert [len(place.images) for place in display.axes_[0]] == [1, 1, 2, 1]
+    assert titles(display.axes_[0, 1:]) == [*("gradcam", "", "saliency\nup to its 99th percentile")]
+    drawn = display.ims_[0, 3]
+    end = np.percentile(display.maps["saliency"][0], 99)
+    assert drawn.get_clim() == (0, pytest.approx(end)) and end < 1
+    blank = CAMDisplay(images=X[:1], maps={"a": np.zeros((1, 8, 8))}, pixelwise=["a"]).plot()
+    assert blank.ims_[0, 1].get_clim() == (0, 1)
+
+
+def test_maps_of_two_signs_are_white_at_0_and_opaque_far_from_it():
+    maps = np.array([[[-1.0, 0.0], [2.0, 4.0]]])
+    display = CAMDisplay.from_predictions(X[:1], maps)
+    drawn = display.ims_[0, 1]
+    assert drawn.get_clim() == (-4, 4)
+    assert_array_equal(drawn.get_alpha(), [[0.25, 0], [0.5, 1]])
+    against, nothing, favour = drawn.cmap(drawn.norm([-4.0, 0.0, 4.0]))
+    assert min(nothing[:3]) > 0.95 and against[2] > against[0] and favour[0] > favour[2]
+    given = CAMDisplay.from_predictions(X[:1], maps, limits=(-1, 4)).ims_[0, 1]
+    assert_allclose(given.cmap(given.norm(0.0)), nothing)
+    assert_array_equal(given.get_alpha(), [[1, 0], [0.5, 1]])
+    plain = CAMDisplay.from_predictions(X[:1], maps, cmap="gray").ims_[0, 1]
+    assert plain.cmap.name == "gray"
+
+
+def test_portraits_are_no_higher_than_other_images():
+    images = [np.zeros((60, 80)), np.zeros((80, 40))]
+    display = CAMDisplay(images=images, maps={"a": [np.eye(4)] * 2}).plot()
+    display.figure_.canvas.draw()
+    first, second = (place.get_window_extent() for place in display.axes_[:, 0])
+    assert second.height <= 1.1 * first.height and second.width < first.width
+    alone = CAMDisplay(images=images[1:], maps={"a": [np.eye(4)]}).plot().figure_
+    assert alone.get_figwidth() < display.figure_.get_figwidth()
 
 
 def test_paths_and_pictures_of_any_size(tmp_path):
@@ -192,8 +268,8 @@ def test_constant_maps(value):
 def test_maps_beyond_0_and_1_share_their_scale():
     maps = np.stack([np.full((4, 4), -1.0), np.full((4, 4), 3.0)])
     display = CAMDisplay.from_predictions(X[:2], maps)
-    assert {im.get_clim() for im in display.ims_[:, 1]} == {(-1, 3)}
-    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-1, 3)
+    assert {im.get_clim() for im in display.ims_[:, 1]} == {(-3, 3)}
+    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-3, 3)
 
 
 def test_labels_are_written_as_they_are():

@@ -45,7 +45,7 @@ def test_the_slice_with_the_highest_map_is_drawn(fitted):
     display = CAMDisplay.from_estimator(explainer, X, [0, 1, 0], methods=methods, target=0)
     labels = ("true: 0", "true: 1", "true: 0")
     for title, label, at in zip(display.image_titles, labels, (2, 7, 11), strict=True):
-        assert title.startswith(f"{label}\nslice {at} of 12\npredicted: ")
+        assert title.startswith(f"{label}\nslice {at} of 12\n")
     maps = explainer.explain(X, method=methods, target=0)
     for row, i in enumerate((2, 7, 11)):
         # The second method's map is of the same slice.

@@ -149,7 +149,10 @@ MANY = np.concatenate([IMAGES] * 9)
         (lambda of: CAMDisplay.from_estimator(of, MANY), "at most 100 rows"),
         (lambda of: CAMDisplay.from_estimator(of, IMAGES, colour="red"), "no option 'colour'"),
         (lambda of: CAMDisplay.from_estimator(of, IMAGES, LABELS[:3]), "one label for each of 12"),
-        (lambda of: CAMDisplay.from_estimator(of, IMAGES, target=TopK(2)), "draws one map"),
+        (
+            lambda of: LocalizationDisplay.from_estimator(of, IMAGES, BOXES, target=TopK(2)),
+            "one map",
+        ),
         (lambda of: ViewPairDisplay.from_estimator(of, MANY), "at most 100 rows"),
         (lambda of: LocalizationDisplay.from_estimator(of, MANY, BOXES), "at most 100 rows"),
         (lambda of: LocalizationDisplay.from_estimator(of, IMAGES, BOXES[:3]), "3 entries for 12"),
