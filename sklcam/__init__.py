@@ -81,9 +81,9 @@ _MODULE_OF = {
     "show_versions": "_versions",
 }
 _PACKAGES = {
-    *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
-    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "study"),
-    "training",
+    *("cam", "command_line", "concepts", "datasets", "embeddings", "explain", "images"),
+    *("language", "metrics", "networks", "persistence", "plotting", "reporting", "segmentation"),
+    *("study", "training"),
 }
 
 

@@ -66,6 +66,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _flush_folder(final.parent)
 
 
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write one of very many files, whole or not at all.
+
+    Unlike :func:`replacing`, it neither looks through the folder for what killed processes have
+    left, which would take longer with each file, nor waits until the disk has it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        In a folder that exists.
+    content : bytes
+    """
+    final = Path(path)
+    beside = final.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, final)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
 def _sweep(final: Path) -> None:
     """Remove the files beside it whose process has ended, so that nobody holds them."""
     ours = re.compile(rf"\.{re.escape(final.name[:64])}\.[0-9a-f]{{16}}\.tmp")

@@ -17,12 +17,13 @@ from sklcam.datasets._bunch import LazyMask
 from sklcam.datasets.caltech101 import load_caltech101
 from sklcam.datasets.cub200 import load_cub200
 from sklcam.datasets.digits import load_digits
-from sklcam.datasets.folders import load_boxes_csv, load_class_folders
+from sklcam.datasets.folders import find_images, load_boxes_csv, load_class_folders
 from sklcam.datasets.imagenet import load_imagenet
 from sklcam.datasets.voc import load_voc
 
 __all__ = [
     "LazyMask",
+    "find_images",
     "load_boxes_csv",
     "load_caltech101",
     "load_class_folders",

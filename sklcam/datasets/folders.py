@@ -12,10 +12,56 @@ from sklearn.utils import Bunch
 
 from sklcam.datasets._annotations import AnnotatedObject, Box, box_array, boxes_of_class, check_box
 from sklcam.datasets._bunch import bunch
-from sklcam.datasets._trees import AnyPath, images_with_classes
+from sklcam.datasets._trees import SUFFIXES, AnyPath, files_under, images_with_classes
 
 _TREE = "<root>/<class>/<any name>.jpg (or .png, ...)"
 _CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def find_images(root: AnyPath) -> list[str]:
+    """Return the images in a folder, at any depth, whatever its folders mean.
+
+    Parameters
+    ----------
+    root : path
+        Hidden files and folders, and files without the suffix of an image, are skipped.
+
+    Returns
+    -------
+    list of str
+        Paths, sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    TypeError
+        If `root` is not a path.
+    ValueError
+        If there are no images in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from sklcam.datasets import find_images
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Path(root, "trip").mkdir()
+    ...     Image.new("RGB", (8, 8)).save(Path(root, "trip", "1.png"))
+    ...     [Path(path).relative_to(root).as_posix() for path in find_images(root)]
+    ['trip/1.png']
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {os.fspath(root)!r}.")
+    found = files_under(folder, SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"There are no images in {os.fspath(root)!r}, by their suffixes "
+            f"({', '.join(SUFFIXES)})."
+        )
+    return found
 
 
 def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:

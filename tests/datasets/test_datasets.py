@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 from sklcam import CAMExplainer
 from sklcam.datasets import (
     LazyMask,
+    find_images,
     load_boxes_csv,
     load_caltech101,
     load_class_folders,
@@ -111,6 +112,12 @@ def test_class_folders(pets):
     assert loaded.masks is None
     assert str(pets) in loaded.DESCR
     assert ImageDataset(loaded.data, loaded.target, image_size=8)[3][1] == "dog"
+
+
+def test_images_in_a_folder(pets):
+    save_image(pets / "first.png")
+    found = find_images(pets)
+    assert found == [*load_class_folders(pets).data, str(pets / "first.png")]
 
 
 @pytest.mark.parametrize("labels", [("cat", "dog"), ("",)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from refusals import Row, X, rows_of
+from refusals import Row, X, rows_of, written
 
 from sklcam import datasets
 
@@ -42,6 +42,12 @@ def test_refusals(call, match, error):
 
 
 FILES: dict[str, list[Row]] = {
+    "find_images": [
+        ("None", lambda _: datasets.find_images(None), "not 'NoneType'|not NoneType", TypeError),
+        ("no folder", lambda f: datasets.find_images(f / "no"), "no folder", FileNotFoundError),
+        ("empty", lambda f: datasets.find_images(f), "no images .* suffixes .*.jpeg, .jpg"),
+        ("a file", lambda f: datasets.find_images(written(f, b"")), "no folder", FileNotFoundError),
+    ],
     "load_class_folders": of_folders(
         datasets.load_class_folders, "<root>/<class>", "has no folders of classes"
     ),

@@ -62,9 +62,9 @@ TAKES_NOTHING_WRONG = {
     "XGradCAM": "its option is true or false",
 }
 ROOMS = (
-    *("cam", "concepts", "datasets", "embeddings", "explain", "images", "language"),
-    *("metrics", "networks", "persistence", "plotting", "reporting", "segmentation", "study"),
-    "training",
+    *("cam", "command_line", "concepts", "datasets", "embeddings", "explain", "images"),
+    *("language", "metrics", "networks", "persistence", "plotting", "reporting", "segmentation"),
+    *("study", "training"),
 )
 PACKAGES = ("sklcam", *(f"sklcam.{room}" for room in ROOMS))
 

@@ -1,0 +1,42 @@
+"""``sklcam info``: what is in a file."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from sklcam.command_line.results import Result, plain
+from sklcam.explain.base import Explainer
+from sklcam.persistence import load, model_card
+
+
+def run(arguments: Namespace) -> Result:
+    """Describe the estimator in a file."""
+    estimator = load(arguments.file)
+    card = model_card(estimator, file=arguments.file)
+    values = {
+        "file": arguments.file,
+        "estimator": type(estimator).__name__,
+        "parameters": estimator.get_params(deep=False),
+        **_facts(estimator),
+        "card": card,
+    }
+    return Result(card.rstrip(), plain(values))
+
+
+def _facts(estimator: Any) -> dict[str, Any]:
+    """Return what a fitted explainer knows of its classes and images."""
+    if not isinstance(estimator, Explainer) or not hasattr(estimator, "preprocessing_"):
+        return {}
+    said = estimator.preprocessing_
+    return {
+        "task": estimator.adapter.task,
+        "classes": estimator.classes_,
+        "class_names": estimator.class_names_,
+        "target_layers": [layer.name for layer in estimator.target_layers],
+        "image_size": said.image_size,
+        "resize": said.resizing.mode,
+        "mean": said.mean,
+        "std": said.std,
+        "prepared_by": said.source,
+    }

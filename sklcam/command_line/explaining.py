@@ -1,0 +1,209 @@
+"""``sklcam explain``: overlays, arrays and a table of predictions, image by image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklcam._files import replacing, write_whole
+from sklcam._validation import check_count
+from sklcam.cam import min_max
+from sklcam.command_line.models import explainer_of
+from sklcam.command_line.photographs import images_in, labelled_images, target_of
+from sklcam.command_line.results import Result
+from sklcam.explain.base import ExplainedBatch, Explainer
+from sklcam.explain.checks import remark
+from sklcam.explain.predictions import class_names, predictions
+from sklcam.images.pictures import to_picture
+from sklcam.plotting.pages import thumbnail_size, viridis
+
+_TABLE, _OVERLAYS, _ARRAYS = "predictions.csv", "overlays", "arrays"
+_COLUMNS = ("file", "predicted", "probability", "explained", "remark")
+_GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+_JPEG_QUALITY = 90
+
+
+def run(arguments: Namespace) -> Result:
+    """Explain all images in a folder."""
+    check_count("--longest", arguments.longest)
+    out = Path(arguments.out)
+    root, images = images_in(arguments.dir)
+    labels = None
+    if arguments.target == "true" and Path(arguments.dir).is_dir():
+        images, labels = labelled_images(root)
+    _check_out(out, root, overwrite=arguments.overwrite)
+    explainer = explainer_of(arguments)
+    writer = _Writer(explainer, root, images, target_of(arguments, explainer, labels), arguments)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _TABLE).unlink(missing_ok=True)  # without which nobody takes old and new for one
+    n_remarks = 0
+    with replacing(out / _TABLE) as file:
+        table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+        table.writerow(_COLUMNS)
+        for row in writer.rows():
+            table.writerow(row)
+            n_remarks += bool(row[-1])
+        text.detach()  # which writes what is left
+    said = f"; the maps of {n_remarks} have a remark" if n_remarks else ""
+    return Result(
+        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{said}",
+        {
+            **{"out": str(out), "table": str(out / _TABLE), "model": arguments.model},
+            **{"n_images": len(images), "n_remarks": n_remarks},
+        },
+    )
+
+
+def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
+    """Refuse a folder in which something would be lost, or taken for an image next time."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(
+            f"--out {out} is there, and not empty: give another folder, or --overwrite, which "
+            "replaces files of the same names and leaves all others."
+        )
+    if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"--out {out} is in {root}, so that overlays would be images to explain next time; "
+            "give a folder elsewhere."
+        )
+
+
+class _Writer:
+    """Writes what there is of each image, batch by batch; nothing is kept."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        root: Path,
+        images: list[str],
+        target: Any,
+        arguments: Namespace,
+    ):
+        self._explainer, self._arguments = explainer, arguments
+        self._names = [os.path.relpath(image, root) for image in images]
+        names = explainer.output_names
+        self._classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
+        self._method = explainer.as_method(arguments.method)
+        self._opened = explainer.open(
+            images, originals=not arguments.no_overlays, num_workers=arguments.workers
+        )
+        self._target = explainer.as_target(target, len(self._opened))
+        shape = explainer.map_shape(self._opened, self._target, self._method)
+        if len(shape) != 2 or self._target.ragged:
+            raise ValueError(
+                "sklcam explain writes one map of each image, and here there would be several: "
+                "explain in Python, sklcam.load(path).explain(images)."
+            )
+        self._out = Path(arguments.out)
+        self._folders: set[Path] = set()
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Explain and write the images, and yield a row of the table for each."""
+        with tqdm(
+            total=len(self._opened),
+            desc="explain",
+            unit="image",
+            disable=self._arguments.quiet,
+        ) as bar:
+            for explained in self._explainer.iter_explained(
+                self._opened, self._target, methods=[self._method]
+            ):
+                yield from self._write(explained)
+                bar.update(len(explained.batch))
+
+    def _write(self, explained: ExplainedBatch) -> Iterator[tuple[str, ...]]:
+        arguments, batch = self._arguments, explained.batch
+        predicted = predictions(self._explainer, explained.output)
+        chosen = explained.target.indices
+        for i, map_ in enumerate(explained.maps[0].float().cpu()):
+            name = self._names[batch.start + i]
+            self._remove(name)
+            if not arguments.no_arrays:
+                self._write_array(name, map_, batch.sizes[i])
+            if batch.originals is not None:
+                self._write_overlay(name, map_, batch.originals[i])
+            at = None if chosen is None or not self._classes else int(chosen[i, 0])
+            probability = predicted[i].probability
+            yield (
+                name,
+                predicted[i].label or predicted[i].text or "",
+                "" if probability is None else f"{probability:.6f}",
+                "" if at is None else self._classes[at],
+                remark(map_.numpy()),
+            )
+
+    def _remove(self, name: str) -> None:
+        """Remove what another call has written of an image, which may be of another kind."""
+        if self._arguments.overwrite:
+            for suffix in _SUFFIXES.values():
+                (self._out / _OVERLAYS / f"{name}{suffix}").unlink(missing_ok=True)
+            (self._out / _ARRAYS / f"{name}.npy").unlink(missing_ok=True)
+
+    def _write_array(self, name: str, map_: Tensor, size: tuple[int, ...]) -> None:
+        if self._arguments.frame == "image":
+            map_ = self._explainer.to_frame(map_, size)
+        buffer = io.BytesIO()
+        np.save(buffer, map_.numpy())
+        write_whole(self._place(_ARRAYS, name, ".npy"), buffer.getvalue())
+
+    def _write_overlay(self, name: str, map_: Tensor, original: Tensor) -> None:
+        picture = to_picture(original)
+        size = thumbnail_size(picture.shape[0], picture.shape[1], self._arguments.longest)
+        levels = self._explainer.to_frame(_in_unit(map_), size).clamp(0, 1).numpy()
+        drawn, kind = overlay(picture, levels), self._arguments.format
+        buffer = io.BytesIO()
+        drawn.save(buffer, kind.upper(), **({"quality": _JPEG_QUALITY} if kind == "jpeg" else {}))
+        write_whole(self._place(_OVERLAYS, name, _SUFFIXES[kind]), buffer.getvalue())
+
+    def _place(self, folder: str, name: str, suffix: str) -> Path:
+        """Return where something of an image goes: its whole name is kept, as stems may repeat."""
+        path = self._out / folder / f"{name}{suffix}"
+        if path.parent not in self._folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(path.parent)
+        return path
+
+
+def overlay(picture: np.ndarray, levels: np.ndarray) -> Image.Image:
+    """Draw a map over its image, which is grey, as opaque as the map is high.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (image_height, image_width) or (image_height, image_width, 3)
+        In [0, 1].
+    levels : ndarray of shape (height, width), in [0, 1]
+        The map in the frame of the image, at the size of the overlay.
+
+    Returns
+    -------
+    Image
+    """
+    grey = picture if picture.ndim == 2 else picture @ _GREY
+    drawn = Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8))
+    if drawn.size != levels.shape[::-1]:
+        drawn = drawn.resize(levels.shape[::-1], Image.Resampling.LANCZOS)
+    pixels = np.asarray(drawn, np.float32)[..., None]
+    colours = viridis()[(levels * 255).round().astype(np.uint8)]
+    share = levels[..., None]
+    return Image.fromarray(((1 - share) * pixels + share * colours).round().astype(np.uint8))
+
+
+def _in_unit(map_: Tensor) -> Tensor:
+    """Return a map that can be drawn: of a method that is never scaled, scaled."""
+    map_ = map_.nan_to_num(0, posinf=1, neginf=0)  # which the table tells
+    if float(map_.min()) < 0 or float(map_.max()) > 1:
+        return min_max(map_[None])[0]
+    return map_

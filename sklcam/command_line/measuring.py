@@ -1,0 +1,143 @@
+"""``sklcam evaluate`` and ``sklcam report``: numbers, as a table or on a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sklcam._files import replacing
+from sklcam.command_line.models import explainer_of, is_file, methods_of
+from sklcam.command_line.photographs import has_folders, images_in, labelled_images, target_of
+from sklcam.command_line.results import Result, plain
+from sklcam.explain.base import AnyMethod, Explainer, method_name
+from sklcam.metrics import Evaluation, default_metrics, evaluate
+from sklcam.reporting import report
+
+
+def run(arguments: Namespace) -> Result:
+    """Evaluate, or write a report."""
+    if arguments.out is not None and Path(arguments.out).exists() and not arguments.overwrite:
+        raise ValueError(f"--out {arguments.out} is there: give another name, or --overwrite.")
+    return {"evaluate": _evaluate, "report": _report}[arguments.command](arguments)
+
+
+class _Question(NamedTuple):
+    """What both ask: of which explainer, on which images, with which labels and options."""
+
+    explainer: Explainer
+    images: list[str]
+    names: list[str]
+    labels: Any
+    options: dict[str, Any]
+
+
+def _asked(arguments: Namespace) -> _Question:
+    root, images = images_in(arguments.dir)
+    folders = None
+    if not arguments.no_labels and Path(arguments.dir).is_dir() and has_folders(root, images):
+        images, folders = labelled_images(root)
+    explainer = explainer_of(arguments)
+    options = {
+        "target": target_of(arguments, explainer, folders),
+        "num_workers": arguments.workers,
+        "n_jobs": arguments.jobs,
+    }
+    if arguments.metrics is not None:
+        options["metrics"] = tuple(name.strip() for name in arguments.metrics.split(","))
+    labels = None if folders is None else _labels(explainer, folders, root)
+    names = [Path(image).relative_to(root).as_posix() for image in images]
+    return _Question(explainer, images, names, labels, options)
+
+
+def _labels(explainer: Explainer, folders: list[str], root: Path) -> Any:
+    """Return the labels that the names of folders are; an error if one is not a class."""
+    try:
+        labels = explainer.expected_labels(None, folders, "evaluate")
+        if explainer.classes_ is not None:
+            explainer.as_target(labels, len(labels))
+    except ValueError as error:
+        raise ValueError(
+            f"The names of the folders in {root} are not labels of the model: {error} --no-labels "
+            "takes the images without labels."
+        ) from error
+    return labels
+
+
+def _evaluate(arguments: Namespace) -> Result:
+    methods = methods_of(arguments.method)
+    # The first of several tells what the network has to have; all of them are measured.
+    arguments.method = methods[0] if methods else None
+    asked = _asked(arguments)
+    n_classes = 0 if asked.explainer.classes_ is None else len(asked.explainer.classes_)
+    options = {
+        "metrics": default_metrics(confidence=n_classes > 1, labels=asked.labels is not None),
+        **asked.options,
+    }
+    asked_methods: dict[str, AnyMethod] = {name: name for name in methods}
+    found = evaluate(
+        asked.explainer,
+        asked.images,
+        asked.labels,
+        method=asked_methods or {_own_method(asked): asked.explainer.method},
+        store=arguments.store,
+        progress=not arguments.quiet,
+        **options,
+    )
+    tables = {name: result.summary() for name, result in found.items()}
+    if arguments.out is not None:
+        _write_values(Path(arguments.out), asked.names, found)
+    text = [f"{name}, {len(asked.images)} images\n{table!r}" for name, table in tables.items()]
+    return Result("\n\n".join(text), _values(arguments, asked, tables))
+
+
+def _report(arguments: Namespace) -> Result:
+    asked = _asked(arguments)
+    result = report(
+        asked.explainer,
+        asked.images,
+        asked.labels,
+        arguments.out,
+        names=asked.names,
+        title=arguments.title or f"Explanations of {_called(arguments.model)}",
+        n_images=arguments.images,
+        verbose=int(not arguments.quiet),
+        **asked.options,
+    )
+    table = result.summary()
+    method = arguments.method or _own_method(asked)
+    values = {"out": arguments.out, **_values(arguments, asked, {method: table})}
+    return Result(f"{table!r}\n\n{arguments.out}", values)
+
+
+def _own_method(asked: _Question) -> str:
+    return method_name(asked.explainer.method)
+
+
+def _called(model: str) -> str:
+    return Path(model).name if is_file(model) else model
+
+
+def _values(arguments: Namespace, asked: _Question, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return for ``--json`` what the tables say."""
+    return {
+        "model": arguments.model,
+        "n_images": len(asked.images),
+        "has_labels": asked.labels is not None,
+        "methods": plain({name: dict(table) for name, table in tables.items()}),
+    }
+
+
+def _write_values(path: Path, names: list[str], found: Mapping[str, Evaluation]) -> None:
+    """Write a row for each method and image."""
+    columns = list(next(iter(found.values())))
+    with replacing(path) as file:
+        table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+        table.writerow(["file", "method", *columns])
+        for method, result in found.items():
+            rows = zip(names, *(result[name].tolist() for name in columns), strict=True)
+            table.writerows([name, method, *values] for name, *values in rows)
+        text.detach()
