@@ -177,7 +177,8 @@ class CausalCurveDisplay(Display):
         ax : array-like of two matplotlib axes or None, default=None
             None makes a new figure.
         band : bool, default=True
-            Whether the middle half of the images is shaded.
+            Whether the middle half of the images is shown: shaded of one or two curves; of more,
+            where shades would cover each other, by bars at a few places.
 
         Returns
         -------
@@ -202,11 +203,16 @@ class CausalCurveDisplay(Display):
             ):
                 fractions = curves.fractions.cpu().numpy()
                 scores = getattr(curves, kind).float().cpu().numpy()
-                (lines[i],) = place.plot(fractions, scores.mean(axis=0), **style)
+                (lines[i],) = place.plot(fractions, scores.mean(axis=0), linewidth=2, **style)
                 if band and len(scores) > 1:
-                    middle_half = np.quantile(scores, [0.25, 0.75], axis=0)
-                    shade = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-                    place.fill_between(fractions, *middle_half, **shade)
+                    spread = np.quantile(scores, [0.25, 0.75], axis=0)
+                    if len(self.curves) < 3:
+                        shade = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
+                        place.fill_between(fractions, *spread, **shade)
+                    else:
+                        at = _staggered(len(fractions), i, len(self.curves))
+                        bars = {"colors": style["color"], "linewidth": 1.2, "alpha": 0.8}
+                        place.vlines(fractions[at], *spread[:, at], **bars)
             labels = [f"{name}: AUC {areas[name]:.2f}" for name in self.curves]
             self.legends_.append(draw.legend(place, list(lines), labels, **draw.ABOVE))
             done = "inserted" if kind == "insertion" else "deleted"
@@ -215,6 +221,13 @@ class CausalCurveDisplay(Display):
         averaged = "mean and middle half of the images" if band else "mean of the images"
         self.axes_[0].set_ylabel(f"confidence ({averaged})")
         return self
+
+
+def _staggered(n_places: int, i: int, n_curves: int, n_bars: int = 5) -> np.ndarray:
+    """Return some places along a curve, beside those of the other curves."""
+    share = (np.arange(n_bars) + (i + 0.5) / n_curves) / n_bars
+    places: np.ndarray = np.unique(np.round(share * (n_places - 1)).astype(int))
+    return places
 
 
 def _see_curves(measurement: Measurement) -> CausalCurves:

@@ -32,14 +32,17 @@ if TYPE_CHECKING:
 
 IsRight = Callable[[Any, Any], bool]
 
+_CELL = 2.6  # inches: neighbours are to be recognised
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RetrievalDisplay(Display):
     """Queries and their nearest neighbours in a gallery, each explained towards the other.
 
-    Of each query there are two rows: where it is like each neighbour, and, below, where the
-    neighbour is like the query. A neighbour of the query's class has an unbroken frame and is
-    called right; another one has a dashed frame and is called wrong.
+    Of each query there are two rows: the images, and below them where they are alike: of the query
+    the mean of its maps towards all neighbours, and of each neighbour its map towards the query. A
+    neighbour of the query's class has an unbroken frame and is called right; another one has a
+    dashed frame and is called wrong.
 
     Parameters
     ----------
@@ -62,7 +65,8 @@ class RetrievalDisplay(Display):
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (2 * n_queries, 1 + k)
-    ims_ : ndarray of AxesImage or None, of the same shape
+    ims_ : ndarray of AxesImage, of the same shape
+    colorbar_ : matplotlib Colorbar or None
 
     References
     ----------
@@ -219,7 +223,12 @@ class RetrievalDisplay(Display):
         return display.plot(**options)
 
     def plot(
-        self, *, ax: AnyAxes = None, cmap: draw.AnyColormap | None = None, alpha: draw.Alpha = "map"
+        self,
+        *,
+        ax: AnyAxes = None,
+        cmap: draw.AnyColormap | None = None,
+        alpha: draw.Alpha = "map",
+        colorbar: bool = True,
     ) -> RetrievalDisplay:
         """Draw two rows for each query.
 
@@ -227,7 +236,7 @@ class RetrievalDisplay(Display):
         ----------
         ax : array-like of matplotlib axes or None, default=None
             Of shape (2 * n_queries, 1 + k); None makes a new figure.
-        cmap, alpha
+        cmap, alpha, colorbar
             See :meth:`CAMDisplay.plot`.
 
         Returns
@@ -244,23 +253,29 @@ class RetrievalDisplay(Display):
         k = np.shape(self.similarities)[1]
         pairs = zip(self.queries, self.neighbors, strict=True)
         axes = self._take_grid(
-            ax, 1 + k, [row for query, found in pairs for row in ([query], found)]
+            ax,
+            1 + k,
+            [[query, *found] for query, found in pairs for _ in range(2)],
+            cell=_CELL,
         )
-        maps = {"query": self.query_maps, "neighbor": self.neighbor_maps}
+        means = np.mean(self.query_maps, axis=1)
+        maps = {"query": means, "neighbor": self.neighbor_maps}
         painter = draw.MapPainter.of(maps, cmap, alpha)
         for q, query in enumerate(self.queries):
             (above, below), drawn = axes[2 * q : 2 * q + 2], self.ims_[2 * q : 2 * q + 2]
             drawn[0, 0] = draw.image(above[0], query)
-            below[0].set_axis_off()
+            drawn[1, 0] = painter.draw_over(below[0], means[q], query)
             draw.title(above[0], "query", "" if self.query_labels is None else self.query_labels[q])
+            draw.title(below[0], "like them" if k == 1 else f"like them, mean of {k} maps")
             for n, neighbor in enumerate(self.neighbors[q]):
-                drawn[0, n + 1] = painter.draw_over(above[n + 1], self.query_maps[q, n], query)
+                drawn[0, n + 1] = draw.image(above[n + 1], neighbor)
                 drawn[1, n + 1] = painter.draw_over(
                     below[n + 1], self.neighbor_maps[q, n], neighbor
                 )
-                draw.title(above[n + 1], f"query, as neighbour {n + 1}")
-                verdict = self._verdict(below[n + 1], q, n)
-                draw.title(below[n + 1], verdict, f"cosine {self.similarities[q, n]:.2f}")
+                verdict = self._verdict(above[n + 1], q, n)
+                draw.title(above[n + 1], verdict, f"cosine {self.similarities[q, n]:.2f}")
+            draw.title(below[1], "like the query")
+        self.colorbar_ = painter.scale(axes[0, -1]) if colorbar else None
         return self
 
     def _verdict(self, place: Axes, q: int, n: int) -> str:
@@ -269,9 +284,8 @@ class RetrievalDisplay(Display):
             return ""
         label = self.neighbor_labels[q][n]
         is_right = label == self.query_labels[q] if self.right is None else self.right[q][n]
-        style = draw.RIGHT if is_right else draw.WRONG
-        place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["linestyle"])
-        return f"{'right' if is_right else 'wrong'}: {label}"
+        draw.frame(place, is_right)
+        return f"{draw.SIGNS[bool(is_right)]}{'right' if is_right else 'wrong'}: {label}"
 
 
 class _Labels:

@@ -15,18 +15,24 @@ from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _NOT_SET = "not set"
+_SIZE = 8.0  # points
+_FINEST = 200  # places along an axis at which points are told apart
+_ON_FRONT: dict[str, Any] = {"markeredgewidth": 2.2}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TradeoffDisplay(Display):
     """Accuracy against consistency, or any two scores, of a search's candidates.
 
-    Up and to the right is better. A dashed line joins the candidates that no other beats in both.
+    Up and to the right is better. Candidates that no other beats in both, the Pareto front, have a
+    thick edge, and a dashed line joins them. Those with the same scores lie within each other, the
+    first of them the largest, and the number beside them says how many they are.
 
     Parameters
     ----------
@@ -202,10 +208,12 @@ class TradeoffDisplay(Display):
         markers = ["o" if many else _MARKERS[i % len(_MARKERS)] for i in range(len(shapes))]
         place = self._take_axes(ax, width=7.2)
         self.points_: list[Any] = [None] * len(self.params)
+        looks = self._looks(scored)
         for i in scored.tolist():
             bars = {"xerr": self.x_error[i], "yerr": self.y_error[i]} if errors else {}
-            look = _point(colors[level_of[i]], markers[shape_of[i]]) | {"zorder": 3}
+            look = _point(colors[level_of[i]], markers[shape_of[i]]) | looks[i]
             self.points_[i] = place.errorbar(self.x[i], self.y[i], elinewidth=1, **bars, **look)
+        self._count(place, scored)
         labels, artists = [], []
         if color_by is not None and scale is None:
             labels += [f"{color_by} = {draw.shortened(level)}" for level in levels]
@@ -215,8 +223,9 @@ class TradeoffDisplay(Display):
             labels += [f"{marker_by} = {draw.shortened(shape)}" for shape in shapes]
             artists += [draw.key(**_point("0.75", marker)) for marker in markers]
         front = self.front
-        dashes: dict[str, Any] = {"linestyle": "--", "color": "0.4", "linewidth": 1, "zorder": 1}
-        artists += place.plot(self.x[front], self.y[front], **dashes)
+        dashes: dict[str, Any] = {"linestyle": "--", "color": "0.3", "linewidth": 1.2, "zorder": 1}
+        place.plot(self.x[front], self.y[front], **dashes)
+        artists.append(draw.key(**_point("0.3", "o") | dashes | _ON_FRONT, markerfacecolor="white"))
         labels.append("no other is better in both")
         if self.best_index is not None:
             ring: dict[str, Any] = {"marker": "o", "color": "black", "markerfacecolor": "none"}
@@ -235,6 +244,41 @@ class TradeoffDisplay(Display):
         place.set_xlabel(f"{self.x_name}{folds}", **draw.PLAIN)
         place.set_ylabel(f"{self.y_name}{folds}", **draw.PLAIN)
         return self
+
+    def _together(self, scored: np.ndarray) -> list[list[int]]:
+        """Return the candidates in groups of those that would hide each other."""
+        scores = np.stack([self.x, self.y])[:, scored]
+        spread = np.ptp(scores, axis=1, keepdims=True)
+        cells = np.round(_FINEST * (scores - scores[:, :1]) / np.where(spread > 0, spread, 1))
+        found: dict[tuple[float, ...], list[int]] = {}
+        for i, cell in zip(scored.tolist(), cells.T.tolist(), strict=True):
+            found.setdefault(tuple(cell), []).append(i)
+        return [*found.values()]
+
+    def _looks(self, scored: np.ndarray) -> dict[int, dict[str, Any]]:
+        """Return how large and how far above others each point is, and its edge."""
+        best = {(self.x[i], self.y[i]) for i in self.front}
+        looks: dict[int, dict[str, Any]] = {}
+        for group in self._together(scored):
+            step = min(5.0, 16 / max(len(group) - 1, 1))
+            for inward, i in enumerate(group):
+                size = _SIZE + step * (len(group) - 1 - inward)
+                looks[i] = {"markersize": size, "zorder": 3 + inward / len(group)}
+                looks[i] |= _ON_FRONT if (self.x[i], self.y[i]) in best else {}
+                if inward:  # of dark points within each other, black edges would not be seen
+                    looks[i]["markeredgecolor"] = "white"
+        return looks
+
+    def _count(self, place: Axes, scored: np.ndarray) -> None:
+        """Write beside points within each other how many they are."""
+        for group in self._together(scored):
+            if len(group) > 1:
+                away: dict[str, Any] = {
+                    "xytext": (14, 10),
+                    "textcoords": "offset points",
+                    "fontsize": 9,
+                }
+                place.annotate(f"\u00d7{len(group)}", (self.x[group[0]], self.y[group[0]]), **away)
 
     def _encodings(
         self, color_by: str | None, marker_by: str | None
@@ -476,7 +520,7 @@ def _is_number(value: Any) -> bool:
 
 def _point(color: Any, marker: str) -> dict[str, Any]:
     edge = {"markeredgecolor": "black", "markeredgewidth": 0.6}
-    return {"color": color, "marker": marker, "markersize": 8, "linestyle": "", **edge}
+    return {"color": color, "marker": marker, "markersize": _SIZE, "linestyle": "", **edge}
 
 
 def _palette(levels: Sequence[Any]) -> tuple[list[Any], ScalarMappable | None]:

@@ -118,19 +118,22 @@ def test_neighbours_are_the_explainers(embedding):
     for q in range(2):
         assert_array_equal(display.queries[q], pictures[q])
         assert display.axes_[2 * q, 0].get_title() == f"query\n{NAMES[q]}"
+        mean = (found.query_maps[q, 0] + found.query_maps[q, 1]) / 2
+        assert_allclose(display.ims_[2 * q + 1, 0].get_array(), mean, atol=1e-7)
+        assert display.axes_[2 * q + 1, 0].get_title() == "like them, mean of 2 maps"
         for n in range(2):
             index = found.indices[q, n]
             assert_array_equal(display.neighbors[q][n], pictures[10 + index])
-            assert_array_equal(display.ims_[2 * q, n + 1].get_array(), found.query_maps[q, n])
-            below = display.axes_[2 * q + 1, n + 1]
+            assert_array_equal(display.ims_[2 * q, n + 1].get_array(), pictures[10 + index])
+            above = display.axes_[2 * q, n + 1]
             assert_array_equal(
                 display.ims_[2 * q + 1, n + 1].get_array(), found.neighbor_maps[q, n]
             )
             is_right = NAMES[10:][index] == NAMES[q]
-            verdict = "right" if is_right else "wrong"
+            verdict = "✓ right" if is_right else "✗ wrong"
             expected = f"{verdict}: {NAMES[10:][index]}\ncosine {found.similarities[q, n]:.2f}"
-            assert below.get_title() == expected
-            line = below.spines["left"].get_linestyle()
+            assert above.get_title() == expected
+            line = above.spines["left"].get_linestyle()
             assert (line in ("-", "solid")) == is_right
 
 
@@ -145,13 +148,13 @@ def test_right_and_wrong_differ_by_frame_and_word():
     display = RetrievalDisplay.from_predictions(
         X[:1], X[1:3], found, query_labels=["$a"], gallery_labels=["b", "$a"]
     )
-    right, wrong = display.axes_[1, 1:]
-    assert titles([right, wrong]) == ["right: $a\ncosine 0.90", "wrong: b\ncosine 0.80"]
+    right, wrong = display.axes_[0, 1:]
+    assert titles([right, wrong]) == ["✓ right: $a\ncosine 0.90", "✗ wrong: b\ncosine 0.80"]
     styles = [place.spines["top"].get_linestyle() for place in (right, wrong)]
     assert styles[0] != styles[1]
     assert_allclose(display.neighbors[0][0], X[2], atol=1e-7)
     unnamed = RetrievalDisplay.from_predictions(X[:1], X[1:3], found)
-    assert unnamed.axes_[1, 1].get_title() == "cosine 0.90"
+    assert unnamed.axes_[0, 1].get_title() == "cosine 0.90"
 
 
 def test_what_is_right_may_be_said(embedding):
@@ -169,12 +172,12 @@ def test_what_is_right_may_be_said(embedding):
     )
     words = {
         (query, title.split("\n")[0])
-        for query, row in zip("ac", display.axes_[1::2], strict=True)
+        for query, row in zip("ac", display.axes_[::2], strict=True)
         for title in titles(row[1:])
     }
     assert words == {
-        *(("a", "right: bc"), ("a", "right: be")),
-        *(("c", "right: bc"), ("c", "wrong: be")),
+        *(("a", "✓ right: bc"), ("a", "✓ right: be")),
+        *(("c", "✓ right: bc"), ("c", "✗ wrong: be")),
     }
 
 

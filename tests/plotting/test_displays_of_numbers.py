@@ -186,6 +186,19 @@ def test_the_band_is_the_middle_half():
     assert not CausalCurveDisplay.from_predictions(curves, band=False).axes_[0].collections
 
 
+def test_bands_of_many_curves_are_bars_beside_each_other():
+    inserted = torch.rand(9, 41, generator=torch.Generator().manual_seed(0))
+    curves = CausalCurves(torch.linspace(0, 1, 41), inserted, inserted)
+    place = CausalCurveDisplay.from_predictions(dict.fromkeys("abc", curves)).axes_[0]
+    places = []
+    for bars in place.collections:
+        for (x, low), (_, high) in bars.get_segments():
+            at = round(x * 40)
+            assert_allclose([low, high], np.quantile(inserted[:, at], [0.25, 0.75]), atol=1e-6)
+            places.append(at)
+    assert len(set(places)) == len(places) == 15
+
+
 def test_a_callable_target_needs_a_score(fitted):
     with pytest.raises(ValueError, match="score="):
         CausalCurveDisplay.from_estimator(fitted, X[:2], target=lambda output: output[:, 0])

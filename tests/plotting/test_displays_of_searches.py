@@ -69,6 +69,18 @@ def test_the_front_is_what_no_other_beats():
     assert_allclose(line.get_data(), [[0.9, 0.8], [0.1, 0.5]])
 
 
+def test_points_at_one_place_lie_within_each_other_and_are_counted():
+    results = table([0.9, 0.9, 0.8, 0.9, 0.7], [0.1, 0.1, 0.5, 0.1, 0.2])
+    display = TradeoffDisplay.from_cv_results(results, errors=False)
+    sizes = [point.lines[0].get_markersize() for point in display.points_]
+    heights = [point.lines[0].get_zorder() for point in display.points_]
+    assert sizes[0] > sizes[1] > sizes[3] == sizes[2] == sizes[4]
+    assert heights[0] < heights[1] < heights[3]
+    assert [text.get_text() for text in display.ax_.texts] == ["×3"]
+    edges = [point.lines[0].get_markeredgewidth() for point in display.points_]
+    assert edges[0] == edges[1] == edges[2] == edges[3] > edges[4]  # the last is not on the front
+
+
 def test_failed_fits_are_left_out():
     results = table([0.9, np.nan], [0.1, np.nan])
     display = TradeoffDisplay.from_cv_results(results)
