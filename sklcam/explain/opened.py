@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader
 
 from sklcam._validation import check_count
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.framed import Failure, FramedDataset, FramedItems, collate_framed
+from sklcam.images.framed import (
+    Failure,
+    FramedDataset,
+    FramedItems,
+    collate_framed,
+    way_to_start,
+)
 from sklcam.images.items import is_splits, of_processor
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs, NetworkTensors, OtherInputs, name_of_images
@@ -218,6 +224,7 @@ class OpenedImages:
         if self._num_workers is None or not isinstance(loader, DataLoader):
             return loader
         # How many workers a loader has is settled when it is made.
+        started = loader.multiprocessing_context if self._num_workers else None
         return DataLoader(
             loader.dataset,
             batch_sampler=loader.batch_sampler,
@@ -226,7 +233,7 @@ class OpenedImages:
             pin_memory=loader.pin_memory,
             worker_init_fn=loader.worker_init_fn,
             generator=loader.generator,
-            multiprocessing_context=loader.multiprocessing_context if self._num_workers else None,
+            multiprocessing_context=started or way_to_start(self._num_workers),
         )
 
     def _items(self) -> FramedItems:

@@ -6,6 +6,7 @@ opened once, whatever is asked of it afterwards.
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import traceback
 from abc import abstractmethod
@@ -148,3 +149,14 @@ def collate_framed(items: Any) -> Any:
         return items
     images, sizes, originals = zip(*items, strict=True)
     return torch.stack(images), (list(sizes), list(originals))
+
+
+def way_to_start(num_workers: int) -> str | None:
+    """Return how a loader's processes are to be started; None is as Python would.
+
+    Within one of joblib's processes that is joblib's own way, by which only joblib's can be
+    started: there it is the usual one of the system.
+    """
+    if num_workers and multiprocessing.get_start_method(allow_none=True) == "loky":
+        return multiprocessing.get_all_start_methods()[0]
+    return None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sklcam.images.dataset import ImageDataset
-from sklcam.images.framed import FramedDataset, FramedItems, collate_framed
+from sklcam.images.framed import FramedDataset, FramedItems, collate_framed, way_to_start
 from sklcam.images.frames import Decode, Resizing
 from sklcam.networks.dense import dense_task
 from sklcam.networks.detectors import extent_within, join_detections
@@ -382,6 +382,7 @@ class ModuleAdapter(Adapter):
             batch_size=self.preparation.batch_size,
             num_workers=self.preparation.num_workers,
             collate_fn=collate_framed,
+            multiprocessing_context=way_to_start(self.preparation.num_workers),
             # A loader draws a seed even if it has no use for it: not from the global generator.
             generator=torch.Generator().manual_seed(0),
         )

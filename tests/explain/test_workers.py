@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky.backend import get_context
 from numpy.testing import assert_array_equal
 from PIL import Image
+from sklearn.base import clone
 from small_networks import SmallNet
 from torch.utils.data import Dataset
 
@@ -58,6 +62,17 @@ def test_images_come_in_their_order(ours, paths, workers, tmp_path):
     for name, found in evaluate(ours, paths, num_workers=2, **MEASURED).items():
         assert_array_equal(found, values[name])
     assert set(workers) == {2}
+
+
+def test_within_a_process_of_joblibs(ours, paths, monkeypatch):
+    """There, Python would start processes as joblib does, which cannot start those of a loader."""
+    expected = ours.explain(paths)
+    default = multiprocessing.context._default_context
+    monkeypatch.setattr(default, "_actual_context", get_context("loky"))
+    assert multiprocessing.get_start_method() == "loky"
+    assert_array_equal(ours.explain(paths, num_workers=1), expected)
+    own = clone(ours).set_params(num_workers=1).fit()
+    assert_array_equal(own.explain(paths), expected)
 
 
 def test_those_of_a_net_that_was_trained(paths, workers):
