@@ -10,6 +10,8 @@ from sklearn.utils import Bunch
 
 from sklcam._validation import check_callable
 
+_MOST_NAMES = 5  # of classes
+
 
 class LazyMask:
     """The mask of one object or class, read from its file each time it is asked for.
@@ -45,6 +47,26 @@ class LazyMask:
         return np.asarray(self.read(), dtype=dtype)
 
 
+class ImageBunch(Bunch):
+    """A data set as loaders return it: a Bunch that prints how much there is, not all of it.
+
+    Examples
+    --------
+    >>> from sklcam.datasets import load_digits
+    >>> load_digits()
+    1797 images, array of shape (1797, 8, 8), float32; 10 classes: 0, 1, 2, 3, 4, ...
+    """
+
+    def __repr__(self) -> str:
+        images = f"{len(self.data)} images"
+        if isinstance(self.data, np.ndarray):
+            images += f", array of shape {self.data.shape}, {self.data.dtype}"
+        names = [str(name) for name in self.target_names]
+        shown = ", ".join([*names[:_MOST_NAMES], *["..."] * (len(names) > _MOST_NAMES)])
+        further = [f"with {name}" for name in ("boxes", "masks") if self.get(name) is not None]
+        return "; ".join([images, f"{len(names)} classes: {shown}", *further])
+
+
 def bunch(
     data: list[str] | np.ndarray,
     target: Sequence[str] | np.ndarray,
@@ -53,11 +75,11 @@ def bunch(
     names: Collection[str] | None = None,
     boxes: list[np.ndarray] | None = None,
     masks: Sequence[Callable[[], np.ndarray]] | None = None,
-) -> Bunch:
+) -> ImageBunch:
     """Return a data set; `names` are its classes where `target` may lack some."""
     if not len(data):
         raise ValueError(f"There are no images in this data set: {descr}")
-    return Bunch(
+    return ImageBunch(
         data=data,
         target=np.asarray(target),
         target_names=np.unique(np.asarray(target if names is None else list(names))),

@@ -120,6 +120,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         On how many images running statistics were re-estimated; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss``, and ``valid_loss`` where there is a validation split.
+    history_frame_ : pandas.DataFrame
+        The same as a table, a row for each epoch; pandas must be installed.
 
     References
     ----------

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from sklcam._progress import tqdm
 from sklcam._validation import describe
 from sklcam.cam import Method, RecordedPass, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass

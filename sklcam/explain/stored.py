@@ -26,8 +26,7 @@ from sklcam.explain.opened import OpenedImages
 from sklcam.networks.fetching import one_behind
 
 if TYPE_CHECKING:
-    from tqdm.auto import tqdm
-
+    from sklcam._progress import tqdm
     from sklcam.explain.base import Explainer
 
 KIND = "maps"

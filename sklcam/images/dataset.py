@@ -125,6 +125,8 @@ class ImageDataset(FramedDataset):
     (torch.Size([3, 32, 32]), torch.uint8, 'b')
     >>> images.original_size(1)
     (60, 80)
+    >>> images
+    <ImageDataset of 5 images (3, 60, 80), returned as (3, 32, 32), with labels>
     """
 
     def __init__(
@@ -183,6 +185,15 @@ class ImageDataset(FramedDataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __repr__(self) -> str:
+        own = "of several sizes"
+        if self.uniform_size is not None:
+            own = str((self.n_channels, *self.uniform_size))
+        returned = (self.n_channels, *self.image_size)
+        labels = "" if self._labels is None else ", with labels"
+        name = type(self).__name__
+        return f"<{name} of {len(self)} images {own}, returned as {returned}{labels}>"
 
     def __getitem__(self, i: Any) -> Any:
         """Return image i at `image_size`, and its label; or some of the images.

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from joblib import effective_n_jobs
 from sklearn.utils import check_random_state
-from tqdm.auto import tqdm
 
 from sklcam._folders import Shard, check_shard
+from sklcam._progress import tqdm
 from sklcam._validation import draw_seed
 from sklcam.explain.base import AnyMethod, Methods
 from sklcam.explain.checks import ExplanationCheck

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sklcam._folders import ChunkFolder, Shard
+from sklcam._progress import tqdm
 from sklcam.cam.targets import Target
 from sklcam.explain.base import Explainer
 from sklcam.explain.fingerprints import dependencies, described

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from sklcam._progress import tqdm
 from sklcam._validation import check_count, describe, draw_seed
 from sklcam.cam.base import Method
 from sklcam.cam.targets import Target

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam._validation import check_count, check_number, describe, draw_seed
+from sklcam.metrics._tables import table_of_evaluation, table_of_groups, table_of_summary
 from sklcam.metrics.groups import labels_of_groups, largest_gaps
 from sklcam.metrics.registry import metric_of_row
 
@@ -229,6 +230,9 @@ class Evaluation(Bunch):
             raise ValueError(f"There is no grouping {by!r}; by= takes {known}, or labels.")
         return labels_of_groups("by", by, n_images)
 
+    def _repr_html_(self) -> str | None:
+        return table_of_evaluation(self)
+
     def means(self) -> dict[str, float]:
         """Return each metric's mean over the images, as :meth:`summary` has it.
 
@@ -255,7 +259,8 @@ class Summary(dict[str, Bunch]):
     ``sem`` is the standard error of the mean, NaN of a single image; where the figure is not a mean
     of images' values, as ADCC's, that of the bootstrap. ``n`` is how many images have a finite
     value, and ``n_missing`` how many have none. What a row means is said under the table
-    where that depends on what was asked.
+    where that depends on what was asked. ``is_difference`` says that it is of :func:`compare`; a
+    notebook's table then marks what is more than chance.
 
     Examples
     --------
@@ -269,9 +274,16 @@ class Summary(dict[str, Bunch]):
     0.25
     """
 
-    def __init__(self, rows: Mapping[str, Bunch], meanings: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        rows: Mapping[str, Bunch],
+        meanings: Mapping[str, str] | None = None,
+        *,
+        is_difference: bool = False,
+    ):
         super().__init__(rows)
         self.meanings = dict(meanings or {})
+        self.is_difference = is_difference
 
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)
@@ -280,16 +292,20 @@ class Summary(dict[str, Bunch]):
             f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
             for name, row in self.items()
         ]
-        lines += [
+        return "\n".join(lines + self._notes())
+
+    def _repr_html_(self) -> str:
+        return table_of_summary(self, self._notes(), is_difference=self.is_difference)
+
+    def _notes(self) -> list[str]:
+        missing = [
             f"{name}: {row.n_missing} images have no finite value"
             for name, row in self.items()
             if row.n_missing
         ]
         # Localisation is called by the class that was explained.
-        lines += [
-            f"{name}: {text}" for name, text in self.meanings.items() if name.startswith("locali")
-        ]
-        return "\n".join(lines)
+        meanings = self.meanings.items()
+        return missing + [f"{name}: {text}" for name, text in meanings if name.startswith("locali")]
 
 
 class GroupedSummary(dict[Any, Summary]):
@@ -335,9 +351,14 @@ class GroupedSummary(dict[Any, Summary]):
         self.mean = mean
         self.gaps = dict(gaps or {})
 
+    def _named(self) -> dict[str, Summary]:
+        return {**{str(group): of for group, of in self.items()}, f"mean of {len(self)}": self.mean}
+
+    def _repr_html_(self) -> str:
+        return table_of_groups(self._named(), self.gaps, len(self))
+
     def __repr__(self) -> str:
-        named = {str(group): table for group, table in self.items()}
-        named[f"mean of {len(self)}"] = self.mean
+        named = self._named()
         width = max(map(len, named))
         columns = list(self.mean)
         lines = [f"{'':{width}}{'n':>7}" + "".join(f"  {name:15}" for name in columns)]
@@ -433,7 +454,7 @@ def compare(
         low, high = _interval(differences[1:], level)
         column = _column_of(name)
         rows[name] = _row(name, differences, low, high, pair[0][column] - pair[1][column])
-    return Summary(rows, meanings)
+    return Summary(rows, meanings, is_difference=True)
 
 
 def mean_and_interval(

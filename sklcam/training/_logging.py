@@ -18,9 +18,8 @@ from skorch.callbacks import (
     ProgressBar,
 )
 from skorch.utils import Ansi
-from tqdm import tqdm
-from tqdm.notebook import tqdm as tqdm_of_notebooks
 
+from sklcam._progress import tqdm
 from sklcam.training import _checks as checks
 from sklcam.training._freezing import FreezingNet
 from sklcam.training._recording import known_length
@@ -50,10 +49,9 @@ class SilentableProgressBar(ProgressBar):
         # Of batches that are counted, or of all images, the number is not known.
         known = total != "count" and total > 0
         options: dict[str, Any] = {"total": total * net.max_epochs if known else None}
-        if self._use_notebook():
-            self.pbar_ = tqdm_of_notebooks(leave=False, **options)
-        else:  # None: if there is a terminal
-            self.pbar_ = tqdm(leave=False, disable=None, **options)
+        # None: if there is a terminal, which a notebook is not.
+        disable = False if self._use_notebook() else None
+        self.pbar_ = tqdm(leave=False, disable=disable, **options)
 
     def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if self.pbar_ is not None:
@@ -155,6 +153,26 @@ class LoggingNet(FreezingNet):
     _is_whole: bool = False  # whether a fit is all the training that there is
     _is_beginning: bool = False
     _n_batches: int | None = None  # of an epoch
+
+    @property
+    def history_frame_(self) -> Any:
+        """The history as a pandas data frame of one row per epoch; pandas must be installed.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ImportError
+            Without pandas.
+        """
+        self.check_is_fitted()
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("history_frame_ needs pandas: pip install pandas") from error
+
+        rows = [{key: row[key] for key in row if key != "batches"} for row in self.history]
+        return pandas.DataFrame(rows)
 
     def initialize_callbacks(self) -> Self:
         super().initialize_callbacks()

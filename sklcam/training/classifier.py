@@ -245,6 +245,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         was of. Weights that balance themselves are ``train_alpha``, ``train_beta`` and
         ``train_<name>_weight``. An epoch has no column of a term that is in none of its steps, by
         ``every`` or a weight that is 0 in it; what not all epochs have cannot be monitored.
+    history_frame_ : pandas.DataFrame
+        The same as a table, a row for each epoch; pandas must be installed.
 
     Warns
     -----

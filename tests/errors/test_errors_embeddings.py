@@ -57,6 +57,7 @@ REFUSALS: dict[str, list[Row]] = {
             normalize=["x"],
             proxy_lr=[-1],
         ),
+        ("no history", lambda: embedding_net().history_frame_, "not fitted yet", NotFittedError),
         *of_unfitted(embedding_net, "predict", "transform", "score", "explain"),
     ],
     "EmbeddingCAMExplainer": [

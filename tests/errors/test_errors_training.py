@@ -421,6 +421,7 @@ CLASSIFIER: list[Row] = [
         "Images are augmented as they are read, by a torch DataLoader .* got a list",
     ),
     ("too early", lambda: classifier().initialize(), "does not know its classes", NotFittedError),
+    ("no history", lambda: classifier().history_frame_, "not fitted yet; call fit", NotFittedError),
     ("new labels", lambda: fitted().partial_fit(X, Y + 5), r"not seen in fit: \[5, 6, 7\]"),
     ("colour", lambda: fitted().predict(COLOUR), r"X has 3 channel\(s\), but .* fitted on 1"),
     *of_unfitted(classifier, *EXPLAINS),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
+import pytest
 from classifiers import X, Y, classifier
 from skorch.callbacks import TensorBoard
 
@@ -43,6 +45,16 @@ def test_no_bar_and_no_codes_without_a_terminal(capsys):
 
 def test_verbose_0_is_silent_on_a_terminal_as_well():
     assert fit_on_a_terminal() == ("", "")
+
+
+def test_the_history_as_a_table():
+    pandas = pytest.importorskip("pandas")
+    clf = classifier(**PLAIN | {"max_epochs": 2}).fit(X, Y, validation=(X, Y))
+    table = clf.history_frame_
+    assert isinstance(table, pandas.DataFrame) and len(table) == 2
+    assert list(table["epoch"]) == [1, 2] and "batches" not in table
+    for name in ("train_loss", "valid_accuracy"):
+        np.testing.assert_array_equal(table[name], clf.history[:, name])
 
 
 class Writer:

@@ -1,0 +1,164 @@
+"""Tables of figures as a notebook shows them; their text is what ``repr`` says.
+
+They take the notebook's colours, dark or light, and mark by signs and weight alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from sklearn.utils import Bunch
+
+from sklcam.metrics.registry import metric_of_row, row_meaning
+
+if TYPE_CHECKING:
+    from sklcam.metrics.summary import Evaluation
+
+_MOST_RESAMPLED = 10_000  # images
+_STYLE = "text-align:right; white-space:nowrap; padding:0.2em 0.7em"
+_LEFT = "text-align:left; white-space:nowrap; padding:0.2em 0.7em"
+
+
+def direction(name: str) -> str:
+    """Return an arrow and a word for which values of a metric are good; "" if nobody has said.
+
+    Parameters
+    ----------
+    name : str
+        Of a row of a :class:`Summary`.
+    """
+    metric = metric_of_row(name)
+    if metric is None:
+        return ""
+    return "\u2191 higher" if metric.higher_is_better else "\u2193 lower"
+
+
+def excludes_zero(row: Bunch) -> bool:
+    """Return whether the interval of a difference says that there is one."""
+    return bool(row.low > 0 or row.high < 0)
+
+
+def table_of_evaluation(evaluation: Evaluation) -> str | None:
+    """Return the table of an evaluation's summary; None if it has none.
+
+    Of very many images there are no intervals, which take seconds: a table is shown unasked.
+    """
+    lengths = {len(values) for values in evaluation.values()}
+    if len(lengths) != 1:
+        return None  # what is wrong with it, summary says
+    (n_images,) = lengths
+    groups = "".join(f", in groups by {name!r}" for name in evaluation.groups)
+    notes = [f"{n_images} images{groups}. result[name] holds a value for each of them."]
+    if n_images <= _MOST_RESAMPLED:
+        return table_of_summary(evaluation.summary(), notes)
+    rows = evaluation.summary(n_resamples=1)
+    for row in rows.values():
+        row.low = row.high = float("nan")
+    notes.append("Intervals of so many images take a while: result.summary() has them.")
+    return table_of_summary(rows, notes)
+
+
+def table_of_summary(
+    rows: Mapping[str, Bunch], notes: Iterable[str], *, is_difference: bool = False
+) -> str:
+    """Return a table of a row for each metric.
+
+    Parameters
+    ----------
+    rows : mapping of str to Bunch
+        Of a :class:`Summary`.
+    notes : iterable of str
+        What is said under the table.
+    is_difference : bool
+        Whether they are differences of two evaluations, the first less the second.
+    """
+    heads = ["", "better", "difference" if is_difference else "mean", "std", "interval"]
+    body = []
+    for name, row in rows.items():
+        cells = [direction(name), f"{row.mean:.4f}", f"{row.std:.4f}", _interval(row)]
+        is_sure = is_difference and excludes_zero(row)
+        if is_difference:
+            cells.append(_verdict(name, row) if is_sure else "no difference shown")
+        body.append(_row(name, cells, title=_meaning(name), bold=is_sure))
+    if is_difference:
+        heads.append("the first is")
+        notes = [*notes, "\u25cf The interval does not hold 0: the difference is more than chance."]
+    return _table(heads, body, notes)
+
+
+def table_of_groups(
+    tables: Mapping[str, Mapping[str, Bunch]], gaps: Mapping[str, Bunch], n_groups: int
+) -> str:
+    """Return a table of a row for each group, and one of the largest gaps between two.
+
+    Parameters
+    ----------
+    tables : mapping of str to Summary
+        The groups', and that of the mean over them, which is the last.
+    gaps : mapping of str to Bunch
+        Of a :class:`GroupedSummary`.
+    n_groups : int
+        The rows after them are in bold.
+    """
+    columns = [*next(iter(tables.values()), {})]
+    heads = ["", "n", *(f"{name} {direction(name)[:1]}".strip() for name in columns)]
+    body = []
+    for i, (group, table) in enumerate(tables.items()):
+        n_images = max((row.n + row.n_missing for row in table.values()), default=0)
+        cells = [f"{row.mean:.4f} \u00b1 {row.sem:.4f}" for row in table.values()]
+        body.append(_row(group, [str(n_images), *cells], bold=i >= n_groups))
+    found = _table(heads, body, ())
+    known = {name: gap for name, gap in gaps.items() if gap.groups is not None}
+    if not known:
+        return found
+    rows = [
+        _row(
+            name,
+            [*map(str, gap.groups), f"{gap.mean:.4f}", _interval(gap), _MARK[excludes_zero(gap)]],
+            bold=excludes_zero(gap),
+        )
+        for name, gap in known.items()
+    ]
+    return found + _table([*_GAP_HEADS], rows, (), shift=True)
+
+
+_GAP_HEADS = ("largest gap", "highest", "lowest", "difference", "interval", "")
+_MARK = {True: "\u25cf excludes 0", False: ""}
+
+
+def _verdict(name: str, row: Bunch) -> str:
+    """Return what a difference means that is more than chance."""
+    metric = metric_of_row(name)
+    if metric is None:
+        return f"\u25cf {'higher' if row.mean > 0 else 'lower'}"
+    return f"\u25cf {'better' if (row.mean > 0) == metric.higher_is_better else 'worse'}"
+
+
+def _interval(row: Bunch) -> str:
+    return f"{row.low:.4f} .. {row.high:.4f}"
+
+
+def _meaning(name: str) -> str:
+    return row_meaning(name) if metric_of_row(name) is not None else ""
+
+
+def _row(name: str, cells: Sequence[str], *, title: str = "", bold: bool = False) -> str:
+    said = f' title="{escape(title)}"' if title else ""
+    weight = "; font-weight:bold" if bold else ""
+    inner = "".join(f'<td style="{_STYLE}{weight}">{escape(cell)}</td>' for cell in cells)
+    return f'<tr><th scope="row" style="{_LEFT}{weight}"{said}>{escape(str(name))}</th>{inner}</tr>'
+
+
+def _table(
+    heads: Sequence[str], body: Sequence[str], notes: Iterable[str], *, shift: bool = False
+) -> str:
+    columns = "".join(
+        f'<th scope="col" style="{_LEFT if i == 0 else _STYLE}">{escape(head)}</th>'
+        for i, head in enumerate(heads)
+    )
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    margin = ' style="margin-top:0.8em"' if shift else ""
+    rows = "".join(body)
+    return f"<table{margin}><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>{below}"
