@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from typing import Any
 
 import sklcam
 
-_WIDTH = 80
 _JSON = "print the result as JSON"
 _TRACEBACK = "show where an error comes from"
 _MODELS = "a .sklcam file; timm/NAME, torchvision/NAME, ..."
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help of at most 80 columns, also in a wider terminal."""
+    """Help whose lines of text are as they are written, all of which fit 80 columns."""
 
     def __init__(self, prog: str, **options: Any):
-        width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns) - 1
-        super().__init__(prog, **{"max_help_position": 20, "width": width, **options})
+        super().__init__(prog, **{"max_help_position": 20, **options})
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from skorch import NeuralNet
 
 from sklcam._validation import check_count
 from sklcam.cam import get_method
+from sklcam.embeddings import EmbeddingCAMExplainer
 from sklcam.explain import CAMExplainer
 from sklcam.explain.base import Explainable, Explainer
 from sklcam.networks import Origin, build_model
@@ -91,11 +93,10 @@ def _by_name(arguments: Namespace, given: dict[str, Any], device: torch.device) 
     # On its device before it is tried: whether it computes in a precision depends on that.
     explainer = CAMExplainer(network.eval().to(device), **given).fit()
     if missing := _unsaid(explainer):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         weights = arguments.weights or arguments.model
         raise ValueError(
             f"Nobody says how images are prepared for the weights of {weights}: give "
-            f"{options}, as it was trained. Of many networks that is --image-size 224 "
+            f"{_written(missing)}, as it was trained. Of many networks that is --image-size 224 "
             "--resize center_crop --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225."
         )
     return explainer
@@ -116,8 +117,18 @@ def _of_file(arguments: Namespace, given: dict[str, Any], device: torch.device) 
         check_count("--batch-size", size := given.pop("batch_size"))
         loaded.set_params(batch_size=size)  # type: ignore[attr-defined]
     explainer = loaded.as_explainer()
+    if type(explainer) is EmbeddingCAMExplainer and "precision" in given:  # of its passes alone
+        explainer.set_params(precision=given.pop("precision"))
     if given:
         explainer = _changed(arguments.model, explainer, given)
+    # How images get to a size is a choice of the file's; these are facts about its network.
+    if missing := [name for name in _unsaid(explainer) if name != "resize"]:
+        kind = type(explainer).__name__
+        raise ValueError(
+            f"Nobody says how images are prepared for the network in {arguments.model}: give "
+            f"{_written(missing)}, as it was trained; or give them to the {kind} in Python, fit "
+            "it, and save it again."
+        )
     if arguments.device != "auto" or device.type != "cpu":
         _move(explainer, device)
     return explainer
@@ -142,10 +153,9 @@ def _changed(path: str, explainer: Explainer, given: dict[str, Any]) -> Explaine
         return CAMExplainer(explainer, **given).fit()
     is_trained_here = isinstance(getattr(explainer, "model_", None), NeuralNet)
     if type(explainer) is not CAMExplainer or (is_trained_here and of_images):
-        options = ", ".join(f"--{_OPTIONS.get(name, name)}" for name in given)
         raise ValueError(
-            f"{path} holds a {type(explainer).__name__}, which knows how images are prepared and "
-            f"what its classes are: leave out {options}."
+            f"The {type(explainer).__name__} in {path} is as it was fitted: leave out "
+            f"{_written(given)}."
         )
     fixed = {"model": explainer.model_, "weights": None, "task": explainer.task_ or "auto"}
     changed = CAMExplainer(**{**explainer.get_params(deep=False), **fixed, **given}).fit()
@@ -155,7 +165,10 @@ def _changed(path: str, explainer: Explainer, given: dict[str, Any]) -> Explaine
     return changed
 
 
-_OPTIONS = {"target_layer": "layer", "image_size": "image-size"}
+def _written(names: Iterable[str]) -> str:
+    """Return options as they are given."""
+    written = [name.removeprefix("target_").replace("_", "-") for name in names]
+    return ", ".join(f"--{name}" for name in written)
 
 
 def _unsaid(explainer: Explainer) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import sklcam
-from sklcam import CAMExplainer, ConsistentCAMClassifier, command_line
+from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, command_line
 from sklcam.command_line import arguments, explaining
 from sklcam.command_line.results import plain
 from sklcam.metrics import evaluate
@@ -97,9 +97,10 @@ def rows_in(path):
 # Help, versions and errors in usage
 
 
+@pytest.mark.parametrize("columns", ["80", "200"])
 @pytest.mark.parametrize(("command", "most"), [((), 24), *(((name,), 40) for name in COMMANDS)])
-def test_help_fits_a_screen(command, most, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_help_fits_a_screen(command, most, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
     assert command_line.main([*command, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= most and max(map(len, lines)) <= 80
@@ -315,7 +316,10 @@ def test_a_broken_image_stops_by_its_name_and_leaves_no_table(run, tmp_path):
     folder.mkdir()
     Image.new("RGB", (8, 8), "red").save(folder / "a.png")
     (folder / "b.png").write_bytes(b"no image")
-    code, told, error = run("explain", "--out", tmp_path / "o", "--batch-size=1", place=str(folder))
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "predictions.csv").write_text("of another call")
+    options = ("--out", tmp_path / "o", "--batch-size=1", "--overwrite")
+    code, told, error = run("explain", *options, place=str(folder))
     assert (code, told) == (1, "") and error.count("\n") == 1
     assert error.startswith(f"sklcam: error: '{folder / 'b.png'}' cannot be read as an image")
     assert (tmp_path / "o" / "overlays" / "a.png.png").is_file()
@@ -341,11 +345,43 @@ def test_a_network_by_name_with_a_file_of_weights(run, loaded, tmp_path):
     assert rows_in(tmp_path / "o" / "predictions.csv")[0]["predicted"] == "dog"
 
 
-def test_another_layer_of_a_file_leaves_its_classes(run, loaded, tmp_path):
+def test_a_file_whose_images_nobody_describes(run, tmp_path):
+    """Its explainer prepares paths as ImageNet's images, which the network may never have seen."""
+    path = str(tmp_path / "bare.sklcam")
+    sklcam.save(CAMExplainer(network(), classes=["cat", "dog"]).fit(), path)
+    options = ("--out", tmp_path / "o", "--no-overlays")
+    code, _, told = run("explain", *options, model=path)
+    assert code == 1 and "give --image-size, --mean, --std, as it was trained; or" in told
+    assert run("explain", *options, *SAID, model=path)[0] == 0
+    assert run("explain", "--out", tmp_path / "p", "--no-overlays")[0] == 0
+    for name in SIZES:
+        one, other = (np.load(tmp_path / each / "arrays" / f"{name}.npy") for each in "op")
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_an_explainer_of_embeddings(at, run, tmp_path):
+    paths = [f"pets/{name}" for name in sorted(SIZES)]
+    explainer = EmbeddingCAMExplainer(network(), verbose=0, **PREPARED)
+    sklcam.save(explainer.fit(paths, ["cat"] * 3 + ["dog"]), tmp_path / "e.sklcam")
+    model = str(tmp_path / "e.sklcam")
+    assert run("explain", "--out", tmp_path / "o", "--precision=fp32", model=model)[0] == 0
+    predicted = [row["predicted"] for row in rows_in(tmp_path / "o" / "predictions.csv")]
+    assert predicted == explainer.predict(paths).tolist()
+    expected = explainer.explain(paths)[-1]
+    np.testing.assert_allclose(np.load(tmp_path / "o/arrays/dog/a.png.npy"), expected, atol=1e-6)
+    code, _, told = run("explain", "--out", tmp_path / "p", "--layer=features.9", model=model)
+    assert code == 1 and "is as it was fitted: leave out --layer." in told
+
+
+def test_another_layer_of_a_file_leaves_its_classes(run, tmp_path):
+    paths = [f"pets/{name}" for name in sorted(SIZES)]
+    explainer = CAMExplainer(network(), verbose=0, **PREPARED).fit(paths, ["cat"] * 3 + ["dog"])
+    sklcam.save(explainer, tmp_path / "a.sklcam")
     options = ("--layer=features.9", "--precision=fp32", "--no-overlays")
-    assert run("explain", "--out", tmp_path / "o", *options)[0] == 0
-    other = CAMExplainer(loaded.model_, target_layer="features.9", verbose=0, **PREPARED).fit()
-    expected = other.explain([f"pets/{name}" for name in sorted(SIZES)])[-1]
+    model = str(tmp_path / "a.sklcam")
+    assert run("explain", "--out", tmp_path / "o", *options, model=model)[0] == 0
+    other = CAMExplainer(network(), target_layer="features.9", verbose=0, **PREPARED).fit()
+    expected = other.explain(paths)[-1]
     np.testing.assert_allclose(np.load(tmp_path / "o/arrays/dog/a.png.npy"), expected, atol=1e-6)
     assert {row["explained"] for row in rows_in(tmp_path / "o" / "predictions.csv")} == {"dog"}
 
@@ -368,7 +404,7 @@ def test_a_trained_classifier(run, tmp_path):
     other = np.load(tmp_path / "other" / "arrays" / "dog" / "a.png.npy")
     assert abs(other - expected).max() > 0.01
     code, _, told = run("explain", "--out", tmp_path / "o", "--mean=0.5", model=path)
-    assert code == 1 and "knows how images are prepared" in told and "leave out --mean" in told
+    assert code == 1 and "is as it was fitted: leave out --mean." in told
 
 
 # Evaluate, report and info
