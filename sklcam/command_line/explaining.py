@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sklcam._files import replacing, write_whole
+from sklcam._progress import tqdm
 from sklcam._validation import check_count
 from sklcam.cam import min_max
 from sklcam.command_line.models import explainer_of
