@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = None if options.weights == "none" else options.weights
     warnings.simplefilter("ignore", ExplanationWarning)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*random numbers for weights")
+        warnings.filterwarnings("ignore", message=".*random weights")
         explainer = CAMExplainer(
             options.arch,
             weights=weights,

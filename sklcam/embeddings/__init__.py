@@ -1,4 +1,4 @@
-"""Embedding networks: trained, explained, and the baseline that explanations are compared with."""
+"""Embedding networks: training them, explaining them, and the baseline to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that bring their embeddings to one length: how to know one, and how to end before that.
+"""Networks that normalise their embeddings: how to recognise one, and how to end before that layer.
 
 The product of such an embedding with itself is the same whatever the image: its gradient is zero.
 """
@@ -17,10 +17,10 @@ from sklcam.networks.precision import at_least_float32
 
 
 def have_one_length(output: Tensor, other: Tensor) -> bool:
-    """Whether two images' embeddings are of one length, up to the rounding of what scaled them.
+    """Whether two images' embeddings have the same length, up to rounding.
 
-    It need not be 1, as some networks multiply by a temperature afterwards. In half precision any
-    two may be of about the same length, so that it has to be 1 there.
+    The length need not be 1, as some networks multiply by a temperature afterwards. In half
+    precision any two embeddings may have about the same length, so there it must be 1.
     """
     if output.ndim != 2 or output.shape[1] < 2:  # of one number it is the absolute value
         return False
@@ -29,42 +29,42 @@ def have_one_length(output: Tensor, other: Tensor) -> bool:
     is_half = output.dtype in (torch.float16, torch.bfloat16)
     expected = torch.ones_like(length) if is_half else length
     differences = (torch.stack([length, another]) - expected).abs()
-    # Those of a network that says the same of both images are of one length anyway.
+    # A network that returns the same for both images gives them the same length anyway.
     is_one = bool((length - 1).abs() <= tolerance)
     differ = bool((output[0] - other[0]).norm() > 100 * tolerance * length)
-    # A dead network's are all of length 0, which is another fault.
+    # A dead network's embeddings all have length 0, which is a different fault.
     return bool((differences <= tolerance * expected).all()) and (is_one or differ)
 
 
 def remedy(network: nn.Module) -> str:
-    """Return what would explain the embeddings as they are before, for a message."""
+    """Return the remedy for a message: explain the embeddings before they are normalised."""
     linear = [
         name for name, part in network.named_modules() if isinstance(part, nn.Linear) and name
     ]
     guess = f", such as {linear[-1]!r}" if linear else ""
-    return f"name the layer that comes before that by embedding_layer={guess}"
+    return f"name the layer before that with embedding_layer={guess}"
 
 
 def self_is_constant(network: nn.Module) -> ValueError:
-    """Return the error for images that are to be explained by their own embeddings."""
+    """Return the error for explaining images by their own embeddings."""
     return ValueError(
-        "The network brings its embeddings to one length, so that the product of each with itself "
-        "is the same whatever the image: its gradient is zero, and a map of it would be rounding. "
-        f"Explain by proxies or reference images, or {remedy(network)}."
+        "The network normalises its embeddings to one length, so the product of each with itself "
+        "is the same for every image: its gradient is zero, and a map would show rounding "
+        f"errors. Explain by proxies or reference images, or {remedy(network)}."
     )
 
 
 def why_cosines(network: nn.Module) -> str:
-    """Return what to warn of where they are compared with others, of whatever length."""
+    """Return the warning for comparing them with other embeddings, of whatever length."""
     return (
-        "The network brings its embeddings to one length, so that scores are cosines: the nearer "
-        "an image is to what it is compared with, the smaller their gradient, down to rounding. "
+        "The network normalises its embeddings to one length, so scores are cosines: the nearer "
+        "an image is to what it is compared with, the smaller the gradient, down to rounding. "
         f"For the paper's score, {remedy(network)}."
     )
 
 
 class EndingAt(AdapterAround):
-    """An adapter of the same network, the output of which is that of one of its layers."""
+    """An adapter of the same network whose output is that of one of its layers."""
 
     def __init__(self, inner: Adapter, name: str):
         super().__init__(inner)
@@ -96,7 +96,7 @@ class EndingAt(AdapterAround):
         if len(outputs) != 1:
             runs = f"runs {len(outputs)} times" if outputs else "does not run"
             raise ValueError(
-                f"embedding_layer={self.name!r} {runs} in a pass of the network; name a layer that "
-                "runs once, and gives the embedding."
+                f"embedding_layer={self.name!r} {runs} in a pass of the network; name a layer "
+                "that runs once and returns the embedding."
             )
         return outputs[0]

@@ -1,8 +1,7 @@
 """Explanations of embedding networks, which have no class scores.
 
-A proxy, the direction that stands for a class or for another image, takes the place of the class:
-the score is the embedding's inner product with it. From there on every method works as it does on
-classifiers.
+A proxy, a direction that stands for a class or for another image, takes the place of the class: the
+score is the embedding's inner product with it. Every method then works as it does on classifiers.
 """
 
 from __future__ import annotations
@@ -60,37 +59,38 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
 
     .. math:: L_c = y \cdot p_c
 
-    takes the place of a class's score, y being the network's embedding of the image and
-    :math:`p_c` the proxy of the class. Of a classifier's logits and one-hot proxies it is Grad-CAM.
-    The network is used, and never changed.
+    takes the place of a class's score, where y is the network's embedding of the image and
+    :math:`p_c` the proxy of the class. With a classifier's logits and one-hot proxies, it is
+    Grad-CAM. The network is never changed.
 
     Parameters
     ----------
     model : nn.Module or fitted estimator
         A network that takes images and returns embeddings of shape (n_images, dim), or a fitted
-        skorch net around one. Of one that brings them to length 1, name the ``embedding_layer``.
+        skorch net around one. If it normalises them to length 1, name the ``embedding_layer``.
     proxy : {"mean", "self"}, callable, Text or array-like of shape (n_classes, dim), default="mean"
-        The proxies that :meth:`fit` learns. "mean" is the mean of the class's embeddings, each of
-        length 1, brought to length 1 (eq. 11). "self" is the image's own embedding: nothing is
-        learned, and there are no classes. A callable takes a class's embeddings, of length 1, as an
-        ndarray of shape (n, dim), and returns its proxy, of shape (dim,). An array is the proxies
-        themselves, such as those that a network was trained with, in the order of ``classes``. A
-        :class:`~sklcam.embeddings.Text` is prompts, for networks of images and texts.
+        The proxies that :meth:`fit` learns. "mean" is the mean of the class's embeddings, each
+        normalised to length 1, normalised again (eq. 11). "self" is the image's own embedding:
+        nothing is learned, and there are no classes. A callable takes a class's embeddings, of
+        length 1, as an ndarray of shape (n, dim), and returns its proxy, of shape (dim,). An array
+        gives the proxies themselves, such as those that a network was trained with, in the order of
+        ``classes``. A :class:`~sklcam.embeddings.Text` gives prompts, for networks of images and
+        texts.
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
     target_layer, weights, layer_fusion, reshape, image_input, output_name
         See :class:`~sklcam.CAMExplainer`.
     top_channels : int or None, default=None
-        How many channels of the layer make a map, those with the highest weights; None is all.
+        How many channels of the layer make a map: those with the highest weights. None uses all.
     contrast : bool, default=False
-        Explain why it is this class and not another: the mean of all proxies is taken off what is
-        explained, be it a proxy, the image's own embedding or a reference image. What all classes
-        share, such as the background, drops out; embeddings of classes that a network was not
-        trained on have much in common.
+        Explain why it is this class and not another: the mean of all proxies is subtracted from
+        whatever is explained, whether a proxy, the image's own embedding or a reference image. What
+        all classes share, such as the background, drops out; embeddings of classes that a network
+        was not trained on have much in common.
     embedding_layer : str or None, default=None
-        Dotted name of the layer whose output is the embedding, for networks that bring it to length
-        1 afterwards: the paper's score is the product with the embedding as it is before that.
-        None is the network's output.
+        Dotted name of the layer whose output is the embedding, for networks that normalise it to
+        length 1 afterwards: the paper's score is the product with the embedding before
+        normalisation. None is the network's output.
     classes : array-like or None, default=None
         The labels of an array of proxies; None is 0, 1, ....
     image_size, resize, decode, mean, std, batch_size, num_workers, precision, verbose
@@ -104,12 +104,12 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         How many images each proxy was learned from; 0 for proxies that were given.
     target_layers_ : list of TargetLayer
     normalizes_ : bool
-        Whether the embeddings that are explained are of one length as the network returns them.
+        Whether the network returns the embeddings, as they are explained, at one length.
 
     Warns
     -----
     UserWarning
-        In fit, if they have.
+        In fit, if it does.
 
     References
     ----------
@@ -200,7 +200,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Parameters
         ----------
         X : images or None, default=None
-            In any form of :class:`~sklcam.CAMExplainer`; one will do unless proxies are learned.
+            In any form that :class:`~sklcam.CAMExplainer` takes; one image is enough unless proxies
+            are learned.
         y : array-like of shape (n_images,) or None, default=None
             Their labels; a torch data set may bring its own.
 
@@ -246,11 +247,11 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Returns
         -------
         self
-            As if fitted on all images at once. A sum and a count of each class are kept.
+            As if fitted on all images at once. A sum and a count are kept for each class.
         """
         if not is_name(self.proxy, "mean"):
             raise ValueError(
-                f"partial_fit keeps sums, of which only mean proxies can be made; proxy is "
+                f"partial_fit keeps sums, from which only mean proxies can be made; proxy is "
                 f"{self.proxy!r}."
             )
         if not hasattr(self, "target_layers_"):
@@ -259,15 +260,15 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         return self
 
     def open_labelled(self, X: Any, y: Any, purpose: str) -> tuple[OpenedImages, np.ndarray]:
-        """Open images and return them with their labels, for what learns from both.
+        """Open images and return them with their labels, for learning from both.
 
         Parameters
         ----------
         X : images
         y : array-like of shape (n_images,) or None
-            None is the labels that a torch data set brings.
+            None takes the labels of a torch data set.
         purpose : str
-            What learns, for the message.
+            What the labels are for, for the message.
 
         Returns
         -------
@@ -300,7 +301,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         )
 
     def _take_proxies(self) -> None:
-        """Take the proxies that were given; none for single points."""
+        """Store the proxies that were given; none for single points."""
         if is_name(self.proxy, "self"):
             self.classes_ = None
             return
@@ -333,7 +334,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         self.task_ = None  # what an embedding is for depends on the proxies
 
     def _find_names(self, output: Tensor, y: Any) -> None:
-        """Check that the network embeds; its outputs are not classes."""
+        """Check that the network returns embeddings; its outputs are not classes."""
         if output.ndim != 2:
             raise ValueError(
                 f"The network's output has shape {tuple(output.shape)}; embeddings are (n_images, "
@@ -344,7 +345,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     # Embeddings
 
     def transform(self, X: Any) -> np.ndarray:
-        """Return the images' embeddings, brought to length 1.
+        """Return the images' embeddings, normalised to length 1.
 
         Parameters
         ----------
@@ -368,7 +369,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ----------
         X : images, or OpenedImages
         description : str, default="embeddings"
-            Of the progress bar.
+            The progress bar's.
 
         Yields
         ------
@@ -395,7 +396,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Returns
         -------
         Tensor of shape (n_images, n_classes), in [0, 1]
-            Close to even, as cosines are in [-1, 1]. The nearest proxy has the highest.
+            Close to even, as cosines are in [-1, 1]. The nearest proxy's is the highest.
         """
         return cosines(output, self._proxies()).softmax(dim=1)
 
@@ -405,24 +406,24 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     def _proxies(self) -> Tensor:
         if self.proxies_ is None:
             raise NotFittedError(
-                'There are no classes: proxy="self" explains images by their own embeddings. Use '
-                "another proxy, and fit with labels."
+                'There are no classes: proxy="self" explains images by their own embeddings. '
+                "Choose another proxy and fit with labels."
             )
         return torch.from_numpy(self.proxies_)
 
     def _shared(self) -> Tensor | None:
-        """Return what all classes have in common, if it is to be taken off."""
+        """Return what all classes have in common, if it is to be subtracted."""
         if not self.contrast:
             return None
         if self.proxies_ is None or len(self.proxies_) < 2:
             raise ValueError(
-                "contrast=True sets a class off against the others, and needs the proxies of at "
+                "contrast=True compares a class with the others and needs the proxies of at "
                 f"least two; there are {0 if self.proxies_ is None else len(self.proxies_)}."
             )
         return self._comparable_proxies().mean(dim=0)
 
     def _comparable_proxies(self) -> Tensor:
-        """Return the proxies that are explained: as they are, or alike in length to be compared."""
+        """Return the proxies to explain: as they are, or of equal length to be compared."""
         return normalized(self._proxies()) if self.contrast else self._proxies()
 
     # Targets
@@ -475,8 +476,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             asked, EmbeddingDirections | NearestProxies | ProxyClasses
         ):
             raise ValueError(
-                "contrast=True takes the mean of the proxies off a proxy or an embedding, and "
-                f"the target is {describe(asked)}. Explain it with contrast=False."
+                "contrast=True subtracts the mean of the proxies from a proxy or an embedding, "
+                f"and the target is {describe(asked)}. Explain it with contrast=False."
             )
         return asked
 
@@ -492,14 +493,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
     # Pairs and neighbours
 
     def explain_pairs(self, X: Any, Z: Any, **options: Any) -> tuple[Any, Any]:
-        """Return what makes two images alike, on both of them.
+        """Show what makes two images alike, on each of them.
 
         Parameters
         ----------
         X, Z : images
-            As many of each.
+            The same number of each.
         **options
-            Of :meth:`explain`, but for the target.
+            Those of :meth:`explain`, except the target.
 
         Returns
         -------
@@ -513,14 +514,14 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
             raise ValueError(
                 "explain_pairs takes no target: each image is explained by its partner."
             )
-        # Not as a target's, where paths could be labels.
+        # Opened here, as paths in a target could be labels.
         of_x, of_z = (self._towards_images(images, n_x) for images in (X, Z))
         return self.explain(X, of_z, **options), self.explain(Z, of_x, **options)
 
     def explain_neighbors(
         self, query: Any, gallery: Any, k: int = 5, *, method: AnyMethod | None = None
     ) -> Bunch:
-        """Find the gallery's images that are the nearest to each query, and show why.
+        """Find the gallery images that are nearest to each query, and show why.
 
         Parameters
         ----------
@@ -533,7 +534,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Returns
         -------
         Bunch
-            ``indices``: ndarray of shape (n_queries, k), into the gallery, the nearest first;
+            ``indices``: ndarray of shape (n_queries, k), indices into the gallery, nearest first;
             ``similarities``: their cosines; ``query_maps``: ndarray of shape (n_queries, k, height,
             width), where the query is like each neighbour; ``neighbor_maps``: of the same shape,
             where the neighbour is like the query.
@@ -550,7 +551,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         indices, similarities = nearest_neighbors(queries, others, k)
         towards = Directions(torch.from_numpy(others[indices]))
         query_maps = self.explain(query, towards, method=method)
-        # The other way round there is one query for each neighbour, which may be one of several.
+        # In the other direction, each neighbour gets the query it belongs to.
         found = take_rows(gallery, indices.ravel())
         back = Directions(torch.from_numpy(np.repeat(queries, k, axis=0)))
         neighbor_maps = self.explain(found, back, method=method).reshape(query_maps.shape)

@@ -1,8 +1,8 @@
-"""A skorch net that learns to embed images, and that an EmbeddingCAMExplainer explains.
+"""A skorch net that learns to embed images and can be explained by an EmbeddingCAMExplainer.
 
 Losses, miners and samplers are those of pytorch-metric-learning, imported when they are asked for
-by name. What is added is what a scikit-learn estimator needs: they are told the number of classes
-and dimensions, draw from the estimator's own generators, and go through searches and files.
+by name. This module adds what a scikit-learn estimator needs: they are told the number of classes
+and dimensions, draw from the estimator's own generators, and work in searches and in files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sklcam.training.net import ImageNeuralNet
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of pytorch-metric-learning: its class, its options, and what a loss goes with."""
+    """A part of pytorch-metric-learning: its class, its options, and for a loss its companions."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -57,17 +57,17 @@ _SAMPLERS = {"m-per-class": _Part("MPerClassSampler", {"m": 4})}
 
 
 class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeuralNet):
-    """Embeds images so that those of a class are near each other, as a scikit-learn transformer.
+    """A scikit-learn transformer that embeds images of the same class near each other.
 
     The network ends in a linear layer with ``embedding_dim`` outputs. Losses compare the embeddings
-    brought to length 1, and :meth:`transform` returns them so; the network in ``module_`` returns
-    them as they are, which is what :class:`~sklcam.EmbeddingCAMExplainer` explains.
+    normalised to length 1, and :meth:`transform` returns these; the network in ``module_`` returns
+    them unnormalised, which is what :class:`~sklcam.EmbeddingCAMExplainer` explains.
 
     Parameters
     ----------
     module : str, nn.Module class or instance, or callable, default="resnet18"
         A name, as that takes. A class or callable is given ``embedding_dim``, ``num_classes`` or
-        ``n_classes`` (of the same value), and ``in_channels``, as far as it takes them, and
+        ``n_classes`` (of the same value), and ``in_channels``, if it takes them, and
         ``module__...`` parameters. An instance is copied, never changed.
     embedding_dim : int, default=128
         Dimensions of the embedding.
@@ -80,27 +80,27 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         ``criterion__...`` parameters.
     miner : str, class or instance of a miner, or None, default="auto"
         "distance-weighted" [1]_, "semihard" [2]_, or any miner of pytorch-metric-learning, with
-        ``miner__...`` parameters. "auto" is the criterion's own: the first for "margin", the second
-        for "triplet", else none.
+        ``miner__...`` parameters. "auto" follows the criterion: "distance-weighted" for "margin",
+        "semihard" for "triplet", else none.
     sampler : str, class or callable, or None, default="auto"
         How batches are put together. "m-per-class" takes 4 images (``sampler__m``) of each class in
-        turn, so that there are pairs in every batch; a class or callable takes the labels, as an
-        ndarray of int, and ``sampler__...`` parameters. None shuffles. "auto" is None for
-        "proxy-anchor", which needs no pairs, and otherwise "m-per-class".
+        turn, so every batch has pairs; a class or callable takes the labels, as an ndarray of int,
+        and ``sampler__...`` parameters. None shuffles. "auto" is None for "proxy-anchor", which
+        needs no pairs, and otherwise "m-per-class".
     weights, target_layer, augment, image_size, resize, decode, mean, std, recalibrate
         See :class:`~sklcam.ConsistentCAMClassifier`.
     random_state, device
         See :class:`~sklcam.ConsistentCAMClassifier`.
     normalize : bool, default=True
-        Whether :meth:`transform` brings embeddings to length 1.
+        Whether :meth:`transform` normalises embeddings to length 1.
     proxy_lr : float or None, default=None
-        Learning rate of what the loss learns itself, such as proxies and boundaries; None is 10
-        times ``lr``, which is the 1e-2 of [3]_ with the default ``lr``.
+        Learning rate of the loss's own parameters, such as proxies and boundaries; None is 10 times
+        ``lr``, which with the default ``lr`` is the 1e-2 of [3]_.
     optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
-        As in skorch; AdamW with a rate of 1e-3 for training from scratch. With pretrained
-        ``weights``, 1e-4 is usual.
+        As in skorch; the defaults are AdamW and a rate of 1e-3, for training from scratch. With
+        pretrained ``weights``, 1e-4 is usual.
     classes : array-like or None, default=None
-        The labels, where ``y`` may not hold them all.
+        All labels, for when ``y`` may not hold every one.
     **kwargs
         Any other parameter of :class:`skorch.NeuralNet`.
 
@@ -117,7 +117,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     n_channels_ : int
         Channels of the images.
     recalibrated_ : int
-        On how many images running statistics were re-estimated; 0 if they were not.
+        How many images the running statistics were re-estimated on; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss``, and ``valid_loss`` where there is a validation split.
     history_frame_ : pandas.DataFrame
@@ -245,8 +245,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             _metric_learning("losses")  # an error now rather than once images are read
 
     def _miner_and_sampler(self) -> tuple[Any, Any]:
-        """Return what was asked for; where that is left open, what goes with the criterion."""
-        # A loss of your own may have any use for pairs, so that there are to be some.
+        """Return the miner and the sampler; those left open are chosen to suit the criterion."""
+        # An unknown loss may need pairs, so it gets some.
         loss = _Part("", sampler="m-per-class")
         if isinstance(self.criterion, str):
             loss = _LOSSES[self.criterion]
@@ -296,7 +296,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return self._equipped(self.iterator_train(dataset, sampler=sampler, **options), training)
 
     def _sampler_maker(self) -> Callable[[np.ndarray], Sampler[Any]] | None:
-        """Return what makes a sampler of labels, if there is to be one."""
+        """Return a function that makes a sampler from labels, or None."""
         options = self.get_params_for("sampler")
         _, sampler = self._miner_and_sampler()
         sampler, options = _by_name("samplers", sampler, _SAMPLERS, options)
@@ -333,7 +333,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return 10 * lr if self.proxy_lr is None else self.proxy_lr
 
     def set_params(self, **kwargs: Any) -> EmbeddingNet:
-        """Set parameters, as scikit-learn does; of a fitted net, from the next step on.
+        """Set parameters, as scikit-learn does; on a fitted net, they apply from the next step on.
 
         Parameters
         ----------
@@ -361,7 +361,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return self.criterion_(y_pred, labels, self.miner_(y_pred, labels))
 
     def _parted(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        # Losses compare directions, and lengths say nothing.
+        # Losses compare directions; lengths mean nothing.
         return super()._parted(*(nn.functional.normalize(each) for each in (ours, theirs)))
 
     # Embeddings
@@ -377,12 +377,12 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         Returns
         -------
         ndarray of shape (n_images, embedding_dim), float32
-            Of length 1 with ``normalize``, and otherwise as the network returns them.
+            Of length 1 with ``normalize``; otherwise as the network returns them.
 
         Raises
         ------
         ValueError
-            If embeddings cannot be brought to length 1, being zero or not finite.
+            If embeddings are zero or not finite, and so cannot be normalised.
         """
         return self._embed(X, normalize=self.normalize)
 
@@ -406,8 +406,8 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         Returns
         -------
         float, in [0, 1]
-            The share of images whose nearest other image is of their own class. An image without
-            another of its class counts as a miss.
+            The share of images whose nearest other image has the same class. An image that is alone
+            in its class counts as a miss.
         """
         self.check_is_fitted()
         labels = check_labels(X, y)
@@ -416,15 +416,15 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     def explain(self, X: Any, target: Any = None, **options: Any) -> Any:
         """Return one map per image: where it is like itself, or like another image.
 
-        Classes are explained by :class:`~sklcam.EmbeddingCAMExplainer`, which learns their proxies.
+        To explain classes, use :class:`~sklcam.EmbeddingCAMExplainer`, which learns their proxies.
 
         Parameters
         ----------
         X : images
             In any form that :meth:`fit` takes.
         target : images or None, default=None
-            None is the image's own embedding; reference images, one for each or one for all, show
-            what makes an image like them.
+            None is the image's own embedding. With reference images, one for each or one for all,
+            maps show what makes an image like them.
         **options
             See :meth:`sklcam.CAMExplainer.explain`.
 
@@ -435,7 +435,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
         return self.as_explainer().explain(X, target, **options)
 
     def as_explainer(self) -> EmbeddingCAMExplainer:
-        """Return an explainer of the images by their own embeddings.
+        """Return an explainer that explains images by their own embeddings.
 
         Returns
         -------
@@ -453,19 +453,20 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     def proxies_(self) -> np.ndarray:
         """The proxies that the loss has learned, of shape (n_classes, embedding_dim), float32.
 
-        In the order of ``classes_``. There are none for losses without proxies.
+        In the order of ``classes_``. Losses without proxies have none.
         """
         if "criterion_" not in vars(self) or not hasattr(self.criterion_, "proxies"):
-            raise AttributeError("proxies_ is there once a loss with proxies has been fitted.")
+            raise AttributeError("proxies_ exists only after fitting with a loss that has proxies.")
         proxies: Any = self.criterion_.proxies
         return proxies.detach().float().cpu().numpy().copy()
 
 
 class OwnSampler(Sampler[Any]):
-    """A sampler that draws from torch's generator, which the estimator makes its own.
+    """A sampler that draws from torch's generator, which the estimator seeds.
 
-    Those of pytorch-metric-learning draw from NumPy's global one, and go on where the last epoch
-    left off. Here each epoch starts from a fresh one, so that two epochs and two more are four.
+    Those of pytorch-metric-learning draw from NumPy's global generator and continue where the last
+    epoch stopped. Here each epoch starts from a fresh one, so two epochs and then two more equal
+    four.
 
     Parameters
     ----------
@@ -476,18 +477,18 @@ class OwnSampler(Sampler[Any]):
     Attributes
     ----------
     makes_batches : bool
-        Whether what it yields are batches of indices, and not indices.
+        Whether it yields batches of indices rather than indices.
     """
 
     def __init__(self, make: Callable[[np.ndarray], Sampler[Any]], labels: np.ndarray):
         with _numpy_random(0):
             self._fresh: Any = make(labels)
-            # Nothing but what it yields tells what it is; a copy yields it, to use none of it up.
+            # Only its output tells which kind it is; a copy is asked, so that nothing is used up.
             first = next(iter(copy.deepcopy(self._fresh)), 0)
         self.makes_batches = not isinstance(first, Integral)
 
     def __iter__(self) -> Iterator[Any]:
-        # All of an epoch at once: a generator would draw while others have put their seed back.
+        # A whole epoch at once: a generator would draw after the seed had been put back.
         with _numpy_random(int(torch.randint(2**31 - 1, ()))):
             return iter(list(copy.deepcopy(self._fresh)))
 
@@ -514,7 +515,7 @@ def _numpy_random(seed: int) -> Iterator[None]:
 def _by_name(
     module: str, part: Any, known: dict[str, _Part], options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a part and its options; what a name stands for, with options that are given."""
+    """Return a part and its options; a name is looked up, and given options override its own."""
     if not isinstance(part, str):
         return part, options
     found = known[part]
@@ -527,8 +528,8 @@ def _metric_learning(module: str, name: str | None = None) -> Any:
         found = import_module(f"pytorch_metric_learning.{module}")
     except ImportError as error:
         raise ImportError(
-            "Losses, miners and samplers by name are those of pytorch-metric-learning. It comes "
-            'with: pip install "sklcam[metric-learning]"'
+            "Losses, miners and samplers given by name come from pytorch-metric-learning. "
+            'Install it with: pip install "sklcam[metric-learning]"'
         ) from error
     return found if name is None else getattr(found, name)
 
@@ -536,9 +537,9 @@ def _metric_learning(module: str, name: str | None = None) -> Any:
 def _taken_by(
     function: Callable[..., Any], values: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the values that a function has parameters for and that are not given."""
+    """Return the values that a function has parameters for and that were not given."""
     names = parameter_names(function)
-    # What a class hands on by **kwargs, its parents have names for.
+    # What a class passes on by **kwargs, its parents have names for.
     for parent in getattr(function, "__mro__", ()):
         names |= parameter_names(parent)
     return {key: value for key, value in values.items() if key in names and key not in given}

@@ -1,7 +1,6 @@
 """Proxies: the directions that stand for classes, learned from embeddings or given.
 
-They are arrays on the host, from arrays: what makes embeddings, and what explains towards a proxy,
-is elsewhere.
+They are arrays on the host, computed from arrays; embeddings and explanations are made elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 
 def check_one_label_each(labels: np.ndarray, n_images: int) -> None:
-    """Raise a ValueError unless each image has one label, which is not NaN or infinite."""
+    """Raise a ValueError unless each image has one label that is not NaN or infinite."""
     if labels.shape != (n_images,):
         raise ValueError(
             f"y must be one label per image; got shape {labels.shape} for {n_images} images."
@@ -43,7 +42,7 @@ def add_to_sums(
         part = labels[start : start + len(embeddings)]
         for label in np.unique(part):
             key = label.item()
-            # In float64: over many batches the small terms would drop out of a large sum.
+            # In float64: over many batches, small terms would be lost in a large sum.
             total = embeddings[part == label].sum(axis=0, dtype=np.float64)
             sums[key] = sums.get(key, 0) + total
             counts[key] = counts.get(key, 0) + int((part == label).sum())
@@ -53,7 +52,7 @@ def add_to_sums(
 def mean_proxies(
     sums: dict[Any, np.ndarray], counts: dict[Any, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sums of classes brought to length 1.
+    """Return the classes' sums, normalised to length 1.
 
     Parameters
     ----------
@@ -86,7 +85,7 @@ def mean_proxies(
 def proxies_by(
     proxy: Callable[[np.ndarray], Any], embeddings: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what a callable makes of the embeddings of each class.
+    """Return the proxies that a callable makes from the embeddings of each class.
 
     Parameters
     ----------
@@ -118,7 +117,7 @@ def proxies_by(
 
 
 def given_proxies(given: Any, names: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return proxies that are there already, and their labels.
+    """Return the given proxies, and their labels.
 
     Parameters
     ----------
@@ -136,8 +135,8 @@ def given_proxies(given: Any, names: Any, dim: int) -> tuple[np.ndarray, np.ndar
     Raises
     ------
     ValueError
-        If proxies are of another shape, zero or not finite, or their labels are not as many, all
-        different.
+        If proxies have another shape, are zero or not finite, or if the labels are not one for
+        each, all different.
     """
     proxies = np.asarray(given, dtype=np.float32)
     if proxies.ndim != 2 or proxies.shape[1] != dim:
@@ -157,5 +156,5 @@ def given_proxies(given: Any, names: Any, dim: int) -> tuple[np.ndarray, np.ndar
 
 
 def is_name(value: Any, name: str) -> bool:
-    """Whether a parameter is this string, where it may be an array, too."""
+    """Whether a parameter that may also be an array is this string."""
     return isinstance(value, str) and value == name

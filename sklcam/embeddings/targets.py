@@ -1,7 +1,7 @@
 """Targets of embedding networks: proxies, and the image itself.
 
-A class is explained by its proxy: the score is the embedding's inner product with it. So all of
-them resolve to directions.
+A class is explained by its proxy: the score is the embedding's inner product with it. So all
+targets resolve to directions.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def normalized(embeddings: Tensor) -> Tensor:
     if bool(without.any()):
         raise ValueError(
             f"The embeddings of {int(without.sum())} of {len(embeddings)} images are zero or not "
-            "finite, and have no direction: is the network dead, or its input not what it was "
-            "trained on?"
+            "finite, and have no direction: is the network dead, or is its input unlike its "
+            "training data?"
         )
     return embeddings / lengths
 
@@ -41,7 +41,7 @@ def cosines(embeddings: Tensor, proxies: Tensor) -> Tensor:
 
 
 class EmbeddingDirections(Directions):
-    """Target: directions of embeddings, as they are explained: nothing is to be taken off them."""
+    """Target: directions of embeddings, explained as they are, with nothing subtracted."""
 
 
 class ProxyClasses(Deferred):
@@ -67,21 +67,21 @@ class ProxyClasses(Deferred):
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
         indices = self._classes.given()
         check_indices(indices, len(self._proxies))
-        # Looked up a batch at a time: indices take a fraction of the directions' memory.
+        # Looked up one batch at a time: indices take a fraction of the memory of directions.
         directions = self._proxies.to(indices.device)[indices]
         return EmbeddingDirections(directions, indices).resolve(output)
 
 
 class NearestProxies(Deferred):
-    """Target: the proxies that are the nearest to each embedding by cosine, the nearest first.
+    """Target: the proxies nearest to each embedding by cosine, nearest first.
 
     Parameters
     ----------
     proxies : Tensor of shape (n_classes, dim)
     n_nearest : int or None, default=None
-        How many; None is one, without an axis of its own.
+        How many; None is one, without an axis for it.
     shared : Tensor of shape (dim,) or None, default=None
-        What is taken off each of them once they are found.
+        What is subtracted from each of them once they are found.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class SinglePoint(Deferred):
     Parameters
     ----------
     shared : Tensor of shape (dim,) or None, default=None
-        What is taken off it.
+        What is subtracted from it.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class SinglePoint(Deferred):
         self._shared = shared
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
-        # Without a graph: the score is the inner product with where the embedding lies now.
+        # Without a graph: the score is the inner product with the embedding's present value.
         own = normalized(output.detach())
         return EmbeddingDirections(
             own if self._shared is None else own - self._shared.to(output.device)

@@ -1,4 +1,4 @@
-"""Prompts as proxies: what in an image speaks for a text, by networks that embed both."""
+"""Prompts as proxies: what in an image speaks for a text, for networks that embed both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Text(BaseEstimator):
 
     .. math:: L_t = y \cdot \frac{p_t}{\lVert p_t \rVert}
 
-    y being the image's embedding, and :math:`p_t` that of the prompt. For networks of images and
+    where y is the image's embedding and :math:`p_t` the prompt's. For networks of images and
     texts: those of ``transformers`` that have ``get_image_features`` and ``get_text_features``,
     such as CLIP and SigLIP, and those of ``open_clip``, with ``encode_image`` and ``encode_text``.
 
@@ -35,17 +35,16 @@ class Text(BaseEstimator):
         The network's own: a tokenizer or processor of ``transformers``, or what
         ``open_clip.get_tokenizer`` returns.
     embeddings : array-like of shape (n_prompts, dim) or None, default=None
-        Those of the prompts, if they are there already; then no tokenizer is needed.
+        The prompts' embeddings, if already computed; then no tokenizer is needed.
 
     Notes
     -----
-    The score is the inner product with the image's embedding as it is, as that of all proxies. The
-    cosine, which such networks were trained on, also has a gradient that shortens the embedding;
-    with ``contrast=True`` what all prompts share drops out. ``predict`` and ``predict_proba`` go by
-    the cosines, the latter without the network's temperature.
-
-    The texts go through the network once, in ``fit``, or where ``explain`` is given a ``Text`` as
-    its target. They are padded to the longest; for SigLIP, as it was trained, to its full length.
+    As for all proxies, the score is the inner product with the unnormalised embedding of the image.
+    The cosine, which such networks were trained on, also has a gradient that shortens the
+    embedding. With ``contrast=True``, what all prompts share drops out. ``predict`` and
+    ``predict_proba`` use the cosines, the latter without the network's temperature. The texts go
+    through the network once, in ``fit`` or when ``explain`` gets a ``Text`` as its target. They are
+    padded to the longest one; for SigLIP to the full length, as in its training.
 
     References
     ----------
@@ -89,7 +88,7 @@ class Text(BaseEstimator):
         self.embeddings = embeddings
 
     def names(self) -> list[str]:
-        """Return the prompts as a list; a ValueError if they are not some."""
+        """Return the prompts as a list; a ValueError if there are none."""
         names = [self.prompts] if isinstance(self.prompts, str) else self.prompts
         is_list = isinstance(names, Sequence | np.ndarray) and len(names)
         if not is_list or not all(isinstance(each, str) for each in names):
@@ -113,7 +112,7 @@ class Text(BaseEstimator):
         Raises
         ------
         ValueError
-            If there are no prompts, nothing says how they become tokens, or an embedding is zero.
+            If there are no prompts, no tokenizer for them, or an embedding is zero.
         """
         names = self.names()
         if self.embeddings is not None:
@@ -131,7 +130,7 @@ class Text(BaseEstimator):
 
 
 class ImageTower(AdapterAround):
-    """An adapter of a network of images and texts, that is called with images alone."""
+    """An adapter that calls a network of images and texts with images alone."""
 
     def __init__(self, inner: Adapter):
         super().__init__(inner)
@@ -143,7 +142,7 @@ class ImageTower(AdapterAround):
             )
 
     def _encoding(self) -> AbstractContextManager[None]:
-        """Return a block in which the network embeds the images that it is called with."""
+        """Return a context in which calling the network embeds images."""
         by_name = _of_transformers(self.network)
         by_place: Any = _of_open_clip(self.network)
 
@@ -152,7 +151,7 @@ class ImageTower(AdapterAround):
                 return _features(by_place(*images, **named))
             return _features(by_name(**named) if named else by_name(pixel_values=images[0]))
 
-        # Called as ever, so that what hangs on a pass through the network takes part in it.
+        # The network itself is called, so that its hooks run.
         return replaced(self.network, "forward", embed)
 
     def look_at_inputs(self, sample: Inputs) -> None:
@@ -175,7 +174,7 @@ def _of_open_clip(network: nn.Module) -> Callable[..., Any] | None:
 
 
 def _features(output: Any) -> Tensor:
-    # Later versions of transformers return more than the embedding, which is the pooled one there.
+    # Later versions of transformers return more than the embedding, as ``pooler_output``.
     found = getattr(output, "pooler_output", output)
     if not isinstance(found, Tensor):
         raise ValueError(f"The network's embedding must be a Tensor; got {describe(found)}.")

@@ -1,7 +1,7 @@
-"""TripletCAM, the baseline of embedding explanations: weights that training images hand on.
+"""TripletCAM, the baseline of embedding explanations: weights passed on by training images.
 
-It is a method like those of :mod:`sklcam.cam`, and is used like them. It lives here as it must be
-fitted first: to training images, and to an explainer that embeds them.
+It is a method like those of :mod:`sklcam.cam`, and is used like them. It lives here because it must
+first be fitted to training images, with an explainer that embeds them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sklcam.images.rows import take_rows
 
 
 class TripletCAM(ChannelMethod):
-    r"""Chen et al.'s adaptation of Grad-CAM: weights of training images, by their triplets.
+    r"""Chen et al.'s adaptation of Grad-CAM: weights of training images, from their triplets.
 
     A training image's channels are weighed by what lowers its triplet loss, on average over
     triplets with it as the anchor:
@@ -33,17 +33,17 @@ class TripletCAM(ChannelMethod):
               \Big\langle \max(0, \lVert\hat{y} - \hat{y}_+\rVert^2
               - \lVert\hat{y} - \hat{y}_-\rVert^2 + m) \Big\rangle
 
-    Any other image is explained without a gradient, by the weights of the training image that is
-    the nearest to it. It is the baseline that :class:`~sklcam.EmbeddingCAMExplainer` is compared
-    with: it needs the training images and an index of them.
+    Any other image is explained without a gradient, by the weights of its nearest training image.
+    It is the baseline that :class:`~sklcam.EmbeddingCAMExplainer` is compared with: it needs the
+    training images and an index of them.
 
     Parameters
     ----------
     n_triplets : int, default=50
-        How many triplets an image's weights are averaged over, of those that violate the margin.
-        Where none does, and the loss has no gradient, the one that comes closest stands in.
+        How many of the triplets that violate the margin an image's weights are averaged over. Where
+        none does, and the loss has no gradient, the one that comes closest stands in.
     margin : float, default=0.2
-        The m of the loss.
+        The margin m of the loss.
     relu : bool, default=True
         Whether negative evidence is cut off.
     random_state : int, RandomState or None, default=None
@@ -52,16 +52,16 @@ class TripletCAM(ChannelMethod):
     Attributes
     ----------
     embeddings_ : Tensor of shape (n_images, dim), float32
-        Of the training images, of length 1; without those that are alone in their class.
+        Those of the training images, of length 1; without images that are alone in their class.
     weights_ : list of Tensor of shape (n_images, K), float32
         Their weights, one tensor per target layer.
 
     Notes
     -----
-    Towards another direction than the image's own embedding, such as a class's proxy, the training
+    For a direction other than the image's own embedding, such as a class's proxy, the training
     image is the one nearest to the middle of the two.
 
-    The loss is differentiated once an image, however many triplets there are: with respect to the
+    The loss is differentiated once per image, however many triplets there are: with respect to the
     anchor's embedding the gradient is :math:`2(\hat{y}_- - \hat{y}_+)`, which is averaged first.
 
     References
@@ -104,7 +104,7 @@ class TripletCAM(ChannelMethod):
             self,
             "weights_",
             msg="%(name)s explains by the weights of training images; call its fit with an "
-            "explainer and these first.",
+            "explainer and training images first.",
         )
 
     def _check_options(self) -> None:
@@ -118,7 +118,7 @@ class TripletCAM(ChannelMethod):
         Parameters
         ----------
         explainer : EmbeddingCAMExplainer
-            A fitted one of the network.
+            A fitted explainer of the network.
         X : images
         y : array-like of shape (n_images,) or None, default=None
             Their labels; a torch data set may bring its own.
@@ -131,12 +131,12 @@ class TripletCAM(ChannelMethod):
         ------
         ValueError
             If an option is out of range, the explainer is not an EmbeddingCAMExplainer, the labels
-            are not one per image, or no class has two images, or there is one class alone.
+            are not one per image, no class has two images, or there is only one class.
         """
         self._check_options()
         if not isinstance(explainer, EmbeddingCAMExplainer):
             raise ValueError(
-                f"TripletCAM learns by a fitted EmbeddingCAMExplainer; got {describe(explainer)}."
+                f"TripletCAM needs a fitted EmbeddingCAMExplainer; got {describe(explainer)}."
             )
         opened, labels = explainer.open_labelled(X, y, "TripletCAM")
         classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -150,10 +150,10 @@ class TripletCAM(ChannelMethod):
         embeddings = normalized(raw)
         pulls = self._pulls(embeddings, codes, in_triplets)
         anchors = embeddings[in_triplets]
-        # Through the division by the length, so that the gradient is that of the raw embedding.
+        # Back through the division by the length, so that it is the gradient of the raw embedding.
         along = (pulls * anchors).sum(dim=1, keepdim=True)
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
-        # The weights are Grad-CAM's, with the pulls in the place of a proxy.
+        # The weights are Grad-CAM's, with the pulls in place of a proxy.
         X = take_rows(X, in_triplets) if len(in_triplets) < len(labels) else X
         plain = copy(explainer).set_params(contrast=False)
         weights = plain.channel_weights(X, Directions(directions), method="gradcam")

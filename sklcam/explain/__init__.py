@@ -1,4 +1,4 @@
-"""Explainers: what turns X and a trained network into maps."""
+"""Explainers turn X and a trained network into maps."""
 
 from __future__ import annotations
 

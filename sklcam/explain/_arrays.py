@@ -1,4 +1,4 @@
-"""Maps as NumPy arrays: in which frame, of which numbers, and where they are written."""
+"""Maps as NumPy arrays: their frame, their dtype, and where they are written."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def check_frame(frame: object) -> None:
 def dtype_of_maps(
     dtype: Any, out: object, methods: Iterable[Method], normalize: bool
 ) -> np.dtype[Any]:
-    """Return what numbers maps are of.
+    """Return the dtype of the maps.
 
     Parameters
     ----------
     dtype : {"float16", "float32", "float64"}, NumPy's of these, or None
-        None is that of ``out``, and float32 without it.
+        None takes the dtype of ``out``, or float32 without it.
     out : ndarray or None
         Where the maps are written.
     methods : iterable of Method
@@ -46,7 +46,7 @@ def dtype_of_maps(
     Raises
     ------
     ValueError
-        If it is another one, ``out`` has another one, or maps would not fit into float16.
+        If it is not one of these, ``out`` has a different one, or maps would not fit into float16.
     """
     held = out.dtype if _is_floating(out) else np.dtype(np.float32)
     asked = held if dtype is None else _as_dtype(dtype)
@@ -77,8 +77,9 @@ def _check_fits_into_float16(methods: Iterable[Method], normalize: bool) -> None
             continue
         remedy = "take float32, or leave normalize at True" if method.scaled else "take float32"
         raise ValueError(
-            f"float16 is for maps scaled to [0, 1]; the own numbers of {type(method).__name__} may "
-            f"be too large for it, or so small that they become 0: {remedy}."
+            "float16 is for maps scaled to [0, 1]; the unscaled numbers of "
+            f"{type(method).__name__} may be too large for it, or so small that they become 0: "
+            f"{remedy}."
         )
 
 
@@ -88,7 +89,7 @@ class MapStore:
     Parameters
     ----------
     shapes : sequence of tuple of int
-        Of the maps of all images, for each method.
+        The shape of the maps of all images, for each method.
     dtype : dtype
     out : ndarray or None
         Where the maps of the one method are written.
@@ -140,7 +141,7 @@ class MapStore:
         self.results = [self._out] if made is None else made
 
     def write(self, start: int, maps: Sequence[Any]) -> int:
-        """Write the maps of a batch, of each method, from a row on; return of how many images."""
+        """Write each method's maps of a batch from a row on; return the number of images."""
         if not self.results:
             shapes = [(self._n_images, *each.shape[1:]) for each in maps]
             if self._out is not None:
@@ -171,11 +172,11 @@ class SentMaps:
     start : int
         The row of the first image.
     maps : sequence of Tensor, or of list of Tensor
-        Of each method: all in one, or one for each image.
+        The maps of each method: in one tensor, or one tensor per image.
     dtype : dtype
         They are narrowed to it before they are copied.
     counts : sequence of int or None, default=None
-        How many maps each image has, where they were filled up to the most.
+        How many maps each image has, where the rows were padded to the largest number.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Explaining batch by batch: the part of an Explainer that knows of networks and passes."""
+"""Explaining batch by batch: the part of an Explainer that knows about networks and passes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class ExplainedBatch:
     ----------
     batch : Batch
     maps : list of Tensor of shape (n_images, height, width)
-        Those of each method, with further axes as :meth:`Explainer.explain` describes.
+        The maps of each method, with further axes as :meth:`Explainer.explain` describes.
     output : Tensor
         The network's output, such as logits of shape (n_images, n_classes).
     target : Target
-        What is explained, resolved.
+        The resolved target that is explained.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class ExplainedBatch:
 
 
 class BatchExplainer(Questions):
-    """What an :class:`Explainer`, whose attributes it has, does with opened images and a batch."""
+    """What an :class:`Explainer` does with opened images and with one batch."""
 
     target_layer_: TargetLayer
     layer_fusion: Literal["mean", "max"] | None = "mean"
@@ -89,7 +89,7 @@ class BatchExplainer(Questions):
     def open(
         self, X: Any, *, originals: bool = False, num_workers: int | None = None
     ) -> OpenedImages:
-        """Check X, and make it ready to be read batch by batch.
+        """Check X and prepare it to be read batch by batch.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class BatchExplainer(Questions):
         originals : bool, default=False
             Whether the batches bring the images at their own sizes, too.
         num_workers : int or None, default=None
-            How many processes read images ahead; None is as many as the explainer has.
+            How many processes read images ahead; None takes the explainer's own number.
 
         Returns
         -------
@@ -184,14 +184,14 @@ class BatchExplainer(Questions):
         for method in methods:
             if not method.at_layer:
                 raise ValueError(
-                    f'{type(method).__name__} makes its maps at the pixels, so that frame="layer" '
-                    'has none of it; take frame="input".'
+                    f'{type(method).__name__} makes its maps at the pixels, so frame="layer" does '
+                    'not apply; use frame="input".'
                 )
         names = [layer.name for layer in self.target_layers]
         if len(names) > 1:
             raise ValueError(
-                f'frame="layer" is for one target layer; there are {", ".join(names)}, with a grid '
-                "each. Explain one at a time."
+                f'frame="layer" needs a single target layer, and there are {", ".join(names)}, '
+                "with a grid each. Explain one at a time."
             )
 
     # One batch
@@ -206,7 +206,7 @@ class BatchExplainer(Questions):
         Returns
         -------
         Tensor
-            Of one logit, or probability, of two classes it has a column for each.
+            A single logit or probability becomes two columns, one for each class.
         """
         adapter = self.adapter
         with without_graph(adapter):
@@ -237,7 +237,8 @@ class BatchExplainer(Questions):
         Returns
         -------
         Tensor of shape (n_images,), int64
-            Of several labels an image, (n_images, n_classes), 0 or 1; of a regression its numbers.
+            For several labels per image (n_images, n_classes), 0 or 1; for a regression the
+            numbers.
         """
         return self.adapter.decide(output)
 
@@ -257,7 +258,7 @@ class BatchExplainer(Questions):
             As :meth:`iter_inputs` yields them.
         target : None, Tensor of class indices, Target or callable, default=None
             None is the predicted class; indices may be one per image, or one row of k; a callable
-            makes one score per image of the output.
+            turns the output into one score per image.
         method : str, Method or None, default=None
             See :meth:`explain`.
         normalize : bool, default=True
@@ -268,13 +269,13 @@ class BatchExplainer(Questions):
         maps : Tensor of shape (n_images, height, width), or (n_images, depth, height, width)
             With further axes after the first as :meth:`explain` describes.
         output : Tensor
-            The network's output, such as logits of shape (n_images, n_classes); of one logit, or
-            probability, of two classes it has a column for each.
+            The network's output, such as logits of shape (n_images, n_classes); a single logit or
+            probability becomes two columns, one for each class.
 
         Warns
         -----
         ExplanationWarning
-            If maps are blank, or not finite. The host waits for the device to know.
+            If maps are blank or not finite. The host waits for the device to find out.
         """
         chosen, check = self.as_method(method), ExplanationCheck()
         maps, output, _ = self.explain_batch(inputs, target, methods=[chosen], normalize=normalize)
@@ -292,10 +293,10 @@ class BatchExplainer(Questions):
         normalize: bool | Sequence[bool] = True,
         at_layer: bool = False,
     ) -> tuple[list[Tensor], Tensor, Target]:
-        """Explain one batch by several methods, from as few forward passes as can be.
+        """Explain one batch by several methods, in as few forward passes as possible.
 
-        Methods share a pass unless they change what it hands back, as guided backpropagation does.
-        Blank maps are not warned of here, where the host would wait for the device at each batch.
+        Methods share a pass unless they change what it returns, as guided backpropagation does.
+        There is no warning about blank maps here: the host would wait for the device at each batch.
 
         Parameters
         ----------
@@ -303,17 +304,17 @@ class BatchExplainer(Questions):
             See :meth:`explain_inputs`.
         methods : sequence of str, Method or None
         normalize : bool or sequence of bool, default=True
-            Whether maps are scaled to [0, 1]: all of them, or those of each method.
+            Whether maps are scaled to [0, 1]: one choice for all methods, or one per method.
         at_layer : bool, default=False
             Whether maps stay at the resolution of the one target layer.
 
         Returns
         -------
         maps : list of Tensor
-            Those of each method, as :meth:`explain_inputs` returns them.
+            The maps of each method, as :meth:`explain_inputs` returns them.
         output : Tensor
         target : Target
-            What was explained, resolved by this output.
+            The target that was explained, as this output resolves it.
         """
         if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
             raise ValueError(
@@ -333,7 +334,7 @@ class BatchExplainer(Questions):
         maps: dict[int, Tensor] = {}
         with without_graph(self.adapter):
             recordable = given.recordable()
-            # One that is asked for both scaled and as it is explains once.
+            # A method that is asked for scaled and unscaled maps explains once.
             distinct = list({id(method): method for method in chosen}.values())
             for group in sharing_a_pass(distinct):
                 recorded = self._record([distinct[i] for i in group], recordable, question)
@@ -358,8 +359,8 @@ class BatchExplainer(Questions):
         extent = self.adapter.extent(inputs.size)
         if extent != (1.0, 1.0):
             raise ValueError(
-                f"The network fills images up, so that {extent[0]:.0%} of the layer's rows and "
-                f"{extent[1]:.0%} of its columns lie over them: its grid is not theirs. Take "
+                f"The network pads images, so {extent[0]:.0%} of the layer's rows and "
+                f"{extent[1]:.0%} of its columns lie over the image: its grid is not theirs. Take "
                 'frame="input".'
             )
 
@@ -368,7 +369,7 @@ class BatchExplainer(Questions):
         needy = [method_name(method) for method in methods if method.uses_layers]
         if needy and not self.target_layers:
             raise ValueError(
-                f"{needy[0]} explains a layer, and fit has found none: name one, target_layer=...."
+                f"{needy[0]} explains a layer, and fit found none: name one with target_layer=...."
             )
         return record_for(
             methods,
@@ -384,7 +385,7 @@ class BatchExplainer(Questions):
         )
 
     def _fuse(self, maps: list[Tensor], scale: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Scale the maps of each layer and make one of them, (n_images, k, ...)."""
+        """Scale the maps of each layer and fuse them into one, (n_images, k, ...)."""
         if scale is not None:
             maps = [scale(layer_maps) for layer_maps in maps]
         if len(maps) == 1:
@@ -425,19 +426,19 @@ class BatchExplainer(Questions):
         Warns
         -----
         ExplanationWarning
-            After the last batch, or where the caller stops, if maps are blank or not finite.
+            After the last batch, or when the caller stops, if maps are blank or not finite.
         """
         question = self.translate(target)
         part = partial(self.question_of, question)
         yield from self._explained(opened.batches(), part, methods, normalize, at_layer)
 
     def question_of(self, question: Target, batch: Batch) -> Target:
-        """Return the part of a question that is about the images of a batch.
+        """Return the part of a target that belongs to the images of a batch.
 
         Parameters
         ----------
         question : Target
-            About all images that were opened; see ``as_target``.
+            The target for all images that were opened; see ``as_target``.
         batch : Batch
 
         Returns
@@ -447,7 +448,7 @@ class BatchExplainer(Questions):
         return self.framed(question.take(slice(batch.start, batch.stop)), batch)
 
     def framed(self, question: Target, batch: Batch) -> Target:
-        """Return a question about the images of a batch, as the network's input has its places."""
+        """Return the target of a batch, its places converted to those of the network's input."""
         return question.framed(batch.sizes, self.adapter.resize, batch.inputs.size)
 
     def iter_streamed(
@@ -459,9 +460,10 @@ class BatchExplainer(Questions):
         normalize: bool | Sequence[bool] = True,
         at_layer: bool = False,
     ) -> Iterator[ExplainedBatch]:
-        """Explain what yields images, batch after batch, as they come.
+        """Explain an iterable of images, batch after batch, as they come.
 
-        Parameters are those of :meth:`iter_explain`, for several methods. They are checked at once.
+        The parameters are those of :meth:`iter_explain`, for several methods. They are checked at
+        once.
 
         Yields
         ------
@@ -514,7 +516,7 @@ def _axes(method: Method, inputs: Inputs) -> int:
 
 
 def _check_rows(method: Method, raw: list[Tensor], recorded: RecordedPass) -> None:
-    """Raise a ValueError unless a method made a map for each score of each image."""
+    """Raise a ValueError unless a method returned a map for each score of each image."""
     for maps in raw:
         n_axes = 2 + _axes(method, recorded.inputs)
         if maps.shape[:2] != recorded.scores.shape or maps.ndim < n_axes:
@@ -526,14 +528,14 @@ def _check_rows(method: Method, raw: list[Tensor], recorded: RecordedPass) -> No
 
 
 def _check_grid(method: Method, raw: list[Tensor], recorded: RecordedPass) -> None:
-    """Raise a ValueError unless the maps of a method are at the grid of the layer."""
+    """Raise a ValueError unless the maps of a method are on the grid of the layer."""
     grid = recorded.grid(0).shape[2:]
     for maps in raw:
         if maps.shape[2:] != grid:
             raise ValueError(
                 f"{type(method).__name__} returned maps of {_by(maps.shape[2:])} places, and the "
-                f'layer has {_by(grid)}: at_layer is False of such a method, and frame="layer" has '
-                "no maps of it."
+                f'layer has {_by(grid)}. Set at_layer = False on such a method; frame="layer" '
+                "does not apply to it."
             )
 
 
@@ -543,6 +545,6 @@ def _by(sides: Iterable[int]) -> str:
 
 @contextmanager
 def without_graph(adapter: Adapter) -> Iterator[None]:
-    """Evaluate the network, and build no graph but where a recording turns it on."""
+    """Evaluate the network without a graph, except where a recording turns it on."""
     with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
         yield

@@ -1,4 +1,4 @@
-"""Channels of the target layer: how they fire, how much they count, and what they are called."""
+"""Channels of the target layer: how they fire, how much they weigh, and what they are called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklcam.networks.inputs import Inputs, Rows
 
 
 class Namer(Protocol):
-    """What names channels: an estimator of :mod:`sklcam.concepts`, or one like it."""
+    """Something that names channels: an estimator of :mod:`sklcam.concepts`, or one like it."""
 
     def explain(
         self,
@@ -44,11 +44,11 @@ class ChannelBatch:
     activations : Tensor of shape (n_images, K, u, v)
         At least float32.
     weights : Tensor of shape (n_images, K), or None
-        How much each channel counts, if a method was to weigh them.
+        The weight of each channel, if a method was given to weigh them.
     output : Tensor
         The network's output.
     target : Target
-        What was weighed for, resolved.
+        The resolved target that channels were weighed for.
 
     Examples
     --------
@@ -71,14 +71,14 @@ class ChannelBatch:
 
 
 class _Looking(Method):
-    """Looks at the layer, and weighs nothing."""
+    """Records the layer and weighs nothing."""
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
         return []
 
 
 class _Nothing(Target):
-    """Asks for nothing, whatever the network returns."""
+    """A target that asks for nothing, whatever the network returns."""
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
         return self
@@ -88,12 +88,12 @@ class _Nothing(Target):
 
 
 class ChannelExplainer(BatchExplainer):
-    """What an :class:`Explainer` knows of the channels of its target layers."""
+    """What an :class:`Explainer` knows about the channels of its target layers."""
 
     def channel_weights(
         self, X: Any, target: Any = None, *, method: AnyMethod | None = None
     ) -> Any:
-        r"""Return how much each channel of the target layer counts, :math:`\alpha_k`.
+        r"""Return the weight of each channel of the target layer, :math:`\alpha_k`.
 
         Parameters
         ----------
@@ -104,8 +104,8 @@ class ChannelExplainer(BatchExplainer):
         Returns
         -------
         ndarray of shape (n_images, K), float32
-            (n_images, k, K) for a target of several classes per image. With several target layers a
-            list of such arrays, one per layer.
+            (n_images, k, K) for a target of several classes per image. With several target layers,
+            a list of such arrays, one per layer.
 
         Raises
         ------
@@ -114,16 +114,17 @@ class ChannelExplainer(BatchExplainer):
 
         References
         ----------
-        Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 1; section 7 names the channels that weigh the
-        most.
+        Selvaraju et al., "Grad-CAM", IJCV 2020, eq. 1; section 7 names the channels with the
+        largest weights.
         """
         chosen = self._as_channel_method(method)
         opened = self.open(X)
         question, check = self.as_target(target, len(opened)), ExplanationCheck()
         if question.ragged:
             raise ValueError(
-                "channel_weights has as many rows for each image; give Box as many boxes for each, "
-                "or take one word of each text, or the text as a whole."
+                "channel_weights needs the same number of rows for each image: give Box the same "
+                "number of boxes for each, or explain one word of each text, or the text as a "
+                "whole."
             )
         per_layer: list[list[np.ndarray]] = [[] for _ in self.target_layers]
         with self._bar(len(opened), "channel weights") as bar:
@@ -141,20 +142,20 @@ class ChannelExplainer(BatchExplainer):
     def strongest_channels(
         self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
     ) -> Bunch:
-        """Return the channels that speak most for a class, and most against it.
+        """Return the channels that speak most strongly for a class, and against it.
 
         Parameters
         ----------
         X, target, method
             See :meth:`channel_weights`; for one target layer.
         k : int, default=5
-            How many of each.
+            How many channels for, and how many against.
 
         Returns
         -------
         Bunch
             ``positive`` and ``negative``: ndarrays of shape (n_images, k), indices of channels, the
-            heaviest first; ``positive_weights`` and ``negative_weights``: their weights.
+            strongest first; ``positive_weights`` and ``negative_weights``: their weights.
 
         References
         ----------
@@ -162,7 +163,9 @@ class ChannelExplainer(BatchExplainer):
         """
         check_count("k, how many channels,", k)
         if len(self.target_layers) > 1:
-            raise ValueError("strongest_channels is for one target layer; there are several here.")
+            raise ValueError(
+                "strongest_channels needs a single target layer; there are several here."
+            )
         weights = self.channel_weights(X, target, method=method)
         check_count("k, how many channels,", k, 1, weights.shape[-1])
         order = np.argsort(-weights, axis=-1, kind="stable")
@@ -183,30 +186,30 @@ class ChannelExplainer(BatchExplainer):
         k: int = 5,
         weigh: Literal["importance", "contribution"] = "importance",
     ) -> Any:
-        r"""Say which concepts speak for each decision, and which against it.
+        r"""Name the concepts that speak for each decision, and those that speak against it.
 
         Parameters
         ----------
         X, target
-            See :meth:`explain`; one class an image.
+            See :meth:`explain`; one class per image.
         namer : ConceptNamer or TextConceptNamer
-            Fitted, to the same layer: see :mod:`sklcam.concepts`.
+            Fitted to the same layer: see :mod:`sklcam.concepts`.
         k : int, default=5
-            How many channels of either sign.
+            How many channels of each sign.
         weigh : {"importance", "contribution"}, default="importance"
-            What they are sorted by: the paper's :math:`\alpha_k`, or that times the channel's mean
-            activation in the image.
+            What they are sorted by: the paper's :math:`\alpha_k`, or :math:`\alpha_k` times the
+            channel's mean activation in the image.
 
         Returns
         -------
         Reasons
-            For each image the names of the k channels that weigh the most, and of the k that weigh
-            the least.
+            For each image, the names of the k channels with the highest weights, and of the k with
+            the lowest.
 
         Raises
         ------
         ValueError
-            If the namer is none, or was fitted to another layer, or an argument does not fit.
+            If the namer is not one, or was fitted to another layer, or an argument does not fit.
 
         References
         ----------
@@ -225,16 +228,17 @@ class ChannelExplainer(BatchExplainer):
         *,
         method: AnyMethod | None = None,
     ) -> Iterator[ChannelBatch]:
-        """Run opened images, batch after batch, and look at the channels of the one target layer.
+        """Run opened images batch after batch, and yield the channels of the one target layer.
 
         Parameters
         ----------
         opened : OpenedImages
             See :meth:`open`.
         target : Target or None, default=None
-            For all of the images; see ``as_target``. Only asked with a method.
+            For all of the images; see ``as_target``. Used only with a method.
         method : str, Method or None, default=None
-            What weighs the channels, such as "gradcam". None weighs none, and takes no gradient.
+            The method that weighs the channels, such as "gradcam". With None there are no weights
+            and no gradient.
 
         Yields
         ------
@@ -244,13 +248,13 @@ class ChannelExplainer(BatchExplainer):
         ------
         ValueError
             If there are several target layers, the method does not weigh channels as a whole, the
-            layer's grid does not lie over the images alone, or there are several classes an image.
+            layer's grid reaches beyond the images, or there are several classes per image.
         """
         looking = _Looking() if method is None else self._as_channel_method(method)
         self.check_at_layer([looking])
         question = _Nothing() if method is None else self.translate(target)
         if question.several:
-            raise ValueError("Channels are weighed for one class an image here; give one label.")
+            raise ValueError("Channels are weighed for one class per image here; give one label.")
         for batch in opened.batches():
             self._check_extent(batch.inputs)
             with without_graph(self.adapter):
@@ -275,7 +279,7 @@ class ChannelExplainer(BatchExplainer):
     def _weigh_channels(
         self, inputs: Inputs, target: Target, method: ChannelMethod
     ) -> list[Tensor]:
-        """Return the weights of one batch; a function of its own, as all else is freed with it."""
+        """Return the weights of one batch; on return, everything else is freed."""
         with without_graph(self.adapter):
             weights = method.channel_weights(self._record([method], inputs.recordable(), target))
         return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]

@@ -1,4 +1,4 @@
-"""What is asked of an explainer, as a user says it, turned into methods, targets and labels."""
+"""Turns what users ask of an explainer into methods, targets and labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AnyTarget = Target | Tensor | Callable[..., Tensor] | None
 
 
 class Questions(ABC):
-    """The part of an Explainer that knows of what users ask for."""
+    """The part of an Explainer that understands what users ask for."""
 
     classes_: Any
     class_names_: np.ndarray | None = None  # what the classes 0, 1, ... are called
@@ -43,7 +43,7 @@ class Questions(ABC):
     @property
     @abstractmethod
     def adapter(self) -> Adapter:
-        """The network and what is known of its kind; a NotFittedError if there is none yet."""
+        """The network and what is known about it; a NotFittedError if there is none yet."""
 
     @property
     def output_names(self) -> np.ndarray | None:
@@ -58,20 +58,20 @@ class Questions(ABC):
         ----------
         X : images
         y : labels, label sets, numbers or None
-            Or the names that ``class_names_`` has for labels. None takes those of X, if it is a
-            data set that knows its own.
+            Or names from ``class_names_`` for the labels. None takes those of X, if it is a data
+            set with labels.
         purpose : str
             What needs them, for the message.
 
         Returns
         -------
         ndarray of shape (n_images,) or (n_images, n_outputs)
-            Of several labels an image, 0 or 1.
+            0 or 1 for several labels per image.
 
         Raises
         ------
         ValueError
-            If there are none, or they are not of the network's task.
+            If there are none, or they do not suit the network's task.
         """
         check_numbering(X, y, self.classes_, self.class_names_)
         if self.adapter.task == "multilabel":
@@ -79,7 +79,7 @@ class Questions(ABC):
         if self.adapter.task == "regression":
             return as_numbers(given_labels(X, y))
         if y is not None and kind_of_labels(y) in ("indicator", "label sets"):
-            several = 'For several labels an image, fit with task="multilabel".'
+            several = 'For several labels per image, fit with task="multilabel".'
             try:
                 check_one_each(y)
             except ValueError as error:
@@ -118,7 +118,7 @@ class Questions(ABC):
         return chosen
 
     def named_methods(self, methods: AnyMethod | Methods | None) -> dict[str, Method]:
-        """Return methods as objects, by the names that their maps go by.
+        """Return methods as objects, by the names of their maps.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Questions(ABC):
         Raises
         ------
         ValueError
-            If there is no method, or two have one name; and as ``as_method``.
+            If there is no method, or two share a name; and as ``as_method``.
         """
         if isinstance(methods, Mapping):
             named = {str(name): self.as_method(each) for name, each in methods.items()}
@@ -140,9 +140,9 @@ class Questions(ABC):
             several = methods if isinstance(methods, list | tuple) else [methods]
             named = {method_name(each): self.as_method(each) for each in several}
             if len(named) < len(several):
-                raise ValueError(f"Two methods have one name: {[*map(method_name, several)]}.")
+                raise ValueError(f"Two methods share a name: {[*map(method_name, several)]}.")
         if not named:
-            raise ValueError("There is no method to explain by; name at least one.")
+            raise ValueError("There is no method to explain with; name at least one.")
         return named
 
     def as_target(self, target: Any, n_images: int) -> Target:
@@ -183,9 +183,9 @@ class Questions(ABC):
             raise _ragged(target)
         if kinds & {set, frozenset}:
             raise ValueError(
-                "target takes one label an image, or a row of several with as many for each image, "
-                'as each has a map of its own; sets are for y. target="positive" is all labels '
-                "that the network finds, in one map."
+                "target takes one label per image, or a row of several, the same number for each "
+                'image, as each gets its own map; sets are for y. target="positive" is all '
+                "labels that the network finds, in one map."
             )
         labels = np.repeat(labels, n_images) if labels.ndim == 0 else labels
         if labels.ndim not in (1, 2) or len(labels) != n_images or not labels.size:
@@ -203,12 +203,12 @@ class Questions(ABC):
         if names is None and self.adapter.task == "detection":
             raise ValueError(
                 f"labels must be integers, as predict returns them; got {describe(labels)}. To "
-                "call them by names, give classes= the name of each, the background's first."
+                "use names, give classes= the name of each, the background first."
             )
         if names is None:
             raise ValueError(
-                "The network's output is not (n_images, n_classes), so that there are no labels to "
-                "explain; give a callable target that makes one score per image of it."
+                "The network's output is not (n_images, n_classes), so there are no labels to "
+                "explain; give a callable target that turns it into one score per image."
             )
         known = names
         is_place = labels.dtype.kind in "iu" and names.dtype.kind in "UO"
@@ -219,22 +219,22 @@ class Questions(ABC):
         return torch.from_numpy(encode_labels(labels.ravel(), known).reshape(labels.shape))
 
     def _is_label(self, name: str) -> bool:
-        """Whether something is called so; an error if it is that and all labels of an image."""
+        """Whether this is a label's name; an error if it also means all labels."""
         names = [] if self.output_names is None else self.output_names.tolist()
         if name in names and self.adapter.task == "multilabel":
             raise ValueError(
-                f"target={name!r} stands for all labels that an image has, and one of them is "
-                f"called so: give sklcam.cam.Positive(), or [{name!r}] * n_images."
+                f"target={name!r} stands for all labels of an image, and one label has this name, "
+                f"too: give sklcam.cam.Positive(), or [{name!r}] * n_images."
             )
         return name in names
 
     def translate(self, target: AnyTarget) -> Target:
-        """Return the target that a question about classes is for this network's output.
+        """Return the target as it applies to this network's output.
 
         Parameters
         ----------
         target : None, Tensor of class indices, Target or callable
-            See :meth:`explain_inputs`. One that has been translated stays as it is.
+            See :meth:`explain_inputs`. A target that has been translated stays as it is.
 
         Returns
         -------
@@ -252,14 +252,14 @@ def _ragged(target: Any) -> ValueError:
     sizes = [len(row) if isinstance(row, list | tuple | np.ndarray) else 1 for row in target]
     i = next((i for i, size in enumerate(sizes) if size != sizes[0]), 0)
     return ValueError(
-        "target must be labels, as many for each image, as each is a map of its own: image 0 has "
-        f"{sizes[0]}, image {i} has {sizes[i]}. Explain one label an image at a time, or repeat "
-        'one; target="positive" is all labels that the network finds, in one map.'
+        "target must be labels, the same number for each image, as each gets its own map: image "
+        f"0 has {sizes[0]}, image {i} has {sizes[i]}. Explain one label per image at a time, or "
+        'repeat one; target="positive" explains all labels that the network finds, in one map.'
     )
 
 
 def method_name(method: AnyMethod | None) -> str:
-    """Return what a method is called in tables and pictures; nothing for an explainer's own."""
+    """Return the name of a method in tables and pictures; "" for the explainer's own."""
     if method is None or isinstance(method, str):
         return method or ""
     return method.__name__ if isinstance(method, type) else " ".join(repr(method).split())

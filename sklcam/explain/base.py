@@ -1,8 +1,8 @@
-"""The Explainer protocol: what anything that explains offers to metrics, displays and reports.
+"""The Explainer protocol: what every explainer offers to metrics, displays and reports.
 
-An explainer opens any ``X`` once, runs it through its network batch by batch, and hands over the
+An explainer opens any ``X`` once, runs it through its network batch by batch, and returns the
 maps of several methods, the network's output and the frames of the images from the same pass. So
-the memory needed is that of one batch, and nobody has to look at an image twice.
+memory holds one batch at a time, and no image has to be read twice.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ __all__ = [
 
 
 class Explainer(ChannelExplainer):
-    """Anything that explains: an adapter to a network, the layers to look at, and a method.
+    """An adapter to a network, the layers to look at, and a method.
 
-    Metrics, displays and reports use what is public here, and nothing else.
+    Metrics, displays and reports use only what is public here.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,) or None
         The label of each class; None if the network has none.
     method : str, Method or class of methods
-        How to explain unless something else is asked for.
+        How to explain unless a call asks for something else.
     layer_fusion : {"mean", "max"} or None
         How the maps of several layers become one.
     image_input : str or None
         Which of several inputs is the image.
     top_channels : int or None
-        How many channels make a map, those with the highest weights; None is all.
+        How many channels make a map: those with the highest weights. None uses all.
     verbose : int
         0 silences the progress bar.
     shows_probabilities : bool
@@ -101,16 +101,16 @@ class Explainer(ChannelExplainer):
         Parameters
         ----------
         X : images, or iterable of them
-            What has no length is taken as well: a generator, a torch ``DataLoader``, an
-            ``IterableDataset``, a streaming Hugging Face data set. It yields images, which are put
-            together to batches, or batches, which stay as they are: arrays or tensors of four axes,
-            lists of images, tables. Either may come with its labels, (images, labels), or in a
-            dict, of which the images are found, or named by ``image_input``. Labels are not looked
-            at; what else the network takes by name goes there. Tensors of a ``DataLoader`` are what
-            tensors are to ``explain``: to a bare network its own input, untouched if they are
-            floats. Nothing is read before it is asked for.
+            X may have no length: a generator, a torch ``DataLoader``, an ``IterableDataset``, a
+            streaming Hugging Face data set. It yields images, which are collected into batches, or
+            batches, which stay as they are: arrays or tensors of four axes, lists of images,
+            tables. Either may come with its labels, (images, labels), or in a dict, in which the
+            images are found automatically or named by ``image_input``. Labels are ignored; other
+            entries that the network takes by name are passed to it. Tensors of a ``DataLoader``
+            mean what they mean in ``explain``: to a bare network, float tensors are its own input
+            and stay untouched. Nothing is read before it is needed.
         target : None, label, array-like of labels, Target or callable, default=None
-            For an X without a length, the same for all images.
+            If X has no length, it is the same for all images.
         method, normalize, frame, dtype
             See :meth:`explain`.
 
@@ -139,7 +139,7 @@ class Explainer(ChannelExplainer):
         return (self._send(explained, frame, numbers).arrays()[0] for explained in batches)
 
     def is_at_layer(self, frame: str, methods: Iterable[Method]) -> bool:
-        """Whether a frame is that of the target layer.
+        """Whether a frame is the target layer's.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class Explainer(ChannelExplainer):
         ------
         ValueError
             If there is no such frame, or it is the layer's and there are several layers, or a
-            method whose maps are not at a layer.
+            method whose maps are not made at a layer.
         """
         check_frame(frame)
         if frame == "layer":
@@ -162,7 +162,7 @@ class Explainer(ChannelExplainer):
         return frame == "layer"
 
     def _send(self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]) -> SentMaps:
-        """Let the maps of each method come to the host; in the images' own frames, one by one."""
+        """Start copying maps to the host; in the images' own frames, one by one."""
         batch, target, sent = explained.batch, explained.target, list[Any](explained.maps)
         if frame == "image":
             sent = [
@@ -183,56 +183,56 @@ class Explainer(ChannelExplainer):
         dtype: MapDtype | None = None,
         num_workers: int | None = None,
     ) -> Any:
-        """Return one map per image: where the network looked for its decision.
+        """Return one map per image: where the network looked to decide.
 
         Parameters
         ----------
         X : images
             In any form that ``fit`` takes.
         target : None, label, array-like of labels, Target or callable, default=None
-            The class to explain: None is the predicted one. Labels are one for all, one per image,
-            or, of shape (n_images, k), several per image; :class:`sklcam.cam.TopK` are the highest
-            scoring ones. Several are explained from one forward pass. Where an image may have
-            several labels, None is the highest-scoring one, and "positive" all those that it has,
-            in one map. The numbers of a regression go by their names, or 0, 1, ...; None is the
-            only one. A callable takes an output of the network, of any number of images, and
-            returns one score for each, any differentiable one that depends on that image's part of
-            the output alone. A callable of two arguments is given the network's inputs as well.
+            The class to explain: None is the predicted one. Give one label for all images, one per
+            image, or several per image in shape (n_images, k); :class:`sklcam.cam.TopK` takes the
+            highest-scoring ones. Several classes are explained from one forward pass. Where an
+            image may have several labels, None is the highest-scoring one, and "positive" explains
+            all that the network finds, in one map. The numbers of a regression have names, or 0, 1,
+            ...; None works if there is only one. A callable takes the network's output for any
+            number of images and returns one score for each: any differentiable score that depends
+            only on that image's part of the output. A callable of two arguments also gets the
+            network's inputs.
         method : str, Method, list of them, dict of names to them, or None, default=None
             One of :func:`sklcam.cam.available`, or a method object such as ``GradCAM(relu=False)``.
-            None is the estimator's own, or Grad-CAM. Several explain from the same forward passes.
+            None is the estimator's own, or Grad-CAM. Several methods share the same forward passes.
         normalize : bool, default=True
             Whether each map is scaled to [0, 1] by its minimum and maximum; a constant map becomes
-            all zeros. False returns the method's own numbers. Controls, and signed maps
-            (``channels="keep"``), are never scaled.
+            all zeros. False returns the method's own numbers. Controls and signed maps
+            (``channels="keep"``) are never scaled.
         frame : {"input", "image", "layer"}, default="input"
-            "input" gives maps at the network's input size, "image" each at its own image's size.
-            "layer" leaves them at the target layer's own grid (u, v), such as 7 x 7, for one layer
-            and methods whose maps are made there: :func:`sklcam.cam.upsample` and then
-            :func:`sklcam.cam.min_max` make those of "input" of them, to rounding.
+            "input" gives maps at the network's input size, "image" each map at its own image's
+            size. "layer" leaves them on the target layer's grid (u, v), such as 7 x 7, for one
+            layer and methods whose maps are made there: :func:`sklcam.cam.upsample` and then
+            :func:`sklcam.cam.min_max` turn them into those of "input", to rounding.
         out : ndarray of the result's shape or None
             Where to write the maps, such as a ``numpy.memmap``; for one method, and not for
-            ``frame="image"``. The sides of a layer's grid are known, and checked, with the first
-            batch.
+            ``frame="image"``. The sides of a layer's grid are checked with the first batch, when
+            they become known.
         dtype : {"float16", "float32", "float64"} or None, default=None
-            What numbers the maps are of; None is that of ``out``, and float32 without it. float16,
-            which is half the bytes, is for maps in [0, 1], which it holds to 0.00025.
+            The dtype of the maps; None takes that of ``out``, or float32 without it. float16 takes
+            half the bytes; it is for maps in [0, 1], and keeps them to within 0.00025.
         num_workers : int or None, default=None
-            How many processes read, decode and resize images ahead; None is as many as the
-            explainer has. Maps and their order are the same.
+            How many processes read, decode and resize images ahead; None takes the explainer's own
+            number. Maps and their order stay the same.
 
         Returns
         -------
         ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
-            Of ``dtype``, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes are
-            of shape (depth, height, width). There are further axes after
-            the first, in this order: k for a target of several classes per image, the layers if
-            several are kept apart, and the image's channels for signed maps. For several methods a
-            dict of these, by name.
+            Of ``dtype``, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes have
+            shape (depth, height, width). Further axes follow the first, in this order: k for a
+            target of several classes per image, the layers if several are kept apart, and the
+            image's channels for signed maps. Several methods return a dict of these, by name.
 
-            It is a list with ``frame="image"``, a map of its own size for each image, also where
-            the sizes happen to be the same: ``np.stack`` makes one array of these. It is an array
-            even so where X cannot hold images of other sizes: an array, a tensor, an
+            With ``frame="image"`` it is a list, one map of the image's own size for each image,
+            even if the sizes happen to be equal: ``np.stack`` then makes one array of them. It is
+            still one array where X cannot hold images of different sizes: an array, a tensor, an
             ``ImageDataset`` of one, or float tensors that are the network's own input.
 
         Raises
@@ -243,7 +243,7 @@ class Explainer(ChannelExplainer):
         Warns
         -----
         ExplanationWarning
-            Once, if maps are blank, or NaN as the network or the image is.
+            Once, if maps are blank, or NaN because the network or the image is.
         """
         named = self.named_methods(method)
         methods = list(named.values())
@@ -292,29 +292,29 @@ class Explainer(ChannelExplainer):
     ) -> None:
         """Write the maps of many images to a folder, chunk by chunk; see :func:`sklcam.open_maps`.
 
-        It can be killed at any time: the same call goes on with the first chunk that is not done,
-        and the maps are those of a call that was not. Where anything differs on which maps depend,
-        that is an error, and the folder stays as it is.
+        It can be killed at any time: the same call resumes at the first chunk that is not done, and
+        the maps are those of an uninterrupted call. If anything that the maps depend on has
+        changed, that is an error, and the folder stays as it is.
 
         Parameters
         ----------
         X, target, method, normalize
             See :meth:`explain`.
         path : str or path
-            The folder, which is made.
+            The folder to create or resume.
         frame : {"input", "layer"}, default="input"
             See :meth:`explain`.
         dtype : {"float16", "float32", "float64"}, default="float32"
             Maps of 50,000 images of 224 x 224 pixels take 10 GB in float32, and half of that in
             float16; with ``frame="layer"`` and 7 x 7 places 10 MB.
         chunk_size : int or None, default=None
-            How many images are done, or not, together. None is as many whole batches as make about
-            256, or what a folder was begun with.
+            How many images are completed together. None takes as many whole batches as hold about
+            256 images, or what the folder was begun with.
         shard : (index, count) or None, default=None
-            Which of several processes this one is, as in ``(0, 8)``; each makes its share of the
+            Which of several processes this is, such as ``(0, 8)``; each makes its share of the
             chunks, in the same folder. None makes all of them.
         resume : bool, default=True
-            Whether to go on with what is at ``path``. False is an error if anything is.
+            Whether to resume what is at ``path``. With False, anything there is an error.
         num_workers : int or None, default=None
             See :meth:`explain`.
 
@@ -323,7 +323,8 @@ class Explainer(ChannelExplainer):
         FileExistsError
             If something is at ``path``, with ``resume=False``.
         OSError
-            If the folder cannot be made or written, such as on a full disk. What is done stays.
+            If the folder cannot be created or written, such as on a full disk. Finished chunks
+            stay.
         ValueError
             If an argument does not fit, before any work is done; or if what is at ``path`` was
             begun with other images, weights or settings, which the message names.
@@ -331,14 +332,14 @@ class Explainer(ChannelExplainer):
         Warns
         -----
         ExplanationWarning
-            If some of the maps that were made now are blank, or NaN.
+            If some of the maps made by this call are blank, or NaN.
 
         Notes
         -----
-        Images that are files are known by their paths, and eight of them by what they hold; arrays
-        by all of their images, items of data sets by eight. A network is known by its weights and
-        the options of its layers. Numbers of one batch differ from those of another in their last
-        digits: with another ``batch_size`` a folder goes on, and is equal to rounding.
+        Image files are recognised by their paths, and eight of them by their contents; arrays by
+        all of their images, data sets by eight items. A network is recognised by its weights and
+        the options of its layers. Numbers depend on the batch in their last digits: a folder can be
+        resumed with another ``batch_size``, and its maps are then equal to rounding.
 
         Examples
         --------
@@ -379,15 +380,15 @@ class Explainer(ChannelExplainer):
         maps: Literal["auto"] | bool = "auto",
         card: str | None = None,
     ) -> None:
-        """Write the network to an ONNX file, with what is needed to use it without this library.
+        """Write the network to an ONNX file that can be used without this library.
 
         The file takes ``images``, float32 of shape (n_images, n_channels, height, width) in [0, 1],
-        of any number and of the network's own size, and normalises them itself. It returns
-        ``logits``, as the network does (of one logit, (n_images, 1)), and ``probabilities``, as
-        ``predict_proba`` does; of a regression ``predictions``. A network that returns
+        any number of them at the network's own size, and normalises them itself. It returns
+        ``logits``, as the network does (a single logit as (n_images, 1)), and ``probabilities``, as
+        ``predict_proba`` does; for a regression, ``predictions``. A network that returns
         probabilities has no logits.
 
-        Where the head is global average pooling and one linear layer, it returns ``maps`` as well,
+        If the head is global average pooling and one linear layer, it also returns ``maps``,
         of shape (n_images, n_classes, u, v): the Grad-CAM map of each class, at the layer's
         resolution. Resized bilinearly (``align_corners=False``) to the images' size, they are those
         of ``explain(X, target=label, normalize=False)``; scaled by their minimum and maximum, those
@@ -396,17 +397,17 @@ class Explainer(ChannelExplainer):
         Parameters
         ----------
         path : str or path
-            The file to write, which ends in ".onnx". What is there is replaced once the new file is
-            complete and checked, and kept if anything goes wrong.
+            The file to write; its name ends in ".onnx". An existing file is replaced only once the
+            new one is complete and checked.
         X : images or None, default=None
-            Some on which the file is checked, the first three: arrays, files or PIL images. None is
-            noise.
+            Images to check the file on, of which the first three are used: arrays, files or PIL
+            images. None is noise.
         maps : "auto" or bool, default="auto"
-            Whether the file has maps. "auto" is where it can, with a warning where it cannot, and
-            True an error then.
+            Whether the file has maps. "auto" includes them where possible and warns where not; with
+            True, that is an error.
         card : str or None, default=None
             A description in Markdown, such as :func:`sklcam.model_card` makes, for the file's
-            ``doc_string``, where the input and the outputs are described in any case.
+            ``doc_string``, which describes the input and the outputs in any case.
 
         Raises
         ------
@@ -419,10 +420,10 @@ class Explainer(ChannelExplainer):
         TypeError
             If `path` is not a path.
         ValueError
-            If an argument does not fit; if the network has no task, computes in another precision
+            If an argument does not fit; if the network has no task, computes in a precision other
             than float32, has 2 GB of weights or more, or does not say how its images are prepared;
-            if torch cannot export it; or if onnxruntime's answers are not those of the network, to
-            rounding.
+            if torch cannot export it; or if onnxruntime's answers are not those of the network, up
+            to rounding.
 
         Warns
         -----
@@ -431,15 +432,16 @@ class Explainer(ChannelExplainer):
 
         Notes
         -----
-        Whether a head is linear is settled by numbers: it must turn the pooled activations into the
-        output, and gradients must be its weights. For all other networks, and for methods other
-        than Grad-CAM and CAM, maps need a gradient for each image, which such files do not compute.
+        A numerical check decides whether a head is linear: it must turn the pooled activations into
+        the output, and gradients must equal its weights. For all other networks, and for methods
+        other than Grad-CAM and CAM, maps need a gradient for each image, which such files do not
+        compute.
 
         The metadata are JSON: ``task``, ``classes``, ``class_names``, ``image_size``, ``resize``
         (see :class:`~sklcam.images.Resizing`), ``value_range`` and ``channel_order`` of ``images``,
-        ``normalized_in_the_file`` (the mean and the standard deviation, which nobody has to apply),
-        ``preparation_by`` (who says so), ``target_layers``, ``maps`` (the method) or
-        ``no_maps_because``, and ``versions``.
+        ``normalized_in_the_file`` (the mean and the standard deviation, already applied in the
+        file), ``preparation_by`` (where that comes from), ``target_layers``, ``maps`` (the method)
+        or ``no_maps_because``, and ``versions``.
 
         Examples
         --------
@@ -467,6 +469,6 @@ class Explainer(ChannelExplainer):
 
 @runtime_checkable
 class Explainable(Protocol):
-    """An estimator that brings an explainer of its own."""
+    """An estimator that provides its own explainer."""
 
     def as_explainer(self) -> Explainer: ...

@@ -1,4 +1,4 @@
-"""``CAMExplainer``: explanations of any trained network, as it is."""
+"""``CAMExplainer`` explains any trained network as it is."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _has_probabilities(explainer: CAMExplainer) -> bool:
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     """Explain a trained classifier by any method, as it is.
 
-    The network is used, and never changed: its mode, hooks, gradients and flags are after each call
-    what they were before, also after an error. It stays on its device, in its precision.
+    The network is never changed: after each call, even one that raised an error, its mode, hooks,
+    gradients and flags are what they were before. It stays on its device, in its precision.
 
     Parameters
     ----------
@@ -62,53 +62,53 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         A network that takes images and returns logits of shape (n_images, n_classes), or what
         ``task`` and ``output`` say; a fitted skorch net around one; a fitted
         :class:`~sklcam.ConsistentCAMClassifier`; a search or a ``FrozenEstimator`` around these; or
-        a name, such as ``"timm/resnet50"``, of which :meth:`fit` builds the network, by
+        a name such as ``"timm/resnet50"``, from which :meth:`fit` builds the network by
         :func:`sklcam.networks.build_model`.
     method : str, Method or class of methods, default="gradcam"
-        One of :func:`sklcam.cam.available`, or a method object with options of its own.
+        One of :func:`sklcam.cam.available`, or a method object with its own options.
     target_layer : str, TargetLayer or list of them, default="auto"
-        Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
-        otherwise the last that is a grid of places, by :func:`sklcam.networks.find_target_layer`.
-        Of several layers, one pass makes all maps.
+        Dotted name of the layer to explain; "auto" takes the usual one of a known family, and
+        otherwise the last layer that is a grid of places, by
+        :func:`sklcam.networks.find_target_layer`. One pass makes the maps of all layers.
     weights : str, path or None, default=None
-        Those of a network by name: ``"DEFAULT"`` is what was published for it, and the head is that
-        of the weights. None is random numbers.
+        The weights of a network given by name: ``"DEFAULT"`` loads the published ones, together
+        with their head. None leaves them random.
     task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation", "detection"}
         What the network is for. "multiclass": one of several classes, by a softmax. "binary": one
-        of two classes, by one output, that of the second; the first is explained by its negative.
-        "multilabel": any number of labels, each with a sigmoid of its own. "regression": numbers,
-        which are explained as they are. "segmentation": one of several classes for each pixel, of
-        which :class:`sklcam.cam.Pixels` chooses some. "detection": objects, by torchvision's
-        detectors, of which :class:`sklcam.cam.Box` chooses some. "auto", the default, is what a
-        skorch net's criterion says, or a Hugging Face network's ``problem_type``; "segmentation"
-        and "detection" for the networks of torchvision and Hugging Face that are for that;
-        "multilabel" (of one output, "binary") for a network that ends in a sigmoid; what the labels
-        in :meth:`fit` are; or else "multiclass". A network of one output that none of these tells
-        about is refused.
+        of two classes, by a single output for the second; the first is explained by its negative.
+        "multilabel": any number of labels, each with its own sigmoid. "regression": numbers, which
+        are explained as they are. "segmentation": one of several classes for each pixel;
+        :class:`sklcam.cam.Pixels` selects pixels. "detection": objects, by torchvision's detectors;
+        :class:`sklcam.cam.Box` selects objects. "auto", the default, is what a skorch net's
+        criterion says, or a Hugging Face network's ``problem_type``; "segmentation" and "detection"
+        for networks of torchvision and Hugging Face made for these; "multilabel" ("binary" for a
+        single output) for a network that ends in a sigmoid; what the labels in :meth:`fit` are; or
+        else "multiclass". A network with a single output is refused if none of these applies.
     output : {"auto", "logits", "probabilities"}, default="auto"
-        What the network returns of classes; "auto" recognises a last sigmoid, and rows that add up
-        to 1, in the sample that ``fit`` takes.
+        What the network returns for classes; "auto" recognises a final sigmoid, and rows that add
+        up to 1 in the sample that ``fit`` runs.
     layer_fusion : {"mean", "max"} or None, default="mean"
-        How the maps of several layers become one: each scaled to [0, 1], then their mean or
-        maximum; None keeps them apart, on an axis of their own.
+        How the maps of several layers become one: each is scaled to [0, 1], then their mean or
+        maximum is taken; None keeps them apart, on an axis of their own.
     reshape : callable or None, default=None
         For layers whose output is not a grid, such as the tokens of a transformer that is not
         torchvision's: takes the output and returns it as (n_images, K, u, v), differentiably.
     image_input : str or None, default=None
-        For networks of several inputs, whose X is a dict of arrays or tensors, as in skorch: which
-        of them is the image. None is ``"pixel_values"``, or the only one of four axes.
+        For networks with several inputs, whose X is a dict of arrays or tensors as in skorch: which
+        of them is the image. None is ``"pixel_values"``, or the only one with four axes.
     output_name : str, int or None, default=None
-        For networks of several outputs: the key or position of the one that counts. None is the
-        first of a tuple; of a mapping, ``"logits"`` or its only tensor.
+        For networks with several outputs: the key or position of the one that counts. None is the
+        first of a tuple; in a mapping, ``"logits"`` or its only tensor.
     classes : array-like or None, default=None
-        The label of each output, in their order; of a single output, those of both classes; of a
+        The label of each output, in order; for a single output, the labels of both classes; for a
         regression, the names of its numbers. None is the model's ``classes_``, the labels of ``y``
         in :meth:`fit`, or 0, 1, ....
     image_size : int, (height, width) or None, default=None
         What images are resized to; None is what the model's source says, else 224.
     resize : {"stretch", "center_crop"} or None, default=None
-        Both sides to ``image_size``, or the proportions kept and the middle cut out; None is what
-        the model's source says, which may scale beyond ``image_size`` first, else "stretch".
+        "stretch" resizes both sides to ``image_size``; "center_crop" keeps the proportions and cuts
+        out the middle. None is what the model's source says (it may scale beyond ``image_size``
+        first), else "stretch".
     decode : {"exact", "fast"}, default="exact"
         "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
         resized to: see :class:`~sklcam.images.Resizing`.
@@ -116,14 +116,14 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else 0 and 1
         for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
     batch_size : int, default=32
-        Images that go through the network at a time.
+        How many images go through the network at a time.
     num_workers : int, default=0
         Processes that read and resize images.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
-        The type of numbers that a network of float32 weights computes in: with "bf16" and "fp16",
-        torch's autocast is around its passes. Maps, probabilities and metrics stay float32. "fp32"
-        leaves a network in the precision of its weights. A classifier that was trained in another
-        precision predicts in float32 unless this says otherwise.
+        The precision in which a network with float32 weights computes: "bf16" and "fp16" run its
+        passes under torch's autocast. Maps, probabilities and metrics stay float32. "fp32" leaves a
+        network in the precision of its weights. A classifier trained in another precision predicts
+        in float32 unless this says otherwise.
     verbose : int, default=1
         0 silences the progress bar.
 
@@ -131,7 +131,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,) or None
         The label of each class, as ``predict`` returns it: 0, 1, ... unless ``classes``, the model
-        or ``y`` in :meth:`fit` says otherwise. None if there are none: of a regression, and if the
+        or ``y`` in :meth:`fit` says otherwise. None if there are none: for a regression, or if the
         output is not (n_images, n_classes).
     task_ : str or None
         What the network is for, one of those of ``task``; None if its output is not (n_images,
@@ -140,22 +140,22 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         What ``target`` may name: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
         What the model's source calls the classes 0, 1, ..., or else the data set in :meth:`fit`,
-        if it has as many: displays and reports show it, and ``target`` and ``y`` take it in the
-        place of ``classes_``. ``class_names_[predict(X)]`` are the names of what is predicted.
+        if it has as many: displays and reports show them, and ``target`` and ``y`` take them in
+        place of ``classes_``. ``class_names_[predict(X)]`` gives the names of the predictions.
     model_ : nn.Module or fitted estimator
-        The model; of a name, the network that was built.
+        The model; for a name, the network that was built.
     preprocessing_ : Preprocessing
-        How images are prepared, and who says so: timm's configuration, a Hugging Face image
-        processor, torchvision's weights, the parameters, or nobody.
+        How images are prepared, and where that comes from: timm's configuration, a Hugging Face
+        image processor, torchvision's weights, the parameters, or nowhere.
     target_layers_ : list of TargetLayer
         The layers that are explained.
     gives_probabilities_ : bool
-        Whether the output of a bare module is probabilities already, as that of a softmax is.
+        Whether a bare module returns probabilities already, as one that ends in a softmax does.
 
     Notes
     -----
-    Around a bare module or a plain skorch net, float tensors, and data sets that yield them, are
-    the network's input and go there untouched, in any range. Arrays, file paths and PIL images are
+    With a bare module or a plain skorch net, float tensors, and data sets that yield them, are the
+    network's own input and stay untouched, in any range. Arrays, file paths and PIL images are
     resized, scaled to [0, 1] and normalised, as ``image_size``, ``mean`` and ``std`` say. A
     ConsistentCAMClassifier prepares all its images itself.
 
@@ -244,7 +244,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.verbose = verbose
 
     def check_parameters(self) -> None:
-        """Raise a ValueError for parameters that are wrong; :meth:`fit` does so by itself."""
+        """Raise a ValueError for invalid parameters; :meth:`fit` calls this by itself."""
         self._validate_params()
 
     def fit(self, X: Any = None, y: Any = None) -> CAMExplainer:
@@ -253,11 +253,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Parameters
         ----------
         X : images or None, default=None
-            One image is enough. Needed where a dry run on a blank image of ``image_size`` does not
-            do, such as for networks of several inputs.
+            One image is enough. It is needed where a dry run on a blank image of ``image_size`` is
+            not possible, such as for networks with several inputs.
         y : array-like of labels, label sets, numbers or None, default=None
-            All labels, where the model does not know them. Of several an image: a table of 0 and 1,
-            or a set of labels for each image. Numbers such as 0.5 are those of a regression.
+            All labels, if the model does not know them. For several labels per image: a table of 0
+            and 1, or a set of labels for each image. Numbers such as 0.5 mean a regression.
 
         Returns
         -------
@@ -268,8 +268,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         NotFittedError
             If the model is an estimator that has not been fitted.
         ValueError
-            If a parameter does not fit the model, or it cannot be told what the network is for; or
-            if the network, or its device, does not compute in ``precision``.
+            If a parameter does not fit the model, if nothing says what the network is for, or if
+            the network or its device does not compute in ``precision``.
         """
         self.check_parameters()
         get_method(self.method).check()
@@ -283,7 +283,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             )
         sample = self._sample(X, adapter)
         with OutputRanges() as ranges:
-            # Some models know how their output is read before they are asked.
+            # Some models say how their output is to be read.
             output = adapter.own(self._dry_run(adapter, sample, given=X is not None))
         adapter.look_at_inputs(sample)
         self._adapter = adapter
@@ -317,8 +317,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return self.model
         if self.weights is None:
             warnings.warn(
-                f"{self.model} has random numbers for weights, as weights=None: what it looks at "
-                'says nothing. weights="DEFAULT" takes those that were published.',
+                f"{self.model} has random weights (weights=None): its maps say nothing about "
+                'images. weights="DEFAULT" loads the published ones.',
                 stacklevel=3,
             )
         size = None if self.image_size is None else check_size(self.image_size, "image_size")
@@ -326,7 +326,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return build_model(self.model, image_size=size, weights=self.weights).eval()
 
     def _find_class_names(self, X: Any, y: Any) -> np.ndarray | None:
-        """Return what the source calls the outputs, or the data set; None if these are labels."""
+        """Return the names that the source or the data set has; None if these are labels."""
         if self.classes_ is None or self.classes is not None:
             return None
         inner = unnest(self.model_)[0]
@@ -349,7 +349,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return next(opened.subset(range(1)).batches()).inputs
         if self.image_input is not None:
             raise ValueError(
-                "A network of several inputs cannot be tried on a blank; give fit an X."
+                "A network with several inputs cannot be tried on a blank image; give fit an X."
             )
         return Inputs(adapter.blank())
 
@@ -371,7 +371,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.task_ = self._adapter.task
 
     def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
-        """Return what the columns that are made of outputs are called."""
+        """Return the names of the columns that the outputs become."""
         known = self._adapter.labels if self.classes is None else self.classes
         if self.task_ == "detection" and known is not None:
             check_detected(known, self._adapter.network)
@@ -400,7 +400,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if len(set(names)) < len(names):
             raise ValueError(f"target_layer names a layer twice: {names}.")
         layers = [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
-        # What a detector detects in noise, with any weights, says nothing.
+        # What a detector finds in noise says nothing, whatever its weights.
         if method.uses_layers and method.graph is not None and self.task_ != "detection":
             forward = self._forward_like(sample)
             for layer in layers:
@@ -417,7 +417,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         )
 
     def _forward_like(self, sample: Inputs) -> Callable[[Tensor], Tensor]:
-        """Return what calls the network with other images, and all else as in a sample of one."""
+        """Return a function that calls the network with other images, and the rest of a sample."""
 
         def forward(images: Tensor) -> Tensor:
             rows = torch.zeros(len(images), dtype=torch.int64)
@@ -460,10 +460,10 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
-            In the order of ``classes_``. By the net's own nonlinearity for a skorch net; otherwise
-            the softmax of the output, for "binary" and "multilabel" the sigmoid, or the output
-            itself where it is probabilities. Rows add up to 1, but not for "multilabel". For
-            "segmentation" (n_images, n_classes, height, width), at the output's size.
+            In the order of ``classes_``. A skorch net's own nonlinearity makes them; otherwise they
+            are the softmax of the output (the sigmoid for "binary" and "multilabel"), or the output
+            itself where it is probabilities already. Rows add up to 1, except for "multilabel". For
+            "segmentation", (n_images, n_classes, height, width) at the output's size.
         """
         return fetch_all(map(self.probabilities, self._iter_outputs(X)))
 
@@ -482,7 +482,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         check.warn()
 
     def predict(self, X: Any) -> Any:
-        """Return what is predicted of each image.
+        """Return the prediction for each image.
 
         Parameters
         ----------
@@ -492,12 +492,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         -------
         ndarray of shape (n_images,) or (n_images, n_outputs)
             The most probable label, one of ``classes_``: a number where only ``class_names_`` has
-            names. For "multilabel", of 0 and 1: the labels whose probability is above 0.5. For
-            "regression" the numbers, of shape (n_images,) if there is one an image. For
-            "segmentation" the label of each pixel, (n_images, height, width), at the output's size.
-            For "detection" a list of dicts, one an image: "boxes" (k, 4), x1, y1, x2, y2 in pixels
-            of the image as it is given, "scores" (k,), and "labels" (k,), from ``classes_`` if
-            there are such.
+            names. For "multilabel", 0 and 1: the labels whose probability is above 0.5 are 1. For
+            "regression", the numbers, of shape (n_images,) if there is one per image. For
+            "segmentation", the label of each pixel, (n_images, height, width), at the output's
+            size. For "detection", a list of dicts, one per image: "boxes" (k, 4), x1, y1, x2, y2 in
+            pixels of the image as given, "scores" (k,), and "labels" (k,), from ``classes_`` if
+            there are any.
         """
         if self.adapter.task == "detection":
             return detections(self, X)
@@ -505,7 +505,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         return self.adapter.readout.labels(decisions, self.output_names)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return the accuracy on X, or :math:`R^2` of a regression.
+        """Return the accuracy on X, or :math:`R^2` for a regression.
 
         Parameters
         ----------
@@ -518,13 +518,14 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Returns
         -------
         float
-            In [0, 1], but for "regression". For "multilabel", how many images have all their labels
-            right, and no other.
+            In [0, 1], except for "regression". For "multilabel", the share of images whose labels
+            are all right.
         """
         if self.adapter.task in ("segmentation", "detection"):
             raise ValueError(
-                "score compares one answer an image with its label; for those of pixels or objects "
-                "compare predict(X) with the true ones, as by sklearn.metrics.jaccard_score."
+                "score compares one answer per image with its label; for pixels or objects, "
+                "compare predict(X) with the truth yourself, for example by "
+                "sklearn.metrics.jaccard_score."
             )
         expected = self.expected_labels(X, y, "score")
         measure = r2_score if self.task_ == "regression" else accuracy_score

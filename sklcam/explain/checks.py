@@ -1,4 +1,4 @@
-"""Whether maps and predictions say anything: those that do not are counted, and warned of."""
+"""Whether maps and predictions say anything: those that do not are counted and warned about."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExplanationWarning(UserWarning):
 
 
 def remark(map_: np.ndarray) -> str:
-    """Return what a picture of a map has to say if the map says nothing; "" if it does.
+    """Return the label for a picture of a map that says nothing; "" if the map says something.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def remark(map_: np.ndarray) -> str:
 
 
 def checked(outputs: np.ndarray) -> np.ndarray:
-    """Return a network's outputs (n_images, ...), or what was made of them; warn of NaN in them."""
+    """Return outputs (n_images, ...), or values made from them; warn if they hold NaN."""
     check = ExplanationCheck()
     rows = torch.from_numpy(outputs.reshape(len(outputs), -1))
     check.add(rows, "outputs of the network", n_axes=1, blank=False)
@@ -66,7 +66,7 @@ def checked(outputs: np.ndarray) -> np.ndarray:
 
 
 class ExplanationCheck:
-    """Counts maps that are blank or not finite, batch after batch, and warns of them once.
+    """Counts maps that are blank or not finite, batch after batch, and warns about them once.
 
     Examples
     --------
@@ -85,19 +85,19 @@ class ExplanationCheck:
     def add(
         self, values: Tensor, what: str = "maps", *, n_axes: int = 2, blank: bool = True
     ) -> None:
-        """Count those of a batch. The host does not wait for the device; it does in ``counts``.
+        """Count those of a batch. The host waits for the device only in ``counts``.
 
         Parameters
         ----------
         values : Tensor of shape (n_images, ..., height, width)
-            Maps, scaled or not; several of an image count one by one. With another ``n_axes``
-            something else, such as the network's output.
+            Maps, scaled or not; several maps of one image count separately. With another
+            ``n_axes``, other values, such as the network's output.
         what : str, default="maps"
             What they are, for the message.
         n_axes : int, default=2
-            How many of the last axes belong to one map: 3, if it has a part for each channel.
+            How many of the last axes belong to one map: 3 if it has a part for each channel.
         blank : bool, default=True
-            Whether one that is zero everywhere counts.
+            Whether a map that is zero everywhere counts.
         """
         axes = tuple(range(-n_axes, 0))
         # The largest absolute value, NaN if there is one; without the copy that abs() would make.
@@ -107,7 +107,7 @@ class ExplanationCheck:
         self._found[what] = known + counts, n_known + peaks.numel()
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Return for each kind how many are blank, how many not finite, and how many there are."""
+        """Return how many of each kind are blank, how many not finite, and how many there are."""
         found = {}
         for what, (counts, n) in self._found.items():
             n_blank, n_wrong = counts.tolist()
@@ -115,7 +115,7 @@ class ExplanationCheck:
         return found
 
     def warn(self) -> None:
-        """Give one warning, if anything is blank or not finite."""
+        """Give one warning if anything is blank or not finite."""
         counts = self.counts().items()
         blank = [f"{n_blank} of {n} {what}" for what, (n_blank, _, n) in counts if n_blank]
         wrong = [f"{n_wrong} of {n} {what}" for what, (_, n_wrong, n) in counts if n_wrong]
@@ -127,10 +127,10 @@ class ExplanationCheck:
             )
         if blank:
             message.append(
-                f"{', '.join(blank)} are blank: nothing speaks for what is explained. Usually all "
-                "weights are negative, so that the ReLU leaves nothing (relu=False shows what "
-                "speaks against it), the layer has a single position, the network is saturated, "
-                "or the image has no evidence."
+                f"{', '.join(blank)} are blank: nothing in the image speaks for the target. "
+                "Usually all weights are negative, so that the ReLU leaves nothing (relu=False "
+                "shows what speaks against it), the layer has a single position, the network is "
+                "saturated, or the image has no evidence."
             )
         if message:
             warnings.warn(" ".join(message), ExplanationWarning, stacklevel=3)

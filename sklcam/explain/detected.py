@@ -1,4 +1,4 @@
-"""What a detector detects, in the frames of the images."""
+"""The objects that a detector finds, in the frames of the images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam.networks.dry_run import unwrap
 
 
 def check_detected(labels: Any, network: nn.Module) -> None:
-    """Raise a ValueError unless there is one for each number that a detector has for a label."""
+    """Raise a ValueError unless there is one label for each class number of a detector."""
     n_known = n_labels(unwrap(network))
     if n_known not in (None, len(labels)) or len({*labels}) < len(labels):
         raise ValueError(
@@ -26,7 +26,7 @@ def check_detected(labels: Any, network: nn.Module) -> None:
 
 
 def advice_on_detectors(network: nn.Module, error: object = None) -> str | None:
-    """Return what to do where a network failed that is a detector, or has one; None if not that."""
+    """Return advice for a failed network that is, or contains, a detector; otherwise None."""
     network = unwrap(network)
     if dense_task(network) == "detection":
         dtype = next(network.parameters()).dtype
@@ -34,13 +34,13 @@ def advice_on_detectors(network: nn.Module, error: object = None) -> str | None:
             return None
         return (
             f": {type(network).__name__} does not compute in {dtype} on this device, where "
-            "torchvision has no non-maximum suppression of it: take float32, by network.float(), "
-            "or another device."
+            "torchvision's non-maximum suppression does not support it: use float32, by "
+            "network.float(), or another device."
         )
     for name, part in network.named_modules():
         if dense_task(part) == "detection":
             return (
-                f". In it is a detector of torchvision's, a {type(part).__name__}, which takes a "
+                f". It contains a torchvision detector, a {type(part).__name__}, which takes a "
                 f"list of images and finds objects: explain that by itself, network.{name}, or let "
                 "the module around it take a batch of images and return a Tensor of scores."
             )
@@ -53,13 +53,13 @@ def detections(explainer: Explainer, X: Any) -> list[dict[str, np.ndarray]]:
     Parameters
     ----------
     explainer : Explainer
-        Of a detector.
+        An explainer of a detector.
     X : images
 
     Returns
     -------
     list of dict
-        Of each image "boxes" (k, 4), x1, y1, x2, y2 in pixels of the image at its own size,
+        For each image "boxes" (k, 4), x1, y1, x2, y2 in pixels of the image at its own size,
         "scores" (k,) and "labels" (k,).
     """
     found = []

@@ -1,7 +1,7 @@
-"""What maps and values depend on, in a few words: to tell whether work can go on as it was begun.
+"""Fingerprints of what maps and values depend on: they tell whether work can be resumed.
 
-Long things stand as a digest of all that they hold: weights, labels, the paths of images. Of arrays
-of images all are looked at; of files and items of data sets some are read.
+Weights, labels and the paths of images are reduced to a digest of all that they hold. All images of
+an array are included; of files and items of data sets, some are read.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _DEEPEST = 6
 _PLAIN = (bool, int, float, str)
 _LOOKED_UP = (*_PLAIN, tuple, list, dict, set, frozenset, np.ndarray, Tensor)
 
-# Whose classes and functions go by their names: their code looks different to another Python.
+# Classes and functions from here go by name: their code looks different to another Python.
 _BY_NAME = {
     *("abc", "builtins", "collections", "numpy", "open_clip", "sklcam", "sklearn", "skorch"),
     *("timm", "torch", "torchvision", "transformers", "typing"),
 }
 
-# What an explainer may have beside a network, under the names that its parameters have.
+# What an explainer may have besides a network, by the names of its parameters.
 _SETTINGS = (
     *("layer_fusion", "reshape", "image_input", "output_name", "top_channels"),
     *("contrast", "embedding_layer", "proxies_"),
@@ -49,7 +49,7 @@ _SETTINGS = (
 
 
 def digest(*parts: bytes) -> str:
-    """Return a short name for bytes, which others do not have."""
+    """Return a short name that is unique to these bytes."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -58,10 +58,10 @@ def digest(*parts: bytes) -> str:
 
 
 def described(value: Any) -> Any:
-    """Return a value as JSON that tells it from others, in any process.
+    """Return a value as JSON that distinguishes it from others, in any process.
 
-    Functions are told apart by name and code, and by the numbers, texts and arrays that they look
-    up outside, alone or in lists and dicts; objects by their class, its code, and attributes.
+    Functions are told apart by name and code, and by the numbers, strings and arrays that they look
+    up outside, alone or in lists and dicts; objects by their class, its code, and their attributes.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def _bytes_of(value: Tensor | np.ndarray) -> bytes:
 
 
 def _of_code(value: Any, depth: int) -> str:
-    """Return what tells a function, or an object that is called, from others."""
+    """Return what distinguishes a function, or a callable object, from others."""
     if isinstance(value, partial):
         parts = (value.func, value.args, value.keywords)
         return f"partial({', '.join(_text(part, depth + 1) for part in parts)})"
@@ -156,7 +156,7 @@ def _in_cell(cell: Any) -> Any:
 
 
 def _of_class(value: type) -> str:
-    """Return a class by its name, and by the code of it and its parents that users may change."""
+    """Return a class by its name, and by its own and its parents' code that users may change."""
     codes = [
         name.encode() + _own_code(each)
         for parent in value.__mro__
@@ -188,7 +188,7 @@ def _goes_by_name(value: Any) -> bool:
 
 
 def _own_code(value: FunctionType) -> bytes:
-    """Return what a function does, and with which numbers of its module; nothing of a library's."""
+    """Return a function's code and the module values that it uses; nothing of a library's."""
     if _goes_by_name(value):
         return b""
     held = {name: value.__globals__.get(name) for name in sorted({*_names_in(value.__code__)})}
@@ -239,7 +239,7 @@ def _of_object(value: Any, depth: int) -> str:
 
 
 def _reduced(value: Any) -> dict[str, Any]:
-    """Return what an object without attributes is made of, such as a range or a generator."""
+    """Return the contents of an object without attributes, such as a range or a generator."""
     with suppress(Exception):  # there are objects that do not tell
         _, arguments, *rest = value.__reduce_ex__(2)
         if type(value) in arguments:  # as objects without any state have it
@@ -262,7 +262,7 @@ def weights_of(network: nn.Module) -> str:
 
 
 def layers_of(network: nn.Module) -> str:
-    """Return a short name for the layers of a network, with their options, but for weights."""
+    """Return a short name for the layers of a network and their options, without the weights."""
     parts = [
         f"{name}: {_of_class(type(layer))} {layer.extra_repr()} {_options_of(layer)}".encode()
         for name, layer in network.named_modules()
@@ -289,8 +289,8 @@ def _options_of(layer: nn.Module) -> list[str]:
 def images_of(opened: OpenedImages) -> str:
     """Return a short name for images.
 
-    Of an array it is made of all of them; of files of their paths, and of what some hold; of others
-    of the pixels of some.
+    For an array, it covers all images; for files, their paths and the contents of some; for others,
+    the pixels of some.
     """
     array = opened.array()
     rows = np.unique(np.linspace(0, len(opened) - 1, _SAMPLE).astype(int)).tolist()
@@ -322,19 +322,19 @@ def _start_of(path: str) -> bytes:
 
 
 def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dict[str, Any]:
-    """Return what an explainer's numbers for some images depend on, but for the method.
+    """Return everything that an explainer's numbers for some images depend on, except the method.
 
     Parameters
     ----------
     explainer : Explainer
     opened : OpenedImages
     target : Any
-        As a user asks for it.
+        As the user gives it.
 
     Returns
     -------
     dict of str to JSON
-        By names that a message can use.
+        Keyed by names that a message can use.
     """
     adapter = explainer.adapter
     readout = adapter.readout
@@ -358,6 +358,6 @@ def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dic
         "layout of target layers": described(explainer.target_layers),
         "settings": described({k: v for k, v in settings.items() if v is not None}),
         "target": described(target),
-        # What a label stands for; it does not matter where none is asked for.
+        # What a label stands for; it does not matter if no label is asked for.
         "classes": None if target is None else described(names),
     }

@@ -1,6 +1,6 @@
-"""What the outputs of a network are called: by the model, by its user or by the labels there are.
+"""The names of a network's outputs: from the model, from its user or from the labels there are.
 
-It reads neither images nor layers: a network's output has so many columns, and each has a name.
+It looks at neither images nor layers: the output has a number of columns, and each gets a name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sklcam.networks.readouts import Task
 
 
 def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np.ndarray:
-    """Return a name for each column that is made of a network's outputs.
+    """Return a name for each column that a network's outputs become.
 
     Parameters
     ----------
     known : array-like of shape (n_columns,) or None
         What the user or the model says; None is the labels in ``y``, or else 0, 1, ....
     y : array-like of labels, label sets, numbers or None
-        Of the images, if there are any.
+        Those of the images, if there are any.
     task : str or None
         What the network is for.
     n_columns : int
@@ -34,7 +34,8 @@ def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np
     Raises
     ------
     ValueError
-        If there is not one name for each, all different, or ``y`` has another number of numbers.
+        If there is not one name for each, all different, or ``y`` has a different number of
+        columns.
 
     Examples
     --------
@@ -50,7 +51,7 @@ def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np
         outputs = "one output, for two classes" if task == "binary" else f"{n_columns} outputs"
         raise ValueError(
             f"The network has {outputs}, and {len(np.unique(names))} labels for them: give "
-            "classes= the label of each output, in their order."
+            "classes= the label of each output, in order."
         )
     if y is not None and task == "regression":
         _check_numbers(y, n_columns)
@@ -58,7 +59,7 @@ def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np
 
 
 def _labels_in(y: Any, numbers: np.ndarray, task: Task | None) -> np.ndarray | None:
-    """Return the labels that there are, unless they are numbers of outputs."""
+    """Return the labels in y, unless they are indices of outputs."""
     if task == "multilabel":
         found = learn_label_sets(y)
         is_table = kind_of_labels(y) == "indicator"
@@ -72,6 +73,6 @@ def _check_numbers(y: Any, n_columns: int) -> None:
     n_given = 1 if given.ndim == 1 else given.shape[1]
     if n_given != n_columns:
         raise ValueError(
-            f"y has {n_given} number(s) an image, and the network {n_columns} output(s). If it "
-            "tells classes apart, y must be their labels."
+            f"y has {n_given} number(s) per image, and the network has {n_columns} output(s). If "
+            "it tells classes apart, y must be their labels."
         )

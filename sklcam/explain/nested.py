@@ -1,4 +1,4 @@
-"""Whatever a user has, as what explains."""
+"""Turns whatever a user has into an explainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AnyEstimator: TypeAlias = Explainer | Explainable | torch.nn.Module | Nesting
 
 
 def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explainer, Any]:
-    """Return what explains for an estimator, and X as that takes it.
+    """Return the explainer of an estimator, and X in the form that the explainer takes.
 
     Parameters
     ----------
@@ -25,10 +25,10 @@ def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explai
         Fitted, unless it is a module. Inside a pipeline, a search or a ``FrozenEstimator``, the
         last or best estimator is meant.
     X : images
-        A module's explainer is fitted to them.
+        A module's explainer is fitted on them.
     y : labels, label sets, numbers or None, default=None
-        Those of several labels an image, or numbers, tell what a module is for. Labels of classes
-        do not: nobody says in which order they are.
+        Several labels per image, or numbers, tell what a module is for. Class labels do not, as
+        nothing says in which order the outputs are.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explai
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If it is none of these, or a search that has not kept its best estimator.
+        If it is none of these, or a search without a refitted best estimator.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""ONNX files: what a network answers, where neither sklcam nor torch is.
+"""ONNX files: a network's answers without sklcam and without torch.
 
-A file takes images as they are shown, in [0, 1], and normalises them itself. Beside the answers it
-has the maps of all classes, where these need no gradient: behind a head of global average pooling
-and one linear layer Grad-CAM is CAM, whose weights are the same for every image.
+A file takes images in [0, 1], as they are displayed, and normalises them itself. Besides the
+answers it has the maps of all classes, where these need no gradient: with a head of global average
+pooling and one linear layer, Grad-CAM is CAM, whose weights are the same for every image.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ _OPSET = 18  # the oldest that torch writes, which most runtimes take
 _LARGEST = 2**31 - 2**20  # bytes of weights: a file is one message, of less than 2 GiB
 _N_IMAGES = 3  # of a sample
 _N_CLASSES = 4  # whose gradients are compared with the linear layer
-# How far rounding takes results from those of another implementation, relative to the largest. GPUs
-# round the factors of products to 10 bits, unless they are told not to; a file is tried on the CPU.
+# How far rounding may move results from those of another implementation, relative to the largest.
+# GPUs round the factors of products to 10 bits, unless they are told not to; a file is tried on the
+# CPU.
 _ROUNDING, _ROUNDING_OF_GPUS = 1e-4, 1e-2
 
 
 def write_onnx(
     explainer: Explainer, path: str | os.PathLike[str], X: Any, maps: Maps, card: str | None
 ) -> None:
-    """Write what an explainer answers to a file; see ``Explainer.export``."""
+    """Write an explainer's network to a file; see ``Explainer.export``."""
     _check_arguments(path, maps, card)
     adapter = explainer.adapter
     _check_adapter(adapter)
@@ -82,7 +83,7 @@ def _check_arguments(path: Any, maps: object, card: object) -> None:
     if maps != "auto" and not isinstance(maps, bool):
         raise ValueError(f'maps must be "auto", True or False; got {describe(maps)}.')
     if not isinstance(card, str | None):
-        raise ValueError(f"card must be a text, as model_card returns it; got {describe(card)}.")
+        raise ValueError(f"card must be a string, as model_card returns it; got {describe(card)}.")
 
 
 def _imported(name: str) -> Any:
@@ -103,8 +104,8 @@ def _check_adapter(adapter: Adapter) -> None:
         )
     if isinstance(adapter, LastStep):
         raise ValueError(
-            "A file holds a network, and this is a pipeline, whose earlier steps change the images "
-            "first: export an explainer of its last step."
+            "A file holds a network, and this is a pipeline whose earlier steps change the "
+            "images first: export an explainer of its last step."
         )
     if isinstance(stem_of(adapter.network), nn.Conv3d):
         raise ValueError(
@@ -126,7 +127,7 @@ def _check_adapter(adapter: Adapter) -> None:
     n_bytes = sum(each.numel() * each.element_size() for each in tensors)
     if n_bytes > _LARGEST:
         raise _too_large(f"{name} has {n_bytes / 1e9:.2f} GB of weights")
-    # A net that was trained here knows how its images were prepared; nobody may for another.
+    # A net that was trained here knows how its images were prepared; another may not.
     if not isinstance(adapter, ModuleAdapter) or Origin(adapter.preprocessing()).is_known:
         return
     given = adapter.preparation
@@ -134,7 +135,7 @@ def _check_adapter(adapter: Adapter) -> None:
     missing = [f"{key}=" for key, each in wanted.items() if each is None or isinstance(each, str)]
     if missing:
         raise ValueError(
-            f"A file prepares images as {name} takes them, which it does not say: give the "
+            f"A file prepares images for the network, and {name} does not say how: give the "
             f"explainer {', '.join(missing)}, and fit it."
         )
 
@@ -142,13 +143,13 @@ def _check_adapter(adapter: Adapter) -> None:
 def _too_large(what: str) -> ValueError:
     return ValueError(
         f"{what}, and a file in ONNX holds less than {_LARGEST / 1e9:.2f} GB. torch.onnx.export("
-        "network, (images,), path, dynamo=True) writes the weights into another file beside it, "
-        "without maps: there, images are the network's own input."
+        "network, (images,), path, dynamo=True) writes the weights into a second file beside it, "
+        "without maps; its images are the network's own input."
     )
 
 
 class _Sample:
-    """Some images, and what the explainer itself makes of them."""
+    """Some images, and the explainer's own results for them."""
 
     def __init__(self, explainer: Explainer, X: Any):
         self.explainer, self.adapter = explainer, explainer.adapter
@@ -161,17 +162,17 @@ class _Sample:
         output = self.adapter.forward(self.inputs)
         if not bool(output.isfinite().all()):
             raise ValueError(
-                "The network answers some images with NaN or infinite numbers, so that the file "
-                "cannot be checked: give X, images that it knows."
+                "The network answers some images with NaN or infinite numbers, so the file "
+                "cannot be checked: give X, images like those it was trained on."
             )
         self.output = output
         self.n_columns = output.shape[1]
-        # Those that are looked at one by one.
+        # These are looked at one by one.
         self.columns = np.unique(np.linspace(0, self.n_columns - 1, _N_CLASSES).astype(int))
 
     @property
     def tolerance(self) -> float:
-        """How far results may be from those of another implementation, relative to the largest."""
+        """How far results may be from another implementation's, relative to the largest."""
         return _ROUNDING if self.images.device.type == "cpu" else _ROUNDING_OF_GPUS
 
     def record(self, columns: Any) -> RecordedPass:
@@ -186,7 +187,7 @@ class _Sample:
         )
 
     def answers(self, names: list[str]) -> dict[str, tuple[Any, Tensor]]:
-        """Return which part of an answer is known, and what it is, by name."""
+        """Return which entries of an answer are known, and their values, by name."""
         everything: Any = slice(None)
         found = {name: (everything, each) for name, each in _read(self.adapter, self.output)}
         if "maps" in names:
@@ -214,7 +215,7 @@ def _some_of(explainer: Explainer, X: Any) -> Tensor:
 
 
 def _read(adapter: Adapter, columns: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield what is answered, by name."""
+    """Yield the answers, by name."""
     read = adapter.readout
     if not read.has_probabilities:
         yield "predictions", columns
@@ -229,33 +230,33 @@ def _read(adapter: Adapter, columns: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_plain(method: Method) -> bool:
-    """Whether it weighs channels by their mean gradient, or CAM's weights, as they are."""
+    """Whether it weighs channels by their plain mean gradient, or by CAM's weights."""
     options = {name: each for name, each in method.get_params().items() if name != "relu"}
     usual = {"pooling": "mean", "gradient": "plain"}
     return type(method) in (CAM, GradCAM) and options.items() <= usual.items()
 
 
 def _class_weights(sample: _Sample) -> tuple[Tensor | None, str]:
-    """Return how much each channel weighs for each class, or why there are no such weights."""
+    """Return the weight of each channel for each class, or why there are no such weights."""
     method, layers = sample.method, sample.explainer.target_layers
     if not _is_plain(method):
         return None, f"{method!r} needs more than the activations; Grad-CAM may not"
     if sample.output.ndim != 2:
-        return None, "they are of scores of an image, and these are of each pixel"
+        return None, "they explain scores of an image, and these scores are per pixel"
     if len(layers) != 1:
-        return None, f"they are of {len(layers)} layers, and each would be scaled first"
+        return None, f"they combine {len(layers)} layers, each of which would be scaled first"
     recorded = sample.record(range(sample.n_columns))
     reason = (
         f"what follows {layers[0].name!r} is not global average pooling and one linear layer, so "
-        "that Grad-CAM needs a gradient for each image"
+        "Grad-CAM needs a gradient for each image"
     )
     try:
         weights = CAM().channel_weights(recorded)[0][0]
     except ValueError:
         return None, reason
     if not bool(weights.any()):
-        return None, "the weights of the last layer are all zero, so that nothing tells what it is"
-    # Activations may tell nothing, as those that are all zeros; gradients do in any case.
+        return None, "the weights of the last layer are all zero, so its kind cannot be told"
+    # Activations may tell nothing, for instance if all are zero; gradients always do.
     for column in sample.columns.tolist():
         (gradients,) = recorded.gradient_grids(column, keep=True)
         n_positions = gradients[0, 0].numel()
@@ -269,7 +270,7 @@ def _class_weights(sample: _Sample) -> tuple[Tensor | None, str]:
 
 
 class _Runs:
-    """What a layer returns, run by run: a hook. In a list of the module's own, torch refuses it."""
+    """A hook that collects a layer's outputs. Torch refuses a plain list on the module."""
 
     def __init__(self) -> None:
         self.found: list[Tensor] = []
@@ -279,7 +280,7 @@ class _Runs:
 
 
 class _Deployed(nn.Module):
-    """Takes images in [0, 1], and returns all that a file answers."""
+    """Takes images in [0, 1], and returns everything that the file returns."""
 
     class_weights: Tensor | None
     image_mean: Tensor
@@ -292,7 +293,7 @@ class _Deployed(nn.Module):
         self.network = unwrap(self.adapter.network)
         self.output_name = getattr(explainer, "output_name", None)
         self.is_bgr = said.channel_order == "bgr"
-        # Torch 2.6 has an operator's value of the same name, if one is called "mean".
+        # A buffer called "mean" clashes with the name of an operator's value in torch 2.6.
         for name, statistic in {"image_mean": said.mean, "image_std": said.std}.items():
             values = sample.images.new_tensor(statistic)
             self.register_buffer(name, values.reshape(-1, 1, 1))
@@ -316,7 +317,7 @@ class _Deployed(nn.Module):
 
 
 def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
-    """Return the network as an onnx.ModelProto, of any number of images."""
+    """Return the network as an onnx.ModelProto for any number of images."""
     hook = None
     if network.layer is not None:
         part, _ = module_of(network.network, network.layer)
@@ -343,20 +344,20 @@ def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
         found = installed_versions(["torch", "onnxscript"])
         versions = " and ".join(f"{name} {version}" for name, version in found.items())
         raise ValueError(
-            f"{kind} cannot be exported. torch.onnx.export says: {_said(error)} It is torch's, and "
-            f"works with an onnxscript of about its own age; here are {versions}."
+            f"{kind} cannot be exported. torch.onnx.export says: {_said(error)} This is torch's "
+            f"exporter, which needs an onnxscript of about its own age; installed are {versions}."
         ) from error
     _tidy(model.graph)
     return model
 
 
 def _followed(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Return what the network computes, for any number of images."""
+    """Return the network's program for any number of images."""
     # Torch 2.6 compares it with the largest number that there is.
     shapes = {"images": {0: torch.export.Dim("n_images", max=2**31 - 1)}}
     errors = []
-    # The first runs the forward once. The second reads its code, and so takes len(images) for
-    # something that is not the same each time; but there is much code that it cannot read.
+    # The first runs the forward once. The second reads its code, and so knows that len(images) may
+    # vary; but there is much code that it cannot read.
     for strict in (False, True):
         try:
             with warnings.catch_warnings():
@@ -366,14 +367,15 @@ def _followed(network: nn.Module, images: Tensor) -> torch.export.ExportedProgra
             errors.append(error)
     raise ValueError(
         f"{type(network.network).__name__} cannot be exported. torch.export says: "
-        f"{_said(errors[0])} A file does the same for all images: let forward not branch on what "
-        "is in tensors (torch.where chooses between two), not make Python numbers or arrays of "
-        "them, as .item() and .numpy() do, and take the number of images from images.shape[0]."
+        f"{_said(errors[0])} A file does the same for all images: forward must not branch on the "
+        "values of tensors (torch.where chooses between two), must not turn them into Python "
+        "numbers or arrays (.item(), .numpy()), and should take the number of images from "
+        "images.shape[0]."
     ) from errors[0]
 
 
 def _said(error: BaseException) -> str:
-    """Return the beginning of what was said first."""
+    """Return the beginning of the first message."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
@@ -381,7 +383,7 @@ def _said(error: BaseException) -> str:
 
 
 def _tidy(graph: Any) -> None:
-    """Take out what torch adds for itself, such as paths of the files that code is in."""
+    """Remove what torch adds for itself, such as the paths of source files."""
     del graph.value_info[:], graph.metadata_props[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
@@ -399,7 +401,7 @@ def _serialized(model: Any) -> bytes:
 
 
 def _facts(sample: _Sample, reason: str) -> dict[str, Any]:
-    """Return what a program has to know that uses the file."""
+    """Return what a program that uses the file has to know."""
     explainer, said = sample.explainer, sample.preprocessing
     classes, names = explainer.output_names, explainer.class_names_
     n_channels = sample.images.shape[1]
@@ -449,13 +451,13 @@ def _usage(sample: _Sample, names: list[str]) -> str:
             f"{order}, not normalised: the file does that itself",
             *(f"- `{name}`: {_SAYS[name]}" for name in names),
             "",
-            "The metadata says, in JSON, what the classes are and how images are resized.",
+            "The metadata (JSON) says what the classes are and how images are resized.",
         ]
     )
 
 
 def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: Any) -> None:
-    """Raise a ValueError unless the file answers as the explainer does, also a single image."""
+    """Raise a ValueError unless the file answers as the explainer does, for one image as well."""
     kind = type(sample.adapter.network).__name__
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -25,26 +25,26 @@ from sklcam.images.items import is_splits, of_processor
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs, NetworkTensors, OtherInputs, name_of_images
 
-# What dicts call their labels: Hugging Face's networks would take them, to compute a loss.
+# Names of labels in dicts: Hugging Face's networks would use them to compute a loss.
 LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some images, as the network gets them.
+    """Some images, as the network receives them.
 
     Attributes
     ----------
     inputs : Inputs
         On the network's device.
     start, stop : int
-        Which rows they are, of those that were opened.
+        Which of the opened rows they are.
     sizes : list of tuple (height, width)
-        The images' own sizes; (depth, height, width) of volumes.
+        The images' own sizes; (depth, height, width) for volumes.
     originals : list of Tensor of shape (channels, height, width), or None
         The images at their own sizes, on the CPU, if they were asked for.
     resized : Tensor of shape (n_images, channels, height, width), or None
-        The same at the network's input size, before they are normalised.
+        The same images at the network's input size, before they are normalised.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class Batch:
 
 
 class OpenedImages:
-    """X in a form that can be read batch by batch; it has been checked.
+    """X, checked and ready to be read batch by batch.
 
     Made by :meth:`Explainer.open`.
 
@@ -79,21 +79,21 @@ class OpenedImages:
     ----------
     adapter : Adapter
     X : images
-        In any form that the adapter's model takes; a mapping for a network of several inputs.
+        In any form that the adapter's model takes; a mapping for a network with several inputs.
     image_input : str or None
         Which entry of a mapping is the image.
     originals : bool
         Whether batches bring the images at their own sizes.
     num_workers : int or None
-        How many processes read ahead; None is as many as the adapter's model says.
+        How many processes read ahead; None takes the number that the adapter's model says.
 
     Attributes
     ----------
     image_size : tuple of int
-        Height and width that the network gets; depth, height and width of volumes.
+        Height and width that the network receives; depth, height and width for volumes.
     n_channels : int
     uniform_size : tuple of int or None
-        The same of all images, if they are known to be of one size.
+        The one size of all images, if they are known to share it.
 
     Examples
     --------
@@ -132,8 +132,8 @@ class OpenedImages:
         device = self._dataset.tensor_device
         if num_workers and device.type != "cpu":
             raise ValueError(
-                f"num_workers={num_workers} are processes that read images, and those of X are on "
-                f"{device} already: leave it at 0, or give X.cpu()."
+                f"num_workers={num_workers} asks for processes that read images, and those of X "
+                f"are on {device} already: leave it at 0, or give X.cpu()."
             )
         if self._name is not None:
             others = {name: value for name, value in X.items() if name != self._name}
@@ -148,7 +148,7 @@ class OpenedImages:
         return len(self._rows)
 
     def subset(self, rows: Iterable[int]) -> OpenedImages:
-        """Return some of the images, without a further check.
+        """Return some of the images, without checking again.
 
         Parameters
         ----------
@@ -167,11 +167,11 @@ class OpenedImages:
         return part
 
     def array(self) -> np.ndarray | Tensor | None:
-        """Return all images as they were given, if that is one array, in its order."""
+        """Return all images as given, if that is one array in its own order."""
         return self._dataset.array if self._rows == range(len(self._dataset)) else None
 
     def files(self) -> list[str] | None:
-        """Return the path of each image, or None unless all are files."""
+        """Return the path of each image, or None if not all are files."""
         if not isinstance(self._dataset, ImageDataset):
             return None
         source = self._dataset.source
@@ -185,22 +185,22 @@ class OpenedImages:
 
     @property
     def other_inputs(self) -> Mapping[str, Any]:
-        """The network's inputs beside the image, by name, for all rows that were opened first."""
+        """The network's inputs besides the image, by name, for all rows of the original X."""
         return {} if self._others is None else self._others.values
 
     @property
     def batch_size(self) -> int | None:
-        """How many images a batch has; None if the loader does not say."""
+        """How many images a batch holds; None if the loader does not say."""
         size = getattr(self._loader(), "batch_size", None)
         return size if isinstance(size, int) else None
 
     @property
     def is_network_input(self) -> bool:
-        """Whether the images go to the network as they are."""
+        """Whether the images are the network's own input."""
         return isinstance(self._dataset, NetworkTensors)
 
     def batches(self) -> Iterator[Batch]:
-        """Read the images, each once, in their order."""
+        """Read the images, each once, in order."""
         start = 0
         for read in self._loader():
             if isinstance(read, Failure):
@@ -210,8 +210,8 @@ class OpenedImages:
             start = batch.stop
         if start != len(self):
             raise ValueError(
-                f"The loader gave {start} of {len(self)} images; one that explains must give each "
-                "once, in their order: without drop_last, shuffle or a sampler of its own."
+                f"The loader gave {start} of {len(self)} images; for explanations it must yield "
+                "each once, in order: without drop_last, shuffle or its own sampler."
             )
 
     def whole(self) -> Batch:
@@ -223,7 +223,7 @@ class OpenedImages:
         loader = self._adapter.loader(self._items())
         if self._num_workers is None or not isinstance(loader, DataLoader):
             return loader
-        # How many workers a loader has is settled when it is made.
+        # A loader's number of workers is fixed when it is made.
         started = loader.multiprocessing_context if self._num_workers else None
         return DataLoader(
             loader.dataset,
@@ -252,7 +252,7 @@ class OpenedImages:
 
 
 def _check_others(network: nn.Module, dataset: FramedDataset) -> None:
-    """Raise a ValueError if items hold more that the network takes than the image."""
+    """Raise a ValueError if items hold further inputs of the network beside the image."""
     items = dataset.items
     if items is None or items.name is None:
         return
@@ -261,13 +261,13 @@ def _check_others(network: nn.Module, dataset: FramedDataset) -> None:
     if others and items.name in names:
         raise ValueError(
             f"Items of X hold {', '.join(map(repr, others))} beside {items.name!r}, which the "
-            "network takes, too: iter_explain of a DataLoader passes them on, and so does X as a "
-            "dict of one array each. Otherwise leave them out of the items."
+            '"network takes, too: iter_explain passes them on from a DataLoader, and so does X '
+            "as a dict with an array for each. Otherwise leave them out of the items."
         )
 
 
 def parameters_of(network: nn.Module) -> tuple[set[str], bool]:
-    """Return what a network takes by name, and whether it takes all names alike."""
+    """Return the names that a network takes, and whether it takes any name (``**kwargs``)."""
     if isinstance(network, nn.DataParallel | DistributedDataParallel):
         network = network.module
     parameters = inspect.signature(network.forward).parameters.values()

@@ -1,4 +1,4 @@
-"""Predictions as they are written beside an image."""
+"""Predictions as text beside an image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ _MOST_LABELS = 5  # of one image, beside it
 
 
 class Prediction(NamedTuple):
-    """What is predicted of an image, as it is written beside it.
+    """The prediction for an image, as text to write beside it.
 
     Attributes
     ----------
     label : str or None
-        The predicted class, or all of several labels; "NaN" where the network's output is; None
+        The predicted class, or all of several labels; "NaN" where the network's output is NaN; None
         without classes.
     probability : float or None
-        How sure the network is; None where that would tell a reader nothing, and of several labels.
+        How sure the network is; None where that would tell a reader nothing, and for several
+        labels.
     text : str or None
-        All that there is to say: the label and its probability, each of several labels with its
-        own, or the numbers of a regression.
+        The full text: the label and its probability, several labels each with their own, or the
+        numbers of a regression.
     """
 
     label: str | None
@@ -34,13 +35,14 @@ class Prediction(NamedTuple):
 
 
 def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
-    """Return what is predicted of each image, as text.
+    """Return the prediction for each image, as text.
 
     Parameters
     ----------
     explainer : Explainer
     output : Tensor
-        The network's, such as logits of shape (n_images, n_classes), as ``output_of`` returns it.
+        The network's output, such as logits of shape (n_images, n_classes), as ``output_of``
+        returns it.
 
     Returns
     -------
@@ -51,7 +53,7 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         numbers = explainer.decide(output).cpu().numpy()
         return [Prediction(None, None, text) for text in spelled(explainer, numbers)]
     classes = class_names(explainer)
-    # Of a single class, the probability is always 1; a single label has its own.
+    # The probability of a single class is always 1; a single label has its own.
     if output.ndim != 2 or len(classes) < (1 if task == "multilabel" else 2):
         return [Prediction(None, None)] * len(output)
     decided = explainer.decide(output)
@@ -66,7 +68,7 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         ]
     chances: list[float | None] = [None] * len(output)
     if probabilities is not None:
-        # Of the class that was decided on: with a threshold it need not be the likeliest.
+        # For the class that was decided on: with a threshold it need not be the likeliest.
         chances = probabilities.gather(1, decided[:, None])[:, 0].tolist()
     names = [
         "NaN" if wrong else classes[i] for i, wrong in zip(decided.tolist(), is_nan, strict=True)
@@ -78,7 +80,7 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
 
 
 def _of_several(classes: list[str], decided: list[int], chances: list[float]) -> Prediction:
-    """Return the labels that an image has, the surest of them first."""
+    """Return the labels of an image, the most probable first."""
     found = [i for i, has in enumerate(decided) if has]
     surest = sorted(found, key=lambda i: -chances[i])
     written = [f"{classes[i]} ({chances[i]:.2f})" for i in surest[:_MOST_LABELS]]
@@ -99,7 +101,7 @@ def spelled(explainer: Explainer, labels: np.ndarray) -> list[str]:
     Returns
     -------
     list of str
-        Those of a class as the class is written, such as 1 for 1.0.
+        Each is written as its class is: 1 rather than 1.0, for example.
     """
     names = class_names(explainer)
     if explainer.adapter.task == "multilabel":

@@ -1,4 +1,4 @@
-"""What is said of a network that does not take a first sample, or returns no tensor."""
+"""Errors for a network that does not take a first sample, or returns no tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklcam.networks.inputs import Inputs, advice_on_axes
 def why_refused(
     network: nn.Module, sample: Inputs, error: Exception, *, given: bool
 ) -> ValueError | None:
-    """Return what to raise in the place of a network's error; None if that says what is wrong.
+    """Return the error to raise in place of a network's own; None if that says what is wrong.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def why_refused(
     error : Exception
         What it raised.
     given : bool
-        Whether the sample is of the user's images, and not a blank.
+        Whether the sample comes from the user's images rather than being a blank.
 
     Returns
     -------
@@ -39,13 +39,13 @@ def why_refused(
     if given:
         return ValueError(f"The network does not take images of {shape}: {advice or error}")
     return ValueError(
-        f"The network does not take a blank image of {shape}; give fit an X of the kind that it "
+        f"The network does not take a blank image of {shape}; give fit an X of the kind it "
         f"takes{'.' if not advice else ': ' + advice}"
     )
 
 
 def not_a_tensor(network: nn.Module, output: object) -> ValueError:
-    """Return what to raise where a network returns nothing that can be explained."""
+    """Return the error for a network that returns nothing that can be explained."""
     return ValueError(
         f"The network returns a {type(output).__name__}; it must return a Tensor, a tuple that "
         "starts with one, or a mapping with one"

@@ -1,8 +1,9 @@
-"""Maps of many images in a folder: written chunk by chunk, and read as memory maps.
+"""Maps of many images in a folder: written chunk by chunk and read as memory maps.
 
-The folder holds a NumPy file for each method, of all images from the start, what the maps depend
-on, and a mark for each chunk that is done. Bytes are written to the file, and not through memory
-maps, so that a full disk is an error, and processes on several machines can share the folder.
+The folder holds a NumPy file for each method, with room for all images from the start, a record of
+what the maps depend on, and a mark for each chunk that is done. Bytes are written to the file
+rather than through a memory map, so that a full disk is an error and processes on several machines
+can share the folder.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ def write_maps(
     num_workers: int | None,
     make_bar: Callable[[int, str, int], tqdm],
 ) -> None:
-    """Write the maps of X to a folder; parameters are those of ``Explainer.explain_to``."""
+    """Write the maps of X to a folder; for the parameters see ``Explainer.explain_to``."""
     check_shard(shard)
     if frame == "image":
         raise ValueError(
-            'explain_to writes maps of one size: frame must be "input" or "layer". Take maps of '
-            "the images' sizes from iter_explain, or bring those of a row to its image by to_frame."
+            'explain_to writes maps of one size: frame must be "input" or "layer". iter_explain '
+            "yields maps of the images' sizes, and to_frame resizes the maps of one row to its "
+            "image."
         )
     named = explainer.named_methods(method)
     methods = list(named.values())
@@ -64,8 +66,8 @@ def write_maps(
     question = explainer.as_target(target, len(opened))
     if question.ragged:
         raise ValueError(
-            "explain_to writes as many maps for each image: give Box as many boxes for each, or "
-            "take one word of each text, or the text as a whole."
+            "explain_to writes the same number of maps for each image: give Box the same number "
+            "of boxes for each, or explain one word of each text, or the text as a whole."
         )
     size = chunk_size_for(opened, explainer, chunk_size)
     depends_on = {
@@ -91,7 +93,7 @@ def write_maps(
             maps, *_ = explainer.explain_batch(batch.inputs, asked, methods=methods, at_layer=True)
             shapes = [tuple(each.shape[1:]) for each in maps]
         for i, shape in enumerate(shapes):
-            # Without a byte of it written: most file systems give it no room yet.
+            # No byte is written yet, so most file systems reserve no space.
             _ = np.lib.format.open_memmap(
                 folder / _file(i), mode="w+", dtype=numbers, shape=(len(opened), *shape)
             )
@@ -131,10 +133,10 @@ def _sent(explained: ExplainedBatch, numbers: np.dtype[Any]) -> SentMaps:
 
 
 def runs_of(folder: ChunkFolder, shard: Shard | None, opened: OpenedImages) -> list[range]:
-    """Return the chunks that are to be made, as many in a row as have the batches that each has.
+    """Group the chunks to make into runs whose batches are those that each chunk has alone.
 
-    Numbers depend on the batch, in their last digits: what is in one must not depend on where work
-    was cut off.
+    Numbers depend on the batch in their last digits, so batches must not depend on where work was
+    interrupted.
     """
     runs = list(folder.undone(shard))
     if opened.batch_size is not None and folder.chunk_size % opened.batch_size == 0:
@@ -143,7 +145,7 @@ def runs_of(folder: ChunkFolder, shard: Shard | None, opened: OpenedImages) -> l
 
 
 def chunk_size_for(opened: OpenedImages, explainer: Explainer, chunk_size: int | None) -> int:
-    """Return how many images are a chunk: whole batches, unless it is said."""
+    """Return the number of images per chunk: whole batches, unless the user says otherwise."""
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
         return chunk_size
@@ -159,7 +161,7 @@ def open_folder(
     resume: bool,
     chunk_size: int | None = None,
 ) -> ChunkFolder:
-    """Return the folder that work goes on in, or a new one.
+    """Return the folder to resume, or a new one.
 
     Parameters
     ----------
@@ -171,21 +173,21 @@ def open_folder(
     resume : bool
         Whether there may be such a folder already.
     chunk_size : int or None
-        Only where a user says it, it must be that of a folder that is there.
+        If given, it must be that of an existing folder.
 
     Raises
     ------
     FileExistsError
-        If something is there, and work is not to go on in it.
+        If something is there and ``resume`` is False.
     ValueError
-        If what is there is of something else.
+        If what is there was made from something else.
     """
     final = Path(path)
     is_new = not final.exists() or (final.is_dir() and not any(final.iterdir()))
     if not is_new and not resume:
         raise FileExistsError(
-            f"There is something at {str(path)!r}: resume=True goes on with it, where it is the "
-            "beginning of the same; otherwise remove it, or give another path."
+            f"There is something at {str(path)!r}: resume=True continues it if it is the "
+            "beginning of the same work; otherwise remove it, or give another path."
         )
     folder = ChunkFolder.made(final, about, fill) if is_new else ChunkFolder(final)
     expected = dict(about["depends_on"])
@@ -199,7 +201,7 @@ def open_folder(
 
 
 def open_maps(path: str | os.PathLike[str]) -> Any:
-    """Return the maps that :meth:`CAMExplainer.explain_to` has written, which stay on the disk.
+    """Return the maps that :meth:`CAMExplainer.explain_to` has written, without loading them.
 
     Parameters
     ----------
@@ -209,7 +211,7 @@ def open_maps(path: str | os.PathLike[str]) -> Any:
     Returns
     -------
     numpy.memmap of shape (n_images, height, width), or dict of str to numpy.memmap
-        Read-only, in the form that ``explain`` returns them: of several methods a dict, by name.
+        Read-only, in the form that ``explain`` returns: for several methods, a dict by name.
 
     Raises
     ------
@@ -248,7 +250,7 @@ def _file(i: int) -> str:
 
 @contextmanager
 def _rows_of(path: Path) -> Iterator[_Rows]:
-    """Open a NumPy file, to write rows of it."""
+    """Open a NumPy file to write rows of it."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     with path.open("r+b") as file:
         yield _Rows(file, array.offset, array[:1].nbytes)

@@ -1,4 +1,4 @@
-"""X that has no length: read batch by batch, as it comes, and asked the same of each image."""
+"""X without a length: read batch by batch, as it comes, with the same target for each image."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sklcam.networks.adapters import Adapter
 
 
 class OpenedStream:
-    """X that has no length, ready to be read batch by batch; see :class:`ImageStream`.
+    """X without a length, ready to be read batch by batch; see :class:`ImageStream`.
 
-    Nothing is read ahead, and nothing is kept. Entries of dicts that the network takes by name go
-    there with the image, but for labels.
+    Nothing is read ahead, and nothing is kept. Entries of dicts that the network takes by name are
+    passed on with the image, except labels.
 
     Parameters
     ----------
     adapter : Adapter
     X : iterable
-        Of images or batches of images.
+        Images, or batches of images.
     image_input : str or None
         Which entry of a dict is the image.
     batch_size : int
-        How many images that come one by one are put together.
+        How many single images are collected into a batch.
 
     Examples
     --------
@@ -51,7 +51,7 @@ class OpenedStream:
         self._stream = ImageStream(X, batch_size, image_input)
 
     def batches(self) -> Iterator[Batch]:
-        """Read the batches, each once, in their order."""
+        """Read the batches, each once, in order."""
         start, as_it_is = 0, None
         for streamed in self._stream:
             try:
@@ -85,12 +85,12 @@ class OpenedStream:
 def question_of_any_number(
     as_target: Callable[[Any, int], Target], target: Any
 ) -> Callable[[int], Target]:
-    """Return what makes the target of any number of images.
+    """Return a function that makes the target for any number of images.
 
     Parameters
     ----------
     as_target : callable
-        Makes a target of what a user asks for, and of a number of images.
+        Makes a target from what a user asks for and a number of images.
     target : None, label, Target or callable
 
     Returns
@@ -106,7 +106,7 @@ def question_of_any_number(
     ask = cache(lambda n_images: as_target(target, n_images))
     holds_rows = isinstance(target, Target) and target.take(slice(0, 1)) is not target
     try:
-        # What can be asked of one image and of two can be asked of any number.
+        # A target that works for one image and for two works for any number.
         _ = ask(1), ask(2)
     except ValueError as caught:
         if target is None or isinstance(target, str | Number | Target) or callable(target):
@@ -114,8 +114,8 @@ def question_of_any_number(
         error = caught
     if holds_rows or error is not None:
         raise ValueError(
-            "X has no length, so that target must be the same for all of its images; got "
-            f"{describe(target)}. For one of each image, explain batch by batch: "
-            "for images, labels in X: explainer.explain(images, labels)."
+            "X has no length, so target must be the same for all of its images; got "
+            f"{describe(target)}. For one target per image, explain batch by batch: for images, "
+            "labels in X: explainer.explain(images, labels)."
         ) from error
     return ask

@@ -1,4 +1,4 @@
-"""Training with explanations: the classifier, its loss and terms, its views and its callbacks."""
+"""Training with explanations: the classifier, its loss and terms, its views and callbacks."""
 
 from __future__ import annotations
 

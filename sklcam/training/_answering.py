@@ -1,7 +1,7 @@
-"""A net on images that learns one of several tasks, and answers in that task's terms.
+"""A net on images that learns one of several tasks and predicts in that task's form.
 
-What the outputs are is settled by the labels and the network, once, in ``fit``; from then on
-predictions, probabilities and scores are read as scikit-learn has them for the task.
+The labels and the network determine the task once, in ``fit``; from then on predictions,
+probabilities and scores follow scikit-learn's conventions for that task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _has_probabilities(net: AnsweringNet) -> bool:
 
 
 class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore[override]
-    """A classifier, or a regressor, as its task is.
+    """A classifier or a regressor, depending on its task.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
 
     @property
     def n_outputs(self) -> int:
-        # A network that is free to choose is asked for an output a class.
+        # A network that can choose is asked for one output per class.
         is_open = self.task == "auto" and tasks_of(self.criterion) is None
         asked = TASKS["multiclass"] if is_open and self._task.excludes else self._task
         return asked.n_outputs(self.classes_inferred_)
@@ -97,7 +97,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         return [*defaults[:at], *((score.name, score) for score in scores), *defaults[at:]]
 
     def outcome(self, y_pred: Tensor, y: Tensor) -> Tensor:
-        """Return what the task's score needs to know of a batch, as it is trained on.
+        """Return what the task's score needs from a training batch.
 
         Parameters
         ----------
@@ -115,7 +115,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         return self._task.outcome(decided, y.to(decided.device))
 
     def decided(self, y_pred: Tensor) -> Tensor:
-        """Return what is predicted of a batch, as it is trained on.
+        """Return the predictions for a training batch.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         ----------
         outcomes : Tensor of shape (n_images, ...)
         training : bool
-            Whether these are of training, and not of validation.
+            Whether these come from training rather than validation.
         """
         return self._task.score(outcomes.cpu())
 
@@ -163,7 +163,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
     def _answered(
         self, output: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Return probabilities, or numbers, in the form in which they are predicted."""
+        """Return probabilities, or numbers, in the form that ``predict`` returns."""
         read = self.readout
         if nonlinearity is not None:
             output = nonlinearity(output)
@@ -195,8 +195,8 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Returns
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
-            In the order of ``classes_``. Rows add up to 1, but not for "multilabel", where each
-            label has a probability of its own.
+            In the order of ``classes_``. Rows add up to 1, except for "multilabel", where each
+            label has its own probability.
         """
         return self._answers(X)
 
@@ -205,7 +205,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         return checked(super().predict_proba(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return what is predicted of each image.
+        """Return the prediction for each image.
 
         Parameters
         ----------
@@ -215,8 +215,9 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Returns
         -------
         ndarray of shape (n_images,) or (n_images, n_classes)
-            The most probable label. For "multilabel", of 0 and 1: the labels whose probability is
-            above 0.5. For "regression" the numbers, of shape (n_images,) if there is one an image.
+            The most probable label. For "multilabel", 0 and 1: the labels whose probability is
+            above 0.5 are 1. For "regression", the numbers, of shape (n_images,) if there is one per
+            image.
         """
         # The probabilities first: an error if not fitted.
         answers = self.predict_proba(X) if _has_probabilities(self) else self._answers(X)
@@ -224,7 +225,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         return self.readout.labels(decided, self.classes_inferred_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return the accuracy on X, or :math:`R^2` of a regression.
+        """Return the accuracy on X, or :math:`R^2` for a regression.
 
         Parameters
         ----------
@@ -238,7 +239,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Returns
         -------
         float
-            For "multilabel", how many images have all their labels right, and no other.
+            For "multilabel", the share of images whose labels are all right.
 
         Raises
         ------

@@ -1,6 +1,6 @@
-"""Augmentation: crops that are cut as images are read, and a user's transform, image by image.
+"""Augmentation: crops cut while images are read, or a user's transform for each image.
 
-What is drawn here is drawn once an image. Views of the loss come on top, see ``step.py``.
+It is drawn once per image. The loss's views come on top, see ``step.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUNDING = 1e-3
 
 
 class CroppedImages(Dataset[Any]):
-    """Training images, each read as the crop that the numbers beside its index stand for."""
+    """Training images, each read as the crop described by the numbers beside its index."""
 
     def __init__(self, dataset: Dataset[Any], sampler: ViewSampler, *, beside: bool = False):
         self._dataset, self._sampler, self._beside = dataset, sampler, beside
@@ -45,10 +45,9 @@ class CroppedImages(Dataset[Any]):
 class DrawnBatches:
     """A loader's batches of indices, each index with the numbers of its crop.
 
-    They are drawn where batches are put together, which is in one process and in one order whatever
-    the number of workers. The steps draw views from the same generator, while workers are batches
-    ahead of them, so that an epoch takes one number of it, and the rest from a generator of its
-    own.
+    They are drawn where batches are put together: in one process and one order, whatever the number
+    of workers. The steps draw views from the same generator while workers are batches ahead, so an
+    epoch takes one number from it and the rest from its own generator.
     """
 
     def __init__(
@@ -89,12 +88,12 @@ def crop_while_reading(
     sampler : ViewSampler
     generator : torch.Generator
     beside : bool, default=False
-        Whether the crops come beside the images, and not in their place.
+        Whether the crops come beside the images rather than replacing them.
 
     Raises
     ------
     ValueError
-        If it is another kind of loader, or one of other data.
+        If it is another kind of loader, or loads other data.
     """
     is_usual = isinstance(loader, DataLoader) and loader.batch_sampler is not None
     images = without_subsets(loader.dataset) if is_usual else None
@@ -104,8 +103,8 @@ def crop_while_reading(
             "the images given to fit, or of a Subset of them. Use iterator_train=DataLoader, or "
             f"augment=None; got {describe(loader)}."
         )
-    # A loader refuses other parts once it is made, as workers would not hear of them. This one has
-    # none yet.
+    # A finished loader refuses new parts, as its workers would not notice them. This one has no
+    # workers yet.
     vars(loader)["dataset"] = CroppedImages(loader.dataset, sampler, beside=beside)
     vars(loader)["batch_sampler"] = DrawnBatches(
         loader.batch_sampler, sampler, generator, len(images.image_size)
@@ -113,11 +112,11 @@ def crop_while_reading(
 
 
 class Perturbation:
-    """A user's transform, called for each image by itself, and a look at what it returns.
+    """A user's transform, called for each image separately, with a check of what it returns.
 
-    Random transforms draw once a call: given a batch, they would do the same to all its images.
-    The range is read after the first batch, and at the end (:meth:`check`); in between it is kept
-    on the device, as reading it makes the host wait.
+    Random transforms draw once per call: given a batch, they would treat all its images alike. The
+    range is read after the first batch and at the end (:meth:`check`); in between it stays on the
+    device, as reading it makes the host wait.
 
     Parameters
     ----------
@@ -149,8 +148,8 @@ class Perturbation:
             perturbed.device,
         ):
             raise ValueError(
-                "augment must return a tensor of the shape and dtype, and on the device, of what "
-                f"it was given: {describe(image)} on {image.device}; got {describe(perturbed)}."
+                "augment must return a tensor with the shape, dtype and device of its input: "
+                f"{describe(image)} on {image.device}; got {describe(perturbed)}."
             )
         return perturbed
 
@@ -162,5 +161,5 @@ class Perturbation:
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # or NaN
             raise ValueError(
                 f"augment returned pixels from {low:g} to {high:g}; they must stay in [0, 1]. "
-                "Images are normalised after it, by mean= and std=: leave Normalize out."
+                "Images are normalised afterwards, by mean= and std=: leave Normalize out."
             )

@@ -1,4 +1,4 @@
-"""What is refused before training: parameters, callbacks and batches that would fail later."""
+"""Checks before training: parameters, callbacks and batches that would fail later are refused."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ def check_validates(validation: Any, train_split: object) -> bool:
     """Return whether there are images to validate on; a ValueError if there are two sets."""
     if validation is not None and train_split is not None:
         raise ValueError(
-            f"There are images to validate on, and train_split={train_split!r} would hold out "
-            "others of X: leave one of the two out."
+            f"There are validation images already, and train_split={train_split!r} would hold out "
+            "more from X: leave one of the two out."
         )
     return validation is not None or train_split is not None
 
 
 def check_train_split(train_split: object) -> None:
-    """Raise a ValueError for images to validate on in the place of what splits X."""
+    """Raise a ValueError if train_split holds validation images instead of a splitter."""
     if isinstance(train_split, tuple | Dataset | Bunch):
         raise ValueError(
-            "train_split splits X; images to validate on are given to fit: fit(X, y, "
-            f"validation=(X_val, y_val)). Got {describe(train_split)}."
+            "train_split splits X; give validation images to fit: fit(X, y, validation=(X_val, "
+            f"y_val)). Got {describe(train_split)}."
         )
 
 
 def check_fit_params(fit_params: Mapping[str, Any]) -> None:
-    """Raise a ValueError for what other libraries call the images to validate on."""
+    """Raise a ValueError for other libraries' names of validation images."""
     for name in sorted(_VALIDATION_ELSEWHERE & fit_params.keys()):
         raise ValueError(
-            f"fit takes no {name}: give validation=(X_val, y_val), or hold out a part of X by "
+            f"fit takes no {name}: give validation=(X_val, y_val), or hold out part of X with "
             "train_split=skorch.dataset.ValidSplit(0.2, stratified=True)."
         )
 
 
 @contextmanager
 def said_of(name: str) -> Iterator[None]:
-    """Let the block's ValueErrors say which of several arguments they are about."""
+    """Let ValueErrors in the block say which of several arguments they are about."""
     try:
         yield
     except ValueError as error:
@@ -71,12 +71,12 @@ def said_of(name: str) -> Iterator[None]:
 
 
 def warn_of_masks(validation: Validation) -> None:
-    """Warn of masks and boxes that no loss looks at."""
+    """Warn about masks and boxes that no loss uses."""
     if validation.masks is not None or validation.boxes is not None:
         warnings.warn(
-            "validation: masks and boxes are not used, as no term that is computed there looks at "
-            'them. mask_loss="energy" does, with gamma > 0; those at the pixels are for training '
-            "alone.",
+            "validation: masks and boxes are not used, as no term computed in validation needs "
+            'them. mask_loss="energy" does, with gamma > 0; terms on gradients at the pixels are '
+            "computed only in training.",
             stacklevel=2,
         )
 
@@ -95,15 +95,14 @@ def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:
             )
         if not validates and isinstance(monitor, str) and monitor.startswith("valid_"):
             raise ValueError(
-                f"{name} monitors {monitor!r}, but there are no validation images: give "
-                "fit(X, y, validation=(X_val, y_val)), set "
-                "train_split=skorch.dataset.ValidSplit(5, stratified=True), or monitor the "
-                'training, as in monitor="train_loss".'
+                f"{name} monitors {monitor!r}, but there are no validation images: call fit(X, y, "
+                "validation=(X_val, y_val)), set train_split=skorch.dataset.ValidSplit(5, "
+                'stratified=True), or monitor training, as in monitor="train_loss".'
             )
 
 
 def monitor_of(callback: Any) -> Any:
-    """Return what a callback looks at in the history, if it does."""
+    """Return the column of the history that a callback monitors, if any."""
     is_plateau = getattr(callback, "policy", None) in _PLATEAUS
     if isinstance(callback, LRScheduler) and not is_plateau:
         return None  # others monitor nothing
@@ -113,14 +112,14 @@ def monitor_of(callback: Any) -> Any:
 def check_monitors(
     callbacks: Sequence[tuple[str, Any]], unrecorded: Mapping[str, str], *, validates: bool
 ) -> None:
-    """Raise a ValueError if something is monitored that is not recorded, or the wrong way round.
+    """Raise a ValueError if a monitored column is not recorded, or has the wrong direction.
 
     Parameters
     ----------
     callbacks : sequence of (str, Callback)
         All of the net's.
     unrecorded : mapping of str to str
-        What not all epochs record, and why.
+        Columns that some epochs do not record, and why.
     validates : bool
         Whether there are images to validate on.
     """
@@ -129,12 +128,12 @@ def check_monitors(
         for _, each in callbacks
         if isinstance(each, PassthroughScoring | ScoringBase) and (validates or each.on_train)
     ]
-    # Whether the lower is the better, by name.
+    # Whether lower is better, by name.
     is_better = {name: lower for name, lower in scored if name not in unrecorded}
     events = [getattr(each, "event_name", None) for _, each in callbacks]
     known = {*is_better, *(f"{name}_best" for name in is_better), *filter(None, events)}
     known |= {"epoch", "dur", "train_batch_count", "valid_batch_count"}
-    # A callback of one's own may record whatever it likes.
+    # A user's callback may record whatever it likes.
     is_complete = all(type(each).__module__.split(".")[0] in _OURS for _, each in callbacks)
     for _, callback in callbacks:
         monitor, kind = monitor_of(callback), type(callback).__name__
@@ -153,33 +152,33 @@ def check_monitors(
         option = "lower_is_better"
         if isinstance(callback, LRScheduler):
             lower, option = callback.kwargs.get("mode", "min") == "min", "mode"
-        # A default, where nothing else was said; a loss that is to rise was asked for.
+        # Only a default is checked: whoever wants a loss to rise has said so.
         if lower and is_better.get(monitor) is False:
             value = "'max'" if option == "mode" else "False"
             raise ValueError(
-                f"{kind} monitors {monitor!r}, of which higher is better, and is told otherwise: "
-                f"set {option}={value}."
+                f"{kind} monitors {monitor!r}, where higher is better, but takes lower for "
+                f"better: set {option}={value}."
             )
 
 
 def check_scaling(precision: str, optimizer: object) -> None:
-    """Raise a ValueError for an optimizer whose steps cannot be scaled for half precision."""
+    """Raise a ValueError for an optimizer that cannot be combined with loss scaling."""
     if precision == "fp16" and optimizer is torch.optim.LBFGS:
         raise ValueError(
-            'precision="fp16" scales the loss of a step, and LBFGS takes several to decide on one; '
-            'use "bf16" or another optimizer.'
+            'precision="fp16" scales the loss of each step, and LBFGS evaluates several losses '
+            'per step; use "bf16" or another optimizer.'
         )
 
 
 def check_axes(size: tuple[int, ...], module: object, augment: object) -> None:
-    """Raise a ValueError for what is of pictures alone, where volumes are asked for."""
+    """Raise a ValueError for options that are only for pictures, if volumes are asked for."""
     if len(size) == 2:
         return
     volumes = f"image_size={size} is that of volumes"
     if isinstance(module, str):
         raise ValueError(
-            f"{volumes}, and the networks that go by names, such as {module!r}, are of pictures. "
-            "Give module= a network of volumes, such as monai.networks.nets.DenseNet121, with "
+            f"{volumes}, and networks given by name, such as {module!r}, take pictures. Give "
+            "module= a network for volumes, such as monai.networks.nets.DenseNet121, with "
             "module__spatial_dims=3."
         )
     if isinstance(augment, ViewSampler) and augment.changes_colors:
@@ -187,7 +186,7 @@ def check_axes(size: tuple[int, ...], module: object, augment: object) -> None:
 
 
 def check_window(alpha: object, size: tuple[int, ...]) -> None:
-    """Raise a ValueError if maps are to be compared that are smaller than SSIM's window."""
+    """Raise a ValueError if maps to compare are smaller than SSIM's window."""
     if alpha and min(size) < 11:
         raise ValueError(
             "alpha > 0 compares maps by SSIM, in windows of 11 pixels; got image_size="
@@ -206,10 +205,10 @@ def check_batches(
     Parameters
     ----------
     iterator : DataLoader
-        Other iterators are not looked at.
+        Other iterators are not checked.
     module : nn.Module
     n_parts : int
-        In how many parts a batch goes through the network.
+        How many parts a batch is divided into.
     sample : Tensor of shape (1, channels, height, width)
     """
     batch_size = getattr(iterator, "batch_size", None)
@@ -224,8 +223,8 @@ def check_batches(
     )
     if not sizes:
         raise ValueError(
-            f"iterator_train__drop_last=True leaves none of {n_images} training images, as "
-            f"batch_size={batch_size}; use a smaller one."
+            f"iterator_train__drop_last=True drops all {n_images} training images, as "
+            f"batch_size={batch_size}; use a smaller batch_size."
         )
     smallest = min(size // min(n_parts, size) for size in sizes)
     if smallest != 1 or not any(isinstance(part, _NormBase) for part in module.modules()):
@@ -236,25 +235,25 @@ def check_batches(
             trial(sample)
     except ValueError as error:  # torch's "Expected more than 1 value per channel when training"
         raise ValueError(
-            f"Of {n_images} training images, batch_size={batch_size} (in {n_parts} parts) leaves a "
-            "single image to a pass, which batch normalisation cannot take: its statistics are of "
-            "a single value. Choose another batch_size, or leave the rest out, "
+            f"Of {n_images} training images, batch_size={batch_size} (in {n_parts} parts) leaves "
+            "a pass with a single image, which batch normalisation cannot handle: it would "
+            "normalise by a single value. Choose another batch_size, or drop the last batch with "
             "iterator_train__drop_last=True."
         ) from error
 
 
 def check_validation(iterator: object) -> None:
-    """Raise a ValueError if no image to validate on makes a batch, and there would be no loss."""
+    """Raise a ValueError if no validation batch is left, so that there would be no loss."""
     dataset: Any = getattr(iterator, "dataset", None)
     if isinstance(iterator, DataLoader) and known_length(iterator) == 0:
         raise ValueError(
-            f"iterator_valid__drop_last=True leaves none of {len(dataset)} images to validate on, "
-            f"as batch_size={iterator.batch_size}; leave it out."
+            f"iterator_valid__drop_last=True drops all {len(dataset)} images to validate on, as "
+            f"batch_size={iterator.batch_size}; leave it out."
         )
 
 
 def check_weighs(iterator: object) -> None:
-    """Raise a ValueError if the images to train or to validate on all have a weight of 0."""
+    """Raise a ValueError if all training or all validation images have a weight of 0."""
     images: Any = getattr(iterator, "dataset", None)
     rows: Any = slice(None)
     if isinstance(images, Subset):
@@ -262,30 +261,30 @@ def check_weighs(iterator: object) -> None:
     weights = images.weights if isinstance(images, TrainingImages) else None
     if weights is not None and not weights[rows].any():
         raise ValueError(
-            "All images to train on, or all to validate on, weigh 0 (by sample_weight or "
-            "class_weight), so that there is no loss. Give some of each a weight, or choose "
-            "another train_split."
+            "All training images, or all validation images, have a weight of 0 (by sample_weight "
+            "or class_weight), so there is no loss. Give some of each a weight above 0, or "
+            "choose another train_split."
         )
 
 
 def check_learns(module: nn.Module) -> None:
-    """Raise a ValueError if a network whose output has no gradient is to learn something."""
-    # One that is frozen as a whole may be trained for what its loss learns.
+    """Raise a ValueError if a network is to be trained whose output has no gradient."""
+    # A fully frozen network may be trained for the parameters of its loss.
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
             f"No gradient leads from what {type(module).__name__} returns to its parameters, so "
-            "that it would not learn: take torch.no_grad() or detach() out of its forward."
+            "it would not learn: remove torch.no_grad() or detach() from its forward."
         )
 
 
 def check_losses(history: History, lr: float) -> None:
-    """Warn if the last epoch has a loss that is NaN or infinite: once, in the first such epoch."""
+    """Warn if the last epoch has a NaN or infinite loss: once, in the first such epoch."""
     epochs = [[batch.get("train_loss", 0.0) for batch in each["batches"]] for each in history[-2:]]
     *before, lost = [[i for i, loss in enumerate(each) if not isfinite(loss)] for each in epochs]
     if lost and not any(before):
         warnings.warn(
             f"The loss is {epochs[-1][lost[0]]} in epoch {len(history)}, first in batch "
-            f"{lost[0] + 1} of {len(epochs[-1])}. Weights that are lost by it do not come back. "
+            f"{lost[0] + 1} of {len(epochs[-1])}. Weights that have become NaN do not recover. "
             f"Make lr smaller; it is {lr}. Or check the criterion: NLLLoss takes probabilities.",
             ConvergenceWarning,
             stacklevel=2,
@@ -293,7 +292,7 @@ def check_losses(history: History, lr: float) -> None:
 
 
 def is_scheduler(callback: Any) -> bool:
-    """Whether it is a scheduler of learning rates, in any form that skorch takes."""
+    """Whether it is a learning rate scheduler, in any form that skorch takes."""
     callback = callback[1] if isinstance(callback, tuple) else callback
     is_class = isinstance(callback, type) and issubclass(callback, LRScheduler)
     return is_class or isinstance(callback, LRScheduler)

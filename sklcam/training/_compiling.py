@@ -17,7 +17,7 @@ def compile_trunk(
 ) -> nn.Module:
     """Compile a network's blocks up to the target layer.
 
-    Whole, it would be one node of the graph, which cannot be cut open at the layer.
+    Compiled as a whole, it would be a single node of the graph, which cannot be cut at the layer.
     """
     for block in blocks_of_trunk(module.eval(), layer, sample):
         block.compile(**options)
@@ -26,12 +26,12 @@ def compile_trunk(
 
 @contextmanager
 def differentiable_twice(*, compiled: bool) -> Iterator[None]:
-    """Leave room in the block for the variants of compiled code that such a loss takes."""
+    """Allow the variants of compiled code that such a loss needs."""
     if not compiled:
         yield
         return
-    # Blocks share their code, and each is compiled for itself: in training and evaluation, with a
-    # graph and without, with statistics that are updated and that are not.
+    # Blocks share their code, and each is compiled separately: for training and evaluation, with
+    # and without a graph, with and without updated statistics.
     limits = {"recompile_limit": 256, "accumulated_recompile_limit": 4096}
     with torch._dynamo.config.patch(limits):
         yield

@@ -1,4 +1,4 @@
-"""Criteria: what is known of a loss of classes, and how it weighs images."""
+"""Criteria: what is known about a loss on classes, and how it weighs images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def check_criterion(
 ) -> None:
     """Raise a ValueError if a criterion's weights are not one for each class.
 
-    Or if it returns no mean, or cannot tell the loss of each image, where these are weighed, and by
-    what.
+    Or if it does not return a mean, or cannot return the loss of each image where images are
+    weighed, and by what.
     """
     name = name_of_loss(criterion)
     is_made = isinstance(criterion, nn.Module)
@@ -41,9 +41,9 @@ def check_criterion(
     reduction = options.get("reduction", vars(criterion).get("reduction") if is_made else None)
     if weighs_images and ("reduction" not in known or reduction == "sum"):
         raise ValueError(
-            f"Images are weighed by {' and '.join(weighs_images)}, each by its own loss, so that "
-            'the criterion must have reduction="none", as torch\'s have, and be asked for a mean; '
-            f"got {name}{f' with reduction={reduction!r}' if reduction else ''}."
+            f"Images are weighed by {' and '.join(weighs_images)}, each through its own loss, so "
+            'the criterion must support reduction="none", as torch\'s do, and be set to a '
+            f"mean; got {name}{f' with reduction={reduction!r}' if reduction else ''}."
         )
     if reduction == "none":
         raise ValueError(f'{name} must return one number: use reduction="mean", its default.')
@@ -58,8 +58,8 @@ def _check_weight(weight: Tensor, option: str, task: Task, classes: np.ndarray) 
         # Torch would take them for the images of a batch.
         raise ValueError(
             f"criterion__{option} has {weight.numel()} numbers for one output. To weigh two "
-            f"classes, {classes.tolist()}, give criterion__pos_weight: how much more the second "
-            "counts than the first."
+            f"classes, {classes.tolist()}, give criterion__pos_weight: how many times the first "
+            "class's weight the second has."
         )
     is_one = task.name != "multiclass" and weight.numel() == 1
     if not is_one and weight.shape != (len(classes),):
@@ -76,7 +76,7 @@ def _check_weight(weight: Tensor, option: str, task: Task, classes: np.ndarray) 
 def check_takes_output(
     criterion: object, task: Task, output: Tensor, ranges: OutputRanges, *, nonlinearity: object
 ) -> None:
-    """Raise a ValueError if a loss is not, or not known to be, for what a network ends in.
+    """Raise a ValueError if a loss does not, or may not, suit the network's last layer.
 
     Parameters
     ----------
@@ -85,41 +85,41 @@ def check_takes_output(
     output : Tensor
         The network's.
     ranges : OutputRanges
-        Of the pass that made it.
+        Those of the pass that made it.
     nonlinearity : callable, "auto" or None
-        What makes probabilities of outputs, as in skorch.
+        What turns outputs into probabilities, as in skorch.
     """
     name, is_sigmoid = name_of_loss(criterion), ranges.are_probabilities(output)
     if task.name == "multiclass" and is_loss(criterion, nn.CrossEntropyLoss):
         if is_distribution(output):
             raise ValueError(
-                f"The network ends in a softmax, and {name} takes the softmax of what it is given: "
-                "it would learn slowly, and predict wrong probabilities. Leave it out of the "
-                "network, or give criterion=torch.nn.NLLLoss, which takes probabilities here."
+                f"The network ends in a softmax, and {name} applies another: it would learn "
+                "slowly and predict wrong probabilities. Remove the softmax from the network, or "
+                "give criterion=torch.nn.NLLLoss, which takes probabilities here."
             )
         if is_sigmoid:
             raise ValueError(
-                f"The network ends in a sigmoid, and {name} takes the softmax of what it is given. "
-                "Leave the sigmoid out of the network; or, if its labels do not exclude each "
-                'other, set task="multilabel" and criterion=torch.nn.BCELoss.'
+                f"The network ends in a sigmoid, and {name} applies a softmax to it. Remove the "
+                "sigmoid from the network; or, if its labels do not exclude each other, set "
+                'task="multilabel" and criterion=torch.nn.BCELoss.'
             )
     if task.name not in ("binary", "multilabel"):
         return
     if ranges.are_logarithms(output):
         raise ValueError(
-            f"The network returns logarithms of a sigmoid, which {name} does not take. Let it "
-            "return what it takes the sigmoid of."
+            f"The network returns the logarithm of a sigmoid, which {name} does not take. Let it "
+            "return the values before the sigmoid."
         )
     if is_sigmoid and takes_logits(criterion):
         raise ValueError(
-            f"The network ends in a sigmoid, and {name} takes the sigmoid of what it is given. "
-            "Leave it out of the network, or give criterion=torch.nn.BCELoss."
+            f"The network ends in a sigmoid, and {name} applies another. Remove the sigmoid from "
+            "the network, or give criterion=torch.nn.BCELoss."
         )
     if is_sigmoid and tasks_of(criterion) is None and nonlinearity == "auto":
         raise ValueError(
             f"The network ends in a sigmoid, and it is not known whether {name} takes "
-            "probabilities. Set predict_nonlinearity=None if so, as they are predicted as they "
-            "are; or leave the sigmoid out of the network."
+            "probabilities. If it does, set predict_nonlinearity=None, so that they are returned "
+            "unchanged; or remove the sigmoid from the network."
         )
 
 
@@ -136,7 +136,7 @@ def _classes_weigh(criterion: nn.Module) -> Tensor | None:
 def equal_weights(criterion: nn.Module, y: Tensor) -> Tensor | None:
     """Return equal weights of images, if classes are weighted.
 
-    Torch's own means of a batch's parts do not add up, and are NaN where a part weighs nothing.
+    Torch's weighted means of a batch's parts do not add up, and are NaN if a part has no weight.
     """
     is_mean = getattr(unwrap(criterion), "reduction", None) == "mean"
     of_classes = _classes_weigh(criterion) if is_mean else None
@@ -144,9 +144,9 @@ def equal_weights(criterion: nn.Module, y: Tensor) -> Tensor | None:
 
 
 def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tensor:
-    """Return how much the loss of each image weighs, by its class as well.
+    """Return the weight of each image's loss, including its class's weight.
 
-    Torch divides by these: its weighted mean is that of images as often as their weight.
+    Torch divides by these: in its weighted mean, an image counts as many times as its weight says.
     """
     criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
     weights = weights if of_classes is None else weights * of_classes[y]
@@ -154,15 +154,15 @@ def weights_of_losses(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tenso
 
 
 def weights_of_labels(criterion: nn.Module, y: Tensor, weights: Tensor) -> Tensor | None:
-    """Return how much the label of each image counts in the loss; None if that is not known.
+    """Return how much each image's label counts in the loss; None if that is not known.
 
     Parameters
     ----------
     criterion : nn.Module
     y : Tensor of shape (n_images,)
-        Encoded labels, one an image.
+        Encoded labels, one per image.
     weights : Tensor of shape (n_images,)
-        Of the images themselves.
+        The images' own weights.
     """
     loss, device = unwrap(criterion), y.device
     if type(loss) not in (*_OF_CLASSES, *_OF_LABELS):  # a subclass may weigh them otherwise
@@ -194,7 +194,7 @@ def weights_of_classes(
         Encoded.
     classes : ndarray of shape (n_classes,)
     names : ndarray of shape (n_classes,) or None
-        What the classes are called, if they are numbers.
+        The names of the classes, if they are numbers.
 
     Returns
     -------
@@ -203,14 +203,14 @@ def weights_of_classes(
     Raises
     ------
     ValueError
-        If the task is not of one class an image; or if there is no such class, a class has two
-        weights, or one that is not a finite number, 0 or more.
+        If the task does not have one class per image; if there is no such class; or if a class has
+        two weights, or a weight that is not a finite number of 0 or more.
     """
     if class_weight is None:
         return None
     if not task.excludes:
         instead = {
-            "multilabel": "criterion__pos_weight, how much more each label counts where it is",
+            "multilabel": "criterion__pos_weight, how much more each label counts if it is 1",
             "regression": "sample_weight in fit",
         }[task.name]
         raise ValueError(
@@ -232,12 +232,12 @@ def weights_of_classes(
         if i is None:
             by_name = [] if names is None else names.tolist()
             raise ValueError(
-                f"class_weight has a weight for {label!r}, which is no class. "
+                f"class_weight has a weight for {label!r}, which is not a class. "
                 f"{suggestion(label, [*map(str, known), *by_name])}"
             )
         if i in given:
             raise ValueError(
-                f"class_weight has two weights for one class, of {given[i]!r} and {label!r}."
+                f"class_weight has two weights for the same class, {given[i]!r} and {label!r}."
             )
         check_number(f"class_weight[{label!r}]", weight, 0)
         given[i], weights[i] = label, weight
@@ -245,7 +245,7 @@ def weights_of_classes(
 
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:
-    """Return a criterion's options, its weights of classes as floats: they may come as a list."""
+    """Return a criterion's options with its class weights as floats: they may be a list."""
     if not is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):  # by which others may mean anything
         return options
     return {
@@ -275,7 +275,7 @@ def per_image(losses: Tensor) -> Tensor:
 def suited(
     criterion: nn.Module, task: Task, dtype: torch.dtype, *, weighs_images: bool
 ) -> Iterator[None]:
-    """Let a criterion take outputs of this type, and return the losses of images if asked to."""
+    """Return a criterion for outputs of this type, which returns each image's loss if asked to."""
     criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
     if of_classes is not None and of_classes.dtype != dtype:
         criterion.weight = of_classes.to(dtype)

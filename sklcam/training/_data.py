@@ -1,4 +1,4 @@
-"""Training data: images, their labels and, where they are given, their weights and masks."""
+"""Training data: images, their labels and, if given, their weights and masks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Boxes = Sequence[ArrayLike | Mapping[Any, ArrayLike] | None] | np.ndarray | Tens
 
 @dataclass(frozen=True)
 class Annotations:
-    """What ``fit`` may be given of each image beside its label, and images to validate on."""
+    """What ``fit`` takes for each image besides its label, and the validation images."""
 
     masks: Masks = None
     boxes: Boxes = None
@@ -42,7 +42,7 @@ class Annotations:
 
 
 class TrainingImages(ImageDataset, SkorchDataset):
-    """Images with encoded labels, in the form that skorch's callbacks know how to take apart.
+    """Images with encoded labels, in a form that skorch's callbacks can take apart.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
         mask, resized as the image is: a float32 Tensor of shape (height, width) in [0, 1], all NaN
         where there is none. Its "weights" is the image's weight, a float32 scalar Tensor.
     **options
-        Of :class:`~sklcam.images.dataset.ImageDataset`.
+        Those of :class:`~sklcam.images.dataset.ImageDataset`.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class TrainingImages(ImageDataset, SkorchDataset):
             if not own.any():
                 by = "class_weight" if self.weights is None else "sample_weight and class_weight"
                 raise ValueError(
-                    f"By {by}, all of {len(self)} images weigh 0, so that there is no loss. Give "
-                    "some of them a weight above 0."
+                    f"By {by}, all of {len(self)} images have a weight of 0, so there is no loss. "
+                    "Give some of them a weight above 0."
                 )
             self.weights = _as_weights(own, len(self))
         self.validation: TrainingImages | None = None
@@ -79,8 +79,8 @@ class TrainingImages(ImageDataset, SkorchDataset):
         has_masks = annotations.masks is not None or annotations.boxes is not None
         if self.are_volumes and has_masks:
             raise ValueError(
-                "Masks and boxes are learned from of pictures alone, and X is volumes: leave masks "
-                "and boxes out. evaluate measures by those of volumes."
+                "Training uses masks and boxes only for pictures, and X is volumes: leave masks "
+                "and boxes out. evaluate measures with those of volumes, too."
             )
         if annotations.masks is not None or annotations.boxes is not None:
             given = [None] * len(self) if annotations.masks is None else annotations.masks
@@ -109,16 +109,16 @@ class TrainingImages(ImageDataset, SkorchDataset):
         *,
         beside: bool = False,
     ) -> list[Any]:
-        """Read images as crops of what they were, each resized once, and items as loaders get them.
+        """Read images as crops of the originals, each resized once, as items for loaders.
 
         Parameters
         ----------
         indices : sequence of int
         draws : Tensor of shape (n_images, n_numbers)
-            Of ``sampler.draw``.
+            From ``sampler.draw``.
         sampler : ViewSampler
         beside : bool, default=False
-            Whether the crops come beside the images, as "augmented" in the dict.
+            Whether the crops come beside the images, under "augmented" in the dict.
 
         Returns
         -------
@@ -142,7 +142,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
     def _cropped(
         self, originals: Sequence[Tensor], draws: Tensor, sampler: ViewSampler
     ) -> tuple[list[Crop], list[Tensor]]:
-        """Return the crops of pictures, and what they cut out."""
+        """Return the crops of pictures, and the regions that they cut out."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
         height, width = self.image_size
         crops = sampler.crops(draws, sizes, size=(height, width))
@@ -176,7 +176,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
         height, width = self.image_size
         if crop is not None:
             return crop(own, (height, width))[0]
-        # As the image is, but nothing is of the object where the image is filled up.
+        # Like the image, but padding never belongs to the object.
         how = replace(self.resize, interpolation="bilinear", fill=(0.0,))
         return resize_image(own, (height, width), how)[0]
 
@@ -189,9 +189,9 @@ class MaskImages:
     masks : array-like of shape (n_images, height, width), or sequence of array-like or None
     n_images : int
     size : (height, width) or None
-        That of the images, if they are all of one.
+        The size of the images, if they all have the same.
     boxes : list of Tensor of shape (n_boxes, 4) or None, default=None
-        Of each image, perhaps none: see :func:`boxes_of_labels`.
+        The boxes of each image, possibly none: see :func:`boxes_of_labels`.
 
     Attributes
     ----------
@@ -201,8 +201,8 @@ class MaskImages:
     Raises
     ------
     ValueError
-        If the masks are not as many as the images, not of two dimensions or not of the image's
-        size, or hold something else than bool, integers or floats in [0, 1]; if an image has both.
+        If there are not as many masks as images, if masks do not have two dimensions or the image's
+        size, or hold anything but bool, integers or floats in [0, 1]; or if an image has both.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class MaskImages:
         for i in np.flatnonzero(self.annotated).tolist():
             mask = _as_array(masks[i])
             _check_mask(mask, f"masks[{i}]")
-            # Where images are of many sizes, theirs are known once they are read.
+            # If images have many sizes, each is known once it is read.
             if size is not None and mask.shape != size:
                 raise ValueError(_wrong_size(i, mask.shape, size))
         self._boxes = boxes
@@ -234,8 +234,8 @@ class MaskImages:
             has_box = np.array([len(corners) > 0 for corners in boxes])
             for i in np.flatnonzero(has_box & self.annotated).tolist():
                 raise ValueError(
-                    f"Image {i} has a mask and boxes, and they need not be of the same; leave one "
-                    "of them out, by None in its place."
+                    f"Image {i} has both a mask and boxes, which may not agree; leave one of them "
+                    "out, with None in its place."
                 )
             if size is not None:
                 for i in np.flatnonzero(has_box).tolist():
@@ -243,7 +243,7 @@ class MaskImages:
             self.annotated = self.annotated | has_box
 
     def of_size(self, i: int, size: tuple[int, int]) -> Tensor:
-        """Return the mask of an image that has one, and is of this size: (1, height, width)."""
+        """Return the mask of an image of this size that has one: (1, height, width)."""
         if self._masks[i] is None:
             assert self._boxes is not None
             return _mask_of_boxes(i, self._boxes[i], size)
@@ -258,19 +258,19 @@ def _mask_of_boxes(i: int, corners: Tensor, size: tuple[int, int]) -> Tensor:
     mask = box_masks([corners.float()], size)
     if not mask.any():
         raise ValueError(
-            f"boxes[{i}] lie outside of the image, which is of {size[0]} x {size[1]} pixels: a box "
-            "is (x1, y1, x2, y2), in pixels of the image as it is given."
+            f"boxes[{i}] lie outside of the image, which has {size[0]} x {size[1]} pixels: a box "
+            "is (x1, y1, x2, y2), in pixels of the image as given."
         )
     return mask
 
 
 def boxes_of_labels(boxes: Boxes, labels: Any, n_images: int) -> list[Tensor] | None:
-    """Return each image's boxes of its own label; a ValueError for what are no boxes.
+    """Return each image's boxes for its own label; a ValueError for anything else.
 
     Parameters
     ----------
     boxes : sequence of array-like of shape (n_boxes, 4), of mappings of labels to them, or None
-        None in the place of an image's is an image without.
+        None stands for an image without boxes.
     labels : sequence of labels
         Of the images.
     n_images : int
@@ -294,8 +294,8 @@ def boxes_of_labels(boxes: Boxes, labels: Any, n_images: int) -> list[Tensor] | 
     none: Any = {} if by_class else np.empty((0, 4))
     if by_class and np.ndim(labels) != 1:
         raise ValueError(
-            "boxes are given by label, of which an image must have one of its own; give arrays of "
-            "shape (n_boxes, 4)."
+            "boxes are given by label, which needs one label per image; give arrays of shape "
+            "(n_boxes, 4)."
         )
     entries = [none if each is None else each for each in boxes]
     checked = checked_boxes(entries, np.asarray(labels) if by_class else None) or []
@@ -312,7 +312,7 @@ def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tens
     is_pair = isinstance(sample_weight, tuple) and len(sample_weight) == 2 != n_images
     weights = None if is_pair else np.asarray(_as_array(sample_weight))
     if weights is None or weights.shape != (n_images,) or weights.dtype.kind not in "biuf":
-        by_name = " Give images to validate on by name, validation=(X_val, y_val)."
+        by_name = " Give validation images by name, validation=(X_val, y_val)."
         raise ValueError(
             f"sample_weight must be one number for each of {n_images} images; got "
             f"{describe(sample_weight)}.{by_name if is_pair else ''}"
@@ -322,7 +322,7 @@ def _as_weights(sample_weight: ArrayLike | Tensor | None, n_images: int) -> Tens
             "sample_weight must be finite, 0 or more, and not 0 for all images; it ranges from "
             f"{weights.min():g} to {weights.max():g}."
         )
-    # Only their ratios count, and these must not be lost in single precision.
+    # Only their ratios matter, and these must not be lost in single precision.
     return torch.from_numpy((weights / weights.max()).astype(np.float32))
 
 
@@ -334,7 +334,7 @@ def _check_mask(mask: np.ndarray, name: str) -> None:
     if mask.ndim != 2 or 0 in mask.shape:
         raise ValueError(f"{name} must be of shape (height, width); got shape {mask.shape}.")
     is_float = mask.dtype.kind == "f"
-    # NaN is not in the range, either.
+    # NaN is outside the range as well.
     if mask.dtype.kind not in "biuf" or (is_float and not (mask.min() >= 0 and mask.max() <= 1)):
         raise ValueError(
             f"{name} must be bool, an integer that is 0 outside the object, or a float in [0, 1]; "
@@ -355,7 +355,7 @@ class AnnotatedBatch(tuple[Any, ...]):
 
 
 def with_annotations_beside(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield batches as pairs, whatever the loader made them of: skorch knows no third entry."""
+    """Yield batches as pairs, whatever the loader returns: skorch knows no third entry."""
     for batch in batches:
         if isinstance(batch, list | tuple) and len(batch) == 3:
             *pair, annotations = batch
@@ -365,7 +365,7 @@ def with_annotations_beside(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 class Validation(NamedTuple):
-    """Images to validate on, with what is known of them, as it was given."""
+    """Validation images with their labels and annotations, as given."""
 
     X: Any
     y: Any = None
@@ -374,7 +374,7 @@ class Validation(NamedTuple):
 
 
 def as_validation(validation: Any) -> Validation:
-    """Return images to validate on; a ValueError if they are given in another way."""
+    """Return the validation images; a ValueError if they are given in another way."""
     if isinstance(validation, Bunch):  # of a loader of data sets
         return Validation(validation.data, validation.target)
     if isinstance(validation, tuple | list) and len(validation) == 2:
@@ -408,14 +408,14 @@ def as_validation(validation: Any) -> Validation:
 
 
 def without_subsets(data: Any) -> Any:
-    """Return the data set that subsets are of."""
+    """Return the data set that subsets belong to."""
     while isinstance(data, Subset):
         data = data.dataset
     return data
 
 
 def share_annotated(data: Any) -> float:
-    """Return how much of a data set has masks or boxes; None in its place has none."""
+    """Return the share of a data set that has masks or boxes; 0 for None."""
     masks = getattr(without_subsets(data), "masks", None)
     if masks is None:
         return 0.0

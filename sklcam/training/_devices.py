@@ -13,7 +13,7 @@ Device = str | torch.device | None
 
 
 class DeviceNet(ParameterNet):
-    """A skorch net with ``device="auto"``, which survives copies, files and clones as that."""
+    """A skorch net whose ``device="auto"`` stays "auto" in copies, files and clones."""
 
     @property
     def device(self) -> Any:
@@ -27,8 +27,8 @@ class DeviceNet(ParameterNet):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks and losses, by the attribute that each is in."""
-        # skorch has no public name for what it was told by ``initialize_module`` and the like.
+        """The networks and losses, by attribute."""
+        # skorch has no public name for what ``initialize_module`` and the like have told it.
         names = [f"{name}_" for name in [*self._modules, *self._criteria]]
         found = {name: getattr(self, name) for name in names}
         return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
@@ -84,7 +84,7 @@ def _found() -> str:
 
 
 def check_device(device: Device) -> None:
-    """Raise a ValueError unless a network can be trained there; "auto" can."""
+    """Raise a ValueError unless a network can be trained on this device; "auto" can."""
     if device is None or _is_auto(device):
         return
     try:
@@ -94,10 +94,10 @@ def check_device(device: Device) -> None:
             f'device must be "auto" or a device of torch, such as "cuda:0"; got {device!r}.'
         ) from None
     if found.type == "meta":
-        raise ValueError('device="meta" holds no values to train; "auto" takes what there is.')
+        raise ValueError('device="meta" holds no values to train; "auto" takes what is available.')
     n_devices = torch.cuda.device_count()
     if found.type == "cuda" and (found.index or 0) >= n_devices:
         raise ValueError(
-            f'device={device!r} is not here: torch finds {n_devices} CUDA devices. "auto" takes '
-            "what there is."
+            f'device={device!r} is not available: torch finds {n_devices} CUDA devices. "auto" '
+            "takes what is available."
         )

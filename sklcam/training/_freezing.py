@@ -1,4 +1,4 @@
-"""Nets that train their head alone, for some epochs or for all."""
+"""Nets that train only their head, for some epochs or for all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam.training._statistics import RecalibratingNet
 
 @dataclass
 class Trunk:
-    """What comes before a network's head: all parts, and the parameters that would be trained."""
+    """Everything before a network's head: its parts, and the parameters that would be trained."""
 
     parts: tuple[nn.Module, ...] = ()
     parameters: tuple[nn.Parameter, ...] = ()
@@ -28,9 +28,9 @@ class Trunk:
 def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     """Return what comes before the head of a network.
 
-    The head is the last layer that has weights, or several linear ones in a row that take as many
-    features and have as many outputs, and what comes after. What a network holds itself is of the
-    trunk, as a token.
+    The head is the last layer that has weights, or several consecutive linear ones with the same
+    numbers of features and outputs, and whatever follows. Parameters that a network holds itself,
+    such as a token, belong to the trunk.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     Raises
     ------
     ValueError
-        If the last layer with weights has another number of outputs, or nothing comes before.
+        If the last layer with weights has another number of outputs, or nothing comes before it.
     """
     module = unwrap(module)
     ran: list[nn.Module] = []
@@ -64,15 +64,17 @@ def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     if at and _widths(ran[at[-1]])[1] == n_outputs:
         start = at.pop()
         head = _widths(ran[start])
-        # Several heads take the same features. A layer before one may be as wide by chance.
+        # Several heads take the same features. A layer before a head may have the same width by
+        # chance.
         while at and head[0] != head[1] and _are_heads(ran[at[-1]], ran[start]):
             start = at.pop()
     if start == len(ran) or not at:
         lacks = "nothing before it" if start < len(ran) else "no such layer at its end"
         raise ValueError(
-            f"freeze leaves untrained what comes before the head, a linear or convolutional layer "
-            f"of {n_outputs} output(s); {type(module).__name__} has {lacks}. Set "
-            "requires_grad=False on what is not to be trained, and give the network as an instance."
+            "freeze stops the training of everything before the head, a linear or convolutional "
+            f"layer with {n_outputs} output(s); {type(module).__name__} has {lacks}. Set "
+            "requires_grad=False on the parameters not to be trained, and give the network as an "
+            "instance."
         )
     behind = {
         id(part) for part in ran[start:] if part is ran[start] or ran[start] not in part.modules()
@@ -88,14 +90,14 @@ def _are_heads(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _widths(layer: Any) -> tuple[int, int]:
-    """Return how many features a layer takes, and how many it gives."""
+    """Return how many features a layer takes, and how many it returns."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 class FreezingNet(RecalibratingNet):
-    """A skorch net that may leave all but the head of its network untrained."""
+    """A skorch net that can freeze all of its network except the head."""
 
     freeze: str | int | None = None
     _trunk: Trunk | None = None
@@ -110,7 +112,7 @@ class FreezingNet(RecalibratingNet):
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
-        # Epochs count from the network's first one, through partial_fit and files.
+        # Epochs are counted from the network's first one, through partial_fit and files.
         self._freeze(self.freeze == "trunk" or len(self.history) <= int(self.freeze or 0))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -121,7 +123,7 @@ class FreezingNet(RecalibratingNet):
         if self._trunk is not None:
             self._trunk.is_frozen = is_frozen
             for parameter in self._trunk.parameters:
-                # Without a gradient, the optimizer passes it by, and keeps nothing of it.
+                # Without a gradient, the optimizer skips it and keeps no state for it.
                 parameter.requires_grad_(not is_frozen)
 
     def _set_training(self, training: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""Gradients that several processes average while the way back goes on.
+"""Gradients that several processes average during the backward pass.
 
-Of a step with several ways back, a gradient is whole once the last of them has come by its
-parameter: from then on it may be sent. So buckets of gradients leave during the last way back, in
-an order that all processes share; what has not left by its end leaves then.
+In a step with several backward passes, a gradient is complete once the last of them has passed its
+parameter; then it may be sent. So buckets of gradients are sent during the last backward pass, in
+an order that all processes share; the rest are sent at its end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BUCKET_BYTES = 2**24
 
 
 class Work(Protocol):
-    """Something that is under way."""
+    """An operation under way."""
 
     def wait(self) -> object: ...
 
@@ -37,8 +37,8 @@ class Together(Protocol):
 class AveragedGradients:
     """The gradients of steps, averaged over processes in buckets.
 
-    The first step tells in which order the last way back comes by the parameters; the main
-    process's order is that of all. Parameters that it does not come by are in the last buckets.
+    The first step shows in which order the last backward pass reaches the parameters; all processes
+    use the main process's order. Parameters that it does not reach are in the last buckets.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class AveragedGradients:
         parameters : iterable of Parameter
             Those that are trained, the same in all processes.
         is_last : callable
-            Whether the way back that is under way is the last of the step.
+            Whether the present backward pass is the last of the step.
         """
         given = list(parameters)
         if [*map(id, given)] != [*map(id, self._parameters)]:
@@ -81,14 +81,14 @@ class AveragedGradients:
             return
         if i in self._arrived:
             raise RuntimeError(
-                "A way back comes by a parameter twice, so that nobody knows when its gradient is "
-                "whole: checkpoints must be of the kind use_reentrant=False."
+                "A backward pass reaches a parameter twice, so it cannot be known when its "
+                "gradient is complete: checkpoints must use use_reentrant=False."
             )
         self._arrived[i] = None
         self._send(all)
 
     def _send(self, is_ready: Callable[[list[bool]], bool]) -> None:
-        """Send the buckets that are next, as long as they are ready."""
+        """Send the next buckets, as long as they are ready."""
         for bucket in (self._buckets or [])[len(self._sent) :]:
             if not is_ready([i in self._arrived for i in bucket]):
                 return
@@ -97,12 +97,12 @@ class AveragedGradients:
 
     @property
     def n_sent(self) -> int:
-        """How many buckets have left."""
+        """How many buckets have been sent."""
         return len(self._sent)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Send what is left, and put the averages in the place of all gradients."""
+        """Send the rest, and replace all gradients by their averages."""
         if self._buckets is None:
             order = self._processes.from_main([*self._arrived])
             late = [i for i in reversed(range(len(self._parameters))) if i not in {*order}]
@@ -118,7 +118,7 @@ class AveragedGradients:
         self._sent = []
 
     def _in_buckets(self, order: Sequence[int]) -> Iterator[list[int]]:
-        """Yield parameters of one type together, so many that sending them is worth it."""
+        """Yield parameters of one type together, enough to be worth sending."""
         waiting: dict[torch.dtype, list[int]] = {}
         for i in order:
             dtype = self._parameters[i].dtype

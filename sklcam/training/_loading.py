@@ -1,4 +1,4 @@
-"""Nets that open images of any form, and have them read in batches as their network takes them."""
+"""Nets that open images of any form and read them in batches as their network takes them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class LoadingNet(SeededNet):
 
     @property
     def _task(self) -> Task:
-        """What is learned: by default, one class an image."""
+        """What is learned: by default, one class per image."""
         return TASKS["multiclass"]
 
     def image_options(self) -> dict[str, Any]:
-        """Return how images of any form become a data set of equally sized ones."""
+        """Return the options by which images of any form become a data set of one size."""
         return {
             "image_size": self.input_size,
             "resize": self.preprocessing_.resizing,
@@ -66,14 +66,14 @@ class LoadingNet(SeededNet):
             if self._task.excludes or not getattr(self.train_split, "stratified", False):
                 raise
             raise ValueError(
-                f"train_split is stratified, and these images cannot be split so ({error}): use "
-                "ValidSplit(5, stratified=False)."
+                f"train_split is stratified, and these images cannot be split that way ({error}): "
+                "use ValidSplit(5, stratified=False)."
             ) from error
         if isinstance(X, TrainingImages) and X.validation is not None:
             return train, X.validation
-        # A predefined split may be an ImageDataset, too, of another size and with other labels.
+        # A predefined split may also be an ImageDataset, with another size and other labels.
         if valid is not None and not isinstance(without_subsets(valid), TrainingImages):
-            # It has not come by way of fit, where labels are encoded.
+            # It did not pass through fit, where labels are encoded.
             pair = (valid.X, valid.y) if isinstance(valid, SkorchDataset) else (valid, None)
             valid = self._prepare_validation(*pair)
         return train, valid
@@ -81,7 +81,7 @@ class LoadingNet(SeededNet):
     def _prepare_validation(
         self, X: Any, y: Any, masks: Masks = None, boxes: Boxes = None
     ) -> TrainingImages:
-        """Return images to validate on, read as for prediction, with labels that fit has seen."""
+        """Return the validation images, read as for prediction, with labels that fit has seen."""
         of_images = boxes_of_labels(boxes, given_labels(X, y), n_images(X))
         annotations = Annotations(masks, of_images, class_weights=self._class_weights)
         y = known_labels(X, y, self.classes_inferred_, self.class_names_)
@@ -99,10 +99,7 @@ class LoadingNet(SeededNet):
         return self._equipped(iterator, training)
 
     def _equipped(self, iterator: Iterable[Any], training: bool) -> Iterable[Any]:
-        """Let a loader pin its batches, if they go to a GPU and no parameter says whether to.
-
-        While training, check its batches, and let it read crops, if images are augmented so.
-        """
+        """Prepare a loader: pinned memory on a GPU; in training, a check and crops."""
         checks.check_weighs(iterator)
         if training and hasattr(self, "generator_"):  # in fit
             with self.generators_at(self.generator_states()):
@@ -114,18 +111,18 @@ class LoadingNet(SeededNet):
             if device is not None and device.type == "cpu":
                 iterator.pin_memory = True
         crops = ViewSampler() if isinstance(self.augment, str) else self.augment
-        # Without a generator, training goes on elsewhere, as when a callback wants a pass.
+        # Without a generator, this is not training: a callback may want a pass.
         if training and isinstance(crops, ViewSampler) and hasattr(self, "generator_"):
             crop_while_reading(iterator, crops, self.generator_, beside=self._keeps_images)
         return iterator
 
     @property
     def _keeps_images(self) -> bool:
-        """Whether images are trained on as they are, with what augmentation makes beside them."""
+        """Whether images are trained on unchanged, with augmented copies beside them."""
         return False
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Bring a batch to the device, as floats in [0, 1]."""
+        """Move a batch to the device, as floats in [0, 1]."""
         return checked_unit_floats(self._on_device(images))
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -143,16 +140,16 @@ class LoadingNet(SeededNet):
 
     @property
     def preprocessing_(self) -> Preprocessing:
-        """How images become the network's input, and who says so."""
+        """How images become the network's input, and where that comes from."""
         return self._preprocessing(getattr(self, "n_channels_", 3))
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """Height and width of what images are resized to; depth, height and width of volumes."""
+        """Height and width that images are resized to; depth, height and width of volumes."""
         return self.preprocessing_.image_size
 
     def prepare_images(self, images: Tensor) -> Tensor:
-        """Bring a batch of images to the device, as the network takes them.
+        """Move a batch of images to the device, as the network takes them.
 
         Parameters
         ----------

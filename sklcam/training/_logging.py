@@ -1,4 +1,4 @@
-"""What training records and shows while it goes on: history, log, a bar of the whole fit."""
+"""What training records and shows as it runs: history, log, a progress bar for the whole fit."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from sklcam.training.callbacks import EpochMean
 
 
 class SilentableProgressBar(ProgressBar):
-    """One bar for all epochs of a fit, with the time that is left.
+    """One bar for all epochs of a fit, with the remaining time.
 
-    Without ``verbose``, and where there is neither a terminal nor a notebook, there is none. A bar
-    of skorch's is of one epoch, and is drawn into files as well.
+    There is none without ``verbose``, nor without a terminal or notebook. skorch's own bar covers
+    one epoch, and is also written to files.
     """
 
     pbar_: Any = None
@@ -46,7 +46,7 @@ class SilentableProgressBar(ProgressBar):
         total = self.batches_per_epoch
         if total == "auto":
             total = self._get_batches_per_epoch(net, dataset_train, dataset_valid)
-        # Of batches that are counted, or of all images, the number is not known.
+        # The total is not known if only batches are counted, or only images.
         known = total != "count" and total > 0
         options: dict[str, Any] = {"total": total * net.max_epochs if known else None}
         # None: if there is a terminal, which a notebook is not.
@@ -58,7 +58,7 @@ class SilentableProgressBar(ProgressBar):
             super().on_batch_end(net, **kwargs)
 
     def _get_postfix_dict(self, net: NeuralNet) -> dict[str, Any]:
-        # On a device, the numbers of the last batch are not read yet, and NaN.
+        # On a device, the numbers of the last batch have not been read yet, and are NaN.
         shown: dict[str, Any] = {}
         for row in net.history[-1]["batches"][-2:]:
             for key in self.postfix_keys:
@@ -77,9 +77,9 @@ class SilentableProgressBar(ProgressBar):
 
 
 class PlainPrintLog(PrintLog):
-    """skorch's log, in colour on a screen alone: elsewhere the codes for it would be read.
+    """skorch's log, in colour only on a screen: elsewhere the colour codes would show.
 
-    What an epoch does not have, and another has, is an empty cell; what is new has a new heading.
+    A value that an epoch lacks leaves an empty cell; a new one gets a new heading.
     """
 
     def initialize(self) -> Self:
@@ -106,9 +106,9 @@ def _is_on_screen() -> bool:
 
 
 class ResumedSchedule(LRScheduler):
-    """skorch's schedule of learning rates, which goes on where an earlier training has ended.
+    """skorch's learning rate schedule, which resumes where earlier training ended.
 
-    Torch's schedules take a step when they are made. The last epoch has taken it.
+    Torch's schedules take a step when they are created; the last epoch has already taken it.
     """
 
     def _get_scheduler(self, net: NeuralNet, policy: Any, **options: Any) -> Any:
@@ -127,17 +127,17 @@ class ResumedSchedule(LRScheduler):
 
 
 def resumed(callback: Any) -> Any:
-    """Return a schedule of skorch's that goes on when training does, or any other callback."""
+    """Return a skorch schedule that resumes when training does, or any other callback."""
     if type(callback) is not LRScheduler:
         return callback
-    # Not the caller's own, which may be part of another net.
+    # A copy, as the caller's own may be part of another net.
     names = ("policy", "monitor", "event_name", "step_every")
     options = {name: getattr(callback, name) for name in names}
     return ResumedSchedule(**options, **callback.kwargs).initialize()
 
 
 def _place(callback: Any) -> int:
-    """Return when a callback's turn is, whatever the order in which they were given."""
+    """Return a callback's place in the order of calls, whatever order they were given in."""
     if isinstance(callback, LoadInitState):
         return 0  # schedules and scores look at what is loaded
     if isinstance(callback, PrintLog):
@@ -148,7 +148,7 @@ def _place(callback: Any) -> int:
 
 
 class LoggingNet(FreezingNet):
-    """A skorch net that keeps a history of its losses, which callbacks may monitor."""
+    """A skorch net that keeps a history of its losses for callbacks to monitor."""
 
     _is_whole: bool = False  # whether a fit is all the training that there is
     _is_beginning: bool = False
@@ -182,7 +182,7 @@ class LoggingNet(FreezingNet):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_train_begin(net, **kwargs)
-        # By now there is what classes and names among the callbacks stand for.
+        # By now, classes and names among the callbacks have become objects.
         validates = getattr(kwargs.get("X"), "validation", None) is not None
         validates = validates or self.train_split is not None
         checks.check_callbacks(self.callbacks_, validates=validates)
@@ -199,7 +199,7 @@ class LoggingNet(FreezingNet):
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         if self._is_beginning:
             self._is_beginning = False
-            # By now it is known what there is to train and to validate on.
+            # By now the training and validation images are known.
             valid = kwargs.get("dataset_valid")
             unrecorded = self._unrecorded(kwargs.get("dataset_train"), valid)
             checks.check_monitors(self.callbacks_, unrecorded, validates=valid is not None)
@@ -226,16 +226,16 @@ class LoggingNet(FreezingNet):
         ]
 
     def _names_in_history(self) -> Sequence[str]:
-        """Return what each batch may record, and is averaged over an epoch."""
+        """Return the names that batches may record and that are averaged over an epoch."""
         return ["loss"]
 
     def _unrecorded(self, train: Any, valid: Any) -> dict[str, str]:
-        """Return what some epochs to come will not have in the history, and why.
+        """Return the columns that some coming epochs will lack in the history, and why.
 
         Parameters
         ----------
         train, valid : Dataset or None
-            What is trained and validated on.
+            The training and validation data.
         """
         return {}
 

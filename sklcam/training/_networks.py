@@ -10,14 +10,14 @@ from sklcam.networks.trunk import is_bypassed
 
 
 def check_kernels(module: nn.Module) -> None:
-    """Raise a ValueError if a network computes attention in a way without a second derivative."""
+    """Raise a ValueError if a network's attention has no second derivative."""
     for part in module.modules():
         kernels = getattr(getattr(part, "config", None), "_attn_implementation", None)
         if isinstance(kernels, str) and kernels not in ("eager", "sdpa"):
             raise ValueError(
                 f"A loss on maps is differentiated twice, and attn_implementation={kernels!r} of "
-                f"{type(part).__name__} is not made for that; call "
-                '`set_attn_implementation("sdpa")` on the network before it is trained.'
+                f"{type(part).__name__} does not support that; call "
+                '`set_attn_implementation("sdpa")` on the network before training.'
             )
 
 
@@ -26,13 +26,13 @@ def check_heads(module: nn.Module) -> None:
     if getattr(module, "distilled_training", False) is True:
         raise ValueError(
             f"{type(module).__name__} returns the outputs of two heads in distilled training, of "
-            "which the first alone would be trained, and predicts with their mean; call "
+            "which only the first would be trained, but predicts with their mean; call "
             "`set_distilled_training(False)` on it to train both."
         )
 
 
 def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> None:
-    """Raise a ValueError if a view's gradient cannot be taken back through the layer alone.
+    """Raise a ValueError if a view's gradient cannot pass back through the layer alone.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> N
     if not is_bypassed(module.eval(), layer.of(module), sample):
         return
     instead = layer_instead(module, layer, sample)
-    remedy = "" if instead is None else f"name target_layer={instead!r}, which would do, or "
+    remedy = "" if instead is None else f"name target_layer={instead!r}, which would work, or "
     raise ValueError(
         'memory="low" takes the gradient of a view through the target layer alone, but '
         f'{layer.name!r} is bypassed on the way to the output; {remedy}use memory="normal".'

@@ -11,11 +11,11 @@ from skorch import NeuralNet
 
 from sklcam._validation import suggestion
 
-# What scikit-learn and others have by another name than skorch.
+# Parameters that scikit-learn and others call by another name than skorch.
 _ELSEWHERE = {
     "class_weight": "ConsistentCAMClassifier weighs classes; here an iterator_train__sampler can "
     "draw some images more often.",
-    "validation": "Images to validate on are given to fit: fit(X, y, validation=(X_val, y_val)).",
+    "validation": "Give validation images to fit: fit(X, y, validation=(X_val, y_val)).",
     "early_stopping": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",
     "patience": "skorch stops early: callbacks=[skorch.callbacks.EarlyStopping(patience=5)].",
     "learning_rate": "Did you mean: lr?",
@@ -26,12 +26,12 @@ _ELSEWHERE = {
 
 
 def parameter_instead(name: str, known: set[str]) -> str:
-    """Return what to say of a parameter that there is not, and of those that there are."""
+    """Return advice on a parameter that does not exist, by those that do."""
     return _ELSEWHERE.get(name) or suggestion(name, known - {"self", "kwargs"})
 
 
 class ParameterNet(NeuralNet):
-    """A skorch net whose parameters behave as those of an estimator of scikit-learn."""
+    """A skorch net whose parameters behave like those of a scikit-learn estimator."""
 
     _module_like: ClassVar[tuple[str, ...]] = ("module", "criterion")
     callbacks_: list[tuple[str, Any]]
@@ -42,27 +42,27 @@ class ParameterNet(NeuralNet):
         if "__init__" in vars(cls):
             vars(cls)["__init__"].__signature__ = _full_signature(cls)
 
-    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, and looks
-    # for these, as its HTML does, in the signature.
+    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, which it,
+    # like its HTML, looks up in the signature.
     __repr__ = BaseEstimator.__repr__
 
     def _get_params_html(self, deep: bool = True, *args: Any, **kwargs: Any) -> Any:
-        # Deep, it would list each parameter of skorch's own callbacks as set by the user.
+        # With deep=True, it would list each parameter of skorch's own callbacks as set by the user.
         return super()._get_params_html(False, *args, **kwargs)
 
     def get_params(self, deep: bool = True, **kwargs: Any) -> dict[str, Any]:
         params = super().get_params(deep=deep, **kwargs)
-        # skorch lists what its callbacks have by default, also where other values were asked for.
+        # skorch lists its callbacks' defaults, even if other values were asked for.
         asked_for = {name: v for name, v in vars(self).items() if name.startswith("callbacks__")}
         return {**params, **asked_for} if deep else params
 
     def set_params(self, **kwargs: Any) -> Self:
-        """Set parameters, as skorch does, and for later fits as well.
+        """Set parameters as skorch does, and for later fits as well.
 
         Parameters
         ----------
         **kwargs
-            By name. A fitted net makes anew what they are of: a network is untrained after that.
+            By name. A fitted net recreates what they belong to: a network is then untrained.
 
         Returns
         -------
@@ -74,7 +74,7 @@ class ParameterNet(NeuralNet):
             for name, value in kwargs.items()
             if name == "optimizer" or name.partition("__")[0] in self._late
         }
-        # Others it sets in the optimizer alone, which the next fit makes anew.
+        # Others are set only in the optimizer, which the next fit recreates.
         kept = {name: kwargs[name] for name in kwargs if name.startswith("optimizer__")}
         kept = {name: value for name, value in kept.items() if "param_groups__" not in name}
         rest = {name: value for name, value in kwargs.items() if name not in late}
@@ -84,10 +84,10 @@ class ParameterNet(NeuralNet):
         if self.initialized_ and "optimizer" in late:
             self._initialize_optimizer()
         if any(name.startswith("callbacks") for name in rest):
-            # skorch has made those there were before, and what was set comes with the next network.
+            # skorch has recreated the existing ones; newly set ones come with the next network.
             self._initialize_callbacks()
         for group in self.optimizer_.param_groups if self.initialized_ else ():
-            # Schedules that go on ask for it, of an optimizer made anew as well.
+            # Resumed schedules ask for it, with a recreated optimizer as well.
             group.setdefault("initial_lr", group["lr"])
         return self
 
@@ -98,7 +98,7 @@ class ParameterNet(NeuralNet):
             super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Not by way of pickling, which refuses functions and classes defined on the spot.
+        # Without pickling, which refuses functions and classes defined on the spot.
         duplicate = type(self).__new__(type(self))
         memo[id(self)] = duplicate
         duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -106,7 +106,7 @@ class ParameterNet(NeuralNet):
 
 
 def _full_signature(cls: type) -> Signature:
-    """Return the signature of a class's ``__init__``, with what it passes on spelt out."""
+    """Return the signature of a class's ``__init__``, including what it passes on."""
     own = signature(vars(cls)["__init__"])
     parameters = dict(own.parameters)
     *_, last = own.parameters

@@ -1,7 +1,7 @@
-"""Nets that draw from generators of their own, swapped in for as long as they are needed.
+"""Nets that draw from their own generators, swapped in while they are needed.
 
-Networks, loaders and samplers draw from torch's global generators, and cannot be told not to. So
-these are set to the estimator's own state before training, and back to the caller's after it.
+Networks, loaders and samplers draw from torch's global generators and cannot be told otherwise. So
+these are set to the estimator's own state before training, and back to the caller's afterwards.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class SeededNet(DeviceNet):
     Attributes
     ----------
     random_states_ : dict
-        The seed, and where the generators are: "global" and "cuda" are torch's, "views" is that of
-        views and augmentation. They have one of their own so that what else is drawn, such as
-        dropout masks, does not change them.
+        The seed and the states of the generators: "global" and "cuda" are torch's, "views" is for
+        views and augmentation. These have their own so that other draws, such as dropout masks, do
+        not change them.
     generator_ : torch.Generator
-        That of views and augmentation, while it is in use.
+        The one for views and augmentation, while it is in use.
     """
 
     random_state: int | np.random.RandomState | None
@@ -45,7 +45,7 @@ class SeededNet(DeviceNet):
     _is_restoring: bool = False
 
     def initialize_virtual_params(self) -> None:
-        # The first of skorch's steps of initialization, also where a mixin replaces initialize.
+        # The first of skorch's steps of initialization, even if a mixin replaces initialize.
         super().initialize_virtual_params()
         if not self._is_restoring:  # a file knows where the generators were
             self.random_states_ = self._seed()
@@ -89,7 +89,7 @@ class SeededNet(DeviceNet):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Draw from the estimator's generators in the block, and keep where they end."""
+        """Draw from the estimator's generators in the block, and keep their final states."""
         states = self.random_states_
         with self.generators_at([states["global"], *states["cuda"]]):
             self.generator_ = torch.Generator()
@@ -101,13 +101,13 @@ class SeededNet(DeviceNet):
                 del self.generator_
 
     def generator_states(self) -> list[Tensor]:
-        """Return where torch's generators are: the CPU's and those of the devices in use."""
+        """Return the states of torch's generators: the CPU's and those of the devices in use."""
         devices = self._cuda_devices()
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
     @contextmanager
     def generators_at(self, states: list[Tensor]) -> Iterator[None]:
-        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
+        """Repeat the draws from these states in the block, then restore the present ones."""
         devices = self._cuda_devices()
         with generators_lock, torch.random.fork_rng(devices):
             torch.set_rng_state(states[0])
@@ -118,7 +118,7 @@ class SeededNet(DeviceNet):
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of a step: its views, and once more those that its network has made before.
+    """The draws of a step: its views, and repeats of those that its network has made.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class Draws:
     sampler : ViewSampler
         The distribution of views.
     generator : torch.Generator or None
-        Where views come from; None is torch's global one.
+        What views are drawn from; None is torch's global one.
     """
 
     net: LoadingNet
@@ -138,13 +138,13 @@ class Draws:
         return self.sampler(n_images, size=size, generator=self.generator)
 
     def view(self, images: Tensor, warp: Warp) -> Tensor:
-        """Return the views of images that are normalised by now."""
+        """Return the views of images that have already been normalised."""
         return self.net.preprocessing_.view(images, warp)
 
     def states(self) -> list[Tensor]:
-        """Return where torch's generators are."""
+        """Return the states of torch's generators."""
         return self.net.generator_states()
 
     def at(self, states: list[Tensor]) -> AbstractContextManager[None]:
-        """Let the block draw what was drawn from there, and go on afterwards as if it had not."""
+        """Repeat the draws from these states in the block, then restore the present ones."""
         return self.net.generators_at(states)

@@ -1,7 +1,7 @@
-"""When the numbers of a step are read: at once, or a step late, so that nobody waits for a device.
+"""When the numbers of a step are read: at once, or one step late so as not to wait for a device.
 
-To read a number is to wait until the device has come to it. Read when the next step is queued, it
-is there already, and the device has had that step to go on with.
+Reading a number waits until the device has computed it. If it is read once the next step is queued,
+it is already there, and the device has had work meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sklcam.training.collapse import CollapseWarning
 
 _HOOKS = ("on_batch_begin", "on_grad_computed", "on_batch_end")
 _STEPS = ("train_step", "validation_step")
-# Those that do not look at the numbers of a batch. The bar does, and shows those of the one before.
+# Those that do not look at a batch's numbers. The bar does, and shows those of the batch before.
 _BLIND = {
     getattr(of, hook)
     for of in (
@@ -44,13 +44,13 @@ class Reading:
     Parameters
     ----------
     row : dict
-        Of the history, for the batch.
+        The batch's row of the history.
     phase : {"train", "valid"}
     names : tuple of str
-        Of the numbers. The first, "", is the loss, which skorch records.
+        Names of the numbers. The first, "", is the loss, which skorch records.
     numbers : Tensor of shape (n_numbers,)
     of_masks : sequence of str
-        Names of means over all images, in which those without a mask are zero.
+        Names of means over all images in which images without a mask count as zero.
     """
 
     row: dict[str, Any]
@@ -61,13 +61,13 @@ class Reading:
     _coming: Fetching | None = field(default=None, init=False)
 
     def put_off(self) -> None:
-        """Let the numbers come by themselves: until they are read, the row has NaN for them."""
+        """Start the transfer: until the numbers are read, the row has NaN for them."""
         self.row.update(dict.fromkeys(self.names[1:], math.nan))
         self._coming = Fetching(self.numbers)
 
     def read(self) -> float:
         """Write the numbers into the row, and return the loss."""
-        # Together: each reading makes the host wait for the device.
+        # All at once: each read makes the host wait for the device.
         numbers = self.numbers if self._coming is None else self._coming.get()
         read = dict(zip(self.names, numbers.tolist(), strict=True))
         for name in self.names:
@@ -85,7 +85,7 @@ class Reading:
 class Readings:
     """Decides when the numbers of steps are read.
 
-    Outside :meth:`of_an_epoch` that is at once.
+    Outside :meth:`of_an_epoch`, that is at once.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Readings:
 
     @contextmanager
     def of_an_epoch(self, net: NeuralNet) -> Iterator[None]:
-        """Read numbers a step late in the block, if there is a device and nobody misses them."""
+        """Read numbers one step late in the block, if there is a device and nothing needs them."""
         self._is_late = torch.device(net.device or "cpu").type != "cpu" and not _looks(net)
         try:
             yield
@@ -103,7 +103,7 @@ class Readings:
             self._read_last()
 
     def add(self, reading: Reading) -> float:
-        """Take the numbers of a step that is queued; return its loss, NaN if it is read later."""
+        """Take the numbers of a queued step; return its loss, or NaN if it is read later."""
         if not self._is_late:
             return reading.read()
         reading.put_off()
@@ -118,7 +118,7 @@ class Readings:
 
 
 def _looks(net: NeuralNet) -> bool:
-    """Whether a callback or a class of somebody else's may look at the numbers of batches."""
+    """Whether a foreign callback or class may look at the numbers of batches."""
     methods = (getattr(type(net), name) for name in ("run_single_epoch", *_STEPS))
     is_ours = all(method.__module__.partition(".")[0] == "sklcam" for method in methods)
     told = (net, *(callback for _, callback in net.callbacks_))

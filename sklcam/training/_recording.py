@@ -1,4 +1,4 @@
-"""What the epochs of a fit will have in the history: known before the first of them."""
+"""Which columns the epochs of a fit will have in the history, known before the first one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sklcam.training.weights import weight_in
 
 @dataclass(frozen=True)
 class Plan:
-    """The epochs that are to come, and what they are of.
+    """The coming epochs and their steps.
 
     Attributes
     ----------
     epochs : range
         Counted from the network's first one.
     n_before : int
-        How many steps were made before.
+        How many steps were taken before.
     n_steps : int or None
         How many steps an epoch has; None where a loader does not say.
     every : int
-        In each of how many steps there are terms.
+        Terms are part of every n-th step, for this n.
     annotated : dict of str to float
-        How much of the images of "train" and of "valid" has masks or boxes.
+        The share of the "train" and "valid" images that has masks or boxes.
     """
 
     epochs: range
@@ -42,20 +42,20 @@ class Plan:
                 yield epoch
 
     def check_every(self) -> None:
-        """Raise a ValueError if terms are part of the first step alone, of all that are made."""
+        """Raise a ValueError if terms would be part of the first step only."""
         if self.n_steps is None:
             return
         n_steps = self.n_before + self.n_steps * len(self.epochs)
         if self.every > n_steps:
             raise ValueError(
                 f"every={self.every} makes terms part of one step in {self.every}, and there are "
-                f"{n_steps}, so that the first alone would have any. Set every to {self.n_steps} "
-                "at most, for terms in each epoch, or train longer."
+                f"{n_steps}, so only the first would have any. Set every to {self.n_steps} at "
+                "most, for terms in each epoch, or train longer."
             )
 
 
 def lacking(terms: Iterable[Term], plan: Plan) -> dict[str, str]:
-    """Return what of these terms not all epochs have in the history, and why.
+    """Return which columns of these terms some epochs lack in the history, and why.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def lacking(terms: Iterable[Term], plan: Plan) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        By names in the history. The reason goes on from "which ", or is empty if no epoch has it
-        because the term, or a balanced weight of it, is not in use.
+        Reasons by name in the history. A reason continues a sentence after "which ", or is empty if
+        no epoch has the column because the term, or a balanced weight for it, is not in use.
     """
     found: dict[str, str] = {}
     for term in terms:
@@ -91,7 +91,7 @@ def lacking(terms: Iterable[Term], plan: Plan) -> dict[str, str]:
 def _reason(term: Term, phase: str, plan: Plan) -> str:
     if phase == "valid" and "pixels" in term.needs:
         return (
-            "is not recorded: it takes the gradient at the pixels, which is not computed in "
+            "is not recorded: it needs the gradient at the pixels, which is not computed in "
             f"validation. Monitor 'train_{term.name}', or a score such as 'valid_loss'."
         )
     if "masks" in term.needs and not plan.annotated[phase]:
@@ -105,21 +105,21 @@ def _reason(term: Term, phase: str, plan: Plan) -> str:
         return ""
     if "masks" in term.needs and plan.annotated[phase] < 1:
         return (
-            f"an epoch may lack: every={plan.every}, and its steps with terms may have no image "
+            f"an epoch may lack: with every={plan.every}, its steps with terms may have no image "
             f"with a mask or box. {_elsewhere(phase)}"
         )
     if plan.n_steps is None:
         return (
-            f"an epoch may lack: every={plan.every}, and the loader does not say how many steps an "
-            f"epoch has. {_elsewhere(phase)}"
+            f"an epoch may lack: with every={plan.every}, and a loader that does not say how many "
+            f"steps an epoch has, one may have no terms. {_elsewhere(phase)}"
         )
     first = next(plan.without_terms(), None)
     if first is None:
         return ""
     return (
-        f"epoch {first + 1} does not have: of its {plan.n_steps} step(s) none has terms, as "
-        f"every={plan.every}. Set every to {plan.n_steps} at most, or monitor something else, such "
-        "as 'train_loss'."
+        f"epoch {first + 1} does not have: none of its {plan.n_steps} step(s) has terms, as "
+        f"every={plan.every}. Set every to {plan.n_steps} at most, or monitor something else, "
+        "such as 'train_loss'."
     )
 
 
@@ -128,7 +128,7 @@ def _elsewhere(phase: str) -> str:
 
 
 def known_length(iterable: object) -> int | None:
-    """Return how many items there are, such as batches; None if that is not said."""
+    """Return the number of items, such as batches; None if it is not known."""
     if not isinstance(iterable, Sized):
         return None
     try:

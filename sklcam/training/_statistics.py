@@ -1,9 +1,8 @@
-"""Batch normalisation's running statistics: whether they lag behind the weights, and what to do.
+"""Batch normalisation's running statistics: whether they lag behind the weights, and a remedy.
 
 In training a layer normalises by its batch; in evaluation by a running average of such batches, in
-which each counts for the layer's momentum. After few steps, or where weights move fast, that is an
-average of what images looked like to earlier weights, and the network predicts badly, however well
-it was trained.
+which each counts by the layer's momentum. After few steps, or when weights change fast, that
+average belongs to earlier weights, and the network predicts badly, however well it was trained.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 from sklcam.networks.dry_run import evaluating, left_as_found
 from sklcam.training._loading import LoadingNet
 
-# A look at m images takes 1.75 m passes without gradients, of which a training step has at least 3
-# for each of its images: with one image in 30 it takes 2 % of an epoch.
+# Looking at m images takes 1.75 m passes without gradients. A training step costs at least 3 such
+# passes per image, so with one image in 30 it takes 2 % of an epoch.
 _IMAGES_A_LOOK = 30
 _FEWEST, _MOST = 64, 512
 _LOOKS_IN_A_ROW = 3  # weights that move fast at first are no reason to warn yet
 
-# Lagging statistics change more than this of what a network says, and more than noise would.
+# Lagging statistics change more than this share of a network's output, and more than noise would.
 _SMALLEST_SHARE = 0.1
 _LARGEST_RATIO = 2.0
 
@@ -45,9 +44,9 @@ _LOADING = ("num_workers", "multiprocessing_context", "prefetch_factor", "worker
 class LaggingStatisticsWarning(UserWarning):
     """Batch normalisation's running statistics lag behind a network's weights.
 
-    In evaluation mode, in which it predicts, the network then says something else of its training
-    images than in training mode. ``fit`` warns of that with the layers that are furthest behind,
-    and, unless ``recalibrate=False``, re-estimates their statistics at its end: see
+    In evaluation mode, in which it predicts, the network's output for its training images then
+    differs from that in training mode. ``fit`` warns about this, naming the layers that are
+    furthest behind, and unless ``recalibrate=False`` re-estimates their statistics at its end: see
     :class:`~sklcam.ConsistentCAMClassifier`.
 
     Examples
@@ -61,14 +60,14 @@ class LaggingStatisticsWarning(UserWarning):
 
 @dataclass
 class Lag:
-    """What a network says by its running statistics, against the images' own.
+    """A network's output with its running statistics, compared with the images' own statistics.
 
     Attributes
     ----------
     share : float
-        How much of what it says differs, in [0, 1] for probabilities.
+        How much of the output differs, in [0, 1] for probabilities.
     usual : float
-        How much would, were it not for chance: both are statistics of some images only.
+        How much would differ by chance alone, as both are statistics of some images only.
     distances : dict of str to float
         For each layer, how far its running statistics are from the images' own: the 2-Wasserstein
         distance of two normal distributions, in standard deviations of the images, as a mean over
@@ -88,28 +87,29 @@ class Lag:
     def __str__(self) -> str:
         worst = sorted(self.distances, key=self.distances.__getitem__, reverse=True)[:3]
         layers = ", ".join(
-            # A layer's momentum is often 1 less another library's, and no round number in binary.
+            # A layer's momentum is often 1 minus another library's, and not a round number in
+            # binary.
             f"{name!r} (by {self.distances[name]:.2g} standard deviations; momentum "
             f"{'None' if (momentum := self.momenta[name]) is None else f'{momentum:.3g}'})"
             for name in worst
         )
         return (
             "the running statistics of batch normalisation lag behind the weights: with the "
-            "training images' own, what the network says of them would change by "
-            f"{self.share:.0%}; chance makes {self.usual:.0%}. Furthest behind are {layers}."
+            f"training images' own, its output for them would change by {self.share:.0%}; chance "
+            f"explains {self.usual:.0%}. Furthest behind are {layers}."
         )
 
 
 @dataclass
 class Watch:
-    """What is known of a training that goes on.
+    """What is known about the running training.
 
     Attributes
     ----------
     images : Dataset or None
-        Those that are trained on, as prediction would read them.
+        The training images, as prediction would read them.
     layers : dict of str to nn.Module
-        The layers whose statistics the last step has updated.
+        The layers whose statistics the last step updated.
     """
 
     images: Dataset[Any] | None = None
@@ -127,7 +127,7 @@ class Watch:
 def normalising(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the layers that normalise by the batch and keep running statistics, by name.
 
-    Those that are frozen, being in evaluation mode, are not among them.
+    Frozen layers, which are in evaluation mode, are not among them.
     """
     return {
         name.removeprefix("_orig_mod."): layer
@@ -141,15 +141,16 @@ def normalising(module: nn.Module) -> dict[str, _BatchNorm]:
 
 @contextmanager
 def undone(layers: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Put statistics and momenta back if the block does not come to its end.
+    """Restore statistics and momenta if the block fails.
 
-    If it does, then those of layers that it did not come by, as of heads that are for training.
+    If it succeeds, restore those of layers that did not run, such as heads that are only for
+    training.
     """
     before = [
         (layer, layer.momentum, [(buffer, buffer.clone()) for buffer in layer.buffers()])
         for layer in layers
     ]
-    # Noted, and not read off the layers' counts, for which a device would be waited for.
+    # Recorded here, as reading the layers' counts would wait for the device.
     ran: set[nn.Module] = set()
     handles = [
         layer.register_forward_pre_hook(lambda part, inputs: ran.add(part))
@@ -171,7 +172,7 @@ def undone(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def kept(layers: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Let layers normalise by the batch as ever, but leave their running statistics alone."""
+    """Let layers normalise by the batch as usual, but leave their running statistics alone."""
     tracking, buffers = [], []
     for layer in layers:
         if type(layer).forward in _FORWARDS:  # which, told not to track them, does not touch them
@@ -193,7 +194,7 @@ def kept(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors in few operations, however many they are."""
+    """Copy any number of tensors in few operations."""
     alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         alike.setdefault((tensor.device, tensor.dtype), []).append(i)
@@ -207,22 +208,22 @@ def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def share_of_probabilities(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return how much of some probabilities is elsewhere in others, in [0, 1].
+    """Return how much probability two distributions place differently, in [0, 1].
 
-    For those that add up to 1 it is the total variation distance, as a mean over images.
+    For rows that add up to 1, it is the total variation distance, as a mean over images.
     """
     return (ours - theirs).abs().sum() / (ours + theirs).sum()
 
 
 def share_of_spread(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return how far numbers are from others, in units of how far images are apart."""
+    """Return how far numbers are from others, in units of the spread between images."""
     ours, theirs = (each.reshape(len(each), -1) for each in (ours, theirs))
     spread = (ours - ours.mean(dim=0)).norm(dim=1).sum()
     return (ours - theirs).norm(dim=1).sum() / spread
 
 
 def _distance(layer: _BatchNorm, running: list[Tensor]) -> Tensor:
-    """Return how far running statistics are from those that the layer holds."""
+    """Return how far running statistics are from those the layer holds."""
     means, variances = zip(_floats(layer), running, strict=True)
     spread, other = ((variance + layer.eps).sqrt() for variance in variances)
     return (torch.hypot(means[0] - means[1], spread - other) / spread).mean()
@@ -234,10 +235,10 @@ def _floats(layer: _BatchNorm) -> list[Tensor]:
 
 
 class _Normalising(nn.Module):
-    """What torch's ``update_bn`` is to see of a network: some of its layers, and how it is run.
+    """What torch's ``update_bn`` sees of a network: some of its layers, and how it is run.
 
-    Of the network itself it would update the frozen layers, too, and turn on dropout, without which
-    the network predicts.
+    On the network itself it would also update the frozen layers and turn on dropout, which
+    prediction does not use.
     """
 
     def __init__(self, layers: Iterable[nn.Module], run: Any):
@@ -250,12 +251,12 @@ class _Normalising(nn.Module):
 
 
 class RecalibratingNet(LoadingNet):
-    """A skorch net that notices statistics that lag behind, and re-estimates them.
+    """A skorch net that notices lagging statistics and re-estimates them.
 
     Attributes
     ----------
     recalibrated_ : int
-        On how many images they were re-estimated; 0 if they are as training left them.
+        How many images they were re-estimated on; 0 if they are as training left them.
     """
 
     recalibrate: str | bool
@@ -263,7 +264,7 @@ class RecalibratingNet(LoadingNet):
     _watch: Watch | None = None
 
     def _parted(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Return how much of what one output says is not in the other, as a share."""
+        """Return how much two outputs differ, as a share."""
         return share_of_spread(ours, theirs)
 
     # Hooks
@@ -297,7 +298,7 @@ class RecalibratingNet(LoadingNet):
                 self._watch.n_images += n_images
                 self._watch.n_images_since += n_images
                 found = normalising(self.module_).items()
-                # Without a momentum, statistics are those of somewhere else on purpose.
+                # A momentum of 0 keeps statistics from elsewhere on purpose.
                 self._watch.layers = {name: layer for name, layer in found if layer.momentum != 0}
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -314,13 +315,13 @@ class RecalibratingNet(LoadingNet):
     # At the end
 
     def _finish(self, *, is_whole: bool) -> None:
-        """Re-estimate running statistics, as far as asked for; warn where they lag.
+        """Re-estimate running statistics if asked for; warn if they lag.
 
         Parameters
         ----------
         is_whole : bool
-            Whether the images are all that there are. Of a part, such as ``partial_fit`` may be
-            given, the running average knows more than the part does.
+            Whether these are all the images. If ``partial_fit`` gets only a part, the running
+            average knows more than the part does.
         """
         watch = self._watch
         if watch is None or watch.images is None or not watch.layers:
@@ -336,7 +337,7 @@ class RecalibratingNet(LoadingNet):
             self._warn_of(lag)
 
     def _agreed(self, is_asked: bool) -> bool:
-        """Return what all processes that train together do."""
+        """Return a value on which all processes that train together agree."""
         return is_asked
 
     def _warn_of(self, lag: Lag) -> None:
@@ -345,25 +346,25 @@ class RecalibratingNet(LoadingNet):
             return
         self._watch.has_warned = True
         done = (
-            f"They were re-estimated on {self.recalibrated_} images in the end"
+            f"They were re-estimated on {self.recalibrated_} images at the end"
             if self.recalibrated_
             else 'recalibrate="auto" re-estimates them at the end of fit, and recalibrate=True at '
             "that of partial_fit, too"
         )
         warnings.warn(
-            f"After {self._watch.n_steps} steps, {lag} {done}; validation before that is of such "
-            "statistics. With more steps, or a larger momentum of these layers (torch's own is "
-            "0.1), they keep up.",
+            f"After {self._watch.n_steps} steps, {lag} {done}; validation before that used the "
+            "lagging ones. With more steps, or a larger momentum of these layers (torch's "
+            "default is 0.1), they keep up.",
             LaggingStatisticsWarning,
             stacklevel=2,
         )
 
     def _lag(self, n_images: int) -> Lag:
-        """Compare what is said of some training images; the network is left as it was found.
+        """Compare outputs for some training images; the network is left as it was.
 
         Statistics of n images differ from those of all by a variance of s^2 / n, and so do those of
-        n / 2 from those of n. That says what chance makes. The running average, of batches of b
-        images with a momentum of m, has the variance of b (2 - m) / m images.
+        n / 2 from those of n. That gives the effect of chance. The running average, over batches of
+        b images with a momentum of m, has the variance of b (2 - m) / m images.
         """
         assert self._watch is not None
         layers = self._watch.layers
@@ -389,7 +390,7 @@ class RecalibratingNet(LoadingNet):
             estimated = answers()
             distances = [_distance(*each) for each in zip(layers.values(), running, strict=True)]
         shares = self._parted(estimated, evaluated), self._parted(estimated, halfway)
-        # What is not finite is as far from an answer as can be.
+        # A value that is not finite counts as the largest difference.
         found = torch.stack([*shares, *distances]).nan_to_num(nan=1.0).tolist()
         momenta = {name: layer.momentum for name, layer in layers.items()}
         m = max((momentum for momentum in momenta.values() if momentum is not None), default=0.0)
@@ -399,7 +400,7 @@ class RecalibratingNet(LoadingNet):
         return Lag(found[0], usual, dict(zip(layers, found[2:], strict=True)), momenta)
 
     def _recalibrate(self) -> int:
-        """Re-estimate the statistics on training images, and return on how many."""
+        """Re-estimate the statistics on training images, and return their number."""
         n_seen = 0
 
         def batches() -> Iterator[Tensor]:
@@ -414,7 +415,7 @@ class RecalibratingNet(LoadingNet):
 
     @torch.no_grad()
     def _estimate(self, batches: Iterable[Tensor]) -> None:
-        """Set the layers' statistics to those of some images, seen as in evaluation."""
+        """Set the layers' statistics to those of some images, read as in evaluation."""
         assert self._watch is not None
         layers = self._watch.layers.values()
         with undone(layers):
@@ -437,7 +438,7 @@ class RecalibratingNet(LoadingNet):
         else:  # at least two batches, of 2 images
             order = order[: max(n_images, 2 * size)]
             size = min(size, max(2, len(order) // 2))
-        # All of like sizes, as each counts the same.
+        # Of similar sizes, as each batch counts equally.
         parts = order.tensor_split(max(1, len(order) // size))
         loader = DataLoader(
             images,

@@ -1,8 +1,8 @@
-"""The steps of a net that trains on explanations: skorch's hooks, which open a step and ask it.
+"""The steps of a net that trains on explanations: skorch's hooks, each passed on to a step.
 
 Each override is the narrowest of skorch's hooks that does the job: :meth:`SteppingNet.train_step`
 and :meth:`SteppingNet.validation_step` open a :class:`~sklcam.training.step.Step`,
-:meth:`SteppingNet.infer` and :meth:`SteppingNet.get_loss` ask it.
+:meth:`SteppingNet.infer` and :meth:`SteppingNet.get_loss` use it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sklcam.training.weights import GradientSizes
 
 
 class SteppingNet(ImageNeuralNet):
-    """A skorch net on images whose loss may look at explanations."""
+    """A skorch net on images whose loss may use explanations."""
 
     scaler_: GradScaler
     gradient_sizes_: GradientSizes
@@ -52,7 +52,7 @@ class SteppingNet(ImageNeuralNet):
 
     @property
     def _further_terms(self) -> list[Term]:
-        """The terms beside the paper's two."""
+        """The terms besides the paper's two."""
         of_masks = [MASK_LOSSES[self.mask_loss](self.gamma)] if self.gamma else []
         return [*of_masks, *self.terms]
 
@@ -96,7 +96,7 @@ class SteppingNet(ImageNeuralNet):
         self, prefix: str, named_parameters: Any
     ) -> tuple[Any, dict[str, Any]]:
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        # As defaults of the signature, they would be handed to optimizers that do not take them.
+        # As defaults of the signature, they would be passed to optimizers that do not take them.
         if self.optimizer is torch.optim.SGD:
             kwargs = {"momentum": 0.9, "weight_decay": 1e-4, **kwargs}
         return args, kwargs
@@ -108,10 +108,10 @@ class SteppingNet(ImageNeuralNet):
         super().on_train_begin(net, **kwargs)
         if isinstance(self.module_, DistributedDataParallel):
             raise RuntimeError(
-                "The network is wrapped to be trained by several processes, and its target layer "
-                "out of reach; use sklcam.training.AcceleratedCAMClassifier."
+                "The network is wrapped for training by several processes, so its target layer "
+                "is out of reach; use sklcam.training.AcceleratedCAMClassifier."
             )
-        # A scale that was found goes on where training does.
+        # A scale once found is kept when training resumes.
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
             device = torch.device(self.device or "cpu").type
             self.scaler_ = GradScaler(device, enabled=self.precision == "fp16")
@@ -123,7 +123,7 @@ class SteppingNet(ImageNeuralNet):
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
-        # Every epoch is validated on the same views, so that the epochs can be compared.
+        # Every epoch is validated on the same views, so that epochs can be compared.
         self.valid_generator_ = torch.Generator().manual_seed(self.random_states_["seed"])
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -133,8 +133,8 @@ class SteppingNet(ImageNeuralNet):
         is_unused = self._is_whole and self._n_batches is None and 0 < n_steps < self.every
         if is_unused and self._trains_on_maps():
             warnings.warn(
-                f"every={self.every} made terms part of the first step alone, as there were "
-                f"{n_steps}; set it to less.",
+                f"every={self.every} made terms part of the first step only, as there were "
+                f"{n_steps}; set a smaller one.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -168,7 +168,7 @@ class SteppingNet(ImageNeuralNet):
         return {**never, **lacking(terms, plan)}
 
     def _n_steps_before(self) -> int:
-        """Return how many steps of training the epochs in the history had."""
+        """Return how many training steps the epochs in the history had."""
         return sum(row.get("train_batch_count", 0) for row in self.history)
 
     # Steps
@@ -194,20 +194,20 @@ class SteppingNet(ImageNeuralNet):
         with self._stepping(training=False) as step:
             found = super().validation_step(batch, **fit_params)
         loss = self._read(step, "valid", found["loss"])
-        # Callbacks keep it, and its graph would keep the activations.
+        # Callbacks keep the loss, and its graph would keep the activations.
         return {**{name: value.detach() for name, value in found.items()}, "loss": loss}
 
     def _read(self, step: Step, phase: str, loss: Tensor) -> Tensor:
-        """Return the loss on the host, for skorch, which reads it next; NaN if it is to come."""
+        """Return the loss on the host for skorch, which reads it next; NaN if it comes later."""
         readings = vars(self).get("_readings") or Readings()
         read = readings.add(step.reading(self.history, phase, loss))
         return torch.tensor(read, dtype=loss.dtype)
 
     @contextmanager
     def _stepping(self, *, training: bool) -> Iterator[Step]:
-        """Make one step in the block."""
+        """Open one step in the block."""
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
-        # Made anew for each step, as weights follow the epoch and parameters may be set in between.
+        # Created for each step, as weights follow the epoch and parameters may be set in between.
         loss = ConsistentCAMLoss(0, 0)
         if not training or self._n_steps() % self.every == 0:
             loss = ConsistentCAMLoss(
@@ -244,7 +244,7 @@ class SteppingNet(ImageNeuralNet):
             self._step = None
 
     def _n_steps(self) -> int:
-        """Return how many steps of training were made before this one."""
+        """Return how many training steps came before this one."""
         *before, epoch = self.history or [{"batches": []}]
         n_before = sum(row.get("train_batch_count", 0) for row in before)
         return n_before + max(0, len(epoch["batches"]) - 1)
@@ -263,7 +263,7 @@ class SteppingNet(ImageNeuralNet):
         self._step.annotate(annotations.get("masks"), weights, total, augmented)
 
     def _sum(self, weights: Tensor) -> Tensor:
-        # All of a batch may weigh nothing: its loss is 0, not NaN.
+        # All images of a batch may have a weight of 0: its loss is then 0, not NaN.
         return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -281,7 +281,7 @@ class SteppingNet(ImageNeuralNet):
         return {"loss": self._step.total, "y_pred": y_pred}
 
     def _complete_gradient(self) -> None:
-        """Do nothing: the batch is whole. Processes that share one put their gradients together."""
+        """Do nothing: the batch is complete. Processes that share one combine their gradients."""
 
     def _step_optimizer(self, step_fn: Callable[[], Tensor]) -> None:
         if not self.scaler_.is_enabled():
@@ -310,7 +310,7 @@ class SteppingNet(ImageNeuralNet):
         return self._step.explain(y_pred, labels, X, loss_of)
 
     def _get_loss(self, y_pred: Tensor, y_true: Any, X: Any, training: bool) -> Tensor:
-        """Return the criterion's loss of outputs: of images, or of what was made of them."""
+        """Return the criterion's loss for outputs, of images or of copies made from them."""
         weights = None if self._step is None else self._step.micro_batches[-1].weights
         comparable = self._task.comparable(y_pred, y_true)
         weighs = weights is not None

@@ -1,4 +1,4 @@
-"""The adapter of the nets that are trained here: they prepare images as they did in training."""
+"""The adapter of nets trained here: it prepares images as they were prepared in training."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class NetAdapter(Adapter):
         loader = self.net.get_iterator(items, training=False)
         if not isinstance(loader, DataLoader):
             raise ValueError(
-                f"iterator_valid is a {type(loader).__name__}; images are explained, and measured, "
+                f"iterator_valid is a {type(loader).__name__}; images are explained and measured "
                 "through a torch DataLoader."
             )
-        # Accelerate wraps loaders, for nets with skorch's mixin; the one inside makes the batches.
+        # Accelerate wraps loaders for nets with skorch's mixin; the inner one makes the batches.
         inside = getattr(loader, "base_dataloader", loader)
         if isinstance(inside.sampler, RandomSampler):
             raise ValueError(
-                "iterator_valid shuffles, so that maps and predictions would be those of other "
-                "images; leave iterator_valid__shuffle at False."
+                "iterator_valid shuffles, so maps and predictions would belong to other images; "
+                "leave iterator_valid__shuffle at False."
             )
         inside.collate_fn = collate_framed
         return loader

@@ -1,7 +1,7 @@
-"""How the map of a view is compared with the view of the map: a number for each image, 0 at best.
+"""Comparisons of the map of a view with the view of the map: one number per image, 0 at best.
 
-Of the first term of the loss, this is what the weight alpha is of. The paper takes SSIM; what other
-papers take stands here beside it.
+This is the loss's first term, which alpha weighs. The paper uses SSIM; the choices of other papers
+are here as well.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def consistency_loss(
     Returns
     -------
     Tensor of shape (n_images,), in [0, 2]
-        0 where no window of SSIM is valid, as there is nothing to learn from.
+        0 if no window of SSIM is valid, as there is nothing to learn from.
 
     Raises
     ------
     ValueError
-        If they are not floating-point tensors of one shape, (n_images, height, width), on one
-        device, or are smaller than SSIM's window of 11 x 11 pixels; or if ``valid`` is not bool,
-        and of their shape.
+        If they are not floating-point tensors of the same shape, (n_images, height, width), on one
+        device, or are smaller than SSIM's window of 11 x 11 pixels; or if ``valid`` is not bool or
+        not of their shape.
 
     References
     ----------
@@ -76,17 +76,17 @@ def consistency_loss(
 
 
 class Agreement(ABC):
-    """A comparison, and the form that it takes maps in.
+    """A comparison, and the form in which it takes maps.
 
     Attributes
     ----------
     couples_images : bool
-        Whether the number of an image depends on others.
+        Whether an image's number depends on other images.
     has_window : bool
         Whether maps must be as large as SSIM's window.
     scales : bool
-        Whether it takes maps scaled to [0, 1], and leaves them as they are: others may look at the
-        same tensor.
+        Whether it takes maps scaled to [0, 1] and does not modify them: others may use the same
+        tensor.
     """
 
     couples_images: bool = False
@@ -94,7 +94,7 @@ class Agreement(ABC):
     scales: bool = False
 
     def normalized(self, maps: Tensor) -> Tensor:
-        """Return maps at the images' size, (n_images, height, width), as they are to be warped."""
+        """Return maps at the images' size, (n_images, height, width), in the form to be warped."""
         return min_max(maps, maps.ndim - 1)
 
     @abstractmethod
@@ -127,7 +127,7 @@ class _Structural(Agreement):
 
 
 class _OfDistributions(Agreement):
-    """Of positive evidence as a share of all of it."""
+    """Comparisons of positive evidence as a share of its sum."""
 
     def normalized(self, maps: Tensor) -> Tensor:
         evidence = maps.clamp(min=0)  # which changes nothing of maps with the ReLU
@@ -151,13 +151,13 @@ class _MeanSquare(_OfDistributions):
 
 @dataclass(frozen=True)
 class Contrastive(_OfDistributions):
-    r"""CGC's comparison: a map of a view must be told from those of other images' views.
+    r"""CGC's comparison: the map of a view is contrasted with those of other images' views.
 
     .. math:: \ell_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
         {\exp(q_i \cdot k_i / \tau) + \sum_{j \neq i} \exp(q_i \cdot q_j / \tau)}
 
     where :math:`k_i` is the view of the map of image i and :math:`q_i` the map of its view, each
-    divided by its 2-norm. It goes by the name "cgc" as ``agreement`` of
+    divided by its 2-norm. Its name is "cgc" as ``agreement`` of
     :class:`~sklcam.ConsistentCAMClassifier`.
 
     Parameters
@@ -172,14 +172,14 @@ class Contrastive(_OfDistributions):
 
     Notes
     -----
-    Maps are :math:`\Phi / (\sum \Phi + 10^{-8}) + 10^{-8}` before they are warped. They are the
-    paper's with ``phi=HiResCAM()``, which has the ReLU; of maps without it, what is negative counts
-    as 0.
+    Maps are :math:`\Phi / (\sum \Phi + 10^{-8}) + 10^{-8}` before they are warped. With
+    ``phi=HiResCAM()``, which has the ReLU, they are the paper's; in maps without it, negative
+    values count as 0.
 
     The term couples images. The negatives of an image are the others that go through the network
-    together with it: of its part of a batch with ``batch_accumulation``, and of its own process
-    with several. ``memory="low"`` takes away none of them. An image that is alone has no negatives,
-    and a value of 0.
+    together with it: those in its part of a batch with ``batch_accumulation``, and those of its own
+    process with several processes. ``memory="low"`` does not change them. An image that is alone
+    has no negatives and a value of 0.
 
     References
     ----------
@@ -226,11 +226,11 @@ class Contrastive(_OfDistributions):
 
 
 class _Own(Agreement):
-    """A callable that somebody has written, of maps in [0, 1]."""
+    """A user's callable, on maps in [0, 1]."""
 
     def __init__(self, compare: Comparison):
         self._compare = compare
-        # It is not known to look at each image alone, unless it says so.
+        # Unless it says so, it may couple images.
         self.couples_images = bool(getattr(compare, "couples_images", True))
 
     def __call__(
@@ -247,7 +247,7 @@ AGREEMENTS: dict[str, Agreement] = {
 
 
 def agreement_of(agreement: str | Comparison) -> Agreement:
-    """Return the comparison that is asked for.
+    """Return the requested comparison.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def agreement_of(agreement: str | Comparison) -> Agreement:
     Raises
     ------
     ValueError
-        If it is something else, or a class in place of an object.
+        If it is anything else, or a class instead of an object.
     """
     if isinstance(agreement, str) and agreement in AGREEMENTS:
         return AGREEMENTS[agreement]
@@ -272,7 +272,7 @@ def agreement_of(agreement: str | Comparison) -> Agreement:
 
 
 def check_negatives(agreement: str | Comparison, n_together: int, n_parts: int) -> None:
-    """Raise a ValueError if no image would have another to be told from.
+    """Raise a ValueError if no image would have another to be contrasted with.
 
     Parameters
     ----------
@@ -280,11 +280,11 @@ def check_negatives(agreement: str | Comparison, n_together: int, n_parts: int) 
     n_together : int
         Images of a batch.
     n_parts : int
-        In how many parts a batch goes through the network.
+        How many parts a batch is divided into.
     """
     if isinstance(agreement_of(agreement), Contrastive) and n_together < 2 * n_parts:
         raise ValueError(
-            f"agreement={agreement!r} tells images of a part of a batch from each other, and "
-            f"a batch of {n_together} with batch_accumulation={n_parts} leaves parts of one image. "
-            "Make the parts larger."
+            f"agreement={agreement!r} contrasts the images within a part of a batch, and a batch "
+            f"of {n_together} with batch_accumulation={n_parts} leaves parts with one image. Make "
+            "the parts larger."
         )

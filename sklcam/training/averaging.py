@@ -1,4 +1,4 @@
-"""A callback that predicts by weights averaged over training, and not by the last ones."""
+"""A callback for predicting with weights averaged over training instead of the last ones."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from sklcam.networks.dry_run import unwrap
 
 
 class EMA(Callback):
-    r"""Average the weights over training, and validate and predict by the average.
+    r"""Average the weights over training, and validate and predict with the average.
 
     After step t, :math:`\bar{w} \leftarrow d_t\,\bar{w} + (1 - d_t)\,w` with
-    :math:`d_t = \min(d, (1 + t) / (10 + t))`, so that the first weights, which are random, are soon
-    forgotten [1]_. Training goes on with the weights :math:`w` themselves; validation is of
-    :math:`\bar{w}`, and when training ends these are the weights of ``module_``.
+    :math:`d_t = \min(d, (1 + t) / (10 + t))`, so the random first weights are soon forgotten [1]_.
+    Training itself continues with the weights :math:`w`; validation uses :math:`\bar{w}`, and when
+    training ends these are the weights of ``module_``.
 
     Parameters
     ----------
     decay : float in [0, 1), default=0.999
-        The d of the equation: the average is about that of the last 1 / (1 - d) steps. For a few
-        hundred steps 0.99 is enough.
+        The d of the equation: the average covers about the last 1 / (1 - d) steps. For a few
+        hundred steps, use 0.99.
 
     Notes
     -----
-    Running statistics of batch normalisation are averaged as the weights are. Those that still do
-    not fit are found and re-estimated by ``recalibrate``, as without an average.
+    Running statistics of batch normalisation are averaged like the weights. If they still do not
+    fit, ``recalibrate`` notices and re-estimates them, as without an average.
 
-    ``partial_fit``, and ``fit`` with ``warm_start=True``, go on with the weights themselves and
-    with their average, in copies, pickles and files of :func:`sklcam.save` as well, and whichever
-    parameters were set meanwhile. Both belong to the net, not to this object, which may be among
-    the callbacks of several nets.
+    ``partial_fit``, and ``fit`` with ``warm_start=True``, continue with both the weights and their
+    average, also in copies, pickles and files of :func:`sklcam.save`, and whatever parameters were
+    set meanwhile. Both belong to the net, not to this object, which may be among the callbacks of
+    several nets.
 
-    Weights that were loaded into the net or changed, as by skorch's ``load_params``, by a
-    ``Checkpoint`` that loads the best ones, or in ``module_``, are those that training goes on
-    with, and their average begins anew. So it does after training that an error has ended.
-    ``Checkpoint`` keeps the average, with which training then goes on; so it does if this callback
-    is taken out.
+    If weights were loaded into the net or changed, as by skorch's ``load_params``, by a
+    ``Checkpoint`` that loads the best ones, or in ``module_``, training continues with them and
+    their average starts over. It also starts over after an error has ended training. ``Checkpoint``
+    saves the average, and training then continues from it; the same holds if this callback is
+    removed.
 
     References
     ----------
@@ -75,17 +75,17 @@ class EMA(Callback):
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
-                "EMA averages what one process knows, and batch normalisation's statistics are of "
-                "several here. Leave it out, or train in a single process."
+                "EMA averages the values of one process, and batch normalisation's statistics "
+                "here come from several. Leave EMA out, or train in a single process."
             )
         if sum(isinstance(each, EMA) for _, each in net.callbacks_) > 1:
             raise ValueError(
-                "There are several EMA among the callbacks, and a net can predict by one average "
-                "only; leave one of them."
+                "There are several EMA among the callbacks, and a net can predict with only one "
+                "average; keep one of them."
             )
         average = average_of(net)
         if average is not None and not average.own:
-            # Training was broken off, and nobody knows what the weights have been through since.
+            # Training was interrupted, and the weights may have changed since.
             del net.average_
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
@@ -117,16 +117,16 @@ class EMA(Callback):
 
 @dataclass
 class Average:
-    """The average of a net's weights, which takes their place in the network and gives it back.
+    """The average of a net's weights, which can be swapped into the network and out again.
 
     Attributes
     ----------
     values : dict of str to Tensor
         The average, by name.
     n_steps : int
-        Of how many steps.
+        How many steps it averages.
     own : dict of str to Tensor
-        The weights themselves, for as long as the network has the average.
+        The weights themselves, while the network has the average.
     """
 
     values: dict[str, Tensor]
@@ -134,7 +134,7 @@ class Average:
     own: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, tensors: dict[str, Tensor], decay: float) -> None:
-        """Take the weights after a step into the average."""
+        """Add the weights after a step to the average."""
         self.n_steps += 1
         decay = min(decay, (1 + self.n_steps) / (10 + self.n_steps))
         update = get_ema_multi_avg_fn(decay)
@@ -142,9 +142,9 @@ class Average:
             update(averages, weights, self.n_steps)
 
     def is_in(self, module: nn.Module) -> bool:
-        """Whether the network's parameters are those of the average, and not others since.
+        """Whether the network's parameters are still those of the average.
 
-        Buffers may differ: statistics are re-estimated of the average, and are then those of it.
+        Buffers may differ: statistics may have been re-estimated with the average in place.
         """
         tensors = floats_of(module)
         parameters = dict(unwrap(module).named_parameters())
@@ -169,7 +169,7 @@ class Average:
         self.own = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # It may be read where there is no such device.
+        # It may be loaded where there is no such device.
         values, own = ({name: t.cpu() for name, t in d.items()} for d in (self.values, self.own))
         return {"values": values, "n_steps": self.n_steps, "own": own}
 
@@ -180,7 +180,7 @@ def average_of(net: NeuralNet) -> Average | None:
 
 
 def floats_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return what is averaged: parameters and statistics, but no counts."""
+    """Return the tensors to average: parameters and statistics, but no counts."""
     module = unwrap(module)
     tensors = (*module.named_parameters(), *module.named_buffers())
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
@@ -189,7 +189,7 @@ def floats_of(module: nn.Module) -> dict[str, Tensor]:
 def _are_same(one: Tensor, other: Tensor, *, values: bool) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    # What is NaN is so in both.
+    # NaN counts as equal.
     other = other.to(one.device)
     return not values or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
@@ -199,7 +199,7 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_type(*lists: list[Tensor]) -> list[tuple[list[Tensor], ...]]:
-    """Return parts of lists whose tensors are of one type and device, as torch averages them."""
+    """Return groups of tensors of one type and device, for torch's averaging."""
     found: dict[Any, tuple[list[Tensor], ...]] = {}
     for tensors in zip(*lists, strict=True):
         parts = found.setdefault((tensors[0].dtype, tensors[0].device), tuple([] for _ in lists))

@@ -1,4 +1,4 @@
-"""Callbacks of training: means over an epoch, scores of it, and labels for scores."""
+"""Callbacks of training: an epoch's means and scores, and labels for scores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sklcam._validation import check_count
 
 
 def decoding(callback: Callback, classes: np.ndarray) -> Callback:
-    """Let a scoring callback of skorch compare labels with labels: batches hold class indices.
+    """Let a skorch scoring callback compare labels with labels: batches hold class indices.
 
     Parameters
     ----------
     callback : Callback
-        Any; one that scores nothing, or extracts its targets in a way of its own, is returned.
+        Any; one that scores nothing, or extracts its targets in its own way, is returned unchanged.
     classes : ndarray of shape (n_classes,)
 
     Returns
@@ -49,7 +49,7 @@ class LabelDecoder:
 
 
 class ResumedScoring(PassthroughScoring):
-    """A score of epochs that knows the best one of those that were trained before."""
+    """An epoch score that knows the best one of earlier training."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         best = [row[self.name] for row in net.history if row.get(f"{self.name}_best")]
@@ -58,9 +58,9 @@ class ResumedScoring(PassthroughScoring):
 
 
 class EpochScore(ResumedScoring):
-    """The score of an epoch's predictions, as they were made for the loss.
+    """The score of an epoch's predictions, which are those made for the loss.
 
-    Those of training are of the images as they are augmented, by weights that change meanwhile.
+    In training, they are for augmented images, by weights that keep changing.
     """
 
     def __init__(self, name: str, on_train: bool = False):
@@ -78,7 +78,7 @@ class EpochScore(ResumedScoring):
         **kwargs: Any,
     ) -> None:
         if training == self.on_train and y_pred is not None:
-            # On the device: to read them would be to wait for it.
+            # On the device: reading them would wait for it.
             self.outcomes_.append(net.outcome(y_pred, unpack_data(batch)[1]))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -94,15 +94,15 @@ class EpochScore(ResumedScoring):
 
 
 class ForgetBatches(Callback):
-    """Keep what the history has of epochs, and of the batches of the last ones alone.
+    """Keep the history of all epochs, but only the last epochs' batches.
 
-    A row for each batch is some 450 bytes, in memory and in files, for as long as training goes on:
-    of 400,000 steps 180 MB. What epochs have, such as ``history[:, "train_loss"]``, stays.
+    Each batch adds a row of some 450 bytes, in memory and in files: 180 MB for 400,000 steps. The
+    epochs' own values, such as ``history[:, "train_loss"]``, stay.
 
     Parameters
     ----------
     keep : int, default=2
-        Of how many epochs the batches stay, the one that is under way among them.
+        How many epochs keep their batches, including the running one.
 
     Examples
     --------
@@ -126,8 +126,8 @@ class ForgetBatches(Callback):
         Raises
         ------
         ValueError
-            If ``keep`` is not an int of 2 or more: what is looked at after an epoch may ask about
-            the one before.
+            If ``keep`` is not an int of 2 or more: callbacks at the end of an epoch may need the
+            one before.
         """
         check_count("keep", self.keep, 2)
         return self
@@ -139,14 +139,14 @@ class ForgetBatches(Callback):
 
 ANNOTATED = "_annotated"  # after a term's name: how much of a batch it is a mean of
 
-# The criterion's loss of images, of their views and of what is augmented, by task.
+# The criterion's loss on images, on their views and on augmented copies, by task.
 _CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view", "_augmented")]
 
 
 class EpochMean(ResumedScoring):
-    """The mean of a loss over an epoch's batches, by their weight where images have one.
+    """The mean of a loss over an epoch's batches, weighted if images have weights.
 
-    Only the criterion's loss is weighted: terms on explanations count all images alike, and terms
+    Only the criterion's loss is weighted: terms on explanations count all images equally, and terms
     on masks those that have one.
     """
 

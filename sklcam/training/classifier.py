@@ -1,7 +1,7 @@
 """The classifier that trains with consistent explanations, as a skorch net.
 
-How it answers is in :mod:`sklcam.training._answering`, how it makes its steps in
-:mod:`sklcam.training._stepping`; what all nets on images share, in :mod:`sklcam.training.net`.
+Its answers are in :mod:`sklcam.training._answering`, its steps in :mod:`sklcam.training._stepping`,
+and what all nets on images share in :mod:`sklcam.training.net`.
 """
 
 from __future__ import annotations
@@ -50,169 +50,170 @@ from sklcam.training.weights import Balanced, GradientSizes, Schedule, Weight
 class ConsistentCAMClassifier(AnsweringNet):
     r"""Image classifier whose Grad-CAM maps are trained to follow crops and flips.
 
-    It learns one class an image, or several labels, or numbers; see ``task``. The loss is
+    It learns one class per image, several labels, or numbers; see ``task``. The loss is
     :math:`\mathcal{L}_{CE} + \alpha\,(1 - \mathrm{SSIM}(t(\Phi(x)), \Phi(t(x))))
-    + \beta\,\lVert\Phi(x)\rVert_p`, where :math:`\Phi` is Grad-CAM without the ReLU, or what
-    ``phi`` says, and :math:`t` a recorded crop and flip.
+    + \beta\,\lVert\Phi(x)\rVert_p`, where :math:`\Phi` is Grad-CAM without the ReLU (or the map
+    given by ``phi``), and :math:`t` is a recorded crop and flip.
 
     Parameters
     ----------
     module : str, nn.Module class or instance, or callable, default="resnet18"
-        A name, of torchvision or with its source, such as ``"timm/resnet50"``: see
-        :func:`sklcam.networks.build_model`. Head and stem are fitted to the classes and channels. A
-        class or callable is given ``num_classes`` (or ``n_classes``) and ``in_channels`` if it
-        takes them, and ``module__...`` parameters. An instance is copied, never changed.
+        A torchvision name, or a name with its source such as ``"timm/resnet50"``: see
+        :func:`sklcam.networks.build_model`. Head and stem are adapted to the number of classes and
+        channels. A class or callable is called with ``num_classes`` (or ``n_classes``) and
+        ``in_channels`` if it takes them, and with ``module__...`` parameters. An instance is
+        copied, never changed.
     weights : None, "DEFAULT", name of weights, or path, default=None
-        The weights that training starts from. A path is that of a state dict, loaded without
-        running code from the file, or of a folder, for a name; a head of another size is replaced.
+        The weights that training starts from. A path names a state dict, which is loaded without
+        running code from the file, or, if ``module`` is a name, a folder; a head of another size is
+        replaced.
     target_layer : str or TargetLayer, default="auto"
-        Dotted name of the layer that is explained; "auto" is the usual one of a known family, and
+        Dotted name of the layer to explain; "auto" takes the usual one of a known family, and
         otherwise the last layer with a spatial output. A :class:`sklcam.networks.TargetLayer` says
         how a layer's tokens form a grid.
     task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
-        What is learned. "multiclass": one of several classes, with an output each. "binary": one of
-        two, by a single output, the logit of the second class. "multilabel": any number of labels
-        an image, with an output each. "regression": numbers, which the outputs are.
-
-        "auto" goes by ``y``: tables of 0 and 1, and collections of labels, are "multilabel"; labels
-        are "binary" with ``criterion=nn.BCEWithLogitsLoss`` or ``nn.BCELoss``, or if the network
-        has one output and there are two; otherwise they are "multiclass". Numbers are learned only
-        if "regression" is asked for, and a table of a single 1 a row only if "multilabel" is.
-
-        The map of an image, :math:`\Phi`, explains what is predicted: the highest-scoring class; of
-        one logit z the score z, or -z if the first class is predicted; the highest-scoring label,
-        as the paper does not say which of several; the number itself, of which there may be only
-        one if maps are trained on.
+        What is learned. "multiclass": one of several classes, with one output for each. "binary":
+        one of two classes, with a single output, the logit of the second. "multilabel": any number
+        of labels per image, with one output for each. "regression": numbers, given by the outputs
+        directly. "auto" goes by ``y``: tables of 0 and 1, and collections of labels, are
+        "multilabel"; labels are "binary" with ``criterion=nn.BCEWithLogitsLoss`` or ``nn.BCELoss``,
+        or if there are two classes and the network has one output; otherwise they are "multiclass".
+        Numbers are learned only if you ask for "regression", and a table with a single 1 in each
+        row only if you ask for "multilabel". The map of an image, :math:`\Phi`, explains the
+        prediction: the highest-scoring class; for a single logit z, the score z, or -z if the first
+        class is predicted; the highest-scoring label, as the paper does not say which of several;
+        for a regression the number itself, and there may be only one if maps are trained on.
     alpha : float >= 0, "auto", Balanced or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
         a plain classifier's cost. "auto" is a :class:`sklcam.training.Balanced`: the term's
         gradient is kept in proportion to that of cross-entropy. A callable takes the epoch, counted
-        from 0 and on through ``partial_fit``, and returns the weight in it, as
+        from 0 and continuing through ``partial_fit``, and returns the weight in that epoch, as
         :class:`sklcam.training.WarmUp` does.
     beta : float >= 0, "auto", Balanced or callable, default=1e-6
-        Weight of the norm. The norm grows with the number of pixels: the paper's 1e-5 to 1e-7 are
-        for 224 x 224.
+        Weight of the norm. The norm grows with the number of pixels: the paper's values of 1e-5 to
+        1e-7 are for 224 x 224.
     p : float, 0 or >= 1, default=1
         Which norm.
     terms : list of Term, default=()
-        Further terms of the loss: objects of :class:`sklcam.training.Term`, each with a weight of
-        its own.
+        Further terms of the loss: :class:`sklcam.training.Term` objects, each with its own weight.
     agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
         How alpha's term compares the views of maps with the maps of views. "ssim" is one minus SSIM
-        of maps in [0, 1]. "cgc" is :class:`sklcam.training.Contrastive`, which tells images of a
-        batch from each other, and "mse" the mean over the pixels of the square of the difference of
-        its maps of length 1, which is at most two by their number: give it ``alpha="auto"``. A
-        callable takes both, in [0, 1] and of shape (n_images, height, width), and returns a tensor
-        of a number an image, the lower the better. It is given a batch, or its part, as a whole,
-        unless it has an attribute ``couples_images = False``.
+        of maps in [0, 1]. "cgc" is :class:`sklcam.training.Contrastive`, which contrasts the images
+        of a batch. "mse" is the mean squared difference of the same maps of length 1; this is at
+        most two divided by the number of pixels, so give it ``alpha="auto"``. A callable takes
+        both, in [0, 1] and of shape (n_images, height, width), and returns a tensor with one number
+        per image; lower is better. It gets a batch, or its part, as a whole, unless it has an
+        attribute ``couples_images = False``.
     gamma : float >= 0, "auto", Balanced or callable, default=0.0
-        Weight of the loss on annotated images, whose masks or boxes are given to :meth:`fit`: what
-        is explained must lie in the object. With 0, and no other term that needs them, ``fit``
-        warns of masks and boxes that it is given.
+        Weight of the loss on annotated images, whose masks or boxes are given to :meth:`fit`: maps
+        must lie on the object. With 0, and no other term that needs them, ``fit`` warns that masks
+        and boxes are not used.
     mask_loss : {"energy", "rrr", "gradmask"}, default="energy"
-        Which. "energy" is the share of the map of the labelled class that lies outside,
-        :class:`sklcam.training.Energy`: it costs next to nothing. "rrr" and "gradmask" are of the
-        gradient at the pixels, and need a multiple of the time and memory:
+        Which loss that is. "energy" is the share of the labelled class's map that lies outside the
+        object, :class:`sklcam.training.Energy`: it costs next to nothing. "rrr" and "gradmask" use
+        the gradient at the pixels, and need several times the time and memory:
         :class:`sklcam.training.RightReasons`, and :class:`sklcam.training.GradMask`, which is for
         two classes.
     every : int, default=1
-        Terms are part of each k-th step only, with k times their weight. The other steps are those
-        of a plain classifier, so that the cost of terms goes down by k. Steps are counted through
-        epochs and ``partial_fit``; more than ``fit`` makes is an error.
+        Terms are part of every k-th step only, with k times their weight. The other steps are those
+        of a plain classifier, so the cost of the terms is divided by k. Steps are counted across
+        epochs and ``partial_fit``; a k above the number of steps that ``fit`` makes is an error.
     ce_on : {"image", "view", "all"}, default="image"
-        Of what there is a cross-entropy. "view": of the views of terms, too. "all": as CGC has it,
-        images are taken as they are, not augmented; there is a cross-entropy of them, of their
-        views, and, in a pass of its own, of augmented images. They are added up, and the history
-        has the others as ``train_ce_view`` and ``train_ce_augmented``.
+        Which images have a cross-entropy. "view": the terms' views as well. "all": as in CGC, the
+        images themselves are not augmented; they, their views and, in a separate pass, augmented
+        copies each have a cross-entropy. These are added up, and the history has the additional
+        ones as ``train_ce_view`` and ``train_ce_augmented``.
     view_gradient : bool, default=True
-        False takes the map of the view for a constant: its pass costs no way back. As measured
-        on photographs, maps become small rather than consistent.
+        False treats the map of the view as a constant, so its pass needs no backward pass. As
+        measured on photographs, maps then become small rather than consistent.
     phi : {"gradcam", "hirescam", "layercam"} or GradientMethod, default="gradcam"
-        The map that all terms are about. By name it is without the ReLU, as the paper's; an object
-        of :mod:`sklcam.cam` such as ``HiResCAM()`` has it, unless it is made with ``relu=False``.
-        :meth:`explain`, displays and metrics have a ``method`` of their own.
+        The map that all terms use. A name means the map without the ReLU, as in the paper; an
+        object of :mod:`sklcam.cam` such as ``HiResCAM()`` has the ReLU unless it is made with
+        ``relu=False``. :meth:`explain`, displays and metrics have their own ``method``.
     view_target : {"predicted", "shared"}, default="predicted"
-        The class explained on the view: the network's prediction there, or that on the image.
+        The class explained on the view: the network's prediction for the view, or its prediction
+        for the image.
     memory : {"normal", "low"}, default="normal"
         "low" keeps the activations of the images and those of their views in memory one after the
-        other, not together: a step holds about as much as plain training does, and runs the trunk
-        once more. The gradient is the same. All that the target layer is made of must reach the
-        output by way of the target layer alone, as in all networks with a name.
+        other rather than together: a step needs about as much as plain training does, and runs the
+        trunk once more. The gradient is the same. Everything before the target layer must reach the
+        output through the target layer alone, as in all networks given by name.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
-        The type of numbers that the network computes in while it is trained. Maps, the loss and the
-        weights are float32 in any case, and so is prediction:
-        ``CAMExplainer(clf, precision="bf16")`` predicts and explains in half precision. With "fp16"
-        the loss is scaled so that small gradients are not lost.
+        The precision in which the network computes during training. Maps, the loss and the weights
+        are always float32, and so is prediction: ``CAMExplainer(clf, precision="bf16")`` predicts
+        and explains in half precision. With "fp16" the loss is scaled so that small gradients are
+        not lost.
     channels_last : bool, default=False
-        Whether images and weights lie in memory with the channels last, which convolutions are
-        often faster in, above all in half precision.
+        Whether images and weights lie in memory with the channels last; convolutions are often
+        faster that way, especially in half precision.
     batch_accumulation : int, default=1
-        In how many parts a batch is taken, one after the other, before the optimizer's step, for a
-        batch that fits in memory in no other way. The gradient is that of the whole batch, where
-        images do not see each other; batch normalisation, and terms that couple images, see a part
-        at a time.
+        How many parts a batch is divided into, which are processed one after the other before the
+        optimizer's step: for batches that would not fit in memory otherwise. The gradient is that
+        of the whole batch as long as images do not depend on each other; batch normalisation, and
+        terms that couple images, see one part at a time.
     augment : "auto", None, ViewSampler or callable, default="auto"
-        How training images are perturbed: "auto" is a crop and flip as the views', independent of
-        them, cut out of each image as it was and resized once. A callable, such as a transform of
-        torchvision's, is given each image by itself: it takes and returns a float tensor
-        (1, channels, image_size, image_size) in [0, 1]. Masks cannot follow it.
+        How training images are perturbed: "auto" is a crop and flip like the views', drawn
+        independently of them, cut out of each original image and resized once. A callable, such as
+        a torchvision transform, is called for each image separately: it takes and returns a float
+        tensor (1, channels, image_size, image_size) in [0, 1]. Masks cannot follow it.
     views : ViewSampler or None, default=None
-        The distribution of the views t; None is that of the paper.
+        The distribution of the views t; None is the paper's.
     image_size : int, (height, width), (depth, height, width) or None, default=224
-        The size that images are resized to; at least 11 with ``alpha > 0``, the window of SSIM.
-        None is what the network's source says, else 224. Three sides are those of volumes, which
-        are not resized.
+        The size that images are resized to; at least 11, SSIM's window, with ``alpha > 0``. None is
+        what the network's source says, else 224. Three sides are for volumes, which are not
+        resized.
     resize : {"stretch", "center_crop"} or None, default="stretch"
-        Both sides to ``image_size``, or the proportions kept and the middle cut out. None is what
-        the network's source says, else "stretch".
+        "stretch" resizes both sides to ``image_size``; "center_crop" keeps the proportions and cuts
+        out the middle. None is what the network's source says, else "stretch".
     decode : {"exact", "fast"}, default="exact"
         "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
-        resized to: see :class:`~sklcam.images.Resizing`. What is cropped is read as it is.
+        resized to: see :class:`~sklcam.images.Resizing`. Images that are cropped are read in full.
     mean, std : "auto", float or one float a channel, default="auto"
         Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
         1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
-        Pixels are interpolated as the source says, too, also in training crops.
+        Pixels are also interpolated as the source says, including in training crops.
     class_weight : dict, "balanced" or None, default=None
-        How much the images of each class count in the criterion's loss, beside ``sample_weight``,
-        by which it is multiplied. A dict holds weights by labels, or by their names in
-        ``class_names_``; a class that is not in it has a weight of 1. "balanced" gives all classes
-        of ``y`` the same weight together, n_images / (n_classes * images of the class). Not for
-        "multilabel", where ``criterion__pos_weight`` does it, and regressions.
+        How much the images of each class count in the criterion's loss; multiplied by
+        ``sample_weight``, if given. A dict maps labels, or their names in ``class_names_``, to
+        weights; a class that is not in it has a weight of 1. "balanced" gives all classes of ``y``
+        the same total weight: n_images / (n_classes * images of the class) for each image. It is
+        not for regressions, nor for "multilabel", where ``criterion__pos_weight`` does this.
     freeze : "trunk", int or None, default=None
-        "trunk" trains the head alone: the last layer with weights, or several that have as many
-        outputs as the network. Batch normalisation before it stays as in evaluation. An int is for
-        how many epochs, from the network's first one and on through ``partial_fit``. Terms on maps
-        can change then how the head weighs the trunk's channels, and not where these respond.
+        "trunk" trains only the head: the last layer with weights, or several that have as many
+        outputs as the network. Batch normalisation before it stays in evaluation mode. An int is
+        the number of epochs for which the trunk is frozen, counted from the network's first one and
+        through ``partial_fit``. Terms on maps can then change how the head weighs the trunk's
+        channels, but not where these respond.
     recalibrate : "auto" or bool, default="auto"
-        Whether ``fit`` ends with re-estimating batch normalisation's running statistics, on the
-        training images as :meth:`predict` reads them. "auto" is where they lag: where the network
-        says something else of its training images in evaluation than in training mode. True is
-        always, also in :meth:`partial_fit`. Layers that were not in training mode are left alone.
+        Whether ``fit`` ends by re-estimating batch normalisation's running statistics, on the
+        training images as :meth:`predict` reads them. "auto" does so if they lag: if the network's
+        output for its training images differs between evaluation and training mode. True always
+        does, in :meth:`partial_fit` as well. Layers that were not in training mode are left alone.
     random_state : int, RandomState or None, default=None
-        Where all randomness of training comes from; the global generators are not touched.
-        The first weights of an instance given as ``module`` are its own.
+        The source of all randomness in training; the global generators are not touched. An instance
+        given as ``module`` keeps its own initial weights.
     device : str or torch.device, default="auto"
-        "auto" is CUDA where there is one, else the CPU.
+        "auto" is CUDA if available, else the CPU.
     criterion : class or instance of a loss, or "auto", default="auto"
-        "auto" is that of the task: ``nn.CrossEntropyLoss``, ``nn.BCEWithLogitsLoss`` for "binary"
+        "auto" depends on the task: ``nn.CrossEntropyLoss``, ``nn.BCEWithLogitsLoss`` for "binary"
         and "multilabel", ``nn.MSELoss`` for "regression". ``criterion__weight`` weighs classes, and
-        ``criterion__pos_weight`` what is labelled 1. One of your own is called with outputs and
-        labels of one shape, floats, but for "multiclass" as cross-entropy is. A network that ends
-        in a sigmoid goes with ``nn.BCELoss``.
+        ``criterion__pos_weight`` weighs labels that are 1. Your own criterion is called with
+        outputs and labels of the same shape, as floats; for "multiclass" it is called as
+        cross-entropy is. For a network that ends in a sigmoid, use ``nn.BCELoss``.
     optimizer, lr, max_epochs, batch_size, train_split, iterator_train__shuffle
         As in skorch, with the paper's defaults: SGD with momentum 0.9 and weight decay 1e-4 (given
         by ``optimizer__...``), a learning rate of 1e-3, cut to a tenth every 30 epochs by the
-        callback ``lr_scheduler`` (``callbacks__lr_scheduler__step_size=20`` is every 20; a
-        scheduler among ``callbacks`` takes its place). There is no validation unless
-        ``fit`` is given images for it, or ``train_split`` makes a split.
+        callback ``lr_scheduler`` (``callbacks__lr_scheduler__step_size=20`` makes it every 20; a
+        scheduler among ``callbacks`` takes its place). There is no validation unless ``fit`` gets
+        images for it, or ``train_split`` makes a split.
     classes : array-like or None, default=None
-        The labels, where ``y`` may not hold them all. Those of a table of 0 and 1 name its columns,
-        in their order; those of a regression, its numbers.
+        All labels, for when ``y`` may not hold every one. For a table of 0 and 1 they name its
+        columns, in order; for a regression, its numbers.
     **kwargs
         Any other parameter of :class:`skorch.NeuralNetClassifier`: ``callbacks``, ``verbose``,
         ``warm_start``, ``iterator_valid__num_workers`` and so on. With ``compile=True`` (and
-        ``compile__...`` parameters) the network is compiled up to the target layer, block by block,
-        and not from there on, as maps are differentiated twice.
+        ``compile__...`` parameters) the network is compiled block by block up to the target layer,
+        but not after it, as maps are differentiated twice.
 
     Attributes
     ----------
@@ -221,9 +222,10 @@ class ConsistentCAMClassifier(AnsweringNet):
     classes_ : ndarray of shape (n_classes,), or None for a regression
         The labels, sorted; for "multilabel" in the order of columns, where these have one.
     class_names_ : ndarray of shape (n_classes,) or None
-        What the data set calls its classes, if ``classes_`` are its numbers for them: displays and
-        reports show it, and ``target``, ``class_weight`` and, once they are known, labels take it,
-        in ``validation``, :meth:`score`, :meth:`partial_fit` and :func:`~sklcam.metrics.evaluate`.
+        The data set's names of its classes, if ``classes_`` are its numbers for them: displays and
+        reports show them, and ``target``, ``class_weight`` and, once they are known, labels may use
+        them, in ``validation``, :meth:`score`, :meth:`partial_fit` and
+        :func:`~sklcam.metrics.evaluate`.
     module_ : nn.Module
         The trained network.
     target_layer_ : TargetLayer
@@ -231,28 +233,29 @@ class ConsistentCAMClassifier(AnsweringNet):
     n_channels_ : int
         Channels of the images.
     preprocessing_ : Preprocessing
-        How images are prepared, and who says so.
+        How images are prepared, and where that comes from.
     recalibrated_ : int
-        On how many images the running statistics were re-estimated; 0 if they were not.
+        How many images the running statistics were re-estimated on; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
-        (one minus SSIM), ``train_norm`` and ``train_<name>`` of further terms, as far as they are
-        in use, and ``valid_...`` of each where there is validation. Terms on masks are means over
-        the images that have one, in a batch ``train_<name>_annotated`` of them, and left out where
-        none has. ``train_accuracy`` (for a
-        regression ``train_r2``) is what :meth:`score` measures, of the predictions that the loss
-        was of. Weights that balance themselves are ``train_alpha``, ``train_beta`` and
-        ``train_<name>_weight``. An epoch has no column of a term that is in none of its steps, by
-        ``every`` or a weight that is 0 in it; what not all epochs have cannot be monitored.
+        (one minus SSIM), ``train_norm`` and ``train_<name>`` for further terms, each if it is in
+        use, and ``valid_...`` for each if there is validation. Terms on masks are means over the
+        images that have one, a share of ``train_<name>_annotated`` in a batch, and left out where
+        none has. ``train_accuracy`` (for a regression ``train_r2``) is what :meth:`score` measures,
+        on the predictions that the loss was computed from. Weights that balance themselves are
+        ``train_alpha``, ``train_beta`` and ``train_<name>_weight``. An epoch has no column for a
+        term that is in none of its steps, because of ``every`` or a weight of 0; a column that some
+        epochs lack cannot be monitored.
     history_frame_ : pandas.DataFrame
         The same as a table, a row for each epoch; pandas must be installed.
 
     Warns
     -----
     ConvergenceWarning
-        In training, if a loss is NaN or infinite; and by :class:`sklcam.training.CollapseWarning`,
-        if maps are constant or stuck in the corners, or accuracy is at chance.
+        In training, if a loss is NaN or infinite; and from
+        :class:`sklcam.training.CollapseWarning`, if maps are constant or stuck in the corners, or
+        accuracy is at chance.
     LaggingStatisticsWarning
         If batch normalisation's running statistics lag, see ``recalibrate``.
 
@@ -411,31 +414,33 @@ class ConsistentCAMClassifier(AnsweringNet):
             uint8 or float arrays in [0, 1] of shape (n, height, width) or (n, height, width,
             channels); tensors (n, channels, height, width); lists or columns of file paths, PIL
             images or encoded images, of any sizes, read as they are needed; a torch or Hugging Face
-            data set of images. See :class:`~sklcam.images.ImageDataset`. Volumes, where
-            ``image_size`` has three sides, are arrays or tensors (n, channels, depth, height,
+            data set of images. See :class:`~sklcam.images.ImageDataset`. Volumes, for an
+            ``image_size`` with three sides, are arrays or tensors (n, channels, depth, height,
             width), bytes or floats in [0, 1].
         y : array-like of shape (n_images,) or (n_images, n_outputs), or sequence of collections
-            Labels of any kind. Of several an image: a table of 0 and 1 (an array, a sparse matrix,
-            or a DataFrame whose columns are the labels), or a set, list or tuple of labels for each
-            image. For "regression", numbers. May be left out for a data set that has ``targets``.
+            Labels of any kind. For several labels per image: a table of 0 and 1 (an array, a sparse
+            matrix, or a DataFrame whose columns are the labels), or a set, list or tuple of labels
+            for each image. For "regression", numbers. May be left out for a data set that has
+            ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
-            How much each image counts in the criterion's loss, 0 or more: a batch's is the weighted
-            mean of its images' own, as with ``criterion__weight``. Terms of explanations and batch
-            normalisation count all images alike.
+            How much each image counts in the criterion's loss, 0 or more: a batch's loss is the
+            weighted mean of its images' losses, as with ``criterion__weight``. Terms on
+            explanations and batch normalisation count all images equally.
         masks : array-like of shape (n_images, height, width), list of masks or None, default=None
-            For terms that need them: the object in each image, at the image's own size; bool, 0 and
-            anything else as integers, or shares of pixels in [0, 1]. None in the place of a mask is
-            an image without one. Masks are resized and augmented as their images are.
+            For terms that need them: the object in each image, at the image's own size; bool,
+            integers that are 0 outside the object, or shares of pixels in [0, 1]. None stands for
+            an image without a mask. Masks are resized and augmented with their images.
         boxes : list of array-like of shape (n_boxes, 4) or None, default=None
-            The same by boxes (x1, y1, x2, y2), the outer edges, in pixels of the image as it is
-            given. None, or no box, is an image without. In dicts by label, those of the image's own
-            count. Images may have masks or boxes, but none has both.
+            The same as boxes (x1, y1, x2, y2), the outer edges, in pixels of the image as given.
+            None, or no box, stands for an image without one. In dicts by label, only the boxes of
+            the image's own label count. An image may have a mask or boxes, but not both.
         validation : (X_val, y_val), dict, data set or None, default=None
             Images to validate on after each epoch, and their labels, in any form of X and y, read
-            as for prediction; a data set that has its labels may come alone. Labels are those of
-            ``y``. Masks or boxes, in any form of ``masks`` and ``boxes``, come with them by name,
-            ``{"X": X_val, "y": y_val, "masks": masks_val, "boxes": boxes_val}``, and let terms on
-            masks be recorded, as ``valid_energy``. Not together with ``train_split``.
+            as for prediction; a data set that has its labels may come alone. Labels must be among
+            those of ``y``. Masks or boxes, in any form of ``masks`` and ``boxes``, are given by
+            name, ``{"X": X_val, "y": y_val, "masks": masks_val, "boxes": boxes_val}``, so that
+            terms on masks are recorded, such as ``valid_energy``. It cannot be combined with
+            ``train_split``.
         **fit_params
             As in skorch.
 
@@ -447,7 +452,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         ------
         ValueError
             If X, y, masks, boxes, weights or a parameter does not fit, or the task cannot be
-            settled; before any training.
+            determined; before any training.
         """
         annotations = Annotations(masks, boxes, sample_weight, validation=validation)
         return self._fit(X, y, fit_params, annotations)
@@ -464,14 +469,14 @@ class ConsistentCAMClassifier(AnsweringNet):
         validation: Any = None,
         **fit_params: Any,
     ) -> Self:
-        """Train for ``max_epochs`` more, without starting anew.
+        """Train for ``max_epochs`` more, without starting over.
 
         Parameters
         ----------
         X, y
             As in :meth:`fit`.
         classes : array-like or None, default=None
-            All labels that will ever come; needed in the first call where ``y`` lacks some.
+            All labels that will ever come; needed in the first call if ``y`` lacks some.
         sample_weight, masks, boxes, validation
             As in :meth:`fit`.
         **fit_params
@@ -493,14 +498,13 @@ class ConsistentCAMClassifier(AnsweringNet):
         check_terms((*ours, *self._further_terms))
         if self.compile and any("pixels" in term.needs for term in self._further_terms):
             raise ValueError(
-                "compile=True compiles what precedes the target layer, and compiled code has no "
-                'second derivative, which terms at the pixels take: use mask_loss="energy", or '
-                "leave compile at False."
+                "compile=True compiles the layers before the target layer, and compiled code has "
+                "no second derivative, which terms on gradients at the pixels need: use "
+                'mask_loss="energy", or leave compile at False.'
             )
         if self.ce_on == "all" and self.augment is None:
             raise ValueError(
-                'ce_on="all" has a cross-entropy of augmented images beside those as they are; set '
-                'augment="auto".'
+                'ce_on="all" needs augmented images beside the plain ones; set augment="auto".'
             )
         method_of(self.phi)
         check_scaling(self.precision, self.optimizer)
@@ -508,7 +512,7 @@ class ConsistentCAMClassifier(AnsweringNet):
             check_window(self.alpha, self.input_size)
         if self.channels_last and len(self.input_size) == 3:
             raise ValueError(
-                "channels_last=True is an order of pictures in memory, and image_size is that of "
+                "channels_last=True is a memory layout for pictures, and image_size is that of "
                 "volumes; leave it at False."
             )
         if isinstance(self.freeze, bool):
@@ -535,8 +539,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         if found[0].masks is not None and not found[0].masks.annotated.any():
             needing = [term.name for term in self._further_terms if "masks" in term.needs]
             warnings.warn(
-                f"None of the {len(found[0])} images has a mask or a box, so that nothing is "
-                f"learned of {', '.join(needing)}.",
+                f"None of the {len(found[0])} images has a mask or a box, so nothing is learned "
+                f"by {', '.join(needing)}.",
                 stacklevel=2,
             )
         if self.alpha:
@@ -551,8 +555,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         check_defined(self._further_terms, self.task_, len(names))
         if len(names) > 1 and self.task_ == "regression" and self._trains_on_maps():
             raise ValueError(
-                f"Terms on explanations are of one number an image, and y has {len(names)}. Train "
-                "a network for each column, or leave maps out: alpha=0, beta=0, terms=()."
+                f"Terms on explanations need one number per image, and y has {len(names)}. Train "
+                "a network for each column, or train without maps: alpha=0, beta=0, terms=()."
             )
         return found
 

@@ -1,9 +1,9 @@
 """A warning when training on explanations has collapsed.
 
-Consistent and sparse maps are easy to have of a network that classifies nothing: blank ones, or a
-spot in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both. That is what the
-warning looks for, and for maps that are the same whatever the image, which one that does classify
-may have as well.
+A network that classifies nothing can easily have consistent and sparse maps: blank ones, or a spot
+in a corner. "Staying Consistent with GradCAM" (section 4.3) shows both. The warning looks for
+these, and for maps that are the same for every image, which a network that does classify may have
+as well.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _SHORTEST = 3  # side of a map that has places beside its corners
 def signs_of_collapse(
     logits: Tensor, classes: Tensor | None, maps: Tensor, *, spatial_dims: int = 2
 ) -> dict[str, Tensor]:
-    """Return the signs of a collapse, as shares of a batch, as far as they can be seen.
+    """Return the signs of a collapse that can be seen, as shares of a batch.
 
     Parameters
     ----------
     logits : Tensor of shape (n_images, n_classes)
     classes : Tensor of shape (n_images,), int64, or None
-        The true ones. None is for images that are not of one class each.
+        The true ones. None is for images without exactly one class each.
     maps : Tensor of shape (n_images, u, v)
         At the layer's own resolution, unscaled.
     spatial_dims : {2, 3}, default=2
@@ -50,18 +50,18 @@ def signs_of_collapse(
     Returns
     -------
     dict of str to scalar Tensor, in [0, 1]
-        ``correct``: images that are classified correctly; only if there are classes.
-        ``constant_maps``: maps of a single value, up to rounding. ``corner_maps``: maps that vary,
-        and are highest in one of the corners; only if no side is shorter than 3.
-        ``alike_maps``: maps that vary, and correlate by more than 0.9 with the mean of the other
-        images' maps, each map taken as a deviation from its mean, of length 1; only if no side is
-        shorter than 3, and there are at least four images.
+        ``correct``: images that are classified correctly; only with classes.
+        ``constant_maps``: maps of a single value, up to rounding. ``corner_maps``: maps that vary
+        and are highest in one of the corners; only if no side is shorter than 3. ``alike_maps``:
+        maps that vary, and correlate by more than 0.9 with the mean of the other images' maps, each
+        map taken as a deviation from its mean, of length 1; only if no side is shorter than 3, and
+        there are at least four images.
 
     Raises
     ------
     ValueError
-        If logits and maps are not floating-point tensors, the classes not integers, or the three
-        not of the same images, at least one.
+        If logits and maps are not floating-point tensors, if the classes are not integers, or if
+        the three are not of the same images, at least one.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def signs_of_collapse(
 
 def _are_highest_in_corners(maps: Tensor) -> Tensor:
     n, *others = maps.shape[1:]
-    # Of the first side, both ends become the first: what lies between does not reach so far down.
+    # Both ends of the first side become corners; what lies between does not.
     at = maps.flatten(1).argmax(dim=1) % ((n - 1) * math.prod(others))
     corners = [0]
     for side in others:
@@ -119,15 +119,15 @@ def _correlations_with_others(maps: Tensor) -> Tensor:
 
 
 class Chance(NamedTuple):
-    """How often answers are right, and how often they would be if they knew nothing.
+    """How often predictions are right, and how often they would be by chance.
 
     Attributes
     ----------
     accuracy : float
     constant : float
-        The accuracy of the constant answer that is right most often.
+        The accuracy of the best constant prediction.
     noise : float
-        The standard deviation of the accuracy of these answers, given to the images at random.
+        The standard deviation of the accuracy when these predictions are shuffled over the images.
     """
 
     accuracy: float
@@ -135,12 +135,12 @@ class Chance(NamedTuple):
     noise: float
 
     def __bool__(self) -> bool:
-        """Whether answers are no better than a constant one."""
+        """Whether predictions are no better than a constant one."""
         return self.accuracy <= self.constant + 2 * self.noise
 
 
 def chance_of(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Chance:
-    r"""Compare answers with a constant one.
+    r"""Compare predictions with a constant one.
 
     Parameters
     ----------
@@ -155,10 +155,10 @@ def chance_of(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> C
 
     Notes
     -----
-    With :math:`a_{ij} = w_i [y_i = \hat{y}_j]`, the variance over all permutations of the answers
-    is that of Hoeffding, "A combinatorial central limit theorem", 1951, theorem 2. It is 0 of a
-    constant answer, and small of one that is hardly ever another: a few rare images that are told
-    from all others are no chance.
+    With :math:`a_{ij} = w_i [y_i = \hat{y}_j]`, the variance over all permutations of the
+    predictions is that of Hoeffding, "A combinatorial central limit theorem", 1951, theorem 2. It
+    is 0 for constant predictions, and small for nearly constant ones: recognising a few rare images
+    is not chance.
     """
     n_classes, n_images = 1 + int(max(labels.max(), answers.max())), len(labels)
 
@@ -180,9 +180,9 @@ def chance_of(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> C
 class CollapseWarning(Callback):
     """Warn when training on explanations has collapsed, and say what to change.
 
-    Part of :class:`~sklcam.ConsistentCAMClassifier` under the name ``collapse_warning``:
-    ``callbacks__collapse_warning=None`` leaves it out, ``callbacks__collapse_warning__patience=10``
-    lets it wait.
+    It is part of :class:`~sklcam.ConsistentCAMClassifier` under the name ``collapse_warning``:
+    ``callbacks__collapse_warning=None`` removes it, ``callbacks__collapse_warning__patience=10``
+    makes it wait longer.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class CollapseWarning(Callback):
         How many epochs in a row must look collapsed: a network that starts from random weights
         does at first.
     share : float in (0, 1], default=0.8
-        How many of an epoch's maps must be constant, highest in a corner, or like the others.
+        The share of an epoch's maps that must be constant, highest in a corner, or like the others.
 
     Attributes
     ----------
@@ -200,19 +200,19 @@ class CollapseWarning(Callback):
 
     Notes
     -----
-    Accuracy is on the training images as they are trained on, each counted as much as its label is
-    in the loss, by ``class_weight``, ``sample_weight``, ``criterion__weight`` or
-    ``criterion__pos_weight``. What a criterion of one's own weighs is not known, and all classes
-    count the same there. It is at chance where it is within two standard deviations of the best
-    constant answer; these are of the same answers, given to the images at random. It is looked at
-    where an image has one class: of several labels an image, most are rare, and naming none is
-    right most of the time also for a network that learns.
+    Accuracy is measured on the training images as augmented, each counted as its label is in the
+    loss, by ``class_weight``, ``sample_weight``, ``criterion__weight`` or
+    ``criterion__pos_weight``. The weights of a user's own criterion are not known, and all classes
+    then count equally. Accuracy is at chance if it is within two standard deviations of the best
+    constant prediction; the deviation is that of the same predictions, shuffled over the images. It
+    is checked only if images have one class: with several labels per image most are rare, and
+    predicting none is right most of the time even for a network that learns.
 
-    What cannot be seen is not warned of: whether maps are alike of batches of fewer than four
-    images, and where they are highest if they have fewer than three rows or columns.
+    There is no warning about what cannot be seen: whether maps are alike in batches of fewer than
+    four images, and where they are highest if they have fewer than three rows or columns.
 
-    Maps of objects that all fill the same part of their image are alike, too, and need no mending.
-    Crops keep them apart in training.
+    Maps of objects that all fill the same part of their image are also alike, and nothing is wrong
+    with that. Crops keep them apart in training.
 
     Examples
     --------
@@ -225,7 +225,7 @@ class CollapseWarning(Callback):
         self.share = share
 
     def initialize(self) -> CollapseWarning:
-        """Check the parameters, and forget what was seen.
+        """Check the parameters and reset the counts.
 
         Raises
         ------
@@ -252,7 +252,7 @@ class CollapseWarning(Callback):
         if training and "train_correct" in net.history[-1, "batches", -1]:  # there are classes
             assert y_pred is not None
             weights = getattr(batch, "annotations", {}).get("weights")
-            # On the device: to read the answers would be to wait for it.
+            # On the device: reading the predictions would wait for it.
             self.seen_.append((unpack_data(batch)[1], net.decided(y_pred), weights))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -281,24 +281,24 @@ class CollapseWarning(Callback):
         return (
             f"For {self.patience} epochs, up to epoch {len(net.history)}: {what}. The terms on "
             f"explanations (alpha={net.alpha!r}, beta={net.beta!r}) may weigh too much: make them "
-            "smaller, bring them in late by sklcam.training.WarmUp, or balance them by "
-            'alpha="auto", beta="auto", or by sklcam.training.Balanced with a smaller ratio. If a '
-            "classifier with alpha=0, beta=0 does not train, either, change lr first."
+            "smaller, introduce them late with sklcam.training.WarmUp, or balance them with "
+            'alpha="auto", beta="auto", or with sklcam.training.Balanced and a smaller ratio. If '
+            "a classifier with alpha=0, beta=0 does not train either, change lr first."
         )
 
 
 _MESSAGES = {
-    "constant_maps": "{:.0%} of the maps are constant, so that they agree and are sparse without "
+    "constant_maps": "{:.0%} of the maps are constant, so they agree and are sparse without "
     "explaining anything",
     "corner_maps": "{:.0%} of the maps are highest in a corner of the image, where they agree and "
     "are sparse without explaining anything",
-    "alike_maps": "{:.0%} of the maps are much the same whatever the image, so that they agree "
-    "without explaining it (unless all objects lie in one place)",
+    "alike_maps": "{:.0%} of the maps are much the same for every image, so they agree "
+    "without explaining it (unless all objects are in the same place)",
 }
 
 
 def _shares(history: History) -> dict[str, float]:
-    """Return the signs' means over the epoch's images of which they could be seen."""
+    """Return the signs' means over the epoch's images for which they could be seen."""
     shares = {}
     for name in _OF_MAPS:
         batches = [each for each in history[-1]["batches"] if f"train_{name}" in each]
@@ -315,7 +315,7 @@ def _look_at_answers(
     answers: tuple[Tensor, ...],
     weights: tuple[Tensor | None, ...],
 ) -> tuple[bool, str]:
-    """Return whether an epoch's answers are at chance, and what is to be said of them."""
+    """Return whether an epoch's predictions are at chance, and the message about them."""
     y, decided = torch.cat(labels).cpu(), torch.cat(answers).cpu()
     own = [each for each in weights if each is not None]
     of_images = torch.cat(own).cpu() if own else torch.ones(len(y))
@@ -324,9 +324,9 @@ def _look_at_answers(
     if of_labels is not None and not of_labels.any():  # of a process whose images do not count
         return False, ""
     if of_labels is None:
-        of_labels, what = 1 / y.bincount()[y], ", with all classes weighing the same,"
+        of_labels, what = 1 / y.bincount()[y], ", with all classes weighted equally,"
     elif bool((of_labels != of_labels[0]).any()):
-        what = ", weighed as in the loss,"
+        what = ", weighted as in the loss,"
     chance = chance_of(y.numpy(), decided.numpy(), of_labels.double().numpy())
     return bool(chance), (
         f"accuracy on the training images{what} is {chance.accuracy:.1%}, and naming "

@@ -1,9 +1,9 @@
-"""Training by several processes, on several GPUs or machines, by way of Hugging Face accelerate.
+"""Training by several processes, on several GPUs or machines, with Hugging Face accelerate.
 
 Accelerate starts the processes, and gives each its device and its share of every batch. The
-gradients meet here, once a step, as each becomes whole. ``DistributedDataParallel`` takes it that
-there is one backward pass a step, of all parameters; a step on explanations may have several, of
-some. So the network is never wrapped.
+gradients are averaged here, once per step, as each becomes complete. ``DistributedDataParallel``
+assumes one backward pass per step through all parameters; a step on explanations may have several,
+through some of them. So the network is never wrapped.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 
     All processes run the same script, started by ``accelerate launch``, with the same X and y. In
     training each takes its share of the images; the gradients are averaged over the processes, and
-    all have the same network in the end. In a single process it is the classifier that it extends.
+    all end with the same network. In a single process it is the classifier that it extends.
 
     Parameters
     ----------
     module, **kwargs
-        As in :class:`~sklcam.ConsistentCAMClassifier`. ``batch_size`` is that of each process,
-        unless the accelerator has ``split_batches``.
+        As in :class:`~sklcam.ConsistentCAMClassifier`. ``batch_size`` is per process, unless the
+        accelerator has ``split_batches``.
     accelerator : accelerate.Accelerator or None, default=None
-        It knows the processes and their devices; None makes one when training begins. An
+        It knows the processes and their devices; None creates one when training begins. An
         accelerator with ``mixed_precision`` or ``gradient_accumulation_steps`` is refused, as these
-        would not reach the maps: use ``precision`` and ``batch_accumulation``. Clones share it, and
-        files do not hold it.
+        settings would miss the maps: use ``precision`` and ``batch_accumulation``. Clones share it,
+        and files do not hold it.
     device : "auto"
         The accelerator's.
 
@@ -69,17 +69,16 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 
     Notes
     -----
-    Where the images cannot be shared evenly, accelerate repeats some of the epoch's first ones.
-
-    The main process draws what a single one would draw, from ``random_state``; the others have
-    streams of their own for views, augmentation and dropout. All start from its weights.
+    If the images cannot be divided evenly, accelerate repeats some of the epoch's first ones. The
+    main process draws what a single process would draw from ``random_state``; the others have their
+    own streams for views, augmentation and dropout. All start from the main process's weights.
 
     Batch normalisation sees the images of its own process, and so do terms that couple images, such
     as :class:`~sklcam.training.Contrastive`. The running statistics are averaged after each epoch.
 
-    Validation, prediction and explanation are not shared: each process does all that it is asked
-    for. So callbacks decide alike everywhere, and what follows training may be left to the main
-    process alone.
+    Validation, prediction and explanation are not divided: each process does everything it is asked
+    for. So callbacks decide alike everywhere, and the main process alone may do what follows
+    training.
 
     Examples
     --------
@@ -120,10 +119,10 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self._accelerate()
 
     def _accelerate(self) -> None:
-        """Find the accelerator to use, and refuse what it cannot do here."""
+        """Find the accelerator to use, and refuse settings that do not work here."""
         if vars(self)["device"] != "auto":
             raise ValueError(
-                f"The accelerator places the network; got device={vars(self)['device']!r}. Leave "
+                f"The accelerator chooses the device; got device={vars(self)['device']!r}. Leave "
                 'it at "auto".'
             )
         accelerator = self.accelerator
@@ -146,8 +145,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         if any(other != given for other in self._processes.of_all(given)):
             raise ValueError(
                 "The processes were given different images, labels, masks, boxes, weights or "
-                "classes. Each must be given all of them, in the same order; it takes its share in "
-                "training."
+                "classes. Give each process all of them, in the same order; it takes its share "
+                "in training."
             )
         return data, y
 
@@ -203,7 +202,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             return iterator
         if not isinstance(iterator, DataLoader):
             raise TypeError(
-                "Processes can share the images of a torch DataLoader; got iterator_train="
+                "Processes can only share the images of a torch DataLoader; got iterator_train="
                 f"{type(iterator).__name__}."
             )
         prepared = self.accelerator_.prepare_data_loader(iterator)
@@ -253,9 +252,10 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             return super().train_step_single(batch, **fit_params)
 
     def _complete_gradient(self) -> None:
-        """Average gradients, losses and what weights are balanced by over the processes.
+        """Average gradients, losses and the sizes that balance weights over the processes.
 
-        A parameter may have gone unused in some; where it has in all, it has no gradient still.
+        A parameter may be unused in some processes; if it is unused in all, it still has no
+        gradient.
         """
         if self._processes.count == 1:
             return
@@ -292,7 +292,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     # Files
 
     def save_params(self, *args: Any, **kwargs: Any) -> None:
-        """Save parameters as skorch does, from the main process; the others save nothing.
+        """Save parameters as skorch does, in the main process only.
 
         Parameters
         ----------
@@ -324,7 +324,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 
     @property
     def verbose(self) -> int:
-        """How much is printed: nothing but in the main process."""
+        """How much is printed: only the main process prints."""
         accelerator = vars(self).get("accelerator_")
         is_main = accelerator is None or accelerator.is_main_process
         return vars(self)["verbose"] if is_main else 0
@@ -350,7 +350,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Processes and devices are others where it is loaded.
+        # Processes and devices are different where it is loaded.
         state = {**super().__getstate__(), "accelerator": None}
         for name in ("accelerator_", "_averaged"):
             state.pop(name, None)
@@ -360,7 +360,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 class Processes:
     """The processes that train a network together, each with a copy of it.
 
-    All of them must call each method, in the same order. With a single process, nothing happens.
+    All of them must call each method in the same order. With a single process, nothing happens.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -373,7 +373,7 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until all have come here."""
+        """Wait until all processes have reached this point."""
         self.of_all(None)
 
     def from_main(self, value: Any) -> Any:
@@ -385,7 +385,7 @@ class Processes:
         return values[0]
 
     def of_all(self, value: Any) -> list[Any]:
-        """Return the values of all processes."""
+        """Return every process's value."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -398,7 +398,7 @@ class Processes:
             _in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
 
     def sum_soon(self, flat: Tensor) -> Any:
-        """Begin to overwrite a tensor with the sum over the processes; to be waited for."""
+        """Start overwriting a tensor with the sum over the processes; wait on the result."""
         return dist.all_reduce(flat, async_op=True)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -414,7 +414,7 @@ class Processes:
 
 @torch.no_grad()
 def _in_buckets(tensors: Iterable[Tensor], operation: Callable[[Tensor], object]) -> None:
-    """Apply an elementwise operation in place to many tensors at a time, flat and contiguous."""
+    """Apply an elementwise operation in place to many tensors at once, as flat buckets."""
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         operation(flat)
@@ -424,7 +424,7 @@ def _in_buckets(tensors: Iterable[Tensor], operation: Callable[[Tensor], object]
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield tensors of one type together, so many that sending them is worth it."""
+    """Yield tensors of one type together, enough to be worth sending."""
     waiting: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         bucket = waiting.setdefault(tensor.dtype, [])
@@ -439,7 +439,7 @@ def _new_accelerator() -> Accelerator:
         accelerate = import_module("accelerate")
     except ImportError as error:
         raise ImportError(
-            "Training by several processes is accelerate's; install it with "
+            "Training by several processes needs accelerate; install it with "
             '`pip install "sklcam[accelerate]"`.'
         ) from error
     return accelerate.Accelerator()
@@ -449,19 +449,20 @@ def _check_accelerator(accelerator: Accelerator) -> None:
     kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise ValueError(
-            f"Each process must hold the whole network; the accelerator's distributed_type {kind} "
-            "splits it or trains it in its own way. Configure accelerate for several GPUs or CPUs."
+            "Each process must hold the whole network, and the accelerator's distributed_type "
+            f"{kind} splits it or trains it in its own way. Configure accelerate for several GPUs "
+            "or CPUs."
         )
     if accelerator.mixed_precision != "no":
         raise ValueError(
-            f"mixed_precision={accelerator.mixed_precision!r} of the accelerator would reach the "
-            'maps, too. Leave it at "no" (there and in `accelerate launch`), and give the '
-            "classifier a precision."
+            f"mixed_precision={accelerator.mixed_precision!r} of the accelerator would affect the "
+            'maps, too. Leave it at "no" (there and in `accelerate launch`), and set the '
+            "classifier's precision."
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            "gradient_accumulation_steps of the accelerator takes several batches a step; leave it "
-            "at 1, and give the classifier a larger batch_size and batch_accumulation."
+            "gradient_accumulation_steps of the accelerator takes several batches per step; "
+            "leave it at 1, and give the classifier a larger batch_size and batch_accumulation."
         )
     if accelerator.num_processes > 1 and not accelerator.even_batches:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Terms on annotated images: what is explained must lie in the object.
+"""Terms on annotated images: maps must lie on the object.
 
-None of them looks at images without a mask. What masks are, and how they follow their images, is
-the business of the data; how much they weigh, that of the loss.
+They ignore images without a mask. The data decides what masks are and how they follow their images;
+the loss decides how much the terms weigh.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MaskLoss = Literal["energy", "rrr", "gradmask"]
 
 @dataclass(frozen=True)
 class Energy(Term):
-    r"""How much of the labelled class's map lies outside of the object.
+    r"""The share of the labelled class's map that lies outside the object.
 
     .. math:: \frac{\sum_j (1 - S_j)\, |\Phi_{y,j}|}{\sum_j |\Phi_{y,j}|}
 
-    where S is the mask, 1 on the object. It goes by the name "energy" as ``mask_loss`` of
-    :class:`~sklcam.ConsistentCAMClassifier`, and costs next to nothing: a gradient from the scores
-    to the layer.
+    where S is the mask, 1 on the object. Its name is "energy" as ``mask_loss`` of
+    :class:`~sklcam.ConsistentCAMClassifier`, and it costs next to nothing: a gradient from the
+    scores to the layer.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Energy(Term):
 
     Notes
     -----
-    The map is unscaled, at the images' size. One that is zero everywhere has a value of 1, and a
+    The map is unscaled, at the images' size. A map that is zero everywhere has a value of 1 and a
     gradient of zero.
 
     Examples
@@ -65,7 +65,7 @@ class Energy(Term):
 
 @dataclass(frozen=True)
 class AtPixels(Term):
-    """A term on the gradient, at the pixels off the object, of what a network says."""
+    """A term on the gradient of a network's output at the pixels off the object."""
 
     weight: Weight | Schedule = 1.0
 
@@ -79,11 +79,11 @@ class AtPixels(Term):
 
     @abstractmethod
     def said(self, pixels: Pixels) -> Tensor:
-        """Return what is differentiated of each image, (n_images,)."""
+        """Return the number to differentiate for each image, (n_images,)."""
 
     @abstractmethod
     def size(self, gradients: Tensor) -> Tensor:
-        """Return how much each of the gradients off the object counts."""
+        """Return how much each gradient off the object counts."""
 
 
 class RightReasons(AtPixels):
@@ -91,7 +91,7 @@ class RightReasons(AtPixels):
 
     .. math:: \sum_{j} \Big((1 - S_j) \frac{\partial}{\partial x_j} \sum_k \log p_k\Big)^2
 
-    over the pixels and channels of the network's input x. It goes by the name "rrr" as
+    over the pixels and channels of the network's input x. Its name is "rrr" as
     ``mask_loss`` of :class:`~sklcam.ConsistentCAMClassifier`.
 
     Parameters
@@ -127,9 +127,9 @@ class GradMask(AtPixels):
 
     .. math:: \Big\lVert (1 - S) \frac{\partial |y_0 - y_1|}{\partial x} \Big\rVert_1
 
-    over the pixels and channels of the network's input x, with the classes' logits y; of a network
-    with one logit, that is their difference. It goes by the name "gradmask" as ``mask_loss`` of
-    :class:`~sklcam.ConsistentCAMClassifier`, and is for two classes.
+    over the pixels and channels of the network's input x, with the classes' logits y; for a network
+    with one logit, that logit is their difference. Its name is "gradmask" as ``mask_loss`` of
+    :class:`~sklcam.ConsistentCAMClassifier`, and it is for two classes.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ MASK_LOSSES: dict[str, type[Energy | AtPixels]] = {
 
 
 def check_defined(terms: Iterable[Term], task: str, n_classes: int) -> None:
-    """Raise a ValueError if a term is not defined for what is learned.
+    """Raise a ValueError if a term is not defined for the task.
 
     Parameters
     ----------
@@ -178,9 +178,9 @@ def check_defined(terms: Iterable[Term], task: str, n_classes: int) -> None:
     for term in terms:
         if "labels" in term.needs and task == "multilabel":
             raise ValueError(
-                f"The term {term.name!r} is of the map of an image's own label, and with "
-                'task="multilabel" an image may have several, of one mask. Give one label an '
-                "image, or leave the term out."
+                f"The term {term.name!r} needs the map of an image's own label, and with "
+                'task="multilabel" an image may have several labels but one mask. Give one label '
+                "per image, or leave the term out."
             )
         has_probabilities = task in ("multiclass", "binary")
         if isinstance(term, AtPixels) and not has_probabilities:

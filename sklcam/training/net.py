@@ -1,7 +1,7 @@
-"""The skorch net that trains on images, whatever it learns from them.
+"""The skorch net that trains on images, for any task.
 
-It makes images of any X, builds the network that a name stands for and finds the layer that is
-explained. A subclass says what is learned: by its loss, and by how many outputs the network needs.
+It reads images from any X, builds a network from its name and finds the layer to explain. A
+subclass says what is learned, by its loss and by the number of outputs the network needs.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class ImageNeuralNet(LoggingNet):
     n_channels_ : int
         Channels of the images.
     origin_ : Origin
-        What is known of the network by where it comes from.
+        What the network's source says about it.
     preprocessing_ : Preprocessing
-        How images become the network's input, and who says so.
+        How images become the network's input, and where that comes from.
     class_names_ : ndarray of shape (n_classes,) or None
-        What the data set calls the classes.
+        The data set's names for the classes.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -124,11 +124,11 @@ class ImageNeuralNet(LoggingNet):
         raise NotImplementedError
 
     def _trains_on_maps(self) -> bool:
-        """Whether the loss looks at explanations."""
+        """Whether the loss uses explanations."""
         return False
 
     def _validates_masks(self) -> bool:
-        """Whether the loss of images to validate on looks at masks."""
+        """Whether the loss on validation images uses masks."""
         return False
 
     # Fitting
@@ -147,8 +147,8 @@ class ImageNeuralNet(LoggingNet):
             Labels of any kind. May be left out for a data set that keeps them, see
             :func:`~sklcam.images.dataset_labels`.
         validation : (X_val, y_val), dict, data set or None, default=None
-            Images to validate on after each epoch, and their labels, in any form of X and y, also
-            as ``{"X": X_val, "y": y_val}``; a data set that has its labels may come alone.
+            Images to validate on after each epoch, and their labels, in any form of X and y, or as
+            ``{"X": X_val, "y": y_val}``; a data set that has its labels may come alone.
         **fit_params
             As in skorch.
 
@@ -167,8 +167,8 @@ class ImageNeuralNet(LoggingNet):
     def _without_weights(self, fit_params: dict[str, Any]) -> dict[str, Any]:
         if fit_params.pop("sample_weight", None) is not None:
             raise ValueError(
-                f"{type(self).__name__} takes no sample_weight: its loss is not a mean of images' "
-                "own losses. An iterator_train__sampler can draw some images more often."
+                f"{type(self).__name__} takes no sample_weight: its loss is not a mean over "
+                "images. An iterator_train__sampler can draw some images more often."
             )
         return fit_params
 
@@ -199,14 +199,14 @@ class ImageNeuralNet(LoggingNet):
         validation: Any = None,
         **fit_params: Any,
     ) -> Self:
-        """Train for ``max_epochs`` more, without starting anew.
+        """Train for ``max_epochs`` more, without starting over.
 
         Parameters
         ----------
         X, y
             As in :meth:`fit`.
         classes : array-like or None, default=None
-            All labels that will ever come; needed in the first call where ``y`` lacks some.
+            All labels that will ever come; needed in the first call if ``y`` lacks some.
         validation
             As in :meth:`fit`.
         **fit_params
@@ -242,7 +242,7 @@ class ImageNeuralNet(LoggingNet):
     def _training_on(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> Iterator[tuple[TrainingImages, np.ndarray]]:
-        """Check all that is given, then let the block train on it.
+        """Check everything that is given, then let the block train on it.
 
         A network that fails in its first fit must not pass for a fitted one.
         """
@@ -259,8 +259,8 @@ class ImageNeuralNet(LoggingNet):
             raise
         try:
             with ExitStack() as stack:
-                # Torch's generators and flags are the process's: fits in threads take turns. The
-                # network first, in the order in which explainers lock both.
+                # Torch's generators and flags belong to the process, so fits in threads take turns.
+                # The network is locked first, in the same order as explainers lock both.
                 if known:
                     stack.enter_context(exclusive(self.module_))
                 stack.enter_context(generators_lock)
@@ -277,7 +277,7 @@ class ImageNeuralNet(LoggingNet):
                 self.__dict__.pop(name, None)
 
     def initialize(self) -> Self:
-        """Build the network, the optimizer and the callbacks; ``fit`` does so by itself.
+        """Build the network, the optimizer and the callbacks; ``fit`` does this by itself.
 
         Raises
         ------
@@ -300,13 +300,13 @@ class ImageNeuralNet(LoggingNet):
 
     @property
     def class_names_(self) -> np.ndarray | None:
-        """What the data set calls the classes, if these are numbers."""
+        """The data set's names for the classes, if the labels are numbers."""
         names = self.origin_.class_names if "classes_inferred_" in vars(self) else None
         is_theirs = names is not None and len(names) == len(self.classes_inferred_)
         return np.array(names) if is_theirs else None
 
     def _look_up_origin(self) -> None:
-        """Find out what is known of the network before there is one."""
+        """Find out what is known about the network before it is built."""
         options = self.get_params_for("module")
         self.origin_ = origin_of_module(self.module, self.weights, options.get("config"))
 
@@ -318,7 +318,8 @@ class ImageNeuralNet(LoggingNet):
         validate_parameter_constraints(
             self._parameter_constraints, own, caller_name=type(self).__name__
         )
-        # skorch finds misspelt parameters too, but not before images are read and a network built.
+        # skorch finds misspelt parameters too, but only after images are read and a network is
+        # built.
         known = set(signature(type(self).__init__).parameters)
         for name in sorted(self._params_to_validate - known):
             if not name.startswith((*self.prefixes_, *self._module_like, "optimizer")):
@@ -330,15 +331,15 @@ class ImageNeuralNet(LoggingNet):
         sampler = type(self.augment)
         if issubclass(sampler, ViewSampler) and sampler.__call__ is not ViewSampler.__call__:
             raise ValueError(
-                "augment crops images as they are read, which a plain ViewSampler says how to do; "
-                f"got a {sampler.__name__}, which has a __call__ of its own."
+                "augment crops images while they are read, which needs a plain ViewSampler; got "
+                f"a {sampler.__name__}, which has its own __call__."
             )
         check_device(vars(self)["device"])
 
     def _check_training_data(
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
-        """Check X and y, learn classes and channels unless they are known, encode y."""
+        """Check X and y, learn classes and channels unless known, and encode y."""
         n_images(X, self.input_size)  # an error if X is empty or no images at all
         names = label_names(X, y)
         if known:
@@ -349,14 +350,14 @@ class ImageNeuralNet(LoggingNet):
         y = self._task.read(y)
         if not known:
             self.classes_inferred_ = self._task.learn(y, classes)
-            # The source's names are of what its own weights tell apart.
+            # The source's names belong to the classes of its own weights.
             names = names_of_classes(names, self.classes_inferred_) if self._task.excludes else None
             self.origin_ = replace(self.origin_, class_names=names)
         elif classes is not None:
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
                 raise ValueError(
-                    f"classes={learned.tolist()} is not the same as on the first call: "
+                    f"classes={learned.tolist()} differs from that of the first call: "
                     f"{self.classes_inferred_.tolist()}."
                 )
         options = self.image_options()
@@ -374,15 +375,15 @@ class ImageNeuralNet(LoggingNet):
                 given = Validation(given.X, given.y)
             with checks.said_of("validation"):
                 data.validation = self._prepare_validation(*given)
-        # Splits are made by labels as they are; of several an image, these may be of any form.
+        # Splits use the labels as given; several labels per image may have any form.
         return data, labels if labels.ndim > 1 else y
 
     def _weigh_classes(self, labels: np.ndarray) -> np.ndarray | None:
-        """Return how much each class weighs, if they do not weigh the same."""
+        """Return the weight of each class, unless all are equal."""
         return None
 
     def _settle_task(self, y: Any) -> None:
-        """Do nothing: there is one class an image to learn."""
+        """Do nothing: the task is one class per image."""
 
     # Network, callbacks
 
@@ -406,7 +407,7 @@ class ImageNeuralNet(LoggingNet):
         return self
 
     def _look_at_inputs(self, module: nn.Module, sample: Tensor) -> None:
-        """Find out if the network normalises images itself, where nobody says how they are made."""
+        """Find out whether the network normalises images itself, if no source says how."""
         if self.origin_.is_known or not (isinstance(self.mean, str) or isinstance(self.std, str)):
             return
         with left_as_found(module):
@@ -417,9 +418,9 @@ class ImageNeuralNet(LoggingNet):
         check_output(module, sample, self.n_outputs, name=self._outputs_are)
 
     def restore(self, attributes: Mapping[str, Any]) -> Self:
-        """Initialize as ``fit`` did, once it is known what it learned.
+        """Initialize as ``fit`` did, from what it learned.
 
-        The network has weights that are to be replaced. Nothing is downloaded or tried out, and no
+        The network's weights are still to be replaced. Nothing is downloaded or tried out, and no
         seed is drawn.
 
         Parameters
@@ -444,7 +445,7 @@ class ImageNeuralNet(LoggingNet):
         return self
 
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
-        """Refuse to train on maps that are all constant; warn where they are only looked at."""
+        """Refuse to train on maps that are all constant; otherwise only warn about them."""
         try:
             check_positions(module, self.target_layer_, sample)
         except ValueError as error:
@@ -477,8 +478,8 @@ class ImageNeuralNet(LoggingNet):
             return module
         if not Path(self.weights).is_file():
             raise ValueError(
-                f"weights={str(self.weights)!r} is not a file. Torchvision's weights go with a "
-                "torchvision name; a module of your own takes the path of a state dict."
+                f"weights={str(self.weights)!r} is not a file. Torchvision's weights need a "
+                "torchvision name; your own module takes the path of a state dict."
             )
         return load_weights(module, self.weights)
 
@@ -529,7 +530,7 @@ class ImageNeuralNet(LoggingNet):
         return self._normalize(images), y
 
     def _annotate(self, y: Tensor, annotations: dict[str, Tensor]) -> None:
-        """Do nothing with what is known of a batch: it is there if it was given to ``fit``."""
+        """Do nothing with a batch's annotations: they exist only if given to ``fit``."""
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
@@ -538,7 +539,7 @@ class ImageNeuralNet(LoggingNet):
             return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
-        # Some networks write into their input, and return auxiliary outputs after the first.
+        # Some networks write into their input, and some return auxiliary outputs after the first.
         output = Inputs(x).call(self.module_, partial(super().infer, **fit_params))
         if self.module_.training and torch.is_grad_enabled() and not output.requires_grad:
             checks.check_learns(self.module_)
@@ -547,12 +548,12 @@ class ImageNeuralNet(LoggingNet):
     # Inference
 
     def as_adapter(self) -> NetAdapter:
-        """Return what explainers know this net by."""
+        """Return the adapter through which explainers see this net."""
         return NetAdapter(self)
 
     @property
     def adapter(self) -> NetAdapter:
-        """What explainers know this net by, once it is fitted."""
+        """The adapter through which explainers see this net, once it is fitted."""
         self.check_is_fitted()
         return NetAdapter(self)
 

@@ -32,14 +32,14 @@ from sklcam.training.weights import (
     weight_in,
 )
 
-# Of a batch, maps are at the images' resolution one part after the other. Smaller parts stay in a
-# CPU's caches. Elsewhere they are as large as memory allows, as each operation costs by itself:
-# 83 images of 224 x 224 pixels.
+# A batch's maps are brought to the images' resolution one part after the other. Small parts stay in
+# a CPU's caches. On other devices parts are as large as memory allows, as each operation has its
+# own cost: 83 images of 224 x 224 pixels.
 _N_PARTS_ON_CPU, _PIXELS_A_PART = 4, 2**22
 
 
 class LossValues(NamedTuple):
-    """The loss, and what it was made of; each value is a scalar Tensor.
+    """The loss and its parts; each value is a scalar Tensor.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class LossValues(NamedTuple):
         The one to differentiate.
     cross_entropy : Tensor
     terms : dict of str to Tensor
-        Each term in use by its name: its mean over the images, unweighted.
+        Each term in use, by name: its unweighted mean over the images.
     weights : dict of str to Tensor
         The weights that balance themselves, by name: ``alpha``, ``beta``, ``<name>_weight``.
 
@@ -84,26 +84,25 @@ class ConsistentCAMLoss:
     terms : sequence of Term, default=()
         Further terms.
     sizes : GradientSizes or None, default=None
-        The gradients of earlier steps, for weights that balance themselves; they are kept up to
-        date.
+        The gradient sizes of earlier steps, for weights that balance themselves; kept up to date.
     epoch : int, default=0
-        Which epoch's weights, where these are callables of it.
+        The epoch, for weights that are callables of it.
     factor : float, default=1.0
-        By which all weights are multiplied: k where the terms are part of each k-th step.
+        All weights are multiplied by it: k if the terms are part of every k-th step.
 
     Attributes
     ----------
     terms : tuple of Term
         The terms in use: those whose weight is not 0.
     needs : set of {"view", "masks", "labels", "pixels"}
-        Their needs, beside maps.
+        What they need besides maps.
 
     Raises
     ------
     ValueError
         If a weight is neither a finite number >= 0, nor "auto" or Balanced; if p is neither 0 nor
-        at least 1; if the agreement is not one; if ``terms`` are not terms, or two have one name;
-        or if ``sizes`` is something else.
+        at least 1; if the agreement is not one; if ``terms`` are not terms, or two share a name; or
+        if ``sizes`` is anything else.
 
     References
     ----------
@@ -111,14 +110,14 @@ class ConsistentCAMLoss:
 
     Notes
     -----
-    A map at the images' resolution is many times the layer's own, and so is all that is computed
-    of it. None of that is kept for the way back: terms that do not couple images are differentiated
-    with respect to the layer's own maps as they are computed, some images at a time. They can be
-    differentiated once.
+    A map at the images' resolution is many times as large as the layer's own, and so is everything
+    computed from it. None of that is kept for the backward pass: terms that do not couple images
+    are differentiated with respect to the layer's own maps as they are computed, some images at a
+    time. They can be differentiated once.
 
     Examples
     --------
-    In a training loop of one's own, on a network whose layer ``layer`` is explained:
+    In your own training loop, on a network whose layer ``layer`` is explained:
 
     >>> import torch
     >>> from torch import nn
@@ -168,7 +167,7 @@ class ConsistentCAMLoss:
         for term in all_terms:
             weight = weight_in(epoch, term.weight, term.weight_name)
             self._weights[term.name] = term.balance if isinstance(weight, str) else weight
-        # A term of weight 0 costs nothing: where no other needs one, there is no view.
+        # A term of weight 0 costs nothing: if no other term needs one, there is no view.
         self.terms = tuple(term for term in all_terms if self._weights[term.name])
         self.needs: set[Need] = {need for term in self.terms for need in term.needs}
 
@@ -186,25 +185,25 @@ class ConsistentCAMLoss:
         ----------
         cross_entropy : scalar Tensor
         explained : Explanations or None, default=None
-            Of the same images; needed for any term.
+            Explanations of the same images; needed for any term.
         activations : Tensor or None, default=None
-            Of the target layer on the images, for weights that balance themselves. None leaves
-            these as they are, as in validation.
+            Activations of the target layer on the images, for weights that balance themselves. None
+            leaves these weights as they are, as in validation.
         scale : callable or None, default=None
             As for :meth:`GradientSizes.update`.
 
         Returns
         -------
         LossValues
-            Terms are means over the batch. One that needs masks, or the way back to the pixels, is
-            left out where there are none.
+            Terms are means over the batch. A term that needs masks, or gradients at the pixels, is
+            left out if there are none.
 
         Raises
         ------
         ValueError
             If ``cross_entropy`` is not a floating-point scalar; if a term is in use and its maps
-            are missing, or are compared at less than 11 x 11 pixels; or if a weight balances itself
-            and no gradients were measured yet.
+            are missing, or are compared at fewer than 11 x 11 pixels; or if a weight balances
+            itself and no gradients have been measured yet.
         """
         check_tensor("cross_entropy", cross_entropy)
         if not isinstance(activations, Tensor | None):
@@ -256,14 +255,14 @@ class ConsistentCAMLoss:
     def _balance(self, weight: Balanced, term: Term) -> Tensor:
         if term.name not in self.sizes.averages:
             raise ValueError(
-                f"The weight of {term.name} is balanced by gradients, and none were measured yet; "
-                "hand over activations."
+                f"The weight of {term.name} is balanced by gradients, and none have been measured "
+                "yet; give activations=."
             )
         return weight(self.sizes, term.name)
 
 
 def _can_be_measured(term: Term, explained: Explanations | None) -> bool:
-    """Whether there is what a term needs; a ValueError if there must be."""
+    """Whether a term's needs are met; a ValueError if they have to be."""
     if not isinstance(explained, Explanations):
         raise ValueError(
             f"{term.weight_name} > 0 needs the explained images; got {describe(explained)}."
@@ -276,14 +275,14 @@ def _can_be_measured(term: Term, explained: Explanations | None) -> bool:
 
 
 def _shares_maps(term: Term) -> bool:
-    """Whether others may look at the same scaled maps: a term of one's own may write into them."""
+    """Whether others may use the same scaled maps: a user's term may write into them."""
     if type(term) is Consistency:
         return agreement_of(term.agreement).scales
     return type(term) is Sparsity
 
 
 def _values_of(term: Term, explained: Explanations) -> Tensor:
-    """Measure each image; those without a mask count as zero for a term that needs one."""
+    """Measure each image; those without a mask count as zero if a term needs masks."""
     explained = _as_needed(term.needs, explained)
     if _shares_maps(term):
         explained = ScaledOnce(**vars(explained))
@@ -299,9 +298,9 @@ def _values_of(term: Term, explained: Explanations) -> Tensor:
 
 
 def _sum_of(terms: dict[Term, float], explained: Explanations) -> list[Tensor]:
-    """Measure terms that share their maps: their weighted sum, and each; as means over images.
+    """Measure terms that share their maps: their weighted sum, and each as a mean over images.
 
-    They are differentiated in the sum alone, which saves most of the way back.
+    Only the sum is differentiated, which saves most of the backward pass.
     """
     explained = _as_needed({need for term in terms for need in term.needs}, explained)
     explained = ScaledOnce(**vars(explained))
@@ -328,7 +327,7 @@ def _maps_of(explained: Explanations) -> dict[str, Tensor]:
 
 
 def _as_needed(needs: Set[Need], explained: Explanations) -> Explanations:
-    """Leave out what terms do not need: what they could see, they would be differentiated by."""
+    """Leave out what terms do not need: they would be differentiated by whatever they see."""
     if "view" not in needs:
         explained = replace(explained, maps_of_view=None, warp=None)
     if "masks" not in needs:
@@ -349,9 +348,9 @@ def _checked_values(term: Term, explained: Explanations, *, is_trained: bool) ->
         )
     if is_trained and not values.requires_grad:
         raise ValueError(
-            f"{type(term).__name__}.values cannot be differentiated, so that nothing would be "
-            "learned of it: compute it (or the agreement that it asks) of the maps by torch, "
-            "without detach(), numpy or torch.no_grad()."
+            f"{type(term).__name__}.values cannot be differentiated, so nothing would be learned "
+            "from it: compute it (or the agreement it uses) from the maps with torch, without "
+            "detach(), numpy or torch.no_grad()."
         )
     return values
 
@@ -359,16 +358,16 @@ def _checked_values(term: Term, explained: Explanations, *, is_trained: bool) ->
 def _zero_without_mask(per_image: Tensor, explained: Explanations) -> Tensor:
     if explained.annotated is None:
         return per_image
-    # By where: a term may well have made NaN of an empty mask, and NaN times 0 is NaN.
+    # By where: a term may have returned NaN for an empty mask, and NaN times 0 is NaN.
     annotated = explained.annotated.reshape(-1, *[1] * (per_image.ndim - 1))
     return torch.where(annotated, per_image, 0.0)
 
 
 class _DifferentiatedAtOnce(torch.autograd.Function):
-    """A weighted sum of terms, differentiated in the forward pass, a part of a batch at a time.
+    """A weighted sum of terms, differentiated in the forward pass, one part of a batch at a time.
 
-    The gradient is kept, of the maps' size, in place of all that is between. The values of each
-    term, which are returned beside the sum, have none.
+    It keeps the gradient, of the maps' size, instead of the graph. The values of each term,
+    returned beside the sum, have no gradient.
     """
 
     @staticmethod
@@ -392,7 +391,8 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
             with torch.enable_grad():
                 values = [_checked_values(term, some, is_trained=True) for term in terms]
                 total = _weighted(values, terms.values())
-                # The gradient of the sum is each image's own, as images do not see each other.
+                # The gradient of the sum is each image's own, as images do not depend on each
+                # other.
                 found = torch.autograd.grad(
                     total,
                     [leaves[i] for i in wanted],
@@ -423,7 +423,7 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
 
 
 def _n_at_once(explained: Explanations) -> int:
-    """Return how many images' maps are at the images' resolution at a time."""
+    """Return how many images' maps are enlarged at a time."""
     if explained.maps.device.type == "cpu":
         return -(-len(explained) // _N_PARTS_ON_CPU)
     return max(1, _PIXELS_A_PART // math.prod(explained.size or explained.maps.shape[1:]))

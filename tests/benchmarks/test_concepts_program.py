@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 
-@pytest.mark.filterwarnings("ignore:.*has random numbers for weights")
+@pytest.mark.filterwarnings("ignore:.*has random weights")
 def test_names_are_counted_and_judged(tmp_path, capsys):
     import concepts
 

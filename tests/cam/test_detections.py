@@ -437,13 +437,13 @@ def test_a_box_stays_where_it_is_so_that_consistency_refuses_it(explainer):
 
 def test_weights_of_channels_are_of_as_many_boxes_an_image(explainer):
     boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
-    with pytest.raises(ValueError, match="as many rows for each image"):
+    with pytest.raises(ValueError, match="the same number of rows for each image"):
         explainer.channel_weights(images(), Box(boxes))
 
 
 def test_files_of_maps_are_of_as_many_boxes_an_image(explainer, tmp_path):
     boxes = [[[4, 4, 30, 30]], [[4, 4, 30, 30], [9, 9, 20, 20]]]
-    with pytest.raises(ValueError, match="as many maps for each image: give Box as many boxes"):
+    with pytest.raises(ValueError, match="the same number of maps for each image: give Box"):
         explainer.explain_to(images(), tmp_path / "maps", target=Box(boxes))
     assert not [*tmp_path.iterdir()]
 

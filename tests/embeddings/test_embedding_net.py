@@ -136,7 +136,7 @@ def test_classes_that_come_later():
     assert net.proxies_.shape == (3, DIM)
     first = embedder().partial_fit(X[few], NAMES[few], classes=CLASSES)
     assert first.partial_fit(X, NAMES).criterion_.beta.shape == (3,)
-    with pytest.raises(ValueError, match="not the same as on the first call"):
+    with pytest.raises(ValueError, match="differs from that of the first call"):
         first.partial_fit(X, NAMES, classes=["apple", "fig"])
 
 
@@ -209,7 +209,7 @@ def test_an_unfitted_net_says_so():
             call(X)
     with pytest.raises(NotFittedError):
         net.initialize()
-    with pytest.raises(AttributeError, match="once a loss with proxies has been fitted"):
+    with pytest.raises(AttributeError, match="after fitting with a loss that has proxies"):
         embedder(criterion="proxy-anchor").proxies_  # noqa: B018
 
 

@@ -93,7 +93,7 @@ def test_proxies(criterion):
 def test_losses_without_proxies(criterion):
     net = embedder(criterion=criterion).fit(X, NAMES)
     assert not hasattr(net, "proxies_")
-    with pytest.raises(AttributeError, match="a loss with proxies"):
+    with pytest.raises(AttributeError, match="a loss that has proxies"):
         net.proxies_  # noqa: B018
 
 

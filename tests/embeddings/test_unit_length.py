@@ -63,7 +63,7 @@ def test_self_is_refused_in_fit(X, dtype):
 
 
 def test_self_is_refused_as_a_target():
-    with pytest.warns(UserWarning, match="brings its embeddings to one length"):
+    with pytest.warns(UserWarning, match="normalises its embeddings to one length"):
         fitted = explainer(normalizing()).fit(IMAGES, LABELS)
     assert fitted.normalizes_
     with pytest.raises(ValueError, match="product of each with itself is the same"):
@@ -111,7 +111,7 @@ def test_a_network_that_says_nearly_the_same_of_all_images_is_not_taken_for_one(
 
 
 def test_triplet_cam_learns_on_a_network_that_normalizes():
-    with pytest.warns(UserWarning, match="brings its embeddings to one length"):
+    with pytest.warns(UserWarning, match="normalises its embeddings to one length"):
         fitted = explainer(normalizing()).fit(IMAGES, LABELS)
     method = TripletCAM(random_state=0).fit(fitted, IMAGES, LABELS)
     assert all(weights.isfinite().all() for weights in method.weights_)
@@ -138,7 +138,7 @@ class Scaled(Normalizing):
 def test_embeddings_of_another_length_are_recognised(scale):
     model = Scaled(num_classes=DIM).eval()
     model.scale = scale
-    with pytest.raises(ValueError, match="brings its embeddings to one length"):
+    with pytest.raises(ValueError, match="normalises its embeddings to one length"):
         explainer(model, proxy="self").fit(IMAGES)
 
 

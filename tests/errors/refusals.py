@@ -241,7 +241,7 @@ def of_explaining(make: Callable, images: Any) -> list[Row]:
         ("a dict", lambda: explain({}), r"neither numbers nor strings: \[{}|a dict of \[\]"),
         ("an object", lambda: explain(object()), "neither numbers nor strings"),
         ("Nones", lambda: explain([None] * n), "neither numbers nor strings"),
-        ("ragged rows", lambda: explain([[0], [0, 1]]), "target must be labels, as many for each"),
+        ("ragged rows", lambda: explain([[0], [0, 1]]), "target must be labels, the same number"),
         ("TopK of many", lambda: explain(cam.TopK(9)), r"TopK\(9\) asks for more classes .*: 3"),
         ("a callable's rows", lambda: explain(lambda o: o), "one score per image, of shape"),
         ("a callable's sum", lambda: explain(lambda o: o.sum()), "one score per image"),

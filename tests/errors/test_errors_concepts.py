@@ -109,7 +109,7 @@ REFUSALS = {
         ("no explainer", lambda: ConceptNamer().fit("resnet18", INPUTS), "estimator must be a "),
         ("no images", lambda: name(images=None), "X is None"),
         ("volumes", lambda: name(of=of_volumes, images=VOLUMES), "those of pictures; X holds vol"),
-        ("two layers", lambda: name(of=of_two_layers), "is for one target layer; there are 2, 5"),
+        ("two layers", lambda: name(of=of_two_layers), "needs a single target layer, and .* 2, 5"),
         ("both", lambda: name({"top": MASKS}, {"top": BOXES}), "or boxes_by_concept, not both"),
         ("nothing", lambda: name({}), "masks_by_concept names no concept"),
         ("masks alone", lambda: name(MASKS), r"for each image; masks_by_concept\[0\] is an"),
@@ -159,7 +159,7 @@ REFUSALS = {
         (
             "two classes an image",
             lambda: namer().explain(explainer(), INPUTS, [[0, 1]] * 2),
-            "one class an image",
+            "one class per image",
         ),
         (
             "no namer",
@@ -201,7 +201,7 @@ REFUSALS = {
         ),
         ("no explainer", lambda: ConceptMaps().fit("resnet18", INPUTS), "estimator must be a "),
         ("volumes", lambda: ConceptMaps().fit(of_volumes(), VOLUMES), "X holds volumes"),
-        ("two layers", lambda: ConceptMaps().fit(of_two_layers(), INPUTS), "one target layer"),
+        ("two layers", lambda: ConceptMaps().fit(of_two_layers(), INPUTS), "single target layer"),
         ("too many", lambda: ConceptMaps(9).fit(explainer(), INPUTS), "n_concepts=9 is more than"),
         ("few cells", lambda: ConceptMaps(4, max_cells=3).fit(explainer(), INPUTS), "3 cells of 8"),
         ("zeros", lambda: ConceptMaps(1).fit(of_pixels(), -INPUTS), "No activation is over 0"),

@@ -101,7 +101,7 @@ REFUSALS: dict[str, list[Row]] = {
                 .fit(X, Y)
                 .explain(X, lambda output: output[:, 0])
             ),
-            "takes the mean of the proxies off a proxy or an embedding",
+            "subtracts the mean of the proxies from a proxy or an embedding",
         ),
         (
             "channels",

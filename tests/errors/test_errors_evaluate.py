@@ -132,8 +132,8 @@ REFUSALS: dict[str, list[Row]] = {
         ("a number", lambda: evaluate([3]), "There is no metric 3"),
         ("a list", lambda: evaluate([["adcc"]]), r"There is no metric \['adcc'\]"),
         ("a method", lambda: evaluate(method="gradcm"), "Did you mean: gradcam"),
-        ("a method twice", lambda: evaluate(method=["cam", "cam"]), "Two methods have one name"),
-        ("no method", lambda: evaluate(method=[]), "There is no method to explain by"),
+        ("a method twice", lambda: evaluate(method=["cam", "cam"]), "Two methods share a name"),
+        ("no method", lambda: evaluate(method=[]), "There is no method to explain with"),
         (
             "several methods of a run",
             lambda: metrics.Evaluator(

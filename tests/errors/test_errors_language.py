@@ -163,7 +163,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "weights of all",
             lambda: captions().channel_weights({"image": IMAGES, "caption": "a"}, "words"),
-            "or take one word of each text, or the text as a whole",
+            "or explain one word of each text, or the text as a whole",
         ),
         (
             "a question",

@@ -86,7 +86,7 @@ FILES: dict[str, list[Row]] = {
         ("another file", lambda f: export(f, path=f / "a.sklcam"), "path must end in .* got a"),
         ("nowhere", lambda f: export(f, path=f / "a/b.onnx"), "no folder", FileNotFoundError),
         ("maps", lambda f: export(f, maps="yes"), "maps must be .* got .* 'yes'"),
-        ("a card", lambda f: export(f, card=3), "card must be a text, .* got an int, 3"),
+        ("a card", lambda f: export(f, card=3), "card must be a string, .* got an int, 3"),
         ("no X", lambda f: export(f, X=3), "X is a int"),
         ("its input", lambda f: export(f, around(NET, **PREPARED), X=INPUTS), "own input"),
         ("an embedding", lambda f: export(f, embedder()), "holds a classifier, or a regressor"),
@@ -99,7 +99,7 @@ FILES: dict[str, list[Row]] = {
         (
             "nobody says",
             lambda f: export(f, around(NET, image_size=16, mean=0)),
-            "does not say: give the explainer std=, and fit it",
+            "does not say how: give the explainer std=, and fit it",
         ),
         (
             "a pipeline",

@@ -203,7 +203,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "twins",
             lambda: CAMDisplay.from_estimator(fitted(), X, methods=["cam"] * 2),
-            "have one name",
+            "share a name",
         ),
         (
             "a kind",

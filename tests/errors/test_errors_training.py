@@ -125,7 +125,7 @@ CLASSIFIER: list[Row] = [
     (
         "channels_last of volumes",
         lambda: classifier(alpha=0, image_size=(8, 8, 8), channels_last=True).fit(X, Y),
-        "channels_last=True is an order of pictures in memory, and image_size is that of volumes",
+        "channels_last=True is a memory layout for pictures, and image_size is that of volumes",
     ),
     (
         "a criterion",
@@ -160,7 +160,7 @@ CLASSIFIER: list[Row] = [
     (
         "several numbers",
         lambda: classifier(task="regression").fit(X, X.mean(1)),
-        "of one number an image, and y has 8. Train a network for each column, or .* alpha=0",
+        "need one number per image, and y has 8. Train a network for each column, or .* alpha=0",
     ),
     (
         "names of numbers",
@@ -180,7 +180,7 @@ CLASSIFIER: list[Row] = [
     (
         "a sigmoid",
         lambda: classifier(task="binary", module=lambda: ENDING_IN_SIGMOID).fit(X, Y > 0),
-        "ends in a sigmoid, and BCEWithLogitsLoss takes .* or give criterion=torch.nn.BCELoss",
+        "ends in a sigmoid, and BCEWithLogitsLoss applies .* or give criterion=torch.nn.BCELoss",
     ),
     (
         "a stratified split",
@@ -192,7 +192,7 @@ CLASSIFIER: list[Row] = [
     (
         "no validation",
         lambda: classifier(callbacks=[EarlyStopping()]).fit(X, Y),
-        "monitors 'valid_loss', but there are no validation images: give fit.*, set train_split",
+        "monitors 'valid_loss', but there are no validation images: call fit.*, set train_split",
     ),
     (
         "a slip in what is monitored",
@@ -222,14 +222,14 @@ CLASSIFIER: list[Row] = [
     (
         "an accuracy that should fall",
         lambda: classifier(callbacks=[early("train_accuracy")]).fit(X, Y),
-        "'train_accuracy', of which higher is better, .* set lower_is_better=False",
+        "'train_accuracy', where higher is better, .* set lower_is_better=False",
     ),
     (
         "a rate that falls while accuracy rises",
         lambda: classifier(
             callbacks=[LRScheduler("ReduceLROnPlateau", monitor="train_accuracy")]
         ).fit(X, Y),
-        "'train_accuracy', of which higher is better, .* set mode='max'",
+        "'train_accuracy', where higher is better, .* set mode='max'",
     ),
     (
         "a folder to validate on",
@@ -241,7 +241,7 @@ CLASSIFIER: list[Row] = [
         lambda: classifier(iterator_valid__drop_last=True, batch_size=16).fit(
             X, Y, validation=(X[:9], Y[:9])
         ),
-        "iterator_valid__drop_last=True leaves none of 9 images to validate on",
+        "iterator_valid__drop_last=True drops all 9 images to validate on",
     ),
     (
         "a share to validate on",
@@ -283,7 +283,7 @@ CLASSIFIER: list[Row] = [
     (
         "two ways to validate",
         lambda: classifier(train_split=ValidSplit(2)).fit(X, Y, validation=(X, Y)),
-        "train_split=.* would hold out others of X: leave one of the two out",
+        "train_split=.* would hold out more from X: leave one of the two out",
     ),
     (
         "images where a split is asked for",
@@ -298,7 +298,7 @@ CLASSIFIER: list[Row] = [
     (
         "validation as a parameter",
         lambda: classifier(validation=(X, Y)).fit(X, Y),
-        r"no parameter 'validation'. Images to validate on are given to fit",
+        r"no parameter 'validation'. Give validation images to fit",
     ),
     (
         "another library's early stopping",
@@ -313,27 +313,27 @@ CLASSIFIER: list[Row] = [
     (
         "a weight for no class",
         lambda: classifier(class_weight={7: 2.0}).fit(X, Y),
-        "class_weight has a weight for 7, which is no class. There are: 0, 1, 2",
+        "class_weight has a weight for 7, which is not a class. There are: 0, 1, 2",
     ),
     (
         "classes of no weight",
         lambda: classifier(class_weight={0: 0, 1: 0, 2: 0}).fit(X, Y),
-        "By class_weight, all of .* images weigh 0, so that there is no loss",
+        "By class_weight, all of .* images have a weight of 0, so there is no loss",
     ),
     (
         "classes of no weight to validate on",
         lambda: classifier(class_weight={1: 0}).fit(X, Y, validation=(X[Y == 1], Y[Y == 1])),
-        "validation: By class_weight, all of .* images weigh 0",
+        "validation: By class_weight, all of .* images have a weight of 0",
     ),
     (
         "weights of classes by a loss that returns one number",
         lambda: classifier(class_weight="balanced", criterion=OneNumber).fit(X, Y),
-        "Images are weighed by class_weight, each by its own loss, .* got OneNumber",
+        "Images are weighed by class_weight, each through its own loss, .* got OneNumber",
     ),
     (
         "weights of images by a loss that returns one number",
         lambda: classifier(criterion=OneNumber).fit(X, Y, sample_weight=Y + 1),
-        "Images are weighed by sample_weight, each by its own loss",
+        "Images are weighed by sample_weight, each through its own loss",
     ),
     (
         "a weight below 0",
@@ -358,12 +358,12 @@ CLASSIFIER: list[Row] = [
     (
         "nothing to freeze",
         lambda: classifier(module=lambda: HEAD_ALONE, freeze="trunk", alpha=0, beta=0).fit(X, Y),
-        "freeze leaves untrained .* of 3 output.* has nothing before it",
+        "freeze stops the training of .* with 3 output.* has nothing before it",
     ),
     (
         "no head to train",
         lambda: classifier(module=lambda: NO_HEAD, freeze=1, alpha=0, beta=0).fit(X, Y),
-        "freeze leaves untrained .* has no such layer at its end",
+        "freeze stops the training of .* has no such layer at its end",
     ),
     (
         "a schedule",
@@ -393,7 +393,7 @@ CLASSIFIER: list[Row] = [
     (
         "single images",
         lambda: classifier(agreement="cgc", batch_size=1).fit(X, Y),
-        r"a batch of \d+ with .* leaves parts of one image. Make the parts larger",
+        r"a batch of \d+ with .* leaves parts with one image. Make the parts larger",
     ),
     (
         "small images",
@@ -443,7 +443,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a device",
             lambda: AcceleratedCAMClassifier(SmallNet, **OPTIONS).fit(X, Y),
-            "The accelerator places the network; got device='cpu'",
+            "The accelerator chooses the device; got device='cpu'",
         ),
     ],
     # The loss
@@ -463,7 +463,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("no loss", lambda: loss(MAPS, MAPS, cross_entropy=None), "cross_entropy must .* got None"),
         ("per image", lambda: loss(MAPS, MAPS, cross_entropy=VALUES), r"cross_entropy .* \(2,\)"),
         ("small", lambda: loss(MAPS, MAPS, size=(4, 4)), "window of 11 x 11 pixels; got maps of 4"),
-        ("unmeasured", lambda: loss(MAPS, MAPS, alpha="auto"), "none were measured yet"),
+        ("unmeasured", lambda: loss(MAPS, MAPS, alpha="auto"), "none have been measured yet"),
         ("a list", lambda: loss(MAPS, MAPS, activations=[1]), "activations must be .* got a list"),
     ],
     "Explanations": [
@@ -500,7 +500,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "several labels",
             lambda: classifier(gamma=1, task="multilabel").fit(X, np.eye(3)[Y], masks=X),
-            "is of the map of an image's own label, .* Give one label an image",
+            "needs the map of an image's own label, .* Give one label per image",
         ),
         ("weight", lambda: classifier(terms=[Energy(-1)]).fit(X, Y), "energy_weight must be"),
     ],
@@ -639,7 +639,7 @@ def test_refusals(call, match, error):
 
 def test_a_device_that_is_not_here_is_refused_by_number():
     beyond = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(ValueError, match=f"device='{beyond}' is not here"):
+    with pytest.raises(ValueError, match=f"device='{beyond}' is not available"):
         classifier(device=beyond).fit(X, Y)
 
 

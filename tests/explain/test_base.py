@@ -229,9 +229,9 @@ def test_several_methods_come_by_name():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (["gradcam", "gradcam"], "one name: .'gradcam', 'gradcam'"),
-        ([], "no method to explain by"),
-        ({}, "no method to explain by"),
+        (["gradcam", "gradcam"], "share a name: .'gradcam', 'gradcam'"),
+        ([], "no method to explain with"),
+        ({}, "no method to explain with"),
         (["gradcam", "gradcm"], "Did you mean: gradcam"),
     ],
 )

@@ -123,7 +123,7 @@ def test_pixels_are_explained_where_no_layer_is_a_grid():
     assert ours.target_layers_ == []
     weights = (model[2].weight @ model[1].weight).detach()[LABELS].reshape(IMAGES.shape)
     assert_allclose(ours.explain(IMAGES, LABELS), scaled(weights.abs()[:, 0].numpy()), atol=1e-5)
-    with pytest.raises(ValueError, match=r"GradCAM.* explains a layer, and fit has found none"):
+    with pytest.raises(ValueError, match=r"GradCAM.* explains a layer, and fit found none"):
         ours.explain(IMAGES, method="gradcam")
 
 
@@ -174,5 +174,5 @@ def test_strongest_channels(target):
     for k in (0, 9):
         with pytest.raises(ValueError, match="k, how many channels, must be an int"):
             ours.strongest_channels(IMAGES, k=k)
-    with pytest.raises(ValueError, match="one target layer"):
+    with pytest.raises(ValueError, match="single target layer"):
         explainer(target_layer=["2", "5"]).strongest_channels(IMAGES)

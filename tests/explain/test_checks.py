@@ -122,7 +122,7 @@ def test_blank_maps_warn_once_in_a_call(warned):
     fitted = explainer(head(-1.0, 2.0))
     assert not fitted.explain(X, target=0).any()
     assert len(warned()) == 1  # of three batches
-    assert warned()[0].startswith("5 of 5 maps are blank: nothing speaks for what is explained.")
+    assert warned()[0].startswith("5 of 5 maps are blank: nothing in the image speaks for")
 
 
 def test_no_warning_where_maps_say_something(warned):

@@ -71,7 +71,7 @@ RAGGED = {
 @pytest.mark.parametrize("case", RAGGED)
 def test_targets_of_several_lengths(case):
     target, message = RAGGED[case]
-    with pytest.raises(ValueError, match=rf'as many for each image.*{message}.*"positive"'):
+    with pytest.raises(ValueError, match=rf'the same number for each image.*{message}.*"positive"'):
         explainer().fit(IMAGES).explain(IMAGES, target)
 
 

@@ -257,7 +257,7 @@ class Drawing(nn.Sequential):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        (Branching, r"torch.export says: .* let forward not branch .*torch.where"),
+        (Branching, r"torch.export says: .* forward must not branch .*torch.where"),
         (Drawing, r"in the (logits|probabilities) of a sample, .* Does it draw random numbers"),
     ],
 )

@@ -238,7 +238,7 @@ def test_what_differs_is_said(ours, tmp_path):
         with pytest.raises(ValueError, match=match):
             call()
         assert contents(path) == before
-    with pytest.raises(FileExistsError, match="resume=True goes on with it"):
+    with pytest.raises(FileExistsError, match="resume=True continues it"):
         ours.explain_to(IMAGES, path, resume=False)
     ours.explain_to(IMAGES, path)
     assert_array_equal(sklcam.open_maps(path), ours.explain(IMAGES))

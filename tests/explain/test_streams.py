@@ -218,7 +218,9 @@ def test_other_inputs_of_the_network_come_along():
     for stream in (iter(rows), DataLoader(Listed(rows), 2), iter([X])):
         maps = np.concatenate([*ours.iter_explain(stream)])
         np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match=r"hold 'vector' beside 'image'.*iter_explain of a Data"):
+    with pytest.raises(
+        ValueError, match=r"hold 'vector' beside 'image'.*iter_explain passes them on"
+    ):
         ours.explain(Listed(rows))
 
 

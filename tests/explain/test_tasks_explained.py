@@ -449,7 +449,7 @@ def test_all_positive_labels_in_one_map():
     with pytest.raises(ValueError, match=r"adcc.*needs|give score="):
         evaluate(ours, IMAGES, metrics="adcc", target="positive", progress=False)
     named = explainer(Net(3), task="multilabel", classes=["negative", "positive", "other"])
-    with pytest.raises(ValueError, match=r"one of them is called so"):
+    with pytest.raises(ValueError, match=r"one label has this name, too"):
         named.explain(IMAGES, "positive")
 
 
@@ -554,7 +554,7 @@ def test_one_of_several_numbers_is_named():
     for target, message in ((None, r"2 numbers.*target="), (TopK(1), r"no such order")):
         with pytest.raises(ValueError, match=message):
             ours.explain(IMAGES, target)
-    with pytest.raises(ValueError, match=r"y has 1 number\(s\) an image, and the network 2"):
+    with pytest.raises(ValueError, match=r"y has 1 number\(s\) per image, and the network has 2"):
         CAMExplainer(net, target_layer="second", verbose=0).fit(IMAGES, [0.5, 1.5])
 
 

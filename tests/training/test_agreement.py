@@ -188,7 +188,7 @@ def test_what_compares_nothing_is_refused(agreement):
 
 def test_an_image_needs_others_to_be_told_from():
     for sizes in ({"batch_size": 1}, {"batch_size": 20, "batch_accumulation": 11}):
-        with pytest.raises(ValueError, match=r"parts of one image\. Make the parts larger"):
+        with pytest.raises(ValueError, match=r"parts with one image\. Make the parts larger"):
             classifier(alpha=1, agreement="cgc", **sizes).fit(X, Y)
         classifier(alpha=0, agreement="cgc", max_epochs=0, **sizes).fit(X, Y)
 
@@ -227,5 +227,5 @@ def test_a_comparison_without_a_gradient_is_refused(couples):
         return torch.tensor(abs(one.detach().numpy() - other.detach().numpy()).mean((1, 2)))
 
     compare.couples_images = couples
-    with pytest.raises(ValueError, match=r"cannot be differentiated, so that nothing would be lea"):
+    with pytest.raises(ValueError, match=r"cannot be differentiated, so nothing would be lea"):
         classifier(agreement=compare, alpha=1.0, beta=0, max_epochs=1).fit(X, Y)

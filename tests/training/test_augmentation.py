@@ -72,7 +72,7 @@ def test_the_seed_is_that_of_a_users_transform_too():
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (v2.Resize(8), r"of the shape .* \(1, 1, 16, 16\) .* got a Tensor .* \(1, 1, 8, 8\)"),
+        (v2.Resize(8), r"with the shape.* \(1, 1, 16, 16\) .* got a Tensor .* \(1, 1, 8, 8\)"),
         (v2.RandomCrop(12), r"got a Tensor of torch.float32 and shape \(1, 1, 12, 12\)"),
         (v2.Grayscale(3), r"\(1, 3, 16, 16\)"),
         (v2.ToDtype(torch.uint8, scale=True), "got a Tensor of torch.uint8"),

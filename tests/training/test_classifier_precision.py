@@ -224,5 +224,5 @@ def test_half_precision_goes_on_from_a_file(precision, tmp_path):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="precision"):
         classifier(precision="fp8").fit(X, Y)
-    with pytest.raises(ValueError, match="LBFGS takes several"):
+    with pytest.raises(ValueError, match="LBFGS evaluates several"):
         classifier(precision="fp16", optimizer=torch.optim.LBFGS).fit(X, Y)

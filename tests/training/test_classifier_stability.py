@@ -250,7 +250,7 @@ def test_a_weight_that_does_not_fit(weight):
 
 def test_a_balance_needs_gradients():
     maps = torch.rand(2, 12, 12)
-    with pytest.raises(ValueError, match="hand over activations"):
+    with pytest.raises(ValueError, match="give activations="):
         ConsistentCAMLoss(0, "auto")(torch.tensor(1.0), Explanations(maps))
 
 
@@ -341,7 +341,7 @@ def test_a_collapse_is_warned_of_once(grid, expected):
         "corner_maps": "100% of the maps are highest in a corner",
         "constant_maps": "are constant",
     }
-    seen["alike_maps"] = "100% of the maps are much the same whatever the image"
+    seen["alike_maps"] = "100% of the maps are much the same for every image"
     seen["chance"] = "most frequent class every time would give"
     for name in expected:
         (message,) = (each for each in messages if seen[name] in each)

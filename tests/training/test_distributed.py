@@ -308,7 +308,7 @@ def test_accelerate_is_not_imported_with_the_library():
     ("setting", "message"),
     [
         ({"distributed_type": "FSDP"}, "distributed_type FSDP splits it"),
-        ({"mixed_precision": "bf16"}, "give the classifier a precision"),
+        ({"mixed_precision": "bf16"}, "set the classifier's precision"),
         ({"gradient_accumulation_steps": 2}, "batch_accumulation"),
         ({"num_processes": 2, "even_batches": False}, "even_batches=False"),
     ],

@@ -433,7 +433,7 @@ def one(box):
             r"boxes\[0\] lie outside of the image, which",
         ),
         ({"boxes": one({"cat": [1, 1, 3, 3]})}, "None of the labels of boxes is a class"),
-        ({"boxes": one([1, 1, 3, 3]), "masks": MASKS}, "Image 0 has a mask and boxes"),
+        ({"boxes": one([1, 1, 3, 3]), "masks": MASKS}, "Image 0 has both a mask and boxes"),
     ],
 )
 def test_boxes_that_do_not_fit_are_refused_at_the_door(given, message):
@@ -444,7 +444,7 @@ def test_boxes_that_do_not_fit_are_refused_at_the_door(given, message):
 
 
 UNDEFINED = {
-    "several labels": ({}, np.eye(3)[Y] + np.eye(3)[::-1][Y] > 0, "of an image's own label"),
+    "several labels": ({}, np.eye(3)[Y] + np.eye(3)[::-1][Y] > 0, "map of an image's own label"),
     "of numbers": ({"task": "regression", "mask_loss": "rrr"}, Y + 0.5, '"energy" is defined for'),
     "three classes": ({"mask_loss": "gradmask"}, Y, "contrasts two classes, and there are 3"),
     "compiled": ({"mask_loss": "rrr", "compile": True}, Y, "no second derivative"),

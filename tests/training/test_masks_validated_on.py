@@ -145,7 +145,7 @@ REFUSED = {
     "no box": ({"boxes": [None] * 19 + [[]]}, "validation: None of the images has a mask or a box"),
     "beside the image": ({"boxes": [[[16, 0, 18, 4]]] * 20}, r"validation: boxes\[0\] lie outside"),
     "too many boxes": ({"boxes": BOXES * 2}, "validation: boxes must have one entry .* 20 images"),
-    "both": ({"boxes": BOXES, "masks": INK[VALID]}, "validation: Image 0 has a mask and boxes"),
+    "both": ({"boxes": BOXES, "masks": INK[VALID]}, "validation: Image 0 has both a mask and"),
     "weights": ({"sample_weight": np.ones(20)}, "validation may be given by name, .* no other"),
     "no images": ({"X": None}, "validation may be given by name"),
     "no labels": ({"y": None}, "validation: requires y"),

@@ -149,7 +149,7 @@ def test_the_history_does_not_depend_on_the_size_of_batches(batch_size, alpha, b
 def test_images_to_validate_on_must_weigh_something():
     weights = np.ones(18)
     weights[Y == "a"] = 0
-    with pytest.raises(ValueError, match="all to validate on, weigh 0"):
+    with pytest.raises(ValueError, match="all validation images, have a weight of 0"):
         classifier(train_split=only_a).fit(X, Y, weights)
 
 

@@ -287,5 +287,5 @@ def test_kernels_without_a_second_derivative_are_refused():
 def test_heads_that_would_not_be_trained_are_refused(networks):
     network = copy.deepcopy(networks["deit_distilled"])
     network.set_distilled_training(True)
-    with pytest.raises(ValueError, match=r"first alone .*set_distilled_training\(False\)"):
+    with pytest.raises(ValueError, match=r"only the first .*set_distilled_training\(False\)"):
         trained(network, alpha=0, beta=0)

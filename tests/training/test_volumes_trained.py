@@ -278,7 +278,7 @@ def test_what_are_no_such_volumes_is_refused(change, message):
     [
         ({"image_size": 16}, "is that of pictures"),
         ({"image_size": (8, 8, 8), "alpha": 1.0}, "windows of 11 pixels"),
-        ({"module": "resnet18", "target_layer": "auto"}, "networks that go by names"),
+        ({"module": "resnet18", "target_layer": "auto"}, "networks given by name"),
         ({"augment": ViewSampler(brightness=0.2)}, "have no colours"),
         ({"channels_last": True}, "channels_last=True"),
         ({"image_size": (16, 16, 0)}, "positive ints"),
@@ -293,5 +293,5 @@ def test_parameters_of_pictures_are_refused(options, message):
 
 def test_masks_in_training_are_of_pictures():
     X, y = balls(4)
-    with pytest.raises(ValueError, match="of pictures alone"):
+    with pytest.raises(ValueError, match="only for pictures"):
         classifier(gamma=0.1).fit(X, y, masks=np.ones((4, SIDE, SIDE)))

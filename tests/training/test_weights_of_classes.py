@@ -57,7 +57,7 @@ def test_classes_go_by_their_names_as_well():
 
 
 def test_a_class_has_one_weight():
-    with pytest.raises(ValueError, match="two weights for one class, of 'one' and 1"):
+    with pytest.raises(ValueError, match="two weights for the same class, 'one' and 1"):
         classifier(class_weight={"one": 4.0, 1: 2.0}).fit(Named())
 
 

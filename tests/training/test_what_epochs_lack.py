@@ -77,7 +77,7 @@ MONITORED = {
     ),
     "masks of some, at times": (
         *(stop, "train_energy", {"gamma": 1.0, "every": 2}, {"masks": [None, *MASKS[1:]]}),
-        "an epoch may lack: every=2",
+        "an epoch may lack: with every=2",
     ),
     "pixels": (
         *(stop, "valid_rrr", {"gamma": 1.0, "mask_loss": "rrr"}, {"masks": MASKS, **VALID}),
@@ -159,9 +159,9 @@ def unsized(dataset, shuffle=None, **options):
 
 def test_where_nobody_knows_how_many_steps_there_are():
     clf = classifier(every=2, iterator_train=unsized, callbacks=[stop("train_norm")], max_epochs=1)
-    with pytest.raises(ValueError, match="the loader does not say how many steps an epoch has"):
+    with pytest.raises(ValueError, match="a loader that does not say how many steps an epoch has"):
         clf.fit(X, Y)
-    with pytest.warns(match="every=9 made terms part of the first step alone, as there were 3"):
+    with pytest.warns(match="every=9 made terms part of the first step only, as there were 3"):
         classifier(every=9, iterator_train=unsized).fit(X, Y)
 
 
