@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TradeoffDisplay,
         ViewPairDisplay,
         WordDisplay,
+        show,
     )
     from sklcam.reporting import report
     from sklcam.segmentation import CAMSegmenter
@@ -59,6 +60,7 @@ __all__ = [
     "open_maps",
     "report",
     "save",
+    "show",
     "show_versions",
 ]
 

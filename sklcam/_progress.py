@@ -9,6 +9,4 @@ from tqdm import TqdmWarning
 with warnings.catch_warnings():
     # Without ipywidgets, tqdm warns in notebooks that its bars are of text. That is what we want.
     warnings.simplefilter("ignore", TqdmWarning)
-    from tqdm.auto import tqdm
-
-__all__ = ["tqdm"]
+    from tqdm.auto import tqdm as tqdm

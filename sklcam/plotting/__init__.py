@@ -20,6 +20,7 @@ from sklcam.plotting.detections import DetectionDisplay
 from sklcam.plotting.failures import FailuresDisplay
 from sklcam.plotting.localization import LocalizationDisplay
 from sklcam.plotting.maps import CAMDisplay, MapGridDisplay
+from sklcam.plotting.one_image import show
 from sklcam.plotting.retrieval import RetrievalDisplay
 from sklcam.plotting.sanity import SanityCheckDisplay
 from sklcam.plotting.search import TradeoffBoxDisplay, TradeoffDisplay
@@ -44,4 +45,5 @@ __all__ = [
     "TradeoffDisplay",
     "ViewPairDisplay",
     "WordDisplay",
+    "show",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AnyAxes: TypeAlias = "Axes | Sequence[Axes] | np.ndarray | None"
 
-_CELL = 2.0  # inches that a picture is wide
+CELL = 2.0  # inches that a picture is wide
 _GAP = 0.1  # of a picture's width, between groups of them
 TITLE = 0.42  # inches that a title is high
 _LARGEST_FIGURE = 18.0  # inches wide
@@ -107,7 +107,7 @@ class Display(ABC):
         rows: Sequence[Sequence[np.ndarray]],
         *,
         groups: Sequence[int] = (),
-        cell: float = _CELL,
+        cell: float = CELL,
         title: float = TITLE,
     ) -> np.ndarray:
         """Return axes for rows of images, (n_rows, n_columns): new ones, or those that were given.

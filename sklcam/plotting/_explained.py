@@ -57,7 +57,8 @@ class Explanation:
         Which slice of each volume is drawn; empty of pictures.
     predictions : list of Prediction
     targets : list of list of str
-        Of each image its classes that are explained, if several are, with their probabilities.
+        Of each image its classes that are explained, if some were asked for, with their
+        probabilities.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Explanation:
         if not slices:
             check_is_picture(size)
         self._target = explainer.as_target(target, self.n_images)
+        self._is_asked_for = target is not None
         self._own_size = frame == "image"
         self._normalize = normalize
         is_drawn = several and self._target.several and len(size) == 2
@@ -121,14 +123,14 @@ class Explanation:
             if self.n_slices:
                 self._add_slices(batch, explained.maps)
                 self.predictions += predictions(explainer, explained.output)
+                self._add_targets(explained)
                 continue
             self.pictures += pictures_of_batch(batch, own_size=self._own_size)
             self.predictions += predictions(explainer, explained.output)
             for collected, maps in zip(self.maps.values(), explained.maps, strict=True):
                 framed = map(explainer.to_frame, maps, batch.sizes) if self._own_size else maps
                 collected += [map_.float().cpu().numpy() for map_ in framed]
-            if self.n_targets:
-                self.targets += _explained_classes(explainer, explained)
+            self._add_targets(explained)
         return self
 
     @property
@@ -155,6 +157,11 @@ class Explanation:
             for prediction, label in zip(self.predictions, true, strict=True)
         ]
 
+    def _add_targets(self, explained: ExplainedBatch) -> None:
+        """Take down which classes are explained, unless it is the predicted one."""
+        if self._is_asked_for and isinstance(explained.target, Classes):
+            self.targets += _explained_classes(self.explainer, explained)
+
     def _add_slices(self, batch: Batch, maps: Sequence[Tensor]) -> None:
         """Take a slice of each volume of a batch, and of its maps."""
         volumes = [each.float().cpu().numpy() for each in maps]
@@ -171,7 +178,8 @@ class Explanation:
 def _explained_classes(explainer: Explainer, explained: ExplainedBatch) -> list[list[str]]:
     """Return the classes of each image that are explained, as text with their probabilities."""
     names, target = class_names(explainer), explained.target
-    if not isinstance(target, Classes) or not names:
+    assert isinstance(target, Classes)
+    if not names:
         return [[""] * target.k for _ in range(len(explained.output))]
     chances: list[list[float]] | None = None
     if explainer.shows_probabilities and target.has_probabilities:

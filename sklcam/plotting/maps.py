@@ -17,6 +17,7 @@ from sklcam.explain.nested import as_explainer
 from sklcam.images.dataset import n_images
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import (
+    CELL,
     TITLE,
     AnyAxes,
     Display,
@@ -36,6 +37,8 @@ from sklcam.plotting._explained import (
     named_values,
     pictures_of,
 )
+
+_LARGE_CELL = 3.2  # inches, of one image with few maps
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -162,13 +165,12 @@ class CAMDisplay(Display):
             ]
         if alone:  # what is predicted is said once, over the image
             titles = [*map(draw.stacked, titles, _predicted(first, first.verdicts(labels)))]
-        shows_targets = first.n_targets > 0
         display = cls(
             images=first.pictures,
             maps={name: column.maps for name, column in columns.items()},
             image_titles=titles,
             map_titles={name: column.titles for name, column in columns.items()}
-            if shows_targets or not alone
+            if first.targets or not alone
             else None,
             image_right=first.verdicts(labels) if alone else None,
             map_right=None if alone else {name: each.right for name, each in columns.items()},
@@ -256,7 +258,11 @@ class CAMDisplay(Display):
         # Without titles, the first row alone has something above: the names of the columns.
         title = TITLE if titled else 0.1
         axes = self._take_grid(
-            ax, 1 + len(columns), [[image] for image in self.images], title=title
+            ax,
+            1 + len(columns),
+            [[image] for image in self.images],
+            cell=_LARGE_CELL if len(self.images) == 1 and len(columns) < 4 else CELL,
+            title=title,
         )
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i, 0] = draw.image(places[0], image)
@@ -516,6 +522,8 @@ def _columns(
         is_pixelwise = method in explanation.pixelwise
         if not explanation.n_targets:
             titles = _predicted(explanation, right)
+            if n_models == 1:
+                titles = [of_image for (of_image,) in explanation.targets]
             columns[column] = _Column(maps, titles, right, is_pixelwise)
         for rank, of_rank in enumerate(explanation.target_names):
             columns[f"{column}, {of_rank}"] = _Column(

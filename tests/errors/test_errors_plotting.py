@@ -40,6 +40,7 @@ from sklcam import (
     ViewPairDisplay,
     cam,
     metrics,
+    show,
 )
 from sklcam.plotting import CounterfactualDisplay, DetectionDisplay
 
@@ -175,6 +176,26 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: DetectionDisplay.from_predictions(X[:1], [X[:1]], [[]]),
             r"a map and a box for each .* \[1\] maps and \[0\] boxes",
         ),
+    ],
+    "show": [
+        ("no image", lambda: show(None, fitted()), "show takes one image: a path, .* got None"),
+        ("several", lambda: show(["a.png", "b.png"], fitted()), "CAMDisplay draws several"),
+        ("a batch", lambda: show(X[..., None], fitted()), "show takes one image, .*draws several"),
+        ("a row", lambda: show(X[0, 0], fitted()), r"one image, \(height, width\) or"),
+        (
+            "grey",
+            lambda: show(torch.zeros(8, 8), fitted()),
+            r"tensor \(n_channels, height",
+        ),
+        ("no file", lambda: show("nowhere.png", fitted()), "nowhere.png"),
+        ("no model", lambda: show(X[0], None), "estimator must be"),
+        ("a name", lambda: show(X[0], "resnet81"), "resnet81"),
+        ("no weights", lambda: show(X[0], "efficientnet_lite4"), "efficientnet_lite4"),
+        ("unfitted", lambda: show(X[0], classifier()), "call fit first", NotFittedError),
+        ("an option", lambda: show(X[0], fitted(), colour="red"), "no option 'colour'", TypeError),
+        ("labels", lambda: show(X[0], fitted(), target=[0, 77]), "77"),
+        ("a method", lambda: show(X[0], fitted(), method="gradcan"), "gradcam"),
+        ("axes", lambda: show(X[0], fitted(), ax=3), "ax must be matplotlib axes"),
     ],
     "CAMDisplay": [
         ("no one", lambda: CAMDisplay.from_estimator(None, X), "estimator must be"),
