@@ -17,7 +17,6 @@ from torch import Tensor
 from sklcam._files import replacing, write_whole
 from sklcam._progress import tqdm
 from sklcam._validation import check_count
-from sklcam.cam import min_max
 from sklcam.command_line.models import explainer_of
 from sklcam.command_line.photographs import images_in, labelled_images, target_of
 from sklcam.command_line.results import Result
@@ -25,11 +24,10 @@ from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.checks import remark
 from sklcam.explain.predictions import class_names, predictions
 from sklcam.images.pictures import to_picture
-from sklcam.plotting.pages import thumbnail_size, viridis
+from sklcam.plotting.pages import overlay, thumbnail_size
 
 _TABLE, _OVERLAYS, _ARRAYS = "predictions.csv", "overlays", "arrays"
 _COLUMNS = ("file", "predicted", "probability", "explained", "remark")
-_GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue, ITU-R BT.601
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 # At Pillow's own level of 6, compressing an overlay takes longer than explaining the image.
 _SAVED: dict[str, dict[str, int]] = {"png": {"compress_level": 3}, "jpeg": {"quality": 90}}
@@ -163,9 +161,9 @@ class _Writer:
     def _write_overlay(self, name: str, map_: Tensor, original: Tensor) -> None:
         picture = to_picture(original)
         size = thumbnail_size(picture.shape[0], picture.shape[1], self._arguments.longest)
-        levels = self._explainer.to_frame(_in_unit(map_), size).clamp(0, 1).numpy()
-        drawn, kind = overlay(picture, levels), self._arguments.format
-        buffer = io.BytesIO()
+        pixels = overlay(picture, map_, size, resize=self._explainer.adapter.resize)
+        buffer, kind = io.BytesIO(), self._arguments.format
+        drawn = Image.fromarray((pixels * 255).round().astype(np.uint8))
         drawn.save(buffer, kind.upper(), **_SAVED[kind])
         write_whole(self._place(_OVERLAYS, name, _SUFFIXES[kind]), buffer.getvalue())
 
@@ -176,35 +174,3 @@ class _Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
         return path
-
-
-def overlay(picture: np.ndarray, levels: np.ndarray) -> Image.Image:
-    """Draw a map over its image, which is grey, as opaque as the map is high.
-
-    Parameters
-    ----------
-    picture : ndarray of shape (image_height, image_width) or (image_height, image_width, 3)
-        In [0, 1].
-    levels : ndarray of shape (height, width), in [0, 1]
-        The map in the frame of the image, at the size of the overlay.
-
-    Returns
-    -------
-    Image
-    """
-    grey = picture if picture.ndim == 2 else picture @ _GREY
-    drawn = Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8))
-    if drawn.size != levels.shape[::-1]:
-        drawn = drawn.resize(levels.shape[::-1], Image.Resampling.LANCZOS)
-    pixels = np.asarray(drawn, np.float32)[..., None]
-    colours = viridis()[(levels * 255).round().astype(np.uint8)]
-    share = levels[..., None]
-    return Image.fromarray(((1 - share) * pixels + share * colours).round().astype(np.uint8))
-
-
-def _in_unit(map_: Tensor) -> Tensor:
-    """Return a map that can be drawn: of a method that is never scaled, scaled."""
-    map_ = map_.nan_to_num(0, posinf=1, neginf=0)  # which the table tells
-    if float(map_.min()) < 0 or float(map_.max()) > 1:
-        return min_max(map_[None])[0]
-    return map_

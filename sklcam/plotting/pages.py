@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence, Set, Sized
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -102,6 +102,49 @@ def map_uri(map_: Tensor, size: tuple[int, int], *, resize: Resizing) -> str:
     return _uri(image, "PNG", optimize=True)
 
 
+def overlay(
+    picture: np.ndarray,
+    map_: Tensor,
+    size: tuple[int, int],
+    *,
+    resize: Resizing,
+    alpha: float | Literal["map"] = "map",
+) -> np.ndarray:
+    """Return an image in grey with a map over it.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (image_height, image_width) or (image_height, image_width, 3)
+        In [0, 1].
+    map_ : Tensor of shape (map_height, map_width)
+    size : (height, width)
+    resize : Resizing
+        How the image was brought to the network's input size.
+    alpha : float in [0, 1] or "map", default="map"
+        How opaque the map is; "map" is as opaque as it is high.
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3), in [0, 1]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklcam.images import Resizing
+    >>> from sklcam.plotting.pages import overlay
+    >>> drawn = overlay(np.full((1, 2), 0.5), torch.eye(2)[:1], (1, 2), resize=Resizing())
+    >>> (drawn * 255).round().tolist()
+    [[[253.0, 231.0, 37.0], [128.0, 128.0, 128.0]]]
+    """
+    grey = picture if picture.ndim == 2 else picture @ GREY
+    image = Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))[..., None]
+    levels = _levels(map_, size, resize)
+    share = levels[..., None] / 255 if isinstance(alpha, str) else alpha
+    return ((1 - share) * pixels + share * viridis()[levels]) / 255
+
+
 def overlay_uri(
     picture: np.ndarray,
     map_: Tensor,
@@ -110,23 +153,8 @@ def overlay_uri(
     resize: Resizing,
     alpha: float,
 ) -> str:
-    """Return an image in grey with a map over it, in one, as a data URI.
-
-    Parameters
-    ----------
-    picture : ndarray of shape (height, width) or (height, width, 3), in [0, 1]
-    map_ : Tensor of shape (height, width)
-    size : (height, width)
-    resize : Resizing
-        How the image was brought to the network's input size.
-    alpha : float in [0, 1]
-        How opaque the map is.
-    """
-    grey = picture if picture.ndim == 2 else picture @ GREY
-    image = Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8))
-    pixels = np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))[..., None]
-    colours = viridis()[_levels(map_, size, resize)]
-    return image_uri(((1 - alpha) * pixels + alpha * colours) / 255, size)
+    """Return an :func:`overlay` as a data URI."""
+    return image_uri(overlay(picture, map_, size, resize=resize, alpha=alpha), size)
 
 
 def _levels(map_: Tensor, size: tuple[int, int], resize: Resizing) -> np.ndarray:

@@ -22,10 +22,12 @@ from PIL import Image
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, command_line
-from sklcam.command_line import arguments, explaining
+from sklcam.command_line import arguments
 from sklcam.command_line.results import plain
+from sklcam.images import Resizing
 from sklcam.metrics import evaluate
 from sklcam.networks import build_model
+from sklcam.plotting.pages import overlay
 
 HEAVY = ("torch", "torchvision", "sklearn", "skorch", "scipy", "matplotlib", "PIL", "numpy", "tqdm")
 COMMANDS = ("explain", "evaluate", "report", "info")
@@ -261,11 +263,11 @@ def test_blank_maps_are_told_and_leave_the_image_as_it_is(run, tmp_path):
 
 
 def test_an_overlay_is_as_opaque_as_its_map_is_high():
-    picture = np.full((1, 3), 0.6, np.float32)
-    drawn = np.asarray(explaining.overlay(picture, np.array([[0.0, 0.5, 1.0]])), float)
+    picture, map_ = np.full((1, 3), 0.6), torch.tensor([[0.0, 0.5, 1.0]])
+    drawn = 255 * overlay(picture, map_, (1, 3), resize=Resizing())[0]
     top = 255 * np.array(matplotlib.colormaps["viridis"]([0.0, 128 / 255, 1.0])[:, :3])
     expected = [[153] * 3, (153 + top[1]) / 2, top[2]]
-    np.testing.assert_allclose(drawn[0], expected, atol=2)
+    np.testing.assert_allclose(drawn, expected, atol=2)
 
 
 @pytest.mark.parametrize(
