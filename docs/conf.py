@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "changelog",
     "mathml",
 ]
 exclude_patterns = ["_build", "sg_execution_times.rst"]
@@ -49,7 +50,8 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_title = "sklcam"
 html_show_sourcelink = False
-html_sidebars = {"getting_started": [], "index": []}  # it has no pages below it to list
+pages_alone = ("index", "getting_started", "glossary", "changes")  # none below them to list
+html_sidebars = {page: [] for page in pages_alone}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,

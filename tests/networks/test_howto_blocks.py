@@ -69,7 +69,7 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["explain.rst", "names.rst"])
+@pytest.mark.parametrize("page", ["explain.rst", "names.rst", "timm_and_transformers.rst"])
 def test_the_blocks_of_a_page_run(page, offline, monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = [{"image": Image.open("cat.jpg"), "label": 0}, {"image": Image.open("dog.jpg")}]
@@ -78,5 +78,30 @@ def test_the_blocks_of_a_page_run(page, offline, monkeypatch):
     scope: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
         code = block.replace("//data/my-vit", f"/{offline}/my-vit")
+        code = code.replace("google/vit-base-patch16-224", f"{offline}/my-vit")
         exec(compile(code, page, "exec"), scope)
     assert len(blocks(page)) >= 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_sides_of_other_libraries_agree(monkeypatch):
+    page = "from_other_libraries.rst"
+
+    def network(weights: object = None) -> nn.Module:
+        made = small_network()
+        with torch.no_grad():  # no map is blank, and no gradient near a peer's epsilon
+            made.fc.weight[3].abs_().mul_(1000)
+        return made
+
+    monkeypatch.setattr(torchvision.models, "resnet18", network)
+    scope: dict[str, object] = {"__name__": "page"}
+    first, *others = blocks(page)
+    exec(compile(first, page, "exec"), scope)
+    agree, compared = scope["agree"], []
+    scope["agree"] = lambda ours, theirs: compared.append(ours) or agree(ours, theirs)
+    for block in others:
+        exec(compile(block, page, "exec"), scope)
+    assert len(compared) == 10  # three pairs in a loop
+    assert all(np.abs(maps).max(axis=(1, 2)).min() > 0.01 for maps in compared)
+    with pytest.raises(AssertionError):
+        agree(compared[0], compared[0] + 1e-3)
