@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import re
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
-from test_documentation import DOCS, blocks
+from PIL import Image
+from small_networks import SmallNet
+from test_documentation import DOCS, ROOT, blocks
 
 
 def run(page: str, **changes: str) -> dict[str, Any]:
@@ -40,3 +46,46 @@ def test_the_page_of_tasks_runs():
 
 def test_a_warning_is_turned_off():
     run("howto/troubleshooting.rst")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_first_five_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (12, 24, 24, 3), np.uint8)
+    for i, pixels in enumerate(X):
+        folder = tmp_path / "birds" / "train" / ("robin", "wren")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    photographs = [
+        Image.fromarray(pixels) for pixels in rng.integers(0, 256, (1, 50, 60, 3), np.uint8)
+    ]
+    y = np.array(["robin", "wren"] * 6)
+    scope: dict[str, Any] = {"X_train": X, "y_train": y, "X_test": X, "y_test": y}
+    scope |= {"photographs": photographs, "SmallNet": SmallNet}
+    trained = '"efficientnet_lite0", weights="DEFAULT", lr=0.01, max_epochs=10'
+    cheap = {
+        'method="scorecam"': 'method="layercam"',
+        trained: "SmallNet, image_size=24, batch_size=6, verbose=0, max_epochs=1",
+        'load("birds.sklcam")': 'load("birds.sklcam", objects={"SmallNet": SmallNet})',
+    }
+    for block in blocks(ROOT / "README.md")[:5]:
+        for old, new in cheap.items():
+            block = block.replace(old, new)
+        exec(compile(block, "README.md", "exec"), scope)
+    assert scope["clf"].classes_.tolist() == ["robin", "wren"]
+    assert {"report.html", "birds.sklcam"} < {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_claims_that_the_readme_counts():
+    with (DOCS / "explanation/claims.csv").open() as file:
+        verdicts = Counter(row["verdict"].split(" from ")[0] for row in csv.DictReader(file))
+    held, failed = verdicts["holds"], verdicts["does not hold"]
+    counted = re.search(
+        r"Of (\d+) claims .* (\d+)\s+hold, (\d+) do not, and (\d+)",
+        (ROOT / "README.md").read_text(),
+    )
+    total = verdicts.total()
+    assert [int(n) for n in counted.groups()] == [total, held, failed, total - held - failed]
