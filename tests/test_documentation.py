@@ -33,8 +33,9 @@ every_text = pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.re
 
 def names_of_modules():
     """Yield each module's name with each of those in its ``__all__``."""
-    modules = [module.name for module in pkgutil.iter_modules(sklcam.__path__, "sklcam.")]
-    for module in ["sklcam", *modules]:
+    modules = [module.name for module in pkgutil.iter_modules(sklcam.__path__)]
+    public = [f"sklcam.{name}" for name in modules if not name.startswith("_")]
+    for module in ["sklcam", *public]:
         for name in getattr(importlib.import_module(module), "__all__", ()):
             yield module, name
 

@@ -16,8 +16,8 @@ ROOM = Path(sklcam.__file__).parent
 # Warnings whose text is put together elsewhere, with the words of it that the page quotes.
 PUT_TOGETHER = {
     "cam/passes.py": "An earlier target layer may have some.",
-    "embeddings/explainer.py": "The network brings its embeddings to one length",
-    "explain/checks.py": "are blank: nothing speaks for what is explained.",
+    "embeddings/explainer.py": "The network normalises its embeddings to one length",
+    "explain/checks.py": "are blank: nothing in the image speaks for the target.",
     "training/collapse.py": "may weigh too much",
     "training/net.py": "has a single position for images of",
 }
