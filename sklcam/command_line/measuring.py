@@ -20,9 +20,19 @@ from sklcam.reporting import report
 
 def run(arguments: Namespace) -> Result:
     """Evaluate, or write a report."""
-    if arguments.out is not None and Path(arguments.out).exists() and not arguments.overwrite:
-        raise ValueError(f"--out {arguments.out} is there: give another name, or --overwrite.")
+    if arguments.out is not None:
+        _check_out(Path(arguments.out), overwrite=arguments.overwrite)
     return {"evaluate": _evaluate, "report": _report}[arguments.command](arguments)
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse now what could not be written after hours of work."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give the name of a file.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out} is in no folder that there is.")
+    if out.exists() and not overwrite:
+        raise ValueError(f"--out {out} is there: give another name, or --overwrite.")
 
 
 class _Question(NamedTuple):

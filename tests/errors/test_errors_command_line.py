@@ -49,6 +49,8 @@ FILES: dict[str, list[Row]] = {
         ("not empty", lambda f: called(f, out=str(f)), "is there, and not empty: .* --overwrite"),
         ("within", lambda f: called(f, out=str(f / "photos/o")), "would be images to explain"),
         ("a page", lambda f: called(f, "report", out=with_page(f)), "is there: .* --overwrite"),
+        ("a folder", lambda f: called(f, "evaluate", out=str(f)), "is a folder; give the name of"),
+        ("nowhere", lambda f: called(f, "evaluate", out=str(f / "a/b")), "in no folder that there"),
         ("some", lambda f: called(f, "evaluate", method="gradcam,x"), "no method 'x'"),
     ],
 }  # fmt: skip
