@@ -68,7 +68,8 @@ maps = {
 }
 
 # %%
-# A display puts them all in a row; on axes of our own they go into several.
+# A display puts them all in a row; on axes of our own they go into several. Maps of single pixels
+# are drawn by themselves, as a few pixels outshine all others.
 #
 # Most of them agree. SS-CAM of two samples is mostly its noise, and the counterfactual map shows
 # what speaks against the coffee. Gradients at the pixels (saliency, guided backpropagation,
@@ -78,8 +79,10 @@ maps = {
 figure, axes = plt.subplots(6, 5, figsize=(14, 9.5), layout="constrained")
 for place in axes.flat[1 + len(methods) :]:
     place.set_axis_off()
+at_pixels = ("deconvnet", "guidedbackprop", "guidedgradcam", "saliency")
+drawn_on = axes.flat[: 1 + len(methods)]
 CAMDisplay.from_predictions(
-    picture[None], maps, ax=axes.flat[: 1 + len(methods)], cmap="magma", alpha=0.75, colorbar=False
+    picture[None], maps, pixelwise=at_pixels, ax=drawn_on, cmap="magma", colorbar=False
 )
 axes.flat[0].set_title("why “espresso”?")  # which the network need not predict for such a picture
 

@@ -124,7 +124,7 @@ print(f"share of {len(shares)} maps in the half that both have: {np.nanmean(shar
 # Both sides
 # ----------
 #
-# Of each pair the query is above, its neighbour below. A neighbour is right if it shares a
+# Below each image is its map: where it is like the others. A neighbour is right if it shares a
 # photograph.
 
 RetrievalDisplay.from_predictions(

@@ -180,7 +180,13 @@ class CAMDisplay(Display):
 
     @classmethod
     def from_predictions(
-        cls, images: Any, maps: Any, *, titles: Sequence[Any] | None = None, **options: Any
+        cls,
+        images: Any,
+        maps: Any,
+        *,
+        titles: Sequence[Any] | None = None,
+        pixelwise: Collection[str] = (),
+        **options: Any,
     ) -> CAMDisplay:
         """Draw maps that are there already.
 
@@ -191,6 +197,8 @@ class CAMDisplay(Display):
         maps : array-like of shape (n_images, height, width), list of maps, or dict of names to them
         titles : sequence of length n_images or None, default=None
             The text over each image, such as its label.
+        pixelwise : collection of str, default=()
+            Which of ``maps`` are of single pixels: see the class.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -201,11 +209,17 @@ class CAMDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one map (height, width) and one title for each image.
+            If there is not one map (height, width) and one title for each image, or ``pixelwise``
+            names what ``maps`` do not.
         """
         cls._check(**options)
         named = {name: map_list(given) for name, given in named_values(maps, "map").items()}
-        display = cls(images=pictures_of(images), maps=named, image_titles=as_text(titles))
+        display = cls(
+            images=pictures_of(images),
+            maps=named,
+            image_titles=as_text(titles),
+            pixelwise=pixelwise,
+        )
         return display.plot(**options)
 
     def plot(
@@ -246,11 +260,13 @@ class CAMDisplay(Display):
         Raises
         ------
         ValueError
-            If there is not one map (height, width) and one title for each image, or a new
-            figure would have over 100 rows.
+            If there is not one map (height, width) and one title for each image, ``pixelwise``
+            names what ``maps`` do not, or a new figure would have over 100 rows.
         """
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         check_maps(self.maps, len(self.images))
+        for name in self.pixelwise:
+            check_option("Each of pixelwise", name, list(self.maps))
         check_titles(self.image_titles, len(self.images))
         painter = draw.MapPainter.of(self.maps, cmap, alpha, limits)
         columns = [(name, each) for name in self.maps for each in self._kinds(name, kind)]

@@ -219,6 +219,11 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: CAMDisplay.from_estimator(fitted(), X, frame="x"),
             "frame must be one of",
         ),
+        (
+            "pixels of none",
+            lambda: CAMDisplay.from_predictions(X[:2], MAPS, pixelwise=["saliency"]),
+            r"pixelwise must be one of \['map'\]",
+        ),
         ("len", lambda: CAMDisplay.from_predictions(X, MAPS), "2 maps 'map' for 12 images"),
         ("axes", lambda: CAMDisplay.from_predictions(X[:2], IMAGES), r"shape \(1, 12, 12\)"),
         (

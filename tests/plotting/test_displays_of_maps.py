@@ -146,7 +146,7 @@ def test_maps_of_single_pixels_are_drawn_by_themselves_up_to_a_percentile(fitted
     drawn = display.ims_[0, 3]
     end = np.percentile(display.maps["saliency"][0], 99)
     assert drawn.get_clim() == (0, pytest.approx(end)) and end < 1
-    blank = CAMDisplay(images=X[:1], maps={"a": np.zeros((1, 8, 8))}, pixelwise=["a"]).plot()
+    blank = CAMDisplay.from_predictions(X[:1], {"a": np.zeros((1, 8, 8))}, pixelwise=["a"])
     assert blank.ims_[0, 1].get_clim() == (0, 1)
 
 
