@@ -166,7 +166,7 @@ def test_the_package_installs_the_command():
 def test_commands_in_the_documentation_are_taken(page):
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"^ *sklcam ((?:explain|evaluate|report|info) .*)", text, re.MULTILINE)
-    assert len(lines) >= 3
+    assert lines
     for line in lines:
         arguments.parser().parse_args(shlex.split(line.split("|")[0], comments=True))
 
