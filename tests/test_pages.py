@@ -44,6 +44,24 @@ def test_the_page_of_tasks_runs():
     assert names["clf"].task_ == "regression"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_of_notebooks_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    monkeypatch.chdir(tmp_path)
+    few = {
+        "slice(0, 600), slice(600, 700)": "slice(0, 50), slice(600, 606)",
+        '"max_epochs": 8': '"max_epochs": 1, "verbose": 0',
+    }
+    names = run("howto/notebooks.rst", **few)
+    assert repr(names["digits"]).startswith(
+        "1797 images, array of shape (1797, 8, 8), float32; 10 classes: 0, 1, 2"
+    )
+    for shown in (names["result"], names["compare"](names["result"], names["other"])):
+        assert "<table>" in shown._repr_html_()
+    assert "srcdoc=" in names["Page"]("report.html")._repr_html_()
+
+
 def test_a_warning_is_turned_off():
     run("howto/troubleshooting.rst")
 
