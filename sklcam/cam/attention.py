@@ -378,8 +378,7 @@ def _by_first_rows(
     """Return what LeGrad makes of the tokens before the places, or None if others are read, too."""
     blocks = _blocks_of(recorded, record)
     *_, last = blocks
-    with torch.enable_grad():
-        tokens = [first.of(block.tokens) for block in blocks]
+    tokens = [block.tokens for block in blocks]
     # The head reads those of all layers at once, as if each were an image.
     stacked = torch.cat([each.detach() for each in tokens]).requires_grad_()
     images = torch.arange(recorded.n_images, device=stacked.device).repeat(len(blocks))
@@ -449,7 +448,7 @@ def _mean_over_layers(found: Iterable[Tensor]) -> Tensor:
 def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
     """Return what gives each layer's tokens; a ValueError if something does not."""
     shape = recorded.activations[0].shape
-    blocks = [block for block in record.blocks if block is not None and block.tokens.shape == shape]
+    blocks = [block for block in record.blocks if block is not None and block.shape == shape]
     if len(blocks) < len(record.blocks):
         raise _no_blocks(recorded)
     return blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import RLock, get_ident
 from typing import Any, ClassVar, Self
@@ -36,16 +36,20 @@ class Block:
     ----------
     output : object
         What it returned; a Tensor of tokens (n_images, n_tokens, K), or a tuple that begins so.
+        Where there is a graph of the first tokens alone, they are all that is kept.
+    shape : tuple of int
+        That of all tokens.
     trunk : Trunk
         What had been run when it began.
     """
 
     output: Any
+    shape: tuple[int, ...]
     trunk: Trunk
 
     @property
     def tokens(self) -> Tensor:
-        """What the block made of each token."""
+        """What the block made of each token that is kept."""
         return _first(self.output)
 
     def like(self, tokens: Tensor) -> Any:
@@ -321,6 +325,16 @@ class AttentionRecord(TorchFunctionMode):
         torch.einsum: _einsum,
     }
 
+    def _block(self, output: Any, trunk: Trunk) -> Block | None:
+        tokens = _first(output)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+            return None
+        block = Block(output, tuple(tokens.shape), trunk)
+        if self.first_rows is None:
+            return block
+        with torch.enable_grad():
+            return replace(block, output=block.like(self.first_rows.of(tokens)))
+
     @contextmanager
     def around(self, network: nn.Module, n_prefix: int = 0) -> Iterator[None]:
         """Note, in passes of the block, which modules' runs lie around each run of attention.
@@ -350,12 +364,14 @@ class AttentionRecord(TorchFunctionMode):
                 return
             start, n_before, trunk = running.pop()
             del finished[start:]  # what ran inside it
-            finished.append((part, output))
-            tokens = _first(output)
-            is_alone = len(self.shapes) == n_before + 1
+            n_within = len(self.shapes) - n_before
+            if self.first_rows is None or not self.shapes:
+                finished.append((part, output))
+            elif n_within:  # the rest need not be kept, nor what no head may read beside the last
+                finished.append((part, _unreadable(output)))
             # The outermost is the last to end.
-            if is_alone and isinstance(tokens, Tensor) and tokens.ndim == 3:
-                self.blocks[n_before] = Block(output, trunk)
+            if n_within == 1:
+                self.blocks[n_before] = self._block(output, trunk) or self.blocks[n_before]
 
         with ExitStack() as stack:
             stack.enter_context(self.first_rows or nullcontext())
@@ -430,6 +446,15 @@ def _is_attention(operator: str) -> bool:
 
 def _as_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else [value]
+
+
+def _unreadable(output: Any) -> Any:
+    """Return NaN of an output's shape, which takes no memory: it shows in whatever reads it."""
+    if isinstance(output, tuple | list) and type(output) in (tuple, list):
+        return type(output)(map(_unreadable, output))
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return output
+    return output.new_full((), torch.nan).expand(output.shape)
 
 
 def _first(output: Any) -> Any:

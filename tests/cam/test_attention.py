@@ -477,7 +477,7 @@ def test_checkpoints(name):
 
 def legrad_of(network, images=IMAGES):
     labels = network(images).argmax(dim=1, keepdim=True).tolist()
-    return raw(LeGrad(), network, target=torch.tensor(labels)), labels
+    return raw(LeGrad(), network, images, torch.tensor(labels)), labels
 
 
 class Counting(nn.Module):
@@ -565,6 +565,41 @@ def test_a_head_that_knows_how_many_tokens_there_are():
     network = Knowing().double().eval()
     maps, labels = legrad_of(network)
     assert_by_hand(maps, network, legrad_by_hand, labels)
+
+
+def test_outputs_of_layers_are_not_kept():
+    network, made = vit(), []
+    for block in network.blocks[:-1]:
+        for part in (block, block.mlp, *block.mlp):
+            part.register_forward_hook(lambda *run: made.append(weakref.ref(run[-1])))
+    method = LeGrad()
+    recorded = RecordedPass(
+        network, [layer_of(network)], IMAGES, graph=method.graph, rule=method.rule()
+    )
+    assert len(made) == 10 and not any(each() is not None for each in made)
+    labels = recorded.output.argmax(dim=1, keepdim=True).tolist()
+    assert_by_hand(method.explain(recorded)[0].detach(), vit(), legrad_by_hand, labels)
+
+
+class LookingBack(Vit):
+    """The head looks at an earlier layer as well, without a gradient."""
+
+    def forward(self, x):
+        x = self.tokens(x)
+        self.outputs = [x := block(x) for block in self.blocks]
+        return self.tail(x * self.factors())
+
+    def factors(self):
+        return self.outputs[0][:, :1].detach().tanh()
+
+
+def test_a_head_that_looks_at_an_earlier_layer_without_a_gradient():
+    network = LookingBack().double().eval()
+    maps, ((label,),) = legrad_of(network, IMAGES[:1])
+    network(IMAGES[:1])
+    factors, tail = network.factors(), network.tail
+    network.tail = lambda tokens: tail(tokens * factors)
+    assert_by_hand(maps, network, legrad_by_hand, [[label]], IMAGES[:1])
 
 
 class PastTheBlocks(Vit):
