@@ -1,4 +1,4 @@
-"""How good explanations are, in numbers: pure functions, ``evaluate``, and scorers."""
+"""Measures of how good explanations are: pure functions, ``evaluate``, and scorers."""
 
 from __future__ import annotations
 

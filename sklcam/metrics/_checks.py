@@ -1,4 +1,4 @@
-"""Whether an evaluation can be made of what is given: all that is checked before any work."""
+"""Checks before any work: whether an evaluation is possible with what is given."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_asked(
     metric_params: Params | None,
     batch_size: int | None,
 ) -> None:
-    """Raise a ValueError for what can be told to be wrong without the estimator."""
+    """Raise a ValueError for mistakes that show without the estimator."""
     check_objects(metrics, given)
     if (isinstance(target, Target) and target.several) or (
         not callable(target) and np.ndim(target) == 2
@@ -70,12 +70,12 @@ def check_measurable(
     *,
     has_score: bool,
 ) -> None:
-    """Raise a ValueError if these images, explained by this estimator, cannot be measured so."""
+    """Raise a ValueError if the metrics cannot be computed for these images and this estimator."""
     task, classes = explainer.adapter.task, explainer.classes_
     if question.ragged:
         raise ValueError(
-            "evaluate measures one map per image; give target=Box(boxes, labels) with one box for "
-            "each, or one word of each text, or the text as a whole."
+            "evaluate measures one map per image; give target=Box(boxes, labels) with one box "
+            "for each, or explain one word of each text, or the text as a whole."
         )
     check_predicts(metrics, task)
     check_places(metrics, question)

@@ -1,6 +1,6 @@
-"""What is known of images: their labels, where their objects are, and maps to compare with.
+"""Annotations of images: their labels, where their objects are, and maps to compare with.
 
-Boxes and masks of an image are of one class, or, in a mapping by label, of several.
+Boxes and masks of an image belong to one class or, in a mapping by label, to several.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PerImage = Sequence[Any] | None
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """What is known of images.
+    """Annotations of images.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Annotations:
     references: PerImage = None
 
     def take(self, rows: slice) -> Annotations:
-        """Return the annotations of some of the images; nothing is read of what is lazy."""
+        """Return the annotations of some of the images, without reading lazy ones."""
         labels = None if self.labels is None else self.labels[rows]
         others = (self.boxes, self.masks, self.references)
         return Annotations(
@@ -49,7 +49,7 @@ class Annotations:
 
 
 class _LazyRows(Sequence[Any]):
-    """Some rows of what need not know slices, such as a list that reads file after file."""
+    """Some rows of a sequence that may not support slices, such as one that reads files lazily."""
 
     def __init__(self, entries: Sequence[Any], rows: range):
         self._entries, self._rows = entries, rows
@@ -68,7 +68,7 @@ def _rows(entries: Sequence[Any], rows: slice) -> Sequence[Any]:
 
 
 class LazyTensors(Sequence[Tensor]):
-    """Tensors that are made when they are asked for: a batch of large images would not fit."""
+    """Tensors that are made on request: a batch of large images would not fit."""
 
     def __init__(self, make: Callable[[int], Tensor], length: int):
         self._make, self._length = make, length
@@ -91,16 +91,16 @@ def is_by_class(entries: PerImage) -> bool:
 
 
 def of_class(entry: Any, label: Any, own: Any, empty: Any) -> Any:
-    """Return what an image's entry has of a class.
+    """Return the part of an image's entry that belongs to a class.
 
     Parameters
     ----------
     entry : boxes or mask, or mapping of labels to them
     label : label
     own : label
-        Of which class what is not given by class is.
+        The class of an entry that is not given by class.
     empty : Any
-        What is returned of a class that is not there.
+        What to return for a class that is not there.
     """
     if isinstance(entry, Mapping):
         return entry.get(label, empty)
@@ -111,7 +111,7 @@ def of_class(entry: Any, label: Any, own: Any, empty: Any) -> Any:
 
 
 def check_lengths(annotations: Annotations, n_images: int) -> None:
-    """Raise a ValueError unless there are annotations of each image, where there are any."""
+    """Raise a ValueError unless each annotation given has an entry for each image."""
     for field, values in vars(annotations).items():
         name = "y" if field == "labels" else field
         if values is None:
@@ -126,7 +126,7 @@ def check_lengths(annotations: Annotations, n_images: int) -> None:
 
 
 def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[Any] | None:
-    """Return boxes of each image on the host; a ValueError, which names the image, for others."""
+    """Return each image's boxes on the host; a ValueError that names the image otherwise."""
     if boxes is None:
         return None
     checked: list[Any] = []
@@ -135,7 +135,7 @@ def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[An
         if by_class != isinstance(entry, Mapping):
             raise ValueError(
                 f"boxes[{i}] is {describe(entry)}, and boxes[0] {describe(boxes[0])}: give the "
-                "boxes of all images by class, in dicts, or of none."
+                "boxes by class, in dicts, for all images or for none."
             )
         try:
             if by_class:
@@ -151,8 +151,8 @@ def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[An
     corners = torch.cat([torch.zeros(4), *(each.flatten() for each in _all_of(checked))])
     if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
         raise ValueError(
-            "All boxes are within [0, 1], and would cover a pixel at most: they must be in pixels "
-            "of each image, not in shares of its width and height."
+            "All boxes are within [0, 1], and would cover at most a pixel: they must be in "
+            "pixels of each image, not in shares of its width and height."
         )
     return checked
 
@@ -163,7 +163,7 @@ def _all_of(entries: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _check_known(labels: set[Any], classes: np.ndarray | None) -> None:
-    """Raise a ValueError if no label is a class, as if labels were written in another way."""
+    """Raise a ValueError if no label is a class: labels may be written differently."""
     known = [] if classes is None else np.asarray(classes).tolist()
     if labels and not labels.intersection(known):
         raise ValueError(
@@ -174,7 +174,7 @@ def _check_known(labels: set[Any], classes: np.ndarray | None) -> None:
 
 
 def as_reference(reference: Any, row: int, n_axes: int) -> Tensor:
-    """Return a reference map as a tensor; a ValueError, which names the image, for others.
+    """Return a reference map as a tensor; a ValueError that names the image otherwise.
 
     Its image has so many axes: 2, or 3 if it is a volume.
     """
@@ -198,9 +198,9 @@ def check_references(references: PerImage, n_axes: int) -> None:
 
 
 def check_covers(reference: Tensor, size: tuple[int, ...], row: int) -> None:
-    """Raise a ValueError unless a reference may be of the whole image, and not lie on its side."""
-    # A square grid, or a cube, may be of any image, as the attention of a network is; otherwise the
-    # proportions are those of the image, to within a pixel of the shorter of two sides.
+    """Raise a ValueError unless a reference can be of the whole image, and not lie on its side."""
+    # A square grid, or a cube, fits any image, as a network's attention does; otherwise the
+    # proportions must be the image's, to within a pixel of the shorter of two sides.
     sides = [*zip(reference.shape, size, strict=True)]
     is_alike = all(
         abs(own * other_size - other * own_size) <= max(own_size, other_size)

@@ -1,8 +1,8 @@
-"""Insertion and deletion: what the network says as pixels come and go by their saliency.
+"""Insertion and deletion: the network's score as pixels come and go by their saliency.
 
 A ``score`` is a callable that runs the network on images (m, channels, height, width), of which row
-i belongs to image ``rows[i]`` of the batch. It returns the score of what is explained for each, of
-shape (m,), in [0, 1]. The map of an image may have NaN, and then its scores are NaN.
+i belongs to image ``rows[i]`` of the batch. It returns each image's score of the target, of shape
+(m,), in [0, 1]. If the map of an image has NaN, its scores are NaN.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def blur(images: Tensor) -> Tensor:
     """Blur images as the authors of insertion do: insertion starts from blurred images.
 
     The kernel of 11 x 11 is the response of ``scipy.ndimage.gaussian_filter``, with a sigma of 5,
-    to a single bright pixel in the middle. Images are padded with zeros. That of volumes is of
-    11 x 11 x 11, made in the same way.
+    to a single bright pixel in the middle. Images are padded with zeros. The kernel for volumes has
+    11 x 11 x 11 voxels and is made in the same way.
 
     Parameters
     ----------
     images : Tensor of shape (n_images, channels, height, width)
-        Or of volumes, (n_images, channels, depth, height, width).
+        Or volumes, (n_images, channels, depth, height, width).
 
     Returns
     -------
@@ -146,22 +146,22 @@ def causal_curves(
     full: Tensor | None = None,
     batch_size: int | None = None,
 ) -> CausalCurves:
-    """Insert, and delete, pixels in the order of their saliency, and follow the score.
+    """Insert and delete pixels in the order of their saliency, and record the score.
 
     Parameters
     ----------
     score : callable
         Takes images (m, channels, height, width) and rows (m,): the image of the batch that each of
-        them was made from. Returns the scores (m,) of what is explained, in [0, 1].
+        them was made from. Returns the scores (m,) of the target, in [0, 1].
     images : Tensor of shape (n_images, channels, height, width)
         The network's input; or volumes, with an axis of their depth before the height.
     maps : Tensor of shape (n_images, height, width)
-        With the depth, of volumes. Tied pixels keep their raster order. The scores of an image
+        For volumes, with the depth. Tied pixels keep their raster order. The scores of an image
         whose map has NaN are NaN.
     n_steps : int, default=56
-        Steps from none to all pixels, as equal as can be. The authors take 224 of images of 224 x
-        224; with a quarter of them, areas under the curve differ by 0.001 in the mean of their
-        absolute values.
+        Steps from none to all pixels, as equal as possible. The authors take 224 steps for 224 x
+        224 pixels; with a quarter of them, areas under the curve differ by 0.001 on average (mean
+        absolute difference).
     start : Tensor of the images' shape, callable or None, default=None
         The images that insertion starts from, or a function that makes them from the images; None
         is :func:`blur`.
@@ -169,16 +169,17 @@ def causal_curves(
         The images that deletion ends at, or a function that makes them from the images; None is
         ``torch.zeros_like``.
     full : Tensor of shape (n_images,) or None, default=None
-        The score of the images themselves, if it is known, which saves a pass.
+        The score of the images themselves, if known; it saves a pass.
     batch_size : int or None, default=None
-        Most images that go through the network at a time, across images and steps. None is 10 of
-        224 x 224 pixels on a CPU, whose caches hold no more, 83 elsewhere, and more of smaller
-        ones.
+        The largest number of images to run at a time, across images and steps. For 224 x 224
+        pixels, None is 10 on a CPU, whose caches hold no more, and 83 elsewhere; for smaller images
+        it is more.
 
     Returns
     -------
     CausalCurves
-        From 2 ``n_steps`` + 1 images through the network for each image, or one less with ``full``.
+        They take 2 ``n_steps`` + 1 images through the network for each image, or one less with
+        ``full``.
 
     Raises
     ------
@@ -353,7 +354,7 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
 def cover(
     images: Tensor, maps: Tensor, *, share: float = 0.2, base: Base = blur
 ) -> tuple[Tensor, Tensor]:
-    """Cover what maps mark the most, to ask what the network says without it.
+    """Cover what maps mark most strongly, to see what the network says without it.
 
     Parameters
     ----------
@@ -362,16 +363,16 @@ def cover(
     maps : Tensor of shape (n_images, height, width), or (n_images, depth, height, width)
     share : float, default=0.2
         The share of an image's pixels that are covered, those with the highest values. Pixels at
-        the map's minimum are not marked, so that a map may mark fewer, and a blank one none.
+        the map's minimum are not marked, so a map may mark fewer, and a blank one none.
     base : Tensor of the images' shape or callable, default=:func:`blur`
-        What is shown in their place, or what makes it from the images. ``torch.zeros_like`` is the
-        mean colour of images that are normalised.
+        What to show in their place, or a function that makes it from the images.
+        ``torch.zeros_like`` is the mean colour of normalised images.
 
     Returns
     -------
     covered : Tensor of the images' shape
     marked : Tensor of the maps' shape, bool
-        Which pixels are covered. None of an image whose map has NaN.
+        Which pixels are covered; none in an image whose map has NaN.
 
     Raises
     ------
@@ -409,7 +410,7 @@ def _check_curves(curves: object, name: str) -> None:
 
 
 class PixelSweep:
-    """Runs of the images of a batch with ever more of their pixels, the most salient first.
+    """Runs a batch with more and more of its images' pixels, the most salient first.
 
     Insertion and deletion share the order of the pixels, and the images' own score.
 

@@ -1,6 +1,6 @@
-"""ADCC, ARCC and what they are made of: how much confidence a map keeps, and what it takes for it.
+"""ADCC, ARCC and their terms: how much confidence a map keeps, and how much map that takes.
 
-Coherency, which is of two maps, is in :mod:`sklcam.metrics.consistency`.
+Coherency, which compares two maps, is in :mod:`sklcam.metrics.consistency`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def complexity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width), in [0, 1]
-        Scaled, as ADCC has it: it is what the image is multiplied with.
+        Scaled, as in ADCC: the image is multiplied by this map.
     spatial_dims : {2, 3}, default=2
         How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
@@ -129,14 +129,13 @@ def sparsity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own: it makes no difference what they are multiplied with, but it does if their
-        minimum is taken away.
+        The method's own maps: a factor makes no difference, but subtracting their minimum does.
     spatial_dims : {2, 3}, default=2
         How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
     Returns
     -------
-    Tensor of shape (n_images,), in [0, 1); higher is sparser. 0 for an even map, and for a map of
+    Tensor of shape (n_images,), in [0, 1); higher is sparser. 0 for a uniform map, and for a map of
     zeros.
 
     Raises
@@ -165,7 +164,7 @@ def sparsity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
 
 
 def lp_norm(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tensor:
-    r""":math:`L_p` norm of each map, as training may keep it small.
+    r""":math:`L_p` norm of each map, which training may keep small.
 
     Parameters
     ----------
@@ -214,8 +213,8 @@ def adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
     Parameters
     ----------
     coherency, complexity, average_drop : Tensor of shape (n_images,), in [0, 1]
-        The values of the functions of these names; or their means over a data set, which the
-        paper's tables are made of.
+        The values of the functions with these names, or their means over a data set, as in the
+        paper's tables.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Whether two maps agree: of an image and its view, of what the map shows, or of two methods."""
+"""Whether two maps agree: of an image and its view, of an image and its part, or of two methods."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def ssim_consistency(
 
     Notes
     -----
-    The SSIM of two empty maps is 1, so that a network without explanations would win. An image
-    therefore counts as 0 where either map is constant, on what is compared.
+    The SSIM of two empty maps is 1, so a network without explanations would win. An image therefore
+    counts as 0 if either map is constant on the compared pixels.
 
     References
     ----------
@@ -103,10 +103,10 @@ def structural_similarity(
         At least 11 pixels a side, the size of the window, which is a cube for volumes. The mean is
         over the windows that lie inside the map, as in scikit-image.
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
-        Which pixels count: the mean is over the windows of valid pixels alone. None is all.
+        Which pixels count: the mean is over windows of valid pixels only. None is all.
     window : odd int or None, default=None
-        Side of a square window, or a cube, that weighs its pixels alike, with the covariances of a
-        sample, as scikit-image has it by default. None is the Gaussian of Wang et al.
+        Side of a square window, or a cube, with equal weights and sample covariances, as is
+        scikit-image's default. None is the Gaussian of Wang et al.
     spatial_dims : {2, 3}, default=2
         How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 
@@ -118,7 +118,7 @@ def structural_similarity(
     Raises
     ------
     ValueError
-        If the maps are smaller than the window, or not of one shape; if ``valid`` is not bool, and
+        If the maps are smaller than the window, or differ in shape; if ``valid`` is not bool or not
         of their shape; or if ``window`` is not an odd int over 1.
 
     References
@@ -261,7 +261,7 @@ def _made_once(size: int, device: torch.device, dtype: torch.dtype, window: int 
 
 
 def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) -> Tensor:
-    r"""Whether a map stays what it is when the image is reduced to what it shows.
+    r"""Whether a map stays the same when the image is reduced to what the map shows.
 
     .. math:: \frac{1}{2}\Big(1 + \frac{\mathrm{Cov}(M', M)}{\sigma_{M'}\, \sigma_M}\Big), \qquad
               M' = \mathrm{CAM}(x \odot M)
@@ -275,8 +275,8 @@ def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) ->
 
     Returns
     -------
-    Tensor of shape (n_images,), in [0, 1]; higher is better. 0 where one of the maps is constant:
-    a constant has no correlation with anything.
+    Tensor of shape (n_images,), in [0, 1]; higher is better. 0 if one of the maps is constant: a
+    constant has no correlation with anything.
 
     Raises
     ------
@@ -326,10 +326,11 @@ def rank_correlation(
     Parameters
     ----------
     maps, references : Tensor of shape (n_images, height, width)
-        Such as Grad-CAM's, and occlusion's or those of where people look.
+        Such as Grad-CAM's, and occlusion's or human attention maps.
     cell : int, default=1
         Side of the squares, or cubes, over which both are averaged first. A reference may be
-        constant over squares, as an occlusion map is over its stride; such ties say nothing.
+        constant over squares, as an occlusion map is over its stride; such ties carry no
+        information.
     spatial_dims : {2, 3}, default=2
         How many sides a map has: 3 of volumes, (n_images, depth, height, width).
 

@@ -1,7 +1,8 @@
-"""COSE: whether maps stay while the prediction stays right, and change where it goes wrong.
+"""COSE: whether maps stay while the prediction stays right, and change when it goes wrong.
 
-Images are transformed, and the maps of what becomes of them brought back and compared. Of networks
-that know less, one with random weights and a user's own checkpoints, the maps should differ.
+Images are transformed, and the maps of the transformed images are brought back and compared.
+Networks that know less, one with random weights and a user's own checkpoints, should have different
+maps.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def cose(consistency: Tensor, sensitivity: Tensor) -> Tensor:
 
     .. math:: \mathrm{COSE} = \sqrt{C\,S}
 
-    By the name ``"cose"``, :func:`evaluate` transforms images, measures both and takes it of their
-    averages over the images. Only images that are predicted right are looked at. C is the mean SSIM
-    of an image's map and the maps of its transformed versions that are still predicted right, each
-    brought back to where the image is, on the pixels that both show. S is 1 minus the mean SSIM
-    with the maps of what is predicted wrong: of transformed versions, and of the image itself by a
-    network with random weights or by a checkpoint of training.
+    Under the name ``"cose"``, :func:`evaluate` transforms images, measures both and combines their
+    averages over the images. Only correctly predicted images count. C is the mean SSIM of an
+    image's map and the maps of its transformed versions that are still predicted right, each
+    brought back to the image's frame, on the pixels that both show. S is 1 minus the mean SSIM with
+    the maps of wrong predictions: of transformed versions, and of the image itself by a network
+    with random weights or by a checkpoint of training.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def cose(consistency: Tensor, sensitivity: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_images,); higher is better. 0 where the consistency is negative, NaN where
-    either is.
+    either is NaN.
 
     Raises
     ------
@@ -86,15 +87,16 @@ def cose(consistency: Tensor, sensitivity: Tensor) -> Tensor:
       "FlipUD", "AutoContrast", "Equalize", "Blur" and "Smooth", as PIL has them;
     - ``n_magnitudes``, 6: how many of 60 magnitudes, half of them negative, are drawn for each
       image and each of the first seven;
-    - ``randomized``, True: whether a copy of the network with random weights is asked as well;
+    - ``randomized``, True: whether to compare with a copy of the network with random weights as
+      well;
     - ``checkpoints``, (): state dicts of the same network, or files that ``torch.save`` wrote of
       them.
 
-    As in the authors' code, what lies outside of an image is black, the similarity is SSIM in
-    windows of 5 x 5 pixels, and what is explained of a transformed image is its own prediction.
-    There, all pairs of an image and a transformation count alike; here, all images do. Angles are
-    interpolated bilinearly, and a map that is constant counts as 0 for consistency, so that a
-    network without explanations does not win. Colour is left alone in grey images.
+    As in the authors' code, pixels outside an image are black, the similarity is SSIM in windows of
+    5 x 5 pixels, and a transformed image is explained for its own prediction. There, all pairs of
+    an image and a transformation count equally; here, all images do. Rotations are interpolated
+    bilinearly, and a constant map counts as 0 for consistency, so that a network without
+    explanations does not win. Colour is left alone in grey images.
 
     Examples
     --------
@@ -218,8 +220,8 @@ def randomized(network: nn.Module, seed: int) -> nn.Module:
     Returns
     -------
     nn.Module
-        Layers are initialised by their own ``reset_parameters``. A parameter that none has changed
-        is drawn from a normal distribution of its mean and deviation.
+        Layers are initialised by their own ``reset_parameters``. A parameter that this leaves
+        unchanged is drawn from a normal distribution with its mean and deviation.
 
     Raises
     ------
@@ -238,8 +240,8 @@ def randomized(network: nn.Module, seed: int) -> nn.Module:
                 reset()
             except Exception as error:  # of a user's own layer
                 raise ValueError(
-                    f"{type(module).__name__}.reset_parameters makes a layer random, and fails "
-                    f"when it is called without arguments: {type(error).__name__}: {error}"
+                    f"{type(module).__name__}.reset_parameters should make a layer random, but "
+                    f"fails when it is called without arguments: {type(error).__name__}: {error}"
                 ) from error
         for name, parameter in found.named_parameters():
             if torch.equal(parameter, trained[name]) and parameter.is_floating_point():

@@ -1,7 +1,7 @@
-"""All numbers of an explainer in one pass over the images.
+"""All metrics of an explainer in one pass over the images.
 
 Everything is checked before any work. Then batch after batch goes through the metrics, in one
-process or several, and nothing of a batch is kept but one value per image and metric.
+process or several, and only one value per image and metric is kept of a batch.
 """
 
 from __future__ import annotations
@@ -122,42 +122,44 @@ def evaluate(
     ----------
     estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or nn.Module
         Fitted. A module is explained by a :class:`~sklcam.CAMExplainer` with its defaults. It may
-        be inside a search, a ``FrozenEstimator`` or a ``Pipeline``; of a pipeline, the last step
-        explains what the earlier ones make of X, in whose pixels boxes and masks are.
+        be inside a search, a ``FrozenEstimator`` or a ``Pipeline``; in a pipeline, the last step
+        explains the output of the earlier ones, and boxes and masks are in the pixels of that
+        output.
     X : images
         In any form that the estimator takes. Each image is read once.
     y : array-like of shape (n_images,) or (n_images, n_classes), label sets, or None, default=None
-        True labels, for ``"accuracy"``. Of several an image, a table of 0 and 1, or a set of labels
-        for each. None takes those of X, if it is a data set that knows its own.
+        True labels, for ``"accuracy"``. For several labels per image, a table of 0 and 1, or a set
+        of labels for each. None takes those of X, if it is a data set with labels.
     metrics : str, Metric or sequence of them
         Names of registered metrics, see :func:`available`, or metrics of your own, see
         :class:`Metric`. ``"adcc"`` brings its three terms along.
     method : str, Method, list of them, dict of names to them, or None, default=None
-        The explanation; None is the estimator's own. Several share what they can: each image is
-        read once, and one forward pass makes all of their maps.
+        The explanation; None is the estimator's own. Several methods share what they can: each
+        image is read once, and one forward pass makes all of their maps.
     target : None, labels, Target or callable, default=None
         The class to explain, or another target, one per image: see the estimator's ``explain``.
         ``"localization_accuracy"`` is GT-known localisation with ``target=y``. With None, the
-        predicted class, and ``y`` it is top-1 localisation: the class must be right, too; of
-        several labels an image, that which is explained must be one of them.
+        predicted class, and ``y``, it is top-1 localisation: the class must be right, too; with
+        several labels per image, the explained one must be among them.
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
-        The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself. They are of
-        one class, the image's label; where an image has objects of several classes, a mapping of
-        labels to their boxes. What explains one class then looks at the boxes of that class.
+        The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself. They belong
+        to one class, the image's label; for objects of several classes, give a mapping of labels to
+        their boxes, of which those of the explained class are used.
     masks : sequence of array-like of shape (height, width) or None, default=None
         The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
-        [0, 1]; or mappings of labels to them. They go before boxes, but for metrics of boxes.
+        [0, 1]; or mappings of labels to them. They take precedence over boxes, except in metrics of
+        boxes.
     references : sequence of array-like of shape (height, width) or None, default=None
-        A map for each image, for ``"reference_correlation"``: where people look, or a mask; of
-        volumes (depth, height, width). At any size that covers the image, in its proportions or as
-        a square or a cube. A list of your own may read each of them from its file when it is asked
-        for.
+        A map for each image, for ``"reference_correlation"``: where people look, or a mask; for
+        volumes (depth, height, width). It may have any size that covers the image, in its
+        proportions or as a square or a cube. Your own sequence may read each from its file on
+        request.
     groups : array-like of shape (n_images,), mapping of str to these, or None, default=None
         The group of each image, such as the camera it was taken with; or several groupings, by
-        name. :meth:`Evaluation.by_group` has each number by group, and the largest gaps.
+        name. :meth:`Evaluation.by_group` has each metric by group, and the largest gaps.
     score : callable or None, default=None
         Turns the network's own output into one score in [0, 1] per image. The metrics of confidence
-        need it where the target is not a class, and for a regression.
+        need it if the target is not a class, and for a regression.
     metric_params : mapping of str to mapping, or None
         Options by metric, such as ``{"iauc": {"n_steps": 56, "relu": False}}``: ``n_steps``,
         ``start`` and ``end`` of :func:`causal_curves`, and ``relu`` of their maps; ``noise`` and
@@ -169,22 +171,22 @@ def evaluate(
         ``"dauc"`` share their curves: an option given to one of them holds for both. ``start`` and
         ``end`` are functions of a batch of images.
     batch_size : int or None, default=None
-        Most changed images that go through the network at a time. None is 10 of 224 x 224 pixels
-        on a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of changed images to run at a time. For 224 x 224 pixels, None is 10 on a
+        CPU, whose caches hold no more, and 83 elsewhere; for smaller images it is more.
     n_jobs : int or None, default=None
-        Processes that share the images, as joblib counts them; the numbers are the same. It pays
-        on many cores, for many images: each process gets a copy of the network.
+        Processes that share the images, as joblib counts them; the numbers are the same. This pays
+        off on many cores and for many images: each process gets a copy of the network.
     num_workers : int or None, default=None
         How many processes read, decode and resize images ahead, for each of those; None is as many
         as the explainer has.
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
     store : str, path or None, default=None
-        A folder that keeps the values of each batch. Killed at any time, the same call goes on
-        with the first batch that is not there, and ends with the same numbers. What differs on
-        which values depend is an error.
+        A folder that keeps the values of each batch. If it is killed at any time, the same call
+        resumes at the first missing batch and ends with the same numbers. It is an error if
+        anything that the values depend on has changed.
     shard : (index, count) or None, default=None
-        Which of several processes this one is, as in ``(0, 8)``, that share a ``store``. Each
+        Which of several processes with a shared ``store`` this is, such as ``(0, 8)``. Each
         measures its share, waits for the others, and returns the values of all images.
     progress : bool, default=True
         Whether a bar is shown.
@@ -201,13 +203,14 @@ def evaluate(
         If the estimator has not been fitted.
     ValueError
         If there is no such metric or option, or something that it needs is missing; before any
-        work. If the ``store`` was begun with other images, weights or settings, which are named.
+        work. Also if the ``store`` was begun with other images, weights or settings; the message
+        names them.
 
     Warns
     -----
     ExplanationWarning
-        If maps are blank, or maps or values are NaN: how many, and the usual reasons. The value of
-        such an image is NaN, and so is the mean.
+        If maps are blank, or maps or values are NaN; it says how many, and the usual reasons. An
+        image with NaN has the value NaN, and so has the mean.
     UserWarning
         If maps were constant, each of which counts as 0 in ``"consistency"``.
 
@@ -226,7 +229,7 @@ def evaluate(
     check_shard(shard)
     several = isinstance(method, Mapping | list | tuple)
     if shard is not None and store is None:
-        raise ValueError("shard= is for processes that share a folder: give store=, its path.")
+        raise ValueError("shard= is for processes that share a folder: give its path as store=.")
     evaluator: Evaluator[None] = Evaluator(
         estimator,
         X,
@@ -253,17 +256,17 @@ def evaluate(
 
 
 class Evaluator(Generic[Observed]):
-    """An evaluation that has been checked and is ready to run; X is open.
+    """An evaluation that has been checked and is ready to run; X is opened.
 
-    :func:`evaluate` is the short way. An evaluator also shows each batch to an observer while it is
-    there, with its images, maps, predictions and values.
+    :func:`evaluate` is the short form. An evaluator can also show each batch to an observer, with
+    its images, maps, predictions and values.
 
     Parameters
     ----------
     estimator, X, y and all options of an evaluation
         See :func:`evaluate`.
     needs : sequence of str, default=()
-        Quantities that the observer asks for beside those of the metrics: see :class:`Metric`.
+        Quantities that the observer needs besides those of the metrics: see :class:`Metric`.
     originals : bool, default=False
         Whether the batches bring the images at their own sizes.
 
@@ -390,8 +393,8 @@ class Evaluator(Generic[Observed]):
         Parameters
         ----------
         observe : callable or None, default=None
-            Called with each :class:`Measurement`, once its metrics are computed; in one of the
-            processes if there are several, so that it and all that it returns must pickle.
+            Called with each :class:`Measurement`, once its metrics are computed; with several
+            processes it runs in one of them, so it and its results must pickle.
         n_jobs, progress
             See :func:`evaluate`.
 
@@ -492,8 +495,8 @@ class Evaluator(Generic[Observed]):
         n_constant = int(values.pop("constant_views", np.zeros(1)).sum())
         if n_constant:
             warnings.warn(
-                f"{n_constant} of {len(self.opened)} images have a constant map, for themselves or "
-                "for their view; each counts as 0.",
+                f"{n_constant} of {len(self.opened)} images have a constant map, their own or "
+                "their view's; each counts as 0.",
                 stacklevel=4,
             )
         check = ExplanationCheck()

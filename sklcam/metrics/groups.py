@@ -1,4 +1,4 @@
-"""Groups of images that a number may differ between, and how large the largest gap is."""
+"""Groups of images between which a metric may differ, and the largest gap."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{name} lacks the label of {len(missing)} image(s), the first of them {missing[0]}: "
-            'an image is of one group each; call it "unknown", or leave it out of X.'
+            'each image needs one group; call it "unknown", or leave the image out of X.'
         )
     try:
         np.unique(array)
@@ -71,7 +71,7 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
         is_known = False
     if not is_known:
         raise ValueError(
-            f"Labels of groups must be numbers or strings, and not both; got {describe(labels)}."
+            f"Labels of groups must be numbers or strings, not both; got {describe(labels)}."
         )
     return array
 

@@ -1,4 +1,4 @@
-"""ROAD: what the network says when pixels are filled in from their neighbours."""
+"""ROAD: the network's score when pixels are filled in from their neighbours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def road(
         A pixel is removed where the map (or, for the least relevant, minus the map) is at or over
         this percentile.
     noise : float, default=0.01
-        Standard deviation of the noise on what is filled in.
+        Standard deviation of the noise on filled-in pixels.
     generator : torch.Generator or None, default=None
         Generator of the noise, on the CPU.
     batch_size : int or None, default=None

@@ -1,4 +1,4 @@
-"""Boxes made from maps against the true ones, and whether a map's brightest pixel is on the object.
+"""Boxes made from maps, compared with the true ones; and the pointing game.
 
 Boxes are ``(x1, y1, x2, y2)``, edges of pixels, and ``(x1, y1, z1, x2, y2, z2)`` of volumes: see
 :mod:`sklcam.metrics.masks`.
@@ -26,8 +26,8 @@ def box_from_map(maps: Tensor, threshold: float = 0.2, *, spatial_dims: int = 2)
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own, *not* scaled to [0, 1], which would move the threshold; only what is over
-        0 counts.
+        The method's own, *not* scaled to [0, 1], which would move the threshold; only values above
+        0 count.
     threshold : float, default=0.2
         The share of the map's maximum from which a pixel counts: 0.2 for embedding networks, 0.15
         in Grad-CAM's localisation.
@@ -129,8 +129,8 @@ def localization_accuracy(
 ) -> Tensor:
     """Whether each box fits one of the true boxes of its image: GT-known localisation.
 
-    The box is that of the map of the class that the image is known to be of. Where it is that of
-    the predicted class, top-1 localisation is this times whether the class is right.
+    The box comes from the map of the image's known class. If it comes from the map of the predicted
+    class, top-1 localisation is this times whether the class is right.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def localization_accuracy(
     truth : sequence of Tensor of shape (n_boxes, 4)
         One tensor per image, with any number of boxes of the class.
     iou_threshold : float, default=0.5
-        The least intersection over union of a box that fits.
+        The smallest intersection over union at which a box fits.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What an evaluation computes, and whether it can: all of it is decided before any work."""
+"""What an evaluation computes, and whether it can: decided before any work."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _route(metrics: Mapping[str, Metric], params: Params | None) -> dict[str, di
                 earlier = options.setdefault(taker, {}).setdefault(option, value)
                 if earlier is not value and earlier != value:
                     raise ValueError(
-                        f"{option} is shared by several metrics, and given as {earlier!r} and as "
+                        f"{option} is shared by several metrics, but given as {earlier!r} and as "
                         f"{value!r}."
                     )
     return options
@@ -165,7 +165,7 @@ def check_required_options(params: Params | None, metrics: Mapping[str, Metric])
                 else ""
             )
             raise ValueError(
-                f"{name} has no {missing[0]} unless you choose one: metric_params={{{name!r}: "
+                f"{name} has no {missing[0]} unless you choose it: metric_params={{{name!r}: "
                 f"{{{missing[0]!r}: ...}}}}.{hint}"
             )
 
@@ -246,16 +246,18 @@ def check_objects(metrics: Mapping[str, Metric], annotations: Annotations) -> No
         raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
     of_masks = names_needing(metrics, "masks", "class_masks")
     if of_masks and boxes is None and masks is None:
-        raise ValueError(f"{of_masks}: needs boxes or masks, where the objects of each image are.")
+        raise ValueError(
+            f"{of_masks}: needs boxes or masks that say where the objects of each image are."
+        )
     of_references = names_needing(metrics, "references")
     if of_references and references is None:
         raise ValueError(
-            f"{of_references} needs references, a map for each image to compare with, such as of "
+            f"{of_references} needs references: for each image a map to compare with, such as "
             "where people look."
         )
     if references is not None and not of_references:
         raise ValueError(
-            "references= is given, and no metric looks at it: 'reference_correlation' does. "
+            "references= is given, but no metric uses it: 'reference_correlation' does; "
             "'rank_correlation' compares with occlusion."
         )
 
@@ -272,8 +274,8 @@ def check_objects_of_classes(
     of_one = names_needing(metrics, "boxes", "masks")
     if of_one and not explains_classes and (is_by_class(boxes) or is_by_class(masks)):
         raise ValueError(
-            f"{of_one}: boxes and masks by class are for targets that are classes; give those of "
-            "what is explained, without a label."
+            f"{of_one}: boxes and masks by class need targets that are classes; give those of the "
+            "explained object, without a label."
         )
     for quantity, entries in (
         ("class_boxes", boxes),
@@ -312,7 +314,7 @@ def check_has_probability(
     needy = metrics_of_confidence(metrics)
     if needy and task == "regression":
         raise ValueError(
-            f"{', '.join(needy)}: the network returns numbers, which are no confidence; give "
+            f"{', '.join(needy)}: the network returns numbers, which are not a confidence; give "
             "score=, a function of its output that returns one number in [0, 1] per image."
         )
     if needy and not is_class:
@@ -320,8 +322,8 @@ def check_has_probability(
     # Of several labels, one has a probability of its own.
     if needy and task != "multilabel" and classes is not None and len(classes) == 1:
         raise ValueError(
-            f"{', '.join(needy)}: of a single class the probability is 1, whatever the network "
-            "says; give score=, such as lambda output: output[:, 0].sigmoid() for one logit."
+            f"{', '.join(needy)}: the probability of a single class is always 1; give score=, "
+            "such as lambda output: output[:, 0].sigmoid() for one logit."
         )
 
 
@@ -371,12 +373,12 @@ def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
     if needy and task == "regression":
         raise ValueError(
             f"{needy}: the network returns numbers, and any view changes them a little; "
-            "'consistency' does not ask what is predicted."
+            "'consistency' does not depend on the prediction."
         )
     if needy and task in ("segmentation", "detection"):
         raise ValueError(
-            f"{needy}: the network answers for each pixel or object, which a view moves; "
-            "'consistency' does not ask what is predicted."
+            f"{needy}: the network answers for each pixel or object, and views move these; "
+            "'consistency' does not depend on the prediction."
         )
 
 
@@ -385,9 +387,9 @@ def check_places(metrics: Mapping[str, Metric], question: Target) -> None:
     needy = names_needing(metrics, "warp", "pass_of_view")
     if needy and question.is_placed:
         raise ValueError(
-            f"{needy} compares views, in which {question!r} is "
-            "elsewhere, or cut off: ask about what views keep, such as Pixels(label) without a "
-            "mask, or leave it out."
+            f"{needy} compares views, in which {question!r} is elsewhere, or cut off: choose a "
+            "target that views keep, such as Pixels(label) without a mask, or leave the metric "
+            "out."
         )
 
 
@@ -408,14 +410,14 @@ def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int, n_axes:
             )
         if is_network_input:
             raise ValueError(
-                f"{shown} changes colours, which takes pixels in [0, 1], and X is the network's "
-                "own input, in whatever range. Give the images as files, pictures or arrays, with "
-                "mean and std."
+                f"{shown} changes colours, which needs pixels in [0, 1], but X is the network's "
+                "own input, in an unknown range. Give the images as files, pictures or arrays, "
+                "with mean and std."
             )
         if is_of_colors and n_channels not in (1, 3):
             raise ValueError(
-                f"{shown} changes contrast or colour, which grey and RGB images have, and these "
-                f"have {n_channels} channels. Leave both out, and grey."
+                f"{shown} changes contrast or colour, which only grey and RGB images have, and "
+                f"these have {n_channels} channels. Leave these out, and grey."
             )
 
 

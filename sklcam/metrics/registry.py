@@ -1,4 +1,4 @@
-"""The metrics by name: one object each, which evaluate, scorers, the report and the docs go by."""
+"""The metrics by name: one object each, used by evaluate, scorers, the report and the docs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ from sklcam.metrics.stability import local_lipschitz, max_sensitivity
 class Metric:
     """A number for each image that says how good its explanation is.
 
-    A metric goes wherever a name does: into :func:`evaluate`, :func:`get_scorer` and the report.
+    A metric can be given wherever a name can: to :func:`evaluate`, :func:`get_scorer` and the
+    report.
 
     Parameters
     ----------
@@ -94,19 +95,19 @@ class Metric:
         - ``"class_boxes"``, ``"class_masks"``: sequences with one function per image, which returns
           the boxes, or the mask, of the class whose label it is given.
     meaning : str, default=""
-        One sentence, or less, for readers who have not met it.
+        One sentence, or less, for readers who do not know it.
     higher_is_better : bool, default=True
     range : tuple of two floats, default=(0, 1)
-        The lowest and the highest value that there can be.
+        The lowest and the highest possible value.
     may_be_undefined : bool, default=False
-        Whether there are images without a value, such as the ratio to an outside where there is
-        none. What is not finite is then left out of the mean, which is NaN otherwise.
+        Whether images may have no value, such as a ratio to the outside if there is no outside.
+        Values that are not finite are then left out of the mean, which would be NaN otherwise.
     options : mapping of str to callable, default={}
         The keyword arguments of the function that a user may set, each with its check: it takes the
         name and the value, and raises a ValueError that names both.
     of_averages : bool, default=False
-        Whether the figure of a data set is the function of the averages of what it needs, instead
-        of the average of the images' own values. What it needs is evaluated along with it.
+        Whether a data set's figure is the function applied to the averages of its needs, instead of
+        the average of the images' own values. Its needs are then evaluated along with it.
 
     Raises
     ------

@@ -25,12 +25,12 @@ def rejection_threshold(
     method: AnyMethod | None = None,
     tolerance: int = 0,
 ) -> float:
-    """Return the threshold that wins the pointing game with rejection the most often.
+    """Return the threshold that wins the pointing game with rejection most often.
 
-    Choose it on validation images, and play with it on others, by
+    Choose it on validation images, and use it on others, with
     ``evaluate(..., metrics="pointing_game_reject",
-    metric_params={"pointing_game_reject": {"threshold": ...}})``. It is one of the method's own
-    numbers, so that each method and network has its own.
+    metric_params={"pointing_game_reject": {"threshold": ...}})``. It is in the method's own units,
+    so each method and network has its own.
 
     Parameters
     ----------

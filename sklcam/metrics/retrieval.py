@@ -26,7 +26,7 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     Returns
     -------
     float, in [0, 1]
-        An image is never its own neighbour, and one without another of its class is a miss.
+        An image is never its own neighbour, and an image that is alone in its class is a miss.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     n_images = len(embeddings)
     if n_images < 2:
         raise ValueError(
-            f"There must be two images at least to find one by another; got {n_images}."
+            f"There must be at least two images to find one by another; got {n_images}."
         )
     check_count("k, of the other images,", k, 1, n_images - 1)
     largest = np.abs(embeddings).max(axis=1, keepdims=True)
     if not (np.isfinite(largest) & (largest > 0)).all():
-        raise ValueError("Some embeddings are zero or not finite, and are near to nothing.")
+        raise ValueError("Some embeddings are zero or not finite, and so have no neighbours.")
     # Divided by the largest entry first: the squares of very short or long embeddings overflow or
     # vanish in float32.
     embeddings = (embeddings / largest).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Whether maps depend on what the network has learned, and on the class that is asked for.
+"""Whether maps depend on what the network has learned, and on the class.
 
 The network's weights are made random, layer by layer, and the same class is explained again. Maps
-that hardly change show the image, and not what was learned of it. All of it happens in a copy.
+that hardly change show the image, not what was learned. All of this happens in a copy.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SAME = 0.95  # maps of different images that are so much alike leave nothing to
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SanityCheck:
-    """How alike maps stay while the network's weights are made random, by method.
+    """How similar maps stay, for each method, as the network's weights are made random.
 
-    Made by :func:`sanity_check`. Likeness is the rank correlation of the maps' absolute values, and
-    the SSIM of the maps scaled to [0, 1]. An image whose map is constant from the start has NaN,
-    and is left out of all means; one whose map becomes constant has 0.
+    Made by :func:`sanity_check`. Likeness is both the rank correlation of the maps' absolute values
+    and the SSIM of the maps scaled to [0, 1]. An image whose map is constant from the start has
+    NaN, and is left out of all means; one whose map becomes constant has 0.
 
     Attributes
     ----------
@@ -53,10 +53,10 @@ class SanityCheck:
         By method, of shape (n_images, n_steps): the likeness to the trained network's map.
     other_images : dict of {"rank_correlation", "ssim"} to dict of str to ndarray
         By method, of shape (n_images,): the likeness of the trained network's maps of different
-        images. Maps that are no more alike than that have nothing in common.
+        images. Maps that are no more alike than these have nothing in common.
     other_classes : dict of {"rank_correlation", "ssim"} to dict of str to ndarray
         By method, of shape (n_images,): the likeness of the map to that of another class, drawn at
-        random. Empty if what is explained is not a class.
+        random. Empty if the target is not a class.
     n_vanished : dict of str to int
         By method, how many maps were constant with random weights, of ``n_images * n_steps``.
 
@@ -135,17 +135,17 @@ class SanityCheck:
     def verdict(
         self, likeness: Likeness = "rank_correlation", *, level: float = 0.95
     ) -> dict[str, str]:
-        r"""Say of each method whether its maps depend on the weights, and on the class.
+        r"""Say for each method whether its maps depend on the weights, and on the class.
 
         Let :math:`s` be the likeness to the trained network's map, averaged over the steps, and
         :math:`b` that of maps of different images. Maps that do not depend on the weights have
-        :math:`s = 1`, and maps that have nothing left of what they were :math:`s = b`. A method is
-        *insensitive* if its maps stay nearer to the first than to the second,
-        :math:`s > (1 + b) / 2`: more of what they have in common with themselves is kept than lost.
-        It is said if the interval of the mean over the images is on that side, and *cannot be told*
-        if the interval holds both. Of classes the same is said, with :math:`s` the likeness to the
-        map of another class. Where :math:`b` is over 0.95, there is no room between the two, and
-        all that is said is that the maps are the same for all images.
+        :math:`s = 1`, and maps of which nothing is left have :math:`s = b`. A method is
+        *insensitive* if its maps stay nearer to the first than to the second, :math:`s > (1 + b) /
+        2`: more of their likeness is kept than lost. The verdict is given if the interval of the
+        mean over the images lies on one side; if it holds both, it *cannot be told*. The verdict on
+        classes is the same, with :math:`s` the likeness to the map of another class. If :math:`b`
+        is over 0.95, there is no room between the two, and the verdict is only that the maps are
+        the same for all images.
 
         Parameters
         ----------
@@ -242,22 +242,22 @@ def sanity_check(
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or nn.Module
-        Fitted, as :func:`evaluate` takes it. It is not touched: what is made random is a copy.
+        Fitted, as :func:`evaluate` takes it. It is not touched: a copy is made random.
     X : images
-        In any form that the estimator takes; two at least. Each image is read once.
+        In any form that the estimator takes; at least two. Each image is read once.
     method : str, Method, list of them, dict of names to them, or None, default=None
         The explanations; None is the estimator's own. Several cost hardly more than one where they
         share a pass.
     target : None, labels, Target or callable, default=None
-        What is explained, one an image: see the estimator's ``explain``. With a callable there are
-        no other classes.
+        The target, one per image: see the estimator's ``explain``. With a callable there are no
+        other classes.
     mode : {"cascading", "independent"}, default="cascading"
-        Whether layers are made random one after the other, from the output backwards, and stay so;
-        or those of one step alone, while all others are as they were trained.
+        "cascading" makes layers random one after the other, from the output backwards, and leaves
+        them so; "independent" makes only those of one step random, while all others stay trained.
     layers : int, None or sequence of str, default=16
-        In how many steps, of as many layers each as can be. None makes a step of each layer. Names
-        of modules, in any order, make a step of each of these with all that is in it, and leave
-        the rest of the network as it was trained.
+        The number of steps, with layers divided evenly among them. None makes each layer a step.
+        Names of modules, in any order, make each of these with its contents a step, and leave the
+        rest of the network as it was trained.
     random_state : int, RandomState or None, default=0
         Seeds the weights, the other classes and which images are compared.
     progress : bool, default=True
@@ -283,13 +283,13 @@ def sanity_check(
     Notes
     -----
     A layer is made random by its own ``reset_parameters``, as it was before training; batch
-    normalisation forgets its running statistics with that. Where a parameter belongs to none, or
-    the layer's leaves it as it is, it is drawn from a normal distribution of its own mean and
-    deviation. All random weights come from one draw: a step takes those of its layers. Layers are
-    in the order in which the network uses their weights, the last use counting where there are
-    several; what the output does not depend on, such as an auxiliary head, is left out.
+    normalisation forgets its running statistics with that. A parameter without one, or left
+    unchanged by it, is drawn from a normal distribution with its own mean and deviation. All random
+    weights come from one draw: a step takes those of its layers. Layers are in the order in which
+    the network uses their weights, the last use counting where there are several; what the output
+    does not depend on, such as an auxiliary head, is left out.
 
-    It costs ``n_steps + 2`` explanations an image, and memory for two more copies of the network,
+    It costs ``n_steps + 2`` explanations per image, and memory for two more copies of the network,
     one of them on the CPU, and for two maps of each image and method.
 
     References
@@ -332,7 +332,7 @@ def sanity_check(
     opened = explainer.open(X)
     n_images = len(opened)
     if n_images < 2:
-        raise ValueError("sanity_check compares maps of different images; give two at least.")
+        raise ValueError("sanity_check compares maps of different images; give at least two.")
     question = explainer.as_target(target, n_images)
     if question.several:
         raise ValueError("sanity_check explains one class per image; give one label each.")

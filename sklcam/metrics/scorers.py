@@ -1,4 +1,4 @@
-"""Scorers: the metrics in the form that scikit-learn's model selection takes."""
+"""Scorers: the metrics in the form that scikit-learn's model selection uses."""
 
 from __future__ import annotations
 
@@ -160,14 +160,14 @@ class ExplanationScorers(BaseEstimator):
 
 
 def get_scorer(metric: str | Metric, **options: Any) -> ExplanationScorer:
-    """Return a scorer for ``cross_validate``, ``GridSearchCV`` and their kin.
+    """Return a scorer for ``cross_validate``, ``GridSearchCV`` and the like.
 
     Parameters
     ----------
     metric : str or Metric
-        One of :func:`available`; with ``"neg_"`` in front if lower is better, as scikit-learn has
-        it: ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``. A :class:`Metric` is
-        negated if lower is better.
+        One of :func:`available`; with ``"neg_"`` in front if lower is better, as in scikit-learn:
+        ``"neg_average_drop"``, ``"neg_complexity"``, ``"neg_dauc"``. A :class:`Metric` is negated
+        if lower is better.
     **options
         Keyword arguments of :func:`evaluate` (``method``, ``target``, ``batch_size``,
         ``random_state``) and of the metric (``n_steps`` of ``"iauc"``). ``"consistency"`` takes
@@ -205,7 +205,7 @@ def explanation_scorer(
     metric_params: Params | None = None,
     **options: Any,
 ) -> ExplanationScorers:
-    """Return one scorer of several metrics, which pays once for what they share.
+    """Return one scorer of several metrics, which computes what they share only once.
 
     Parameters
     ----------
@@ -253,9 +253,9 @@ def explanation_scorer(
 def consistent_and_accurate(
     tolerance: float = 0.01, *, accuracy: str = "accuracy", consistency: str = "consistency"
 ) -> Callable[[Mapping[str, Any]], int]:
-    """Return what chooses the most consistent of a search's accurate candidates.
+    """Return a function that chooses the most consistent of a search's accurate candidates.
 
-    Chosen by consistency alone, a search takes the network that has learned least.
+    By consistency alone, a search would choose the network that has learned least.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ def _most_consistent(
         if name not in scored:
             raise ValueError(
                 f"The search has no score {name!r}; it has {', '.join(scored) or 'none'}. Give "
-                'scoring=explanation_scorer(["accuracy", "consistency"]), or tell '
+                'scoring=explanation_scorer(["accuracy", "consistency"]), or give '
                 "consistent_and_accurate the names: accuracy=..., consistency=...."
             )
     accuracies, consistencies = (

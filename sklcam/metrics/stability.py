@@ -1,7 +1,6 @@
-"""How much a map changes when the image hardly does.
+"""How much a map changes when the image hardly changes.
 
-The images are changed by noise that nobody would see; what is explained of them stays the class
-that was explained of the image itself.
+The images are changed by invisible noise and explained for the same class as the image itself.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
-    r"""The most that a map changes, relative to it, among images near to its own.
+    r"""The largest change of a map, relative to the map, among images near its own.
 
     .. math:: \max_{\|\delta\|_\infty \le r}
               \frac{\|\Phi(x + \delta) - \Phi(x)\|_2}{\|\Phi(x)\|_2}
 
-    By the name ``"max_sensitivity"``, :func:`evaluate` draws the images and explains them, for the
-    class that is explained of the image itself.
+    Under the name ``"max_sensitivity"``, :func:`evaluate` draws the images and explains them for
+    the class that is explained in the image itself.
 
     Parameters
     ----------
@@ -39,8 +38,8 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
 
     Returns
     -------
-    Tensor of shape (n_images,), >= 0; lower is better. NaN for a map of zeros, of which there is
-    nothing to change, and where a map has NaN.
+    Tensor of shape (n_images,), >= 0; lower is better. NaN for a map of zeros, to which no change
+    is relative, and where a map has NaN.
 
     Raises
     ------
@@ -64,7 +63,7 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
 
     Methods that draw random numbers, such as RISE and SmoothGradCAM++, draw the same for all of
     these images: by their ``random_state`` if it is an int, and else by a seed of the evaluation's.
-    So it is the image's change that is measured, and not that of the draws.
+    So the measured change comes from the image, not from the draws.
 
     A map that never changes, such as that of ``method="uniform"``, is perfectly stable: read it
     beside a metric that such a map fails.
@@ -86,19 +85,19 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
 def local_lipschitz(
     maps: Tensor, neighbour_maps: Tensor, distances: Tensor, *, spatial_dims: int = 2
 ) -> Tensor:
-    r"""The most that a map changes, for each unit that the image does.
+    r"""The largest change of a map per unit of change of the image.
 
     .. math:: \max_{\|x' - x\|_\infty \le r}
               \frac{\|\Phi(x') - \Phi(x)\|_2}{\|x' - x\|_2}
 
-    By the name ``"local_lipschitz"``, :func:`evaluate` draws the images and explains them; for the
-    options see :func:`max_sensitivity`.
+    Under the name ``"local_lipschitz"``, :func:`evaluate` draws the images and explains them; for
+    the options see :func:`max_sensitivity`.
 
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own, *not* scaled to [0, 1]: networks and methods whose maps have not one unit
-        cannot be compared, and :func:`max_sensitivity` does that.
+        The method's own, *not* scaled to [0, 1]: networks and methods whose maps have different
+        units cannot be compared; use :func:`max_sensitivity` for that.
     neighbour_maps : Tensor of shape (n_samples, n_images, height, width)
         Those of images near to each.
     distances : Tensor of shape (n_samples, n_images)

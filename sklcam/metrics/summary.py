@@ -1,4 +1,4 @@
-"""Figures made of one value per image: means, bootstrap intervals, and paired comparisons."""
+"""Figures from one value per image: means, bootstrap intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evaluation(Bunch):
     Parameters
     ----------
     meanings : mapping of str to str or None, default=None
-        What metrics mean here, where that depends on what was asked.
+        What metrics mean here, if that depends on what was asked.
     labels : array-like of shape (n_images,) or None, default=None
         The class of each image, for :meth:`summary` by class.
     groups : mapping of str to ndarray of shape (n_images,), or None, default=None
@@ -100,8 +100,8 @@ class Evaluation(Bunch):
         ----------
         by : None, "class", str or array-like of shape (n_images,), default=None
             Whether to give a table for each group of images, and one of the means over groups: by
-            the true class, by a grouping that :func:`evaluate` was given, which goes by its name
-            ("group", if it has none), or by labels of your own.
+            the true class, by the name of a grouping that :func:`evaluate` was given ("group", if
+            it has none), or by your own labels.
         level : float, default=0.95
             The level of the interval, which lies between percentiles of resampled means.
         n_resamples : int, default=2000
@@ -220,8 +220,8 @@ class Evaluation(Bunch):
                 raise ValueError('by="class" needs y, the true labels: give them to evaluate.')
             if self.labels.ndim != 1:
                 raise ValueError(
-                    "Images have several labels each, and are of several classes; give by= one "
-                    "group for each image."
+                    "Images have several labels each, and so several classes; give by= one group "
+                    "for each image."
                 )
             return np.asarray(self.labels)
         n_images = len(next(iter(self.values()), ()))
@@ -404,7 +404,7 @@ def compare(
     -------
     Summary
         ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
-        differences, and ``low`` to ``high`` the bootstrap interval of pairs: if it does not hold
+        differences, and ``low`` to ``high`` the bootstrap interval of pairs: if it does not contain
         0, the difference is more than chance. An image without a value in either is without one in
         both, as in :meth:`Evaluation.summary`.
 

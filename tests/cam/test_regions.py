@@ -270,7 +270,7 @@ def test_the_confidence_is_the_mean_probability_in_the_region():
     )
     expected = ((full - masked).clamp(min=0) / full).detach().numpy()
     np.testing.assert_allclose(result["average_drop"], expected, atol=1e-5)
-    with pytest.raises(ValueError, match="answers for each pixel or object, which a view moves"):
+    with pytest.raises(ValueError, match="answers for each pixel or object, and views move these"):
         evaluate(
             explainer, X, metrics="cose_consistency", y=[0, 1], target=Pixels(1), progress=False
         )

@@ -53,7 +53,7 @@ REFUSALS: dict[str, list[Row]] = {
             NotFittedError,
         ),
         ("no images", lambda: sanity(X=None), "X is None"),
-        ("one image", lambda: sanity(X=X[:1]), "compares maps of different images; give two"),
+        ("one image", lambda: sanity(X=X[:1]), "maps of different images; give at least two"),
         ("a method", lambda: sanity(method="gradcm"), "Did you mean: gradcam"),
         ("channels", lambda: sanity(method=cam.Saliency("keep")), "sanity_check measures one map"),
         ("a mode", lambda: sanity(mode="top down"), "mode must be .* got 'top down'"),
@@ -105,12 +105,12 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a list of both",
             lambda: evaluate(groups=["a"] * 11 + [1]),
-            "Labels of groups must be numbers or strings, and not both",
+            "Labels of groups must be numbers or strings, not both",
         ),
         (
             "words and numbers",
             lambda: evaluate(groups=np.array(["a"] * 11 + [1], object)),
-            "Labels of groups must be numbers or strings, and not both",
+            "Labels of groups must be numbers or strings, not both",
         ),
         ("no estimator", lambda: evaluate(estimator=SVC()), "must be a ConsistentCAM.* got SVC"),
         (
@@ -165,7 +165,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "by class and not",
             lambda: evaluate(boxes=[*[{0: BOX}] * 11, BOX]),
-            r"boxes\[11\] is .* in dicts, or of none",
+            r"boxes\[11\] is .* in dicts, for all images or for none",
         ),
         (
             "by other classes",
@@ -180,14 +180,14 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no threshold",
             lambda: evaluate("pointing_game_reject", y=Y, boxes=[BOX] * 12),
-            "no threshold unless you choose one: .* rejection_threshold",
+            "no threshold unless you choose it: .* rejection_threshold",
         ),
         (
             "no references",
             lambda: evaluate("reference_correlation"),
-            "needs references, a map for each image",
+            "needs references: for each image a map",
         ),
-        ("unasked references", lambda: evaluate(references=X), "no metric looks at it"),
+        ("unasked references", lambda: evaluate(references=X), "no metric uses it"),
         (
             "few references",
             lambda: evaluate("reference_correlation", references=X[:3]),
@@ -210,7 +210,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("scores", lambda: evaluate("adcc", score=lambda o: o), r"score must return .* \(6, 3\)"),
         ("batch 0", lambda: evaluate(batch_size=0), "batch_size must be an int >= 1; got 0"),
         ("half a worker", lambda: evaluate(num_workers=0.5), "num_workers must be an int >= 0; g"),
-        ("shared alone", lambda: evaluate(shard=(0, 2)), "shard= is for .*: give store="),
+        ("shared alone", lambda: evaluate(shard=(0, 2)), "shard= is for .*: give its path as st"),
         ("of 2 the third", lambda: evaluate(store="no/values", shard=(2, 2)), r"shard must be"),
         ("of a map", lambda: evaluate(store="."), "is not a folder of maps or values"),
         ("jobs", lambda: evaluate(n_jobs=0), "n_jobs must be None or an int other than 0; got 0"),

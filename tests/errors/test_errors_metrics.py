@@ -369,7 +369,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("words", lambda: metrics.recall_at_k([["a"], ["b"]], [0, 1]), "must be numbers .*<U1"),
         ("ragged", lambda: metrics.recall_at_k([[1.0], [1.0, 2.0]], [0, 1]), "must be arrays: "),
         ("no length", lambda: metrics.recall_at_k(np.zeros((3, 0)), [0, 1, 1]), r"shape \(3, 0\)"),
-        ("one", lambda: metrics.recall_at_k([[1.0]], [0]), "two images at least .* got 1"),
+        ("one", lambda: metrics.recall_at_k([[1.0]], [0]), "at least two images .* got 1"),
         ("labels", lambda: metrics.recall_at_k(np.eye(3), [0]), r"one label each; .* \(1,\)"),
         (
             "a column",

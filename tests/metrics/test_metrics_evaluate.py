@@ -333,7 +333,7 @@ def test_what_needs_no_score(shape):
         ({"metric_params": {"dauc": {"steps": 9}}}, r"dauc has no options \['steps'\]"),
         (
             {"metric_params": {"iauc": {"n_steps": 5}, "dauc": {"n_steps": 9}}},
-            "n_steps is shared by several metrics, and given as 5 and as 9",
+            "n_steps is shared by several metrics, but given as 5 and as 9",
         ),
         ({"metric_params": {"adcc": {"relu": False}}}, r"adcc has no options \['relu'\]"),
         ({"metric_params": {"iauc": {"nsteps": 9}}}, r"takes .*iauc: \['end', 'n_steps', 'relu'"),
@@ -532,7 +532,9 @@ def test_a_single_class_has_no_confidence_but_a_score_of_ones_own():
     with pytest.raises(ValueError, match=r'one output.*task="binary"'):
         explainer(network(num_classes=1))
     estimator = explainer(network(num_classes=1), task="regression")
-    with pytest.raises(ValueError, match="iauc: the network returns numbers, which are no confid"):
+    with pytest.raises(
+        ValueError, match="iauc: the network returns numbers, which are not a confid"
+    ):
         measure(estimator, metrics="iauc")
     score = lambda output: output[:, 0].sigmoid()  # noqa: E731
     areas = measure(estimator, metrics="iauc", score=score)["iauc"]

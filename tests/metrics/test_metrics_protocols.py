@@ -365,7 +365,11 @@ ONE_EACH = [np.eye(8)] * 4
             {"boxes": [{"apple": [[0, 0, 1, 1]]}] * 4},
             r"None of the labels of boxes is a class of the estimator: they are \['apple'\]",
         ),
-        (TOP5, {"boxes": [*BY_CLASS[:3], [[0, 0, 1, 1]]]}, r"boxes\[3\] is a list, .*in dicts, or"),
+        (
+            TOP5,
+            {"boxes": [*BY_CLASS[:3], [[0, 0, 1, 1]]]},
+            r"boxes\[3\] is a list, .*in dicts, for",
+        ),
         (TOP5, {"boxes": [{"a": [[3, 3, 1, 1]]}] * 4}, r"boxes\[0\]: A box is .* x1 < x2"),
         (
             TOP5,
@@ -381,13 +385,13 @@ ONE_EACH = [np.eye(8)] * 4
         (
             "heatmap_ratio",
             {"boxes": BY_CLASS, "target": lambda output: output[:, 0]},
-            "heatmap_ratio: boxes and masks by class are for targets that are classes",
+            "heatmap_ratio: boxes and masks by class need targets that are classes",
         ),
-        ("reference_correlation", {}, "needs references, a map for each image"),
+        ("reference_correlation", {}, "needs references: for each image a map"),
         (
             "rank_correlation",
             {"references": ONE_EACH},
-            "no metric looks at it: 'reference_correlation' does",
+            "no metric uses it: 'reference_correlation' does",
         ),
         ("reference_correlation", {"references": ONE_EACH[:3]}, "references has 3 entries for 4"),
         (
@@ -428,7 +432,7 @@ def test_too_few_classes_and_no_threshold():
         return (maps > level).float().mean((1, 2))
 
     own = Metric("above", above, ("maps",), options={"level": lambda name, value: None})
-    with pytest.raises(ValueError, match="above has no level unless you choose one"):
+    with pytest.raises(ValueError, match="above has no level unless you choose it"):
         measure(explainer(SCENES), SCENES, metrics=own, metric_params={})
 
 

@@ -376,7 +376,7 @@ def test_a_layer_that_cannot_be_made_random_is_named(fails):
     network = trained()
     network.reset_parameters = fails
     before = state_of(network)
-    with pytest.raises(ValueError, match="reset_parameters makes a layer random, and"):
+    with pytest.raises(ValueError, match="reset_parameters should make a layer random, but"):
         checked(explainer(network))
     assert all(torch.equal(before[name], each) for name, each in network.state_dict().items())
 
@@ -444,7 +444,7 @@ def test_estimators():
         ({"layers": ["9"]}, "no module '9'"),
         ({"layers": ["7"]}, "7 has no weights that the output depends on"),
         ({"layers": [8]}, "layers must be names of modules"),
-        ({"X": IMAGES[:1]}, "compares maps of different images; give two at least"),
+        ({"X": IMAGES[:1]}, "compares maps of different images; give at least two"),
         ({"X": IMAGES[..., :10]}, "window of 11 x 11 pixels"),
         ({"target": [[0, 1]] * N}, "explains one class per image"),
         ({"method": "nothing"}, "no method 'nothing'"),
