@@ -49,7 +49,8 @@ class StudyResult:
     failed : dict of str to int
         How many checks of attention those failed who are left out.
     incomplete : dict of str to int
-        How many questions are without an answer, of the raters who count.
+        How many questions are without an answer, of the raters who are not in ``failed``. Who has
+        not answered any about a map is here, and not among ``raters``.
     seconds : dict of str to float
         Of each rater who counts, the median time of a question.
     first : float
@@ -180,7 +181,8 @@ def analyse(
         If a file cannot be read.
     ValueError
         If an argument does not fit; if a file is not JSON, of another study, or of a version of the
-        format that is not known; if a rater is there twice; or if nobody has passed the checks.
+        format that is not known; if a rater is there twice; or if nobody has passed the checks, or
+        answered a question.
 
     Notes
     -----
@@ -217,11 +219,17 @@ def analyse(
     everybody = read_answers(answers, known)
     asked = {name: item for name, item in known["items"].items() if not item.get("check")}
     failed = {each.rater: _n_failed(each, known["items"]) for each in everybody}
-    raters = [each for each in everybody if failed[each.rater] <= max_failed]
-    if not raters:
+    attentive = [each for each in everybody if failed[each.rater] <= max_failed]
+    if not attentive:
         raise ValueError(
             f"None of {len(everybody)} raters has failed {max_failed} checks of attention or "
             f"fewer; they failed {', '.join(f'{who} {n}' for who, n in failed.items())}."
+        )
+    raters = [each for each in attentive if asked.keys() & each.values.keys()]
+    if not raters:
+        raise ValueError(
+            "There is no answer to a question about a map: "
+            f"{', '.join(each.rater for each in attentive)} saved before the first."
         )
     table = np.array([[each.values.get(name, np.nan) for name in asked] for each in raters])
     is_class = known["kind"] == "class"
@@ -247,7 +255,7 @@ def analyse(
         agreement=krippendorff_alpha(table, "nominal" if is_class else "interval"),
         raters=[each.rater for each in raters],
         failed={who: n for who, n in failed.items() if n > max_failed},
-        incomplete=_incomplete(raters, known["items"]),
+        incomplete=_incomplete(attentive, known["items"]),
         seconds={each.rater: _median(each, asked) for each in raters},
         first=_first(raters, asked, is_class=is_class),
         level=level,

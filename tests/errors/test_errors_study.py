@@ -196,6 +196,7 @@ FILES: dict[str, list[Row]] = {
             lambda _: answered({"item": "c", "value": 0}),
             "None of 1 raters has failed 0 checks .* they failed Ann 1",
         ),
+        ("no answer", lambda _: answered(), "no answer to a question about a map: Ann saved"),
         ("checks", lambda _: analyse(max_failed=-1), "max_failed must be an int >= 0; got -1"),
         ("resample", lambda _: analyse(resample="all"), 'resample must be "both", .* got .all'),
         ("level", lambda _: analyse(level=1), "level must be a number between 0 and 1; got 1"),

@@ -146,6 +146,17 @@ def test_raters_who_fail_checks_are_left_out_and_listed():
     assert lenient.failed == {"Cid": 2} and lenient.methods["gradcam"].mean == 2 / 3
 
 
+def test_who_answers_nothing_is_no_rater_and_widens_no_interval():
+    items = {name: item(i) for i, name in enumerate("abcd")}
+    some = [answers_of("Ann", {"a": 0, "b": 1, "c": 0}), answers_of("Bob", {"a": 0, "d": 1})]
+    nobody = answers_of("Cid", {})
+    with_nobody = study.analyse([*some, nobody], key_of(items))
+    assert with_nobody.raters == ["Ann", "Bob"] and with_nobody.incomplete["Cid"] == 4
+    assert with_nobody.methods == study.analyse(some, key_of(items)).methods
+    checked = study.analyse([answers_of("Ann", {"a": 1}), answers_of("Bob", {"c0": 1})], CHECKED)
+    assert checked.raters == ["Ann"]  # checks alone say nothing of maps
+
+
 def test_who_chooses_places_is_seen():
     items = {name: item(i) for i, name in enumerate("abcd")}
     answers = [answers_of("Ann", {"a": 0, "b": 0, "c": 1, "d": 1}, swapped="cd")]
