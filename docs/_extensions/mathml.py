@@ -22,16 +22,20 @@ LOGGER = logging.getLogger(__name__)
 # docutils has \Bigl and \Bigr alone; LaTeX's \Big is either, by what follows it.
 SIDELESS = re.compile(r"\\([Bb]igg?)(?![A-Za-z])(\s*(?:[])]|\\r))?")
 
+# Bars without \left or \big are as high as letters; browsers would fit the second to its index.
+BARE_BAR = re.compile(r'<mo( class="mathopen")?>‖')
+
 
 def mathml(translator: HTML5Translator, node: nodes.Node, *, as_block: bool) -> str:
     """Return a formula as MathML, or as it is written where it cannot be read."""
     tex = node.astext()
     sided = SIDELESS.sub(lambda big: rf"\{big[1]}r{big[2]}" if big[2] else rf"\{big[1]}l", tex)
     try:
-        return tex2mathml(sided, as_block=as_block)
+        made = tex2mathml(sided, as_block=as_block)
     except MathError as error:
         LOGGER.warning("The formula %r cannot be made MathML: %s", tex, error, location=node)
         return translator.encode(tex)
+    return BARE_BAR.sub(r'<mo\1 stretchy="false">‖', made)
 
 
 def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
