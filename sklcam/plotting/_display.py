@@ -173,12 +173,12 @@ class Display(ABC):
 def _proportions(shapes: Sequence[float]) -> tuple[float, float]:
     """Return how wide a column is, and how high a picture at most, in units of a cell.
 
-    Portraits are as high as the highest of the other images. Where all are portraits, columns are
-    as narrow as the widest of them.
+    Portraits are as high as the highest of the other images, or a photograph across, if these are
+    panoramas. Where all are portraits, columns are as narrow as the widest of them.
     """
     others = [shape for shape in shapes if shape <= 1]
     if others:
-        return 1.0, max(*others, 0.3)
+        return 1.0, max(*others, 2 / 3)
     return max(1 / min(shapes), 0.6), 1.0
 
 

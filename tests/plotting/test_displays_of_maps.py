@@ -171,6 +171,11 @@ def test_portraits_are_no_higher_than_other_images():
     display.figure_.canvas.draw()
     first, second = (place.get_window_extent() for place in display.axes_[:, 0])
     assert second.height <= 1.1 * first.height and second.width < first.width
+    panorama = CAMDisplay(
+        images=[np.zeros((20, 80)), images[1]], maps={"a": [np.eye(4)] * 2}
+    ).plot()
+    panorama.figure_.canvas.draw()
+    assert panorama.axes_[1, 0].get_window_extent().height > 100  # 1 inch
     alone = CAMDisplay(images=images[1:], maps={"a": [np.eye(4)]}).plot().figure_
     assert alone.get_figwidth() < display.figure_.get_figwidth()
 
