@@ -51,6 +51,12 @@ class Multigrid:
         first = self._grids[0]
         self._direction = _Framed(first.room, first.scratch)
         self._left, self._change, self._solved = (torch.empty_like(first.room) for _ in range(3))
+        if dtype != torch.float64:  # as what is left is made anew
+            self._exact_change = torch.empty_like(first.room, dtype=torch.float64)
+            self._exact = _Framed(
+                self._exact_change, torch.empty_like(first.scratch, dtype=torch.float64)
+            )
+            self._exact_centre = first.weights.double() + 4
         eye = torch.eye(height * width, dtype=dtype, device=device)
         # Of the last grid's matrix, all but the diagonal.
         self._apart = 4 * eye - _weighted(eye.view(-1, 1, height, width)).flatten(1)
@@ -119,10 +125,12 @@ class Multigrid:
         for step in range(_MOST_STEPS):
             error = self._error_of(left, 0)
             along = torch.mul(left, error, out=grid.room).sum(dim=(2, 3), keepdim=True)
-            direction.values.mul_(along / before if step else 0.0).add_(error)
+            turned = along / before if step else torch.zeros_like(along)
+            torch.addcmul(error, turned, direction.values, out=direction.values)
             before = torch.where(along > 0, along, 1.0)
+            # Of pixels that are known it means nothing: whatever is made of it is 0 there.
             change = direction.weighted(self._change)
-            change.addcmul_(centre, direction.values, value=-1).mul_(self._mask)
+            change.addcmul_(centre, direction.values, value=-1)
             across = -torch.mul(direction.values, change, out=grid.room).sum((2, 3), keepdim=True)
             length = along / torch.where(across > 0, across, 1.0)
             length = torch.where(is_on, length, 0.0)  # an image is filled in alike in all batches
@@ -136,9 +144,9 @@ class Multigrid:
             left.addcmul_(length, change)
             if step % _RENEWED == _RENEWED - 1 and self.dtype != torch.float64:
                 # Far from what is known, the rounding of long steps would add up.
-                exact = solved.double()
-                exact = _weighted(exact).addcmul_(centre.double(), exact, value=-1)
-                left.copy_(exact).add_(known).mul_(self._mask)
+                exact = self._exact.values.copy_(solved)
+                change_there = self._exact.weighted(self._exact_change)
+                left.copy_(change_there.addcmul_(self._exact_centre, exact, value=-1)).add_(known)
         return is_solved.flatten()
 
     def _error_of(self, left: Tensor, level: int) -> Tensor:
