@@ -117,6 +117,7 @@ def _report(arguments: Namespace) -> Result:
         verbose=int(not arguments.quiet),
         **asked.options,
     )
+    assert isinstance(result, Evaluation)  # of one model and method
     table = result.summary()
     method = arguments.method or _own_method(asked)
     values = {"out": arguments.out, **_values(arguments, asked, {method: table})}

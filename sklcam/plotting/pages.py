@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence, Set, Sized
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,8 @@ from sklcam.cam import min_max
 from sklcam.images.dataset import file_paths
 from sklcam.images.frames import Resizing, map_to_frame
 from sklcam.plotting._drawing import GREY
+
+AnyNames: TypeAlias = Sequence[str] | Mapping[Any, str]
 
 # Every eighth colour of matplotlib's viridis, and its last; between them it is straight enough.
 _VIRIDIS = (
@@ -87,7 +89,9 @@ def image_uri(picture: np.ndarray, size: tuple[int, int]) -> str:
     return _uri(image, "JPEG", quality=_QUALITY, optimize=True)
 
 
-def map_uri(map_: Tensor, size: tuple[int, int], *, resize: Resizing) -> str:
+def map_uri(
+    map_: Tensor, size: tuple[int, int], *, resize: Resizing, transparent: bool = False
+) -> str:
     """Return a map in the frame of its image as a data URI, a PNG of a palette.
 
     Parameters
@@ -96,10 +100,57 @@ def map_uri(map_: Tensor, size: tuple[int, int], *, resize: Resizing) -> str:
     size : (height, width)
     resize : Resizing
         How the image was brought to the network's input size.
+    transparent : bool, default=False
+        Whether the map is as opaque as it is high, to be laid over its image.
     """
     image = Image.fromarray(_levels(map_, size, resize))
     image.putpalette(viridis().tobytes())
-    return _uri(image, "PNG", optimize=True)
+    options = {"transparency": bytes(range(256))} if transparent else {}
+    return _uri(image, "PNG", optimize=True, **options)
+
+
+def mask_uri(mask: np.ndarray, size: tuple[int, int]) -> str:
+    """Return the outline of a mask as a data URI, a PNG that is clear but for its line.
+
+    Parameters
+    ----------
+    mask : ndarray of shape (height, width), bool
+    size : (height, width)
+        Of the picture that it is laid over.
+    """
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    inside = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST)) > 0
+    padded = np.pad(inside, 1)
+    whole = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    line = Image.fromarray((inside & ~whole).astype(np.uint8))
+    line.putpalette(bytes([0, 0, 0, 255, 255, 255]))
+    return _uri(line, "PNG", optimize=True, transparency=0)
+
+
+def fitting_uri(picture: np.ndarray, longest: int, most: int) -> str | None:
+    """Return an image as large as a number of letters allows, as a data URI.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width) or (height, width, 3), in [0, 1]
+    longest : int
+        Pixels of a side that there is a smaller picture of already.
+    most : int
+        Letters that the data URI may have.
+
+    Returns
+    -------
+    str or None
+        None if it would not be larger than that.
+    """
+    height, width = picture.shape[:2]
+    side: float = max(height, width)
+    while side > 1.2 * longest:
+        found = image_uri(picture, thumbnail_size(height, width, round(side)))
+        if len(found) <= most:
+            return found
+        side *= min(0.9, (most / len(found)) ** 0.5)  # letters are about as many as pixels
+    return None
 
 
 def overlay(
@@ -173,14 +224,15 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{encoded}"
 
 
-def image_names(X: Any, names: Sequence[str] | None, n_images: int) -> list[str]:
+def image_names(X: Any, names: AnyNames | None, n_images: int) -> list[str]:
     """Return what each image is called; files without their folders, which are nobody's business.
 
     Parameters
     ----------
     X : images
-    names : sequence of str or None
-        None is the names of files, or numbers.
+    names : sequence of str, mapping or None
+        None is the names of files, or numbers. A mapping holds the name of each row, by its number
+        or by the name that it would have without.
     n_images : int
 
     Returns
@@ -192,10 +244,20 @@ def image_names(X: Any, names: Sequence[str] | None, n_images: int) -> list[str]
     ValueError
         If there is not one for each image.
     """
+    if isinstance(names, Mapping):
+        own = image_names(X, None, n_images)
+        found = [names.get(i, names.get(name)) for i, name in enumerate(own)]
+        if None in found:
+            i = found.index(None)
+            raise ValueError(
+                f"names is a mapping without a name for image {i}: neither {i} nor {own[i]!r} is "
+                "among its keys."
+            )
+        return [*map(str, found)]
     if names is not None:
-        # Sets and dicts have no order that would tell which image is meant; a Series may have an
-        # index of its own, and counts as what it holds.
-        is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set | Mapping)
+        # A set has no order that would tell which image is meant; a Series may have an index of its
+        # own, and counts as what it holds.
+        is_ordered = isinstance(names, Sized) and not isinstance(names, str | bytes | Set)
         if not is_ordered or len(names) != n_images:
             came = len(names) if is_ordered else describe(names)
             raise ValueError(

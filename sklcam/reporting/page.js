@@ -2,35 +2,105 @@
 (() => {
   const PAGE = 60;
   const byId = (id) => document.getElementById(id);
-  const data = JSON.parse(byId("data").textContent);
+  const { metrics, images } = JSON.parse(byId("data").textContent);
   const grid = byId("cards");
   const cards = Array.from(grid.children);
-  const sort = byId("sort");
-  const order = byId("order");
-  const filters = ["true", "predicted", "right"].filter((name) => byId(name));
+  const controls = ["sort", "order", "true", "predicted", "right"].filter((name) => byId(name));
   const status = byId("status");
   const more = byId("more");
-  const errors = byId("errors");  // no name of its own, as a metric may have any
   const detail = byId("detail");
-  const names = Array.from(sort.options, (option) => option.value).filter(Boolean);
   // The prediction says as much as the accuracy of one image.
-  const usual = names.find((name) => name !== "accuracy") || names[0];
+  const usual = metrics.find((name) => name !== "accuracy") || metrics[0];
+  let large = null;  // enlarged images; read when the first of them is asked for
   let found = [];
   let limit = PAGE;
   let place = 0;
+  let arranged = null;  // the address of what is shown
+  let isOurs = false;  // whether the entry before this one in the browser's history is the page, too
 
-  const matches = (of) => filters.every((name) => {
+  // What is asked for is in the address, so that it can be sent to others, and the back button works.
+
+  const isOfPlace = () => location.hash.length > 1 && !location.hash.includes("=");  // #images
+
+  function told(image) {
+    const state = new URLSearchParams();
+    for (const name of controls) {
+      const value = byId(name).value;
+      if (value !== "" && !(name === "order" && value === "up")) state.set(name, value);
+    }
+    if (image !== null) state.set("image", image);
+    return "#" + state;
+  }
+
+  function write(image) {
+    history.replaceState(null, "", told(image));
+  }
+
+  function read() {
+    const state = new URLSearchParams(isOfPlace() ? "" : location.hash.slice(1));
+    for (const name of controls) {
+      const select = byId(name);
+      const value = state.get(name) ?? (name === "order" ? "up" : "");
+      select.value = value;
+      if (select.selectedIndex < 0) select.selectedIndex = 0;
+    }
+    if (told(null) !== arranged) arrange();
+    const image = state.get("image");
+    if (image !== null && /^\d+$/.test(image) && Number(image) < images.length) {
+      let at = found.indexOf(Number(image));
+      if (at < 0) {  // a filter hides it
+        for (const name of controls.slice(2)) byId(name).value = "";
+        arrange();
+        at = found.indexOf(Number(image));
+      }
+      show(at);
+      if (!detail.open) {
+        detail.showModal();
+        byId("close").focus();
+      }
+    } else {
+      isOurs = false;
+      if (detail.open) detail.close();
+    }
+  }
+
+  const matching = {
+    true: (of, value) => String(of.true) === value,
+    predicted(of, value) {
+      const [model, label] = value.split(".").map(Number);
+      return of.predicted[model] === label;
+    },
+    right(of, value) {
+      if (value === "right") return of.right.every((right) => right === true);
+      if (value === "wrong") return of.right.every((right) => right === false);
+      const model = Number(value.slice(4));  // only0
+      return of.right.every((right, i) => right === (i === model));
+    },
+  };
+
+  const matches = (of) => controls.slice(2).every((name) => {
     const wanted = byId(name).value;
-    return wanted === "" || String(of[name]) === wanted;
+    return wanted === "" || matching[name](of, wanted);
   });
 
   // Images without a value come last in either order; equal ones stay in the order of X.
   function comparing(valueOf, sign) {
     return (i, j) => {
-      const a = valueOf(data[i]);
-      const b = valueOf(data[j]);
+      const a = valueOf(images[i]);
+      const b = valueOf(images[j]);
       if (a === null || b === null) return (a === null) - (b === null) || i - j;
       return sign * (a - b) || i - j;
+    };
+  }
+
+  // A key is of a value, of a difference from the first column, or of how sure an error was.
+  function valueBy(key) {
+    const [i, k] = key.slice(1).split(".").map(Number);
+    if (key[0] === "e") return (of) => of.error[i];
+    if (key[0] === "v") return (of) => of.values[i][k];
+    return (of) => {
+      const [first, other] = [of.values[0][k], of.values[i][k]];
+      return first === null || other === null ? null : other - first;
     };
   }
 
@@ -39,85 +109,163 @@
     grid.replaceChildren(...found.slice(0, limit).map((i) => cards[i]));
     const shown = Math.min(limit, found.length);
     status.textContent = `${shown} of ${found.length} images` +
-      (found.length < data.length ? ` (${data.length} without filters)` : "");
+      (found.length < images.length ? ` (${images.length} without filters)` : "");
     const left = found.length - shown;
     more.hidden = left === 0;
     more.textContent = `Show ${Math.min(PAGE, left)} more`;
   }
 
   function arrange() {
-    const name = sort.value;
-    const sign = order.value === "up" ? 1 : -1;
-    found = data.map((_, i) => i).filter((i) => matches(data[i]));
-    if (errors?.selected) found.sort(comparing((of) => of.error, sign));
-    else if (name) found.sort(comparing((of) => of.values[name], sign));
+    const key = byId("sort").value;
+    const sign = byId("order").value === "up" ? 1 : -1;
+    found = images.map((_, i) => i).filter((i) => matches(images[i]));
+    if (key) found.sort(comparing(valueBy(key), sign));
     else if (sign < 0) found.reverse();
-    const current = name || usual;
+    const current = key && key[0] !== "e" ? metrics[Number(key.split(".")[1])] : usual;
     for (const row of cards.flatMap((card) => Array.from(card.querySelectorAll("[data-metric]")))) {
       row.classList.toggle("current", row.dataset.metric === current);
     }
+    arranged = told(null);
     limit = PAGE;
     render();
   }
 
-  function setOpacity(value) {
-    for (const slider of document.querySelectorAll(".opacity")) slider.value = value;
+  function look(opacity, isGrey) {
+    for (const slider of document.querySelectorAll(".opacity")) slider.value = opacity;
+    for (const box of document.querySelectorAll(".grey")) box.checked = isGrey;
     const style = document.documentElement.style;
-    style.setProperty("--opacity", String(value / 100));
-    style.setProperty("--grey", byId("grey").checked && value > 0 ? "1" : "0");
+    style.setProperty("--opacity", String(opacity / 100));
+    style.setProperty("--grey", isGrey && opacity > 0 ? "1" : "0");
   }
 
-  function framed(stack, caption) {
-    const figure = document.createElement("figure");
-    const picture = document.createElement("div");
-    picture.className = "picture";
-    picture.append(stack);
-    figure.append(picture);
-    if (caption) {
-      const words = document.createElement("figcaption");
-      words.textContent = caption;
-      figure.append(words);
-    }
-    return figure;
+  function element(kind, name, ...children) {
+    const made = document.createElement(kind);
+    if (name) made.className = name;
+    made.append(...children);
+    return made;
   }
 
-  function show(i) {
-    place = i;
-    const card = cards[found[i]];
-    const pictures = document.createElement("div");
-    pictures.className = "pictures";
-    const stack = card.querySelector(".stack");
-    if (card.dataset.truth) {  // the network is wrong: why, and why the true class
-      const truth = stack.cloneNode(true);
-      truth.querySelector(".map").src = card.dataset.truth;
-      const [predicted, right] = [".predicted b", ".true b"].map((part) => card.querySelector(part).textContent);
-      pictures.append(framed(stack.cloneNode(true), `Why ${predicted}?`), framed(truth, `Why ${right}?`));
-    } else {
-      pictures.append(framed(stack.cloneNode(true)));
+  function boxes(i) {
+    return images[i].boxes.map(([x1, y1, x2, y2]) => {
+      const box = element("span", "box");
+      const sides = { left: x1, top: y1, width: x2 - x1, height: y2 - y1 };
+      for (const [side, share] of Object.entries(sides)) box.style[side] = `${100 * share}%`;
+      return box;
+    });
+  }
+
+  // An enlarged picture: the image, and over it a map or none, and the boxes and the mask.
+  function figure(i, stack, caption, map) {
+    const copy = stack.cloneNode(true);
+    const image = copy.querySelector(".image");
+    if (large[i]) image.src = large[i];
+    if (map === null) {
+      copy.querySelector(".map").remove();
+      image.classList.add("plain");
+    } else if (map) {
+      copy.querySelector(".map").src = map;
     }
-    const text = document.createElement("div");
-    const heading = document.createElement("h2");
+    const mask = cards[i].querySelector(".mask");
+    if (mask) {
+      const outline = mask.cloneNode();
+      outline.hidden = false;
+      copy.append(outline);
+    }
+    copy.append(...boxes(i));
+    return element("figure", "", element("div", "picture", copy), element("figcaption", "", caption));
+  }
+
+  function figures(i) {
+    const card = cards[i];
+    const stacks = Array.from(card.querySelectorAll(".picture .stack"));
+    const made = [figure(i, stacks[0], "The image", null)];
+    card.querySelectorAll(".side").forEach((side, k) => {
+      const of = side.querySelector(".of")?.textContent;
+      const prefix = of ? `${of}: ` : "";
+      const explained = side.querySelector(".explained b") || side.querySelector(".predicted b");
+      const why = explained ? `Why ${explained.textContent}?` : "Where it looks";
+      made.push(figure(i, stacks[k], prefix + why, ""));
+      if (side.dataset.truth) {  // the network is wrong: why the true class
+        const truth = card.querySelector(".true b").textContent;
+        made.push(figure(i, stacks[k], `${prefix}Why ${truth}?`, side.dataset.truth));
+      }
+    });
+    return made;
+  }
+
+  function neighbours(i) {
+    const list = element("ul", "near");
+    for (const j of images[i].near) {
+      const link = element("a", "", cards[j].querySelector(".stack").cloneNode(true));
+      link.href = told(j);
+      const name = cards[j].querySelector("h3").textContent;
+      const label = cards[j].querySelector(".true b, .predicted b");
+      link.setAttribute("aria-label", `Enlarge ${name}`);
+      list.append(element("li", "", link, element("span", "said", label ? label.textContent : name)));
+    }
+    return element("div", "", element("h3", "", "The nearest images"), list);
+  }
+
+  function show(at) {
+    place = at;
+    const i = found[at];
+    const card = cards[i];
+    large ??= JSON.parse(byId("large").textContent);
+    const pictures = element("div", "pictures", ...figures(i));
+    pictures.style.setProperty("--n", pictures.childElementCount);
+    const heading = element("h2", "", card.querySelector("h3").textContent);
     heading.id = "detail-name";
-    heading.textContent = card.querySelector("h3").textContent;
-    text.append(heading);
-    for (const part of card.querySelectorAll(".labels, .values")) text.append(part.cloneNode(true));
+    const text = element("div", "text", heading);
+    const truth = card.querySelector(".card > .labels");
+    if (truth) text.append(truth.cloneNode(true));
+    text.append(card.querySelector(".sides").cloneNode(true));
+    if (images[i].near.length) text.append(neighbours(i));
     byId("detail-card").replaceChildren(pictures, text);
-    byId("place").textContent = `${i + 1} of ${found.length}`;
-    byId("previous").disabled = i === 0;
-    byId("next").disabled = i === found.length - 1;
+    byId("place").textContent = `${at + 1} of ${found.length}`;
+    byId("previous").disabled = at === 0;
+    byId("next").disabled = at === found.length - 1;
+  }
+
+  function open(i) {
+    isOurs = true;
+    location.hash = told(i);  // an entry of its own, to go back from; the event shows the image
   }
 
   function step(by) {
     const next = place + by;
-    if (next >= 0 && next < found.length) show(next);
+    if (next < 0 || next >= found.length) return;
+    write(found[next]);
+    show(next);
+  }
+
+  // Closes by going back to where the image was opened, so that going back later does not reopen it.
+  function leave() {
+    const goesBack = isOurs;
+    isOurs = false;
+    if (goesBack) history.back();
+    else write(null);
+    if (detail.open) detail.close();
   }
 
   grid.addEventListener("click", (event) => {
     const button = event.target.closest(".picture");
-    if (!button) return;
-    show(found.indexOf(Number(button.closest(".card").dataset.index)));
-    detail.showModal();
-    byId("close").focus();
+    if (button) open(Number(button.closest(".card").dataset.index));
+  });
+  document.addEventListener("click", (event) => {
+    const address = event.target.closest("a[href^='#']")?.getAttribute("href");
+    if (!address) return;
+    if (!address.includes("=")) {  // to the images, without a trace in the address
+      event.preventDefault();
+      byId("images").focus();
+    } else if (detail.open) {  // a neighbour: the way back is to where the first image was opened
+      event.preventDefault();
+      history.replaceState(null, "", address);
+      read();
+    } else if (address.includes("image=")) {
+      isOurs = true;
+    } else {
+      byId("images").scrollIntoView();
+    }
   });
   detail.addEventListener("keydown", (event) => {
     if (event.target.matches("input")) return;  // arrows move the slider there
@@ -125,7 +273,11 @@
     else if (event.key === "ArrowRight") step(1);
   });
   detail.addEventListener("click", (event) => {
-    if (event.target === detail) detail.close();  // beside it
+    if (event.target === detail) leave();  // beside it
+  });
+  detail.addEventListener("cancel", (event) => {
+    event.preventDefault();
+    leave();
   });
   detail.addEventListener("close", () => {
     if (place >= limit) {
@@ -134,7 +286,7 @@
     }
     cards[found[place]].querySelector(".picture").focus();
   });
-  byId("close").addEventListener("click", () => detail.close());
+  byId("close").addEventListener("click", leave);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   more.addEventListener("click", () => {
@@ -143,16 +295,24 @@
     render();
     cards[found[first]].querySelector(".picture").focus();
   });
-  sort.addEventListener("change", () => {
-    if (errors?.selected) order.value = "down";  // the surest first, which arrange() reads
+  byId("sort").addEventListener("change", (event) => {
+    if (event.target.value[0] === "e") byId("order").value = "down";  // the surest first
   });
-  for (const id of ["sort", "order", ...filters]) byId(id).addEventListener("change", arrange);
-  for (const slider of document.querySelectorAll(".opacity")) {
-    slider.addEventListener("input", () => setOpacity(Number(slider.value)));
+  for (const name of controls) {
+    byId(name).addEventListener("change", () => {
+      write(null);
+      arrange();
+    });
   }
-  byId("grey").addEventListener("change", () => setOpacity(Number(byId("opacity").value)));
+  for (const slider of document.querySelectorAll(".opacity")) {
+    slider.addEventListener("input", () => look(Number(slider.value), byId("grey").checked));
+  }
+  for (const box of document.querySelectorAll(".grey")) {
+    box.addEventListener("change", () => look(Number(byId("opacity").value), box.checked));
+  }
+  addEventListener("hashchange", () => isOfPlace() || read());
 
   document.documentElement.classList.add("js");
-  setOpacity(Number(byId("opacity").value));
-  arrange();
+  look(Number(byId("opacity").value), byId("grey").checked);
+  read();
 })();

@@ -202,7 +202,11 @@ FILES: dict[str, list[Row]] = {
         ("names", lambda f: report(f, names=["a"]), "one entry for each of 12 images; got 1"),
         ("a name", lambda f: report(f, names=3), "one entry for each of 12 images; got an int, 3"),
         ("a set", lambda f: report(f, names={*"abcdefghijkl"}), "names must .*; got a set, "),
-        ("a dict", lambda f: report(f, names=dict.fromkeys("abcdefghijkl")), "names .* got a dict"),
+        (
+            "a dict",
+            lambda f: report(f, names=dict.fromkeys("abcdefghijkl", "x")),
+            "name for image 0: nei",
+        ),
         (
             "none shown",
             lambda f: report(f, n_images=0),

@@ -44,16 +44,17 @@ def test_numbers_are_those_of_evaluate(fitted, written):
     assert list(result) == list(expected)
     for name, values in expected.items():
         assert_array_equal(result[name], values)
-        assert_array_equal([image["values"][name] for image in page.data], values)
+        assert_array_equal([page.value(i, name) for i in range(len(X))], values)
     for name, row in expected.summary().items():
-        (cells,) = (cells for cells in page.rows if cells[0] == name)
+        cells = page.row(name)
+        assert cells[0] == f"{name} {row_meaning(name)}"
         assert cells[1].startswith("higher" if get_metric(name).higher_is_better else "lower")
         assert cells[2:5] == [
-            f"{row.mean:.4f}",
-            f"{row.std:.4f}",
-            f"{row.low:.4f} to {row.high:.4f}",
+            f"{row.mean:.3f}",
+            f"{row.std:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
         ]
-    assert len(page.all("svg")) == len(expected)
+    assert len(page.all("svg")) == len(expected) - 1  # a histogram of right and wrong says nothing
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_one_card_per_image_with_labels_as_text(fitted, written):
         assert f"predicted: {predicted[i]} ({chances[i]:.2f})" in text
         assert "explained:" not in text  # that is told of classes that were asked for
         assert ("right" in text) == (predicted[i] == NAMES[i])
-        assert page.data[i]["right"] == (predicted[i] == NAMES[i])
+        assert page.data[i]["right"] == [predicted[i] == NAMES[i]]
         error = None if predicted[i] == NAMES[i] else pytest.approx(chances[i])
-        assert page.data[i]["error"] == error
-    assert len(page.scripts) == 2  # none of a label's
+        assert page.data[i]["error"] == [error]
+    assert len(page.scripts) == 3  # none of a label's
     assert "confidence in errors" in page_text(written[0])
 
 
@@ -126,27 +127,33 @@ def test_images_and_maps_are_small_and_of_one_shape(tmp_path, fitted):
     page = Page(path)
     sizes = [(100, 67), (18, 100), (20, 10)]
     for i, (height, width) in enumerate(sizes):
-        image, map_ = (opened(img["src"]) for img in page.all("img")[2 * i : 2 * i + 2])
+        image, map_ = (opened(sources[i]) for sources in page.stacks())
         assert image.size == map_.size == (width, height)
         assert image.format == ("PNG" if i == 2 else "JPEG")
         assert_array_equal(np.asarray(map_.getpalette()).reshape(-1, 3), viridis())
-    assert_array_equal(np.asarray(opened(page.all("img")[4]["src"])), np.asarray(pictures[2]))
+        assert map_.info["transparency"] == bytes(range(256))  # a map is as opaque as it is high
+    images, maps = page.stacks()
+    assert_array_equal(np.asarray(opened(images[2])), np.asarray(pictures[2]))
     # The corner of a tall image was cut off: the network did not see it.
-    assert np.asarray(opened(page.all("img")[1]["src"]))[0, 0] == 0
+    assert np.asarray(opened(maps[0]))[0, 0] == 0
 
 
 def test_maps_are_those_of_explain(fitted, written):
     maps = fitted.explain(X, frame="image")
-    imgs = Page(written[0]).all("img")
+    shown, drawn = Page(written[0]).stacks()
     for i in (0, 7, 59):
-        levels = np.asarray(opened(imgs[2 * i + 1]["src"]))
+        levels = np.asarray(opened(drawn[i]))
         assert np.abs(levels / 255 - maps[i]).max() < 0.51 / 255
-        pixels = np.asarray(opened(imgs[2 * i]["src"]))
+        pixels = np.asarray(opened(shown[i]))
         assert np.abs(pixels / 255 - X[i]).max() < 0.51 / 255
 
 
+def sides_of(page):
+    return [each for each in page.all("div") if each.get("class") == "side"]
+
+
 def test_wrong_images_have_the_map_of_the_true_class(fitted, written):
-    cards = Page(written[0]).all("article")
+    cards = sides_of(Page(written[0]))
     is_wrong = fitted.predict(X) != NAMES
     assert ["data-truth" in card for card in cards] == is_wrong.tolist()
     maps = fitted.explain(X, target=NAMES, frame="image")
@@ -160,11 +167,11 @@ def test_only_a_prediction_that_is_explained_has_the_map_of_the_truth(tmp_path, 
     sklcam.report(fitted, X, NAMES, path, metrics="sparsity", target=HOSTILE[0], verbose=0)
     predicted = fitted.predict(X)
     expected = (predicted != NAMES) & (predicted == HOSTILE[0])
-    assert ["data-truth" in card for card in Page(path).all("article")] == expected.tolist()
+    assert ["data-truth" in card for card in sides_of(Page(path))] == expected.tolist()
 
 
 def test_a_network_by_name_is_called_by_it(tmp_path):
-    with pytest.warns(UserWarning, match="random numbers"):
+    with pytest.warns(UserWarning, match="random weights"):
         explainer = CAMExplainer("squeezenet1_1", image_size=64, verbose=0).fit()
     path = tmp_path / "page.html"
     colours = np.repeat(X[:1, ..., None], 3, axis=-1)
@@ -196,7 +203,7 @@ def test_some_images_are_shown_and_all_are_measured(tmp_path, fitted):
     for place, i in enumerate(shown):
         assert f"image {i}" in page.cards[place]
         assert f"explained: {target[i]}" in page.cards[place]
-        assert page.data[place]["values"]["sparsity"] == result["sparsity"][i]
+        assert page.value(place, "sparsity") == result["sparsity"][i]
 
 
 def test_files_are_called_by_their_names_alone(tmp_path, fitted):
@@ -214,7 +221,7 @@ def test_files_are_called_by_their_names_alone(tmp_path, fitted):
     sklcam.report(
         explainer, files, path=path, metrics="sparsity", names=["</script>", "x"], verbose=0
     )
-    assert "</script>" in Page(path).cards[0] and len(Page(path).scripts) == 2
+    assert "</script>" in Page(path).cards[0] and len(Page(path).scripts) == 3
 
 
 def test_a_metric_of_ones_own_with_values_that_are_not_finite(tmp_path, fitted):
@@ -227,12 +234,10 @@ def test_a_metric_of_ones_own_with_values_that_are_not_finite(tmp_path, fitted):
     path = tmp_path / "page.html"
     sklcam.report(fitted, X[:5], path=path, metrics=[metric, "adcc"], verbose=0)
     page = Page(path)
-    assert [image["values"]["odd"] is None for image in page.data] == [True] * 2 + [False] * 3
+    assert [page.value(i, "odd") is None for i in range(5)] == [True] * 2 + [False] * 3
     assert "2 not finite" in path.read_text(encoding="utf-8")
-    told = {cells[0]: (cells[1], cells[5]) for cells in page.rows[1:]}
-    assert told["odd"] == ("lower ↓", "how <odd> it is")
-    assert told["average_drop"] == ("lower ↓", row_meaning("average_drop"))
-    assert told["mean_adcc"] == ("higher ↑", row_meaning("mean_adcc"))
+    assert page.row("odd")[:2] == ["odd how <odd> it is", "lower ↓"]
+    assert page.row("average_drop")[1] == "lower ↓" and page.row("mean_adcc")[1] == "higher ↑"
 
 
 # One look at the images
@@ -267,7 +272,7 @@ def test_each_image_is_read_once_and_explained_once(tmp_path, metrics, n_passes,
     assert len(Page(path).cards) == (n_shown or 12)
     assert [data.reads[i] for i in range(1, 12)] == [1] * 11
     assert data.reads[0] <= 3  # two looks find out what kind of images they are
-    n_wrong = sum(image["right"] is False for image in Page(path).data)
+    n_wrong = sum(image["right"] == [False] for image in Page(path).data)
     assert n_wrong  # which are explained again, for the true class
     assert sum(passes) == n_passes * 12 + n_wrong
 
@@ -327,11 +332,11 @@ def test_labels_are_compared_by_value(tmp_path):
     predicted = explainer.predict(X)
     sklcam.report(explainer, X, predicted.astype(float), path, metrics="accuracy", verbose=0)
     page = Page(path)
-    assert all(image["right"] for image in page.data)
+    assert all(image["right"] == [True] for image in page.data)
     assert f"true: {predicted[0]}\n" in page.cards[0]
     others = np.array([predicted[0], *NAMES[1:]], dtype=object)  # but one of other classes
     sklcam.report(explainer, X, others, path, metrics="accuracy", verbose=0)
-    assert [image["right"] for image in Page(path).data] == [True] + [False] * 59
+    assert [image["right"] for image in Page(path).data] == [[True]] + [[False]] * 59
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -358,9 +363,10 @@ def test_a_binary_nets_threshold_decides(tmp_path, share):
     for i, predicted in enumerate(expected):
         chance = second[i] if predicted else 1 - second[i]
         assert f"predicted: {predicted} ({chance:.2f})" in page.cards[i]
-        assert page.data[i]["right"] == (predicted == labels[i])
-        assert page.data[i]["error"] == (None if predicted == labels[i] else pytest.approx(chance))
-        assert page.data[i]["values"]["accuracy"] == (predicted == labels[i])
+        assert page.data[i]["right"] == [predicted == labels[i]]
+        error = None if predicted == labels[i] else pytest.approx(chance)
+        assert page.data[i]["error"] == [error]
+        assert page.value(i, "accuracy") == (predicted == labels[i])
 
 
 def test_embedding_nets(tmp_path):
@@ -448,7 +454,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, fitted, monkeypatch):
         raise RuntimeError("on purpose")
 
     with monkeypatch.context() as patched:
-        patched.setattr("sklcam.reporting.build.map_uri", fail)
+        patched.setattr("sklcam.reporting.cards.map_uri", fail)
         with pytest.raises(RuntimeError, match="on purpose"):
             sklcam.report(fitted, X, path=path, metrics="sparsity", verbose=0)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -476,7 +482,7 @@ def test_maps_that_say_nothing_say_so(tmp_path):
     path = tmp_path / "page.html"
     with pytest.warns(ExplanationWarning, match="1 of 3 maps.* NaN.* 1 of 3 maps are blank"):
         sklcam.report(explainer, images, [1, 0, 0], path, metrics="complexity", target=0, verbose=0)
-    errors = [image["error"] for image in Page(path).data]
+    errors = [image["error"][0] for image in Page(path).data]
     assert errors[0] > 0.5 and errors[1:] == [None, None]  # of NaN nothing is known
     page = path.read_text(encoding="utf-8")
     cards = page.split('<article class="card"')[1:]
@@ -485,16 +491,26 @@ def test_maps_that_say_nothing_say_so(tmp_path):
     assert "complexity" in page and "nan" not in page.partition("</table>")[0]
 
 
-def test_names_in_a_series_are_its_values(tmp_path, fitted):
-    names = pd.Series([*"abc"], index=[7, 3, 9])
+@pytest.mark.parametrize(
+    "names",
+    [pd.Series([*"abc"], index=[7, 3, 9]), {0: "a", "image 1": "b", 2: "c"}, np.array([*"abc"])],
+    ids=["series", "mapping", "array"],
+)
+def test_names_come_in_any_form(names, tmp_path, fitted):
     path = tmp_path / "page.html"
     sklcam.report(fitted, X[:3], path=path, names=names, metrics="sparsity", verbose=0)
     page = path.read_text(encoding="utf-8")
-    assert all(f">{name}<" in page for name in names)
+    assert all(f"<h3>{name}</h3>" in page for name in "abc")
 
 
-@pytest.mark.parametrize("names", [set("abc"), dict.fromkeys("abc")])
-def test_names_without_an_order_are_refused_before_any_work(names, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (set("abc"), "names must have one entry for each of 3 images; got a"),
+        ({0: "a", "image 1": "b", "c": "c"}, "without a name for image 2: neither 2 nor 'image 2'"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused_before_any_work(names, message, tmp_path):
     seen = []
 
     class Counting(Odd):
@@ -505,6 +521,6 @@ def test_names_without_an_order_are_refused_before_any_work(names, tmp_path):
     images = torch.rand(3, 1, 8, 8)
     explainer = sklcam.CAMExplainer(Counting(), target_layer="same", verbose=0).fit(images)
     seen.clear()
-    with pytest.raises(ValueError, match="names must have one entry for each of 3 images; got a"):
+    with pytest.raises(ValueError, match=message):
         sklcam.report(explainer, images, path=tmp_path / "page.html", names=names, verbose=0)
     assert not seen and not list(tmp_path.iterdir())

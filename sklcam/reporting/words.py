@@ -1,0 +1,172 @@
+"""What the numbers say, in sentences for readers who have never met them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklcam.metrics import Evaluation
+
+
+def figure(value: float | None) -> str:
+    """Return a number in three digits, or a dash for none.
+
+    Examples
+    --------
+    >>> from sklcam.reporting.words import figure
+    >>> [figure(value) for value in (0.78512, 12.345, 4321.0, -0.00002, float("nan"))]
+    ['0.785', '12.3', '4321', '0.000', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    decimals = 3 if abs(value) < 1 else max(0, 2 - int(math.log10(abs(value))))
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # plus 0: no -0.000
+
+
+def percent(share: float) -> str:
+    r"""Return a share of 1 in per cent, with a digit where that is not clear without.
+
+    Examples
+    --------
+    >>> from sklcam.reporting.words import percent
+    >>> percent(0.5), percent(0.034), percent(0.9993), percent(1)
+    ('50\xa0%', '3.4\xa0%', '99.9\xa0%', '100\xa0%')
+    """
+    hundredths = 100 * share
+    is_near_an_end = 0 < hundredths < 10 or 90 < hundredths < 100
+    return f"{hundredths:.{1 if is_near_an_end else 0}f}\u00a0%"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the sentences are made of.
+
+    Attributes
+    ----------
+    result : Evaluation
+    true : list of str or None
+        The label of each image; None without labels.
+    predicted : list of str or None
+        The predicted class of each.
+    n_silent : int
+        How many maps are blank.
+    stranger : float
+        The mean similarity of maps of different images; NaN if it is not known.
+    covered : float
+        The mean share of an image that is in its boxes or mask; NaN without these.
+    """
+
+    result: Evaluation
+    true: Sequence[str] | None
+    predicted: Sequence[str | None]
+    n_silent: int
+    stranger: float
+    covered: float
+
+
+def sentences(told: Told, *, is_new: bool = True) -> list[str]:
+    """Return how often it is right, how stable the maps are, and how focused.
+
+    Parameters
+    ----------
+    told : Told
+    is_new : bool, default=True
+        Whether how often it is right was not said before, of another method.
+
+    Returns
+    -------
+    list of str
+        A sentence or two on each, where it was measured; and how many maps say nothing.
+    """
+    means = told.result.means()
+    found = [
+        _rightness(told) if is_new else "",
+        _stability(means, told.stranger),
+        _focus(means, told.covered),
+    ]
+    if told.n_silent:
+        of = len(told.predicted)
+        found.append(
+            f"{told.n_silent} of {of} maps {'is' if told.n_silent == 1 else 'are'} blank: nothing "
+            "in the image speaks for the class. Their numbers say nothing, either."
+        )
+    return [sentence for sentence in found if sentence]
+
+
+def _rightness(told: Told) -> str:
+    if told.true is None or all(label is None for label in told.predicted):
+        return ""
+    n_images = len(told.true)
+    n_right = sum(a == b for a, b in zip(told.true, told.predicted, strict=True))
+    label, most = Counter(told.true).most_common(1)[0]
+    share = percent(n_right / n_images)
+    said = f"The network is right on {n_right} of {n_images} images ({share})"
+    if most == n_images:
+        return f"{said}; all of them are labelled {label}."
+    return f"{said}; always answering {label} would be right for {percent(most / n_images)}."
+
+
+def _stability(means: Mapping[str, float], stranger: float) -> str:
+    value = means.get("consistency", math.nan)
+    if not math.isfinite(value):
+        return ""
+    said = f"Maps of an image and of its crops and flips agree to {value:.2f} (1 is identical)"
+    if not math.isfinite(stranger):
+        return f"{said}."
+    return f"{said}; maps of different images agree to {stranger:.2f}."
+
+
+def _focus(means: Mapping[str, float], covered: float) -> str:
+    said = ""
+    area = means.get("complexity", math.nan)
+    if math.isfinite(area):
+        said = f"The average map covers {percent(area)} of its image."
+    lost = means.get("average_drop", math.nan)
+    if math.isfinite(lost):
+        said += f" Shown only that, the network keeps {percent(1 - lost)} of its confidence."
+    hits = means.get("pointing_game", math.nan)
+    if math.isfinite(hits):
+        said += f" The brightest point is on the object in {percent(hits)} of the images"
+        chance = f"; a point anywhere, in {percent(covered)}" if math.isfinite(covered) else ""
+        said += f"{chance}."
+    return said.strip()
+
+
+def verdict(low: float, high: float, higher_is_better: bool) -> str:
+    """Return what an interval of a difference says.
+
+    Examples
+    --------
+    >>> from sklcam.reporting.words import verdict
+    >>> verdict(0.1, 0.2, True), verdict(0.1, 0.2, False), verdict(-0.1, 0.2, True)
+    ('better', 'worse', 'no difference')
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "unknown"
+    if low <= 0 <= high:
+        return "no difference"
+    return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def classes_of(labels: Sequence[str]) -> str:
+    """Return how many images there are of each class, the most frequent first.
+
+    Examples
+    --------
+    >>> from sklcam.reporting.words import classes_of
+    >>> classes_of(["cat", "dog", "dog"])
+    'dog 2, cat 1'
+    """
+    counts = Counter(labels).most_common()
+    most = 8
+    told = ", ".join(f"{label} {count}" for label, count in counts[:most])
+    return told if len(counts) <= most else f"{told} and {len(counts) - most} more"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of some values, NaN of none."""
+    return float(np.mean(values)) if values else math.nan
