@@ -96,8 +96,8 @@ def advice_on_path(path: str) -> str:
 
 
 _FOLDER = (
-    "a folder: sklcam.datasets.load_class_folders lists the images of a folder for each class; for "
-    'those of one folder, pass sorted(pathlib.Path(folder).glob("*.jpg"))'
+    "a folder: sklcam.datasets.load_class_folders lists the images of a folder for each class; "
+    'for the images of one folder, pass sorted(pathlib.Path(folder).glob("*.jpg"))'
 )
 
 
@@ -127,5 +127,5 @@ def _diagnose_path(path: str) -> str:
         return f"X is {text!r}{advice}; in a list."
     reader = _READERS.get(os.path.splitext(path)[1].lower())
     if reader is not None:
-        return f"X is one file path, {text!r}, of a file that is not an image: pass {reader}."
+        return f"X is one file path, {text!r}, to a file that is not an image: pass {reader}."
     return f"X is one file path, {text!r}: wrap it in a list, X=[path]."

@@ -127,7 +127,7 @@ def _advice_on(item: str | bytes) -> str:
     """Say what may have been meant by something that is not an image file."""
     if isinstance(item, str):
         is_archive = zipfile.is_zipfile(item) or tarfile.is_tarfile(item)
-        return ": it is an archive, which is to be unpacked first" if is_archive else ""
+        return ": it is an archive; unpack it first" if is_archive else ""
     text = item[:4096].decode("latin-1")
     if text.startswith(BASE64):
         return ": they are base64: pass base64.b64decode(text), without what precedes a comma"

@@ -114,7 +114,7 @@ def check_pages(image: Image.Image) -> None:
         image.seek(page)
         if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:  # a thumbnail says that it is one
             raise ValueError(
-                f"it has {image.n_frames} pages; pass the one that is meant as a PIL image, after "
+                f"it has {image.n_frames} pages; pass the page you mean as a PIL image, after "
                 "Image.open(path) and seek(page)."
             )
     image.seek(0)
@@ -258,7 +258,7 @@ def locate_channels(
     if found is None:
         raise ValueError(
             f"{name} is {kind} of shape {shape}, whose channels may come first or last. Say which: "
-            f'pass sklcam.images.ImageDataset(X, channels="{usual}") in the place of X.'
+            f'pass sklcam.images.ImageDataset(X, channels="{usual}") in place of X.'
         )
     n_leading = len(shape) - 3
     order = (1, 2, 0) if found == "first" else (2, 0, 1)
@@ -332,14 +332,14 @@ def _advice(low: float, high: float) -> str:
         if 100 < high <= 255:
             return "divide by 255"
         depths = [f"{2**n - 1} for {n} bits" for n in (8, 12, 16) if high < 2**n]
-        return f"divide by the largest value that they can have{', ' if depths else ''}" + (
+        return f"divide by their largest possible value{', ' if depths else ''}" + (
             " or ".join(depths)
         )
     if low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
         return "if they are from -1 to 1, pass (X + 1) / 2"
     if low >= -10 and high <= 10:
         return (
-            "they look normalised; pass the images as they were before that, as mean= and std= of "
-            "the estimator normalise them"
+            "they look normalised; pass the images as they were before, as the estimator "
+            "normalises them by its mean= and std="
         )
     return "choose a window, the same for all images, such as ((X - low) / (high - low)).clip(0, 1)"

@@ -450,7 +450,7 @@ def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
         )
     if len({getattr(each, "shape", None) for each in X}) > 1:
         raise ValueError(
-            "X is a list with arrays in it that are not all of one shape: arrays of different "
+            "X is a list of arrays that do not all have the same shape: arrays of different "
             "sizes cannot be mixed. Pass file paths or PIL images instead, or a torch Dataset "
             "whose items are the arrays."
         )

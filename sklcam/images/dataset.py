@@ -511,9 +511,9 @@ def _check_axes(source: Source, size: tuple[int, ...], X: Any) -> None:
             raise ValueError(
                 f"X is 5-dimensional, {describe(X)}: volumes, and image_size={size} is that of "
                 "pictures. An explainer around a network takes volumes as float tensors of shape "
-                f"(n, C, D, H, W), as they are: pass {as_tensor}.float(), normalised as the "
-                f"network wants it. An estimator that trains takes image_size={found}. If X is "
-                "batches of images, pass X.reshape(-1, *X.shape[2:])."
+                f"(n, C, D, H, W), unchanged: pass {as_tensor}.float(), normalised as the network "
+                f"needs it. An estimator that trains takes image_size={found}. If X is batches of "
+                "images, pass X.reshape(-1, *X.shape[2:])."
             )
         return
     if source.uniform_size is None or len(source.uniform_size) != 3:

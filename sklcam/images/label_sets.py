@@ -152,8 +152,8 @@ def as_indicator(y: Any, classes: np.ndarray) -> np.ndarray:
     if not _is_indicator(table):
         others = np.unique(table[~np.isin(table, (0, 1))])
         raise ValueError(
-            f"y has {_listed(others)} among its values, where 1 is for a label that an image has "
-            f"and 0 for one that it has not; {_WHAT_WILL_DO}"
+            f"y has {_listed(others)} among its values, where 1 means that an image has a label "
+            f"and 0 that it does not; {_WHAT_WILL_DO}"
         )
     return table.astype(np.int64)
 
@@ -283,8 +283,8 @@ def _as_sets(y: Any) -> list[list[Any]]:
             raise ValueError(f"Image {i} has a missing label, {row}; leave it out of the set.")
         if is_twice:
             raise ValueError(
-                f"Image {i} has a label twice, {row}. If these are rows of 0 and 1, all must be of "
-                "one length."
+                f"Image {i} has a label twice, {row}. If these are rows of 0 and 1, all must have "
+                "the same length."
             )
     return sets
 

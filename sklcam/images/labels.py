@@ -99,8 +99,8 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     folders = getattr(X, "class_to_idx", {})  # of torchvision's data sets of class folders
     if are_splits(folders):
         raise ValueError(
-            f"The classes of the data set are folders of splits, {', '.join(folders)}: make one of "
-            "each. Give y if they are what is to be told apart."
+            f"The classes of the data set are folders of splits, {', '.join(folders)}: make one "
+            "data set of each. Give y if the splits are the classes."
         )
     for name in ("targets", "labels"):
         labels = getattr(X, name, None)

@@ -141,9 +141,9 @@ def _grey(images: Tensor, name: str) -> Tensor:
         return images
     if images.shape[1] != 3:
         raise ValueError(
-            f"{name} of a view is of grey or RGB images, and these have {images.shape[1]} "
-            f"channels: {describe(images)}. Leave it at 0; brightness, sharpness and blur are of "
-            "any."
+            f"{name} of a view needs grey or RGB images, and these have {images.shape[1]} "
+            f"channels: {describe(images)}. Leave it at 0; brightness, sharpness and blur work "
+            "for any images."
         )
     luma = torch.tensor(_LUMA, dtype=images.dtype).to(images.device, non_blocking=True)
     return (images * luma[:, None, None]).sum(dim=1, keepdim=True)

@@ -206,8 +206,8 @@ class ViewSampler:
         """
         if self.changes_colors:
             raise ValueError(
-                f"{self!r} changes colours, which volumes do not have: crops, flips, rotation and "
-                "translation are what their views are made of."
+                f"{self!r} changes colours, which volumes do not have: their views are crops, "
+                "flips, rotations and translations."
             )
         *of_crops, rest = draws.split([_N_TRIES] * 3 + [10], dim=1)
         position, flips, angle, shifts = rest.split([3, 3, 1, 3], dim=1)

@@ -300,7 +300,9 @@ class Warp:
             adjugate = torch.stack(crossed, dim=2)
             determinant = (x * crossed[0]).sum(dim=1)
         if bool((determinant == 0).any()):
-            raise ValueError("A view that shows a line or a point of its image has no inverse.")
+            raise ValueError(
+                "A view that shows only a line or a point of its image has no inverse."
+            )
         linear = adjugate / determinant[:, None, None]
         return Warp(torch.cat([linear, -linear @ shift], dim=2))
 
@@ -372,7 +374,9 @@ class Warp:
                 f"(n_images, {sides}); got {describe(images)}."
             )
         if len(images) != len(self):
-            raise ValueError(f"Got {len(images)} images for {len(self)} views; one each is needed.")
+            raise ValueError(
+                f"Got {len(images)} images for {len(self)} views; give one view for each image."
+            )
         if images.ndim == n_axes + 1:
             return self(images.unsqueeze(1)).squeeze(1)
         # Half precision could not tell one pixel from the next.

@@ -426,9 +426,9 @@ class DetectorAdapter(ModuleAdapter):
         size = images.original_size(0) if len(images) == 1 else images.uniform_size
         if size is None:
             raise ValueError(
-                "A detector resizes images itself, and takes those of a batch at one size, which "
-                "is not known of these: give image_size=, or explain those of each size by "
-                "themselves, as arrays."
+                "A detector resizes images itself, and takes a batch at one size, which is not "
+                "known for these: give image_size=, or explain the images of each size "
+                "separately, as arrays."
             )
         return ImageDataset(X, image_size=size, resize=self.resize)
 

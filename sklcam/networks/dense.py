@@ -141,8 +141,8 @@ def find_dense_layer(
     if target_layer == "auto":
         listed = "; ".join(_candidates(model, sample, forward)) or "none that runs once"
         raise ValueError(
-            f"Which layer of {type(model).__name__} to explain cannot be settled, as its answers "
-            "are a grid themselves, and so are all layers up to them. Name one, target_layer=..., "
+            f"Which layer of {type(model).__name__} to explain cannot be decided, as its output "
+            "is itself a grid, and so are all layers before it. Name one, target_layer=..., "
             "usually the last of the encoder. The last layer at each resolution, the coarsest "
             f"first: {listed}."
         )

@@ -35,12 +35,12 @@ def check_explainable(model: nn.Module) -> None:
     instead = "the nn.Module, in floating point, that it was made from"
     kinds = [type(part).__module__ for part in model.modules()]
     if isinstance(model, torch.jit.ScriptModule):
-        what = "is traced or scripted, so that its layers call no hooks"
+        what = "is traced or scripted, so its layers call no hooks"
     elif any(".quantized" in kind for kind in kinds):
-        what = "is quantized, so that its layers have no gradients"
+        what = "is quantized, so its layers have no gradients"
     elif any(parameter.is_inference() for parameter in model.parameters()):
-        what = "was made in torch.inference_mode(), so that it has no gradients"
-        instead = "a copy.deepcopy of it that is made outside of that mode"
+        what = "was made in torch.inference_mode(), so it has no gradients"
+        instead = "a copy.deepcopy of it, made outside of that mode"
     else:
         return
     raise ValueError(f"The network ({type(model).__name__}) {what}; use {instead}.")

@@ -173,15 +173,15 @@ class Inputs:
         elif wrote and not writes:
             raise ValueError(
                 f"{type(network).__name__} has written into its input, which it did not do in an "
-                "earlier pass, so that the images are not what they were; let its forward begin "
-                "with a copy, as in x = x.clone()."
+                "earlier pass, so the images have changed; let its forward begin with a copy, as "
+                "in x = x.clone()."
             )
         output = first_output(output, output_name)
         n_rows = len(self) if self.n_answers is None else self.n_answers
         if isinstance(output, Tensor) and output.ndim and len(output) != n_rows:
             raise ValueError(
                 f"{type(network).__name__} returned {len(output)} rows for {n_rows} images, of "
-                f"shape {tuple(output.shape)}; its output must have one row an image."
+                f"shape {tuple(output.shape)}; its output must have one row per image."
             )
         return output
 

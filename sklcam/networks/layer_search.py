@@ -139,13 +139,13 @@ def check_positions(
     if n_positions == 1:
         raise ValueError(
             f"The target layer {layer.name!r} has a single position for images of {size} pixels, "
-            "so that every map is constant; use a larger image_size or an earlier target_layer."
+            "so every map is constant; use a larger image_size or an earlier target_layer."
         )
     if n_alive is not None and n_alive < 2:
         raise ValueError(
             f"The target layer {layer.name!r} {_dead(n_alive, n_positions)}, so that every map "
             "would be blank; name an earlier one, such as the first normalisation of the last "
-            "block of a transformer that hands on a class token."
+            "block of a transformer that passes on a class token."
         )
 
 
@@ -465,9 +465,7 @@ class _Search:
     def _advice(self, traced: Traced) -> str:
         """Say how to ask for a layer that was refused, or for another one."""
         if not self._reasons.get(_shown(traced), _UNSETTLED).endswith(_UNSETTLED):
-            return (
-                f"Where one is to be explained all the same, name it: target_layer={traced.name!r}."
-            )
+            return f"To explain one all the same, name it: target_layer={traced.name!r}."
         axes = channels_first if self._trace.is_nchw(traced) else channels_last
         layout = f'layout="{axes(self._n_axes)}"'
         if len(traced.shape) == 3:
@@ -532,7 +530,7 @@ _POOLINGS = (
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
 )
-_UNSETTLED = ", so that what its positions are cannot be told"
+_UNSETTLED = ", so its positions cannot be identified"
 
 
 def _shown(traced: Traced) -> str:

@@ -131,8 +131,8 @@ class TargetLayer:
         if grid.ndim != 2 + len(size):
             raise ValueError(
                 f"The target layer {self.name!r} is a grid of {_by(grid.shape[2:])} places for "
-                f"images of {_by(size)}: their axes are not the same, so that no place of one is a "
-                "place of the other. Name another layer; volumes are (n, C, D, H, W)."
+                f"images of {_by(size)}: their axes differ, so places of one do not correspond to "
+                "places of the other. Name another layer; volumes are (n, C, D, H, W)."
             )
 
     def of(self, model: nn.Module) -> nn.Module:
@@ -310,7 +310,7 @@ def module_of(model: nn.Module | None, layer: Layer) -> tuple[nn.Module, int | N
     if isinstance(part, torch.jit.ScriptModule):
         raise ValueError(
             f"The target layer {getattr(layer, 'name', type(part).__name__)!r} is traced or "
-            "scripted, so that nothing can be recorded of it; use the nn.Module that it was made "
+            "scripted, so nothing can be recorded from it; use the nn.Module that it was made "
             "from."
         )
     return part, run

@@ -169,9 +169,9 @@ def with_own_normalization(
         return said
     warnings.warn(
         f"The network computes (image - mean) / std of its images before its first layer, with "
-        f"{shown}, which are not the statistics of images: it takes images of another range than "
-        "[0, 1], and ImageNet's mean and standard deviation, the default, may be wrong. Give mean= "
-        "and std=; mean=0, std=1 leaves images in [0, 1].",
+        f"{shown}, which are not the statistics of images: it takes images in a range other than "
+        "[0, 1], and ImageNet's mean and standard deviation, the default, may be wrong. Give "
+        "mean= and std=; mean=0, std=1 leaves images in [0, 1].",
         stacklevel=3,
     )
     return said

@@ -214,7 +214,7 @@ class RegressionReadout(Readout):
         return columns[:, 0] if self._is_flat else columns
 
     def probabilities(self, columns: Tensor) -> Tensor:
-        raise ValueError("The network returns numbers, task='regression', and no probabilities.")
+        raise ValueError("The network returns numbers (task='regression'), not probabilities.")
 
     def decide(self, answers: Tensor) -> Tensor:
         return at_least_float32(answers)

@@ -136,7 +136,7 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
         )
     if task == "multiclass" and n_outputs == 1:
         raise ValueError(
-            'task="multiclass" takes a softmax, which of one output is always 1: use '
+            'task="multiclass" takes a softmax, which for one output is always 1: use '
             'task="binary" if it tells two classes apart, or "regression" if it is a number.'
         )
     return readout(task, is_probability=_is_probability(evidence, task))
@@ -168,8 +168,8 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
         if is_distribution(evidence.output):
             raise ValueError(
                 "y has several labels for an image, and the network's probabilities are of classes "
-                'that exclude each other, as they add up to 1. If they do, task="multiclass", with '
-                'one label an image in y; otherwise task="multilabel".'
+                "that exclude each other, as they add up to 1. If they do, set "
+                'task="multiclass", with one label per image in y; otherwise task="multilabel".'
             )
         rows = as_indicator(evidence.y, learn_label_sets(evidence.y))
         if kind == "indicator" and (rows.sum(axis=1) == 1).all():
@@ -193,7 +193,7 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
     if kind == "labels" and evidence.classes is None and _names_two(evidence.y):
         return "binary"
     raise ValueError(
-        'The network has one output, and it cannot be told what that is. Set task="binary" if it '
+        'The network has one output, and nothing says what it is. Set task="binary" if it '
         'is the logit of the second of two classes, with output="probabilities" if it is its '
         'probability; or task="regression" if it is a number.'
     )
@@ -218,8 +218,7 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
     if task == "regression":
         if evidence.form != "auto":
             raise ValueError(
-                f"output={evidence.form!r} is said of classes; a regression's outputs are its "
-                "numbers."
+                f"output={evidence.form!r} is for classes; a regression's outputs are its numbers."
             )
         return False
     if evidence.form == "probabilities":
@@ -234,15 +233,15 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
         return False
     if evidence.is_log_sigmoid and task != "multiclass":
         raise ValueError(
-            "The network returns logarithms of a sigmoid, of which another sigmoid is no "
-            "probability. Let it return what it takes the sigmoid of, or the exponential, with "
+            "The network returns logarithms of a sigmoid, and another sigmoid of these is not a "
+            "probability. Let it return the values before the sigmoid, or the exponential, with "
             'output="probabilities"; output="logits" takes the sigmoid of what it returns.'
         )
     if evidence.is_sigmoid and task == "multiclass":
         raise ValueError(
-            "The network ends in a sigmoid, and a softmax of that is no probability. If its labels "
-            'do not exclude each other, task="multilabel"; if they do, output="probabilities" '
-            'takes what it returns, and output="logits" the softmax.'
+            "The network ends in a sigmoid, and a softmax of that is not a probability. If its "
+            'labels do not exclude each other, task="multilabel"; if they do, '
+            'output="probabilities" takes what it returns, and output="logits" the softmax.'
         )
     return evidence.is_sigmoid or is_distribution(evidence.output)
 
@@ -255,8 +254,8 @@ def check_said(evidence: Evidence, task: Task | None) -> None:
         )
     if evidence.form != "auto":
         raise ValueError(
-            f"output={evidence.form!r}: the model knows by its criterion what it returns; leave "
-            'output at "auto".'
+            f"output={evidence.form!r}: the model's criterion says what it returns; leave output "
+            'at "auto".'
         )
 
 

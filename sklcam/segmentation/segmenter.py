@@ -401,7 +401,7 @@ class CAMSegmenter(BaseEstimator):
         if not is_map or not (np.isin(found, (*range(len(self.classes_) + 1), IGNORED))).all():
             raise ValueError(
                 f"refine must return a label map of {shape}, integers from 0 to "
-                f"{len(self.classes_)} or 255; of image {row} it returned {describe(refined)}."
+                f"{len(self.classes_)} or 255; for image {row} it returned {describe(refined)}."
             )
         return found
 
@@ -442,8 +442,8 @@ class CAMSegmenter(BaseEstimator):
         if beyond.size:
             raise ValueError(
                 f"Mask {row} has the label {beyond.max()}, and the classes are 1 to "
-                f"{len(self.classes_)}, {self.classes_.tolist()[:10]}; what is not to be counted "
-                f"is {self.ignore_label}."
+                f"{len(self.classes_)}, {self.classes_.tolist()[:10]}; pixels to ignore have "
+                f"{self.ignore_label}."
             )
         return torch.from_numpy(truth.astype(np.int64))
 

@@ -59,7 +59,7 @@ def read_key(key: Document) -> Mapping[str, Any]:
                 "beside the page."
             )
     if all(item.get("check") for item in items.values()):
-        raise ValueError(f"{name} has no question but checks, of which nothing can be said.")
+        raise ValueError(f"{name} has no questions but checks, so there is nothing to analyse.")
     return document
 
 
@@ -95,7 +95,7 @@ def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any])
         rater = _one(name, document, key)
         if rater.rater in came_from:
             raise ValueError(
-                f"Rater {rater.rater!r} is there twice, in {came_from[rater.rater]} and {name}: "
+                f"Rater {rater.rater!r} appears twice, in {came_from[rater.rater]} and {name}: "
                 "keep one of them, or change the rater in one if they are two people."
             )
         came_from[rater.rater] = name

@@ -153,7 +153,7 @@ def test_a_network_of_transformers():
 
 
 def test_no_layer_is_settled_on_where_nobody_knows_the_encoder():
-    with pytest.raises(ValueError, match=r"cannot be settled, as its answers .* coarsest first"):
+    with pytest.raises(ValueError, match=r"cannot be decided, as its output .* coarsest first"):
         CAMExplainer(segformer(), verbose=0).fit(images())
     with pytest.raises(ValueError, match="first: '3', of shape"):
         of_small(target_layer="auto")

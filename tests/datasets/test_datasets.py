@@ -138,7 +138,7 @@ def test_folders_of_splits_are_not_classes(splits, labels, tmp_path):
         load_class_folders(tmp_path)
     files = ImageFolder(str(tmp_path))
     for X in (files, Subset(files, [0])):
-        with pytest.raises(ValueError, match=r"folders of splits, .*make one of each"):
+        with pytest.raises(ValueError, match=r"folders of splits, .*make one data set of each"):
             dataset_labels(X)
     if labels != ("",):
         assert load_class_folders(tmp_path / splits[0]).target.tolist() == ["cat", "dog"]

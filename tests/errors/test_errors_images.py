@@ -140,7 +140,7 @@ FILES: dict[str, list[Row]] = {
         (
             "folders of splits",
             lambda _: dataset_labels(SplitFolders()),
-            "folders of splits, train, test: make one of each",
+            "folders of splits, train, test: make one data set of each",
         ),
     ],
 }

@@ -98,7 +98,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("labels too few", lambda: ready().predict(X, Y[:5]), "but y has 5"),
         ("a file", lambda: ready().predict_to(X, __file__, Y), "exists", FileExistsError),
         ("a float", lambda: refined(0.5), r"refine must return a label map of \(8, 8\)"),
-        ("another size", lambda: refined(BYTES), "of image 0 it returned an ndarray"),
+        ("another size", lambda: refined(BYTES), "for image 0 it returned an ndarray"),
         ("label 4", lambda: refined(np.full((8, 8), 4)), "integers from 0 to 3 or 255"),
         ("no masks", lambda: ready().score(X, None), "masks must be label maps.* got None"),
         ("masks too few", lambda: ready().score(X, TRUTHS[:3]), "one for each of 12 images"),

@@ -181,11 +181,11 @@ FILES: dict[str, list[Row]] = {
         (
             "checks alone",
             lambda _: analyse(key={**KEY, "items": {"c": ITEMS["c"]}}),
-            "no question but checks",
+            "no questions but checks",
         ),
         ("who", lambda _: analyse(key={**KEY, "kind": "reliability"}), "the key is not whole"),
         ("no rater", lambda _: analyse({**ANSWERS, "rater": ""}), "must have a rater, a text"),
-        ("twice", lambda _: analyse([ANSWERS, ANSWERS]), r"'Ann' is there twice, in answers\[0\]"),
+        ("twice", lambda _: analyse([ANSWERS, ANSWERS]), r"'Ann' appears twice, in answers\[0\]"),
         ("unknown", lambda _: answered({"item": "b", "value": 1}), "'b', which is not a question"),
         ("no item", lambda _: answered(3), "answers None, which is not a question"),
         ("two values", lambda _: answered(*ANSWERS["answers"] * 2), "question 'a' twice"),

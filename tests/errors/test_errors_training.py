@@ -594,7 +594,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("no images", lambda: VIEWS(None), "images must be a Tensor .* got None"),
         ("arrays", lambda: VIEWS(MAPS.numpy()), "images must be a Tensor .* got an ndarray"),
         ("a table", lambda: VIEWS(LOGITS), r"images must be a Tensor .* shape \(2, 3\)"),
-        ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views; one each is needed"),
+        ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views; give one view for each"),
         ("no angles", lambda: Warp.from_rotations(30, (4, 4)), "degrees must be .* got an int, 30"),
         ("a side", lambda: Warp.from_rotations(VALUES, (4, 0)), r"size must be .* got \(4, 0\)"),
         ("shifts", lambda: Warp.from_shifts(torch.rand(2, 4)), r"shifts must be .*\(2, 4\)"),

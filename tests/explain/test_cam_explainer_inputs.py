@@ -170,7 +170,7 @@ def not_a_number():
         (lambda: ListDataset([torch.zeros(16, 16)]), "shape"),
         (lambda: IMAGES.long(), "dtype"),
         (lambda: np.repeat(ARRAYS[:, None], 3, axis=1), "channels first"),
-        (lambda: ARRAYS * 16, "divide by the largest value"),
+        (lambda: ARRAYS * 16, "divide by their largest possible"),
         (lambda: "image.png", "X"),
         (lambda: ["none.png"], "do not exist"),
         (lambda: {"image": IMAGES}, r"does not take inputs by the names \['image'\]"),

@@ -200,16 +200,20 @@ def test_callables_see_the_networks_own_output(flat):
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (Net(), {}, r'one output, and it cannot be told.*task="binary".*task="regression"'),
-        (Net(), {"task": "multiclass"}, r"softmax, which of one output is always 1"),
+        (Net(), {}, r'one output, and nothing says what.*task="binary".*task="regression"'),
+        (Net(), {"task": "multiclass"}, r"softmax, which for one output is always 1"),
         (Net(3), {"task": "binary"}, r"for a network of one output, and this one has 3"),
         (Net(), {"task": "binary", "output": "probabilities"}, r"numbers from .* which are none"),
         (Net(3, nn.Sigmoid()), {"task": "multiclass"}, r"ends in a sigmoid, and a softmax"),
-        (Net(2), {"task": "regression", "output": "logits"}, r"is said of classes"),
+        (Net(2), {"task": "regression", "output": "logits"}, r"is for classes"),
         (Net(), {"task": "binary", "classes": ["no", "yes", "so"]}, r"one output, for two classes"),
         (nn.Conv2d(3, 2, 1), {"task": "multilabel"}, r"network's has shape \(1, 2, 16, 16\)"),
         (skorch_net(Net(3), NeuralNetClassifier), {"task": "multilabel"}, r"trained for 'multicla"),
-        (skorch_net(Net(3), NeuralNetClassifier), {"output": "logits"}, r"knows by its criterion"),
+        (
+            skorch_net(Net(3), NeuralNetClassifier),
+            {"output": "logits"},
+            r"criterion says what it returns",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(net, options, message):
@@ -328,7 +332,7 @@ def test_a_criterion_of_ones_own_is_not_taken_for_a_known_one():
             return output.sum()
 
     nets = [skorch_net(Net(n), NeuralNet, criterion=Own) for n in (1, 3)]
-    with pytest.raises(ValueError, match=r"one output, and it cannot be told"):
+    with pytest.raises(ValueError, match=r"one output, and nothing says what"):
         explainer(nets[0])
     assert explainer(nets[0], task="regression").task_ == "regression"
     ours = explainer(nets[1], task="multilabel", output="logits")

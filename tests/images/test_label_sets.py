@@ -106,7 +106,7 @@ REFUSED = {
     "one label": (["a", "b"], r"several labels, or none, and y does not say which"),
     "some alone": ([{"a"}, "b"], r"several labels for some images and a str, 'b'"),
     "unknown": ([{"a", "bus"}], r"not seen in fit: \['bus'\].*classes are \['a', 'b'\]"),
-    "ragged rows": ([[0, 1, 0], [1, 0]], r"Image 0 has a label twice.*of one length"),
+    "ragged rows": ([[0, 1, 0], [1, 0]], r"Image 0 has a label twice.*the same length"),
     "missing": ([{"a", None}], r"Image 0 has a missing label"),
     "NaN": ([["a"], ["b", np.nan]], r"Image 1 has a missing label"),
     "NA": ([["a", pd.NA], ["b"]], r"those of image 0 .*Leave out what is missing"),

@@ -325,7 +325,7 @@ def test_volumes_are_images_of_three_sides():
         ),
         (np.full((2, 4, 4), 3000.0), "can have, 4095 for 12 bits or 65535 for 16 bits"),
         (np.full((2, 4, 4), 65535.0), "can have, 65535 for 16 bits"),
-        (np.full((2, 4, 4), 1e6), "the largest value that they can have"),
+        (np.full((2, 4, 4), 1e6), "their largest possible value"),
         (np.array([[[-0.02, 1.1]]]), "clip them"),
         (torch.linspace(-2.1, 2.6, 16).reshape(1, 1, 4, 4), "look normalised.*mean= and std="),
         (np.linspace(-1000, 400, 16).reshape(1, 4, 4), "a window, the same for all images"),
