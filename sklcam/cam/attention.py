@@ -64,6 +64,10 @@ class Rollout(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
+    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
+    to the same tokens in another order, is of the same shape as self-attention. It is not told
+    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
+
     Parameters
     ----------
     fusion : {"mean", "min", "max"}, default="mean"
@@ -135,6 +139,10 @@ class AttentionRelevance(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
+    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
+    to the same tokens in another order, is of the same shape as self-attention. It is not told
+    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
+
     References
     ----------
     Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
@@ -180,6 +188,10 @@ class LeGrad(_AttentionMethod):
     It is defined for transformers all of whose attention is between all tokens of an image, one
     module a layer, whose tokens are all that the next one is given. Other networks are refused, and
     those that compute some attention in a way that is not seen.
+
+    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
+    to the same tokens in another order, is of the same shape as self-attention. It is not told
+    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
 
     Notes
     -----
