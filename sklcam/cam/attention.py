@@ -64,9 +64,9 @@ class Rollout(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
-    to the same tokens in another order, is of the same shape as self-attention. It is not told
-    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
+    Learned queries are refused where torch's function or module for attention is given them. As
+    many tokens of another branch, or the same in another order, have the shape of self-attention
+    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
 
     Parameters
     ----------
@@ -139,9 +139,9 @@ class AttentionRelevance(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
-    to the same tokens in another order, is of the same shape as self-attention. It is not told
-    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
+    Learned queries are refused where torch's function or module for attention is given them. As
+    many tokens of another branch, or the same in another order, have the shape of self-attention
+    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
 
     References
     ----------
@@ -189,9 +189,9 @@ class LeGrad(_AttentionMethod):
     module a layer, whose tokens are all that the next one is given. Other networks are refused, and
     those that compute some attention in a way that is not seen.
 
-    Attention to as many other tokens, as of a decoder with a query for each token of the image, or
-    to the same tokens in another order, is of the same shape as self-attention. It is not told
-    apart, and the map is wrong: explain such networks by another method, such as Grad-CAM.
+    Learned queries are refused where torch's function or module for attention is given them. As
+    many tokens of another branch, or the same in another order, have the shape of self-attention
+    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
 
     Notes
     -----
@@ -310,8 +310,13 @@ def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> 
         return
     # A graph shows it; that of the head alone does not reach back, so one is made of one image.
     seen = record if None not in record.nodes else AttentionRecord()
-    if seen is not record:
-        recorded.look_at_first_image(seen)
+    images = recorded.images if seen is record else recorded.look_at_first_image(seen)
+    if images.requires_grad and seen.has_other_queries(images):
+        raise ValueError(
+            f"{name} is defined for self-attention, whose queries and keys are of the same tokens; "
+            f"in {type(network).__name__} some are made of the images and the others are not, as "
+            "learned queries are. Explain by another method, such as Grad-CAM."
+        )
     if not seen.is_a_chain():
         raise ValueError(
             f"{name} follows attention from layer to layer, each of which is given what the one "

@@ -466,17 +466,23 @@ class RecordedPass:
             autocast=self._autocast,
         )
 
-    def look_at_first_image(self, record: AttentionRecord) -> None:
+    def look_at_first_image(self, record: AttentionRecord) -> Tensor:
         """Look at the attention of the first image, with a graph, in a run that leaves no trace.
 
         Parameters
         ----------
         record : AttentionRecord
+
+        Returns
+        -------
+        Tensor of shape (1, C, H, W)
+            The image that its graph leads to.
         """
         images = self.images[:1].detach().clone().requires_grad_()
         inputs = self.inputs.take(slice(0, 1)).with_images(images)
         with left_as_found(self.network), torch.enable_grad(), record:
             self._forward(inputs)
+        return images
 
     def asked(self, target: Target) -> RecordedPass:
         """Return another question about the same pass, which is not run again.

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch._ops import OperatorBase, OpOverloadPacket
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -85,6 +85,9 @@ class AttentionRecord(TorchFunctionMode):
         ``torch.ops.aten._scaled_dot_product_flash_attention`` and ``flex_attention``.
     nodes : list of torch.autograd.graph.Node or None
         Of each run, what made the sums of values, if they have a graph; see :meth:`is_a_chain`.
+    origins : list of tuple of (Node or None, Node or None)
+        Of each run by torch's function or module, what made its queries and its keys, if they have
+        a graph; see :meth:`has_other_queries`.
     is_differentiable : bool
         Whether the sums of values of all runs have a graph, or begin one.
     result : Tensor of shape (n_images, n_heads, n_queries, K) or None
@@ -124,6 +127,7 @@ class AttentionRecord(TorchFunctionMode):
         self.unread: list[tuple[int, ...]] = []
         self.kernels: list[str] = []
         self.nodes: list[Node | None] = []
+        self.origins: list[tuple[Node | None, Node | None]] = []
         self.is_differentiable = True
         self.result: Tensor | None = None
         self.sums: list[tuple[Tensor, Tensor]] = []
@@ -194,6 +198,26 @@ class AttentionRecord(TorchFunctionMode):
             for earlier, later in pairwise(self.nodes)
         )
 
+    def has_other_queries(self, images: Tensor) -> bool:
+        """Whether a run has queries of the images and keys of none, or the other way round.
+
+        Parameters
+        ----------
+        images : Tensor
+            What the pass was given, with a graph.
+
+        Returns
+        -------
+        bool
+            False as well where neither has a graph that leads to the images.
+        """
+        root = get_gradient_edge(images).node
+        return any(
+            (query is not None and _leads_to(root, query))
+            != (key is not None and _leads_to(root, key))
+            for query, key in self.origins
+        )
+
     def _attend(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
         if self._layerwise:
             return self._attended_fused(func, *args, **kwargs)
@@ -220,6 +244,8 @@ class AttentionRecord(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> tuple[Tensor, Tensor]:
+        if not self._layerwise:
+            self.origins.append((query.grad_fn, key.grad_fn))
         weights, value = attention_weights(
             query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )

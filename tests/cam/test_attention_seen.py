@@ -99,6 +99,17 @@ class Parallel(Block):
         return x + self.attention(normed) + self.other.attention(normed)
 
 
+class Learned(Block):
+    """Attention of as many learned queries as there are tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, 2, 13, 4))
+        self.attend = lambda q, k, v: F.scaled_dot_product_attention(
+            self.queries.expand_as(k), k, v
+        )
+
+
 class Vit(nn.Module):
     def __init__(self, *blocks, seed=0):
         super().__init__()
@@ -214,6 +225,12 @@ def test_networks_side_by_side(name, where):
 def test_attention_side_by_side_in_a_block(name):
     with pytest.raises(ValueError, match="in Vit some are side by side"):
         explained(name, Vit(Block(), Parallel(), Block()))
+
+
+@every_method
+def test_as_many_learned_queries_as_tokens(name):
+    with pytest.raises(ValueError, match="in Vit some are made of the images and the others are"):
+        explained(name, Vit(Block(), Learned(), Block()))
 
 
 @every_method
