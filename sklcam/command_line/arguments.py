@@ -87,7 +87,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_images_and_model(command, "a folder of images; folders in it are their classes")
     measured = command.add_argument_group("what is measured")
-    _add_measured(measured, several=True)
+    _add_measured(measured)
     measured.add_argument("-o", "--out", metavar="F", help="CSV file for the values of each image")
     measured.add_argument(
         "--overwrite", action="store_true", help="replace that file if it is there"
@@ -103,9 +103,10 @@ def _add_report(commands: Any) -> None:
         "write a page of HTML with numbers, images and maps",
         "DIR --model MODEL -o report.html",
     )
-    _add_images_and_model(command, "a folder of images; folders in it are their classes")
+    folder = "a folder of images; folders in it are their classes"
+    _add_images_and_model(command, folder, several=True)
     shown = command.add_argument_group("what is measured, and shown")
-    _add_measured(shown, several=False)
+    _add_measured(shown)
     shown.add_argument("-o", "--out", required=True, metavar="F", help="the page to write")
     shown.add_argument("--overwrite", action="store_true", help="replace that file if it is there")
     shown.add_argument("--title", metavar="TEXT", help="of the page")
@@ -137,10 +138,16 @@ def _command(commands: Any, name: str, does: str, takes: str) -> argparse.Argume
     return command
 
 
-def _add_images_and_model(command: argparse.ArgumentParser, folder: str) -> None:
+def _add_images_and_model(
+    command: argparse.ArgumentParser, folder: str, *, several: bool = False
+) -> None:
     command.add_argument("dir", metavar="DIR", help=folder)
     model = command.add_argument_group("model")
-    model.add_argument("--model", required=True, help=_MODELS)
+    how: dict[str, Any] = {
+        "action": "append",
+        "help": "a .sklcam file, timm/NAME, ...; again: another",
+    }
+    model.add_argument("--model", required=True, **(how if several else {"help": _MODELS}))
     model.add_argument(
         "--weights", metavar="F", help="file of a named network's weights; default: published"
     )
@@ -167,11 +174,11 @@ def _add_method(group: Any, *, several: bool = False) -> None:
     group.add_argument("--target", metavar="T", help="class by name or number; true: the folder's")
 
 
-def _add_measured(group: Any, *, several: bool) -> None:
+def _add_measured(group: Any) -> None:
     group.add_argument(
         "--metrics", metavar="M[,M]", help="default: adcc,iauc,dauc,consistency and accuracy"
     )
-    _add_method(group, several=several)
+    _add_method(group, several=True)
     group.add_argument("--no-labels", action="store_true", help="folders in DIR are not classes")
 
 

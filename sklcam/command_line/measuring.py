@@ -6,8 +6,11 @@ import csv
 import io
 from argparse import Namespace
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from sklcam._files import replacing
 from sklcam.command_line.models import explainer_of, is_file, methods_of
@@ -105,23 +108,48 @@ def _evaluate(arguments: Namespace) -> Result:
 
 
 def _report(arguments: Namespace) -> Result:
+    models, methods = arguments.model, methods_of(arguments.method)
+    # The first of several tells what the network has to have; all of them are measured.
+    arguments.method = methods[0] if methods else None
+    arguments.model = models[0]
     asked = _asked(arguments)
-    result = report(
-        asked.explainer,
+    called = [_called(model) for model in models]
+    compared = {called[0]: asked.explainer}
+    explained: list[AnyMethod | None] = [*(methods or [asked.explainer.method])]
+    for name, model in zip(called[1:], models[1:], strict=True):
+        compared[name] = _beside(asked, model, arguments)
+    if len(compared) < len(models):
+        raise ValueError(f"The models need names that differ; got {', '.join(called)}.")
+    found = report(
+        compared if len(models) > 1 else asked.explainer,
         asked.images,
         asked.labels,
         arguments.out,
+        methods=explained,
         names=asked.names,
-        title=arguments.title or f"Explanations of {_called(arguments.model)}",
+        title=arguments.title or f"Explanations of {' and '.join(called)}",
         n_images=arguments.images,
         verbose=int(not arguments.quiet),
         **asked.options,
     )
-    assert isinstance(result, Evaluation)  # of one model and method
-    table = result.summary()
-    method = arguments.method or _own_method(asked)
-    values = {"out": arguments.out, **_values(arguments, asked, {method: table})}
-    return Result(f"{table!r}\n\n{arguments.out}", values)
+    assert not isinstance(found, Evaluation)  # but one for each
+    tables = {name or _own_method(asked): result.summary() for name, result in found.items()}
+    text = [f"{name}\n{table!r}" for name, table in tables.items()]
+    values = _values(arguments, asked, tables)
+    values["model"] = models[0] if len(models) == 1 else models
+    return Result("\n\n".join([*text, arguments.out]), {"out": arguments.out, **values})
+
+
+def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
+    """Return the explainer of another model; an error if its labels are not the first one's."""
+    own = copy(arguments)
+    own.model = model
+    explainer = explainer_of(own)
+    if asked.labels is not None:
+        labels = explainer.expected_labels(None, asked.labels, "report")
+        if not np.array_equal(labels, asked.labels):
+            raise ValueError(f"The classes of {model} are not those of {arguments.model}.")
+    return explainer
 
 
 def _own_method(asked: _Question) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -472,6 +473,25 @@ def test_report_writes_a_page(run, tmp_path):
     assert code == 1 and "is there: give another name, or --overwrite" in told
     assert run("report", *options, "--overwrite", "--title=Mine")[0] == 0
     assert "<title>Mine</title>" in page.read_text(encoding="utf-8")
+
+
+def test_report_compares_models_and_methods(run, tmp_path):
+    page = tmp_path / "page.html"
+    other = tmp_path / "other.sklcam"
+    shutil.copy("pets.sklcam", other)
+    options = ("-o", page, "--metrics=accuracy,sparsity", "--json")
+    code, told, _ = run("report", *options, f"--model={other}", "--method=gradcam,layercam")
+    assert code == 0
+    found = json.loads(told)
+    assert found["model"] == ["pets.sklcam", str(other)]
+    assert list(found["methods"]) == [
+        f"{model}, {method}"
+        for model in ("pets.sklcam", "other.sklcam")
+        for method in ("gradcam", "layercam")
+    ]
+    assert "Explanations of pets.sklcam and other.sklcam" in page.read_text(encoding="utf-8")
+    code, _, told = run("report", *options, "--overwrite", "--model=pets.sklcam")
+    assert code == 1 and "The models need names that differ" in told
 
 
 def test_info(at, capsys):
