@@ -115,7 +115,7 @@ def _report(arguments: Namespace) -> Result:
     asked = _asked(arguments)
     called = [_called(model) for model in models]
     compared = {called[0]: asked.explainer}
-    explained: list[AnyMethod | None] = [*(methods or [asked.explainer.method])]
+    explained: list[AnyMethod | None] = [*methods] or [asked.explainer.method]
     for name, model in zip(called[1:], models[1:], strict=True):
         compared[name] = _beside(asked, model, arguments)
     if len(compared) < len(models):
