@@ -35,6 +35,7 @@ _VIRIDIS = (
 )
 _LOSSLESS = 64  # pixels; smaller images are for looking at single pixels, which JPEG would blur
 _QUALITY = 85
+_MOST_PIXELS = 2048  # of a side; a screen shows no more
 _LONGEST = 8  # times as long as wide; beyond that a side would vanish
 
 
@@ -81,7 +82,14 @@ def image_uri(picture: np.ndarray, size: tuple[int, int]) -> str:
     str
         JPEG, or PNG if it is small.
     """
-    image = Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
+    return _picture_uri(_as_image(picture), size)
+
+
+def _as_image(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _picture_uri(image: Image.Image, size: tuple[int, int]) -> str:
     if image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.LANCZOS)
     if max(size) <= _LOSSLESS:
@@ -141,12 +149,16 @@ def fitting_uri(picture: np.ndarray, longest: int, most: int) -> str | None:
     Returns
     -------
     str or None
-        None if it would not be larger than that.
+        With sides of at most 2048 pixels, which fill a screen. None if it would not be larger than
+        the smaller picture.
     """
     height, width = picture.shape[:2]
-    side: float = max(height, width)
+    side: float = min(max(height, width), _MOST_PIXELS)
+    if side <= 1.2 * longest or most <= 0:
+        return None
+    image = _as_image(picture)
     while side > 1.2 * longest:
-        found = image_uri(picture, thumbnail_size(height, width, round(side)))
+        found = _picture_uri(image, thumbnail_size(height, width, round(side)))
         if len(found) <= most:
             return found
         side *= min(0.9, (most / len(found)) ** 0.5)  # letters are about as many as pixels
