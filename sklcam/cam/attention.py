@@ -16,6 +16,7 @@ from sklcam._validation import check_number
 from sklcam.cam.base import Method
 from sklcam.cam.recorded import RecordedPass
 from sklcam.networks.attention import AttentionRecord, Block
+from sklcam.networks.attention_origin import OriginRecord
 from sklcam.networks.first_rows import READ_ALL_ROWS, FirstRows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
@@ -64,9 +65,9 @@ class Rollout(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    Learned queries are refused where torch's function or module for attention is given them. As
-    many tokens of another branch, or the same in another order, have the shape of self-attention
-    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
+    The query, key and value of a token must be made of that token alone: attention to as many
+    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
+    moved in between, which the gradients of one image show.
 
     Parameters
     ----------
@@ -139,9 +140,9 @@ class AttentionRelevance(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    Learned queries are refused where torch's function or module for attention is given them. As
-    many tokens of another branch, or the same in another order, have the shape of self-attention
-    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
+    The query, key and value of a token must be made of that token alone: attention to as many
+    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
+    moved in between, which the gradients of one image show.
 
     References
     ----------
@@ -189,9 +190,9 @@ class LeGrad(_AttentionMethod):
     module a layer, whose tokens are all that the next one is given. Other networks are refused, and
     those that compute some attention in a way that is not seen.
 
-    Learned queries are refused where torch's function or module for attention is given them. As
-    many tokens of another branch, or the same in another order, have the shape of self-attention
-    and are not told apart, and the map is wrong: use another method there, such as Grad-CAM.
+    The query, key and value of a token must be made of that token alone: attention to as many
+    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
+    moved in between, which the gradients of one image show.
 
     Notes
     -----
@@ -299,24 +300,17 @@ def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> Ta
 # By which scores are multiplied where gradients may be too small; a power of two changes no digit.
 _SCALE = 2.0**12
 
-# How many runs of attention were seen to follow one another in a network.
+# How many runs of attention were seen to follow one another in a network, each in one sequence.
 _CHAINS: MutableMapping[nn.Module, int] = WeakKeyDictionary()
 
 
 def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> None:
-    """Raise a ValueError if attention runs side by side, which cannot be multiplied up."""
+    """Raise a ValueError unless attention is within one sequence, from layer to layer."""
     network, n_runs = recorded.network, len(record.shapes)
     if _CHAINS.get(network) == n_runs:
         return
-    # A graph shows it; that of the head alone does not reach back, so one is made of one image.
-    seen = record if None not in record.nodes else AttentionRecord()
-    images = recorded.images if seen is record else recorded.look_at_first_image(seen)
-    if images.requires_grad and seen.has_other_queries(images):
-        raise ValueError(
-            f"{name} is defined for self-attention, whose queries and keys are of the same tokens; "
-            f"in {type(network).__name__} some are made of the images and the others are not, as "
-            "learned queries are. Explain by another method, such as Grad-CAM."
-        )
+    seen = OriginRecord()  # a graph shows it, of one image all the way back
+    is_of_one = seen.is_of_one_sequence(recorded.look_at_first_image(seen))
     if not seen.is_a_chain():
         raise ValueError(
             f"{name} follows attention from layer to layer, each of which is given what the one "
@@ -324,7 +318,32 @@ def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> 
             "or in parallel blocks. Explain one of the networks of an ensemble, or explain by "
             "another method, such as Grad-CAM."
         )
+    if not is_of_one:  # some of it may have no graph
+        anyway = _look_anyway(recorded)
+        is_of_one = is_of_one if anyway is None else anyway
+    if is_of_one is None:
+        raise ValueError(
+            f"{name} must know which tokens attend to which, and in {type(network).__name__} some "
+            "attention has no graph that leads to the images. The network may end it, by NumPy, "
+            "integers or .data before its attention: take that out, or explain by another method, "
+            "such as Grad-CAM."
+        )
+    if not is_of_one:
+        raise ValueError(
+            f"{name} is defined for self-attention, in which the query, key and value of each "
+            f"token are made of this token alone; in {type(network).__name__} some are not, as in "
+            "cross-attention to learned queries or between two streams of tokens, or where tokens "
+            "are mixed or moved between query and key. Explain by another method, such as Grad-CAM."
+        )
     _CHAINS[network] = n_runs
+
+
+def _look_anyway(recorded: RecordedPass) -> bool | None:
+    seen = OriginRecord(anyway=True)
+    try:
+        return seen.is_of_one_sequence(recorded.look_at_first_image(seen))
+    except (RuntimeError, TypeError):  # of what works on tensors without a graph alone
+        return None
 
 
 def _rows_read(recorded: RecordedPass, record: AttentionRecord) -> Tensor:

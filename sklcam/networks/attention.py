@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from threading import RLock, get_ident
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OperatorBase, OpOverloadPacket
-from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -83,11 +81,6 @@ class AttentionRecord(TorchFunctionMode):
     kernels : list of str
         Operators of attention that are called by themselves, such as
         ``torch.ops.aten._scaled_dot_product_flash_attention`` and ``flex_attention``.
-    nodes : list of torch.autograd.graph.Node or None
-        Of each run, what made the sums of values, if they have a graph; see :meth:`is_a_chain`.
-    origins : list of tuple of (Node or None, Node or None)
-        Of each run by torch's function or module, what made its queries and its keys, if they have
-        a graph; see :meth:`has_other_queries`.
     is_differentiable : bool
         Whether the sums of values of all runs have a graph, or begin one.
     result : Tensor of shape (n_images, n_heads, n_queries, K) or None
@@ -126,8 +119,6 @@ class AttentionRecord(TorchFunctionMode):
         self.shapes: list[tuple[int, ...]] = []
         self.unread: list[tuple[int, ...]] = []
         self.kernels: list[str] = []
-        self.nodes: list[Node | None] = []
-        self.origins: list[tuple[Node | None, Node | None]] = []
         self.is_differentiable = True
         self.result: Tensor | None = None
         self.sums: list[tuple[Tensor, Tensor]] = []
@@ -181,42 +172,8 @@ class AttentionRecord(TorchFunctionMode):
     def _note_result(self, shape: tuple[int, ...], result: Tensor) -> None:
         self.shapes.append(shape)
         self.blocks.append(None)
-        self.nodes.append(None if self._layerwise else result.grad_fn)
         self.is_differentiable &= result.requires_grad
         self.result = result if result.requires_grad else None
-
-    def is_a_chain(self) -> bool:
-        """Whether each run of attention is given what the one before it made.
-
-        Returns
-        -------
-        bool
-            True as well where runs have no graph, which shows it.
-        """
-        return all(
-            earlier is None or later is None or _leads_to(earlier, later)
-            for earlier, later in pairwise(self.nodes)
-        )
-
-    def has_other_queries(self, images: Tensor) -> bool:
-        """Whether a run has queries of the images and keys of none, or the other way round.
-
-        Parameters
-        ----------
-        images : Tensor
-            What the pass was given, with a graph.
-
-        Returns
-        -------
-        bool
-            False as well where neither has a graph that leads to the images.
-        """
-        root = get_gradient_edge(images).node
-        return any(
-            (query is not None and _leads_to(root, query))
-            != (key is not None and _leads_to(root, key))
-            for query, key in self.origins
-        )
 
     def _attend(self, func: Function, *args: Any, **kwargs: Any) -> Tensor:
         if self._layerwise:
@@ -244,8 +201,6 @@ class AttentionRecord(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        if not self._layerwise:
-            self.origins.append((query.grad_fn, key.grad_fn))
         weights, value = attention_weights(
             query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -453,16 +408,6 @@ def attention_weights(
     is_empty = (products == -torch.inf).all(dim=-1, keepdim=True)
     weights = products.masked_fill(is_empty, 0.0).softmax(dim=-1).masked_fill(is_empty, 0.0)
     return weights.to(value.dtype), value
-
-
-def _leads_to(earlier: Node, later: Node) -> bool:
-    """Whether one node of a graph is among those that another is made of."""
-    seen, level = {later}, [later]
-    while level and earlier not in seen:
-        following = [node for each in level for node, _ in each.next_functions if node is not None]
-        level = [node for node in dict.fromkeys(following) if node not in seen]
-        seen.update(level)
-    return earlier in seen
 
 
 def _is_attention(operator: str) -> bool:

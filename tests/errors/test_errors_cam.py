@@ -10,6 +10,7 @@ import torch
 from refusals import IMAGES, INF, INPUTS, LOGITS, MAPS, NAN, NET, VALUES, Row, explainer, rows_of
 
 from sklcam import CAMExplainer, cam
+from sklcam.networks import TargetLayer
 
 PLACES = torch.zeros(2, 2, 4, 4)
 
@@ -32,6 +33,54 @@ def of_options(method: Callable, **wrong: tuple[Any, str]) -> list[Row]:
     return [
         (f"{name}={value!r}", lambda name=name, value=value: method(**{name: value}).check(), match)
         for name, (value, match) in wrong.items()
+    ]
+
+
+class Attending(torch.nn.Module):
+    """Attention of as many queries as there are tokens, which need not be of the same tokens."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.patches, self.norm = torch.nn.Conv2d(1, 4, 4, 4), torch.nn.LayerNorm(4)
+        self.queries, self.attend = torch.nn.Parameter(torch.rand(1, 1, 16, 4)), attend
+
+    def forward(self, images):
+        x = self.norm(self.patches(images).flatten(2).mT)
+        return self.attend(self.queries, x[:, None])[:, 0].mean(dim=1)
+
+
+def attended(method, attend):
+    layer = TargetLayer("norm", layout="tokens", grid=(4, 4))
+    network = Attending(attend).eval()
+    return CAMExplainer(network, method, layer, verbose=0).fit(INPUTS).explain(INPUTS)
+
+
+def of_attention(method: str) -> list[Row]:
+    """Networks that methods of self-attention refuse."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def behind_numpy(queries, x):
+        x = x + torch.from_numpy(x.detach().numpy())
+        y = torch.from_numpy(x.detach().numpy())
+        return x + attention(y, y, y)
+
+    return [
+        ("no attention", lambda: explain_with(method=method), "SmallNet has none"),
+        (
+            "learned queries",
+            lambda: attended(method, lambda queries, x: attention(queries.expand_as(x), x, x)),
+            "is defined for self-attention, .* in Attending some are not, as in cross-attention",
+        ),
+        (
+            "rolled keys",
+            lambda: attended(method, lambda _, x: attention(x, x.roll(1, dims=2), x)),
+            "is defined for self-attention, .* or moved between query and key. Explain by another",
+        ),
+        (
+            "NumPy",
+            lambda: attended(method, behind_numpy),
+            "in Attending some attention has no graph .* by NumPy, .* take that out",
+        ),
     ]
 
 
@@ -87,17 +136,15 @@ REFUSALS: dict[str, list[Row]] = {
             "CAM needs a head of global average pooling",
         ),
     ],
-    "AttentionRelevance": [
-        ("no attention", lambda: explain_with(method="attentionrelevance"), "SmallNet has none")
-    ],
-    "LeGrad": [("no attention", lambda: explain_with(method="legrad"), "SmallNet has none")],
+    "AttentionRelevance": of_attention("attentionrelevance"),
+    "LeGrad": of_attention("legrad"),
     "Rollout": [
         *of_options(
             cam.Rollout,
             fusion=("sum", 'fusion must be "mean", "min" or "max"; got .sum'),
             discard=(1, "discard must be .* got 1"),
         ),
-        ("no attention", lambda: explain_with(method="rollout"), "SmallNet has none"),
+        *of_attention("rollout"),
     ],
     "EigenCAM": of_options(cam.EigenCAM, center=(1, "center must be True or False; got 1")),
     "EigenGradCAM": of_options(cam.EigenGradCAM, center=("no", "center must be .* got .no")),
