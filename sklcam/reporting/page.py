@@ -19,7 +19,7 @@ from sklcam.metrics.registry import metric_of_row, row_meaning
 from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridis
 from sklcam.reporting._histogram import histogram
 from sklcam.reporting.cards import Seen, neighbours
-from sklcam.reporting.words import Told, classes_of, mean_of, sentences, verdict
+from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences, verdict
 
 HERE = "sklcam.reporting"
 _N_COLOURS = 9  # of the bar that explains them
@@ -107,6 +107,7 @@ def context(
     metrics = list(dict.fromkeys(name for column in columns for name in column.result))
     options = _options(columns, models, cards)
     nearest = _neighbours(first)
+    differences = [_differences(first, column) for column in columns[1:]]
     data = [
         _entry(card, columns, models, options, metrics, near)
         for card, near in zip(cards, nearest or [[]] * len(cards), strict=True)
@@ -121,15 +122,13 @@ def context(
         "version": installed_versions(["sklcam"]).get("sklcam", "not installed"),
         "n_all": len(first.evaluator.opened),
         "classes": classes_of(labels) if labels else "",
-        "told": [
-            (column.label, sentences(column.told, is_new=column in models)) for column in columns
-        ],
+        "told": _told(columns, models, differences),
         "cards": cards,
         "columns": columns,
         "metrics": metrics,
         "strips": _strips(columns, cards, data, metrics),
         "tables": [(column.label, _rows(column)) for column in columns],
-        "differences": [_differences(columns[0], column) for column in columns[1:]],
+        "differences": differences,
         "confusions": [_confusions(column, i, options) for i, column in enumerate(models)],
         "histograms": [
             (column.label, name, histogram(values))
@@ -148,6 +147,18 @@ def context(
         "digest": digest(script),
         "colours": ", ".join("#" + bytes(colour).hex() for colour in colours),
     }
+
+
+def _told(
+    columns: Sequence[Column], models: Sequence[Column], differences: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """Return what there is to say of each column, and how it differs from the first."""
+    told = [(column.label, sentences(column.told, is_new=column in models)) for column in columns]
+    for (_, lines), difference in zip(told[1:], differences, strict=True):
+        verdicts = {row["name"]: row["verdict"] for row in difference["rows"]}
+        if said := comparison(verdicts, difference["first"]):
+            lines.append(said)
+    return told
 
 
 # What it is about
@@ -390,12 +401,12 @@ def _strips(
         # An image is on one side alone, however few there are.
         n = min(_N_IN_STRIP, len(ranked) // 2)
         ends = ("Best explained", "Worst explained")
-        by = f"by {key}"
         if last:
-            ends = (f"Best for {columns[last].label}", f"Worst for {columns[last].label}")
-            by = f"by {key} against {columns[0].label}"
-        strips += [(f"{ends[0]}, {by}", ranked[:n]), (f"{ends[1]}, {by}", ranked[::-1][:n])]
+            a, b = columns[last].label, columns[0].label
+            ends = (f"Where {a} gains most over {b}", f"Where {a} loses most to {b}")
+        sides = (ranked[:n], ranked[::-1][:n])
+        strips += [(f"{end}, by {key}", side) for end, side in zip(ends, sides, strict=True)]
     wrong = [i for i, entry in enumerate(data) if False in entry["right"]]
     wrong.sort(key=lambda i: (-max(e or 0.0 for e in data[i]["error"]), i))
-    strips.append(("Wrong, the surest first", wrong[:_N_IN_STRIP]))
+    strips.append(("Most confident errors", wrong[:_N_IN_STRIP]))
     return [(name, places) for name, places in strips if places]

@@ -143,13 +143,45 @@ def verdict(low: float, high: float, higher_is_better: bool) -> str:
     --------
     >>> from sklcam.reporting.words import verdict
     >>> verdict(0.1, 0.2, True), verdict(0.1, 0.2, False), verdict(-0.1, 0.2, True)
-    ('better', 'worse', 'no difference')
+    ('better', 'worse', 'may be chance')
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return "unknown"
     if low <= 0 <= high:
-        return "no difference"
+        return "may be chance"
     return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def comparison(verdicts: Mapping[str, str], first: str) -> str:
+    """Return in a sentence where a model or method is better than the first, and where worse.
+
+    Parameters
+    ----------
+    verdicts : mapping of str to str
+        What :func:`verdict` says, by metric.
+    first : str
+        What the first is called.
+
+    Examples
+    --------
+    >>> from sklcam.reporting.words import comparison
+    >>> comparison({"accuracy": "may be chance", "adcc": "better", "iauc": "better"}, "baseline")
+    'Compared with baseline: better in adcc and iauc; accuracy: the difference may be chance.'
+    """
+    by_word: dict[str, list[str]] = {}
+    for name, word in verdicts.items():
+        by_word.setdefault(word, []).append(name)
+    told = [
+        f"{word} in {_listed(by_word[word])}" for word in ("better", "worse") if word in by_word
+    ]
+    if unsure := by_word.get("may be chance"):
+        are = "differences" if len(unsure) > 1 else "difference"
+        told.append(f"{_listed(unsure)}: the {are} may be chance")
+    return f"Compared with {first}: {'; '.join(told)}." if told else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def classes_of(labels: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
 from sklcam._validation import draw_seed
 from sklcam.metrics import compare, evaluate
 from sklcam.plotting.pages import fitting_uri, mask_uri
-from sklcam.reporting.words import figure
+from sklcam.reporting.words import comparison, figure
 
 METRICS = ("accuracy", "sparsity", "consistency")
 
@@ -69,12 +69,14 @@ def test_differences_are_those_of_compare(two):
         assert cells[3] == figure(found["long"][name].mean())
         assert cells[4:6] == [figure(row.mean), f"{figure(row.low)} to {figure(row.high)}"]
         if row.low <= 0 <= row.high:
-            word = "no difference"
+            word = "may be chance"
         else:  # higher is better in all of these
             word = "better" if row.mean > 0 else "worse"
         assert cells[6] == word
         words.append(word)
     assert len(set(words)) > 1
+    verdicts = dict(zip(expected, words, strict=True))
+    assert f"<p>{comparison(verdicts, 'short')}</p>" in path.read_text(encoding="utf-8")
 
 
 def test_methods_share_the_passes(tmp_path):

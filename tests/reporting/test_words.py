@@ -12,7 +12,7 @@ from torch import nn
 
 import sklcam
 from sklcam.metrics import Evaluation
-from sklcam.reporting.words import Told, sentences
+from sklcam.reporting.words import Told, comparison, sentences
 
 
 class Reader(nn.Module):
@@ -92,7 +92,7 @@ def test_confusions_are_counted(page):
 
 def test_strip_has_the_worst_and_the_surest_errors(page):
     text = page[1]
-    wrong = text[text.index("Wrong, the surest first") :]
+    wrong = text[text.index("Most confident errors") :]
     wrong = wrong[: wrong.index("</ul>")]
     # The brighter a spot, the surer it is; of the blank image all classes are as likely.
     assert re.findall(r"#image=(\d)", wrong) == ["4", "3", "5"]
@@ -139,3 +139,16 @@ def test_maps_of_different_images_are_what_consistency_is_compared_with(fitted, 
     text = path.read_text(encoding="utf-8")
     (same, others) = re.search(r"agree to (\S+) \(1 .* agree to (\S+)\.<", text).groups()
     assert float(others) < float(same)
+
+
+def test_what_differs_is_told_in_a_sentence():
+    verdicts = {"accuracy": "may be chance", "adcc": "worse", "iauc": "better", "dauc": "better"}
+    assert comparison(verdicts | {"road": "unknown"}, "a") == (
+        "Compared with a: better in iauc and dauc; worse in adcc; accuracy: the difference may be "
+        "chance."
+    )
+    verdicts = dict.fromkeys(["accuracy", "adcc", "iauc"], "may be chance")
+    assert comparison(verdicts, "a") == (
+        "Compared with a: accuracy, adcc and iauc: the differences may be chance."
+    )
+    assert comparison({"road": "unknown"}, "a") == ""
