@@ -23,8 +23,8 @@ from sklcam.networks.attention import AttentionRecord, Function
 _Place = tuple[Node, int]
 
 # Which part of a row's gradient may come of other rows. Scales are powers of two, which change no
-# digit but where numbers are too small for float16.
-_TOLERANCE, _OF_FLOAT16 = 1e-3, 0.05
+# digit, unless numbers are too small for float16.
+_TOLERANCE = 1e-3
 
 
 class OriginRecord(AttentionRecord):
@@ -148,18 +148,18 @@ def _is_row_by_row(made: list[_Place], weights: Tensor, value: Tensor, origin: _
     is_even = torch.arange(n_tokens, device=weights.device) % 2 == 0
     # Of queries of even numbers with keys of odd ones: both must be made of rows.
     apart = gradient(products, weights, is_even[:, None] & ~is_even)
-    tolerance = _OF_FLOAT16 if torch.float16 in (weights.dtype, value.dtype) else _TOLERANCE
+    least = torch.finfo(value.dtype).tiny
     return any(
-        all(_is_scaled([_rows(each, axes) for each in of], scales, tolerance) for of in scaled)
+        all(_is_scaled([_rows(each, axes) for each in of], scales, least) for of in scaled)
         and _are_both_there(_rows(apart, axes), is_even)
         for axes in _axes_of(n_tokens, apart.shape)
     )
 
 
-def _is_scaled(rows: list[Tensor], scales: Tensor, tolerance: float) -> bool:
-    largest = rows[0].abs().amax(dim=1)
+def _is_scaled(rows: list[Tensor], scales: Tensor, least: float) -> bool:
+    most = _TOLERANCE * rows[0].abs().amax(dim=1) + least
     return all(
-        bool(((each / scale[:, None] - rows[0]).abs().amax(dim=1) <= tolerance * largest).all())
+        bool(((each / scale[:, None] - rows[0]).abs().amax(dim=1) <= most).all())
         for each, scale in zip(rows, scales.float(), strict=True)
     )
 

@@ -215,24 +215,53 @@ def test_within_one_sequence(name, kind):
     assert maps.isfinite().all() and maps.std() > 0
 
 
+def outside(x):
+    """Out of torch, and back."""
+    return torch.from_numpy(x.detach().numpy().copy())
+
+
 class Opaque(Vit):
     def forward(self, x):
-        return super().forward(torch.from_numpy(x.detach().numpy().copy()))
+        return super().forward(outside(x))
 
 
-def test_no_graph_leads_to_the_images():
-    with pytest.raises(ValueError, match=r"in Opaque some attention has no graph .* by NumPy"):
-        explained("rollout", Opaque(Block(), Block(), Block()))
+@pytest.mark.parametrize(
+    "network",
+    [
+        Opaque(Block(), Block(), Block()),
+        Vit(Block(), Block(lambda q, k, v: attend(outside(q), outside(k), v)), Block()),
+    ],
+    ids=["images", "queries and keys"],
+)
+def test_no_graph_leads_to_the_images(network):
+    with pytest.raises(ValueError, match=r"some attention has no graph .* by NumPy"):
+        explained("rollout", network)
+
+
+def test_what_leaves_torch_beside_the_attention():
+    def attend_and_look(q, k, v):
+        assert np.isfinite(k.detach().numpy()).all()
+        return MOVED["rolled keys"](q, k, v)
+
+    with pytest.raises(ValueError, match=REFUSED.format("Vit")):
+        explained("rollout", Vit(Block(), Block(attend_and_look), Block()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", [None, "rolled keys"])
-def test_half_precision(dtype, kind):
-    network = Vit(Block(), Block(MOVED.get(kind)), Block()).to(dtype)
+@pytest.mark.parametrize("factor", [1, 0.01])
+def test_half_precision(dtype, factor):
+    """Small weights, whose gradients float16 has few digits for, as well."""
     image = IMAGES[:1].to(dtype).requires_grad_()
-    with OriginRecord() as record:
-        network(image)
-    assert record.is_of_one_sequence(image) is (kind is None)
+    for block, is_of_one in ((Separate(), True), (Block(MOVED["rolled keys"]), False)):
+        network = Vit(Block(), block, Block())
+        with torch.no_grad():
+            for part in block.modules():
+                if isinstance(part, nn.Linear):
+                    part.weight *= factor
+                    part.bias *= factor
+        with OriginRecord() as record:
+            network.to(dtype)(image)
+        assert record.is_of_one_sequence(image) is is_of_one
 
 
 def test_weights_of_zero_tell_nothing_and_are_refused_nothing():
