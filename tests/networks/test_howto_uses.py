@@ -15,6 +15,7 @@ from PIL import Image
 from test_howto_blocks import blocks
 from torch import nn
 
+import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier
 
 TESTS = Path(__file__).parents[1]
@@ -74,6 +75,39 @@ def of_words(monkeypatch, folder):
     }
 
 
+class Pair(nn.Module):
+    """Embeds images as CLIP does, and texts by their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.words = nn.Conv2d(3, 3, 3, 8), nn.Embedding(3, 3)
+
+    def encode_image(self, images):
+        return self.features(images).mean((2, 3))
+
+    def encode_text(self, tokens):
+        return self.words(tokens)
+
+
+def of_concepts(monkeypatch, folder):
+    torch.manual_seed(0)
+    seeing = nn.Sequential(nn.Conv2d(3, 18, 3, 8), nn.ReLU())  # the page draws channel 17
+    network = nn.Sequential(seeing, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 2))
+    made = explainer_of(network).set_params(classes=["banana", "lemon"])
+    monkeypatch.setattr(sklcam, "CAMExplainer", lambda name, weights: made)
+    fur, water = MASKS[:8], MASKS[:8, ::-1, ::-1]
+    X = PICTURES[:8] // 4
+    X[fur], X[water] = (255, 0, 0), (0, 0, 255)
+    return {
+        "X": X, "X_test": X[:2], "fur": fur, "water": water,
+        "boxes": [{"fur": np.array([[4, 4, 16, 16]]), "water": np.array([[16, 16, 28, 28]])}] * 8,
+        "masks_of_test": {"fur": fur[:2], "water": water[:2]},
+        "network": Pair(), "processor": lambda prompts: torch.arange(len(prompts)),
+        "embed_images": lambda crops: np.array([np.asarray(crop).mean((0, 1)) for crop in crops]),
+        "embed_texts": lambda texts: np.eye(3)[: len(texts)],
+    }  # fmt: skip
+
+
 def of_shortcuts(monkeypatch, folder):
     clf = classifier().fit(PICTURES, LABELS)
     return {"network": clf.module_, "clf": clf, "X": PICTURES, "y": LABELS, "rng": RNG}
@@ -124,7 +158,7 @@ def hand_in(key: dict, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["words", "shortcuts", "segmentation", "study"])
+@pytest.mark.parametrize("page", ["concepts", "words", "shortcuts", "segmentation", "study"])
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {"__name__": "page", **globals()[f"of_{page}"](monkeypatch, tmp_path)}
