@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any, Literal
@@ -96,10 +96,12 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
     >>> suggestion("adc", ["adcc", "iauc"]), suggestion("ssim", ["adcc", "iauc"])
     ('Did you mean: adcc?', 'There are: adcc, iauc.')
     """
-    known = sorted(known)
-    close = get_close_matches(str(name), known, n=3)
+    known, name = sorted(known), str(name)
+    # Those that are as close come in their order, such as that of numbers at their end.
+    close = get_close_matches(name, known, n=10)
+    close.sort(key=lambda each: (-SequenceMatcher(None, each, name).ratio(), each))
     if close:
-        return f"Did you mean: {', '.join(close)}?"
+        return f"Did you mean: {', '.join(close[:3])}?"
     # A network has hundreds of layers.
     return f"There are: {shorten(', '.join(known), 1000, placeholder=' ...')}."
 

@@ -31,6 +31,8 @@ def test_a_slip_is_met_by_close_names_and_else_by_all():
     assert validation.suggestion("adc", ["iauc", "adcc"]) == "Did you mean: adcc?"
     assert validation.suggestion("ssim", ["iauc", "adcc"]) == "There are: adcc, iauc."
     assert validation.suggestion(3, ["b", "a"]) == "There are: a, b."
+    numbered = [f"lite{i}" for i in range(5)]
+    assert validation.suggestion("lite", numbered) == "Did you mean: lite0, lite1, lite2?"
 
 
 def test_a_long_list_of_names_is_cut():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from sklcam.command_line.results import Result, plain
@@ -12,6 +13,11 @@ from sklcam.persistence import load, model_card
 
 def run(arguments: Namespace) -> Result:
     """Describe the estimator in a file."""
+    if not Path(arguments.file).exists():
+        raise ValueError(
+            f"There is no file {arguments.file!r}. info describes files that sklcam.save has "
+            "written; networks by name have none."
+        )
     estimator = load(arguments.file)
     card = model_card(estimator, file=arguments.file)
     values = {

@@ -138,6 +138,8 @@ class Shortcuts(Sequence[Any]):
         return [cluster for cluster in self.clusters if cluster.is_strong]
 
     def __str__(self) -> str:
+        if not self.clusters:
+            return "No cluster has as many images as min_size."
         width = max(8, *(len(str(each.label)) for each in self.clusters), 0)
         lines = [f"{'class':{width}}  images  share  separation  likeness   drop  of accuracy"]
         for each in self.clusters:

@@ -20,6 +20,8 @@ from torch.utils.data import Dataset, Subset
 
 from sklcam.images._tables import class_label_names, class_labels
 
+_LIKE = 0.75  # how close a spelling is that may have been meant, as difflib has it
+
 _WHERE_FROM = (
     "one label per image (only a torch data set that has .targets, and a Hugging Face one with one "
     "column of ClassLabel, bring their own)."
@@ -434,7 +436,10 @@ def nearest_label(unknown: Collection[Any], known: Collection[Any]) -> str:
     by_name = {str(label).casefold(): label for label in known}
     for name in unknown:
         if isinstance(name, str):
-            close = get_close_matches(name.casefold(), by_name, n=1)
+            # One that has it among its words, or else one that is spelt like it. Of a thousand
+            # classes, some word is always a little alike.
+            close = [each for each in by_name if name.casefold() in each.replace(",", "").split()]
+            close += get_close_matches(name.casefold(), by_name, n=1, cutoff=_LIKE)
             if close:
                 return f" Did you mean {by_name[close[0]]!r}?"
     return ""

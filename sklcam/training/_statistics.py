@@ -117,6 +117,7 @@ class Watch:
     n_steps: int = 0
     n_images: int = 0
     n_images_since: int = 0  # the last look
+    is_validated: bool = False
     in_a_row: int = 0
     has_warned: bool = False
 
@@ -284,6 +285,7 @@ class RecalibratingNet(LoadingNet):
         super().on_epoch_begin(net, **kwargs)
         if self._watch is not None:
             self._watch.images = kwargs.get("dataset_train")
+            self._watch.is_validated = kwargs.get("dataset_valid") is not None
 
     def run_single_epoch(
         self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
@@ -304,7 +306,10 @@ class RecalibratingNet(LoadingNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
         watch = self._watch
-        if watch is None or watch.n_images_since < _IMAGES_A_LOOK * _FEWEST:
+        # Before the end, only validation predicts with them.
+        if watch is None or not watch.is_validated:
+            return
+        if watch.n_images_since < _IMAGES_A_LOOK * _FEWEST:
             return
         lag = self._lag(watch.n_images_since // _IMAGES_A_LOOK)
         watch.n_images_since = 0
@@ -346,15 +351,17 @@ class RecalibratingNet(LoadingNet):
             return
         self._watch.has_warned = True
         done = (
-            f"They were re-estimated on {self.recalibrated_} images at the end"
+            f"They were re-estimated on {self.recalibrated_} images at the end, so the network is "
+            "as it should be"
             if self.recalibrated_
             else 'recalibrate="auto" re-estimates them at the end of fit, and recalibrate=True at '
             "that of partial_fit, too"
         )
+        if self._watch.is_validated:
+            done += "; validation before that used the lagging ones"
         warnings.warn(
-            f"After {self._watch.n_steps} steps, {lag} {done}; validation before that used the "
-            "lagging ones. With more steps, or a larger momentum of these layers (torch's "
-            "default is 0.1), they keep up.",
+            f"After {self._watch.n_steps} steps, {lag} {done}. With more steps, or a larger "
+            "momentum of these layers (torch's default is 0.1), they keep up.",
             LaggingStatisticsWarning,
             stacklevel=2,
         )

@@ -503,6 +503,8 @@ def test_info(at, capsys):
     assert (told["estimator"], told["task"], told["card"]) == ("CAMExplainer", "multiclass", card)
     assert (told["classes"], told["image_size"], told["mean"]) == (["cat", "dog"], [64, 64], 0.5)
     assert told["target_layers"] == ["features.12"]
+    assert command_line.main(["info", "efficientnet_lite0"]) == 1
+    assert "no file 'efficientnet_lite0'. info describes files" in capsys.readouterr().err
 
 
 # Errors, warnings and what else is printed

@@ -14,7 +14,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import nn
 
 from sklcam import CAMExplainer
-from sklcam.concepts import find_shortcuts
+from sklcam.concepts import Shortcuts, find_shortcuts
 from sklcam.explain import ExplanationWarning
 
 
@@ -167,3 +167,4 @@ def test_the_table_names_what_is_strong():
     lines = str(found).splitlines()
     assert len(lines) == len(found) + 1
     assert sum(line.endswith("strong") for line in lines) == len(found.strong)
+    assert str(Shortcuts([])) == "No cluster has as many images as min_size."

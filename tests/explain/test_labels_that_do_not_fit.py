@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from small_networks import SmallNet
 
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingNet
+from sklcam.images.labels import nearest_label
 from sklcam.metrics import evaluate
 from sklcam.networks import Origin
 
@@ -58,6 +59,12 @@ def test_the_nearest_label_of_other_kinds():
     several = explainer(task="multilabel", classes=NAMES).fit(IMAGES)
     with pytest.raises(ValueError, match=r"Did you mean 'tiger'\?"):
         several.score(IMAGES, [{"tigger"}, set(), set(), set()])
+
+
+def test_a_label_that_is_only_a_little_alike_is_not_suggested():
+    assert nearest_label(["apple"], ["nipple", "tench"]) == ""
+    assert "'custard apple'" in nearest_label(["apple"], ["nipple", "custard apple"])
+    assert "'crane, bird'" in nearest_label(["crane"], ["crate", "crane, bird"])
 
 
 RAGGED = {

@@ -138,6 +138,7 @@ def test_statistics_that_lag_are_named_and_mended():
     assert len(caught) == 1 and 'recalibrate="auto"' in message and "After 48 steps" in message
     with pytest.warns(LaggingStatisticsWarning, match="were re-estimated on 96 images"):
         mended = classifier().fit(X[TRAIN], Y[TRAIN])
+    assert "validation" not in message
     quick = fitted(module__momentum=0.1, max_epochs=16)
     assert (without.recalibrated_, mended.recalibrated_, quick.recalibrated_) == (0, 96, 0)
     scores = [net.score(X[TEST], Y[TEST]) for net in (without, mended, quick)]
@@ -201,6 +202,7 @@ def test_a_healthy_network_is_left_alone(options):
 def test_a_look_changes_nothing(monkeypatch):
     """Looked at in every epoch or not, training ends at the same bits."""
     options = {"recalibrate": False, "alpha": 1, "beta": 1e-6, "memory": "low"}
+    options["train_split"] = ValidSplit(5, stratified=True)  # without it, there is one look
     seen = []
     own = ConsistentCAMClassifier._lag
     monkeypatch.setattr(
@@ -216,9 +218,7 @@ def test_a_look_changes_nothing(monkeypatch):
     ):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(rare.history, often.history, strict=True):
-        assert [each["train_loss"] for each in ours["batches"]] == [
-            each["train_loss"] for each in theirs["batches"]
-        ]
+        assert ours["batches"] == theirs["batches"]
     for name in ("global", "views"):
         assert torch.equal(rare.random_states_[name], often.random_states_[name])
 
@@ -255,6 +255,13 @@ def test_a_training_that_is_validated_hears_of_it_early(monkeypatch):
         net = classifier(train_split=ValidSplit(5, stratified=True)).fit(X[TRAIN], Y[TRAIN])
     assert len(caught) == 1 and "validation" in str(caught[0].message)
     assert net.recalibrated_ == 76  # not of the images that it is validated on
+
+
+def test_a_training_that_is_not_validated_is_looked_at_once(monkeypatch):
+    monkeypatch.setattr("sklcam.training._statistics._IMAGES_A_LOOK", 1)
+    with pytest.warns(LaggingStatisticsWarning, match="After 48 steps.* as it should be") as caught:
+        net = classifier().fit(X[TRAIN], Y[TRAIN])
+    assert len(caught) == 1 and net.recalibrated_ == 96
 
 
 # The ways to fit
