@@ -30,8 +30,8 @@ class Seen:
         The images themselves, with their boxes and masks; none if they were seen before.
     predicted : list of str or None
         The predicted class of every image, as text.
-    n_silent : int
-        How many maps are blank.
+    n_silent, n_broken : int
+        How many maps are blank, and how many have values that are not finite.
     strangers : list of float
         The similarity of the map of each view and the view of another image's map.
     shares : list of float
@@ -44,6 +44,7 @@ class Seen:
     pictures: list[dict[str, Any]]
     predicted: list[str | None]
     n_silent: int
+    n_broken: int
     strangers: list[float]
     shares: list[float]
     embeddings: np.ndarray | None
@@ -102,6 +103,7 @@ class Look:
             [self._picture(measurement, i) for i in places] if wants_pictures else [],
             [each.label for each in predicted],
             int((maps.flatten(1).amax(dim=1) <= 0).sum()),
+            int((~maps.flatten(1).isfinite().all(dim=1)).sum()),
             _strangers(measurement),
             _shares(measurement),
             _embeddings(measurement, places) if wants_pictures else None,

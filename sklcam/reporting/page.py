@@ -80,6 +80,7 @@ class Column:
             self.labels if self.has_classes else None,
             self.predicted,
             sum(batch.n_silent for batch in self.seen),
+            sum(batch.n_broken for batch in self.seen),
             mean_of(strangers),
             mean_of(shares),
         )
@@ -406,7 +407,8 @@ def _strips(
             ends = (f"Where {a} gains most over {b}", f"Where {a} loses most to {b}")
         sides = (ranked[:n], ranked[::-1][:n])
         strips += [(f"{end}, by {key}", side) for end, side in zip(ends, sides, strict=True)]
-    wrong = [i for i, entry in enumerate(data) if False in entry["right"]]
-    wrong.sort(key=lambda i: (-max(e or 0.0 for e in data[i]["error"]), i))
+    # Of the last model, whose maps and answers the strips show.
+    wrong = [i for i, entry in enumerate(data) if entry["right"][-1] is False]
+    wrong.sort(key=lambda i: (-(data[i]["error"][-1] or 0.0), i))
     strips.append(("Most confident errors", wrong[:_N_IN_STRIP]))
     return [(name, places) for name, places in strips if places]

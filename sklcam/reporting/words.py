@@ -54,6 +54,8 @@ class Told:
         The predicted class of each.
     n_silent : int
         How many maps are blank.
+    n_broken : int
+        How many have values that are not finite.
     stranger : float
         The mean similarity of maps of different images; NaN if it is not known.
     covered : float
@@ -64,6 +66,7 @@ class Told:
     true: Sequence[str] | None
     predicted: Sequence[str | None]
     n_silent: int
+    n_broken: int
     stranger: float
     covered: float
 
@@ -93,6 +96,12 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
         found.append(
             f"{told.n_silent} of {of} maps {'is' if told.n_silent == 1 else 'are'} blank: nothing "
             "in the image speaks for the class. Their numbers say nothing, either."
+        )
+    if told.n_broken:
+        are = "is" if told.n_broken == 1 else "are"
+        found.append(
+            f"{told.n_broken} of {len(told.predicted)} maps {are} not finite, as the network's "
+            "answers are."
         )
     return [sentence for sentence in found if sentence]
 
@@ -124,7 +133,10 @@ def _focus(means: Mapping[str, float], covered: float) -> str:
     said = ""
     area = means.get("complexity", math.nan)
     if math.isfinite(area):
-        said = f"The average map covers {percent(area)} of its image."
+        said = (
+            f"The average map covers {percent(area)} of its image (marking everything would be 100"
+        )
+        said += "\u00a0%)."
     lost = means.get("average_drop", math.nan)
     if math.isfinite(lost):
         said += f" Shown only that, the network keeps {percent(1 - lost)} of its confidence."
@@ -143,12 +155,12 @@ def verdict(low: float, high: float, higher_is_better: bool) -> str:
     --------
     >>> from sklcam.reporting.words import verdict
     >>> verdict(0.1, 0.2, True), verdict(0.1, 0.2, False), verdict(-0.1, 0.2, True)
-    ('better', 'worse', 'may be chance')
+    ('better', 'worse', 'no clear difference')
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return "unknown"
     if low <= 0 <= high:
-        return "may be chance"
+        return "no clear difference"
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
@@ -165,8 +177,8 @@ def comparison(verdicts: Mapping[str, str], first: str) -> str:
     Examples
     --------
     >>> from sklcam.reporting.words import comparison
-    >>> comparison({"accuracy": "may be chance", "adcc": "better", "iauc": "better"}, "baseline")
-    'Compared with baseline: better in adcc and iauc; accuracy: the difference may be chance.'
+    >>> comparison({"accuracy": "no clear difference", "adcc": "better"}, "baseline")
+    'Compared with baseline: better in adcc; no clear difference in accuracy.'
     """
     by_word: dict[str, list[str]] = {}
     for name, word in verdicts.items():
@@ -174,9 +186,8 @@ def comparison(verdicts: Mapping[str, str], first: str) -> str:
     told = [
         f"{word} in {_listed(by_word[word])}" for word in ("better", "worse") if word in by_word
     ]
-    if unsure := by_word.get("may be chance"):
-        are = "differences" if len(unsure) > 1 else "difference"
-        told.append(f"{_listed(unsure)}: the {are} may be chance")
+    if unsure := by_word.get("no clear difference"):
+        told.append(f"no clear difference in {_listed(unsure)}")
     return f"Compared with {first}: {'; '.join(told)}." if told else ""
 
 

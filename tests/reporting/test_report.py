@@ -488,6 +488,7 @@ def test_maps_that_say_nothing_say_so(tmp_path):
     cards = page.split('<article class="card"')[1:]
     told = [("no positive evidence" in card, "not finite" in card) for card in cards]
     assert told == [(False, False), (True, False), (False, True)]
+    assert "1 of 3 maps is blank" in page and "1 of 3 maps is not finite" in page
     assert "complexity" in page and "nan" not in page.partition("</table>")[0]
 
 

@@ -69,7 +69,7 @@ def test_differences_are_those_of_compare(two):
         assert cells[3] == figure(found["long"][name].mean())
         assert cells[4:6] == [figure(row.mean), f"{figure(row.low)} to {figure(row.high)}"]
         if row.low <= 0 <= row.high:
-            word = "may be chance"
+            word = "no clear difference"
         else:  # higher is better in all of these
             word = "better" if row.mean > 0 else "worse"
         assert cells[6] == word

@@ -63,7 +63,7 @@ def test_sentences_count_what_is_seen(page):
     assert "The network is right on 3 of 6 images (50 %); always answering 0" in text
     assert "would be right for 33 %." in text
     covered = np.mean([64 / 1024] * 5 + [0])  # spots of one brightness, and nothing
-    assert f"covers {100 * covered:.1f} % of its image" in text
+    assert f"covers {100 * covered:.1f} % of its image (marking everything would be 100 %)." in text
     # Spots 0 to 3 are where they should be; boxes cover 64 pixels, that of image 4 only 16.
     assert "on the object in 67 % of the images; a point anywhere, in " in text
     share = (5 * 64 + 16) / 6 / 1024
@@ -121,7 +121,7 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
 def told(**values):
     n = len(next(iter(values.values())))
     numbers = Evaluation(**{name: np.array(each) for name, each in values.items()})
-    return Told(numbers, None, [None] * n, 0, float("nan"), float("nan"))
+    return Told(numbers, None, [None] * n, 0, 0, float("nan"), float("nan"))
 
 
 def test_nothing_is_said_of_what_was_not_measured():
@@ -142,13 +142,17 @@ def test_maps_of_different_images_are_what_consistency_is_compared_with(fitted, 
 
 
 def test_what_differs_is_told_in_a_sentence():
-    verdicts = {"accuracy": "may be chance", "adcc": "worse", "iauc": "better", "dauc": "better"}
+    verdicts = {
+        "accuracy": "no clear difference",
+        "adcc": "worse",
+        "iauc": "better",
+        "dauc": "better",
+    }
     assert comparison(verdicts | {"road": "unknown"}, "a") == (
-        "Compared with a: better in iauc and dauc; worse in adcc; accuracy: the difference may be "
-        "chance."
+        "Compared with a: better in iauc and dauc; worse in adcc; no clear difference in accuracy."
     )
-    verdicts = dict.fromkeys(["accuracy", "adcc", "iauc"], "may be chance")
+    verdicts = dict.fromkeys(["accuracy", "adcc", "iauc"], "no clear difference")
     assert comparison(verdicts, "a") == (
-        "Compared with a: accuracy, adcc and iauc: the differences may be chance."
+        "Compared with a: no clear difference in accuracy, adcc and iauc."
     )
     assert comparison({"road": "unknown"}, "a") == ""
