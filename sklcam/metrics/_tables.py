@@ -1,4 +1,4 @@
-"""Tables of figures as a notebook shows them; their text is what ``repr`` says.
+"""Tables of figures, as a notebook shows them and as text.
 
 They take the notebook's colours, dark or light, and mark by signs and weight alone.
 """
@@ -40,6 +40,21 @@ def excludes_zero(row: Bunch) -> bool:
     return bool(row.low > 0 or row.high < 0)
 
 
+def verdict(name: str, row: Bunch) -> str:
+    """Return what a difference that is more than chance says of the first of the two.
+
+    Parameters
+    ----------
+    name : str
+        Of a row of a :class:`Summary`.
+    row : Bunch
+    """
+    metric = metric_of_row(name)
+    if metric is None:
+        return "higher" if row.mean > 0 else "lower"
+    return "better" if (row.mean > 0) == metric.higher_is_better else "worse"
+
+
 def table_of_evaluation(evaluation: Evaluation) -> str | None:
     """Return the table of an evaluation's summary; None if it has none.
 
@@ -58,6 +73,19 @@ def table_of_evaluation(evaluation: Evaluation) -> str | None:
         row.low = row.high = float("nan")
     notes.append("Intervals of so many images take a while: result.summary() has them.")
     return table_of_summary(rows, notes)
+
+
+def text_of_summary(rows: Mapping[str, Bunch], *, is_difference: bool) -> list[str]:
+    """Return the lines of a table of a row for each metric; see :func:`table_of_summary`."""
+    width = max(map(len, rows), default=0)
+    head = "difference" if is_difference else "mean"
+    lines = [f"{'':{width}}{head:>10}{'std':>10}   interval"]
+    for name, row in rows.items():
+        line = f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {_interval(row)}"
+        if is_difference and excludes_zero(row):
+            line = f"{line:{width + 41}}   the first is {verdict(name, row)}"
+        lines.append(line)
+    return lines
 
 
 def table_of_summary(
@@ -80,7 +108,7 @@ def table_of_summary(
         cells = [direction(name), f"{row.mean:.4f}", f"{row.std:.4f}", _interval(row)]
         is_sure = is_difference and excludes_zero(row)
         if is_difference:
-            cells.append(_verdict(name, row) if is_sure else "no difference shown")
+            cells.append(f"\u25cf {verdict(name, row)}" if is_sure else "no difference shown")
         body.append(_row(name, cells, title=_meaning(name), bold=is_sure))
     if is_difference:
         heads.append("the first is")
@@ -126,14 +154,6 @@ def table_of_groups(
 
 _GAP_HEADS = ("largest gap", "highest", "lowest", "difference", "interval", "")
 _MARK = {True: "\u25cf excludes 0", False: ""}
-
-
-def _verdict(name: str, row: Bunch) -> str:
-    """Return what a difference means that is more than chance."""
-    metric = metric_of_row(name)
-    if metric is None:
-        return f"\u25cf {'higher' if row.mean > 0 else 'lower'}"
-    return f"\u25cf {'better' if (row.mean > 0) == metric.higher_is_better else 'worse'}"
 
 
 def _interval(row: Bunch) -> str:

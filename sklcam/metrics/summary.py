@@ -11,7 +11,12 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Bunch, check_random_state
 
 from sklcam._validation import check_count, check_number, describe, draw_seed
-from sklcam.metrics._tables import table_of_evaluation, table_of_groups, table_of_summary
+from sklcam.metrics._tables import (
+    table_of_evaluation,
+    table_of_groups,
+    table_of_summary,
+    text_of_summary,
+)
 from sklcam.metrics.groups import labels_of_groups, largest_gaps
 from sklcam.metrics.registry import metric_of_row
 
@@ -230,6 +235,14 @@ class Evaluation(Bunch):
             raise ValueError(f"There is no grouping {by!r}; by= takes {known}, or labels.")
         return labels_of_groups("by", by, n_images)
 
+    def __repr__(self) -> str:
+        try:
+            means = self.means()
+        except ValueError:  # there is none: what is wrong with it, summary says
+            return super().__repr__()
+        told = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        return f"<Evaluation of {len(next(iter(self.values())))} images: {told}>"
+
     def _repr_html_(self) -> str | None:
         return table_of_evaluation(self)
 
@@ -259,8 +272,8 @@ class Summary(dict[str, Bunch]):
     ``sem`` is the standard error of the mean, NaN of a single image; where the figure is not a mean
     of images' values, as ADCC's, that of the bootstrap. ``n`` is how many images have a finite
     value, and ``n_missing`` how many have none. What a row means is said under the table
-    where that depends on what was asked. ``is_difference`` says that it is of :func:`compare`; a
-    notebook's table then marks what is more than chance.
+    where that depends on what was asked. ``is_difference`` says that it is of :func:`compare`:
+    what is more than chance then has a verdict.
 
     Examples
     --------
@@ -286,12 +299,7 @@ class Summary(dict[str, Bunch]):
         self.is_difference = is_difference
 
     def __repr__(self) -> str:
-        width = max(map(len, self), default=0)
-        lines = [f"{'':{width}}{'mean':>10}{'std':>10}   interval"]
-        lines += [
-            f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {row.low:.4f} .. {row.high:.4f}"
-            for name, row in self.items()
-        ]
+        lines = text_of_summary(self, is_difference=self.is_difference)
         return "\n".join(lines + self._notes())
 
     def _repr_html_(self) -> str:
@@ -421,8 +429,8 @@ def compare(
     >>> ours = Evaluation(complexity=np.array([0.1, 0.3, 0.5]))
     >>> others = Evaluation(complexity=np.array([0.2, 0.4, 0.6]))
     >>> compare(ours, others)
-                      mean       std   interval
-    complexity   -0.1000    0.0000   -0.1000 .. -0.1000
+                difference       std   interval
+    complexity   -0.1000    0.0000   -0.1000 .. -0.1000   the first is better
     """
     for name, given in (("first", first), ("second", second)):
         if not isinstance(given, Mapping):

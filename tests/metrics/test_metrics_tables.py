@@ -42,6 +42,13 @@ def test_a_summary_has_the_figures_of_its_text_and_directions():
     assert figures(text_of(rows)) == figures(repr(summary))
 
 
+def test_an_evaluation_is_a_line_among_others():
+    values = Evaluation(adcc=np.array([0.25, 0.5]), complexity=np.array([0.5, np.nan]))
+    expected = "{'a': <Evaluation of 2 images: adcc 0.3750, complexity nan>}"
+    assert repr({"a": values}) == expected
+    assert repr(Evaluation()) == "{}"
+
+
 def test_what_is_said_under_the_text_is_said_under_the_table():
     values = np.array([0.5, np.nan, 0.7])
     meanings = {"localization_accuracy": "<b>"}
@@ -66,6 +73,12 @@ def test_a_difference_that_is_more_than_chance_is_marked():
         "noise": "no difference shown",
     }
     assert "more than chance" in notes[-1]
+    head, *lines = repr(difference).splitlines()
+    assert head.split() == ["difference", "std", "interval"]
+    ends = {line.split()[0]: line.split("   ")[-1].strip() for line in lines}
+    assert ends.pop("noise").count("..") == 1
+    words = {"adcc": "better", "complexity": "worse", "<i>&": "lower"}
+    assert ends == {name: f"the first is {word}" for name, word in words.items()}
     swapped, _ = cells(compare(second, first)._repr_html_())
     assert [row[-1] for row in swapped[1:4]] == ["● worse", "● better", "● higher"]
     assert figures(text_of(rows)) == figures(repr(difference))
