@@ -19,6 +19,21 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, **{"max_help_position": 20, **options})
 
 
+class _Once(argparse.Action):
+    """Keep a model; an error if another follows, which would take its place without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is for one model here; sklcam report compares several")
+        setattr(namespace, self.dest, values)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = argparse.ArgumentParser(
@@ -147,7 +162,8 @@ def _add_images_and_model(
         "action": "append",
         "help": "a .sklcam file, timm/NAME, ...; again: another",
     }
-    model.add_argument("--model", required=True, **(how if several else {"help": _MODELS}))
+    one: dict[str, Any] = {"action": _Once, "help": _MODELS}
+    model.add_argument("--model", required=True, **(how if several else one))
     model.add_argument(
         "--weights", metavar="F", help="file of a named network's weights; default: published"
     )

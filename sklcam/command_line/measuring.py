@@ -146,7 +146,14 @@ def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
     own.model = model
     explainer = explainer_of(own)
     if asked.labels is not None:
-        labels = explainer.expected_labels(None, asked.labels, "report")
+        try:
+            labels = explainer.expected_labels(None, asked.labels, "report")
+            if explainer.classes_ is not None:
+                explainer.as_target(labels, len(labels))
+        except ValueError as error:
+            raise ValueError(
+                f"The classes of {model} are not those of {arguments.model}: {error}"
+            ) from error
         if not np.array_equal(labels, asked.labels):
             raise ValueError(f"The classes of {model} are not those of {arguments.model}.")
     return explainer

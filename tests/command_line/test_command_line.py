@@ -131,6 +131,8 @@ def test_help_and_version_import_nothing_heavy():
         (["explain", "pets", "--model", "m", "--ou", "o"], "required: --out"),
         (["info", "m", "--model", "m"], "unrecognized arguments: --model"),
         (["evaluate", "p", "--model", "m", "--image-size", "a"], "like 224, or 224x320; got 'a'"),
+        (["evaluate", "p", "--model", "m", "--model", "n"], "--model is for one model here"),
+        (["explain", "p", "--model", "m", "--model", "n", "--out", "o"], "report compares several"),
         (["evaluate", "p", "--model", "m", "--mean", "1,x"], "one a channel, .* got '1,x'"),
     ],
 )
@@ -492,6 +494,11 @@ def test_report_compares_models_and_methods(run, tmp_path):
     assert "Explanations of pets.sklcam and other.sklcam" in page.read_text(encoding="utf-8")
     code, _, told = run("report", *options, "--overwrite", "--model=pets.sklcam")
     assert code == 1 and "The models need names that differ" in told
+    birds = CAMExplainer(network(), classes=["tit", "wren"], **PREPARED).fit()
+    sklcam.save(birds, tmp_path / "birds.sklcam")
+    code, _, told = run("report", *options, "--overwrite", f"--model={tmp_path / 'birds.sklcam'}")
+    assert code == 1
+    assert re.search(r"classes of \S+birds.sklcam are not those of pets.sklcam: .*\['cat", told)
 
 
 def test_info(at, capsys):
