@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from sklcam.explain.base import Explainer
 
 NO_LABEL = "no label"  # of an image that has none of several
+NO_ANSWER = "NaN"  # where the network's output is NaN
 _MOST_LABELS = 5  # of one image, beside it
 
 
@@ -63,7 +65,7 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         assert probabilities is not None
         rows = zip(decided.tolist(), probabilities.tolist(), is_nan, strict=True)
         return [
-            Prediction("NaN", None, "NaN") if wrong else _of_several(classes, row, chances)
+            Prediction(NO_ANSWER, None, NO_ANSWER) if wrong else _of_several(classes, row, chances)
             for row, chances, wrong in rows
         ]
     chances: list[float | None] = [None] * len(output)
@@ -71,7 +73,8 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         # For the class that was decided on: with a threshold it need not be the likeliest.
         chances = probabilities.gather(1, decided[:, None])[:, 0].tolist()
     names = [
-        "NaN" if wrong else classes[i] for i, wrong in zip(decided.tolist(), is_nan, strict=True)
+        NO_ANSWER if wrong else classes[i]
+        for i, wrong in zip(decided.tolist(), is_nan, strict=True)
     ]
     return [
         Prediction(name, chance, name if chance is None else f"{name} ({chance:.2f})")
@@ -124,9 +127,13 @@ def spelled(explainer: Explainer, labels: np.ndarray) -> list[str]:
 
 
 def class_names(explainer: Explainer) -> list[str]:
-    """Return the labels of the classes as text; none without classes."""
+    """Return the labels of the classes as text, each once; none without classes."""
     if explainer.classes_ is None:
         return []
     named = explainer.classes_ if explainer.class_names_ is None else explainer.class_names_
     # Python's own values are written as their users write them: 1.0, not np.float64(1.0).
-    return [*map(str, np.asarray(named).tolist())]
+    texts = [*map(str, np.asarray(named).tolist())]
+    # ImageNet has two classes that are called crane: without their numbers one would pass for the
+    # other.
+    count = Counter(texts)
+    return [f"{text} [{i}]" if count[text] > 1 else text for i, text in enumerate(texts)]

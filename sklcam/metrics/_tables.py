@@ -37,7 +37,8 @@ def direction(name: str) -> str:
 
 def excludes_zero(row: Bunch) -> bool:
     """Return whether the interval of a difference says that there is one."""
-    return bool(row.low > 0 or row.high < 0)
+    is_sample = row.get("n") != 1  # the interval of one image is that image; gaps have no n
+    return bool(is_sample and (row.low > 0 or row.high < 0))
 
 
 def verdict(name: str, row: Bunch) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sklcam.embeddings import EmbeddingCAMExplainer
 from sklcam.explain.checks import remark
-from sklcam.explain.predictions import class_names, predictions
+from sklcam.explain.predictions import NO_ANSWER, Prediction, class_names, predictions
 from sklcam.images.pictures import to_picture
 from sklcam.metrics import Measurement, ssim_consistency
 from sklcam.plotting.pages import fitting_uri, image_uri, map_uri, mask_uri, thumbnail_size
@@ -82,7 +82,10 @@ class Look:
         self._rows = measurement.rows
         places = [i for i, row in enumerate(measurement.rows) if row in self.shown]
         maps = measurement["maps"]
-        predicted = predictions(measurement.explainer, measurement.output)
+        predicted = [
+            Prediction(NO_ANSWER, None, NO_ANSWER) if each.label == NO_ANSWER else each
+            for each in predictions(measurement.explainer, measurement.output)
+        ]
         explained = _explained(measurement)
         truths = self._truths(measurement, places) if self.knows_truth and places else {}
         cards = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from sklcam._versions import installed_versions
 from sklcam.explain.base import Explainer
-from sklcam.explain.predictions import class_names
+from sklcam.explain.predictions import NO_ANSWER, class_names
 from sklcam.metrics import Evaluation, Evaluator, Summary, compare
 from sklcam.metrics.registry import metric_of_row, row_meaning
 from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridis
@@ -215,7 +215,7 @@ def _differences(first: Column, other: Column) -> dict[str, Any]:
     rows = []
     for name, row in differences.items():
         meant = _meant(name, other)
-        word = verdict(row.low, row.high, meant["higher_is_better"])
+        word = verdict(row.low, row.high, meant["higher_is_better"]) if row.n > 1 else "unknown"
         of_each = [side.get(name, math.nan) for side in means]
         rows.append({"name": name, **meant, "of_each": of_each, "verdict": word, **row})
     return {"first": first.label, "other": other.label, "rows": rows}
@@ -252,9 +252,9 @@ def _confusions(column: Column, model: int, options: Mapping[str, list[str]]) ->
         return nothing
     counts = Counter(zip(column.labels, column.predicted, strict=True))
     n_true = Counter(column.labels)
-    classes = list(
-        dict.fromkeys([*options["true"], *options["predicted"], *sorted(set(column.labels))])
-    )
+    # Also those of images that are not shown: a row of the matrix adds up to its class.
+    others = {*column.labels, *(name for name in column.predicted if name is not None)}
+    classes = list(dict.fromkeys([*options["true"], *options["predicted"], *sorted(others)]))
 
     def cell(true: str, predicted: str | None) -> dict[str, Any]:
         count, of = counts[true, predicted], n_true[true]
@@ -314,7 +314,8 @@ def _entry(
     of_models = [card["columns"][columns.index(model)] for model in models]
     true = card["true"] if options["true"] else None
     for each in card["columns"]:
-        is_known = true is not None and each["predicted"] is not None
+        # What the network does not answer is neither right nor wrong, as in its accuracy.
+        is_known = true is not None and each["predicted"] not in (None, NO_ANSWER)
         each["right"] = each["true"] == each["predicted"] if is_known else None
     right = [each["right"] for each in of_models]
     return {
@@ -395,7 +396,8 @@ def _strips(
         scored = {}
         for i, entry in enumerate(data):
             value, before = entry["values"][last][k], entry["values"][0][k]
-            if value is None or before is None or cards[i]["columns"][last]["remark"]:
+            of = cards[i]["columns"]
+            if value is None or before is None or of[0]["remark"] or of[last]["remark"]:
                 continue
             scored[i] = sign * (value - before if last else value)
         ranked = sorted(scored, key=lambda i: (-scored[i], i))
@@ -410,5 +412,6 @@ def _strips(
     # Of the last model, whose maps and answers the strips show.
     wrong = [i for i, entry in enumerate(data) if entry["right"][-1] is False]
     wrong.sort(key=lambda i: (-(data[i]["error"][-1] or 0.0), i))
-    strips.append(("Most confident errors", wrong[:_N_IN_STRIP]))
+    is_ranked = any(data[i]["error"][-1] is not None for i in wrong)
+    strips.append(("Most confident errors" if is_ranked else "Errors", wrong[:_N_IN_STRIP]))
     return [(name, places) for name, places in strips if places]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sklcam.explain.predictions import NO_ANSWER
 from sklcam.metrics import Evaluation
 
 
@@ -86,13 +87,11 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
         A sentence or two on each, where it was measured; and how many maps say nothing.
     """
     means = told.result.means()
-    found = [
-        _rightness(told) if is_new else "",
-        _stability(means, told.stranger),
-        _focus(means, told.covered),
-    ]
+    of = len(told.predicted)
+    found = [_rightness(told) if is_new else ""]
+    if told.n_silent < of:
+        found += [_stability(means, told.stranger), _focus(means, told.covered)]
     if told.n_silent:
-        of = len(told.predicted)
         found.append(
             f"{told.n_silent} of {of} maps {'is' if told.n_silent == 1 else 'are'} blank: nothing "
             "in the image speaks for the class. Their numbers say nothing, either."
@@ -100,8 +99,7 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
     if told.n_broken:
         are = "is" if told.n_broken == 1 else "are"
         found.append(
-            f"{told.n_broken} of {len(told.predicted)} maps {are} not finite, as the network's "
-            "answers are."
+            f"{told.n_broken} of {of} maps {are} not finite, as the network's answers are."
         )
     return [sentence for sentence in found if sentence]
 
@@ -113,7 +111,10 @@ def _rightness(told: Told) -> str:
     n_right = sum(a == b for a, b in zip(told.true, told.predicted, strict=True))
     label, most = Counter(told.true).most_common(1)[0]
     share = percent(n_right / n_images)
-    said = f"The network is right on {n_right} of {n_images} images ({share})"
+    images = "image" if n_images == 1 else "images"
+    said = f"The network is right on {n_right} of {n_images} {images} ({share})"
+    if n_unanswered := sum(answer == NO_ANSWER for answer in told.predicted):
+        said += f", and its output is NaN on {n_unanswered}"
     if most == n_images:
         return f"{said}; all of them are labelled {label}."
     return f"{said}; always answering {label} would be right for {percent(most / n_images)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -156,3 +157,18 @@ def test_what_differs_is_told_in_a_sentence():
         "Compared with a: no clear difference in accuracy, adcc and iauc."
     )
     assert comparison({"road": "unknown"}, "a") == ""
+
+
+def test_confusions_count_images_that_are_not_shown(tmp_path, readings):
+    explainer = sklcam.CAMExplainer(Reader(), target_layer="same", verbose=0).fit(readings[0])
+    path = tmp_path / "page.html"
+    options = {"metrics": ("accuracy", "sparsity"), "n_images": 1, "verbose": 0}
+    sklcam.report(explainer, readings[0][:5], [0] * 5, path, **options)
+    assert Page(path).rows[-2:] == [["true \\ predicted", "0", "1", "2"], ["0", "2", "1", "2"]]
+
+
+def test_blank_maps_alone_are_neither_stable_nor_focused():
+    result = Evaluation(complexity=np.zeros(2), average_drop=np.zeros(2), consistency=np.ones(2))
+    told = Told(result, None, ["a", "a"], 2, 0, math.nan, math.nan)
+    (line,) = sentences(told)
+    assert line.startswith("2 of 2 maps are blank")
