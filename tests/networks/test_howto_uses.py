@@ -132,6 +132,15 @@ def of_segmentation(monkeypatch, folder):
     }
 
 
+def of_measure(monkeypatch, folder):
+    explainers = [explainer_of(small_network()) for _ in range(2)]
+    return {
+        "clf": explainers[0], "baseline": explainers[1], "X": PICTURES[::6], "y": LABELS[::6],
+        "cameras": ["old", "new"] * 2, "masks": MASKS[::6],
+        "boxes": [np.array([[4, 4, 16, 16]])] * 4,
+    }  # fmt: skip
+
+
 def of_study(monkeypatch, folder):
     networks = small_network(), small_network()
     with torch.no_grad():  # the second is right about fewer
@@ -158,12 +167,15 @@ def hand_in(key: dict, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["concepts", "words", "shortcuts", "segmentation", "study"])
+@pytest.mark.parametrize(
+    "page", ["concepts", "words", "shortcuts", "segmentation", "measure", "study"]
+)
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {"__name__": "page", **globals()[f"of_{page}"](monkeypatch, tmp_path)}
     for block in blocks(f"{page}.rst"):
         code = block.replace("image_size=384", "image_size=32")  # few patches
+        code = code.replace("n_jobs=2", "n_jobs=1")  # processes take seconds to start
         exec(compile(code, page, "exec"), scope)
         if "study.build" in block:  # raters answer between the blocks
             name = "answers_of_models" if 'kind="reliability"' in block else "answers"
