@@ -65,7 +65,7 @@ class Rollout(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    The query, key and value of a token must be made of that token alone: attention to as many
+    The query, key and value of a token must be made only of that token: attention to as many
     learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
     moved in between, which the gradients of one image show.
 
@@ -140,7 +140,7 @@ class AttentionRelevance(_AttentionMethod):
     layer after the other: not within windows, from other tokens to these, or side by side. Other
     networks are refused, and those that compute some attention in a way that is not seen.
 
-    The query, key and value of a token must be made of that token alone: attention to as many
+    The query, key and value of a token must be made only of that token: attention to as many
     learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
     moved in between, which the gradients of one image show.
 
@@ -190,14 +190,14 @@ class LeGrad(_AttentionMethod):
     module a layer, whose tokens are all that the next one is given. Other networks are refused, and
     those that compute some attention in a way that is not seen.
 
-    The query, key and value of a token must be made of that token alone: attention to as many
+    The query, key and value of a token must be made only of that token: attention to as many
     learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
     moved in between, which the gradients of one image show.
 
     Notes
     -----
-    Where scores are made of the tokens before the places alone, such as a class token, so is their
-    graph, and the head is run once more for all layers. Where the head reads other tokens too, such
+    If scores are made only of the tokens before the places, such as a class token, so is their
+    graph, and the head is run once more for all layers. If the head reads other tokens too, such
     as the mean of all, the graph is of all tokens, and the head is run once for each layer; whether
     it does shows in the gradient and in the output, and the first batch takes a pass more.
 

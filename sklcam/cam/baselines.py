@@ -36,8 +36,8 @@ class Uniform(Method):
 class FakeCAM(Uniform):
     """Fake-CAM: 1 everywhere but in the top left pixel of the input; it is never scaled.
 
-    The image under this map is nearly the image, so that its drop in confidence is next to none,
-    while it explains nothing.
+    The image under this map is almost the image itself, so the drop in confidence is close to 0,
+    although the map explains nothing.
 
     References
     ----------
@@ -71,7 +71,7 @@ class RandomCAM(ChannelMethod):
     relu : bool, default=True
         Whether what is negative is cut off.
     random_state : int, RandomState or None, default=None
-        Seed of the weights. Every image gets the same weights, so that it has the same map in every
+        Seed of the weights. Every image gets the same weights, so its map is the same in every
         batch.
 
     Examples

@@ -30,13 +30,13 @@ class Box(Deferred):
     .. math:: s = \max_j \; \mathbb{1}[\ell_j = \ell] \; \mathrm{IoU}(b, b_j) \; s_j
 
     over the detections j of an image, of box :math:`b_j`, label :math:`\ell_j` and score
-    :math:`s_j`. The overlap is a weight: gradients go through the score alone.
+    :math:`s_j`. The overlap is a weight: gradients go only through the score.
 
     Parameters
     ----------
     boxes : array-like of shape (n_images, 4) or (n_images, k, 4), list of (k_i, 4), or None
-        Corners (x1, y1, x2, y2) in pixels of the images as they are given: one box an image, or
-        several, which have a map each, of some images maybe more than of others. None, the default,
+        Corners (x1, y1, x2, y2) in pixels of the images as they are given: one box per image, or
+        several, which have a map each; some images may have more than others. None, the default,
         is what the network detects itself, in the order of ``predict``.
     labels : array-like of shape (n_images,) or (n_images, k), list of (k_i,), or None, default=None
         Their labels, as ``predict`` returns them. None is any: a detection of whatever label.
@@ -51,13 +51,13 @@ class Box(Deferred):
 
     Notes
     -----
-    The map of a box that no detection matches is blank, and a warning says so. Where images have
+    The map of a box that no detection matches is blank, and a warning says so. If images have
     different numbers of boxes, ``explain`` returns a list of arrays (k_i, height, width).
 
-    For metrics of confidence, the score is the probability. They take one box an image. Those
-    that compare views, such as "consistency", refuse boxes, as views move the image alone.
+    For metrics of confidence, the score is the probability. They take one box per image. Metrics
+    that compare views, such as "consistency", refuse boxes, as views move only the image.
 
-    Of two detections of a label that overlap, the stronger may match the weaker one's box better
+    If two detections of a label overlap, the stronger may match the weaker one's box better
     than its own does, if it scores more than 1 / IoU times as much. Non-maximum suppression at 0.5
     rules that out for scores of 0.5 and more.
 

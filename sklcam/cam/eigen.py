@@ -86,7 +86,7 @@ class EigenGradCAM(GradientMethod):
     relu : bool, default=True
         Whether what lies on the other side of 0 is cut off.
     center : bool, default=True
-        Whether each channel's mean over the positions is taken off first, as pytorch-grad-cam does.
+        Whether to subtract each channel's mean over the positions first, as pytorch-grad-cam does.
 
     Notes
     -----
@@ -132,7 +132,7 @@ def first_component(grids: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
     ----------
     grids : Tensor of shape (n_images, K, u, v)
     center : bool
-        Whether each channel's mean is taken off first.
+        Whether to subtract each channel's mean first.
 
     Returns
     -------

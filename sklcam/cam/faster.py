@@ -236,14 +236,14 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 class ReciproCAM(Method):
-    r"""Recipro-CAM: places weighed by what the network says when it sees one of them alone.
+    r"""Recipro-CAM: places weighed by the network's output when it sees only that place.
 
     .. math:: L_{ij} = p_c(A \odot E^{ij})
 
     where :math:`E^{ij}` is 1 at the place (i, j) of the layer, in all channels, and 0 elsewhere.
     :math:`p_c` is the probability of the class; of targets that have none, such as callables and
     proxies, the score. What lies before the layer runs once, in the pass that the prediction comes
-    from; the masked activations go through the rest of the network alone.
+    from; the masked activations go only through the rest of the network.
 
     Parameters
     ----------
@@ -252,8 +252,8 @@ class ReciproCAM(Method):
 
     Notes
     -----
-    It is for networks whose layer is a grid of places and nothing else: beside a class token there
-    is no place alone. Where the head is a mean over Z places and one linear layer, the logits of a
+    It is for networks whose layer is a grid of places and nothing else: with a class token, no
+    place is seen alone. If the head is a mean over Z places and one linear layer, the logits of a
     place are the weighted sum of its channels over Z, and the bias: the map is CAM, through the
     softmax.
 

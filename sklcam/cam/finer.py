@@ -32,9 +32,9 @@ class Finer(Deferred):
     Parameters
     ----------
     target : None, Target or Tensor of class indices, default=None
-        The class, or several an image; None is the predicted one.
+        The class, or several per image; None is the predicted one.
     gamma : float, default=1.0
-        How much the others count; 0 is the class alone.
+        How much the others count; 0 is only the class itself.
     n_similar : int, default=3
         T, how many others; at most all that there are.
     weights : {"mean", "probability"}, default="mean"

@@ -251,7 +251,7 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
     std : float, default=0.3
         Standard deviation of the noise, in units of the network's input.
     random_state : int, RandomState or None, default=None
-        Seed of the noise. Every image gets the same noise, so that it has the same map in every
+        Seed of the noise. Every image gets the same noise, so its map is the same in every
         batch.
 
     References

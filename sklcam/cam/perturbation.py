@@ -238,7 +238,7 @@ class SSCAM(_MaskingMethod):
     std : float, default=2.0
         Standard deviation of the noise; masks lie in [0, 1].
     random_state : int, RandomState or None, default=None
-        Seed of the noise. Every image gets the same noise, so that it has the same map in every
+        Seed of the noise. Every image gets the same noise, so its map is the same in every
         batch.
 
     References
@@ -326,9 +326,9 @@ class AblationCAM(PerturbationMethod):
     where :math:`y_c^{(k)}` is the score with channel k of the layer set to zero. What lies before
     the layer runs once, in the pass that the prediction comes from.
 
-    Where what follows the layer pools each channel and goes on with a linear layer, the fall is the
-    channel's mean times its weight, and no more passes are needed. What else follows a global
-    pooling is run on the pooled channels alone, in float32. Only where there is none do the ablated
+    If the layer is followed by a pooling of each channel and a linear layer, the fall is the
+    channel's mean times its weight, and no more passes are needed. Any other head behind a global
+    pooling is run only on the pooled channels, in float32. Without such a pooling, the ablated
     activations go through the rest of the network.
 
     Parameters

@@ -118,7 +118,7 @@ class GuidedBackprop(Saliency):
 
 
 class Deconvnet(Saliency):
-    """Deconvolution: ReLUs on the way back, in place of the way forward's.
+    """Deconvolution: ReLUs in the backward pass, in place of those of the forward pass.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ class Occlusion(Method):
     fill : float, default=0.0
         What patches are covered with, in units of the network's input: 0 is the mean colour.
     relu : bool, default=True
-        Whether patches that speak against the class, so that the score rises, are cut off.
+        Whether to drop patches that speak against the class: covering them raises the score.
     batch_size : int or None, default=None
         Most covered images that go through the network at a time; None is 10 of 224 x 224 pixels on
         a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.

@@ -36,7 +36,7 @@ class RISE(Method):
         Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
         a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
     random_state : int, RandomState or None, default=None
-        Seed of the masks. Every image gets the same masks, so that it has the same map in every
+        Seed of the masks. Every image gets the same masks, so its map is the same in every
         batch.
 
     Notes
@@ -46,9 +46,9 @@ class RISE(Method):
     the network's input, its mean colour after the usual normalisation.
 
     The similarity of D-RISE is the product of the boxes' overlap, the cosine of the classes' scores
-    and the objectness. Of torchvision's detectors the score of the detected class alone is known:
-    the cosine is 1 for the same label and else 0, and the score, which has the objectness in it,
-    takes the place of that. This is what ``Box`` scores.
+    and the objectness. torchvision's detectors return only the score of the detected class: the
+    cosine is 1 for the same label and else 0, and the score, which has the objectness in it, takes
+    the place of that. This is what ``Box`` scores.
 
     References
     ----------

@@ -61,7 +61,7 @@ class ConceptMaps(BaseEstimator):
     Notes
     -----
     Images are read once, and memory does not grow with them: every cell has the same chance to be
-    drawn. W of given images is the exact optimum for H, by coordinate descent, so that it does not
+    drawn. W of given images is the exact optimum for H, by coordinate descent, so it does not
     depend on other images.
 
     References

@@ -178,10 +178,10 @@ class ChannelNamer(BaseEstimator):
         ----------
         explainer : estimator with ``explain``
         X : images
-            Those of ``fit``, in their order.
+            The images of ``fit``, in the same order.
         channel : int
         k : int, default=5
-            How many, one of an image; at most ``n_crops``.
+            How many crops, one per image; at most ``n_crops``.
 
         Returns
         -------

@@ -168,16 +168,16 @@ def find_shortcuts(
     """Cluster the maps of each class, and rank the clusters by how much of a shortcut they are.
 
     Each image is explained for its own label. The maps of a class, at the layer's grid and of
-    length 1, are clustered; where that finds no structure, all of them are one cluster. A cluster
+    length 1, are clustered; if that finds no structure, all of them are one cluster. A cluster
     is far from the rest if its maps are like one another, and unlike those of all other images, of
-    its class and others. That alone says where the network looks: objects that lie on the left make
+    its class and others. That says only where the network looks: objects that lie on the left make
     a cluster as well. So the pixels are compared in the region in which the mean map is hot; and
     the region is covered in the cluster's images, and the network asked again.
 
     Parameters
     ----------
     estimator : estimator with ``explain``
-        Fitted, for one label an image.
+        Fitted, for one label per image.
     X : images
     y : array-like of shape (n_images,) or None, default=None
         Their labels; a data set may bring its own.
@@ -198,7 +198,7 @@ def find_shortcuts(
         What covers the region: its surroundings, by :func:`sklcam.metrics.impute`; the blurred
         image; or the image's mean.
     random_state : int, RandomState or None, default=None
-        Of k-means and of the images whose silhouettes are looked at.
+        Seed of k-means and of the choice of images whose silhouettes are computed.
 
     Returns
     -------
@@ -220,8 +220,8 @@ def find_shortcuts(
 
     Notes
     -----
-    Images are read twice, and of each the map at the layer's grid is kept. What is strong is a
-    suggestion: objects that look the same in the same place, in images of one class alone, make a
+    Images are read twice, and the map of each at the layer's grid is kept. A strong cluster is a
+    suggestion: objects that look the same in the same place, in images of only one class, make a
     strong cluster as well, and a watermark that is elsewhere in each image makes none. Look at the
     images.
 

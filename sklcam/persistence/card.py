@@ -36,11 +36,11 @@ def model_card(
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
         Or what else :func:`save` takes, or another skorch net; fitted or not.
     metrics : dict of str to number, default=None
-        What was measured of it, such as ``{"accuracy": 0.93}``; say on which images in the
+        Its measured metrics, such as ``{"accuracy": 0.93}``; say on which images in the
         description.
     file : str, path or None, default=None
-        The file that it goes with, whose name is in how to load it. Of one that ends in ".onnx",
-        which the estimator's ``export`` has written, it says how to run it.
+        The file that the card describes; its name appears in the code that loads it. If it ends in
+        ".onnx", as written by the estimator's ``export``, the card says how to run it.
 
     Returns
     -------

@@ -32,13 +32,13 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
         Or an AcceleratedCAMClassifier, CaptionExplainer, VQAExplainer, CAMSegmenter, ConceptNamer,
-        TextConceptNamer, ConceptMaps; fitted or not. Of a search it is the best estimator, of a
-        ``FrozenEstimator`` the one inside. With it goes all that it needs to predict, to
-        explain and to be trained on: weights, optimizer, history, random generators, and the
+        TextConceptNamer, ConceptMaps; fitted or not. For a search, the best estimator is saved, for
+        a ``FrozenEstimator`` the one inside. The file holds all that is needed to predict, to
+        explain and to continue training: weights, optimizer, history, random generators, and the
         numbers of the network in an explainer. What is not plain, such as a network's class, is in
         the file as a label; :func:`load` asks for it.
     path : str or path
-        The file to write. What is there is replaced once the new file is complete, and kept if
+        The file to write. An existing file is replaced once the new one is complete, and kept if
         anything goes wrong. A link is followed.
 
     Raises
@@ -53,7 +53,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    The same estimator gives the same bytes. Of an AcceleratedCAMClassifier in several processes
+    The same estimator gives the same bytes. With an AcceleratedCAMClassifier in several processes,
     the main one writes the file, with its own random generators; its accelerator is left out, as
     are images, loaders and what training holds between steps.
 

@@ -1,7 +1,7 @@
-"""Label maps from maps: segmentation that takes labels of whole images alone.
+"""Label maps from maps: segmentation that takes only labels of whole images.
 
 A label map says what each pixel is: 0 the background, c + 1 the class c, and a label to ignore
-where nobody knows. Training a network on them is the business of libraries for segmentation.
+if that is unknown. Training a network on them is the business of libraries for segmentation.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class CAMSegmenter(BaseEstimator):
     """Segment images by the maps of a network that was trained on labels of whole images.
 
     SEC's rule makes seeds of the maps: pixels over a share of a class's maximum are the class's,
-    and the least salient ones the background's. The rest is nobody's, and has the label to ignore.
+    and the least salient ones the background's. All other pixels have the label to ignore.
     Seeds are what a network for segmentation can be trained on.
 
     Parameters
@@ -51,7 +51,7 @@ class CAMSegmenter(BaseEstimator):
     method : str, Method or None, default=None
         The explanation; None is the explainer's own.
     refine : None, "grabcut" or callable, default=None
-        What is made of the seeds of an image. "grabcut" is :func:`~sklcam.segmentation.grab_cut`
+        How the seeds of an image are refined. "grabcut" is :func:`~sklcam.segmentation.grab_cut`
         (the extra ``grabcut``), which decides for each pixel. A callable takes the image, (height,
         width, 3) or, of grey ones, (height, width), uint8, and its label map (height, width),
         uint8, and returns another; unknown is 255 there, whatever ``ignore_label`` is.
@@ -65,10 +65,10 @@ class CAMSegmenter(BaseEstimator):
         classes. ``"saliency"``, the gradient at the pixels, is SEC's. None is the maps themselves,
         each as a share of its maximum, at no further cost.
     overlap : {"smaller", "unknown"}, default="smaller"
-        Whose a pixel is that several classes mark: that of the smaller seed, as in SEC, or
-        nobody's.
+        Which class gets a pixel that several classes mark: the one with the smaller seed, as in
+        SEC, or none.
     ignore_label : int, default=255
-        The label of pixels that nothing is known of.
+        The label of unknown pixels.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class CAMSegmenter(BaseEstimator):
         The labels in ``y``. In a label map ``classes_[c]`` is c + 1, and 0 is the background.
     threshold_ : float
     scores_ : dict of float to float
-        Of ``threshold="auto"``: the mean intersection over union of each threshold.
+        With ``threshold="auto"``: the mean intersection over union of each threshold.
 
     Notes
     -----

@@ -45,14 +45,14 @@ class StudyResult:
         Krippendorff's alpha of all answers: nominal for ``kind="class"``, of which answer of two in
         random order, so that chance is 0; of an interval scale for "reliability".
     raters : list of str
-        Those whose answers count.
+        The raters whose answers count.
     failed : dict of str to int
         How many checks of attention those failed who are left out.
     incomplete : dict of str to int
         How many questions are without an answer, of the raters who are not in ``failed``. Who has
         not answered any about a map is here, and not among ``raters``.
     seconds : dict of str to float
-        Of each rater who counts, the median time of a question.
+        The median time per question of each rater who counts.
     first : float
         The share of answers that were for the first of two, or the model on the left: far from 0.5,
         raters have looked at places and not at pictures. NaN without such answers.
@@ -160,16 +160,16 @@ def analyse(
     key : path or dict
         What :func:`build` wrote beside the page, and returned.
     max_failed : int, default=0
-        Raters who failed more checks of attention than these are left out. A check without an
+        Raters who failed more checks of attention than this are left out. A check without an
         answer is not failed.
     resample : {"both", "raters", "images"}, default="both"
-        Of what others there could have been: intervals are over draws, with replacement, of raters
-        and images alike; or of raters, for these images alone; or of images, for these raters.
+        What the intervals generalise to: draws, with replacement, of raters and images alike; of
+        raters, for only these images; or of images, for these raters.
     level : float, default=0.95
-        Of the intervals, which lie between percentiles.
+        The level of the intervals, which lie between percentiles.
     n_resamples : int, default=2000
     random_state : int, RandomState or None, default=0
-        Of the resamples.
+        Seed of the resamples.
 
     Returns
     -------

@@ -31,7 +31,7 @@ class Answers:
     swapped : dict of str to bool
         Whether the sides were changed, by question.
     seconds : dict of str to float
-        How long a question was looked at; NaN where nobody knows.
+        How long the rater looked at the question; NaN if unknown.
     """
 
     rater: str

@@ -105,20 +105,20 @@ def build(
     X : images
         In any form that the estimators take.
     y : labels, label sets or None, default=None
-        For ``kind="class"`` several labels an image: those images are asked about that have exactly
+        For ``kind="class"``, several labels per image: raters are asked about images with exactly
         two. For ``kind="reliability"`` the true label of each. None takes those of X, if it is a
         data set that knows its own.
     path : str or path-like
         Where to write the page, such as "study.html"; the key is written to "study.key.json".
         Files that are there are replaced once the new ones are complete.
     kind : {"class", "reliability"}, default="class"
-        What is asked. "class": which of two classes a map is of. "reliability": which of two models
+        The question. "class": which of two classes a map is of. "reliability": which of two models
         seems more reliable by their maps, from -2 to 2, for images of which both predict the true
         class.
     pairs : array-like of shape (2,) or (n_images, 2), or None, default=None
-        For ``kind="class"`` in the place of y: the two classes, of all images or of each.
+        For ``kind="class"``, instead of y: the two classes, for all images or for each.
     method : str, Method, list of them, dict of names to them, or None, default=None
-        The explanations; raters see those of all methods, mixed. None is the estimators' own.
+        The explanations; raters see the maps of all methods, mixed. None is the estimators' own.
     better : str or None, default=None
         For ``kind="reliability"`` the model that is known to be more reliable. None is the one that
         predicts more of X right.
@@ -128,13 +128,13 @@ def build(
         What classes are called on the page, by what the estimator calls them, such as
         ``{"espresso": "a cup of coffee"}``. Classes that are not there keep their names.
     n_questions : int or None, default=None
-        How many, without checks: as many by each model and method. None is as many as there are, up
-        to 60.
+        How many, without checks: equally many for each model and method. None is as many as there
+        are, up to 60.
     attention_checks : int, default=4
         How many more questions say what to choose.
     show : {"overlay", "map"}, default="overlay"
-        Whether maps are shown over their images in grey, or alone, as in the paper, whose maps of
-        single pixels show outlines.
+        Whether maps are shown over their images in grey, or by themselves, as in the paper, whose
+        maps of single pixels show outlines.
     alpha : float in (0, 1], default=0.5
         How opaque an overlay is.
     thumbnail : int, default=320
