@@ -44,6 +44,7 @@ class _Question(NamedTuple):
     explainer: Explainer
     images: list[str]
     names: list[str]
+    folders: list[str] | None
     labels: Any
     options: dict[str, Any]
 
@@ -63,7 +64,7 @@ def _asked(arguments: Namespace) -> _Question:
         options["metrics"] = tuple(name.strip() for name in arguments.metrics.split(","))
     labels = None if folders is None else _labels(explainer, folders, root)
     names = [Path(image).relative_to(root).as_posix() for image in images]
-    return _Question(explainer, images, names, labels, options)
+    return _Question(explainer, images, names, folders, labels, options)
 
 
 def _labels(explainer: Explainer, folders: list[str], root: Path) -> Any:
@@ -145,17 +146,25 @@ def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
     own = copy(arguments)
     own.model = model
     explainer = explainer_of(own)
-    if asked.labels is not None:
+    # From the names, which both know: the same number may be another class.
+    labels: Any = None
+    target = target_of(arguments, explainer, asked.folders)
+    if asked.folders is not None:
         try:
-            labels = explainer.expected_labels(None, asked.labels, "report")
+            labels = explainer.expected_labels(None, asked.folders, "report")
             if explainer.classes_ is not None:
                 explainer.as_target(labels, len(labels))
         except ValueError as error:
             raise ValueError(
                 f"The classes of {model} are not those of {arguments.model}: {error}"
             ) from error
-        if not np.array_equal(labels, asked.labels):
-            raise ValueError(f"The classes of {model} are not those of {arguments.model}.")
+    if not (
+        np.array_equal(labels, asked.labels) and np.array_equal(target, asked.options["target"])
+    ):
+        raise ValueError(
+            f"The classes of {model} are not those of {arguments.model}, or not in their order: "
+            "write a report on each."
+        )
     return explainer
 
 

@@ -501,6 +501,18 @@ def test_report_compares_models_and_methods(run, tmp_path):
     assert re.search(r"classes of \S+birds.sklcam are not those of pets.sklcam: .*\['cat", told)
 
 
+@pytest.mark.parametrize("options", [(), ("--no-labels", "--target=cat")])
+def test_report_compares_no_classes_of_another_order(options, run, tmp_path):
+    for name, classes in (("one", ["cat", "dog"]), ("two", ["dog", "cat"])):
+        named = CAMExplainer(network(), **PREPARED).fit()
+        named.class_names_ = np.array(classes)
+        sklcam.save(named, tmp_path / f"{name}.sklcam")
+    given = ("-o", tmp_path / "page.html", "--metrics=sparsity", *options)
+    other = f"--model={tmp_path / 'two.sklcam'}"
+    code, _, told = run("report", *given, other, model=str(tmp_path / "one.sklcam"))
+    assert code == 1 and "or not in their order" in told
+
+
 def test_info(at, capsys):
     assert command_line.main(["info", "pets.sklcam"]) == 0
     card = capsys.readouterr().out
