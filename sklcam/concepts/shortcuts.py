@@ -210,7 +210,7 @@ def find_shortcuts(
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If an argument does not fit, the network is not for one label an image, or the maps of the
+        If an argument does not fit, the network is not for one label per image, or the maps of the
         method are not made at a layer.
 
     Warns

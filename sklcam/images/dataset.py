@@ -307,7 +307,7 @@ class ImageDataset(FramedDataset):
         Returns
         -------
         tuple of (int, int)
-            Of a volume (depth, height, width).
+            For a volume, (depth, height, width).
 
         Raises
         ------
@@ -333,7 +333,7 @@ class ImageDataset(FramedDataset):
         Returns
         -------
         Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
-            Of the size that :meth:`original_size` says.
+            At the size that :meth:`original_size` returns.
 
         Raises
         ------

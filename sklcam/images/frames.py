@@ -50,7 +50,7 @@ class Resizing:
         Both sides are scaled to that size; or the proportions are kept, and the image just covers
         it, or just fits into it.
     crop_fraction : float from 0.1 to 10, default=1.0
-        The part of either side that is cut out. What is over 1 is filled up.
+        The part of either side that is cut out. Above 1, the border is filled up.
     interpolation : str, default="bilinear"
         One of "nearest", "box", "bilinear", "hamming", "bicubic" and "lanczos", antialiased.
     fill : tuple of float in [0, 1], default=(0.0,)
@@ -104,7 +104,7 @@ class Resizing:
         Parameters
         ----------
         size : (height, width)
-            Of the image.
+            The image's own size.
         input_size : (height, width)
 
         Returns
@@ -112,7 +112,7 @@ class Resizing:
         scaled : tuple of (int, int)
             Height and width of the scaled image.
         top, left : int
-            Of the input in it; negative where it is filled up.
+            Where the input lies in it; negative if the input is filled up.
         """
         height, width = size
         around = self._around(input_size)
@@ -137,7 +137,7 @@ class Resizing:
         Parameters
         ----------
         size : (height, width)
-            Of the image.
+            The image's own size.
         input_size : (height, width)
 
         Returns

@@ -260,7 +260,7 @@ def known_labels(X: Any, y: Any, classes: Any, names: np.ndarray | None) -> Any:
     y : array-like, sequence of collections, or None
         Labels in any form, or the names of classes that are numbers.
     classes : ndarray of shape (n_classes,) or None
-        Those that an estimator knows.
+        The classes that an estimator knows.
     names : ndarray of str of shape (n_classes,), or None
         What it calls them.
 

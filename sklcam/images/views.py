@@ -157,7 +157,7 @@ class ViewSampler:
             width make views of volumes.
         generator : torch.Generator on the CPU or None
             Where the numbers come from; None is torch's global generator. An image takes a fixed
-            count of them, so that the views do not depend on how the images are batched.
+            count of them, so the views do not depend on how the images are batched.
 
         Returns
         -------
@@ -192,7 +192,7 @@ class ViewSampler:
         Parameters
         ----------
         draws : Tensor of shape (n_images, n_numbers)
-            Of :meth:`draw`, with ``n_axes=3``.
+            What :meth:`draw` returns with ``n_axes=3``.
         size : (depth, height, width)
 
         Returns
@@ -235,7 +235,7 @@ class ViewSampler:
     def draw(
         self, n_images: int, generator: torch.Generator | None = None, *, n_axes: int = 2
     ) -> Tensor:
-        """Draw the numbers that views are made of, a row an image, whether or not all are needed.
+        """Draw the numbers that views are made of, a row per image, whether or not all are needed.
 
         Parameters
         ----------
@@ -266,9 +266,9 @@ class ViewSampler:
         Parameters
         ----------
         draws : Tensor of shape (n_images, n_numbers)
-            Of :meth:`draw`.
+            What :meth:`draw` returns.
         sizes : sequence of (height, width)
-            Of the images, as they are before they are resized.
+            The sizes of the images before they are resized.
         size : (height, width) or None, default=None
             To which the crops will be resized before they are turned; None is a square. Only its
             ratio matters.
@@ -276,7 +276,7 @@ class ViewSampler:
         Returns
         -------
         list of Crop
-            In whole pixels, at least one a side.
+            In whole pixels, at least one per side.
 
         Examples
         --------

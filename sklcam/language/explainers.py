@@ -105,8 +105,8 @@ class CaptionExplainer(LanguageExplainer):
         captions : str, list of str or None, default=None
             One for each image, or one for all; None is what the network writes.
         target : {"words", "caption"}, list of str, Target or callable, default="words"
-            "words" is a map a word, and one of their sum; "caption" that of their sum alone. A list
-            is a word for each image, of which each must be in its caption.
+            "words" gives a map per word, and one of their sum; "caption" only that of their sum. A
+            list has a word for each image, which must be in its caption.
         **options
             ``method``, ``normalize``, ``frame``, ``out``, ``dtype`` and ``num_workers`` of
             :meth:`sklcam.CAMExplainer.explain`.
@@ -114,7 +114,7 @@ class CaptionExplainer(LanguageExplainer):
         Returns
         -------
         list of WordMaps, or ndarray of shape (n_images, height, width), float32
-            An array where there is one map an image. For several methods a dict of these, by name.
+            An array if there is one map per image. For several methods, a dict of these, by name.
 
         Raises
         ------

@@ -20,9 +20,9 @@ class LanguageNetwork(nn.Module):
     Attributes
     ----------
     vocabulary : sequence of str, default=()
-        The word of each token, where a word is one token.
+        The word of each token, if each word is one token.
     answers : sequence of str, default=()
-        The answer of each output, where questions are answered by one of several classes.
+        The answer of each output, if questions are answered by one of several classes.
     padding : int, default=0
         The token that fills shorter texts up, on the right. It stands for no word.
     end : int or None, default=None
@@ -64,7 +64,7 @@ class LanguageNetwork(nn.Module):
     def tokens(self, words: list[str]) -> list[list[int]]:
         """Return the tokens of each word of a text: their places in the ``vocabulary``.
 
-        What is not there as it stands is looked up without case and punctuation.
+        A word that is not there as it stands is looked up without case and punctuation.
 
         Parameters
         ----------
@@ -74,7 +74,7 @@ class LanguageNetwork(nn.Module):
         Returns
         -------
         list of list of int
-            Of each word its tokens, one or several.
+            The tokens of each word, one or several.
 
         Raises
         ------
@@ -120,14 +120,14 @@ class LanguageNetwork(nn.Module):
         ----------
         images : Tensor of shape (n_images, channels, height, width)
         tokens : Tensor of shape (n_images, n_tokens), int64
-            Of captions, or of questions, filled up by ``padding`` on the right, which must not
+            The captions or questions, filled up by ``padding`` on the right, which must not
             change an answer.
 
         Returns
         -------
         Tensor of shape (n_images, n_tokens, n_vocabulary) or (n_images, n_answers)
-            Of captions, at each place the logits of the token there, by the image and by the tokens
-            *before* that place. Of questions, the logits of the answers; a network that returns
-            three axes for a question goes on writing, and its answer is what follows.
+            For captions, at each place the logits of the token there, from the image and the tokens
+            *before* that place. For questions, the logits of the answers; a network that returns
+            three axes for a question continues writing, and its answer is what follows.
         """
         raise NotImplementedError

@@ -70,7 +70,7 @@ class Speech(ABC):
         Parameters
         ----------
         texts : list of str or None
-            What is explained; None if that is a class.
+            The texts to explain; None if the target is a class.
         questions : list of str or None
 
         Returns

@@ -1,6 +1,6 @@
 """Detectors of torchvision: lists of images in, lists of dicts out, and one tensor in between.
 
-Targets, metrics and methods take tensors of one row an image. So the detections of a batch are put
+Targets, metrics and methods take tensors of one row per image. So the detections of a batch are put
 into one, (n_images, n_detections, 6): four corners, the score, the label. Images with fewer than
 the most of the batch are filled up with the label -1. Scores keep their graph.
 """

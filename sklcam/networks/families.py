@@ -31,7 +31,7 @@ class Family:
         Takes the network and the name of any of its layers, and returns the `TargetLayer`. By
         default, layers give (n, K, u, v).
     auxiliary_heads : tuple of str, default=()
-        How the names of heads start that are for training alone; published weights may have them.
+        How the names of heads start that are only for training; published weights may have them.
     """
 
     kind: type[nn.Module]

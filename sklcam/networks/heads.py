@@ -104,7 +104,7 @@ class Head:
         self._is_affine = is_affine
 
     def falls(self, batch_size: int) -> Tensor:
-        """Return by how much the scores fall where a channel of the layer is zero.
+        """Return by how much the scores fall if a channel of the layer is zero.
 
         Parameters
         ----------

@@ -131,7 +131,7 @@ class Inputs:
         Raises
         ------
         ValueError
-            If there is not one row an image, the network writes into its inputs at times, or it
+            If there is not one row per image, the network writes into its inputs at times, or it
             takes images of another number of channels.
         """
         known = _writes.setdefault(network, {})

@@ -42,7 +42,7 @@ class TargetLayer:
         Tokens before the grid, such as a class token; they are dropped.
     reshape : callable or None, default=None
         For outputs that no layout describes: takes the output and returns it as (n, K, u, v), or
-        (n, K, d, u, v) of volumes, one row an image, differentiably.
+        (n, K, d, u, v) of volumes, one row per image, differentiably.
     run : int or None, default=None
         Which run of a layer that runs several times in a pass: 0 is the first, -1 the last. None is
         for a layer that runs once.
@@ -200,7 +200,7 @@ class TargetLayer:
     def n_positions(self, tensor: Tensor) -> int:
         """Return how many positions the layer's output has for an image.
 
-        Of a single one, every map is constant.
+        With a single one, every map is constant.
 
         Parameters
         ----------
