@@ -36,8 +36,14 @@ def percent(share: float) -> str:
     >>> from sklcam.reporting.words import percent
     >>> percent(0.5), percent(0.034), percent(0.9993), percent(1)
     ('50\xa0%', '3.4\xa0%', '99.9\xa0%', '100\xa0%')
+    >>> percent(2999 / 3000), percent(1 / 3000)  # not all, and not none
+    ('>\xa099.9\xa0%', '<\xa00.1\xa0%')
     """
     hundredths = 100 * share
+    if 99.95 <= hundredths < 100:
+        return ">\u00a099.9\u00a0%"
+    if 0 < hundredths < 0.05:
+        return "<\u00a00.1\u00a0%"
     is_near_an_end = 0 < hundredths < 10 or 90 < hundredths < 100
     return f"{hundredths:.{1 if is_near_an_end else 0}f}\u00a0%"
 
