@@ -312,7 +312,7 @@ def _codes(explainer: Explainer, X: Any, y: Any, n_images: int) -> np.ndarray:
     task = explainer.adapter.task
     if task not in ("multiclass", "binary") or explainer.classes_ is None:
         raise ValueError(
-            f"find_shortcuts is for networks of one label an image; the task here is {task!r}."
+            f"find_shortcuts is for networks of one label per image; the task here is {task!r}."
         )
     labels = explainer.expected_labels(X, y, "find_shortcuts")
     if len(labels) != n_images:

@@ -556,9 +556,9 @@ def _check_labels(y: Any, n_samples: int) -> Any:
     try:
         labels = y if isinstance(y, Tensor) else np.asarray(y)
     except ValueError as error:  # rows of different lengths
-        raise ValueError(f"y must hold one label an image: {error}") from error
+        raise ValueError(f"y must hold one label per image: {error}") from error
     if labels.ndim == 0:
-        raise ValueError(f"y must hold one label an image, got {y!r}.")
+        raise ValueError(f"y must hold one label per image, got {y!r}.")
     if len(labels) != n_samples:
         raise ValueError(f"X has {n_samples} image(s), but y has {len(labels)} label(s).")
     return labels

@@ -176,14 +176,14 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
             warnings.warn(
                 "y is a table of 0 and 1 in which every image has exactly one label, and each is "
                 "read by a sigmoid of its own. If they are classes that exclude each other, give "
-                'one label an image, y.argmax(axis=1); or set task="multilabel".',
+                'one label per image, y.argmax(axis=1); or set task="multilabel".',
                 stacklevel=2,
             )
         return "multilabel"
     if n_outputs > 1 and kind == "labels" and evidence.is_sigmoid:
         raise ValueError(
             "The network ends in a sigmoid, as those of several labels an image do, and y has one "
-            'label an image. Set task="multilabel", and give y as sets or as a table of 0 and 1; '
+            'label per image. Set task="multilabel", and give y as sets or as a table of 0 and 1; '
             'or task="multiclass" with output="probabilities", of which the highest counts.'
         )
     if n_outputs > 1:

@@ -114,7 +114,7 @@ class FailuresDisplay(Display):
         Parameters
         ----------
         estimator : estimator with ``explain``, or nn.Module
-            Of a classifier of one label an image, with probabilities.
+            Of a classifier of one label per image, with probabilities.
         X : images
             In any form that the estimator takes. Those that are drawn are read twice, and must be
             the same both times.
@@ -284,8 +284,8 @@ def _check_is_classifier(explainer: Explainer) -> None:
     task = explainer.adapter.task
     if task not in ("multiclass", "binary") or explainer.classes_ is None:
         raise ValueError(
-            f"FailuresDisplay is for classifiers of one label an image; the task here is {task!r}. "
-            "CAMDisplay draws the maps of others."
+            f"FailuresDisplay is for classifiers of one label per image; the task here is {task!r}."
+            " CAMDisplay draws the maps of others."
         )
 
 

@@ -283,8 +283,8 @@ def _settle(kind: str, y: Any, criterion: object) -> str:
     if is_table and (as_indicator(y, learn_label_sets(y)).sum(axis=1) == 1).all():
         raise ValueError(
             "y is a table of 0 and 1 in which every image has exactly one label. For classes that "
-            "exclude each other give one label an image, such as y.argmax(axis=1); for labels that "
-            'do not, set task="multilabel".'
+            "exclude each other give one label per image, such as y.argmax(axis=1); for labels "
+            'that do not, set task="multilabel".'
         )
     if kind != "labels":
         return "multilabel"

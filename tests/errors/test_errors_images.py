@@ -69,11 +69,11 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("a resize", lambda: ImageDataset(X, resize=["x"]), "resize must be .* got .'x'"),
         ("labels", lambda: ImageDataset(X, y=[1]), r"X has 12 image\(s\), but y has 1 label"),
-        ("one label", lambda: ImageDataset(X, y=1), "y must hold one label an image, got 1"),
+        ("one label", lambda: ImageDataset(X, y=1), "y must hold one label per image, got 1"),
         (
             "ragged",
             lambda: ImageDataset(X[:2], y=[[1], [1, 2]]),
-            "y must hold one label an image: ",
+            "y must hold one label per image: ",
         ),
         ("channels", lambda: ImageDataset(X, n_channels=3), r"X has 1 channel.*fitted on 3\."),
         ("the 13th", lambda: ImageDataset(X)[12], "out of range", IndexError),

@@ -133,12 +133,12 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "several labels an image",
             lambda: FailuresDisplay.from_estimator(of_task("multilabel"), INPUTS, [[0, 1, 1]] * 2),
-            "one label an image; the task here is 'multilabel'",
+            "one label per image; the task here is 'multilabel'",
         ),
         (
             "a regression",
             lambda: FailuresDisplay.from_estimator(of_task("regression"), INPUTS, [[0, 1, 1]] * 2),
-            "one label an image; the task here is 'regression'",
+            "one label per image; the task here is 'regression'",
         ),
         (
             "signed maps",

@@ -295,7 +295,7 @@ def test_a_last_sigmoid_is_recognised(last, task):
 @pytest.mark.parametrize(
     ("last", "y", "message"),
     [
-        (nn.Sigmoid(), [0, 1, 2, 0, 1, 2], r'y has one label an image.*task="multilabel"'),
+        (nn.Sigmoid(), [0, 1, 2, 0, 1, 2], r'y has one label per image.*task="multilabel"'),
         (nn.Softmax(dim=1), [[1, 0, 1]] * 6, r"exclude each other, as they add up to 1"),
     ],
 )
