@@ -173,7 +173,7 @@ def _own_method(asked: _Question) -> str:
 
 
 def _called(model: str) -> str:
-    return Path(model).name if is_file(model) else model
+    return Path(model).name.removesuffix(".sklcam") if is_file(model) else model
 
 
 def _values(arguments: Namespace, asked: _Question, tables: Mapping[str, Any]) -> dict[str, Any]:
