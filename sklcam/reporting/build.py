@@ -251,7 +251,7 @@ def _columns(
     for method, result in results.items():
         parts = [model, method] if len(results) > 1 else [model]
         label = ", ".join(part for part in parts if part)
-        called = method_name(evaluator.plans[method].method)
+        called = method_name(evaluator.plans[method].method).removesuffix("()")
         columns.append(Column(label, model, called, evaluator, labels, result, seen[method]))
     return columns
 

@@ -321,10 +321,10 @@ def test_volumes_are_images_of_three_sides():
         (np.array([[[-1.0, 0.5]]]), r"range from -1 to 0.5; .*pass \(X \+ 1\) / 2"),
         (
             np.full((2, 4, 4), 16.0),
-            "the largest value that they can have, 255 for 8 bits",
+            "their largest possible value, 255 for 8 bits",
         ),
-        (np.full((2, 4, 4), 3000.0), "can have, 4095 for 12 bits or 65535 for 16 bits"),
-        (np.full((2, 4, 4), 65535.0), "can have, 65535 for 16 bits"),
+        (np.full((2, 4, 4), 3000.0), "possible value, 4095 for 12 bits or 65535 for 16 bits"),
+        (np.full((2, 4, 4), 65535.0), "possible value, 65535 for 16 bits"),
         (np.full((2, 4, 4), 1e6), "their largest possible value"),
         (np.array([[[-0.02, 1.1]]]), "clip them"),
         (torch.linspace(-2.1, 2.6, 16).reshape(1, 1, 4, 4), "look normalised.*mean= and std="),

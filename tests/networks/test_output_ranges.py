@@ -189,5 +189,5 @@ def test_training_knows_sigmoids_by_hand(case):
 
 @pytest.mark.parametrize("case", LOGARITHMS)
 def test_training_takes_no_logarithms(case):
-    with pytest.raises(ValueError, match="logarithms of a sigmoid, which BCEWithLogitsLoss"):
+    with pytest.raises(ValueError, match="the logarithm of a sigmoid, which BCEWithLogitsLoss"):
         trained(LOGARITHMS[case], 3, task="multilabel").fit(PICTURES, np.eye(3)[Y])

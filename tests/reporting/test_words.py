@@ -53,7 +53,11 @@ def page(readings, tmp_path_factory):
 def test_first_comes_what_it_is_about(page):
     text = page[1]
     before = text.index("In words")
-    for part in ("<h1>Explanations of Reader</h1>", "6 images: 0 2, 1 2, 2 2", "layer same"):
+    for part in (
+        "<h1>Explanations of Reader</h1>",
+        "6 images: 0 2, 1 2, 2 2",
+        "layer same, GradCAM (",
+    ):
         assert 0 < text.index(part) < before
     assert re.search(r"<p>\d{4}-\d\d-\d\d · 6 images", text)
 

@@ -278,7 +278,7 @@ def test_what_is_recorded_is_of_the_images_that_have_a_mask(annotated, parts):
 
 
 def test_where_no_image_has_a_mask_nothing_is_recorded_and_that_is_said():
-    with pytest.warns(UserWarning, match="None of the 60 images .* learned of energy"):
+    with pytest.warns(UserWarning, match="None of the 60 images .* learned by energy"):
         clf = classifier(gamma=0.3).fit(X, Y, boxes=[None, []] * 30)
     assert not [name for name in clf.history[-1] if "energy" in name]
 

@@ -74,15 +74,14 @@ def test_the_first_five_blocks_of_the_readme_run(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 256, (12, 24, 24, 3), np.uint8)
     for i, pixels in enumerate(X):
-        folder = tmp_path / "birds" / "train" / ("robin", "wren")[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        for part in ("train", "test"):
+            folder = tmp_path / "birds" / part / ("robin", "wren")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
     photographs = [
         Image.fromarray(pixels) for pixels in rng.integers(0, 256, (1, 50, 60, 3), np.uint8)
     ]
-    y = np.array(["robin", "wren"] * 6)
-    scope: dict[str, Any] = {"X_train": X, "y_train": y, "X_test": X, "y_test": y}
-    scope |= {"photographs": photographs, "SmallNet": SmallNet}
+    scope: dict[str, Any] = {"photographs": photographs, "SmallNet": SmallNet}
     trained = '"efficientnet_lite0", weights="DEFAULT", lr=0.01, max_epochs=10'
     cheap = {
         'method="scorecam"': 'method="layercam"',
