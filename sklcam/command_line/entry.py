@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except Exception as error:
+    except Exception as error:  # whatever it is, who runs a command is told of it in a line
         if arguments.traceback or os.environ.get(_TRACEBACK):
             raise
         print(f"sklcam: error: {_told(error)}", file=sys.stderr)

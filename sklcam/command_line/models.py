@@ -108,14 +108,15 @@ def _of_file(arguments: Namespace, given: dict[str, Any], device: torch.device) 
             f"--weights is for a network by name; {arguments.model} is a file, with its own."
         )
     loaded = _loaded(arguments.model)
-    if not isinstance(loaded, Explainable):
+    makes_maps = isinstance(loaded, Explainable)
+    if not makes_maps:
         raise ValueError(
             f"{arguments.model} holds a {type(loaded).__name__}, which makes no maps of classes: "
             "load it in Python, sklcam.load(path)."
         )
     if "batch_size" in given:  # which it reads when it is used
         check_count("--batch-size", size := given.pop("batch_size"))
-        loaded.set_params(batch_size=size)  # type: ignore[attr-defined]
+        loaded.set_params(batch_size=size)
     explainer = loaded.as_explainer()
     if type(explainer) is EmbeddingCAMExplainer and "precision" in given:  # of its passes alone
         explainer.set_params(precision=given.pop("precision"))

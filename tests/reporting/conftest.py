@@ -5,20 +5,16 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
-from pages import NAMES, QUICK, X
-from small_networks import SmallNet
+from pages import NAMES, QUICK, X, trained
 
 import sklcam
-from sklcam import ConsistentCAMClassifier
 
 collect_ignore_glob = [] if find_spec("jinja2") else ["test_*.py"]
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    options = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.1, "max_epochs": 3}
-    options |= {"random_state": 0, "verbose": 0, "augment": None}
-    return ConsistentCAMClassifier(SmallNet, **options).fit(X, NAMES)
+    return trained()
 
 
 @pytest.fixture(scope="module")

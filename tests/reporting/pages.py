@@ -6,12 +6,21 @@ import json
 from html.parser import HTMLParser
 
 import numpy as np
-from small_networks import digits
+from small_networks import SmallNet, digits
+
+from sklcam import ConsistentCAMClassifier
 
 X, Y = digits()
 HOSTILE = ["<script>alert(1)</script>", '"quo\'te" onload=alert(1)', "a & b \u2028</script>{{ 1 }}"]
 NAMES = np.array(HOSTILE)[Y]
 QUICK = ("accuracy", "complexity", "consistency", "sparsity")
+
+
+def trained(**options):
+    """A classifier of the images, with these options instead of its own."""
+    usual = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.1, "max_epochs": 3}
+    usual |= {"random_state": 0, "verbose": 0, "augment": None}
+    return ConsistentCAMClassifier(SmallNet, **usual | options).fit(X, NAMES)
 
 
 class Page(HTMLParser):

@@ -7,8 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from browsing import CONTRAST, assert_becomes
-from pages import HOSTILE, NAMES, QUICK, X
-from small_networks import SmallNet
+from pages import HOSTILE, NAMES, QUICK, X, trained
 
 import sklcam
 
@@ -228,9 +227,7 @@ def test_browser_enlarges_to_the_window(visit, written):
 
 
 def test_browser_compares_models(visit, fitted, tmp_path):
-    options = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.1, "max_epochs": 9}
-    options |= {"random_state": 1, "verbose": 0, "augment": None}
-    longer = sklcam.ConsistentCAMClassifier(SmallNet, **options).fit(X, NAMES)
+    longer = trained(max_epochs=9, random_state=1)
     path = tmp_path / "page.html"
     boxes = [np.array([[1, 1, 4, 6]])] * 60
     found = sklcam.report(

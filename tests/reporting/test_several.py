@@ -8,13 +8,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from pages import NAMES, Page, X
+from pages import NAMES, Page, X, trained
 from PIL import Image
 from sklearn.utils import check_random_state
 from small_networks import SmallNet
 
 import sklcam
-from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
+from sklcam import CAMExplainer, EmbeddingCAMExplainer
 from sklcam._validation import draw_seed
 from sklcam.metrics import compare, evaluate
 from sklcam.plotting.pages import fitting_uri, mask_uri
@@ -25,9 +25,7 @@ METRICS = ("accuracy", "sparsity", "consistency")
 
 @pytest.fixture(scope="module")
 def other():
-    options = {"alpha": 0, "beta": 0, "image_size": 16, "lr": 0.01, "max_epochs": 1}
-    options |= {"random_state": 1, "verbose": 0, "augment": None}
-    return ConsistentCAMClassifier(SmallNet, **options).fit(X, NAMES)
+    return trained(lr=0.01, max_epochs=1, random_state=1)
 
 
 @pytest.fixture(scope="module")
