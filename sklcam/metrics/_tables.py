@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sklearn.utils import Bunch
 
 from sklcam.metrics.registry import metric_of_row, row_meaning
+from sklcam.metrics.verdicts import CLEAR, verdict
 
 if TYPE_CHECKING:
     from sklcam.metrics.summary import Evaluation
@@ -35,25 +36,9 @@ def direction(name: str) -> str:
     return "\u2191 higher" if metric.higher_is_better else "\u2193 lower"
 
 
-def excludes_zero(row: Bunch) -> bool:
-    """Return whether the interval of a difference says that there is one."""
-    is_sample = row.get("n") != 1  # the interval of one image is that image; gaps have no n
-    return bool(is_sample and (row.low > 0 or row.high < 0))
-
-
-def verdict(name: str, row: Bunch) -> str:
-    """Return what a difference that is more than chance says of the first of the two.
-
-    Parameters
-    ----------
-    name : str
-        Of a row of a :class:`Summary`.
-    row : Bunch
-    """
+def _verdict(name: str, row: Bunch) -> str:
     metric = metric_of_row(name)
-    if metric is None:
-        return "higher" if row.mean > 0 else "lower"
-    return "better" if (row.mean > 0) == metric.higher_is_better else "worse"
+    return verdict(row, None if metric is None else metric.higher_is_better)
 
 
 def table_of_evaluation(evaluation: Evaluation) -> str | None:
@@ -83,8 +68,8 @@ def text_of_summary(rows: Mapping[str, Bunch], *, is_difference: bool) -> list[s
     lines = [f"{'':{width}}{head:>10}{'std':>10}   interval"]
     for name, row in rows.items():
         line = f"{name:{width}}{row.mean:10.4f}{row.std:10.4f}   {_interval(row)}"
-        if is_difference and excludes_zero(row):
-            line = f"{line:{width + 41}}   the first is {verdict(name, row)}"
+        if is_difference and (word := _verdict(name, row)) in CLEAR:
+            line = f"{line:{width + 41}}   the first is {word}"
         lines.append(line)
     return lines
 
@@ -107,9 +92,11 @@ def table_of_summary(
     body = []
     for name, row in rows.items():
         cells = [direction(name), f"{row.mean:.4f}", f"{row.std:.4f}", _interval(row)]
-        is_sure = is_difference and excludes_zero(row)
+        is_sure = False
         if is_difference:
-            cells.append(f"\u25cf {verdict(name, row)}" if is_sure else "no difference shown")
+            word = _verdict(name, row)
+            is_sure = word in CLEAR
+            cells.append(f"\u25cf {word}" if is_sure else word)
         body.append(_row(name, cells, title=_meaning(name), bold=is_sure))
     if is_difference:
         heads.append("the first is")
@@ -142,19 +129,16 @@ def table_of_groups(
     known = {name: gap for name, gap in gaps.items() if gap.groups is not None}
     if not known:
         return found
-    rows = [
-        _row(
-            name,
-            [*map(str, gap.groups), f"{gap.mean:.4f}", _interval(gap), _MARK[excludes_zero(gap)]],
-            bold=excludes_zero(gap),
-        )
-        for name, gap in known.items()
-    ]
+    rows = []
+    for name, gap in known.items():
+        is_sure = _verdict(name, gap) in CLEAR
+        mark = "\u25cf excludes 0" if is_sure else ""
+        cells = [*map(str, gap.groups), f"{gap.mean:.4f}", _interval(gap), mark]
+        rows.append(_row(name, cells, bold=is_sure))
     return found + _table([*_GAP_HEADS], rows, (), shift=True)
 
 
 _GAP_HEADS = ("largest gap", "highest", "lowest", "difference", "interval", "")
-_MARK = {True: "\u25cf excludes 0", False: ""}
 
 
 def _interval(row: Bunch) -> str:

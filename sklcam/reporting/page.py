@@ -16,10 +16,11 @@ from sklcam.explain.base import Explainer
 from sklcam.explain.predictions import NO_ANSWER, class_names
 from sklcam.metrics import Evaluation, Evaluator, Summary, compare
 from sklcam.metrics.registry import metric_of_row, row_meaning
+from sklcam.metrics.verdicts import verdict
 from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridis
 from sklcam.reporting._histogram import histogram
 from sklcam.reporting.cards import Seen, neighbours
-from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences, verdict
+from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences
 
 HERE = "sklcam.reporting"
 _N_COLOURS = 9  # of the bar that explains them
@@ -215,7 +216,7 @@ def _differences(first: Column, other: Column) -> dict[str, Any]:
     rows = []
     for name, row in differences.items():
         meant = _meant(name, other)
-        word = verdict(row.low, row.high, meant["higher_is_better"]) if row.n > 1 else "unknown"
+        word = verdict(row, meant["higher_is_better"])
         of_each = [side.get(name, math.nan) for side in means]
         rows.append({"name": name, **meant, "of_each": of_each, "verdict": word, **row})
     return {"first": first.label, "other": other.label, "rows": rows}

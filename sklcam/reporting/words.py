@@ -155,29 +155,13 @@ def _focus(means: Mapping[str, float], covered: float) -> str:
     return said.strip()
 
 
-def verdict(low: float, high: float, higher_is_better: bool) -> str:
-    """Return what an interval of a difference says.
-
-    Examples
-    --------
-    >>> from sklcam.reporting.words import verdict
-    >>> verdict(0.1, 0.2, True), verdict(0.1, 0.2, False), verdict(-0.1, 0.2, True)
-    ('better', 'worse', 'no clear difference')
-    """
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "unknown"
-    if low <= 0 <= high:
-        return "no clear difference"
-    return "better" if (low > 0) == higher_is_better else "worse"
-
-
 def comparison(verdicts: Mapping[str, str], first: str) -> str:
     """Return in a sentence where a model or method is better than the first, and where worse.
 
     Parameters
     ----------
     verdicts : mapping of str to str
-        What :func:`verdict` says, by metric.
+        What :func:`~sklcam.metrics.verdicts.verdict` says, by metric.
     first : str
         What the first is called.
 

@@ -70,7 +70,7 @@ def test_a_difference_that_is_more_than_chance_is_marked():
         "adcc": "● better",
         "complexity": "● worse",
         "<i>&": "● lower",
-        "noise": "no difference shown",
+        "noise": "no clear difference",
     }
     assert "more than chance" in notes[-1]
     head, *lines = repr(difference).splitlines()
@@ -83,9 +83,10 @@ def test_a_difference_that_is_more_than_chance_is_marked():
     assert [row[-1] for row in swapped[1:4]] == ["● worse", "● better", "● higher"]
     assert figures(text_of(rows)) == figures(repr(difference))
     # An interval of nothing says nothing, nor does one that ends at 0.
-    for low, high in ((np.nan, np.nan), (0.0, 1.0), (-1.0, 0.0)):
+    none = "no clear difference"
+    for low, high, word in ((np.nan, np.nan, "unknown"), (0.0, 1.0, none), (-1.0, 0.0, none)):
         difference["adcc"].update(low=low, high=high)
-        assert cells(difference._repr_html_())[0][1][-1] == "no difference shown"
+        assert cells(difference._repr_html_())[0][1][-1] == word
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
