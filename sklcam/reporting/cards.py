@@ -195,35 +195,6 @@ def _embeddings(measurement: Measurement, places: list[int]) -> np.ndarray | Non
     return found.cpu().numpy()
 
 
-def neighbours(embeddings: np.ndarray, k: int) -> list[list[int]]:
-    """Return the nearest of the other images to each, by cosine, the nearest first.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_images, embedding_dim)
-        Of length 1.
-    k : int
-
-    Returns
-    -------
-    list of list of int
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklcam.reporting.cards import neighbours
-    >>> neighbours(np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), k=1)
-    [[1], [0], [1]]
-    """
-    found = []
-    for i, row in enumerate(embeddings):
-        cosines = embeddings @ row
-        cosines[i] = -np.inf
-        nearest = np.argsort(-cosines, kind="stable")[: min(k, len(embeddings) - 1)]
-        found.append(nearest.tolist())
-    return found
-
-
 def merged(seen: Mapping[str, list[Seen]]) -> list[dict[str, Any]]:
     """Return a card for each image that is shown, with what goes with each model and method.
 

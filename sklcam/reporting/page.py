@@ -16,10 +16,11 @@ from sklcam.explain.base import Explainer
 from sklcam.explain.predictions import NO_ANSWER, class_names
 from sklcam.metrics import Evaluation, Evaluator, Summary, compare
 from sklcam.metrics.registry import metric_of_row, row_meaning
+from sklcam.metrics.retrieval import nearest_neighbors
 from sklcam.metrics.verdicts import verdict
 from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridis
 from sklcam.reporting._histogram import histogram
-from sklcam.reporting.cards import Seen, neighbours
+from sklcam.reporting.cards import Seen
 from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences
 
 HERE = "sklcam.reporting"
@@ -295,7 +296,14 @@ def _confusions(column: Column, model: int, options: Mapping[str, list[str]]) ->
 def _neighbours(column: Column) -> list[list[int]]:
     """Return the nearest images to each, of an embedding network; none of a classifier."""
     found = [batch.embeddings for batch in column.seen if batch.embeddings is not None]
-    return neighbours(np.concatenate(found), _N_NEIGHBOURS) if found else []
+    if not found:
+        return []
+    embeddings = np.concatenate(found)
+    k = min(_N_NEIGHBOURS, len(embeddings) - 1)
+    if k < 1:
+        return []
+    nearest, _ = nearest_neighbors(embeddings, embeddings, k, leave_one_out=True)
+    return nearest.tolist()
 
 
 def _number(value: float) -> float | None:
