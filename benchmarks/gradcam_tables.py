@@ -474,7 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Blank maps of classes that are not predicted are what is measured, and so are gradients that a
     # rule for ReLUs does not change.
     warnings.simplefilter("ignore", ExplanationWarning)
-    warnings.filterwarnings("ignore", message=".*changes what ReLUs hand back")
+    warnings.filterwarnings("ignore", message=".*changes the backward pass through ReLUs")
     explainer, data = read(options)
     tables = []
     for name in options.tables:

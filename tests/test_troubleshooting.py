@@ -15,7 +15,7 @@ ROOM = Path(sklcam.__file__).parent
 
 # Warnings whose text is put together elsewhere, with the words of it that the page quotes.
 PUT_TOGETHER = {
-    "cam/passes.py": "An earlier target layer may have some.",
+    "cam/passes.py": "Try an earlier target layer.",
     "embeddings/explainer.py": "The network normalises its embeddings to one length",
     "explain/checks.py": "are blank: nothing in the image speaks for the target.",
     "training/collapse.py": "may weigh too much",

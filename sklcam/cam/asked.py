@@ -1,4 +1,4 @@
-"""What is asked of a network, as a user says it, turned into a target."""
+"""Turn whatever a user may give as a target into a Target."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Score(Target):
-    """Target: any score that a function makes of the output, and of the inputs if it takes two.
+    """Target: any score that a function computes from the output, and from the inputs if needed.
 
     Parameters
     ----------
     function : callable
-        Takes the output and returns a Tensor of one score per image; a function of two required
-        arguments takes the inputs as well, as the network got them.
+        Takes the output and returns a Tensor of one score per image. A function with two required
+        arguments also takes the inputs, as the network received them.
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -34,7 +34,7 @@ class Score(Target):
 
     def bind(self, adapter: Adapter) -> Target:
         bound = Score(self.function)
-        bound._own = adapter.own  # a user knows the network's own output
+        bound._own = adapter.own  # users write their functions for the network's own output
         return bound
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
@@ -43,7 +43,8 @@ class Score(Target):
         if self._takes_inputs:
             if inputs is None:
                 raise ValueError(
-                    "This callable target takes output and inputs; there are no inputs."
+                    "This callable target takes output and inputs, but no inputs were given. Give "
+                    "inputs, or a callable that takes only the output."
                 )
             arguments.append((inputs if rows is None else inputs.take(rows)).arguments)
         scores = check_scores(
@@ -61,8 +62,8 @@ def as_target(target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
     Parameters
     ----------
     target : None, Target, Tensor or callable
-        None is the output that is the highest. Integers are indices of outputs, of shape
-        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
+        None is the highest output. Integers are indices of outputs, of shape (n_images,) or
+        (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
         (n_images, k, n_outputs). See :class:`Score` for callables.
 
     Returns
@@ -72,7 +73,7 @@ def as_target(target: Target | Tensor | Callable[..., Tensor] | None) -> Target:
     Raises
     ------
     ValueError
-        If it is something else.
+        If the target is none of these.
 
     Examples
     --------
@@ -108,11 +109,11 @@ def target_scores(
     Parameters
     ----------
     output : Tensor
-        The network's output; of shape (n_images, n_outputs) unless ``target`` is callable.
+        The network's output, of shape (n_images, n_outputs) unless ``target`` is callable.
     target : None, Target such as TopK, Tensor or callable
-        None is the output that is the highest. Integers are indices of outputs, of shape
-        (n_images,) or (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
-        (n_images, k, n_outputs): the score is the inner product with the output. A callable takes
+        None is the highest output. Integers are indices of outputs, of shape (n_images,) or
+        (n_images, k). Floats are directions, of shape (n_images, n_outputs) or
+        (n_images, k, n_outputs); the score is the inner product with the output. A callable takes
         ``output`` and returns one score per image.
 
     Returns
@@ -122,7 +123,7 @@ def target_scores(
     Raises
     ------
     ValueError
-        If the scores or the targets are not one (or one row) per image.
+        If there is not one score, or one row of scores, per image, or not one target.
 
     Examples
     --------
@@ -147,7 +148,7 @@ def target_scores(
 
 
 def _n_required(function: Callable[..., Any]) -> int:
-    """Return how many arguments a function cannot do without."""
+    """Return the number of a function's required positional arguments."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a callable written in C may have no signature

@@ -1,4 +1,4 @@
-"""Forward passes that methods share, each as its methods need it."""
+"""Forward passes that several methods share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sklcam.networks.layers import TargetLayer
 
 
 def sharing_a_pass(methods: Sequence[Method]) -> list[list[int]]:
-    """Group methods, by their positions, so that those of a group can share a forward pass.
+    """Group the positions of methods that can share a forward pass.
 
-    A rule changes what a pass hands back, so that a method with one needs a pass of its own. All
-    others differ only in how much of the graph they need.
+    A rule changes the backward pass, so a method with a rule needs a forward pass of its own. All
+    other methods differ only in how much of the graph they need.
     """
     with_rule = [i for i, method in enumerate(methods) if method.rule() is not None]
     plain = [i for i in range(len(methods)) if i not in with_rule]
-    # Those that need the graph come first: it is freed before the others run the network often.
+    # Methods that need the graph come first: it is freed before the others run the network often.
     plain.sort(key=lambda i: methods[i].graph is None)
     return [*([plain] if plain else []), *([i] for i in with_rule)]
 
@@ -41,12 +41,12 @@ def record_for(
     probabilities: Callable[[Tensor], Tensor] | None = None,
     autocast: torch.dtype | None = None,
 ) -> RecordedPass:
-    """Run a batch through the network once, as all of these methods need it.
+    """Run a batch through the network once for all of these methods.
 
     Parameters
     ----------
     methods : sequence of Method
-        Those of a group of :func:`sharing_a_pass`.
+        The methods of one group of :func:`sharing_a_pass`.
     network, layers, inputs, target, forward, top_channels, extent, probabilities
         See :class:`RecordedPass`.
     autocast : torch.dtype or None, default=None
@@ -59,7 +59,7 @@ def record_for(
     Warns
     -----
     UserWarning
-        If a method changes what some layers hand back, and there are none.
+        If a method changes the backward pass of some kind of layer, and there is no such layer.
     """
     for method in methods:
         method.check()
@@ -67,17 +67,17 @@ def record_for(
     rule = methods[0].rule() if len(methods) == 1 else None
     recorded = RecordedPass(
         network,
-        # A layer that nobody looks at need not even run.
+        # A layer that no method uses need not even run.
         layers if any(method.uses_layers for method in methods) else (),
         inputs,
         target,
         forward=forward,
-        # The way back to the images leads through the layers, so that it serves both.
+        # The backward pass to the images passes through the layers, so it serves both.
         graph="images" if "images" in graphs else "head" if "head" in graphs else None,
         rule=rule,
         resumable=any(method.resumes for method in methods),
-        # Gradients of layers are taken once for all methods, those of the images, and of other
-        # scores, after them.
+        # The layers' gradients are computed once for all methods. Gradients of the images and of
+        # other scores follow.
         keep_graph=len(methods) > 1
         and ("images" in graphs or any(method.asks_another_question for method in methods)),
         top_channels=top_channels,
@@ -86,7 +86,5 @@ def record_for(
         autocast=autocast,
     )
     if rule is not None and rule.idle:
-        warnings.warn(
-            f"{methods[0]!r} {rule.idle} An earlier target layer may have some.", stacklevel=2
-        )
+        warnings.warn(f"{methods[0]!r} {rule.idle} Try an earlier target layer.", stacklevel=2)
     return recorded

@@ -1,4 +1,4 @@
-"""One batch that has been through a network once, and what a method may ask about it."""
+"""A batch that has run through a network once, and everything that a method needs from the run."""
 
 from __future__ import annotations
 
@@ -36,66 +36,68 @@ from sklcam.networks.trunk import Trunk, record_trunk
 
 
 class RecordedPass:
-    """One batch, run through a network once, and what a method may ask about it.
+    """A batch that has run through a network once, and everything that a method needs from the run.
 
     Parameters
     ----------
     network : nn.Module
-        Where the layers are.
+        The network that contains the layers.
     layers : sequence of TargetLayer
     inputs : Inputs, or Tensor of shape (n_images, channels, height, width)
-        What the network is given.
+        The network's inputs.
     target : None, Target such as TopK, Tensor or callable, default=None
-        What is explained; see :func:`sklcam.cam.target_scores`.
+        The score to explain; see :func:`sklcam.cam.target_scores`.
     forward : callable or None
-        Takes Inputs and returns the output; None calls the network.
+        Takes Inputs and returns the output. None calls the network.
     graph : {"head", "images", None}, default="head"
-        What scores can be differentiated to: the layers' activations, the images too, or nothing.
+        How far back scores can be differentiated: to the layers' activations, to the images too,
+        or not at all.
     rule : BackwardRule, AttentionRecord or None, default=None
-        What functions hand back in place of their gradients, or what looks at attention.
+        Changes the backward pass through certain functions, or records attention.
     resumable : bool, default=False
         Whether the pass can be resumed at a layer.
     keep_graph : bool, default=False
-        Whether the graph outlives the last column's gradient, for methods that share the pass.
+        Whether to keep the graph after the last column's gradient, for methods that share the pass.
     top_channels : int or None, default=None
-        How many channels of a layer make a map, those with the highest weights; None is all.
+        The number of channels of a layer that make up a map: the channels with the highest
+        weights. None uses all channels.
     extent : tuple of (float, float), default=(1.0, 1.0)
-        Which part of a layer's rows and columns lies over the images, from the top left on, where a
-        network fills them up.
+        The fractions of a layer's rows and columns, from the top left, that cover the images. They
+        are below 1 if the network pads the images.
     probabilities : callable or None, default=None
-        Makes probabilities of an output, for methods that ask how sure the network is; None leaves
-        them with the scores.
+        Turns an output into probabilities, for methods that ask how sure the network is. None
+        makes such methods use the scores.
     autocast : torch.dtype or None, default=None
-        What ``forward`` runs the network in; None is the network's own type. Then output, images
-        and layers may be float32 all the same.
+        The dtype in which ``forward`` runs the network. None is the network's own. Under autocast,
+        output, images and activations may still be float32.
 
     Attributes
     ----------
     output : Tensor
         The network's output.
     images : Tensor of shape (n_images, channels, height, width)
-        As the network got them.
+        The images as the network received them.
     activations : list of Tensor
-        One per layer, in the layer's own layout.
+        One tensor per layer, in the layer's own layout.
     inputs : Inputs
-        What the network was given.
+        The network's inputs.
     target : Target
-        What is explained, resolved.
+        The resolved target.
     scores : Tensor of shape (n_images, k)
 
     Raises
     ------
     AttributeError
-        If the network has no layer of a target layer's name.
+        If the network has no layer with a target layer's name.
     RuntimeError
         If a layer does not run in the pass.
     TypeError
         If a layer's output is not a tensor.
     ValueError
-        If the network is not an nn.Module, a layer is not a TargetLayer, runs several times without
-        saying which run counts, or does not give one row an image, the inputs hold no images,
-        ``graph`` is something else, or the target does not fit the output. When a gradient is asked
-        for, if none leads from the scores to the layer.
+        If the network is not an nn.Module, the inputs hold no images, ``graph`` is none of the
+        above, or the target does not fit the output. If a layer is not a TargetLayer, does not
+        return one row per image, or runs several times without saying which run counts. When a
+        gradient is requested, if the scores do not depend on the layer.
 
     Examples
     --------
@@ -154,39 +156,41 @@ class RecordedPass:
         self._autocast = autocast
         self.images = self.inputs.images.detach()
         self.output = self._record_fast(resumable)
-        # What is differentiated to; prepare_inference puts the images in another order.
+        # Gradients are taken with respect to these. prepare_inference changes the memory format of
+        # self.images.
         self._recorded_images = self.images
-        # Methods lay out their maps by the resolved target, explainers by the one they asked.
+        # Methods lay out their maps by the resolved target, explainers by the target they gave.
         asked = as_target(target)
         self.target = asked.resolve(self.output, self.inputs)
-        # How many objects are detected is not known before.
+        # The number of detected objects is only known now.
         k = self.target.k if asked.ragged else asked.k
         if (asked.several, k) != (self.target.several, self.target.k):
             raise ValueError(
-                f"{type(asked).__name__} says several={asked.several} and k={asked.k}; it resolves "
-                f"to a target of several={self.target.several} and k={self.target.k}."
+                f"{type(asked).__name__} has several={asked.several} and k={asked.k}, but resolves "
+                f"to a target with several={self.target.several} and k={self.target.k}. Both must "
+                "agree: set several and k on the class."
             )
         with torch.set_grad_enabled(graph is not None):
             self.scores = self.score(self.output)
 
     def _record_fast(self, resumable: bool) -> Tensor:
-        """Run the pass in channels_last memory where that is faster and the network takes it."""
+        """Run the pass in channels_last memory if that is faster and the network supports it."""
         if self._graph == "images" or not is_faster_in_channels_last(self.images):
             return self._record(resumable)
         as_they_came = self.images
         # Values and shapes are the same; only the order in memory differs. A network that calls
-        # `view` cannot take that, and fails: then the pass is run on the images as they came.
+        # `view` may fail on it. The pass then runs on the images in their original order.
         try:
             self.images = as_they_came.contiguous(memory_format=torch.channels_last)
             return self._record(resumable)
-        except RuntimeError as error:  # of a view, which looks at how the memory lies
+        except RuntimeError as error:  # such as that of view, which depends on the memory layout
             if is_out_of_memory(error):
                 raise
             self.images = as_they_came
             return self._record(resumable)
 
     def _record(self, resumable: bool) -> Tensor:
-        # Layers are cut off what lies before them, unless the way back leads on to the images.
+        # The graph starts at the layers, unless the backward pass continues to the images.
         trunk = self._graph == "images" or self.network in _TURN_GRADIENTS_OFF
         with ExitStack() as stack:
             if self._graph == "images":
@@ -195,7 +199,7 @@ class RecordedPass:
             head = self._graph is not None
             kind = {"trunk": trunk and head, "head": head, "twice": False}
             tape = stack.enter_context(record(self.network, *self.layers, **kind))
-            # For each layer what lies before it, as an image can be ablated at any of them.
+            # Record the trunk before each layer, as an image can be ablated at any layer.
             if resumable:
                 self._trunks = [
                     stack.enter_context(record_trunk(self.network, layer)) for layer in self.layers
@@ -207,31 +211,31 @@ class RecordedPass:
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
         if self._graph == "head" and self.layers and not (trunk or output.requires_grad):
-            # A part under no_grad(), within which gradients were turned on at the layer, has put
-            # them back to what they were before: off. So they must be on before.
+            # The layer lies within no_grad(). Gradients were turned on there, but leaving no_grad()
+            # restored the state from before it: off. They must be on from the start.
             _TURN_GRADIENTS_OFF.add(self.network)
             return self._record(resumable)
         for layer, activations in zip(self.layers, self.activations, strict=True):
             layer.check_images(self.size)
-            # An error if rows are not images, or a grid has fewer axes than they have.
+            # Raises an error if rows are not images, or a grid has fewer spatial axes than images.
             layer.check_axes(layer.to_grid(activations.detach(), self.n_images), self.size)
         return output
 
     def _way_back(self) -> AbstractContextManager[None]:
-        """Return what passes, and ways back, are made in; a shorter one may be exact."""
+        """Return the context for forward and backward passes: a shorter backward pass if exact."""
         is_ruled = isinstance(self.rule, BackwardRule)
         is_to_images = self._graph == "images" and self.rule is None
         if self._graph is None or is_to_images or is_ruled or len(self.layers) != 1:
             return nullcontext()
         if isinstance(self.rule, AttentionRecord) and self.rule.first_rows is not None:
-            return nullcontext()  # which is shorter still
+            return nullcontext()  # its own backward pass is shorter still
         return short_way_back(self.network, self.layers[0])
 
     def prepare_inference(self) -> None:
-        """Make :meth:`run` faster, at the price of two passes: for methods that run it often."""
+        """Make :meth:`run` faster at the cost of two passes, for methods that call it often."""
         if self._inference_plan is not None:
             return
-        row = slice(0, 1)  # one image tells as much as all
+        row = slice(0, 1)  # one image is enough to decide
         self._inference_plan = plan_inference(
             self._forward,
             lambda image: self.inputs.with_images(image, row),
@@ -243,7 +247,7 @@ class RecordedPass:
 
     @property
     def is_half(self) -> bool:
-        """Whether the network computes in half precision, so that numbers have three digits."""
+        """Whether the network computes in half precision, with about three significant digits."""
         dtypes = {each.dtype for each in (self.output, *self.activations)}
         return self._autocast is not None or not dtypes <= {torch.float32, torch.float64}
 
@@ -253,7 +257,7 @@ class RecordedPass:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Height and width of the images; depth, height and width of volumes."""
+        """Height and width of the images, or depth, height and width of volumes."""
         return self.inputs.size
 
     def scaled(self, maps: Tensor) -> Tensor:
@@ -266,10 +270,11 @@ class RecordedPass:
         return at_least_float32(self.layers[layer].to_grid(activations))
 
     def upsample(self, maps: Tensor, *, of_layer: bool = True) -> Tensor:
-        """Resize maps (n, k, u, v) of a layer to the images' size, and lay them over these.
+        """Resize maps (n, k, u, v) to the size of the images, aligned with them.
 
-        Those of pixels lie over them as they are. A layer's grid may have as many rows and columns
-        as the images, and all the same lie over more than these.
+        ``of_layer=False`` is for maps of pixels, which are aligned already. A layer's grid may have
+        as many rows and columns as the images and still cover more than the images, so the shape
+        alone does not tell.
         """
         if self._extent == (1.0, 1.0) or not of_layer:
             return upsample(maps, self.size)
@@ -283,17 +288,17 @@ class RecordedPass:
         ]
 
     def for_each_score(self, function: Callable[[int], list[Tensor]]) -> list[Tensor]:
-        """Stack what a function makes of each column of the scores.
+        """Call a function for each column of the scores and stack its results.
 
         Parameters
         ----------
         function : callable
-            Takes the column and returns a tensor (n_images, ...) per layer.
+            Takes the column's index and returns a tensor (n_images, ...) per layer.
 
         Returns
         -------
         list of Tensor of shape (n_images, k, ...)
-            One per layer.
+            One tensor per layer.
         """
         columns = [function(column) for column in range(self.scores.shape[1])]
         return [torch.stack(layer, dim=1) for layer in zip(*columns, strict=True)]
@@ -304,9 +309,9 @@ class RecordedPass:
         Parameters
         ----------
         weights : sequence of Tensor of shape (n_images, k, K)
-            One per layer.
+            One tensor per layer.
         relu : bool
-            Whether negative evidence is cut off.
+            Whether to set negative sums to zero.
 
         Returns
         -------
@@ -319,18 +324,18 @@ class RecordedPass:
         ]
 
     def score(self, output: Tensor, rows: Rows = None) -> Tensor:
-        """Return the scores of an output of the network.
+        """Return the target's scores for an output of the network.
 
         Parameters
         ----------
         output : Tensor of shape (m, ...)
         rows : Tensor of shape (m,), slice or None
-            Which image each row of the output belongs to; None if they are the batch itself.
+            The image that each row of the output belongs to. None if the rows are the batch itself.
 
         Returns
         -------
         Tensor of shape (m, k)
-            float32, or float64 if the network computes in it.
+            float32, or float64 if the network computes in float64.
         """
         scores = self.target.scores(output, self.inputs, rows)
         name, shape = f"{type(self.target).__name__}.scores", (len(output), self.target.k)
@@ -338,7 +343,7 @@ class RecordedPass:
         return at_least_float32(scores)
 
     def confidence(self, output: Tensor, rows: Rows = None) -> Tensor:
-        """Return how sure an output is of what is explained, without a graph.
+        """Return how sure an output is of the target, without a graph.
 
         Parameters
         ----------
@@ -348,7 +353,7 @@ class RecordedPass:
         Returns
         -------
         Tensor of shape (m, k)
-            Probabilities in [0, 1]; the scores, if the target has none.
+            Probabilities in [0, 1], or the scores if the target has no probabilities.
         """
         with torch.no_grad():
             if self._probabilities is not None and self.target.has_probabilities:
@@ -362,7 +367,8 @@ class RecordedPass:
         ----------
         images : Tensor of shape (m, channels, height, width)
         rows : Tensor of shape (m,) or slice
-            Which image of the batch each stands for, where there are inputs beside the image.
+            The image of the batch that each of them stands for. It selects the other inputs, if
+            there are any.
 
         Returns
         -------
@@ -375,7 +381,7 @@ class RecordedPass:
     def resume(
         self, layer: int, activations: Tensor, image: int, *, from_start: bool = False
     ) -> Tensor:
-        """Run what follows a layer on other activations of one image, without a graph.
+        """Run the part after a layer on other activations of one image, without a graph.
 
         Parameters
         ----------
@@ -391,7 +397,7 @@ class RecordedPass:
         Tensor of shape (m, ...)
         """
         rows = torch.full((len(activations),), image, device=self.images.device)
-        # The network is called with as many images as there are variants; none of them is copied.
+        # The network is called with one image per variant. They are views: nothing is copied.
         images = self.images[image : image + 1].expand(len(activations), *self.images.shape[1:])
         with self._trunks[layer].resumed(
             activations, image=image, n_images=self.n_images, from_start=from_start
@@ -399,7 +405,7 @@ class RecordedPass:
             return self.run(images, rows)
 
     def head(self, layer: int) -> Head | None:
-        """Return how the scores come from a layer, where more follows than by :meth:`resume`.
+        """Trace how the scores follow from a layer, to ablate channels without resuming the pass.
 
         Parameters
         ----------
@@ -408,14 +414,14 @@ class RecordedPass:
         Returns
         -------
         Head or None
-            See ``sklcam.networks.heads.trace_head``.
+            None if resuming cannot be avoided. See ``sklcam.networks.heads.trace_head``.
         """
         activations = self.activations[layer].detach()
         axis = self.layers[layer].channel_axis(activations)
         return trace_head(lambda given: self.scores_of_batch(layer, given), activations, axis)
 
     def scores_of_batch(self, layer: int, activations: Tensor) -> Tensor:
-        """Run what follows a layer on other activations of the whole batch.
+        """Run the part after a layer on other activations of the whole batch.
 
         Parameters
         ----------
@@ -431,15 +437,16 @@ class RecordedPass:
             return self.score(self._forward(self.inputs.with_images(self.images)))
 
     def output_behind(self, trunk: Trunk, returned: object, rows: Tensor | None = None) -> Tensor:
-        """Return the output of what a module could have returned for the batch, with a graph.
+        """Return the network's output if a module had returned something else, with a graph.
 
         Parameters
         ----------
         trunk : Trunk
-            What was run before the module, which is not run again.
+            The recorded run up to the module, which is not repeated.
         returned : object
+            The value to use in place of the module's own.
         rows : Tensor of shape (m,) or None, default=None
-            Which image each row returned belongs to, if they are not the batch itself.
+            The image that each returned row belongs to. None if the rows are the batch itself.
 
         Returns
         -------
@@ -451,7 +458,7 @@ class RecordedPass:
             return self._forward(inputs)
 
     def on(self, images: Tensor) -> RecordedPass:
-        """Return the same question about other images, in a forward pass of their own."""
+        """Run a pass of its own on other images, with the same target and settings."""
         return RecordedPass(
             self.network,
             self.layers,
@@ -467,7 +474,7 @@ class RecordedPass:
         )
 
     def look_at_first_image(self, record: AttentionRecord) -> Tensor:
-        """Look at the attention of the first image, with a graph, in a run that leaves no trace.
+        """Record the first image's attention, with a graph, in a run without side effects.
 
         Parameters
         ----------
@@ -476,7 +483,7 @@ class RecordedPass:
         Returns
         -------
         Tensor of shape (1, C, H, W)
-            The image that its graph leads to.
+            The image at which the graph starts.
         """
         images = self.images[:1].detach().clone().requires_grad_()
         inputs = self.inputs.take(slice(0, 1)).with_images(images)
@@ -485,7 +492,7 @@ class RecordedPass:
         return images
 
     def asked(self, target: Target) -> RecordedPass:
-        """Return another question about the same pass, which is not run again.
+        """Return this pass with another target, without running it again.
 
         Parameters
         ----------
@@ -508,15 +515,17 @@ class RecordedPass:
         Parameters
         ----------
         column : int
-            Which of the k scores, in their order: the graph is freed with the last one.
+            The index of one of the k scores. Ask for them in order, as the graph is freed with the
+            last.
         keep : bool, default=False
-            Keep the graph in any case.
+            Whether to keep the graph in any case.
 
         Returns
         -------
         list of Tensor
-            One per layer, in its own layout; float32 where the layer is float16, whose range is too
-            small for them. They are kept, so that methods can share them.
+            One tensor per layer, in the layer's own layout. Gradients of a float16 layer are
+            float32, as the range of float16 is too small for them. They are cached, so that methods
+            can share them.
         """
         if column not in self._gradients:
             names = [f"the target layer {layer.name!r}" for layer in self.layers]
@@ -524,7 +533,7 @@ class RecordedPass:
                 layer.n_positions(activations.detach())
                 for layer, activations in zip(self.layers, self.activations, strict=True)
             )
-            with self._way_back():  # where checkpoints run parts again
+            with self._way_back():  # checkpointed parts run again here
                 self._gradients[column] = self._differentiate(
                     column, self.activations, names, n_positions, keep
                 )
@@ -536,12 +545,13 @@ class RecordedPass:
         Parameters
         ----------
         column : int
-            Which of the k scores, in their order: the graph is freed with the last one.
+            The index of one of the k scores. Ask for them in order, as the graph is freed with the
+            last.
 
         Returns
         -------
         Tensor of shape (n_images, channels, height, width)
-            float32, or float64 if the network computes in it.
+            float32, or float64 if the network computes in float64.
         """
         (gradients,) = self._differentiate(
             column, [self._recorded_images], ["the images"], math.prod(self.size), keep=False
@@ -551,7 +561,7 @@ class RecordedPass:
     def _differentiate(
         self, column: int, leaves: list[Tensor], names: list[str], n_positions: int, keep: bool
     ) -> list[Tensor]:
-        # A score depends on its own image alone: the gradient of the sum is that of each image.
+        # A score depends on its own image only, so the gradient of the sum is that of each image.
         chosen = torch.zeros_like(self.scores)
         chosen[:, column] = 1
         keep = keep or self._keep_graph or column < self.scores.shape[1] - 1
@@ -566,5 +576,5 @@ class RecordedPass:
         )
 
 
-# Networks with a part under no_grad(): see RecordedPass.
+# Networks with a part under no_grad(): see RecordedPass._record.
 _TURN_GRADIENTS_OFF: WeakSet[nn.Module] = WeakSet()

@@ -1,4 +1,4 @@
-"""Targets of networks that answer for each pixel: the scores of a region, added up."""
+"""Targets for segmentation networks: the scores of a region's pixels, added up."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ if TYPE_CHECKING:
 
 
 class Pixels(Deferred):
-    r"""Target of segmentation networks: a class's scores, added up over a region.
+    r"""Target for segmentation networks: a class's scores, added up over a region.
 
     .. math:: s = \sum_{(i, j) \in M} y_{c, ij}
 
-    A map shows what the network looked at for this region, be it within or around it. Networks of
-    one output have a second class, whose score it is; that of the first is its negative.
+    The map shows which places mattered for this region, within it or around it. A network with a
+    single output has two classes: the output is the score of the second, its negative the score of
+    the first.
 
     Parameters
     ----------
     label : label, array-like of shape (n_images,) or (n_images, k), or None, default=None
-        The class: one for all images, one for each, or several for each, which have a map each.
-        None is each pixel's own predicted class.
+        The class: one for all images, one per image, or several per image, each with a map of its
+        own. None uses each pixel's own predicted class.
     mask : array-like of shape (height, width) or (n_images, height, width), or None, default=None
-        The region, true or 1 where it is: one for all images or one for each, at the images' own
-        size, at that of the network's input or at that of its output. None is where the predicted
-        class is ``label``, and without one the whole image.
+        The region, true or 1 inside it: one for all images or one per image, at the size of the
+        images, of the network's input or of its output. None is the region where ``label`` is
+        predicted or, without a label, the whole image.
 
     Raises
     ------
     ValueError
-        If the mask is not one. When it is asked for, if the network's task is not "segmentation",
-        it does not know the class, or the mask is of another size or for other images.
+        If the mask has another shape or other values. When maps are computed, if the network's task
+        is not "segmentation", the network does not know the class, or the mask does not fit the
+        images in size or number.
 
     Notes
     -----
-    A mask that is larger than the output shrinks to it: an output pixel counts by how much of it
-    the mask covers. The map of an empty region, such as of a class that is predicted nowhere, is
-    blank, and a warning says so. The region is fixed by the first pass: metrics that change the
-    image ask about the same pixels. As the probability they take the mean over the region of the
-    class's (of each pixel's own class without a label); of an empty region it is NaN. Metrics that
-    compare views, such as "consistency", refuse a mask, as they move the image and not the region.
+    A mask that is larger than the output is shrunk to it: an output pixel counts by the share of it
+    that the mask covers. The map of an empty region, such as that of a class that is predicted
+    nowhere, is blank, and a warning says so. The first pass fixes the region, so metrics that
+    change the image score the same pixels. As the probability, metrics use the mean over the region
+    of the class's probability or, without a label, of the probability of each pixel's own class. It
+    is NaN for an empty region. Metrics that compare views, such as "consistency", refuse a mask, as
+    they move the image but not the region.
 
     References
     ----------
@@ -106,9 +109,9 @@ class Pixels(Deferred):
     def bind(self, adapter: Adapter) -> Pixels:
         if adapter.task != "segmentation":
             raise ValueError(
-                "Pixels is for networks that answer for each pixel, with an output of shape "
-                f"(n_images, n_classes, height, width); the task here is {adapter.task!r}. If it "
-                'is one, say so: task="segmentation".'
+                f"The task is {adapter.task!r}, but Pixels is for segmentation networks, whose "
+                "output has shape (n_images, n_classes, height, width). If this is such a network, "
+                'set task="segmentation".'
             )
         return self
 
@@ -117,8 +120,8 @@ class Pixels(Deferred):
             least = 0 if name == "label" else 2
             if each is not None and each.ndim > least and len(each) != n_images:
                 raise ValueError(
-                    f"{name} of Pixels must be one for all images or one for each of {n_images}; "
-                    f"got {len(each)}."
+                    f"Pixels must have one {name} for all images or one per image; got "
+                    f"{len(each)} for {n_images} images."
                 )
 
     def take(self, rows: slice) -> Pixels:
@@ -137,9 +140,9 @@ class Pixels(Deferred):
     ) -> Pixels:
         mask = self.mask
         if mask is None or len(input_size) != 2 or tuple(mask.shape[-2:]) == input_size:
-            return self  # volumes, which resolve refuses, among them
+            return self  # this includes volumes, which resolve refuses
         if any(tuple(mask.shape[-2:]) != tuple(size) for size in sizes):
-            return self  # it may be of the output's size
+            return self  # the mask may have the output's size
         height, width = input_size
         as_resized = replace(resizing, interpolation="bilinear", fill=(0.0,))
         made = resize_image(mask.reshape(-1, 1, *sizes[0]), (height, width), as_resized)
@@ -148,8 +151,8 @@ class Pixels(Deferred):
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Region:
         if output.ndim != 4:
             raise ValueError(
-                "Pixels is for an output of shape (n_images, n_classes, height, width); got "
-                f"{describe(output)}."
+                "Pixels needs a network whose output has shape (n_images, n_classes, height, "
+                f"width); got {describe(output)}."
             )
         self.check_images(len(output))
         weights = self._weights(output, inputs)
@@ -169,38 +172,38 @@ class Pixels(Deferred):
                 indices = torch.as_tensor(self.label).long()
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"Pixels({self.label!r}) needs to know what classes are called; ask an "
-                    "explainer."
+                    f"Pixels({self.label!r}) holds a class name, but the names of the classes are "
+                    "not known here. Pass it to an explainer, or give class indices."
                 ) from None
         check_indices(indices, output.shape[1])
         indices = indices.to(output.device)
         return indices.expand(len(output)) if indices.ndim == 0 else indices
 
     def _weights(self, output: Tensor, inputs: Inputs | None) -> Tensor | None:
-        """Return how much each pixel of the output counts, (n_images or 1, 1, h, w)."""
+        """Return the weight of each pixel of the output, (n_images, 1, h, w)."""
         if self.mask is None:
             return None
         mask = self.mask.to(output.device).reshape(-1, 1, *self.mask.shape[-2:])
         size, wanted = tuple(mask.shape[-2:]), tuple(output.shape[-2:])
         if size != wanted:
             if inputs is None or size != inputs.size:
-                of_input = "" if inputs is None else f", {inputs.size} as the network's input is,"
+                of_input = "" if inputs is None else f", of the network's input {inputs.size}"
                 raise ValueError(
-                    f"The mask of Pixels is of {size} pixels; it must be as the images are"
-                    f"{of_input} or as the output is: {wanted}."
+                    f"The mask of Pixels has size {size}. It must have the size of the images"
+                    f"{of_input} or of the output {wanted}."
                 )
             mask = F.interpolate(mask, wanted, mode="area")
         return mask.expand(len(output), -1, -1, -1)
 
 
 class Region(Target):
-    """Target: pixels that are known, each with the class that is explained there.
+    """Target: fixed pixels, each with the class to explain there.
 
     Parameters
     ----------
     labels : Tensor of shape (n_images, k, height or 1, width or 1), int64
     weights : Tensor of shape (n_images, k or 1, height, width), in [0, 1]
-        How much each pixel counts.
+        The weight of each pixel.
     """
 
     names_classes = has_probabilities = True
@@ -218,7 +221,7 @@ class Region(Target):
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
         values, weights = self._values(output, rows)
-        # A product would make NaN of what is infinite, or NaN, outside the region.
+        # A product alone would turn infinite or NaN scores outside the region into NaN.
         return torch.where(weights > 0, values * weights, 0).sum(dim=(2, 3))
 
     def probability(self, probabilities: Tensor, rows: Rows = None) -> Tensor:
@@ -236,13 +239,13 @@ class Region(Target):
 
 
 def of_pixels(target: Target) -> Target:
-    """Return what a question about classes is for a network that answers for each pixel."""
+    """Turn a target of classes into one for segmentation networks."""
     if isinstance(target, Predicted):
         return Pixels()
     if isinstance(target, TopK):
         raise ValueError(
-            "TopK takes an image's highest-scoring classes; a segmentation network scores those of "
-            "pixels. Name them, target=Pixels(labels) with a row for each image."
+            "TopK explains an image's highest-scoring classes, but a segmentation network scores "
+            "classes per pixel. Name the classes: target=Pixels(labels) with one row per image."
         )
     if isinstance(target, Classes):
         return Pixels(target.given())._with(target.given(), None)
@@ -250,13 +253,13 @@ def of_pixels(target: Target) -> Target:
 
 
 def _checked(mask: Any) -> Tensor:
-    """Return a mask as float32, once it has been looked at."""
+    """Return a mask as float32, or raise a ValueError if its shape or its values are wrong."""
     try:
         if isinstance(mask, Tensor):
             mask = mask.detach().cpu()
             mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
         array = np.asarray(mask)
-    except ValueError:  # of several sizes
+    except ValueError:  # the masks differ in size
         array = np.empty(())
     if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in "buif":
         raise ValueError(
@@ -265,7 +268,7 @@ def _checked(mask: Any) -> Tensor:
         )
     if not np.isin(array, (0, 1)).all():
         raise ValueError(
-            "mask of Pixels must be true or 1 where the region is, and false or 0 elsewhere; got "
+            "mask of Pixels must be true or 1 inside the region and false or 0 elsewhere; got "
             f"values from {array.min()} to {array.max()}."
         )
     return torch.from_numpy(array.astype(np.float32))

@@ -1,8 +1,8 @@
-"""Other ways to go back through a network: what a layer hands on, in place of its gradient.
+"""Backward rules: what a layer propagates to the layer below it in place of its gradient.
 
-A rule is a context for the *forward* pass, in which it puts its own backward step behind each
-function that it is about; the values of the forward pass stay what they are. It sees functions, not
-modules, so that ``torch.relu`` counts as ``nn.ReLU`` does, in place or not.
+A rule is a context around the *forward* pass, in which it replaces the backward step of each
+function that it covers. The values of the forward pass stay the same. A rule sees functions, not
+modules, so ``torch.relu`` counts just as ``nn.ReLU`` does, whether or not it works in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ReluBackward = Literal["plain", "guided", "deconv"]
 
 
 def _functions(names: str) -> frozenset[Function]:
-    """Return the functions of these names: of torch, of torch.nn.functional and of tensors."""
+    """Return the functions with these names in torch, torch.nn.functional and torch.Tensor."""
     return frozenset(
         getattr(place, name)
         for name in names.split()
@@ -34,10 +34,11 @@ def _functions(names: str) -> frozenset[Function]:
     )
 
 
-# What is never negative; a hardtanh or a clamp is so if its lower bound is. ReLU6 is a hardtanh.
+# Activations whose output is never negative. Whether this holds for a hardtanh or a clamp depends
+# on its lower bound. ReLU6 is a hardtanh.
 _RELUS = _functions("relu relu_ relu6")
 _BOUNDED = _functions("hardtanh hardtanh_ clamp clamp_ clamp_min clamp_min_ clip clip_")
-# What lets something of the negative pass.
+# Activations that let negative values through in part.
 _SOFT_RELUS = _functions(
     "leaky_relu leaky_relu_ prelu rrelu rrelu_ elu elu_ selu selu_ celu celu_ gelu silu hardswish "
     "mish"
@@ -51,20 +52,20 @@ _PRODUCTS = _functions("matmul __matmul__ mm bmm addmm baddbmm einsum")
 
 
 class BackwardRule(TorchFunctionMode):
-    """Hand back something other than gradients, function by function.
+    """Propagate something other than gradients, function by function.
 
-    It is entered around a forward pass, and holds for any way back through that pass.
+    Enter the rule around a forward pass. It then applies to every backward pass through its graph.
 
     Attributes
     ----------
     name : str
-        Of the method, for messages.
-    handlers : mapping of functions of torch's to methods
-        What is called in a function's place: with it, and with its arguments.
+        The method's name, for messages.
+    handlers : mapping of torch functions to methods
+        The method that is called instead of each function, with the function and its arguments.
     refused : set of functions
-        Those without a rule: a network that has one on the way back cannot be explained.
+        Functions without a rule. A network cannot be explained if its backward pass meets one.
     idle : str
-        Why the rule has changed nothing in the pass; empty if it has.
+        Why the rule has changed nothing in the pass. Empty if it has changed something.
     """
 
     name: ClassVar[str] = ""
@@ -80,12 +81,12 @@ class BackwardRule(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        # Without gradients we are in the trunk, which no way back leads through.
+        # Gradients are off in the trunk, which no backward pass reaches.
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if not _is_signal((*args, *kwargs.values())):
             result = func(*args, **kwargs)
-            # What is made of weights alone is a weight, and nothing is handed back to it.
+            # A result computed only from weights counts as a weight, so nothing flows back to it.
             return _without_graph(result) if _is_signal(result) else result
         if func in self.handlers:
             x, *others = args or (kwargs.pop("input"),)
@@ -96,34 +97,34 @@ class BackwardRule(TorchFunctionMode):
         return result
 
     def refuse(self, func: Function) -> NoReturn:
-        """Raise a ValueError that names the function, and the module that calls it."""
+        """Raise a ValueError that names the function and the module that calls it."""
         raise ValueError(self.refusal(func))
 
     def refusal(self, func: Function) -> str:
         """Return why a function that is being called cannot be explained."""
         return (
-            f"{self.name} is defined for ReLU networks; this one uses {func.__name__.strip('_')}, "
-            f"for which there is no rule, in {_caller()}, on the way back from the output. Name a "
-            "target layer that comes after it, or explain by another method."
+            f"{self.name} is defined for ReLU networks. Its backward pass through this network "
+            f"meets {func.__name__.strip('_')}, for which it has no rule, in {_caller()}. Name a "
+            "target layer that comes after it, or use another method."
         )
 
 
 def _is_signal(value: Any) -> bool:
-    """Whether a gradient goes back through a value, or through one of several; not to weights."""
+    """Whether a gradient flows through a value, or through one of several. Weights do not count."""
     if isinstance(value, tuple | list):
         return any(map(_is_signal, value))
     return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def _without_graph(value: Any) -> Any:
-    """Return a value, or several as of an LSTM, through which no gradient goes back."""
+    """Detach a value, or several values such as an LSTM returns, from the graph."""
     if isinstance(value, tuple | list):
         return type(value)(map(_without_graph, value))
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def _caller() -> str:
-    """Return the name of the module that is running, for a message."""
+    """Return the name of the running module, for a message."""
     modules: list[nn.Module] = []
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -131,7 +132,7 @@ def _caller() -> str:
         if isinstance(module, nn.Module):
             modules.append(module)
         frame = frame.f_back
-    # From the inside out: the last one is the network.
+    # The frames run from the inside out, so the last module is the network.
     names = {id(module): name for name, module in modules[-1].named_modules()} if modules else {}
     name = names.get(id(modules[0])) if modules else None
     return f"{name!r} ({type(modules[0]).__name__})" if name else "the network's own forward"
@@ -148,7 +149,7 @@ def _lower_bound(func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any
 def _evaluate(
     func: Function, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, bool]:
-    """Return what a function makes of x, without a graph, and whether it writes it into x."""
+    """Return a function's result for x, without a graph, and whether it was written into x."""
     with torch.no_grad():
         copy = x.clone()
         y = func(copy, *args, **kwargs)
@@ -156,17 +157,17 @@ def _evaluate(
 
 
 class ReluRule(BackwardRule):
-    """Change what ReLUs hand back, and the functions that are used in the place of ReLUs.
+    """Change what ReLUs, and functions used in their place, propagate in the backward pass.
 
-    "We mask out the values for which at least one of these values is negative": the gradient that
-    comes from above, and, if guided, the activation from below. What is left passes on by the
-    function's own derivative, which of a ReLU is 1.
+    "We mask out the values for which at least one of these values is negative": the gradient from
+    above and, if guided, the activation from below. The remaining values are multiplied by the
+    function's own derivative, which is 1 for a ReLU.
 
     Parameters
     ----------
     backward : {"guided", "deconv"}
-        "guided" hands back positive gradients where the ReLU was active (Springenberg et al. 2015,
-        section 3.4), "deconv" positive gradients wherever they are (Zeiler and Fergus 2014).
+        "guided" propagates positive gradients where the ReLU was active (Springenberg et al. 2015,
+        section 3.4). "deconv" propagates positive gradients everywhere (Zeiler and Fergus 2014).
 
     """
 
@@ -174,8 +175,8 @@ class ReluRule(BackwardRule):
         super().__init__()
         self.backward = backward
         self.idle = (
-            "changes what ReLUs hand back, but there is none on the way back; what comes out is "
-            "the plain gradient."
+            "changes the backward pass through ReLUs, but this backward pass meets none. The "
+            "result is the plain gradient."
         )
         self._refusal: str | None = None
 
@@ -185,7 +186,7 @@ class ReluRule(BackwardRule):
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Take plain gradients through the same graph."""
+        """Let the same graph give plain gradients."""
         backward, self.backward = self.backward, "plain"
         try:
             yield
@@ -201,7 +202,7 @@ class ReluRule(BackwardRule):
         return x.copy_(y) if in_place else y
 
     def _bounded(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # A hardtanh is an activation. A clamp is one from zero; others keep numbers from vanishing.
+        # A hardtanh is an activation. So is a clamp at zero; other clamps only avoid tiny numbers.
         if "hardtanh" in func.__name__ or _lower_bound(func, args, kwargs) == 0:
             return self._rectifier(func, x, *args, **kwargs)
         return func(x, *args, **kwargs)
@@ -210,7 +211,8 @@ class ReluRule(BackwardRule):
         self._check()
         y = func(x, *args, **kwargs)
         if _is_signal(y):
-            # At the end it is part of the score, as the sigmoid of a binary classifier is.
+            # As the last function it is part of the score, such as a binary classifier's sigmoid.
+            # It is refused only if another layer follows.
             self._refusal = self.refusal(func)
         return y
 
@@ -219,7 +221,7 @@ class ReluRule(BackwardRule):
         return func(*args, **kwargs)
 
     def _check(self) -> None:
-        """Raise a ValueError if what lies below has no rule."""
+        """Raise a ValueError if an earlier function has no rule."""
         if self._refusal is not None:
             raise ValueError(self._refusal)
 
@@ -232,7 +234,7 @@ class ReluRule(BackwardRule):
 
 
 class _Rectifier(torch.autograd.Function):
-    # It asks the rule on the way back, not on the way forward, so that a rule can be suspended.
+    # The rule is read in the backward pass, not in the forward pass, so that it can be suspended.
 
     @staticmethod
     def forward(
@@ -269,8 +271,8 @@ _POOLINGS = _functions(
 _FACTORS = _functions(
     "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ true_divide"
 )
-# Neither linear in what is positive, nor a ReLU.
 _NEGATIONS = _functions("neg __neg__ negative")
+# Functions that are neither ReLUs nor linear with non-negative inputs.
 _NO_EXCITATION = _SOFT_RELUS | _OTHER_ACTIVATIONS | _PRODUCTS
 _NO_EXCITATION |= _functions(
     "threshold threshold_ softmax softmin log_softmax layer_norm group_norm instance_norm rms_norm "
@@ -282,21 +284,22 @@ _NO_EXCITATION |= _functions(
 
 
 class ExcitationRule(BackwardRule):
-    r"""Hand back winning probabilities in place of gradients.
+    r"""Propagate winning probabilities in place of gradients.
 
-    A neuron's probability goes to the neurons below it in proportion to what they excite it by:
+    A neuron's probability is shared among the neurons below it in proportion to how much each
+    excites it:
 
     .. math:: P(a_j) = \sum_i P(a_i)\, \frac{a_j w_{ij}^+}{\sum_{j'} a_{j'} w_{ij'}^+}
 
-    with :math:`w^+ = \max(w, 0)` and no biases. It is defined for layers whose inputs are not
-    negative, as after ReLUs; what is negative excites nothing. Batch normalisation counts as part
-    of the convolution before it, and sums (residual connections) as neurons with weights of one.
+    with :math:`w^+ = \max(w, 0)` and no biases. The rule is defined for layers with non-negative
+    inputs, as after ReLUs; negative inputs excite nothing. Batch normalisation counts as part of
+    the convolution before it, and sums (residual connections) as neurons with weights of one.
 
     Parameters
     ----------
     contrastive : bool
-        Subtract what the dual of the class, the class with its weights negated, would win: at the
-        topmost layer with weights, once.
+        Subtract what the class's dual, which has its weights negated, would win. This happens once,
+        at the topmost layer with weights.
 
     References
     ----------
@@ -311,12 +314,13 @@ class ExcitationRule(BackwardRule):
         self.contrastive = contrastive
         if contrastive:
             self.idle = (
-                "sets a class off against its dual, whose weights are negated, but there is no "
-                "layer with weights on the way back; what comes out is contrastive=False."
+                "contrasts a class with its dual, whose weights are negated, but the backward pass "
+                "meets no layer with weights. The result is that of contrastive=False."
             )
         self._is_top = True
-        # What made each output of a convolution, by the output's id: a batch normalisation that
-        # follows is folded into it. The output is held along, as ids of the dead are used again.
+        # The function and inputs of each convolution, by its output's id, so that a following
+        # batch normalisation can be folded into it. The output is kept too, as Python reuses the
+        # ids of freed objects.
         self._convolutions: dict[int, tuple[Tensor, Function, tuple[Any, ...]]] = {}
 
     def __exit__(self, *error: Any) -> None:
@@ -324,16 +328,16 @@ class ExcitationRule(BackwardRule):
         self._convolutions.clear()  # they hold the graph, which holds this rule
 
     def begin(self) -> None:
-        """Start a way back from the output."""
+        """Start a backward pass from the output."""
         self._is_top = True
 
     @property
     def is_at_top(self) -> bool:
-        """Whether the way back has met no layer with weights yet."""
+        """Whether the backward pass has met no layer with weights yet."""
         return self._is_top
 
     def take_top(self) -> bool:
-        """Whether this is the topmost layer with weights, once in each way back."""
+        """Return True for the topmost layer with weights: at the first call in a backward pass."""
         is_top, self._is_top = self._is_top, False
         return is_top
 
@@ -363,9 +367,10 @@ class ExcitationRule(BackwardRule):
             y = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if training or running_mean is None:
             raise ValueError(
-                "Excitation backpropagation goes back through a batch normalisation by its running "
-                "statistics, and one of this network takes those of the batch: it is in training "
-                "mode, or has track_running_stats=False."
+                "Excitation backpropagation needs the running statistics of every batch "
+                "normalisation, but one in this network uses the statistics of the batch: it is in "
+                "training mode or has track_running_stats=False. Put the network into evaluation "
+                "mode, or use another method."
             )
         self.idle = ""
         scale = (running_var + eps).rsqrt() * (1 if weight is None else weight.detach())
@@ -374,7 +379,7 @@ class ExcitationRule(BackwardRule):
             _, linear, (source, weights) = known
             folded = weights * scale.view(-1, *[1] * (weights.ndim - 1))
             return _Excite.apply(source, y, self, linear, folded)
-        # On its own it is a layer with one weight a channel.
+        # A batch normalisation without a convolution is a layer with one weight per channel.
         scale = scale.view(-1, *[1] * (x.ndim - 2))
         return _Excite.apply(x, y, self, torch.mul, scale)
 
@@ -382,13 +387,14 @@ class ExcitationRule(BackwardRule):
         def linear(x: Tensor, _: Tensor) -> Tensor:
             return func(x, *args, **kwargs)
 
-        # Weights of one, whose dual would have nothing to excite: it is not a layer with weights.
+        # Its weights are all one, so its dual would be excited by nothing: a pooling does not count
+        # as a layer with weights.
         with torch.no_grad():
             y = func(x, *args, **kwargs)
         return _Excite.apply(x, y, None, linear, torch.ones(()))
 
     def _summed(self, func: Function, x: Tensor, other: Any, **kwargs: Any) -> Tensor:
-        # A bias is not a neuron; nor is what lies before the layer.
+        # Neither a bias nor an activation from before the target layer is a neuron.
         if not (_is_signal(x) and _is_signal(other)):
             return func(x, other, **kwargs)
         if kwargs.get("alpha", 1) != 1 or x.shape != other.shape:
@@ -402,14 +408,15 @@ class ExcitationRule(BackwardRule):
             x, factor = factor, x
         if not _is_signal(x) or _is_signal(factor) or kwargs:  # two activations, or a rounding mode
             self.refuse(func)
-        # A constant is the one weight of each neuron.
+        # A constant factor is the single weight of each neuron.
         y, in_place = _evaluate(func, x, (factor,), {})
         weight = torch.as_tensor(factor).detach().to(x)
         y = _Excite.apply(x, y, None, torch.mul, 1 / weight if is_quotient else weight)
         return x.copy_(y) if in_place else y
 
     def _negated(self, func: Function, x: Tensor) -> Tensor:
-        # Above all weights it is a class with its weights negated; below, nothing is excited.
+        # Above all layers with weights, a negation negates the class's weights. Below, it excites
+        # nothing.
         return _Negate.apply(x, self, self.refusal(func))
 
     def _passed_on(self, func: Function, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -432,7 +439,7 @@ class ExcitationRule(BackwardRule):
 
 
 class _Excite(torch.autograd.Function):
-    """Eq. 5 for any function that is linear in its input and in its weights."""
+    """Equation 5 for any function that is linear in its input and in its weights."""
 
     @staticmethod
     def forward(
@@ -449,7 +456,7 @@ class _Excite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, probability: Tensor) -> tuple[Tensor | None, ...]:
-        # Under autocast the layer was computed in another type than its weights are of.
+        # Under autocast the layer was computed in another dtype than that of its weights.
         x, weight = (at_least_float32(each) for each in ctx.saved_tensors)
         probability = at_least_float32(probability)
         for_it, against_it = weight.clamp(min=0), (-weight).clamp(min=0)
@@ -459,7 +466,8 @@ class _Excite(torch.autograd.Function):
             won = _share(ctx.linear, x, for_it, probability)
             won = won - _share(ctx.linear, x, against_it, probability)
         else:
-            # What is negative is for the class whose weights are negated, as a logit's first is.
+            # A negative probability belongs to the class with negated weights, such as the first
+            # class of a network with one logit.
             won = _share(ctx.linear, x, for_it, probability.clamp(min=0))
             won = won + _share(ctx.linear, x, against_it, (-probability).clamp(min=0))
         return won.to(ctx.saved_tensors[0].dtype), None, None, None, None
@@ -467,7 +475,7 @@ class _Excite(torch.autograd.Function):
 
 def _share(linear: Function, x: Tensor, weight: Tensor, probability: Tensor) -> Tensor:
     excitation = x.detach().clamp(min=0).requires_grad_()
-    # The sums over the weights are those of the layer's own gradient: let autograd take it.
+    # The sums over the weights are the same as in the layer's own gradient: let autograd do them.
     with torch.enable_grad():
         total = linear(excitation, weight)
     ratio = _ratio(probability, total)
@@ -502,7 +510,7 @@ class _Negate(torch.autograd.Function):
 
 
 class _PassOn(torch.autograd.Function):
-    # What a ReLU has cut off excites nothing, and so wins nothing in the layer below.
+    # An activation that a ReLU has set to zero excites nothing, so it wins nothing below.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -514,6 +522,6 @@ class _PassOn(torch.autograd.Function):
 
 
 def _ratio(probability: Tensor, total: Tensor) -> Tensor:
-    """Return the quotient; nobody wins what comes from a neuron that nothing excites."""
+    """Return the quotient, and 0 for a neuron that nothing excites: no neuron wins its share."""
     tiny = torch.finfo(total.dtype).tiny
     return torch.where(total <= 0, 0.0, probability / total.clamp(min=tiny))

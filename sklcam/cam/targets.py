@@ -1,8 +1,8 @@
-"""Targets: which number a map explains.
+"""Targets: the number that a map explains.
 
-A target turns a network's output into one differentiable score per image, or into several. It
-resolves itself: what depends on the network's answer, such as the predicted class, is fixed once
-the output is there, so that the same question can be asked of other images.
+A target turns a network's output into one or several differentiable scores per image. What depends
+on the output, such as the predicted class, is fixed once the output is known. The target is then
+resolved, and the same score can be computed for other images.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ if TYPE_CHECKING:
 
 
 class Target(ABC):
-    """A question about an image, answered by one score or several.
+    """Base class of targets: one or several scores per image.
 
-    A target of your own writes ``scores``. One that holds something for each image writes
-    :meth:`take`, too; one that the network's answer decides derives from :class:`Deferred`.
+    To write your own target, implement ``scores``. If it holds a value per image, implement
+    :meth:`take` too. If it depends on the network's output, derive it from :class:`Deferred`.
 
     Attributes
     ----------
     several : bool
-        Whether the scores of an image, and so its maps, have an axis of their own.
+        Whether an image's scores, and therefore its maps, have an axis of their own.
     k : int
-        How many scores an image has.
+        The number of scores per image.
     ragged : bool
-        Whether some images may have more scores than others: k is that of the most, and the others
-        are filled up.
+        Whether images may differ in their number of scores. Then k is the highest number, and the
+        other images are padded to it.
     counts : list of int, or None
-        How many each image has, of a resolved target that is ragged.
+        The number of scores of each image, for a resolved target that is ragged.
     is_placed : bool
-        Whether it asks about places in an image, which the view of one has elsewhere.
+        Whether the target refers to places in an image. These lie elsewhere in a view of it.
     names_classes : bool
-        Whether it stands for classes, and so has a probability.
+        Whether the target stands for classes, and so has a probability.
     has_probabilities : bool
-        Whether the scores that it takes of probabilities are some: it takes them out as they are.
+        Whether the scores are probabilities when ``scores`` is given probabilities, because they
+        are picked from it unchanged.
     indices : Tensor of shape (n_images, k), int64, or None
-        The classes that a resolved target stands for, if it stands for classes.
+        The classes of a resolved target, if it stands for classes.
     directions : Tensor of shape (n_images, k, n_outputs) or None
-        The vectors whose inner products with the output a resolved target scores, if it does so.
+        The vectors of a resolved target whose scores are inner products with the output.
 
     Examples
     --------
-    A target of your own: by how much the predicted class leads the next one.
+    A target of your own: the margin between the predicted class and the next one.
 
     >>> import torch
     >>> from torch import nn
@@ -80,7 +81,7 @@ class Target(ABC):
     directions: Tensor | None = None
 
     def take(self, rows: slice) -> Target:
-        """Return the target of some of the images; itself, if it is the same for all of them.
+        """Return the target of some of the images, or itself if it is the same for all images.
 
         Parameters
         ----------
@@ -93,13 +94,13 @@ class Target(ABC):
         return self
 
     def named(self, indices_of: Callable[[Any], Tensor]) -> Target:
-        """Return the target with the indices of classes in the place of their labels.
+        """Return the target with class labels replaced by class indices.
 
         Parameters
         ----------
         indices_of : callable
-            Takes labels of any shape, and returns their indices in that shape; a ValueError if it
-            does not know one.
+            Takes labels of any shape and returns their indices in the same shape. Raises a
+            ValueError for an unknown label.
 
         Returns
         -------
@@ -111,38 +112,38 @@ class Target(ABC):
     def framed(
         self, sizes: Sequence[tuple[int, ...]], resizing: Resizing, input_size: tuple[int, ...]
     ) -> Target:
-        """Return the target of a batch with its places as the network's input has them.
+        """Return the target of a batch with its places moved to where the network's input has them.
 
         Parameters
         ----------
         sizes : sequence of tuple of int
-            Height and width of each image of the batch, before it was resized.
+            Height and width of each image of the batch before resizing.
         resizing : Resizing
-            How it was.
+            How the images were resized.
         input_size : tuple of int
-            To which height and width.
+            Height and width after resizing.
 
         Returns
         -------
         Target
-            Itself, if it holds no places.
+            Itself, if it refers to no places.
         """
         return self
 
     def without_filling(self, maps: Tensor) -> Tensor:
-        """Return the maps (n_images, k, ...) as they are, or in a row (n, ...) if ragged."""
+        """Return maps (n_images, k, ...) unchanged, or as (n, ...) without padding if ragged."""
         if not (self.ragged and self.counts):
             return maps
         return torch.cat([own[:count] for own, count in zip(maps, self.counts, strict=True)])
 
     def check_images(self, n_images: int) -> None:  # noqa: B027  most targets are for any number
-        """Raise a ValueError if it holds something for another number of images."""
+        """Raise a ValueError if the target is for another number of images."""
 
     def check(self, n_classes: int) -> None:  # noqa: B027  most targets need no check
-        """Raise a ValueError if a network with so many classes cannot be asked this."""
+        """Raise a ValueError if the target does not suit a network with this many classes."""
 
     def bind(self, adapter: Adapter) -> Target:
-        """Return the target as it is asked of a network whose task is known.
+        """Return the target for the network's task.
 
         Parameters
         ----------
@@ -151,23 +152,23 @@ class Target(ABC):
         Returns
         -------
         Target
-            Itself, if outputs of all tasks can be asked this alike.
+            Itself, if it is the same for all tasks.
 
         Raises
         ------
         ValueError
-            If the task does not know the question.
+            If the target is not defined for the task.
         """
         return self
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
-        """Return the target with all that depends on the network's answer fixed.
+        """Return the target with everything fixed that depends on the network's output.
 
         Parameters
         ----------
         output : Tensor of shape (n_images, ...)
         inputs : Inputs or None
-            What the network was given.
+            The network's inputs.
 
         Returns
         -------
@@ -183,9 +184,9 @@ class Target(ABC):
         ----------
         output : Tensor of shape (m, ...)
         inputs : Inputs or None
-            What the network was given for the batch.
+            The network's inputs for the batch.
         rows : Tensor of shape (m,), slice or None
-            Which image of the batch each row belongs to; None if they are the batch itself.
+            The image of the batch that each row belongs to. None if the rows are the batch itself.
 
         Returns
         -------
@@ -193,7 +194,7 @@ class Target(ABC):
         """
 
     def probability(self, probabilities: Tensor, rows: Rows = None) -> Tensor | None:
-        """Return the probability of the class that is explained; of several, that of the first.
+        """Return the probability of the explained class, or of the first if there are several.
 
         Parameters
         ----------
@@ -204,7 +205,7 @@ class Target(ABC):
         Returns
         -------
         Tensor of shape (m,), or None
-            None if the target stands for no class.
+            None if the target does not stand for a class.
         """
         if self.indices is None:
             return None
@@ -213,11 +214,11 @@ class Target(ABC):
 
 
 class Deferred(Target):
-    """A target that is known once the network has answered: a subclass writes ``resolve``.
+    """Base class of targets that depend on the network's output: implement ``resolve``.
 
     Examples
     --------
-    The class that comes second, whatever it is:
+    The class with the second-highest score:
 
     >>> import torch
     >>> from sklcam.cam import Classes, Deferred
@@ -232,13 +233,13 @@ class Deferred(Target):
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target: ...
 
     def scores(self, output: Tensor, inputs: Inputs | None = None, rows: Rows = None) -> Tensor:
-        # Nobody has resolved it, so this output decides, and its rows are the images themselves.
+        # The target is not resolved yet, so this output decides. Its rows are the images.
         own = inputs if inputs is None or rows is None else inputs.take(rows)
         return self.resolve(output, own).scores(output, own)
 
 
 class Predicted(Deferred):
-    """Target: the output that is the highest, which is a classifier's predicted class."""
+    """Target: the highest output, which is a classifier's predicted class."""
 
     names_classes = True
 
@@ -250,13 +251,13 @@ class Predicted(Deferred):
 
 
 class OnlyNumber(Deferred):
-    """Target: the number that a regression returns, if there is but one."""
+    """Target: the number that a regression returns, if it returns only one."""
 
     def check(self, n_classes: int) -> None:
         if n_classes > 1:
             raise ValueError(
-                f"The network returns {n_classes} numbers, of which none is the predicted one; say "
-                "by target= which is explained: its name in classes=, or 0, 1, ...."
+                f"The network returns {n_classes} numbers, and none of them is a default target. "
+                "Choose one with target=: its name in classes=, or its index 0, 1, ...."
             )
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Numbers:
@@ -265,9 +266,9 @@ class OnlyNumber(Deferred):
 
 
 class Positive(Deferred):
-    """Target: all labels that a network of several labels finds in an image, in one map.
+    """Target: all labels that a multilabel network finds in an image, in one map.
 
-    The score is the sum of theirs. The map of an image without any is blank.
+    The score is the sum of the scores of these labels. If there are none, the map is blank.
 
     Examples
     --------
@@ -287,8 +288,8 @@ class Positive(Deferred):
     def bind(self, adapter: Adapter) -> Target:
         if adapter.task != "multilabel":
             raise ValueError(
-                'target="positive" is for networks of several labels, task="multilabel"; the task '
-                f"here is {adapter.task!r}."
+                f'The task is {adapter.task!r}, but target="positive" is for multilabel networks. '
+                'Set task="multilabel" if this is one, or choose another target.'
             )
         bound = Positive()
         bound._decide = adapter.decide
@@ -296,15 +297,18 @@ class Positive(Deferred):
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Directions:
         if self._decide is None:
-            raise ValueError("Positive needs to know how labels are decided; ask an explainer.")
+            raise ValueError(
+                "Positive does not know how this network decides on its labels. Pass "
+                'target="positive" to an explainer.'
+            )
         return Directions(self._decide(check_rows(output).detach()).to(output.dtype))
 
 
 @dataclass(frozen=True)
 class TopK(Deferred):
-    """Target: the k highest-scoring classes of each image, the predicted one first.
+    """Target: the k highest-scoring classes of each image, the predicted class first.
 
-    All k are explained from one forward pass; the maps get an axis of length k after the images'.
+    One forward pass explains all k. The maps have an axis of length k after the axis of the images.
 
     Parameters
     ----------
@@ -324,12 +328,15 @@ class TopK(Deferred):
     """
 
     k: int
-    several = True  # also for k = 1: the shape of the maps follows from the kind of target alone
+    several = True  # also for k = 1, so that the number of axes does not depend on k
     names_classes = True
 
     def bind(self, adapter: Adapter) -> Target:
         if adapter.task == "regression":
-            raise ValueError("TopK takes the highest-scoring classes; numbers have no such order.")
+            raise ValueError(
+                "TopK explains the highest-scoring classes, but the task is 'regression', whose "
+                "outputs are not ranked. Choose an output with target=."
+            )
         return self
 
     def __post_init__(self) -> None:
@@ -367,7 +374,7 @@ class Classes(Target):
 
     def __init__(self, indices: Tensor):
         self.several = indices.ndim == 2
-        # The axis of the scores is always there, so that nobody else has to ask.
+        # The axis of the scores is always there, so that callers need not check.
         self.indices: Tensor = indices.reshape(len(indices), -1)
         self.k = self.indices.shape[1]
 
@@ -375,7 +382,7 @@ class Classes(Target):
         return Numbers(self.given()) if adapter.task == "regression" else self
 
     def given(self) -> Tensor:
-        """Return the indices in the shape in which they were given."""
+        """Return the indices in their original shape."""
         return self.indices if self.several else self.indices[:, 0]
 
     def take(self, rows: slice) -> Classes:
@@ -395,7 +402,7 @@ class Classes(Target):
 
 
 class Numbers(Classes):
-    """Target: given numbers of a regression, by their places in the output."""
+    """Target: given numbers of a regression, by their indices in the output."""
 
     names_classes = has_probabilities = False
 
@@ -404,13 +411,13 @@ class Numbers(Classes):
 
 
 class Directions(Target):
-    """Target: given directions; the score is the output's inner product with each.
+    """Target: given directions. The score is the inner product of the output with each direction.
 
     Parameters
     ----------
     vectors : Tensor of shape (n_images, n_outputs) or (n_images, k, n_outputs)
     indices : Tensor of shape (n_images,) or (n_images, k), int64, or None, default=None
-        The classes that they stand for, if they do.
+        The classes that the directions stand for, if any.
 
     Examples
     --------
@@ -428,7 +435,7 @@ class Directions(Target):
         self.indices = None if indices is None else indices.reshape(len(vectors), -1)
 
     def given(self) -> Tensor:
-        """Return the vectors in the shape in which they were given."""
+        """Return the vectors in their original shape."""
         return self.directions if self.several else self.directions[:, 0]
 
     def take(self, rows: slice) -> Directions:
@@ -439,8 +446,8 @@ class Directions(Target):
         n_images, n_outputs = check_rows(output).shape
         if (len(self.directions), self.directions.shape[-1]) != (n_images, n_outputs):
             raise ValueError(
-                "A target of directions must be (n_images, n_outputs) or (n_images, k, n_outputs), "
-                f"for an output of {tuple(output.shape)}; got shape "
+                "Directions must have shape (n_images, n_outputs) or (n_images, k, n_outputs) for "
+                f"an output of shape {tuple(output.shape)}; got shape "
                 f"{tuple(self.given().shape)}."
             )
         indices = None if self.indices is None else self.indices.to(output.device)
@@ -452,31 +459,31 @@ class Directions(Target):
 
 
 def check_rows(output: Tensor) -> Tensor:
-    """Return an output of one row per image; a ValueError for any other."""
+    """Return the output, or raise a ValueError unless it has one row per image."""
     if output.ndim != 2:
         raise ValueError(
-            f"The network's output has shape {tuple(output.shape)}, not (n_images, n_classes); "
-            "give a callable target that makes one score per image of it."
+            f"The network's output has shape {tuple(output.shape)}, not (n_images, n_classes). "
+            "Give a callable target that turns the output into one score per image."
         )
     return output
 
 
 def check_indices(indices: Tensor, n_classes: int) -> None:
-    """Raise a ValueError for indices of classes that are not there, if the host can see them."""
+    """Raise a ValueError for class indices out of range, if they are on the CPU."""
     if indices.device.type != "cpu" or not indices.numel():  # the host would have to wait for them
         return
     low, high = indices.min().item(), indices.max().item()
     if low < 0 or high >= n_classes:
         raise ValueError(
-            f"target has class indices from {low} to {high}; those of {n_classes} classes are 0 to "
-            f"{n_classes - 1}."
+            f"target has class indices from {low} to {high}, but the network has {n_classes} "
+            f"classes. Give indices from 0 to {n_classes - 1}."
         )
 
 
 def check_scores(
     name: str, scores: object, shape: tuple[int, ...], *, differentiable: bool
 ) -> Tensor:
-    """Return scores; a ValueError unless they are of a shape, and differentiable if need be."""
+    """Return the scores, or raise a ValueError if their shape is wrong or a gradient is missing."""
     if not isinstance(scores, Tensor) or scores.shape != shape:
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(type(scores))
         raise ValueError(
@@ -485,7 +492,7 @@ def check_scores(
         )
     if differentiable and not scores.requires_grad:
         raise ValueError(
-            f"{name} must return scores that depend on the network's output differentiably; "
-            "compute them with torch operations, without detach() or no_grad()."
+            f"{name} must return scores that are differentiable with respect to the network's "
+            "output. Compute them with torch operations, without detach() or no_grad()."
         )
     return scores

@@ -281,7 +281,7 @@ def test_guided_gradcam_weights_in_vgg():
 @pytest.mark.parametrize("gradient", ["guided", "deconv"])
 def test_no_relu_on_the_way_back_is_said(resnet, gradient):
     images = noise_images(1)
-    with pytest.warns(UserWarning, match="there is none on the way back"):
+    with pytest.warns(UserWarning, match="this backward pass meets none"):
         maps = raw_maps(GradCAM(gradient=gradient), resnet, images)
     torch.testing.assert_close(maps, raw_maps("gradcam", resnet, images))
 

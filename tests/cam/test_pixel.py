@@ -169,7 +169,7 @@ def test_a_network_without_relus_is_warned_of(method):
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     )
     images = noise_images(1, size=8).float()
-    with pytest.warns(UserWarning, match="there is none on the way back"):
+    with pytest.warns(UserWarning, match="this backward pass meets none"):
         maps = raw_maps(method, model, images, layer="0")
     if not isinstance(method, GuidedGradCAM):
         torch.testing.assert_close(maps, raw_maps("saliency", model, images))
@@ -461,14 +461,16 @@ def test_contrastive_probabilities_by_hand(activations, target, expected):
 def test_statistics_of_a_batch_have_no_excitation_of_their_own():
     norm = nn.BatchNorm2d(2, track_running_stats=False)
     model = nn.Sequential(nn.Conv2d(3, 2, 1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
-    with pytest.raises(ValueError, match=r"takes those of the batch: .* track_running_stats=False"):
+    with pytest.raises(
+        ValueError, match=r"uses the statistics of the batch: .* track_running_stats=False"
+    ):
         raw_maps("excitationbackprop", model.eval(), noise_images(2, size=4), layer="0")
 
 
 def test_contrast_without_weights_is_warned_of():
     model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = noise_images(1, size=4)
-    with pytest.warns(UserWarning, match="no layer with weights on the way back"):
+    with pytest.warns(UserWarning, match="the backward pass meets no layer with weights"):
         contrastive = raw_maps(ExcitationBackprop(), model, images, layer="0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -704,7 +706,7 @@ class _Call(nn.Module):
 )
 def test_excitation_backprop_refuses_what_would_change_the_mass(function):
     model = nn.Sequential(nn.ReLU(), _Call(function), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ValueError, match=r"is defined for ReLU networks; this one uses .* in '1"):
+    with pytest.raises(ValueError, match=r"is defined for ReLU networks\. .* meets .* in '1"):
         raw_maps("excitationbackprop", model, noise_images(2, size=4), None, "0")
 
 
@@ -752,5 +754,5 @@ def test_excitation_backprop_is_for_relu_networks(build, function):
     explainer = CAMExplainer(model, method="excitationbackprop", verbose=0)
     images = noise_images(1, size=64).float()
     explainer.fit(images)
-    with pytest.raises(ValueError, match=f"ReLU networks; this one uses .*({function})"):
+    with pytest.raises(ValueError, match=rf"ReLU networks\. .* meets .*({function})"):
         explainer.explain(images)

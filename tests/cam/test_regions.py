@@ -323,7 +323,7 @@ def test_classes_are_pixels_of_theirs():
     explainer, X = of_small(), images()
     maps, _ = explainer.explain_inputs(X, Classes(torch.tensor([1, 2])))
     np.testing.assert_array_equal(maps, explainer.explain(X, [1, 2]))
-    with pytest.raises(ValueError, match="TopK takes an image's highest-scoring classes"):
+    with pytest.raises(ValueError, match="TopK explains an image's highest-scoring classes"):
         explainer.explain(X, TopK(2))
 
 

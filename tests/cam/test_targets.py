@@ -33,7 +33,7 @@ def test_targets():
         (torch.tensor([1]), r"shape \(1,\) for 2 images"),
         (lambda out: out.sum(), r"shape \(\)"),
         (lambda out: 3.0, "it returned <class 'float'>"),
-        (lambda out: out.detach()[:, 0], "differentiably"),
+        (lambda out: out.detach()[:, 0], "differentiable"),
     ],
 )
 def test_targets_that_do_not_fit(target, message):
@@ -105,10 +105,13 @@ def test_directions_that_stand_for_classes():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Directions(torch.ones(2, 4)), r"of \(2, 3\); got shape \(2, 4\)"),
+        (Directions(torch.ones(2, 4)), r"of shape \(2, 3\); got shape \(2, 4\)"),
         (Directions(torch.ones(1, 2, 3)), r"got shape \(1, 2, 3\)"),
         (Classes(torch.tensor([[0, 1]])), r"got shape \(1, 2\) for 2 images"),
-        (Classes(torch.tensor([0, 3])), "indices from 0 to 3; those of 3 classes are 0 to 2"),
+        (
+            Classes(torch.tensor([0, 3])),
+            "indices from 0 to 3, .* 3 classes. Give indices from 0 to 2",
+        ),
         (TopK(4), r"TopK\(4\) asks for more classes than the network has: 3"),
     ],
 )
@@ -134,7 +137,7 @@ def test_a_callable_of_two_arguments_gets_the_inputs_of_its_rows():
     assert target.scores(LOGITS, inputs).tolist() == [[1.0], [70.0]]
     rows = torch.tensor([1, 0, 1])
     assert target.scores(LOGITS[[0, 0, 1]], inputs, rows).tolist() == [[10.0], [1.0], [70.0]]
-    with pytest.raises(ValueError, match="takes output and inputs; there are no inputs"):
+    with pytest.raises(ValueError, match="takes output and inputs, but no inputs were given"):
         target.scores(LOGITS)
 
 
@@ -295,8 +298,11 @@ class Misnamed(Deferred):
         (Wrong(lambda output: output[:, 0]), r"Wrong.scores .* shape \(2, 1\); .* shape \(2,\)"),
         (Wrong(lambda output: output), r"Wrong.scores .* shape \(2, 1\); .* shape \(2, 3\)"),
         (Wrong(lambda output: 3), "Wrong.scores must return a tensor .* it returned <class 'int'>"),
-        (Wrong(lambda output: output.detach()[:, :1]), "output differentiably"),
-        (Misnamed(), "Misnamed says several=False and k=1; it resolves .* several=True and k=2"),
+        (
+            Wrong(lambda output: output.detach()[:, :1]),
+            "differentiable with respect to the network's output",
+        ),
+        (Misnamed(), "Misnamed has several=False and k=1, but resolves .* several=True and k=2"),
     ],
 )
 def test_what_is_wrong_with_them_is_said(target, message):

@@ -224,8 +224,8 @@ REFUSALS: dict[str, list[Row]] = {
     ),
     "RandomCAM": of_options(cam.RandomCAM, random_state=("a", "'a' cannot be used to seed")),
     "Positive": [
-        ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "of several labels"),
-        ("alone", lambda: cam.target_scores(LOGITS, cam.Positive()), "ask an explainer"),
+        ("classes", lambda: explainer().explain(INPUTS, cam.Positive()), "multilabel networks"),
+        ("alone", lambda: cam.target_scores(LOGITS, cam.Positive()), "to an explainer"),
     ],
     "Box": [
         ("no corners", lambda: cam.Box([1, 2]), "boxes of Box must be corners .* got a list"),
@@ -253,31 +253,39 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "Pixels": [
         ("one pixel", lambda: cam.Pixels(0, True), "mask of Pixels must be .* got a bool, True"),
-        ("numbers", lambda: cam.Pixels(0, 255 * MAPS), "must be true or 1 where .* values from"),
-        ("classes", lambda: explain_with(cam.Pixels(0)), "for networks that answer for each pixel"),
+        ("numbers", lambda: cam.Pixels(0, 255 * MAPS), "must be true or 1 inside .* values from"),
+        ("classes", lambda: explain_with(cam.Pixels(0)), "Pixels is for segmentation networks"),
         (
             "rows",
             lambda: cam.Pixels(0).resolve(LOGITS),
-            r"output of shape .* got a Tensor .* shape \(2, 3\)",
+            r"whose output has shape .* got a Tensor .* shape \(2, 3\)",
         ),
-        ("a name", lambda: cam.Pixels("cat").resolve(PLACES), "needs to know what classes are ca"),
+        (
+            "a name",
+            lambda: cam.Pixels("cat").resolve(PLACES),
+            "holds a class name, but .* not known",
+        ),
         ("class 9", lambda: cam.Pixels(9).resolve(PLACES), "indices from 9 to 9"),
         (
             "another size",
             lambda: cam.Pixels(0, MAPS[0] > 0.5).resolve(PLACES),
-            r"of \(12, 12\) pixels; .* as the output is: \(4, 4\)",
+            r"has size \(12, 12\)\. .* or of the output \(4, 4\)",
         ),
         (
             "other images",
             lambda: cam.Pixels(0, torch.ones(3, 4, 4)).resolve(PLACES),
-            "mask of Pixels must be one for all images or one for each of 2; got 3",
+            "have one mask for all images or one per image; got 3 for 2 images",
         ),
         (
             "other labels",
             lambda: pixels().explain(INPUTS, cam.Pixels([0, 1, 0])),
-            "label of Pixels must be one for all images or one for each of 2; got 3",
+            "have one label for all images or one per image; got 3 for 2 images",
         ),
-        ("highest", lambda: pixels().explain(INPUTS, cam.TopK(2)), "TopK takes an image's highest"),
+        (
+            "highest",
+            lambda: pixels().explain(INPUTS, cam.TopK(2)),
+            "TopK explains an image's highest",
+        ),
     ],
     "TopK": [
         ("none", lambda: cam.TopK(0), "k, the number of classes .* an int >= 1; got 0"),
@@ -298,7 +306,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "too short",
             lambda: cam.Directions(torch.rand(2, 4)).resolve(LOGITS),
-            r"directions must be .* output of \(2, 3\); got shape \(2, 4\)",
+            r"Directions must have .* output of shape \(2, 3\); got shape \(2, 4\)",
         ),
     ],
     "target_scores": [
@@ -311,13 +319,17 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "class 9",
             lambda: cam.target_scores(LOGITS, torch.tensor([0, 9])),
-            "from 0 to 9; those o",
+            "from 0 to 9, but the network has 3",
         ),
-        ("class -1", lambda: cam.target_scores(LOGITS, torch.tensor([-1, 0])), "from -1 to 0; tho"),
+        (
+            "class -1",
+            lambda: cam.target_scores(LOGITS, torch.tensor([-1, 0])),
+            "from -1 to 0, but ",
+        ),
         (
             "directions",
             lambda: cam.target_scores(LOGITS, torch.rand(2, 4)),
-            r"an output of \(2, 3\)",
+            r"an output of shape \(2, 3\)",
         ),
         ("numbers", lambda: cam.target_scores(LOGITS, lambda o: [1, 2]), "it returned .*list"),
     ],
