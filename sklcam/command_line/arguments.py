@@ -16,7 +16,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Help whose lines of text are as they are written, all of which fit 80 columns."""
 
     def __init__(self, prog: str, **options: Any):
-        super().__init__(prog, **{"max_help_position": 20, **options})
+        super().__init__(prog, **{"max_help_position": 21, **options})
 
 
 class _Once(argparse.Action):
@@ -213,6 +213,9 @@ def _add_running(command: argparse.ArgumentParser, *, jobs: bool = False) -> Non
         running.add_argument(
             "--jobs", type=int, metavar="N", help="processes that share the images"
         )
+    running.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out broken images, and name them"
+    )
     running.add_argument("--quiet", action="store_true", help="no progress bars")
     running.add_argument("--json", action="store_true", help=_JSON)
     running.add_argument("--traceback", action="store_true", help=_TRACEBACK)

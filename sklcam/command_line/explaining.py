@@ -18,7 +18,7 @@ from sklcam._files import replacing, write_whole
 from sklcam._progress import tqdm
 from sklcam._validation import check_count
 from sklcam.command_line.models import explainer_of
-from sklcam.command_line.photographs import images_in, labelled_images, target_of
+from sklcam.command_line.photographs import images_in, labelled_images, readable, target_of
 from sklcam.command_line.results import Result
 from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.checks import remark
@@ -28,6 +28,7 @@ from sklcam.plotting.pages import overlay, thumbnail_size
 
 _TABLE, _OVERLAYS, _ARRAYS = "predictions.csv", "overlays", "arrays"
 _COLUMNS = ("file", "predicted", "probability", "explained", "remark")
+_UNREADABLE = "cannot be read"  # the remark of an image that was skipped
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 # At Pillow's own level of 6, compressing an overlay takes longer than explaining the image.
 _SAVED: dict[str, dict[str, int]] = {"png": {"compress_level": 3}, "jpeg": {"quality": 90}}
@@ -43,6 +44,11 @@ def run(arguments: Namespace) -> Result:
         images, labels = labelled_images(root)
     _check_out(out, root, overwrite=arguments.overwrite)
     explainer = explainer_of(arguments)
+    found = readable(arguments, root, images)
+    names = [os.path.relpath(image, root) for image in images]
+    images = [images[row] for row in found.rows]
+    if labels is not None:
+        labels = [labels[row] for row in found.rows]
     writer = _Writer(explainer, root, images, target_of(arguments, explainer, labels), arguments)
     out.mkdir(parents=True, exist_ok=True)
     (out / _TABLE).unlink(missing_ok=True)  # without which nobody takes old and new for one
@@ -50,16 +56,21 @@ def run(arguments: Namespace) -> Result:
     with replacing(out / _TABLE) as file:
         table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
         table.writerow(_COLUMNS)
-        for row in writer.rows():
-            table.writerow(row)
+        explained = writer.rows()
+        for name in names:
+            if name in found.skipped:
+                table.writerow((name, "", "", "", _UNREADABLE))
+                continue
+            table.writerow(row := next(explained))
             n_remarks += bool(row[-1])
+        assert next(explained, None) is None  # it ends, and warns of what it found
         text.detach()  # which writes what is left
     said = f"; the maps of {n_remarks} have a remark" if n_remarks else ""
     return Result(
-        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{said}",
+        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{said}{found.told}",
         {
             **{"out": str(out), "table": str(out / _TABLE), "model": arguments.model},
-            **{"n_images": len(images), "n_remarks": n_remarks},
+            **{"n_images": len(images), "n_remarks": n_remarks, "skipped": found.listed},
         },
     )
 

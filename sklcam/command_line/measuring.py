@@ -14,7 +14,14 @@ import numpy as np
 
 from sklcam._files import replacing
 from sklcam.command_line.models import explainer_of, is_file, methods_of
-from sklcam.command_line.photographs import has_folders, images_in, labelled_images, target_of
+from sklcam.command_line.photographs import (
+    Readable,
+    has_folders,
+    images_in,
+    labelled_images,
+    readable,
+    target_of,
+)
 from sklcam.command_line.results import Result, plain
 from sklcam.explain.base import AnyMethod, Explainer, method_name
 from sklcam.metrics import Evaluation, default_metrics, evaluate
@@ -44,6 +51,7 @@ class _Question(NamedTuple):
     explainer: Explainer
     images: list[str]
     names: list[str]
+    found: Readable
     folders: list[str] | None
     labels: Any
     options: dict[str, Any]
@@ -55,6 +63,10 @@ def _asked(arguments: Namespace) -> _Question:
     if not arguments.no_labels and Path(arguments.dir).is_dir() and has_folders(root, images):
         images, folders = labelled_images(root)
     explainer = explainer_of(arguments)
+    found = readable(arguments, root, images)
+    images = [images[row] for row in found.rows]
+    if folders is not None:
+        folders = [folders[row] for row in found.rows]
     options = {
         "target": target_of(arguments, explainer, folders),
         "num_workers": arguments.workers,
@@ -64,7 +76,7 @@ def _asked(arguments: Namespace) -> _Question:
         options["metrics"] = tuple(name.strip() for name in arguments.metrics.split(","))
     labels = None if folders is None else _labels(explainer, folders, root)
     names = [Path(image).relative_to(root).as_posix() for image in images]
-    return _Question(explainer, images, names, folders, labels, options)
+    return _Question(explainer, images, names, found, folders, labels, options)
 
 
 def _labels(explainer: Explainer, folders: list[str], root: Path) -> Any:
@@ -103,8 +115,9 @@ def _evaluate(arguments: Namespace) -> Result:
     )
     tables = {name: result.summary() for name, result in found.items()}
     if arguments.out is not None:
-        _write_values(Path(arguments.out), asked.names, found)
-    text = [f"{name}, {len(asked.images)} images\n{table!r}" for name, table in tables.items()]
+        _write_values(Path(arguments.out), asked, found)
+    n_images = f"{len(asked.images)} images{asked.found.told}"
+    text = [f"{name}, {n_images}\n{table!r}" for name, table in tables.items()]
     return Result("\n\n".join(text), _values(arguments, asked, tables))
 
 
@@ -129,6 +142,7 @@ def _report(arguments: Namespace) -> Result:
         methods=explained,
         names=asked.names,
         title=arguments.title or f"Explanations of {' and '.join(called)}",
+        note=asked.found.note,
         n_images=arguments.images,
         verbose=int(not arguments.quiet),
         **asked.options,
@@ -181,18 +195,20 @@ def _values(arguments: Namespace, asked: _Question, tables: Mapping[str, Any]) -
     return {
         "model": arguments.model,
         "n_images": len(asked.images),
+        "skipped": asked.found.listed,
         "has_labels": asked.labels is not None,
         "methods": plain({name: dict(table) for name, table in tables.items()}),
     }
 
 
-def _write_values(path: Path, names: list[str], found: Mapping[str, Evaluation]) -> None:
-    """Write a row for each method and image."""
+def _write_values(path: Path, asked: _Question, found: Mapping[str, Evaluation]) -> None:
+    """Write a row for each method and image; those of skipped images have no values."""
     columns = list(next(iter(found.values())))
     with replacing(path) as file:
         table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
         table.writerow(["file", "method", *columns])
         for method, result in found.items():
-            rows = zip(names, *(result[name].tolist() for name in columns), strict=True)
+            rows = zip(asked.names, *(result[name].tolist() for name in columns), strict=True)
             table.writerows([name, method, *values] for name, *values in rows)
+            table.writerows([name, method, *[""] * len(columns)] for name in asked.found.skipped)
         text.detach()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sklcam._progress import tqdm
 from sklcam.datasets import find_images, load_class_folders
 from sklcam.explain.base import Explainer
 from sklcam.explain.predictions import class_names
+from sklcam.images.unreadable import unreadable_files
 
 _OF_FOLDER = "true"
+_MOST_NAMED = 10  # files in a sentence
 
 
 def images_in(place: str) -> tuple[Path, list[str]]:
@@ -42,6 +46,87 @@ def labelled_images(root: Path) -> tuple[list[str], list[str]]:
 def has_folders(root: Path, images: list[str]) -> bool:
     """Whether images are in folders of a folder."""
     return any(Path(image).parent != root for image in images)
+
+
+class Readable(NamedTuple):
+    """Which images can be read.
+
+    Attributes
+    ----------
+    rows : list of int
+        The places of the readable ones.
+    skipped : dict of str to str
+        Why each of the others cannot be read, by its name in DIR.
+    """
+
+    rows: list[int]
+    skipped: dict[str, str]
+
+    @property
+    def told(self) -> str:
+        """How many were skipped, as the end of a sentence; "" if none was."""
+        return f"; {_images(len(self.skipped))} skipped" if self.skipped else ""
+
+    @property
+    def note(self) -> str | None:
+        """Which were skipped, for a page; None if none was."""
+        if not self.skipped:
+            return None
+        were = "was" if len(self.skipped) == 1 else "were"
+        said = f"{_images(len(self.skipped))} could not be read and {were} left out"
+        return f"{said}: {_listed([*self.skipped])}."
+
+    @property
+    def listed(self) -> list[dict[str, str]]:
+        """The skipped ones for ``--json``."""
+        return [{"file": name, "reason": reason} for name, reason in self.skipped.items()]
+
+
+def readable(arguments: Namespace, root: Path, images: list[str]) -> Readable:
+    """Read all images once, before any work, and return which of them can be read.
+
+    Parameters
+    ----------
+    arguments : Namespace
+    root : Path
+    images : list of str
+
+    Returns
+    -------
+    Readable
+
+    Raises
+    ------
+    ValueError
+        If some cannot be read, without ``--skip-unreadable``; or if none can.
+    """
+    with tqdm(total=len(images), desc="read", delay=1, disable=arguments.quiet) as bar:
+        broken = unreadable_files(images, progress=bar.update)
+    if not broken:
+        return Readable([*range(len(images))], {})
+    named = [f"{path} ({reason})" for path, reason in broken.items()]
+    said = f"{len(broken)} of {_images(len(images))} cannot be read: {_listed(named)}."
+    if len(broken) == len(images):
+        raise ValueError(f"{said} Give a folder with images that can be.")
+    if not arguments.skip_unreadable:
+        raise ValueError(
+            f"{said} Repair or remove what is broken, or give --skip-unreadable to continue "
+            "without it."
+        )
+    for each in named:
+        warnings.warn(f"skipped, as it cannot be read as an image: {each}", stacklevel=2)
+    rows = [row for row, path in enumerate(images) if path not in broken]
+    names = {os.path.relpath(path, root): reason for path, reason in broken.items()}
+    return Readable(rows, names)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def target_of(arguments: Namespace, explainer: Explainer, labels: list[str] | None) -> Any:

@@ -46,6 +46,7 @@ def report(
     target: Any = None,
     names: AnyNames | None = None,
     title: str | None = None,
+    note: str | None = None,
     n_images: int | None = None,
     thumbnail: int = 224,
     budget: float = 12.0,
@@ -87,6 +88,8 @@ def report(
         number of the row, or by the name that the image has without.
     title : str or None, default=None
         Of the page.
+    note : str or None, default=None
+        A sentence under the title, such as where the images come from, or which were left out.
     n_images : int or None, default=None
         How many images are shown, evenly spread over X; None is all. The metrics are over all.
     thumbnail : int, default=224
@@ -177,7 +180,7 @@ def report(
             for column, part in zip(columns, card["columns"], strict=True):
                 part["values"] = {name: values[i] for name, values in column.result.items()}
                 part["true"] = None if column.labels is None else column.labels[i]
-        for text in template.generate(context(columns, cards, title)):
+        for text in template.generate(context(columns, cards, title, note)):
             file.write(text.encode("utf-8", errors="replace"))
     results = {column.label: column.result for column in columns}
     return results if isinstance(estimator, Mapping) or methods is not None else results[""]

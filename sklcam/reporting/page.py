@@ -89,7 +89,7 @@ class Column:
 
 
 def context(
-    columns: Sequence[Column], cards: list[dict[str, Any]], title: str | None
+    columns: Sequence[Column], cards: list[dict[str, Any]], title: str | None, note: str | None
 ) -> dict[str, Any]:
     """Return what the template is filled with.
 
@@ -102,6 +102,8 @@ def context(
         seen.
     title : str or None
         None is made of the models.
+    note : str or None
+        A sentence under it.
     """
     from markupsafe import Markup
 
@@ -120,6 +122,7 @@ def context(
     labels = first.labels if first.has_classes else None
     return {
         "title": title or "Explanations of " + " and ".join(map(_called, models)),
+        "note": note,
         "date": datetime.date.today().isoformat(),
         "about": [_about(column) for column in columns],
         "version": installed_versions(["sklcam"]).get("sklcam", "not installed"),

@@ -316,20 +316,78 @@ def test_overwriting_replaces_what_there_was_of_an_image_and_nothing_else(run, t
     assert found == [".csv", *[".jpg"] * len(SIZES), ".txt"]
 
 
-def test_a_broken_image_stops_by_its_name_and_leaves_no_table(run, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
-    (folder / "b.png").write_bytes(b"no image")
-    (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "predictions.csv").write_text("of another call")
-    options = ("--out", tmp_path / "o", "--batch-size=1", "--overwrite")
-    code, told, error = run("explain", *options, place=str(folder))
-    assert (code, told) == (1, "") and error.count("\n") == 1
-    assert error.startswith(f"sklcam: error: '{folder / 'b.png'}' cannot be read as an image")
-    assert (tmp_path / "o" / "overlays" / "a.png.png").is_file()
-    assert [path.name for path in (tmp_path / "o").glob("*.csv")] == []
-    assert not [*(tmp_path / "o").rglob("*.tmp")]
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of two classes, each with a broken image: one is no image, the other half of one."""
+    folder = tmp_path / "broken"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "red").save(folder / name / "b.png")
+    (folder / "cat" / "a.png").write_bytes(b"no image")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(folder / "dog" / "c.jpg")
+    whole = (folder / "dog" / "c.jpg").read_bytes()
+    (folder / "dog" / "c.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.mark.parametrize("command", ["explain", "evaluate", "report"])
+def test_broken_images_are_refused_by_their_names_before_any_work(command, run, broken, tmp_path):
+    out = tmp_path / "o"
+    code, told, error = run(command, "--out", out, place=str(broken))
+    assert (code, told) == (1, "") and error.count("\n") == 1 and not out.exists()
+    assert error.startswith("sklcam: error: 2 of 4 images cannot be read: ")
+    assert f"{broken}/cat/a.png (cannot identify image file), {broken}/dog/c.jpg (" in error
+    assert "--skip-unreadable" in error
+
+
+def test_explain_skips_broken_images(run, broken, tmp_path):
+    out = tmp_path / "o"
+    options = ("--out", out, "--target=true", "--no-overlays", "--skip-unreadable")
+    code, told, warned = run("explain", *options, place=str(broken))
+    assert code == 0 and told.endswith(
+        "2 images explained; the maps of 1 have a remark; 2 images skipped\n"
+    )
+    for name in ("cat/a.png", "dog/c.jpg"):
+        assert f"skipped, as it cannot be read as an image: {broken / name} (" in warned
+    rows = [
+        (row["file"], row["explained"], row["remark"]) for row in rows_in(out / "predictions.csv")
+    ]
+    assert rows == [
+        ("cat/a.png", "", "cannot be read"),
+        ("cat/b.png", "cat", "no positive evidence"),
+        ("dog/b.png", "dog", ""),
+        ("dog/c.jpg", "", "cannot be read"),
+    ]
+    assert [path.name for path in out.rglob("*.npy")] == ["b.png.npy"] * 2
+    assert "1 of 2 maps are blank" in warned
+
+
+def test_evaluate_and_report_skip_broken_images(run, broken, tmp_path):
+    values, page = tmp_path / "values.csv", tmp_path / "page.html"
+    options = ("--metrics=accuracy", "--skip-unreadable", "--json", "--out")
+    for command, out in (("evaluate", values), ("report", page)):
+        code, told, _ = run(command, *options, out, place=str(broken))
+        assert code == 0
+        found = json.loads(told)
+        assert found["n_images"] == 2 and found["methods"]["gradcam"]["accuracy"]["mean"] == 0.5
+        assert [each["file"] for each in found["skipped"]] == ["cat/a.png", "dog/c.jpg"]
+        assert found["skipped"][0]["reason"] == "cannot identify image file"
+    rows = [(row["file"], row["accuracy"]) for row in rows_in(values)]
+    assert sorted(rows) == [
+        ("cat/a.png", ""),
+        ("cat/b.png", "0.0"),
+        ("dog/b.png", "1.0"),
+        ("dog/c.jpg", ""),
+    ]
+    said = "<p>2 images could not be read and were left out: cat/a.png, dog/c.jpg.</p>"
+    assert said in page.read_text(encoding="utf-8")
+
+
+def test_nothing_is_left_where_all_images_are_broken(run, broken, tmp_path):
+    place = str(broken / "cat" / "a.png")
+    code, _, told = run("explain", "--out", tmp_path / "o", "--skip-unreadable", place=place)
+    assert code == 1 and "1 of 1 image cannot be read" in told and "Give a folder with" in told
 
 
 # Models

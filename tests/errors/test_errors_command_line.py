@@ -10,6 +10,7 @@ from refusals import Row, explainer, rows_of, written
 
 import sklcam
 from sklcam.command_line import main
+from sklcam.networks import build_model
 
 
 def called(folder: Path, command: str = "explain", *options: str, **changes: str) -> None:
@@ -26,6 +27,20 @@ def called(folder: Path, command: str = "explain", *options: str, **changes: str
 def saved(folder: Path) -> str:
     sklcam.save(explainer(), folder / "a.sklcam")
     return str(folder / "a.sklcam")
+
+
+def with_a_broken_image(folder: Path, *options: str) -> None:
+    images = folder / "photos" / "cat"
+    images.mkdir(parents=True)
+    (images / "2.png").write_bytes(b"no image")
+    called(folder, "explain", *options, model=saved_network(folder))
+
+
+def saved_network(folder: Path) -> str:
+    options = {"image_size": 64, "mean": 0.5, "std": 0.25}
+    fitted = sklcam.CAMExplainer(build_model("squeezenet1_1", n_classes=2), **options).fit()
+    sklcam.save(fitted, folder / "b.sklcam")
+    return str(folder / "b.sklcam")
 
 
 def with_page(folder: Path) -> str:
@@ -51,6 +66,7 @@ FILES: dict[str, list[Row]] = {
         ("a page", lambda f: called(f, "report", out=with_page(f)), "is there: .* --overwrite"),
         ("a folder", lambda f: called(f, "evaluate", out=str(f)), "is a folder; give the name of"),
         ("nowhere", lambda f: called(f, "evaluate", out=str(f / "a/b")), "in no folder that there"),
+        ("broken", with_a_broken_image, "1 of 2 images cannot .*2.png .* give --skip-unreadable"),
         ("some", lambda f: called(f, "evaluate", method="gradcam,x"), "no method 'x'"),
     ],
 }  # fmt: skip
