@@ -1,10 +1,10 @@
 """
-Fooled, and what speaks against
-===============================
+Adversarial attacks and counterfactual maps
+===========================================
 
-A photograph is changed, by less than the eye sees, until a network is sure of a class that is not
-there. What does it look at then, and does it still know where the cat is? Sections 3.3, 6.1 and 6.2
-of the Grad-CAM paper, on photographs.
+Photographs are changed, by less than the eye can see, until a network is sure of a class that is
+not there. What does it look at then, and does it still know where the cat is? This example repeats
+sections 3.3, 6.1 and 6.2 of the Grad-CAM paper on photographs.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from sklcam.plotting import CounterfactualDisplay
 # Photographs and a network
 # -------------------------
 #
-# The photographs come with scikit-image, the weights of the network as a package: the extra
-# ``pretrained``.
+# The photographs come with scikit-image, and the weights of the network come as a package, the
+# extra ``pretrained``.
 
 SIDE, EPSILON, STEPS = 224, 8 / 255, 20
 names = ["tabby", "espresso", "missile"]
@@ -43,9 +43,9 @@ explainer = CAMExplainer(
 # An attack
 # ---------
 #
-# Projected gradient descent, in a few lines: a step towards "banana" in each pixel, as often as
-# needed, and no pixel farther than 8 of 255 from where it was. Images by torchattacks or foolbox
-# would be explained in the same way.
+# Projected gradient descent takes a few lines: 20 steps towards "banana" in every pixel, with no
+# pixel changed by more than 8 of 255. Images made by torchattacks or foolbox would be explained in
+# the same way.
 
 wrong = int(np.flatnonzero(explainer.class_names_ == "banana")[0])
 mean, std = (
@@ -67,7 +67,8 @@ attacked = (changed.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
 # Why it failed
 # -------------
 #
-# The surest errors come first: what speaks for the class that it says, and what for the true one.
+# The most confident errors come first. For each, one map shows what speaks for the predicted class,
+# and one what speaks for the true class.
 
 FailuresDisplay.from_estimator(explainer, attacked, names)
 plt.show()
@@ -76,7 +77,8 @@ plt.show()
 # Where it still sees the class
 # -----------------------------
 #
-# The class's probability is next to nothing. Its map, scaled to [0, 1], need not be.
+# The probability of the true class is next to nothing. Its map, scaled to [0, 1], may still show
+# the object.
 
 before, after = (explainer.explain(X, target=names) for X in (photographs, attacked))
 for X, when in ((photographs, "before"), (attacked, "after")):
@@ -95,17 +97,18 @@ CAMDisplay.from_estimator(explainer, np.concatenate([photographs, attacked]), ta
 plt.show()
 
 # %%
-# The map may stay on the object, as the paper has it, and is not the same. On 48 photographs its
-# highest pixel lies on the object in 83 % after an attack and 94 % before; see :doc:`the papers'
-# tables </explanation/papers_tables>`.
+# The map may stay on the object, as the paper says, but it is not the same map. In 48 photographs,
+# its highest pixel lies on the object in 83 % after an attack, and in 94 % before; see
+# :doc:`the papers' tables </explanation/papers_tables>`.
 #
 # What speaks against
 # -------------------
 #
-# A counterfactual map marks what lowers a class's score. Covered, the class should be likelier: of
-# the cat the coffee, and of the coffee the cat. On one photograph of one thing nothing may speak
-# against it, and the map is blank; on 240 of them the claim does not hold for the class that is
-# predicted, and does for the one that comes second.
+# A counterfactual map marks what lowers a class's score. If that is covered, the class should
+# become more likely. For the cat, the map should mark the coffee, and for the coffee, the cat. On a
+# photograph of a single thing, nothing may speak against its class, and then the map is blank. On
+# 240 photographs, covering what the map marks does not make the predicted class more likely, but
+# does so for the second most likely class.
 
 both = np.concatenate([photographs[0], photographs[1]], axis=1)
 CounterfactualDisplay.from_estimator(explainer, np.stack([both] * 2), target=names[:2])

@@ -2,9 +2,9 @@
 What channels see, in words and in colours
 ==========================================
 
-A network trained on ImageNet looks at photographs of a cat, of coffee, of a motorcycle and of a
-person. Its channels get names by where these are, decisions are told in the names, and what fires
-together is drawn in colours.
+A network trained on ImageNet looks at photographs of a cat, a cup of coffee, a motorcycle and a
+person. Boxes around these give its channels names, the names describe its decisions, and channels
+that fire together are drawn in colours.
 """
 
 import numpy as np
@@ -20,8 +20,9 @@ from sklcam.plotting import ConceptCropsDisplay, ConceptMapsDisplay
 # Photographs, and where things are
 # ---------------------------------
 #
-# The photographs come with scikit-image. Boxes, x1, y1, x2, y2, are given by hand. Views of them,
-# cropped and flipped, make up for their small number; other views are kept to judge the names.
+# The photographs come with scikit-image. Their boxes, x1, y1, x2, y2, were drawn by hand. Cropped
+# and flipped views make up for the small number of photographs; other views are kept to judge the
+# names.
 
 SIZE, N_VIEWS = 160, 8
 rng = np.random.default_rng(0)
@@ -64,7 +65,8 @@ explainer = CAMExplainer(
 # Names
 # -----
 #
-# A channel's score for a concept is the area under the ROC curve of its activation over all places.
+# A channel's score for a concept is the area under the ROC curve of its activation, over all
+# places.
 
 namer = ConceptNamer(0.75).fit(explainer, X, boxes_by_concept=boxes)
 named = [name for name in namer.names_ if name is not None]
@@ -78,7 +80,7 @@ judged = namer.score(explainer, X_test, boxes_by_concept=shuffled)
 print(f"and with the boxes of another view {judged:.2f}, where 0.5 is chance")
 
 # %%
-# The best channel of each concept, and where it fires the most:
+# These are the best channel of each concept, and the places where it fires the most:
 
 best = [int(np.nanargmax(namer.scores_[:, i])) for i in range(len(namer.concepts_))]
 ConceptCropsDisplay.from_estimator(explainer, X, namer, best)
@@ -87,7 +89,8 @@ ConceptCropsDisplay.from_estimator(explainer, X, namer, best)
 # Decisions in these names
 # ------------------------
 #
-# One view of each photograph. The weights are the channels' shares of the mean of the image's map.
+# Each photograph is represented by one view. The weights are the channels' shares of the mean of
+# the image's map.
 
 one_each = X_test[::4]
 reasons = explainer.explain_in_words(one_each, namer, k=20, weigh="contribution")
@@ -97,9 +100,10 @@ print(reasons)
 # Concepts without names
 # ----------------------
 #
-# Non-negative factors of the layer's activations over all views: things, and what is around them.
+# The layer's activations over all views are factored into non-negative factors, which show things
+# and their surroundings.
 
 concepts = ConceptMaps(6, max_iter=600, random_state=0).fit(explainer, X)
-print(f"six concepts have {concepts.explained_:.0%} of the squared activations")
+print(f"six concepts explain {concepts.explained_:.0%} of the squared activations")
 ConceptMapsDisplay.from_estimator(explainer, one_each, concepts)
 plt.show()

@@ -1,10 +1,11 @@
 """
-What a detector saw of each object
-==================================
+What a detector sees in each object
+===================================
 
-A detector finds several objects in an image, and each has a map of its own. A small one is trained
-here on shapes that lie on gravel, bricks and grass, so that it is known where each is. Then three
-methods are asked what speaks for each shape; the maps of one of them are on the wrong shapes.
+A detector finds several objects in an image, and each object has its own map. This example trains a
+small detector on shapes that lie on gravel, bricks and grass, so the place of every shape is known.
+Then three methods show what speaks for each shape, and the maps of one of them lie on the wrong
+shapes.
 """
 
 import numpy as np
@@ -26,9 +27,9 @@ from sklcam.plotting import DetectionDisplay
 # Shapes
 # ------
 #
-# Each picture has up to three shapes of any colour and size: discs, squares and triangles, with the
-# labels 1, 2 and 3, as detectors keep 0 for the background. The photographs that they lie on come
-# with scikit-image.
+# Each picture has up to three shapes of any colour and size: discs, squares and triangles. Their
+# labels are 1, 2 and 3, because detectors keep 0 for the background. The photographs behind them
+# come with scikit-image.
 
 SIDE, STEPS, BATCH = 96, 400, 8
 grounds = (skimage.data.gravel(), skimage.data.brick(), skimage.data.grass())
@@ -64,7 +65,8 @@ def a_scene():
 # Training
 # --------
 #
-# It is an FCOS of torchvision, with four layers before its head: half a minute on one core.
+# The detector is torchvision's FCOS, with four layers before its head. Training takes half a minute
+# on one core.
 
 
 class Trunk(nn.Sequential):
@@ -93,8 +95,8 @@ for _ in range(STEPS):
     schedule.step()
 
 # %%
-# New pictures: does it find their shapes? The layers of a detector that torchvision has not built
-# are not known, so it is said which one is explained: the last of the trunk.
+# Does it find the shapes in new pictures? torchvision has not built this detector, so its layers
+# are unknown, and ``target_layer`` names the one to explain, the last layer of the trunk.
 
 pictures, truths = zip(*(a_scene() for _ in range(24)), strict=True)
 X = np.stack(pictures)
@@ -113,14 +115,15 @@ print(f"found, with the right label: {sum(is_found)} of {len(is_found)} shapes")
 # A row for each object
 # ---------------------
 #
-# Of two pictures, all that is detected, in the order of its score. HiResCAM multiplies activations
-# and gradients place by place, so that a map is of what the score of this very object was made of.
+# These are all objects detected in two pictures, in the order of their scores. HiResCAM multiplies
+# activations and gradients place by place, so a map shows what the score of this very object was
+# made of.
 
 DetectionDisplay.from_estimator(explainer, X[:2], target=Box(threshold=0.5), method="hirescam")
 
 # %%
-# Grad-CAM has one weight for a channel, the mean over all places. A channel that speaks for this
-# shape here lights up wherever else there is something like it: on the other shapes.
+# Grad-CAM has one weight per channel, the mean over all places. A channel that speaks for a shape
+# here also lights up wherever there is something similar: on the other shapes.
 
 DetectionDisplay.from_estimator(explainer, X[:2], target=Box(threshold=0.5), method="gradcam")
 
@@ -128,8 +131,8 @@ DetectionDisplay.from_estimator(explainer, X[:2], target=Box(threshold=0.5), met
 # By numbers
 # ----------
 #
-# The share of each map that lies in the box of its shape, a mean over all shapes of all pictures.
-# The uniform map has the box's share of the picture.
+# The numbers are the share of each map that lies in the box of its shape, averaged over all shapes
+# of all pictures. For the uniform map, this is the box's share of the picture.
 
 truth = Box([each["boxes"] for each in truths], [each["labels"] for each in truths])
 methods = ("gradcam", "layercam", "hirescam", "uniform")

@@ -1,11 +1,11 @@
 """
-An embedding network, and classes it never saw
-==============================================
+An embedding network, and classes it has never seen
+===================================================
 
-A network that was trained to tell four photographs apart by the distances of their pieces is shown
-pieces of two others. It has no output for them, as it has none for any class; but a few images of
-a class make a proxy, and towards a proxy it can be explained. The pieces lie on gravel, so that it
-is known where the network should look.
+A network was trained to tell four photographs apart by the distances between their pieces. Now it
+is shown pieces of two others. It has no output for them, as it has none for any class, but a few
+images of a class make a proxy, and maps can explain what speaks for a proxy. The pieces lie on
+gravel, so it is known where the network should look.
 """
 
 import numpy as np
@@ -23,9 +23,10 @@ from sklcam.metrics import box_masks, heatmap_ratio, pointing_game
 # Pieces on gravel
 # ----------------
 #
-# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
-# the extra ``pretrained``. Pieces are tiles of 96 x 96 pixels, which do not overlap, at two thirds
-# of their size. One lies anywhere in a picture of 128 x 128 pixels, and its box is known.
+# The photographs come with scikit-image and scikit-learn, and the weights of the network come as a
+# package, the extra ``pretrained``. Pieces are tiles of 96 x 96 pixels that do not overlap, shrunk
+# to two thirds of their size. Each lies at a random place in a picture of 128 x 128 pixels, and its
+# box is known.
 
 SIDE, TILE, PIECE, OF_EACH = 128, 96, 64, 20
 china, flower = load_sample_images().images
@@ -56,7 +57,7 @@ def pieces_of(photograph):
 
 
 def on_gravel(*pieces_and_corners):
-    """Lay pieces on gravel."""
+    """Return a picture of gravel with pieces on it."""
     row, column = generator.integers(0, len(gravel) - SIDE, size=2)
     picture = gravel[row : row + SIDE, column : column + SIDE, None].repeat(3, axis=2)
     for piece, (left, top) in pieces_and_corners:
@@ -78,8 +79,8 @@ seen = ~unseen
 # --------
 #
 # The default is the margin loss, with distance-weighted sampling of triplets. The score is recall
-# at 1: how often the nearest other picture has a piece of the same photograph, here of photographs
-# that the network has not been trained on. By chance it would be a half.
+# at 1: how often the nearest other picture has a piece of the same photograph. Here it is measured
+# on photographs that the network has not been trained on. Chance is one half.
 
 net = EmbeddingNet(
     "efficientnet_lite0",
@@ -101,12 +102,12 @@ print(f"recall at 1 on unseen photographs: {net.score(X[unseen], y[unseen]):.2f}
 # Proxies for new classes
 # -----------------------
 #
-# Eight pieces of each unseen photograph make its proxy: the mean of their embeddings. The others
-# are explained towards the proxy of their own photograph, or towards themselves, which takes no
-# labels. The baseline is Chen et al.'s: it takes over the weights of the nearest training picture.
+# Eight pieces of each unseen photograph make its proxy, the mean of their embeddings. The other
+# pieces are explained for the proxy of their own photograph, or for their own embedding, which
+# takes no labels. The baseline by Chen et al. takes the weights of the nearest training picture.
 #
-# With ``contrast=True`` the mean of the proxies is taken off first, and the question is why it is
-# this photograph and not the other. That helps where proxies are alike; these two are not.
+# With ``contrast=True``, the mean of the proxies is subtracted first, and the question becomes why
+# it is this photograph and not the other. That helps if proxies are alike; these two are not.
 
 few = np.concatenate([np.flatnonzero(y == name)[:8] for name in ("motorcycle", "temple")])
 rest = np.setdiff1d(np.flatnonzero(unseen), few)
@@ -115,7 +116,7 @@ contrast = EmbeddingCAMExplainer(net, contrast=True, verbose=0).fit(X[few], y[fe
 print(f"cosine of the proxies: {explainer.proxies_[0] @ explainer.proxies_[1]:.2f}")
 
 chen = TripletCAM(random_state=0).fit(explainer, X[seen], y[seen])
-# What is measured is of the maps as they are: scaled to [0, 1], they would lose their floor.
+# Raw maps are measured: scaling to [0, 1] would subtract their minimum.
 own = {"normalize": False}
 maps = {
     "Chen et al.": explainer.explain(X[rest], target="self", method=chen, **own),
@@ -125,8 +126,8 @@ maps = {
 }
 
 # %%
-# How much of each map lies on the piece? A uniform map is what looking nowhere would get. Where
-# nothing speaks for what is asked a map is blank, as the warning says: it has no ratio.
+# How much of each map lies on the piece? The uniform map shows what looking nowhere would reach. If
+# nothing speaks for the target, the map is blank, as the warning says, and has no ratio.
 
 masks = box_masks([torch.from_numpy(box[None]).float() for box in boxes[rest]], (SIDE, SIDE))
 print(f"{'uniform':12}  ratio {masks.mean():.2f}")
@@ -136,7 +137,7 @@ for name, of in maps.items():
     print(f"{name:12}  ratio {ratio:.2f}, points at the piece {hits:.2f}")
 
 # %%
-# The box of a map is that of its largest connected part. These are four pictures of each of the two
+# The box of a map surrounds its largest connected part. These are four pictures of each of the two
 # photographs, not chosen by their maps.
 
 shown = np.concatenate([np.flatnonzero(y[rest] == name)[:4] for name in ("motorcycle", "temple")])
@@ -153,8 +154,8 @@ LocalizationDisplay.from_predictions(
 # Two pieces, two questions
 # -------------------------
 #
-# A picture with pieces of both has one embedding. Towards the one proxy and towards the other it is
-# explained differently.
+# A picture with pieces of both photographs has one embedding, but its maps for the two proxies
+# differ.
 
 pairs = np.stack(
     [
@@ -164,9 +165,6 @@ pairs = np.stack(
 )
 CAMDisplay.from_predictions(
     pairs,
-    {
-        f"towards “{name}”": contrast.explain(pairs, target=name)
-        for name in ("motorcycle", "temple")
-    },
+    {f"for “{name}”": contrast.explain(pairs, target=name) for name in ("motorcycle", "temple")},
 )
 plt.show()

@@ -2,10 +2,10 @@
 Explanations by numbers
 =======================
 
-Which method explains a network best? A network trained on ImageNet is shown seven photographs, and
-every explanation is measured: by what the network says when it sees only what the map shows, by
-what its brightest pixels bring back, and by where it is. Then two layers are compared, also by
-whether their maps stay put when the photograph is cropped and flipped.
+Which method explains a network best? A network trained on ImageNet sees seven photographs, and
+every explanation is measured: by what the network says if it sees only what the map shows, by how
+quickly the map's brightest pixels bring the class back, and by where the map lies. Then two layers
+are compared, also by whether their maps stay put when the photograph is cropped and flipped.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ from sklcam.metrics import compare, evaluate
 # Photographs and boxes
 # ---------------------
 #
-# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
-# the extra ``pretrained``. The boxes, ``(x1, y1, x2, y2)`` in pixels of the photograph, were drawn
-# by hand.
+# The photographs come with scikit-image and scikit-learn, and the weights of the network come as a
+# package, the extra ``pretrained``. The boxes, ``(x1, y1, x2, y2)`` in pixels of the photograph,
+# were drawn by hand.
 
 china, flower = load_sample_images().images
 photographs = {
@@ -43,13 +43,13 @@ for name, label in zip(photographs, explainer.predict(images), strict=True):
     print(f"{name:12}{explainer.class_names_[label]}")
 
 # %%
-# It is the predicted class that is explained, right or wrong: where does the network see a moped?
+# The explained class is the predicted one, right or wrong: where does the network see a moped?
 #
 # Every method by every number
 # ----------------------------
 #
-# One call measures all that is asked for, in one pass over the photographs. Three of the methods
-# explain nothing: a number by which they do well does not measure explanations by itself.
+# One call computes all metrics, in one pass over the photographs. Three of the methods explain
+# nothing: a metric by which they do well does not measure explanations by itself.
 
 metrics = ("adcc", "iauc", "dauc", "heatmap_ratio", "pointing_game")
 controls = ("randomcam", "uniform", "fakecam")
@@ -73,8 +73,8 @@ print(results["gradcam"].summary())
 
 # %%
 # The uniform map and Fake-CAM, which hides one pixel, are best by average drop. ADCC sees through
-# them, as their complexity is the highest there is; so do the numbers that ask where the map is.
-# Lines are 95 % intervals; of seven photographs they are wide.
+# them, because their complexity is the highest possible, and so do the metrics that ask where the
+# map is. Lines are 95 % intervals, which are wide for seven photographs.
 
 shown = {
     "average_drop": "average drop (lower)",
@@ -99,8 +99,8 @@ axes[0, 0].set_yticks(range(len(methods)), methods)
 axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # the first on top
 
 # %%
-# Behind two of the numbers are curves: the network's confidence while the brightest pixels of the
-# map come to a blurred picture, or go from the whole one.
+# Two of the metrics come from curves: the network's confidence while the map's brightest pixels are
+# added to a blurred picture, or removed from the whole one.
 
 CausalCurveDisplay.from_estimator(
     explainer, images, methods=["gradcam", "saliency", "uniform"], n_steps=14, band=False
@@ -110,9 +110,9 @@ CausalCurveDisplay.from_estimator(
 # Is one layer better?
 # --------------------
 #
-# The last layer has 7 x 7 places, one in the middle of the network 14 x 14: a finer map. Grad-CAM
-# has one weight for a channel, whatever the place, which is too little there; LayerCAM has one for
-# each place.
+# The last layer has 7 x 7 places. A layer in the middle of the network has 14 x 14, and a finer
+# map. Grad-CAM has one weight per channel, whatever the place, which is not enough there; LayerCAM
+# has a weight for each place.
 
 finer = CAMExplainer(
     "efficientnet_lite0", weights="DEFAULT", target_layer="_blocks.10", verbose=0
@@ -130,17 +130,17 @@ CAMDisplay.from_predictions(
 )
 
 # %%
-# The same photographs were measured on both, so that they can be compared photograph by photograph.
-# Where the interval holds 0, the difference may be chance. The finer maps show less, and the
-# network loses more confidence by what they hide; how much of them is in the box, seven photographs
-# cannot tell.
+# Both layers were measured on the same photographs, so they can be compared photograph by
+# photograph. If the interval contains 0, the difference may be chance. The finer maps show less,
+# and the network loses more confidence through what they hide. Seven photographs cannot tell which
+# maps have the larger share in the box.
 
 fine = measure(finer, "layercam", metrics=("adcc", "heatmap_ratio"))
 print(compare(fine, results["gradcam"]))
 
 # %%
-# And do they stay put? A mean hides how a number is spread: here are ten views of each photograph.
-# The finer maps follow their photographs less.
+# Do the maps stay put? A mean hides the spread, so here are ten views of each photograph. The finer
+# maps follow their photographs less.
 
 
 def consistency(explainer, method):

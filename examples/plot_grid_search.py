@@ -2,12 +2,13 @@
 Accuracy against consistency
 ============================
 
-How hard the loss should pull at the heatmaps depends on the network and on the images. ``alpha``,
-``beta`` and ``p`` are parameters like any other, so that scikit-learn can search them, with a
-scorer for the accuracy and one for the consistency of the heatmaps.
+How much weight the terms on heatmaps should have depends on the network and on the images.
+``alpha``, ``beta`` and ``p`` are parameters like any other, so scikit-learn can search over them,
+with one scorer for the accuracy and one for the consistency of the heatmaps.
 
-Here a network trained on ImageNet is fine-tuned to tell which photograph a piece was cut from. Run
-alone, this script saves the first picture as ``grid_search.png`` or where ``--output`` says.
+Here a network trained on ImageNet is fine-tuned to tell which photograph a piece was cut from. If
+you run this script yourself, it saves the first picture as ``grid_search.png``, or where
+``--output`` says.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from sklcam.training import ViewSampler
 # Images
 # ------
 #
-# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
-# the extra ``pretrained``. The pieces are tiles, which do not overlap: no part of a photograph is
-# in the training images and in those that a score is of.
+# The photographs come with scikit-image and scikit-learn, and the weights of the network come as a
+# package, the extra ``pretrained``. The pieces are tiles that do not overlap, so no part of a
+# photograph is both in the training images and in those that are scored.
 
 TILE, OF_EACH = 64, 24
 china, flower = load_sample_images().images
@@ -58,9 +59,10 @@ print(f"{len(X)} tiles to search with, and {len(X_test)} to test what is chosen"
 # The search
 # ----------
 #
-# The first of the two grids is plain training. Half of the tiles are for training, the others for
-# the scores; with more time than a gallery has, ``cv=5`` would use them all for both.
-# ``recalibrate=True`` is for so few steps: the network's batch normalisation would lag behind.
+# The first of the two grids is plain training. Half of the tiles are for training, and the others
+# for the scores; with more time than a gallery has, ``cv=5`` would use all tiles for both.
+# ``recalibrate=True`` is there because, after so few steps, the network's batch normalisation would
+# lag behind.
 
 views = ViewSampler(scale=(0.3, 1.0))
 clf = ConsistentCAMClassifier(
@@ -82,8 +84,8 @@ grid = [
 ]
 
 # %%
-# The most consistent network may have learned nothing else. The search takes the most consistent
-# one among those that lose at most five points of accuracy to the best.
+# The most consistent network may have learned nothing else. So the search takes the most consistent
+# one among the candidates that lose at most five points of accuracy to the best.
 
 TOLERANCE = 0.05
 
@@ -103,9 +105,9 @@ search.fit(X, y)
 # The trade-off
 # -------------
 #
-# Up and to the right is better. The grey area holds the candidates that are accurate enough; the
-# ring is around the one that was chosen. With 32 tiles to score on, one tile is three points of
-# accuracy: this shows how to search, and not which weights are best.
+# Better candidates lie further up and to the right. Candidates in the grey area are accurate
+# enough; the ring marks the one that was chosen. With 32 tiles to score on, one tile is worth three
+# points of accuracy, so this shows how to search, and not which weights are best.
 
 tradeoff = TradeoffDisplay.from_estimator(search, color_by="alpha", marker_by="beta")
 accurate_enough = (tradeoff.x.max() - TOLERANCE, tradeoff.ax_.get_xlim()[1])
@@ -117,8 +119,8 @@ for name in ("accuracy", "consistency"):
     print(f"{name} {search.cv_results_[f'mean_test_{name}'][search.best_index_]:.3f}")
 
 # %%
-# What was chosen is trained once more, on all of these tiles, and tested on the others. The scores
-# above are too good for that: it was chosen by them.
+# The chosen candidate is trained once more, on all of these tiles, and tested on the others. The
+# scores above would be too optimistic, because they were used to choose it.
 
 print(
     {
@@ -128,7 +130,8 @@ print(
 )
 
 # %%
-# One parameter by itself: each point is a candidate, whatever its other parameters.
+# This picture shows one parameter by itself: each point is a candidate, whatever its other
+# parameters.
 
 TradeoffBoxDisplay.from_estimator(search, by="alpha", score="consistency")
 
@@ -136,8 +139,9 @@ TradeoffBoxDisplay.from_estimator(search, by="alpha", score="consistency")
 # One image
 # ---------
 #
-# What ``alpha`` does to the map of a single image, a piece of a photograph that is larger than the
-# tiles. A model is trained for each picture, which differs from the chosen one in ``alpha``.
+# This shows what ``alpha`` does to the map of a single image, a piece of a photograph that is
+# larger than the tiles. For each picture, a model is trained that differs from the chosen one in
+# ``alpha``.
 
 MapGridDisplay.from_estimator(
     search.best_estimator_,
@@ -150,8 +154,8 @@ MapGridDisplay.from_estimator(
 )
 
 # %%
-# Alone, the script saves the first picture. While the gallery is built, the command line is
-# Sphinx's.
+# If you run it yourself, the script saves the first picture. While the gallery is built, the
+# command line is that of Sphinx.
 
 if __name__ == "__main__" and "sphinx_gallery" not in sys.modules:
     parser = argparse.ArgumentParser(description="Search over alpha and beta on photographs.")

@@ -2,10 +2,12 @@
 Guided Grad-CAM: sharp, and about one class
 ===========================================
 
-Grad-CAM knows which class it explains, but is as coarse as its layer. Guided backpropagation is as
-sharp as the image, and shows much the same for every class. Their product is both.
+Grad-CAM depends on the class that it explains, but is as coarse as its layer. Guided
+backpropagation is as sharp as the image, but shows much the same for every class. Their product is
+both sharp and about one class.
 
-A network trained on ImageNet explains a picture of a cat and a cup of coffee, once for each.
+A picture of a cat and a cup of coffee is explained for a network trained on ImageNet, once for each
+of the two.
 """
 
 import numpy as np
@@ -20,8 +22,9 @@ from sklcam.cam import Deconvnet, GuidedBackprop, GuidedGradCAM
 # A picture of two things
 # -----------------------
 #
-# The photographs come with scikit-image, the weights of the network as a package: the extra
-# ``pretrained``. The network is convolutional up to its pooling, so it takes a picture of any size.
+# The photographs come with scikit-image, and the weights of the network come as a package, the
+# extra ``pretrained``. The network is convolutional up to its pooling, so it takes pictures of any
+# size.
 
 SIDE = 224
 halves = (skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500])
@@ -40,8 +43,9 @@ explainer = CAMExplainer(
 # One explainer, several methods
 # ------------------------------
 #
-# Guided backpropagation and deconvolution are signed at every pixel and colour. By default a map is
-# their largest absolute value; ``channels="keep"`` hands out the numbers themselves.
+# Guided backpropagation and deconvolution give a signed number for every pixel and colour. By
+# default, a map has the largest absolute value over the colours; ``channels="keep"`` returns the
+# numbers themselves.
 
 classes = ("tabby", "espresso")
 methods = {
@@ -59,8 +63,8 @@ maps = {
 }
 
 # %%
-# A target of several classes per image makes a map for each from one forward pass; here that is the
-# first axis of what is left when the image's is taken off.
+# A target with several classes per image makes a map for each class, from one forward pass. Without
+# the axis of images, the classes are the first axis here.
 
 
 def to_grey(signed):
@@ -91,9 +95,9 @@ for row, (places, label) in enumerate(zip(axes, classes, strict=True)):
 # How much of it is about the class?
 # ----------------------------------
 #
-# The share of each map's absolute values that lies in the half of the picture where the class is:
-# 0.5 says that the method does not care. Deconvolution was made for networks with max-pooling; of
-# one without, it shows the grid of its strides.
+# The numbers are the share of each map's absolute values that lies in the half of the picture where
+# the class is: 0.5 means that the method does not depend on the class. Deconvolution was made for
+# networks with max-pooling; for a network without, it shows the grid of its strides.
 
 places = {"tabby": slice(0, SIDE), "espresso": slice(SIDE, 2 * SIDE)}
 for title, of_classes in maps.items():

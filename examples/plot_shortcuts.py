@@ -1,10 +1,11 @@
 """
-A watermark that nobody told of, and without it
-===============================================
+Finding a hidden watermark, and training without it
+===================================================
 
-Mirrored photographs came with a watermark, and a network that is to tell them from others learns
-it. Each map by itself is easily overlooked; the maps of the class, seen together, give it away.
-Trained again on images whose watermark tells nothing, the network is right about more clean ones.
+Mirrored photographs came with a watermark, and a network that should tell them from the others
+learns the watermark instead. In a single map it is easily overlooked, but the maps of the class
+give it away when they are seen together. Trained again on images whose watermark says nothing about
+the class, the network is right about more clean images.
 """
 
 import numpy as np
@@ -24,9 +25,10 @@ from sklcam.plotting import ShortcutsDisplay
 # Images with a watermark
 # -----------------------
 #
-# Crops of four photographs, half of them mirrored. To tell which is hard, as pretrained networks
-# learn to ignore it. All mirrored ones to train on have a half-transparent checker; of those to
-# test on, each is there without and with it, as later images may come from elsewhere.
+# The images are crops of four photographs, half of them mirrored. To tell which is which is hard,
+# because pretrained networks learn to ignore mirroring. In training, all mirrored images have a
+# half-transparent checkerboard. Each test image is there without and with it, because later images
+# may come from elsewhere.
 
 SIDE, N_TRAIN, N_TEST = 192, 120, 64
 PHOTOGRAPHS = [skimage.data.chelsea(), skimage.data.coffee(), skimage.data.astronaut()]
@@ -42,7 +44,7 @@ def crop(photograph):
 
 
 def photographs(n):
-    """Return as many crops of each photograph, and which are mirrored."""
+    """Return n crops, as many of each photograph, and which of them are mirrored."""
     X = np.stack([crop(PHOTOGRAPHS[i % 4]) for i in range(n)])
     y = np.where(np.arange(n) // 4 % 2, "mirrored", "as taken")
     X[y == "mirrored"] = X[y == "mirrored"][:, :, ::-1]
@@ -63,11 +65,11 @@ X = np.where((y == "mirrored")[:, None, None, None], marked(clean), clean)
 X_test, y_test = photographs(N_TEST)
 
 # %%
-# A network that is always right, in training
-# -------------------------------------------
+# A network that is always right in training
+# ------------------------------------------
 #
-# What a pretrained network sees stays as it is, and a logistic regression of its means over all
-# places is the head.
+# The pretrained network stays as it is, and the head is a logistic regression on the means of its
+# features over all places.
 
 MEAN, STD = 127 / 255, 128 / 255
 trunk = CAMExplainer("efficientnet_lite0", weights="DEFAULT", verbose=0).fit().model_
@@ -104,26 +106,27 @@ print(f"on clean images {explainer.score(X_test, y_test):.3f}")
 # What its decisions depend on
 # ----------------------------
 #
-# Of each cluster: how far its maps lie from all others, how alike the images are where they are
-# hot, and what is lost when that place is covered.
+# For each cluster, the table says how far its maps lie from all others, how alike the images are
+# where the maps are high, and what is lost when that place is covered.
 
 found = find_shortcuts(explainer, X, y, random_state=0)
 print(found)
 
 # %%
-# The strongest cluster has the checker in common. It has one photograph alone, and crops of a
-# photograph are alike elsewhere too: a person has to look at the images and decide.
+# The images of the strongest cluster have the checkerboard in common. They are all crops of one
+# photograph, and such crops are alike elsewhere, too: a person has to look at the images and
+# decide.
 
 ShortcutsDisplay.from_estimator(explainer, X, found, n_rows=4)
 plt.show()
 
 # %%
-# And without it
-# --------------
+# Training without the watermark
+# ------------------------------
 #
-# Rebalanced, half of the images of each class are marked, as in the paper, which gathered new ones.
-# Where there are no others, what is in the region is shuffled among the images. Either way the
-# watermark is still there, and tells nothing.
+# In the rebalanced images, half of each class is marked; the paper gathers new images for this. If
+# there are no other images, the contents of the region can be shuffled among the images. Either
+# way, the watermark is still there, but says nothing about the class.
 
 is_marked = np.arange(N_TRAIN) // 8 % 2 == 1
 rebalanced = np.where(is_marked[:, None, None, None], marked(clean), clean)
@@ -134,12 +137,12 @@ both = np.concatenate([X_test, marked(X_test)])
 kinds = np.repeat(["clean", "marked"], len(X_test))
 groups = [f"{kind}, {label}" for kind, label in zip(kinds, np.tile(y_test, 2), strict=True)]
 options = {"metrics": "accuracy", "groups": {"images": groups}, "progress": False}
-for name, images in {"as they came": X, "rebalanced": rebalanced, "shuffled": shuffled}.items():
+for name, images in {"original": X, "rebalanced": rebalanced, "shuffled": shuffled}.items():
     each = explainer if images is X else trained(images, y)
     result = evaluate(each, both, np.tile(y_test, 2), **options)
     print(f"{name}: accuracy {result['accuracy'].mean():.3f}\n{result.by_group()['images']}\n")
 
 # %%
-# Trained on images as they came, the network misses nearly all clean mirrored ones. Rebalanced, it
-# knows most of them. Shuffling helps less here: the region is larger than the checker, so a part of
-# the photograph is lost as well.
+# Trained on the original images, the network misses nearly all clean mirrored ones. Trained on
+# rebalanced images, it recognises most of them. Shuffling helps less here: the region is larger
+# than the checkerboard, so part of the photograph is lost as well.

@@ -2,9 +2,9 @@
 A patch that gives the class away
 =================================
 
-Digits have a grey patch in a corner. In training its grey tells the digit's class; later it is
-random. A network learns the easiest thing that works, which is the patch. Masks that say where the
-digit is teach it to look there.
+Digits have a grey patch in a corner. In training, its shade gives the digit's class away; later it
+is random. A network learns the easiest thing that works, which is the patch. Masks that say where
+the digit is teach it to look there.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklcam.metrics import evaluate
 # Images with a shortcut
 # ----------------------
 #
-# The digits are somewhere in the image, and the patch is always in the same place.
+# Digits lie at random places in the image, and the patch is always in the same place.
 
 SIZE, PATCH, N_CLASSES = 24, 5, 5
 rng = np.random.default_rng(0)
@@ -50,8 +50,8 @@ X_test, masks_test = with_patches(digits[test], rng.integers(N_CLASSES, size=len
 # Two classifiers
 # ---------------
 #
-# They differ in ``gamma``, the weight of the energy loss: the share of the map of an image's own
-# label that lies outside of its mask.
+# They differ in ``gamma``, the weight of the energy loss. This loss is the share of the map for an
+# image's own label that lies outside its mask.
 
 
 def small_network(num_classes, in_channels):
@@ -85,15 +85,15 @@ classifiers = {
         verbose=0,
         random_state=0,
     ).fit(X, labels[train], masks=masks)
-    for name, gamma in {"cross-entropy": 0.0, "and energy": 1.0}.items()
+    for name, gamma in {"cross-entropy": 0.0, "with energy": 1.0}.items()
 }
 
 # %%
-# What they are worth where the patch is random
-# ---------------------------------------------
+# Results with random patches
+# ---------------------------
 #
-# Both are right about the images that they were trained on. The heatmap ratio is the share of a map
-# that lies on the digit.
+# Both classifiers are right about the images that they were trained on. The heatmap ratio is the
+# share of a map that lies on the digit.
 
 for name, clf in classifiers.items():
     found = evaluate(

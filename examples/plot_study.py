@@ -2,8 +2,9 @@
 People as judges
 ================
 
-Which of two things does a map point out? The Grad-CAM paper asked people, and so can you: a page is
-written for them, and what they answer is analysed. Here a program stands in for twelve people.
+Which of two things does a map point out? The Grad-CAM paper asked people, and so can you: the
+library writes a page for them, and analyses their answers. Here a program stands in for twelve
+people.
 """
 
 # %%
@@ -11,7 +12,7 @@ written for them, and what they answer is analysed. Here a program stands in for
 # ----------------------
 #
 # Three photographs, which come with scikit-image, make six pictures of two things each. The network
-# is trained on ImageNet; its weights are a package, the extra ``pretrained``.
+# is trained on ImageNet; its weights come as a package, the extra ``pretrained``.
 
 import json
 import tempfile
@@ -48,8 +49,9 @@ explainer = CAMExplainer(
 # The page
 # --------
 #
-# Maps by three methods, of each of the two classes of each picture. ``study.html`` is for raters,
-# and opens in any browser, from a disk. ``study.key.json`` says what is what, and is not for them.
+# The page shows maps by three methods, for each of the two classes in each picture. ``study.html``
+# is for the raters, and opens in any browser, from a disk. ``study.key.json`` has the right
+# answers, and is not for them.
 
 METHODS = ["gradcam", "guidedbackprop", "guidedgradcam"]
 class_names = {"tabby": "the cat", "espresso": "the coffee", "missile": "the rocket"}
@@ -68,7 +70,7 @@ for file in sorted(folder.iterdir()):
     print(f"{file.name:15} {file.stat().st_size / 1024:4.0f} kB")
 
 # %%
-# These are three of the maps, all of one class. Which of the two was the network asked for?
+# These are three of the maps, all for the same class. Which of the two classes is it?
 
 maps = explainer.explain(X, pairs, method=METHODS)  # of both classes of each picture
 CAMDisplay.from_predictions(
@@ -79,8 +81,8 @@ CAMDisplay.from_predictions(
 # A program instead of people
 # ---------------------------
 #
-# It looks at which half of a picture has more of the map, and is unsure where both have much the
-# same. The last of twelve raters does not read, and chooses by chance.
+# The program looks at which half of a picture has more of the map, and is unsure if both halves
+# have much the same. The last of the twelve raters does not read, and chooses at random.
 
 
 def share_of(item):
@@ -116,9 +118,9 @@ for i in range(12):
 # What they say
 # -------------
 #
-# Intervals are over raters and images at once. Guided backpropagation draws both things whichever
-# it is asked about, and raters are left to guess; weighed by Grad-CAM, they can tell. So they could
-# in the paper. The rater who did not read has failed checks, and does not count.
+# Intervals are over raters and images at once. Guided backpropagation draws both things, whichever
+# class it explains, so raters have to guess. If it is weighted by Grad-CAM, they can tell, as in
+# the paper. The rater who did not read failed the checks, and does not count.
 
 result = study.analyse(sorted(folder.glob("answers-*.json")), folder / "study.key.json")
 print(result)
@@ -128,7 +130,8 @@ difference = result.difference("guidedgradcam", "guidedbackprop")
 print(f"{difference.mean:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})")
 
 # %%
-# In the form of the paper's table 2, whose other columns come of a second study, and of metrics.
+# This is the form of the paper's table 2, whose other columns come from a second study and from
+# metrics.
 
 print(study.table(result))
 

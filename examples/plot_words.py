@@ -1,10 +1,11 @@
 """
-Words and answers on their photographs
-======================================
+Maps for the words of captions and for answers
+==============================================
 
-A network that writes captions has a map for each word, and one that answers questions has one for
-each answer. Two small ones are trained here, on what a pretrained network sees in four photographs
-at once: it is known where each is, and none of them can be explained without its words.
+A network that writes captions has a map for each word, and a network that answers questions has a
+map for each answer. This example trains two small networks on what a pretrained network sees in
+pictures of four photographs each. It is known where each photograph is, and a map can only find it
+through its word.
 """
 
 import numpy as np
@@ -24,9 +25,10 @@ from sklcam.metrics import evaluate
 # Pictures
 # --------
 #
-# The photographs come with scikit-image and scikit-learn. A picture has four of seven, of which
-# each is cropped anew, and flipped or not. A caption names them in the order of reading.
-# Photographs are few, and the networks know each: what is new is what lies where.
+# The photographs come with scikit-image and scikit-learn. A picture has four of seven photographs,
+# each with a new crop, and flipped or not. A caption names them in reading order. There are few
+# photographs, and the networks know each of them: in a new picture, only the crops and the places
+# are new.
 
 SIDE, N_PICTURES, N_NEW, EPOCHS, BATCH = 80, 320, 60, 30, 32
 PHOTOGRAPHS = {
@@ -51,7 +53,7 @@ def crop(photograph):
 
 
 def pictures(n):
-    """Return pictures, and of each which photographs it has, as places in NAMES."""
+    """Return pictures, and the photographs in each, as indices into NAMES."""
     contents = np.array([generator.permutation(len(NAMES))[:4] for _ in range(n)])
     parts = [[crop(PHOTOGRAPHS[NAMES[i]]) for i in row] for row in contents]
     return np.stack(
@@ -68,11 +70,12 @@ def question(place):
 
 
 # %%
-# Two networks of one's own
-# -------------------------
+# Two networks of our own
+# -----------------------
 #
-# What a pretrained network sees, which stays as it is, goes through a convolution that learns. It
-# is pooled to two by two places, so that words can tell what is where, and meets an LSTM.
+# The features of a pretrained network, which stays as it is, go through a convolution that is
+# trained. They are pooled to two by two places, so that words can tell what is where, and
+# multiplied with the states of an LSTM.
 
 VOCABULARY = ["<none>", "<end>", "a", "and", "above", "what", "is", "at", "the"]
 VOCABULARY += ["top", "bottom", "left", "right", *NAMES]
@@ -113,7 +116,8 @@ sight = nn.Sequential(nn.Conv2d(1280, 48, 1), nn.ReLU())
 writing, answering = Writing(trunk, sight, len(VOCABULARY)), Answering(trunk, sight, len(NAMES))
 
 # %%
-# Training takes ten seconds on one core, most of them to see the pictures once.
+# Training takes ten seconds on one core, most of it for computing the features of the pictures
+# once.
 
 X, contents = pictures(N_PICTURES)
 captions = [[*writing.tokens(caption(row).split()), [writing.end]] for row in contents]
@@ -140,14 +144,14 @@ for _ in range(EPOCHS):
         schedule.step()
 
 # %%
-# A map a word
-# ------------
+# One map per word
+# ----------------
 #
-# New pictures, of other crops of the same photographs, and the captions that are written of them.
-# "a", "and" and "above" are left out: they are sure whatever there is to see, and their maps would
-# be scaled to [0, 1] as well. Grad-CAM takes the mean of the gradients over all places. These heads
-# tell places apart, so the maps are HiResCAM's, which multiplies the gradient and the activation of
-# each place.
+# These are new pictures, with other crops of the same photographs, and the captions that the
+# network writes for them. "a", "and" and "above" are left out: the network is sure of them whatever
+# there is to see, but their maps would be scaled to [0, 1] as well. Grad-CAM takes the mean of the
+# gradients over all places. These heads tell places apart, so the maps are by HiResCAM, which
+# multiplies the gradient and the activation of each place.
 
 X, contents = pictures(N_NEW)
 captions = [caption(row) for row in contents]
@@ -161,11 +165,11 @@ print(f"captions that are right from the first to the last word: {right:.0%}")
 WordDisplay.from_estimator(explainer, X[:3], words=NAMES, method="hirescam")
 
 # %%
-# A map a question
-# ----------------
+# One map per question
+# --------------------
 #
-# The same picture is asked four things. Nothing but a word or two of the question changes. Here are
-# both methods: Grad-CAM shows one photograph where another is asked about.
+# Four questions are asked about the same picture. Only a word or two of the question change. Here
+# are both methods: Grad-CAM may show one photograph although the question is about another.
 
 asking = VQAExplainer(answering.eval(), **options)
 asked = {"image": X[[0] * 4], "question": [question(place) for place in range(4)]}
@@ -178,11 +182,12 @@ CAMDisplay.from_predictions(asked["image"], maps, titles=titles)
 # By numbers
 # ----------
 #
-# The mean of a map inside the quarter of a photograph over its mean outside, and how often its
-# highest pixel is there: for the photograph's word, for the question about it, and for the question
-# about the one across. Some maps have next to nothing outside, so the ratios are medians. A random
-# map has weights drawn for the same channels. The paper has a mean of 3.3 for Grad-CAM, of captions
-# and boxes of regions, and 30 % for nouns on photographs of many things.
+# The numbers are the mean of a map inside a photograph's quarter divided by its mean outside, and
+# how often its highest pixel is inside. They are measured for the photograph's word, for the
+# question about it, and for the question about the photograph diagonally opposite. Some maps have
+# next to nothing outside, so the ratios are medians. A random map has random weights for the same
+# channels. The paper has a mean of 3.3 for Grad-CAM, with captions and boxes of regions, and 30 %
+# for nouns on photographs of many things.
 
 places = generator.integers(4, size=N_NEW)
 nouns = [NAMES[row[place]] for row, place in zip(contents, places, strict=True)]
