@@ -71,7 +71,7 @@ def _add_explain(commands: Any) -> None:
     written = command.add_argument_group("what is explained, and written")
     _add_method(written)
     written.add_argument(
-        "--out", required=True, metavar="MAPS", help="folder to write to, a new one"
+        "--out", required=True, metavar="MAPS", help="folder to write to; the same call resumes"
     )
     written.add_argument("--overwrite", action="store_true", help="replace files that are in MAPS")
     written.add_argument(

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("sklcam: interrupted", file=sys.stderr)
+        goes_on = arguments.command == "explain" or getattr(arguments, "store", None) is not None
+        said = "; the same command continues" if goes_on else ""
+        print(f"sklcam: interrupted{said}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads has seen enough, such as `head`
         with suppress(OSError, ValueError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,28 @@ from PIL import Image
 from torch import Tensor
 
 from sklcam._files import replacing, write_whole
+from sklcam._folders import ChunkFolder
 from sklcam._progress import tqdm
 from sklcam._validation import check_count
 from sklcam.command_line.models import explainer_of
-from sklcam.command_line.photographs import images_in, labelled_images, readable, target_of
+from sklcam.command_line.photographs import (
+    Readable,
+    images_in,
+    labelled_images,
+    readable,
+    target_of,
+)
 from sklcam.command_line.results import Result
 from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.checks import remark
+from sklcam.explain.fingerprints import dependencies, described, digest
 from sklcam.explain.predictions import class_names, predictions
+from sklcam.explain.stored import chunk_size_for, open_folder, runs_of
 from sklcam.images.pictures import to_picture
 from sklcam.plotting.pages import overlay, thumbnail_size
 
 _TABLE, _OVERLAYS, _ARRAYS = "predictions.csv", "overlays", "arrays"
+_UNFINISHED = "unfinished"  # what is done, and of what; it is gone once all is
 _COLUMNS = ("file", "predicted", "probability", "explained", "remark")
 _UNREADABLE = "cannot be read"  # the remark of an image that was skipped
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
@@ -50,27 +62,20 @@ def run(arguments: Namespace) -> Result:
     if labels is not None:
         labels = [labels[row] for row in found.rows]
     writer = _Writer(explainer, root, images, target_of(arguments, explainer, labels), arguments)
-    out.mkdir(parents=True, exist_ok=True)
+    folder = writer.begun()
+    n_before = folder.n_done
     (out / _TABLE).unlink(missing_ok=True)  # without which nobody takes old and new for one
-    n_remarks = 0
-    with replacing(out / _TABLE) as file:
-        table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-        table.writerow(_COLUMNS)
-        explained = writer.rows()
-        for name in names:
-            if name in found.skipped:
-                table.writerow((name, "", "", "", _UNREADABLE))
-                continue
-            table.writerow(row := next(explained))
-            n_remarks += bool(row[-1])
-        assert next(explained, None) is None  # it ends, and warns of what it found
-        text.detach()  # which writes what is left
+    writer.write(folder)
+    n_remarks = _write_table(out / _TABLE, names, found, _rows(folder))
+    _remove_whole(folder.path)
+    before = f", {n_before} of them before" if n_before else ""
     said = f"; the maps of {n_remarks} have a remark" if n_remarks else ""
     return Result(
-        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{said}{found.told}",
+        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{before}{said}{found.told}",
         {
             **{"out": str(out), "table": str(out / _TABLE), "model": arguments.model},
-            **{"n_images": len(images), "n_remarks": n_remarks, "skipped": found.listed},
+            **{"n_images": len(images), "n_before": n_before, "n_remarks": n_remarks},
+            "skipped": found.listed,
         },
     )
 
@@ -79,7 +84,8 @@ def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
     """Refuse a folder in which something would be lost, or taken for an image next time."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    is_begun = (out / _UNFINISHED).is_dir()
+    if out.is_dir() and any(out.iterdir()) and not overwrite and not is_begun:
         raise ValueError(
             f"--out {out} is there, and not empty: give another folder, or --overwrite, which "
             "replaces files of the same names and leaves all others."
@@ -89,6 +95,38 @@ def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
             f"--out {out} is in {root}, so that overlays would be images to explain next time; "
             "give a folder elsewhere."
         )
+
+
+def _write_table(
+    path: Path, names: list[str], found: Readable, explained: Iterator[list[str]]
+) -> int:
+    """Write a row for each image, and return how many maps have a remark."""
+    n_remarks = 0
+    with replacing(path) as file:
+        table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+        table.writerow(_COLUMNS)
+        for name in names:
+            if name in found.skipped:
+                table.writerow((name, "", "", "", _UNREADABLE))
+                continue
+            table.writerow(row := next(explained))
+            n_remarks += bool(row[-1])
+        text.detach()  # which writes what is left
+    return n_remarks
+
+
+def _rows(folder: ChunkFolder) -> Iterator[list[str]]:
+    """Yield the table's rows of all images, chunk by chunk."""
+    for chunk in range(folder.n_chunks):
+        yield from json.loads(folder.content(chunk))
+
+
+def _remove_whole(path: Path) -> None:
+    """Remove a folder, which nobody finds half removed."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 class _Writer:
@@ -103,6 +141,7 @@ class _Writer:
         arguments: Namespace,
     ):
         self._explainer, self._arguments = explainer, arguments
+        self._images, self._asked = images, target
         self._names = [os.path.relpath(image, root) for image in images]
         names = explainer.output_names
         self._classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
@@ -120,26 +159,78 @@ class _Writer:
         self._out = Path(arguments.out)
         self._folders: set[Path] = set()
 
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Explain and write the images, and yield a row of the table for each."""
+    def begun(self) -> ChunkFolder:
+        """Return what an earlier call has done of this work, or a new folder for it.
+
+        Raises
+        ------
+        ValueError
+            If the earlier call was of something else, without ``--overwrite``.
+        """
+        path = self._out / _UNFINISHED
+        about = {
+            "kind": "overlays and arrays",
+            "n_images": len(self._opened),
+            "chunk_size": chunk_size_for(self._opened, self._explainer, None),
+            "depends_on": self._dependencies(),
+        }
+        try:
+            return open_folder(path, about, lambda folder: None, resume=True)
+        except ValueError as error:
+            if not self._arguments.overwrite:
+                raise ValueError(f"{error} --overwrite begins anew.") from error
+        _remove_whole(path)
+        return open_folder(path, about, lambda folder: None, resume=True)
+
+    def _dependencies(self) -> dict[str, Any]:
+        """Return what the files depend on, by the names that a message calls it."""
+        arguments = self._arguments
+        stats = [os.stat(image) for image in self._images]
+        # Of the files, only some are read for a fingerprint; one that is replaced has another time.
+        times = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
+        return {
+            **dependencies(self._explainer, self._opened, self._asked),
+            "sizes or dates of the images' files": digest(*map(str.encode, times)),
+            "method": described(self._method),
+            "--frame": arguments.frame,
+            "--format": arguments.format,
+            "--longest": arguments.longest,
+            "--no-overlays": arguments.no_overlays,
+            "--no-arrays": arguments.no_arrays,
+        }
+
+    def write(self, folder: ChunkFolder) -> None:
+        """Explain and write the images that are not done yet, chunk by chunk."""
         with tqdm(
             total=len(self._opened),
             desc="explain",
             unit="image",
+            initial=folder.n_done,
             disable=self._arguments.quiet,
         ) as bar:
-            for explained in self._explainer.iter_explained(
-                self._opened, self._target, methods=[self._method]
-            ):
-                yield from self._write(explained)
-                bar.update(len(explained.batch))
+            for run in runs_of(folder, None, self._opened):
+                rows = folder.rows(run)
+                held: list[tuple[str, ...]] = []
+                for explained in self._explainer.iter_explained(
+                    self._opened.subset(rows),
+                    self._target.take(slice(rows.start, rows.stop)),
+                    methods=[self._method],
+                ):
+                    start = rows.start + explained.batch.start
+                    stop = start + len(explained.batch)
+                    held += self._write(explained, self._names[start:stop])
+                    bar.update(stop - start)
+                    for chunk in folder.ended(run, start, stop):
+                        n = len(folder.rows(range(chunk, chunk + 1)))
+                        folder.finish(chunk, json.dumps(held[:n]).encode())
+                        del held[:n]
 
-    def _write(self, explained: ExplainedBatch) -> Iterator[tuple[str, ...]]:
+    def _write(self, explained: ExplainedBatch, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         arguments, batch = self._arguments, explained.batch
         predicted = predictions(self._explainer, explained.output)
         chosen = explained.target.indices
         for i, map_ in enumerate(explained.maps[0].float().cpu()):
-            name = self._names[batch.start + i]
+            name = names[i]
             self._remove(name)
             if not arguments.no_arrays:
                 self._write_array(name, map_, batch.sizes[i])
@@ -157,10 +248,9 @@ class _Writer:
 
     def _remove(self, name: str) -> None:
         """Remove what another call has written of an image, which may be of another kind."""
-        if self._arguments.overwrite:
-            for suffix in _SUFFIXES.values():
-                (self._out / _OVERLAYS / f"{name}{suffix}").unlink(missing_ok=True)
-            (self._out / _ARRAYS / f"{name}.npy").unlink(missing_ok=True)
+        for suffix in _SUFFIXES.values():
+            (self._out / _OVERLAYS / f"{name}{suffix}").unlink(missing_ok=True)
+        (self._out / _ARRAYS / f"{name}.npy").unlink(missing_ok=True)
 
     def _write_array(self, name: str, map_: Tensor, size: tuple[int, ...]) -> None:
         if self._arguments.frame == "image":

@@ -23,7 +23,7 @@ from PIL import Image
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, command_line
-from sklcam.command_line import arguments
+from sklcam.command_line import arguments, explaining
 from sklcam.command_line.results import plain
 from sklcam.images import Resizing
 from sklcam.metrics import evaluate
@@ -388,6 +388,72 @@ def test_nothing_is_left_where_all_images_are_broken(run, broken, tmp_path):
     place = str(broken / "cat" / "a.png")
     code, _, told = run("explain", "--out", tmp_path / "o", "--skip-unreadable", place=place)
     assert code == 1 and "1 of 1 image cannot be read" in told and "Give a folder with" in told
+
+
+@pytest.fixture
+def interrupted(monkeypatch, run):
+    """Explain in chunks of two images, and stop when the third is written."""
+    monkeypatch.setattr("sklcam.explain.stored._ABOUT_A_CHUNK", 2)
+    write_whole = explaining.write_whole
+
+    def call(*options):
+        with monkeypatch.context() as patched:
+            written = []
+
+            def stop(path, content):
+                written.append(path)
+                if len(written) == 6:  # of two for each image
+                    raise KeyboardInterrupt
+                write_whole(path, content)
+
+            patched.setattr(explaining, "write_whole", stop)
+            return run("explain", "--batch-size=1", *options)
+
+    return call
+
+
+def times_of(out):
+    files = [*(out / "arrays").rglob("*.npy"), *(out / "overlays").rglob("*.png")]
+    return {path.relative_to(out): path.stat().st_mtime_ns for path in files}
+
+
+def test_the_same_explain_continues_after_an_interruption(interrupted, run, tmp_path):
+    out, options = tmp_path / "o", ("--batch-size=1", "--out")
+    code, told, error = interrupted("--out", out)
+    assert (code, told, error) == (130, "", "sklcam: interrupted; the same command continues\n")
+    assert not (out / "predictions.csv").exists()
+    before = times_of(out)
+    code, told, _ = run("explain", *options, out)
+    assert (code, told) == (0, f"{out}: 4 images explained, 2 of them before\n")
+    assert run("explain", *options, tmp_path / "whole")[0] == 0
+    after = times_of(out)
+    for name in sorted(SIZES)[:2]:
+        for path in (Path("arrays", f"{name}.npy"), Path("overlays", f"{name}.png")):
+            assert after[path] == before[path]  # not written again
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert {path.name for path in out.iterdir()} == {"arrays", "overlays", "predictions.csv"}
+
+
+def test_what_was_begun_with_something_else_is_not_continued(interrupted, run, at, tmp_path):
+    out = tmp_path / "o"
+    place = shutil.copytree("pets", tmp_path / "pets")
+    options = ("--out", out, "--batch-size=1")
+    assert interrupted(*options)[0] == 130
+    for changed, said in (
+        (("--method=layercam",), r"method \(\S+GradCAM.* there, \S+LayerCAM.* now\)"),
+        (("--layer=features.9",), "target layers"),
+        (("--target=dog",), r"target \(None there, dog now\)"),
+        (("--format=jpeg",), r"--format \(png there, jpeg now\)"),
+    ):
+        code, _, error = run("explain", *options, *changed)
+        assert code == 1 and re.search(f"Not the same: .*{said}.*--overwrite begins anew", error)
+    assert run("explain", *options, place=str(place))[0] == 1
+    (at / "pets" / "cat" / "1.png").touch()  # a photograph that was changed meanwhile
+    code, _, error = run("explain", *options)
+    assert code == 1 and "Not the same: sizes or dates of the images' files." in error
+    code, told, _ = run("explain", *options, "--method=layercam", "--overwrite")
+    assert (code, told) == (0, f"{out}: 4 images explained\n")
 
 
 # Models
