@@ -1,7 +1,8 @@
 """The classifier that trains with consistent explanations, as a skorch net.
 
-Its answers are in :mod:`sklcam.training._answering`, its steps in :mod:`sklcam.training._stepping`,
-and what all nets on images share in :mod:`sklcam.training.net`.
+Its predictions are in :mod:`sklcam.training._answering`, its steps in
+:mod:`sklcam.training._stepping`, and what all nets on images share is in
+:mod:`sklcam.training.net`.
 """
 
 from __future__ import annotations
@@ -72,17 +73,18 @@ class ConsistentCAMClassifier(AnsweringNet):
         otherwise the last layer with a spatial output. A :class:`sklcam.networks.TargetLayer` says
         how a layer's tokens form a grid.
     task : {"auto", "multiclass", "binary", "multilabel", "regression"}, default="auto"
-        What is learned. "multiclass": one of several classes, with one output for each. "binary":
+        The task to learn. "multiclass": one of several classes, with one output for each. "binary":
         one of two classes, with a single output, the logit of the second. "multilabel": any number
         of labels per image, with one output for each. "regression": numbers, given by the outputs
-        directly. "auto" goes by ``y``: tables of 0 and 1, and collections of labels, are
+        directly. "auto" depends on ``y``: tables of 0 and 1, and collections of labels, are
         "multilabel"; labels are "binary" with ``criterion=nn.BCEWithLogitsLoss`` or ``nn.BCELoss``,
         or if there are two classes and the network has one output; otherwise they are "multiclass".
         Numbers are learned only if you ask for "regression", and a table with a single 1 in each
         row only if you ask for "multilabel". The map of an image, :math:`\Phi`, explains the
-        prediction: the highest-scoring class; for a single logit z, the score z, or -z if the first
-        class is predicted; the highest-scoring label, as the paper does not say which of several;
-        for a regression the number itself, and there may be only one if maps are trained on.
+        prediction. This is the highest-scoring class; for a single logit z, the score z, or -z if
+        the first class is predicted; for "multilabel" the highest-scoring label, as the paper does
+        not say which of several; for "regression" the number itself, and there may be only one if
+        the loss has terms on maps.
     alpha : float >= 0, "auto", Balanced or callable, default=1.0
         Weight of the inconsistency. With ``alpha=0`` and ``beta=0`` this is a plain classifier, at
         a plain classifier's cost. "auto" is a :class:`sklcam.training.Balanced`: the term's
@@ -93,7 +95,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         Weight of the norm. The norm grows with the number of pixels: the paper's values of 1e-5 to
         1e-7 are for 224 x 224.
     p : float, 0 or >= 1, default=1
-        Which norm.
+        The p of the norm; 0 counts the pixels that are not zero.
     terms : list of Term, default=()
         Further terms of the loss: :class:`sklcam.training.Term` objects, each with its own weight.
     agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
@@ -102,14 +104,14 @@ class ConsistentCAMClassifier(AnsweringNet):
         of a batch. "mse" is the mean squared difference of the same maps of length 1; this is at
         most two divided by the number of pixels, so give it ``alpha="auto"``. A callable takes
         both, in [0, 1] and of shape (n_images, height, width), and returns a tensor with one number
-        per image; lower is better. It gets a batch, or its part, as a whole, unless it has an
-        attribute ``couples_images = False``.
+        per image; lower is better. It receives a whole batch, or a whole part of one, unless it has
+        the attribute ``couples_images = False``.
     gamma : float >= 0, "auto", Balanced or callable, default=0.0
         Weight of the loss on annotated images, whose masks or boxes are given to :meth:`fit`: maps
         must lie on the object. With 0, and no other term that needs them, ``fit`` warns that masks
         and boxes are not used.
     mask_loss : {"energy", "rrr", "gradmask"}, default="energy"
-        Which loss that is. "energy" is the share of the labelled class's map that lies outside the
+        The loss on annotated images. "energy" is the share of the labelled class's map outside the
         object, :class:`sklcam.training.Energy`: it costs next to nothing. "rrr" and "gradmask" use
         the gradient at the pixels, and need several times the time and memory:
         :class:`sklcam.training.RightReasons`, and :class:`sklcam.training.GradMask`, which is for
@@ -124,8 +126,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         copies each have a cross-entropy. These are added up, and the history has the additional
         ones as ``train_ce_view`` and ``train_ce_augmented``.
     view_gradient : bool, default=True
-        False treats the map of the view as a constant, so its pass needs no backward pass. As
-        measured on photographs, maps then become small rather than consistent.
+        False treats the map of the view as a constant, so its pass needs no backward pass. In
+        measurements on photographs, maps then became small rather than consistent.
     phi : {"gradcam", "hirescam", "layercam"} or GradientMethod, default="gradcam"
         The map that all terms use. A name means the map without the ReLU, as in the paper; an
         object of :mod:`sklcam.cam` such as ``HiResCAM()`` has the ReLU unless it is made with
@@ -147,8 +149,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         Whether images and weights lie in memory with the channels last; convolutions are often
         faster that way, especially in half precision.
     batch_accumulation : int, default=1
-        How many parts a batch is divided into, which are processed one after the other before the
-        optimizer's step: for batches that would not fit in memory otherwise. The gradient is that
+        How many parts a batch is divided into. They are processed one after the other before the
+        optimizer's step, for batches that would not fit in memory otherwise. The gradient is that
         of the whole batch as long as images do not depend on each other; batch normalisation, and
         terms that couple images, see one part at a time.
     augment : "auto", None, ViewSampler or callable, default="auto"
@@ -168,7 +170,7 @@ class ConsistentCAMClassifier(AnsweringNet):
     decode : {"exact", "fast"}, default="exact"
         "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
         resized to: see :class:`~sklcam.images.Resizing`. Images that are cropped are read in full.
-    mean, std : "auto", float or one float a channel, default="auto"
+    mean, std : "auto", float or one float per channel, default="auto"
         Normalisation after scaling to [0, 1]; "auto" is what the network's source says, else 0 and
         1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
         Pixels are also interpolated as the source says, including in training crops.
@@ -176,14 +178,15 @@ class ConsistentCAMClassifier(AnsweringNet):
         How much the images of each class count in the criterion's loss; multiplied by
         ``sample_weight``, if given. A dict maps labels, or their names in ``class_names_``, to
         weights; a class that is not in it has a weight of 1. "balanced" gives all classes of ``y``
-        the same total weight: n_images / (n_classes * images of the class) for each image. It is
-        not for regressions, nor for "multilabel", where ``criterion__pos_weight`` does this.
+        the same total weight: n_images / (n_classes * images of the class) for each image. It
+        cannot be used for "regression", nor for "multilabel", where ``criterion__pos_weight`` does
+        this.
     freeze : "trunk", int or None, default=None
         "trunk" trains only the head: the last layer with weights, or several that have as many
         outputs as the network. Batch normalisation before it stays in evaluation mode. An int is
         the number of epochs for which the trunk is frozen, counted from the network's first one and
         through ``partial_fit``. Terms on maps can then change how the head weighs the trunk's
-        channels, but not where these respond.
+        channels, but not where the channels respond.
     recalibrate : "auto" or bool, default="auto"
         Whether ``fit`` ends by re-estimating batch normalisation's running statistics, on the
         training images as :meth:`predict` reads them. "auto" does so if they lag: if the network's
@@ -207,8 +210,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         scheduler among ``callbacks`` takes its place). There is no validation unless ``fit`` gets
         images for it, or ``train_split`` makes a split.
     classes : array-like or None, default=None
-        All labels, for when ``y`` may not hold every one. For a table of 0 and 1 they name its
-        columns, in order; for a regression, its numbers.
+        All labels, in case ``y`` lacks some of them. For a table of 0 and 1 they name its columns,
+        in order; for a regression, its numbers.
     **kwargs
         Any other parameter of :class:`skorch.NeuralNetClassifier`: ``callbacks``, ``verbose``,
         ``warm_start``, ``iterator_valid__num_workers`` and so on. With ``compile=True`` (and
@@ -218,13 +221,13 @@ class ConsistentCAMClassifier(AnsweringNet):
     Attributes
     ----------
     task_ : {"multiclass", "binary", "multilabel", "regression"}
-        What was learned.
+        The task that was learned.
     classes_ : ndarray of shape (n_classes,), or None for a regression
-        The labels, sorted; for "multilabel" in the order of columns, where these have one.
+        The labels, sorted; for "multilabel", in the order of the columns if ``y`` is a table.
     class_names_ : ndarray of shape (n_classes,) or None
-        The data set's names of its classes, if ``classes_`` are its numbers for them: displays and
-        reports show them, and ``target``, ``class_weight`` and, once they are known, labels may use
-        them, in ``validation``, :meth:`score`, :meth:`partial_fit` and
+        The data set's names for the classes, if ``classes_`` holds their numbers. Displays and
+        reports show the names, and ``target`` and ``class_weight`` may use them. Once they are
+        known, labels may use them too: in ``validation``, :meth:`score`, :meth:`partial_fit` and
         :func:`~sklcam.metrics.evaluate`.
     module_ : nn.Module
         The trained network.
@@ -233,20 +236,20 @@ class ConsistentCAMClassifier(AnsweringNet):
     n_channels_ : int
         Channels of the images.
     preprocessing_ : Preprocessing
-        How images are prepared, and where that comes from.
+        How images are prepared, and which source says so.
     recalibrated_ : int
         How many images the running statistics were re-estimated on; 0 if they were not.
     history : skorch.history.History
         Per epoch ``train_loss`` and its unweighted parts: ``train_ce`` (cross-entropy; the
         criterion's loss of a regression is ``train_criterion``), ``train_inconsistency``
         (one minus SSIM), ``train_norm`` and ``train_<name>`` for further terms, each if it is in
-        use, and ``valid_...`` for each if there is validation. Terms on masks are means over the
-        images that have one, a share of ``train_<name>_annotated`` in a batch, and left out where
-        none has. ``train_accuracy`` (for a regression ``train_r2``) is what :meth:`score` measures,
-        on the predictions that the loss was computed from. Weights that balance themselves are
-        ``train_alpha``, ``train_beta`` and ``train_<name>_weight``. An epoch has no column for a
-        term that is in none of its steps, because of ``every`` or a weight of 0; a column that some
-        epochs lack cannot be monitored.
+        use, and ``valid_...`` for each if there is validation. A term on masks is a mean over the
+        images that have one; ``train_<name>_annotated`` is their share of a batch, and a batch
+        without any lacks the term. ``train_accuracy`` (for a regression ``train_r2``) is what
+        :meth:`score` measures, on the predictions that the loss was computed from. Weights that
+        balance themselves are ``train_alpha``, ``train_beta`` and ``train_<name>_weight``. An epoch
+        has no column for a term that is in none of its steps, because of ``every`` or a weight of
+        0; a column that some epochs lack cannot be monitored.
     history_frame_ : pandas.DataFrame
         The same as a table, a row for each epoch; pandas must be installed.
 
@@ -406,7 +409,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         validation: Any = None,
         **fit_params: Any,
     ) -> Self:
-        """Train from the start (or on, with ``warm_start=True``).
+        """Train from the start, or continue with ``warm_start=True``.
 
         Parameters
         ----------
@@ -420,7 +423,7 @@ class ConsistentCAMClassifier(AnsweringNet):
         y : array-like of shape (n_images,) or (n_images, n_outputs), or sequence of collections
             Labels of any kind. For several labels per image: a table of 0 and 1 (an array, a sparse
             matrix, or a DataFrame whose columns are the labels), or a set, list or tuple of labels
-            for each image. For "regression", numbers. May be left out for a data set that has
+            for each image. For "regression", numbers. They may be left out for a data set that has
             ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
             How much each image counts in the criterion's loss, 0 or more: a batch's loss is the
@@ -428,12 +431,14 @@ class ConsistentCAMClassifier(AnsweringNet):
             explanations and batch normalisation count all images equally.
         masks : array-like of shape (n_images, height, width), list of masks or None, default=None
             For terms that need them: the object in each image, at the image's own size; bool,
-            integers that are 0 outside the object, or shares of pixels in [0, 1]. None stands for
-            an image without a mask. Masks are resized and augmented with their images.
+            integers that are 0 outside the object, or the share of each pixel that the object
+            covers, in [0, 1]. None stands for an image without a mask. Masks are resized and
+            augmented with their images.
         boxes : list of array-like of shape (n_boxes, 4) or None, default=None
-            The same as boxes (x1, y1, x2, y2), the outer edges, in pixels of the image as given.
-            None, or no box, stands for an image without one. In dicts by label, only the boxes of
-            the image's own label count. An image may have a mask or boxes, but not both.
+            The objects as boxes (x1, y1, x2, y2): the outer edges, in pixels of the image as given.
+            None, or an entry without boxes, stands for an image without one. If an entry is a dict
+            of boxes by label, only those of the image's own label count. An image may have a mask
+            or boxes, but not both.
         validation : (X_val, y_val), dict, data set or None, default=None
             Images to validate on after each epoch, and their labels, in any form of X and y, read
             as for prediction; a data set that has its labels may come alone. Labels must be among
@@ -451,8 +456,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         Raises
         ------
         ValueError
-            If X, y, masks, boxes, weights or a parameter does not fit, or the task cannot be
-            determined; before any training.
+            If X, y, masks, boxes, weights or a parameter is not valid, or the task cannot be
+            determined. This is raised before any training.
         """
         annotations = Annotations(masks, boxes, sample_weight, validation=validation)
         return self._fit(X, y, fit_params, annotations)
@@ -476,7 +481,8 @@ class ConsistentCAMClassifier(AnsweringNet):
         X, y
             As in :meth:`fit`.
         classes : array-like or None, default=None
-            All labels that will ever come; needed in the first call if ``y`` lacks some.
+            All labels, including those of later calls; needed in the first call if ``y`` lacks
+            some.
         sample_weight, masks, boxes, validation
             As in :meth:`fit`.
         **fit_params
@@ -489,22 +495,23 @@ class ConsistentCAMClassifier(AnsweringNet):
         annotations = Annotations(masks, boxes, sample_weight, validation=validation)
         return self._partial_fit(X, y, classes, fit_params, annotations)
 
-    # Checks, at the door
+    # Checks before training
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_terms(self.terms)  # those of gamma come to them
+        check_terms(self.terms)  # before that of gamma is added
         ours = (Consistency(self.alpha, self.agreement), Sparsity(self.beta, self.p))
         check_terms((*ours, *self._further_terms))
         if self.compile and any("pixels" in term.needs for term in self._further_terms):
             raise ValueError(
                 "compile=True compiles the layers before the target layer, and compiled code has "
-                "no second derivative, which terms on gradients at the pixels need: use "
+                "no second derivative, which terms on gradients at the pixels need. Use "
                 'mask_loss="energy", or leave compile at False.'
             )
         if self.ce_on == "all" and self.augment is None:
             raise ValueError(
-                'ce_on="all" needs augmented images beside the plain ones; set augment="auto".'
+                'ce_on="all" needs augmented images beside the plain ones, and augment is None. '
+                'Set augment="auto".'
             )
         method_of(self.phi)
         check_scaling(self.precision, self.optimizer)
@@ -512,12 +519,13 @@ class ConsistentCAMClassifier(AnsweringNet):
             check_window(self.alpha, self.input_size)
         if self.channels_last and len(self.input_size) == 3:
             raise ValueError(
-                "channels_last=True is a memory layout for pictures, and image_size is that of "
-                "volumes; leave it at False."
+                "channels_last=True is a memory layout for pictures, and image_size is for "
+                "volumes. Leave channels_last at False."
             )
         if isinstance(self.freeze, bool):
             raise ValueError(
-                f'freeze={self.freeze} is neither "trunk" nor a number of epochs; None trains all.'
+                f'freeze={self.freeze} is neither "trunk" nor a number of epochs. Set one of '
+                "these, or None to train everything."
             )
 
     def _check_training_data(
@@ -531,16 +539,16 @@ class ConsistentCAMClassifier(AnsweringNet):
             if given is not None:
                 warnings.warn(
                     f"masks and boxes are not used: with gamma={self.gamma!r}, no term of the loss "
-                    "looks at them.",
+                    "uses them.",
                     stacklevel=2,
                 )
-            annotations = replace(annotations, masks=None, boxes=None)  # read for nothing
+            annotations = replace(annotations, masks=None, boxes=None)  # nothing would use them
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
         if found[0].masks is not None and not found[0].masks.annotated.any():
             needing = [term.name for term in self._further_terms if "masks" in term.needs]
             warnings.warn(
                 f"None of the {len(found[0])} images has a mask or a box, so nothing is learned "
-                f"by {', '.join(needing)}.",
+                f"from {', '.join(needing)}.",
                 stacklevel=2,
             )
         if self.alpha:
@@ -569,7 +577,7 @@ class ConsistentCAMClassifier(AnsweringNet):
 
     def initialize_module(self) -> ConsistentCAMClassifier:
         super().initialize_module()
-        self.gradient_sizes_ = GradientSizes()  # an earlier network's say nothing of this one
+        self.gradient_sizes_ = GradientSizes()  # an earlier network's do not apply
         if self.channels_last:
             self.module_.to(memory_format=torch.channels_last)
         return self

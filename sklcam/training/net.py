@@ -1,7 +1,7 @@
 """The skorch net that trains on images, for any task.
 
-It reads images from any X, builds a network from its name and finds the layer to explain. A
-subclass says what is learned, by its loss and by the number of outputs the network needs.
+It reads images from any form of X, builds a network from its name and finds the layer to explain.
+A subclass determines what is learned: by its loss, and by the number of outputs that it needs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Module = str | nn.Module | Callable[..., nn.Module]
 Batches = Iterable[Any] | None
 StepFunction = Callable[..., dict[str, Tensor]]
 
-_NOTHING_ELSE = Annotations()  # is given of images
+_NOTHING_ELSE = Annotations()  # nothing beside images and labels
 
 
 class ImageNeuralNet(LoggingNet):
@@ -82,9 +82,9 @@ class ImageNeuralNet(LoggingNet):
     n_channels_ : int
         Channels of the images.
     origin_ : Origin
-        What the network's source says about it.
+        What is known about the network from its source.
     preprocessing_ : Preprocessing
-        How images become the network's input, and where that comes from.
+        How images become the network's input, and which source says so.
     class_names_ : ndarray of shape (n_classes,) or None
         The data set's names for the classes.
     """
@@ -134,7 +134,7 @@ class ImageNeuralNet(LoggingNet):
     # Fitting
 
     def fit(self, X: Any, y: Any = None, *, validation: Any = None, **fit_params: Any) -> Self:
-        """Train from the start (or on, with ``warm_start=True``).
+        """Train from the start, or continue with ``warm_start=True``.
 
         Parameters
         ----------
@@ -144,7 +144,7 @@ class ImageNeuralNet(LoggingNet):
             images or encoded images, of any sizes, read as they are needed; a torch or Hugging Face
             data set of images. See :class:`~sklcam.images.ImageDataset`.
         y : array-like of shape (n_images,)
-            Labels of any kind. May be left out for a data set that keeps them, see
+            Labels of any kind. They may be left out for a data set that holds them: see
             :func:`~sklcam.images.dataset_labels`.
         validation : (X_val, y_val), dict, data set or None, default=None
             Images to validate on after each epoch, and their labels, in any form of X and y, or as
@@ -159,7 +159,7 @@ class ImageNeuralNet(LoggingNet):
         Raises
         ------
         ValueError
-            If X, y or a parameter does not fit; before any training.
+            If X, y or a parameter is not valid. This is raised before any training.
         """
         annotations = Annotations(validation=validation)
         return self._fit(X, y, self._without_weights(fit_params), annotations)
@@ -167,8 +167,8 @@ class ImageNeuralNet(LoggingNet):
     def _without_weights(self, fit_params: dict[str, Any]) -> dict[str, Any]:
         if fit_params.pop("sample_weight", None) is not None:
             raise ValueError(
-                f"{type(self).__name__} takes no sample_weight: its loss is not a mean over "
-                "images. An iterator_train__sampler can draw some images more often."
+                f"{type(self).__name__} does not take sample_weight, as its loss is not a mean "
+                "over images. To draw some images more often, give an iterator_train__sampler."
             )
         return fit_params
 
@@ -206,7 +206,8 @@ class ImageNeuralNet(LoggingNet):
         X, y
             As in :meth:`fit`.
         classes : array-like or None, default=None
-            All labels that will ever come; needed in the first call if ``y`` lacks some.
+            All labels, including those of later calls; needed in the first call if ``y`` lacks
+            some.
         validation
             As in :meth:`fit`.
         **fit_params
@@ -264,7 +265,7 @@ class ImageNeuralNet(LoggingNet):
                 if known:
                     stack.enter_context(exclusive(self.module_))
                 stack.enter_context(generators_lock)
-                stack.enter_context(torch.inference_mode(False))  # in which there are no gradients
+                stack.enter_context(torch.inference_mode(False))  # the mode has no gradients
                 yield training
         except Exception:
             if not known:
@@ -310,7 +311,7 @@ class ImageNeuralNet(LoggingNet):
         options = self.get_params_for("module")
         self.origin_ = origin_of_module(self.module, self.weights, options.get("config"))
 
-    # Checks, at the door
+    # Checks before training
 
     def _check_parameters(self) -> None:
         checks.check_train_split(self.train_split)
@@ -327,7 +328,7 @@ class ImageNeuralNet(LoggingNet):
                     f"{type(self).__name__} has no parameter {name!r}. "
                     f"{parameter_instead(name, known)}"
                 )
-        checks.check_axes(self.input_size, self.module, self.augment)  # and that it is a size
+        checks.check_axes(self.input_size, self.module, self.augment)  # input_size is checked too
         sampler = type(self.augment)
         if issubclass(sampler, ViewSampler) and sampler.__call__ is not ViewSampler.__call__:
             raise ValueError(
@@ -340,7 +341,7 @@ class ImageNeuralNet(LoggingNet):
         self, X: Any, y: Any, annotations: Annotations, *, known: bool, classes: Classes
     ) -> tuple[TrainingImages, np.ndarray]:
         """Check X and y, learn classes and channels unless known, and encode y."""
-        n_images(X, self.input_size)  # an error if X is empty or no images at all
+        n_images(X, self.input_size)  # an error if X is empty or not images
         names = label_names(X, y)
         if known:
             y = known_labels(X, y, self.classes_inferred_, self.class_names_)
@@ -357,8 +358,8 @@ class ImageNeuralNet(LoggingNet):
             learned = self._task.learn(y, classes)
             if not np.array_equal(learned, self.classes_inferred_):
                 raise ValueError(
-                    f"classes={learned.tolist()} differs from that of the first call: "
-                    f"{self.classes_inferred_.tolist()}."
+                    f"classes={learned.tolist()} differs from the classes of the first call, "
+                    f"{self.classes_inferred_.tolist()}. Leave classes out, or give the same ones."
                 )
         options = self.image_options()
         options["n_channels"] = self.n_channels_ if known else None
@@ -366,7 +367,7 @@ class ImageNeuralNet(LoggingNet):
         self._class_weights = self._weigh_classes(labels)
         annotations = replace(annotations, class_weights=self._class_weights)
         data = TrainingImages(X, labels, annotations, **options)
-        self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # an error if this does not fit
+        self._normalize(torch.zeros(1, data.n_channels, 1, 1))  # mean and std must fit
         self.n_channels_ = data.n_channels
         if annotations.validation is not None:
             given = as_validation(annotations.validation)
@@ -420,8 +421,8 @@ class ImageNeuralNet(LoggingNet):
     def restore(self, attributes: Mapping[str, Any]) -> Self:
         """Initialize as ``fit`` did, from what it learned.
 
-        The network's weights are still to be replaced. Nothing is downloaded or tried out, and no
-        seed is drawn.
+        The caller still has to replace the network's weights. Nothing is downloaded or tried out,
+        and no seed is drawn.
 
         Parameters
         ----------
@@ -441,7 +442,7 @@ class ImageNeuralNet(LoggingNet):
         finally:
             self.weights = weights
             del self._is_restoring
-        self.__dict__.update(attributes)  # what was made may have drawn numbers
+        self.__dict__.update(attributes)  # initialize may have drawn numbers
         return self
 
     def _check_grid(self, module: nn.Module, sample: Tensor) -> None:
@@ -520,7 +521,7 @@ class ImageNeuralNet(LoggingNet):
         annotations = getattr(batch, "annotations", {})
         images, y = self._prepare(given), self._on_device(y)
         if training and self._has_transform:
-            images = images.clone() if images is given else images  # it may be written into
+            images = images.clone() if images is given else images  # augment may write into it
             perturb = getattr(self, "_perturbation", None) or Perturbation(self.augment)
             if self._keeps_images:
                 annotations = {**annotations, "augmented": perturb(images)}
@@ -535,7 +536,7 @@ class ImageNeuralNet(LoggingNet):
     def evaluation_step(self, batch: Any, training: bool = False) -> Any:
         self.check_is_fitted()
         images, y, *_ = batch  # annotations are for training
-        with exclusive(self.module_):  # another thread may explain it, and put back its mode
+        with exclusive(self.module_):  # another thread may explain it and restore its mode
             return super().evaluation_step((self._normalize(self._prepare(images)), y), training)
 
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
@@ -543,7 +544,7 @@ class ImageNeuralNet(LoggingNet):
         output = Inputs(x).call(self.module_, partial(super().infer, **fit_params))
         if self.module_.training and torch.is_grad_enabled() and not output.requires_grad:
             checks.check_learns(self.module_)
-        return output.reshape(1) if output.ndim == 0 else output  # squeezed, of one image
+        return output.reshape(1) if output.ndim == 0 else output  # one image, squeezed
 
     # Inference
 
@@ -570,7 +571,7 @@ class ImageNeuralNet(LoggingNet):
         return self.classes_inferred_
 
     def __sklearn_is_fitted__(self) -> bool:
-        return "module_" in vars(self)  # skorch 1.3 forgets to say so once it is
+        return "module_" in vars(self)  # skorch 1.3 does not report it
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,9 +1,10 @@
 """A step of training or validation: the passes it makes, their loss, and what is recorded of it.
 
-skorch decides when each part happens; here is what happens. A step takes its batch whole or in
-micro-batches. For each, it runs the network (:meth:`Step.forward`), explains the images and a view
-of each and weighs the terms (:meth:`Step.explain`), takes back what low memory had postponed
-(:meth:`Step.backward`); and once all is done, it says what is to be read (:meth:`Step.reading`).
+skorch decides when each part happens; this file says what happens. A step takes its batch whole or
+in micro-batches. For each, it runs the network (:meth:`Step.forward`), explains the images and a
+view of each and weighs the terms (:meth:`Step.explain`), and does the work that was postponed to
+save memory (:meth:`Step.backward`). At the end it returns the numbers to read
+(:meth:`Step.reading`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PHI = {
 
 
 def method_of(phi: str | GradientMethod) -> GradientMethod:
-    """Return what makes the maps that are trained on.
+    """Return the method that makes the maps to train on.
 
     Parameters
     ----------
@@ -61,8 +62,8 @@ def method_of(phi: str | GradientMethod) -> GradientMethod:
     method.check()
     if method.rule() is not None:
         raise ValueError(
-            f"phi={method!r} changes the way back through ReLUs, which the loss takes as it "
-            'is; leave its gradient at "plain".'
+            f"phi={method!r} modifies the backward pass through ReLUs, and the loss needs the "
+            'unmodified one. Leave its gradient at "plain".'
         )
     return method
 
@@ -72,7 +73,7 @@ Seen = tuple[Tensor, Tensor | None, Tensor]  # scores, labels, maps
 
 @dataclass(frozen=True)
 class Postponed:
-    """A view whose trunk is trained once the images' graph is gone."""
+    """A view on which the trunk is trained once the images' graph is gone."""
 
     images: Tensor
     activations: Tensor
@@ -86,22 +87,22 @@ class MicroBatch:
     Attributes
     ----------
     share : float
-        Of the batch's images.
+        The share of the batch's images that it holds.
     masks : Tensor of shape (n_images, height, width) or None
         NaN for images without one.
     weights : Tensor of shape (n_images,) or None
-        By which the losses of its images are added up to its cross-entropy.
+        The weights with which its images' losses are summed to its cross-entropy.
     augmented : Tensor of shape (n_images, channels, height, width) or None
-        The images again, augmented, of which there is a cross-entropy and nothing else.
+        Augmented copies of the images, for which only a cross-entropy is computed.
     values : LossValues or None
     others : dict of str to Tensor
-        The cross-entropies that are not of the images: "view", "augmented".
+        Cross-entropies of anything but the images themselves: "view", "augmented".
     annotated : scalar Tensor or None
-        How much of it has a mask, where terms look at masks.
+        The share of its images that have a mask, if terms use masks.
     seen : tuple of Tensor, or None
         Its scores, labels and maps, for :func:`~sklcam.training.signs_of_collapse`.
     postponed : Postponed or None
-        The rest of the work for its gradient.
+        What remains to be done for its gradient.
     """
 
     share: float = 1.0
@@ -115,7 +116,7 @@ class MicroBatch:
     postponed: Postponed | None = None
 
     def recorded(self, loss_name: str = "ce") -> dict[str, Tensor]:
-        """Return what goes into the history, by name, unweighted by the share."""
+        """Return the values for the history, by name, not multiplied by the share."""
         if self.values is None:
             return {}
         values = self.values
@@ -125,12 +126,12 @@ class MicroBatch:
         return {**losses, **values.terms, **values.weights, **annotated}
 
     def part_of(self, value: Tensor) -> Tensor:
-        """Return what a mean over these images adds to that over the batch's, detached."""
+        """Return how much a mean over these images adds to the batch's mean, detached."""
         return value.detach() if self.share == 1 else self.share * value.detach()
 
     def detach(self) -> Iterator[Tensor]:
-        """Cut what is recorded off its graph; yield it, to be changed in place."""
-        assert self.values is not None  # the gradient comes from them
+        """Detach the recorded values from their graph; yield them, to be changed in place."""
+        assert self.values is not None  # a backward pass came before
 
         total, cross_entropy, terms, weights = self.values
         self.values = LossValues(
@@ -143,7 +144,7 @@ class MicroBatch:
 
 
 def _signs_of(seen: list[Seen]) -> dict[str, Tensor]:
-    """Look at the maps of a whole batch: of a part, it could not be seen if all are the same."""
+    """Measure the signs on a whole batch: a part would not show whether all maps are alike."""
     scores, labels, maps = zip(*seen, strict=True)
     classes = None if labels[0] is None else _together(labels)
     joined = _together(maps)
@@ -185,9 +186,9 @@ class Step:
     postpones : bool, default=False
         Whether training on the view is left for a pass of its own, when the images' graph is gone.
     ce_on : {"image", "view", "all"}, default="image"
-        Of what there is a cross-entropy: "all" is of augmented images, too.
+        Which images have a cross-entropy; with "all", augmented copies have one, too.
     view_gradient : bool, default=True
-        Whether the loss is differentiated by the maps of views.
+        Whether the loss is differentiated with respect to the maps of views.
 
     Attributes
     ----------
@@ -225,7 +226,7 @@ class Step:
 
     @contextmanager
     def recording(self) -> Iterator[Step]:
-        """Record the target layer in the block, if the loss looks at maps."""
+        """Record the target layer in the block, if the loss uses maps."""
         with ExitStack() as stack:
             if self.loss.terms or (self._sees_view and self.postpones):
                 # In training the loss must reach the trunk's parameters; in validation nothing is
@@ -255,7 +256,7 @@ class Step:
         total: Tensor | None = None,
         augmented: Tensor | None = None,
     ) -> None:
-        """Set what is known of the images of the batch, which is still whole.
+        """Set what is known about the images of the batch, before it is split.
 
         Parameters
         ----------
@@ -264,9 +265,9 @@ class Step:
         weights : Tensor of shape (n_images,) or None
             The share of each image's loss in the batch's cross-entropy.
         total : scalar Tensor or None, default=None
-            What the batch weighs beside others.
+            The weight of the batch relative to others.
         augmented : Tensor of shape (n_images, channels, height, width) or None, default=None
-            The images again, augmented.
+            Augmented copies of the images.
         """
         self._whole = MicroBatch(masks=masks, weights=weights, augmented=augmented)
         self._total_weight = total
@@ -275,9 +276,9 @@ class Step:
     def split(
         self, images: Tensor, labels: Tensor, n_parts: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batch in micro-batches of like sizes; all else is about the last one yielded.
+        """Yield the batch in micro-batches of similar sizes; other methods use the latest one.
 
-        An optimizer that asks for the gradient several times in a step starts anew each time.
+        An optimizer that asks for the gradient several times in a step starts over each time.
         """
         whole, self.micro_batches, self._is_split = self._whole, [], True
         self._n_parts = n_parts
@@ -289,7 +290,7 @@ class Step:
         parts = (images.tensor_split(n_parts), labels.tensor_split(n_parts), *annotations)
         for some, some_labels, masks, weights, augmented in zip(*parts, strict=True):
             share = len(some) / len(images)
-            # Losses are weighted by their micro-batch's share in the end.
+            # Losses are multiplied by their micro-batch's share later.
             weights = None if weights is None else weights / share
             self.micro_batches.append(MicroBatch(share, masks, weights, augmented))
             if self._needs_pixels:
@@ -297,7 +298,7 @@ class Step:
             yield some, some_labels
 
     def forward(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Run the network in the step's precision; what it returns is at least float32.
+        """Run the network in the step's precision; the output is at least float32.
 
         Parameters
         ----------
@@ -322,9 +323,9 @@ class Step:
         Parameters
         ----------
         output : Tensor of shape (n_images, ...)
-            Of the last pass.
+            The output of the last pass.
         labels : Tensor of shape (n_images,), int64, or None
-            The classes, where an image has one.
+            The classes, if each image has one.
         images : Tensor of shape (n_images, channels, height, width)
         loss_of : callable
             Returns the cross-entropy, or whatever the loss is, of the images' outputs: a scalar.
@@ -337,9 +338,9 @@ class Step:
         batch, self._loss_of = self.micro_batches[-1], loss_of
         cross_entropy = loss_of(output)
         if self.loss.terms or self._sees_view:
-            # Until the way back is over: on it, a network that checkpoints runs its layers again.
-            # Running statistics are for prediction, so they must be those of images: a view is a
-            # crop of a crop, which no image to be predicted is.
+            # Kept until the backward pass is over, as checkpoints run layers again during it.
+            # Running statistics are for prediction, so they must come from images: a view is a crop
+            # of a crop, and prediction never sees one.
             self._kept.enter_context(kept(normalising(self.module).values()))
         if not self.loss.terms:
             if self._sees_view:
@@ -347,7 +348,7 @@ class Step:
             batch.values = self.loss(cross_entropy)
         else:
             assert self._tape is not None
-            activations = self._tape.activations  # of the images: a view's take their place
+            activations = self._tape.activations  # of the images; a view's replace them
             scores = self.read.columns(output)
             explained = self._explained(scores, labels, images)
             batch.values = self.loss(
@@ -357,7 +358,7 @@ class Step:
                 scale=self._scale,
             )
             if self._is_training:
-                # Of the maps as they are: scaled, a constant one would not be told from others.
+                # The unscaled maps: scaling would hide which ones are constant up to rounding.
                 batch.seen = scores.detach(), labels, explained.maps.detach()
         for other in batch.others.values():
             batch.values = batch.values._replace(total=batch.values.total + other)
@@ -375,7 +376,7 @@ class Step:
         size = tuple(images.shape[2:])
         predicted = scores.argmax(dim=1)
         maps = self._maps(scores, predicted, keeps_graph="labels" in needs)
-        # A number is explained as it is: it is both what is labelled and what is predicted.
+        # In a regression the labelled and the predicted target are the same: the number itself.
         labelled = predicted if labels is None else labels
         of_labels = self._maps(scores, labelled.long()) if "labels" in needs else None
         pixels = Pixels(images, scores, self.read, self._scale) if self._needs_pixels else None
@@ -391,7 +392,7 @@ class Step:
             warp = None
         if "masks" in needs and self.micro_batches[-1].masks is not None:
             masks = self.micro_batches[-1].masks
-            annotated = ~masks[:, 0, 0].isnan()  # all of a mask is NaN, or nothing
+            annotated = ~masks[:, 0, 0].isnan()  # a mask is NaN everywhere or nowhere
             self.micro_batches[-1].annotated = annotated.to(maps.dtype).mean()
             masks = masks.nan_to_num().to(maps.dtype)
         return Explanations(
@@ -417,7 +418,7 @@ class Step:
         if not self._is_training or (self._trains_on_view and not self.postpones):
             return self.infer(images)
         assert self._tape is not None
-        states = self.draws.states()  # of dropout, which the second pass must draw again
+        states = self.draws.states()  # for dropout, which the second pass must draw again
         with self._tape.cut():
             output = self.infer(images)
         if self._trains_on_view:
@@ -439,7 +440,7 @@ class Step:
         scores = scores.gather(1, classes[:, None]).squeeze(1)
         factor = 1
         if activations.dtype == torch.float16:
-            # A score's gradient at one of many positions is too small for it.
+            # A score's gradient at one of many positions is too small for half precision.
             factor = min(to_grid(activations).shape[2:].numel(), 2**15)
             scores = scores * factor
         is_trained = is_trained and self._is_training
@@ -454,20 +455,20 @@ class Step:
             return maps.detach()
         if not maps.requires_grad:
             raise ValueError(
-                f"phi={self.phi!r} returns maps that cannot be differentiated, so that nothing "
-                "would be learned of them: take detach() or torch.no_grad() out of its combine."
+                f"phi={self.phi!r} returns maps that cannot be differentiated, so nothing would be "
+                "learned from them. Remove detach() or torch.no_grad() from its combine."
             )
         return maps
 
     @property
     def is_on_last_way_back(self) -> bool:
-        """Whether the gradient that is taken now is the last that is added up in this step."""
+        """Whether the current backward pass is the last one of this step."""
         batch = self.micro_batches[-1]
         is_last_part = len(self.micro_batches) == self._n_parts
         return is_last_part and batch.postponed is None and batch.augmented is None
 
     def backward(self) -> None:
-        """Train on what was left for later: the images' graph is gone by now."""
+        """Do the training that was postponed; the images' graph is gone by now."""
         with self._kept:
             batch = self.micro_batches[-1]
             postponed, batch.postponed = batch.postponed, None
@@ -478,9 +479,9 @@ class Step:
                 self._train_on_augmented(augmented)
 
     def _train_on_view(self, postponed: Postponed) -> None:
-        """Take the gradient of a view's activations back through the trunk.
+        """Backpropagate the gradient of a view's activations through the trunk.
 
-        The pass sees the batch statistics and draws the dropout masks that the first one did.
+        This pass sees the same batch statistics and draws the same dropout masks as the first one.
         """
         with (
             self.draws.at(postponed.states),
@@ -501,12 +502,12 @@ class Step:
         batch.values = batch.values._replace(total=batch.values.total.detach() + loss.detach())
 
     def check_split(self, n_parts: int) -> None:
-        """Raise an error if something was asked for that another class's step cannot do.
+        """Raise an error if the settings need a step that another class has replaced.
 
         Parameters
         ----------
         n_parts : int
-            In how many parts the batch was to be taken.
+            How many parts the batch should have had.
         """
         if self._is_split:
             return
@@ -518,8 +519,8 @@ class Step:
         }
         for name in (name for name, is_lost in lost.items() if is_lost):
             raise RuntimeError(
-                f"{name} needs its own train_step_single; another class has replaced it. With "
-                "accelerate, use sklcam.training.AcceleratedCAMClassifier."
+                f"{name} needs the classifier's own train_step_single, and another class has "
+                "replaced it. With accelerate, use sklcam.training.AcceleratedCAMClassifier."
             )
 
     @property
@@ -531,21 +532,21 @@ class Step:
 
     @property
     def signs(self) -> dict[str, Tensor]:
-        """How the maps of all its micro-batches look, for the warning of a collapse."""
+        """The signs of a collapse in the maps of all its micro-batches."""
         if self._signs is None:
             seen = [batch.seen for batch in self.micro_batches if batch.seen is not None]
             self._signs = _signs_of(seen) if seen else {}
         return self._signs
 
     def detach(self) -> Iterator[Tensor]:
-        """Cut what is recorded off its graph; yield it, to be changed in place."""
+        """Detach the recorded values from their graph; yield them, to be changed in place."""
         for batch in self.micro_batches:
             yield from batch.detach()
         self._signs = _copied(self.signs)
         yield from self._signs.values()
 
     def reading(self, history: History, phase: str, loss: Tensor) -> Reading:
-        """Return what is to be read of the step: the loss and its terms, as ``<phase>_<name>``.
+        """Return the numbers to read from the step: loss and terms, as ``<phase>_<name>``.
 
         Call it once the step is done, so that reading numbers does not hold up the backward pass.
 
@@ -555,7 +556,7 @@ class Step:
             Its last batch is this one.
         phase : {"train", "valid"}
         loss : scalar Tensor
-            Of the step.
+            The step's loss.
         """
         sums = {"": loss.detach()}
         for batch in self.micro_batches:

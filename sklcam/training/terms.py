@@ -1,7 +1,7 @@
 """The terms that a training loss adds to cross-entropy, each a measure of explanations.
 
-A term takes the maps of a batch and returns a number for each image. Where the maps come from is
-the business of a training step; how terms are weighted and differentiated, that of the loss.
+A term takes the maps of a batch and returns a number for each image. A training step makes the
+maps; the loss weights the terms and differentiates them.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from sklcam.training.weights import Balanced, Scale, Schedule, Weight, weight_in
 Need = Literal["view", "masks", "labels", "pixels"]
 NEEDS: tuple[Need, ...] = ("view", "masks", "labels", "pixels")
 
-MAPS = ("maps", "maps_of_view", "of_labels")  # of Explanations, by which terms are differentiated
+MAPS = ("maps", "maps_of_view", "of_labels")  # what terms are differentiated with respect to
 _SURROGATE_WIDTH = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The way from what a network says back to its input, for terms on gradients at the pixels.
+    """The path from a network's scores back to its input, for terms on gradients at the pixels.
 
     Parameters
     ----------
     images : Tensor of shape (n_images, channels, height, width)
         The input; it requires a gradient.
     scores : Tensor of shape (n_images, k)
-        What was made of it.
+        The scores that were computed from it.
     read : Readout
-        How probabilities are made of scores.
+        How scores become probabilities.
     scale : callable or None, default=None
-        Scales what is differentiated, where gradients are too small for half precision.
+        Scales a value before it is differentiated, if gradients are too small for half precision.
     """
 
     images: Tensor
@@ -68,7 +68,7 @@ class Pixels:
         return second if self.read.task == "binary" else second - first
 
     def gradients(self, of: Tensor) -> Tensor:
-        """Return the gradient of what was made of scores, differentiably.
+        """Return the gradient of values computed from the scores; it can be differentiated again.
 
         Parameters
         ----------
@@ -92,22 +92,22 @@ class Explanations:
     maps : Tensor of shape (n_images, u, v)
         Explanations of the images, without ReLU and unscaled.
     maps_of_view : Tensor of shape (n_images, u, v) or None, default=None
-        Those of a view of each image.
+        Explanations of a view of each image.
     warp : Warp or None, default=None
         The view: how each image was warped.
     masks : Tensor of shape (n_images, height, width) or None, default=None
         How much of each pixel is annotated, in [0, 1]; warped as the image is by its augmentation.
     annotated : Tensor of shape (n_images,), bool, or None, default=None
-        Which images have a mask; the others' masks are zero. None is all of them.
+        Which images have a mask; the others' masks are zero. None stands for all.
     size : (height, width) or None, default=None
-        The images' size in pixels, to which :attr:`scaled` maps are resized. None leaves them at
-        their own.
+        The images' size in pixels, to which :attr:`scaled` maps are resized. None leaves maps at
+        their own size.
     of_labels : Tensor of shape (n_images, u, v) or None, default=None
         Explanations of the images' own labels, whatever is predicted.
     pixels : Pixels or None, default=None
-        The way back to the network's input.
+        The path back to the network's input.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, d, u, v).
+        How many sides a map has: 3 for volumes, (n_images, d, u, v).
 
     Raises
     ------
@@ -141,16 +141,19 @@ class Explanations:
             if not isinstance(self.warp, Warp) or len(self.warp) != len(self.maps):
                 given = describe(self.warp)
                 if isinstance(self.warp, Warp):
-                    given = f"one of {len(self.warp)}"
+                    given = f"one for {len(self.warp)}"
                 raise ValueError(
-                    f"warp must be a Warp of each of the {len(self.maps)} images; got {given}."
+                    f"warp must be a Warp for each of the {len(self.maps)} images; got {given}."
                 )
         if self.of_labels is not None:
             check_maps(self.spatial_dims, maps=self.maps, of_labels=self.of_labels)
         if self.masks is not None:
             check_tensor("masks", self.masks, "n_images", "height", "width")
             if len(self.masks) != len(self.maps):
-                raise ValueError(f"There are {len(self.maps)} maps and {len(self.masks)} masks.")
+                raise ValueError(
+                    f"There are {len(self.maps)} maps and {len(self.masks)} masks. Give one mask "
+                    "per map."
+                )
         if self.annotated is not None:
             check_tensor("annotated", self.annotated, "n_images", floating=False)
             first = self.maps.flatten(1)[:, 0]
@@ -183,7 +186,7 @@ class Explanations:
         return maps if self.size is None else upsample(maps, self.size)
 
     def take(self, rows: slice) -> Explanations:
-        """Return those of some of the images.
+        """Return the explanations of some of the images.
 
         Parameters
         ----------
@@ -201,9 +204,9 @@ class Explanations:
 
 
 class ScaledOnce(Explanations):
-    """Explanations whose scaled maps are made once, those of the images and of views together.
+    """Explanations whose maps are scaled only once, those of images and of views together.
 
-    They are for terms that leave them as they are: what is written into them, others would see.
+    They are for terms that do not write into them, as other terms use the same tensors.
     """
 
     @cached_property
@@ -225,31 +228,32 @@ class ScaledOnce(Explanations):
 class Term(ABC):
     """A part of the training loss: a number for each image, from its explanation.
 
-    A subclass says its ``name`` and returns its :meth:`values`;
-    ``ConsistentCAMClassifier(terms=[...])`` adds it to the terms of alpha and beta.
+    A subclass has a ``name`` and computes :meth:`values`; ``ConsistentCAMClassifier(terms=[...])``
+    adds it to the terms of alpha and beta.
 
     Attributes
     ----------
     name : str
-        Under which the history has its mean over the images, ``train_<name>`` and
-        ``valid_<name>``, unweighted. If the term needs masks it is that of the images that have
-        one, of a batch's ``train_<name>_annotated``, and there is none where none has.
+        The history has the term's mean over the images, unweighted, as ``train_<name>`` and
+        ``valid_<name>``. If the term needs masks, the mean is over the images that have one;
+        ``train_<name>_annotated`` is their share of a batch, and a batch without any lacks the
+        term.
     weight : float >= 0, "auto", Balanced or callable, default=1.0
         As ``alpha`` of :class:`~sklcam.ConsistentCAMClassifier`.
     needs : set of {"view", "masks", "labels", "pixels"}, default=empty
-        "view": a view of each image, its maps, and how it was warped. "masks": those that are given
-        to ``fit``; images without one contribute nothing, whatever the term makes of them.
-        "labels": maps of the images' own labels. "pixels": the way back to the network's input, in
-        training alone; the whole network is differentiated twice then.
+        "view": a view of each image, its maps, and how it was warped. "masks": the masks given to
+        ``fit``; images without one contribute nothing, whatever the term returns for them.
+        "labels": maps of the images' own labels. "pixels": the path back to the network's input,
+        only in training; the whole network is then differentiated twice.
     couples_images : bool, default=False
-        Whether the value of an image depends on others in the batch. Terms that do not are
-        differentiated some images at a time, and nothing of the size of an image is kept.
+        Whether the value of an image depends on others in the batch. If not, the term is
+        differentiated for a few images at a time, and nothing of an image's size is kept.
     balance : Balanced, default=Balanced(0.1)
         The meaning of the weight "auto".
 
     Examples
     --------
-    The share of a map that lies outside of its image's mask:
+    The share of a map that lies outside its image's mask:
 
     >>> import torch
     >>> from dataclasses import dataclass
@@ -281,23 +285,23 @@ class Term(ABC):
         Parameters
         ----------
         explained : Explanations
-            With all that the term needs.
+            With everything that the term needs.
 
         Returns
         -------
         Tensor of shape (n_images,)
-            Differentiable with respect to the maps, once.
+            It must be differentiable once with respect to the maps.
         """
 
     @property
     def weight_name(self) -> str:
-        """Under which the history has the weight, where it balances itself."""
+        """The weight's name in the history, if it balances itself."""
         return f"{self.name}_weight"
 
 
 @dataclass(frozen=True)
 class Consistency(Term):
-    """The paper's first term: how little the map of a view is the view of the map.
+    """The paper's first term: how much the map of a view differs from the view of the map.
 
     Parameters
     ----------
@@ -365,7 +369,7 @@ class Sparsity(Term):
     weight : float >= 0, "auto", Balanced or callable, default=1e-6
         The paper's beta.
     p : float, 0 or >= 1, default=1
-        Which norm.
+        The p of the norm; 0 counts the pixels that are not zero.
 
     Raises
     ------
@@ -402,17 +406,17 @@ class Sparsity(Term):
 
 
 def needs_masks(terms: Sequence[Term], masks: object, augment: object, ce_on: str) -> bool:
-    """Return whether a term needs masks; a ValueError if they are not there, or get lost."""
+    """Return whether a term needs masks; a ValueError if they are missing, or would get lost."""
     needing = [term.name for term in terms if "masks" in term.needs]
     if needing and masks is None:
         raise ValueError(
-            f"The term {needing[0]!r} needs masks; give them to fit, masks=..., or boxes=..."
+            f"The term {needing[0]!r} needs masks, and there are none. Give fit masks= or boxes=."
         )
     is_lost = callable(augment) and not isinstance(augment, ViewSampler) and ce_on != "all"
     if needing and is_lost:
         raise ValueError(
-            "Masks are augmented as their images are, which takes a crop and flip that is known: "
-            f'augment may be "auto", None or a ViewSampler; got {describe(augment)}.'
+            f"augment is {describe(augment)}, and masks, which must be cropped and flipped with "
+            'their images, cannot follow it. Set augment to "auto", None or a ViewSampler.'
         )
     return bool(needing)
 
@@ -424,13 +428,13 @@ def check_terms(terms: Iterable[Term]) -> None:
     ----------
     terms : iterable of Term
     """
-    # skorch, the loss and the warning of a collapse write these.
+    # skorch, the loss and the warning of a collapse write these columns.
     taken = {f"{loss}_{of}" for loss in ("ce", "criterion") for of in ("view", "augmented")}
     taken |= {"loss", "ce", "criterion", "batch_size", "correct", "annotated"}
     taken |= {"constant_maps", "corner_maps", "alike_maps"}
     for term in terms:
         if not isinstance(term, Term):
-            raise ValueError(f"terms must be of sklcam.training.Term; got {describe(term)}.")
+            raise ValueError(f"terms must be sklcam.training.Term objects; got {describe(term)}.")
         name = getattr(term, "name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{type(term).__name__}.name must be a str; got {name!r}.")
@@ -445,7 +449,7 @@ def check_terms(terms: Iterable[Term]) -> None:
         for each in (name, term.weight_name, *further):
             if each in taken:
                 raise ValueError(
-                    f"The history has a column {each!r} already; {type(term).__name__} needs "
+                    f"The history already has a column {each!r}. Give {type(term).__name__} "
                     "another name."
                 )
             taken.add(each)
@@ -462,25 +466,26 @@ def sparsity_loss(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tenso
     p : float, 0 or >= 1, default=1
         0 counts the pixels that are not zero.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
     Tensor of shape (n_images,)
-        It grows with the area: a beta that suits 224 x 224 pixels weighs a quarter at 112 x 112
-        with p = 1.
+        It grows with the area: with p = 1, the same beta weighs a quarter as much at 112 x 112
+        pixels as at 224 x 224.
 
     Raises
     ------
     ValueError
-        If p lies between 0 and 1 (the gradient has no bound at 0) or is negative, or the maps are
+        If p lies between 0 and 1 (the gradient is unbounded at 0) or is negative, or the maps are
         not a floating-point tensor of shape (n_images, height, width).
 
     Notes
     -----
-    The count of p = 0 is exact, but flat: its gradient is zero wherever it exists. So the gradient
-    is that of :math:`\sum_j 1 - e^{-|\Phi_j| / \sigma}` with :math:`\sigma = 0.1`, which tends to
-    the count as :math:`\sigma` does to 0: pixels near zero are pushed there, bright ones are left.
+    The count of p = 0 is exact, but flat: its gradient is zero wherever it exists. The gradient is
+    therefore that of :math:`\sum_j 1 - e^{-|\Phi_j| / \sigma}` with :math:`\sigma = 0.1`, which
+    tends to the count as :math:`\sigma` tends to 0. It pushes pixels near zero to zero, and hardly
+    changes bright ones.
 
     References
     ----------

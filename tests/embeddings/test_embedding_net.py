@@ -136,7 +136,7 @@ def test_classes_that_come_later():
     assert net.proxies_.shape == (3, DIM)
     first = embedder().partial_fit(X[few], NAMES[few], classes=CLASSES)
     assert first.partial_fit(X, NAMES).criterion_.beta.shape == (3,)
-    with pytest.raises(ValueError, match="differs from that of the first call"):
+    with pytest.raises(ValueError, match="differs from the classes of the first call"):
         first.partial_fit(X, NAMES, classes=["apple", "fig"])
 
 

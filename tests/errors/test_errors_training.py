@@ -113,7 +113,7 @@ CLASSIFIER: list[Row] = [
     (
         "a map's way back",
         lambda: classifier(phi=GradCAM(gradient="guided")).fit(X, Y),
-        "changes the way back through ReLUs, .* leave its gradient at",
+        "modifies the backward pass through ReLUs, .* Leave its gradient at",
     ),
     ("p=0.5", lambda: classifier(p=0.5).fit(X, Y), "p must be 0 or at least 1; got 0.5"),
     ("weights", lambda: classifier().fit(X, Y, [1.0]), "sample_weight must be one number for each"),
@@ -125,7 +125,7 @@ CLASSIFIER: list[Row] = [
     (
         "channels_last of volumes",
         lambda: classifier(alpha=0, image_size=(8, 8, 8), channels_last=True).fit(X, Y),
-        "channels_last=True is a memory layout for pictures, and image_size is that of volumes",
+        "channels_last=True is a memory layout for pictures, and image_size is for volumes",
     ),
     (
         "a criterion",
@@ -373,7 +373,7 @@ CLASSIFIER: list[Row] = [
     (
         "no masks",
         lambda: classifier(gamma=1).fit(X, Y),
-        "The term 'energy' needs masks; give them to fit, masks=..., or boxes=",
+        "The term 'energy' needs masks, and there are none. Give fit masks= or boxes=",
     ),
     (
         "boxes",
@@ -455,7 +455,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("sizes", lambda: ConsistentCAMLoss(sizes=3), "sizes must be GradientSizes or None; got"),
         ("terms", lambda: ConsistentCAMLoss(terms=3), "terms must be a list of terms; got an int"),
         ("a term", lambda: ConsistentCAMLoss(terms=[3]), "terms must be of .*Term; got an int, 3"),
-        ("twice", lambda: ConsistentCAMLoss(terms=[Sparsity()]), "has a column 'norm' already"),
+        ("twice", lambda: ConsistentCAMLoss(terms=[Sparsity()]), "already has a column 'norm'"),
         ("no maps", lambda: loss(), "alpha > 0 needs the explained images; got None"),
         ("no view", lambda: loss(MAPS), "alpha > 0 needs maps_of_view and warp"),
         ("no maps for beta", lambda: loss(alpha=0), "beta > 0 needs the explained images"),
@@ -473,7 +473,7 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: Explanations(MAPS, MAPS[:1], VIEWS),
             "maps and maps_of_view must be of one shape",
         ),
-        ("no warp", lambda: Explanations(MAPS, MAPS), "warp must be a Warp of each .* got None"),
+        ("no warp", lambda: Explanations(MAPS, MAPS), "warp must be a Warp for each .* got None"),
         ("a word", lambda: Explanations(MAPS, MAPS, "x"), "warp must be .* got a str, 'x'"),
         ("warps", lambda: Explanations(MAPS, MAPS, Warp.identity(3)), "warp must .* got one of 3"),
         ("no maps of it", lambda: Explanations(MAPS, warp=VIEWS), "maps_of_view must .* got None"),

@@ -368,7 +368,7 @@ def test_partial_fit_as_in_scikit_learn():
     assert_array_equal(clf.classes_, ["nought", "one", "two"])
     clf.partial_fit(X[Y < 2], NAMES[Y < 2], classes=["two", "one", "nought"])
     assert len(clf.history) == 3
-    with pytest.raises(ValueError, match="differs from that of the first call"):
+    with pytest.raises(ValueError, match="differs from the classes of the first call"):
         clf.partial_fit(X, NAMES, classes=["one", "two"])
     with pytest.raises(ValueError, match=r"not seen in fit: \['three'\]"):
         clf.partial_fit(X[:1], ["three"])

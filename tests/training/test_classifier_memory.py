@@ -230,7 +230,7 @@ def test_a_replaced_step_is_noticed():
             return super(SteppingNet, self).train_step_single(batch, **fit_params)
 
     options = classifier(memory="low").get_params()
-    with pytest.raises(RuntimeError, match="needs its own train_step_single"):
+    with pytest.raises(RuntimeError, match="needs the classifier's own train_step_single"):
         Replaced(**{k: v for k, v in options.items() if "callbacks" not in k}).fit(X, Y)
 
 

@@ -258,7 +258,7 @@ def test_a_criterion_that_was_made_weighs_images():
 def test_weights_of_images_are_refused_where_no_loss_is_an_images_own():
     net = embedder(max_epochs=1).fit(X, Y, sample_weight=None)
     for train in (net.fit, net.partial_fit):
-        with pytest.raises(ValueError, match="EmbeddingNet takes no sample_weight"):
+        with pytest.raises(ValueError, match="EmbeddingNet does not take sample_weight"):
             train(X, Y, sample_weight=np.ones(12))
 
 

@@ -423,7 +423,7 @@ def one(box):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "The term 'energy' needs masks; give them to fit, masks=..., or boxes=..."),
+        ({}, "The term 'energy' needs masks, and there are none. Give fit masks= or boxes=."),
         ({"boxes": BOXES[:59]}, "boxes must have one entry for each of 60 images; got 59"),
         ({"boxes": 3}, "boxes must be a list with the boxes of each image"),
         ({"boxes": one([[3, 3, 1, 5]])}, r"boxes\[0\]: A box is \(x1, y1, x2, y2\) with x1 < x2"),
@@ -448,7 +448,7 @@ UNDEFINED = {
     "of numbers": ({"task": "regression", "mask_loss": "rrr"}, Y + 0.5, '"energy" is defined for'),
     "three classes": ({"mask_loss": "gradmask"}, Y, "contrasts two classes, and there are 3"),
     "compiled": ({"mask_loss": "rrr", "compile": True}, Y, "no second derivative"),
-    "augmented": ({"augment": lambda images: images}, Y, "augment may be"),
+    "augmented": ({"augment": lambda images: images}, Y, "augment is .* Set augment to"),
 }
 
 

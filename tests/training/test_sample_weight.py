@@ -291,5 +291,5 @@ def test_what_cannot_weigh_images_says_so():
     with pytest.raises(ValueError, match=r'reduction="none".*OwnLoss'):
         classifier(criterion=OwnLoss).fit(X, Y, WEIGHTS)
     net = EmbeddingNet(Net, embedding_dim=3, image_size=16, target_layer="3", verbose=0)
-    with pytest.raises(ValueError, match="EmbeddingNet takes no sample_weight"):
+    with pytest.raises(ValueError, match="EmbeddingNet does not take sample_weight"):
         net.fit(X, Y, sample_weight=WEIGHTS)

@@ -189,7 +189,7 @@ def test_classes_that_come_later():
     clf = classifier().partial_fit(X[:5], [{"thin"}] * 5, classes=names)
     assert clf.classes_.tolist() == names
     clf.partial_fit(X, SETS)
-    with pytest.raises(ValueError, match="differs from that of the first call"):
+    with pytest.raises(ValueError, match="differs from the classes of the first call"):
         clf.partial_fit(X, SETS, classes=sorted(names))
     with pytest.raises(ValueError, match=r"not seen in fit: \['wide'\]"):
         clf.partial_fit(X, [{"wide"}] * 60)

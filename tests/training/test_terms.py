@@ -274,7 +274,7 @@ def test_training_goes_on_with_masks():
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (None, "The term 'inside' needs masks; give them to fit, masks="),
+        (None, "The term 'inside' needs masks, and there are none. Give fit masks="),
         ("masks", "masks must be an array of shape .* got a str"),
         (MASKS[:59], "one entry for each of 60 images; got 59"),
         (INK[:, :-1], r"masks\[0\] must be of its image's size, \(16, 16\); its shape is \(15, 16"),
@@ -293,7 +293,9 @@ def test_masks_that_do_not_fit_are_refused_at_the_door(masks, message):
 
 
 def test_masks_cannot_follow_an_augmentation_that_is_not_known():
-    with pytest.raises(ValueError, match=r'augment may be "auto", None or a ViewSampler; got a'):
+    with pytest.raises(
+        ValueError, match=r'augment is a.* Set augment to "auto", None or a ViewSampler'
+    ):
         classifier(augment=lambda images: images).fit(X, Y, masks=MASKS)
 
 
@@ -466,12 +468,12 @@ class Named(Spread):
     ("terms", "message"),
     [
         (3, "terms"),
-        ([3], r"terms must be of sklcam.training.Term; got an int, 3"),
-        ([Inside], "terms must be of sklcam.training.Term; got"),
-        ([Spread(), Spread()], "has a column 'spread' already"),
-        ([Named("ce")], "has a column 'ce' already"),
-        ([Named("alpha")], "has a column 'alpha' already"),
-        ([Named("norm")], "has a column 'norm' already"),
+        ([3], r"terms must be sklcam.training.Term objects; got an int, 3"),
+        ([Inside], "terms must be sklcam.training.Term objects; got"),
+        ([Spread(), Spread()], "already has a column 'spread'"),
+        ([Named("ce")], "already has a column 'ce'"),
+        ([Named("alpha")], "already has a column 'alpha'"),
+        ([Named("norm")], "already has a column 'norm'"),
         ([Named("")], "name must be a str; got ''"),
         (
             [Named("one", needs=["boxes"])],
@@ -509,11 +511,11 @@ def test_terms_go_through_copies_and_files():
 
 def test_explanations_that_do_not_fit():
     maps = torch.rand(2, 4, 4)
-    with pytest.raises(ValueError, match="There are 2 maps and 3 masks"):
+    with pytest.raises(ValueError, match=r"There are 2 maps and 3 masks\. Give one mask per map"):
         Explanations(maps, masks=torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="masks must be a floating-point Tensor"):
         Explanations(maps, masks=torch.ones(2, 8, 8, dtype=torch.int64))
-    with pytest.raises(ValueError, match="warp must be a Warp of each of the 2 images; got None"):
+    with pytest.raises(ValueError, match="warp must be a Warp for each of the 2 images; got None"):
         Explanations(maps, maps)
     with pytest.raises(ValueError, match="annotated and one of each map must be of one shape"):
         Explanations(maps, annotated=torch.tensor([True]))
