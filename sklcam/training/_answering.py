@@ -42,7 +42,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
     Attributes
     ----------
     task_ : {"multiclass", "binary", "multilabel", "regression"}
-        What was learned.
+        The task that was learned.
     """
 
     callbacks_: list[tuple[str, Any]]
@@ -89,7 +89,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        # A regression may be settled by now, and is never settled otherwise than by being asked for
+        # A regression must be asked for, so it is known by now, unlike the other tasks
         name = TASKS["regression" if not _has_probabilities(self) else "multiclass"].score_name
         scores = [EpochScore(f"{phase}_{name}", phase == "train") for phase in ("train", "valid")]
         defaults = super()._default_callbacks
@@ -102,7 +102,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Parameters
         ----------
         y_pred : Tensor
-            What the network returned.
+            The network's output.
         y : Tensor
             Encoded labels.
 
@@ -120,7 +120,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         Parameters
         ----------
         y_pred : Tensor
-            What the network returned.
+            The network's output.
 
         Returns
         -------
@@ -232,7 +232,7 @@ class AnsweringNet(SteppingNet, Explainer, NeuralNetClassifier):  # type: ignore
         X : images
             In any form that :meth:`fit` takes.
         y : labels, as for :meth:`fit`
-            Or the names that ``class_names_`` has for them. May be left out for a data set that has
+            Or their names in ``class_names_``. They may be left out for a data set that has
             ``targets``.
         sample_weight : array-like of shape (n_images,) or None, default=None
 

@@ -38,7 +38,7 @@ def check_validates(validation: Any, train_split: object) -> bool:
     if validation is not None and train_split is not None:
         raise ValueError(
             f"There are validation images already, and train_split={train_split!r} would hold out "
-            "more from X: leave one of the two out."
+            "more from X. Leave one of the two out."
         )
     return validation is not None or train_split is not None
 
@@ -47,8 +47,8 @@ def check_train_split(train_split: object) -> None:
     """Raise a ValueError if train_split holds validation images instead of a splitter."""
     if isinstance(train_split, tuple | Dataset | Bunch):
         raise ValueError(
-            "train_split splits X; give validation images to fit: fit(X, y, validation=(X_val, "
-            f"y_val)). Got {describe(train_split)}."
+            f"train_split must be a splitter of X; got {describe(train_split)}. Give validation "
+            "images to fit: fit(X, y, validation=(X_val, y_val))."
         )
 
 
@@ -56,7 +56,7 @@ def check_fit_params(fit_params: Mapping[str, Any]) -> None:
     """Raise a ValueError for other libraries' names of validation images."""
     for name in sorted(_VALIDATION_ELSEWHERE & fit_params.keys()):
         raise ValueError(
-            f"fit takes no {name}: give validation=(X_val, y_val), or hold out part of X with "
+            f"fit does not take {name}. Give validation=(X_val, y_val), or hold out part of X with "
             "train_split=skorch.dataset.ValidSplit(0.2, stratified=True)."
         )
 
@@ -90,7 +90,7 @@ def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:
         named = policy if isinstance(callback, LRScheduler) and isinstance(policy, str) else None
         if named is not None and not hasattr(skorch.callbacks.lr_scheduler, named):
             raise ValueError(
-                f"LRScheduler({policy!r}): skorch does not know it by that name. Give the class, "
+                f"LRScheduler({policy!r}): skorch knows no schedule by that name. Give the class, "
                 f"LRScheduler(torch.optim.lr_scheduler.{policy}, ...)."
             )
         if not validates and isinstance(monitor, str) and monitor.startswith("valid_"):
@@ -117,7 +117,7 @@ def check_monitors(
     Parameters
     ----------
     callbacks : sequence of (str, Callback)
-        All of the net's.
+        All callbacks of the net.
     unrecorded : mapping of str to str
         Columns that some epochs do not record, and why.
     validates : bool
@@ -145,8 +145,8 @@ def check_monitors(
         if monitor not in known and (is_complete or name in unrecorded):
             raise ValueError(
                 f"{kind} monitors {monitor!r}, which is not recorded. {suggestion(monitor, known)} "
-                f"Of each of {', '.join(sorted(is_better))} it is also recorded whether it is the "
-                "best so far, as in 'train_loss_best'."
+                f"For each of {', '.join(sorted(is_better))}, the history also records whether it "
+                "is the best so far, as in 'train_loss_best'."
             )
         lower = getattr(callback, "lower_is_better", None)
         option = "lower_is_better"
@@ -156,8 +156,8 @@ def check_monitors(
         if lower and is_better.get(monitor) is False:
             value = "'max'" if option == "mode" else "False"
             raise ValueError(
-                f"{kind} monitors {monitor!r}, where higher is better, but takes lower for "
-                f"better: set {option}={value}."
+                f"{kind} monitors {monitor!r}, where higher is better, but takes lower values as "
+                f"better. Set {option}={value}."
             )
 
 
@@ -174,7 +174,7 @@ def check_axes(size: tuple[int, ...], module: object, augment: object) -> None:
     """Raise a ValueError for options that are only for pictures, if volumes are asked for."""
     if len(size) == 2:
         return
-    volumes = f"image_size={size} is that of volumes"
+    volumes = f"image_size={size} is for volumes"
     if isinstance(module, str):
         raise ValueError(
             f"{volumes}, and networks given by name, such as {module!r}, take pictures. Give "
@@ -182,7 +182,10 @@ def check_axes(size: tuple[int, ...], module: object, augment: object) -> None:
             "module__spatial_dims=3."
         )
     if isinstance(augment, ViewSampler) and augment.changes_colors:
-        raise ValueError(f"{volumes}, which have no colours: augment={augment!r} changes them.")
+        raise ValueError(
+            f"{volumes}, which have no colours, and augment={augment!r} changes colours. Use a "
+            "ViewSampler that does not."
+        )
 
 
 def check_window(alpha: object, size: tuple[int, ...]) -> None:
@@ -215,7 +218,7 @@ def check_batches(
     if not isinstance(iterator, DataLoader) or batch_size is None:
         return
     n_images = known_length(iterator.sampler)
-    if n_images is None:  # one of your own may not say
+    if n_images is None:  # a user's sampler may not say
         return
     rest = n_images % batch_size
     sizes = ([batch_size] if n_images >= batch_size else []) + (
@@ -229,13 +232,13 @@ def check_batches(
     smallest = min(size // min(n_parts, size) for size in sizes)
     if smallest != 1 or not any(isinstance(part, _NormBase) for part in module.modules()):
         return
-    trial = copy.deepcopy(unwrap(module)).train()  # in training mode, statistics are changed
+    trial = copy.deepcopy(unwrap(module)).train()  # a copy: training mode changes statistics
     try:
         with torch.no_grad():
             trial(sample)
     except ValueError as error:  # torch's "Expected more than 1 value per channel when training"
         raise ValueError(
-            f"Of {n_images} training images, batch_size={batch_size} (in {n_parts} parts) leaves "
+            f"With {n_images} training images, batch_size={batch_size} (in {n_parts} parts) leaves "
             "a pass with a single image, which batch normalisation cannot handle: it would "
             "normalise by a single value. Choose another batch_size, or drop the last batch with "
             "iterator_train__drop_last=True."
@@ -248,7 +251,7 @@ def check_validation(iterator: object) -> None:
     if isinstance(iterator, DataLoader) and known_length(iterator) == 0:
         raise ValueError(
             f"iterator_valid__drop_last=True drops all {len(dataset)} images to validate on, as "
-            f"batch_size={iterator.batch_size}; leave it out."
+            f"batch_size={iterator.batch_size}. Leave it out."
         )
 
 
@@ -272,8 +275,8 @@ def check_learns(module: nn.Module) -> None:
     # A fully frozen network may be trained for the parameters of its loss.
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
-            f"No gradient leads from what {type(module).__name__} returns to its parameters, so "
-            "it would not learn: remove torch.no_grad() or detach() from its forward."
+            f"No gradient leads from the output of {type(module).__name__} to its parameters, so "
+            "it would not learn. Remove torch.no_grad() or detach() from its forward."
         )
 
 

@@ -26,7 +26,7 @@ def compile_trunk(
 
 @contextmanager
 def differentiable_twice(*, compiled: bool) -> Iterator[None]:
-    """Allow the variants of compiled code that such a loss needs."""
+    """Allow the variants of compiled code that a loss on maps needs."""
     if not compiled:
         yield
         return

@@ -30,10 +30,10 @@ def check_criterion(
     *,
     weighs_images: Sequence[str],
 ) -> None:
-    """Raise a ValueError if a criterion's weights are not one for each class.
+    """Raise a ValueError if a criterion does not have one weight per class.
 
-    Or if it does not return a mean, or cannot return the loss of each image where images are
-    weighed, and by what.
+    It is also raised if the criterion does not return a mean, or cannot return each image's loss
+    although images are weighed: by the arguments in ``weighs_images``.
     """
     name = name_of_loss(criterion)
     is_made = isinstance(criterion, nn.Module)
@@ -58,8 +58,8 @@ def _check_weight(weight: Tensor, option: str, task: Task, classes: np.ndarray) 
         # Torch would take them for the images of a batch.
         raise ValueError(
             f"criterion__{option} has {weight.numel()} numbers for one output. To weigh two "
-            f"classes, {classes.tolist()}, give criterion__pos_weight: how many times the first "
-            "class's weight the second has."
+            f"classes, {classes.tolist()}, give criterion__pos_weight: the second class's weight, "
+            "as a multiple of the first one's."
         )
     is_one = task.name != "multiclass" and weight.numel() == 1
     if not is_one and weight.shape != (len(classes),):
@@ -83,9 +83,9 @@ def check_takes_output(
     criterion : class or instance of a loss, or callable
     task : Task
     output : Tensor
-        The network's.
+        The network's output.
     ranges : OutputRanges
-        Those of the pass that made it.
+        The ranges of the pass that made it.
     nonlinearity : callable, "auto" or None
         What turns outputs into probabilities, as in skorch.
     """
@@ -107,8 +107,8 @@ def check_takes_output(
         return
     if ranges.are_logarithms(output):
         raise ValueError(
-            f"The network returns the logarithm of a sigmoid, which {name} does not take. Let it "
-            "return the values before the sigmoid."
+            f"The network returns the logarithm of a sigmoid, which {name} does not take. Let the "
+            "network return the values before the sigmoid."
         )
     if is_sigmoid and takes_logits(criterion):
         raise ValueError(
@@ -203,8 +203,8 @@ def weights_of_classes(
     Raises
     ------
     ValueError
-        If the task does not have one class per image; if there is no such class; or if a class has
-        two weights, or a weight that is not a finite number of 0 or more.
+        If the task does not have one class per image; if a weight is for something that is not a
+        class; or if a class has two weights, or a weight that is not a finite number of 0 or more.
     """
     if class_weight is None:
         return None
@@ -221,7 +221,7 @@ def weights_of_classes(
         counts = np.bincount(labels, minlength=len(classes))
         n_present = np.count_nonzero(counts)
         shares = len(labels) / (n_present * np.maximum(counts, 1))
-        return np.where(counts, shares, 1.0)  # what there is none of says nothing of its weight
+        return np.where(counts, shares, 1.0)  # a class without images keeps 1
     known = {label: i for i, label in enumerate(classes.tolist())}
     weights = np.ones(len(classes))
     given: dict[int, Any] = {}
@@ -246,7 +246,7 @@ def weights_of_classes(
 
 def prepared(criterion: object, options: dict[str, Any]) -> dict[str, Any]:
     """Return a criterion's options with its class weights as floats: they may be a list."""
-    if not is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):  # by which others may mean anything
+    if not is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):  # others may mean anything by these
         return options
     return {
         name: _as_weights(value, name) if name in ("weight", "pos_weight") else value
@@ -275,7 +275,7 @@ def per_image(losses: Tensor) -> Tensor:
 def suited(
     criterion: nn.Module, task: Task, dtype: torch.dtype, *, weighs_images: bool
 ) -> Iterator[None]:
-    """Return a criterion for outputs of this type, which returns each image's loss if asked to."""
+    """Let a criterion take outputs of this type, and return each image's loss if asked to."""
     criterion, of_classes = unwrap(criterion), _classes_weigh(criterion)
     if of_classes is not None and of_classes.dtype != dtype:
         criterion.weight = of_classes.to(dtype)

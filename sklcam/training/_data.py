@@ -70,7 +70,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
             if not own.any():
                 by = "class_weight" if self.weights is None else "sample_weight and class_weight"
                 raise ValueError(
-                    f"By {by}, all of {len(self)} images have a weight of 0, so there is no loss. "
+                    f"With {by}, all {len(self)} images have a weight of 0, so there is no loss. "
                     "Give some of them a weight above 0."
                 )
             self.weights = _as_weights(own, len(self))
@@ -79,8 +79,8 @@ class TrainingImages(ImageDataset, SkorchDataset):
         has_masks = annotations.masks is not None or annotations.boxes is not None
         if self.are_volumes and has_masks:
             raise ValueError(
-                "Training uses masks and boxes only for pictures, and X is volumes: leave masks "
-                "and boxes out. evaluate measures with those of volumes, too."
+                "Training uses masks and boxes only for pictures, and X holds volumes. Leave masks "
+                "and boxes out; evaluate can use them for volumes, too."
             )
         if annotations.masks is not None or annotations.boxes is not None:
             given = [None] * len(self) if annotations.masks is None else annotations.masks
@@ -123,7 +123,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
         Returns
         -------
         list of (image, label) or (image, label, dict)
-            All images of one dtype.
+            All images have one dtype.
         """
         originals = [self.original_image(i) for i in indices]
         crops: Sequence[Crop | None] = [None] * len(originals)  # volumes have no masks to crop
@@ -189,7 +189,7 @@ class MaskImages:
     masks : array-like of shape (n_images, height, width), or sequence of array-like or None
     n_images : int
     size : (height, width) or None
-        The size of the images, if they all have the same.
+        The size of the images, if they all have the same size.
     boxes : list of Tensor of shape (n_boxes, 4) or None, default=None
         The boxes of each image, possibly none: see :func:`boxes_of_labels`.
 
@@ -226,7 +226,7 @@ class MaskImages:
         for i in np.flatnonzero(self.annotated).tolist():
             mask = _as_array(masks[i])
             _check_mask(mask, f"masks[{i}]")
-            # If images have many sizes, each is known once it is read.
+            # If images differ in size, a size is known once its image is read.
             if size is not None and mask.shape != size:
                 raise ValueError(_wrong_size(i, mask.shape, size))
         self._boxes = boxes
@@ -234,7 +234,7 @@ class MaskImages:
             has_box = np.array([len(corners) > 0 for corners in boxes])
             for i in np.flatnonzero(has_box & self.annotated).tolist():
                 raise ValueError(
-                    f"Image {i} has both a mask and boxes, which may not agree; leave one of them "
+                    f"Image {i} has both a mask and boxes, which may not agree. Leave one of them "
                     "out, with None in its place."
                 )
             if size is not None:
@@ -258,7 +258,7 @@ def _mask_of_boxes(i: int, corners: Tensor, size: tuple[int, int]) -> Tensor:
     mask = box_masks([corners.float()], size)
     if not mask.any():
         raise ValueError(
-            f"boxes[{i}] lie outside of the image, which has {size[0]} x {size[1]} pixels: a box "
+            f"boxes[{i}] lie outside the image, which has {size[0]} x {size[1]} pixels: a box "
             "is (x1, y1, x2, y2), in pixels of the image as given."
         )
     return mask
@@ -294,7 +294,7 @@ def boxes_of_labels(boxes: Boxes, labels: Any, n_images: int) -> list[Tensor] | 
     none: Any = {} if by_class else np.empty((0, 4))
     if by_class and np.ndim(labels) != 1:
         raise ValueError(
-            "boxes are given by label, which needs one label per image; give arrays of shape "
+            "boxes are given by label, which needs one label per image. Give arrays of shape "
             "(n_boxes, 4)."
         )
     entries = [none if each is None else each for each in boxes]
@@ -384,7 +384,7 @@ def as_validation(validation: Any) -> Validation:
         unknown = [name for name in validation if name not in Validation._fields]
         if unknown or validation.get("X") is None:
             raise ValueError(
-                f"validation may be given {by_name}, and has no other entries; got one with "
+                f"validation may be given {by_name}, and has no other entries; got "
                 f"{', '.join(map(repr, validation)) or 'none'}."
             )
         return Validation(**validation)
@@ -393,7 +393,7 @@ def as_validation(validation: Any) -> Validation:
     what = "a pair of images and labels, (X_val, y_val), or a data set that has its labels"
     if isinstance(validation, str | PathLike):
         instead = (
-            " A folder with one for each class is loaded by sklcam.datasets.load_class_folders."
+            " sklcam.datasets.load_class_folders loads a folder that has a folder for each class."
         )
     elif isinstance(validation, Real):
         instead = (

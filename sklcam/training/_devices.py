@@ -94,10 +94,12 @@ def check_device(device: Device) -> None:
             f'device must be "auto" or a device of torch, such as "cuda:0"; got {device!r}.'
         ) from None
     if found.type == "meta":
-        raise ValueError('device="meta" holds no values to train; "auto" takes what is available.')
+        raise ValueError(
+            'device="meta" holds no values to train. Set "auto", which takes what is available.'
+        )
     n_devices = torch.cuda.device_count()
     if found.type == "cuda" and (found.index or 0) >= n_devices:
         raise ValueError(
-            f'device={device!r} is not available: torch finds {n_devices} CUDA devices. "auto" '
-            "takes what is available."
+            f"device={device!r} is not available: torch finds {n_devices} CUDA devices. Set "
+            '"auto", which takes what is available.'
         )

@@ -44,7 +44,7 @@ def trunk_of(module: nn.Module, sample: Tensor) -> Trunk:
     Raises
     ------
     ValueError
-        If the last layer with weights has another number of outputs, or nothing comes before it.
+        If the last layer with weights has a different number of outputs, or nothing before it.
     """
     module = unwrap(module)
     ran: list[nn.Module] = []

@@ -19,7 +19,7 @@ _BUCKET_BYTES = 2**24
 
 
 class Work(Protocol):
-    """An operation under way."""
+    """An operation in progress."""
 
     def wait(self) -> object: ...
 
@@ -81,8 +81,8 @@ class AveragedGradients:
             return
         if i in self._arrived:
             raise RuntimeError(
-                "A backward pass reaches a parameter twice, so it cannot be known when its "
-                "gradient is complete: checkpoints must use use_reentrant=False."
+                "A backward pass reaches a parameter twice, so it is not known when its gradient "
+                "is complete. Make checkpoints with use_reentrant=False."
             )
         self._arrived[i] = None
         self._send(all)

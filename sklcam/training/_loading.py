@@ -140,12 +140,12 @@ class LoadingNet(SeededNet):
 
     @property
     def preprocessing_(self) -> Preprocessing:
-        """How images become the network's input, and where that comes from."""
+        """How images become the network's input, and which source says so."""
         return self._preprocessing(getattr(self, "n_channels_", 3))
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """Height and width that images are resized to; depth, height and width of volumes."""
+        """Height and width that images are resized to; depth, height and width for volumes."""
         return self.preprocessing_.image_size
 
     def prepare_images(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training records and shows as it runs: history, log, a progress bar for the whole fit."""
+"""The history, the log and the progress bar of training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SilentableProgressBar(ProgressBar):
         # The total is not known if only batches are counted, or only images.
         known = total != "count" and total > 0
         options: dict[str, Any] = {"total": total * net.max_epochs if known else None}
-        # None: if there is a terminal, which a notebook is not.
+        # None shows the bar only in a terminal, which a notebook is not.
         disable = False if self._use_notebook() else None
         self.pbar_ = tqdm(leave=False, disable=disable, **options)
 
@@ -67,7 +67,7 @@ class SilentableProgressBar(ProgressBar):
         return shown
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        if self.pbar_ is not None:  # what is printed now has the line to itself
+        if self.pbar_ is not None:  # what is printed now needs the line
             self.pbar_.clear()
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -122,7 +122,7 @@ class ResumedSchedule(LRScheduler):
         if net.history:
             for group, values in zip(groups, before, strict=True):
                 group.update(values)
-            made._last_lr = [group["lr"] for group in groups]  # of which the history is told
+            made._last_lr = [group["lr"] for group in groups]  # which the history records
         return made
 
 
@@ -143,14 +143,14 @@ def _place(callback: Any) -> int:
     if isinstance(callback, PrintLog):
         return 4
     if isinstance(callback, EarlyStopping):
-        return 3  # nothing comes after it in the epoch in which it stops
-    return 2 if isinstance(callback, Checkpoint) else 1  # what is kept has taken all steps
+        return 3  # nothing comes after it in the epoch that it ends
+    return 2 if isinstance(callback, Checkpoint) else 1  # it saves the state after all steps
 
 
 class LoggingNet(FreezingNet):
     """A skorch net that keeps a history of its losses for callbacks to monitor."""
 
-    _is_whole: bool = False  # whether a fit is all the training that there is
+    _is_whole: bool = False  # whether this fit is all the network's training
     _is_beginning: bool = False
     _n_batches: int | None = None  # of an epoch
 
@@ -169,7 +169,9 @@ class LoggingNet(FreezingNet):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("history_frame_ needs pandas: pip install pandas") from error
+            raise ImportError(
+                "history_frame_ needs pandas; install it with `pip install pandas`."
+            ) from error
 
         rows = [{key: row[key] for key in row if key != "batches"} for row in self.history]
         return pandas.DataFrame(rows)

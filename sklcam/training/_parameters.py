@@ -26,7 +26,7 @@ _ELSEWHERE = {
 
 
 def parameter_instead(name: str, known: set[str]) -> str:
-    """Return advice on a parameter that does not exist, by those that do."""
+    """Return advice on a parameter that does not exist, from the names of those that do."""
     return _ELSEWHERE.get(name) or suggestion(name, known - {"self", "kwargs"})
 
 
@@ -42,8 +42,8 @@ class ParameterNet(NeuralNet):
         if "__init__" in vars(cls):
             vars(cls)["__init__"].__signature__ = _full_signature(cls)
 
-    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults, which it,
-    # like its HTML, looks up in the signature.
+    # skorch's own lists the layers. scikit-learn's shows what differs from the defaults; like the
+    # HTML, it looks these up in the signature.
     __repr__ = BaseEstimator.__repr__
 
     def _get_params_html(self, deep: bool = True, *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,8 @@ class ParameterNet(NeuralNet):
         Parameters
         ----------
         **kwargs
-            By name. A fitted net recreates what they belong to: a network is then untrained.
+            Parameters by name. A fitted net recreates whatever they belong to; a recreated network
+            is untrained.
 
         Returns
         -------
@@ -92,7 +93,7 @@ class ParameterNet(NeuralNet):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._module_like:  # parameters, also where they are instances
+        if name in self._module_like:  # parameters, even if they are instances
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)

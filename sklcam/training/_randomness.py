@@ -1,7 +1,7 @@
 """Nets that draw from their own generators, swapped in while they are needed.
 
 Networks, loaders and samplers draw from torch's global generators and cannot be told otherwise. So
-these are set to the estimator's own state before training, and back to the caller's afterwards.
+these are set to the estimator's own state before training, and to the caller's again afterwards.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class SeededNet(DeviceNet):
     ----------
     random_states_ : dict
         The seed and the states of the generators: "global" and "cuda" are torch's, "views" is for
-        views and augmentation. These have their own so that other draws, such as dropout masks, do
-        not change them.
+        views and augmentation. Views have their own generator, so that other draws, such as dropout
+        masks, do not change them.
     generator_ : torch.Generator
         The one for views and augmentation, while it is in use.
     """
@@ -118,7 +118,7 @@ class SeededNet(DeviceNet):
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of a step: its views, and repeats of those that its network has made.
+    """The draws of a step: its views, and repeats of the draws that its network has made.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ from sklcam.training.collapse import CollapseWarning
 
 _HOOKS = ("on_batch_begin", "on_grad_computed", "on_batch_end")
 _STEPS = ("train_step", "validation_step")
-# Those that do not look at a batch's numbers. The bar does, and shows those of the batch before.
+# Hooks that do not use a batch's numbers. The bar does: it shows those of the batch before.
 _BLIND = {
     getattr(of, hook)
     for of in (
@@ -85,7 +85,7 @@ class Reading:
 class Readings:
     """Decides when the numbers of steps are read.
 
-    Outside :meth:`of_an_epoch`, that is at once.
+    Outside :meth:`of_an_epoch`, they are read at once.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Readings:
         self._is_late = torch.device(net.device or "cpu").type != "cpu" and not _looks(net)
         try:
             yield
-        finally:  # also of an epoch that is interrupted
+        finally:  # also if the epoch is interrupted
             self._is_late = False
             self._read_last()
 
@@ -118,7 +118,7 @@ class Readings:
 
 
 def _looks(net: NeuralNet) -> bool:
-    """Whether a foreign callback or class may look at the numbers of batches."""
+    """Whether a callback or class from elsewhere may look at the numbers of batches."""
     methods = (getattr(type(net), name) for name in ("run_single_epoch", *_STEPS))
     is_ours = all(method.__module__.partition(".")[0] == "sklcam" for method in methods)
     told = (net, *(callback for _, callback in net.callbacks_))

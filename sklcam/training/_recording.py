@@ -21,7 +21,7 @@ class Plan:
     n_before : int
         How many steps were taken before.
     n_steps : int or None
-        How many steps an epoch has; None where a loader does not say.
+        How many steps an epoch has; None if a loader does not say.
     every : int
         Terms are part of every n-th step, for this n.
     annotated : dict of str to float
@@ -49,8 +49,8 @@ class Plan:
         if self.every > n_steps:
             raise ValueError(
                 f"every={self.every} makes terms part of one step in {self.every}, and there are "
-                f"{n_steps}, so only the first would have any. Set every to {self.n_steps} at "
-                "most, for terms in each epoch, or train longer."
+                f"{n_steps} in all, so only the first would have any. Set every to {self.n_steps} "
+                "at most, for terms in each epoch, or train longer."
             )
 
 
@@ -133,5 +133,5 @@ def known_length(iterable: object) -> int | None:
         return None
     try:
         return len(iterable)
-    except (TypeError, NotImplementedError):  # a loader of what has no length
+    except (TypeError, NotImplementedError):  # a loader of data without a length
         return None

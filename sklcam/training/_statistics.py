@@ -95,8 +95,8 @@ class Lag:
         )
         return (
             "the running statistics of batch normalisation lag behind the weights: with the "
-            f"training images' own, its output for them would change by {self.share:.0%}; chance "
-            f"explains {self.usual:.0%}. Furthest behind are {layers}."
+            f"training images' own statistics, the network's output for these images would change "
+            f"by {self.share:.0%}; chance explains {self.usual:.0%}. Furthest behind are {layers}."
         )
 
 
@@ -176,7 +176,7 @@ def kept(layers: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let layers normalise by the batch as usual, but leave their running statistics alone."""
     tracking, buffers = [], []
     for layer in layers:
-        if type(layer).forward in _FORWARDS:  # which, told not to track them, does not touch them
+        if type(layer).forward in _FORWARDS:  # torch's leave untracked statistics alone
             tracking.append(layer)
         else:
             buffers += [(layer, *each) for each in layer.named_buffers(recurse=False)]
@@ -236,7 +236,7 @@ def _floats(layer: _BatchNorm) -> list[Tensor]:
 
 
 class _Normalising(nn.Module):
-    """What torch's ``update_bn`` sees of a network: some of its layers, and how it is run.
+    """The part of a network that torch's ``update_bn`` sees: some layers, and how it is run.
 
     On the network itself it would also update the frozen layers and turn on dropout, which
     prediction does not use.
@@ -292,7 +292,7 @@ class RecalibratingNet(LoadingNet):
     ) -> None:
         try:
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
-        finally:  # also of an epoch that is interrupted
+        finally:  # also if the epoch is interrupted
             if self._watch is not None and training:
                 batches = self.history[-1]["batches"]
                 n_images = sum(batch.get(f"{prefix}_batch_size", 0) for batch in batches)
@@ -306,7 +306,7 @@ class RecalibratingNet(LoadingNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
         watch = self._watch
-        # Before the end, only validation predicts with them.
+        # Before the end, only validation predicts with the running statistics.
         if watch is None or not watch.is_validated:
             return
         if watch.n_images_since < _IMAGES_A_LOOK * _FEWEST:
@@ -332,7 +332,7 @@ class RecalibratingNet(LoadingNet):
         if watch is None or watch.images is None or not watch.layers:
             return
         lag = Lag()
-        with suppress(KeyboardInterrupt):  # which ends training, as skorch has it
+        with suppress(KeyboardInterrupt):  # which ends training, as in skorch
             if self.recalibrate is not True:
                 lag = self._lag(watch.n_images // _IMAGES_A_LOOK)
             is_to_mend = self.recalibrate == "auto" and is_whole and bool(lag)
@@ -351,11 +351,11 @@ class RecalibratingNet(LoadingNet):
             return
         self._watch.has_warned = True
         done = (
-            f"They were re-estimated on {self.recalibrated_} images at the end, so the network is "
-            "as it should be"
+            f"They were re-estimated on {self.recalibrated_} images at the end, so the network "
+            "now predicts as it should"
             if self.recalibrated_
             else 'recalibrate="auto" re-estimates them at the end of fit, and recalibrate=True at '
-            "that of partial_fit, too"
+            "the end of partial_fit, too"
         )
         if self._watch.is_validated:
             done += "; validation before that used the lagging ones"
@@ -377,7 +377,7 @@ class RecalibratingNet(LoadingNet):
         layers = self._watch.layers
         batches = [*self._batches(min(max(n_images, _FEWEST), _MOST))]
         half = len(batches) // 2
-        if not half:  # no two batches
+        if not half:  # fewer than two batches
             return Lag()
         some = batches[: max(1, len(batches) // 4)]
         with left_as_found(self.module_):
@@ -431,7 +431,7 @@ class RecalibratingNet(LoadingNet):
     def _batches(self, n_images: int | None = None) -> Iterator[Tensor]:
         """Yield training images as prediction reads them, ready for the network.
 
-        In random order: a batch of one class has that class's statistics.
+        The order is random: a batch of one class would have that class's statistics.
         """
         assert self._watch is not None and self._watch.images is not None
         images: Any = self._watch.images

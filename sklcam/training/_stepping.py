@@ -45,7 +45,7 @@ class SteppingNet(ImageNeuralNet):
 
     scaler_: GradScaler
     gradient_sizes_: GradientSizes
-    _step: Step | None = None  # the one that is being made
+    _step: Step | None = None  # the step in progress
 
     def _trains_on_maps(self) -> bool:
         return bool(self.alpha or self.beta or self._further_terms)
@@ -109,7 +109,7 @@ class SteppingNet(ImageNeuralNet):
         if isinstance(self.module_, DistributedDataParallel):
             raise RuntimeError(
                 "The network is wrapped for training by several processes, so its target layer "
-                "is out of reach; use sklcam.training.AcceleratedCAMClassifier."
+                "is out of reach. Use sklcam.training.AcceleratedCAMClassifier."
             )
         # A scale once found is kept when training resumes.
         if not hasattr(self, "scaler_") or self.scaler_.is_enabled() != (self.precision == "fp16"):
@@ -134,7 +134,7 @@ class SteppingNet(ImageNeuralNet):
         if is_unused and self._trains_on_maps():
             warnings.warn(
                 f"every={self.every} made terms part of the first step only, as there were "
-                f"{n_steps}; set a smaller one.",
+                f"{n_steps} in all. Set a smaller one.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -205,7 +205,7 @@ class SteppingNet(ImageNeuralNet):
 
     @contextmanager
     def _stepping(self, *, training: bool) -> Iterator[Step]:
-        """Open one step in the block."""
+        """Open a step for the block."""
         generator = getattr(self, "generator_" if training else "valid_generator_", None)
         # Created for each step, as weights follow the epoch and parameters may be set in between.
         loss = ConsistentCAMLoss(0, 0)
@@ -281,7 +281,7 @@ class SteppingNet(ImageNeuralNet):
         return {"loss": self._step.total, "y_pred": y_pred}
 
     def _complete_gradient(self) -> None:
-        """Do nothing: the batch is complete. Processes that share one combine their gradients."""
+        """Do nothing: the batch is complete. Processes that share a batch combine theirs."""
 
     def _step_optimizer(self, step_fn: Callable[[], Tensor]) -> None:
         if not self.scaler_.is_enabled():

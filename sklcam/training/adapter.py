@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class NetAdapter(Adapter):
-    """A fitted net: its images, its loader, its nonlinearity.
+    """Adapter of a fitted net, with its images, its loader and its nonlinearity.
 
     Parameters
     ----------
@@ -56,15 +56,15 @@ class NetAdapter(Adapter):
         loader = self.net.get_iterator(items, training=False)
         if not isinstance(loader, DataLoader):
             raise ValueError(
-                f"iterator_valid is a {type(loader).__name__}; images are explained and measured "
-                "through a torch DataLoader."
+                f"iterator_valid is a {type(loader).__name__}, and images are explained and "
+                "measured through a torch DataLoader. Leave it at DataLoader."
             )
         # Accelerate wraps loaders for nets with skorch's mixin; the inner one makes the batches.
         inside = getattr(loader, "base_dataloader", loader)
         if isinstance(inside.sampler, RandomSampler):
             raise ValueError(
-                "iterator_valid shuffles, so maps and predictions would belong to other images; "
-                "leave iterator_valid__shuffle at False."
+                "iterator_valid shuffles, so maps and predictions would belong to other images. "
+                "Leave iterator_valid__shuffle at False."
             )
         inside.collate_fn = collate_framed
         return loader

@@ -40,7 +40,7 @@ def consistency_loss(
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels are compared, such as those of ``Warp.valid``; None is all.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -130,7 +130,7 @@ class _OfDistributions(Agreement):
     """Comparisons of positive evidence as a share of its sum."""
 
     def normalized(self, maps: Tensor) -> Tensor:
-        evidence = maps.clamp(min=0)  # which changes nothing of maps with the ReLU
+        evidence = maps.clamp(min=0)  # maps with the ReLU stay as they are
         return evidence / (evidence.sum(dim=sides(maps), keepdim=True) + _SMALLEST) + _SMALLEST
 
     @staticmethod
@@ -178,8 +178,8 @@ class Contrastive(_OfDistributions):
 
     The term couples images. The negatives of an image are the others that go through the network
     together with it: those in its part of a batch with ``batch_accumulation``, and those of its own
-    process with several processes. ``memory="low"`` does not change them. An image that is alone
-    has no negatives and a value of 0.
+    process with several processes. ``memory="low"`` does not change them. An image on
+    its own has no negatives, and a value of 0.
 
     References
     ----------
@@ -190,7 +190,7 @@ class Contrastive(_OfDistributions):
     --------
     >>> import torch
     >>> from sklcam.training import Contrastive
-    >>> maps = torch.eye(4).reshape(4, 2, 2)[:2]  # that have nothing in common: q.k = 1, q.q = 0
+    >>> maps = torch.eye(4).reshape(4, 2, 2)[:2]  # nothing in common: q.k = 1, q.q = 0
     >>> Contrastive(tau=1.0)(maps, maps)  # log(1 + 1 / e)
     tensor([0.3133, 0.3133])
     """
@@ -211,7 +211,7 @@ class Contrastive(_OfDistributions):
         ----------
         view_of_maps, maps_of_view : Tensor of shape (n_images, height, width), >= 0
         spatial_dims : {2, 3}, default=2
-            How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+            How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
         Returns
         -------
@@ -272,7 +272,7 @@ def agreement_of(agreement: str | Comparison) -> Agreement:
 
 
 def check_negatives(agreement: str | Comparison, n_together: int, n_parts: int) -> None:
-    """Raise a ValueError if no image would have another to be contrasted with.
+    """Raise a ValueError if an image would have no other to be contrasted with.
 
     Parameters
     ----------
@@ -285,6 +285,6 @@ def check_negatives(agreement: str | Comparison, n_together: int, n_parts: int) 
     if isinstance(agreement_of(agreement), Contrastive) and n_together < 2 * n_parts:
         raise ValueError(
             f"agreement={agreement!r} contrasts the images within a part of a batch, and a batch "
-            f"of {n_together} with batch_accumulation={n_parts} leaves parts with one image. Make "
-            "the parts larger."
+            f"of {n_together} with batch_accumulation={n_parts} leaves parts with one image. Raise "
+            "batch_size, or lower batch_accumulation."
         )

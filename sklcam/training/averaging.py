@@ -36,8 +36,8 @@ class EMA(Callback):
     fit, ``recalibrate`` notices and re-estimates them, as without an average.
 
     ``partial_fit``, and ``fit`` with ``warm_start=True``, continue with both the weights and their
-    average, also in copies, pickles and files of :func:`sklcam.save`, and whatever parameters were
-    set meanwhile. Both belong to the net, not to this object, which may be among the callbacks of
+    average, also in copies, pickles and files of :func:`sklcam.save`, and even if parameters were
+    set in between. Both belong to the net, not to this object, which may be among the callbacks of
     several nets.
 
     If weights were loaded into the net or changed, as by skorch's ``load_params``, by a
@@ -81,7 +81,7 @@ class EMA(Callback):
         if sum(isinstance(each, EMA) for _, each in net.callbacks_) > 1:
             raise ValueError(
                 "There are several EMA among the callbacks, and a net can predict with only one "
-                "average; keep one of them."
+                "average. Keep one of them."
             )
         average = average_of(net)
         if average is not None and not average.own:
@@ -155,14 +155,14 @@ class Average:
 
     @torch.no_grad()
     def enter(self, tensors: dict[str, Tensor]) -> None:
-        """Let the network have the average."""
+        """Put the average into the network."""
         self.own = _copies(tensors)
         for name, tensor in tensors.items():
             tensor.copy_(self.values[name])
 
     @torch.no_grad()
     def leave(self, tensors: dict[str, Tensor]) -> None:
-        """Let the network have its own weights."""
+        """Put the network's own weights back."""
         self.values = _copies(tensors)  # which may be on another device by now
         for name, tensor in tensors.items():
             tensor.copy_(self.own[name])

@@ -58,9 +58,9 @@ class ResumedScoring(PassthroughScoring):
 
 
 class EpochScore(ResumedScoring):
-    """The score of an epoch's predictions, which are those made for the loss.
+    """The score of the predictions that an epoch made for its loss.
 
-    In training, they are for augmented images, by weights that keep changing.
+    In training, these are predictions for augmented images, by weights that keep changing.
     """
 
     def __init__(self, name: str, on_train: bool = False):
@@ -137,7 +137,7 @@ class ForgetBatches(Callback):
             epoch["batches"].clear()
 
 
-ANNOTATED = "_annotated"  # after a term's name: how much of a batch it is a mean of
+ANNOTATED = "_annotated"  # after a term's name: the share of a batch that it is a mean of
 
 # The criterion's loss on images, on their views and on augmented copies, by task.
 _CRITERIA = [f"{loss}{of}" for loss in ("ce", "criterion") for of in ("", "_view", "_augmented")]

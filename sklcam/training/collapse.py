@@ -28,24 +28,24 @@ from sklcam.training import _criteria as criteria
 
 _OF_MAPS = ("constant_maps", "corner_maps", "alike_maps")
 _ALIKE = 0.9  # the correlation of maps that hardly depend on the image
-_FEWEST = 4  # images: of fewer, chance makes maps that are alike
-_SHORTEST = 3  # side of a map that has places beside its corners
+_FEWEST = 4  # images: maps of fewer may be alike by chance
+_SHORTEST = 3  # side of a map that has more places than its corners
 
 
 def signs_of_collapse(
     logits: Tensor, classes: Tensor | None, maps: Tensor, *, spatial_dims: int = 2
 ) -> dict[str, Tensor]:
-    """Return the signs of a collapse that can be seen, as shares of a batch.
+    """Return the visible signs of a collapse, as shares of a batch.
 
     Parameters
     ----------
     logits : Tensor of shape (n_images, n_classes)
     classes : Tensor of shape (n_images,), int64, or None
-        The true ones. None is for images without exactly one class each.
+        The true classes; None if images do not have exactly one class each.
     maps : Tensor of shape (n_images, u, v)
         At the layer's own resolution, unscaled.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, d, u, v).
+        How many sides a map has: 3 for volumes, (n_images, d, u, v).
 
     Returns
     -------
@@ -70,7 +70,7 @@ def signs_of_collapse(
     >>> maps = torch.zeros(2, 3, 3)
     >>> maps[1, 0, 2] = 1
     >>> signs = signs_of_collapse(torch.eye(2), torch.tensor([0, 0]), maps)
-    >>> {name: share.item() for name, share in signs.items()}  # of two images, none can be alike
+    >>> {name: share.item() for name, share in signs.items()}  # 2 images cannot be alike
     {'correct': 0.5, 'constant_maps': 0.5, 'corner_maps': 0.5}
     """
     check_tensor("logits", logits, "n_images", "n_classes")
@@ -101,7 +101,7 @@ def signs_of_collapse(
 
 def _are_highest_in_corners(maps: Tensor) -> Tensor:
     n, *others = maps.shape[1:]
-    # Both ends of the first side become corners; what lies between does not.
+    # Both ends of the first side become corners; places between them do not.
     at = maps.flatten(1).argmax(dim=1) % ((n - 1) * math.prod(others))
     corners = [0]
     for side in others:
@@ -187,8 +187,8 @@ class CollapseWarning(Callback):
     Parameters
     ----------
     patience : int, default=5
-        How many epochs in a row must look collapsed: a network that starts from random weights
-        does at first.
+        How many epochs in a row must look collapsed. A network that starts from random weights
+        looks collapsed at first.
     share : float in (0, 1], default=0.8
         The share of an epoch's maps that must be constant, highest in a corner, or like the others.
 
@@ -258,7 +258,7 @@ class CollapseWarning(Callback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         seen, self.seen_ = self.seen_, []
         shares = _shares(net.history)
-        lost = not math.isfinite(net.history[-1].get("train_loss", 0.0))  # the net warns of that
+        lost = not math.isfinite(net.history[-1].get("train_loss", 0.0))  # the net warns about that
         if lost or not shares:  # no maps in this epoch
             return
         looks = {
@@ -266,7 +266,7 @@ class CollapseWarning(Callback):
             for name in _OF_MAPS
             if name in shares
         }
-        if looks.get("corner_maps", (False,))[0]:  # which says more
+        if looks.get("corner_maps", (False,))[0]:  # corners say more
             looks.pop("alike_maps", None)
         if seen:
             looks["chance"] = _look_at_answers(net, *zip(*seen, strict=True))
@@ -280,8 +280,8 @@ class CollapseWarning(Callback):
     def _message(self, what: str, net: NeuralNet) -> str:
         return (
             f"For {self.patience} epochs, up to epoch {len(net.history)}: {what}. The terms on "
-            f"explanations (alpha={net.alpha!r}, beta={net.beta!r}) may weigh too much: make them "
-            "smaller, introduce them late with sklcam.training.WarmUp, or balance them with "
+            f"explanations (alpha={net.alpha!r}, beta={net.beta!r}) may weigh too much: lower the "
+            "weights, introduce them late with sklcam.training.WarmUp, or balance them with "
             'alpha="auto", beta="auto", or with sklcam.training.Balanced and a smaller ratio. If '
             "a classifier with alpha=0, beta=0 does not train either, change lr first."
         )
@@ -321,7 +321,7 @@ def _look_at_answers(
     of_images = torch.cat(own).cpu() if own else torch.ones(len(y))
     of_labels = criteria.weights_of_labels(net.criterion_, y, of_images)
     what = ""
-    if of_labels is not None and not of_labels.any():  # of a process whose images do not count
+    if of_labels is not None and not of_labels.any():  # a process whose images do not count
         return False, ""
     if of_labels is None:
         of_labels, what = 1 / y.bincount()[y], ", with all classes weighted equally,"

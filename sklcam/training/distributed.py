@@ -34,11 +34,11 @@ _BUCKET_BYTES = 2**26
 
 
 class AcceleratedCAMClassifier(ConsistentCAMClassifier):
-    """:class:`~sklcam.ConsistentCAMClassifier` on several GPUs or machines, a process for each.
+    """:class:`~sklcam.ConsistentCAMClassifier` on several GPUs or machines, one process for each.
 
     All processes run the same script, started by ``accelerate launch``, with the same X and y. In
     training each takes its share of the images; the gradients are averaged over the processes, and
-    all end with the same network. In a single process it is the classifier that it extends.
+    all end with the same network. In a single process it behaves like the class that it extends.
 
     Parameters
     ----------
@@ -46,10 +46,10 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         As in :class:`~sklcam.ConsistentCAMClassifier`. ``batch_size`` is per process, unless the
         accelerator has ``split_batches``.
     accelerator : accelerate.Accelerator or None, default=None
-        It knows the processes and their devices; None creates one when training begins. An
-        accelerator with ``mixed_precision`` or ``gradient_accumulation_steps`` is refused, as these
-        settings would miss the maps: use ``precision`` and ``batch_accumulation``. Clones share it,
-        and files do not hold it.
+        The object that knows the processes and their devices; None creates one when training
+        begins. An accelerator with ``mixed_precision`` or ``gradient_accumulation_steps`` is
+        refused, as these settings would miss the maps: use ``precision`` and
+        ``batch_accumulation``. Clones share it, and files do not hold it.
     device : "auto"
         The accelerator's.
 
@@ -112,7 +112,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         super().__init__(module, **kwargs)
         self.accelerator = accelerator
 
-    # Checks, at the door
+    # Checks before training
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -170,7 +170,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         device = torch.device(self.device)
         if any(parameter.device != device for parameter in self._parameters()):
-            self._move(device)  # what was loaded may be on another process's
+            self._move(device)  # what was loaded may be on another process's device
         super().on_train_begin(net, **kwargs)
 
     def _move(self, device: torch.device) -> None:
@@ -192,7 +192,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         split = super().get_split_datasets(X, y, **fit_params)
         for part in split:
-            if isinstance(part, Subset):  # it may have been drawn
+            if isinstance(part, Subset):  # it may be random
                 part.indices = self._processes.from_main(part.indices)
         return split
 
@@ -229,7 +229,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             self._processes.copy_from_main([b for b in buffers if not b.is_floating_point()])
 
     def score_of(self, outcomes: Tensor, *, training: bool) -> float:
-        if training:  # validated alone, by each
+        if training:  # each process validates on its own
             outcomes = torch.cat(self._processes.of_all(outcomes.cpu()))
         return super().score_of(outcomes, training=training)
 
@@ -238,7 +238,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 
     def _recalibrate(self) -> int:
         n_images = super()._recalibrate()
-        self._processes.copy_from_main([*self._buffers()])  # which may have rounded otherwise
+        self._processes.copy_from_main([*self._buffers()])  # processes may round differently
         return n_images
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -264,10 +264,10 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
         self._averaged.finish()
         users = torch.tensor(is_used, dtype=torch.float32, device=self.device)
         assert self._step is not None
-        self.gradient_sizes_.to(self.device)  # also those that this step has no use for
+        self.gradient_sizes_.to(self.device)  # also those that this step does not use
         sizes = self.gradient_sizes_.averages.values()
         self._processes.average([users, *self._step.detach(), *sizes])
-        if all(is_used):  # without a look at the others, which the host would have to wait for
+        if all(is_used):  # known here, so the host need not wait for the device
             return
         for parameter, share in zip(parameters, users.tolist(), strict=True):
             if not share:
@@ -275,7 +275,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
 
     def _sum(self, weights: Tensor) -> Tensor:
         weight = super()._sum(weights)
-        if self._step is not None and self._step.scaler is not None:  # validated alone, by each
+        if self._step is not None and self._step.scaler is not None:  # not in validation
             self._processes.average([weight])  # as the gradients will be
         return weight
 
@@ -450,7 +450,7 @@ def _check_accelerator(accelerator: Accelerator) -> None:
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise ValueError(
             "Each process must hold the whole network, and the accelerator's distributed_type "
-            f"{kind} splits it or trains it in its own way. Configure accelerate for several GPUs "
+            f"{kind} splits it, or trains it in its own way. Configure accelerate for several GPUs "
             "or CPUs."
         )
     if accelerator.mixed_precision != "no":
@@ -461,11 +461,12 @@ def _check_accelerator(accelerator: Accelerator) -> None:
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            "gradient_accumulation_steps of the accelerator takes several batches per step; "
-            "leave it at 1, and give the classifier a larger batch_size and batch_accumulation."
+            f"gradient_accumulation_steps={accelerator.gradient_accumulation_steps} of the "
+            "accelerator takes several batches per step. Leave it at 1, and give the classifier a "
+            "larger batch_size and batch_accumulation."
         )
     if accelerator.num_processes > 1 and not accelerator.even_batches:
         raise ValueError(
             "even_batches=False leaves some processes without a last batch, while the others wait "
-            "for their gradients; leave it at True."
+            "for their gradients. Leave it at True."
         )

@@ -65,7 +65,7 @@ class Energy(Term):
 
 @dataclass(frozen=True)
 class AtPixels(Term):
-    """A term on the gradient of a network's output at the pixels off the object."""
+    """A term on the gradient of a network's output at the pixels outside the object."""
 
     weight: Weight | Schedule = 1.0
 
@@ -83,11 +83,11 @@ class AtPixels(Term):
 
     @abstractmethod
     def size(self, gradients: Tensor) -> Tensor:
-        """Return how much each gradient off the object counts."""
+        """Return how much each gradient outside the object counts."""
 
 
 class RightReasons(AtPixels):
-    r"""Right for the right reasons: how steep all classes' log-probabilities are off the object.
+    r"""Right for the right reasons: how steep the log-probabilities are outside the object.
 
     .. math:: \sum_{j} \Big((1 - S_j) \frac{\partial}{\partial x_j} \sum_k \log p_k\Big)^2
 
@@ -123,7 +123,7 @@ class RightReasons(AtPixels):
 
 
 class GradMask(AtPixels):
-    r"""GradMask: how steep the contrast of two classes is off the object.
+    r"""GradMask: how steep the contrast of two classes is outside the object.
 
     .. math:: \Big\lVert (1 - S) \frac{\partial |y_0 - y_1|}{\partial x} \Big\rVert_1
 

@@ -33,8 +33,8 @@ from sklcam.training.weights import (
 )
 
 # A batch's maps are brought to the images' resolution one part after the other. Small parts stay in
-# a CPU's caches. On other devices parts are as large as memory allows, as each operation has its
-# own cost: 83 images of 224 x 224 pixels.
+# a CPU's caches. On other devices parts are as large as memory allows, as each operation has a
+# fixed cost: 83 images of 224 x 224 pixels.
 _N_PARTS_ON_CPU, _PIXELS_A_PART = 4, 2**22
 
 
@@ -44,7 +44,7 @@ class LossValues(NamedTuple):
     Attributes
     ----------
     total : Tensor
-        The one to differentiate.
+        The loss to differentiate.
     cross_entropy : Tensor
     terms : dict of str to Tensor
         Each term in use, by name: its unweighted mean over the images.
@@ -78,7 +78,7 @@ class ConsistentCAMLoss:
     beta : float >= 0, "auto", Balanced or callable, default=1e-6
         Weight of :class:`Sparsity`; 0 leaves it out.
     p : float, 0 or >= 1, default=1
-        Which norm.
+        The p of the norm; 0 counts the pixels that are not zero.
     agreement : {"ssim", "cgc", "mse"} or callable, default="ssim"
         How maps are compared, as in :class:`~sklcam.ConsistentCAMClassifier`.
     terms : sequence of Term, default=()
@@ -102,7 +102,7 @@ class ConsistentCAMLoss:
     ValueError
         If a weight is neither a finite number >= 0, nor "auto" or Balanced; if p is neither 0 nor
         at least 1; if the agreement is not one; if ``terms`` are not terms, or two share a name; or
-        if ``sizes`` is anything else.
+        if ``sizes`` is neither GradientSizes nor None.
 
     References
     ----------
@@ -256,7 +256,7 @@ class ConsistentCAMLoss:
         if term.name not in self.sizes.averages:
             raise ValueError(
                 f"The weight of {term.name} is balanced by gradients, and none have been measured "
-                "yet; give activations=."
+                "yet. Give activations=."
             )
         return weight(self.sizes, term.name)
 
@@ -268,14 +268,14 @@ def _can_be_measured(term: Term, explained: Explanations | None) -> bool:
             f"{term.weight_name} > 0 needs the explained images; got {describe(explained)}."
         )
     if "view" in term.needs and explained.warp is None:
-        raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp.")
+        raise ValueError(f"{term.weight_name} > 0 needs maps_of_view and warp; got neither.")
     if "masks" in term.needs and explained.masks is None:  # as in a validation set
         return False
     return "pixels" not in term.needs or explained.pixels is not None  # as in validation
 
 
 def _shares_maps(term: Term) -> bool:
-    """Whether others may use the same scaled maps: a user's term may write into them."""
+    """Whether others may use the same scaled maps; not if a user's term may write into them."""
     if type(term) is Consistency:
         return agreement_of(term.agreement).scales
     return type(term) is Sparsity
@@ -327,7 +327,7 @@ def _maps_of(explained: Explanations) -> dict[str, Tensor]:
 
 
 def _as_needed(needs: Set[Need], explained: Explanations) -> Explanations:
-    """Leave out what terms do not need: they would be differentiated by whatever they see."""
+    """Leave out what terms do not need, as they are differentiated with respect to all of it."""
     if "view" not in needs:
         explained = replace(explained, maps_of_view=None, warp=None)
     if "masks" not in needs:
@@ -358,7 +358,7 @@ def _checked_values(term: Term, explained: Explanations, *, is_trained: bool) ->
 def _zero_without_mask(per_image: Tensor, explained: Explanations) -> Tensor:
     if explained.annotated is None:
         return per_image
-    # By where: a term may have returned NaN for an empty mask, and NaN times 0 is NaN.
+    # By torch.where: a term may have returned NaN for an empty mask, and NaN times 0 is NaN.
     annotated = explained.annotated.reshape(-1, *[1] * (per_image.ndim - 1))
     return torch.where(annotated, per_image, 0.0)
 
@@ -415,7 +415,7 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        if gradient is None:  # of a sum that is not part of what is differentiated
+        if gradient is None:  # the sum is not part of the loss
             return tuple(results)
         for i, saved in zip(ctx.wanted, ctx.saved_tensors, strict=True):
             results[3 + i] = gradient.reshape(-1, *[1] * (saved.ndim - 1)) * saved

@@ -1,7 +1,7 @@
-"""Tasks: what a net may learn of images, and what its labels and its loss are then.
+"""Tasks: what a net can learn about images, with the labels and the loss of each.
 
-A net has one task, which it settles when it is fitted. What differs in training from task to task
-is asked of these objects; how outputs are read, of :mod:`sklcam.networks.readouts`.
+A net has one task, which is settled when it is fitted. These objects hold what differs between
+tasks in training; how outputs are read is in :mod:`sklcam.networks.readouts`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Criterion = str | nn.Module | Callable[..., nn.Module]
 
 
 class Task(ABC):
-    """What is learned.
+    """A task to learn.
 
     Attributes
     ----------
@@ -37,16 +37,16 @@ class Task(ABC):
     loss_name : str
         Its name in the history.
     outputs_are : str
-        What a network must have as many outputs as, for messages.
+        The things that need one output each, for messages.
     loss_takes : str
-        What the loss is called with, for messages.
+        The arguments of the loss, for messages.
     excludes : bool
-        Whether an image is of one class, which excludes the others.
+        Whether each image has one class, which excludes the others.
     measure : callable
-        How good predictions are, as scikit-learn has it by default: takes labels, predictions and
+        scikit-learn's default score of predictions: takes labels, predictions and
         ``sample_weight``.
     score_name : str
-        What the history calls it.
+        The score's name in the history.
     """
 
     name: ClassVar[TaskName]
@@ -85,29 +85,29 @@ class Task(ABC):
         return y
 
     def outcome(self, decided: Tensor, y: Tensor) -> Tensor:
-        """Return what the score needs to know of each image, of which little is kept.
+        """Return the little that the score needs to know about each image.
 
         Parameters
         ----------
         decided : Tensor
-            Of :meth:`~sklcam.networks.readouts.Readout.decide`.
+            From :meth:`~sklcam.networks.readouts.Readout.decide`.
         y : Tensor
             Encoded labels, on the same device.
 
         Returns
         -------
         Tensor of shape (n_images, ...)
-            Whether the prediction is right, here.
+            Here, whether the prediction is right.
         """
         return (decided == y).reshape(len(y), -1).all(dim=1)
 
     def score(self, outcomes: Tensor) -> float:
-        """Return what :attr:`measure` says of predictions with these outcomes.
+        """Return :attr:`measure` for predictions with these outcomes.
 
         Parameters
         ----------
         outcomes : Tensor of shape (n_images, ...)
-            Of :meth:`outcome`.
+            From :meth:`outcome`.
         """
         return float(outcomes.double().mean())
 
@@ -133,7 +133,7 @@ class OfClasses(Task):
 
 
 class Multiclass(OfClasses):
-    """One of several classes, with an output each."""
+    """One of several classes, with one output for each."""
 
     name = "multiclass"
     criterion = nn.CrossEntropyLoss
@@ -165,12 +165,12 @@ class Binary(OfClasses):
         return 1
 
     def comparable(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # Of (n, 1) and (n,) torch would make a table of all pairs.
+        # Torch would broadcast (n, 1) and (n,) to a table of all pairs.
         return output.reshape(len(y)), y.to(output.dtype)
 
 
 class Multilabel(Task):
-    """Any number of labels an image, with an output each."""
+    """Any number of labels per image, with one output for each."""
 
     name = "multilabel"
     criterion = nn.BCEWithLogitsLoss
@@ -188,7 +188,7 @@ class Multilabel(Task):
 
 
 class Regression(Task):
-    """Numbers, which the outputs are."""
+    """Numbers, given by the outputs directly."""
 
     name = "regression"
     criterion = nn.MSELoss
@@ -206,15 +206,15 @@ class Regression(Task):
         names = np.arange(n_outputs) if classes is None else np.asarray(classes)
         if names.shape != (n_outputs,) or len(np.unique(names)) < n_outputs:
             raise ValueError(
-                f"y has {n_outputs} number(s) an image; classes= may name each of them, and is "
-                f"{describe(classes)}."
+                f"y has {n_outputs} number(s) per image, and classes must name each of them once; "
+                f"got {describe(classes)}."
             )
         return names
 
     def encode(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
         if len(classes) != (1 if y.ndim == 1 else y.shape[1]):
             raise ValueError(
-                f"y must have {len(classes)} number(s) an image, as in fit; got {describe(y)}."
+                f"y must have {len(classes)} number(s) per image, as in fit; got {describe(y)}."
             )
         return y.astype(np.float32)
 
@@ -228,7 +228,7 @@ class Regression(Task):
         # Not a mean over batches: the variance is that of all labels.
         if len(outcomes) < 2 or not bool(outcomes.isfinite().all()):
             return math.nan
-        # scikit-learn 1.6 measures no tensors.
+        # scikit-learn 1.6 does not take tensors.
         return float(self.measure(*outcomes.numpy().swapaxes(0, 1)))
 
 
@@ -238,10 +238,10 @@ TASKS: dict[str, Task] = {
 
 
 def task_of_labels(task: str, y: Any, criterion: object) -> TaskName:
-    """Return the task that is asked for, or else that of labels and a loss.
+    """Return the requested task, or else the one that fits the labels and the loss.
 
-    Two classes are "multiclass" here, unless the loss is of one output; the network may yet settle
-    it otherwise.
+    Two classes are "multiclass" here, unless the loss takes one output; the network may still
+    change that.
 
     Parameters
     ----------
@@ -276,10 +276,11 @@ def _settle(kind: str, y: Any, criterion: object) -> str:
     if kind == "numbers":
         raise ValueError(
             f"Unknown label type: continuous. y holds numbers, {describe(np.asarray(y))}, which "
-            'are not labels of classes. Set task="regression" to learn them; labels of which an '
-            "image has several are given as sets, or as a table of 0 and 1."
+            'are not labels of classes. Set task="regression" to learn them; if an image may have '
+            "several labels, give them as sets, or as a table of 0 and 1."
         )
-    is_table = kind == "indicator" and not is_of_one_output(criterion)  # a loss of labels, too
+    # A loss of one output also takes tables.
+    is_table = kind == "indicator" and not is_of_one_output(criterion)
     if is_table and (as_indicator(y, learn_label_sets(y)).sum(axis=1) == 1).all():
         raise ValueError(
             "y is a table of 0 and 1 in which every image has exactly one label. For classes that "
@@ -292,13 +293,13 @@ def _settle(kind: str, y: Any, criterion: object) -> str:
 
 
 def task_of_output(classes: np.ndarray, *, is_single: bool) -> TaskName:
-    """Return the task of a network that is not told one, by how many outputs it has."""
+    """Return the task by the network's number of outputs, if none was requested."""
     if not is_single:
         return "multiclass"
     if len(classes) > 2:
         raise ValueError(
             f"module has one output, which cannot tell {len(classes)} classes apart: give it "
-            f"num_classes={len(classes)}. If y is measured, as a number is, set "
+            f"num_classes={len(classes)}. If y holds measured numbers, set "
             'task="regression".'
         )
     return "binary"
@@ -310,5 +311,5 @@ def is_of_one_output(criterion: object) -> bool:
 
 
 def takes_logits(criterion: object) -> bool:
-    """Whether it is known of a loss that it takes logits, of which it takes the sigmoid itself."""
+    """Whether a loss is known to take logits, to which it applies the sigmoid itself."""
     return is_loss(criterion, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)

@@ -21,7 +21,7 @@ Scale = Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A weight that grows over epochs: explanations count for little before there is a classifier.
+    """A weight that grows over epochs: explanations count for little until a classifier exists.
 
     A schedule for ``alpha`` or ``beta`` of :class:`~sklcam.ConsistentCAMClassifier`, or for the
     weight of any other term; any callable of the epoch is one.
@@ -33,13 +33,13 @@ class WarmUp:
     epochs : int, default=5
         How many epochs the growth takes, in equal steps.
     wait : int, default=0
-        How many epochs the weight is 0 before.
+        How many epochs the weight stays 0 before that.
 
     Raises
     ------
     ValueError
-        If the weight is not a finite number >= 0, ``epochs`` not an int >= 1, or ``wait`` not an
-        int >= 0.
+        If the weight is not a finite number >= 0, ``epochs`` is not an int >= 1, or ``wait`` is
+        not an int >= 0.
 
     Examples
     --------
@@ -76,12 +76,12 @@ class Balanced:
     classification nor be drowned by it, whatever its scale.
 
     The weight "auto" is ``Balanced(0.2)`` for ``alpha`` and ``Balanced(0.05)`` for ``beta``, as
-    sparser maps overlap less; a :class:`~sklcam.training.Term` says its own.
+    sparser maps overlap less; each :class:`~sklcam.training.Term` has its own ``balance``.
 
     Parameters
     ----------
     ratio : float > 0
-        How large the term's gradient is to be, in multiples of that of cross-entropy.
+        The desired size of the term's gradient, as a multiple of cross-entropy's.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class Balanced:
     def __call__(self, sizes: GradientSizes, term: str) -> Tensor:
         """Return the weight of a term, a scalar Tensor."""
         reference, size = sizes.averages["cross_entropy"], sizes.averages[term]
-        # By where, not by if: to look at a number on a GPU, the host would have to wait for it.
+        # torch.where, not if: to look at a number on a GPU, the host would have to wait for it.
         has_gradient = size > 0
         weight = self.ratio * reference / torch.where(has_gradient, size, 1.0)
         return torch.where(has_gradient, weight, 0.0).clamp(max=_LARGEST_WEIGHT)
@@ -129,7 +129,7 @@ Schedule = Callable[[int], Weight]
 
 
 class GradientSizes:
-    """How large the gradients of terms are at the target layer: moving averages over steps.
+    """Sizes of the terms' gradients at the target layer, as moving averages over steps.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class GradientSizes:
         self.averages: dict[str, Tensor] = {}
 
     def update(self, term: str, loss: Tensor, activations: Tensor, scale: Scale = None) -> None:
-        """Take a step's gradient into a term's average.
+        """Add a step's gradient to a term's average.
 
         Parameters
         ----------
@@ -172,9 +172,9 @@ class GradientSizes:
         loss : scalar Tensor
             Its graph is kept.
         activations : Tensor
-            Of the target layer, with the graph that leads from them to the loss.
+            Activations of the target layer, with the graph from them to the loss.
         scale : callable or None, default=None
-            Scales the loss before it is differentiated, where gradients are too small for half
+            Scales the loss before it is differentiated, if gradients are too small for half
             precision.
         """
         scaled = loss if scale is None else scale(loss)

@@ -165,7 +165,7 @@ CLASSIFIER: list[Row] = [
     (
         "names of numbers",
         lambda: classifier(task="regression", classes=["a", "b"]).fit(X, Y),
-        r"y has 1 number\(s\) an image; classes= may name each of them",
+        r"y has 1 number\(s\) per image, and classes must name each of them once",
     ),
     (
         "one output",
@@ -217,19 +217,19 @@ CLASSIFIER: list[Row] = [
     (
         "terms of the first step alone",
         lambda: classifier(every=2, batch_size=-1, max_epochs=1).fit(X, Y),
-        "every=2 makes terms part of one step in 2, and there are 1, .* Set every to 1",
+        "every=2 makes terms part of one step in 2, and there are 1 in all, .* Set every to 1",
     ),
     (
         "an accuracy that should fall",
         lambda: classifier(callbacks=[early("train_accuracy")]).fit(X, Y),
-        "'train_accuracy', where higher is better, .* set lower_is_better=False",
+        "'train_accuracy', where higher is better, .* Set lower_is_better=False",
     ),
     (
         "a rate that falls while accuracy rises",
         lambda: classifier(
             callbacks=[LRScheduler("ReduceLROnPlateau", monitor="train_accuracy")]
         ).fit(X, Y),
-        "'train_accuracy', where higher is better, .* set mode='max'",
+        "'train_accuracy', where higher is better, .* Set mode='max'",
     ),
     (
         "a folder to validate on",
@@ -283,12 +283,12 @@ CLASSIFIER: list[Row] = [
     (
         "two ways to validate",
         lambda: classifier(train_split=ValidSplit(2)).fit(X, Y, validation=(X, Y)),
-        "train_split=.* would hold out more from X: leave one of the two out",
+        "train_split=.* would hold out more from X. Leave one of the two out",
     ),
     (
         "images where a split is asked for",
         lambda: classifier(train_split=(X, Y)).fit(X, Y),
-        r"train_split splits X; .* fit\(X, y, validation=",
+        r"train_split must be a splitter of X; got a tuple(?s:.*) fit\(X, y, validation=",
     ),
     (
         "a pair in the place of weights",
@@ -308,7 +308,7 @@ CLASSIFIER: list[Row] = [
     (
         "another library's word",
         lambda: classifier().fit(X, Y, validation_data=(X, Y)),
-        r"fit takes no validation_data: give validation=\(X_val, y_val\)",
+        r"fit does not take validation_data. Give validation=\(X_val, y_val\)",
     ),
     (
         "a weight for no class",
@@ -318,12 +318,12 @@ CLASSIFIER: list[Row] = [
     (
         "classes of no weight",
         lambda: classifier(class_weight={0: 0, 1: 0, 2: 0}).fit(X, Y),
-        "By class_weight, all of .* images have a weight of 0, so there is no loss",
+        "With class_weight, all 12 images have a weight of 0, so there is no loss",
     ),
     (
         "classes of no weight to validate on",
         lambda: classifier(class_weight={1: 0}).fit(X, Y, validation=(X[Y == 1], Y[Y == 1])),
-        "validation: By class_weight, all of .* images have a weight of 0",
+        "validation: With class_weight, all 4 images have a weight of 0",
     ),
     (
         "weights of classes by a loss that returns one number",
@@ -368,7 +368,7 @@ CLASSIFIER: list[Row] = [
     (
         "a schedule",
         lambda: classifier(callbacks=[LRScheduler("OneCycleLR")]).fit(X, Y),
-        "skorch does not know it by that name. Give the class",
+        "skorch knows no schedule by that name. Give the class",
     ),
     (
         "no masks",
@@ -383,7 +383,7 @@ CLASSIFIER: list[Row] = [
     (
         "nothing augmented",
         lambda: classifier(ce_on="all", augment=None).fit(X, Y),
-        'set augment="auto"',
+        'augment is None. Set augment="auto"',
     ),
     (
         "compiled",
@@ -393,7 +393,7 @@ CLASSIFIER: list[Row] = [
     (
         "single images",
         lambda: classifier(agreement="cgc", batch_size=1).fit(X, Y),
-        r"a batch of \d+ with .* leaves parts with one image. Make the parts larger",
+        r"a batch of \d+ with .* leaves parts with one image. Raise batch_size",
     ),
     (
         "small images",
@@ -454,7 +454,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("p a half", lambda: ConsistentCAMLoss(p=0.5), "p must be 0 or at least 1; got 0.5"),
         ("sizes", lambda: ConsistentCAMLoss(sizes=3), "sizes must be GradientSizes or None; got"),
         ("terms", lambda: ConsistentCAMLoss(terms=3), "terms must be a list of terms; got an int"),
-        ("a term", lambda: ConsistentCAMLoss(terms=[3]), "terms must be of .*Term; got an int, 3"),
+        (
+            "a term",
+            lambda: ConsistentCAMLoss(terms=[3]),
+            "terms must be .*Term objects; got an int, 3",
+        ),
         ("twice", lambda: ConsistentCAMLoss(terms=[Sparsity()]), "already has a column 'norm'"),
         ("no maps", lambda: loss(), "alpha > 0 needs the explained images; got None"),
         ("no view", lambda: loss(MAPS), "alpha > 0 needs maps_of_view and warp"),
@@ -475,7 +479,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("no warp", lambda: Explanations(MAPS, MAPS), "warp must be a Warp for each .* got None"),
         ("a word", lambda: Explanations(MAPS, MAPS, "x"), "warp must be .* got a str, 'x'"),
-        ("warps", lambda: Explanations(MAPS, MAPS, Warp.identity(3)), "warp must .* got one of 3"),
+        ("warps", lambda: Explanations(MAPS, MAPS, Warp.identity(3)), "warp must .* got one for 3"),
         ("no maps of it", lambda: Explanations(MAPS, warp=VIEWS), "maps_of_view must .* got None"),
         ("masks", lambda: Explanations(MAPS, masks=MAPS > 0), "masks must be a floating-point Ten"),
         ("a mask", lambda: Explanations(MAPS, masks=MAPS[:1]), "There are 2 maps and 1 masks"),

@@ -188,7 +188,7 @@ def test_what_compares_nothing_is_refused(agreement):
 
 def test_an_image_needs_others_to_be_told_from():
     for sizes in ({"batch_size": 1}, {"batch_size": 20, "batch_accumulation": 11}):
-        with pytest.raises(ValueError, match=r"parts with one image\. Make the parts larger"):
+        with pytest.raises(ValueError, match=r"parts with one image\. Raise batch_size"):
             classifier(alpha=1, agreement="cgc", **sizes).fit(X, Y)
         classifier(alpha=0, agreement="cgc", max_epochs=0, **sizes).fit(X, Y)
 

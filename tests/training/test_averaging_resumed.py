@@ -249,7 +249,7 @@ def test_a_run_that_starts_again_goes_on_from_the_average_that_was_kept(tmp_path
 
 
 def test_several_averages_of_a_net_are_refused():
-    with pytest.raises(ValueError, match=r"several EMA .* keep one of them"):
+    with pytest.raises(ValueError, match=r"several EMA .* Keep one of them"):
         net(callbacks=[EMA(0.9), EMA(0.99)]).fit(X, Y)
     shared = EMA(0.9)
     with pytest.raises(ValueError, match="several EMA"):

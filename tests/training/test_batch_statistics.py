@@ -259,7 +259,9 @@ def test_a_training_that_is_validated_hears_of_it_early(monkeypatch):
 
 def test_a_training_that_is_not_validated_is_looked_at_once(monkeypatch):
     monkeypatch.setattr("sklcam.training._statistics._IMAGES_A_LOOK", 1)
-    with pytest.warns(LaggingStatisticsWarning, match="After 48 steps.* as it should be") as caught:
+    with pytest.warns(
+        LaggingStatisticsWarning, match="After 48 steps.* now predicts as it should"
+    ) as caught:
         net = classifier().fit(X[TRAIN], Y[TRAIN])
     assert len(caught) == 1 and net.recalibrated_ == 96
 

@@ -250,7 +250,7 @@ def test_a_weight_that_does_not_fit(weight):
 
 def test_a_balance_needs_gradients():
     maps = torch.rand(2, 12, 12)
-    with pytest.raises(ValueError, match="give activations="):
+    with pytest.raises(ValueError, match="Give activations="):
         ConsistentCAMLoss(0, "auto")(torch.tensor(1.0), Explanations(maps))
 
 

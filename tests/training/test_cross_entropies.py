@@ -156,7 +156,7 @@ def test_a_cross_entropy_that_there_is_can_be_monitored():
 
 
 def test_what_is_augmented_is_asked_for():
-    with pytest.raises(ValueError, match=r'ce_on="all" .* augmented images .* set augment="auto"'):
+    with pytest.raises(ValueError, match=r'ce_on="all" .* augmented images .* Set augment="auto"'):
         classifier(ce_on="all", augment=None).fit(X, Y)
 
 

@@ -278,7 +278,7 @@ def test_what_is_recorded_is_of_the_images_that_have_a_mask(annotated, parts):
 
 
 def test_where_no_image_has_a_mask_nothing_is_recorded_and_that_is_said():
-    with pytest.warns(UserWarning, match="None of the 60 images .* learned by energy"):
+    with pytest.warns(UserWarning, match="None of the 60 images .* learned from energy"):
         clf = classifier(gamma=0.3).fit(X, Y, boxes=[None, []] * 30)
     assert not [name for name in clf.history[-1] if "energy" in name]
 
@@ -430,7 +430,7 @@ def one(box):
         ({"boxes": one([0.1, 0.2, 0.3, 0.4])}, r"in pixels of each image, not in shares"),
         (
             {"boxes": one([20, 1, 30, 5])},
-            r"boxes\[0\] lie outside of the image, which",
+            r"boxes\[0\] lie outside the image, which",
         ),
         ({"boxes": one({"cat": [1, 1, 3, 3]})}, "None of the labels of boxes is a class"),
         ({"boxes": one([1, 1, 3, 3]), "masks": MASKS}, "Image 0 has both a mask and boxes"),

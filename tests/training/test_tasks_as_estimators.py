@@ -107,7 +107,7 @@ def test_numbers_are_learned():
     clf = of_task("regression", **PLAIN).fit(X, both)
     assert clf.predict(X).shape == (60, 2) and clf.module_[-1].out_features == 2
     assert_allclose(clf.score(X, both), r2_score(both, clf.predict(X)))
-    with pytest.raises(ValueError, match=r"2 number\(s\) an image"):
+    with pytest.raises(ValueError, match=r"2 number\(s\) per image"):
         clf.score(X, INK)
     unfitted = of_task("regression")
     assert not hasattr(unfitted, "predict_proba") and is_regressor(unfitted)

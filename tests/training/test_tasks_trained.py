@@ -321,7 +321,11 @@ def test_low_memory_has_the_same_gradient(task):
 
 
 WRONG_WEIGHTS = {
-    "of two classes": ("binary", {"criterion__weight": [1.0, 2.0]}, "pos_weight: how many times"),
+    "of two classes": (
+        "binary",
+        {"criterion__weight": [1.0, 2.0]},
+        "pos_weight: the second class's weight",
+    ),
     "of two": ("binary", {"criterion__pos_weight": [1.0, 2.0]}, "has 2 numbers for one output"),
     "of two labels": ("multilabel", {"criterion__weight": [1.0, 2.0]}, "one weight for each of 3"),
     "too few": ("multilabel", {"criterion__pos_weight": [1.0, 2.0]}, "pos_weight must be one"),

@@ -143,7 +143,9 @@ def test_a_network_without_gradients_is_refused():
         with torch.no_grad():
             return net(x)
 
-    with pytest.raises(ValueError, match=r"No gradient leads from what Around.*no_grad\(\)"):
+    with pytest.raises(
+        ValueError, match=r"No gradient leads from the output of Around.*no_grad\(\)"
+    ):
         fitted(Around(none), "net.act")
 
 

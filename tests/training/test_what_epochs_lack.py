@@ -166,7 +166,9 @@ def test_where_nobody_knows_how_many_steps_there_are():
 
 
 def test_terms_that_no_second_step_would_have():
-    with pytest.raises(ValueError, match=r"one step in 16, .* there are 15, .* Set every to 3"):
+    with pytest.raises(
+        ValueError, match=r"one step in 16, .* there are 15 in all, .* Set every to 3"
+    ):
         classifier(every=16, **TERMS).fit(X, Y)
     classifier(every=16, **{**TERMS, "alpha": 0}).fit(X, Y)  # there are none
     clf = classifier(every=4, **{**TERMS, "max_epochs": 1}).partial_fit(X, Y)
