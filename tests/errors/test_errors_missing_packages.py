@@ -67,7 +67,7 @@ def without(monkeypatch, *names: str) -> None:
             r"sklcam\[grabcut\]",
         ),
         ("pandas", lambda: evaluation().to_frame(), "pip install pandas"),
-        ("pandas", lambda: fitted().history_frame_, "history_frame_ needs pandas: pip install p"),
+        ("pandas", lambda: fitted().history_frame_, "history_frame_ needs pandas; install it with"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(package, call, match, monkeypatch):
