@@ -148,13 +148,13 @@ def available() -> list[str]:
 
 
 def get_method(method: str | Method | type[Method]) -> Method:
-    """Return the method of that name; a method object is returned as it is.
+    """Return the method with this name. A method object is returned unchanged.
 
     Parameters
     ----------
     method : str, Method or class of methods
-        One of :func:`available`, in any case; an object with options of its own; or a class, for
-        its defaults.
+        A name from :func:`available`, in upper or lower case; a method object with its options; or
+        a class, for its default options.
 
     Returns
     -------
@@ -189,11 +189,11 @@ def get_method(method: str | Method | type[Method]) -> Method:
 def _of_class(method: type) -> Method:
     if not issubclass(method, Method):
         raise ValueError(
-            f"{method.__name__} is not a class of methods: it must derive from Method."
+            f"{method.__name__} is not a method class. Derive it from sklcam.cam.Method."
         )
     if isabstract(method):
         raise ValueError(
-            f"{method.__name__} is a base class for methods of your own; choose one of these, or "
-            f"of {', '.join(available())}."
+            f"{method.__name__} is a base class. Derive your own method from it, or choose one of "
+            f"{', '.join(available())}."
         )
     return method()

@@ -1,4 +1,4 @@
-"""Methods that look at the attention of a vision transformer: where its tokens get things from."""
+"""Methods that use a vision transformer's attention: which tokens each token draws on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sklcam.networks.tape import differentiate
 
 
 class _AttentionMethod(Method):
-    """A method that makes a relevance of each token; the places among them are the map."""
+    """A method that computes a relevance for each token. The tokens of places form the map."""
 
     def rule(self) -> AttentionRecord:
         return AttentionRecord()
@@ -36,15 +36,15 @@ class _AttentionMethod(Method):
         _check_chain(type(self).__name__, recorded, record)
         if self.graph == "images" and not record.is_differentiable:
             raise ValueError(
-                f"{type(self).__name__} differentiates to attention, and in "
-                f"{type(recorded.network).__name__} some has no graph. The network may end it, by "
-                "detach(), torch.no_grad() or checkpoint(use_reentrant=True) in its forward: take "
-                "that out, or explain by Rollout."
+                f"{type(self).__name__} needs the gradient of all attention, but some of the "
+                f"attention in {type(recorded.network).__name__} has no graph. The forward may end "
+                "the graph by detach(), torch.no_grad() or checkpoint(use_reentrant=True). Remove "
+                "that, or use Rollout."
             )
         relevances = at_least_float32(self.relevances(recorded, record))
         assert layer.grid is not None
         maps = relevances[..., layer.n_prefix :].unflatten(-1, layer.grid)
-        return [maps] * len(recorded.layers)  # none of which counts more than another
+        return [maps] * len(recorded.layers)  # the same map for each, so all layers count alike
 
     @abstractmethod
     def relevances(self, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
@@ -52,29 +52,29 @@ class _AttentionMethod(Method):
 
 
 class Rollout(_AttentionMethod):
-    r"""Attention rollout: attention, multiplied up from the tokens that are read to the patches.
+    r"""Attention rollout: the layers' attention, multiplied from the output down to the patches.
 
     .. math:: \tilde A_l = \tfrac12 W_l + \tfrac12 I, \qquad R = \tilde A_L \cdots \tilde A_1
 
-    :math:`W_l` is what a layer's heads are fused to; rows of :math:`\tilde A_l` add up to 1. The
-    map is the row of :math:`R` of the token that the network reads; of several, as of a distilled
-    network or one that pools its patches, the mean of their rows. Which they are shows in the
-    gradient. It knows of no class: the map is the same for all of them.
+    :math:`W_l` is the attention of layer l with its heads fused; the rows of :math:`\tilde A_l` add
+    up to 1. The map is the row of :math:`R` for the token that the network reads. If it reads
+    several, as a distilled network or one that pools its patches does, the map is the mean of their
+    rows. The gradient shows which tokens it reads. The map does not depend on the class.
 
-    It is defined for transformers all of whose attention is between all tokens of an image, one
-    layer after the other: not within windows, from other tokens to these, or side by side. Other
-    networks are refused, and those that compute some attention in a way that is not seen.
+    Rollout is defined for transformers in which all attention is between all tokens of an image,
+    one layer after the other. Attention within windows, from other tokens to these, or in parallel
+    branches is refused, as is attention that is computed in a way that cannot be seen.
 
-    The query, key and value of a token must be made only of that token: attention to as many
-    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
-    moved in between, which the gradients of one image show.
+    The query, key and value of a token must be computed only from that token. Attention to as many
+    learned queries or to tokens of another branch is refused, and so are tokens that are mixed or
+    moved in between. The gradients of one image show this.
 
     Parameters
     ----------
     fusion : {"mean", "min", "max"}, default="mean"
-        How the heads of a layer become one; the paper takes the mean.
+        How the heads of a layer are fused into one. The paper takes the mean.
     discard : float in [0, 1), default=0.0
-        Which share of a layer's fused weights, the lowest, is set to 0. Others use 0.9.
+        The share of a layer's fused weights, the lowest ones, to set to 0. Others use 0.9.
 
     References
     ----------
@@ -106,7 +106,7 @@ class Rollout(_AttentionMethod):
         check_number("discard", self.discard, 0, 1, closed="left")
 
     def rule(self) -> AttentionRecord:
-        return AttentionRecord(self._fuse)  # the rest need not be kept
+        return AttentionRecord(self._fuse)  # only the fused weights are kept
 
     def _fuse(self, weights: Tensor) -> Tensor:
         weights = at_least_float32(weights)
@@ -119,30 +119,31 @@ class Rollout(_AttentionMethod):
         for weights in reversed(record.weights):
             if self.discard:
                 weights = _without_lowest(weights, self.discard)
-            # Of W + I, whose rows add up to 2 but where weights are taken off.
+            # Rows of W + I, divided by their sums: 2, or less where weights were discarded.
             rows = rows / (weights.sum(dim=2) + 1)
             rows = rows + _times(rows, weights)
         return rows[:, None].expand(-1, recorded.scores.shape[1], -1)
 
 
 class AttentionRelevance(_AttentionMethod):
-    r"""The relevance of Chefer et al.: attention that a score rises with, multiplied up.
+    r"""The relevance of Chefer et al.: attention weighted by its gradient, accumulated over layers.
 
     .. math:: \bar A_l = \mathrm{E}_h\Big[\Big(\frac{\partial y_c}{\partial A_l} \odot
               A_l\Big)^+\Big], \qquad R \leftarrow R + \bar A_l R, \quad R_0 = I
 
-    "Generic Attention-model Explainability", the rule for self-attention. The map is the row of
-    :math:`R - I` of the token that the network reads; of several, the mean of their rows. Which
-    they are shows in the gradient. The identity has no part in the row of a class token; in those
-    of patches it is what they are at the start, the same for all of them.
+    This is the rule for self-attention in "Generic Attention-model Explainability". The map is the
+    row of :math:`R - I` for the token that the network reads, or the mean of the rows if it reads
+    several. The gradient shows which tokens it reads. The identity adds nothing to the patches in
+    the row of a class token; to the rows of patches it adds only their start value, which is the
+    same for all patches.
 
-    It is defined for transformers all of whose attention is between all tokens of an image, one
-    layer after the other: not within windows, from other tokens to these, or side by side. Other
-    networks are refused, and those that compute some attention in a way that is not seen.
+    The method is defined for transformers in which all attention is between all tokens of an image,
+    one layer after the other. Attention within windows, from other tokens to these, or in parallel
+    branches is refused, as is attention that is computed in a way that cannot be seen.
 
-    The query, key and value of a token must be made only of that token: attention to as many
-    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
-    moved in between, which the gradients of one image show.
+    The query, key and value of a token must be computed only from that token. Attention to as many
+    learned queries or to tokens of another branch is refused, and so are tokens that are mixed or
+    moved in between. The gradients of one image show this.
 
     References
     ----------
@@ -170,7 +171,7 @@ class AttentionRelevance(_AttentionMethod):
     def _of(self, column: int, recorded: RecordedPass, record: AttentionRecord) -> Tensor:
         gradients = _differentiate(recorded.scores, column, record.weights)
         read = _shares(gradients[-1].ne(0).any(dim=3).any(dim=1), gradients[-1])
-        gained = torch.zeros_like(read)  # beyond the identity, whose rounding would swamp it
+        gained = torch.zeros_like(read)  # R - I: next to the identity it would be lost to rounding
         for weights, gradient in zip(reversed(record.weights), reversed(gradients), strict=True):
             relevant = (gradient * weights.detach()).relu().mean(dim=1)
             gained = gained + _times(read + gained, relevant)
@@ -178,31 +179,32 @@ class AttentionRelevance(_AttentionMethod):
 
 
 class LeGrad(_AttentionMethod):
-    r"""LeGrad: where each layer's score would rise if its attention did.
+    r"""LeGrad: how much more attention to a place would raise the score of each layer.
 
     .. math:: E_l = \frac{1}{h n} \sum_{h, i} \Big(\frac{\partial s_l}{\partial
               A_{l, h, i, \cdot}}\Big)^+, \qquad L = \frac{1}{L} \sum_l E_l
 
-    :math:`s_l` is the score that the network's own head, with its pooling, makes of the tokens that
-    leave layer l, and the mean is over the h heads and the n rows of its attention.
+    :math:`s_l` is the score that the network's own head, with its pooling, computes from the tokens
+    that leave layer l. The mean is over the h heads and the n rows of its attention.
 
-    It is defined for transformers all of whose attention is between all tokens of an image, one
-    module a layer, whose tokens are all that the next one is given. Other networks are refused, and
-    those that compute some attention in a way that is not seen.
+    LeGrad is defined for transformers in which all attention is between all tokens of an image, and
+    in which each layer is one module whose tokens are the next layer's only input. Other networks
+    are refused, as is attention that is computed in a way that cannot be seen.
 
-    The query, key and value of a token must be made only of that token: attention to as many
-    learned queries, or tokens of another branch, is refused, and so are tokens that are mixed or
-    moved in between, which the gradients of one image show.
+    The query, key and value of a token must be computed only from that token. Attention to as many
+    learned queries or to tokens of another branch is refused, and so are tokens that are mixed or
+    moved in between. The gradients of one image show this.
 
     Notes
     -----
-    If scores are made only of the tokens before the places, such as a class token, so is their
-    graph, and the head is run once more for all layers. If the head reads other tokens too, such
-    as the mean of all, the graph is of all tokens, and the head is run once for each layer; whether
-    it does shows in the gradient and in the output, and the first batch takes a pass more.
+    If the scores depend only on the tokens before the places, such as a class token, the graph
+    holds only these tokens, and the head runs once more for all layers together. If the head reads
+    other tokens too, as for a mean of all tokens, the graph holds all tokens, and the head runs
+    once per layer. The gradient and the output show which case it is. In the second case, the first
+    batch takes an extra pass.
 
     The authors' code for CLIP differs: it takes the mean over all tokens where the network reads
-    one, and by default two layers.
+    one, and it uses two layers by default.
 
     References
     ----------
@@ -231,7 +233,8 @@ class LeGrad(_AttentionMethod):
             found = _by_first_rows(recorded, record, record.first_rows)
             if found is not None:
                 return found
-            # The head pools the patches, say: all tokens count, here and from now on.
+            # The head reads other tokens too, for example to pool patches. From now on the graph
+            # holds all tokens for this network.
             READ_ALL_ROWS.add(recorded.network)
             recorded = recorded.on(recorded.images.detach())
         *blocks, last = _blocks_of(recorded, record)
@@ -252,27 +255,27 @@ class LeGrad(_AttentionMethod):
 
 
 def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> TargetLayer:
-    """Return how tokens are places; a ValueError unless all attention is between all of them."""
+    """Return the layer of tokens, or raise a ValueError unless attention joins all its tokens."""
     if record.kernels:
         raise ValueError(
-            f"{name} is defined for networks all of whose attention is seen. "
-            f"{type(recorded.network).__name__} computes some by "
-            f"{', '.join(dict.fromkeys(record.kernels))}, which shows no weights. Compute it by "
-            "F.scaled_dot_product_attention, or explain by another method, such as Grad-CAM."
+            f"{name} needs the weights of all attention, but {type(recorded.network).__name__} "
+            f"computes some of it by {', '.join(dict.fromkeys(record.kernels))}, which does not "
+            "return weights. Compute it by F.scaled_dot_product_attention, or use another method, "
+            "such as Grad-CAM."
         )
     if not record.shapes:
         raise ValueError(
-            f"{name} follows attention, and {type(recorded.network).__name__} has none in its "
-            "pass, or computes it by a kernel that shows no weights. Explain by another method, "
-            "such as Grad-CAM."
+            f"{name} needs attention weights, but {type(recorded.network).__name__} has no "
+            "attention, or computes it by a kernel that does not return weights. Use another "
+            "method, such as Grad-CAM."
         )
     layer = recorded.layers[0]
     if any(each.layout != "tokens" or each.reshape is not None for each in recorded.layers):
         raise ValueError(
-            f"{name} must know which tokens are which places, and the target layer {layer.name!r} "
-            f"is of the layout {layer.layout!r}; name a layer of tokens, as in TargetLayer("
+            f"{name} needs a target layer of tokens, but {layer.name!r} has the layout "
+            f"{layer.layout!r}. Say which tokens are which places, as in TargetLayer("
             f'{layer.name!r}, layout="tokens", grid=(rows, columns), n_prefix=1), or leave '
-            'target_layer at "auto". Networks that attend within windows have none.'
+            'target_layer at "auto". Networks with attention within windows have no such layer.'
         )
     assert layer.grid is not None
     n_tokens = layer.n_prefix + math.prod(layer.grid)
@@ -280,60 +283,59 @@ def _tokens_of(name: str, recorded: RecordedPass, record: AttentionRecord) -> Ta
         if len(shape) != 4 or shape[0] != recorded.n_images or shape[2:] != (n_tokens, n_tokens):
             raise ValueError(
                 f"{name} is defined for attention between all tokens of an image, here of shape "
-                f"({recorded.n_images}, heads, {n_tokens}, {n_tokens}); this network has some of "
-                f"shape {shape}, as windows, or a pooling by attention, have. Explain by another "
-                "method, such as Grad-CAM."
+                f"({recorded.n_images}, heads, {n_tokens}, {n_tokens}), but this network also has "
+                f"attention of shape {shape}, for example within windows or in a pooling by "
+                "attention. Use another method, such as Grad-CAM."
             )
-    # Of all tokens, or of the patches before others join them.
+    # Attention between all tokens, or between the patches before other tokens join them.
     counts = range(n_tokens - layer.n_prefix, n_tokens + 1)
     if any(shape[-2] == shape[-1] in counts for shape in record.unread):
         raise ValueError(
-            f"{name} is defined for networks all of whose attention is seen. "
-            f"{type(recorded.network).__name__} has some that is not: it sums values neither by "
-            "F.scaled_dot_product_attention, nor by nn.MultiheadAttention, nor by the product of a "
-            "softmax over the keys, as it is, and the values. Compute it in one of these ways, or "
-            "explain by another method, such as Grad-CAM."
+            f"{name} needs the weights of all attention, but {type(recorded.network).__name__} "
+            "computes some of it in an unknown way. Compute it by F.scaled_dot_product_attention, "
+            "by nn.MultiheadAttention, or as the product of an unchanged softmax over the keys and "
+            "the values. Otherwise use another method, such as Grad-CAM."
         )
     return layer
 
 
-# By which scores are multiplied where gradients may be too small; a power of two changes no digit.
+# Scores are multiplied by this where gradients may underflow. A power of two changes no digits.
 _SCALE = 2.0**12
 
-# How many runs of attention were seen to follow one another in a network, each in one sequence.
+# The number of runs of attention in each network that has passed _check_chain.
 _CHAINS: MutableMapping[nn.Module, int] = WeakKeyDictionary()
 
 
 def _check_chain(name: str, recorded: RecordedPass, record: AttentionRecord) -> None:
-    """Raise a ValueError unless attention is within one sequence, from layer to layer."""
+    """Raise a ValueError unless attention is within one sequence, layer after layer."""
     network, n_runs = recorded.network, len(record.shapes)
     if _CHAINS.get(network) == n_runs:
         return
-    seen = OriginRecord()  # a graph shows it, of one image all the way back
+    seen = OriginRecord()  # the graph of one image, from the output to the image, shows it
     is_of_one = seen.is_of_one_sequence(recorded.look_at_first_image(seen))
     if not seen.is_a_chain():
         raise ValueError(
-            f"{name} follows attention from layer to layer, each of which is given what the one "
-            f"before it made; in {type(network).__name__} some are side by side, as in an ensemble "
-            "or in parallel blocks. Explain one of the networks of an ensemble, or explain by "
-            "another method, such as Grad-CAM."
+            f"{name} needs layers of attention that follow one another, but in "
+            f"{type(network).__name__} some run in parallel, as in an ensemble or in parallel "
+            "blocks. Explain a single network of an ensemble, or use another method, such as "
+            "Grad-CAM."
         )
-    if not is_of_one:  # some of it may have no graph
+    if not is_of_one:  # some attention may have no graph
         anyway = _look_anyway(recorded)
         is_of_one = is_of_one if anyway is None else anyway
     if is_of_one is None:
         raise ValueError(
-            f"{name} must know which tokens attend to which, and in {type(network).__name__} some "
-            "attention has no graph that leads to the images. The network may end it, by NumPy, "
-            "integers or .data before its attention: take that out, or explain by another method, "
+            f"{name} must know which tokens attend to which, but in {type(network).__name__} some "
+            "attention has no graph that leads to the images. The network may end the graph by "
+            "NumPy, integers or .data before its attention. Remove that, or use another method, "
             "such as Grad-CAM."
         )
     if not is_of_one:
         raise ValueError(
             f"{name} is defined for self-attention, in which the query, key and value of each "
-            f"token are made of this token alone; in {type(network).__name__} some are not, as in "
-            "cross-attention to learned queries or between two streams of tokens, or where tokens "
-            "are mixed or moved between query and key. Explain by another method, such as Grad-CAM."
+            f"token are computed from this token only. In {type(network).__name__} some are not, "
+            "as in cross-attention to learned queries or between two streams of tokens, or where "
+            "tokens are mixed or moved between query and key. Use another method, such as Grad-CAM."
         )
     _CHAINS[network] = n_runs
 
@@ -342,19 +344,19 @@ def _look_anyway(recorded: RecordedPass) -> bool | None:
     seen = OriginRecord(anyway=True)
     try:
         return seen.is_of_one_sequence(recorded.look_at_first_image(seen))
-    except (RuntimeError, TypeError):  # of what works on tensors without a graph alone
+    except (RuntimeError, TypeError):  # of operations that take only tensors without a graph
         return None
 
 
 def _rows_read(recorded: RecordedPass, record: AttentionRecord) -> Tensor:
-    """Return the share of each token in those that the score reads, (n_images, n_tokens)."""
+    """Return equal shares, adding up to 1, for the tokens that the score reads: (n, n_tokens)."""
     if record.result is not None:  # (n, heads, tokens, ...)
-        scale = torch.full_like(recorded.scores, _SCALE)  # so that float16 has no zeros of its own
+        scale = torch.full_like(recorded.scores, _SCALE)  # so that nothing underflows in float16
         (gradients,) = differentiate(
             recorded.scores, [record.result], ["the last attention"], chosen=scale
         )
         return _shares(gradients.ne(0).any(dim=3).any(dim=1), gradients)
-    # The target layer comes after all attention, and each token for itself from there.
+    # The target layer comes after all attention. From there on, tokens do not mix.
     gradients = recorded.gradients(0)[0]
     return _shares(gradients.ne(0).any(dim=2), gradients)
 
@@ -384,14 +386,14 @@ def _differentiate(
     keep = keep or column < scores.shape[1] - 1
     is_narrow = any(each.dtype == torch.float16 for each in weights)
     try:
-        if is_narrow:  # whose range is too small for one of many weights
+        if is_narrow:  # the gradient of one of many weights may underflow in float16
             scaled = differentiate(scores, weights, names, chosen=chosen * _SCALE, keep_graph=True)
         found = differentiate(scores, weights, names, chosen=chosen, keep_graph=keep)
     except CheckpointError as error:
         raise ValueError(
-            "Parts of the network run again on the way back, by torch.utils.checkpoint, where "
-            "their attention is not looked at. Turn checkpointing off to explain, as by "
-            "set_grad_checkpointing(False) of timm's networks, or explain by Rollout."
+            "torch.utils.checkpoint runs parts of the network again in the backward pass, where "
+            "their attention cannot be recorded. Turn checkpointing off to explain, for example "
+            "by set_grad_checkpointing(False) of timm's networks, or use Rollout."
         ) from error
     if is_narrow:
         # Where the scaled gradient overflows, the plain one is large enough.
@@ -403,7 +405,7 @@ def _differentiate(
 
 
 def _scores_behind(recorded: RecordedPass, last: Block, tokens: Tensor) -> Tensor:
-    """Return the scores of other tokens, in the place of those that the last block returned."""
+    """Return the scores if the last block had returned other tokens."""
     with torch.enable_grad():
         return recorded.score(recorded.output_behind(last.trunk, last.like(tokens)))
 
@@ -411,18 +413,18 @@ def _scores_behind(recorded: RecordedPass, last: Block, tokens: Tensor) -> Tenso
 def _by_first_rows(
     recorded: RecordedPass, record: AttentionRecord, first: FirstRows
 ) -> Tensor | None:
-    """Return what LeGrad makes of the tokens before the places, or None if others are read, too."""
+    """Return LeGrad from only the tokens before the places, or None if the head reads others."""
     blocks = _blocks_of(recorded, record)
     *_, last = blocks
     tokens = [block.tokens for block in blocks]
-    # The head reads those of all layers at once, as if each were an image.
+    # The head runs on the tokens of all layers in one batch, as if each layer were an image.
     stacked = torch.cat([each.detach() for each in tokens]).requires_grad_()
     images = torch.arange(recorded.n_images, device=stacked.device).repeat(len(blocks))
     try:
         output = recorded.output_behind(last.trunk, last.like(stacked), images)
         with torch.enable_grad():
             scores = torch.cat([recorded.score(each) for each in output.split(recorded.n_images)])
-    except Exception:  # whatever a network may raise at fewer tokens, or other rows, than it knows
+    except Exception:  # a network may raise anything for fewer tokens or more rows than it expects
         return None
     if not (
         _is_near(output[-recorded.n_images :], recorded.output, is_half=recorded.is_half)
@@ -432,7 +434,8 @@ def _by_first_rows(
     weights = torch.arange(1, recorded.scores.shape[1] + 1, device=stacked.device) * _SCALE
     with torch.enable_grad():
         of_all_rows = (recorded.scores * weights).sum(dim=1, keepdim=True)
-    _differentiate(of_all_rows, 0, [record.sums[-1][0]], keep=True)  # shows which rows are read
+    # This lets first.miss_others() tell whether other rows are read.
+    _differentiate(of_all_rows, 0, [record.sums[-1][0]], keep=True)
 
     def of_column(column: int) -> list[Tensor]:
         (directions,) = _differentiate(scores, column, [stacked], keep=True)
@@ -452,13 +455,14 @@ def _by_first_rows(
 
 
 def _is_near(found: Tensor, expected: Tensor, *, is_half: bool) -> bool:
-    # Other rows would change all digits; the number of rows, as kernels depend on it, the last.
+    # If other rows mattered, all digits would change. Kernels depend on the number of rows, which
+    # changes only the last digits.
     tolerance = (0.1 if is_half else 0.01) * expected.abs().amax()
     return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
 
 
 def _begins_at(tokens: Tensor, scores: Tensor, record: AttentionRecord) -> bool:
-    """Whether scores are made of the last layer's tokens, and nothing goes past these."""
+    """Whether scores depend on attention only through the last layer's tokens."""
     if not scores.requires_grad:
         return False
     sums = [each for each, _ in record.sums]
@@ -469,8 +473,9 @@ def _begins_at(tokens: Tensor, scores: Tensor, record: AttentionRecord) -> bool:
 
 
 def _sensitivity(scores: Tensor, column: int, result: Tensor, values: Tensor) -> Tensor:
-    """Return how a layer's scores rise with what its attention gives each token, (n, n_tokens)."""
-    # To the sums of values, and by hand from there to the weights; rows left out have no gradient.
+    """Return how a layer's scores rise with the attention to each token, (n, n_tokens)."""
+    # Autograd gives the gradient of the sums of values; the step from there to the weights is by
+    # hand. Rows that are left out have no gradient.
     (rows,) = _differentiate(scores, column, [result], keep=True)
     with torch.autocast(rows.device.type, enabled=False):
         gradient = rows @ at_least_float32(values).transpose(2, 3)
@@ -482,7 +487,7 @@ def _mean_over_layers(found: Iterable[Tensor]) -> Tensor:
 
 
 def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
-    """Return what gives each layer's tokens; a ValueError if something does not."""
+    """Return the block of each layer, or raise a ValueError if a layer is not a block of tokens."""
     shape = recorded.activations[0].shape
     blocks = [block for block in record.blocks if block is not None and block.shape == shape]
     if len(blocks) < len(record.blocks):
@@ -492,7 +497,8 @@ def _blocks_of(recorded: RecordedPass, record: AttentionRecord) -> list[Block]:
 
 def _no_blocks(recorded: RecordedPass) -> ValueError:
     return ValueError(
-        "LeGrad lets the head read the tokens that leave each layer, and "
-        f"{type(recorded.network).__name__} has no module for each layer whose tokens are all that "
-        "reaches the next. Explain by AttentionRelevance, which needs none, or by another method."
+        "LeGrad applies the head to the tokens that leave each layer, so each layer must be a "
+        "module whose tokens are the next layer's only input. This is not so in "
+        f"{type(recorded.network).__name__}. Use AttentionRelevance, which does not need this, or "
+        "another method."
     )

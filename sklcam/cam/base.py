@@ -1,7 +1,7 @@
-"""The base of all methods.
+"""The base classes of all methods.
 
-A method is a small object that holds its options. It is given a :class:`RecordedPass`, one batch
-that has been through the network once, and returns raw maps.
+A method is a small object that holds its options. It receives a :class:`RecordedPass`, a batch that
+has run through the network once, and returns raw maps.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from sklcam.networks.tape import differentiate
 
 
 class Method(BaseEstimator, ABC):
-    """A way to explain: options in, raw maps out.
+    """Base class of explanation methods, which turn a recorded pass into raw maps.
 
-    A method of your own derives from :class:`GradientMethod` or :class:`WeightedGradientMethod` if
-    it is made of one gradient, from :class:`ChannelMethod` if it weighs channels in another way,
-    and from this class otherwise.
+    To write your own method, derive from :class:`GradientMethod` or :class:`WeightedGradientMethod`
+    if it uses one gradient, from :class:`ChannelMethod` if it weights channels in another way, and
+    from this class otherwise.
 
     Attributes
     ----------
     graph : {"head", "images", None}
-        What it differentiates to: see :class:`RecordedPass`.
+        How far back the method differentiates scores: see :class:`RecordedPass`.
     uses_layers : bool
-        Whether it looks at layers at all.
+        Whether the method uses layers at all.
     resumes : bool
-        Whether it runs what follows a layer again.
+        Whether the method reruns the part of the network after a layer.
     asks_another_question : bool
-        Whether it differentiates other scores than the target's: see :meth:`RecordedPass.asked`.
+        Whether the method differentiates scores other than the target's: see
+        :meth:`RecordedPass.asked`.
     scaled : bool
-        Whether its maps are to be scaled to [0, 1]; those of controls are what they are.
+        Whether the maps should be scaled to [0, 1]. Controls' maps are not.
     keeps_channels : bool
         Whether there is a map for each channel of the image.
     at_layer : bool
-        Whether its maps are at the resolution of a layer: unless they are at the pixels, those of
-        all that look at layers.
+        Whether the maps are at the resolution of a layer. By default this is so for methods that
+        use layers.
 
     Examples
     --------
-    A method that needs neither gradients nor more than one pass: the mean of the channels, whatever
-    the class.
+    A method that needs no gradients and only one pass: the mean of the channels, for any class.
 
     >>> import torch
     >>> from torch import nn
@@ -90,12 +90,12 @@ class Method(BaseEstimator, ABC):
         return self.uses_layers
 
     def check(self) -> None:
-        """Raise a ValueError for options that are out of range; before any work."""
+        """Raise a ValueError for options that are out of range, before any work is done."""
 
     def rule(self) -> BackwardRule | AttentionRecord | None:
-        """Return the rule that is to hold on the way back, or what looks at attention, if need be.
+        """Return the rule for the backward pass, or the record of attention, or None.
 
-        It changes what the pass does, so that no other method can share the pass.
+        A rule or a record changes the pass, so no other method can share it.
         """
         return None
 
@@ -110,22 +110,22 @@ class Method(BaseEstimator, ABC):
         Returns
         -------
         list of Tensor of shape (n_images, k, u, v)
-            One per layer, at its resolution; a single one where layers are not used. float32, or
-            float64 if the network computes in it.
+            One tensor per layer, at the layer's resolution, or a single tensor if the method does
+            not use layers. float32, or float64 if the network computes in float64.
         """
 
 
 class ChannelMethod(Method):
-    """A method whose map is a weighted sum of channels: a subclass writes ``channel_weights``.
+    """A method whose map is a weighted sum of channels: implement ``channel_weights``.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     Examples
     --------
-    All channels count the same, whatever the class:
+    All channels count the same, for any class:
 
     >>> import torch
     >>> from torch import nn
@@ -155,7 +155,7 @@ class ChannelMethod(Method):
         Returns
         -------
         list of Tensor of shape (n_images, k, K)
-            One per layer.
+            One tensor per layer.
         """
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
@@ -163,15 +163,15 @@ class ChannelMethod(Method):
 
 
 class GradientMethod(Method):
-    """A method made of a layer's activations and the gradient of a score with respect to them.
+    """A method that combines a layer's activations with the gradient of a score at that layer.
 
-    A subclass writes :meth:`combine`; taking the gradient, the layer's layout and the optional ReLU
-    are dealt with here.
+    A subclass implements :meth:`combine`. This class takes care of the gradient, the layer's layout
+    and the optional ReLU.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     Examples
     --------
@@ -220,17 +220,18 @@ class GradientMethod(Method):
         Parameters
         ----------
         scores : Tensor of shape (n_images,)
-            One per image, with a graph that reaches ``activations``.
+            One score per image, with a graph that reaches ``activations``.
         activations : Tensor
             As :func:`sklcam.networks.record` recorded them, in the layer's own layout.
         to_grid : callable or None
-            Brings activations and gradients to shape (n_images, K, u, v); None if they have it.
+            Brings activations and gradients to shape (n_images, K, u, v). None if they already have
+            this shape.
         create_graph : bool, default=False
-            Whether the maps can be differentiated, for training. The graph of ``scores`` is kept
-            then, and freed otherwise.
+            Whether the maps can be differentiated, for training. If True, the graph of ``scores``
+            is kept; otherwise it is freed.
         factor : float, default=1.0
-            What the scores were multiplied by, for gradients that half precision would lose. They
-            are divided by it once they are float32.
+            The factor by which the scores were multiplied so that gradients do not underflow in
+            half precision. The gradients are divided by it once they are float32.
 
         Returns
         -------
@@ -240,8 +241,9 @@ class GradientMethod(Method):
         self.check()
         if self.rule() is not None:
             raise ValueError(
-                f"{self!r} changes the way back while the network runs, which is over by now; "
-                "call it by an explainer's explain, or by sklcam.cam.RecordedPass."
+                f"{self!r} changes the backward pass, which must be set up while the network runs, "
+                "but the network has already run. Use the explain method of an explainer, or "
+                "sklcam.cam.RecordedPass."
             )
         check_tensor("scores", scores, "n_images")
         if not (isinstance(activations, Tensor) and activations.requires_grad):
@@ -251,10 +253,11 @@ class GradientMethod(Method):
             )
         if not scores.requires_grad:
             raise ValueError(
-                "scores have no graph; compute them from the network's output in the pass that "
+                "scores have no graph. Compute them from the network's output in the pass that "
                 "sklcam.networks.record recorded, without detach() or no_grad()."
             )
-        # To the activations, and not to the parameters: a second derivative passes the head alone.
+        # Differentiate with respect to the activations, not the parameters, so that a second
+        # derivative passes only through the head.
         (gradients,) = differentiate(
             scores, [activations], ["the target layer"], create_graph=create_graph
         )
@@ -269,12 +272,12 @@ class GradientMethod(Method):
 
 
 class WeightedGradientMethod(ChannelMethod, GradientMethod):
-    """A gradient method that weighs channels: a subclass writes ``weights``.
+    """A gradient method that weights channels: implement ``weights``.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     Examples
     --------
@@ -293,7 +296,7 @@ class WeightedGradientMethod(ChannelMethod, GradientMethod):
         """Return weights (n_images, K) from activations and gradients (n_images, K, u, v)."""
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        # Not through channel_weights, which knows of a recorded pass: training has none.
+        # channel_weights needs a recorded pass, which training does not have.
         weights = self.weights(activations, gradients)
         return weighted_sum(weights.unsqueeze(1), activations, relu=False).squeeze(1)
 
@@ -308,13 +311,13 @@ class WeightedGradientMethod(ChannelMethod, GradientMethod):
 
 RandomState = int | np.random.RandomState | None
 
-# Pixels of changed images that go through a network at a time: 10 images of 224 x 224 on a CPU,
-# whose caches hold no more, and 83 elsewhere.
+# The number of pixels of changed images that go through a network at a time: 10 images of 224 x 224
+# on a CPU, as its caches hold no more, and 83 elsewhere.
 _PIXELS_ON_CPU, _PIXELS_ELSEWHERE = 2**19, 2**22
 
 
 def batch_size_for(images: Tensor, batch_size: int | None) -> int:
-    """Return how many changed images go through a network at a time, if that is left open."""
+    """Return the batch size for changed images, which depends on their pixels if it is None."""
     if batch_size is not None:
         return batch_size
     pixels = _PIXELS_ON_CPU if images.device.type == "cpu" else _PIXELS_ELSEWHERE
@@ -322,12 +325,12 @@ def batch_size_for(images: Tensor, batch_size: int | None) -> int:
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """Raise a ValueError unless a batch can hold something."""
+    """Raise a ValueError unless the batch size is None or at least 1."""
     if batch_size is not None:
         check_count("batch_size", batch_size)
 
 
 def check_noise(n_samples: int, std: float) -> None:
-    """Raise a ValueError unless there are samples, and their deviation is a number >= 0."""
+    """Raise a ValueError unless there is a sample and the standard deviation is a number >= 0."""
     check_count("n_samples", n_samples)
     check_number("std", std, 0)

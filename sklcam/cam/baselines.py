@@ -1,4 +1,4 @@
-"""Controls: maps that explain nothing, against which methods and metrics are judged."""
+"""Controls: maps that explain nothing, to compare methods and metrics with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklcam.cam.recorded import RecordedPass
 
 
 class Uniform(Method):
-    """The map that is 1 everywhere; it is never scaled.
+    """A map that is 1 everywhere. It is never scaled.
 
     Examples
     --------
@@ -34,9 +34,9 @@ class Uniform(Method):
 
 
 class FakeCAM(Uniform):
-    """Fake-CAM: 1 everywhere but in the top left pixel of the input; it is never scaled.
+    """Fake-CAM: 1 everywhere except in the top left pixel of the input. It is never scaled.
 
-    The image under this map is almost the image itself, so the drop in confidence is close to 0,
+    The image times this map is almost the image itself, so the drop in confidence is close to 0
     although the map explains nothing.
 
     References
@@ -64,14 +64,14 @@ class FakeCAM(Uniform):
 
 
 class RandomCAM(ChannelMethod):
-    """Channels weighed at random, uniformly in [-1, 1].
+    """Channels with random weights, uniform in [-1, 1].
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether what is negative is cut off.
+        Whether to set negative values to zero.
     random_state : int, RandomState or None, default=None
-        Seed of the weights. Every image gets the same weights, so its map is the same in every
+        Seed of the weights. All images share the same weights, so a map does not depend on the
         batch.
 
     Examples
@@ -100,7 +100,7 @@ class RandomCAM(ChannelMethod):
         weights = []
         for layer in range(len(recorded.layers)):
             grid = recorded.grid(layer)
-            # Drawn once for all images and classes: a control knows neither of them.
+            # One draw for all images and classes, as a control depends on neither.
             drawn = torch.as_tensor(generator.uniform(-1, 1, grid.shape[1])).to(grid)
             weights.append(drawn.expand(*recorded.scores.shape, -1))
         return weights

@@ -1,4 +1,4 @@
-"""Targets of detectors: one score for each object."""
+"""Targets for detectors: one score per object."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ _ANY = -2  # the label of a box that any detection may match
 
 
 class Box(Deferred):
-    r"""Target of detectors: an object, by its box and its label; a map for each.
+    r"""Target for detectors: objects by box and label, each with a map of its own.
 
     .. math:: s = \max_j \; \mathbb{1}[\ell_j = \ell] \; \mathrm{IoU}(b, b_j) \; s_j
 
-    over the detections j of an image, of box :math:`b_j`, label :math:`\ell_j` and score
-    :math:`s_j`. The overlap is a weight: gradients go only through the score.
+    over the detections j of an image, with box :math:`b_j`, label :math:`\ell_j` and score
+    :math:`s_j`. The overlap is a constant weight: gradients flow only through the score.
 
     Parameters
     ----------
     boxes : array-like of shape (n_images, 4) or (n_images, k, 4), list of (k_i, 4), or None
-        Corners (x1, y1, x2, y2) in pixels of the images as they are given: one box per image, or
-        several, which have a map each; some images may have more than others. None, the default,
-        is what the network detects itself, in the order of ``predict``.
+        Corners (x1, y1, x2, y2) in pixels of the original images: one box per image, or several,
+        each with a map of its own. Images may differ in their number of boxes. None, the default,
+        uses the network's own detections, in the order of ``predict``.
     labels : array-like of shape (n_images,) or (n_images, k), list of (k_i,), or None, default=None
-        Their labels, as ``predict`` returns them. None is any: a detection of whatever label.
+        The labels of the boxes, as ``predict`` returns them. None matches detections of any label.
     threshold : float in [0, 1], default=0.5
-        Without boxes: the least score of a detection that is explained.
+        Without boxes, the lowest score of a detection that is explained.
 
     Raises
     ------
     ValueError
-        If boxes or labels are of another form or number, or a box has no area. When it is asked
-        for, if the network is not a detector, or there are boxes for another number of images.
+        If boxes or labels have another form or number, or a box has no area. When maps are
+        computed, if the network is not a detector, or there are boxes for another number of images.
 
     Notes
     -----
     The map of a box that no detection matches is blank, and a warning says so. If images have
     different numbers of boxes, ``explain`` returns a list of arrays (k_i, height, width).
 
-    For metrics of confidence, the score is the probability. They take one box per image. Metrics
+    Metrics of confidence use the score as the probability, and take one box per image. Metrics
     that compare views, such as "consistency", refuse boxes, as views move only the image.
 
-    If two detections of a label overlap, the stronger may match the weaker one's box better
-    than its own does, if it scores more than 1 / IoU times as much. Non-maximum suppression at 0.5
-    rules that out for scores of 0.5 and more.
+    If two detections with the same label overlap, the box of the weaker one may be matched by the
+    stronger one instead. This needs a score more than 1 / IoU times as high. Non-maximum
+    suppression at 0.5 rules it out for scores of 0.5 and more.
 
     References
     ----------
     Petsiuk et al., "Black-box Explanation of Object Detectors via Saliency Maps", CVPR 2021, eq. 2
-    and 3: a similarity to a detection, of which this is the part that has a box and one score.
+    and 3. Their similarity of detections is used here with only a box and a single score.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class Box(Deferred):
     def __init__(self, boxes: Any = None, labels: Any = None, threshold: float = 0.5):
         check_number("threshold", threshold, 0, 1)
         if boxes is None and labels is not None:
-            raise ValueError("labels of Box are those of its boxes; give boxes, too.")
+            raise ValueError("Box has labels but no boxes. Give boxes too.")
         self.boxes, self.labels, self.threshold = boxes, labels, threshold
         self._corners: list[Tensor] | None = None
         self._indices: list[Tensor] | None = None
@@ -123,15 +123,15 @@ class Box(Deferred):
     def bind(self, adapter: Adapter) -> Box:
         if adapter.task != "detection":
             raise ValueError(
-                "Box is for detectors of torchvision.models.detection; the task of this network "
-                f"is {adapter.task!r}."
+                f"The task is {adapter.task!r}, but Box is for detectors of "
+                "torchvision.models.detection. Choose another target."
             )
         return self
 
     def check_images(self, n_images: int) -> None:
         if self._corners is not None and len(self._corners) != n_images:
             raise ValueError(
-                f"Box must have boxes for each of {n_images} images; got those of "
+                f"Box must have boxes for each of {n_images} images; got boxes for "
                 f"{len(self._corners)}."
             )
 
@@ -154,7 +154,7 @@ class Box(Deferred):
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Objects:
         if output.ndim != 3 or output.shape[2] != N_COLUMNS:
-            raise ValueError(f"Box is for the output of a detector; got {describe(output)}.")
+            raise ValueError(f"Box needs the output of a detector; got {describe(output)}.")
         if self._corners is None:
             return self._detected(output.detach())
         self.check_images(len(output))
@@ -176,14 +176,17 @@ class Box(Deferred):
         if self.labels is not None:
             given = _labels_of(self.labels)
             if any(each.dtype.kind not in "iu" for each in given if each.size):
-                raise ValueError("Box needs to know what labels stand for; ask an explainer.")
+                raise ValueError(
+                    "Box has label names, but the network's labels are not known here. Pass the "
+                    "Box to an explainer, or give labels as integers."
+                )
             return [torch.from_numpy(each.astype(np.int64)) for each in given]
         return [torch.full((len(each),), _ANY) for each in self._corners]
 
     def _detected(self, output: Tensor) -> Objects:
         chosen = (output[..., 5] != FILLED_UP) & (output[..., 4] >= self.threshold)
         counts = chosen.sum(dim=1).tolist()
-        # Those first that are explained, in the network's order.
+        # Detections to explain come first, in the network's order.
         order = (~chosen).int().argsort(dim=1, stable=True)[:, : max(1, *counts)]
         rows = output.gather(1, order[..., None].expand(-1, -1, N_COLUMNS))
         labels = rows[..., 5].where(chosen.gather(1, order), FILLED_UP)
@@ -191,15 +194,15 @@ class Box(Deferred):
 
 
 class Objects(Target):
-    """Target: objects that are known.
+    """Target: given objects.
 
     Parameters
     ----------
     boxes : Tensor of shape (n_images, k, 4)
     labels : Tensor of shape (n_images, k)
-        As the network numbers them.
+        The network's own label numbers.
     counts : list of int
-        How many of them each image has; the others are there to fill up.
+        The number of objects of each image. The remaining rows are padding.
     several, ragged : bool
     """
 
@@ -212,7 +215,7 @@ class Objects(Target):
         self.k, self.several, self.ragged = boxes.shape[1], several, ragged
 
     def counts_of(self, image: int) -> int:
-        """Return how many objects an image has."""
+        """Return the number of objects of an image."""
         return self._counts[image]
 
     def take(self, rows: slice) -> Objects:
@@ -240,7 +243,7 @@ class Objects(Target):
 
 
 def overlap(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU (n, k, m) of boxes (n, k, 4) and others (n, m, 4); 0 of empty ones."""
+    """Return the IoU (n, k, m) of boxes (n, k, 4) and others (n, m, 4), or 0 for empty boxes."""
     corner = torch.maximum(boxes[:, :, None, :2], others[:, None, :, :2])
     opposite = torch.minimum(boxes[:, :, None, 2:], others[:, None, :, 2:])
     shared = (opposite - corner).clamp(min=0).prod(dim=-1)
@@ -250,14 +253,14 @@ def overlap(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def of_objects(target: Target) -> Target:
-    """Return what a question about classes is for a detector."""
+    """Turn the default target into one for detectors, and refuse targets of classes."""
     if isinstance(target, Predicted):
         return Box()
     if target.names_classes and not isinstance(target, Box | Objects):
         what = "a label" if isinstance(target, Classes) else type(target).__name__
         raise ValueError(
-            f"A detector finds objects, of which {what} is not one: give target=Box(boxes, labels) "
-            "for those of your own, or Box(threshold=...) for what it detects."
+            f"The target is {what}, but a detector finds objects. Give target=Box(boxes, labels) "
+            "for objects of your own, or Box(threshold=...) for the network's detections."
         )
     return target
 
@@ -265,7 +268,7 @@ def of_objects(target: Target) -> Target:
 def to_input(
     boxes: Tensor, size: Sequence[int], resizing: Resizing, input_size: Sequence[int]
 ) -> Tensor:
-    """Bring boxes (k, 4) from the frame of an image to that of a network's input."""
+    """Convert boxes (k, 4) from pixels of an image to pixels of the network's input."""
     scale, start = _placed(boxes, size, resizing, input_size)
     return boxes * scale - start
 
@@ -273,7 +276,7 @@ def to_input(
 def to_image(
     boxes: Tensor, size: Sequence[int], resizing: Resizing, input_size: Sequence[int]
 ) -> Tensor:
-    """Bring boxes (k, 4) from the frame of a network's input to that of an image."""
+    """Convert boxes (k, 4) from pixels of the network's input to pixels of an image."""
     scale, start = _placed(boxes, size, resizing, input_size)
     return (boxes + start) / scale
 
@@ -287,7 +290,7 @@ def _placed(
 
 
 def _corners_of(boxes: Any) -> tuple[list[Tensor], bool]:
-    """Return the boxes of each image, and whether an image has several."""
+    """Return the boxes of each image, and whether images may have several."""
     try:
         images = [
             np.asarray(each.cpu() if isinstance(each, Tensor) else each, float) for each in boxes
@@ -298,21 +301,22 @@ def _corners_of(boxes: Any) -> tuple[list[Tensor], bool]:
     images = [each.reshape(-1, 4) if each.size in (0, 4) else each for each in images]
     if not images or any(each.ndim != 2 or each.shape[1] != 4 for each in images):
         raise ValueError(
-            "boxes of Box must be corners (x1, y1, x2, y2): of shape (n_images, 4), one for each "
-            f"image, or (k, 4) for each in a list; got {describe(boxes)}."
+            "boxes of Box must be corners (x1, y1, x2, y2): an array of shape (n_images, 4) for "
+            "one box per image, or a list with an array of shape (k, 4) per image; got "
+            f"{describe(boxes)}."
         )
     for i, each in enumerate(images):
         wrong = each[~((each[:, 2:] > each[:, :2]).all(axis=1) & np.isfinite(each).all(axis=1))]
         if len(wrong):
             raise ValueError(
-                f"boxes of Box, image {i}: {wrong[0].tolist()} has no area; corners are x1, y1, x2 "
-                "> x1 and y2 > y1, in pixels."
+                f"boxes of Box, image {i}: {wrong[0].tolist()} has no area. Give corners x1, y1, "
+                "x2 > x1 and y2 > y1, in pixels."
             )
     return [torch.from_numpy(each.astype(np.float32)) for each in images], not is_one_each
 
 
 def _labels_of(labels: Any) -> list[np.ndarray]:
-    """Return the labels of each image, which may be tensors on any device."""
+    """Return the labels of each image as arrays. They may be tensors on any device."""
     return [
         np.asarray(each.cpu() if isinstance(each, Tensor) else each).reshape(-1) for each in labels
     ]
@@ -322,6 +326,6 @@ def _check_labels(labels: Any, corners: list[Tensor]) -> None:
     counts = [each.size for each in _labels_of(labels)] if hasattr(labels, "__len__") else None
     if counts != [len(each) for each in corners]:
         raise ValueError(
-            "labels of Box must be as many as its boxes, image by image: "
+            "Box must have as many labels as boxes for each image: "
             f"{[len(each) for each in corners]}; got {counts}."
         )

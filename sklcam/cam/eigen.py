@@ -1,4 +1,4 @@
-"""Methods that show the first principal component of a layer: Eigen-CAM and its like."""
+"""Methods that show the first principal component of a layer: Eigen-CAM and Eigen-Grad-CAM."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from torch import Tensor
 from sklcam.cam.base import GradientMethod, Method
 from sklcam.cam.recorded import RecordedPass
 
-# Doublings of the power that a matrix is raised to. What is left of the second component, once it
-# is within a ten thousandth of the first, is about what the precision knows of them apart.
+# The number of times that a matrix is squared. In float32, a second eigenvalue that is a ten
+# thousandth smaller than the first then leaves a remainder of exp(-2**17 / 10**4), about 2e-6.
 _DOUBLINGS = {torch.float32: 17, torch.float64: 28}
 
 
 class EigenCAM(Method):
-    r"""Eigen-CAM: activations, projected on their first principal component.
+    r"""Eigen-CAM: activations projected on their first principal component.
 
     .. math:: O = U \Sigma V^T, \qquad L = O\, v_1
 
-    where :math:`O` has a row for each position and a column for each channel. It knows of no class:
-    the map is the same for all of them. It is defined for every layer that is a grid.
+    where :math:`O` has a row for each position and a column for each channel. The map does not
+    depend on the class. Eigen-CAM is defined for every layer that is a grid.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether what lies on the other side of 0 is cut off, as pytorch-grad-cam does. The paper
-        leaves it open; behind a ReLU, and without ``center``, nothing does.
+        Whether to set negative values to zero, as pytorch-grad-cam does. The paper leaves this
+        open. After a ReLU and without ``center``, no values are negative.
     center : bool, default=False
-        False factors the activations as they are, as the paper writes it. True takes off each
-        channel's mean over the positions of an image first, as pytorch-grad-cam does.
+        False factorises the activations themselves, as in the paper. True first subtracts each
+        channel's mean over the positions of an image, as pytorch-grad-cam does.
 
     Notes
     -----
-    The sign of a component is arbitrary. It is the one by which the largest absolute value of the
-    map is positive, as in Seg-Eigen-CAM; of several that are as large, the first one, row by row.
-    Of activations that are not negative, and not centred, the map is not negative then.
+    The sign of a component is arbitrary. Here it makes the value with the largest magnitude in the
+    map positive, as in Seg-Eigen-CAM. If several are equally large, the first in row order decides.
+    For non-negative activations that are not centred, the map is then non-negative.
 
     References
     ----------
@@ -78,21 +78,21 @@ class EigenGradCAM(GradientMethod):
     .. math:: A \odot \frac{\partial y_c}{\partial A} = U \Sigma V^T, \qquad
               L = \Big(A \odot \frac{\partial y_c}{\partial A}\Big)\, v_1
 
-    with a row for each position and a column for each channel. It is pytorch-grad-cam's, and
-    defined for every layer that is a grid and has gradients.
+    with a row for each position and a column for each channel. The method comes from
+    pytorch-grad-cam. It is defined for every layer that is a grid and has gradients.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether what lies on the other side of 0 is cut off.
+        Whether to set negative values to zero.
     center : bool, default=True
         Whether to subtract each channel's mean over the positions first, as pytorch-grad-cam does.
 
     Notes
     -----
-    The sign of a component is arbitrary. It is the one by which the entries of :math:`v_1` add up
-    to 0 or more: a map then grows where the evidence for the class does, the sum over the channels,
-    which is HiResCAM's map. pytorch-grad-cam leaves the sign to the factorisation.
+    The sign of a component is arbitrary. Here it makes the sum of the entries of :math:`v_1` 0 or
+    more. The map then grows with the evidence for the class, which is the sum over the channels,
+    HiResCAM's map. pytorch-grad-cam leaves the sign to the factorisation.
 
     References
     ----------
@@ -125,8 +125,8 @@ class EigenGradCAM(GradientMethod):
 def first_component(grids: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
     """Project each image's positions on the first principal component of their channels.
 
-    On the device, for all images at once and without a wait: neither a factorisation, which makes
-    the host wait on some devices, nor a loop over images.
+    This runs on the device for all images at once. It avoids a factorisation, for which the host
+    would wait on some devices, and a loop over images.
 
     Parameters
     ----------
@@ -137,19 +137,19 @@ def first_component(grids: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
     Returns
     -------
     map : Tensor of shape (n_images, u, v)
-        Up to its sign.
+        The map, up to its sign.
     direction : Tensor of shape (n_images, K)
-        Of length 1; or 0, of an image where all is 0.
+        The component, normalised to length 1. It is 0 for an image whose values are all 0.
     """
     rows = grids.flatten(2)  # (n, K, positions)
     if center:
         limit = 16 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=(1, 2), keepdim=True)
         rows = rows - rows.mean(dim=2, keepdim=True)
-        # Of what is constant rounding is left, which has a component as well.
+        # Constant values leave rounding errors, which would have a component too.
         rows = torch.where(rows.abs().amax(dim=(1, 2), keepdim=True) <= limit, 0.0, rows)
     size = rows.abs().amax(dim=(1, 2), keepdim=True)
-    scaled = rows / torch.where(size == 0, 1.0, size)  # squares of what is tiny would vanish
-    with torch.autocast(rows.device.type, enabled=False):  # which has too few digits
+    scaled = rows / torch.where(size == 0, 1.0, size)  # as squares of tiny values would underflow
+    with torch.autocast(rows.device.type, enabled=False):  # half precision has too few digits
         # The Gram matrix of the smaller side has the same component.
         if rows.shape[1] <= rows.shape[2]:
             direction = _top_eigenvector(scaled @ scaled.mT)
@@ -160,11 +160,12 @@ def first_component(grids: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
 
 
 def _top_eigenvector(gram: Tensor) -> Tensor:
-    """Return the eigenvector of the largest eigenvalue of symmetric matrices, (n, m)."""
+    """Return the eigenvectors (n, m) of the largest eigenvalues of symmetric matrices."""
     for _ in range(_DOUBLINGS[gram.dtype]):
         gram = _over_trace(gram)
         gram = gram @ gram
-    # A projection on the vector by now, of which any column is a multiple: the longest one.
+    # The matrix is now a projection on the eigenvector, so every column is a multiple of it. The
+    # longest is the most accurate.
     longest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
     return _unit(gram.take_along_dim(longest[:, None, None], dim=2)[..., 0])
 
@@ -180,10 +181,10 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _peak_upwards(maps: Tensor) -> Tensor:
-    """Turn maps round whose largest absolute value, the first if several are, is negative."""
+    """Negate maps in which the value with the largest magnitude, or the first such, is negative."""
     flat = maps.flatten(1)
     size = flat.abs()
-    is_peak = size >= (1 - 1e-5) * size.amax(dim=1, keepdim=True)  # but for rounding
+    is_peak = size >= (1 - 1e-5) * size.amax(dim=1, keepdim=True)  # up to rounding
     first = is_peak.int().argmax(dim=1, keepdim=True)
     is_negative = flat.gather(1, first) < 0
     return torch.where(is_negative, -flat, flat).view_as(maps)

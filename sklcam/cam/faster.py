@@ -1,7 +1,7 @@
-"""Methods that ask the network less often than Score-CAM does, and get other numbers.
+"""Methods that need fewer passes than Score-CAM and give other maps.
 
-They are methods of their own, which approximate nothing to a known error: how far their maps are
-from Score-CAM's is measured in ``benchmarks/faster_methods.py``.
+They do not approximate Score-CAM within a known error. ``benchmarks/faster_methods.py`` measures
+how far their maps are from those of Score-CAM.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ _BLUR_WIDTH, _BLUR_SIGMA = 51, 50.0
 
 
 class FasterScoreCAM(ScoreCAM):
-    r"""Faster-Score-CAM: Score-CAM with the channels that vary most, and no others.
+    r"""Faster-Score-CAM: Score-CAM with only the channels that vary most.
 
     .. math:: w_k = \frac{\exp y_c(x \odot H_k)}{\sum_{j \in S} \exp y_c(x \odot H_j)}
               \text{ for } k \in S, \text{ and else } 0
 
-    where S are the ``n_channels`` channels whose activations have the largest variance over the
-    places. With all of a layer's channels it is Score-CAM.
+    where S is the set of the ``n_channels`` channels whose activations have the largest variance
+    over the places. With all channels of a layer, the method is Score-CAM.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
     n_channels : int, default=10
-        How many channels; each costs a pass. All, if there are fewer.
+        The number of channels; each costs a pass. All channels are used if there are fewer.
 
     References
     ----------
-    Tabayashi, "Faster Score-CAM", 2020, https://github.com/tabayashi0117/Score-CAM, which has no
-    paper. Wang et al., "Score-CAM", CVPRW 2020.
+    Tabayashi, "Faster Score-CAM", 2020, https://github.com/tabayashi0117/Score-CAM (no paper). Wang
+    et al., "Score-CAM", CVPRW 2020.
 
     Examples
     --------
-    The second channel varies less, and is left out:
+    The second channel varies less and is left out:
 
     >>> import torch
     >>> from torch import nn
@@ -72,7 +73,7 @@ class FasterScoreCAM(ScoreCAM):
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
         activations = recorded.grid(layer)
         variance = activations.flatten(2).var(dim=2, correction=0)
-        # Stable, so that of channels that vary alike the first are taken, whatever the batch is.
+        # The sort is stable: ties between channels go to the first, for any batch.
         order = variance.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self.n_channels]
         own = torch.arange(recorded.n_images, device=chosen.device)[:, None]
@@ -82,35 +83,39 @@ class FasterScoreCAM(ScoreCAM):
 
 
 class GroupCAM(Method):
-    r"""Group-CAM: groups of channels, weighed by the confidence that they bring back.
+    r"""Group-CAM: groups of channels, weighted by the confidence that each restores.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_{g=1}^{G} (p_c(x_g) - p_c(\tilde x))\, M_g\Big), \qquad
               x_g = M_g \odot x + (1 - M_g) \odot \tilde x
 
-    where :math:`\tilde x` is the image, blurred, and the masks are made of Grad-CAM's parts,
+    where :math:`\tilde x` is the blurred image. The masks are partial sums of Grad-CAM,
 
     .. math:: M_g = s\Big(\mathrm{up}\Big(D_\theta\Big(\mathrm{ReLU}\sum_{k \in g} \alpha_k A_k
               \Big)\Big)\Big)
 
-    :math:`D_\theta` sets what is not above the percentile :math:`\theta` of the places to 0, and s
-    scales to [0, 1]. :math:`p_c` is the probability of the class; of targets that have none, such
-    as callables and proxies, the score. Maps are at the images' resolution.
+    :math:`D_\theta` sets values to 0 that are not above the percentile :math:`\theta` over the
+    places, and s scales to [0, 1]. :math:`p_c` is the probability of the class, or the score for
+    targets without a probability, such as callables and proxies. Maps are at the images'
+    resolution.
 
     Parameters
     ----------
     n_groups : int, default=32
-        G. Groups are of channels that follow one another, of one number but for the last; each
-        costs a pass. Of fewer channels each is a group.
+        G, the number of groups; each costs a pass. A group holds consecutive channels, the same
+        number in each group but the last. If there are fewer channels than groups, each channel is
+        a group.
     percentile : float from 0 to 100, default=70.0
         :math:`\theta`.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
 
     Notes
     -----
-    The blur is that of the authors' code, a Gaussian of 51 x 51 with a sigma of 50, the borders
-    reflected; of images with sides of less than 26 pixels it is as wide as reflection allows.
+    The blur is that of the authors' code: a Gaussian of 51 x 51 pixels with a sigma of 50 and
+    reflected borders. If a side of the images is shorter than 26 pixels, the Gaussian is as wide as
+    reflection allows.
 
     References
     ----------
@@ -119,7 +124,7 @@ class GroupCAM(Method):
 
     Examples
     --------
-    Two groups of one channel; the second speaks against the class, and has no mask:
+    Two groups of one channel each. The second counts against the class and has an empty mask:
 
     >>> import torch
     >>> from torch import nn
@@ -160,13 +165,13 @@ class GroupCAM(Method):
             return [self._weighed(recorded, each, blurred, base) for each in masks]
 
     def _denoised(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return what is left of each group's sum, (n_images, G, u, v)."""
+        """Return each group's sum, with low values set to 0, (n_images, G, u, v)."""
         alpha = gradients.mean(dim=places(gradients), keepdim=True)
         groups = (alpha * activations).chunk(self.n_groups, dim=1)
         sums = torch.stack([group.sum(dim=1) for group in groups], dim=1).relu()
         threshold = _percentile(sums.flatten(2), self.percentile)
         threshold = threshold.reshape(*sums.shape[:2], *[1] * (sums.ndim - 2))
-        # Not "where it is above", as what is not a number is to stay one.
+        # torch.where with ">" would turn NaN into 0; this keeps it.
         return sums.masked_fill(sums <= threshold, 0)
 
     def _weighed(
@@ -184,7 +189,8 @@ class GroupCAM(Method):
             found = recorded.confidence(recorded.run(mixed, rows), rows) - base[rows]
             gains.append(found.gather(1, columns[:, None])[:, 0])
         weights = torch.cat(gains).reshape(n_images, k, n_groups)
-        # Enlarged once more, some images at a time: all masks at once would be many batches.
+        # Upsample the masks again, a few images at a time. All of them would take the memory of
+        # many batches.
         maps = [
             torch.einsum("nkg,nkg...->nk...", part_weights, self._enlarged(recorded, part))
             for part_weights, part in zip(
@@ -195,7 +201,7 @@ class GroupCAM(Method):
         return torch.cat(maps).relu()
 
     def _enlarged(self, recorded: RecordedPass, masks: Tensor) -> Tensor:
-        """Return masks (n, ..., u, v) at the images' size, each scaled to [0, 1]."""
+        """Upsample masks (n, ..., u, v) to the images' size and scale each to [0, 1]."""
         n_axes = len(recorded.size)
         flat = masks.reshape(len(masks), -1, *masks.shape[-n_axes:])
         scaled = recorded.scaled(recorded.upsample(flat))
@@ -210,8 +216,8 @@ class GroupCAM(Method):
 
 
 def _percentile(values: Tensor, percentile: float) -> Tensor:
-    """Return the percentile of each last axis, between two values in proportion, as NumPy does."""
-    # torch's own makes float64 on the way, which some devices have not.
+    """Return the percentile over the last axis, with linear interpolation as in NumPy."""
+    # torch.quantile uses float64 internally, which some devices do not support.
     place = percentile / 100 * (values.shape[-1] - 1)
     ordered, below = values.sort(dim=-1).values, int(place)
     above = min(below + 1, values.shape[-1] - 1)
@@ -219,7 +225,7 @@ def _percentile(values: Tensor, percentile: float) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Blur images by the authors' Gaussian, one axis after the other, (n, channels, ...)."""
+    """Blur images (n, channels, ...) by the authors' Gaussian, one axis after the other."""
     convolve = F.conv2d if images.ndim == 4 else F.conv3d
     blurred, n_channels = images.detach(), images.shape[1]
     for axis in range(2, images.ndim):
@@ -236,29 +242,29 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 class ReciproCAM(Method):
-    r"""Recipro-CAM: places weighed by the network's output when it sees only that place.
+    r"""Recipro-CAM: places weighted by the network's output when it sees only that place.
 
     .. math:: L_{ij} = p_c(A \odot E^{ij})
 
     where :math:`E^{ij}` is 1 at the place (i, j) of the layer, in all channels, and 0 elsewhere.
-    :math:`p_c` is the probability of the class; of targets that have none, such as callables and
-    proxies, the score. What lies before the layer runs once, in the pass that the prediction comes
-    from; the masked activations go only through the rest of the network.
+    :math:`p_c` is the probability of the class, or the score for targets without a probability,
+    such as callables and proxies. The part of the network before the layer runs once, in the pass
+    that also gives the prediction. The masked activations go only through the part after it.
 
     Parameters
     ----------
     batch_size : int, default=256
-        Most masked activations that go through the head at a time.
+        The largest number of masked activations that go through the head at a time.
 
     Notes
     -----
-    It is for networks whose layer is a grid of places and nothing else: with a class token, no
-    place is seen alone. If the head is a mean over Z places and one linear layer, the logits of a
-    place are the weighted sum of its channels over Z, and the bias: the map is CAM, through the
-    softmax.
+    The method is for networks whose layer is a grid of places and nothing else: with a class token,
+    the network never sees a place alone. If the head is a mean over Z places and one linear layer,
+    the logits of a place are the weighted sum of its channels, divided by Z, plus the bias. The map
+    is then CAM after a softmax.
 
-    The authors' code can also spread a place to its neighbours by a Gaussian of 3 x 3, which it
-    does not use by default. That is left out.
+    The authors' code can also spread a place to its neighbours by a 3 x 3 Gaussian, which it does
+    not do by default. This option is left out.
 
     References
     ----------
@@ -299,16 +305,16 @@ class ReciproCAM(Method):
         return maps
 
     def _alone(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
-        """Return the confidence (k, places) in an image of which one place is seen at a time."""
+        """Return the confidence (k, places) in an image when the network sees one place of it."""
         activations = recorded.activations[layer].detach()[image]
         axis = recorded.layers[layer].channel_axis(recorded.activations[layer]) - 1
-        # In the layer's own layout, as that is what the network goes on from; axes are in order.
+        # Keep the layer's own layout, as the network continues from it. The axes are in order.
         by_place = activations.movedim(axis, -1).flatten(0, -2)
         found = []
         every = torch.arange(len(by_place), device=activations.device)
         for part in every.split(self.batch_size):
             alone = by_place.new_zeros(len(part) + 1, *by_place.shape)
-            alone[0] = by_place  # as it is, for a check
+            alone[0] = by_place  # unchanged, for a check
             alone[torch.arange(1, len(alone), device=part.device), part] = by_place[part]
             shape = activations.movedim(axis, -1).shape
             changed = alone.reshape(len(alone), *shape).movedim(-1, axis + 1).contiguous()
@@ -320,9 +326,8 @@ class ReciproCAM(Method):
 
 def _check_is_grid(layer: TargetLayer) -> None:
     if layer.n_prefix or layer.reshape is not None:
-        beside = "a token beside its places" if layer.n_prefix else "a reshape of its own"
+        beside = "tokens besides its places" if layer.n_prefix else "a reshape of its own"
         raise ValueError(
-            f"ReciproCAM shows the network one place of the layer alone; the target layer "
-            f"{layer.name!r} has {beside}, and nothing says what becomes of it. Name a layer that "
-            "is a grid, or explain by another method."
+            f"ReciproCAM needs a target layer that is a grid of places, but {layer.name!r} has "
+            f"{beside}. Name a layer that is a grid, or use another method."
         )

@@ -1,4 +1,4 @@
-"""Finer-CAM: what speaks for a class rather than for the classes most like it."""
+"""Finer-CAM: the evidence for a class rather than for the classes most similar to it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ References = Literal["mean", "probability"]
 
 
 class Finer(Deferred):
-    r"""Target: a class, set off against the classes that score most like it.
+    r"""Target: a class, contrasted with the classes whose scores are most similar.
 
     .. math:: y_c - \gamma \sum_{t=1}^{T} w_t\, y_{d_t}
 
     where :math:`d_1, \ldots, d_T` are the T other classes whose scores are closest to
-    :math:`y_c` in an image. For networks that tell several classes apart; any method explains it.
+    :math:`y_c` in an image. The target is for networks with several classes, and works with any
+    method.
 
     Parameters
     ----------
     target : None, Target or Tensor of class indices, default=None
-        The class, or several per image; None is the predicted one.
+        The class, or several classes per image. None is the predicted class.
     gamma : float, default=1.0
-        How much the others count; 0 is only the class itself.
+        The weight of the other classes. With 0, only the class itself counts.
     n_similar : int, default=3
-        T, how many others; at most all that there are.
+        T, the number of other classes. All of them are used if there are fewer.
     weights : {"mean", "probability"}, default="mean"
-        Of the others: "mean" is 1/T each, as in the paper. "probability" is their softmax, of which
-        derivatives are taken as well, as in the authors' code and in pytorch-grad-cam.
+        The weights of the other classes. "mean" is 1/T for each, as in the paper. "probability" is
+        the softmax over them, which is differentiated too, as in the authors' code and in
+        pytorch-grad-cam.
 
     Raises
     ------
@@ -93,7 +95,7 @@ class Finer(Deferred):
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
         classes = self.target.resolve(check_rows(output), inputs)
-        # Proxies stand for classes, too, but the output has no column for each of them.
+        # Proxies stand for classes too, but the output does not have a column for each of them.
         if not isinstance(classes, Classes):
             raise _no_classes(classes)
         output = output.detach()
@@ -102,27 +104,26 @@ class Finer(Deferred):
 
 
 class FinerCAM(ChannelMethod):
-    r"""Finer-CAM: Grad-CAM of a class, set off against the classes that score most like it.
+    r"""Finer-CAM: Grad-CAM of a class, contrasted with the classes whose scores are most similar.
 
     .. math:: \alpha_k = \frac{1}{Z} \sum_{ij} \frac{\partial}{\partial A_{k,ij}}
               \Big( y_c - \gamma \sum_{t=1}^{T} w_t\, y_{d_t} \Big), \qquad
               L = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big)
 
-    What the class shares with those like it cancels out; where nothing but rounding is left, the
-    map is blank. For networks that tell several classes
-    apart, at any layer that Grad-CAM explains. :class:`Finer` is the score on its own, as a target
-    for other methods.
+    Evidence that the class shares with similar classes cancels out. If only rounding errors remain,
+    the map is blank. The method is for networks with several classes, and works at any layer where
+    Grad-CAM does. :class:`Finer` is its score alone, as a target for other methods.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     gamma : float, default=1.0
-        How much the other classes count; 0 is Grad-CAM.
+        The weight of the other classes. With 0, the method is Grad-CAM.
     n_similar : int, default=3
-        T, how many others; at most all that there are.
+        T, the number of other classes. All of them are used if there are fewer.
     weights : {"mean", "probability"}, default="mean"
-        Of the others; see :class:`Finer`.
+        The weights of the other classes; see :class:`Finer`.
 
     References
     ----------
@@ -164,7 +165,7 @@ class FinerCAM(ChannelMethod):
             recorded.target, gamma=self.gamma, n_similar=self.n_similar, weights=self.weights
         )
         for column in range(recorded.scores.shape[1]):
-            recorded.gradients(column, keep=True)  # the graph is for the other question, too
+            recorded.gradients(column, keep=True)  # the other target needs the graph too
         of_class = GradCAM().channel_weights(recorded)
         contrast = GradCAM().channel_weights(recorded.asked(finer))
         dtype = torch.bfloat16 if recorded.is_half else recorded.scores.dtype
@@ -175,8 +176,9 @@ class FinerCAM(ChannelMethod):
         ]
 
 
-# How many units of rounding, of the class's own weights, a difference is mere noise up to: where
-# classes weigh the same, it is not exactly 0, and a map of it would be as bright as any.
+# A difference of up to this many units of rounding of the class's own weights counts as zero. If
+# two classes have the same weights, the difference is not exactly 0, and scaled to [0, 1] it would
+# make a map as bright as any.
 _N_UNITS = 4
 
 
@@ -185,7 +187,7 @@ def _largest(weights: Tensor) -> Tensor:
 
 
 class _Contrast(Classes):
-    """Given classes, each set off against given others, (n_images, k, T)."""
+    """Given classes, each contrasted with given others, (n_images, k, T)."""
 
     def __init__(
         self, indices: Tensor, others: Tensor, at: Tensor, *, gamma: float, weights: References
@@ -193,7 +195,8 @@ class _Contrast(Classes):
         super().__init__(indices)
         self._others, self._at = others, at
         self._gamma, self._weights = gamma, weights
-        # The score's derivatives, for those who know the head; of the shares as well.
+        # The derivatives of the score with respect to the output, those of the shares included, for
+        # methods that use the head's weights.
         compared = self._compared(at, others)
         shares = self._shares(compared)
         if weights == "probability":
@@ -220,7 +223,7 @@ class _Contrast(Classes):
 
     def _shares(self, compared: Tensor) -> Tensor:
         if self._weights == "probability":
-            return compared.softmax(dim=2)  # that over all classes, over its sum over these
+            return compared.softmax(dim=2)  # equals the softmax over all classes, renormalised
         return torch.full_like(compared, 1 / max(1, compared.shape[2]))
 
     @staticmethod
@@ -229,18 +232,18 @@ class _Contrast(Classes):
 
 
 def _closest(output: Tensor, indices: Tensor, n_similar: int) -> Tensor:
-    """Return the other classes whose scores are closest to those of given ones, (n, k, T)."""
+    """Return the other classes with the scores closest to those of the given ones, (n, k, T)."""
     distances = (output[:, None] - output.gather(1, indices)[..., None]).abs()
-    distances = distances.scatter(2, indices[..., None], -1.0)  # itself comes first
+    distances = distances.scatter(2, indices[..., None], -1.0)  # the class itself comes first
     n_others = min(n_similar, output.shape[1] - 1)
     return distances.topk(n_others + 1, dim=2, largest=False).indices[..., 1:]
 
 
 def _no_classes(target: Target) -> ValueError:
     return ValueError(
-        "Finer-CAM sets a class off against other classes; there are none to compare for a target "
-        f"of {type(target).__name__}. Name a class of a network with an output for each, or "
-        "explain by another method, such as Grad-CAM."
+        "Finer-CAM contrasts a class with other classes, but the target "
+        f"{type(target).__name__} has none. Name a class of a network with one output per class, "
+        "or use another method, such as Grad-CAM."
     )
 
 

@@ -1,4 +1,4 @@
-"""Methods made of gradients: of a score, with respect to a layer's activations."""
+"""Methods that use the gradient of a score with respect to a layer's activations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sklcam.networks.precision import at_least_float32
 
 
 class GradCAM(WeightedGradientMethod):
-    r"""Grad-CAM: channels weighed by their mean gradient.
+    r"""Grad-CAM: channels weighted by their mean gradient.
 
     .. math:: \alpha_k = \frac{1}{Z} \sum_{ij} \frac{\partial y_c}{\partial A_{k,ij}}, \qquad
               L = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big)
@@ -34,14 +34,14 @@ class GradCAM(WeightedGradientMethod):
     Parameters
     ----------
     relu : bool, default=True
-        False keeps negative evidence, as training on explanations needs it: with the ReLU a network
-        learns maps that are negative everywhere.
+        Whether to set negative evidence to zero. Training on explanations needs False: with the
+        ReLU, a network learns maps that are negative everywhere.
     pooling : {"mean", "max"}, default="mean"
-        How a channel's gradients become its weight.
+        How a channel's gradients are pooled into its weight.
     gradient : {"plain", "absolute", "guided", "deconv"}, default="plain"
-        "absolute" takes their absolute values before pooling; "guided" and "deconv" change the way
-        back through the ReLUs between the layer and the score (where there are none, as after
-        ResNet's last block, they change nothing, and a warning says so).
+        "absolute" takes absolute values of the gradients before pooling. "guided" and "deconv"
+        change the backward pass through the ReLUs between the layer and the score. If there are
+        none, as after ResNet's last block, they change nothing, and a warning says so.
 
     References
     ----------
@@ -89,12 +89,12 @@ class GradCAM(WeightedGradientMethod):
 
 
 class Counterfactual(GradCAM):
-    """Counterfactual Grad-CAM: what speaks against a class, by the negated gradient.
+    """Counterfactual Grad-CAM: the evidence against a class, by the negated gradient.
 
     Parameters
     ----------
     relu, pooling, gradient
-        See :class:`GradCAM`; but for "absolute", which a sign makes no difference to.
+        See :class:`GradCAM`. "absolute" is refused, as absolute values lose the sign.
 
     References
     ----------
@@ -114,8 +114,8 @@ class Counterfactual(GradCAM):
         super().check()
         if self.gradient == "absolute":
             raise ValueError(
-                'Counterfactual(gradient="absolute") would be Grad-CAM itself: absolute values do '
-                "not know that they were negated. Take another gradient, or GradCAM."
+                'Counterfactual(gradient="absolute") would equal GradCAM(gradient="absolute"), as '
+                "absolute values lose the sign. Choose another gradient, or use GradCAM."
             )
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -123,14 +123,14 @@ class Counterfactual(GradCAM):
 
 
 class CAM(ChannelMethod):
-    """CAM: channels weighed by the weights of the linear layer that follows global pooling.
+    """CAM: channels weighted by the weights of the linear layer that follows global pooling.
 
-    For networks whose head is global average pooling and one linear layer, and for no other.
+    CAM is only for networks whose head is global average pooling and one linear layer.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     References
     ----------
@@ -156,12 +156,13 @@ class CAM(ChannelMethod):
 
 
 def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
-    """Return the linear layer's rows of the classes, if that is what the head is."""
+    """Return the classes' rows of the linear layer, or raise a ValueError for any other head."""
     target = recorded.target
     is_of_images = recorded.output.ndim == 2
     if not is_of_images or (target.indices is None and target.directions is None):
         raise ValueError(
-            "CAM explains classes of images; it has no weights for pixels or a callable target."
+            "CAM explains classes of images, and has no weights for pixels or a callable target. "
+            "Name a class, or use another method, such as Grad-CAM."
         )
     grid = recorded.grid(layer)
     pooled = grid.mean(dim=places(grid))
@@ -173,16 +174,16 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
         and module.in_features == pooled.shape[1]
         and module.out_features in (1, output.shape[1])
     ]
-    # A layer of the right shape may be anywhere. That it is the head shows in the numbers alone: it
-    # turns the pooled activations into the output, to the precision that the network computes in.
-    # NaN in an image or in a weight is warned of later: it does not tell one head from another.
+    # A layer with the right shape may be anywhere in the network. Only the numbers show that it is
+    # the head: it turns the pooled activations into the output, up to the network's precision. NaN
+    # in an image or a weight is ignored here, as it cannot tell heads apart; a warning comes later.
     known = output.isfinite()
     scale = output.where(known, 0).abs().amax().clamp(min=torch.finfo(output.dtype).tiny)
     tolerance = (0.05 if recorded.is_half else 1e-3) * scale
     for head in heads:
         weight = at_least_float32(head.weight.detach())
         bias = weight.new_zeros(1) if head.bias is None else at_least_float32(head.bias.detach())
-        if head.out_features == 1 and output.shape[1] == 2:  # a logit, which is against the first
+        if head.out_features == 1 and output.shape[1] == 2:  # one logit; class 0 has its negative
             weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
         if len(weight) != output.shape[1]:
             continue
@@ -192,26 +193,26 @@ def _head_weights(recorded: RecordedPass, layer: int) -> Tensor:
                 return target.directions @ weight
             return weight[target.indices]
     raise ValueError(
-        f"CAM needs a head of global average pooling and one linear layer; what follows "
-        f"{recorded.layers[layer].name!r} is something else. Grad-CAM is the same where CAM is "
-        "defined, and works here too."
+        "CAM needs a head of global average pooling and one linear layer, which does not follow "
+        f"{recorded.layers[layer].name!r}. Use Grad-CAM, which gives the same maps where CAM is "
+        "defined and works here too."
     )
 
 
 class GradCAMPlusPlus(WeightedGradientMethod):
-    r"""Grad-CAM++: positive gradients, weighed by where in the channel they are.
+    r"""Grad-CAM++: channels weighted by positive gradients, with a coefficient for each position.
 
     .. math:: w_k = \sum_{ij} \frac{g_{ij}^2}{2 g_{ij}^2 + \sum_{ab} A_{ab}\, g_{ij}^3}\,
               \mathrm{ReLU}(g_{ij}) = \sum_{ij} \frac{\mathrm{ReLU}(g_{ij})}
               {2 + g_{ij} \sum_{ab} A_{ab}}, \qquad g = \frac{\partial y_c}{\partial A_k}
 
-    Written as on the right there are no tiny squares and cubes to divide by, so that small
+    The form on the right is computed. It does not divide by tiny squares and cubes, so small
     gradients need no epsilon, which would otherwise decide the result.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     References
     ----------
@@ -239,20 +240,19 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
     .. math:: w_k = \sum_{ij} \frac{\overline{g_{ij}^2}}{2\,\overline{g_{ij}^2} +
               \sum_{ab} A_{ab}\, \overline{g_{ij}^3}}\, \mathrm{ReLU}(\overline{g_{ij}})
 
-    The paper prints the mean of :math:`g` for that of :math:`g^2` in the numerator; as written
-    here, one copy without noise is Grad-CAM++.
+    The paper prints the mean of :math:`g` instead of that of :math:`g^2` in the numerator. In the
+    form used here, one copy without noise gives Grad-CAM++.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     n_samples : int, default=10
         Number of noisy copies, each a forward pass.
     std : float, default=0.3
         Standard deviation of the noise, in units of the network's input.
     random_state : int, RandomState or None, default=None
-        Seed of the noise. Every image gets the same noise, so its map is the same in every
-        batch.
+        Seed of the noise. All images share the same noise, so a map does not depend on the batch.
 
     References
     ----------
@@ -292,7 +292,7 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
         check_random_state(self.random_state)
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
-        # Means of g, g^2 and g^3, and not the samples: memory does not grow with their number.
+        # Keep the means of g, g^2 and g^3, not the samples, so that memory does not grow with them.
         means = [[[torch.zeros(())] * 3 for _ in recorded.layers] for _ in range(recorded.target.k)]
         for noisy in self._noisy(recorded):
             for column, per_layer in enumerate(means):
@@ -317,7 +317,7 @@ class SmoothGradCAMPlusPlus(ChannelMethod):
 
     def _noisy(self, recorded: RecordedPass) -> Iterator[RecordedPass]:
         images = recorded.images
-        # The same noise for each image, so that its map does not depend on the rest of the batch.
+        # All images share the noise, so that a map does not depend on the rest of the batch.
         generator = torch.Generator(images.device).manual_seed(draw_seed(self.random_state))
         for _ in range(self.n_samples):
             noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
@@ -330,12 +330,12 @@ class XGradCAM(WeightedGradientMethod):
     .. math:: w_k = \sum_{ij} \frac{A_{k,ij}}{\sum_{ab} A_{k,ab}}\,
               \frac{\partial y_c}{\partial A_{k,ij}}
 
-    On networks with a head of global average pooling and one linear layer it is Grad-CAM.
+    For networks with a head of global average pooling and one linear layer, it equals Grad-CAM.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     References
     ----------
@@ -357,7 +357,7 @@ class XGradCAM(WeightedGradientMethod):
 
 
 class LayerCAM(GradientMethod):
-    r"""LayerCAM: each position weighed by its own positive gradient.
+    r"""LayerCAM: each position weighted by its own positive gradient.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial y_c}{\partial
               A_k}\Big) \odot A_k\Big)
@@ -365,7 +365,7 @@ class LayerCAM(GradientMethod):
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
 
     References
     ----------
@@ -386,14 +386,14 @@ class LayerCAM(GradientMethod):
 
 
 class HiResCAM(GradientMethod):
-    r"""HiResCAM: each position weighed by its own gradient.
+    r"""HiResCAM: each position weighted by its own gradient.
 
     .. math:: L = \sum_k \frac{\partial y_c}{\partial A_k} \odot A_k
 
     Parameters
     ----------
     relu : bool, default=True
-        The paper shows what is positive; False keeps negative evidence.
+        Whether to set negative evidence to zero, as the paper's figures do.
 
     References
     ----------
@@ -415,5 +415,5 @@ class HiResCAM(GradientMethod):
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 where the denominator is 0."""
-    some = denominator != 0  # the inner `where` keeps NaN out of the gradient, too
+    some = denominator != 0  # the inner `where` keeps NaN out of the gradient too
     return torch.where(some, numerator / torch.where(some, denominator, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Raw maps and how they become those that people see: weighted sums, resizing, scaling."""
+"""From raw maps to the maps that users see: weighted sums, resizing and scaling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
     weights : Tensor of shape (n_images, k, K)
     activations : Tensor of shape (n_images, K, u, v), or (n_images, K, d, u, v) of volumes
     relu : bool
-        Whether negative evidence is cut off.
+        Whether to set negative sums to zero.
 
     Returns
     -------
@@ -30,22 +30,22 @@ def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
 
 
 def places(grid: Tensor) -> tuple[int, ...]:
-    """Return which axes of a grid (n_images, K, ...) are places: two, or three of volumes."""
+    """Return the spatial axes of a grid (n_images, K, ...): two, or three for volumes."""
     return tuple(range(2, grid.ndim))
 
 
 def sides(maps: Tensor) -> tuple[int, ...]:
-    """Return which axes of maps (n_images, ...) are the sides of one: two, or three of volumes."""
+    """Return the spatial axes of maps (n_images, ...): two, or three for volumes."""
     return tuple(range(1, maps.ndim))
 
 
 def keep_top(weights: Tensor, n_channels: int) -> Tensor:
-    """Set all weights (n_images, k, K) but each row's highest, by their sign, to zero.
+    """Set all weights (n_images, k, K) except the highest (signed) of each row to zero.
 
     Raises
     ------
     ValueError
-        If there are fewer channels.
+        If there are fewer than ``n_channels`` channels.
     """
     if n_channels > weights.shape[2]:
         raise ValueError(
@@ -57,13 +57,13 @@ def keep_top(weights: Tensor, n_channels: int) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize maps bilinearly, or those of volumes trilinearly (``align_corners=False``).
+    """Resize maps bilinearly, or trilinearly for volumes (``align_corners=False``).
 
     Parameters
     ----------
     maps : Tensor of shape (..., u, v) or (..., d, u, v)
-    size : tuple of two ints, or of three
-        Height and width to reach; or depth, height and width, which makes them maps of volumes.
+    size : tuple of two or three ints
+        The new height and width. For maps of volumes: the new depth, height and width.
 
     Returns
     -------
@@ -72,8 +72,8 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor with as many axes as there are sides, or a side
-        is not a positive int.
+        If the maps are not a floating-point tensor with at least as many axes as ``size`` has
+        entries, or an entry is not a positive int.
 
     Examples
     --------
@@ -94,22 +94,22 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def upsample_within(maps: Tensor, size: Sequence[int], extent: tuple[float, float]) -> Tensor:
-    """Resize the part of maps that lies over images, as :func:`upsample` does all of them.
+    """Resize only the part of maps that covers the images, as :func:`upsample` does for whole maps.
 
     Parameters
     ----------
     maps : Tensor of shape (n, k, u, v)
     size : tuple of two ints
-        Height and width to reach.
+        The new height and width.
     extent : tuple of two floats in (0, 1]
-        Which part of the rows and of the columns that is, from the top left on.
+        The fractions of the rows and columns, from the top left, that cover the images.
 
     Returns
     -------
     Tensor of shape (n, k, height, width)
     """
     (down, right), (n, *_) = extent, maps.shape
-    # From the output's coordinates, -1 to 1 over the image, to those of the whole maps.
+    # Converts the output's coordinates, -1 to 1 over the image, to coordinates of the whole maps.
     matrix = maps.new_tensor([[right, 0, right - 1], [0, down, down - 1]]).expand(n, -1, -1)
     places = F.affine_grid(matrix, [n, 1, *size], align_corners=False)
     return F.grid_sample(maps, places, padding_mode="border", align_corners=False)
@@ -122,13 +122,13 @@ def min_max(maps: Tensor, spatial_dims: int = 2) -> Tensor:
     ----------
     maps : Tensor of shape (..., height, width)
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (..., depth, height, width).
+        The number of spatial axes: 3 for volumes, (..., depth, height, width).
 
     Returns
     -------
     Tensor of the same shape
-        A map that is constant, up to rounding, becomes all zeros and has a gradient of zero. One
-        that holds NaN or an infinite value becomes NaN.
+        A map that is constant up to rounding becomes all zeros and has a gradient of zero. A map
+        with NaN or infinite values becomes NaN.
 
     Raises
     ------
@@ -153,18 +153,19 @@ def min_max(maps: Tensor, spatial_dims: int = 2) -> Tensor:
     low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     extent = high - low
     with torch.no_grad():
-        # What is infinite has no scale: it becomes NaN, of which nothing is below any bound, and
-        # which so is not taken for constant.
+        # 0 for a finite extent. An infinite one becomes NaN, which is not below any bound, so the
+        # map does not count as constant.
         nothing = extent - extent
         is_constant = extent + nothing <= rounding(low, high)
-        # Both branches of `where` have a gradient, and one of 1/0 would be NaN: divide by 1 there.
+        # Both branches of `where` have a gradient, and that of 1/0 would be NaN. Divide by 1 there.
         nothing = nothing + is_constant
     return torch.where(is_constant, 0.0, (maps - low) / (extent + nothing))
 
 
 def rounding(low: Tensor, high: Tensor) -> Tensor:
     """Return the spread that resizing a constant map can cause by rounding alone."""
-    # The weights of a bilinear mean sum to 1 only up to rounding. Constants, resized from 2 to 32
-    # pixels a side to 12 to 384, came out up to 3.5 epsilons apart; 8 leaves room.
+    # The weights of a bilinear mean sum to 1 only up to rounding. For constant maps, resized from
+    # sides of 2 to 32 pixels to sides of 12 to 384, values differed by up to 3.5 epsilons. 8 leaves
+    # room.
     limits = torch.finfo(low.dtype)
     return 8 * limits.eps * torch.maximum(-low, high) + limits.tiny

@@ -1,7 +1,7 @@
-"""Methods that weigh channels by what the network says without them, or with them alone.
+"""Methods that weight channels by the network's score with only a channel, or without it.
 
-They need no gradient: Score-CAM and its relatives run the network on masked images, Ablation-CAM
-runs what follows the layer on activations with a channel missing.
+They need no gradient. Score-CAM and its relatives run the network on masked images. Ablation-CAM
+runs the part after the layer on activations with one channel set to zero.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from sklcam.networks.inference import is_out_of_memory
 
 
 class PerturbationMethod(ChannelMethod):
-    """A method whose channel weights come from forward passes: a subclass writes ``weights``.
+    """A method whose channel weights come from forward passes: implement ``weights``.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int or None, default=None
-        Most images, or activations, that go through the network at a time: the memory budget. None
-        is 10 of 224 x 224 pixels on a CPU, whose caches hold no more, 83 elsewhere, and more of
-        smaller ones.
+        The largest number of images, or activations, that go through the network at a time, which
+        limits memory. None is 10 images of 224 x 224 pixels on a CPU, as its caches hold no more,
+        83 elsewhere, and more if the images are smaller.
 
     Examples
     --------
-    A channel weighs by the score of what the image has where the channel is active:
+    A channel's weight is the score of the image where the channel is active:
 
     >>> import torch
     >>> from torch import nn
@@ -76,7 +76,7 @@ class PerturbationMethod(ChannelMethod):
         check_batch_size(self.batch_size)
 
     def rows_at_a_time(self, recorded: RecordedPass) -> int:
-        """Return the batch size for where the images are."""
+        """Return the batch size for the device of the images."""
         return batch_size_for(recorded.images, self.batch_size)
 
     def channel_weights(self, recorded: RecordedPass) -> list[Tensor]:
@@ -85,7 +85,7 @@ class PerturbationMethod(ChannelMethod):
 
 
 class _MaskingMethod(PerturbationMethod):
-    """Weights are a softmax over the scores of the image masked by each channel."""
+    """The weights are the softmax over the scores of the image masked by each channel."""
 
     def weights(self, recorded: RecordedPass, layer: int) -> Tensor:
         return self.weights_of(recorded, recorded.grid(layer))
@@ -103,11 +103,11 @@ class _MaskingMethod(PerturbationMethod):
         return scores.softmax(dim=1).transpose(1, 2)
 
     def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
-        """Write the scores (n_images, K, k); one empty image scores all constant channels."""
+        """Fill in the scores (n_images, K, k). All constant channels share one empty image."""
         axes = places(activations)
         low, high = activations.amin(dim=axes), activations.amax(dim=axes)
         varies = high - low > rounding(low, high)
-        # After a ReLU many channels are zero everywhere; they would be most of the passes.
+        # After a ReLU many channels are zero everywhere. Without this they would take most passes.
         for (rows,) in self._batches((~varies).any(dim=1), recorded):
             empty = recorded.run(torch.zeros_like(recorded.images[rows]), rows)
             scores[rows] = recorded.score(empty, rows)[:, None]
@@ -116,38 +116,39 @@ class _MaskingMethod(PerturbationMethod):
             scores[rows, shown] = self.score_masked(recorded, masks, rows)
 
     def _batches(self, where: Tensor, recorded: RecordedPass) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the indices of what is true, along each axis, a batch at a time."""
+        """Yield the indices of True entries along each axis, a batch at a time."""
         for batch in where.nonzero().split(self.rows_at_a_time(recorded)):
             if len(batch):
                 yield batch.unbind(dim=1)
 
     def score_masked(self, recorded: RecordedPass, masks: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (m, k) of images under masks (m, height, width)."""
-        images = recorded.images[rows]  # a copy, in the memory format that the pass has prepared
+        images = recorded.images[rows]  # a copy, in the memory format of prepare_inference
         output = recorded.run(images.mul_(masks[:, None].to(images.dtype)), rows)
         return recorded.score(output, rows)
 
 
 class ScoreCAM(_MaskingMethod):
-    r"""Score-CAM: channels weighed by the score of the image seen through them.
+    r"""Score-CAM: channels weighted by the score of the image masked by them.
 
     .. math:: w = \mathrm{softmax}_k\big(y_c(x \odot H_k)\big), \qquad
               H_k = s(\mathrm{up}(A_k))
 
-    with bilinear upsampling, then scaling to [0, 1]. The score of a baseline, which the paper
-    subtracts, falls out of the softmax.
+    with bilinear upsampling, then scaling to [0, 1]. The paper also subtracts the score of a
+    baseline, which cancels in the softmax.
 
-    Channels that are constant have empty masks and share one forward pass, that of an empty image.
-    The others go through the network in batches across images and channels, without a graph, in
+    Constant channels have empty masks and share the forward pass of an empty image. The other
+    channels go through the network in batches across images and channels, without a graph, in
     channels-last memory.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
 
     References
     ----------
@@ -178,10 +179,11 @@ class ISCAM(_MaskingMethod):
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
     n_samples : int, default=10
         N, the number of steps; each costs as much as Score-CAM.
 
@@ -229,17 +231,17 @@ class SSCAM(_MaskingMethod):
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
     n_samples : int, default=35
-        N, the number of noisy masks; each costs as much as Score-CAM without skipping.
+        N, the number of noisy masks; each costs as much as Score-CAM with no channel skipped.
     std : float, default=2.0
-        Standard deviation of the noise; masks lie in [0, 1].
+        Standard deviation of the noise. Masks are in [0, 1].
     random_state : int, RandomState or None, default=None
-        Seed of the noise. Every image gets the same noise, so its map is the same in every
-        batch.
+        Seed of the noise. All images share the same noise, so a map does not depend on the batch.
 
     References
     ----------
@@ -280,12 +282,12 @@ class SSCAM(_MaskingMethod):
         check_random_state(self.random_state)
 
     def fill_scores(self, recorded: RecordedPass, activations: Tensor, scores: Tensor) -> None:
-        # A channel that is constant is not skipped here: noise makes a mask of it, too.
+        # A constant channel is not skipped here, as noise turns it into a mask too.
         scores.zero_()
         n_images, n_all = activations.shape[:2]
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(n_all)
         most = self.rows_at_a_time(recorded)
-        # All images of some channels at a time, so that the noise of a channel is drawn once.
+        # All images share a few channels at a time, so that a channel's noise is drawn only once.
         n_at_once = max(1, most // (n_images * min(self.n_samples, _SAMPLES_AT_ONCE)))
         for first in range(0, n_all, n_at_once):
             channels = slice(first, first + n_at_once)
@@ -303,8 +305,8 @@ class SSCAM(_MaskingMethod):
                 scores[:, channels] += of_pairs.sum(dim=2) / self.n_samples
 
     def _noises(self, seeds: np.ndarray, masks: Tensor) -> Iterator[Tensor]:
-        """Yield noise for some channels, (c, samples, height, width), that hangs on them alone."""
-        # A generator for each channel: how many fit into a batch makes no difference.
+        """Yield noise (c, samples, height, width) for some channels, whatever the batch size."""
+        # Each channel has its own generator, so the noise does not depend on how many fit a batch.
         generators = [torch.Generator(masks.device).manual_seed(int(seed)) for seed in seeds]
         for first in range(0, self.n_samples, _SAMPLES_AT_ONCE):
             n_drawn = min(_SAMPLES_AT_ONCE, self.n_samples - first)
@@ -314,37 +316,39 @@ class SSCAM(_MaskingMethod):
             yield noise
 
 
-# Noisy masks that are drawn at a time, of a channel: of 224 x 224 pixels they take 10 MB.
+# The number of noisy masks of a channel drawn at a time. At 224 x 224 pixels they take 10 MB.
 _SAMPLES_AT_ONCE = 50
 
 
 class AblationCAM(PerturbationMethod):
-    r"""Ablation-CAM: channels weighed by how far the score falls without them.
+    r"""Ablation-CAM: channels weighted by how far the score falls without them.
 
     .. math:: w_k = \frac{y_c - y_c^{(k)}}{|y_c|}
 
-    where :math:`y_c^{(k)}` is the score with channel k of the layer set to zero. What lies before
-    the layer runs once, in the pass that the prediction comes from.
+    where :math:`y_c^{(k)}` is the score with channel k of the layer set to zero. The part of the
+    network before the layer runs once, in the pass that also gives the prediction.
 
-    If the layer is followed by a pooling of each channel and a linear layer, the fall is the
-    channel's mean times its weight, and no more passes are needed. Any other head behind a global
-    pooling is run only on the pooled channels, in float32. Without such a pooling, the ablated
-    activations go through the rest of the network.
+    If a pooling of each channel and a linear layer follow, the fall is the channel's mean times its
+    weight, and no further pass is needed. Any other head after a global pooling runs only on the
+    pooled channels, in float32. Without such a pooling, the ablated activations go through the rest
+    of the network.
 
     Parameters
     ----------
     relu : bool, default=True
-        Whether negative evidence is cut off.
+        Whether to set negative evidence to zero.
     batch_size : int, default=256
-        Most ablated activations, or pooled channels, that go through the head at a time.
+        The largest number of ablated activations, or pooled channels, that go through the head at a
+        time.
 
     Notes
     -----
     The paper divides by :math:`y_c`. The absolute value makes no difference to positive scores, and
-    keeps the map of a negative one from being turned inside out.
+    avoids inverting the map of a negative score.
 
-    Networks that change tensors in place between their modules cannot be resumed at the layer; this
-    is noticed, as the score without ablation comes out wrong, and the whole network is run instead.
+    A network that changes tensors in place between its modules cannot be resumed at the layer. The
+    score without ablation then comes out wrong, which is noticed, and the whole network runs
+    instead.
 
     References
     ----------
@@ -375,33 +379,33 @@ class AblationCAM(PerturbationMethod):
         if falls is None:
             falls = torch.stack([self._falls(recorded, layer, i) for i in range(recorded.n_images)])
         scores = recorded.scores.detach()[..., None].abs()
-        # A score of 0 has no share that it could fall by: the fall itself is the weight then.
+        # A score of 0 cannot fall by a fraction of itself. The weight is then the fall.
         return falls / torch.where(scores > 0, scores, 1.0)
 
     def _falls_of_head(self, recorded: RecordedPass, layer: int) -> Tensor | None:
-        """Return by how much scores fall, (n_images, k, K), if that follows from the head."""
+        """Compute by how much the scores fall, (n_images, k, K), from the head, or return None."""
         try:
             head = recorded.head(layer)
-            # The pass cannot be gone on with where the network works in place between modules.
+            # Scores differ if the network works in place between its modules.
             if head is None or not _is_close(head.scores, recorded.scores.detach(), recorded):
                 return None
             falls = head.falls(self.rows_at_a_time(recorded))
             return falls if _comes_true(recorded, layer, head, falls) else None
-        except RuntimeError as error:  # in-place work on what is not to be changed
+        except RuntimeError as error:  # the network works in place on a tensor that forbids it
             if is_out_of_memory(error):
                 raise
             return None
 
     def _falls(self, recorded: RecordedPass, layer: int, image: int) -> Tensor:
-        """Return by how much each score of an image falls without each channel, (k, K)."""
+        """Compute by how much each score of an image falls without each channel, (k, K)."""
         activations = recorded.activations[layer].detach()[image]
-        # In the layer's own layout, as that is what the network goes on from.
+        # Keep the layer's own layout, as the network continues from it.
         axis = recorded.layers[layer].channel_axis(recorded.activations[layer]) - 1
         intact = recorded.scores[image].detach()
         falls = []
         every = torch.arange(activations.shape[axis], device=activations.device)
         for channels in every.split(self.rows_at_a_time(recorded)):
-            # The first row is left as it is, for a check.
+            # The first row stays unchanged, for a check.
             ablated = activations.expand(len(channels) + 1, *activations.shape).clone()
             rows = torch.arange(1, len(ablated), device=ablated.device)
             ablated.movedim(axis + 1, 1)[rows, channels] = 0
@@ -409,27 +413,27 @@ class AblationCAM(PerturbationMethod):
         return torch.cat(falls).T
 
     def _scores(self, recorded: RecordedPass, layer: int, ablated: Tensor, image: int) -> Tensor:
-        """Return the scores (m - 1, k) of all rows but the first, which is checked."""
+        """Return the scores (m - 1, k) of all rows except the first, which is a check."""
         rows = torch.full((len(ablated) - 1,), image, device=ablated.device)
         return recorded.score(resumed_output(recorded, layer, ablated, image, self), rows)
 
 
 def _comes_true(recorded: RecordedPass, layer: int, head: Head, falls: Tensor) -> bool:
-    """Whether the network says what its head foretells, of images without half of the channels.
+    """Whether the network confirms the head's scores for images without half of the channels.
 
-    A trace cannot see all that a network may do with its numbers, outside of torch.
+    A trace may miss operations, for example outside of torch.
     """
     activations = recorded.activations[layer].detach()
     axis = recorded.layers[layer].channel_axis(activations)
     gone = torch.arange(activations.shape[axis], device=activations.device) % 2 == 0
-    # Every other image is left as it is: what is done to one must not change another's scores.
+    # Every other image stays unchanged, to check that an image does not change another's scores.
     changed = activations.clone()
     changed.movedim(axis, 1)[::2, gone] = 0
     with torch.no_grad():
         found = recorded.scores_of_batch(layer, changed)
     foretold = recorded.scores.detach().to(falls.dtype, copy=True)
     foretold[::2] = head.without(gone, falls)[::2]
-    # Scores are sums, whose parts may be large where they are small.
+    # A score is a sum. It may be small even if its terms are large, so compare with the terms.
     parts = foretold.abs() + falls.abs().sum(dim=2)
     tolerance = _tolerance(recorded) * parts + torch.finfo(parts.dtype).tiny
     return bool((((found - foretold).abs() <= tolerance) | ~parts.isfinite()).all())
@@ -438,28 +442,28 @@ def _comes_true(recorded: RecordedPass, layer: int, head: Head, falls: Tensor) -
 def resumed_output(
     recorded: RecordedPass, layer: int, changed: Tensor, image: int, method: Method
 ) -> Tensor:
-    """Run what follows a layer on changed activations of one image, where that can be done.
+    """Run the part after a layer on changed activations of one image, if possible.
 
     Parameters
     ----------
     recorded : RecordedPass
-        Of a method that ``resumes``.
+        A pass that is ``resumable``.
     layer : int
     changed : Tensor of shape (m, ...)
-        In the layer's own layout; the first row is as it was.
+        Activations in the layer's own layout. The first row must be unchanged.
     image : int
     method : Method
-        For which it is, for the message.
+        The calling method, for the message.
 
     Returns
     -------
     Tensor of shape (m - 1, ...)
-        The output of the others.
+        The output for all rows except the first.
 
     Raises
     ------
     ValueError
-        If the score of the first row does not come out as it was.
+        If the first row does not reproduce the image's score.
     """
     rows = torch.full((1,), image, device=changed.device)
 
@@ -468,11 +472,11 @@ def resumed_output(
         return _is_close(intact, recorded.scores[image].detach(), recorded)
 
     try:
-        # A copy, as the head may work in place and the rows may be needed once more.
+        # A copy, as the head may work in place and the rows may be needed again.
         output = recorded.resume(layer, changed.clone(), image)
         if came_out(output):
             return output[1:]
-    except RuntimeError as error:  # in-place work on what is not to be changed
+    except RuntimeError as error:  # the network works in place on a tensor that forbids it
         if is_out_of_memory(error):
             raise
     output = recorded.resume(layer, changed, image, from_start=True)
@@ -489,19 +493,20 @@ def check_rows(recorded: RecordedPass, layer: int, method: Method) -> None:
 
 def _cannot_go_on(recorded: RecordedPass, layer: int, method: Method) -> ValueError:
     return ValueError(
-        f"{type(method).__name__} goes on from the target layer {recorded.layers[layer].name!r} "
-        "with an image's row of its output, which does not give the image's score: the rows are "
-        "not images, or the network draws random numbers. Name another layer, or explain by "
+        f"{type(method).__name__} runs the network on from one image's row of the output of the "
+        f"target layer {recorded.layers[layer].name!r}, but this does not give the image's score: "
+        "the rows are not images, or the network draws random numbers. Name another layer, or use "
         "another method."
     )
 
 
 def _tolerance(recorded: RecordedPass) -> float:
-    # Other rows in the batch may change the order of sums, not more; half precision has 3 digits.
+    # Other rows in the batch may change the order of sums, but no more. Half precision has only
+    # three digits.
     return 0.05 if recorded.is_half else 1e-3
 
 
 def _is_close(scores: Tensor, expected: Tensor, recorded: RecordedPass) -> bool:
     tolerance = _tolerance(recorded)
-    # NaN that was expected is no change; that the network gives NaN is warned of elsewhere.
+    # An expected NaN is not a change. A warning about NaN is given elsewhere.
     return torch.allclose(scores, expected, rtol=tolerance, atol=tolerance / 100, equal_nan=True)

@@ -1,7 +1,8 @@
-"""Methods that end at the pixels: gradients with respect to the image, and its occlusion.
+"""Methods that work on pixels: gradients with respect to the image, and occlusion.
 
-The maps have the resolution of the network's input. Gradients are the largest absolute value over
-the channels, or signed, channel by channel.
+Their maps have the resolution of the network's input, except for excitation backpropagation, which
+ends at a layer. Maps of gradients are the largest absolute value over the channels, or signed, with
+one map per channel.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _PixelMethod(Method):
 
     @property
     def scaled(self) -> bool:
-        return not self.keeps_channels  # scaled to [0, 1], a map would lose its sign
+        return not self.keeps_channels  # scaling to [0, 1] would lose the sign
 
     def check(self) -> None:
         if self.channels not in ("max", "keep"):
@@ -51,7 +52,7 @@ class _PixelMethod(Method):
     def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
         """Return the signed maps of one score, (n_images, channels, height, width).
 
-        One per layer, or one alone if layers are not used.
+        There is one tensor per layer, or a single tensor if layers are not used.
         """
 
 
@@ -61,8 +62,9 @@ class Saliency(_PixelMethod):
     Parameters
     ----------
     channels : {"max", "keep"}, default="max"
-        The largest absolute value over the image's channels; or the signed gradient of each, in
-        maps of shape (n_images, channels, height, width) that are never scaled.
+        "max" takes the largest absolute value over the image's channels. "keep" keeps the signed
+        gradient of each channel, in maps of shape (n_images, channels, height, width) that are
+        never scaled.
 
     References
     ----------
@@ -87,7 +89,7 @@ class Saliency(_PixelMethod):
 
 
 class GuidedBackprop(Saliency):
-    """Guided backpropagation: the gradient with all that is negative cut off at every ReLU.
+    """Guided backpropagation: the gradient, with negative values set to zero at every ReLU.
 
     Parameters
     ----------
@@ -118,7 +120,7 @@ class GuidedBackprop(Saliency):
 
 
 class Deconvnet(Saliency):
-    """Deconvolution: ReLUs in the backward pass, in place of those of the forward pass.
+    """Deconvolution: each ReLU is applied to the gradient, whatever it did in the forward pass.
 
     Parameters
     ----------
@@ -131,7 +133,7 @@ class Deconvnet(Saliency):
 
     Examples
     --------
-    Places that a ReLU has cut off on the way forward come back:
+    Places that a ReLU has set to zero in the forward pass are not blank in the map:
 
     >>> import torch
     >>> from torch import nn
@@ -149,14 +151,15 @@ class Deconvnet(Saliency):
 
 
 class GuidedGradCAM(_PixelMethod):
-    """Guided Grad-CAM: a pixel-space gradient, seen through the upsampled Grad-CAM map.
+    """Guided Grad-CAM: a gradient at the pixels, multiplied by the upsampled Grad-CAM map.
 
     Both come from one forward pass.
 
     Parameters
     ----------
     pixel : {"guided", "deconv"}, default="guided"
-        Guided backpropagation, or deconvolution for Deconvolution Grad-CAM.
+        "guided" is guided backpropagation. "deconv" is deconvolution, which makes the method
+        Deconvolution Grad-CAM.
     channels : {"max", "keep"}, default="max"
         See :class:`Saliency`.
 
@@ -195,7 +198,7 @@ class GuidedGradCAM(_PixelMethod):
     def signed(self, recorded: RecordedPass, column: int) -> list[Tensor]:
         gradcam, rule = GradCAM(), recorded.rule
         assert isinstance(rule, ReluRule)
-        # Grad-CAM takes plain gradients; the rule is for the way on to the pixels.
+        # Grad-CAM uses plain gradients. The rule is only for the gradient at the pixels.
         with rule.suspended():
             grids = recorded.gradient_grids(column, keep=True)
         pixels = recorded.image_gradients(column)
@@ -212,9 +215,9 @@ class ExcitationBackprop(Method):
     Parameters
     ----------
     contrastive : bool, default=True
-        Subtract the probability of the dual class, what speaks against the class (c-MWP), and show
-        what is left of the positive; False is MWP. It needs a layer with weights between the target
-        layer and the output, and a warning says if there is none.
+        Whether to subtract the probability of the dual class, the evidence against the class, and
+        show the positive rest (c-MWP). False is MWP. True needs a layer with weights between the
+        target layer and the output; a warning says if there is none.
 
     References
     ----------
@@ -250,41 +253,44 @@ class ExcitationBackprop(Method):
         """Return the probability that each position of each layer wins, (n_images, u, v)."""
         rule = recorded.rule
         assert isinstance(rule, ExcitationRule)
-        rule.begin()  # the dual is subtracted once in each way back, at the topmost layer
+        rule.begin()  # the dual is subtracted once per backward pass, at the topmost layer
         won = [_channel_sum(gradients) for gradients in recorded.gradient_grids(column)]
         return [maps.relu() for maps in won] if self.contrastive else won
 
 
 def _channel_sum(gradients: Tensor) -> Tensor:
-    """Sum over channels (n_images, K, u, v); where they cancel up to rounding, exactly zero.
+    """Sum over channels (n_images, K, u, v), and return exactly 0 where they cancel up to rounding.
 
-    Scaled to [0, 1], the rounding of a map that should be empty would be a map to look at.
+    Otherwise, scaling to [0, 1] would turn the rounding errors of an empty map into a visible map.
     """
     total, size = gradients.sum(dim=1), gradients.abs().sum(dim=1)
-    is_rounding = total.abs() < 8 * torch.finfo(gradients.dtype).eps * size  # not so for inf, NaN
+    is_rounding = total.abs() < 8 * torch.finfo(gradients.dtype).eps * size  # False for inf and NaN
     return torch.where(is_rounding, 0.0, total)
 
 
 class Occlusion(Method):
     """Occlusion: by how much the score falls when a patch of the image is covered.
 
-    Each pixel gets the mean over the patches that cover it. Patches start at the top left corner
-    and every stride from there; those at the right and lower edges may be cut off by them.
+    A pixel's value is the mean over the patches that cover it. The first patch starts in the top
+    left corner, and the others follow at every stride. Patches may be cut off at the right and
+    lower edges.
 
     Parameters
     ----------
     patch : int or None, default=None
-        Side of the square patch, or of the cube in volumes, in pixels of the network's input; None
-        is a seventh of the shortest side, 32 of 224.
+        Side of the square patch, or of the cube for volumes, in pixels of the network's input. None
+        is a seventh of the shortest side, such as 32 pixels for 224.
     stride : int or None, default=None
-        Distance between patches; None is half the patch.
+        Distance between patches. None is half the patch.
     fill : float, default=0.0
-        What patches are covered with, in units of the network's input: 0 is the mean colour.
+        The value that covers patches, in units of the network's input: 0 is the mean colour.
     relu : bool, default=True
-        Whether to drop patches that speak against the class: covering them raises the score.
+        Whether to set negative falls to zero. They belong to patches that, once covered, raise the
+        score.
     batch_size : int or None, default=None
-        Most covered images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of covered images that go through the network at a time. None is 10
+        images of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if
+        the images are smaller.
 
     References
     ----------
@@ -331,9 +337,9 @@ class Occlusion(Method):
         side, stride = self.patch_and_stride(*recorded.size)
         device = recorded.images.device
         starts = [torch.arange(0, n - side + stride, stride, device=device) for n in recorded.size]
-        corners = torch.cartesian_prod(*starts)  # (n_patches, 2), or 3 of volumes
-        recorded.prepare_inference()  # it is worth two passes: there are dozens for each image
-        # Patch after patch for all images, in batches that need not end where a patch does.
+        corners = torch.cartesian_prod(*starts)  # (n_patches, 2), or 3 for volumes
+        recorded.prepare_inference()  # worth its two passes, as dozens follow for each image
+        # Each patch is placed on all images in turn. Batches need not end with a patch.
         every = torch.arange(recorded.n_images * len(corners), device=device)
         scores = []
         for part in every.split(batch_size_for(recorded.images, self.batch_size)):
@@ -348,28 +354,28 @@ class Occlusion(Method):
         return [maps.relu() if self.relu else maps]
 
     def patch_and_stride(self, *sides: int) -> tuple[int, int]:
-        """Return what they are for images of these sides."""
+        """Return the patch and the stride for images with these sides."""
         side = self.patch or max(1, min(sides) // 7)
         stride = self.stride or max(1, side // 2)
         if side > min(sides) or stride > side:
             raise ValueError(
-                f"Occlusion needs a patch within the image, and a stride no longer than the patch; "
-                f"got patch={side} and stride={stride} for images of "
+                f"Occlusion needs a patch that fits in the image and a stride no longer than the "
+                f"patch; got patch={side} and stride={stride} for images of "
                 f"{' x '.join(map(str, sides))}."
             )
         return side, stride
 
 
 def _covers(corners: Tensor, side: int, size: tuple[int, ...]) -> Tensor:
-    """Return which pixels patches cover, bool of shape (m, height, width).
+    """Return which pixels the patches cover, bool of shape (m, height, width).
 
     Parameters
     ----------
     corners : Tensor of shape (m, 2), int64
-        Where they start, from the top left; (m, 3) of volumes.
+        The patches' top left corners; (m, 3) for volumes.
     side : int
     size : tuple of int
-        Of the images.
+        The size of the images.
     """
     shown: list[Tensor] = []
     for axis, length in enumerate(size):
@@ -385,11 +391,11 @@ def _mean_over_patches(values: Tensor, side: int, stride: int, size: tuple[int, 
     Parameters
     ----------
     values : Tensor of shape (n, k, rows, columns)
-        One for each patch of a lattice.
+        One value for each patch of a lattice.
     side, stride : int
-        Of the patches; the stride is no longer than the side.
+        The side and stride of the patches. The stride is no longer than the side.
     size : tuple of int
-        Of the images; patches at their far edges may be cut off by these.
+        The size of the images. Patches may be cut off at the far edges.
 
     Returns
     -------
@@ -398,8 +404,8 @@ def _mean_over_patches(values: Tensor, side: int, stride: int, size: tuple[int, 
     axes = zip(size, values.shape[2:], strict=True)
     along = [_covering(length, count, side, stride, values.device) for length, count in axes]
     total, n_covering = values.new_zeros(*values.shape[:2], *size), values.new_zeros(size)
-    # One of the few along each axis at a time, for all pixels. They are chosen and not multiplied
-    # by 0, so that what is not a number stays where its patch is.
+    # A pixel has a few patches along each axis. Each step takes one combination of them, for all
+    # pixels. Others are masked out by torch.where, as a product with 0 would spread NaN.
     for choice in product(range(-(-side // stride)), repeat=len(size)):
         chosen = [(of[i], are[i]) for i, (of, are) in zip(choice, along, strict=True)]
         places: list[Any] = [slice(None)] * 2
@@ -417,7 +423,7 @@ def _covering(
 ) -> tuple[Tensor, Tensor]:
     """Return which patches may cover each pixel of an axis, (m, length), and whether they do."""
     pixels = torch.arange(length, device=device)
-    # The last one starts at the pixel or just before it; the first of them comes first.
+    # Patches in order. The last one that may cover a pixel starts at it or just before it.
     back = torch.arange(-(-side // stride) - 1, -1, -1, device=device)
     patches = pixels // stride - back[:, None]
     is_there = (patches >= 0) & (patches < count) & (pixels - patches * stride < side)

@@ -1,4 +1,4 @@
-"""RISE: maps from the scores of images under random masks, for networks of any kind."""
+"""RISE: maps from the scores of randomly masked images, for networks of any kind."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from sklcam.cam.recorded import RecordedPass
 
 
 class RISE(Method):
-    r"""RISE: the mean of random masks, each weighed by what the network says of the image under it.
+    r"""RISE: the mean of random masks, each weighted by the network's score of the masked image.
 
     .. math:: S(\lambda) = \frac{1}{p N} \sum_{i=1}^{N} f(x \odot M_i)\, M_i(\lambda)
 
-    No layer and no gradient is needed. :math:`f` is the probability of the class; of targets that
-    have none, such as callables and proxies, the score. With :class:`Box` it is D-RISE, for
-    detectors: there, f is how much what is detected under the mask is like the object.
+    RISE needs neither a layer nor a gradient. :math:`f` is the probability of the class, or the
+    score for targets without a probability, such as callables and proxies. With :class:`Box` the
+    method is D-RISE, for detectors: f is then the similarity between the object and the detections
+    in the masked image.
 
     Parameters
     ----------
     n_samples : int, default=4000
         N, the number of masks; each costs a forward pass.
     cells : int, default=7
-        How many cells a mask has along each side, before it is upsampled and shifted at random by
-        less than a cell. D-RISE has 16.
+        The number of cells along each side of a mask, before it is upsampled and shifted at random
+        by less than a cell. D-RISE uses 16.
     p : float in (0, 1), default=0.5
         The probability that a cell is shown.
     batch_size : int or None, default=None
-        Most masked images that go through the network at a time; None is 10 of 224 x 224 pixels on
-        a CPU, whose caches hold no more, 83 elsewhere, and more of smaller ones.
+        The largest number of masked images that go through the network at a time. None is 10 images
+        of 224 x 224 pixels on a CPU, as its caches hold no more, 83 elsewhere, and more if the
+        images are smaller.
     random_state : int, RandomState or None, default=None
-        Seed of the masks. Every image gets the same masks, so its map is the same in every
-        batch.
+        Seed of the masks. All images share the same masks, so a map does not depend on the batch.
 
     Notes
     -----
-    Cells are as the authors' code has them, the image's side over ``cells``, rounded up: rounded
-    down, as in the paper, the masks of some sizes would not cover the image. What is hidden is 0 in
-    the network's input, its mean colour after the usual normalisation.
+    The side of a cell is that of the image divided by ``cells`` and rounded up, as in the authors'
+    code. Rounded down, as in the paper, masks of some sizes would not cover the image. Hidden
+    pixels are 0 in the network's input, which is the mean colour after the usual normalisation.
 
-    The similarity of D-RISE is the product of the boxes' overlap, the cosine of the classes' scores
-    and the objectness. torchvision's detectors return only the score of the detected class: the
-    cosine is 1 for the same label and else 0, and the score, which has the objectness in it, takes
-    the place of that. This is what ``Box`` scores.
+    The similarity of D-RISE is the product of the boxes' overlap, the cosine of the class scores
+    and the objectness. torchvision's detectors return only the score of the detected class. The
+    cosine is therefore 1 for the same label and 0 otherwise, and the score, which includes the
+    objectness, replaces the objectness. This is the score of ``Box``.
 
     References
     ----------
@@ -58,7 +59,7 @@ class RISE(Method):
 
     Examples
     --------
-    The first class is what shines at the left:
+    The first class depends only on the pixel on the left:
 
     >>> import torch
     >>> from torch import nn
@@ -93,7 +94,7 @@ class RISE(Method):
         check_count("cells", self.cells)
         check_number("p", self.p, 0, 1)
         if not 0 < self.p < 1:
-            raise ValueError(f"p must be between 0 and 1, and neither; got {self.p!r}.")
+            raise ValueError(f"p must be greater than 0 and less than 1; got {self.p!r}.")
         check_batch_size(self.batch_size)
         check_random_state(self.random_state)
 
@@ -102,7 +103,7 @@ class RISE(Method):
         recorded.prepare_inference()
         most = batch_size_for(images, self.batch_size)
         total = scores.new_zeros(*scores.shape, *recorded.size).detach()
-        # All images under some masks at a time, so that a mask is made once.
+        # All images see the same few masks at a time, so that each mask is made only once.
         for masks in self.masks(recorded.size, max(1, most // len(images)), images.device):
             every = torch.arange(len(masks) * len(images), device=images.device)
             found = torch.cat(
@@ -123,12 +124,12 @@ class RISE(Method):
     def masks(
         self, size: tuple[int, ...], n_at_once: int, device: torch.device
     ) -> Iterator[Tensor]:
-        """Yield the masks, some at a time.
+        """Yield the masks, a few at a time.
 
         Parameters
         ----------
         size : tuple of int
-            Height and width of the images; of volumes, depth, height and width.
+            Height and width of the images, or depth, height and width of volumes.
         n_at_once : int
         device : torch.device
 
@@ -136,7 +137,7 @@ class RISE(Method):
         ------
         Tensor of shape (n, height, width), in [0, 1]
         """
-        # On the CPU, and all at once: neither the device nor the batches make a difference.
+        # Drawn on the CPU and all at once, so that they depend on neither the device nor batches.
         generator = torch.Generator().manual_seed(draw_seed(self.random_state))
         axes, sides = [self.cells] * len(size), [-(-side // self.cells) for side in size]
         grids = (torch.rand(self.n_samples, *axes, generator=generator) < self.p).float()

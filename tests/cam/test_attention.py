@@ -201,7 +201,7 @@ def test_whichever_layer_says_how_tokens_lie(name, layer):
     method, by_hand = BY_HAND[name]
     network = vit(n_prefix=1, read=range(13))
     if layer == "patches":
-        with pytest.raises(ValueError, match="is of the layout 'nchw'"):
+        with pytest.raises(ValueError, match="has the layout 'nchw'"):
             CAMExplainer(network, name, layer, verbose=0).fit(IMAGES).explain(IMAGES)
         return
     labels = network(IMAGES).argmax(dim=1, keepdim=True).tolist()
@@ -438,7 +438,7 @@ def test_a_module_that_wants_its_weights_gets_them():
 def test_networks_without_attention(name):
     network = SmallNet().eval()
     images = torch.randn(2, 1, 12, 12)
-    with pytest.raises(ValueError, match="SmallNet has none"):
+    with pytest.raises(ValueError, match="SmallNet has no attention"):
         CAMExplainer(network, name, "5", verbose=0).fit(images).explain(images)
 
 
@@ -446,20 +446,20 @@ def test_networks_without_attention(name):
 def test_windows(name):
     images = torch.randn(1, 3, 64, 64)
     network = swin_t(num_classes=3).eval()
-    with pytest.raises(ValueError, match="attend within windows"):
+    with pytest.raises(ValueError, match="attention within windows"):
         CAMExplainer(network, name, verbose=0).fit(images).explain(images)
 
 
 @every_method
 def test_a_pooling_by_attention(name):
     network, images = of_timm(global_pool="map", class_token=False), pictures(32, 48)
-    with pytest.raises(ValueError, match=r"some of shape \(2, 3, 1, 6\)"):
+    with pytest.raises(ValueError, match=r"attention of shape \(2, 3, 1, 6\)"):
         CAMExplainer(network, name, verbose=0).fit(images).explain(images)
 
 
 @every_method
 def test_checkpoints(name):
-    """What runs again on the way back does so unseen: said where there is a way back to layers."""
+    """Attention that is recomputed in the backward pass is not recorded, so it is refused."""
     network, images = of_timm(), pictures(32, 48)
     layer = TargetLayer("blocks.2.norm1", layout="tokens", grid=(2, 3), n_prefix=1)
     explainer = CAMExplainer(network, name, layer, verbose=0).fit(images)

@@ -17,7 +17,7 @@ from sklcam import CAMExplainer
 from sklcam.networks.attention_origin import OriginRecord
 
 N_TOKENS = 13
-REFUSED = "is defined for self-attention, in which .* in {} some are not"
+REFUSED = "is defined for self-attention, in which .* In {} some are not"
 
 
 def attend(q, k, v):

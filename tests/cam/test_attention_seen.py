@@ -158,21 +158,23 @@ def explained(name, network, layer=LAYER, images=IMAGES):
 def test_attention_that_is_not_seen_is_not_left_out(name, place, attend):
     blocks = [Block(), Block(), Block()]
     blocks[place] = Block(attend)
-    with pytest.raises(ValueError, match="Vit has some that is not"):
+    with pytest.raises(ValueError, match="Vit computes some of it in an unknown way"):
         explained(name, Vit(*blocks))
 
 
 @every_method
 @pytest.mark.parametrize("attend", [by_a_kernel, by_an_operator], ids=lambda each: each.__name__)
 def test_operators_of_attention_are_named(name, attend):
-    with pytest.raises(ValueError, match=r"Vit computes some by aten\._?scaled_dot_product"):
+    with pytest.raises(ValueError, match=r"Vit computes some of it by aten\._?scaled_dot_product"):
         explained(name, Vit(Block(), Block(attend), Block()))
 
 
 def test_flex_attention_is_named():
     """It compiles itself, and is a higher-order operator; no other is given to modes so."""
     network = Vit(Block(), Block(flex_attention), Block())
-    with pytest.raises(ValueError, match="Vit computes some by flex_attention, which shows no"):
+    with pytest.raises(
+        ValueError, match="Vit computes some of it by flex_attention, which does not"
+    ):
         explained("rollout", network)
 
 
@@ -181,7 +183,7 @@ def test_attention_before_the_class_token_joins(name):
     """ConViT's first layers gate a softmax of places, and see the patches alone."""
     options = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
     network = timm.create_model("convit_tiny", local_up_to_layer=1, **options)
-    with pytest.raises(ValueError, match="ConVit has some that is not"):
+    with pytest.raises(ValueError, match="ConVit computes some of it in an unknown way"):
         explained(name, network, "auto", torch.rand(2, 3, 64, 64))
 
 
@@ -206,13 +208,13 @@ def test_two_softmaxes_before_the_first_product():
 @pytest.mark.parametrize("where", ["one", "two"])
 def test_networks_side_by_side(name, where):
     layer = TargetLayer(f"{where}.blocks.2.norm", layout="tokens", grid=(3, 4), n_prefix=1)
-    with pytest.raises(ValueError, match="in Ensemble some are side by side"):
+    with pytest.raises(ValueError, match="in Ensemble some run in parallel"):
         explained(name, Ensemble(), layer)
 
 
 @every_method
 def test_attention_side_by_side_in_a_block(name):
-    with pytest.raises(ValueError, match="in Vit some are side by side"):
+    with pytest.raises(ValueError, match="in Vit some run in parallel"):
         explained(name, Vit(Block(), Parallel(), Block()))
 
 
@@ -278,7 +280,9 @@ def test_sums_that_begin_a_graph_of_their_own():
 @pytest.mark.parametrize("name", ["attentionrelevance", "legrad"])
 def test_attention_without_a_graph(name):
     network = Vit(Checkpointed(), Block(), Block())
-    with pytest.raises(ValueError, match=r"some has no graph. The network may end it"):
+    with pytest.raises(
+        ValueError, match=r"some of the attention in Vit has no graph\. The forward may end"
+    ):
         explained(name, network)
 
 

@@ -203,7 +203,10 @@ def test_several_classes_from_one_pass(name, model):
 @every_method
 def test_a_callable_target(name, model):
     images = noise_images(3)
-    refusals = {"cam": "callable target", "finercam": "none to compare"}  # of what is no class
+    refusals = {
+        "cam": "callable target",
+        "finercam": "contrasts a class with other",
+    }  # of what is no class
     if name in refusals:
         with pytest.raises(ValueError, match=refusals[name]):
             explain(name, model, images, lambda output: output[:, 2])

@@ -225,7 +225,7 @@ def test_recipro_cam_goes_on_in_the_layers_own_layout(small):
 def test_recipro_cam_needs_a_grid_of_places_and_nothing_else(small):
     images, model = noise_images(2), ChannelsLast(small, tokens=True, prefix=1)
     prefixed = TargetLayer("layer", "tokens", grid=(GRID, GRID), n_prefix=1)
-    with pytest.raises(ValueError, match="'layer' has a token beside its places"):
+    with pytest.raises(ValueError, match="'layer' has tokens besides its places"):
         maps_of(ReciproCAM(), model, images, layer=prefixed)
     reshaped = TargetLayer("5", reshape=lambda grid: grid * 1)
     with pytest.raises(ValueError, match="'5' has a reshape of its own"):

@@ -171,5 +171,5 @@ def test_proxies_are_no_outputs(images):
     explainer = EmbeddingCAMExplainer(
         SmallNet(num_classes=3).double().eval(), target_layer="4", verbose=0
     ).fit(images, [0, 1, 2])
-    with pytest.raises(ValueError, match="none to compare"):
+    with pytest.raises(ValueError, match="contrasts a class with other classes, but the target"):
         explainer.explain(images, method="finercam")

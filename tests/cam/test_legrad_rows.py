@@ -161,7 +161,7 @@ class PastTheBlocks(Vit):
 
 def test_legrad_needs_a_module_for_each_layer():
     network = PastTheBlocks().double().eval()
-    with pytest.raises(ValueError, match="no module for each layer"):
+    with pytest.raises(ValueError, match="each layer must be a module"):
         raw(LeGrad(), network)
     labels = network(IMAGES).argmax(dim=1, keepdim=True).tolist()
     maps = raw(AttentionRelevance(), network)

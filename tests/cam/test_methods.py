@@ -35,7 +35,8 @@ def test_methods_by_name():
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [("gradcma", "gradcam"), (3, "got 3"), (int, "derive from Method")]
+    ("method", "message"),
+    [("gradcma", "gradcam"), (3, "got 3"), (int, "Derive it from sklcam.cam.Method")],
 )
 def test_unknown_methods(method, message):
     with pytest.raises(ValueError, match=message):

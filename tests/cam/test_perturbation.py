@@ -492,7 +492,9 @@ def test_images_that_change_the_scores_of_others_are_refused(power):
     """Affine, or behind a pooling: alone, an image has not the scores that it has among others."""
     torch.manual_seed(0)
     mixing = ByHand(lambda x: (x.mean((2, 3)) - x.mean((0, 2, 3))) ** power).double().eval()
-    with pytest.raises(ValueError, match="AblationCAM goes on from the target layer 'layer'"):
+    with pytest.raises(
+        ValueError, match=r"AblationCAM runs the network on from .* target layer 'layer', but"
+    ):
         weights_of("ablationcam", mixing, noise_images(3), torch.tensor([0, 2, 1]), "layer")
 
 
@@ -603,7 +605,9 @@ def test_ablation_refuses_rows_that_are_not_images():
     images = noise_images(2)
     layer = TargetLayer("layer", reshape=lambda output: output[: len(output) // 2])
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match=r"goes on from the target layer 'layer'.*not images"):
+    with pytest.raises(
+        ValueError, match=r"runs the network on from .* target layer 'layer', but .*not images"
+    ):
         weights_of("ablationcam", Folded().double().eval(), images, torch.tensor([1, 1]), layer)
 
 

@@ -65,21 +65,21 @@ def of_attention(method: str) -> list[Row]:
         return x + attention(y, y, y)
 
     return [
-        ("no attention", lambda: explain_with(method=method), "SmallNet has none"),
+        ("no attention", lambda: explain_with(method=method), "SmallNet has no attention"),
         (
             "learned queries",
             lambda: attended(method, lambda queries, x: attention(queries.expand_as(x), x, x)),
-            "is defined for self-attention, .* in Attending some are not, as in cross-attention",
+            "is defined for self-attention, .* In Attending some are not, as in cross-attention",
         ),
         (
             "rolled keys",
             lambda: attended(method, lambda _, x: attention(x, x.roll(1, dims=2), x)),
-            "is defined for self-attention, .* or moved between query and key. Explain by another",
+            "is defined for self-attention, .* or moved between query and key. Use another",
         ),
         (
             "NumPy",
             lambda: attended(method, behind_numpy),
-            "in Attending some attention has no graph .* by NumPy, .* take that out",
+            "in Attending some attention has no graph .* by NumPy, .* Remove that",
         ),
     ]
 
@@ -93,7 +93,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("None", lambda: cam.get_method(None), "must be a name or a method object .* got None"),
         ("a list", lambda: cam.get_method(["cam"]), r"got \['cam'\]"),
-        ("a class", lambda: cam.get_method(int), "int is not a class of methods"),
+        ("a class", lambda: cam.get_method(int), "int is not a method class"),
     ],
     **{
         name: [("as it is", lambda name=name: cam.get_method(getattr(cam, name)), "a base class")]
@@ -109,7 +109,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a rule",
             lambda: cam.GradCAM(gradient="guided")(VALUES, IMAGES),
-            "changes the way back while the network runs",
+            "changes the backward pass, .* already run",
         ),
         ("no scores", lambda: cam.GradCAM()(None, IMAGES), "scores must be .* got None"),
         ("a leaf", lambda: cam.GradCAM()(VALUES, IMAGES), "activations must be .* with a gradient"),
@@ -122,7 +122,7 @@ REFUSALS: dict[str, list[Row]] = {
     "Counterfactual": of_options(
         cam.Counterfactual,
         pooling=("x", "pooling must be"),
-        gradient=("absolute", "would be Grad-CAM itself"),
+        gradient=("absolute", "would equal GradCAM"),
     ),
     "CAM": [
         (
@@ -158,14 +158,14 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a callable",
             lambda: explain_with(lambda o: o[:, 0], method="finercam"),
-            "none to compare for a target of Score",
+            "the target Score has none",
         ),
     ],
     "Finer": [
         ("gamma", lambda: cam.Finer(gamma=INF), "gamma must be a finite number >= 0; got inf"),
         ("a number", lambda: cam.Finer(n_similar=1.5), "n_similar, .* an int >= 1; got 1.5"),
         ("weights", lambda: cam.Finer(weights=None), 'weights must be "mean" .* got None'),
-        ("a callable", lambda: cam.Finer(lambda o: o[:, 0]), "none to compare"),
+        ("a callable", lambda: cam.Finer(lambda o: o[:, 0]), "Score has none"),
         ("a label", lambda: cam.Finer("cat"), "target must be .* got a str, 'cat'"),
         ("maps", lambda: cam.target_scores(IMAGES, cam.Finer()), "not .n_images, n_c"),
     ],
@@ -211,14 +211,18 @@ REFUSALS: dict[str, list[Row]] = {
             fill=(INF, "fill must be a finite number; got inf"),
             batch_size=(0, "batch_size must be"),
         ),
-        ("a patch", lambda: explain_with(method=cam.Occlusion(99)), "a patch within the image"),
+        (
+            "a patch",
+            lambda: explain_with(method=cam.Occlusion(99)),
+            "a patch that fits in the image",
+        ),
         ("gaps", lambda: explain_with(method=cam.Occlusion(2, 3)), "no longer than the patch"),
     ],
     "RISE": of_options(
         cam.RISE,
         n_samples=(0, "n_samples must be an int >= 1; got 0"),
         cells=(0.5, "cells must be an int >= 1; got 0.5"),
-        p=(1, "p must be between 0 and 1, and neither; got 1"),
+        p=(1, "p must be greater than 0 and less than 1; got 1"),
         batch_size=(0, "batch_size must be"),
         random_state=("a", "'a' cannot be used to seed"),
     ),
@@ -235,20 +239,28 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: cam.Box([[0, 0, 4, 0]]),
             "image 0: .* has no area",
         ),
-        ("labels", lambda: cam.Box([[0, 0, 4, 4]], [1, 2]), r"as many .*: \[1\]; got \[1, 1\]"),
-        ("labels alone", lambda: cam.Box(labels=[1]), "give boxes, too"),
+        (
+            "labels",
+            lambda: cam.Box([[0, 0, 4, 4]], [1, 2]),
+            r"as many labels as boxes .*: \[1\]; got \[1, 1\]",
+        ),
+        ("labels alone", lambda: cam.Box(labels=[1]), "Give boxes too"),
         ("a threshold", lambda: cam.Box(threshold=2), "threshold must be .* got 2"),
         ("classes", lambda: explain_with(cam.Box()), "Box is for detectors of torchvision"),
-        ("logits", lambda: cam.Box().resolve(LOGITS), "for the output of a detector; got a Tensor"),
+        (
+            "logits",
+            lambda: cam.Box().resolve(LOGITS),
+            "needs the output of a detector; got a Tensor",
+        ),
         (
             "other images",
             lambda: cam.Box([[0, 0, 4, 4]]).resolve(torch.zeros(2, 1, 6)),
-            "boxes for each of 2 images; got those of 1",
+            "boxes for each of 2 images; got boxes for 1",
         ),
         (
             "names",
             lambda: cam.Box([[0, 0, 4, 4]], ["a"]).resolve(torch.zeros(1, 1, 6)),
-            "needs to know what labels stand for",
+            "labels are not known here",
         ),
     ],
     "Pixels": [

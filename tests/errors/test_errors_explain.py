@@ -61,7 +61,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("two methods", lambda: CAMExplainer(NET, "gradcan").fit(INPUTS), "Did you mean: gradcam"),
         ("options", lambda: CAMExplainer(NET, cam.GradCAM(pooling="x")).fit(), "pooling must be"),
         ("layer 44", lambda: CAMExplainer(NET, target_layer="44").fit(), "has no layer '44'"),
-        ("no class", lambda: CAMExplainer(NET, nn.ReLU).fit(INPUTS), "must derive from Method"),
+        (
+            "no class",
+            lambda: CAMExplainer(NET, nn.ReLU).fit(INPUTS),
+            "Derive it from sklcam.cam.Method",
+        ),
         ("second", lambda: CAMExplainer(NET, target_layer=["5", "55"]).fit(), "no layer '55'"),
         ("auto twice", lambda: CAMExplainer(NET, target_layer=["5", "auto"]).fit(INPUTS), "twice"),
         ("no layers", lambda: CAMExplainer(NET, target_layer=[]).fit(INPUTS), "an empty list"),
