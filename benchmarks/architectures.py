@@ -195,7 +195,7 @@ def spread(values: Sequence[float]) -> str:
 def table_of(runs: Mapping[tuple[str, str], Sequence[NetworkRun]], results: Results) -> Table:
     table = Table(
         "Baseline and the two terms, mean and deviation over seeds, in per cent",
-        ["network", "alpha, beta, p", *PER_IMAGE, "maps alike", "warned of"],
+        ["network", "alpha, beta, p", *PER_IMAGE, "likeness of maps", "warnings"],
     )
     for (network, setting), seeds in runs.items():
         figures = [
@@ -204,7 +204,7 @@ def table_of(runs: Mapping[tuple[str, str], Sequence[NetworkRun]], results: Resu
         alike = f"{np.mean([results[run]['alike'] for run in seeds]):.2f}"
         warned = sorted({what for run in seeds for what in results[run]["warned of"]})
         named = network if setting == BASELINE else ""
-        cells = [setting.replace(",", ", "), *figures, alike, ", ".join(warned) or "nothing"]
+        cells = [setting.replace(",", ", "), *figures, alike, ", ".join(warned) or "none"]
         table.add(named, *cells)
     for (network, setting), after in runs.items():
         if setting == BASELINE:

@@ -159,14 +159,14 @@ def table_of(found: dict[str, np.ndarray], options: argparse.Namespace) -> Table
     }
     for name, change in changes.items():
         lost = known(-change)
-        table.claims.append(claim(f"Attacked, {name} becomes less", lost, 0 * lost))
+        table.claims.append(claim(f"Under attack, the {name} falls", lost, 0 * lost))
     off = found["share in the box after"] - found["area"]
-    text = "Attacked, the class's map lies in its boxes more than a uniform one would"
+    text = "Under attack, more of the class's map lies in its boxes than of a uniform map"
     table.claims.append(claim(text, known(off), 0 * known(off)))
     for name in ("SSIM", "rank"):
         both = ~np.isnan(found[name] + found[f"{name} of others"])
         pair = (100 * found[key][both] for key in (name, f"{name} of others"))
-        text = f"{name}: the map of an attacked image is more like its own than another's"
+        text = f"{name}: the map under attack is more like the one before than like another image's"
         table.claims.append(claim(text, *pair, unit="hundredths"))
     return table
 

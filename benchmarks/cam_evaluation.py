@@ -330,8 +330,9 @@ def claims_of(arch: str, values: Values, metrics: Sequence[str]) -> list[Claim]:
         found = interval_of(margin, *flat)
         claims.append(Claim(f"{arch}: {text}", *found, n_images=len(flat[0])))
 
-    best("Fake-CAM loses less confidence than any method", CONTROL, known, "average_drop")
-    best("Fake-CAM raises confidence more often than any", CONTROL, known, "average_increase")
+    best("Fake-CAM loses less confidence than any other method", CONTROL, known, "average_drop")
+    text = "Fake-CAM raises confidence more often than any other method"
+    best(text, CONTROL, known, "average_increase")
     best("Fake-CAM has the lowest ADCC", CONTROL, known, "adcc", worst=True)
     others = [name for name in known if name != "scorecam"]
     if arch.startswith("resnext"):
@@ -373,9 +374,9 @@ def claim_of_xgrad(arch: str, values: Values, metrics: Sequence[str]) -> Claim:
             found.append(abs(figure(metric, first) - figure(metric, second)))
         return max(found)
 
-    sign, word, why = (1, "is", "even") if values.uniform else (-1, "is not", "uneven")
+    sign, by, why = (1, "at most", "even") if values.uniform else (-1, "more than", "uneven")
     found = interval_of(lambda *flat: sign * (SAME - apart(*flat)), *every)
-    text = f"{arch}, gradients {why}: XGrad-CAM {word} Grad-CAM (figures within {SAME} points)"
+    text = f"{arch}, {why} gradients: XGrad-CAM and Grad-CAM differ by {by} {SAME} points"
     return Claim(text, *found, n_images=len(every[0]))
 
 

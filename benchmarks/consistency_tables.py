@@ -146,7 +146,14 @@ def table_1(base: Run, options: argparse.Namespace, results: Results) -> Table:
     )
     table = Table(
         "Table 1",
-        ["network", "schedule", "alpha, beta, p", *HEADINGS, "deviation of SSIM", "maps alike"],
+        [
+            "network",
+            "schedule",
+            "alpha, beta, p",
+            *HEADINGS,
+            "deviation of SSIM",
+            "likeness of maps",
+        ],
     )
     for (arch, name), (old, new) in pairs.items():
         for runs in (old, new):
@@ -165,7 +172,9 @@ def table_1(base: Run, options: argparse.Namespace, results: Results) -> Table:
             table.add(
                 arch, "paper, Caltech 101", side, *(f"{value:.1f}" for value in of), "", "", ""
             )
-        table.claims += claims_of_table_1(results, f"{arch}, {name} schedule", old, new)
+        table.claims += claims_of_table_1(
+            results, f"{arch}, {'our' if name == 'ours' else name} schedule", old, new
+        )
     return table
 
 
@@ -203,7 +212,7 @@ def choose(base: Run, options: argparse.Namespace, results: Results) -> Table:
     }
     results.complete([run for seeds in runs.values() for run in seeds], options.jobs)
     table = Table(
-        "Settings, on held-out images", ["network", "alpha, beta, p", *HEADINGS, "maps alike"]
+        "Settings, on held-out images", ["network", "alpha, beta, p", *HEADINGS, "likeness of maps"]
     )
     for (arch, _), seeds in runs.items():
         figures = (spread(results, seeds, measure) for measure in MEASURES)
@@ -227,8 +236,8 @@ def table_2(base: Run, options: argparse.Namespace, results: Results) -> Table:
             "accuracy, paper",
             *HEADINGS,
             "maps highest in a corner",
-            "maps alike",
-            "warned of",
+            "likeness of maps",
+            "warnings",
         ],
     )
     for setting, run in runs.items():
@@ -239,7 +248,7 @@ def table_2(base: Run, options: argparse.Namespace, results: Results) -> Table:
             *(spread(results, [run], measure) for measure in MEASURES),
             f"{100 * found['corners']:.0f}",
             alike(results, [run]),
-            ", ".join(found["warned of"]) or "nothing",
+            ", ".join(found["warned of"]) or "none",
         )
     accuracy = {setting: by_image(results, [run], "accuracy") for setting, run in runs.items()}
     table.claims = claims_of_table_2(accuracy)
@@ -254,7 +263,7 @@ def claims_of_table_2(accuracy: Mapping[str, np.ndarray]) -> list[Claim]:
     for setting in accuracy:
         text = f"alpha, beta, p = {spaced(setting)}"
         if setting in FAILING and usual is not None:
-            text = f"{text} fails: half the accuracy of {spaced(USUAL)}"
+            text = f"{text} fails: less than half the accuracy of {spaced(USUAL)}"
             found = interval_of(lambda a, b: b.mean() / 2 - a.mean(), accuracy[setting], usual)
             claims.append(Claim(text, *found))
         elif setting in WORKING:
@@ -263,7 +272,7 @@ def claims_of_table_2(accuracy: Mapping[str, np.ndarray]) -> list[Claim]:
             claims.append(Claim(text, *found))
     by_p = [accuracy[setting] for setting in OF_P if setting in accuracy]
     if len(by_p) == len(OF_P):
-        text = "p changes the accuracy by less than two points (shown: two less the difference)"
+        text = "p changes the accuracy by less than two points (shown: two minus the difference)"
         found = interval_of(lambda *of: 2 - np.ptp([each.mean() for each in of]), *by_p)
         claims.append(Claim(text, *found))
     return claims
@@ -315,7 +324,7 @@ def table_3(base: Run, options: argparse.Namespace, results: Results) -> Table:
         )
         table.claims.append(
             Claim(
-                f"Settings at random cost less than one point of accuracy in the mean ({arch}; "
+                f"Random settings cost less than one point of accuracy on average ({arch}; "
                 "shown: one point plus the change)",
                 *(1 + bound for bound in (value, low, high)),
             )

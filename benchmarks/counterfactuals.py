@@ -41,7 +41,7 @@ DOCS = {"images": 240}
 QUICK = {"images": 12}
 CLASSES = ("predicted class", "second class")
 COVERS = {"mean colour": torch.zeros_like, "blur": blur}
-REGIONS = ("counterfactual", "random, as large", "without ReLU", "random, a fifth")
+REGIONS = ("counterfactual", "random, same size", "without ReLU", "random, a fifth")
 
 
 def files_of(folder: Path, n_images: int) -> list[Path]:
@@ -107,10 +107,10 @@ def numbers_of(explainer: CAMExplainer, output: Tensor, indices: Tensor) -> Tens
 def table_of(found: dict[tuple[str, ...], np.ndarray], arch: str) -> Table:
     n_images = len(next(iter(found.values())))
     table = Table(
-        f"What covering a fifth of an image adds, {arch}, {n_images} images",
+        f"Effect of covering a fifth of an image, {arch}, {n_images} images",
         [
-            *("class", "covered by", "region", "images", "points of probability"),
-            *("share raised", "score (logit)", "share raised"),
+            *("class", "covered by", "region", "images", "probability, points"),
+            *("share that rises", "score (logit)", "share that rises"),
         ],
     )
     for (of_class, by, region), gains in found.items():
@@ -125,7 +125,7 @@ def table_of(found: dict[tuple[str, ...], np.ndarray], arch: str) -> Table:
             about = f"counterfactual, {of_class}, {by}"
             table.claims += [
                 claim(f"{about}: covering it raises the probability", ours, 0 * ours),
-                claim(f"{about}: more than a random region's", ours, others),
+                claim(f"{about}: more than covering a random region", ours, others),
             ]
     return table
 

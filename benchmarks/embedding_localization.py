@@ -123,7 +123,7 @@ def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
     start = "random" if run.weights is None else "pretrained"
     figures = Table(
         f"{name}: {run.arch} from {start} weights, {run.criterion} loss, {len(inits)} "
-        f"initialisations trained on {len(data.train)} images of "
+        f"initialisation{'s' * (len(inits) > 1)} trained on {len(data.train)} images of "
         f"{len(np.unique(data.train.labels))} classes; {len(data.explained)} images explained at "
         f"{run.image_size} pixels",
         ["network", "method", *(f"ratio in the box, {channels}" for channels in CHANNELS)],
@@ -137,7 +137,7 @@ def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
     )
     scenes = Table(
         f"{name}: pointing game, {0 if data.scenes is None else len(data.scenes)} classes in "
-        "images of several",
+        "images with several",
         ["network", "chance", CHEN, SINGLE, MEAN, CONTRAST],
     )
     shares = ("box", "mask") if has_masks else ("box",)
@@ -184,33 +184,33 @@ def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str])
         more_there = f"more of the map in the {share}"
         for method in (SINGLE, MEAN):
             what, ours = f"{name}, {method}", ratio(method)
-            alike = f"at most two points less in the {share} than by {CHEN}, {TOP}"
+            alike = f"at most two points less in the {share} than with {CHEN}, {TOP}"
             claims += [
-                more(f"{what}: {more_there} than of a uniform one", ours, ratio(UNIFORM)),
+                more(f"{what}: {more_there} than for a uniform one", ours, ratio(UNIFORM)),
                 more(
-                    f"{what} (not of the paper): {more_there} than of one of the {CENTRE}",
+                    f"{what} (not in the paper): {more_there} than for the {CENTRE}",
                     *(ours, ratio(CENTRE)),
                 ),
-                more(f"{what}: {more_there} than by {CHEN}, {ALL}", ours, ratio(CHEN)),
+                more(f"{what}: {more_there} than with {CHEN}, {ALL}", ours, ratio(CHEN)),
                 more(f"{what}: {alike}", ratio(method, TOP), ratio(CHEN, TOP), less=2),
-                more(f"{what}: {more_there} with {ALL} than {TOP}", ours, ratio(method, TOP)),
+                more(f"{what}: {more_there} with {ALL} than the {TOP}", ours, ratio(method, TOP)),
                 more(
-                    f"{what}, network as it is (not of the paper): {more_there} than of a uniform "
+                    f"{what}, network as it is (not in the paper): {more_there} than for a uniform "
                     "one",
                     *(control(method), control(UNIFORM)),
                 ),
                 more(
-                    f"{what} (not of the paper): {more_there} than before the training",
+                    f"{what} (not in the paper): {more_there} than before training",
                     *(ours, control(method)),
                 ),
             ]
         claims += [
             more(
-                f"{name}, {CHEN}: {more_there} with {TOP} than {ALL}",
+                f"{name}, {CHEN}: {more_there} with the {TOP} than {ALL}",
                 *(ratio(CHEN, TOP), ratio(CHEN)),
             ),
             more(
-                f"{name}: {more_there} by the {MEAN} than by the {SINGLE}",
+                f"{name}: {more_there} with the {MEAN} than with the {SINGLE}",
                 *(ratio(MEAN), ratio(SINGLE)),
             ),
         ]
@@ -226,7 +226,7 @@ def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str])
         per_threshold = [trained.accuracy(method, threshold=t).mean(axis=0) for t in THRESHOLDS]
         claims.append(
             Claim(
-                f"{what}: accuracy above 60 at each threshold (shown: the least, less 60)",
+                f"{what}: accuracy above 60 at each threshold (shown: the lowest minus 60)",
                 *interval_of(lambda *of: min(each.mean() for each in of) - 60, *per_threshold),
                 n_images=len(per_threshold[0]),
             )
@@ -239,8 +239,8 @@ def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str])
 def claims_of_scenes(name: str, networks: dict[str, Found]) -> list[Claim]:
     return [
         more(
-            f"{name}, network {title} (not of the paper): {CONTRAST} points at the class that is "
-            f"asked for more often than the {MEAN}",
+            f"{name}, network {title} (not in the paper): {CONTRAST} points at the requested class "
+            f"more often than the {MEAN}",
             found.pointing(CONTRAST),
             found.pointing(MEAN),
         )
@@ -253,7 +253,7 @@ def stable(what: str, ratios: np.ndarray) -> Claim:
     freedom = len(ratios) - 1
     deviation = ratios.mean(axis=1).std(ddof=1)
     bounds = deviation * np.sqrt(freedom / stats.chi2.ppf((0.025, 0.975), freedom))
-    text = f"{what}: deviation over initialisations below one point (shown: one less that)"
+    text = f"{what}: deviation over initialisations below one point (shown: one minus it)"
     return Claim(text, *(float(1 - bound) for bound in (deviation, *bounds)))
 
 

@@ -362,7 +362,7 @@ def claims_of_ablations(layer: str, found: Mapping[str, np.ndarray]) -> list[Cla
             continue
         is_worse = float(ABLATIONS[way][0]) > float(ABLATIONS["Grad-CAM"][0])
         pair = (values, found["Grad-CAM"]) if is_worse else (found["Grad-CAM"], values)
-        text = f"{layer}: {way} {'raises' if is_worse else 'lowers'} the error"
+        text = f"{layer}, {way}: the error {'rises' if is_worse else 'falls'}"
         paper = f"{ABLATIONS['Grad-CAM'][0]} to {ABLATIONS[way][0]}"
         claims.append(claim(text, *pair, paper))
     return claims
@@ -407,7 +407,7 @@ def pointing(explainer: CAMExplainer, data: Bunch, options: argparse.Namespace) 
             found["c-MWP"],
             "70.58 and 60.30",
         ),
-        claim("Grad-CAM wins more often than by rejecting all", found["Grad-CAM"], rejected),
+        claim("Grad-CAM wins more often than rejecting all", found["Grad-CAM"], rejected),
     ]
     return table
 
@@ -440,7 +440,7 @@ def occlusion(explainer: CAMExplainer, data: Bunch, options: argparse.Namespace)
         ("Grad-CAM", "c-MWP"),
         ("Guided Grad-CAM", "Grad-CAM"),
     ):
-        text = f"{better} ranks places more as occlusion does than {worse}"
+        text = f"{better} correlates more with occlusion than {worse}"
         scaled = (100 * found[better], 100 * found[worse])
         paper = f"{CORRELATIONS[better][0]} and {CORRELATIONS[worse][0]}"
         table.claims.append(claim(text, *scaled, paper, "hundredths"))

@@ -227,7 +227,7 @@ def claims_of(
     if timed and {"ours", "CGC"} <= runs.keys():
         shares = [0.65 - ratio for ratio in times(results, runs["ours"], runs["CGC"])]
         found = (float(np.mean(shares)), min(shares), max(shares))
-        text = "Ours takes at most 0.65 of CGC's time (shown: 0.65 less its share, over the seeds)"
+        text = "Ours takes at most 0.65 of CGC's time (shown: 0.65 minus its share, over the seeds)"
         claims.append(Claim(text, *(100 * value for value in found), unit="%"))
     if {"ours", "CGC"} <= runs.keys():
         of = [by_image(results, runs[name], "accuracy") for name in ("ours", "CGC")]

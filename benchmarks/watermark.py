@@ -44,7 +44,7 @@ SHARE, SHARE_OF_OTHERS = 0.95, 0.05  # of images that are marked in training
 DOCS = {"image_size": 128, "epochs": 5, "remedies": ("rebalanced", "energy", "never marked")}
 QUICK = {"image_size": 64, "epochs": 1, "remedies": ("rebalanced", "energy")}
 REMEDIES = ("rebalanced", "energy", "rrr", "never marked")
-PLAIN = "as they came"
+PLAIN = "original images"
 KINDS = ("clean", "marked")
 GROUPS = ("clean, its class", "clean, others", "marked, its class", "marked, others")
 
@@ -133,7 +133,7 @@ def measured(clf, X: np.ndarray, y: np.ndarray, options: argparse.Namespace):
 def shortcuts_table(found: Shortcuts, options: argparse.Namespace) -> Table:
     """Return the clusters, the strongest first."""
     header = ["rank", "class", "images", "separation", "likeness", "drop", "of accuracy", "is"]
-    table = Table(f"Clusters of maps, {options.arch}, trained on images as they came", header)
+    table = Table(f"Clusters of maps, {options.arch}, trained on {PLAIN}", header)
     for rank, each in enumerate(found[:5], start=1):
         numbers = (each.separation, each.likeness, each.drop, each.accuracy_drop)
         cells = [f"{number:.2f}" for number in numbers]
@@ -145,9 +145,10 @@ def shortcuts_table(found: Shortcuts, options: argparse.Namespace) -> Table:
 def accuracies_table(results: dict, n_images: int, options: argparse.Namespace) -> Table:
     """Return accuracies by group, in per cent, and what each remedy changes of them."""
     its = options.classes[0]
+    groups = [group.replace("its class", its) for group in GROUPS]
     table = Table(
         f"Accuracy, per cent, on {n_images} photographs, clean and marked, {options.arch}",
-        ["trained on", "clean", *GROUPS, *(f"others called {its}, {k}" for k in KINDS)],
+        ["trained on", "clean", *groups, *(f"others called {its}, {k}" for k in KINDS)],
     )
     for name, (found, called, groups) in results.items():
         values = 100 * found["accuracy"]
@@ -160,14 +161,14 @@ def accuracies_table(results: dict, n_images: int, options: argparse.Namespace) 
         if name == PLAIN:
             continue
         fewer = 100 * (called_before[others].astype(float) - called[others])
-        text = f"Watermark, {name}: fewer other images with it are called {its}"
+        text = f"Watermark, {name}: fewer marked images of others are called {its}"
         table.claims.append(Claim(text, *interval_of(np.mean, fewer)))
         for shown, rows in (
             ("clean images", np.char.startswith(groups, "clean")),
-            ("clean images of its class", groups == "clean, its class"),
+            (f"clean images of {its}", groups == "clean, its class"),
         ):
             rises = 100 * (found["accuracy"] - before["accuracy"])[rows]
-            text = f"Watermark, {name}: accuracy of {shown} rises"
+            text = f"Watermark, {name}: accuracy on {shown} rises"
             table.claims.append(Claim(text, *interval_of(np.mean, rises)))
     return table
 

@@ -167,8 +167,8 @@ def test_claims_of_table_2_by_hand():
     assert found == {
         "1, 1e-6, 1 costs less than two points of accuracy": (1, "holds"),
         "1, 1e-7, 1 costs less than two points of accuracy": (-1, "does not hold"),
-        "10, 1e-5, 1 fails: half the accuracy of 1, 1e-6, 1": (34.5, "holds"),
-        "1, 1e-5, 1 fails: half the accuracy of 1, 1e-6, 1": (-5.5, "does not hold"),
+        "10, 1e-5, 1 fails: less than half the accuracy of 1, 1e-6, 1": (34.5, "holds"),
+        "1, 1e-5, 1 fails: less than half the accuracy of 1, 1e-6, 1": (-5.5, "does not hold"),
     }
 
 

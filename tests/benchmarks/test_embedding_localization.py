@@ -175,13 +175,13 @@ def test_claims_are_of_what_was_measured(birds, capsys, monkeypatch):
     embedding_localization.main([*SMALL, "--data", str(birds)])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for claim in (
-        "CUB, single point: more of the map in the box than of a uniform one +30.0 points +30.0 to "
-        "+30.0 holds",
-        "CUB, mean proxy: more of the map in the mask than of a uniform one -5.0 points -5.0 to "
+        "CUB, single point: more of the map in the box than for a uniform one +30.0 points +30.0 "
+        "to +30.0 holds",
+        "CUB, mean proxy: more of the map in the mask than for a uniform one -5.0 points -5.0 to "
         "-5.0 does not hold",
-        "CUB, single point: more of the map in the box than by Chen et al., all channels +20.0 "
+        "CUB, single point: more of the map in the box than with Chen et al., all channels +20.0 "
         "points +20.0 to +20.0 holds",
-        "CUB, mean proxy (not of the paper): more of the map in the box than before the training "
+        "CUB, mean proxy (not in the paper): more of the map in the box than before training "
         "+0.0 points -0.0 to +0.0 no image differs",
     ):
         assert claim in [line.replace("+0.0 to +0.0", "-0.0 to +0.0") for line in lines]

@@ -157,9 +157,9 @@ def test_claims_of_ablations_by_hand():
     found = {"Grad-CAM": 60, "without ReLU": 75, "guided ReLU": 58, "deconv ReLU": 50}
     claims = claims_of_ablations("last", {way: np.full(4, of) for way, of in found.items()})
     assert [(claim.text.partition(" (")[0], claim.value) for claim in claims] == [
-        ("last: without ReLU raises the error", 15),
-        ("last: guided ReLU lowers the error", 2),
-        ("last: deconv ReLU raises the error", -10),
+        ("last, without ReLU: the error rises", 15),
+        ("last, guided ReLU: the error falls", 2),
+        ("last, deconv ReLU: the error rises", -10),
     ]
 
 

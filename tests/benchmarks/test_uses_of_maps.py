@@ -19,7 +19,7 @@ def test_what_covering_adds(boxed, capsys):
     options = ["--data", str(boxed), "--arch", "squeezenet1_1", "--images", "4"]
     counterfactuals.main([*TINY, *options])
     lines = lines_of(capsys)
-    assert "What covering a fifth of an image adds, squeezenet1_1, 4 images" in lines
+    assert "Effect of covering a fifth of an image, squeezenet1_1, 4 images" in lines
     rows = [line for line in lines if line.startswith(("predicted class", "second class"))]
     assert len(rows) == 16 and sum("a fifth 4 " in row for row in rows) == 4
     assert sum(" covering it raises " in line for line in lines) == 4

@@ -26,7 +26,7 @@ def test_marks_are_found_and_what_follows_is_reported(splits, capsys, monkeypatc
     )
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith("1 ") for line in lines)
-    for start in ("as they came", "rebalanced", "energy"):
+    for start in ("original images", "rebalanced", "energy"):
         assert sum(line.startswith(f"{start} ") for line in lines) == 1
     assert sum(line.startswith("Watermark, energy: ") for line in lines) == 3
 
