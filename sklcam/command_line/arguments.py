@@ -30,7 +30,9 @@ class _Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is for one model here; sklcam report compares several")
+            parser.error(
+                f"{option_string} is for one model here; evaluate and report compare several"
+            )
         setattr(namespace, self.dest, values)
 
 
@@ -100,7 +102,8 @@ def _add_evaluate(commands: Any) -> None:
     command = _command(
         commands, "evaluate", "measure the maps, and print a table", "DIR --model MODEL"
     )
-    _add_images_and_model(command, "a folder of images; folders in it are their classes")
+    folder = "a folder of images; folders in it are their classes"
+    _add_images_and_model(command, folder, several=True)
     measured = command.add_argument_group("what is measured")
     _add_measured(measured)
     measured.add_argument("-o", "--out", metavar="F", help="CSV file for the values of each image")

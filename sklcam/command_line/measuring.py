@@ -7,8 +7,10 @@ import io
 from argparse import Namespace
 from collections.abc import Mapping
 from copy import copy
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from sklcam._files import replacing
 from sklcam.command_line.models import explainer_of, is_file, methods_of
 from sklcam.command_line.photographs import (
     Readable,
+    counted,
     has_folders,
     images_in,
     labelled_images,
@@ -24,7 +27,9 @@ from sklcam.command_line.photographs import (
 )
 from sklcam.command_line.results import Result, plain
 from sklcam.explain.base import AnyMethod, Explainer, method_name
-from sklcam.metrics import Evaluation, default_metrics, evaluate
+from sklcam.metrics import Evaluation, compare, default_metrics, evaluate
+from sklcam.metrics.registry import metric_of_row
+from sklcam.metrics.verdicts import verdict
 from sklcam.reporting import report
 
 
@@ -93,66 +98,146 @@ def _labels(explainer: Explainer, folders: list[str], root: Path) -> Any:
     return labels
 
 
+class _Compared(NamedTuple):
+    """What is asked, of which models by name, by which methods."""
+
+    asked: _Question
+    explainers: dict[str, Explainer]
+    methods: dict[str, AnyMethod]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several models."""
+        return len(self.explainers) > 1
+
+    def label(self, model: str, method: str) -> str:
+        """Return what the numbers of a model and a method are called, as the report does."""
+        parts = [model] * self.several + [method] * (len(self.methods) > 1 or not self.several)
+        return ", ".join(parts)
+
+
+def _compared(arguments: Namespace) -> _Compared:
+    """Return the models that are asked for, whose classes must be the same."""
+    models, methods = arguments.model, methods_of(arguments.method)
+    own = copy(arguments)
+    # The first of several methods tells what the network has to have; all of them are measured.
+    own.method = methods[0] if methods else None
+    own.model = models[0]
+    called = [_called(model) for model in models]
+    if len(set(called)) < len(models):
+        raise ValueError(f"The models need names that differ; got {', '.join(called)}.")
+    asked = _asked(own)
+    explainers = {called[0]: asked.explainer}
+    for name, model in zip(called[1:], models[1:], strict=True):
+        explainers[name] = _beside(asked, model, own)
+    first: AnyMethod = asked.explainer.method  # by which the others are explained, too
+    return _Compared(
+        asked, explainers, {name: name for name in methods} or {method_name(first): first}
+    )
+
+
 def _evaluate(arguments: Namespace) -> Result:
-    methods = methods_of(arguments.method)
-    # The first of several tells what the network has to have; all of them are measured.
-    arguments.method = methods[0] if methods else None
-    asked = _asked(arguments)
+    compared = _compared(arguments)
+    asked = compared.asked
+    found = _measured(arguments, compared)
+    if arguments.out is not None:
+        _write_values(Path(arguments.out), compared, found)
+    results = {compared.label(*of): result for of, result in found.items()}
+    tables = {label: result.summary() for label, result in results.items()}
+    n_images = f"{counted(len(asked.images))}{asked.found.told}"
+    text = [f"{label}, {n_images}\n{table!r}" for label, table in tables.items()]
+    differences = _differences(results)
+    text += [f"{label}\n{_told(table)}" for label, table in differences.items()]
+    return Result("\n\n".join(text), _values(arguments, asked, tables, differences))
+
+
+def _measured(arguments: Namespace, compared: _Compared) -> dict[tuple[str, str], Evaluation]:
+    """Return the numbers of each model and method."""
+    asked = compared.asked
     n_classes = 0 if asked.explainer.classes_ is None else len(asked.explainer.classes_)
     options = {
         "metrics": default_metrics(confidence=n_classes > 1, labels=asked.labels is not None),
         **asked.options,
     }
-    asked_methods: dict[str, AnyMethod] = {name: name for name in methods}
-    found = evaluate(
-        asked.explainer,
-        asked.images,
-        asked.labels,
-        method=asked_methods or {_own_method(asked): asked.explainer.method},
-        store=arguments.store,
-        progress=not arguments.quiet,
-        **options,
-    )
-    tables = {name: result.summary() for name, result in found.items()}
-    if arguments.out is not None:
-        _write_values(Path(arguments.out), asked, found)
-    n_images = f"{len(asked.images)} images{asked.found.told}"
-    text = [f"{name}, {n_images}\n{table!r}" for name, table in tables.items()]
-    return Result("\n\n".join(text), _values(arguments, asked, tables))
+    found: dict[tuple[str, str], Evaluation] = {}
+    for model, explainer in compared.explainers.items():
+        of_model = evaluate(
+            explainer,
+            asked.images,
+            asked.labels,
+            method=compared.methods,
+            store=_store(arguments.store, model if compared.several else None),
+            progress=not arguments.quiet,
+            **options,
+        )
+        found |= {(model, method): result for method, result in of_model.items()}
+    return found
+
+
+def _store(folder: str | None, model: str | None) -> Path | None:
+    """Return where the values of a model are kept: of several, each in a folder of its own."""
+    if folder is None:
+        return None
+    return Path(folder) if model is None else Path(folder, quote(model, safe=""))
 
 
 def _report(arguments: Namespace) -> Result:
-    models, methods = arguments.model, methods_of(arguments.method)
-    # The first of several tells what the network has to have; all of them are measured.
-    arguments.method = methods[0] if methods else None
-    arguments.model = models[0]
-    asked = _asked(arguments)
-    called = [_called(model) for model in models]
-    compared = {called[0]: asked.explainer}
-    explained: list[AnyMethod | None] = [*methods] or [asked.explainer.method]
-    for name, model in zip(called[1:], models[1:], strict=True):
-        compared[name] = _beside(asked, model, arguments)
-    if len(compared) < len(models):
-        raise ValueError(f"The models need names that differ; got {', '.join(called)}.")
+    compared = _compared(arguments)
+    asked = compared.asked
     found = report(
-        compared if len(models) > 1 else asked.explainer,
+        compared.explainers if compared.several else asked.explainer,
         asked.images,
         asked.labels,
         arguments.out,
-        methods=explained,
+        methods=compared.methods,
         names=asked.names,
-        title=arguments.title or f"Explanations of {' and '.join(called)}",
+        title=arguments.title or f"Explanations of {' and '.join(compared.explainers)}",
         note=asked.found.note,
         n_images=arguments.images,
         verbose=int(not arguments.quiet),
         **asked.options,
     )
     assert not isinstance(found, Evaluation)  # but one for each
-    tables = {name or _own_method(asked): result.summary() for name, result in found.items()}
-    text = [f"{name}\n{table!r}" for name, table in tables.items()]
-    values = _values(arguments, asked, tables)
-    values["model"] = models[0] if len(models) == 1 else models
+    results = dict(zip(_labels_of(compared), found.values(), strict=True))
+    tables = {label: result.summary() for label, result in results.items()}
+    text = [f"{label}\n{table!r}" for label, table in tables.items()]
+    values = _values(arguments, asked, tables, _differences(results))
     return Result("\n\n".join([*text, arguments.out]), {"out": arguments.out, **values})
+
+
+def _labels_of(compared: _Compared) -> list[str]:
+    return [compared.label(*of) for of in product(compared.explainers, compared.methods)]
+
+
+# Differences
+
+
+def _differences(found: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """Return how each differs from the first, image by image, with a verdict for each metric."""
+    (label, first), *others = found.items()
+    tables = {}
+    for other, result in others:
+        rows = compare(result, first)
+        tables[f"{other} against {label}"] = {
+            name: {**row, "verdict": verdict(row, _higher_is_better(name))}
+            for name, row in rows.items()
+        }
+    return tables
+
+
+def _higher_is_better(row: str) -> bool | None:
+    metric = metric_of_row(row)
+    return None if metric is None else metric.higher_is_better
+
+
+def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the differences as text, each with its verdict."""
+    width = max(map(len, table))
+    lines = [f"{'':{width}}{'difference':>12}   {'95 % interval':22}"]
+    for name, row in table.items():
+        interval = f"{row['low']:.4f} .. {row['high']:.4f}"
+        lines.append(f"{name:{width}}{row['mean']:12.4f}   {interval:22}{row['verdict']}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
@@ -177,38 +262,46 @@ def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
     ):
         raise ValueError(
             f"The classes of {model} are not those of {arguments.model}, or not in their order: "
-            "write a report on each."
+            "they cannot be compared. Ask for one at a time."
         )
     return explainer
-
-
-def _own_method(asked: _Question) -> str:
-    return method_name(asked.explainer.method)
 
 
 def _called(model: str) -> str:
     return Path(model).name.removesuffix(".sklcam") if is_file(model) else model
 
 
-def _values(arguments: Namespace, asked: _Question, tables: Mapping[str, Any]) -> dict[str, Any]:
+def _values(
+    arguments: Namespace,
+    asked: _Question,
+    tables: Mapping[str, Any],
+    differences: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return for ``--json`` what the tables say."""
+    models = arguments.model
     return {
-        "model": arguments.model,
+        "model": models[0] if len(models) == 1 else models,
         "n_images": len(asked.images),
         "skipped": asked.found.listed,
         "has_labels": asked.labels is not None,
         "methods": plain({name: dict(table) for name, table in tables.items()}),
+        "differences": plain(differences),
     }
 
 
-def _write_values(path: Path, asked: _Question, found: Mapping[str, Evaluation]) -> None:
-    """Write a row for each method and image; those of skipped images have no values."""
+def _write_values(
+    path: Path, compared: _Compared, found: Mapping[tuple[str, str], Evaluation]
+) -> None:
+    """Write a row for each model, method and image; those of skipped images have no values."""
+    asked, several = compared.asked, compared.several
     columns = list(next(iter(found.values())))
     with replacing(path) as file:
         table = csv.writer(text := io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-        table.writerow(["file", "method", *columns])
-        for method, result in found.items():
+        table.writerow(["file", *["model"] * several, "method", *columns])
+        for (model, method), result in found.items():
+            of = [model] * several + [method]
             rows = zip(asked.names, *(result[name].tolist() for name in columns), strict=True)
-            table.writerows([name, method, *values] for name, *values in rows)
-            table.writerows([name, method, *[""] * len(columns)] for name in asked.found.skipped)
+            table.writerows([name, *of, *values] for name, *values in rows)
+            none = [""] * len(columns)
+            table.writerows([name, *of, *none] for name in asked.found.skipped)
         text.detach()

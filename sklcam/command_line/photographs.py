@@ -65,7 +65,7 @@ class Readable(NamedTuple):
     @property
     def told(self) -> str:
         """How many were skipped, as the end of a sentence; "" if none was."""
-        return f"; {_images(len(self.skipped))} skipped" if self.skipped else ""
+        return f"; {counted(len(self.skipped))} skipped" if self.skipped else ""
 
     @property
     def note(self) -> str | None:
@@ -73,7 +73,7 @@ class Readable(NamedTuple):
         if not self.skipped:
             return None
         were = "was" if len(self.skipped) == 1 else "were"
-        said = f"{_images(len(self.skipped))} could not be read and {were} left out"
+        said = f"{counted(len(self.skipped))} could not be read and {were} left out"
         return f"{said}: {_listed([*self.skipped])}."
 
     @property
@@ -105,7 +105,7 @@ def readable(arguments: Namespace, root: Path, images: list[str]) -> Readable:
     if not broken:
         return Readable([*range(len(images))], {})
     named = [f"{path} ({reason})" for path, reason in broken.items()]
-    said = f"{len(broken)} of {_images(len(images))} cannot be read: {_listed(named)}."
+    said = f"{len(broken)} of {counted(len(images))} cannot be read: {_listed(named)}."
     if len(broken) == len(images):
         raise ValueError(f"{said} Give a folder with images that can be.")
     if not arguments.skip_unreadable:
@@ -125,7 +125,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _images(count: int) -> str:
+def counted(count: int) -> str:
+    """Return how many images there are: "1 image", or "2 images"."""
     return f"{count} image{'s' * (count != 1)}"
 
 

@@ -23,10 +23,10 @@ from PIL import Image
 
 import sklcam
 from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer, command_line
-from sklcam.command_line import arguments, explaining
+from sklcam.command_line import arguments, explaining, measuring
 from sklcam.command_line.results import plain
 from sklcam.images import Resizing
-from sklcam.metrics import evaluate
+from sklcam.metrics import Evaluation, compare, evaluate
 from sklcam.networks import build_model
 from sklcam.plotting.pages import overlay
 
@@ -131,8 +131,10 @@ def test_help_and_version_import_nothing_heavy():
         (["explain", "pets", "--model", "m", "--ou", "o"], "required: --out"),
         (["info", "m", "--model", "m"], "unrecognized arguments: --model"),
         (["evaluate", "p", "--model", "m", "--image-size", "a"], "like 224, or 224x320; got 'a'"),
-        (["evaluate", "p", "--model", "m", "--model", "n"], "--model is for one model here"),
-        (["explain", "p", "--model", "m", "--model", "n", "--out", "o"], "report compares several"),
+        (
+            ["explain", "p", "--model", "m", "--model", "n", "--out", "o"],
+            "for one model here; eval",
+        ),
         (["evaluate", "p", "--model", "m", "--mean", "1,x"], "one a channel, .* got '1,x'"),
     ],
 )
@@ -561,6 +563,59 @@ def test_evaluate_prints_the_librarys_numbers(run, loaded, tmp_path):
         np.testing.assert_allclose(sparsity, result["sparsity"], atol=1e-5)
     code, told, _ = run("evaluate", "--metrics=accuracy")
     assert code == 0 and re.search(r"^gradcam, 4 images\n.*mean.*\naccuracy +0\.2500 ", told)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A file of a network that always answers "cat", without blank maps for it."""
+    made = network()
+    with torch.no_grad():
+        made.classifier[1].weight.copy_(made.classifier[1].weight.flip(0) * 2)
+    path = str(tmp_path / "other.sklcam")
+    sklcam.save(CAMExplainer(made, classes=["cat", "dog"], **PREPARED).fit(), path)
+    return path
+
+
+def test_evaluate_compares_models_image_by_image(run, loaded, other, tmp_path):
+    values = tmp_path / "values.csv"
+    options = (f"--model={other}", "--metrics=accuracy,sparsity", "-o", values)
+    code, told, _ = run("evaluate", *options, "--json")
+    assert code == 0
+    found = json.loads(told)
+    assert found["model"] == ["pets.sklcam", other] and list(found["methods"]) == ["pets", "other"]
+    paths, labels = [f"pets/{name}" for name in sorted(SIZES)], ["cat"] * 3 + ["dog"]
+    given = {"metrics": ("accuracy", "sparsity"), "progress": False}
+    results = [
+        evaluate(each, paths, labels, **given)
+        for each in (sklcam.load(other).set_params(verbose=0), loaded)
+    ]
+    table = found["differences"]["other against pets"]
+    for name, row in compare(*results).items():
+        assert table[name]["mean"] == pytest.approx(row.mean, abs=1e-5)
+        assert table[name]["low"] == pytest.approx(row.low, abs=1e-5)
+    accuracy = table["accuracy"]  # of 3, and of 1 of 4 images: too few to tell
+    assert (accuracy["mean"], accuracy["verdict"]) == (0.5, "no clear difference")
+    rows = [(row["model"], row["method"], row["accuracy"]) for row in rows_in(values)]
+    right = ["0.0", "0.0", "0.0", "1.0"]
+    assert rows[:4] == [("pets", "gradcam", each) for each in right]
+    assert [row[0] for row in rows[4:]] == ["other"] * 4
+    code, told, _ = run("evaluate", *options, "--overwrite", f"--store={tmp_path / 'kept'}")
+    assert code == 0 and sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        *("other", "pets")
+    ]
+    assert re.search(r"^other, 4 images$", told, re.MULTILINE)
+    said = (
+        r"^other against pets\n +difference +95 % interval\naccuracy +0\.5000 +\S+ \.\. \S+ +no cl"
+    )
+    assert re.search(said, told, re.MULTILINE)
+
+
+def test_a_difference_that_is_clear_is_called_better_or_worse():
+    many = {"accuracy": np.ones(40), "dauc": np.full(40, 0.2)}
+    none = {"accuracy": np.zeros(40), "dauc": np.full(40, 0.1)}
+    found = measuring._differences({"a": Evaluation(**none), "b": Evaluation(**many)})
+    words = {name: row["verdict"] for name, row in found["b against a"].items()}
+    assert words == {"accuracy": "better", "dauc": "worse"}
 
 
 def test_numbers_that_are_not_are_null_in_json(run):
