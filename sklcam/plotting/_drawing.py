@@ -30,7 +30,8 @@ AnyColormap: TypeAlias = "str | Colormap"
 
 MAP_CMAP = "viridis"
 SIGNED_CMAP = "RdBu_r"  # white at 0; red and blue are told apart by the colour-blind, too
-CLIP = 99.0  # percentile at which maps of single pixels end: a few of these outshine all others
+_LEAST_PEAK = 0.75  # of scaled maps, which were 1 before they were resized to their images
+_PERCENTILE = 99  # at which colours of maps of single pixels end: a few outshine all others
 # Okabe and Ito's, which the colour-blind can tell apart, but for the yellow, too light on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
@@ -70,6 +71,19 @@ def frame(place: Axes, is_right: bool | None) -> None:
         place.spines[:].set(linewidth=3, color=style["color"], linestyle=style["linestyle"])
 
 
+def painter_of(
+    maps: Mapping[str, Any],
+    cmap: AnyColormap | None = None,
+    alpha: Alpha = "map",
+    limits: tuple[float, float] | None = None,
+    *,
+    pixelwise: bool = False,
+) -> MapPainter:
+    """Return the painter of these maps, which may be of single pixels."""
+    kind = PixelMapPainter if pixelwise else MapPainter
+    return kind.of(maps, cmap, alpha, limits)
+
+
 @dataclass(frozen=True)
 class MapPainter:
     """Draws maps in one look.
@@ -82,11 +96,14 @@ class MapPainter:
         What the ends of the colour map stand for.
     alpha : float in [0, 1] or "map"
         How opaque a map is on its image.
+    extend : {"neither", "max", "both"}
+        At which ends of the scale values go on, in the last colour.
     """
 
     cmap: AnyColormap | None = None
     limits: tuple[float, float] = (0.0, 1.0)
     alpha: Alpha = "map"
+    extend: Literal["neither", "max", "both"] = "neither"
 
     @classmethod
     def of(
@@ -96,27 +113,33 @@ class MapPainter:
         alpha: Alpha,
         limits: tuple[float, float] | None = None,
     ) -> MapPainter:
-        """Return what draws these maps: limits that are None hold all of them."""
+        """Return the painter of these maps. Limits that are None hold all values."""
         return cls(cmap, limits or map_limits(maps), alpha)
 
     @property
     def is_signed(self) -> bool:
         return self.limits[0] < 0 < self.limits[1]
 
-    def _colors(self, limits: tuple[float, float]) -> tuple[Normalize, AnyColormap]:
+    @property
+    def note(self) -> str:
+        """Where the colours end, for the title of a map that the figure's scale is not for."""
+        return ""
+
+    def kinds(self, kind: str) -> Sequence[str]:
+        """Return how a map is drawn, beside each other; kind="both" is two pictures."""
+        return ("map", "overlay") if kind == "both" else (kind,)
+
+    def _colors(self) -> tuple[Normalize, AnyColormap]:
         from matplotlib.colors import Normalize, TwoSlopeNorm
 
         if self.cmap is None and self.is_signed:
-            return TwoSlopeNorm(0, *limits), SIGNED_CMAP
-        return Normalize(*limits), self.cmap or MAP_CMAP
+            return TwoSlopeNorm(0, *self.limits), SIGNED_CMAP
+        return Normalize(*self.limits), self.cmap or MAP_CMAP
 
-    def draw(
-        self, place: Axes, map_: np.ndarray, pixels: np.ndarray, *, clip: float | None = None
-    ) -> AxesImage:
-        """Draw a map where its image would be, up to a percentile of its own if one is given."""
+    def draw(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
+        """Draw a map where its image would be."""
         place.set(xticks=[], yticks=[])
-        limits = self.limits if clip is None else _clipped(self.limits, map_, clip)
-        norm, cmap = self._colors(limits)
+        norm, cmap = self._colors()
         drawn = place.imshow(map_, cmap=cmap, norm=norm, extent=_extent(pixels))
         if said := remark(map_):
             style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
@@ -152,38 +175,85 @@ class MapPainter:
         from matplotlib.cm import ScalarMappable
 
         bar = place.figure.colorbar(
-            ScalarMappable(*self._colors(self.limits)), cax=place.inset_axes((1.06, 0, 0.08, 1))
+            ScalarMappable(*self._colors()),
+            cax=place.inset_axes((1.06, 0, 0.08, 1)),
+            extend=self.extend,
         )
         bar.set_label("map", fontsize=_SMALL)
         bar.ax.tick_params(labelsize=_SMALL)
         return bar
 
 
-def _clipped(
-    limits: tuple[float, float], map_: np.ndarray, percentile: float
-) -> tuple[float, float]:
-    """Return limits that end at a percentile of a map's values, by their size."""
-    sizes = np.abs(map_[np.isfinite(map_)])
-    end = float(np.percentile(sizes, percentile)) if sizes.size else 0.0
-    low, high = limits
-    if end <= 0 or end >= high or low > 0:
-        return limits
-    return (-end if low < 0 else 0.0, end)
+class PixelMapPainter(MapPainter):
+    """Draws maps of single pixels, such as saliency, in one look.
+
+    A few pixels outshine all others, so the colours end at a percentile of the values of all maps.
+    Over an image single pixels are not seen, so these maps are always drawn by themselves.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        maps: Mapping[str, Any],
+        cmap: AnyColormap | None,
+        alpha: Alpha,
+        limits: tuple[float, float] | None = None,
+    ) -> PixelMapPainter:
+        """Return the painter of these maps. Limits that are None end at a percentile."""
+        if limits is not None:
+            return cls(cmap, limits, alpha)
+        low, high = map_limits(maps)
+        values = _values(maps)
+        end = float(np.percentile(np.abs(np.concatenate(values)), _PERCENTILE)) if values else 0.0
+        if low > 0 or not 0 < end < high:
+            return cls(cmap, (low, high), alpha)
+        return (
+            cls(cmap, (-end, end), alpha, "both")
+            if low < 0
+            else cls(cmap, (0.0, end), alpha, "max")
+        )
+
+    @property
+    def note(self) -> str:
+        return "" if self.extend == "neither" else f"up to the {_PERCENTILE}th percentile"
+
+    def kinds(self, kind: str) -> Sequence[str]:
+        return ("map",)
+
+    def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
+        return self.draw(place, map_, pixels)
+
+    def scale(self, place: Axes) -> Colorbar:
+        """Draw the scale; for a percentile without numbers, so that it holds for other methods."""
+        bar = super().scale(place)
+        if self.extend != "neither":
+            ticks = {0.0: "0", self.limits[1]: f"top {100 - _PERCENTILE} %"}
+            if self.extend == "both":
+                ticks[self.limits[0]] = ticks[self.limits[1]]
+            bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        return bar
 
 
 def map_limits(maps: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what the ends of the colour map stand for: 0 and 1, or more if maps go beyond.
+    """Return what the ends of the colour map stand for: 0 and 1 if maps have been scaled to that.
 
-    Those of maps of two signs are as far from 0.
+    Otherwise the lowest and the highest value, equally far from 0 if maps have two signs.
     """
-    known = [map_[np.isfinite(map_)] for some in maps.values() for map_ in map(np.asarray, some)]
-    low = min((float(values.min()) for values in known if len(values)), default=0.0)
-    high = max((float(values.max()) for values in known if len(values)), default=1.0)
+    known = _values(maps)
+    low = min((float(values.min()) for values in known), default=0.0)
+    high = max((float(values.max()) for values in known), default=1.0)
     if low >= 0 and high <= 1:
-        return 0.0, 1.0
+        is_scaled = high > _LEAST_PEAK or high == 0
+        return 0.0, 1.0 if is_scaled else high
     if low < 0 < high:
         low, high = min(low, -high), max(high, -low)
     return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
+
+
+def _values(maps: Mapping[str, Any]) -> list[np.ndarray]:
+    """Return the finite values of each map that has some."""
+    found = [map_[np.isfinite(map_)] for some in maps.values() for map_ in map(np.asarray, some)]
+    return [values for values in found if len(values)]
 
 
 def box(place: Axes, corners: Sequence[float] | np.ndarray, style: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from sklcam.cam import Method
 from sklcam.cam.targets import Classes, Deferred
 from sklcam.explain._batches import ExplainedBatch
 from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
@@ -22,6 +23,11 @@ from sklcam.plotting._display import check_map_shape
 
 AnyEstimators: TypeAlias = AnyEstimator | Mapping[str, AnyEstimator]
 AnyMethods = AnyMethod | Methods | None
+
+
+def is_pixelwise(method: Method) -> bool:
+    """Return whether a method's maps are of single pixels, as saliency is, and not of regions."""
+    return method.graph == "images" and not method.at_layer
 
 
 class Explanation:
@@ -90,11 +96,7 @@ class Explanation:
         for name, method in self._methods.items():
             shape = explainer.map_shape(self._opened, self._target, method)
             check_map_shape(name, shape[is_drawn:], len(size))
-        self.pixelwise = [
-            name
-            for name, method in self._methods.items()
-            if method.graph == "images" and not method.at_layer
-        ]
+        self.pixelwise = [name for name, method in self._methods.items() if is_pixelwise(method)]
         self.maps: dict[str, list[np.ndarray]] = {name: [] for name in self._methods}
         self.pictures: list[np.ndarray] = []
         self.slices: list[int] = []

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sklcam._validation import draw_seed
+from sklcam.cam import get_method
 from sklcam.explain.base import AnyMethod
 from sklcam.images.photometric import Photometry
 from sklcam.images.pictures import check_is_picture
@@ -22,6 +23,7 @@ from sklcam.plotting._display import AnyAxes, Display, check_maps
 from sklcam.plotting._explained import (
     AnyEstimators,
     explainers_by_name,
+    is_pixelwise,
     named_values,
     pictures_of_batch,
 )
@@ -43,10 +45,12 @@ class ViewPairDisplay(Display):
         One for each image.
     maps, maps_of_views : dict of str to ndarray of shape (n_images, height, width), in [0, 1]
         For each model, the maps of the images and those of their views.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, views, maps, maps_of_views
+    images, views, maps, maps_of_views, pixelwise
         As above.
     views_of_maps : dict of str to ndarray of shape (n_images, height, width)
     ssim : dict of str to ndarray of shape (n_images,)
@@ -74,6 +78,7 @@ class ViewPairDisplay(Display):
     views: Warp
     maps: Mapping[str, np.ndarray]
     maps_of_views: Mapping[str, np.ndarray]
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -134,6 +139,7 @@ class ViewPairDisplay(Display):
             views=_joined(drawn),
             maps={name: arrays[1] for name, arrays in seen.items()},
             maps_of_views={name: arrays[2] for name, arrays in seen.items()},
+            pixelwise=method is not None and is_pixelwise(get_method(method)),
         )
         return display.plot(**options)
 
@@ -185,7 +191,8 @@ class ViewPairDisplay(Display):
         self._check(ax=ax, cmap=cmap)
         check_maps(self.maps, len(self.images))
         check_maps(self.maps_of_views, len(self.images))
-        painter = draw.MapPainter(cmap)
+        ends = None if self.pixelwise else (0.0, 1.0)
+        painter = draw.painter_of(self.maps, cmap, limits=ends, pixelwise=self.pixelwise)
         axes = self._take_grid(
             ax,
             2 + 3 * len(self.maps),

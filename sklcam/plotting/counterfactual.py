@@ -20,7 +20,13 @@ from sklcam.metrics.causal import Base, blur, cover
 from sklcam.metrics.plan import check_one_map
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
-from sklcam.plotting._explained import as_text, map_list, pictures_of, pictures_of_batch
+from sklcam.plotting._explained import (
+    as_text,
+    is_pixelwise,
+    map_list,
+    pictures_of,
+    pictures_of_batch,
+)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -39,10 +45,13 @@ class CounterfactualDisplay(Display):
         The probability of the class, or its score, before and after.
     labels : list of str or None, default=None
         What the class is called.
+    pixelwise : bool, default=False
+        Whether the maps for the class are of single pixels, such as saliency: see
+        :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, covered, maps_for, maps_against, scores, labels
+    images, covered, maps_for, maps_against, scores, labels, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_images, 4)
@@ -73,6 +82,7 @@ class CounterfactualDisplay(Display):
     covered: Sequence[np.ndarray]
     scores: np.ndarray | None = None
     labels: Sequence[str] | None = None
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -132,6 +142,7 @@ class CounterfactualDisplay(Display):
             covered=covered,
             scores=np.concatenate([np.asarray(part[5]) for part in parts]),
             labels=labels,
+            pixelwise=is_pixelwise(methods[0]),
         )
         return display.plot(**options)
 
@@ -145,6 +156,7 @@ class CounterfactualDisplay(Display):
         *,
         scores: Any = None,
         labels: Any = None,
+        pixelwise: bool = False,
         **options: Any,
     ) -> CounterfactualDisplay:
         """Draw what is there already.
@@ -155,6 +167,8 @@ class CounterfactualDisplay(Display):
         maps_for, maps_against : sequence of array-like of shape (height, width)
         scores : array-like of shape (n_images, 2) or None, default=None
         labels : sequence or None, default=None
+        pixelwise : bool, default=False
+            Whether the maps for the class are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -170,6 +184,7 @@ class CounterfactualDisplay(Display):
             covered=pictures_of(covered),
             scores=None if scores is None else np.asarray(scores, float),
             labels=as_text(labels),
+            pixelwise=pixelwise,
         )
         return display.plot(**options)
 
@@ -211,17 +226,22 @@ class CounterfactualDisplay(Display):
                 f"scores must be two numbers for each of {n_images} images, before and after; got "
                 f"shape {self.scores.shape}."
             )
-        painter = draw.MapPainter.of(named, cmap, alpha, limits)
+        look = (cmap, alpha, limits)
+        if self.pixelwise:
+            painter = draw.painter_of({"against": self.maps_against}, *look)
+            favouring = draw.painter_of({"for": self.maps_for}, *look, pixelwise=True)
+        else:
+            painter = favouring = draw.painter_of(named, *look)
         axes = self._take_grid(ax, 4, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (
                 draw.image(places[0], image),
-                painter.draw_as(kind, places[1], self.maps_for[i], image),
+                favouring.draw_as(kind, places[1], self.maps_for[i], image),
                 painter.draw_as(kind, places[2], self.maps_against[i], image),
                 draw.image(places[3], self.covered[i]),
             )
             draw.title(places[0], "" if self.labels is None else self.labels[i])
-            draw.title(places[1], "for")
+            draw.title(places[1], "for", favouring.note if i == 0 else "")
             draw.title(places[2], "against")
             change = "" if self.scores is None else ": {:.2f} to {:.2f}".format(*self.scores[i])
             draw.title(places[3], f"covered{change}")

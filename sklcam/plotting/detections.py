@@ -14,7 +14,7 @@ from sklcam.explain.base import AnyMethod
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
-from sklcam.plotting._explained import as_text, pictures_of, pictures_of_batch
+from sklcam.plotting._explained import as_text, is_pixelwise, pictures_of, pictures_of_batch
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -33,10 +33,12 @@ class DetectionDisplay(Display):
         Corners (x1, y1, x2, y2) in pixels of the images.
     titles : list of str or None, default=None
         The text over each object's image.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, maps, boxes, titles
+    images, maps, boxes, titles, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_objects, 2)
@@ -58,6 +60,7 @@ class DetectionDisplay(Display):
     maps: Sequence[np.ndarray]
     boxes: np.ndarray
     titles: Sequence[str] | None = None
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -101,8 +104,9 @@ class DetectionDisplay(Display):
             )
         opened = explainer.open(images, originals=True)
         question = explainer.as_target(target, len(opened))
+        chosen = explainer.as_method(method)
         pictures, maps, boxes, titles = [], [], [], []
-        for explained in explainer.iter_explained(opened, question, methods=[method]):
+        for explained in explainer.iter_explained(opened, question, methods=[chosen]):
             batch, objects = explained.batch, explained.target
             if not isinstance(objects, Objects):
                 raise ValueError(f"target must be a Box; got {describe(target)}.")
@@ -128,12 +132,25 @@ class DetectionDisplay(Display):
                 "There is no object to draw: none scores as much as the threshold, which "
                 "Box(threshold=...) lowers."
             )
-        display = cls(images=pictures, maps=maps, boxes=np.stack(boxes), titles=titles)
+        display = cls(
+            images=pictures,
+            maps=maps,
+            boxes=np.stack(boxes),
+            titles=titles,
+            pixelwise=is_pixelwise(chosen),
+        )
         return display.plot(**options)
 
     @classmethod
     def from_predictions(
-        cls, images: Any, maps: Any, boxes: Any, *, titles: Any = None, **options: Any
+        cls,
+        images: Any,
+        maps: Any,
+        boxes: Any,
+        *,
+        titles: Any = None,
+        pixelwise: bool = False,
+        **options: Any,
     ) -> DetectionDisplay:
         """Draw maps that are there already.
 
@@ -145,6 +162,8 @@ class DetectionDisplay(Display):
         boxes : sequence of array-like of shape (k_i, 4)
         titles : sequence of sequence of str, or None, default=None
             The text over each object, image by image.
+        pixelwise : bool, default=False
+            Whether the maps are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -174,6 +193,7 @@ class DetectionDisplay(Display):
             maps=[np.asarray(map_) for own in maps for map_ in own],
             boxes=np.concatenate([np.asarray(own, float).reshape(-1, 4) for own in boxes]),
             titles=flat,
+            pixelwise=pixelwise,
         )
         return display.plot(**options)
 
@@ -207,7 +227,7 @@ class DetectionDisplay(Display):
         named = {"map": self.maps}
         check_maps(named, len(self.images))
         check_titles(self.titles, len(self.images))
-        painter = draw.MapPainter.of(named, cmap, alpha, limits)
+        painter = draw.painter_of(named, cmap, alpha, limits, pixelwise=self.pixelwise)
         axes = self._take_grid(ax, 2, [[image] for image in self.images])
         for i, (image, map_, places) in enumerate(zip(self.images, self.maps, axes, strict=True)):
             self.ims_[i] = (

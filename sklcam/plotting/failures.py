@@ -25,7 +25,13 @@ from sklcam.metrics.plan import check_one_map
 from sklcam.networks.fetching import fetch_all
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_maps, check_titles
-from sklcam.plotting._explained import as_text, map_list, pictures_of, pictures_of_batch
+from sklcam.plotting._explained import (
+    as_text,
+    is_pixelwise,
+    map_list,
+    pictures_of,
+    pictures_of_batch,
+)
 from sklcam.plotting.pages import image_names
 
 # More than rounding makes of a probability, also in half precision, when batches are others.
@@ -49,10 +55,12 @@ class FailuresDisplay(Display):
         Of the predicted and of the true class.
     names : list of str or None, default=None
         The text over each image.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, maps_predicted, maps_true, predicted, true, probabilities, names
+    images, maps_predicted, maps_true, predicted, true, probabilities, names, pixelwise
         As above.
     rows_ : ndarray of shape (n_images,), int64, or None
         Which rows of X they are; None if they were given.
@@ -95,6 +103,7 @@ class FailuresDisplay(Display):
     true: Sequence[str]
     probabilities: np.ndarray | None = None
     names: Sequence[str] | None = None
+    pixelwise: bool = False
     rows_: np.ndarray | None = field(default=None, init=False)
     n_wrong_: int | None = field(default=None, init=False)
 
@@ -172,6 +181,7 @@ class FailuresDisplay(Display):
             true=[classes[i] for i in pairs[rows, 1]],
             probabilities=probabilities[rows],
             names=[named[i] for i in rows],
+            pixelwise=is_pixelwise(chosen),
         )
         display.rows_, display.n_wrong_ = rows, n_wrong
         return display.plot(**options)
@@ -187,6 +197,7 @@ class FailuresDisplay(Display):
         true: Sequence[Any],
         probabilities: ArrayLike | None = None,
         names: Sequence[Any] | None = None,
+        pixelwise: bool = False,
         **options: Any,
     ) -> FailuresDisplay:
         """Draw what is there already, in its order.
@@ -198,6 +209,8 @@ class FailuresDisplay(Display):
         predicted, true : sequence of labels
         probabilities : array-like of shape (n_images, 2) or None, default=None
         names : sequence or None, default=None
+        pixelwise : bool, default=False
+            Whether the maps are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -214,6 +227,7 @@ class FailuresDisplay(Display):
             true=as_text(true) or [],
             probabilities=None if probabilities is None else np.asarray(probabilities, float),
             names=as_text(names),
+            pixelwise=pixelwise,
         )
         return display.plot(**options)
 
@@ -254,7 +268,7 @@ class FailuresDisplay(Display):
                 f"probabilities must be two numbers for each of {n_images} images, of the "
                 f"predicted and of the true class; got shape {self.probabilities.shape}."
             )
-        painter = draw.MapPainter.of(named, cmap, alpha, limits)
+        painter = draw.painter_of(named, cmap, alpha, limits, pixelwise=self.pixelwise)
         axes = self._take_grid(ax, 3, [[image] for image in self.images])
         for i, (image, places) in enumerate(zip(self.images, axes, strict=True)):
             self.ims_[i] = (

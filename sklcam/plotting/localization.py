@@ -46,10 +46,12 @@ class LocalizationDisplay(Display):
         See :func:`~sklcam.metrics.box_from_map`.
     labels : list of str or None, default=None
         The text over each image.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, maps, boxes, threshold, labels
+    images, maps, boxes, threshold, labels, pixelwise
         As above.
     found : ndarray of shape (n_images, 4)
         The boxes of the maps; zeros for a map of zeros.
@@ -75,6 +77,7 @@ class LocalizationDisplay(Display):
     boxes: Sequence[np.ndarray]
     threshold: float = 0.15
     labels: Sequence[str] | None = None
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -134,6 +137,7 @@ class LocalizationDisplay(Display):
             boxes=checked,
             threshold=threshold,
             labels=as_text(labels),
+            pixelwise=bool(explanation.pixelwise),
         )
         return display.plot(**options)
 
@@ -146,6 +150,7 @@ class LocalizationDisplay(Display):
         *,
         labels: Sequence[Any] | None = None,
         threshold: float = 0.15,
+        pixelwise: bool = False,
         **options: Any,
     ) -> LocalizationDisplay:
         """Draw maps that are there already.
@@ -162,6 +167,8 @@ class LocalizationDisplay(Display):
         labels : sequence of length n_images or None, default=None
             The text over each image.
         threshold : float, default=0.15
+        pixelwise : bool, default=False
+            Whether the maps are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -183,6 +190,7 @@ class LocalizationDisplay(Display):
             boxes=_true_boxes(boxes, len(pictures)),
             threshold=threshold,
             labels=as_text(labels),
+            pixelwise=pixelwise,
         )
         return display.plot(**options)
 
@@ -247,11 +255,12 @@ class LocalizationDisplay(Display):
         for place in places[n_images:]:
             place.set_axis_off()
         self.axes_, self.ims_ = places[:n_images], self.ims_.ravel()[:n_images]
-        painter = draw.MapPainter(cmap, alpha=alpha)
+        # Shown from zero to its maximum, of which the threshold is a share.
+        shares = [map_ / (peak if (peak := np.max(map_)) > 0 else 1) for map_ in self.maps]
+        ends = None if self.pixelwise else (0.0, 1.0)
+        painter = draw.painter_of({"": shares}, cmap, alpha, ends, pixelwise=self.pixelwise)
         for i, (place, image) in enumerate(zip(self.axes_, self.images, strict=True)):
-            # Shown from zero to its maximum, of which the threshold is a share.
-            peak = np.max(self.maps[i])
-            self.ims_[i] = painter.draw_over(place, self.maps[i] / (peak if peak > 0 else 1), image)
+            self.ims_[i] = painter.draw_over(place, shares[i], image)
             for box in self.boxes[i]:
                 draw.box(place, box, draw.RIGHT)
             said = "no box"

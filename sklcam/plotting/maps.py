@@ -63,8 +63,9 @@ class CAMDisplay(Display):
     map_right : dict of str to list of bool, or None, default=None
         The same of each map's model, which frames the map.
     pixelwise : collection of str, default=()
-        Those of ``maps`` that are of single pixels, such as saliency. They are drawn by themselves,
-        in colours that end at each map's 99th percentile: a few pixels outshine all others.
+        The names in ``maps`` whose maps are of single pixels, such as saliency. A few of these
+        pixels outshine all others, and over an image they would not be seen. So these maps are
+        drawn by themselves, in colours that end at the 99th percentile of all their values.
 
     Attributes
     ----------
@@ -247,8 +248,9 @@ class CAMDisplay(Display):
             How opaque a map is on its image; "map" is as opaque as the map is high, or far from 0
             if it has two signs, so that the image is seen where the map is low.
         limits : (float, float) or None, default=None
-            What the ends of the colour map stand for; None is 0 and 1, or the lowest and the
-            highest of all maps where these go beyond, as far from 0 if they have two signs.
+            What the ends of the colour map stand for. None is 0 and 1 for maps that are scaled to
+            that, and the lowest and the highest value of all maps for others, equally far from 0 if
+            they have two signs.
         colorbar : bool, default=True
             Whether there is a scale beside the maps.
 
@@ -268,8 +270,10 @@ class CAMDisplay(Display):
         for name in self.pixelwise:
             check_option("Each of pixelwise", name, list(self.maps))
         check_titles(self.image_titles, len(self.images))
-        painter = draw.MapPainter.of(self.maps, cmap, alpha, limits)
-        columns = [(name, each) for name in self.maps for each in self._kinds(name, kind)]
+        painters = self._painters(cmap, alpha, limits)
+        # The figure has one scale, which is for maps of regions if there are any.
+        main = painters[min(self.maps, key=lambda name: name in self.pixelwise)]
+        columns = [(name, each) for name in self.maps for each in painters[name].kinds(kind)]
         titled = self.image_titles is not None or self.map_titles is not None
         # Without titles, the first row alone has something above: the names of the columns.
         title = TITLE if titled else 0.1
@@ -285,28 +289,32 @@ class CAMDisplay(Display):
             draw.title(places[0], "" if self.image_titles is None else self.image_titles[i])
             draw.frame(places[0], None if self.image_right is None else self.image_right[i])
             for column, (name, each) in enumerate(columns, 1):
-                map_, place = self.maps[name][i], places[column]
-                if name in self.pixelwise:
-                    self.ims_[i, column] = painter.draw(place, map_, image, clip=draw.CLIP)
-                else:
-                    self.ims_[i, column] = painter.draw_as(each, place, map_, image)
+                map_, place, painter = self.maps[name][i], places[column], painters[name]
+                self.ims_[i, column] = painter.draw_as(each, place, map_, image)
                 draw.frame(place, None if self.map_right is None else self.map_right[name][i])
                 if (
                     column == 1 or columns[column - 2][0] != name
                 ):  # of two of a kind, over the first
-                    draw.title(place, *self._said(name, i))
-        self.colorbar_ = painter.scale(axes[0, -1]) if colorbar else None
+                    note = "" if main.note else painter.note
+                    draw.title(place, *self._said(name, i, note))
+        self.colorbar_ = main.scale(axes[0, -1]) if colorbar else None
         return self
 
-    def _kinds(self, name: str, kind: str) -> Sequence[str]:
-        if name in self.pixelwise:
-            return ("map",)
-        return ("map", "overlay") if kind == "both" else (kind,)
+    def _painters(
+        self, cmap: draw.AnyColormap | None, alpha: draw.Alpha, limits: tuple[float, float] | None
+    ) -> dict[str, draw.MapPainter]:
+        """Return each column's painter: one of its own for single pixels, one for all others."""
+        look = (cmap, alpha, limits)
+        others = {name: maps for name, maps in self.maps.items() if name not in self.pixelwise}
+        shared = draw.painter_of(others, *look)
+        return {
+            name: shared if name in others else draw.painter_of({name: maps}, *look, pixelwise=True)
+            for name, maps in self.maps.items()
+        }
 
-    def _said(self, name: str, i: int) -> tuple[str, ...]:
+    def _said(self, name: str, i: int, note: str) -> tuple[str, ...]:
         """Return what is over a map: the column's name, in the first row, and the map's own."""
-        cut = f"up to its {draw.CLIP:.0f}th percentile" if name in self.pixelwise else ""
-        head = (name, cut) if i == 0 else ()
+        head = (name, note) if i == 0 else ()
         return (*head, "" if self.map_titles is None else self.map_titles[name][i])
 
 
@@ -321,10 +329,14 @@ class MapGridDisplay(Display):
         For each parameter, a row, the map by each of its values.
     scores : dict of str to dict of value to float, or None, default=None
         The accuracy of each model.
+    score_name : str, default="accuracy"
+        What the scores are called.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    image, maps, scores
+    image, maps, scores, score_name, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_parameters, 1 + most_values)
@@ -350,6 +362,7 @@ class MapGridDisplay(Display):
     maps: Mapping[str, Mapping[Any, np.ndarray]]
     scores: Mapping[str, Mapping[Any, float]] | None = None
     score_name: str = "accuracy"
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -422,6 +435,7 @@ class MapGridDisplay(Display):
             maps=maps,
             scores=scores if is_measured else None,
             score_name=score_name,
+            pixelwise=bool(explained.pixelwise),
         )
         return display.plot(**options)
 
@@ -432,6 +446,7 @@ class MapGridDisplay(Display):
         maps: Mapping[str, Mapping[Any, np.ndarray]],
         *,
         scores: Mapping[str, Mapping[Any, float]] | None = None,
+        pixelwise: bool = False,
         **options: Any,
     ) -> MapGridDisplay:
         """Draw maps that are there already.
@@ -439,7 +454,7 @@ class MapGridDisplay(Display):
         Parameters
         ----------
         image : ndarray of shape (height, width) or (height, width, 3), uint8, or float in [0, 1]
-        maps, scores
+        maps, scores, pixelwise
             See the class.
         **options
             ``ax`` and the other options of :meth:`plot`.
@@ -455,7 +470,8 @@ class MapGridDisplay(Display):
         """
         cls._check(**options)
         (picture,) = pictures_of(np.asarray(image)[None])
-        return cls(image=picture, maps=maps, scores=scores).plot(**options)
+        display = cls(image=picture, maps=maps, scores=scores, pixelwise=pixelwise)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -497,7 +513,7 @@ class MapGridDisplay(Display):
         for row in rows.values():
             check_maps({str(value): [map_] for value, map_ in row.items()}, 1)
         named = {name: list(row.values()) for name, row in rows.items()}
-        painter = draw.MapPainter.of(named, cmap, alpha)
+        painter = draw.painter_of(named, cmap, alpha, pixelwise=self.pixelwise)
         n_values = [len(row) for row in rows.values()]
         axes = self._take_grid(ax, 1 + max(n_values), [[self.image]] * len(rows))
         for place in axes.flat:

@@ -21,6 +21,7 @@ from sklcam.plotting._display import AnyAxes, Display
 from sklcam.plotting._explained import (
     as_dataset,
     as_text,
+    is_pixelwise,
     labels_of_images,
     pictures_of,
     pictures_of_batch,
@@ -56,12 +57,14 @@ class RetrievalDisplay(Display):
     neighbor_labels : list of list of str, or None, default=None
     right : list of list of bool, or None, default=None
         Whether each neighbour is right; None is whether its label is the query's.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
     queries, neighbors, query_maps, neighbor_maps, similarities
         As above.
-    query_labels, neighbor_labels, right
+    query_labels, neighbor_labels, right, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (2 * n_queries, 1 + k)
@@ -93,6 +96,7 @@ class RetrievalDisplay(Display):
     query_labels: Sequence[str] | None = None
     neighbor_labels: Sequence[Sequence[str]] | None = None
     right: Sequence[Sequence[bool]] | None = None
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -160,7 +164,12 @@ class RetrievalDisplay(Display):
         rows, places = np.unique(found.indices, return_inverse=True)
         pictures = _pictures(others.subset(rows))
         neighbors = [[pictures[i] for i in row] for row in places.reshape(found.indices.shape)]
-        display = cls(queries=_pictures(queries), neighbors=neighbors, **labels.beside(found))
+        display = cls(
+            queries=_pictures(queries),
+            neighbors=neighbors,
+            pixelwise=is_pixelwise(explainer.as_method(method)),
+            **labels.beside(found),
+        )
         return display.plot(**options)
 
     @classmethod
@@ -173,6 +182,7 @@ class RetrievalDisplay(Display):
         query_labels: ArrayLike | None = None,
         gallery_labels: ArrayLike | None = None,
         is_right: IsRight = eq,
+        pixelwise: bool = False,
         **options: Any,
     ) -> RetrievalDisplay:
         """Draw what :meth:`~sklcam.EmbeddingCAMExplainer.explain_neighbors` has found.
@@ -185,6 +195,8 @@ class RetrievalDisplay(Display):
             Its result: ``indices``, ``similarities``, ``query_maps`` and ``neighbor_maps``.
         query_labels, gallery_labels, is_right
             See :meth:`from_estimator`.
+        pixelwise : bool, default=False
+            Whether the maps are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -218,6 +230,7 @@ class RetrievalDisplay(Display):
         display = cls(
             queries=pictures_of(queries),
             neighbors=[pictures_of(others, map(int, row)) for row in neighbors.indices],
+            pixelwise=pixelwise,
             **labels.beside(neighbors),
         )
         return display.plot(**options)
@@ -260,7 +273,7 @@ class RetrievalDisplay(Display):
         )
         means = np.mean(self.query_maps, axis=1)
         maps = {"query": means, "neighbor": self.neighbor_maps}
-        painter = draw.MapPainter.of(maps, cmap, alpha)
+        painter = draw.painter_of(maps, cmap, alpha, pixelwise=self.pixelwise)
         for q, query in enumerate(self.queries):
             (above, below), drawn = axes[2 * q : 2 * q + 2], self.ims_[2 * q : 2 * q + 2]
             drawn[0, 0] = draw.image(above[0], query)

@@ -14,7 +14,7 @@ from sklcam.language import WordMaps
 from sklcam.language.base import LanguageExplainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_map_shape
-from sklcam.plotting._explained import pictures_of, pictures_of_batch
+from sklcam.plotting._explained import is_pixelwise, pictures_of, pictures_of_batch
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -30,10 +30,12 @@ class WordDisplay(Display):
         Of each image, as ``explain`` returns them.
     titles : list of str or None, default=None
         The text over each image; None is the text that is explained.
+    pixelwise : bool, default=False
+        Whether the maps are of single pixels, such as saliency: see :class:`CAMDisplay`.
 
     Attributes
     ----------
-    images, found, titles
+    images, found, titles, pixelwise
         As above.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_images, 2 + n_words)
@@ -56,6 +58,7 @@ class WordDisplay(Display):
     images: Sequence[np.ndarray]
     found: Sequence[WordMaps]
     titles: Sequence[str] | None = None
+    pixelwise: bool = False
 
     @classmethod
     def from_estimator(
@@ -121,11 +124,17 @@ class WordDisplay(Display):
             found += estimator.by_word(explained)
         if words is not None:
             found = [each.only(words) for each in found]
-        return cls(images=pictures, found=found).plot(**options)
+        return cls(images=pictures, found=found, pixelwise=is_pixelwise(chosen)).plot(**options)
 
     @classmethod
     def from_predictions(
-        cls, images: Any, found: Sequence[WordMaps], *, titles: Any = None, **options: Any
+        cls,
+        images: Any,
+        found: Sequence[WordMaps],
+        *,
+        titles: Any = None,
+        pixelwise: bool = False,
+        **options: Any,
     ) -> WordDisplay:
         """Draw maps that are there already.
 
@@ -136,6 +145,8 @@ class WordDisplay(Display):
             Of each image, as ``explain`` returns them.
         titles : sequence of str or None, default=None
             The text over each image; None is the text that is explained.
+        pixelwise : bool, default=False
+            Whether the maps are of single pixels.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -160,7 +171,8 @@ class WordDisplay(Display):
                 )
             for map_ in (each.total, *each.maps):
                 check_map_shape("found", np.shape(map_))
-        return cls(images=pictures, found=[*found], titles=texts).plot(**options)
+        display = cls(images=pictures, found=[*found], titles=texts, pixelwise=pixelwise)
+        return display.plot(**options)
 
     def plot(
         self,
@@ -191,7 +203,7 @@ class WordDisplay(Display):
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         rows = [[each.total, *each.maps] for each in self.found]
         named = {"maps": [map_ for row in rows for map_ in row]}
-        painter = draw.MapPainter.of(named, cmap, alpha, limits)
+        painter = draw.painter_of(named, cmap, alpha, limits, pixelwise=self.pixelwise)
         axes = self._take_grid(ax, 1 + max(map(len, rows)), [[image] for image in self.images])
         texts = [each.text for each in self.found] if self.titles is None else self.titles
         for i, (image, row, places) in enumerate(zip(self.images, rows, axes, strict=True)):

@@ -142,7 +142,7 @@ def test_maps_of_single_pixels_are_drawn_by_themselves_up_to_a_percentile(fitted
     methods = ["gradcam", "saliency"]
     display = CAMDisplay.from_estimator(fitted, X[:1], methods=methods, kind="both")
     assert [len(place.images) for place in display.axes_[0]] == [1, 1, 2, 1]
-    assert titles(display.axes_[0, 1:]) == [*("gradcam", "", "saliency\nup to its 99th percentile")]
+    assert titles(display.axes_[0, 1:]) == [*("gradcam", "", "saliency\nup to the 99th percentile")]
     drawn = display.ims_[0, 3]
     end = np.percentile(display.maps["saliency"][0], 99)
     assert drawn.get_clim() == (0, pytest.approx(end)) and end < 1

@@ -61,3 +61,11 @@ def test_some_words_and_maps_that_are_there(explained):
     given = WordDisplay.from_predictions(X["image"], found, titles=["one", "two"], kind="map")
     assert given.axes_[1, 0].get_title() == "two"
     assert given.axes_.shape == (2, 5)
+
+
+def test_words_by_a_method_of_single_pixels(explained):
+    explainer, X, _ = explained
+    options = {"method": "saliency", "normalize": False}  # its gradient is constant
+    display = WordDisplay.from_estimator(explainer, X, **options)
+    assert display.pixelwise and len(display.axes_[0, 1].images) == 1
+    assert not WordDisplay.from_estimator(explainer, X, method="gradcam").pixelwise
