@@ -34,10 +34,10 @@ def model_card(
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or what else :func:`save` takes, or another skorch net; fitted or not.
+        Any other estimator that :func:`save` takes, or another skorch net; fitted or not.
     metrics : dict of str to number, default=None
-        Its measured metrics, such as ``{"accuracy": 0.93}``; say on which images in the
-        description.
+        Its measured metrics, such as ``{"accuracy": 0.93}``. In the text that you add to the card,
+        say on which images they were measured.
     file : str, path or None, default=None
         The file that the card describes; its name appears in the code that loads it. If it ends in
         ".onnx", as written by the estimator's ``export``, the card says how to run it.
@@ -45,14 +45,14 @@ def model_card(
     Returns
     -------
     str
-        What it is, its classes and layers, parameters, the last epoch of its training, the metrics,
-        how to load it and with which versions. The purpose, the data and the limitations are left
-        for the author to write.
+        The kind of the estimator, its classes, layers and parameters, the last epoch of its
+        training, the metrics, how to load it and with which versions. The purpose, the data and
+        the limitations are left for the author to write.
 
     Raises
     ------
     ValueError
-        If `estimator` is none of these, `metrics` not a dict, or `file` not a path.
+        If `estimator` is not one of these, `metrics` is not a dict, or `file` is not a path.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def model_card(
 
 
 def _loading(estimator: Any, file: str | os.PathLike[str] | None) -> str:
-    """Return the program that uses the file."""
+    """Return the code that uses the file."""
     name = "path/of/the/file" if file is None else Path(file).name
     if name.endswith(".onnx"):
         answer = "predictions" if getattr(estimator, "classes_", None) is None else "probabilities"
@@ -104,7 +104,7 @@ def _loading(estimator: Any, file: str | os.PathLike[str] | None) -> str:
 
 
 def _labels(estimator: Any) -> list[str]:
-    """Return what a file of the estimator would ask for, as far as it can be written."""
+    """Return the labels that a file of the estimator would ask for, as far as it can be written."""
     writer = Writer()
     with suppress(PersistenceError):
         write_estimator(estimator, writer)

@@ -1,6 +1,6 @@
-"""The archive that an estimator is in: read only if it is sound.
+"""The archive that holds an estimator, which is read only if it is intact.
 
-It is a zip archive without compression, of two members, that ends with a checksum.
+It is an uncompressed zip archive of two members, and ends with a checksum.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _MEMBERS = ("estimator.json", "weights.safetensors")
 _DIGEST = b"sha256:"
 _TRAILER = len(_DIGEST) + 64
 
-# What is in a file takes up to so many times more memory than the file: 250 bytes a container of
-# the JSON, 60 a value, 1,000 a tensor.
+# These limits bound the memory that a file takes once it is read: about 250 bytes per container of
+# the JSON, 60 per value and 1,000 per tensor.
 LARGEST_JSON = 2**24
 _MOST_CONTAINERS = 2**19
 _MOST_VALUES = 2**20
@@ -28,12 +28,12 @@ _MOST_TENSORS = 2**17
 
 
 def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> None:
-    """Write the two members, and the checksum behind them."""
+    """Write the two members, followed by the checksum."""
     check_json(text)
     try:
         weights = safetensors.torch.save(tensors)
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise PersistenceError(f"A tensor is of a kind that files do not hold: {error}") from error
+        raise PersistenceError(f"A file cannot hold a tensor of this kind: {error}") from error
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = _DIGEST + b"0" * 64
         _write_member(archive, _MEMBERS[0], text)
@@ -44,18 +44,19 @@ def write_archive(file: BinaryIO, text: bytes, tensors: dict[str, Tensor]) -> No
 
 
 def check_json(text: bytes) -> None:
-    """Refuse a JSON that would take much more memory than a file should, before it is parsed."""
+    """Refuse JSON that would take too much memory, before it is parsed."""
     n_containers, n_values = text.count(b"[") + text.count(b"{"), text.count(b",")
     is_small = len(text) <= LARGEST_JSON and n_values <= _MOST_VALUES
     if not is_small or n_containers > _MOST_CONTAINERS:
         raise PersistenceError(
-            f"All but the numbers takes {len(text)} bytes, {n_values} values and {n_containers} "
-            "lists, and as many are refused; is a list of numbers not an array?"
+            f"Apart from its tensors, the estimator takes {len(text)} bytes, {n_values} values and "
+            f"{n_containers} lists, which is more than a file may hold. Turn long lists of numbers "
+            "into arrays."
         )
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the same bytes at any time
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the same bytes on every day
     member.create_system = 3
     member.external_attr = 0o644 << 16
     archive.writestr(member, data)
@@ -71,7 +72,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def read_archive(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Tensor]]:
-    """Return the JSON and the tensors, once the file has been found whole and as it should be."""
+    """Return the JSON and the tensors, after checking that the file is complete and well formed."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     begins = file.read(4) == b"PK\x03\x04" and file.read(40)[26:] == _MEMBERS[0].encode()
@@ -82,7 +83,7 @@ def read_archive(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Tensor]]:
         raise PersistenceError(f"{name!r} is not a file that sklcam.save has written.")
     if not begins or not ends or trailer[-64:] != _digest(file, size):
         raise PersistenceError(
-            f"{name!r} is damaged or cut off: its checksum is not that of its content. Copy it "
+            f"{name!r} is damaged or truncated: its checksum does not match its content. Copy it "
             "again, or save the estimator again."
         )
     try:
@@ -93,10 +94,10 @@ def read_archive(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Tensor]]:
             return text, _read_tensors(archive.read(_MEMBERS[1]))
     except PersistenceError as error:
         raise PersistenceError(
-            f"{name!r} is not of the form that sklcam.save writes: {error}"
+            f"{name!r} does not have the form that sklcam.save writes: {error}"
         ) from None
-    except Exception as error:  # zipfile meets damage with whatever it runs into
-        raise PersistenceError(f"{name!r} is no sound archive: {error}") from error
+    except Exception as error:  # zipfile raises errors of many kinds for damage
+        raise PersistenceError(f"{name!r} is not a valid archive: {error}") from error
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
@@ -104,18 +105,22 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     if names != _MEMBERS:
         raise PersistenceError(f"it holds {str(names)[:200]} in place of {list(_MEMBERS)}.")
     for member in members:
-        # Nothing is compressed, so that nothing can be larger than the file.
+        # Nothing is compressed, so no member can be larger than the file.
         is_plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
         if not is_plain or not member.compress_size == member.file_size <= size:
             raise PersistenceError(
-                f"{member.filename} is compressed, encrypted or of a false size."
+                f"{member.filename} is compressed, encrypted, or declares a wrong size."
             )
     if members[0].file_size > LARGEST_JSON:
-        raise PersistenceError(f"{_MEMBERS[0]} has {members[0].file_size} bytes, and is refused.")
+        raise PersistenceError(
+            f"{_MEMBERS[0]} has {members[0].file_size} bytes, and at most {LARGEST_JSON} are read."
+        )
 
 
 def _read_tensors(weights: bytes) -> dict[str, Tensor]:
     header = weights[8 : 8 + int.from_bytes(weights[:8], "little")]
     if header.count(b"{") > _MOST_TENSORS or len(header) > LARGEST_JSON:
-        raise PersistenceError(f"it holds more than {_MOST_TENSORS} tensors.")
+        raise PersistenceError(
+            f"it holds more than {_MOST_TENSORS} tensors, or its list of tensors is too long."
+        )
     return safetensors.torch.load(weights)

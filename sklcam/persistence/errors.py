@@ -1,4 +1,4 @@
-"""What can go wrong with a file."""
+"""Errors and warnings about files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MissingObjectsError(PersistenceError):
     Attributes
     ----------
     labels : list of str
-        What the file calls them.
+        The names of these objects in the file.
 
     Examples
     --------
@@ -43,17 +43,17 @@ class MissingObjectsError(PersistenceError):
         self.labels = sorted(set(labels))
         pairs = ", ".join(f"{label!r}: {label}" for label in self.labels)
         super().__init__(
-            f"The file needs {', '.join(self.labels)}, which it does not hold: bring along what "
-            f"it was saved with, load(path, objects={{{pairs}}})."
+            f"The file needs {', '.join(self.labels)}, which it does not hold. Pass what it was "
+            f"saved with: load(path, objects={{{pairs}}})."
         )
 
 
 class VersionWarning(UserWarning):
-    """A file was written with versions that may behave in another way than the installed ones.
+    """A file was written with versions that may behave differently from the installed ones.
 
     Examples
     --------
-    Where the versions are known to differ, and that is fine:
+    To ignore a difference that is known to be harmless:
 
     >>> import tempfile
     >>> import warnings

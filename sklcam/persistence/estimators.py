@@ -1,7 +1,7 @@
 """The schema of estimators: which parameters and which learned attributes a file may hold.
 
-An estimator is made by its constructor from its parameters, as a user makes it, and filled with the
-attributes that stand here by name. Networks are in ``networks.py``.
+An estimator is made from its parameters by its constructor, as a user makes it, and then given the
+attributes that are named here. Networks are in ``networks.py``.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ _KINDS = (
 )
 KINDS: dict[str, type] = {kind.__name__: kind for kind in _KINDS}
 
-# What is learned, and what it must be. Anything else in a file is refused. A net's is complete; of
-# an explainer's there is what its kind of fit has found.
+# The learned attributes, and their types. Anything else in a file is refused. A net has all of its
+# attributes; an explainer has those that its kind of fit finds.
 _NET: dict[str, Any] = {
     "classes_inferred_": np.ndarray,
     "n_channels_": Integral,
@@ -108,17 +108,17 @@ _CALLBACKS: dict[type, dict[str, Any]] = {
     LRScheduler: {"batch_idx_": Integral},
 }
 
-# Parameters beside those of the constructor are called prefix__name.
+# Parameters that are not the constructor's are called prefix__name.
 _PREFIXES = (
     *("callbacks", "compile", "criterion", "dataset", "iterator_train", "iterator_valid"),
     *("miner", "module", "optimizer", "sampler"),
 )
-# By these a file could name programs, other files or processes: the reader brings them along.
+# With these, a file could name programs, other files or processes: users pass them to load.
 _FOR_THE_READER = ("accelerator", "compile__", "torch_load_kwargs")
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _MOST_WORKERS = 128
-_SMALL = 2**16  # numbers that a network may make on the side
+_SMALL = 2**16  # numbers that a network may make outside the meta device
 
 
 # Estimators
@@ -138,26 +138,26 @@ def alone(estimator: Any) -> Any:
     Raises
     ------
     PersistenceError
-        If steps of a pipeline come before it.
+        If the steps of a pipeline come before it.
     """
     inner, transformers = unnest(estimator)
     if transformers:
         raise PersistenceError(
-            "save does not take the transformers of a Pipeline, and without them its last step "
-            "would get other images. Save pipeline[-1], and put it behind them after loading."
+            "save does not store the transformers of a Pipeline, and without them its last step "
+            "would get other images. Save pipeline[-1], and rebuild the Pipeline after loading."
         )
     return inner
 
 
 def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str, Any]:
-    """Put an estimator in JSON.
+    """Write an estimator as JSON.
 
     Parameters
     ----------
     estimator : estimator
     writer : Writer
     where : str, default=""
-        Before the names of its tensors.
+        The prefix of its tensors' names.
 
     Returns
     -------
@@ -166,21 +166,21 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
     Raises
     ------
     PersistenceError
-        If it is not one of ours, or was changed by hand so that it could not be made again.
+        If it is not an estimator of sklcam, or was changed by hand and cannot be made again.
     """
     kind = type(estimator)
     if not issubclass(kind, _KINDS):
         raise PersistenceError(
-            f"save takes the estimators {', '.join(KINDS)}; got a {kind.__name__}. Other skorch "
-            "nets and bare networks are saved by a CAMExplainer around them."
+            f"save takes the estimators {', '.join(KINDS)}; got a {kind.__name__}. Put a "
+            "CAMExplainer around other skorch nets and bare networks, and save that."
         )
     if getattr(estimator, "_trimmed_for_prediction", False):
-        raise PersistenceError("The estimator was trimmed for prediction; save it before that.")
+        raise PersistenceError("The estimator was trimmed for prediction. Save it before trimming.")
     parameters = _parameters_of(estimator)
     learned, layers = _learned_by(estimator, parameters)
     built = _built_by(estimator, parameters)
     if "explainer" in parameters and getattr(built, "model", estimator) is parameters["explainer"]:
-        del parameters["explainer"]  # a network, which is in the explainer around it
+        del parameters["explainer"]  # a network, which the explainer around it holds
     return {
         "estimator": kind.__name__ if kind in _KINDS else writer.label(kind, ""),
         "parameters": {
@@ -195,7 +195,7 @@ def write_estimator(estimator: Any, writer: Writer, where: str = "") -> dict[str
 
 
 def read_estimator(node: Any, reader: Reader) -> Any:
-    """Make an estimator of what :func:`write_estimator` has put in JSON.
+    """Make an estimator from the JSON of :func:`write_estimator`.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def read_estimator(node: Any, reader: Reader) -> Any:
     Raises
     ------
     PersistenceError
-        If the file holds anything that does not stand in the schema, or does not fit.
+        If the file holds anything that is not in the schema, or does not fit.
     """
     parts = ("estimator", "parameters", "learned", "layers", "built", "output", "requests")
     kind, nodes, learned, layers, built, output, requests = entries(node, *parts)
@@ -223,7 +223,7 @@ def read_estimator(node: Any, reader: Reader) -> Any:
     estimator: Any = found(**parameters)
     learned, layers = reader.read(learned), reader.read(layers, "target_layer")
     if not all(isinstance(layer, TargetLayer) for layer in expect(layers, list, "layers")):
-        raise PersistenceError("a target layer is not one")
+        raise PersistenceError("a target layer has the wrong type")
     if learned is not None and isinstance(estimator, ImageNeuralNet):
         _check_learned(learned, _schema_of_net(estimator))
         (learned["target_layer_"],) = layers
@@ -244,7 +244,7 @@ def read_estimator(node: Any, reader: Reader) -> Any:
 
 
 def _built_by(estimator: Any, parameters: Mapping[str, Any]) -> Any:
-    """Return what fit has made of a parameter: a segmenter's explainer, a network by its name."""
+    """Return what fit made from a parameter: a segmenter's explainer, a network from its name."""
     own = vars(estimator)
     if isinstance(estimator, CAMSegmenter) and "explainer_" in own:
         fitted = alone(own["explainer_"])
@@ -275,7 +275,7 @@ def _read_use(kind: Any, parameters: dict[str, Any], reader: Reader, node: Any) 
 def _parameters_of(estimator: BaseEstimator) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
     if isinstance(estimator, NeuralNet):
-        # skorch lists its callbacks' parameters only once they are there, and never all of them.
+        # skorch lists its callbacks' parameters only once these exist, and never all of them.
         for name, _ in getattr(estimator, "callbacks_", ()):
             parameters.pop(f"callbacks__{name}", None)
         own = vars(estimator)
@@ -286,7 +286,7 @@ def _parameters_of(estimator: BaseEstimator) -> dict[str, Any]:
 
 
 def _check_names(kind: type, names: Iterable[str]) -> None:
-    """Refuse parameters that are none: skorch would set any of them as an attribute."""
+    """Refuse names that are not parameters: skorch would set each of them as an attribute."""
     own = parameter_names(kind)
     for name in names:
         prefix, *rest = name.split("__")
@@ -312,23 +312,23 @@ def _held(estimator: Any) -> Any:
         return alone(estimator)
     except NotFittedError as error:
         raise PersistenceError(
-            f"Files do not hold a search that has not been fitted. {error} Of a segmenter, "
-            "set_params(explainer=segmenter.explainer_) has what its search has found."
+            f"A file cannot hold a search that has not been fitted. {error} In a segmenter, "
+            "replace it with what fit found: segmenter.set_params(explainer=segmenter.explainer_)."
         ) from None
 
 
 def _write_model(value: Any, writer: Writer, where: str) -> dict[str, Any]:
-    """Put a network in JSON, or an estimator around one."""
+    """Write a network, or an estimator around one, as JSON."""
     is_ours = isinstance(value, _KINDS) or not isinstance(value, nn.Module | NeuralNet)
     return (write_estimator if is_ours else write_network)(value, writer, where)
 
 
 def _read_explainer(node: Any, reader: Reader) -> Any:
-    """Make what explains, or a network that can be explained."""
+    """Make an explainer, or a network that can be explained."""
     is_network = "network" in expect(node, dict, "explainer")
     found = (read_network if is_network else read_estimator)(node, reader)
     if isinstance(found, USES):
-        raise PersistenceError("an explainer is not one")
+        raise PersistenceError("an explainer has the wrong type")
     return found
 
 
@@ -337,12 +337,12 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
     if name == "model" and not isinstance(node, str):
         is_network = "network" in expect(node, dict, "model")
         model = (read_network if is_network else read_estimator)(node, reader)
-        return expect(model, nn.Module | NeuralNet, "network, or the net around one")
+        return expect(model, nn.Module | NeuralNet, "network, or of the net around one")
     if name == "explainer" or (name == "encoder" and "tuple" not in node):
         return _read_explainer(node, reader)
     is_label = isinstance(node, dict) and not node.keys().isdisjoint(("object", "instance"))
     if name.startswith(_FOR_THE_READER) and node is not None and not is_label:
-        raise PersistenceError(f"{name} may name what is run; a file holds no value for it")
+        raise PersistenceError(f"{name} may name a program, so a file cannot hold its value")
     if name == "module" and not (isinstance(node, str) or is_label):
         raise PersistenceError("module is neither a name nor a label")
     value = reader.read(node, at)
@@ -356,17 +356,17 @@ def _read_parameter(name: str, node: Any, reader: Reader) -> Any:
         raise PersistenceError(f"{str(value)[:20]} is not a precision")
     is_size = at == "image_size" and value is not None
     if is_size and math.prod(check_sides(value, at)) > LARGEST_INPUT:
-        raise PersistenceError(f"image_size={value} is of no network")
+        raise PersistenceError(f"image_size={value} has more than {LARGEST_INPUT} pixels")
     return device_here(value) if name == "device" else value
 
 
 def device_here(device: Any) -> Any:
-    """Return the device, or the CPU where there is no such GPU."""
+    """Return the device, or the CPU if there is no such GPU."""
     if device is None or device == "auto":
         return device
     wanted = torch.device(device)
     if wanted.type not in _DEVICES:
-        raise PersistenceError(f"networks are not used on {wanted}")
+        raise PersistenceError(f"{wanted} is not a device that networks run on")
     n_devices = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
     n_devices["mps"] = int(torch.backends.mps.is_available())
     if (wanted.index or 0) < n_devices.get(wanted.type, 1):
@@ -381,7 +381,7 @@ def device_here(device: Any) -> Any:
 
 def _settings_of(estimator: BaseEstimator) -> dict[str, Any]:
     """Return what ``set_output`` and the requests for metadata have set."""
-    # Both are set by public methods, and none reads them: the routing of a skorch net is that of a
+    # Public methods set both, but none returns them: a skorch net routes metadata as a
     # meta-estimator, which hides its own requests.
     own = vars(estimator)
     requests = vars(own["_metadata_request"]) if "_metadata_request" in own else {}
@@ -398,7 +398,7 @@ def _settings_of(estimator: BaseEstimator) -> dict[str, Any]:
 def _set(estimator: Any, output: Any, requests: Any) -> None:
     if output is not None:
         if output not in ("default", "pandas", "polars"):
-            raise PersistenceError(f"{str(output)[:40]!r} is no form of output")
+            raise PersistenceError(f"{str(output)[:40]!r} is not a form of output")
         estimator.set_output(transform=output)
     for method, wanted in expect(requests, dict, "requests").items():
         set_request = getattr(estimator, f"set_{method}_request", None)
@@ -406,7 +406,7 @@ def _set(estimator: Any, output: Any, requests: Any) -> None:
             raise PersistenceError(f"{method[:80]!r} takes no metadata")
         for name, alias in expect(wanted, dict, "request").items():
             if not name.isidentifier():
-                raise PersistenceError(f"{name[:80]!r} is not a name of metadata")
+                raise PersistenceError(f"{name[:80]!r} cannot be a name of metadata")
             with config_context(enable_metadata_routing=True):
                 set_request(**{name: expect(alias, bool | str | None, "alias")})
 
@@ -422,13 +422,13 @@ def _check_learned(values: Any, schema: Mapping[str, Any]) -> None:
     for name, value in expect(values, dict, "learned attributes").items():
         is_bool = isinstance(value, bool)  # which is an int to Python
         if not isinstance(value, schema.get(name, ())) or is_bool is not (schema[name] is bool):
-            raise PersistenceError(f"{str(name)[:80]!r} is not learned, or is something else")
+            raise PersistenceError(f"{str(name)[:80]!r} is not learned, or has the wrong type")
 
 
 def _learned_by(
     estimator: Any, parameters: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, list[TargetLayer]]:
-    """Return what an estimator has learned, and its layers; nothing of one that is not fitted."""
+    """Return what an estimator has learned, and its layers; nothing if it is not fitted."""
     own: dict[str, Any] = vars(estimator)
     if isinstance(estimator, USES):
         return found_by(estimator), []
@@ -442,7 +442,7 @@ def _learned_by(
     if not estimator.initialized_ or "module_" not in own:
         return None, []
     scaler, sizes = own.get("scaler_"), own.get("gradient_sizes_")
-    # Others stand in the file under names that parameters have, too: the optimizer, the callbacks.
+    # In the file, the others have the names of parameters: the optimizer, the callbacks.
     fitted = {
         name: value
         for name, value in _part_of(own, _schema_of_net(estimator)).items()
@@ -467,7 +467,7 @@ def _learned_by(
         _rehearse(type(estimator), parameters, attributes, learned["modules"])
     except PersistenceError as error:
         raise PersistenceError(
-            f"The estimator is not what fit makes of its parameters, and could not be loaded: "
+            f"The estimator is not what fit makes from its parameters, and could not be loaded: "
             f"{error}. Was module_ changed after fit? Give the changed network as module, or save "
             "it in a CAMExplainer."
         ) from None
@@ -515,7 +515,7 @@ def _fill_net(net: Any, parameters: dict[str, Any], learned: dict[str, Any]) -> 
 
 
 def _average_in(net: ImageNeuralNet) -> dict[str, Any] | None:
-    """Return the weights that an average has taken the place of, if nothing else has since."""
+    """Return the weights that an average has replaced, unless others have replaced it since."""
     average = average_of(net)
     if average is None or not average.own or not average.is_in(net.module_):
         return None
@@ -537,7 +537,7 @@ def _schema_of(callback: Any) -> dict[str, Any]:
 
 
 def _in_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an epoch of a history with arrays in place of its batches, which are many."""
+    """Return an epoch of a history with its batches, which are many, as arrays."""
     runs = [list(run) for _, run in groupby(row["batches"], key=lambda batch: [*batch])]
     columns = [{name: _column([each[name] for each in run]) for name in run[0]} for run in runs]
     return {**row, "batches": columns}
@@ -562,15 +562,15 @@ def _in_rows(row: Any) -> dict[str, Any]:
 def _rehearse(
     kind: Any, parameters: Mapping[str, Any], attributes: Mapping[str, Any], numbers: Any
 ) -> None:
-    """Make a net's networks and losses on the meta device; an error if the numbers do not fit."""
+    """Make a net's networks and losses on the meta device, and refuse numbers that do not fit."""
     module = parameters["module"]
     if not isinstance(module, str | nn.Module | type):
-        return  # a function of the reader's own, which is called once
+        return  # a function of the user's own, which is called once
     options = {name: v for name, v in parameters.items() if not name.startswith("callbacks__")}
     options |= {"callbacks": "disable", "verbose": 0, "compile": False, "device": None}
     if isinstance(module, str):
         check_options({name[8:]: options[name] for name in options if name[:8] == "module__"})
-        check_recipe(attributes["recipe_"])  # what is built, instead of what the name leads to
+        check_recipe(attributes["recipe_"])  # this is built, whatever the name stands for
     if issubclass(kind, training.AcceleratedCAMClassifier):
         kind = training.ConsistentCAMClassifier
     try:
@@ -579,14 +579,14 @@ def _rehearse(
     except Exception:
         if isinstance(module, str):
             raise
-        return  # not every network of a reader's own can be made there
+        return  # not every network of a user's own can be made without numbers
     _check_same(made, numbers)
     for name, each in made.items():
         check_fit(each, numbers[name]["state"])
 
 
 class _LegacyOnMeta(TorchDispatchMode):
-    """Brings to the meta device what ``torch.Tensor(n, m)`` makes, which no device context does."""
+    """Moves ``torch.Tensor(n, m)`` to the meta device, which a device context does not do."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

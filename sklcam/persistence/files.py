@@ -31,12 +31,12 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     estimator : ConsistentCAMClassifier, EmbeddingNet, CAMExplainer, EmbeddingCAMExplainer
-        Or an AcceleratedCAMClassifier, CaptionExplainer, VQAExplainer, CAMSegmenter, ConceptNamer,
-        TextConceptNamer, ConceptMaps; fitted or not. For a search, the best estimator is saved, for
-        a ``FrozenEstimator`` the one inside. The file holds all that is needed to predict, to
-        explain and to continue training: weights, optimizer, history, random generators, and the
-        numbers of the network in an explainer. What is not plain, such as a network's class, is in
-        the file as a label; :func:`load` asks for it.
+        One of these, or an AcceleratedCAMClassifier, CaptionExplainer, VQAExplainer, CAMSegmenter,
+        ConceptNamer, TextConceptNamer or ConceptMaps; fitted or not. For a search, the best
+        estimator is saved; for a ``FrozenEstimator``, the one inside. The file holds all that is
+        needed to predict, to explain and to continue training: weights, optimizer, history, random
+        generators, and the weights of the network in an explainer. An object that is not plain
+        data, such as a network's class, is stored as a label; :func:`load` asks for the object.
     path : str or path
         The file to write. An existing file is replaced once the new one is complete, and kept if
         anything goes wrong. A link is followed.
@@ -44,8 +44,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     PersistenceError
-        If the estimator is not one of these, or holds numbers that files do not; the message says
-        where they are.
+        If the estimator is not one of these, or holds values that a file cannot hold; the message
+        says where they are.
     OSError
         If the file cannot be written.
     TypeError
@@ -54,8 +54,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Notes
     -----
     The same estimator gives the same bytes. With an AcceleratedCAMClassifier in several processes,
-    the main one writes the file, with its own random generators; its accelerator is left out, as
-    are images, loaders and what training holds between steps.
+    the main process writes the file, with its own random generators. The accelerator, the images,
+    the data loaders and the temporary state of training are left out.
 
     Examples
     --------
@@ -94,28 +94,29 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
     """Read an estimator from a file that :func:`save` has written.
 
     A file is data. Reading it imports nothing, calls nothing and sets no attribute that the file
-    names: it holds which estimator of sklcam it is, plain parameters, tensors, and names out of one
-    fixed table. A network is built by its name, as the constructor builds it.
+    names. It says which estimator of sklcam it holds, and contains plain parameters, tensors, and
+    names from one fixed table. A network is built by its name, as the constructor builds it.
 
     Parameters
     ----------
     path : str or path
+        The file to read.
     objects : mapping of str to object, or None, default=None
-        What the file does not hold, by its label: ``{"MyNet": MyNet}``. A network that was trained
-        elsewhere may be given as an instance or as a class; the file's numbers are loaded into it.
+        The objects that the file does not hold, by label: ``{"MyNet": MyNet}``. A network that was
+        trained elsewhere may be an instance or a class; the file's weights are loaded into it.
 
     Returns
     -------
     estimator
-        As it was saved. On a machine without the GPU that it was on, it is on the CPU.
+        The estimator as it was saved, or on the CPU if the GPU that it was on is not available.
 
     Raises
     ------
     MissingObjectsError
-        If the file needs objects that are not there; it names all of them.
+        If the file needs objects that were not passed. The message names all of them.
     PersistenceError
-        If the file was not written by :func:`save`, is damaged or cut off, comes from a later
-        version, or holds what is not in the schema.
+        If the file was not written by :func:`save`, is damaged or truncated, comes from a later
+        version, or holds anything that is not in the schema.
     OSError
         If the file cannot be read.
     TypeError
@@ -126,13 +127,13 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
     Warns
     -----
     VersionWarning
-        If a major version differs from the installed one, or sklcam's is later.
+        If a major version differs from the installed one, or the file's sklcam is later.
 
     Notes
     -----
-    The file ends with a SHA-256 of all that comes before. It is there for damage: whoever writes a
-    file on purpose writes its checksum, too. Such a file can hold an estimator with any weights and
-    any parameters. Whose weights you use remains a question of trust.
+    The file ends with a SHA-256 of everything before it. This checksum detects damage, not forgery:
+    whoever forges a file can write its checksum, too. A forged file can hold an estimator with any
+    weights and any parameters. Whose weights you use remains a question of trust.
 
     Examples
     --------
@@ -168,10 +169,10 @@ def load(path: str | os.PathLike[str], *, objects: Mapping[str, Any] | None = No
             raise MissingObjectsError(label for label in labels if label not in given)
         estimator = read_estimator(content["estimator"], Reader(tensors, given))
         if tensors:
-            raise PersistenceError(f"it holds tensors of nothing: {sorted(tensors)[:5]}")
+            raise PersistenceError(f"it holds tensors that nothing uses: {sorted(tensors)[:5]}")
     except MissingObjectsError:
         raise
-    # A file that was made up can lead to anything. It all means the same.
+    # A forged file can lead to any error, and all of them mean the same.
     except Exception as error:
         reason = "".join(c if c.isprintable() else " " for c in f"{error}"[:2000])
         reason = textwrap.shorten(reason, 500, placeholder=" ...")
@@ -187,8 +188,8 @@ def _parse(text: bytes) -> dict[str, Any]:
     found = content.get("format_version")
     if type(found) is not int or found != _FORMAT_VERSION:
         raise PersistenceError(
-            f"its format has version {str(found)[:20]}, and this sklcam reads {_FORMAT_VERSION}; "
-            "install the sklcam that it was written with, or a later one"
+            f"its format has version {str(found)[:20]}, but this sklcam reads version "
+            f"{_FORMAT_VERSION}. Install the sklcam that wrote the file, or a later one"
         )
     return content
 
@@ -212,7 +213,7 @@ def _check_versions(saved: Any) -> None:
     ]
     if differing:
         warn(
-            f"The estimator was saved with {', '.join(differing)}. It may not behave as it did; "
+            f"The estimator was saved with {', '.join(differing)}. It may behave differently now; "
             "compare its predictions with known ones.",
             VersionWarning,
             stacklevel=3,

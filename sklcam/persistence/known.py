@@ -1,7 +1,7 @@
-"""What a file may name: two tables, of what may be the value of a parameter, and of what is made.
+"""What a file may name: one table of values of parameters, and one of classes to make.
 
-Nothing else is ever looked up for a file. The classes only keep their parameters when they are
-made, or check them; what they do later, in ``fit``, is the library's own work on plain values.
+Nothing else is ever looked up for a file. When the classes are made, they only keep or check their
+parameters; what they do later, in ``fit``, is the library's own work on plain values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SCHEDULES = (
     *("ExponentialLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR"),
     *("PolynomialLR", "ReduceLROnPlateau", "StepLR"),
 )
-# Those that write files, such as Checkpoint, are for the reader to bring along.
+# Users pass callbacks that write files, such as Checkpoint, to load.
 _CALLBACKS = (
     *("BatchScoring", "EarlyStopping", "EpochScoring", "EpochTimer", "Freezer", "LRScheduler"),
     *("GradientNormClipping", "ParamMapper", "PassthroughScoring", "PrintLog", "ProgressBar"),
@@ -71,7 +71,7 @@ def _values() -> dict[str, tuple[Any, tuple[str, ...]]]:
 
 @cache
 def _kinds() -> dict[str, type]:
-    """Return the classes that instances are made by."""
+    """Return the classes whose instances a file may hold."""
     kinds = [
         *(getattr(skorch_callbacks, name) for name in _CALLBACKS),
         *(getattr(model_selection, name) for name in _SPLITTERS),
@@ -89,7 +89,7 @@ def _methods() -> list[type]:
 
 
 def _parameters(kind: type) -> frozenset[str]:
-    if issubclass(kind, skorch_callbacks.ParamMapper):  # its children take *args
+    if issubclass(kind, skorch_callbacks.ParamMapper):  # its subclasses take *args
         kind = skorch_callbacks.ParamMapper
     return frozenset(parameter_names(kind))
 
@@ -103,15 +103,17 @@ def name_of(value: Any, at: str) -> str | None:
 
 
 def find(name: Any, at: str) -> Any:
-    """Return the class or function of that name; an error if it may not stand there."""
+    """Return the class or function of that name, if it may be the value of the parameter `at`."""
     found, places = _values().get(name, (None, ())) if isinstance(name, str) else (None, ())
     if at not in places:
-        raise PersistenceError(f"{str(name)[:80]!r} is nothing that a file may name as {at[:40]!r}")
+        raise PersistenceError(
+            f"{str(name)[:80]!r} is not something that a file may name as {at[:40]!r}"
+        )
     return found
 
 
 def parameters_of(value: Any) -> dict[str, Any] | None:
-    """Return what an instance was made of, if it can be made again of that."""
+    """Return the parameters of an instance, if it can be made again from them."""
     kind = type(value)
     if _kinds().get(kind.__name__) is not kind:
         return None
@@ -133,26 +135,26 @@ def make(name: Any, parameters: Mapping[str, Any], learned: Mapping[str, Any]) -
     kind = _kinds().get(name) if isinstance(name, str) else None
     wrong = [key for key in parameters if kind is None or not _takes(kind, key)]
     if kind is None or wrong:
-        raise PersistenceError(f"{str(name)[:80]!r} is not made of {wrong[:5]}")
+        raise PersistenceError(f"{str(name)[:80]!r} cannot be made from {wrong[:5]}")
     check_policy(parameters.get("policy"))
     try:
         made = kind(**parameters)
     except (TypeError, ValueError) as error:
-        raise PersistenceError(f"{name} is not made of these parameters: {error}") from error
+        raise PersistenceError(f"{name} cannot be made from these parameters: {error}") from error
     for key, value in learned.items():
         if not isinstance(value, _LEARNED.get(kind.__name__, {}).get(key, ())):
-            raise PersistenceError(f"{name} has not learned {str(key)[:80]!r}")
+            raise PersistenceError(f"{name} does not learn {str(key)[:80]!r}")
         setattr(made, key, value)
     return made
 
 
 def _takes(kind: type, key: str) -> bool:
-    # LRScheduler sets what it hands on to its policy as attributes; none may be one of its own.
+    # LRScheduler sets its policy's options as attributes; none may be an attribute of its class.
     is_free = key.isidentifier() and key.strip("_") == key and not hasattr(kind, key)
     return key in _parameters(kind) or (kind is LRScheduler and is_free)
 
 
 def check_policy(policy: Any) -> None:
-    """Refuse the name of a schedule that is none: skorch looks it up among all that it imports."""
+    """Refuse a name that is not a schedule's: skorch looks it up among all its imports."""
     if isinstance(policy, str) and policy not in _SCHEDULES:
         raise PersistenceError(f"{policy[:80]!r} is not a schedule of learning rates")

@@ -1,7 +1,7 @@
-"""Networks in files: by the name that they are built by, or by a label; and their numbers.
+"""Networks in files: a name from which they are built, or a label, and their numbers.
 
-A name leads to nothing but what the library builds by itself: no file is read for it, and nothing
-is downloaded. Networks are built first on the meta device, where they take no memory.
+A name stands only for what the library builds by itself: no file is read for it, and nothing is
+downloaded. Networks are built first on the meta device, where they take no memory.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from sklcam.persistence.errors import PersistenceError
 from sklcam.persistence.values import Reader, Writer, expect
 
 LARGEST_INPUT = 2**26  # pixels
-_LARGEST_OPTION = 2**16  # of a network's builder, which may loop as often
+_LARGEST_OPTION = 2**16  # of a network's builder, which may loop that often
 _MOST_NAMES = 2**16
 
-# Torchvision's, timm's and transformers' own, which come with a configuration: no folder, and no
-# repository.
+# Networks of torchvision, of timm, and of transformers, which need a configuration. A name is
+# neither a folder nor a repository.
 _NAME = re.compile(r"(torchvision/|timm/|transformers/)?[\w.\-]+", re.ASCII)
 _WORD = re.compile(r"[\w.\- ]{0,64}", re.ASCII)
-# Of a timm network's arguments, the words are looked up in tables.
+# The arguments of a timm network whose words are looked up in tables.
 _WORDS = ("act_layer", "global_pool", "norm_layer")
-# By these a configuration could name programs, or other networks, to be fetched.
+# With these, a configuration could name programs or other networks to fetch.
 _FETCHED = re.compile(
     r".*(backbone|auto_map|quantization|attn_implementation|experts_implementation|kernel"
     r"|architecture|name_or_path|model_args|commit|torchscript).*"
@@ -43,7 +43,7 @@ _DEEPEST, _MOST_ENTRIES = 4, 1024
 
 
 def write_network(model: nn.Module | NeuralNet, writer: Writer, where: str) -> dict[str, Any]:
-    """Put a network in JSON by the name that it was built by, or as a label; and its tensors."""
+    """Write a network as the name from which it was built, or as a label, with its tensors."""
     network = model.module_ if isinstance(model, NeuralNet) else model
     recipe = getattr(model, "built_as", None)
     is_built = recipe is not None and _is_made_by(recipe, network)
@@ -56,7 +56,7 @@ def write_network(model: nn.Module | NeuralNet, writer: Writer, where: str) -> d
 
 
 def read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
-    """Make a network of what :func:`write_network` has put in JSON."""
+    """Make a network from the JSON of :func:`write_network`."""
     source, numbers, origin = entries(node, "network", "numbers", "origin")
     model, numbers = reader.read(source, "model"), reader.read(numbers)
     is_built = isinstance(model, dict)
@@ -70,8 +70,8 @@ def read_network(node: Any, reader: Reader) -> nn.Module | NeuralNet:
     network = vars(model).get("module_") if isinstance(model, NeuralNet) else model
     if not isinstance(network, nn.Module):
         raise PersistenceError(
-            f"objects has a {type(model).__name__} in the place of a network; give an nn.Module, "
-            "its class, or a fitted skorch net around one"
+            f"objects has a {type(model).__name__} in place of a network; pass an nn.Module, its "
+            "class, or a fitted skorch net around one"
         )
     load_numbers(network, numbers, is_built=is_built)
     return model
@@ -97,15 +97,15 @@ def numbers_of(network: nn.Module) -> dict[str, Any]:
 
 
 def load_numbers(network: nn.Module, numbers: Any, *, is_built: bool) -> None:
-    """Give a network the numbers of a file, which must be exactly those that it needs."""
+    """Load the numbers of a file into a network, which must need exactly these."""
     state, frozen, in_training = entries(numbers, "state", "frozen", "training")
     check_fit(network, state)
-    own = network.state_dict()  # with the layers' versions, which some refuse to be without
+    own = network.state_dict()  # with the layers' versions, which some layers require
     for name, value in own.items() if is_built else ():
-        # Tables such as Swin's of relative positions: a GPU does not check what it is pointed to.
+        # Tables such as Swin's relative positions are indices, and a GPU does not check these.
         is_table = value.ndim > 0 and not value.is_floating_point()
         if is_table and not torch.equal(value.cpu(), state[name]):
-            raise PersistenceError(f"{name} is a table that is not learned, and another")
+            raise PersistenceError(f"{name} is a table that is not learned, and differs")
     own.update(state)
     network.load_state_dict(own)
     for name, parameter in network.named_parameters():
@@ -126,7 +126,7 @@ def on_meta(recipe: Mapping[str, Any]) -> nn.Module:
 
 
 def check_recipe(recipe: Any) -> None:
-    """Refuse what would make ``build_model`` fetch something, or never come to an end."""
+    """Refuse a recipe that would make ``build_model`` fetch something, or never end."""
     sizes = ("name", "n_classes", "in_channels", "image_size")
     name = expect(recipe, dict, "network").get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -135,12 +135,12 @@ def check_recipe(recipe: Any) -> None:
         raise PersistenceError("a network of transformers has no configuration")
     size = check_size(recipe.get("image_size"), "image_size")
     if math.prod(size) > LARGEST_INPUT:
-        raise PersistenceError(f"image_size={size} is of no network")
+        raise PersistenceError(f"image_size={size} has more than {LARGEST_INPUT} pixels")
     check_options({key: value for key, value in recipe.items() if key not in sizes})
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of a builder by which it could read files, or never come to an end."""
+    """Refuse options that could make a builder read files, or never end."""
     for name, value in options.items():
         if name == "config":
             _check_config(value, 0)
@@ -150,13 +150,13 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in _WORDS and isinstance(value, str) and _WORD.fullmatch(value):
             continue
         if not is_free or not all(isinstance(n, bool | int | float | None) for n in numbers):
-            raise PersistenceError(f"{name[:80]!r} is not an option of a network by name")
+            raise PersistenceError(f"{name[:80]!r} is not an option of networks built by name")
         if any(n is not None and not abs(n) <= _LARGEST_OPTION for n in numbers):
             raise PersistenceError(f"{name[:80]!r} is too large for an option of a network")
 
 
 def _check_config(value: Any, depth: int) -> None:
-    """Refuse a configuration of transformers that is not of numbers and words alone."""
+    """Refuse a configuration of transformers that holds more than numbers and words."""
     items: Any = ()
     if isinstance(value, dict):
         for key in value:
@@ -175,7 +175,7 @@ def _check_config(value: Any, depth: int) -> None:
     elif value is not None and not abs(value) <= _LARGEST_OPTION:
         raise PersistenceError(f"{str(value)[:40]} is too large for a configuration")
     if depth > _DEEPEST or len(items) > _MOST_ENTRIES:
-        raise PersistenceError("a configuration is nested too deep, or has too many entries")
+        raise PersistenceError("a configuration is nested too deeply, or has too many entries")
     for item in items:
         _check_config(item, depth + 1)
 
@@ -184,7 +184,7 @@ def _check_config(value: Any, depth: int) -> None:
 
 
 def write_origin(origin: Origin) -> dict[str, Any] | None:
-    """Return what is known of a network as plain values; None if that is nothing."""
+    """Return what is known about a network as plain values, or None if nothing is known."""
     said = origin.preprocessing
     if isinstance(said.mean, str) and origin == Origin():
         return None
@@ -196,7 +196,7 @@ def write_origin(origin: Origin) -> dict[str, Any] | None:
 
 
 def read_origin(value: Any) -> Origin:
-    """Return what is known of a network; an error if it is not of that kind."""
+    """Return what is known about a network, and refuse anything else."""
     if value is None:
         return Origin()
     plain, names = entries(value, "preprocessing", "class_names")
@@ -206,9 +206,11 @@ def read_origin(value: Any) -> Origin:
         n_pixels = math.prod(said.image_size)
         said.of_channels(1)
     except (TypeError, ValueError, KeyError) as error:
-        raise PersistenceError(f"how images are prepared is not clear: {error}") from error
+        raise PersistenceError(
+            f"it does not say clearly how images are prepared: {error}"
+        ) from error
     if n_pixels > LARGEST_INPUT or not isinstance(said.source, str):
-        raise PersistenceError("how images are prepared is not clear")
+        raise PersistenceError("it does not say clearly how images are prepared")
     if names is None:
         return Origin(said)
     expect(names, list, "names of classes")
@@ -221,25 +223,25 @@ def read_origin(value: Any) -> Origin:
 
 
 def check_fit(network: nn.Module, state: Any) -> None:
-    """Refuse tensors that are not those of a network."""
+    """Refuse tensors that do not fit a network."""
     wrong = misfit(network, expect(state, dict, "tensors"))
     if wrong:
         raise PersistenceError(f"it does not fit {type(network).__name__}: {wrong}")
 
 
 def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Return in what respect tensors are not those of a network, if they are not."""
+    """Return how tensors differ from those of a network; None if they fit."""
     own = network.state_dict()
     if own.keys() != state.keys():
-        return f"its tensors are others, such as {sorted(own.keys() ^ state.keys())[:5]}"
+        return f"names of tensors differ, such as {sorted(own.keys() ^ state.keys())[:5]}"
     for name, value in own.items():
         given = state[name]
         if not isinstance(value, Tensor) or not isinstance(given, Tensor):
             return f"{name} is not a tensor"
         if (given.shape, given.dtype) != (value.shape, value.dtype):
             return (
-                f"{name} must be of shape {tuple(value.shape)} and {value.dtype}; it is of "
-                f"{tuple(given.shape)} and {given.dtype}"
+                f"{name} must be of shape {tuple(value.shape)} and dtype {value.dtype}; it is of "
+                f"shape {tuple(given.shape)} and dtype {given.dtype}"
             )
     return None
 
@@ -247,5 +249,5 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 def entries(node: Any, *names: str) -> list[Any]:
     """Return the entries of an object in the JSON, which must have these and no others."""
     if expect(node, dict, "entries").keys() != set(names):
-        raise PersistenceError(f"its JSON has {[*node][:8]} in the place of {list(names)}")
+        raise PersistenceError(f"its JSON has {[*node][:8]} in place of {list(names)}")
     return [node[name] for name in names]

@@ -1,7 +1,7 @@
-"""The schema of what uses explainers: namers of channels, concept maps, segmenters.
+"""The schema of the estimators that use explainers: namers of channels, concept maps, segmenters.
 
-What they have found is arrays, names and numbers. The explainers that they hold, which are
-estimators themselves, are in ``estimators.py``.
+They learn arrays, names and numbers. The explainers that they hold are estimators themselves, and
+are in ``estimators.py``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _LEARNED: dict[type, dict[str, Any]] = {
     ConceptMaps: {**_OF_LAYER, "components_": np.ndarray, "explained_": float},
     CAMSegmenter: {"classes_": np.ndarray, "threshold_": float, "scores_": dict},
 }
-_OF_THE_CHOSEN = {"scores_"}  # which a segmenter has if it was to choose its threshold
+_OF_THE_CHOSEN = {"scores_"}  # a segmenter has these if it chose its threshold
 
-# The sides of the arrays; those of one name are equal.
+# The sides of the arrays; sides of the same name are equally long.
 _SIDES: dict[str, tuple[str | int, ...]] = {
     "names_": ("channels",),
     "uncertainty_": ("channels", "concepts"),
@@ -49,12 +49,12 @@ _SIDES: dict[str, tuple[str | int, ...]] = {
 
 
 def schema_of(kind: type) -> dict[str, Any]:
-    """Return what an estimator of a kind learns, and the type of each."""
+    """Return the attributes that an estimator of a kind learns, and their types."""
     return next(_LEARNED[base] for base in USES if issubclass(kind, base))
 
 
 def found_by(estimator: Any) -> dict[str, Any] | None:
-    """Return what an estimator has learned, in values that files hold; None before fit."""
+    """Return what an estimator has learned, as values for a file; None before fit."""
     own = vars(estimator)
     found = {name: own[name] for name in schema_of(type(estimator)) if name in own}
     if not _is_complete(type(estimator), found):
@@ -67,7 +67,7 @@ def found_by(estimator: Any) -> dict[str, Any] | None:
 
 
 def check_found(kind: type, found: Mapping[str, Any]) -> None:
-    """Refuse what is not complete, or whose arrays are not of one size."""
+    """Refuse attributes that are incomplete, or arrays whose sizes do not agree."""
     if not _is_complete(kind, found):
         raise PersistenceError(f"it lacks some of {sorted(schema_of(kind))}")
     sides: dict[str | int, int] = {4: 4}
@@ -82,7 +82,7 @@ def check_found(kind: type, found: Mapping[str, Any]) -> None:
             sides.setdefault(side, n) == n for side, n in zip(wanted, shape, strict=True)
         )
         if not is_of_size:
-            raise PersistenceError(f"{name} is of shape {shape}, and others are not")
+            raise PersistenceError(f"{name} is of shape {shape}, which others do not fit")
 
 
 def _is_complete(kind: type, found: Mapping[str, Any]) -> bool:
@@ -91,11 +91,11 @@ def _is_complete(kind: type, found: Mapping[str, Any]) -> bool:
 
 
 def _as_plain(name: Any) -> Any:
-    """Return the name of a concept as a string or a number of Python's."""
+    """Return the name of a concept as a Python string or number."""
     plain = name.item() if isinstance(name, np.generic) else name
     if type(plain) not in (bool, int, float, str):
         raise PersistenceError(
-            f"A concept's name is {describe(name)}, and files hold strings and numbers: give "
-            "concepts such names, and fit the namer."
+            f"A concept's name is {describe(name)}, but a file holds only strings and numbers. "
+            "Give concepts such names, and fit the namer again."
         )
     return plain

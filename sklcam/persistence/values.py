@@ -1,8 +1,8 @@
-"""Values in a file: plain ones as JSON, numbers as tensors, all else by name.
+"""Values in a file: plain ones as JSON, numbers as tensors, and everything else by name.
 
-A value is null, a bool, an int of 64 bits, a float, a string or a list, as JSON has them. Anything
-else is an object with exactly the keys of one of these forms. Data, which is all that an estimator
-has learned:
+A null, a bool, an int of 64 bits, a float, a string and a list are written as JSON has them. Any
+other value is an object with exactly the keys of one of these forms. The forms of data, which is
+all that an estimator learns:
 
 ====================================================  ==============================================
 ``{"float": "nan"}``                                  a float that JSON has no word for
@@ -13,19 +13,19 @@ has learned:
 ``{"items": [...], "dtype": ...}``                    an array of strings, or of plain objects
 ====================================================  ==============================================
 
-And what only parameters hold:
+The forms that only parameters may have:
 
 ====================================================  ==============================================
 ``{"random_state": [tensor, ...]}``                   a ``RandomState``
 ``{"known": name}``                                   a class or function of the table in ``known``
 ``{"made": name, "with": {...}, "learned": {...}}``   an instance, made by a class of that table
-``{"object": label}``                                 anything else; the reader brings it along
-``{"instance": label}``                               the same, and no class will do
+``{"object": label}``                                 anything else; the user passes it to ``load``
+``{"instance": label}``                               the same, but its class will not do
 ====================================================  ==============================================
 
-NumPy's scalars are in it as plain numbers, paths and devices as strings. Names are only ever looked
-up in tables. Each tensor belongs to one value, so that a file cannot ask for more memory than it
-has numbers.
+NumPy scalars are written as plain numbers, paths and devices as strings. Names are only ever looked
+up in tables. Each tensor belongs to one value, so a file cannot ask for more memory than its
+numbers take.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sklcam.persistence.errors import MissingObjectsError, PersistenceError
 # Deeper than any parameter of an estimator, and far from Python's limit of recursion.
 _DEEPEST = 24
 
-# Bytes of string arrays, all of whose strings take as much room as the longest.
+# Bytes of string arrays, in which every string takes as much room as the longest.
 _LARGEST_STRINGS = 2**26
 
 _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors holds
@@ -56,18 +56,18 @@ _NUMBERS = "?bBhHiIlLqQefd"  # NumPy's codes of the dtypes that safetensors hold
 _DATA = ("float", "tuple", "dict", "tensor", "array", "dates dtype", "items dtype")
 _OF_PARAMETERS = ("random_state", "known", "made with learned", "object", "instance")
 
-# The key of tables that a label stands in, and what a reader copies out of an error message.
+# A label is the key of tables, and users copy it from an error message into their program.
 _LABEL = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 
 
 class Writer:
-    """Puts values in JSON, and their numbers in tensors by name.
+    """Writes values as JSON, and their numbers as tensors by name.
 
     Attributes
     ----------
     tensors : dict of str to Tensor
     objects : dict of str to object
-        What the reader has to bring along, by label.
+        The objects that the user has to pass to ``load``, by label.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class Writer:
         ----------
         value : object
         where : str
-            Names its tensors, and the value in messages.
+            The name of its tensors, and of the value in messages.
         at : str or None, default=None
-            The parameter that it is the value of; None takes data alone.
+            The parameter whose value this is; None takes only data.
         """
         if value is None or type(value) in (bool, str):
             return value
@@ -105,7 +105,9 @@ class Writer:
             return str(value)
         data = self._numbers(value, where)
         if data is None and at is None:
-            raise PersistenceError(f"{where} is a {type(value).__name__}, which files do not hold.")
+            raise PersistenceError(
+                f"{where} is a {type(value).__name__}, which a file cannot hold."
+            )
         return data or self._named(value, where, at or "") or self.label(value, at or "")
 
     def _numbers(self, value: Any, where: str) -> dict[str, Any] | None:
@@ -125,17 +127,17 @@ class Writer:
         return None
 
     def store(self, tensor: Tensor, where: str) -> str:
-        """Keep a tensor under a name of its own, and return that."""
+        """Keep a tensor under a name of its own, and return the name."""
         if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise PersistenceError(f"{where} is a tensor without numbers, or a sparse one.")
         if tensor.is_quantized:
-            raise PersistenceError(f"{where} is a quantized tensor, which files do not hold.")
+            raise PersistenceError(f"{where} is a quantized tensor, which a file cannot hold.")
         where = where.removeprefix(".")
         name, n = where, 1
         while name in self.tensors:
             n += 1
             name = f"{where}#{n}"
-        # Tensors in a file share no memory, and none is larger than what is seen of it.
+        # Tensors in a file share no memory, and a view is stored without the rest of its memory.
         self.tensors[name] = tensor.detach().cpu().contiguous().clone()
         return name
 
@@ -157,30 +159,30 @@ class Writer:
         }
 
     def label(self, value: Any, at: str) -> dict[str, Any]:
-        """Keep something under a label, for the reader to bring along."""
+        """Keep an object under a label, for the user to pass to ``load``."""
         found = getattr(value, "__name__", None)
         if not isinstance(found, str):
             found = type(value).__name__
-        # A lambda has no name; its parameter has.
+        # A lambda has no name, but its parameter has one.
         found = at if "<" in found else found
         label = re.sub(r"\W|^(?=\d)", "_", found[:60], flags=re.ASCII) or "_"
         while self.objects.get(label, value) is not value:
             label += "_"
         self.objects[label] = value
-        # A network's class may stand for it: the numbers that make the difference are in the file.
+        # A network's class may stand for it, as the file has the weights of the instance.
         is_class = isinstance(value, type) or at == "model"
         return {"object": label} if is_class else {"instance": label}
 
 
 class Reader:
-    """Makes values of what :class:`Writer` has put in JSON.
+    """Makes values from the JSON of :class:`Writer`.
 
     Parameters
     ----------
     tensors : dict of str to Tensor
-        Each is taken out once it is used.
+        Each is removed once it is used.
     objects : mapping of str to object
-        What the reader of the file brings along, by label.
+        The objects that the user has passed to ``load``, by label.
     """
 
     def __init__(self, tensors: dict[str, Tensor], objects: Mapping[str, Any]):
@@ -190,17 +192,17 @@ class Reader:
         self._room = _LARGEST_STRINGS
 
     def read(self, node: Any, at: str | None = None) -> Any:
-        """Return the value that JSON stands for.
+        """Return the value that a node of the JSON stands for.
 
         Parameters
         ----------
         node : object
         at : str or None, default=None
-            The parameter that it is the value of; None refuses all but data.
+            The parameter whose value this is; None refuses everything but data.
         """
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise PersistenceError(f"its JSON is nested more than {_DEEPEST} times")
+            raise PersistenceError(f"its JSON is nested more than {_DEEPEST} levels deep")
         value = node
         if isinstance(node, list):
             value = [self.read(item, at) for item in node]
@@ -212,7 +214,7 @@ class Reader:
         return value
 
     def tensor(self, name: Any) -> Tensor:
-        """Take a tensor."""
+        """Return a tensor, which can be used only once."""
         if not isinstance(name, str) or name not in self.tensors:
             raise PersistenceError(f"it has no tensor {str(name)[:80]!r}, or uses it twice")
         return self.tensors.pop(name)
@@ -221,7 +223,7 @@ class Reader:
         form = " ".join(node)
         is_data = form in _DATA
         if not is_data and not (at and form in _OF_PARAMETERS):
-            raise PersistenceError(f"its JSON has {[*node][:8]} where no such form may stand")
+            raise PersistenceError(f"its JSON has {[*node][:8]} where this form is not allowed")
         match node:
             case {"float": "nan" | "inf" | "-inf" as text}:
                 return float(text)
@@ -250,42 +252,44 @@ class Reader:
                 found = self.objects[label]
                 if "instance" in node and isinstance(found, type):
                     raise PersistenceError(
-                        f"objects has a class, {found.__name__}, where the file had an instance: "
-                        f"bring one along, with the arguments it had, {label}(...)"
+                        f"objects has a class, {found.__name__}, where the file had an instance. "
+                        f"Pass an instance with the same arguments: {label}(...)"
                     )
                 return found
-        raise PersistenceError(f"its JSON has a {form.split()[0]} that is not one")
+        raise PersistenceError(f"its JSON has a {form.split()[0]} that is not valid")
 
     def _dict(self, pairs: list[Any], at: str | None) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
         for pair in pairs:
             key, value = expect(pair, list, "pair of a dict")
             key = self.read(key)
-            # Hashes of strings are salted; tuples could be chosen so that all theirs are the same.
+            # Hashes of strings are salted, but tuples could be chosen to have the same hash.
             if not isinstance(key, str | int | float | None) or key in found:
-                raise PersistenceError("a dict in its JSON has a key that is not plain, or twice")
+                raise PersistenceError(
+                    "a dict in its JSON has a key that is not plain, or has it twice"
+                )
             found[key] = self.read(value, at)
         return found
 
     def _items(self, items: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
         is_text = dtype.kind == "U"
         if not all(isinstance(item, str) if is_text else _is_plain(item) for item in items):
-            raise PersistenceError(f"an array of {dtype} in its JSON has something else in it")
+            raise PersistenceError(f"an array of {dtype} in its JSON holds something else")
         self._room -= dtype.itemsize * len(items) if is_text else 0
         if self._room < 0 or dtype.itemsize == 0:
-            raise PersistenceError(f"its arrays of {dtype} and the like take too much memory")
+            raise PersistenceError(f"its arrays of strings, such as {dtype}, take too much memory")
         return np.array(items, dtype=dtype)
 
 
 def expect(value: Any, kind: Any, what: str) -> Any:
-    """Return a part of the JSON; an error if it is not of that kind."""
+    """Return a part of the JSON, and raise an error if it is not of that kind."""
     if not isinstance(value, kind):
-        raise PersistenceError(f"its JSON has something else in the place of the {what}")
+        raise PersistenceError(f"its JSON has something else in place of the {what}")
     return value
 
 
 def check_label(label: Any) -> str:
-    """Return a label, which a reader may copy into a program; an error if it is not a name."""
+    """Return a label, which must be a name, as users may copy it into a program."""
     if not isinstance(label, str) or not _LABEL.fullmatch(label):
         raise PersistenceError(f"{str(label)[:40]!r} is not a label")
     return label
@@ -298,18 +302,18 @@ def _is_plain(value: Any) -> bool:
 def _dtype(name: Any, kinds: str) -> np.dtype[Any]:
     found = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
     if found is None or found.kind not in kinds or found.fields or found.subdtype:
-        raise PersistenceError(f"{str(name)[:40]!r} is not a dtype that files hold")
+        raise PersistenceError(f"{str(name)[:40]!r} is not a dtype that a file can hold")
     return found
 
 
 def _random_state(
     key: np.ndarray, position: int, has_gauss: int, cached: float
 ) -> np.random.RandomState:
-    # NumPy trusts the position, and would read beyond the key. From zeros it draws zeros, and waits
-    # for ever for a normal number.
+    # NumPy trusts the position, and would read beyond the key. A key of zeros gives only zeros, and
+    # drawing a normal number would never end.
     is_key = key.dtype == np.uint32 and key.shape == (624,) and key.any()
     if not is_key or not 0 <= position <= 624:
-        raise PersistenceError("the state of a RandomState is not one")
+        raise PersistenceError("the state of a RandomState is not valid")
     made = np.random.RandomState(0)
     made.set_state(("MT19937", key, position, int(has_gauss), float(cached)))
     return made

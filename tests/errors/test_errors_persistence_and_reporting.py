@@ -112,7 +112,7 @@ FILES: dict[str, list[Row]] = {
         (
             "a network",
             lambda f: sklcam.save(NET, f / "x"),
-            "by a CAMExplainer around",
+            "Put a CAMExplainer around",
             PersistenceError,
         ),
         ("a class", lambda f: sklcam.save(CAMExplainer, f / "x"), "ABCMeta", PersistenceError),
@@ -134,13 +134,13 @@ FILES: dict[str, list[Row]] = {
         (
             "a concept",
             lambda f: sklcam.save(namer(("a", "pair")), f / "x"),
-            r"A concept's name is a tuple, \('a', 'pair'\), .* give concepts such names",
+            r"A concept's name is a tuple, \('a', 'pair'\), .* Give concepts such names",
             PersistenceError,
         ),
         (
             "a segmenter of a search",
             lambda f: sklcam.save(sklcam.CAMSegmenter(SEARCH), f / "x"),
-            r"do not hold a search .* set_params\(explainer=segmenter.explainer_\)",
+            r"cannot hold a search .* segmenter.set_params\(explainer=segmenter.explainer_\)",
             PersistenceError,
         ),
         (
@@ -152,7 +152,7 @@ FILES: dict[str, list[Row]] = {
         (
             "a segmenter behind others",
             lambda f: sklcam.save(sklcam.CAMSegmenter(STEPS), f / "x"),
-            "does not take the transformers of a Pipeline",
+            "does not store the transformers of a Pipeline",
             PersistenceError,
         ),
     ],

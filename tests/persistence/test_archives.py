@@ -119,9 +119,9 @@ def test_sizes_that_lie(tmp_path):
 
 def test_json_of_more_than_the_limit(tmp_path, monkeypatch, fitted, saved):
     monkeypatch.setattr(container, "LARGEST_JSON", 1000)
-    with pytest.raises(PersistenceError, match="is refused"):
+    with pytest.raises(PersistenceError, match="at most 1000 are read"):
         load(saved, objects=OBJECTS)
-    with pytest.raises(PersistenceError, match="as many are refused"):
+    with pytest.raises(PersistenceError, match="more than a file may hold"):
         save(fitted, tmp_path / "a")
 
 
@@ -133,7 +133,7 @@ def test_json_of_more_than_the_limit(tmp_path, monkeypatch, fitted, saved):
 def test_json_that_would_take_much_memory_is_not_parsed(text, tmp_path, monkeypatch):
     path = archive_of(tmp_path, ("estimator.json", text), ("weights.safetensors", EMPTY))
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
-    with pytest.raises(PersistenceError, match="as many are refused"):
+    with pytest.raises(PersistenceError, match="more than a file may hold"):
         load(path)
 
 
