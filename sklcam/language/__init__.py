@@ -1,4 +1,4 @@
-"""Networks of images and words: captions and answers, and where they come from."""
+"""Explainers of networks that write captions or answer questions about images."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from sklcam.networks.tasks import Evidence
 
 
 class LanguageAdapter(ModuleAdapter):
-    """A network of images and texts, that returns the scores of tokens or of answers.
+    """A network of images and texts, which returns the scores of tokens or of answers.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ class LanguageAdapter(ModuleAdapter):
             self.labels = np.asarray(speech.answers)
 
     def _speaking(self) -> AbstractContextManager[None]:
-        # Called as ever, so that what hangs on a pass through the network takes part in it.
+        # The network itself is called, so that its hooks run.
         return replaced(self.network, "forward", self.speech.columns)
 
     def forward(self, inputs: Inputs) -> Tensor:
         if not inputs.others:
             raise ValueError(
-                f"{type(self.network).__name__} is asked of images with texts, and got images "
-                "alone; take the inputs of open(X).batches()."
+                f"{type(self.network).__name__} needs images with texts, but got only images. Take "
+                "the inputs of open(X).batches()."
             )
         with self._speaking():
             return super().forward(inputs)
@@ -58,7 +58,7 @@ class LanguageAdapter(ModuleAdapter):
             super().look_at_inputs(sample)
 
     def settle(self, evidence: Evidence) -> None:
-        if self.speech.answers is not None:  # tokens are no classes
+        if self.speech.answers is not None:  # tokens are not classes
             super().settle(evidence)
 
     def probabilities(self, columns: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class LanguageAdapter(ModuleAdapter):
 
 
 def speech_of(network: nn.Module, processor: Any, max_words: int, *, asks: bool) -> Speech:
-    """Return how a network is asked.
+    """Return how a network is used.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def speech_of(network: nn.Module, processor: Any, max_words: int, *, asks: bool)
     processor : processor or tokenizer of transformers, or None
     max_words : int
     asks : bool
-        Whether it is asked questions.
+        Whether it answers questions.
 
     Returns
     -------
@@ -83,13 +83,13 @@ def speech_of(network: nn.Module, processor: Any, max_words: int, *, asks: bool)
     Raises
     ------
     ValueError
-        If the network is not of a kind that is known, or is of the other kind.
+        If the kind of network is unknown, or needs the other explainer.
     """
     network = unwrap(network)
     if isinstance(network, LanguageNetwork):
         if network.answers and not asks:
             raise ValueError(
-                f"{type(network).__name__} has answers, to questions: explain it by a VQAExplainer."
+                f"{type(network).__name__} answers questions. Explain it with a VQAExplainer."
             )
         return OwnSpeech(network, max_words)
     kinds = {each.__name__ for each in type(network).__mro__}
@@ -100,12 +100,12 @@ def speech_of(network: nn.Module, processor: Any, max_words: int, *, asks: bool)
     if kinds & others.keys():
         what, instead = ("captions", "Caption") if asks else ("answers", "VQA")
         raise ValueError(
-            f"A {type(network).__name__} writes {what}: explain it by {instead}Explainer."
+            f"A {type(network).__name__} writes {what}. Explain it with a {instead}Explainer."
         )
     raise ValueError(
-        f"How a {type(network).__name__} is asked is not known. Known are {', '.join(known)} of "
-        "transformers; for any other network write a LanguageNetwork around it, which takes two "
-        "methods."
+        f"{type(network).__name__} is not a known network of images and texts. Give "
+        f"{' or '.join(known)} from transformers, or write a LanguageNetwork around yours, "
+        "which takes two methods."
     )
 
 
@@ -116,26 +116,26 @@ class TextBatch(Batch):
     Attributes
     ----------
     texts : list of str or None
-        What is explained; None where that is a class.
+        The texts that are explained; None if the target is a class.
     """
 
     texts: list[str] | None = None
 
 
 class OpenedTexts(OpenedImages):
-    """Images, and the texts that go with them; those that are not given the network writes.
+    """Images, and the texts that go with them; the network writes texts that are not given.
 
     Parameters
     ----------
     adapter : Adapter
     speech : Speech
-    X : images, or mapping with an "image", and what it asks for
+    X : images, or mapping of "image" and the kinds of texts to their values
     asks : bool
         Whether there must be a "question".
     given : str
-        What the texts are called that are explained: "caption" or "answer".
+        The name of the texts that are explained: "caption" or "answer".
     **reading
-        Of :class:`OpenedImages`.
+        See :class:`OpenedImages`.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class OpenedTexts(OpenedImages):
         self.texts = as_texts(X[given], f"{given}s", n_images) if given in X else None
         if self.texts is not None and speech.answers is not None:
             raise ValueError(
-                f"The network chooses one of {len(speech.answers)} answers; say by target= which "
-                f"is explained, and leave {given!r} out of X."
+                f"The network chooses one of {len(speech.answers)} answers. Give the one to "
+                f"explain as target=, and leave {given!r} out of X."
             )
 
     @property
@@ -160,7 +160,7 @@ class OpenedTexts(OpenedImages):
         return {name: np.array(rows) for name, rows in texts.items() if rows is not None}
 
     def pictures(self) -> OpenedImages:
-        """Return the images alone."""
+        """Return only the images."""
         part = object.__new__(OpenedImages)
         vars(part).update(vars(self))
         return part
@@ -171,7 +171,7 @@ class OpenedTexts(OpenedImages):
         return [texts[row] for row in self._rows]
 
     def written(self, batch: Batch) -> list[str]:
-        """Return what the network writes of the images of a batch."""
+        """Return the texts that the network writes for the images of a batch."""
         questions = self._some(self.questions, batch)
         with torch.inference_mode(False), torch.no_grad(), self._language.evaluating():
             return self._speech.write(batch.inputs.images, questions)
@@ -189,8 +189,8 @@ class OpenedTexts(OpenedImages):
             for row, text in enumerate(texts, start):
                 if not text.split():
                     raise ValueError(
-                        f"The network writes nothing of image {row}, so that there is no word to "
-                        "explain; give the texts."
+                        f"The network writes nothing for image {row}, so there is no word to "
+                        "explain. Give the texts."
                     )
                 self._written[self._rows[row]] = text
         others = self._speech.inputs(texts, self._some(self.questions, batch))
@@ -199,11 +199,11 @@ class OpenedTexts(OpenedImages):
 
 
 def _checked(X: Any, asks: bool, given: str) -> Mapping[str, Any]:
-    """Return X as a mapping that has all that is asked for; otherwise a ValueError."""
+    """Return X as a mapping with all that is needed, or raise a ValueError."""
     if not isinstance(X, Mapping):
         if asks:
             raise ValueError(
-                'X must be {"image": images, "question": questions}, a question for each image; '
+                'X must be {"image": images, "question": questions}, one question per image; '
                 f"got {describe(X)}."
             )
         return {"image": X}
@@ -211,7 +211,7 @@ def _checked(X: Any, asks: bool, given: str) -> Mapping[str, Any]:
     unknown = X.keys() - needed - {given}
     if not needed <= X.keys() or unknown:
         raise ValueError(
-            f"X must be a dict of {', '.join(sorted(needed))} and, if it is given, {given}; it has "
+            f"X must be a dict of {', '.join(sorted(needed))} and, optionally, {given}; it has "
             f"{', '.join(sorted(map(str, X)))}."
         )
     return X

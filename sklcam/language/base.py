@@ -1,4 +1,4 @@
-"""What explainers of texts share: a network of images and texts, and X with its texts."""
+"""The base of the explainers of texts: a network of images and texts, and X with its texts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sklcam.networks.tasks import Evidence
 
 
 class LanguageExplainer(CAMExplainer):
-    """The part of :class:`CaptionExplainer` and :class:`VQAExplainer` that they share."""
+    """The part that :class:`CaptionExplainer` and :class:`VQAExplainer` share."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CAMExplainer._parameter_constraints,
@@ -38,11 +38,11 @@ class LanguageExplainer(CAMExplainer):
         "word_score": [StrOptions({"auto", "log_probability", "logit"})],
         "max_words": [Interval(Integral, 1, None, closed="left")],
     }
-    # What such networks leave open nowhere.
+    # Such networks leave no choice here.
     weights = classes = image_input = output_name = None
     task: Any = "auto"
     output: Any = "auto"
-    # Whether it takes questions, and what it calls the texts that are explained.
+    # Whether it takes questions, and its name for the texts that are explained.
     asks: ClassVar[bool] = False
     texts_name: ClassVar[str] = "caption"
 
@@ -110,7 +110,7 @@ class LanguageExplainer(CAMExplainer):
         if self._speech.answers is not None:
             super()._settle(evidence)
         else:
-            self.task_ = None  # tokens are no classes
+            self.task_ = None  # tokens are not classes
 
     def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
         return None if self._speech.answers is None else super()._find_names(output, y)
@@ -123,7 +123,7 @@ class LanguageExplainer(CAMExplainer):
 
     @property
     def writes(self) -> bool:
-        """Whether the network writes texts, and does not choose one of several answers."""
+        """Whether the network writes texts, rather than choosing one of several answers."""
         _ = self.adapter
         return self._speech.answers is None
 
@@ -162,20 +162,19 @@ class LanguageExplainer(CAMExplainer):
 
     def iter_streamed(self, X: Any, target: Any = None, **options: Any) -> NoReturn:
         raise ValueError(
-            f"Each image has a text of its own, so that X cannot be a stream; give a list or a "
-            f"data set of images; got {describe(X)}."
+            f"X cannot be a stream, as each image has a text of its own; got {describe(X)}. Give a "
+            "list or a data set of images."
         )
 
     def as_method(self, method: AnyMethod | None) -> Method:
         chosen = super().as_method(method)
         is_of_relus = isinstance(chosen, GuidedBackprop | GuidedGradCAM | Deconvnet)
-        # Of a network of one's own, ReLUs may be functions.
+        # In a network of the user's own, ReLUs may be functions.
         is_own = isinstance(self.model, LanguageNetwork)
         if is_of_relus and not is_own and not _has_relu(self.model):
             raise ValueError(
-                f"{type(chosen).__name__} goes back through ReLUs in a way of its own, and a "
-                f"{type(self.model).__name__} is without a ReLU: take another method, such as "
-                "GradCAM."
+                f"{type(chosen).__name__} changes the backward pass through ReLUs, but a "
+                f"{type(self.model).__name__} has no ReLU. Choose another method, such as GradCAM."
             )
         return chosen
 
@@ -197,7 +196,7 @@ class LanguageExplainer(CAMExplainer):
         return asked.found_in(texts) if isinstance(asked, Word) and texts is not None else asked
 
     def predict_texts(self, X: Any) -> list[str]:
-        """Return what the network writes of each image.
+        """Return the text that the network writes for each image.
 
         Parameters
         ----------
@@ -216,7 +215,7 @@ class LanguageExplainer(CAMExplainer):
         return texts
 
     def log_probabilities_of(self, X: Any) -> list[np.ndarray]:
-        """Return how likely each word of X's texts is, after the ones before it.
+        """Return the log-probability of each word of X's texts, given the words before it.
 
         Parameters
         ----------
@@ -236,14 +235,14 @@ class LanguageExplainer(CAMExplainer):
         return found
 
     def explain_words(self, X: Any, target: Any, **options: Any) -> Any:
-        """Return what :meth:`explain` does of a network that writes.
+        """Return what :meth:`explain` returns for a network that writes.
 
         Parameters
         ----------
         X : images, or mapping
         target : None, str, list of str, Target or callable
         **options
-            Of :meth:`sklcam.CAMExplainer.explain`.
+            See :meth:`sklcam.CAMExplainer.explain`.
 
         Returns
         -------
@@ -259,12 +258,12 @@ class LanguageExplainer(CAMExplainer):
         return self._by_word(opened, found)
 
     def by_word(self, explained: ExplainedBatch) -> list[WordMaps]:
-        """Return the maps of a batch by word, each at its own image's size.
+        """Return the maps of a batch by word, each at the size of its image.
 
         Parameters
         ----------
         explained : ExplainedBatch
-            By one method, of :class:`~sklcam.language.Words`.
+            By one method, for the target :class:`~sklcam.language.Words`.
 
         Returns
         -------

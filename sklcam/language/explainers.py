@@ -18,8 +18,8 @@ class CaptionExplainer(LanguageExplainer):
     .. math:: L_j = \sum_{t \in j} \log p(w_t \mid x, w_1, \ldots, w_{t-1})
 
     is the score of word j: the log-probability of its tokens, given the image and the words before
-    it. That of the caption is the sum of its words'. From there on every method works as it does on
-    classifiers. The network is used, and never changed.
+    it. The score of the caption is the sum of its words' scores. From there on, every method works
+    as it does on classifiers. The network is never changed.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class CaptionExplainer(LanguageExplainer):
     method : str, Method or class of methods, default="gradcam"
         Any of :func:`sklcam.cam.available`.
     target_layer : str, TargetLayer or list of them, default="auto"
-        See :class:`~sklcam.CAMExplainer`; "auto" is a layer of the part that sees.
+        See :class:`~sklcam.CAMExplainer`; "auto" is a layer of the image encoder.
     word_score : {"auto", "log_probability", "logit"}, default="auto"
-        What the score of a word is made of: "log_probability", which is "auto", compares the word
-        with all others in its place, "logit" does not.
+        What the score of a word is made of. "log_probability", which is "auto", compares the word
+        with all others in its place; "logit" does not.
     max_words : int, default=20
-        How many tokens a caption that the network writes has at most.
+        The largest number of tokens in a caption that the network writes.
     layer_fusion, reshape, image_size, resize, decode, mean, std, batch_size, num_workers
         See :class:`~sklcam.CAMExplainer`.
     precision, verbose
@@ -51,8 +51,8 @@ class CaptionExplainer(LanguageExplainer):
 
     References
     ----------
-    Selvaraju et al., "Grad-CAM", IJCV 2019, section 8.1: the log-probability of a caption, and
-    single words of it.
+    Selvaraju et al., "Grad-CAM", IJCV 2019, section 8.1: the log-probability of a caption, and of
+    single words in it.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class CaptionExplainer(LanguageExplainer):
     texts_name: ClassVar[str] = "caption"
 
     def predict(self, X: Any) -> list[str]:
-        """Return the caption that the network writes of each image, the likeliest token each time.
+        """Return the network's caption for each image, with the likeliest token at each step.
 
         Parameters
         ----------
@@ -103,10 +103,10 @@ class CaptionExplainer(LanguageExplainer):
             In any form of :class:`~sklcam.CAMExplainer`; or a dict of "image" and "caption", as
             ``evaluate`` takes it.
         captions : str, list of str or None, default=None
-            One for each image, or one for all; None is what the network writes.
+            One for each image, or one for all; None takes the captions that the network writes.
         target : {"words", "caption"}, list of str, Target or callable, default="words"
-            "words" gives a map per word, and one of their sum; "caption" only that of their sum. A
-            list has a word for each image, which must be in its caption.
+            "words" gives a map per word, and one for their sum; "caption" gives only the latter. A
+            list has one word per image, which must be in the image's caption.
         **options
             ``method``, ``normalize``, ``frame``, ``out``, ``dtype`` and ``num_workers`` of
             :meth:`sklcam.CAMExplainer.explain`.
@@ -119,8 +119,8 @@ class CaptionExplainer(LanguageExplainer):
         Raises
         ------
         ValueError
-            If there is not a caption, or a word, for each image, or a word is not known or not in
-            its caption.
+            If there is not one caption or one word per image, or a word is unknown or not in its
+            caption.
         """
         return self.explain_words(_with_captions(X, captions), target, **options)
 
@@ -142,13 +142,13 @@ class CaptionExplainer(LanguageExplainer):
         return float(np.average([each.sum() for each in found], weights=sample_weight))
 
     def log_probabilities(self, X: Any, captions: Any = None) -> list[np.ndarray]:
-        """Return how likely each word of captions is, after the ones before it.
+        """Return the log-probability of each word of captions, given the words before it.
 
         Parameters
         ----------
         X : images
         captions : str, list of str or None, default=None
-            None is what the network writes.
+            None takes the captions that the network writes.
 
         Returns
         -------
@@ -158,20 +158,21 @@ class CaptionExplainer(LanguageExplainer):
 
 
 def _with_captions(X: Any, captions: Any) -> Any:
-    """Return X as a dict, if there are captions beside it; a ValueError if it is one already."""
+    """Return X as a dict if captions are given, which X must not hold itself."""
     if captions is None:
         return X
     if isinstance(X, Mapping):
-        raise ValueError("X brings captions by itself, as a dict; leave captions= out.")
+        raise ValueError("X is a dict, which holds its own captions. Leave captions= out.")
     return {"image": X, "caption": captions}
 
 
 class VQAExplainer(LanguageExplainer):
     r"""Explain a network that answers questions about images: where it looked for its answer.
 
-    The score of an answer is the logit :math:`y_c` of a network that chooses one of several, as in
-    the paper. Of one that writes its answers it is their log-probability, as of a
-    :class:`~sklcam.CaptionExplainer`'s captions, given the image and the question.
+    For a network that chooses one of several answers, the score of an answer is its logit
+    :math:`y_c`, as in the paper. For one that writes its answers, it is the log-probability of the
+    answer given the image and the question, as for the captions of a
+    :class:`~sklcam.CaptionExplainer`.
 
     Parameters
     ----------
@@ -188,15 +189,15 @@ class VQAExplainer(LanguageExplainer):
     Attributes
     ----------
     classes_ : ndarray of shape (n_answers,) or None
-        The answers; None of a network that writes them.
+        The answers; None for a network that writes them.
     target_layers_ : list of TargetLayer
     preprocessing_ : Preprocessing
         How images are prepared, and who says so.
 
     Notes
     -----
-    ViLT shuffles the patches of an image anew in each pass, after their places were added to them.
-    Here they keep their order, by which it computes the same.
+    ViLT shuffles the patches of an image in each pass, after their positions have been added to
+    them. Here they keep their order, and the output is the same.
 
     References
     ----------
@@ -204,7 +205,7 @@ class VQAExplainer(LanguageExplainer):
 
     Examples
     --------
-    A question chooses the channel that is looked at:
+    The question chooses the channel that the network looks at:
 
     >>> import torch
     >>> from torch import nn
@@ -241,7 +242,7 @@ class VQAExplainer(LanguageExplainer):
 
         Returns
         -------
-        ndarray of shape (n_images,), or list of str of a network that writes
+        ndarray of shape (n_images,), or list of str for a network that writes
         """
         return self.predict_texts(X) if self.writes else super().predict(X)
 
@@ -253,9 +254,10 @@ class VQAExplainer(LanguageExplainer):
         X : dict of "image" and "question"
             Images in any form of :class:`~sklcam.CAMExplainer`, and a question for each.
         target : None, answers, Target or callable, default=None
-            None is the network's own answer. Answers are one for all images or one for each; of a
-            network that chooses they are of its ``classes_``, of one that writes of any words. Of
-            that one, "words" is a map for each word of its own answer, or of X's "answer".
+            None is the network's own answer. Give one answer for all images, or one for each. For a
+            network that chooses, answers are from its ``classes_``. For one that writes, they may
+            be any text, and "words" gives a map for each word of its own answer, or of X's
+            "answer".
         **options
             See :meth:`CaptionExplainer.explain`.
 
@@ -267,7 +269,7 @@ class VQAExplainer(LanguageExplainer):
         Raises
         ------
         ValueError
-            If there is not a question, or an answer, for each image, or an answer is not known.
+            If there is not one question or one answer per image, or an answer is unknown.
         """
         if not self.writes:
             return super().explain(X, target, **options)
@@ -276,18 +278,18 @@ class VQAExplainer(LanguageExplainer):
         )
         if is_answers and isinstance(X, Mapping):
             if "answer" in X:
-                raise ValueError('X brings answers by itself; leave target= out, or take "words".')
+                raise ValueError('X holds its own answers. Leave target= out, or give "words".')
             X, target = {**X, "answer": target}, "answer"
         return self.explain_words(X, target, **options)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return how many answers are right.
+        """Return the share of answers that are right.
 
         Parameters
         ----------
         X : dict of "image" and "question"
         y : list of str
-            The right answers; of a network that writes, case and punctuation do not count.
+            The right answers. For a network that writes, case and punctuation are ignored.
         sample_weight : array-like of shape (n_images,) or None, default=None
 
         Returns

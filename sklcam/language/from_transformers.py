@@ -1,4 +1,4 @@
-"""Networks of images and texts of transformers: BLIP, encoder-decoders and ViLT."""
+"""Networks of images and texts from transformers: BLIP, encoder-decoders and ViLT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sklcam.networks.processors import read_processor
 
 
 class TransformersSpeech(Speech):
-    """A network of transformers, with its processor.
+    """A network from transformers, with its processor.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class TransformersSpeech(Speech):
             )
         self.image_processor = getattr(processor, "image_processor", None)
         self.padding = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
-        self._forward = network.forward  # before anything stands in for it
+        self._forward = network.forward  # before anything replaces it
 
     def preprocessing(self) -> Preprocessing | None:
         if self.image_processor is None:
@@ -59,7 +59,7 @@ class TransformersSpeech(Speech):
         for word in words[:-1]:
             starts.append(starts[-1] + len(word) + 1)
         found: list[list[int]] = [[] for _ in words]
-        # A token may begin with the blank before its word, or be that alone.
+        # A token may begin with the space before its word, or be only this space.
         for token, (start, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
             first = stop - len(text[start:stop].lstrip())
             found[bisect_right(starts, first) - 1].append(token)
@@ -70,9 +70,8 @@ class TransformersSpeech(Speech):
         whole = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if [token for tokens in found for token in tokens] != list(whole):
             raise ValueError(
-                f"Which word of {text!r} each token belongs to cannot be told, as "
-                f"{type(self.tokenizer).__name__} does not say where its tokens are; use the fast "
-                "tokenizer."
+                f"{type(self.tokenizer).__name__} does not say where its tokens are, so the "
+                f"words of {text!r} that they belong to are unknown. Use the fast tokenizer."
             )
         return found
 
@@ -82,7 +81,7 @@ class TransformersSpeech(Speech):
         return found
 
     def _asked(self, questions: list[str]) -> dict[str, Tensor]:
-        # Filled up here, on the right: a tokenizer may do so on the left, which moves the words.
+        # Padded here, on the right: a tokenizer may pad on the left, which moves the words.
         rows = self.tokenizer(questions)["input_ids"]
         longest = max(map(len, rows))
         self._check_length(longest, "question")
@@ -94,20 +93,20 @@ class TransformersSpeech(Speech):
         most = self._max_tokens
         if most is not None and n_tokens > most:
             raise ValueError(
-                f"The longest {what} has {n_tokens} tokens, and a {type(self.network).__name__} "
-                f"reads {most} at most: shorten it."
+                f"The longest {what} has {n_tokens} tokens, but a {type(self.network).__name__} "
+                f"reads at most {most}. Shorten it."
             )
 
     @property
     def _max_tokens(self) -> int | None:
-        """How many tokens of a text the network has places for; None where it does not say."""
+        """The most tokens that the network reads of a text; None if it does not say."""
         config = self.network.config
         for part in ("text_config", "decoder"):
             config = getattr(config, part, config)
         return getattr(config, "max_position_embeddings", None)
 
     def _read(self, written: Tensor, start: int, end: int | None) -> list[str]:
-        """Return the texts of rows of tokens, each behind its start and up to its end."""
+        """Return the texts of rows of tokens, each from after its start to before its end."""
         texts = []
         for row in written.tolist():
             row = row[1:] if row[:1] == [start] else row
@@ -191,10 +190,10 @@ class BlipOfQuestions(Blip):
     def _understood(
         self, image: Tensor, question: Tensor, mask: Tensor
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield the states of questions, which look at the image, those of one length together.
+        """Yield the states of questions, which have attended to the image, grouped by length.
 
-        The decoder looks at all states that it is given, whatever a mask says. So it must not get
-        those of the tokens that fill up shorter questions.
+        The decoder attends to all states that it is given, whatever a mask says. So it must not get
+        the states of tokens that pad shorter questions.
         """
         seen = self.network.vision_model(pixel_values=image).last_hidden_state
         states = self.network.text_encoder(
@@ -217,7 +216,7 @@ class EncoderDecoder(TransformersSpeech):
                 if getattr(place, name, None) is not None:
                     return int(getattr(place, name))
         raise ValueError(
-            "The network's configuration does not say by which token a text starts; set its "
+            "The network's configuration does not say with which token a text starts. Set its "
             "decoder_start_token_id."
         )
 
@@ -236,9 +235,9 @@ class EncoderDecoder(TransformersSpeech):
         return replace(found, name=f"encoder.{found.name}")
 
     def look(self, image: Tensor) -> dict[str, Any]:
-        """Return the tokens by which each text begins, behind the start.
+        """Return the tokens with which each text begins, after the start.
 
-        Where the labels of training had them, as tokenizers make them, the network writes them.
+        If the labels of training had such tokens, as tokenizers add them, the network writes them.
         """
         few = {**self._greedy, "max_new_tokens": 3}
         row = self.network.generate(pixel_values=image, **few)[0].tolist()[1:]
@@ -262,7 +261,7 @@ class EncoderDecoder(TransformersSpeech):
 
 
 class Vilt(TransformersSpeech):
-    """ViLT that answers questions, by one of several answers."""
+    """ViLT that answers questions, with one of several answers."""
 
     def __init__(self, network: nn.Module, processor: Any, max_words: int):
         super().__init__(network, processor, max_words)
@@ -281,8 +280,8 @@ class Vilt(TransformersSpeech):
         grid = (height // config.patch_size, width // config.patch_size)
         if 0 <= config.max_image_length < grid[0] * grid[1]:
             raise ValueError(
-                f"The network looks at {config.max_image_length} patches of an image, drawn anew "
-                f"each time, out of {grid[0] * grid[1]}: there is no grid of them. Set its "
+                f"In each pass, the network draws {config.max_image_length} of the "
+                f"{grid[0] * grid[1]} patches of an image at random, which form no grid. Set its "
                 "config.max_image_length = -1."
             )
         last = len(self.network.vilt.encoder.layer) - 1
@@ -298,9 +297,9 @@ class Vilt(TransformersSpeech):
             ).logits
 
     def _in_order(self) -> AbstractContextManager[None]:
-        """Return a block in which patches keep their order, which the network draws anew.
+        """Return a context in which patches keep their order, which the network would shuffle.
 
-        Their places are added to them before that, so that it computes the same.
+        Their positions are added to them before that, so the output is the same.
         """
         embeddings = self.network.vilt.embeddings
         shuffle: Callable[..., Any] = embeddings.visual_embed
@@ -317,15 +316,15 @@ class Vilt(TransformersSpeech):
         return replaced(embeddings, "visual_embed", in_order)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()  # it is trained so, each answer by itself
+        return logits.sigmoid()  # it is trained this way, each answer by itself
 
     def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:
-        raise NotImplementedError  # it answers by a class
+        raise NotImplementedError  # its answers are classes
 
 
 @dataclass(frozen=True)
 class LastTokens:
-    """Makes a grid (n, K, u, v) of the last tokens (n, n_tokens, K), behind those of a text."""
+    """Makes a grid (n, K, u, v) of the last tokens (n, n_tokens, K), after those of a text."""
 
     grid: tuple[int, int]
 
@@ -335,11 +334,11 @@ class LastTokens:
 
 
 def shifted(tokens: Tensor, start: int) -> Tensor:
-    """Return the token before each, (n_texts, n_tokens); before the first there is a start."""
+    """Return the token before each one, (n_texts, n_tokens); before the first, there is a start."""
     return torch.cat([tokens.new_full((len(tokens), 1), start), tokens[:, :-1]], dim=1)
 
 
-# What writes captions, and what answers questions.
+# Networks that write captions, and networks that answer questions.
 OF_CAPTIONS: dict[str, type[TransformersSpeech]] = {
     "BlipForConditionalGeneration": Blip,
     "VisionEncoderDecoderModel": EncoderDecoder,

@@ -1,4 +1,4 @@
-"""``LanguageNetwork``: a network of images and words of one's own, such as a CNN with an LSTM."""
+"""``LanguageNetwork``: a network of images and words of your own, such as a CNN with an LSTM."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sklcam.language.texts import bare
 class LanguageNetwork(nn.Module):
     r"""A network of images and words of your own, for captions or for questions.
 
-    A subclass says how words become tokens, :meth:`tokens`, and what they score, :meth:`forward`.
-    With a ``vocabulary`` the first is done.
+    A subclass says how words become tokens, in :meth:`tokens`, and how they score, in
+    :meth:`forward`. With a ``vocabulary``, only :meth:`forward` is left to write.
 
     Attributes
     ----------
     vocabulary : sequence of str, default=()
         The word of each token, if each word is one token.
     answers : sequence of str, default=()
-        The answer of each output, if questions are answered by one of several classes.
+        The answer of each output, if the network chooses one of several answers.
     padding : int, default=0
-        The token that fills shorter texts up, on the right. It stands for no word.
+        The token that pads shorter texts, on the right. It stands for no word.
     end : int or None, default=None
         The token that ends a caption; it is needed to predict one.
 
@@ -69,7 +69,7 @@ class LanguageNetwork(nn.Module):
         Parameters
         ----------
         words : list of str
-            As the text has them between its blanks.
+            The words of the text, which is split at whitespace.
 
         Returns
         -------
@@ -86,20 +86,21 @@ class LanguageNetwork(nn.Module):
             places.setdefault(word, places.get(bare(word), -1))
             if places[word] < 0:
                 near = get_close_matches(word, self.vocabulary, n=3)
-                said = f"; near are {', '.join(map(repr, near))}" if near else ""
+                said = f"; similar words are {', '.join(map(repr, near))}" if near else ""
                 raise ValueError(
-                    f"{word!r} is not in the vocabulary of {type(self).__name__}, of "
-                    f"{len(self.vocabulary)} words{said}. Texts are split at blanks; write "
+                    f"{word!r} is not in the vocabulary of {type(self).__name__}, which has "
+                    f"{len(self.vocabulary)} words{said}. Texts are split at whitespace; write "
                     "tokens(words) to split them in another way."
                 )
         return [[places[word]] for word in words]
 
     def text(self, tokens: list[int]) -> str:
-        """Return the text of tokens, without those that end or fill it up.
+        """Return the text of tokens.
 
         Parameters
         ----------
         tokens : list of int
+            Without the tokens that end or pad a text.
 
         Returns
         -------
@@ -107,8 +108,8 @@ class LanguageNetwork(nn.Module):
         """
         if not self.vocabulary:
             raise ValueError(
-                f"{type(self).__name__} has no vocabulary, so that tokens are no text: give it "
-                "one, or write text(tokens)."
+                f"{type(self).__name__} has no vocabulary, so tokens have no text. Give it one, "
+                "or write text(tokens)."
             )
         return " ".join(self.vocabulary[token] for token in tokens)
 
@@ -120,14 +121,15 @@ class LanguageNetwork(nn.Module):
         ----------
         images : Tensor of shape (n_images, channels, height, width)
         tokens : Tensor of shape (n_images, n_tokens), int64
-            The captions or questions, filled up by ``padding`` on the right, which must not
-            change an answer.
+            The captions or questions, padded on the right by ``padding``, which must not change an
+            answer.
 
         Returns
         -------
         Tensor of shape (n_images, n_tokens, n_vocabulary) or (n_images, n_answers)
-            For captions, at each place the logits of the token there, from the image and the tokens
-            *before* that place. For questions, the logits of the answers; a network that returns
-            three axes for a question continues writing, and its answer is what follows.
+            For captions, at each position the logits of the token there, computed from the image
+            and the tokens *before* that position. For questions, the logits of the answers. If a
+            network returns three axes for a question, its answer is the text that it writes after
+            the question.
         """
         raise NotImplementedError

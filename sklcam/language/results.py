@@ -1,4 +1,4 @@
-"""What is found in an image of a caption: a map a word, and one of them all."""
+"""The maps of a caption in an image: one per word, and one for the whole text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklcam.language.texts import bare
 
 @dataclass(frozen=True, eq=False)
 class WordMaps:
-    """The maps of a text's words, of one image.
+    """The maps of a text's words, for one image.
 
     Iterating yields each word with its map; ``found["dog"]`` is the map of a word.
 
@@ -21,11 +21,11 @@ class WordMaps:
     text : str
         The caption, or the answer.
     words : list of str
-        As the text has them between its blanks.
+        The words of the text, which is split at whitespace.
     maps : ndarray of shape (n_words, height, width)
-        Of each word, in [0, 1] if normalised.
+        The map of each word, in [0, 1] if normalised.
     total : ndarray of shape (height, width)
-        Of the text as a whole: of the sum of its words' scores.
+        The map of the text as a whole, whose score is the sum of its words'.
 
     Examples
     --------
@@ -50,12 +50,12 @@ class WordMaps:
         return iter(zip(self.words, self.maps, strict=True))
 
     def only(self, words: Sequence[str]) -> WordMaps:
-        """Return the maps of some words, of those that the text has.
+        """Return the maps of only some of the text's words.
 
         Parameters
         ----------
         words : sequence of str
-            Case and punctuation do not count.
+            Case and punctuation are ignored, and so are words that the text does not have.
 
         Returns
         -------

@@ -1,7 +1,7 @@
-"""Speech: what kind of network of images and texts it is, and how it is asked.
+"""Speech: how the different kinds of networks of images and texts are used.
 
-One object a kind of network says how words become tokens, what the network is called with, what it
-scores, and what it says by itself. The explainers ask it, and know of no kind.
+One object per kind of network says how words become tokens, what the network is called with, how it
+scores a text, and what it writes by itself. The explainers use this object, whatever the kind.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from sklcam.networks.preprocessing import Preprocessing
 
 
 class Speech(ABC):
-    """A network of images and texts, and how it is asked.
+    """A network of images and texts, and how it is used.
 
     Parameters
     ----------
     network : nn.Module
     max_words : int
-        How many tokens a text that is predicted has at most.
+        The most tokens that a predicted text may have.
 
     Attributes
     ----------
     padding : int
-        The token that fills texts up.
+        The token that pads texts.
     answers : sequence of str, or None
-        The answer of each output, of a network that answers by one of several classes.
+        The answer of each output, if the network chooses one of several answers.
     habits : dict of str to object
-        What cannot be told but by a look, once there was one: see :meth:`look`.
+        What only trying the network can show: see :meth:`look`.
     """
 
     padding: int = 0
@@ -55,17 +55,17 @@ class Speech(ABC):
 
     @abstractmethod
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
-        """Return what is explained: (n_images, n_tokens, 2), or logits (n_images, n_answers).
+        """Return the scores to explain: (n_images, n_tokens, 2), or logits (n_images, n_answers).
 
         Takes what :meth:`inputs` returns, and stands in for the network's ``forward``.
         """
 
     @abstractmethod
     def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:
-        """Return the texts that the network writes of images."""
+        """Return the texts that the network writes for images."""
 
     def inputs(self, texts: list[str] | None, questions: list[str] | None) -> dict[str, Tensor]:
-        """Return what the network gets beside its images.
+        """Return what the network gets in addition to its images.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class Speech(ABC):
         return encode(texts, self.tokens, self.padding, questions)
 
     def sample(self) -> dict[str, Tensor]:
-        """Return some inputs of one image, of tokens that need not make sense."""
+        """Return some inputs for one image, with tokens that need not make sense."""
         some = torch.full((1, 3), 1 if self.padding == 0 else 0)
         return {"tokens": some, "words": torch.tensor([[0, 1, 2]])}
 
@@ -96,24 +96,24 @@ class Speech(ABC):
         return columns[..., 1].exp()
 
     def preprocessing(self) -> Preprocessing | None:
-        """Return how images are prepared; None leaves that to the network's source."""
+        """Return how images are prepared; None leaves this to the network's source."""
         return None
 
     def target_layer(self, images: Tensor) -> TargetLayer | None:
-        """Return the layer that is explained by default; None if it has to be looked for."""
+        """Return the layer that is explained by default; None if it must be searched for."""
         return None
 
 
 def scores_of_tokens(logits: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
-    """Return the logit and the log-probability of each token; 0 of those that are not explained.
+    """Return the logit and the log-probability of each token; 0 for tokens not to be explained.
 
     Parameters
     ----------
     logits : Tensor of shape (n_images, n_tokens, n_vocabulary)
-        At each place those of the token there.
+        At each position, the logits of the token there.
     tokens : Tensor of shape (n_images, n_tokens), int64
     words : Tensor of the same shape, int64
-        Which word each belongs to; -1 for one that is not explained.
+        The word that each token belongs to; -1 for a token that is not to be explained.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def scores_of_tokens(logits: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
 
 
 class OwnSpeech(Speech):
-    """A :class:`LanguageNetwork`.
+    """A :class:`LanguageNetwork`, and how it is used.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class OwnSpeech(Speech):
         super().__init__(network, max_words)
         self.padding = network.padding
         self.answers = [*network.answers] or None
-        self._forward = network.forward  # before anything stands in for it
+        self._forward = network.forward  # before anything replaces it
 
     def tokens(self, words: list[str]) -> list[list[int]]:
         return self.network.tokens(words)
@@ -156,10 +156,10 @@ class OwnSpeech(Speech):
     def _check_padding(self, is_word: Tensor) -> None:
         if self.habits.get("sees_padding") and not is_word.all():
             raise ValueError(
-                f"{type(self.network).__name__} answers another way where a question is filled up "
-                f"by {self.padding} on the right, as the shorter ones of a batch are. Let forward "
-                "leave that out, such as by pack_padded_sequence before an LSTM; or take "
-                "batch_size=1."
+                f"{type(self.network).__name__} answers differently if a question is padded with "
+                f"{self.padding} on the right, as the shorter questions of a batch are. Make "
+                "forward ignore the padding, such as by pack_padded_sequence before an LSTM, or "
+                "set batch_size=1."
             )
 
     def sample(self) -> dict[str, Tensor]:
@@ -173,24 +173,24 @@ class OwnSpeech(Speech):
         return {"sees_padding": self._sees_padding(image)}
 
     def _sees_padding(self, image: Tensor) -> bool:
-        """Return whether answers change with what fills questions up."""
+        """Return whether padding a question changes the answer."""
         tokens = torch.full((1, 3), 1 if self.padding == 0 else 0, device=image.device)
         tokens[:, 2] = self.padding
         short, filled = (self._columns(image, {"question": t}) for t in (tokens[:, :2], tokens))
         return not _alike(short, filled)
 
     def _check_order(self, image: Tensor) -> None:
-        """Raise a ValueError if the network looks at the token that it is to say."""
-        # In each row but the first another token is changed: what stands up to there stays.
+        """Raise a ValueError if the network looks at the token that it should predict."""
+        # Each row but the first changes a different token, and the logits up to there must stay.
         tokens = torch.full((4, 3), 1 if self.padding == 0 else 0, device=image.device)
         tokens[1:].fill_diagonal_(self.padding)
         logits = self._forward(image.expand(4, -1, -1, -1), tokens)
         if not all(_alike(logits[0, :n], logits[n, :n]) for n in (1, 2, 3)):
             raise ValueError(
-                f"{type(self.network).__name__} looks at tokens that it is to predict: its logits "
-                "at a place change with the token there, or one behind it. They are to be those of "
-                "the token at that place, by the image and the tokens before it, such as by "
-                "tokens[:, :-1] behind a start."
+                f"{type(self.network).__name__} looks at tokens that it should predict: its logits "
+                "at a position change with the token there, or with a later one. Compute the "
+                "logits of the token at a position from the image and the tokens before it, such "
+                "as from a start followed by tokens[:, :-1]."
             )
 
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
@@ -211,8 +211,8 @@ class OwnSpeech(Speech):
         end = self.network.end
         if end is None:
             raise ValueError(
-                f"{type(self.network).__name__} does not say which token ends a text: set end, or "
-                "give the texts to explain."
+                f"{type(self.network).__name__} does not say which token ends a text. Set its end, "
+                "or give the texts to explain."
             )
         asked = [""] * len(images) if questions is None else questions
         rows = [[t for word in self._tokens_of(question) for t in word] for question in asked]
@@ -244,9 +244,9 @@ class OwnSpeech(Speech):
 
 @contextmanager
 def _way_back_through_rnns(network: nn.Module) -> Iterator[None]:
-    """Let gradients go back through LSTMs and their kin, which cuDNN refuses in evaluation mode.
+    """Allow a backward pass through recurrent layers, which cuDNN refuses in evaluation mode.
 
-    Without dropout they compute the same in training.
+    Without dropout, they compute the same in training mode.
     """
     with ExitStack() as stack:
         for part in network.modules():

@@ -18,7 +18,7 @@ _PLACE_OF = {"logit": 0, "log_probability": 1}
 
 
 class TextTarget(Target):
-    """A target of texts: what is explained are scores of tokens, two each, (n_images, n, 2).
+    """A target for texts, by the two scores of each token, (n_images, n_tokens, 2).
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class TextTarget(Target):
         self.score = score
 
     def _of_tokens(self, output: Tensor, counted: Tensor) -> Tensor:
-        """Return the score of each token that counts, (n_images, n_tokens), and 0 of the others."""
+        """Return the score of each token that counts, (n_images, n_tokens), else 0."""
         return output[..., _PLACE_OF[self.score]].masked_fill(~counted, 0)
 
 
@@ -49,7 +49,7 @@ class Words(TextTarget):
     >>> from sklcam.networks import Inputs
     >>> logits, log_probabilities = torch.zeros(1, 3), torch.tensor([[-1.0, -2.0, -4.0]])
     >>> output = torch.stack([logits, log_probabilities], dim=2)
-    >>> words = torch.tensor([[0, 1, 1]])  # the second is of two tokens
+    >>> words = torch.tensor([[0, 1, 1]])  # the second has two tokens
     >>> inputs = Inputs(torch.zeros(1, 3, 8, 8), {"words": words}, "image")
     >>> Words().resolve(output, inputs).scores(output, inputs)
     tensor([[-7., -1., -6.]])
@@ -75,13 +75,13 @@ class Words(TextTarget):
 
 
 class OneScore(TextTarget):
-    """A target of texts that is one score: the sum over the tokens that count."""
+    """A target for texts with one score: the sum over the tokens that count."""
 
     _counted: Tensor | None = None  # (n_images, n_tokens), once it is resolved
 
     @abstractmethod
     def counted(self, words: Tensor) -> Tensor:
-        """Return which tokens count, (n_images, n_tokens), by the word of each."""
+        """Return which tokens count, (n_images, n_tokens), given the word of each."""
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Self:
         resolved = copy(self)
@@ -94,7 +94,7 @@ class OneScore(TextTarget):
         return self._of_tokens(output, counted).sum(dim=1, keepdim=True)
 
     def probability(self, probabilities: Tensor, rows: Rows = None) -> Tensor | None:
-        """Return the probability of what is explained, by those of the tokens."""
+        """Return the probability of the target, as the product of its tokens' probabilities."""
         if self._counted is None:
             return None
         counted = self._counted if rows is None else self._counted[rows]
@@ -126,12 +126,12 @@ class Caption(OneScore):
 
 
 class Word(OneScore):
-    """Target: one word of each text, where it comes first.
+    """Target: one word of each text, where it first occurs.
 
     Parameters
     ----------
     words : str or list of str
-        One for all images, or one for each. Case and punctuation do not count.
+        One for all images, or one for each. Case and punctuation are ignored.
     score : {"log_probability", "logit"}, default="log_probability"
 
     Examples
@@ -172,7 +172,7 @@ class Word(OneScore):
         Raises
         ------
         ValueError
-            If a text does not have its word.
+            If a text does not contain its word.
         """
         found = Word(as_texts(self.words, "words", len(texts)), self.score)
         places = []
@@ -186,15 +186,15 @@ class Word(OneScore):
 
     def counted(self, words: Tensor) -> Tensor:
         if self._places is None:
-            raise ValueError("Word needs to know the texts; ask a CaptionExplainer.")
+            raise ValueError("Word needs to know the texts. Use it with a CaptionExplainer.")
         return words == self._places.to(words.device)[:, None]
 
 
 def words_of(inputs: Inputs | None) -> Tensor:
-    """Return which word each token belongs to, of inputs that have some; otherwise a ValueError."""
+    """Return the word that each token belongs to; raise a ValueError if the inputs have none."""
     if inputs is None or "words" not in inputs.others:
         raise ValueError(
-            "A target of texts is for a CaptionExplainer, or a VQAExplainer whose network writes "
-            "its answers: the network has no words here."
+            "The network gets no words here, but a target for texts needs them. Use it with a "
+            "CaptionExplainer, or with a VQAExplainer whose network writes its answers."
         )
     return inputs.others["words"]

@@ -1,4 +1,4 @@
-"""Texts as tokens: which word each token belongs to, and rows of one length."""
+"""Texts as tokens: the word that each token belongs to, in rows of equal length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklcam._validation import describe
 
-# What takes the words of a text and returns the tokens of each.
+# Takes the words of a text and returns the tokens of each word.
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 
@@ -21,9 +21,9 @@ def as_texts(texts: Any, name: str, n_images: int) -> list[str]:
     Parameters
     ----------
     texts : str, or sequence of str
-        A single one is that of all images.
+        A single text is for all images.
     name : str
-        What they are, for the message.
+        What the texts are, for the message.
     n_images : int
 
     Returns
@@ -33,7 +33,7 @@ def as_texts(texts: Any, name: str, n_images: int) -> list[str]:
     Raises
     ------
     ValueError
-        If they are not texts, one is blank, or there is not one for each image.
+        If the texts are not strings, one is blank, or there is not one for each image.
     """
     rows = [texts] * n_images if isinstance(texts, str) else texts
     if not isinstance(rows, Sequence | np.ndarray) or not all(isinstance(e, str) for e in rows):
@@ -62,14 +62,14 @@ def encode(
     texts : iterable of str
     tokenize : callable
     padding : int
-        The token that fills rows up, on the right.
+        The token that pads rows, on the right.
     prompts : iterable of str or None, default=None
-        What comes before each text, and is not explained.
+        A text that comes before each of the texts, and is not explained.
 
     Returns
     -------
     dict of str to Tensor of shape (n_texts, n_tokens), int64
-        "tokens", and "words": the place of each token's word in its text, and -1 for those of
+        "tokens", and "words": the index of each token's word in its text, and -1 for the tokens of
         prompts and padding.
     """
     rows: list[tuple[list[int], list[int]]] = []

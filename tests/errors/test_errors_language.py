@@ -112,15 +112,19 @@ FOUND = WordMaps("a", ["a"], ONE, ONE[0])
 OUTPUT, WORDS = torch.zeros(2, 1, 2), {"words": torch.zeros(2, 1).long()}
 REFUSALS: dict[str, list[Row]] = {
     "LanguageNetwork": [
-        ("unknown", lambda: Writer().tokens(["gren"]), "'gren' is not in the .* near are 'green'"),
+        (
+            "unknown",
+            lambda: Writer().tokens(["gren"]),
+            "'gren' is not in the .* similar words are 'green'",
+        ),
         ("no vocabulary", lambda: Speechless().text([5]), "Speechless has no vocabulary"),
         ("no end", lambda: captions(Speechless()).predict(IMAGES), "which token ends a text"),
         ("no tokens", lambda: captions(Wordless()).explain(IMAGES, "a"), "at least one token each"),
-        ("itself", lambda: captions(Cheat()), "Cheat looks at tokens that it is to predict"),
-        ("ends", lambda: captions(CheatAtTheEnds()), "looks at tokens that it is to predict"),
+        ("itself", lambda: captions(Cheat()), "Cheat looks at tokens that it should predict"),
+        ("ends", lambda: captions(CheatAtTheEnds()), "looks at tokens that it should predict"),
         ("two axes", lambda: captions(Flat()), r"logits \(n_images, n_tokens, n_vocabulary\)"),
         ("answers", lambda: answers(Tall()), r"must return logits \(n_images, n_answers\)"),
-        ("answers to none", lambda: captions(Answers()), "explain it by a VQAExplainer"),
+        ("answers to none", lambda: captions(Answers()), "Explain it with a VQAExplainer"),
     ],
     "CaptionExplainer": [
         *of_parameters(
@@ -129,11 +133,11 @@ REFUSALS: dict[str, list[Row]] = {
             word_score=["x", None],
             max_words=[0, "a"],
         ),
-        ("another", lambda: CaptionExplainer(NET).fit(), "How a SmallNet is asked is not known"),
+        ("another", lambda: CaptionExplainer(NET).fit(), "SmallNet is not a known network"),
         (
             "answers",
             lambda: CaptionExplainer(BlipForQuestionAnswering()).fit(),
-            "writes answers: explain it by VQAExplainer",
+            "writes answers. Explain it with a VQAExplainer",
         ),
         (
             "no tokenizer",
@@ -149,16 +153,16 @@ REFUSALS: dict[str, list[Row]] = {
         ("few", lambda: captions().explain(IMAGES, ["a"]), "There are 1 captions for 2 images"),
         ("no texts", lambda: captions().explain(IMAGES, 3), "captions must be a list of str"),
         ("blank", lambda: captions().explain(IMAGES, ["a", " "]), r"captions\[1\] is ' '"),
-        ("silent", lambda: captions(Silent()).explain(IMAGES), "writes nothing of image 0"),
+        ("silent", lambda: captions(Silent()).explain(IMAGES), "writes nothing for image 0"),
         (
             "twice",
             lambda: captions().explain({"image": IMAGES, "caption": "a"}, "a"),
-            "X brings captions by itself",
+            "X is a dict, which holds its own captions",
         ),
         (
             "likely, twice",
             lambda: captions().log_probabilities({"image": IMAGES, "caption": "a"}, "a"),
-            "X brings captions by itself",
+            "X is a dict, which holds its own captions",
         ),
         (
             "weights of all",
@@ -168,7 +172,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a question",
             lambda: captions().explain({"image": IMAGES, "question": "a"}),
-            "X must be a dict of image and, if it is given, caption; it has image, question",
+            "X must be a dict of image and, optionally, caption; it has image, question",
         ),
         (
             "no such word",
@@ -188,13 +192,13 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "images alone",
             lambda: captions().explain_inputs(IMAGES),
-            "Writer is asked of images with texts, and got images alone",
+            "Writer needs images with texts, but got only images",
         ),
         ("probabilities", lambda: captions().predict_proba(IMAGES), "no classes to predict"),
         (
             "stream",
             lambda: captions().iter_explain(image for image in IMAGES),
-            "Each image has a text of its own, so that X cannot be a stream",
+            "X cannot be a stream, as each image has a text of its own",
         ),
     ],
     "VQAExplainer": [
@@ -206,7 +210,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "captions",
             lambda: VQAExplainer(BlipForConditionalGeneration()).fit(),
-            "writes captions: explain it by CaptionExplainer",
+            "writes captions. Explain it with a CaptionExplainer",
         ),
         (
             "no question",
@@ -216,18 +220,18 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no image",
             lambda: answers().explain({"question": ["a"]}),
-            "X must be a dict of image, question and, if it is given, answer; it has question",
+            "X must be a dict of image, question and, optionally, answer; it has question",
         ),
         ("unknown answer", lambda: answers().explain(X, "pink"), "pink"),
         (
             "answer in X",
             lambda: answers().explain({**X, "answer": "red"}),
-            "chooses one of 3 answers; say by target= which",
+            "chooses one of 3 answers. Give the one to explain as target=",
         ),
         (
             "twice",
             lambda: answers(Writer()).explain({**X, "answer": "red"}, ["red", "a"]),
-            "X brings answers by itself",
+            "X holds its own answers",
         ),
     ],
     "WordDisplay": [
@@ -267,10 +271,18 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "Words": [
-        ("no words", lambda: Words().scores(OUTPUT, Inputs(IMAGES)), "is for a CaptionExplainer"),
+        (
+            "no words",
+            lambda: Words().scores(OUTPUT, Inputs(IMAGES)),
+            "Use it with a CaptionExplainer",
+        ),
     ],
     "Caption": [
-        ("no words", lambda: Caption().scores(OUTPUT, Inputs(IMAGES)), "is for a CaptionExplainer"),
+        (
+            "no words",
+            lambda: Caption().scores(OUTPUT, Inputs(IMAGES)),
+            "Use it with a CaptionExplainer",
+        ),
     ],
     "Word": [
         ("a number", lambda: Word(3).check_images(2), "words must be a list of str"),

@@ -156,7 +156,7 @@ def test_questions_are_filled_up_on_the_right_whatever_the_tokenizer_does(
 def test_captions_longer_than_the_network_reads_are_refused(texts, images):
     explainer = CaptionExplainer(blip(), texts, **PREPARED).fit(images)
     assert len(explainer.explain(images, "a " * 16)[0]) == 16
-    with pytest.raises(ValueError, match=r"has 17 tokens.* reads 16 at most"):
+    with pytest.raises(ValueError, match=r"has 17 tokens.* reads at most 16"):
         explainer.explain(images, "a " * 17)
 
 
@@ -283,7 +283,7 @@ def test_any_method_explains_words(images, method):
 
 def test_transformers_without_relu_have_no_guided_maps(texts, images):
     explainer = CaptionExplainer(blip(), texts, **PREPARED).fit(images)
-    with pytest.raises(ValueError, match="without a ReLU"):
+    with pytest.raises(ValueError, match="has no ReLU"):
         explainer.explain(images, "a dog", method="guidedgradcam")
 
 
@@ -491,7 +491,9 @@ def test_questions_may_differ_in_length_where_padding_changes_nothing(images, tm
     explainer.fit(X)
     save(explainer, tmp_path / "explainer.skl")
     for each in (explainer, load(tmp_path / "explainer.skl", objects={"Answering": Answering})):
-        with pytest.raises(ValueError, match="Answering answers another way where a question is f"):
+        with pytest.raises(
+            ValueError, match="Answering answers differently if a question is padded"
+        ):
             each.predict_proba(X)
     explainer.set_params(batch_size=1).fit(X)
     np.testing.assert_allclose(explainer.predict_proba(X), together, atol=1e-6)
