@@ -55,7 +55,7 @@ def self_is_constant(network: nn.Module) -> ValueError:
 
 
 def why_cosines(network: nn.Module) -> str:
-    """Return the warning for comparing them with other embeddings, of whatever length."""
+    """Return the warning for comparing such embeddings with others, of whatever length."""
     return (
         "The network normalises its embeddings to one length, so scores are cosines: the nearer "
         "an image is to what it is compared with, the smaller the gradient, down to rounding. "

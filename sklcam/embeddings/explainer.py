@@ -104,12 +104,12 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         How many images each proxy was learned from; 0 for proxies that were given.
     target_layers_ : list of TargetLayer
     normalizes_ : bool
-        Whether the network returns the embeddings, as they are explained, at one length.
+        Whether the embeddings that are explained all have one length.
 
     Warns
     -----
     UserWarning
-        In fit, if it does.
+        In ``fit``, if they do.
 
     References
     ----------
@@ -213,7 +213,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ------
         ValueError
             If a parameter does not fit the model, labels are missing, an embedding is zero, or all
-            are of length 1 and to be explained by themselves.
+            embeddings have length 1 and would be explained by themselves.
         """
         learns = callable(self.proxy) or is_name(self.proxy, "mean")
         if learns and X is None:
@@ -251,8 +251,8 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         """
         if not is_name(self.proxy, "mean"):
             raise ValueError(
-                f"partial_fit keeps sums, from which only mean proxies can be made; proxy is "
-                f"{self.proxy!r}."
+                f"proxy is {self.proxy!r}, but partial_fit keeps sums, which only give mean "
+                'proxies. Set proxy="mean", or call fit.'
             )
         if not hasattr(self, "target_layers_"):
             return self.fit(X, y)
@@ -369,7 +369,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ----------
         X : images, or OpenedImages
         description : str, default="embeddings"
-            The progress bar's.
+            The description of the progress bar.
 
         Yields
         ------
@@ -396,7 +396,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         Returns
         -------
         Tensor of shape (n_images, n_classes), in [0, 1]
-            Close to even, as cosines are in [-1, 1]. The nearest proxy's is the highest.
+            Close to even, as cosines are in [-1, 1]. The nearest proxy has the highest.
         """
         return cosines(output, self._proxies()).softmax(dim=1)
 
@@ -477,7 +477,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         ):
             raise ValueError(
                 "contrast=True subtracts the mean of the proxies from a proxy or an embedding, "
-                f"and the target is {describe(asked)}. Explain it with contrast=False."
+                f"but the target is {describe(asked)}. Explain it with contrast=False."
             )
         return asked
 
@@ -500,7 +500,7 @@ class EmbeddingCAMExplainer(TransformerMixin, CAMExplainer):
         X, Z : images
             The same number of each.
         **options
-            Those of :meth:`explain`, except the target.
+            The options of :meth:`explain`, except the target.
 
         Returns
         -------

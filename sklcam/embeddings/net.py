@@ -1,8 +1,8 @@
 """A skorch net that learns to embed images and can be explained by an EmbeddingCAMExplainer.
 
-Losses, miners and samplers are those of pytorch-metric-learning, imported when they are asked for
-by name. This module adds what a scikit-learn estimator needs: they are told the number of classes
-and dimensions, draw from the estimator's own generators, and work in searches and in files.
+Losses, miners and samplers come from pytorch-metric-learning, which is imported when one is given
+by name. This module adds what a scikit-learn estimator needs: they get the number of classes and
+dimensions, draw from the estimator's own generators, and work in searches and in files.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     Parameters
     ----------
     module : str, nn.Module class or instance, or callable, default="resnet18"
-        A name, as that takes. A class or callable is given ``embedding_dim``, ``num_classes`` or
-        ``n_classes`` (of the same value), and ``in_channels``, if it takes them, and
-        ``module__...`` parameters. An instance is copied, never changed.
+        A name that :class:`~sklcam.ConsistentCAMClassifier` takes. A class or callable is given
+        ``embedding_dim``, ``num_classes`` or ``n_classes`` (with the same value), and
+        ``in_channels``, if it takes them, and ``module__...`` parameters. An instance is copied,
+        never changed.
     embedding_dim : int, default=128
         Dimensions of the embedding.
     criterion : str, class or instance of a loss, default="margin"
@@ -119,7 +120,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
     recalibrated_ : int
         How many images the running statistics were re-estimated on; 0 if they were not.
     history : skorch.history.History
-        Per epoch ``train_loss``, and ``valid_loss`` where there is a validation split.
+        Per epoch ``train_loss``, and ``valid_loss`` if there is a validation split.
     history_frame_ : pandas.DataFrame
         The same as a table, a row for each epoch; pandas must be installed.
 
@@ -304,7 +305,7 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
             return None
 
         def make(labels: np.ndarray) -> Sampler[Any]:
-            # A pass of pytorch-metric-learning's sampler is 100,000 images long unless one says so.
+            # Unless told otherwise, a pass of pytorch-metric-learning's sampler has 100,000 images.
             n_of_a_turn = options.get("m", 1) * len(np.unique(labels))
             sizes = {"length_before_new_iter": max(len(labels), n_of_a_turn)}
             return sampler(labels, **_taken_by(sampler, sizes, options), **options)
@@ -464,9 +465,9 @@ class EmbeddingNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageNeura
 class OwnSampler(Sampler[Any]):
     """A sampler that draws from torch's generator, which the estimator seeds.
 
-    Those of pytorch-metric-learning draw from NumPy's global generator and continue where the last
-    epoch stopped. Here each epoch starts from a fresh one, so two epochs and then two more equal
-    four.
+    Samplers of pytorch-metric-learning draw from NumPy's global generator and continue where the
+    last epoch stopped. Here each epoch starts from a fresh sampler, so two epochs and then two more
+    equal four.
 
     Parameters
     ----------
@@ -483,7 +484,7 @@ class OwnSampler(Sampler[Any]):
     def __init__(self, make: Callable[[np.ndarray], Sampler[Any]], labels: np.ndarray):
         with _numpy_random(0):
             self._fresh: Any = make(labels)
-            # Only its output tells which kind it is; a copy is asked, so that nothing is used up.
+            # Only its output tells which kind it is; a copy is read, so that nothing is used up.
             first = next(iter(copy.deepcopy(self._fresh)), 0)
         self.makes_batches = not isinstance(first, Integral)
 
@@ -501,7 +502,7 @@ def _numpy_random(seed: int) -> Iterator[None]:
     """Let pytorch-metric-learning draw from a generator of its own."""
     try:
         functions: Any = import_module("pytorch_metric_learning.utils.common_functions")
-    except ImportError:  # then the sampler is another's, and draws from wherever it does
+    except ImportError:  # then the sampler is not one of theirs
         yield
         return
     found = functions.NUMPY_RANDOM
@@ -539,7 +540,7 @@ def _taken_by(
 ) -> dict[str, Any]:
     """Return the values that a function has parameters for and that were not given."""
     names = parameter_names(function)
-    # What a class passes on by **kwargs, its parents have names for.
+    # If a class passes **kwargs on, its parents have names for them.
     for parent in getattr(function, "__mro__", ()):
         names |= parameter_names(parent)
     return {key: value for key, value in values.items() if key in names and key not in given}

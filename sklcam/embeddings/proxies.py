@@ -35,7 +35,7 @@ def add_to_sums(
         By class; changed in place.
     batches : iterable of ndarray of shape (n, dim)
     labels : ndarray of shape (n_images,)
-        Of all batches, one after the other.
+        The labels of all batches, one after the other.
     """
     start = 0
     for embeddings in batches:
@@ -135,8 +135,8 @@ def given_proxies(given: Any, names: Any, dim: int) -> tuple[np.ndarray, np.ndar
     Raises
     ------
     ValueError
-        If proxies have another shape, are zero or not finite, or if the labels are not one for
-        each, all different.
+        If proxies have another shape, are zero or not finite, or if there is not one distinct label
+        for each.
     """
     proxies = np.asarray(given, dtype=np.float32)
     if proxies.ndim != 2 or proxies.shape[1] != dim:

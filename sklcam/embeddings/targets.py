@@ -79,9 +79,9 @@ class NearestProxies(Deferred):
     ----------
     proxies : Tensor of shape (n_classes, dim)
     n_nearest : int or None, default=None
-        How many; None is one, without an axis for it.
+        How many proxies; None is one, without an axis for it.
     shared : Tensor of shape (dim,) or None, default=None
-        What is subtracted from each of them once they are found.
+        A vector to subtract from each proxy once they are found.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class SinglePoint(Deferred):
     Parameters
     ----------
     shared : Tensor of shape (dim,) or None, default=None
-        What is subtracted from it.
+        A vector to subtract from the embedding.
 
     Examples
     --------

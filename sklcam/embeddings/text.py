@@ -88,7 +88,7 @@ class Text(BaseEstimator):
         self.embeddings = embeddings
 
     def names(self) -> list[str]:
-        """Return the prompts as a list; a ValueError if there are none."""
+        """Return the prompts as a list; raise a ValueError if there are none."""
         names = [self.prompts] if isinstance(self.prompts, str) else self.prompts
         is_list = isinstance(names, Sequence | np.ndarray) and len(names)
         if not is_list or not all(isinstance(each, str) for each in names):
@@ -124,21 +124,21 @@ class Text(BaseEstimator):
         if found.ndim != 2 or len(found) != len(names):
             raise ValueError(
                 f"Text must have one embedding, (n_prompts, dim), for each of {len(names)} "
-                f"prompts; there is {describe(found)}."
+                f"prompts; got {describe(found)}."
             )
         return normalized(found.detach()).float().cpu().numpy()
 
 
 class ImageTower(AdapterAround):
-    """An adapter that calls a network of images and texts with images alone."""
+    """An adapter that calls a network of images and texts with only images."""
 
     def __init__(self, inner: Adapter):
         super().__init__(inner)
         if _of_transformers(inner.network) is None and _of_open_clip(inner.network) is None:
             raise ValueError(
                 f"Text is for networks of images and texts; a {type(inner.network).__name__} has "
-                "neither get_image_features and get_text_features, as those of transformers, nor "
-                "encode_image and encode_text, as those of open_clip."
+                "neither get_image_features and get_text_features, as networks of transformers do, "
+                "nor encode_image and encode_text, as networks of open_clip do."
             )
 
     def _encoding(self) -> AbstractContextManager[None]:

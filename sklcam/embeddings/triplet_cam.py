@@ -40,21 +40,22 @@ class TripletCAM(ChannelMethod):
     Parameters
     ----------
     n_triplets : int, default=50
-        How many of the triplets that violate the margin an image's weights are averaged over. Where
-        none does, and the loss has no gradient, the one that comes closest stands in.
+        How many triplets an image's weights are averaged over, drawn from those that violate the
+        margin. If none does, and the loss has no gradient, the one that comes closest is taken.
     margin : float, default=0.2
         The margin m of the loss.
     relu : bool, default=True
         Whether negative evidence is cut off.
     random_state : int, RandomState or None, default=None
-        Which triplets are drawn.
+        Controls which triplets are drawn.
 
     Attributes
     ----------
     embeddings_ : Tensor of shape (n_images, dim), float32
-        Those of the training images, of length 1; without images that are alone in their class.
+        The embeddings of the training images, of length 1, without images that are alone in their
+        class.
     weights_ : list of Tensor of shape (n_images, K), float32
-        Their weights, one tensor per target layer.
+        The weights of these images, one tensor per target layer.
 
     Notes
     -----
@@ -143,14 +144,14 @@ class TripletCAM(ChannelMethod):
         in_triplets = np.flatnonzero(counts[codes] > 1)
         if len(classes) < 2 or not len(in_triplets):
             raise ValueError(
-                "Triplets are two images of one class and one of another; there are "
+                "Triplets need two images of one class and one of another; got "
                 f"{len(labels)} images of {len(classes)} classes."
             )
         raw = torch.cat(list(explainer.iter_embeddings(opened)))
         embeddings = normalized(raw)
         pulls = self._pulls(embeddings, codes, in_triplets)
         anchors = embeddings[in_triplets]
-        # Back through the division by the length, so that it is the gradient of the raw embedding.
+        # The backward pass of the division by the length: the gradient at the raw embedding.
         along = (pulls * anchors).sum(dim=1, keepdim=True)
         directions = (pulls - along * anchors) / raw[in_triplets].norm(dim=1, keepdim=True)
         # The weights are Grad-CAM's, with the pulls in place of a proxy.
@@ -189,7 +190,7 @@ class TripletCAM(ChannelMethod):
         explained = recorded.target.directions
         if explained is None:
             raise ValueError(
-                "TripletCAM explains embeddings; its target is an embedding or a proxy, not a "
+                "TripletCAM explains embeddings; its target must be an embedding or a proxy, not a "
                 "class's output or a callable."
             )
         device = recorded.output.device
@@ -199,8 +200,8 @@ class TripletCAM(ChannelMethod):
         return [weights.to(device)[nearest] for weights in self.weights_]
 
 
-# How many positives and negatives an anchor's triplets are drawn from: their number is the product,
-# and all of a large data set would not fit into memory.
+# How many positives and negatives an anchor's triplets are drawn from. The number of triplets is
+# the product, and those of a large data set would not fit into memory.
 _CANDIDATES = 256
 
 

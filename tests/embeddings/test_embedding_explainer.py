@@ -181,7 +181,7 @@ def test_a_callable_proxy():
     assert_allclose(ours.proxies_[2], of_pears, atol=1e-6)
     with pytest.raises(ValueError, match=r"must return an array of shape \(5,\).*\(\)"):
         explainer(proxy=lambda embeddings: embeddings.mean()).fit(IMAGES, LABELS)
-    with pytest.raises(ValueError, match="only mean proxies"):
+    with pytest.raises(ValueError, match="only give mean proxies"):
         ours.partial_fit(IMAGES, LABELS)
 
 
