@@ -1,7 +1,8 @@
 """Concepts: what the channels of a layer stand for, and what the images of a class share.
 
-Channels get names by masks, boxes or texts; a layer's activations fall into a few factors; and maps
-of a class into clusters, of which some may be shortcuts. Drawn by :mod:`sklcam.plotting`.
+Masks, boxes or texts give names to channels. A layer's activations are factored into a few
+concepts. The maps of a class are clustered, and some clusters may be shortcuts.
+:mod:`sklcam.plotting` draws all of them.
 """
 
 from __future__ import annotations

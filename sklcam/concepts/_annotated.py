@@ -1,4 +1,4 @@
-"""Where concepts are in images, as a user says it: masks or boxes, by concept or by image."""
+"""Where concepts are in images, as a user gives it: masks or boxes, by concept or by image."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from sklcam.metrics.masks import as_array, as_mask, box_masks, check_boxes
 
 
 class Annotated:
-    """Masks of concepts, made when an image is looked at.
+    """Masks of concepts, made when an image is read.
 
     Parameters
     ----------
-    masks, boxes : mapping of concepts to what images have of them, sequence of mappings, or None
+    masks, boxes : mapping of concepts to an entry per image, sequence of mappings, or None
         One of the two: see :meth:`ConceptNamer.fit`.
     n_images : int
 
     Attributes
     ----------
     concepts : list
-        In the order of the mapping; of a sequence of mappings in that of their text.
+        In the order of the mapping; for a sequence of mappings, sorted by their text.
     """
 
     def __init__(self, masks: Any, boxes: Any, n_images: int):
         if masks is not None and boxes is not None:
             raise ValueError(
-                "Concepts are where their masks are, or where their boxes are: give "
-                "masks_by_concept or boxes_by_concept, not both."
+                "masks_by_concept and boxes_by_concept are both given, but either says where the "
+                "concepts are. Give only one."
             )
         self._is_boxes = boxes is not None
         self._name = "boxes_by_concept" if self._is_boxes else "masks_by_concept"
@@ -52,8 +52,8 @@ class Annotated:
             for i, entry in enumerate(given):
                 if not isinstance(entry, Mapping):
                     raise ValueError(
-                        f"{self._name} must be a mapping of each concept to what every image has "
-                        "of it, or a mapping for each image; "
+                        f"{self._name} must be a mapping of each concept to one entry per image, "
+                        "or a mapping for each image; "
                         f"{self._name}[{i}] is {describe(entry)}."
                     )
             found = sorted({concept for entry in given for concept in entry}, key=str)
@@ -77,12 +77,12 @@ class Annotated:
         ----------
         row : int
         size : (height, width)
-            Of the image.
+            The size of the image.
 
         Returns
         -------
         Tensor of shape (n_concepts, height, width), float32 in [0, 1]
-            On the host.
+            On the CPU.
         """
         return torch.stack([self._mask(concept, row, size) for concept in self.concepts])
 
@@ -103,7 +103,7 @@ class Annotated:
             raise ValueError(f"{name}: {error}") from None
         if mask.shape != (height, width):
             raise ValueError(
-                f"{name} is of shape {tuple(mask.shape)}, and its image of {height} x {width} "
-                "pixels: a mask is of the image's own size."
+                f"{name} is of shape {tuple(mask.shape)}, but its image has {height} x {width} "
+                "pixels. Give a mask of the image's own size."
             )
         return mask.float().cpu()

@@ -1,4 +1,4 @@
-"""The area under the ROC curve of many channels for many masks, in memory that does not grow."""
+"""The area under the ROC curve of many channels for many masks, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 # A float32 is ordered by its exponent and then by its mantissa, of which the first four bits are
-# kept: 16 bins for each octave. Octaves from 2**-24 to 2**16 have bins; what is smaller is 0.
+# kept: 16 bins for each octave. Octaves from 2**-24 to 2**16 have bins; smaller values count as 0.
 _KEPT_BITS, _LEAST, _OCTAVES = 4, -24, 40
 _SIDE = _OCTAVES << _KEPT_BITS
 _N_BINS = 2 * _SIDE + 1
-# Shares of cells are counted in whole parts: a sum of float32 stops to grow at 2**24, which is that
-# of a dead channel after a hundred thousand images.
+# Shares of cells are counted in whole parts: a sum in float32 stops growing at 2**24, which a dead
+# channel reaches after a hundred thousand images.
 _PARTS = 1 << 20
 
 
 class StreamedAUROC:
     """Counts values inside and outside of masks, batch after batch.
 
-    Values fall into bins of fixed places, so that neither the order of the images nor their batches
-    matter. Two of one bin count as ties; 0 has a bin of its own, as its ties are true ones.
+    Values fall into fixed bins, so neither the order of the images nor their batches matter. Two
+    values in one bin count as ties. 0 has a bin of its own, as its ties are true ones.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ class StreamedAUROC:
 
     def __init__(self, n_channels: int, n_concepts: int, device: torch.device):
         self._shape = (n_channels, _N_BINS)
-        # For each concept what it covers; in the last row all that there is.
+        # A row for what each concept covers, and a last row for everything.
         n_counts = n_channels * _N_BINS
         self._counts = torch.zeros(n_concepts + 1, n_counts, dtype=torch.int64, device=device)
         self._is_wrong = torch.zeros(n_channels, dtype=torch.bool, device=device)
 
     def add(self, values: Tensor, covered: Tensor, seen: Tensor) -> None:
-        """Count those of a batch.
+        """Count the values of a batch.
 
         Parameters
         ----------
@@ -44,7 +44,7 @@ class StreamedAUROC:
         covered : Tensor of shape (n_images, n_concepts, u, v), in [0, 1]
             The share of each cell that a concept covers.
         seen : Tensor of shape (n_images, u, v), in [0, 1]
-            The share that lies over the image.
+            The share of each cell that lies over the image.
         """
         self._is_wrong |= ~values.isfinite().all(dim=3).all(dim=2).all(dim=0)
         places = torch.arange(self._shape[0], device=values.device)[:, None, None] * _N_BINS
@@ -55,7 +55,7 @@ class StreamedAUROC:
             row.scatter_add_(0, places, weights[:, None].expand(values.shape).flatten())
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the areas, and how far at most the bins can have moved them.
+        """Return the areas, and the largest error that the bins can have caused in each.
 
         Returns
         -------
@@ -75,7 +75,7 @@ class StreamedAUROC:
 
 
 def bins_of(values: Tensor) -> Tensor:
-    """Return the bin of each value, which are in the order of the values: int64."""
+    """Return the bin of each value, int64; bins are ordered as values are."""
     bits = values.float().abs().view(torch.int32) >> (23 - _KEPT_BITS)
     first = (127 + _LEAST) << _KEPT_BITS
     size = (bits - first + 1).clamp(0, _SIDE)
@@ -83,7 +83,7 @@ def bins_of(values: Tensor) -> Tensor:
 
 
 def _area(inside: np.ndarray, everything: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the area under the ROC curve of each channel from its bins, and half of what ties."""
+    """Return the area under the ROC curve of each channel from its bins, and half of the ties."""
     outside = np.maximum(everything - inside, 0)
     pairs = inside.sum(axis=1) * outside.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -19,9 +19,9 @@ class Strongest:
     Parameters
     ----------
     n_kept : int
-        How many images of each channel.
+        How many images to keep for each channel.
     resize : Resizing
-        How images were brought to the size of the network's input.
+        How images were resized to the network's input.
     """
 
     def __init__(self, n_kept: int, resize: Resizing):
@@ -37,7 +37,7 @@ class Strongest:
         sizes: Sequence[tuple[int, ...]],
         input_size: Sequence[int],
     ) -> None:
-        """Look at the activations (n_images, n_channels, u, v) of the images from a row on."""
+        """Add the activations (n_images, n_channels, u, v) of the images from row `start` on."""
         height, width = values.shape[2:]
         self._grid, self._input_size = (height, width), (input_size[0], input_size[1])
         peaks, cells = values.flatten(2).max(dim=2)
@@ -46,12 +46,12 @@ class Strongest:
         found = [peaks, cells, *(each[:, None].expand_as(cells) for each in (rows, *own.T))]
         if self._kept:
             found = [torch.cat(pair) for pair in zip(self._kept, found, strict=True)]
-        # Stable, so that of equals the first stays, whatever the batches.
+        # A stable sort keeps the first of equals, whatever the batches.
         order = found[0].nan_to_num(-torch.inf).argsort(dim=0, descending=True, stable=True)
         self._kept = [each.gather(0, order[: self._n_kept]) for each in found]
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, activations and boxes of the strongest, of each channel in their order.
+        """Return rows, activations and boxes of each channel's strongest, the strongest first.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""``ConceptMaps``: what a layer sees in a few maps without names, by non-negative factors."""
+"""``ConceptMaps``: what a layer sees, as a few maps without names, by non-negative factors."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ _SWEEPS = 100  # of coordinate descent, over all concepts of a cell
 
 
 class ConceptMaps(BaseEstimator):
-    r"""Factor a layer's activations into a few concepts, each with a map of every image.
+    r"""Factor a layer's activations into a few concepts, each with a map for every image.
 
     .. math:: \min_{W, H \ge 0} \lVert A - W H \rVert^2
 
-    A row of A holds the activations of all channels in one cell of the layer's grid, after a ReLU;
-    H has the channels of each concept, and W how much of it there is in each cell. What fires
-    together, wherever it does, becomes one concept: often a part of the objects, or the ground.
+    A row of A holds the activations of all channels in one cell of the layer's grid, after a ReLU.
+    H holds the channels of each concept, and W how much of each concept there is in each cell.
+    Channels that fire together become one concept: often a part of the objects, or the ground.
 
     Parameters
     ----------
     n_concepts : int, default=4
-        How many.
+        The number of concepts.
     max_cells : int, default=16384
-        Of how many cells, drawn at random from all images, H is learned: as many rows of A are
-        kept.
+        The most cells, drawn at random from all images, from which H is learned. Memory holds this
+        many rows of A.
     max_iter : int, default=200
-        Passes over them.
+        The most passes over these cells.
     random_state : int, RandomState or None, default=None
-        Which cells are drawn, and the order in which they are taken.
+        Controls which cells are drawn, and their order.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_concepts, n_channels), float32
-        H, the concept with the most weight first. Scaled so that the most of each concept in a cell
-        that was drawn is 1.
+        H, the concept with the most weight first. It is scaled so that the largest amount of each
+        concept in a drawn cell is 1.
     explained_ : float in [0, 1]
-        The share of the squared activations that W H has, of the cells that were drawn.
+        The share of the squared activations of the drawn cells that W H explains.
     layer_ : str
         The layer's name.
     network_ : str
@@ -60,8 +60,8 @@ class ConceptMaps(BaseEstimator):
 
     Notes
     -----
-    Images are read once, and memory does not grow with them: every cell has the same chance to be
-    drawn. W of given images is the exact optimum for H, by coordinate descent, so it does not
+    Images are read once, and memory does not grow with their number. Every cell is equally likely
+    to be drawn. W of given images is the exact optimum for H, by coordinate descent, so it does not
     depend on other images.
 
     References
@@ -70,7 +70,7 @@ class ConceptMaps(BaseEstimator):
 
     Examples
     --------
-    Two concepts, of which one is in the channels 0 and 1, the other in channel 2:
+    Two concepts, one in the channels 0 and 1, the other in channel 2:
 
     >>> import torch
     >>> from torch import nn
@@ -131,7 +131,7 @@ class ConceptMaps(BaseEstimator):
         NotFittedError
             If the explainer has not been fitted.
         ValueError
-            If an argument does not fit, there are fewer channels or cells than concepts, or no
+            If an argument is invalid, there are fewer channels or cells than concepts, no
             activation is over 0, or some are not finite.
         """
         self._validate_params()
@@ -141,11 +141,11 @@ class ConceptMaps(BaseEstimator):
         fewest = min(cells.shape)
         if self.n_concepts > fewest:
             raise ValueError(
-                f"n_concepts={self.n_concepts} is more than {fewest}: there are {len(cells)} cells "
-                f"of {cells.shape[1]} channels."
+                f"n_concepts={self.n_concepts} must be at most {fewest}, as there are {len(cells)} "
+                f"cells of {cells.shape[1]} channels."
             )
         if not cells.any():
-            raise ValueError("No activation is over 0, so that there is nothing to factor.")
+            raise ValueError("No activation is over 0, so there is nothing to factor.")
         factors = MiniBatchNMF(
             self.n_concepts,
             init="nndsvda",
@@ -166,11 +166,11 @@ class ConceptMaps(BaseEstimator):
     def _draw(
         self, explainer: Explainer, opened: OpenedImages, random: np.random.RandomState
     ) -> np.ndarray:
-        """Return some rows of A, each as likely as another, whatever the batches."""
+        """Return some rows of A, all equally likely, whatever the batches."""
         kept, keys = np.empty((0, 0), np.float32), np.empty(0)
         for cells in _cells(explainer, opened):
             rows = cells.movedim(1, 3).flatten(0, 2)
-            # The cells with the lowest numbers of all are those that stay.
+            # Each cell draws a number, and the cells with the lowest numbers stay.
             drawn = np.concatenate([keys, random.random_sample(len(rows))])
             lowest = np.sort(drawn.argsort(kind="stable")[: self.max_cells])
             new = torch.from_numpy(lowest[lowest >= len(keys)] - len(keys)).to(rows.device)
@@ -189,16 +189,16 @@ class ConceptMaps(BaseEstimator):
         Parameters
         ----------
         explainer : estimator with ``explain``
-            That of ``fit``.
+            The one of ``fit``.
         X : images
-            Any, also others than in ``fit``.
+            Any images, also other ones than in ``fit``.
         frame : {"input", "layer"}, default="input"
             Maps at the network's input size, or at the layer's own grid.
 
         Returns
         -------
         ndarray of shape (n_images, n_concepts, height, width), float32, >= 0
-            1 is the most that there was in ``fit``.
+            1 is the largest amount in ``fit``.
 
         Raises
         ------
@@ -206,7 +206,7 @@ class ConceptMaps(BaseEstimator):
             If there are no concepts yet.
         ValueError
             If the explainer looks at another layer, or has a network with other weights, or an
-            argument does not fit.
+            argument is invalid.
         """
         check_is_fitted(self, "components_")
         if frame not in ("input", "layer"):
@@ -215,13 +215,13 @@ class ConceptMaps(BaseEstimator):
         name = found.target_layers[0].name
         if name != self.layer_:
             raise ValueError(
-                f"The concepts are those of the layer {self.layer_!r}; the explainer looks at "
-                f"{name!r}."
+                f"The concepts belong to the layer {self.layer_!r}, but the explainer looks at "
+                f"{name!r}. Set its target_layer, or fit the concepts to it."
             )
         if network_of(found) != self.network_:
             raise ValueError(
-                "The concepts are those of another network's channels: the weights of this "
-                "explainer's are others. Fit them to it."
+                "The concepts belong to a network with other weights than this explainer's. Fit "
+                "them to this explainer."
             )
         components, made = torch.from_numpy(self.components_), []
         for cells in _cells(found, opened):
@@ -240,9 +240,9 @@ def _cells(explainer: Explainer, opened: OpenedImages) -> Iterator[Tensor]:
 
 
 def amounts(rows: Tensor, components: Tensor) -> Tensor:
-    """Return W >= 0 that is the best for rows (n, n_channels) and H (n_concepts, n_channels).
+    """Return the best W >= 0 for rows (n, n_channels) and H (n_concepts, n_channels).
 
-    By coordinate descent over the concepts, for all rows at once.
+    It is found by coordinate descent over the concepts, for all rows at once.
     """
     gram, products = components @ components.T, rows @ components.T
     sizes = gram.diagonal()

@@ -1,4 +1,4 @@
-"""``ConceptNamer``: names for the channels of a layer, by where concepts are in images."""
+"""``ConceptNamer``: names for the channels of a layer, from where concepts are in images."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from sklcam.explain.predictions import class_names
 from sklcam.images.frames import Resizing, shares_of_cells
 from sklcam.images.pictures import to_picture
 
-_FINER = 2  # than the layer's grid, on either side, is that on which activations and masks meet
+_FINER = 2  # times as many cells per side as the layer's grid, to compare activations with masks
 
 Weighing = Literal["importance", "contribution"]
 ByConcept = Mapping[Any, Any] | Sequence[Mapping[Any, Any]]
 
 
 class ChannelNamer(BaseEstimator):
-    """Base of what names channels: their strongest crops, and decisions in their names.
+    """Base of the namers of channels: their strongest crops, and decisions in terms of names.
 
     Attributes
     ----------
@@ -66,14 +66,14 @@ class ChannelNamer(BaseEstimator):
             self.names_[channel] = concepts[int(best[channel].argmax())]
 
     def _named_columns(self) -> dict[int, int]:
-        """Return for each channel that has a name the column of it; a ValueError if none has."""
+        """Return the column of each channel that has a name; raise a ValueError if none has."""
         named = {
             i: self.concepts_.index(name) for i, name in enumerate(self.names_) if name is not None
         }
         if not named:
             raise ValueError(
-                f"No channel has a name: no score is over threshold={self.threshold}, and there is "
-                "nothing to judge."
+                f"No channel has a name, as no score is over threshold={self.threshold}, so there "
+                "is nothing to judge. Lower the threshold, and fit again."
             )
         return named
 
@@ -93,13 +93,14 @@ class ChannelNamer(BaseEstimator):
         names = [layer.name for layer in explainer.target_layers]
         if names != [self.layer_]:
             raise ValueError(
-                f"The names are those of channels of the layer {self.layer_!r}, and the explainer "
-                f"looks at {', '.join(map(repr, names))}."
+                f"The names belong to channels of the layer {self.layer_!r}, but the explainer "
+                f"looks at {', '.join(map(repr, names))}. Set its target_layer, or fit the namer "
+                "to it."
             )
         if network_of(explainer) != self.network_:
             raise ValueError(
-                "The names are those of another network's channels: the weights of this "
-                "explainer's are others. Fit the namer to it."
+                "The names belong to a network with other weights than this explainer's. Fit the "
+                "namer to this explainer."
             )
 
     def explain(
@@ -111,21 +112,21 @@ class ChannelNamer(BaseEstimator):
         k: int = 5,
         weigh: Weighing = "importance",
     ) -> Reasons:
-        r"""Say which concepts speak for each decision, and which against it.
+        r"""Say which concepts speak for each decision, and which speak against it.
 
         Parameters
         ----------
         explainer : estimator with ``explain``
-            Fitted, of the network that the names are of.
+            Fitted, with the network that the names belong to.
         X, target
-            See :meth:`~sklcam.CAMExplainer.explain`; one class an image.
+            See :meth:`~sklcam.CAMExplainer.explain`; one class per image.
         k : int, default=5
             How many channels of either sign.
         weigh : {"importance", "contribution"}, default="importance"
-            "importance" is the paper's :math:`\alpha_k`, how much the score rises with the channel,
+            "importance" is the paper's :math:`\alpha_k`: how much the score rises with the channel,
             whether it fires in the image or not. "contribution" is :math:`\alpha_k` times the
-            channel's mean activation, its share of the mean of Grad-CAM's map before the ReLU: what
-            is in this image, and counts.
+            channel's mean activation, its share of the mean of Grad-CAM's map before the ReLU: only
+            channels that fire in the image count.
 
         Returns
         -------
@@ -136,8 +137,8 @@ class ChannelNamer(BaseEstimator):
         NotFittedError
             If there are no names yet.
         ValueError
-            If the names are those of another layer, or of a network with other weights, or an
-            argument does not fit.
+            If the names belong to another layer or to a network with other weights, or an argument
+            is invalid.
 
         References
         ----------
@@ -172,7 +173,7 @@ class ChannelNamer(BaseEstimator):
         return Reasons(said or None, *channels, *weights_of, *names)
 
     def crops(self, explainer: AnyEstimator, X: Any, channel: int, k: int = 5) -> Bunch:
-        """Cut out what a channel fires the most at.
+        """Cut out the places where a channel fires the most.
 
         Parameters
         ----------
@@ -187,9 +188,9 @@ class ChannelNamer(BaseEstimator):
         -------
         Bunch
             The strongest first: ``images``, list of ndarray of shape (height, width) or (height,
-            width, 3), in [0, 1]; ``rows``, which image each is of; ``boxes``, ndarray of shape (k,
-            4), where in it, around the strongest cell of the layer's grid and its neighbours; and
-            ``activations``, ndarray of shape (k,).
+            width, 3), in [0, 1]; ``rows``, the row of each crop's image; ``boxes``, ndarray of
+            shape (k, 4), its place there, around the strongest cell of the layer's grid and its
+            neighbours; and ``activations``, ndarray of shape (k,).
 
         Raises
         ------
@@ -205,8 +206,8 @@ class ChannelNamer(BaseEstimator):
         rows, boxes = self.strongest_rows_[channel, :k], self.strongest_boxes_[channel, :k]
         if rows.max() >= len(opened):
             raise ValueError(
-                f"The channel's strongest image is number {rows.max()} of those in fit; X has "
-                f"{len(opened)}: give the same images."
+                f"The channel's strongest images in fit include number {rows.max()}, but X has "
+                f"only {len(opened)} images. Give the images of fit."
             )
         images = [
             cut(to_picture(opened.originals([row])[0]), box)
@@ -221,7 +222,7 @@ class ChannelNamer(BaseEstimator):
 
 
 def cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Cut a box out of a picture (height, width, ...): all pixels that it touches."""
+    """Return the pixels of a picture (height, width, ...) that a box touches."""
     x1, y1, x2, y2 = box
     left, top = int(np.floor(x1)), int(np.floor(y1))
     right, bottom = max(left + 1, int(np.ceil(x2))), max(top + 1, int(np.ceil(y2)))
@@ -229,13 +230,13 @@ def cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def open_pictures(explainer: AnyEstimator, X: Any) -> tuple[Explainer, OpenedImages]:
-    """Return what explains, and X opened for it; a ValueError of volumes."""
+    """Return the explainer, and X opened for it; raise a ValueError for volumes."""
     found, images = as_explainer(explainer, X)
     opened = found.open(images)
     if len(opened.image_size) == 3:
         raise ValueError(
-            "Concepts and shortcuts are those of pictures; X holds volumes, of "
-            f"{' x '.join(map(str, opened.image_size))} voxels."
+            f"X holds volumes of {' x '.join(map(str, opened.image_size))} voxels, but concepts "
+            "and shortcuts are only for pictures."
         )
     return found, opened
 
@@ -246,20 +247,20 @@ def network_of(explainer: Explainer) -> str:
 
 
 class ConceptNamer(ChannelNamer):
-    """Name the channels of a layer by the concept whose place their activations tell.
+    """Name each channel of a layer by the concept whose places its activations show best.
 
     A channel's score for a concept is the area under the ROC curve of its activation, over the
-    places of all images: the chance that it is higher at a place of the concept than at another
-    one. Activations are upsampled bilinearly to twice the layer's grid; of a cell there, a mask
-    covers a share, by which it counts as inside, and by the rest as outside. The channel is named
-    by the concept with the highest score, if that is over ``threshold``.
+    places in all images: the chance that it is higher at a place with the concept than at one
+    without. Activations are upsampled bilinearly to twice the layer's grid. A cell there counts as
+    inside by the share that a mask covers, and as outside by the rest. The channel is named by the
+    concept with the highest score, if that is over ``threshold``.
 
     Parameters
     ----------
     threshold : float in [0, 1), default=0.7
-        What a score must be over to give a name; 0.5 is chance.
+        A name needs a score over this; 0.5 is chance.
     n_crops : int, default=5
-        How many places each channel keeps where it is the strongest, for :meth:`crops`.
+        How many images each channel keeps in which it is the strongest, for :meth:`crops`.
 
     Attributes
     ----------
@@ -268,13 +269,13 @@ class ConceptNamer(ChannelNamer):
     scores_ : ndarray of shape (n_channels, n_concepts), float64
         In [0, 1]; NaN for channels with activations that are not finite.
     uncertainty_ : ndarray of shape (n_channels, n_concepts), float64
-        How far at most a score is from the exact area: see the notes.
+        The largest possible distance of a score from the exact area: see the notes.
     concepts_ : list
         The columns of ``scores_``.
     layer_ : str
         The layer's name.
     network_ : str
-        A short name for the weights of the network, by which names are not taken for another's.
+        A short name for the weights of the network, so that names are not used for another.
     strongest_rows_, strongest_activations_ : ndarray of shape (n_channels, n_crops)
         Images in which each channel is the strongest, and its activation there.
     strongest_boxes_ : ndarray of shape (n_channels, n_crops, 4)
@@ -283,20 +284,19 @@ class ConceptNamer(ChannelNamer):
     Notes
     -----
     A finer grid makes no difference: on photographs of fruit, scores change by 0.001 from twice to
-    four times the layer's grid. At the layer's own grid they are lower, by 0.03 in the mean: where
-    an object reaches over several cells, a channel often fires in some of them.
+    four times the layer's grid. At the layer's own grid they are lower, by 0.03 in the mean: if an
+    object covers several cells, a channel often fires in only some of them.
 
-    Memory does not grow with the images: activations are counted in 16 bins for each octave, at
-    fixed places, so that batches and the order of images make no difference but for rounding. Zeros
-    are true ties, and counted so; other activations of one bin are counted as ties, which is exact
-    up to ``uncertainty_``, half of the pairs in one bin. Those under 2**-24 count as zeros.
+    Memory does not grow with the number of images. Activations are counted in 16 fixed bins per
+    octave, so batches and the order of images make no difference except for rounding. Zeros are
+    true ties, and count as ties. So do other activations in one bin, and a score is exact up to
+    ``uncertainty_``, half of the pairs in one bin. Activations under 2**-24 count as zeros.
 
-    Network dissection takes the overlap (IoU) of the mask with the cells over a high quantile; that
-    needs masks as fine as the objects are, and boxes do not have these.
+    Network dissection takes the overlap (IoU) of the mask with the cells over a high quantile. This
+    needs masks as fine as the objects, which boxes are not.
 
-    A name says what a channel's activations go with in these images. Judge it on others, by
-    :meth:`score`: with masks that are of other images than they say, names vanish, and scores fall
-    to 0.5.
+    A name says what a channel's activations go with in these images. Judge it on other images with
+    :meth:`score`: if the masks belong to the wrong images, names vanish, and scores fall to 0.5.
 
     References
     ----------
@@ -304,7 +304,7 @@ class ConceptNamer(ChannelNamer):
 
     Examples
     --------
-    Of two channels, the first fires at bright red, the second at bright green:
+    Two channels, of which the first fires at bright red, the second at bright green:
 
     >>> import torch
     >>> from torch import nn
@@ -351,13 +351,13 @@ class ConceptNamer(ChannelNamer):
             Fitted, with one target layer.
         X : images
         masks_by_concept : mapping, sequence of mappings, or None, default=None
-            Of each concept a mask for every image, (n_images, height, width) or a sequence of
+            For each concept, a mask per image, (n_images, height, width) or a sequence of
             (height, width): bool, an integer that is 0 outside, or a float in [0, 1], of the
-            image's own size; None where an image has none of it. Or for each image a mapping of
-            the concepts in it to their masks.
+            image's own size; None if the image does not show the concept. Or, for each image, a
+            mapping of the concepts in it to their masks.
         boxes_by_concept : mapping, sequence of mappings, or None, default=None
             The same with boxes, of shape (n_boxes, 4), x1, y1, x2, y2 in pixels of the image.
-            Without either there are no names, and :meth:`crops` shows the channels.
+            Without masks or boxes there are no names, but :meth:`crops` shows the channels.
 
         Returns
         -------
@@ -368,8 +368,8 @@ class ConceptNamer(ChannelNamer):
         NotFittedError
             If the explainer has not been fitted.
         ValueError
-            If an argument does not fit, there are several target layers, or a concept is in no
-            image, or all over every image.
+            If an argument is invalid, there are several target layers, or a concept is in no image
+            or fills every image.
 
         Warns
         -----
@@ -400,20 +400,20 @@ class ConceptNamer(ChannelNamer):
         Parameters
         ----------
         explainer, X, masks_by_concept, boxes_by_concept
-            See :meth:`fit`; other images than those there.
+            See :meth:`fit`; take other images than there.
 
         Returns
         -------
         float
-            In [0, 1]; 0.5 is what names are worth that say nothing.
+            In [0, 1]; 0.5 is chance.
 
         Raises
         ------
         NotFittedError
             If there are no names yet.
         ValueError
-            If no channel has a name, a name's concept is in none of the images, or an argument does
-            not fit.
+            If no channel has a name, a name's concept is in none of the images, or an argument is
+            invalid.
         """
         check_is_fitted(self, "names_")
         columns = self._named_columns()
@@ -422,14 +422,17 @@ class ConceptNamer(ChannelNamer):
         annotated = Annotated(masks_by_concept, boxes_by_concept, len(opened))
         absent = [name for name in self._used() if name not in annotated.concepts]
         if absent:
-            raise ValueError(f"Channels are named {absent[0]!r}, of which there is nothing here.")
+            raise ValueError(
+                f"Channels are named {absent[0]!r}, but no masks or boxes of it are given. "
+                "Give them."
+            )
         scores, _ = _separation(found, opened, annotated)
         own = {name: annotated.concepts.index(name) for name in self._used()}
         return float(np.mean([scores[i, own[self.concepts_[c]]] for i, c in columns.items()]))
 
 
 def resizing_of(explainer: Explainer, opened: OpenedImages) -> Resizing:
-    """Return how images were brought to the network's input, which tensors may be already."""
+    """Return how images were resized to the network's input; tensors may be so already."""
     return Resizing() if opened.is_network_input else explainer.adapter.resize
 
 
@@ -458,11 +461,11 @@ def _separation(
             counted = StreamedAUROC(n_channels, covered.shape[1], values.device)
         counted.add(values, covered.to(values.device), seen.to(values.device))
     check.warn()
-    for where, sums in zip(("in none", "all over each"), total.tolist(), strict=True):
+    for fault, sums in zip(("is in none", "fills each"), total.tolist(), strict=True):
         for concept, area in zip(annotated.concepts, sums, strict=True):
             if area <= 1e-3:
                 raise ValueError(
-                    f"{concept!r} is {where} of the images, as the network sees them: leave it out."
+                    f"{concept!r} {fault} of the images, as the network sees them. Leave it out."
                 )
     if counted is None:
         return np.empty((n_channels, 0)), np.empty((n_channels, 0))
@@ -472,7 +475,7 @@ def _separation(
 def _cells(
     annotated: Annotated, batch: Batch, grid: Sequence[int], resizing: Resizing
 ) -> tuple[Tensor, Tensor]:
-    """Return what concepts cover of the cells of each image, and what lies over the image."""
+    """Return the share of each cell that concepts cover, and the share that the image covers."""
     shares = [
         shares_of_cells(
             annotated.of_image(batch.start + i, size), grid, batch.inputs.size, resize=resizing

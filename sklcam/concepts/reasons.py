@@ -1,4 +1,4 @@
-"""``Reasons``: decisions in the names of the channels that weigh the most."""
+"""``Reasons``: decisions explained by the names of the channels that weigh the most."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Reasons(Sequence[Any]):
     Parameters
     ----------
     labels : list of str or None
-        What was explained of each image; None without classes.
+        The label that was explained for each image; None without classes.
     positive, negative : ndarray of shape (n_images, k), int64
-        The channels that weigh the most, and the least, the extreme first.
+        The channels with the highest and with the lowest weights, the most extreme first.
     positive_weights, negative_weights : ndarray of shape (n_images, k), float32
-        Their :math:`\alpha_k`, or that times their mean activation.
+        Their :math:`\alpha_k`, or :math:`\alpha_k` times their mean activation.
     positive_names, negative_names : ndarray of shape (n_images, k), object
-        Their names; None for a channel without one, and for one whose weight has the other sign, or
-        none: it does not speak for the decision, or not against it.
+        Their names. None for a channel without a name, and for one whose weight is 0 or has the
+        other sign: it does not speak for the decision, or does not speak against it.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Shortcuts: what many images of a class have in common that a network decides by.
+"""Shortcuts: features that many images of a class share, and by which a network decides.
 
-Maps of a class are clustered: where many are alike, and unlike all others, the network may look at
-a watermark, a border or the ground. How much it depends on that is measured by covering it.
+The maps of a class are clustered. If many are alike, and unlike all others, the network may look at
+a watermark, a border or the ground. Covering the region shows how much it depends on that.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ RandomState = int | np.random.RandomState | None
 
 _STRUCTURE = 0.25  # a mean silhouette under which there are no clusters: Kaufman, Rousseeuw 1990
 _ALIKE = 0.1  # a mean distance, 1 - cos, of two maps under which a class is one cluster
-_SILHOUETTES = 1000  # images whose silhouettes are looked at, of many
-_SEPARATION, _LIKENESS, _DROP = 0.5, 0.6, 0.2  # of what is called strong
+_SILHOUETTES = 1000  # images whose silhouettes are computed at most
+_SEPARATION, _LIKENESS, _DROP = 0.5, 0.6, 0.2  # the least of a strong cluster
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +50,23 @@ class Shortcut:
     rows : ndarray of shape (size,), int64
         The images of the cluster, the most typical first.
     share : float in (0, 1]
-        Which part of the class's images it has.
+        The share of the class's images that are in the cluster.
     map : ndarray of shape (u, v), float32 in [0, 1]
         The mean of the cluster's maps, at the layer's grid.
     region : ndarray of shape (height, width), bool
-        What was covered, at the network's input size.
+        The pixels that were covered, at the network's input size.
     separation : float in [-1, 1]
-        How far its maps lie from all others: (b - a) / max(a, b), of the mean distance a of two of
-        its maps, and b of one of its maps and one that is not its own. 1 is alike among themselves,
-        and nothing like the others.
+        How far its maps lie from all others: (b - a) / max(a, b), where a is the mean distance
+        between two of its maps, and b between one of its maps and one of the others. At 1, its maps
+        are alike, and nothing like the others.
     likeness : float in [-1, 1]
-        How alike the pixels of the region are: the mean cosine of two of the cluster's images,
-        less the mean of all images. 1 is the same in each; objects seldom reach 0.5.
+        How alike the pixels of the region are: the mean cosine between two of the cluster's images,
+        after subtracting the mean of all images. At 1, they are the same in each image; objects
+        seldom reach 0.5.
     drop : float in [-1, 1]
-        By how much the mean probability of the class falls where the region is covered.
+        How much the mean probability of the class falls if the region is covered.
     accuracy_drop : float in [-1, 1]
-        The same of the accuracy.
+        How much the accuracy falls if the region is covered.
 
     Examples
     --------
@@ -91,7 +92,7 @@ class Shortcut:
 
     @property
     def strength(self) -> float:
-        """Separation times likeness times drop, each from 0 on: by this clusters are ranked."""
+        """Separation times likeness times drop, each at least 0, by which clusters are ranked."""
         return max(self.separation, 0.0) * max(self.likeness, 0.0) * max(self.drop, 0.0)
 
     @property
@@ -111,7 +112,7 @@ class Shortcuts(Sequence[Any]):
     ----------
     clusters : list of Shortcut
     n_blank : int, default=0
-        Images whose maps are blank, which are in no cluster.
+        The number of images whose maps are blank; they are in no cluster.
 
     Examples
     --------
@@ -134,7 +135,7 @@ class Shortcuts(Sequence[Any]):
 
     @property
     def strong(self) -> list[Shortcut]:
-        """Those that are strong, the strongest first."""
+        """The clusters that are strong, the strongest first."""
         return [cluster for cluster in self.clusters if cluster.is_strong]
 
     def __str__(self) -> str:
@@ -168,11 +169,11 @@ def find_shortcuts(
     """Cluster the maps of each class, and rank the clusters by how much of a shortcut they are.
 
     Each image is explained for its own label. The maps of a class, at the layer's grid and of
-    length 1, are clustered; if that finds no structure, all of them are one cluster. A cluster
-    is far from the rest if its maps are like one another, and unlike those of all other images, of
-    its class and others. That says only where the network looks: objects that lie on the left make
-    a cluster as well. So the pixels are compared in the region in which the mean map is hot; and
-    the region is covered in the cluster's images, and the network asked again.
+    length 1, are clustered; if there is no structure, all of them are one cluster. A cluster is far
+    from the rest if its maps are like one another, and unlike the maps of all other images, of its
+    class and of others. This only says where the network looks: objects on the left make a cluster
+    as well. So the pixels are compared in the region in which the mean map is hot. Then the region
+    is covered in the cluster's images, and the network predicts them again.
 
     Parameters
     ----------
@@ -182,18 +183,18 @@ def find_shortcuts(
     y : array-like of shape (n_images,) or None, default=None
         Their labels; a data set may bring its own.
     method : str, Method or None, default="gradcam"
-        One whose maps are made at the layer.
+        A method whose maps are made at the layer.
     clusterer : clusterer of scikit-learn or None, default=None
-        What has ``fit_predict``, such as ``AgglomerativeClustering`` or ``HDBSCAN``; it is cloned
-        for each class, and what it labels -1 is in no cluster. None is k-means, with the number of
-        clusters that has the highest mean silhouette; and one cluster if that is under 0.25, or two
-        maps of the class differ by less than 0.1 in the mean, 1 - cos.
+        An object with ``fit_predict``, such as ``AgglomerativeClustering`` or ``HDBSCAN``. It is
+        cloned for each class, and maps that it labels -1 are in no cluster. None is k-means, with
+        the number of clusters that has the highest mean silhouette. There is only one cluster if
+        this is under 0.25, or if the mean distance of two maps of the class, 1 - cos, is under 0.1.
     max_clusters : int, default=6
-        How many clusters of a class k-means tries at most.
+        The most clusters per class that k-means tries.
     min_size : int, default=10
-        How many images a cluster must have to be reported: fewer are alike by chance.
+        The fewest images of a cluster that is reported: fewer may be alike by chance.
     hot : float in (0, 1], default=0.5
-        The share of its maximum over which the mean map is hot.
+        The mean map is hot where it reaches this share of its maximum.
     cover : {"road", "blur", "mean"}, default="road"
         What covers the region: its surroundings, by :func:`sklcam.metrics.impute`; the blurred
         image; or the image's mean.
@@ -210,7 +211,7 @@ def find_shortcuts(
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If an argument does not fit, the network is not for one label per image, or the maps of the
+        If an argument is invalid, the network is not for one label per image, or the maps of the
         method are not made at a layer.
 
     Warns
@@ -222,8 +223,8 @@ def find_shortcuts(
     -----
     Images are read twice, and the map of each at the layer's grid is kept. A strong cluster is a
     suggestion: objects that look the same in the same place, in images of only one class, make a
-    strong cluster as well, and a watermark that is elsewhere in each image makes none. Look at the
-    images.
+    strong cluster as well, and a watermark in a different place in each image makes none. Look at
+    the images.
 
     References
     ----------
@@ -232,7 +233,7 @@ def find_shortcuts(
 
     Examples
     --------
-    A network that knows the second class by a bright corner:
+    A network that recognises the second class by a bright corner:
 
     >>> import numpy as np
     >>> import torch
@@ -346,7 +347,7 @@ def _answers(explainer: Explainer, output: Tensor, codes: np.ndarray) -> np.ndar
 def _clusters(
     units: np.ndarray, clusterer: Any, max_clusters: int, random: np.random.RandomState
 ) -> np.ndarray:
-    """Return the cluster of each map of a class; -1 is none."""
+    """Return the cluster of each map of a class; -1 is no cluster."""
     if clusterer is not None:
         return np.asarray(clone(clusterer).fit_predict(units))
     best, found = _STRUCTURE, np.zeros(len(units), dtype=int)
@@ -371,7 +372,7 @@ def _separation(
 ) -> tuple[float, np.ndarray]:
     """Return how far a cluster's maps lie from all others, and their order, the most typical first.
 
-    The distance of two maps of length 1 is 1 - cos, of which means over pairs follow from sums.
+    The distance of two maps of length 1 is 1 - cos, whose means over pairs follow from sums.
     """
     others = is_seen.copy()
     others[rows] = False
@@ -400,12 +401,12 @@ def _covered(
     cover: Cover,
     mean: Tensor,
 ) -> tuple[np.ndarray, float]:
-    """Cover a region of the images of a cluster, and look at what is there.
+    """Cover a region of a cluster's images, and compare the pixels there.
 
     Returns
     -------
     answers : ndarray of shape (n_images, 2)
-        How sure of their class the network is, and how right, once it is covered.
+        With the region covered: see :func:`_answers`.
     likeness : float
     """
     answers = []
@@ -420,7 +421,7 @@ def _covered(
         own = codes[batch.start : batch.stop]
         answers.append(_answers(explainer, explainer.output_of(changed), own))
     n = len(opened)
-    # Of the sum of n vectors of length 1 the square is n and twice the cosine of each pair.
+    # The square of the sum of n vectors of length 1 is n plus twice the cosine of each pair.
     likeness = (float(directions.square().sum()) - n) / (n * (n - 1))
     return np.concatenate(answers), likeness
 

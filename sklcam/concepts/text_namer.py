@@ -1,4 +1,4 @@
-"""``TextConceptNamer``: names for the channels of a layer, by a model of images and texts."""
+"""``TextConceptNamer``: names for the channels of a layer, from a model of images and texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AT_ONCE = 256  # crops that are embedded together
 
 
 class TextConceptNamer(ChannelNamer):
-    """Name the channels of a layer by the text that their strongest crops are the most like.
+    """Name each channel of a layer by the text that its strongest crops are the most like.
 
     A channel's score for a prompt is the chance that a crop of the channel is more like the prompt,
     by the cosine of their embeddings, than a crop of another channel: the area under the ROC curve.
@@ -38,15 +38,15 @@ class TextConceptNamer(ChannelNamer):
     ----------
     encoder : EmbeddingCAMExplainer, or (callable, callable)
         A fitted explainer whose proxy is a :class:`~sklcam.embeddings.Text`: its prompts are the
-        names. Or two functions: of a list of PIL images to their embeddings (n_images, dim), and of
-        a list of strings to theirs, (n_prompts, dim).
+        names. Or two functions: one from a list of PIL images to their embeddings, (n_images, dim),
+        and one from a list of strings to theirs, (n_prompts, dim).
     prompts : list of str or None, default=None
-        The names, for two functions.
+        The names, if the encoder is two functions.
     threshold : float in [0, 1), default=0.8
-        What a score must be over to give a name; 0.5 is chance, from which the scores of a few
-        crops stray, the best of many prompts further.
+        A name needs a score over this. 0.5 is chance, but the scores of few crops stray from it,
+        and the best of many prompts strays further.
     n_crops : int, default=10
-        How many crops of each channel, one of an image.
+        How many crops per channel, each from another image.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class TextConceptNamer(ChannelNamer):
     layer_ : str
         The layer's name.
     network_ : str
-        A short name for the weights of the network, by which names are not taken for another's.
+        A short name for the weights of the network, so that names are not used for another.
     strongest_rows_, strongest_activations_ : ndarray of shape (n_channels, n_crops)
         Images in which each channel is the strongest, and its activation there.
     strongest_boxes_ : ndarray of shape (n_channels, n_crops, 4)
@@ -67,19 +67,19 @@ class TextConceptNamer(ChannelNamer):
 
     Notes
     -----
-    Crops in which a channel does not fire, its activation not being over 0, do not count.
+    Crops in which a channel's activation is not over 0 do not count for it.
 
-    Crops that several channels share are embedded once. There are at most n_channels times n_crops
-    of them, whose embeddings are kept; nothing else grows with the images.
+    Crops that several channels share are embedded once. The embeddings of at most n_channels times
+    n_crops crops are kept; nothing else grows with the number of images.
 
     References
     ----------
     Selvaraju et al., "Grad-CAM", IJCV 2020, section 7. After Oikarinen, Weng, "CLIP-Dissect", ICLR
-    2023, whose measure is another.
+    2023, which uses another measure.
 
     Examples
     --------
-    An encoder that knows nothing but how red and how green an image is:
+    An encoder that knows only how red and how green an image is:
 
     >>> import numpy as np
     >>> import torch
@@ -127,7 +127,7 @@ class TextConceptNamer(ChannelNamer):
         explainer : estimator with ``explain``
             Fitted, with one target layer.
         X : images
-            Of many kinds: what none of them shows gives no channel its name.
+            Images of many kinds: a channel cannot get its name from what none of them shows.
 
         Returns
         -------
@@ -138,7 +138,7 @@ class TextConceptNamer(ChannelNamer):
         NotFittedError
             If the explainer, or the encoder, has not been fitted.
         ValueError
-            If an argument does not fit, the layer has one channel, or there are several layers.
+            If an argument is invalid, the layer has only one channel, or there are several layers.
         """
         self._validate_params()
         prompts, of_texts = self._texts()
@@ -161,14 +161,14 @@ class TextConceptNamer(ChannelNamer):
         Returns
         -------
         float
-            In [0, 1]; 0.5 is what names are worth that say nothing.
+            In [0, 1]; 0.5 is chance.
 
         Raises
         ------
         NotFittedError
             If there are no names yet.
         ValueError
-            If no channel has a name, or an argument does not fit.
+            If no channel has a name, or an argument is invalid.
         """
         check_is_fitted(self, "names_")
         columns = self._named_columns()
@@ -176,7 +176,7 @@ class TextConceptNamer(ChannelNamer):
         found, opened = open_pictures(explainer, X)
         self._check_layer(found)
         scores = self._scores(opened, _strongest(found, opened, self.n_crops), of_texts)
-        # A channel that fires in none of these images is not told from chance by them.
+        # For a channel that fires in none of these images, they show no more than chance.
         return float(np.nan_to_num([scores[i, c] for i, c in columns.items()], nan=0.5).mean())
 
     def _texts(self) -> tuple[list[str], np.ndarray]:
@@ -186,15 +186,15 @@ class TextConceptNamer(ChannelNamer):
             check_is_fitted(self.encoder, "proxies_")
             if prompts is not None:
                 raise ValueError(
-                    "The encoder has prompts of its own; prompts= is for two functions."
+                    "The encoder has prompts of its own. Give prompts= only with two functions."
                 )
             prompts = [*map(str, self.encoder.classes_)]
             embeddings = self.encoder.proxies_
         else:
             if len(self.encoder) != 2 or not all(map(callable, self.encoder)):
                 raise ValueError(
-                    "encoder must be a fitted EmbeddingCAMExplainer, or two functions, of images "
-                    f"and of texts; got {describe(self.encoder)}."
+                    "encoder must be a fitted EmbeddingCAMExplainer, or two functions, one of "
+                    f"images and one of texts; got {describe(self.encoder)}."
                 )
             if not prompts or not all(isinstance(each, str) for each in prompts):
                 raise ValueError(
@@ -209,14 +209,16 @@ class TextConceptNamer(ChannelNamer):
         """Return the score of each channel for each prompt."""
         rows, activations, boxes = strongest.result()
         if len(rows) < 2:
-            raise ValueError("The layer has one channel, and no other to set it off against.")
+            raise ValueError("The layer has only one channel, and no other to compare it with.")
         fires = activations > 0
         places = np.column_stack([rows[fires], boxes[fires]])
         scores = np.full((len(rows), len(of_texts)), np.nan)
         n_own = fires.sum(axis=1)
         has_both = (n_own > 0) & (n_own < len(places))
         if not has_both.any():
-            raise ValueError("Fewer than two channels fire in these images; give others, or more.")
+            raise ValueError(
+                "Fewer than two channels fire in these images. Give other or more images."
+            )
         # One crop for all channels that are the strongest in the same place.
         distinct, which = np.unique(places, axis=0, return_inverse=True)
         embedded = [self._embed(crops, of_texts.shape[1]) for crops in _crops(opened, distinct)]
@@ -234,8 +236,8 @@ class TextConceptNamer(ChannelNamer):
         embeddings = _unit(given, len(crops), "of images")
         if embeddings.shape[1] != dim:
             raise ValueError(
-                f"The encoder's embeddings of images have {embeddings.shape[1]} numbers, those of "
-                f"texts {dim}."
+                f"The encoder's embeddings of images have {embeddings.shape[1]} numbers, but its "
+                f"embeddings of texts have {dim}. Give functions of one model."
             )
         return embeddings
 
@@ -253,7 +255,7 @@ def _strongest(explainer: Explainer, opened: OpenedImages, n_crops: int) -> Stro
 
 
 def _crops(opened: OpenedImages, places: np.ndarray) -> Iterator[list[Image.Image]]:
-    """Yield the crops of places (n, 5), sorted by the image, which is read once; some at a time."""
+    """Yield the crops of places (n, 5), sorted by image, some at a time; read each image once."""
     crops: list[Image.Image] = []
     for row in np.unique(places[:, 0]).astype(int).tolist():
         picture = to_picture(opened.originals([row])[0])

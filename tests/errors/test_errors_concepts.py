@@ -108,9 +108,9 @@ REFUSALS = {
         ),
         ("no explainer", lambda: ConceptNamer().fit("resnet18", INPUTS), "estimator must be a "),
         ("no images", lambda: name(images=None), "X is None"),
-        ("volumes", lambda: name(of=of_volumes, images=VOLUMES), "those of pictures; X holds vol"),
+        ("volumes", lambda: name(of=of_volumes, images=VOLUMES), "volumes .* only for pictures"),
         ("two layers", lambda: name(of=of_two_layers), "needs a single target layer, and .* 2, 5"),
-        ("both", lambda: name({"top": MASKS}, {"top": BOXES}), "or boxes_by_concept, not both"),
+        ("both", lambda: name({"top": MASKS}, {"top": BOXES}), "boxes_by_concept are both given"),
         ("nothing", lambda: name({}), "masks_by_concept names no concept"),
         ("masks alone", lambda: name(MASKS), r"for each image; masks_by_concept\[0\] is an"),
         ("one mask", lambda: name({"top": MASKS[:1]}), r"masks_by_concept\['top'\] has 1 entries"),
@@ -119,36 +119,36 @@ REFUSALS = {
         (
             "another size",
             lambda: name({"top": MASKS[:, :4]}),
-            r"masks_by_concept\['top'\]\[0\] is of shape \(4, 16\), and its image of 16 x 16",
+            r"masks_by_concept\['top'\]\[0\] is of shape \(4, 16\), but its image has 16 x 16",
         ),
         ("out of range", lambda: name({"top": MASKS + 1.5}), r"\['top'\]\[0\]: A mask must be"),
         ("no box", lambda: name(None, {"top": [[1, 2, 3]] * 2}), r"\['top'\]\[0\]: The boxes of"),
         ("turned", lambda: name(None, [{"top": [[8, 8, 0, 0]]}] * 2), r"\[0\]\['top'\]: A box is"),
         ("nowhere", lambda: name({"top": MASKS & False}), "'top' is in none of the images"),
-        ("everywhere", lambda: name({"top": MASKS | True}), "'top' is all over each of the images"),
+        ("everywhere", lambda: name({"top": MASKS | True}), "'top' fills each of the images"),
         ("unfitted", lambda: ConceptNamer().score(explainer(), INPUTS, {}), "fitt", NotFittedError),
         ("no names", lambda: name().score(explainer(), INPUTS, {"top": MASKS}), "No channel has a"),
         (
             "other concepts",
             lambda: namer().score(explainer(), INPUTS, {"bottom": MASKS}),
-            "Channels are named 'top', of which there is nothing here",
+            "Channels are named 'top', but no masks or boxes of it are given",
         ),
         (
             "another layer",
             lambda: namer().explain(of_another_layer(), INPUTS),
-            "channels of the layer '5', and the explainer looks at '2'",
+            "channels of the layer '5', but the explainer looks at '2'",
         ),
         (
             "other weights",
             lambda: namer().explain(of_other_weights(), INPUTS, k=1),
-            "those of another network's channels.* Fit the namer to it",
+            "network with other weights .* Fit the namer to this explainer",
         ),
         ("no channel", lambda: namer().crops(explainer(), INPUTS, 8), "channel must .* 0 to 7"),
         ("no crop", lambda: namer().crops(explainer(), INPUTS, 0, 3), "k, .* from 1 to 2; got 3"),
         (
             "fewer images",
             lambda: namer().crops(explainer(), INPUTS[:1], 0, 2),
-            "image is number 1 of those in fit; X has 1",
+            "images in fit include number 1, but X has only 1",
         ),
         ("k", lambda: namer().explain(explainer(), INPUTS, k=9), "k, .* from 1 to 8; got 9"),
         (
@@ -169,7 +169,7 @@ REFUSALS = {
     ],
     "TextConceptNamer": [
         ("no encoder", lambda: of_texts("clip"), "'encoder' parameter .* must be"),
-        ("one function", lambda: of_texts((means,)), "two functions, of images and of texts; got"),
+        ("one function", lambda: of_texts((means,)), "one of images and one of texts; got"),
         ("no prompts", lambda: of_texts(prompts=()), "prompts must be a list of strings; got"),
         ("numbers", lambda: of_texts(prompts=(1, 2)), "prompts must be a list of strings; got"),
         (
@@ -191,7 +191,7 @@ REFUSALS = {
         (
             "widths",
             lambda: of_texts((lambda crops: means(crops)[:, :2], texts)),
-            "of images have 2 numbers, those of texts 3",
+            "of images have 2 numbers, but its embeddings of texts have 3",
         ),
         ("unfitted", lambda: TextConceptNamer((means, texts)).score(NET, X), "", NotFittedError),
     ],
@@ -202,7 +202,7 @@ REFUSALS = {
         ("no explainer", lambda: ConceptMaps().fit("resnet18", INPUTS), "estimator must be a "),
         ("volumes", lambda: ConceptMaps().fit(of_volumes(), VOLUMES), "X holds volumes"),
         ("two layers", lambda: ConceptMaps().fit(of_two_layers(), INPUTS), "single target layer"),
-        ("too many", lambda: ConceptMaps(9).fit(explainer(), INPUTS), "n_concepts=9 is more than"),
+        ("too many", lambda: ConceptMaps(9).fit(explainer(), INPUTS), "n_concepts=9 must be at mo"),
         ("few cells", lambda: ConceptMaps(4, max_cells=3).fit(explainer(), INPUTS), "3 cells of 8"),
         ("zeros", lambda: ConceptMaps(1).fit(of_pixels(), -INPUTS), "No activation is over 0"),
         ("infinite", lambda: ConceptMaps(1).fit(of_poles(), 0 * INPUTS), "are NaN or infinite"),
@@ -216,12 +216,12 @@ REFUSALS = {
         (
             "another layer",
             lambda: concepts().transform(of_another_layer(), INPUTS),
-            "those of the layer '5'; the explainer looks at '2'",
+            "belong to the layer '5', but the explainer looks at '2'",
         ),
         (
             "other weights",
             lambda: concepts().transform(of_other_weights(), INPUTS),
-            "those of another network's channels.* Fit them to it",
+            "network with other weights .* Fit them to this explainer",
         ),
     ],
     "find_shortcuts": [
@@ -331,5 +331,5 @@ def test_refusals(call, match, error):
 def test_a_layer_of_one_channel_has_none_to_be_set_off_against():
     network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     one = CAMExplainer(network, target_layer="0", verbose=0).fit(IMAGES)
-    with pytest.raises(ValueError, match="has one channel, and no other"):
+    with pytest.raises(ValueError, match="has only one channel, and no other"):
         of_texts(images=IMAGES, of=lambda: one)
