@@ -1,7 +1,7 @@
-"""Label maps from maps: segmentation that takes only labels of whole images.
+"""Label maps from explanations: segmentation that needs only labels of whole images.
 
-A label map says what each pixel is: 0 the background, c + 1 the class c, and a label to ignore
-if that is unknown. Training a network on them is the business of libraries for segmentation.
+A label map says what each pixel is: 0 is the background, c + 1 the class c, and a label to ignore
+means unknown. To train a network on label maps, use a library for segmentation.
 """
 
 from __future__ import annotations

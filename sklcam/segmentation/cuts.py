@@ -1,4 +1,4 @@
-"""GrabCut: what seeds know of an image, carried to the edges that its colours have."""
+"""GrabCut: grows the seeds of an image to the edges of its colours."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ def grab_cut(
 ) -> np.ndarray:
     """Decide for each pixel which object it belongs to, by its colour and its neighbours.
 
-    Each object is cut out by itself. Its own seeds are probably of it; seeds of the background and
-    of other objects are not.
+    Each object is cut out by itself. Its own seeds probably belong to it; seeds of the background
+    and of other objects do not.
 
     Parameters
     ----------
     image : array-like of shape (height, width) or (height, width, 3), uint8
     labels : array-like of shape (height, width), int
-        0 is the background, 1 to 254 are objects, and of 255 nothing is known.
+        0 is the background, 1 to 254 are objects, and 255 is unknown.
     keep_objects : bool, default=False
-        Whether seeds of objects stay what they are. False lets a cut take pixels from them, which
+        Whether seeds of objects stay as they are. False lets a cut take pixels from them, which the
         seeds of coarse maps need.
     n_iterations : int, default=5
+        The number of GrabCut's iterations.
 
     Returns
     -------
     ndarray of shape (height, width), uint8
-        0 where no object is, and 255 where two cuts claim a pixel. Labels that are all of one
+        0 where there is no object, and 255 where two cuts claim a pixel. Labels that are all of one
         object, or have none, stay as they are.
 
     Raises
     ------
     ImportError
-        If OpenCV is missing, the extra ``grabcut``.
+        If OpenCV, the extra ``grabcut``, is not installed.
     ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -48,7 +49,7 @@ def grab_cut(
 
     Examples
     --------
-    A white square on black; some of it is known, and its surroundings are:
+    A white square on black, with some known pixels of both:
 
     >>> import numpy as np
     >>> from sklcam.segmentation import grab_cut
@@ -99,12 +100,12 @@ def _cut(
     marks = np.full(labels.shape, cv2.GC_BGD, np.uint8)
     marks[labels == IGNORED] = cv2.GC_PR_BGD
     marks[own] = cv2.GC_FGD if keep else cv2.GC_PR_FGD
-    cv2.setRNGSeed(0)  # of the clusters of colours
+    cv2.setRNGSeed(0)  # for the clusters of colours
     cv2.grabCut(
         np.ascontiguousarray(pixels),
         marks,
-        (0, 0, 0, 0),  # nothing, as the marks say all
-        np.zeros((1, 65)),  # and what it keeps of colours on its way
+        (0, 0, 0, 0),  # no rectangle, as the marks say it all
+        np.zeros((1, 65)),  # working memory for its models of colours
         np.zeros((1, 65)),
         n_iterations,
         cv2.GC_INIT_WITH_MASK,

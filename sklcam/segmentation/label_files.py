@@ -1,4 +1,4 @@
-"""Label maps as files that libraries for segmentation read: PNG of one byte a pixel."""
+"""Label maps as files that libraries for segmentation read: PNG with one byte per pixel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklcam._files import replacing
 
 
 def names_of_files(paths: Sequence[str] | None, n_images: int) -> list[str]:
-    """Return what each label map's file is called: as the image's, or by its row.
+    """Return the name of each label map's file: the image's own, or its row.
 
     Parameters
     ----------
@@ -24,8 +24,8 @@ def names_of_files(paths: Sequence[str] | None, n_images: int) -> list[str]:
     Returns
     -------
     list of str
-        The names of the files without their endings if these are all different; or else 000000,
-        000001, ....
+        The names of the images' files, with .png as their ending, if all are different; otherwise
+        000000.png, 000001.png, ....
     """
     stems = [Path(path).stem for path in paths or ()]
     if stems and len({stem.lower() for stem in stems}) == n_images:
@@ -51,7 +51,7 @@ def write_label_maps(
 
 
 def _voc_palette() -> list[int]:
-    """Return the colours of PASCAL VOC: the bits of a label, dealt out to red, green and blue."""
+    """Return the colours of PASCAL VOC: the bits of a label, spread over red, green and blue."""
     colours = np.zeros((256, 3), int)
     labels = np.arange(256)
     for place in range(8):

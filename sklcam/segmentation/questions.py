@@ -1,4 +1,4 @@
-"""Which classes of an image are looked for: those that its labels say, or that are predicted."""
+"""The classes to find in an image: those of its labels, or those that are predicted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sklcam.networks.inputs import Inputs, recordable
 
 
 class ClassesOfImages(Deferred):
-    """Target: some of the classes that are known, others for each image.
+    """Target: some of the known classes, which may differ between images.
 
     Parameters
     ----------
     places : Tensor of shape (n_classes,), int64
-        Those that are known, as places in the network's output.
+        The known classes, as places in the network's output.
     given : Tensor of shape (n_images, n_classes), bool, or None
-        Which of them each image has. None is what is predicted: the likeliest, or of several labels
-        all that the network finds.
+        Which of them each image has. None takes the predicted ones: the likeliest, or all that the
+        network finds if an image may have several labels.
     explainer : Explainer
     """
 
@@ -41,7 +41,7 @@ class ClassesOfImages(Deferred):
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Classes:
         present = self._present(output)
         counts = present.sum(dim=1).tolist()
-        # Those that are there come first, in their order, and what is left is filled up.
+        # The classes of an image come first, in their order; others fill the remaining columns.
         order = present.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         columns = order[:, : max(1, *counts)]
         return ClassesFound(recordable(self._places.to(output.device)[columns]), columns, counts)
@@ -57,16 +57,16 @@ class ClassesOfImages(Deferred):
 
 
 class ClassesFound(Classes):
-    """Target: given classes, of which some images have fewer than others.
+    """Target: given classes, of which some images may have fewer than others.
 
     Parameters
     ----------
     indices : Tensor of shape (n_images, k), int64
         As places in the network's output, filled up to k.
     columns : Tensor of shape (n_images, k), int64
-        The same as places among the classes that are known.
+        The same classes, as places among the known classes.
     counts : list of int
-        How many each image has; those come first.
+        How many classes each image has; these come first.
     """
 
     def __init__(self, indices: Tensor, columns: Tensor, counts: list[int]):
@@ -78,7 +78,7 @@ class ClassesFound(Classes):
 
 
 def learn_classes(explainer: Explainer, X: Any, y: Any) -> np.ndarray:
-    """Return the classes that labels of images name, as the explainer has them, in its order."""
+    """Return the classes that labels of images name, as the explainer has and orders them."""
     classes = np.asarray(explainer.classes_)
     y = _in_labels(explainer, X, y)
     kind = kind_of_labels(y)
@@ -106,13 +106,14 @@ def labels_present(
         present = np.arange(len(classes)) == indices[:, None]
     elif kind == "indicator":
         known = np.asarray(explainer.classes_)
-        # Columns are those of all that the network knows, or of what was learned.
+        # The columns are all classes that the network knows, or those that were learned.
         whole = known if np.shape(y)[1] == len(known) else classes
         table = as_indicator(y, whole).astype(bool)
         present = table[:, np.isin(whole, classes)]
         if table.sum() > present.sum():
             raise ValueError(
-                f"y has classes that were not seen in fit; these are {classes.tolist()}."
+                "y has classes that were not seen in fit; the classes there are "
+                f"{classes.tolist()}."
             )
     else:
         present = as_indicator(y, classes).astype(bool)
@@ -122,7 +123,7 @@ def labels_present(
 
 
 def _in_labels(explainer: Explainer, X: Any, y: Any) -> Any:
-    """Return labels as the explainer's classes, where they are their names."""
+    """Return labels as the explainer's classes, if they are names of classes."""
     names = explainer.class_names_
     if y is None or kind_of_labels(y) != "label sets" or names is None:
         return known_labels(X, y, explainer.classes_, names)

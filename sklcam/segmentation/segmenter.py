@@ -1,4 +1,4 @@
-"""``CAMSegmenter``: the maps of an explainer as seeds, and the seeds as label maps."""
+"""``CAMSegmenter``: turns the maps of an explainer into seeds, and seeds into label maps."""
 
 from __future__ import annotations
 
@@ -40,30 +40,31 @@ _CANDIDATES = tuple(round(0.05 * step, 2) for step in range(1, 15))
 class CAMSegmenter(BaseEstimator):
     """Segment images by the maps of a network that was trained on labels of whole images.
 
-    SEC's rule makes seeds of the maps: pixels over a share of a class's maximum are the class's,
-    and the least salient ones the background's. All other pixels have the label to ignore.
-    Seeds are what a network for segmentation can be trained on.
+    SEC's rule turns maps into seeds: pixels over a share of a class's maximum belong to the class,
+    and the least salient pixels to the background. All others get the label to ignore. A network
+    for segmentation can be trained on these seeds.
 
     Parameters
     ----------
     explainer : ConsistentCAMClassifier, CAMExplainer, nn.Module, or one of these nested
-        One that has not been fitted is fitted by :meth:`fit`, as a copy.
+        If it has not been fitted, :meth:`fit` fits a copy.
     method : str, Method or None, default=None
-        The explanation; None is the explainer's own.
+        The method of the maps; None is the explainer's own.
     refine : None, "grabcut" or callable, default=None
         How the seeds of an image are refined. "grabcut" is :func:`~sklcam.segmentation.grab_cut`
-        (the extra ``grabcut``), which decides for each pixel. A callable takes the image, (height,
-        width, 3) or, of grey ones, (height, width), uint8, and its label map (height, width),
-        uint8, and returns another; unknown is 255 there, whatever ``ignore_label`` is.
+        (the extra ``grabcut``), which decides for each pixel. A callable takes the image, uint8 of
+        shape (height, width, 3), or (height, width) if it is grey, and its label map, uint8 of
+        shape (height, width), and returns another label map. Unknown is 255 in both, whatever
+        ``ignore_label`` is.
     threshold : float or "auto", default=0.2
-        The share of its maximum that a class's map must reach. "auto" is that of 0.05, 0.1, ...,
-        0.7 which fits the ``masks`` best that :meth:`fit` is given.
+        The share of its maximum that a class's map must reach. "auto" takes the one of 0.05, 0.1,
+        ..., 0.7 that fits the ``masks`` of :meth:`fit` best.
     background : float, default=0.1
-        The share of an image's pixels that are background, the least salient.
+        The share of an image's pixels that are background: the least salient ones.
     saliency : str, Method or None, default=None
-        What tells the background: how high the map of a method is, the highest of the image's
-        classes. ``"saliency"``, the gradient at the pixels, is SEC's. None is the maps themselves,
-        each as a share of its maximum, at no further cost.
+        A method whose maps say how salient each pixel is: the highest value among the image's
+        classes counts. SEC uses ``"saliency"``, the gradient at the pixels. None uses the maps
+        themselves, each as a share of its maximum, at no further cost.
     overlap : {"smaller", "unknown"}, default="smaller"
         Which class gets a pixel that several classes mark: the one with the smaller seed, as in
         SEC, or none.
@@ -81,9 +82,9 @@ class CAMSegmenter(BaseEstimator):
 
     Notes
     -----
-    Maps are taken as the method makes them, and brought to each image's own size. Pixels that the
-    network did not see, such as those outside of a central crop, are unknown. So is all of an image
-    whose maps are blank. An image without a class is background.
+    Maps are taken as the method makes them, and resized to each image's own size. Pixels that the
+    network did not see, such as those outside a central crop, are unknown. So are all pixels of an
+    image whose maps are blank. An image without a class is all background.
 
     References
     ----------
@@ -109,10 +110,10 @@ class CAMSegmenter(BaseEstimator):
     ['red', 'green']
     >>> segmenter.predict(image, [["red", "green"]])
     array([[[1, 1, 0, 0, 2, 0]]], dtype=uint8)
-    >>> segmenter.predict(image)  # of the class that is predicted
+    >>> segmenter.predict(image)  # only the predicted class
     array([[[1, 1, 0, 0, 0, 0]]], dtype=uint8)
     >>> truth = np.array([[[1, 1, 0, 0, 2, 2]]])
-    >>> round(segmenter.score(image, truth, [["red", "green"]]), 3)  # of 2/3, 1 and 1/2
+    >>> round(segmenter.score(image, truth, [["red", "green"]]), 3)  # mean of 2/3, 1, 1/2
     0.722
     """
 
@@ -148,16 +149,16 @@ class CAMSegmenter(BaseEstimator):
         self.ignore_label = ignore_label
 
     def fit(self, X: Any, y: Any = None, masks: Sequence[Any] | None = None) -> CAMSegmenter:
-        """Learn which classes there are, and the threshold if that is asked for.
+        """Learn which classes there are, and the threshold if it is "auto".
 
         Parameters
         ----------
         X : images
             In any form that the explainer takes.
         y : array-like of labels, or label sets, or None
-            What is in each image: one label, a set of them, or a row of 0 and 1 for each of the
-            explainer's classes. They may be the names of classes. None takes the labels of X, if it
-            is a data set that knows its own. A classifier that is not fitted learns from them.
+            What is in each image: one label, a set of labels, or a row of 0 and 1 for each of the
+            explainer's classes. Labels may be the names of classes. None takes the labels of X, if
+            it is a data set that has them. A classifier that is not fitted learns from y.
         masks : sequence of array-like of shape (height, width), or None
             Label maps of the images, as :meth:`score` takes them, for ``threshold="auto"``.
 
@@ -169,29 +170,31 @@ class CAMSegmenter(BaseEstimator):
         Raises
         ------
         ValueError
-            If an argument does not fit, or the network tells no classes of images apart.
+            If an argument is invalid, or the network does not classify images.
         """
         self._validate_params()
         if (self.threshold == "auto") != (masks is not None):
             raise ValueError(
-                'threshold="auto" is chosen by masks: give both, or neither; threshold is '
-                f"{self.threshold!r}, and masks {'None' if masks is None else 'are given'}."
+                f"threshold is {self.threshold!r}, and masks are "
+                f'{"None" if masks is None else "given"}, but masks choose threshold="auto". Give '
+                "both, or neither."
             )
         self.explainer_ = self._fitted(X, y)
         explainer, images = as_explainer(self.explainer_, X)
         task = explainer.adapter.task
         if task not in ("multiclass", "binary", "multilabel"):
             raise ValueError(
-                f"CAMSegmenter needs a network that tells classes of images; its task is {task!r}."
+                f"CAMSegmenter needs a network that classifies images; its task is {task!r}."
             )
         self.classes_ = learn_classes(explainer, images, y)
         if len(self.classes_) >= self.ignore_label:
             raise ValueError(
-                f"y has {len(self.classes_)} classes, and labels from {self.ignore_label} on are "
-                "not free: a label map has one byte a pixel. Give labels of fewer classes."
+                f"y has {len(self.classes_)} classes, but ignore_label={self.ignore_label} leaves "
+                f"only labels under {self.ignore_label} for classes. Give labels of fewer classes, "
+                "or a higher ignore_label, up to 255."
             )
         if masks is None:
-            self._open(X, y)  # for what it refuses
+            self._open(X, y)  # to refuse invalid arguments
             self.threshold_ = float(self.threshold)
         else:
             self.scores_ = dict(
@@ -207,26 +210,26 @@ class CAMSegmenter(BaseEstimator):
         ----------
         X : images
         y : labels, label sets or None, default=None
-            What is in each image, as in :meth:`fit`. None is what the network predicts: the
-            likeliest of ``classes_``, or, with ``task="multilabel"``, those of them that it finds.
+            What is in each image, as in :meth:`fit`. None takes what the network predicts: the
+            likeliest of ``classes_``, or, with ``task="multilabel"``, all of them that it finds.
 
         Returns
         -------
         ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
-            uint8, of each image's own size: 0 the background, c + 1 the class ``classes_[c]``, and
-            ``ignore_label``. A list unless X can only hold images of one size.
+            uint8, of each image's own size: 0 is the background, c + 1 the class ``classes_[c]``,
+            and ``ignore_label`` unknown. A list unless X can only hold images of one size.
 
         Raises
         ------
         NotFittedError
             If the segmenter has not been fitted.
         ValueError
-            If an argument does not fit, or ``refine`` returns something else than a label map.
+            If an argument is invalid, or ``refine`` returns something other than a label map.
 
         Warns
         -----
         ExplanationWarning
-            If maps are blank or NaN, of whose images nothing is known.
+            If maps are blank or NaN; all pixels of these images are unknown.
         """
         opened, found = self._label_maps(X, y, self._threshold())
         made = [labels for (labels,) in found]
@@ -235,21 +238,21 @@ class CAMSegmenter(BaseEstimator):
     def predict_to(self, X: Any, folder: str | os.PathLike[str], y: Any = None) -> list[str]:
         """Write the label map of each image to a PNG file, image by image.
 
-        The files are those that libraries for segmentation read: a byte a pixel, which is the
-        label, with a palette, PASCAL VOC's, for people to look at.
+        Libraries for segmentation read these files: one byte per pixel, which is the label, with
+        the palette of PASCAL VOC for people to look at.
 
         Parameters
         ----------
         X, y
             See :meth:`predict`.
         folder : path-like
-            It is made; files of the same names are replaced.
+            The folder is made if it does not exist. Files of the same names are replaced.
 
         Returns
         -------
         list of str
-            The paths. A file is called as the image's is, where images are files of different
-            names; otherwise 000000.png, 000001.png, ....
+            The paths. Files have the names of the images if these are files of different names;
+            otherwise 000000.png, 000001.png, ....
 
         Raises
         ------
@@ -263,24 +266,24 @@ class CAMSegmenter(BaseEstimator):
         return write_label_maps((labels for (labels,) in found), folder, names)
 
     def score(self, X: Any, masks: Sequence[Any], y: Any = None) -> float:
-        """Return the mean intersection over union of label maps and true ones.
+        """Return the mean intersection over union of predicted and true label maps.
 
         Parameters
         ----------
         X : images
         masks : sequence of array-like of shape (height, width), int
-            Of each image's own size: 0 the background, c + 1 the class ``classes_[c]``. Pixels that
-            are negative or ``ignore_label`` are not counted. A list of your own may read each from
-            its file.
+            True label maps, of each image's own size: 0 is the background, c + 1 the class
+            ``classes_[c]``. Pixels that are negative or ``ignore_label`` are not counted. A
+            sequence of your own may read each mask from its file.
         y : labels, label sets or None, default=None
             See :meth:`predict`.
 
         Returns
         -------
         float in [0, 1]
-            Over all pixels of all images, as PASCAL VOC has it; the mean over the background and
-            the classes that are in the masks or were found. A pixel without a label is one that its
-            class misses.
+            Over all pixels of all images, as for PASCAL VOC: the mean over the background and the
+            classes that are in the masks or were found. An unknown pixel counts as missed by its
+            class.
 
         Raises
         ------
@@ -304,7 +307,7 @@ class CAMSegmenter(BaseEstimator):
         try:
             as_explainer(estimator, X)
         except NotFittedError:
-            # What a network is for is not told by y, of which it may know more classes.
+            # y does not say what a network is for, which may know more classes.
             return clone(estimator).fit(X, None if isinstance(estimator, CAMExplainer) else y)
         return estimator
 
@@ -313,11 +316,11 @@ class CAMSegmenter(BaseEstimator):
         check_one_map(explainer, self._methods(explainer), "CAMSegmenter")
         opened = explainer.open(images, originals=self.refine is not None)
         if len(opened.image_size) != 2:
-            raise ValueError("CAMSegmenter is for images; these are volumes.")
+            raise ValueError("X holds volumes, but CAMSegmenter is only for images.")
         if self.refine is not None and (opened.is_network_input or opened.n_channels not in (1, 3)):
             raise ValueError(
-                "refine looks at the pictures, and X is the network's own input, or has another "
-                "number of channels than 1 or 3. Give files, pictures or arrays of RGB."
+                "refine needs pictures of 1 or 3 channels, but X is the network's own input, or "
+                "has another number of channels. Give files, pictures or arrays of RGB."
             )
         present = None
         if y is not None:
@@ -333,7 +336,7 @@ class CAMSegmenter(BaseEstimator):
     def _label_maps(
         self, X: Any, y: Any, thresholds: Sequence[float]
     ) -> tuple[OpenedImages, Iterator[list[np.ndarray]]]:
-        """Return X, opened, and what yields the label maps of each image, by threshold."""
+        """Return X, opened, and an iterator over the label maps of each image, by threshold."""
         explainer, opened, question = self._open(X, y)
         return opened, self._made(explainer, opened, question, thresholds)
 
@@ -361,13 +364,13 @@ class CAMSegmenter(BaseEstimator):
         if not n_present:
             return [np.zeros(size, np.uint8) for _ in thresholds]
         seen = _seen(explainer, explained.maps[0].shape[-2:], size)
-        # In float32: torch has no k-th value of half precision on all devices.
+        # In float32: on some devices torch has no k-th value of half precision.
         framed = [
             explainer.to_frame(maps[i, :n_present].float(), size)[..., *seen]
             for maps in explained.maps
         ]
         saliency = framed[1].amax(dim=0)[None] if len(framed) > 1 else None
-        # What a place among the image's classes is among all, and what stays as it is.
+        # From labels among the image's classes to labels among all; the other two labels stay.
         labels = np.full(256, IGNORED, np.uint8)
         labels[0] = 0
         labels[1 : n_present + 1] = 1 + target.columns[i, :n_present]
@@ -386,7 +389,7 @@ class CAMSegmenter(BaseEstimator):
         return made
 
     def _finished(self, labels: np.ndarray, explained: ExplainedBatch, i: int) -> np.ndarray:
-        """Return a label map after refinement, with the label to ignore that was asked for."""
+        """Return a label map after refinement, with ``ignore_label`` for unknown pixels."""
         if self.refine is not None:
             assert explained.batch.originals is not None
             picture = _as_picture(explained.batch.originals[i])
@@ -441,9 +444,9 @@ class CAMSegmenter(BaseEstimator):
         beyond = truth[(truth > len(self.classes_)) & (truth != self.ignore_label)]
         if beyond.size:
             raise ValueError(
-                f"Mask {row} has the label {beyond.max()}, and the classes are 1 to "
-                f"{len(self.classes_)}, {self.classes_.tolist()[:10]}; pixels to ignore have "
-                f"{self.ignore_label}."
+                f"Mask {row} has the label {beyond.max()}, but the classes are 1 to "
+                f"{len(self.classes_)}, {self.classes_.tolist()[:10]}. Give pixels to ignore the "
+                f"label {self.ignore_label}."
             )
         return torch.from_numpy(truth.astype(np.int64))
 

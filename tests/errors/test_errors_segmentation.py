@@ -55,8 +55,12 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("no estimator", lambda: segmenter(3).fit(X, Y), "estimator must be"),
         ("a method", lambda: segmenter(method="gradcm").fit(X, Y), "Did you mean: gradcam"),
-        ("auto alone", lambda: segmenter(threshold="auto").fit(X, Y), "give both, or neither"),
-        ("masks alone", lambda: segmenter().fit(X, Y, masks=TRUTHS), "give both, or neither"),
+        (
+            "auto alone",
+            lambda: segmenter(threshold="auto").fit(X, Y),
+            "masks are None.* Give both, or neither",
+        ),
+        ("masks alone", lambda: segmenter().fit(X, Y, masks=TRUTHS), "masks are given.* Give both"),
         ("no labels", lambda: segmenter().fit(X), "y to be passed"),
         ("unknown", lambda: segmenter().fit(X, Y + 5), r"not seen in fit: \[5, 6, 7\]"),
         ("unknown sets", lambda: segmenter().fit(X, [{7}] * 12), r"not seen in fit: \[7\]"),
@@ -67,7 +71,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "more classes than labels",
             lambda: segmenter(ignore_label=3).fit(X, Y),
-            "y has 3 classes, and labels from 3 on are not free",
+            "y has 3 classes, but ignore_label=3 leaves only labels under 3",
         ),
         (
             "layers apart",
@@ -79,7 +83,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no pictures",
             lambda: segmenter(explainer(), refine="grabcut").fit(INPUTS, [0, 1]),
-            "refine looks at the pictures",
+            "refine needs pictures",
         ),
         ("predict before fit", lambda: segmenter().predict(X), "not fitted yet", NotFittedError),
         (
@@ -93,7 +97,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "columns that were not seen",
             lambda: segmenter().fit(X, Y % 2).predict(X, np.eye(3, dtype=int)[Y]),
-            r"y has classes that were not seen in fit; these are \[0, 1\]",
+            r"y has classes that were not seen in fit; the classes there are \[0, 1\]",
         ),
         ("labels too few", lambda: ready().predict(X, Y[:5]), "but y has 5"),
         ("a file", lambda: ready().predict_to(X, __file__, Y), "exists", FileExistsError),
