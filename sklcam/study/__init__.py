@@ -1,9 +1,9 @@
-"""People as judges: pages on which raters answer questions about maps, and what they say.
+"""People as judges: pages on which raters answer questions about maps, and their analysis.
 
 ``building`` writes a page and its key, with ``questions`` that it takes from explainers; the page's
-template, style and script stand beside it. ``answers`` reads what raters hand in, ``analysis``
-makes figures of it, and ``tables`` a table of several studies. A page is blind: which model and
-method a picture is of, and which answer is right, is in the key alone.
+template, style and script are beside it. ``answers`` reads what raters hand in, ``analysis`` turns
+it into figures, and ``tables`` puts several studies in a table. A page is blind: only the key says
+which model and method a picture is of, and which answer is right.
 """
 
 from __future__ import annotations

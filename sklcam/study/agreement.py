@@ -20,14 +20,14 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal") -> float:
     ratings : array-like of shape (n_raters, n_units)
         Numbers; NaN where a rater has not rated a unit. Units with one rating do not count.
     level : {"nominal", "ordinal", "interval"}, default="nominal"
-        What tells how far two ratings are apart: whether they differ, how many ratings lie between
+        What measures the distance of two ratings: whether they differ, how many ratings lie between
         them, or their difference.
 
     Returns
     -------
     float
-        1 is full agreement, 0 what chance makes, and below it raters disagree more than by chance.
-        NaN if all ratings are the same, or no unit has two.
+        1 is full agreement, 0 is chance, and below 0 raters disagree more than by chance. NaN if
+        all ratings are the same, or no unit has two.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal") -> float:
     Notes
     -----
     :math:`\alpha = 1 - D_o / D_e`, where the disagreement :math:`D_o` is the mean squared distance
-    of two ratings of a unit, and :math:`D_e` that of two ratings of any units.
+    between two ratings of one unit, and :math:`D_e` between two ratings of any units.
 
     References
     ----------
@@ -81,6 +81,6 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal") -> float:
 def _squared_distances(values: np.ndarray, of_value: np.ndarray, level: Level) -> np.ndarray:
     if level == "nominal":
         return (values[:, None] != values).astype(np.float64)
-    # Of an ordinal scale, half of the ratings of a value lie below its middle.
+    # On an ordinal scale, half of the ratings of a value lie below its middle.
     middles = np.cumsum(of_value) - of_value / 2 if level == "ordinal" else values
     return (middles[:, None] - middles) ** 2

@@ -1,4 +1,4 @@
-"""What raters' answers say of methods and models: means with their intervals, and agreement."""
+"""What raters' answers say about methods and models: means with their intervals, and agreement."""
 
 from __future__ import annotations
 
@@ -32,30 +32,32 @@ class StudyResult:
     ----------
     kind : {"class", "reliability"}
     methods : dict of str to Bunch
-        For each method ``mean``, ``low`` and ``high``, the ends of its interval; ``n`` answers, by
-        ``n_raters`` of ``n_images``; and ``shares``, of wrong (0) and right (1) answers or of each
-        rating. For ``kind="class"`` the mean
-        is the share of right answers, from 0 to 1; for "reliability" it is the mean rating, from -2
-        to 2, above 0 where raters prefer the better model. What has no answer is NaN.
+        For each method, ``mean``, and ``low`` and ``high``, the ends of its interval; ``n``, how
+        many answers it has, ``n_raters``, from how many raters, and ``n_images``, about how many
+        images; and ``shares``, of wrong (0) and right (1) answers or of each rating. For
+        ``kind="class"`` the mean is the share of right answers, from 0 to 1. For "reliability" it
+        is the mean rating, from -2 to 2, above 0 if raters prefer the better model. Without answers
+        it is NaN.
     models : dict of str to dict of str to Bunch
-        For ``kind="class"`` with several models the same of each of them.
+        For ``kind="class"`` with several models, the same for each model.
     better : str or None
-        For ``kind="reliability"`` the model that is known to be more reliable.
+        For ``kind="reliability"``, the model that is known to be more reliable.
     agreement : float
-        Krippendorff's alpha of all answers: nominal for ``kind="class"``, of which answer of two in
-        random order, so that chance is 0; of an interval scale for "reliability".
+        Krippendorff's alpha of all answers. For ``kind="class"`` it is nominal, of the first or
+        second answer, which are in random order, so chance is 0. For "reliability" it is of an
+        interval scale.
     raters : list of str
         The raters whose answers count.
     failed : dict of str to int
-        How many checks of attention those failed who are left out.
+        How many attention checks each rater failed who is left out.
     incomplete : dict of str to int
-        How many questions are without an answer, of the raters who are not in ``failed``. Who has
-        not answered any about a map is here, and not among ``raters``.
+        How many answers are missing from each rater who is not in ``failed``. A rater who has not
+        answered any question about a map is here, and not in ``raters``.
     seconds : dict of str to float
         The median time per question of each rater who counts.
     first : float
-        The share of answers that were for the first of two, or the model on the left: far from 0.5,
-        raters have looked at places and not at pictures. NaN without such answers.
+        The share of answers for the first of two, or for the model on the left. If it is far from
+        0.5, raters have looked at places and not at pictures. NaN without such answers.
     level : float
     resample : {"both", "raters", "images"}
 
@@ -102,7 +104,7 @@ class StudyResult:
         Returns
         -------
         Bunch
-            ``mean``, ``low`` and ``high``; of the same resamples of raters and images for both.
+            ``mean``, ``low`` and ``high``, from the same resamples of raters and images for both.
 
         Raises
         ------
@@ -128,8 +130,8 @@ class StudyResult:
             lines += [f"  {name:{width - 2}}  {self._written(row)}" for name, row in rows.items()]
         lines += ["", f"agreement (Krippendorff's alpha): {self.agreement:.3f}"]
         for what, who in (
-            ("left out, with so many checks failed", self.failed),
-            ("not complete, with so many answers missing", self.incomplete),
+            ("left out, with the number of failed checks", self.failed),
+            ("incomplete, with the number of missing answers", self.incomplete),
         ):
             if who:
                 lines.append(f"{what}: {', '.join(f'{name} {n}' for name, n in who.items())}")
@@ -151,23 +153,24 @@ def analyse(
     n_resamples: int = 2000,
     random_state: int | np.random.RandomState | None = 0,
 ) -> StudyResult:
-    """Return what the answers to a study say of methods and models.
+    """Return what the answers to a study say about methods and models.
 
     Parameters
     ----------
     answers : path, dict, or list of these
-        The files that raters have saved, or what is in them.
+        The files that raters have saved, or their content.
     key : path or dict
-        What :func:`build` wrote beside the page, and returned.
+        The key that :func:`build` wrote beside the page, and returned.
     max_failed : int, default=0
-        Raters who failed more checks of attention than this are left out. A check without an
-        answer is not failed.
+        Raters who failed more attention checks than this are left out. A check without an answer
+        does not count as failed.
     resample : {"both", "raters", "images"}, default="both"
-        What the intervals generalise to: draws, with replacement, of raters and images alike; of
-        raters, for only these images; or of images, for these raters.
+        What the intervals generalise to, by draws with replacement: other raters and images; other
+        raters, for only these images; or other images, for only these raters.
     level : float, default=0.95
         The level of the intervals, which lie between percentiles.
     n_resamples : int, default=2000
+        The number of resamples.
     random_state : int, RandomState or None, default=0
         Seed of the resamples.
 
@@ -180,16 +183,16 @@ def analyse(
     OSError
         If a file cannot be read.
     ValueError
-        If an argument does not fit; if a file is not JSON, of another study, or of a version of the
-        format that is not known; if a rater is there twice; or if nobody has passed the checks, or
-        answered a question.
+        If an argument is invalid; if a file is not JSON, belongs to another study, or has an
+        unknown version of the format; if a rater appears twice; or if no rater has passed the
+        checks, or answered a question.
 
     Notes
     -----
-    Answers of one rater are alike, and so are those to one image; single answers are no sample.
-    With ``resample="both"`` a resample draws raters and, independently, images, and an answer
-    counts as often as its rater was drawn times its image was: the pigeonhole bootstrap, which is
-    somewhat wide rather than too narrow.
+    Answers of one rater are alike, and so are answers about one image, so single answers are not
+    independent. With ``resample="both"`` a resample draws raters and, independently, images. An
+    answer counts as often as its rater was drawn, times how often its image was. This is the
+    pigeonhole bootstrap, whose intervals are somewhat wide rather than too narrow.
 
     References
     ----------
@@ -198,7 +201,7 @@ def analyse(
 
     Examples
     --------
-    Two models and one method; Ann prefers the better one, which is on either side:
+    Two models and one method; Ann prefers the better one, which is once on each side:
 
     >>> from sklcam import study
     >>> pair = {"image": 0, "method": "gradcam"}
@@ -222,14 +225,15 @@ def analyse(
     attentive = [each for each in everybody if failed[each.rater] <= max_failed]
     if not attentive:
         raise ValueError(
-            f"None of {len(everybody)} raters has failed {max_failed} checks of attention or "
-            f"fewer; they failed {', '.join(f'{who} {n}' for who, n in failed.items())}."
+            f"Every rater failed more than max_failed={max_failed} attention checks: "
+            f"{', '.join(f'{who} {n}' for who, n in failed.items())}. Raise max_failed, or ask "
+            "others."
         )
     raters = [each for each in attentive if asked.keys() & each.values.keys()]
     if not raters:
         raise ValueError(
             "There is no answer to a question about a map: "
-            f"{', '.join(each.rater for each in attentive)} saved before the first."
+            f"{', '.join(each.rater for each in attentive)} saved before the first one."
         )
     table = np.array([[each.values.get(name, np.nan) for name in asked] for each in raters])
     is_class = known["kind"] == "class"
@@ -284,7 +288,7 @@ def _median(answers: Answers, asked: Mapping[str, Any]) -> float:
 
 
 def _first(raters: Sequence[Answers], asked: Mapping[str, Any], *, is_class: bool) -> float:
-    """Return the share of answers for what was first, or on the left."""
+    """Return the share of answers for the first class, or for the model on the left."""
     seen = []
     for each in raters:
         for name in asked.keys() & each.values.keys():
@@ -298,7 +302,7 @@ def _first(raters: Sequence[Answers], asked: Mapping[str, Any], *, is_class: boo
 
 
 class _Items:
-    """The questions, one entry of each array for each."""
+    """The questions, in arrays with one entry per question."""
 
     def __init__(self, asked: Mapping[str, Any], key: Mapping[str, Any]):
         items = [*asked.values()]
@@ -313,7 +317,7 @@ class _Items:
             self.sign = np.where(second, 1, -1)
 
     def scores(self, table: np.ndarray) -> np.ndarray:
-        """Return 1 for right answers and 0 for wrong ones, or ratings of the better model."""
+        """Return 1 for right answers and 0 for wrong ones, or ratings for the better model."""
         if self.kind == "class":
             return np.where(np.isnan(table), np.nan, table == self.truth)
         return table * self.sign
@@ -339,7 +343,7 @@ def _row(
 
 
 class _Draws:
-    """How often each rater and each image counts: as they are, and in each resample."""
+    """How often each rater and each image counts: first in the data, then in each resample."""
 
     def __init__(
         self,
@@ -362,7 +366,7 @@ class _Draws:
         self._images = drawn(len(images), "images")
 
     def means(self, scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Return the mean score of the chosen questions, and that in each resample."""
+        """Return the mean score of the chosen questions, in the data and in each resample."""
         n_images = self._images.shape[1]
         at = np.eye(n_images)[self._place[chosen]]  # which image a question is about
         part = scores[:, chosen]

@@ -1,4 +1,4 @@
-"""What raters hand in, and the key to it: files and dicts, read and checked."""
+"""The answers that raters hand in, and the key to them: files and dicts, read and checked."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Answers:
     ----------
     rater : str
     values : dict of str to int
-        By question.
+        The answer to each question.
     swapped : dict of str to bool
-        Whether the sides were changed, by question.
+        Whether the sides of each question were swapped.
     seconds : dict of str to float
-        How long the rater looked at the question; NaN if unknown.
+        How long the rater looked at each question; NaN if unknown.
     """
 
     rater: str
@@ -50,16 +50,18 @@ def read_key(key: Document) -> Mapping[str, Any]:
         and (kind == "class" or (kind == "reliability" and "better" in document))
     )
     if not is_whole or not isinstance(items, Mapping):
-        raise ValueError(f"{name} is not whole; study.build writes it beside the page.")
+        raise ValueError(
+            f"{name} is incomplete. Give the file that study.build wrote beside the page."
+        )
     for question, item in items.items():
         if not _is_item(item, kind, document):
             raise ValueError(
-                f"{name} is not whole: its question {question!r} lacks the truth, the method, the "
-                "image or the models, or has one that the study does not; study.build writes it "
-                "beside the page."
+                f"{name} is incomplete: its question {question!r} lacks the truth, the method, the "
+                "image or the models, or has one that the study does not have. Give the file that "
+                "study.build wrote beside the page."
             )
     if all(item.get("check") for item in items.values()):
-        raise ValueError(f"{name} has no questions but checks, so there is nothing to analyse.")
+        raise ValueError(f"{name} has no questions except checks, so there is nothing to analyse.")
     return document
 
 
@@ -79,15 +81,15 @@ def _is_item(item: Any, kind: str, key: Mapping[str, Any]) -> bool:
 
 
 def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any]) -> list[Answers]:
-    """Return the answers of each rater, in the order in which they came; all have been checked."""
+    """Return the answers of each rater, in the order in which they came, after checking them."""
     if not isinstance(answers, Iterable | os.PathLike):
         raise ValueError(
-            "answers must be files that raters have saved, or what is in them; got "
+            "answers must be files that raters have saved, or their content; got "
             f"{describe(answers)}."
         )
     given = [answers] if isinstance(answers, str | os.PathLike | Mapping) else [*answers]
     if not given:
-        raise ValueError("There are no answers: give the files that raters have saved, in a list.")
+        raise ValueError("There are no answers. Give the files that raters have saved, in a list.")
     found: list[Answers] = []
     came_from: dict[str, str] = {}
     for i, each in enumerate(given):
@@ -95,8 +97,8 @@ def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any])
         rater = _one(name, document, key)
         if rater.rater in came_from:
             raise ValueError(
-                f"Rater {rater.rater!r} appears twice, in {came_from[rater.rater]} and {name}: "
-                "keep one of them, or change the rater in one if they are two people."
+                f"Rater {rater.rater!r} appears twice, in {came_from[rater.rater]} and {name}. "
+                "Keep one of them, or change the rater in one if they are two people."
             )
         came_from[rater.rater] = name
         found.append(rater)
@@ -104,23 +106,23 @@ def read_answers(answers: Document | Sequence[Document], key: Mapping[str, Any])
 
 
 def _read(given: Any, name: str, wanted: str) -> tuple[str, Mapping[str, Any]]:
-    """Return what a document is called in messages, and what it holds."""
+    """Return the name of a document in messages, and its content."""
     document = given
     if isinstance(given, str | os.PathLike):
         name = repr(os.fspath(given))
         try:
-            # With the mark that some editors put before UTF-8, or without.
+            # With or without the byte order mark that some editors put before UTF-8.
             document = json.loads(Path(given).read_text(encoding="utf-8-sig"))
         except ValueError as error:  # neither UTF-8 nor JSON
-            raise ValueError(f"{name} is not a file of JSON: {error}") from error
+            raise ValueError(f"{name} is not a JSON file: {error}") from error
     if not isinstance(document, Mapping) or document.get("format") != wanted:
         form = document.get("format") if isinstance(document, Mapping) else None
         came = f"one of the format {form!r}" if form else describe(document)
         raise ValueError(f"{name} must be a file or dict of the format {wanted!r}; got {came}.")
     if document.get("version") != VERSION:
         raise ValueError(
-            f"{name} is of version {document.get('version')!r} of its format, and this version of "
-            f"sklcam knows {VERSION}."
+            f"{name} is of version {document.get('version')!r} of its format, but this sklcam "
+            f"reads version {VERSION}. Install the sklcam that wrote the page."
         )
     return name, document
 
@@ -128,11 +130,12 @@ def _read(given: Any, name: str, wanted: str) -> tuple[str, Mapping[str, Any]]:
 def _one(name: str, document: Mapping[str, Any], key: Mapping[str, Any]) -> Answers:
     if document.get("study") != key["study"]:
         raise ValueError(
-            f"{name} is of the study {document.get('study')!r}, and the key of {key['study']!r}."
+            f"{name} belongs to the study {document.get('study')!r}, but the key to "
+            f"{key['study']!r}. Give answers and key of one study."
         )
     rater, given = document.get("rater"), document.get("answers")
     if not isinstance(rater, str) or not rater or not isinstance(given, list):
-        raise ValueError(f"{name} must have a rater, a text, and answers, a list.")
+        raise ValueError(f"{name} must have a rater, which is a string, and a list of answers.")
     allowed = _VALUES[key["kind"]]
     found = Answers(rater, {}, {}, {})
     for answer in given:
@@ -144,7 +147,7 @@ def _one(name: str, document: Mapping[str, Any], key: Mapping[str, Any]) -> Answ
         value = answer.get("value")
         if type(value) is not int or value not in allowed:
             raise ValueError(
-                f"{name} answers the question {item!r} by {value!r}, which is not one of "
+                f"{name} answers the question {item!r} with {value!r}, which is not one of "
                 f"{', '.join(map(str, allowed))}."
             )
         found.values[item] = value

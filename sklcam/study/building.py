@@ -44,25 +44,27 @@ _TITLES: dict[Kind, str] = {
 _INTRODUCTIONS: dict[tuple[Kind, Show], str] = {
     ("class", "overlay"): (
         "A computer program was asked where it sees a certain thing in a photograph. Its answer is "
-        "laid over the photograph: the brighter a place, from blue over green to yellow, the more "
-        "it counted.\n\nYou are given two things, and say which of them the program was asked for."
+        "laid over the photograph: the brighter a place, from blue through green to yellow, the "
+        "more it counted.\n\nEach question names two things. Please say which of them the program "
+        "was asked about."
     ),
     ("class", "map"): (
         "A computer program was asked where it sees a certain thing in a photograph. Its answer is "
-        "a picture: the brighter a place, from blue over green to yellow, the more it "
-        "counted.\n\nYou are given two things, and say which of them the program was asked for."
+        "a picture: the brighter a place, from blue through green to yellow, the more it "
+        "counted.\n\nEach question names two things. Please say which of them the program was "
+        "asked about."
     ),
     ("reliability", "overlay"): (
         "Two computer programs, model 1 and model 2, have named what a photograph shows, and both "
-        "are right. Colours over the photograph say where each of them looked: the brighter a "
-        "place, from blue over green to yellow, the more it counted.\n\nYou say which of the two "
-        "seems more reliable: which of them would you rather trust with other photographs? They "
-        "change sides from question to question."
+        "are right. Colours over the photograph show where each of them looked: the brighter a "
+        "place, from blue through green to yellow, the more it counted.\n\nPlease say which of the "
+        "two seems more reliable: which of them would you rather trust with other photographs? "
+        "They change sides from question to question."
     ),
     ("reliability", "map"): (
         "Two computer programs, model 1 and model 2, have named what a photograph shows, and both "
-        "are right. The pictures say where each of them looked: the brighter a place, from blue "
-        "over green to yellow, the more it counted.\n\nYou say which of the two seems more "
+        "are right. The pictures show where each of them looked: the brighter a place, from blue "
+        "through green to yellow, the more it counted.\n\nPlease say which of the two seems more "
         "reliable: which of them would you rather trust with other photographs? They change sides "
         "from question to question."
     ),
@@ -92,58 +94,59 @@ def build(
 ) -> dict[str, Any]:
     """Write a page on which people judge explanations, and the key to their answers.
 
-    The page is one file that loads nothing and sends nothing: it opens from a disk, keeps what a
-    rater has answered in the browser, and in the end saves the answers as a file of JSON for
-    :func:`analyse`. It does not hold which model or method a picture is of, or which answer is
-    right. That is in the key, a file beside it, which is not for the raters.
+    The page is one file that loads nothing and sends nothing. It opens from a disk, keeps a rater's
+    answers in the browser, and saves them in the end as a JSON file for :func:`analyse`. It does
+    not say which model or method a picture is of, or which answer is right. Only the key says so, a
+    file beside the page, which is not for the raters.
 
     Parameters
     ----------
     explainers : estimator, or dict of names to estimators
-        Fitted; what :func:`~sklcam.metrics.evaluate` takes. For ``kind="reliability"`` a dict of
-        the two models.
+        Fitted estimators that :func:`~sklcam.metrics.evaluate` takes. For ``kind="reliability"``, a
+        dict of the two models.
     X : images
         In any form that the estimators take.
     y : labels, label sets or None, default=None
         For ``kind="class"``, several labels per image: raters are asked about images with exactly
-        two. For ``kind="reliability"`` the true label of each. None takes those of X, if it is a
-        data set that knows its own.
+        two. For ``kind="reliability"``, the true label of each image. None takes the labels of X,
+        if it is a data set that has them.
     path : str or path-like
         Where to write the page, such as "study.html"; the key is written to "study.key.json".
-        Files that are there are replaced once the new ones are complete.
+        Existing files are replaced once the new ones are complete.
     kind : {"class", "reliability"}, default="class"
-        The question. "class": which of two classes a map is of. "reliability": which of two models
-        seems more reliable by their maps, from -2 to 2, for images of which both predict the true
-        class.
+        The question. "class": which of two classes a map explains. "reliability": which of two
+        models seems more reliable by their maps, from -2 to 2, for images whose true class both
+        predict.
     pairs : array-like of shape (2,) or (n_images, 2), or None, default=None
-        For ``kind="class"``, instead of y: the two classes, for all images or for each.
+        For ``kind="class"``, instead of y: the two classes, for all images or for each one.
     method : str, Method, list of them, dict of names to them, or None, default=None
-        The explanations; raters see the maps of all methods, mixed. None is the estimators' own.
+        The methods; raters see the maps of all of them, mixed. None is the estimators' own.
     better : str or None, default=None
-        For ``kind="reliability"`` the model that is known to be more reliable. None is the one that
-        predicts more of X right.
+        For ``kind="reliability"``, the model that is known to be more reliable. None takes the one
+        that predicts more of X right.
     names : sequence of str or None, default=None
-        What each image is called in the key; None is the names of files, or numbers.
+        The name of each image in the key; None takes the names of files, or numbers.
     class_names : mapping of str to str or None, default=None
-        What classes are called on the page, by what the estimator calls them, such as
-        ``{"espresso": "a cup of coffee"}``. Classes that are not there keep their names.
+        The names of classes on the page, by the estimator's names for them, such as
+        ``{"espresso": "a cup of coffee"}``. Classes that are not in it keep their names.
     n_questions : int or None, default=None
-        How many, without checks: equally many for each model and method. None is as many as there
-        are, up to 60.
+        How many questions there are without checks, equally many for each model and method. None
+        takes as many as there are, up to 60.
     attention_checks : int, default=4
-        How many more questions say what to choose.
+        How many additional questions say what to choose.
     show : {"overlay", "map"}, default="overlay"
-        Whether maps are shown over their images in grey, or by themselves, as in the paper, whose
+        Whether maps are shown over their images in grey, or by themselves, as in the paper, where
         maps of single pixels show outlines.
     alpha : float in (0, 1], default=0.5
         How opaque an overlay is.
     thumbnail : int, default=320
         Pixels of a picture's longer side, 32 to 1024. Smaller images stay as they are.
     title, introduction : str or None, default=None
-        What raters read first; empty lines part paragraphs. None says what is to be done.
+        What raters read first; empty lines separate paragraphs. None explains what to do.
     random_state : int, RandomState or None, default=None
-        Decides which images are asked about, the order of answers and sides, and the questions'
-        names. What each rater sees first is drawn in the browser, and kept with the answers.
+        Controls which images are asked about, the order of answers and sides, and the questions'
+        names. The order in which a rater sees them is drawn in the browser, and kept with the
+        answers.
 
     Returns
     -------
@@ -153,11 +156,11 @@ def build(
     Raises
     ------
     IsADirectoryError, FileNotFoundError
-        If the path is a folder, or in none that exists; before any work.
+        If the path is a folder, or its folder does not exist; before any work.
     NotFittedError
         If an estimator has not been fitted.
     ValueError
-        If an argument does not fit; or if there are not as many questions to ask.
+        If an argument is invalid, or there are fewer questions to ask than `n_questions`.
 
     Warns
     -----
@@ -193,7 +196,7 @@ def build(
     called = image_names(X, names, len(models[0].opened))
     look = Look(show, float(alpha), thumbnail)
     page = Path(path)
-    # Errors now if one of them cannot be written there.
+    # An error before any work if one of them cannot be written.
     with replacing(page.with_suffix(".key.json")) as key_file, replacing(page) as page_file:
         head: dict[str, Any] = {}
         if kind == "class":
@@ -209,13 +212,13 @@ def build(
         key = _key(kind, methods, head, items)
         text = _page(kind, key["study"], items, look.show, title, introduction)
         written = json.dumps(key, indent=1, ensure_ascii=False)
-        # Bytes of a file's name that are no text are escaped just as JSON escapes them.
+        # Bytes of a file's name that are not text are escaped just as JSON escapes them.
         key_file.write(written.encode("utf-8", errors="backslashreplace"))
         page_file.write(text.encode("utf-8", errors="replace"))
     return key
 
 
-# What is asked for
+# Arguments
 
 
 def _check(
@@ -229,7 +232,7 @@ def _check(
     alpha: Any,
     thumbnail: Any,
 ) -> None:
-    """Raise a ValueError if an argument does not fit, as far as no model is needed for it."""
+    """Raise a ValueError if an argument is invalid, as far as this shows without a model."""
     if path is None:
         raise ValueError('study.build needs path=, the file to write, such as "study.html".')
     if kind not in get_args(Kind):
@@ -256,16 +259,16 @@ def _models(
     better: str | None,
 ) -> list[Model]:
     given = explainers if isinstance(explainers, Mapping) else {"": explainers}
-    named = {str(name): each for name, each in given.items()}  # a key of JSON has text alone
+    named = {str(name): each for name, each in given.items()}  # keys in JSON are text
     if len(named) < len(given):
         raise ValueError(f"Models must have different names, as text; got {[*given]}.")
     if kind == "reliability" and len(named) != 2:
         raise ValueError(
-            'A study of kind="reliability" compares two models: explainers must be a dict of two, '
-            f"by their names; got {len(named) if isinstance(explainers, Mapping) else 'one'}."
+            'A study of kind="reliability" compares two models, so explainers must be a dict of '
+            f"two, by name; got {len(named) if isinstance(explainers, Mapping) else 'one'}."
         )
     if not named:
-        raise ValueError("There is no explainer whose maps could be shown: the dict is empty.")
+        raise ValueError("explainers is an empty dict. Give at least one estimator, by name.")
     if better is not None and str(better) not in named:
         raise ValueError(f"better must be one of {', '.join(map(repr, named))}; got {better!r}.")
     return [Model(name, *as_explainer(each, X, y), method) for name, each in named.items()]
@@ -275,13 +278,13 @@ def _more_accurate(accuracy: Mapping[str, float]) -> str:
     (one, two), (first, second) = accuracy, accuracy.values()
     if first == second:
         raise ValueError(
-            f"Both models predict {first:.1%} of the images right, so that these do not tell which "
-            "is more reliable: say so, better=...."
+            f"Both models predict {first:.1%} of the images right, so these do not show which is "
+            "more reliable. Name it with better=."
         )
     return one if first > second else two
 
 
-# What is written
+# The page and its key
 
 
 def _items(
@@ -290,7 +293,7 @@ def _items(
     called: Sequence[str],
     generator: np.random.RandomState,
 ) -> dict[str, Question]:
-    """Return all that is asked by names that tell nothing, in the order of these."""
+    """Return all questions by names that reveal nothing, in the order of these names."""
     all_of_them = [*questions, *attention_checks(n_checks, questions, generator)]
     ids: set[str] = set()
     while len(ids) < len(all_of_them):
@@ -304,7 +307,7 @@ def _items(
 def _key(
     kind: Kind, methods: list[str], head: dict[str, Any], items: Mapping[str, Question]
 ) -> dict[str, Any]:
-    """Return the key. The study is named after all that is in it, the pictures among that."""
+    """Return the key. The study's name is a hash of all that is in it, with the pictures."""
     secrets = {name: item.secret for name, item in items.items()}
     whole = json.dumps([kind, head, secrets, [item.shown for item in items.values()]])
     return {

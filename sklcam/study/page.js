@@ -10,7 +10,7 @@
   let since = 0;
   let isKept = true;
 
-  // What chance decides for one rater follows from a number that is kept with the answers.
+  // All that is random for a rater follows from one seed, which is kept with the answers.
   function draws(seed) {
     return () => {
       seed = (seed + 0x6d2b79f5) | 0;
@@ -71,11 +71,11 @@
     byId("attentive").hidden = !data.items.some((item) => item.note);
     byId("number").textContent = questions(items.size);
     byId("kept").textContent = isKept
-      ? "Your answers are kept in this browser: you can close the page, and go on later."
-      : "Your answers are not kept in this browser: please do not close the page before the end.";
+      ? "Your answers are kept in this browser. You can close the page and continue later."
+      : "Your answers cannot be kept in this browser. Please do not close the page before the end.";
     if (state) {
       byId("code").value = state.rater === state.drawn ? "" : state.rater;
-      byId("begin").textContent = state.is_over ? "Go on" : `Go on with question ${state.at + 1}`;
+      byId("begin").textContent = state.is_over ? "Continue" : `Continue with question ${state.at + 1}`;
       byId("anew").hidden = false;
     }
     byId("removed").textContent = "";
@@ -111,13 +111,13 @@
     return uris.map((uri, i) => picture(uri, `Explanation by model ${i + 1}`, `Model ${i + 1}`));
   }
 
-  // Each answer's value, as it stands in the file, and its words.
+  // The value of each answer, as the file has it, and its words.
   function choices(item, isSwapped) {
     if (ofTwo) {
       const pairs = item.options.map((words, i) => [i, words]);
       return isSwapped ? pairs.reverse() : pairs;
     }
-    // Not -0, for which JSON has no word.
+    // Not -0, which JSON cannot write.
     return data.scale.map(([value, words]) => [isSwapped ? 0 - value : value, words]);
   }
 
@@ -150,7 +150,7 @@
     const labels = choices(item, isSwapped).map(option);
     byId("options").replaceChildren(...labels);
     for (const radio of radios()) radio.checked = given?.value === Number(radio.value);
-    byId("keys").textContent = `Keys: 1 ${labels.length > 2 ? "to" : "and"} ${labels.length} choose, Enter goes on.`;
+    byId("keys").textContent = `Keys: 1 ${labels.length > 2 ? "to" : "and"} ${labels.length} choose, Enter continues.`;
     byId("back").disabled = state.at === 0;
     byId("next").disabled = !given;
     byId("next").textContent = state.at + 1 < items.size ? "Next" : "Finish";
@@ -159,16 +159,16 @@
     byId("asked").focus();
   }
 
-  // A check says which side to choose, as it is seen.
+  // A check about models names the side to choose, so its sides stay.
   const swaps = (item) => state.swapped[item.id] && (ofTwo || !item.note);
   const radios = () => Array.from(form.querySelectorAll("input"));
 
   function showEnd() {
     const n = answered();
     byId("summary").textContent = n === items.size
-      ? "That was the last question. Please save your answers, and hand the file in."
-      : `You have answered ${n} of ${questions(items.size)}. Save them now, or go on.`;
-    byId("return").textContent = n === items.size ? "Look at my answers again" : "Go on";
+      ? "That was the last question. Please save your answers, and hand in the file."
+      : `You have answered ${n} of ${questions(items.size)}. Save your answers now, or continue.`;
+    byId("return").textContent = n === items.size ? "Review my answers" : "Continue";
     byId("another").hidden = true;
     byId("saved").textContent = "";
     only("end");
@@ -226,11 +226,11 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     state.is_saved = true;
     keep();
-    byId("saved").textContent = `Saved as ${link.download}, where your browser saves files.`;
+    byId("saved").textContent = `Saved as ${link.download}, among your browser's downloads.`;
     byId("another").hidden = false;
   }
 
-  // What a rater does
+  // Actions of the rater
 
   byId("begin").addEventListener("click", () => {
     state ??= begun();
@@ -238,12 +238,12 @@
     keep();
     show();
   });
-  // What nobody has saved is removed by a second click alone.
+  // Answers that are not saved are removed only by a second click.
   byId("anew").addEventListener("click", () => {
     const n = state.is_saved ? 0 : answered();
     if (n && !byId("removed").textContent) {
       byId("removed").textContent = `${n} answer${n === 1 ? " is" : "s are"} not saved yet, and ` +
-        "will be lost. To begin anew even so, choose it once more.";
+        "will be lost. To start over anyway, choose “Start over” once more.";
       return;
     }
     state = begun();
@@ -280,7 +280,7 @@
     event.preventDefault();
     next();
   });
-  // Keys count while the focus is in the question alone, so that they are in nobody's way.
+  // Keys count only while the focus is in the question, so that they do not get in the way.
   form.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const chosen = radios()[Number(event.key) - 1];
@@ -288,7 +288,7 @@
       chosen.checked = true;
       choose(Number(chosen.value));
     } else if (event.key === "Enter" && !event.repeat && event.target.tagName !== "BUTTON") {
-      event.preventDefault();  // a form would be submitted once more by its radio
+      event.preventDefault();  // or its radio would submit the form once more
       next();
     }
   });
@@ -298,7 +298,7 @@
 
   state = kept();
   if (!state) {
-    // Is there a place to keep answers? Not theirs is tried: a busy browser may be late to find them.
+    // Can answers be kept? Another key is tried, as a busy browser may be late to find theirs.
     try {
       localStorage.setItem(`${place}-tried`, "");
       localStorage.removeItem(`${place}-tried`);

@@ -1,4 +1,4 @@
-"""Questions about maps, in pairs: what raters see of one, and what the key says of it."""
+"""Questions about maps: what raters see of each one, and what the key says about it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _WITHOUT_CLASSES_OF_IMAGES = ("regression", "segmentation", "detection")
 
 @dataclass(frozen=True)
 class Question:
-    """What raters see, and what the key says of it.
+    """A question: what raters see of it, and what the key says about it.
 
     Parameters
     ----------
     shown : dict
         ``asked``; ``images``, data URIs, or the ``note`` of a check; ``options`` of two classes.
     secret : dict
-        What analysis needs to know.
+        What the analysis needs to know.
     """
 
     shown: dict[str, Any]
@@ -54,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Look:
-    """How maps are drawn: over their images, or alone.
+    """How maps are drawn: over their images, or by themselves.
 
     Parameters
     ----------
@@ -79,14 +79,14 @@ class Look:
 
 @dataclass
 class Model:
-    """A model whose maps are shown: its images are open, and nothing has run.
+    """A model whose maps are shown: its images are open, but it has not run yet.
 
     Parameters
     ----------
     name : str
     explainer : Explainer
     X : images
-        As the explainer takes them.
+        In any form that the explainer takes.
     method : str, Method, list of them, dict of names to them, or None
     """
 
@@ -102,7 +102,7 @@ class Model:
         if not self.words or task in _WITHOUT_CLASSES_OF_IMAGES:
             named = repr(self.name) if self.name else "the estimator"
             raise ValueError(
-                "A study asks about the classes of whole images, and the task of "
+                "A study asks about the classes of whole images, but the task of "
                 f"{named} is {task!r}, {'with' if self.words else 'without'} classes."
             )
         self.opened = self.explainer.open(self.X, originals=True)
@@ -113,17 +113,17 @@ class Model:
 
     @property
     def words(self) -> list[str]:
-        """What the explainer calls its classes."""
+        """The explainer's names for its classes."""
         return names_of_classes(self.explainer)
 
     def indices(self, labels: np.ndarray) -> np.ndarray:
         """Return the indices of labels, in their shape."""
         found = self.explainer.as_target(labels, len(labels)).indices
-        assert found is not None  # of labels there are always some
+        assert found is not None  # as labels always have them
         return found.cpu().reshape(labels.shape).numpy()
 
     def predicted(self) -> np.ndarray:
-        """Return the index of the class that is predicted of each image."""
+        """Return the index of the class that is predicted for each image."""
         explainer = self.explainer
         decided = [
             explainer.decide(explainer.output_of(batch.inputs)).cpu()
@@ -132,7 +132,7 @@ class Model:
         return torch.cat(decided).numpy()
 
     def pictures(self, rows: Sequence[int], labels: np.ndarray, look: Look) -> dict[str, list[str]]:
-        """Return the pictures of the maps of some images, each of a label, by method."""
+        """Return the pictures of some images' maps, each for one label, by method."""
         explainer, methods = self.explainer, [*self.methods.values()]
         part = self.opened.subset(rows)
         target = explainer.as_target(labels, len(rows))
@@ -140,8 +140,8 @@ class Model:
             shape = explainer.map_shape(part, target, method)
             if len(shape) != 2:
                 raise ValueError(
-                    f"A study shows one map (height, width) of an image; one by {name!r} is of "
-                    f"shape {shape}."
+                    f"A study shows one map (height, width) per image; one by {name!r} is of shape "
+                    f"{shape}."
                 )
         made: dict[str, list[str]] = {name: [] for name in self.methods}
         for explained in explainer.iter_explained(part, target, methods=methods):
@@ -165,7 +165,7 @@ def class_questions(
     look: Look,
     generator: np.random.RandomState,
 ) -> list[Question]:
-    """Ask of maps by all models and methods, each of one of two classes, which of them it is of.
+    """Ask which of two classes a map explains, for maps by all models and methods.
 
     References
     ----------
@@ -179,11 +179,12 @@ def class_questions(
     if twins:
         raise ValueError(
             f"The two classes of image {rows[twins[0]]} are both called "
-            f"{spoken[places[twins[0], 0]]!r}: nobody can tell which of them a map is of."
+            f"{spoken[places[twins[0], 0]]!r}, so raters cannot tell them apart. Give two classes "
+            "with different names."
         )
     n_kinds = sum(len(model.methods) for model in models)
-    n_pairs = _n_each(n_questions, n_kinds, 2 * len(rows), "an image with one of its classes")
-    # An image after the other, and of each both classes in turn, as many as there is room for.
+    n_pairs = _n_each(n_questions, n_kinds, 2 * len(rows), "pairs of an image and a class")
+    # One image after another, each with both of its classes, as many as there is room for.
     turns = generator.permutation(len(rows))
     sides = generator.randint(2, size=len(rows))
     chosen = [(int(i), int(sides[i] ^ side)) for i in turns for side in (0, 1)][:n_pairs]
@@ -215,11 +216,11 @@ _ASKED: dict[Show, str] = {
 
 
 def _two_each(model: Model, y: Any, pairs: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images that are asked about, and the two labels of each, (n, 2)."""
+    """Return the images to ask about, and the two labels of each, (n, 2)."""
     n_images = len(model.opened)
     if pairs is not None:
         if y is not None:
-            raise ValueError("y and pairs= both say what images show; give one of them.")
+            raise ValueError("y and pairs= both say what images show. Give only one of them.")
         labels = np.asarray(pairs)
         if labels.shape == (2,):
             labels = np.tile(labels, (n_images, 1))
@@ -233,8 +234,8 @@ def _two_each(model: Model, y: Any, pairs: ArrayLike | None) -> tuple[np.ndarray
     kind = None if y is None else kind_of_labels(y)
     if kind not in ("indicator", "label sets"):
         raise ValueError(
-            'A study of kind="class" asks which of two classes a map is of: give pairs=, two '
-            "labels for all images or for each, or y with several labels an image, such as "
+            'A study of kind="class" asks which of two classes a map explains. Give pairs=, two '
+            "labels for all images or for each, or y with several labels per image, such as "
             f"[{{'cat', 'dog'}}, ...]; got {'no y' if y is None else 'one label for each'}."
         )
     classes = model.explainer.classes_
@@ -242,15 +243,15 @@ def _two_each(model: Model, y: Any, pairs: ArrayLike | None) -> tuple[np.ndarray
     known = np.array(model.words) if _are_names(y, model.words, classes) else classes
     table = as_indicator(y, known)
     if len(table) != n_images:
-        raise ValueError(f"y has labels for {len(table)} images, and X has {n_images}.")
+        raise ValueError(f"y has labels for {len(table)} images, but X has {n_images}.")
     rows = np.flatnonzero(table.sum(axis=1) == 2)
     if not len(rows):
-        raise ValueError("No image has exactly two labels, between which raters could choose.")
+        raise ValueError("No image has exactly two labels for raters to choose between.")
     return rows, known[np.nonzero(table[rows])[1].reshape(-1, 2)]
 
 
 def _are_names(y: Any, words: Sequence[str], classes: np.ndarray) -> bool:
-    """Whether label sets hold what classes are called, and not the classes themselves."""
+    """Whether label sets hold the names of classes, and not the classes themselves."""
     if kind_of_labels(y) != "label sets":
         return False
     given = {label for row in y for label in row}
@@ -258,7 +259,7 @@ def _are_names(y: Any, words: Sequence[str], classes: np.ndarray) -> bool:
 
 
 def _spoken(known: Sequence[str], words: Mapping[str, str] | None) -> list[str]:
-    """Return what each class is called on the page."""
+    """Return the name that each class has on the page."""
     given = {str(name): str(word) for name, word in (words or {}).items()}
     for name in given:
         if name not in known:
@@ -280,13 +281,13 @@ def reliability_questions(
     look: Look,
     generator: np.random.RandomState,
 ) -> tuple[list[Question], dict[str, float]]:
-    """Ask of images that both models predict right whose map speaks for a more reliable model.
+    """Ask which of two models seems more reliable, for images that both predict right.
 
     Returns
     -------
     questions : list of Question
     accuracy : dict of str to float
-        Of each model, over all images.
+        The accuracy of each model, over all images.
 
     References
     ----------
@@ -295,8 +296,8 @@ def reliability_questions(
     one, two = models
     if one.methods.keys() != two.methods.keys():
         raise ValueError(
-            f"Both models must be explained by the same methods, and their own are "
-            f"{', '.join(one.methods)} and {', '.join(two.methods)}; name some, method=...."
+            f"Both models must be explained by the same methods, but their own are "
+            f"{', '.join(one.methods)} and {', '.join(two.methods)}. Name methods with method=."
         )
     truths = [_truth(model, y) for model in models]
     pairs = [*zip(models, truths, strict=True)]
@@ -304,7 +305,7 @@ def reliability_questions(
     rows = np.flatnonzero(right[0] & right[1])
     if not len(rows):
         raise ValueError("There is no image whose class both models predict right.")
-    n_rows = _n_each(n_questions, len(one.methods), len(rows), "an image that both predict right")
+    n_rows = _n_each(n_questions, len(one.methods), len(rows), "images that both predict right")
     rows = generator.permutation(rows)[:n_rows]
     spoken = _spoken(one.words, words)
     places = one.indices(truths[0][rows])
@@ -331,8 +332,8 @@ def reliability_questions(
 def _truth(model: Model, y: Any) -> np.ndarray:
     if model.explainer.adapter.task == "multilabel":
         raise ValueError(
-            'A study of kind="reliability" is of images with one label, which both models predict '
-            f"right; {model.name!r} predicts several."
+            'A study of kind="reliability" needs images with one label, which both models predict '
+            f"right, but {model.name!r} predicts several."
         )
     labels = model.explainer.expected_labels(model.X, y, "study.build")
     if len(labels) != len(model.opened):
@@ -346,7 +347,7 @@ def _truth(model: Model, y: Any) -> np.ndarray:
 def attention_checks(
     n: int, questions: Sequence[Question], generator: np.random.RandomState
 ) -> list[Question]:
-    """Return questions that say what to choose, among the answers of others."""
+    """Return questions that say which of the answers of other questions to choose."""
     checks = []
     for i, side in enumerate(_halves(n, generator)):
         like = questions[int(generator.randint(len(questions)))]
@@ -364,18 +365,18 @@ def attention_checks(
 
 
 def _n_each(n_questions: int | None, n_kinds: int, most: int, what: str) -> int:
-    """Return how many questions there are by each model and method."""
+    """Return how many questions there are for each model and method."""
     if n_questions is None:
         return min(most, max(1, _USUAL // n_kinds))
     if n_questions % n_kinds:
         raise ValueError(
-            f"n_questions must be a multiple of {n_kinds}, the methods of all models, so that each "
-            f"is asked about as often; got {n_questions}."
+            f"n_questions must be a multiple of {n_kinds}, the number of methods of all models, so "
+            f"that each gets as many questions; got {n_questions}."
         )
     if n_questions > most * n_kinds:
         raise ValueError(
-            f"n_questions must be at most {most * n_kinds}, as there are {most} times {what} and "
-            f"{n_kinds} methods of all models; got {n_questions}."
+            f"n_questions must be at most {most * n_kinds}, as there are {most} {what}, times the "
+            f"number of methods of all models, {n_kinds}; got {n_questions}."
         )
     return n_questions // n_kinds
 

@@ -1,4 +1,4 @@
-"""The paper's table of what people make of explanations."""
+"""The paper's table of how people judge explanations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _HEADS = {
 class StudyTable(list[dict[str, Any]]):
     """A row for each method; made by :func:`table`.
 
-    Each row is a dict with the ``method``, and of each study its mean and the ends of its interval:
-    ``human_accuracy``, ``human_accuracy_low`` and ``human_accuracy_high``, from 0 to 1, and
-    ``relative_reliability`` likewise, from -2 to 2. What was not asked is NaN.
-    ``pandas.DataFrame`` takes it as it is. Its text is the paper's table.
+    Each row is a dict with the ``method`` and, for each study, the mean and the ends of its
+    interval: ``human_accuracy``, ``human_accuracy_low`` and ``human_accuracy_high``, from 0 to 1,
+    and ``relative_reliability`` likewise, from -2 to 2. A value is NaN if no question was about it.
+    ``pandas.DataFrame`` takes the table as it is. Its text is the paper's table.
 
     Examples
     --------
@@ -47,12 +47,12 @@ class StudyTable(list[dict[str, Any]]):
 
 
 def table(*results: StudyResult, **columns: Mapping[str, float]) -> StudyTable:
-    """Return what people make of each method, in the form of the paper's table 2.
+    """Return how people judge each method, in the form of the paper's table 2.
 
     Parameters
     ----------
     *results : StudyResult
-        One of each kind, or of either.
+        One result of each kind, or of only one kind.
     **columns : mapping of str to float
         Other columns, by their names, with a number for each method, such as
         ``rank_correlation={"gradcam": 0.254}``.

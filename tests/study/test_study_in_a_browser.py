@@ -222,10 +222,10 @@ def test_answers_outlive_the_page(visit, of_classes):
         press(page, 0)
         wait_for_the_next(page, order[-1])
     fourth = seen_by(page)[0]
-    come_back(page, "Go on with question 4")
+    come_back(page, "Continue with question 4")
     page.click("#anew")  # answers that are not saved are lost by a second click alone
     assert page.inner_text("#removed").startswith("3 answers are not saved yet")
-    assert page.inner_text("#begin") == "Go on with question 4"
+    assert page.inner_text("#begin") == "Continue with question 4"
     page.click("#begin")
     assert_becomes(page, ASKED, fourth)
     assert page.inner_text("#place") == f"Question 4 of {len(key['items'])}"
@@ -242,7 +242,7 @@ def test_answers_outlive_the_page(visit, of_classes):
     name = seen_by(page)[0]
     press(page, 0)
     wait_for_the_next(page, name)
-    come_back(page, "Go on with question 2")
+    come_back(page, "Continue with question 2")
     page.click("#anew")
     page.click("#anew")
     assert page.evaluate("document.getElementById('progress').value") == 0
@@ -267,7 +267,7 @@ def test_where_nothing_can_be_kept_the_page_says_so_and_warns(visit, of_classes,
         "Storage.prototype.getItem = () => null;"
     )
     page.reload()
-    assert "not kept" in page.inner_text("#kept")
+    assert "cannot be kept" in page.inner_text("#kept")
     page.click("#begin")
     assert not page.evaluate(leaving)
     press(page, 0)
