@@ -3,16 +3,16 @@
     python benchmarks/architectures.py --docs --figure docs/images/architectures.png
     python benchmarks/architectures.py --full --data DIR --device cuda --results runs.jsonl
 
-Sun et al. leave transformers to future work. Each of four networks (a ResNet, a ConvNeXt, a ViT and
-a Swin) is trained without the terms and with them, by AdamW, on the same images, in the same order,
-for as many epochs, with several seeds; measured are its accuracy and the consistency of its maps on
-test images.
+Sun et al. leave transformers to future work. Here each of four networks (a ResNet, a ConvNeXt, a
+ViT and a Swin) is trained without the terms and with them, with AdamW, on the same images in the
+same order, for the same number of epochs, and with several seeds. Accuracy and the consistency of
+maps are measured on test images.
 
-Without ``--data`` the images are scikit-learn's digits at 32 pixels, on which a transformer can be
-trained from random weights, and the networks are small ones of their kinds, with maps of 8 x 8
-places. ``--full`` fine-tunes the usual ones from pretrained weights on a folder of
-``train/<class>`` and ``test/<class>``. What is measured goes into ``--results`` at once: a program
-that was cut off goes on.
+Without ``--data``, the images are scikit-learn's digits at 32 pixels, on which a transformer can be
+trained from random weights, and the networks are small versions with maps of 8 x 8 places.
+``--full`` fine-tunes the usual networks from pretrained weights on a folder of ``train/<class>``
+and ``test/<class>``. Measurements are written to ``--results`` at once, so an interrupted program
+resumes.
 
 Reference: Sun, Phan, Nguyen, "Staying Consistent with GradCAM".
 """
@@ -113,7 +113,7 @@ SMALL: dict[str, Callable[[int, int], nn.Module]] = {
 class NetworkRun(Run):
     """A classifier of one of the four kinds of network."""
 
-    n_images: int | None = None  # the first of each part of the digits
+    n_images: int | None = None  # the first of the digits in each part
 
     @property
     def key(self) -> str:
@@ -125,12 +125,12 @@ class NetworkRun(Run):
 
 
 def views_of(run: NetworkRun) -> ViewSampler:
-    """Return the views: a small crop of a digit of 8 x 8 pixels would be none."""
+    """Return the views. A small crop of a digit of 8 x 8 pixels would show nothing."""
     return ViewSampler(scale=(0.3, 1.0)) if run.data == DIGITS else ViewSampler()
 
 
 def options_for(run: NetworkRun) -> dict[str, Any]:
-    """Return what makes a run's classifier."""
+    """Return the options of a run's classifier."""
     options = {
         **classifier_options(run),
         "optimizer": torch.optim.AdamW,
@@ -228,7 +228,7 @@ def table_of(runs: Mapping[tuple[str, str], Sequence[NetworkRun]], results: Resu
 def draw(
     runs: Mapping[tuple[str, str], Sequence[NetworkRun]], results: Results, file: Path
 ) -> None:
-    """Draw an arrow for each network and seed, from the baseline to what the terms make of it."""
+    """Draw an arrow for each network and seed, from the baseline to the result with the terms."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -262,15 +262,24 @@ def draw(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, FULL, DOCS)
-    parser.add_argument("--data", help="a folder of train/<class> and test/<class>; else digits")
-    parser.add_argument("--classes", type=int, help="of the folder, the first by name")
-    parser.add_argument("--images", type=int, help="of the digits, the first of each part")
+    parser.add_argument(
+        "--data", help="a folder of train/<class> and test/<class>; default: digits"
+    )
+    parser.add_argument("--classes", type=int, help="the first classes of the folder, by name")
+    parser.add_argument("--images", type=int, help="the first digits of each part")
     parser.add_argument("--arch", nargs="+", choices=SMALL, default=list(SMALL))
-    parser.add_argument("--settings", nargs="+", help="alpha,beta,p of each; beta for 224 pixels")
+    parser.add_argument(
+        "--settings", nargs="+", help="alpha,beta,p of each setting; beta for 224 pixels"
+    )
     parser.add_argument("--lr", type=float)
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw what comes out")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a file of all measurements, which the program extends",
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the results to this file")
     for name in ("image_size", "seeds", "epochs", "batch_size"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     options = options_of(parser, arguments)

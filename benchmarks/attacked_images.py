@@ -3,14 +3,14 @@
     python benchmarks/attacked_images.py --docs --data DIR --rst attacked.rst
     python benchmarks/attacked_images.py --quick --data DIR
 
-As in section 6.2 of the Grad-CAM paper: images are changed, by no more than the eye sees, until the
-network is sure of a class that is not there. What becomes of the map of the class that is? Images
-are attacked by projected gradient descent, here in a few lines; those of torchattacks or foolbox go
-to ``explain`` in the same way.
+As in section 6.2 of the Grad-CAM paper, images are changed, by less than the eye can see, until the
+network is sure of a class that is not there. What happens to the map of the class that is there?
+Images are attacked by projected gradient descent, in a few lines; images made by torchattacks or
+foolbox can be given to ``explain`` in the same way.
 
-DIR is as for ``gradcam_tables.py``. Similarities are those of the maps before and after; for
-comparison, those of the maps of one image and of the one before of its class. Intervals of 95 % are
-by bootstrap over the images.
+DIR is as for ``gradcam_tables.py``. The similarity of an image's maps before and after is compared
+with that of its map and the map of the previous image of its class. The 95 % intervals are by
+bootstrap over the images.
 
 Reference: Selvaraju et al., "Grad-CAM", IJCV 2020, section 6.2; Madry et al., "Towards deep
 learning models resistant to adversarial attacks", ICLR 2018.
@@ -53,7 +53,7 @@ def say(text: str) -> None:
 def attacked(
     explainer: CAMExplainer, images: Tensor, wrong: Tensor, options: argparse.Namespace
 ) -> Tensor:
-    """Return images that the network takes for a wrong class, changed by at most epsilon."""
+    """Return images, changed by at most epsilon, that the network takes for a wrong class."""
     std = torch.as_tensor(explainer.preprocessing_.std, dtype=images.dtype, device=images.device)
     epsilon = (options.epsilon / 255 / std).reshape(1, -1, 1, 1)
     low, high = images.amin(dim=(0, 2, 3), keepdim=True), images.amax(dim=(0, 2, 3), keepdim=True)
@@ -69,7 +69,7 @@ def attacked(
 
 
 def measured(explainer: CAMExplainer, data, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Return numbers of each image, before and after."""
+    """Return the numbers of each image, before and after the attack."""
     known = explainer.classes_.tolist()
     classes = torch.tensor([known.index(label) for label in data.y.tolist()])
     present = classes.unique()
@@ -83,7 +83,8 @@ def measured(explainer: CAMExplainer, data, options: argparse.Namespace) -> dict
         with torch.no_grad():
             likely = explainer.output_of(images)
         likely[:, present.to(images.device)] = -torch.inf
-        # The least likely of all would be as far as can be; the paper takes any that is not there.
+        # The least likely class would be the farthest away; the paper takes any class that is not
+        # there.
         wrong = likely.argsort(dim=1)[:, likely.shape[1] // 2]
         masks = box_masks([scaled(data, row, images.shape[2:]) for row in rows], images.shape[2:])
         masks = masks.to(images.device)
@@ -178,13 +179,13 @@ def known(values: np.ndarray) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, None, DOCS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--year", default="2007", help="of VOC")
+    parser.add_argument("--year", default="2007", help="the year of VOC")
     parser.add_argument("--arch", default="efficientnet_lite0")
-    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random ones')
-    parser.add_argument("--images", type=int, help="of one class, at most")
+    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random weights')
+    parser.add_argument("--images", type=int, help="images of one class, at most")
     parser.add_argument("--steps", type=int)
     parser.add_argument(
-        "--epsilon", type=float, default=8.0, help="of 255, most that a pixel changes"
+        "--epsilon", type=float, default=8.0, help="the most that a pixel changes, of 255"
     )
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -5,19 +5,19 @@
     python benchmarks/cam_evaluation.py --docs --data DIR --arch vgg11_bn --weights none \
         --classes 20 --image-size 112
 
-Each method explains the class that the network predicts, of the same images; methods that run the
-network for every channel may take fewer of them, and so may deletion and insertion. Images come in
-chunks, and what ``--results`` has of a method and a chunk is not computed again: give a larger
-``--images``, or start again what was cut off. ``--known`` prints the tables of what is there.
+Each method explains the predicted class of the same images. Methods that run the network for every
+channel may take fewer images, and so may deletion and insertion. Images come in chunks, and a chunk
+of a method that is in ``--results`` is not computed again, so you can give a larger ``--images``,
+or resume an interrupted run. ``--known`` prints the tables of the results so far.
 
-DIR is ImageNet, whose ``val`` is taken, or holds photographs, in folders of their classes or not;
-of ``train`` and ``test`` it is ``test``. Labels are needed for the accuracy alone, and known where
-the folders are named as the network's classes. ``--weights`` is a name for all networks, a file for
-each, or "none": then each is first trained on ``train``.
+DIR is ImageNet, whose ``val`` is used, or a folder of photographs, in folders of classes or not; if
+it has ``train`` and ``test``, ``test`` is used. Labels are only needed for the accuracy, and are
+known if the folders are named like the network's classes. ``--weights`` is a name for all networks,
+a file for each, or "none"; with "none", each network is first trained on ``train``.
 
-ADCC is the harmonic mean of the averages in its row. Behind ± is half of the interval of 95 %, by
-bootstrap over the images; claims compare methods on the images that all of them have explained.
-Insertion starts from the blurred image, deletion ends at the mean colour.
+ADCC is the harmonic mean of the averages in its row. The number after ± is half of the 95 %
+interval, by bootstrap over the images. Claims compare methods on the images that all of them have
+explained. Insertion starts from the blurred image, and deletion ends at the mean colour.
 
 Reference: Poppi, Cornia, Baraldi, Cucchiara, "Revisiting The Evaluation of Class Activation Mapping
 for Explainability", CVPR Workshops 2021.
@@ -46,15 +46,16 @@ COLUMNS = {  # and whether more is better
     "complexity": ("Complexity ↓", False),
     "adcc": ("ADCC ↑", True),
 }
-TERMS = ("average_drop", "coherency", "complexity")  # of ADCC
+TERMS = ("average_drop", "coherency", "complexity")  # the terms of ADCC
 CONTROL = "fakecam"
-# The paper's methods, in its order; then others, and those that run the network for every channel.
+# The paper's methods, in its order; then others, and methods that run the network for every
+# channel.
 OF_PAPER = ("gradcam", "xgradcam", "gradcam++", "smoothgradcam++", "scorecam")
 METHODS = (
     *(CONTROL, "randomcam", *OF_PAPER[:4], "cam", "hirescam", "layercam"),
     *("scorecam", "ablationcam"),
 )
-OF_MANY_PASSES = ("sscam", "iscam")  # 35 and 10 for each of Score-CAM's: for a GPU
+OF_MANY_PASSES = ("sscam", "iscam")  # 35 and 10 passes for each of Score-CAM's: for a GPU
 PAPER = {  # figures in the order of the columns
     "vgg16": {
         "fakecam": "0.15 45.51 32.87 35.70 100.00 100.00 0.01",
@@ -101,7 +102,7 @@ PAPER = {  # figures in the order of the columns
     },
 }
 BESIDE = "resnet50"  # for networks that the paper does not have
-SAME = 0.1  # points between figures of methods that are one
+SAME = 0.1  # points, between the figures of methods that are the same
 PRECISION = "of the networks that Score-CAM and its relatives explain"
 
 DOCS = {
@@ -137,12 +138,12 @@ def is_slow(method: str) -> bool:
 
 
 def precision_of(method: str, precision: str) -> str:
-    """Return the precision that the network has for a method, and for what is measured of it."""
+    """Return the network's precision for a method and its measurements."""
     return precision if is_slow(method) else "fp32"
 
 
 def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chunk]:
-    """Return what is to be measured of a network."""
+    """Return the chunks to measure for a network."""
     paths, labels, every = images_of(options)
     training, classes = None, None
     if weights == "none":
@@ -166,7 +167,7 @@ def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chun
             try:
                 explainer.explain(paths[:1], method="cam")
             except ValueError as error:
-                say(f"{arch}, cam: {error}")  # of a head of another kind
+                say(f"{arch}, cam: {error}")  # the head is of another kind
                 methods.remove("cam")
     wanted = {*options.metrics, *(TERMS if "adcc" in options.metrics else ())} - {"adcc"}
     of_maps = tuple(name for name in COLUMNS if name in wanted and name not in CURVES)
@@ -177,7 +178,8 @@ def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chun
         n_images = min(len(paths), options.images_perturbation if slow else len(paths))
         for start in range(0, n_images, options.chunk):
             curves = of_curves if start < options.images_curves else ()
-            # Maps that cost more than curves are made once; others again, for curves alone.
+            # Maps that cost more than curves are made once; others are made again, only for the
+            # curves.
             for metrics in [(*of_maps, *curves)] if slow else [of_maps, curves]:
                 if not metrics:
                     continue
@@ -200,20 +202,20 @@ def chunks_of(arch: str, weights: str, options: argparse.Namespace) -> list[Chun
 
 
 def in_order(chunk: Chunk) -> tuple[bool, bool, int]:
-    """Return what is measured first: what is quick, and all methods of some images."""
+    """Return a key that puts quick chunks first, and all methods of some images together."""
     return is_slow(chunk.method), not set(CURVES).isdisjoint(chunk.metrics), chunk.start
 
 
 class Values:
     """Values of a network's methods by image, in per cent; NaN where nothing was measured.
 
-    An image without a value, as of a map of NaN, is left out of the figure, and is not counted.
+    An image without a value, because its map is NaN, is left out of the figure, and is not counted.
     """
 
     def __init__(self, chunks: Sequence[Chunk], results: Results[Chunk]):
         self.n_images = max(chunk.start + len(chunk.images) for chunk in chunks)
         self._found: dict[str, dict[str, np.ndarray]] = {}
-        self.uniform = True  # whether gradients at the layer are, of all chunks
+        self.uniform = True  # whether gradients at the layer are uniform, in all chunks
         self.correct = np.full(self.n_images, np.nan)
         for chunk in chunks:
             if chunk not in results:
@@ -233,20 +235,20 @@ class Values:
         return list(self._found)
 
     def columns(self, method: str, metric: str) -> list[np.ndarray]:
-        """Return what a figure is made of: of ADCC its terms."""
+        """Return the metrics that a figure is made of: for ADCC, its terms."""
         found = self._found.get(method, {})
         names = TERMS if metric == "adcc" else (metric,)
         return [found.get(name, np.full(self.n_images, np.nan)) for name in names]
 
     def shared(self, methods: Sequence[str], metric: str) -> list[list[np.ndarray]]:
-        """Return each method's columns, of the images that all of them have."""
+        """Return each method's columns, for the images that all of them have."""
         columns = [self.columns(method, metric) for method in methods]
         kept = np.isfinite(np.stack([column for of in columns for column in of])).all(axis=0)
         return [[column[kept] for column in of] for of in columns]
 
 
 def figure(metric: str, columns: Sequence[np.ndarray]) -> float:
-    """Return a mean, or for ADCC the harmonic mean of means: equation 5 of the averages."""
+    """Return a mean, or for ADCC the harmonic mean of means (equation 5, for the averages)."""
     means = [float(column.mean()) for column in columns]
     if metric != "adcc":
         return means[0]
@@ -303,7 +305,7 @@ def table_of(
 
 
 def claims_of(arch: str, values: Values, metrics: Sequence[str]) -> list[Claim]:
-    """Return what the paper says in sections 3.1 and 4 of methods that were measured."""
+    """Return the paper's claims in sections 3.1 and 4 about methods that were measured."""
     known = [name for name in OF_PAPER if name in values.methods]
     claims: list[Claim] = []
 
@@ -347,7 +349,7 @@ def claims_of(arch: str, values: Values, metrics: Sequence[str]) -> list[Claim]:
         ("coherency", "is the most coherent"),
     ):
         best(f"Score-CAM {what}", "scorecam", others, metric)
-    # XGrad-CAM apart, which is Grad-CAM or near it.
+    # Without XGrad-CAM, which equals Grad-CAM or nearly so.
     for other, name in (("gradcam++", "Grad-CAM++"), ("scorecam", "Score-CAM")):
         if other in known:
             best(f"Grad-CAM is less complex than {name}", "gradcam", [other], "complexity")
@@ -355,14 +357,14 @@ def claims_of(arch: str, values: Values, metrics: Sequence[str]) -> list[Claim]:
             best(text, "gradcam", [other], "coherency", worst=True)
             text = f"Grad-CAM loses more confidence than {name}"
             best(text, "gradcam", [other], "average_drop", worst=True)
-    of_maps = [metric for metric in metrics if metric not in CURVES]  # of as many images
+    of_maps = [metric for metric in metrics if metric not in CURVES]  # measured on as many images
     if of_maps and {"gradcam", "xgradcam"} <= set(known):
         claims.append(claim_of_xgrad(arch, values, of_maps))
     return claims
 
 
 def claim_of_xgrad(arch: str, values: Values, metrics: Sequence[str]) -> Claim:
-    """Where gradients are uniform, nothing is left that the two methods would weigh differently."""
+    """Claim that XGrad-CAM is Grad-CAM if gradients are uniform, and differs otherwise."""
     pairs = {metric: values.shared(["gradcam", "xgradcam"], metric) for metric in metrics}
     every = [column for pair in pairs.values() for columns in pair for column in columns]
 
@@ -387,22 +389,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arch", nargs="+", metavar="NAME")
-    parser.add_argument("--weights", nargs="+", help='names or files, or "none": train here')
+    parser.add_argument("--weights", nargs="+", help='names or files, or "none" to train here')
     parser.add_argument("--methods", nargs="+", choices=available(), metavar="M")
     parser.add_argument("--metrics", nargs="+", default=list(COLUMNS), choices=COLUMNS, metavar="M")
     parser.add_argument("--images", type=int, help="drawn evenly from the classes")
-    parser.add_argument("--images-curves", type=int, help="of these, for deletion and insertion")
-    parser.add_argument("--images-perturbation", type=int, help="of these, for Score-CAM and alike")
+    parser.add_argument(
+        "--images-curves", type=int, help="how many of these, for deletion and insertion"
+    )
+    parser.add_argument(
+        "--images-perturbation",
+        type=int,
+        help="how many of these, for Score-CAM and similar methods",
+    )
     parser.add_argument("--classes", type=int, help="the first N, by name")
-    parser.add_argument("--image-size", type=int, help="the network's own if not given")
-    parser.add_argument("--n-steps", type=int, help="of deletion and insertion")
+    parser.add_argument("--image-size", type=int, help="default: the network's own")
+    parser.add_argument("--n-steps", type=int, help="steps of deletion and insertion")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help=PRECISION)
     parser.add_argument("--epochs", type=int, default=30, help="of training here")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--chunk", type=int, help="images that are remembered together")
+    parser.add_argument("--chunk", type=int, help="images whose results are saved together")
     parser.add_argument("--jobs", type=int, default=1, help="chunks measured at a time")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a file of all measurements, which the program extends",
+    )
     parser.add_argument("--known", action="store_true", help="compute nothing more")
     options = options_of(parser, arguments)
     if len(options.weights) == 1:

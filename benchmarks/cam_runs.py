@@ -1,4 +1,4 @@
-"""Images of the program of Poppi et al.'s table, networks, and what is measured of both."""
+"""The images, networks and measurements for the table of Poppi et al."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ say = partial(print, file=sys.stderr, flush=True)
 
 @dataclass(frozen=True)
 class Chunk:
-    """One method, on some images: all that its values depend on."""
+    """One method on some images, with everything that its values depend on."""
 
     arch: str
     weights: str
     training: Run | None
-    classes: tuple[str, ...] | None  # of weights in a file, which do not name them
+    classes: tuple[str, ...] | None  # for weights in a file, which do not name their classes
     image_size: int | None
     method: str
     precision: str
@@ -47,13 +47,13 @@ class Chunk:
     n_steps: int
     images: tuple[str, ...]
     labels: tuple[Any, ...] | None
-    start: int  # its place, which seeds what is random
+    start: int  # its place, which seeds the random numbers
     batch_size: int
     device: str
 
     @property
     def key(self) -> str:
-        """Name the chunk, wherever it is computed and its images lie."""
+        """Name the chunk, independent of where it is computed and where its images are."""
         known = asdict(self)
         names = ["/".join(Path(image).parts[-2:]) for image in self.images]
         known["images"] = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -66,7 +66,7 @@ class Chunk:
 
 @cache
 def fingerprint(weights: str) -> str:
-    """Return the name of weights, and of a file also what it holds."""
+    """Return the name of the weights, and for a file also a hash of its content."""
     if not Path(weights).is_file():
         return weights
     content = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
@@ -77,7 +77,7 @@ def fingerprint(weights: str) -> str:
 
 
 def images_of(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Return paths and labels, in the order in which images are drawn evenly, and all classes."""
+    """Return paths and labels, in an order that draws evenly from the classes, and all classes."""
     folder = options.data
     if (folder / "val").is_dir() or (folder / "ILSVRC").is_dir():
         loaded = load_imagenet(folder)
@@ -92,7 +92,7 @@ def images_of(options: argparse.Namespace) -> tuple[list[str], list[str], list[s
     of_path = {p: label for p, label in zip(paths, labels, strict=True) if label in kept}
     paths, labels = list(of_path), list(of_path.values())
     if len(paths) < options.images:
-        say(f"There are only {len(paths)} images of {options.images}.")
+        say(f"There are only {len(paths)} images; --images asks for {options.images}.")
     drawn = drawn_evenly(paths, labels, options.images)
     return drawn, [of_path[path] for path in drawn], classes
 
@@ -100,14 +100,16 @@ def images_of(options: argparse.Namespace) -> tuple[list[str], list[str], list[s
 def known_labels(
     explainer: CAMExplainer, labels: Sequence[str], classes: Sequence[str]
 ) -> Sequence[Any] | None:
-    """Return labels as the network has them, or None if it does not know them all."""
+    """Return labels as the network names them, or None if it does not know them all."""
     for names in (explainer.classes_, explainer.class_names_):
         if names is not None and set(labels) <= set(np.asarray(names).tolist()):
             return labels
     if len(classes) == len(explainer.classes_) and all(
         re.fullmatch(r"n\d{8}", name) for name in classes
     ):
-        return [classes.index(label) for label in labels]  # WordNet ids are in the classes' order
+        return [
+            classes.index(label) for label in labels
+        ]  # WordNet ids are in the order of the classes
     return None
 
 
@@ -138,12 +140,12 @@ def explainer_of(
             shared |= {"classes": classes, "resize": "center_crop"}
     explainer = CAMExplainer(**shared).fit()
     network = explainer.model_.to(device).eval()
-    network.to(memory_format=torch.channels_last)  # on a CPU, several times as fast
+    network.to(memory_format=torch.channels_last)  # several times as fast on a CPU
     return explainer
 
 
 def has_uniform_gradients(explainer: CAMExplainer, inputs: Any) -> bool:
-    """Whether a score's gradient at the layer is the same at all positions, as pooling makes it."""
+    """Return whether a score's gradient is the same at all positions of the layer."""
     network, layer = explainer.model_, explainer.target_layers_[0]
     with record(network, layer) as tape:
         highest = network(inputs).amax(dim=1).sum()
@@ -161,7 +163,7 @@ def method_of(chunk: Chunk) -> Method:
 
 
 def measured(chunk: Chunk) -> tuple[Chunk, dict[str, Any]]:
-    """Return a value an image of each metric."""
+    """Return one value per image for each metric."""
     started = time.monotonic()
     explainer = explainer_of(
         *(chunk.arch, chunk.weights, chunk.training, chunk.classes, chunk.image_size),
@@ -170,7 +172,7 @@ def measured(chunk: Chunk) -> tuple[Chunk, dict[str, Any]]:
     metrics = [*chunk.metrics, *(["accuracy"] if chunk.labels is not None else [])]
     params = {name: {"n_steps": chunk.n_steps} for name in CURVES if name in metrics}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExplanationWarning)  # blank maps have their values
+        warnings.simplefilter("ignore", ExplanationWarning)  # blank maps are measured, too
         values = evaluate(
             explainer,
             list(chunk.images),

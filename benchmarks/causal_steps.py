@@ -1,17 +1,17 @@
-"""How many steps insertion and deletion need: what fewer of them change.
+"""How many steps insertion and deletion need, and what fewer steps change.
 
-Follows the score of a network trained on ImageNet in many steps, and takes the areas under every
-second, fourth, ... point of the same curves, which are those that fewer steps would have had: the
-pixels that have come after a step are the same ones. Printed is the difference to the area under
-the whole curve: of an image, its mean absolute value and the largest; of the mean over the images,
-which is what a table shows, with its sign. Beside it is the standard error of that mean, by which
-it differs from that over other images.
+The program follows the score of a network trained on ImageNet in many steps, and takes the areas
+under every second, fourth, ... point of the same curves. These are the areas that fewer steps would
+have given, because the same pixels have been changed after a step. It prints the difference from
+the area under the whole curve: for images, the mean absolute and the largest difference; for the
+mean over the images, which is what a table shows, the signed difference. Beside it stands the
+standard error of that mean, which says how much the mean varies with the choice of images.
 
     python benchmarks/causal_steps.py --data DIR
     python benchmarks/causal_steps.py --data DIR --method saliency --n-images 12
 
-DIR is searched for images, of which those that are taken are spread evenly. The passes are those
-of one image, for both metrics together.
+DIR is searched for images, and those that are taken are spread evenly. The passes are for one
+image, for both metrics together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AREAS = {"insertion": insertion_auc, "deletion": deletion_auc}
 
 
 def spread(folder: Path, n_images: int) -> list[str]:
-    """Return files of a folder, and of those within it, at even distances."""
+    """Return files in a folder and its subfolders, at even distances."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_KINDS)
     return [str(found[i * len(found) // n_images]) for i in range(n_images)]
 
@@ -53,7 +53,7 @@ def curves_of(explainer: CAMExplainer, X: Sequence[str], method: str, n_steps: i
 
 
 def areas(curves: CausalCurves, every: int) -> dict[str, Tensor]:
-    """Return the areas (n_images,) under every so many points of the curves."""
+    """Return the areas (n_images,) under the curves, with points left out."""
     fewer = CausalCurves(*(values[..., ::every] for values in curves))
     return {name: area(fewer).double() for name, area in AREAS.items()}
 
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fewer", type=int, nargs="+", default=[14, 28, 56, 112])
     options = parser.parse_args(arguments)
     if any(options.n_steps % steps for steps in options.fewer):
-        parser.error(f"--fewer must be divisors of {options.n_steps}, the steps they are held to")
+        parser.error(
+            f"--fewer must be divisors of {options.n_steps}, the number of steps to compare with"
+        )
     explainer = CAMExplainer(
         options.arch, weights="DEFAULT", image_size=options.image_size, batch_size=8, verbose=0
     ).fit()

@@ -1,13 +1,13 @@
-"""Do a network's channels have names? Those that speak for a fruit, named by boxes of fruit.
+"""Do a network's channels have names? Channels that speak for a fruit, named by boxes of fruit.
 
     python benchmarks/concepts.py --fruits DIR
 
-A pretrained network's channels are named by the boxes of half of the images, by the area under the
-ROC curve. Printed is how many of the channels that weigh the most for a class of ImageNet, by
-Grad-CAM on the images of the other half that show it, have its fruit's name; what the names are
-worth on the other half; and both with the boxes of other images, which is the control.
+The boxes in half of the images name a pretrained network's channels, by the area under the ROC
+curve. On the other half, Grad-CAM finds the channels that weigh the most for a class of ImageNet.
+The program prints how many of these have the name of the class's fruit, and the score of the names
+on the other half. As a control, it does both with permuted labels.
 
-DIR holds ``boxes.csv``, with ``path, label, x1, y1, x2, y2``, and the images.
+DIR has the images, and ``boxes.csv`` with the columns ``path, label, x1, y1, x2, y2``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from sklcam import CAMExplainer, ConceptNamer
 from sklcam.datasets import load_boxes_csv
 
-# The class of ImageNet that is each fruit, or a kind of it.
+# The class of ImageNet for each fruit, or for a kind of it.
 CLASSES = {"apple": "Granny Smith", "banana": "banana", "orange": "orange"}
 
 
@@ -35,7 +35,7 @@ def images_and_boxes(folder: Path) -> tuple[list[str], list[dict[str, np.ndarray
 
 
 def permuted(boxes: list[dict[str, np.ndarray]], seed: int) -> list[dict[str, np.ndarray]]:
-    """Return the boxes of each image with a permuted label on those of each fruit."""
+    """Return the boxes of each image, with the labels of the fruits permuted."""
     rng = np.random.default_rng(seed)
     made: list[dict[str, np.ndarray]] = []
     for one in boxes:
@@ -45,7 +45,7 @@ def permuted(boxes: list[dict[str, np.ndarray]], seed: int) -> list[dict[str, np
 
 
 def heaviest(explainer: CAMExplainer, X: list[str], label: str, k: int) -> dict[str, np.ndarray]:
-    """Return the k channels that weigh the most for a class, over images, by either weight."""
+    """Return the k channels that weigh the most for a class over images, by each kind of weight."""
     opened, rows = explainer.open(X), []
     question = explainer.as_target(label, len(opened))
     for found in explainer.iter_channels(opened, question, method="gradcam"):

@@ -1,33 +1,35 @@
-"""Tables 1 and 2 and figures 2 to 4 of "Staying Consistent with GradCAM", on data of one's own.
+"""Tables 1 and 2 and figures 2 to 4 of "Staying Consistent with GradCAM", on your own data.
 
     python benchmarks/consistency_tables.py --quick --data DIR --jobs 2
     python benchmarks/consistency_tables.py --docs --data DIR --results runs.jsonl --rst tables.rst
     python benchmarks/consistency_tables.py --full --data DIR --device cuda
     python benchmarks/consistency_tables.py --docs --data DIR --tables 2 --images chelsea.jpg
 
-Table 1: a baseline (alpha = beta = 0) and a consistent classifier of each seed, on a schedule of 16
-epochs with a larger rate than the paper's, and on the paper's with ``--paper-seeds``. ``--choose``
-compares settings on held-out images. Figure 2 is told by the mean and deviation of the images'
-consistency. Beside it stands how alike the maps of two images are, by their mean correlation: maps
-that do not depend on the image are consistent, and explain nothing.
+Table 1: a baseline (alpha = beta = 0) and a consistent classifier for each seed, on a schedule of
+16 epochs with a larger rate than the paper's, and on the paper's schedule with ``--paper-seeds``.
+``--choose`` compares settings on held-out images. The mean and deviation of the images' consistency
+stand for figure 2. Beside them is the mean correlation of two images' maps: maps that do not depend
+on the image are consistent, but explain nothing.
 
-Table 2: alpha, beta and p one at a time, as in the paper, beside "auto" and a warm-up, and what
-training warned of. ``--images`` draws the maps of these classifiers, figure 4.
+Table 2: alpha, beta and p vary one at a time, as in the paper, beside "auto" and a warm-up. The
+table also has the warnings of the training. ``--images`` draws the maps of these classifiers,
+figure 4.
 
-Table 3, the paper's figure 3: what settings drawn at random, log-uniform, change in the accuracy of
-the baseline, for each architecture. ``--boxes`` draws it.
+Table 3, the paper's figure 3: how random settings, drawn log-uniformly, change the accuracy of the
+baseline, for each architecture. ``--boxes`` draws it.
 
 ``--docs`` trains from pretrained weights on parts of the data, for machines without a GPU, and made
-the tables in the docs; ``--quick`` does on smaller parts. ``--full`` is the paper's setting, for a
-GPU. Any of their options may be given beside them; ``--weights none`` starts from random weights.
+the tables in the docs; ``--quick`` does the same on smaller parts. ``--full`` is the paper's
+setting, for a GPU. You can override any of their options; ``--weights none`` starts from random
+weights.
 
 DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is CUB-200-2011 or Caltech 101 as
-they are published. Settings are compared on the last third of each class's training images, which
-``--full`` alone trains on; test images choose nothing.
+published. Settings are compared on the last third of each class's training images, on which only
+``--full`` trains; nothing is chosen on test images.
 
-What is measured of each classifier goes into ``--results`` at once, and is not computed again: a
-program that was cut off goes on. Intervals of 95 % are by bootstrap over the test images, of which
-the seeds' values are averaged first; deviations are over the seeds.
+The measurements of each classifier are written to ``--results`` at once, and are not computed
+again, so an interrupted program resumes. The 95 % intervals are by bootstrap over the test images,
+for which the seeds' values are averaged first; deviations are over the seeds.
 
 Reference: Sun, Phan, Nguyen, "Staying Consistent with GradCAM".
 """
@@ -47,7 +49,7 @@ from training_runs import MEASURES, Run, measured, spaced, told, trained
 from sklcam.plotting import CAMDisplay, TradeoffBoxDisplay
 
 BASELINE = "0,0,1"
-TABLE_1 = {  # Caltech 101: accuracy, consistency, IAUC of the baseline and of theirs
+TABLE_1 = {  # Caltech 101: accuracy, consistency and IAUC of the paper's baseline and classifier
     "resnet18": ((92.68, 69.67, 83), (92.50, 83.44, 82)),
     "resnet50": ((94.06, 69.35, 82), (91.41, 84.21, 85)),
     "convnext_tiny": ((94.06, 41.00, 88), (94.46, 87.97, 80)),
@@ -64,7 +66,7 @@ TABLE_2 = {  # ResNet-50 on CUB-200, accuracy
 USUAL = "1,1e-6,1"
 OF_P = ("1,1e-6,0", USUAL, "1,1e-6,2")
 FAILING = ("10,1e-5,1", "1,1e-5,1")
-REMEDIES = ("auto,auto,1", "warmup:10:3,warmup:1e-5:3,1")  # of settings that fail
+REMEDIES = ("auto,auto,1", "warmup:10:3,warmup:1e-5:3,1")  # settings that fail
 WORKING = ("0.1,1e-5,1", USUAL, "1,1e-7,1", *REMEDIES)
 FIGURE_3 = {"convnext_tiny": (-0.11, 0.67), "resnet18": (-0.32, 0.75), "resnet50": (2.59, 6.50)}
 CHOICES = ("1,1e-6,1", "2,1e-6,1", "5,1e-6,1", "10,1e-6,1", "warmup:10:3,1e-6,1", "auto,auto,1")
@@ -98,7 +100,7 @@ def over_seeds(run: Run, n_seeds: int) -> list[Run]:
 
 
 def by_image(results: Results, runs: Sequence[Run], measure: str) -> np.ndarray:
-    """Return a value an image, in per cent, averaged over runs that differ by their seed."""
+    """Return one value per image, in per cent, averaged over runs that differ by their seed."""
     return 100 * np.mean([results[run][measure] for run in runs], axis=0)
 
 
@@ -109,7 +111,7 @@ def spread(results: Results, runs: Sequence[Run], measure: str) -> str:
 
 
 def alike(results: Results, runs: Sequence[Run]) -> str:
-    """Return the mean correlation of two images' maps, which is 1 if they do not depend on them."""
+    """Return the mean correlation of two images' maps, 1 if maps do not depend on images."""
     known = [results[run]["alike"] for run in runs if "alike" in results[run]]
     return f"{np.mean(known):.2f}" if known else ""
 
@@ -127,7 +129,7 @@ def change(results: Results, new: Sequence[Run], old: Sequence[Run], measure: st
 
 
 def table_1(base: Run, options: argparse.Namespace, results: Results) -> Table:
-    """Baseline and ours by accuracy, consistency and IAUC, and figure 2's deviation of SSIM."""
+    """Return accuracy, consistency, its deviation (figure 2) and IAUC, of the baseline and ours."""
     schedules = {
         "the paper's": (paper_schedule(base, options), options.paper_setting, options.paper_seeds),
         "ours": (base, options.setting, options.seeds),
@@ -203,7 +205,7 @@ def paper_schedule(base: Run, options: argparse.Namespace) -> Run:
 
 
 def choose(base: Run, options: argparse.Namespace, results: Results) -> Table:
-    """Compare settings on held-out images: the most consistent that costs at most a point."""
+    """Compare settings on held-out images; choose a consistent one that costs at most a point."""
     base = replace(base, held_out=True, measured_on="held out")
     runs = {
         (arch, setting): over_seeds(replace(base, arch=arch, setting=setting), options.seeds)
@@ -224,7 +226,7 @@ def choose(base: Run, options: argparse.Namespace, results: Results) -> Table:
 
 
 def table_2(base: Run, options: argparse.Namespace, results: Results) -> Table:
-    """Accuracy and maps as alpha, beta and p change one at a time."""
+    """Return accuracy and maps while alpha, beta and p change one at a time."""
     base = replace(base, arch=options.arch[0], n_classes=options.grid_classes)
     base = replace(base, epochs=options.grid_epochs)
     runs = {setting: replace(base, setting=setting) for setting in (BASELINE, *options.settings)}
@@ -258,7 +260,7 @@ def table_2(base: Run, options: argparse.Namespace, results: Results) -> Table:
 
 
 def claims_of_table_2(accuracy: Mapping[str, np.ndarray]) -> list[Claim]:
-    """Return what the paper claims of the settings that are known."""
+    """Return the paper's claims about the settings that were measured."""
     baseline, usual, claims = accuracy[BASELINE], accuracy.get(USUAL), []
     for setting in accuracy:
         text = f"alpha, beta, p = {spaced(setting)}"
@@ -288,7 +290,7 @@ def draw_maps(classifiers: dict, options: argparse.Namespace) -> None:
 
 
 def table_3(base: Run, options: argparse.Namespace, results: Results) -> Table:
-    """What settings drawn at random change in the accuracy of the baseline."""
+    """Return how random settings change the accuracy of the baseline."""
     base = replace(base, n_classes=options.draw_classes, epochs=options.draw_epochs)
     rng = np.random.default_rng(0)
     drawn = [
@@ -348,7 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--choose", action="store_true", help="compare settings, and stop")
     parser.add_argument("--choices", nargs="+", default=CHOICES, metavar="ALPHA,BETA,P")
     parser.add_argument(
-        "--setting", default="2,1e-6,1", help="alpha,beta,p of our schedule; --choose compares some"
+        "--setting",
+        default="2,1e-6,1",
+        help="alpha,beta,p for our schedule; --choose compares some",
     )
     parser.add_argument("--paper-setting", default=USUAL)
     parser.add_argument(
@@ -356,9 +360,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=(*TABLE_2, *REMEDIES),
         metavar="ALPHA,BETA,P",
-        help="of table 2",
+        help="settings of table 2",
     )
-    parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
+    parser.add_argument("--weights", default="DEFAULT", help='"none" for random weights')
     parser.add_argument("--target-layer", default="auto")
     parser.add_argument("--view-target", default="predicted", choices=("predicted", "shared"))
     parser.add_argument("--first-seed", type=int, default=0)
@@ -366,7 +370,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step-size", type=int, default=12, help="epochs between steps of lr")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--jobs", type=int, default=1, help="classifiers trained at a time")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a file of all measurements, which the program extends",
+    )
     parser.add_argument("--images", type=Path, nargs="+", help="whose maps figure 4 shows")
     parser.add_argument("--maps", type=Path, default=Path("figure_4.png"), metavar="FILE")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help="draws figure 3")

@@ -1,18 +1,18 @@
-"""Is a network more confident without what a counterfactual map marks?
+"""Is a network more confident if what a counterfactual map marks is covered?
 
     python benchmarks/counterfactuals.py --docs --data DIR --rst counterfactuals.rst
     python benchmarks/counterfactuals.py --quick --data DIR
 
-The Grad-CAM paper says so in section 3.3, beside a picture of a cat and a dog. Here the fifth of an
-image that its map marks the most is covered, by its mean colour or by a blur of it, and the class's
-probability and its score, the logit, are taken again: for the class that is predicted, which leaves
-little room above, and for the one that comes second, against which the predicted one's object
-speaks. A random region of the same size, as coarse as a map, is covered for comparison. Where all
-of an image speaks for a class, the map is blank and marks nothing; without its ReLU it still has a
-fifth where the least speaks for it.
+The Grad-CAM paper says so in section 3.3, with a picture of a cat and a dog. Here the fifth of an
+image that its map marks the most is covered with the mean colour or with a blur, and the class's
+probability and score, the logit, are measured again. This is done for the predicted class, which
+has little room to rise, and for the second most likely class, against which the predicted class's
+object speaks. For comparison, a random region of the same size, as coarse as a map, is covered. If
+the whole image speaks for a class, the map is blank and marks nothing; without its ReLU, there is
+still a fifth of the image that speaks the least for the class.
 
-DIR holds folders of images, from which images are drawn evenly. Intervals of 95 % are by bootstrap
-over the images; comparisons are of the same images.
+DIR holds folders of images, from which images are drawn evenly. The 95 % intervals are by bootstrap
+over the images; comparisons are on the same images.
 
 Reference: Selvaraju et al., "Grad-CAM", IJCV 2020, section 3.3, eq. 12.
 """
@@ -45,11 +45,11 @@ REGIONS = ("counterfactual", "random, same size", "without ReLU", "random, a fif
 
 
 def files_of(folder: Path, n_images: int) -> list[Path]:
-    """Return files, as many of each folder, to within one, as long as it has as many."""
+    """Return files, drawn evenly from the folders as long as these have enough."""
     endings = {".jpg", ".jpeg", ".png"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not found:
-        raise SystemExit(f"{folder} holds no images.")
+        raise SystemExit(f"{folder} has no images. Give a folder of JPEG or PNG files.")
     order = np.random.default_rng(0).permutation(len(found))
     turns: dict[Path, int] = {}
     ranked = []
@@ -61,9 +61,9 @@ def files_of(folder: Path, n_images: int) -> list[Path]:
 
 @torch.no_grad()
 def gains_of(explainer: CAMExplainer, files: Sequence[Path]) -> dict[tuple[str, ...], np.ndarray]:
-    """Return by class, cover and region what covering adds: points of probability, and of score.
+    """Return how covering changes probability (in points) and score, by class, cover and region.
 
-    Of shape (n_images, 2); NaN where a map marks nothing.
+    Arrays have shape (n_images, 2), with NaN where a map marks nothing.
     """
     opened = explainer.open(files)
     generator = torch.Generator().manual_seed(0)
@@ -91,14 +91,14 @@ def gains_of(explainer: CAMExplainer, files: Sequence[Path]) -> dict[tuple[str, 
 
 
 def as_large(random: Tensor, maps: Tensor) -> Tensor:
-    """Return maps that mark as many pixels as others do: the highest of a random one."""
+    """Return random maps that mark as many pixels as the given maps do."""
     _, marked = cover(maps[:, None], maps, share=SHARE)
     ranks = random.flatten(1).argsort(dim=1, descending=True).argsort(dim=1).view_as(maps)
     return torch.where(ranks < marked.sum(dim=(1, 2), keepdim=True), 1 + random, 0)
 
 
 def numbers_of(explainer: CAMExplainer, output: Tensor, indices: Tensor) -> Tensor:
-    """Return the probability, in per cent, and the logit of a class of each image."""
+    """Return the probability, in per cent, and the logit of each image's class."""
     probabilities = 100 * explainer.probabilities(output)
     both = (each.gather(1, indices[:, None]) for each in (probabilities, output))
     return torch.cat([*both], dim=1)
@@ -138,15 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--image-size", type=int)
     options = options_of(parser, arguments)
-    warnings.simplefilter(
-        "ignore", ExplanationWarning
-    )  # of maps that mark nothing, and count as such
+    # Maps that mark nothing are counted.
+    warnings.simplefilter("ignore", ExplanationWarning)
     files = files_of(options.data, options.images)
     publish([table_of(gains_of(fitted(options), files), options.arch)], options, "Selvaraju et al.")
 
 
 def fitted(options: argparse.Namespace) -> CAMExplainer:
-    """Return an explainer of a network that is known by name."""
+    """Return an explainer of a network that is given by name."""
     weights: Any = None if options.weights == "none" else options.weights
     torch.manual_seed(0)
     explainer = CAMExplainer(

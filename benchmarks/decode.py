@@ -1,14 +1,14 @@
-"""What decoding large JPEG files at a fraction of their sides saves, and what it changes.
+"""What decoding large JPEG files at a fraction of their size saves, and what it changes.
 
-Photographs are read and resized by :class:`~sklcam.images.ImageDataset`, exactly and with
-``decode="fast"``, in turns. Printed are the ratio of the times, and by how many grey levels of 255
-the pixels differ.
+:class:`~sklcam.images.ImageDataset` reads and resizes photographs, exactly and with
+``decode="fast"``, in turns. The program prints the ratio of the times, and by how many of 255 grey
+levels the pixels differ.
 
     python benchmarks/decode.py --data DIR
     python benchmarks/decode.py --size 3000 4000
 
 Without a folder of JPEG files, photographs that come with scikit-image are enlarged to ``--size``,
-given the grain of a sensor, and saved with a quality of 90.
+given a sensor's noise, and saved with a quality of 90.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GRAIN = 4.0  # standard deviation of the noise of a pixel, in grey levels
 
 
 def enlarged(size: tuple[int, int]) -> list[bytes]:
-    """Return photographs of a height and width, as JPEG files."""
+    """Return photographs of the given height and width, as JPEG files."""
     rng, files = np.random.default_rng(0), []
     for photograph in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()):
         large = Image.fromarray(photograph).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(X)} files; exact / fast: {middle:.1f} [{ends[0]:.1f} .. {ends[1]:.1f}]")
     most = np.percentile(difference.numpy(), 99)
     print(
-        f"grey levels: {difference.mean():.2f} in the mean, {most:.1f} for 99 % of the pixels, "
+        f"grey levels: {difference.mean():.2f} on average, {most:.1f} for 99 % of the pixels, "
         f"{difference.max():.0f} at most"
     )
 

@@ -1,39 +1,40 @@
-"""Table 1 of Bachhawat: where the explanations of embedding networks lie, against boxes and masks.
+"""Table 1 of Bachhawat: explanations of embedding networks, compared with boxes and masks.
 
     python benchmarks/embedding_localization.py --docs --data DIR DIR --results runs.jsonl
     python benchmarks/embedding_localization.py --full --data CUB_200_2011 --device cuda --rst FILE
 
-Trains embedding networks from pretrained weights, each initialisation with a head of its own,
-explains images whose objects are known, and tells how much of a map lies on the object and how
-often the box around its largest part fits (IoU 0.5): of the uniform map and one of the centre, of
-Chen et al.'s transferred weights, of EmbeddingCAM with single points and with mean proxies, and of
-mean proxies set off against those of the other classes (``contrast=True``). The same is told of the
-pretrained network without a head and without any training of ours.
+The program trains embedding networks from pretrained weights, each initialisation with a head of
+its own, and explains images whose objects are known. It says how much of a map lies on the object,
+and how often the box around its largest part fits (IoU 0.5): for a uniform map and a map of the
+centre, for Chen et al.'s transferred weights, for EmbeddingCAM with single points and with mean
+proxies, and for mean proxies compared with those of the other classes (``contrast=True``). It does
+the same for the pretrained network without a head and without further training.
 
-What is in a DIR decides on the protocol:
+The contents of a DIR decide the protocol:
 
-``boxes.csv``, of the columns ``path, label, x1, y1, x2, y2``: images of one class are split into
-    those that train and those that are explained, each for its own class. In images of several
-    classes the pointing game is played: whether the map for a class is highest in one of its boxes.
+``boxes.csv``, with the columns ``path, label, x1, y1, x2, y2``: images of one class are split into
+    training images and images to explain, each for its own class. Images of several classes are
+    for the pointing game: is the map for a class highest in one of its boxes?
 
-``train/<class>``, ``test/<class>`` and ``<unseen>_boxes.csv``, of the columns ``path, x1, y1, x2,
+``train/<class>``, ``test/<class>`` and ``<unseen>_boxes.csv``, with the columns ``path, x1, y1, x2,
     y2``: an open set. The network is trained on half of the classes, every other one by name,
-    without the unseen one, whose images are explained. Its mean proxy is that of the images
-    themselves, as in the paper, and is set off against those of the classes of the other half, of
-    their test images; Chen et al.'s weights are those of the nearest training image. How well the
-    network separates classes is its recall at 1 on the test images of the other half.
+    without the unseen class, whose images are explained. The mean proxy of the unseen class is
+    made of these images themselves, as in the paper, and compared with the proxies of the classes
+    in the other half, made of their test images. Chen et al.'s weights are those of the nearest
+    training image. Recall at 1 on the test images of the other half says how well the network
+    separates classes.
 
-CUB-200-2011 or Caltech 101 as they are published: the paper's open set. The first half of the
-    classes trains, and all images of the others are explained, against masks as well.
+CUB-200-2011 or Caltech 101 as published: the paper's open set. The first half of the classes is
+    for training, and all images of the others are explained, and compared with masks as well.
 
 ``--docs`` trains on 1500 images, as for the tables in the docs, and ``--quick`` on 600; ``--full``
-is the paper's setting, for a GPU. Any of their options may be given beside them; ``--weights none``
-starts from random weights.
+is the paper's setting, for a GPU. You can override any of their options; ``--weights none`` starts
+from random weights.
 
-What is measured of each network goes into ``--results`` at once, and is not computed again: a
-program that was cut off goes on. Intervals of 95 % are by bootstrap over the images, of which the
-initialisations' values are averaged first; deviations are over the initialisations. In the end the
-program fails if pytorch-grad-cam's maps are not the same.
+The measurements of each network are written to ``--results`` at once, and are not computed again,
+so an interrupted program resumes. The 95 % intervals are by bootstrap over the images, for which
+the values of the initialisations are averaged first; deviations are over the initialisations. At
+the end, the program fails if pytorch-grad-cam's maps differ.
 
 Reference: Bachhawat, "Generalizing GradCAM for Embedding Networks", section 4. Chen et al.,
 "Adapting Grad-CAM for Embedding Networks", WACV 2020.
@@ -67,7 +68,7 @@ from embedding_runs import (
 from paper_tables import Claim, Results, Table, interval_of, options_of, parser_of, publish
 from scipy import stats
 
-# CUB-200, ResNet-50: ratios by box and by mask, with all channels and 50, and the accuracy.
+# CUB-200, ResNet-50: ratios in the box and in the mask, with all channels and 50, and the accuracy.
 OF_PAPER = {
     UNIFORM: ("0.522", "", "0.274", "", ""),
     CHEN: ("0.643", "0.760", "0.416", "0.534", "0.797"),
@@ -75,7 +76,7 @@ OF_PAPER = {
     MEAN: ("0.789 ± 0.005", "0.764 ± 0.004", "0.551 ± 0.006", "0.524 ± 0.005", "0.768"),
 }
 USUAL = 0.2  # the paper's threshold
-TOLERANCE = 1e-3  # on the largest difference to a peer's map in [0, 1]
+TOLERANCE = 1e-3  # bound on the largest difference from a peer's map in [0, 1]
 
 DOCS = {"arch": "efficientnet_lite0", "image_size": 224, "inits": 2, "images_seen": 1500}
 QUICK = {"arch": "efficientnet_lite0", "image_size": 128, "inits": 1, "images_seen": 600}
@@ -86,7 +87,7 @@ FULL = {"arch": "resnet50", "image_size": 224, "inits": 8, "images_seen": 200_00
 
 
 class Found:
-    """What was measured of networks that differ by their initialisation."""
+    """The measurements of networks that differ by their initialisation."""
 
     def __init__(self, measures: Sequence[dict[str, Any]]):
         self.measures = measures
@@ -114,7 +115,7 @@ def cell(values: np.ndarray) -> str:
 
 
 def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
-    """Return the paper's table of one set of images, and those of thresholds and of scenes."""
+    """Return the paper's table for one set of images, and those of thresholds and of scenes."""
     data, name = read(run.data, run.train_share), Path(run.data).name
     networks = {
         "trained": Found([results[replace(run, init=init)] for init in inits]),
@@ -169,7 +170,7 @@ def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
 
 
 def more(text: str, better: np.ndarray, worse: np.ndarray, less: float = 0) -> Claim:
-    """Claim that a mean is larger than another, or less than so many points below it."""
+    """Claim that a mean is larger than another, or at most ``less`` points below it."""
     of_images = better.mean(axis=0), worse.mean(axis=0)
     shown = f" (shown: the difference plus {less})" if less else ""
     found = interval_of(lambda a, b: a.mean() - b.mean() + less, *of_images)
@@ -177,7 +178,7 @@ def more(text: str, better: np.ndarray, worse: np.ndarray, less: float = 0) -> C
 
 
 def claims_of(name: str, trained: Found, as_it_is: Found, shares: Sequence[str]) -> list[Claim]:
-    """Return what the paper says of ratios and accuracies, and how training changes them."""
+    """Return the paper's claims about ratios and accuracies, and about the effect of training."""
     claims = []
     for share in shares:
         ratio, control = partial(trained.ratio, of=share), partial(as_it_is.ratio, of=share)
@@ -249,7 +250,7 @@ def claims_of_scenes(name: str, networks: dict[str, Found]) -> list[Claim]:
 
 
 def stable(what: str, ratios: np.ndarray) -> Claim:
-    """Claim that the deviation over initialisations is below a point, as if these were normal."""
+    """Claim that the deviation over (normally distributed) initialisations is below a point."""
     freedom = len(ratios) - 1
     deviation = ratios.mean(axis=1).std(ddof=1)
     bounds = deviation * np.sqrt(freedom / stats.chi2.ppf((0.025, 0.975), freedom))
@@ -271,7 +272,7 @@ def told(run: Run, measures: dict[str, Any]) -> str:
 
 
 def report_peer(run: Run, peer: dict[str, Any]) -> bool:
-    """Print how our maps and time compare with the peer's; return whether maps agree."""
+    """Print how our maps and time compare with the peer's, and return whether the maps agree."""
     of, times = "as it is" if run.init is None else f"initialisation {run.init}", peer["times"]
     print(
         f"pytorch-grad-cam, {Path(run.data).name}, {of}: maps differ by {peer['difference']:.1e} "
@@ -284,21 +285,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--arch")
-    parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
+    parser.add_argument("--weights", default="DEFAULT", help='"none" for random weights')
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--inits", type=int, help="networks that are trained")
-    parser.add_argument("--images-seen", type=int, help="in training, each as often as it is seen")
-    parser.add_argument("--criterion", default="margin", help="of EmbeddingNet, by name")
+    parser.add_argument(
+        "--images-seen", type=int, help="images in training, each as often as it is seen"
+    )
+    parser.add_argument("--criterion", default="margin", help="criterion of EmbeddingNet, by name")
     parser.add_argument("--embedding-dim", type=int, default=128)
     parser.add_argument(
-        "--lr", type=float, default=3e-4, help="of AdamW; ten times that of proxies"
+        "--lr", type=float, default=3e-4, help="rate of AdamW; proxies get ten times that"
     )
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--train-share", type=float, default=2 / 3, help="where one has to split")
+    parser.add_argument(
+        "--train-share",
+        type=float,
+        default=2 / 3,
+        help="share of training images, if there is no split",
+    )
     parser.add_argument("--peer-images", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3, help="of timing against the peer")
-    parser.add_argument("--jobs", type=int, default=1, help="networks trained at a time")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing against the peer")
+    parser.add_argument("--jobs", type=int, default=1, help="networks trained at the same time")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a file of all measurements, which the program extends",
+    )
     options = options_of(parser, arguments)
     options.weights = None if options.weights == "none" else options.weights
 

@@ -1,6 +1,6 @@
-"""Embedding networks that are trained, and how well their explanations find objects.
+"""Train embedding networks, and measure how well their explanations find objects.
 
-What is in a folder of images decides on the protocol; see ``embedding_localization.py``.
+The contents of a folder of images decide the protocol; see ``embedding_localization.py``.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ CHEN, SINGLE, MEAN, CONTRAST = "Chen et al.", "single point", "mean proxy", "con
 ALL, TOP = "all channels", "top 50"
 CHANNELS = {ALL: None, TOP: 50}
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-AT_A_TIME = 256  # images whose maps are held
+AT_A_TIME = 256  # images whose maps are held at a time
 
 
 # Images
 
 
 class Images:
-    """Images and the objects in them, decoded when they are first asked for."""
+    """Images and the objects in them, decoded on first use."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Images:
         return scaled
 
     def masks(self, size: int, rows: slice) -> Tensor:
-        """Return masks of the images at that size: the share of each pixel that is the object's."""
+        """Return masks of the images at that size: the object's share of each pixel."""
         masks = [torch.from_numpy(np.asarray(mask, dtype=np.float32)) for mask in self._masks[rows]]
         shrink = partial(nn.functional.adaptive_avg_pool2d, output_size=size)
         return torch.cat([shrink(mask[None]) for mask in masks])
@@ -105,7 +105,7 @@ def read(data: str, train_share: float) -> Bunch:
 
 
 def closed_set(folder: Path, train_share: float) -> Bunch:
-    """Images of one class each, split by a fixed seed; and the mixed scenes."""
+    """Return images of one class each, split with a fixed seed, and the mixed scenes."""
     table = load_boxes_csv(folder / "boxes.csv")
     n_classes = {path: table.data.count(path) for path in set(table.data)}
     alone = [i for i, path in enumerate(table.data) if n_classes[path] == 1]
@@ -118,13 +118,13 @@ def closed_set(folder: Path, train_share: float) -> Bunch:
         return Images([table.data[i] for i in rows], table.target[rows], boxes)
 
     train, explained = part(alone[:cut]), part(alone[cut:])
-    # Seen and unseen classes are the same here, and the proxies those of the training images.
+    # Seen and unseen classes are the same here, and proxies are made of the training images.
     scenes = part(mixed) if mixed else None
     return Bunch(train=train, proxies=train, explained=explained, judged=explained, scenes=scenes)
 
 
 def open_set(folder: Path, boxes_file: Path) -> Bunch:
-    """Half of the classes to train on, the test images of the others, and one of these in boxes."""
+    """Return half of the classes for training, test images of the others, and one with boxes."""
     unseen = boxes_file.name.removesuffix("_boxes.csv")
     parts = {name: load_class_folders(folder / name) for name in ("train", "test")}
     classes = [name for name in parts["train"].target_names if name != unseen]
@@ -147,11 +147,11 @@ def open_set(folder: Path, boxes_file: Path) -> Bunch:
 
 
 def published(folder: Path) -> Bunch:
-    """The first half of the classes to train on; all images of the others."""
+    """Return the first half of the classes to train on, and all images of the others."""
     is_cub = any((home / "images.txt").is_file() for home in (folder, folder / "CUB_200_2011"))
     found = (load_cub200 if is_cub else load_caltech101)(folder, subset="all")
     if found.boxes is None:
-        raise SystemExit(f"{folder} has no boxes; Caltech 101 needs its Annotations.")
+        raise SystemExit(f"{folder} has no boxes. Caltech 101 needs its folder Annotations.")
     seen = found.target_names[: len(found.target_names) // 2]
     is_seen = np.isin(found.target, seen)
 
@@ -170,7 +170,7 @@ def published(folder: Path) -> Bunch:
 
 @dataclass(frozen=True)
 class Run:
-    """One network: what it is trained on, and how. Without an initialisation, it is not."""
+    """One network: what it is trained on, and how. Without an initialisation, it is not trained."""
 
     init: int | None
     data: str  # a folder
@@ -189,7 +189,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Name the run, wherever it is computed and its images lie."""
+        """Name the run, independent of where it is computed and where its images are."""
         known = {**asdict(self), "data": Path(self.data).name}
         for name in ("device", "peer_images", "rounds"):
             del known[name]
@@ -200,14 +200,14 @@ class Run:
 
 
 class ChannelsLast(Callback):
-    """Makes convolutions twice as fast on CPUs."""
+    """Store activations channels last, which makes convolutions twice as fast on CPUs."""
 
     def on_train_begin(self, net: EmbeddingNet, **kwargs: Any) -> None:
         net.module_.to(memory_format=torch.channels_last)
 
 
 def explainer_of(run: Run, data: Bunch) -> EmbeddingCAMExplainer:
-    """Return an explainer of a trained network, or of one as it is, with proxies."""
+    """Return an explainer, with proxies, of a network that is trained or as it is."""
     shared = {"batch_size": run.batch_size, "verbose": 0}
     if run.init is None:
         torch.manual_seed(0)
@@ -240,7 +240,7 @@ def trained(run: Run, data: Bunch) -> EmbeddingNet:
 
 
 def without_head(network: nn.Module) -> nn.Module:
-    """Let a classifier return what its last linear layer is given."""
+    """Let a classifier return the input of its last linear layer."""
     *_, name = (name for name, part in network.named_modules() if isinstance(part, nn.Linear))
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
@@ -251,7 +251,7 @@ def without_head(network: nn.Module) -> nn.Module:
 
 
 def measured(run: Run) -> tuple[Run, dict[str, Any]]:
-    """Return a run's measures by method and channels: lists of a value an image."""
+    """Return a run's measures by method and channels: lists with one value per image."""
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lagging statistics are re-estimated
@@ -274,10 +274,10 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
 
 
 def blind(size: int) -> dict[str, np.ndarray]:
-    """Return maps that are the same for any image: of looking nowhere, and at the centre.
+    """Return maps that are the same for any image: a uniform map, and a map of the centre.
 
-    Photographs have their object in the middle. The second is a normal distribution, whose
-    deviation is a quarter of the side.
+    Photographs have their object in the middle. The map of the centre is a normal distribution
+    whose deviation is a quarter of the side.
     """
     bump = np.exp(-8 * ((np.arange(size) + 0.5) / size - 0.5) ** 2)
     maps = {UNIFORM: np.ones((size, size)), CENTRE: np.outer(bump, bump)}
@@ -289,9 +289,9 @@ def always(map: np.ndarray) -> Callable[..., Any]:
 
 
 def ways_of(explainer: EmbeddingCAMExplainer, chen: TripletCAM) -> dict[str, Callable[..., Any]]:
-    """Return what explains images of known labels. A single point knows of none."""
-    # Shares and thresholds are of the map as it is, and not of one without its floor.
-    contrast = copy.copy(explainer).set_params(contrast=True)  # of the same proxies
+    """Return what explains images with known labels. A single point takes no labels."""
+    # Shares and thresholds are of the raw map, as scaling would subtract its minimum.
+    contrast = copy.copy(explainer).set_params(contrast=True)  # with the same proxies
     return {
         CHEN: lambda X, y: explainer.explain(X, "self", method=chen, normalize=False),
         SINGLE: lambda X, y: explainer.explain(X, "self", normalize=False),
@@ -301,7 +301,7 @@ def ways_of(explainer: EmbeddingCAMExplainer, chen: TripletCAM) -> dict[str, Cal
 
 
 def judged(explain: Callable[..., Any], data: Bunch, size: int) -> dict[str, list[Any]]:
-    """Return the ratios of maps in boxes and masks, and whether boxes fit, by threshold."""
+    """Return the share of maps in boxes and masks, and whether boxes fit, by threshold."""
     explained, boxes = data.explained, data.explained.boxes(size)
     found: dict[str, list[Any]] = {"box": [], "mask": [], "fits": [[] for _ in THRESHOLDS]}
     for start in range(0, len(explained), AT_A_TIME):
@@ -321,9 +321,9 @@ def judged(explain: Callable[..., Any], data: Bunch, size: int) -> dict[str, lis
 def pointing(
     ways: dict[str, Callable[..., Any]], scenes: Images | None, size: int
 ) -> dict[str, list[float]]:
-    """Return whether the map for a class is highest in one of its boxes, where there are others.
+    """Return whether a map is highest in a box of its class, in images with other classes.
 
-    Chance is the share of the image that the boxes take.
+    Chance is the share of the image that the boxes cover.
     """
     if scenes is None:
         return {}
@@ -339,7 +339,7 @@ def pointing(
 
 
 class LastRun(pytorch_grad_cam.GradCAM):
-    """The peer, of the last run of a layer that runs several times; it takes the first itself."""
+    """The peer, at the last run of a layer that runs several times; its default is the first."""
 
     def compute_cam_per_layer(self, *args: Any) -> Any:
         kept = self.activations_and_grads
@@ -350,7 +350,7 @@ class LastRun(pytorch_grad_cam.GradCAM):
 def compared_with_peer(
     explainer: EmbeddingCAMExplainer, images: np.ndarray, run: Run
 ) -> dict[str, Any]:
-    """Return by how much maps differ from pytorch-grad-cam's, and its time over ours."""
+    """Return how far maps are from pytorch-grad-cam's, and its time divided by ours."""
     (inputs,) = explainer.iter_inputs(images)
     network = explainer.adapter.network.eval()
     layer = explainer.target_layers_[0].of(network)
@@ -361,7 +361,7 @@ def compared_with_peer(
         return explainer.explain_inputs(inputs, target)[0]
 
     def theirs() -> Tensor:
-        # The paper's score, in the form that pytorch-grad-cam takes it.
+        # The paper's score, in the form that pytorch-grad-cam takes.
         targets = [lambda embedding: embedding @ proxy] * len(inputs)
         with LastRun(model=network, target_layers=[layer]) as cam:
             return torch.from_numpy(cam(input_tensor=inputs, targets=targets))

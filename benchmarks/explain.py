@@ -1,10 +1,10 @@
-"""What an explanation costs, beside a prediction and beside other libraries.
+"""What an explanation costs, compared with a prediction and with other libraries.
 
-Runs sklcam, pytorch-grad-cam, torchcam and captum in one process, in turns, on the same tensors and
-the same network, for every method they share. Each gets what it needs to end at the same maps:
-those of the predicted class, at the size of the images, scaled to [0, 1]. They must agree, or the
-program stops; where a library computes something else than the paper, the reason is printed, and
-agreement is checked in a setting in which the deviation does not count, if there is one.
+The program runs sklcam, pytorch-grad-cam, torchcam and captum in one process, in turns, on the same
+tensors and the same network, for every method they share. Each library gets what it needs to make
+the same maps: those of the predicted class, at the size of the images, scaled to [0, 1]. They must
+agree, or the program stops. If a library deviates from the paper, the reason is printed, and
+agreement is checked in a setting in which the deviation does not matter, if there is one.
 
     python benchmarks/explain.py --arch resnet18 resnet50 convnext_tiny
     python benchmarks/explain.py --arch resnet50 --methods ablationcam --only-ours
@@ -13,18 +13,19 @@ agreement is checked in a setting in which the deviation does not count, if ther
     python benchmarks/explain.py --arch timm/vit_small_patch16_224 swin_t --methods gradcam
     python benchmarks/explain.py --arch resnet18 --methods none --memory-images 2000
 
-"predict" is a plain forward pass of the same batch under ``torch.inference_mode()``; all the others
+"predict" is a plain forward pass of the same batch under ``torch.inference_mode()``; all others
 make their own forward passes. Expensive methods take one or two images and fewer rounds.
 
-The networks are not trained (there is no need to download anything), but made to behave as if they
-were: running statistics are those of images, and the highest logits are as high as a trained
-network's. Images are smooth noise unless ``--data DIR`` names a folder of them.
+The networks are not trained, so there is nothing to download, but they are made to behave as if
+they were: their running statistics come from images, and their highest logits are as high as those
+of a trained network. Images are smooth noise unless ``--data DIR`` names a folder of images.
 
-Names that begin with "timm/" are timm's. Where a layer's output is no image of channels, as in
-transformers, torchcam and captum have no maps of it, and pytorch-grad-cam is told how to make one.
+Names that begin with "timm/" are those of timm. If a layer's output is not a grid of channels, as
+in transformers, torchcam and captum have no maps for it, and pytorch-grad-cam gets a function that
+reshapes it.
 
-DenseNets are not for this program: they change the layer's output in place, and the others' hooks
-record what it has become.
+DenseNets are not for this program: they change the layer's output in place, and the hooks of the
+other libraries record the changed output.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ from train_step import peak_of_allocations, seconds, wait
 from sklcam import CAMExplainer
 from sklcam.cam import ScoreCAM, get_method
 
-TOLERANCE = 1e-3  # on the largest difference of two maps in [0, 1]
-TOLERANCE_BFLOAT16 = 0.05  # on their mean difference
+TOLERANCE = 1e-3  # bound on the largest difference of two maps in [0, 1]
+TOLERANCE_BFLOAT16 = 0.05  # bound on their mean difference
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def contenders(case: Case, spec: Spec, autocast: bool) -> dict[str, Explain]:
 
 
 def measured_run(explain: Explain, case: Case, device: str) -> tuple[Tensor, int]:
-    """Return the maps, and the most bytes alive at once beyond those that were before."""
+    """Return the maps, and the peak of live bytes beyond those that were there before."""
     result: list[Tensor] = []
     step = partial(keep, result, explain, case)
     clean_up(case)
@@ -153,14 +154,14 @@ def keep(result: list[Tensor], explain: Explain, case: Case) -> None:
 
 
 def clean_up(case: Case) -> None:
-    case.network.zero_grad()  # pytorch-grad-cam leaves gradients on all parameters
+    case.network.zero_grad()  # pytorch-grad-cam leaves gradients in all parameters
     gc.collect()
 
 
 def timed_rounds(
     field: dict[str, Explain], case: Case, n_rounds: int, options: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    """Time all in turns, each round starting with another one."""
+    """Time all in turns; each round starts with another one."""
     clock = time.process_time if options.cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in field}
     names = list(field)
@@ -173,7 +174,7 @@ def timed_rounds(
 
 
 def agreement(case: Case, peer: Peer, own: Tensor, theirs: Tensor) -> str:
-    """Say how far two maps are apart; stop if they should not be."""
+    """Say how far apart two maps are, and stop if they should agree."""
     found = largest_difference(own, theirs)
     if found <= TOLERANCE:
         return f"maps agree to {found:.0e}"
@@ -197,7 +198,7 @@ def largest_difference(own: Tensor, theirs: Tensor) -> float:
 def stop(peer: Peer, case: Case, found: float) -> None:
     raise SystemExit(
         f"sklcam and {peer.library} disagree on {case.method!r}: maps in [0, 1] differ by "
-        f"{found:.1e}; {TOLERANCE:.0e} is allowed."
+        f"{found:.1e}, but at most {TOLERANCE:.0e} is allowed."
     )
 
 
@@ -284,7 +285,7 @@ def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None
             spec = replace(spec, peers=tuple(p for p in spec.peers if not p.needs_nchw))
         if options.only_ours:
             spec = replace(spec, peers=(), n_images=None, rounds=None)
-        own = copy.deepcopy(network)  # peers leave traces
+        own = copy.deepcopy(network)  # peers leave traces in a network
         case = Case(
             own,
             CAMExplainer(own, target_layer=layer, image_size=images.shape[-1], verbose=0).fit(),
@@ -301,7 +302,7 @@ def measure_arch(arch: str, images: Tensor, options: argparse.Namespace) -> None
 
 
 class LazyImages(Dataset):
-    """Images that exist only while they are asked for."""
+    """Images that exist only while they are used."""
 
     def __init__(self, n_images: int, size: int = 112):
         self.n_images, self.size = n_images, size
@@ -314,7 +315,7 @@ class LazyImages(Dataset):
 
 
 def measure_resident(n_images: int, options: argparse.Namespace) -> None:
-    """Does resident memory grow with the number of images?"""
+    """Print whether resident memory grows with the number of images."""
     network = torchvision.models.resnet18(weights=None).to(options.device)
     explainer = CAMExplainer(network, batch_size=options.batch_size, verbose=0).fit()
     n_done = early = 0
@@ -346,15 +347,17 @@ def parse() -> argparse.Namespace:
         nargs="+",
         default=["cheap"],
         choices=("cheap", "all", "none", *SPECS),
-        help="default: those of few passes",
+        help="default: methods with few passes",
     )
-    parser.add_argument("--autocast", action="store_true", help="our Score-CAM in bfloat16, too")
+    parser.add_argument("--autocast", action="store_true", help="also our Score-CAM in bfloat16")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="the process's own, where others use the machine"
+        "--cpu-time",
+        action="store_true",
+        help="CPU time of this process, if others use the machine",
     )
-    parser.add_argument("--only-ours", action="store_true", help="whole batches, without peers")
+    parser.add_argument("--only-ours", action="store_true", help="whole batches, without the peers")
     parser.add_argument("--memory-images", type=int, default=0, metavar="N")
-    parser.add_argument("--data", type=Path, help="folder of images; else noise")
+    parser.add_argument("--data", type=Path, help="folder of images; default: noise")
     parser.add_argument("--weights", type=Path, help="state dict of a trained network")
     options = parser.parse_args()
     groups = {"cheap": list(CHEAP), "all": list(SPECS), "none": []}

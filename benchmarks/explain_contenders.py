@@ -1,8 +1,8 @@
-"""What ``explain.py`` times: each method as we and the other libraries compute it.
+"""What ``explain.py`` times: each method, as sklcam and the other libraries compute it.
 
-Each gets what it needs to end at the same maps: those of the predicted class, at the size of the
-images, scaled to [0, 1]. Where a library computes something else than the paper, it says why, and
-in which setting the deviation does not count.
+Each library gets what it needs to make the same maps: those of the predicted class, at the size of
+the images, scaled to [0, 1]. If a library deviates from the paper, its entry says why, and in which
+setting the deviation does not matter.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from sklcam.cam import (
 )
 from sklcam.networks import record
 
-MASKED = 32  # masked images that peers run at a time, torchcam's default; sklcam has its own
-LOUD = 1e4  # times LOGIT: gradients beside which no epsilon counts
+MASKED = 32  # masked images at a time for peers: torchcam's default; sklcam has its own
+LOUD = 1e4  # times LOGIT: gradients so large that no epsilon matters
 FAINT = 1e-9  # standard deviation of noise that changes nothing
 FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "hirescam")  # of one gradient
 
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender gets: one batch, and one network in evaluation mode."""
+    """The input of every contender: one batch, and one network in evaluation mode."""
 
     network: nn.Module
     explainer: CAMExplainer
@@ -74,9 +74,9 @@ Explain = Callable[[Case], Tensor]
 class Peer:
     """Another library's way to the same maps.
 
-    ``why`` is how it deviates, if it does; ``equal`` is a context in which it does not. It returns
-    None for networks for which there is no such context. ``needs_nchw`` says whether the layer's
-    output must be (n, K, u, v).
+    ``why`` says how it deviates from the paper, if it does; ``equal`` returns a context in which it
+    does not, or None for networks that have no such context. ``needs_nchw`` says whether the
+    layer's output must be (n, K, u, v).
     """
 
     library: str
@@ -88,7 +88,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Spec:
-    """A method, its peers, and how much of it one can afford."""
+    """A method, its peers, and the number of images and rounds that are affordable."""
 
     method: str | Method
     peers: tuple[Peer, ...]
@@ -124,7 +124,7 @@ def ours_in_bfloat16(case: Case) -> Tensor:
 
 
 def finish(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize raw maps (n_images, u, v) and scale each to [0, 1], for those who leave it to us."""
+    """Resize raw maps (n_images, u, v) and scale each to [0, 1], for libraries that do not."""
     maps = maps.detach()
     if tuple(maps.shape[-2:]) != size:
         maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
@@ -133,7 +133,7 @@ def finish(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def strongest(pixels: Tensor) -> Tensor:
-    """Signed maps of each channel to one per image, as sklcam does."""
+    """Reduce signed maps of each channel to one map per image, as sklcam does."""
     return finish(pixels.abs().amax(dim=1), (pixels.shape[-2], pixels.shape[-1]))
 
 
@@ -146,7 +146,7 @@ def pytorch_grad_cam_maps(case: Case, *, kind: type) -> Tensor:
 
 
 def pytorch_grad_cam_guided(case: Case) -> Tensor:
-    # It puts other ReLUs into the network, and takes one image at a time.
+    # It replaces the network's ReLUs, and takes one image at a time.
     network = pytorch_grad_cam.GuidedBackpropReLUModel(case.network)
     pixels = [network(image[None].clone()) for image in case.images]
     return strongest(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
@@ -162,7 +162,7 @@ def torchcam_maps(case: Case, *, kind: type) -> Tensor:
 
 
 def torchcam_options(case: Case) -> dict[str, object]:
-    """Our method's options, under torchcam's names."""
+    """Return our method's options, under torchcam's names."""
     if isinstance(case.method, CAM):
         return {"fc_layer": last_linear(case.network)}
     names = {"n_samples": "num_samples", "std": "std"}
@@ -201,12 +201,12 @@ def captum_occlusion(case: Case) -> Tensor:
     return finish(maps[:, 0].relu(), case.size)
 
 
-# Settings in which a deviation does not count. What is changed is changed for both sides.
+# Settings in which a deviation does not matter. Every change applies to both sides.
 
 
 @contextmanager
 def loud_head(case: Case) -> Iterator[None]:
-    """Gradients so large that no epsilon matters beside their squares."""
+    """Make gradients so large that no epsilon matters beside their squares."""
     head = last_linear(case.network)
     weight = head.weight.detach().clone()
     with torch.no_grad():
@@ -219,9 +219,10 @@ def loud_head(case: Case) -> Iterator[None]:
 
 
 def faint_noise(case: Case) -> AbstractContextManager | None:
-    """Noise that makes no difference; None where gradients may differ from place to place.
+    """Make noise too small to matter; None if gradients may differ from place to place.
 
-    There, torchcam multiplies their cubes with activations before it sums, the paper after.
+    In that case, torchcam multiplies their cubes with activations before it sums, and the paper
+    after.
     """
     return _faint_noise(case) if has_pooled_head(case) else None
 
@@ -234,7 +235,7 @@ def _faint_noise(case: Case) -> Iterator[None]:
 
 @contextmanager
 def option(case: Case, **options: object) -> Iterator[None]:
-    """Give our method other options for a while."""
+    """Give our method other options inside the block."""
     before = {name: getattr(case.method, name) for name in options}
     case.method.set_params(**options)
     try:
@@ -273,7 +274,7 @@ def settled_sign(case: Case) -> AbstractContextManager:
 
 
 def nothing_negative(case: Case) -> AbstractContextManager | None:
-    """The setting as it is if the layer ends in a ReLU."""
+    """Return the unchanged setting if the layer ends in a ReLU."""
     with record(case.network, case.layer) as tape:
         case.network(case.images)
         return nullcontext() if bool(tape.activations.min() == 0) else None
@@ -297,7 +298,7 @@ def by_captum(name: str) -> Peer:
 
 
 SCALED_FIRST = {
-    "why": "it scales masks before upsampling, the paper after",
+    "why": "it scales masks before upsampling, and the paper after",
     "equal": scaled_last,
 }
 CHEAP = {
@@ -319,7 +320,7 @@ CHEAP = {
             ),
             by_torchcam(
                 "GradCAMpp",
-                # alpha[idx][mask].div_(...) divides a copy, so that alpha stays the square.
+                # alpha[idx][mask].div_(...) divides a copy, so alpha stays the square.
                 why="its weights are not divided by the paper's denominator",
             ),
         ),
@@ -336,7 +337,7 @@ CHEAP = {
         (
             by_torchcam(
                 "SmoothGradCAMpp",
-                why="other noise; it weighs the channels of the last noisy copy, not of the image",
+                why="its noise differs; it weights channels of the last noisy copy, not the image",
                 equal=faint_noise,
             ),
         ),
@@ -382,7 +383,7 @@ EXPENSIVE = {
         (
             by_pytorch_grad_cam(
                 "AblationCAM",
-                why="it sets channels to -1e7, the paper to 0, where some are negative",
+                why="it sets channels to -1e7, and the paper to 0, if some are negative",
                 equal=nothing_negative,
             ),
         ),
@@ -402,7 +403,7 @@ EXPENSIVE = {
         (
             by_torchcam(
                 "SSCAM",
-                why="other noise; it scales masks before upsampling, the paper after",
+                why="its noise differs; it scales masks before upsampling, and the paper after",
                 equal=scaled_last_and_faint_noise,
             ),
         ),
@@ -418,16 +419,16 @@ NEEDS_TOKENS = ("rollout", "attentionrelevance", "legrad")
 
 def why_not(name: str, case: Case) -> str:
     if name in NEEDS_RELU and not has_relus(case.network):
-        return "as the network has no ReLUs"
+        return "because the network has no ReLUs"
     if name in NEEDS_TOKENS and case.explainer.target_layers_[0].layout != "tokens":
-        return "as its attention, if it has any, is not between all tokens of an image"
+        return "because its attention, if any, is not between all tokens of an image"
     if name in NEEDS_POOLED_HEAD and not has_pooled_head(case):
-        return "as the layer is not followed by pooling and one linear layer alone"
+        return "because the layer is not followed by only pooling and one linear layer"
     return ""
 
 
 def has_pooled_head(case: Case) -> bool:
-    """Whether what follows the layer is global pooling and one linear layer."""
+    """Return whether the layer is followed by global pooling and one linear layer."""
     head = last_linear(case.network)
     layer = case.explainer.target_layers_[0]
     with record(case.network, case.layer) as tape, torch.no_grad():

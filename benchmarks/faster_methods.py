@@ -1,16 +1,16 @@
-"""How far the maps of methods with fewer passes are from Score-CAM's, and how many they save.
+"""How far maps by methods with fewer passes are from Score-CAM's, and how many passes they save.
 
-Explains photographs by a network trained on ImageNet, for the classes that it predicts. Of each
-method the maps, scaled to [0, 1] at the input's size, are compared with those of Score-CAM: the
-mean absolute difference, Pearson's correlation and the SSIM, each the mean over the images and the
-lowest, or worst, of an image. Passes are counted: of the whole network, and of what follows the
-layer. Grad-CAM is there to compare with, and the control "uniform".
+The program explains photographs for a network trained on ImageNet and its predicted classes. It
+compares each method's maps, scaled to [0, 1] at the input's size, with those of Score-CAM: by the
+mean absolute difference, Pearson's correlation and SSIM, each as the mean over the images and the
+worst value of an image. It counts passes through the whole network, and through what follows the
+layer. Grad-CAM and the control "uniform" are there for comparison.
 
     python benchmarks/faster_methods.py --data DIR
     python benchmarks/faster_methods.py --data DIR --quick
     python benchmarks/faster_methods.py --data DIR --arch resnet18 --weights DEFAULT --n-images 64
 
-``--quick`` has two images of 96 pixels, to see that it runs.
+``--quick`` takes two images of 96 pixels, to see that it runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass
 class Passes:
-    """How many images ran through the first convolution, and through the last linear layer."""
+    """The number of images through the first convolution, and through the last linear layer."""
 
     whole: int = 0
     head: int = 0
@@ -50,7 +50,7 @@ class Passes:
 
 @contextmanager
 def counted(network: nn.Module) -> Iterator[Passes]:
-    """Count passes while the block runs, of modules that are not answered for by others."""
+    """Count passes while the block runs."""
     passes = Passes()
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     ends = {"whole": layers[0], "head": layers[-1]}
@@ -74,7 +74,7 @@ def counted(network: nn.Module) -> Iterator[Passes]:
 
 
 def closeness(maps: Tensor, expected: Tensor) -> dict[str, np.ndarray]:
-    """Return how near maps (n, height, width) are to others, a number for each image."""
+    """Return how near maps (n, height, width) are to others, one number per image."""
     flat, other = (each.flatten(1).double() for each in (maps, expected))
     with np.errstate(invalid="ignore"):
         pairs = zip(flat.numpy(), other.numpy(), strict=True)
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     expected, all_passes = explain(ScoreCAM())
     print(f"torch {torch.__version__}, {options.arch}, {len(X)} images of {options.image_size}")
-    print(f"Score-CAM: {all_passes.whole / len(X):.1f} passes an image")
+    print(f"Score-CAM: {all_passes.whole / len(X):.1f} passes per image")
     print(
         f"{'':32}{'difference':>12}{'largest':>9}{'Pearson':>9}{'lowest':>8}{'SSIM':>7}{'lowest':>8}"
         f"{'passes':>8}{'of head':>9}{'Score-CAM / it':>16}"

@@ -5,21 +5,22 @@
     python benchmarks/gradcam_tables.py --quick --data DIR --tables localization
 
 localization, table 1: classification and localisation errors, top-1 and top-5. The box of a class
-    is that around the largest part of its map over 15 % of the maximum. Backpropagation makes its
-    box by GrabCut, as Simonyan et al. do (the extra ``grabcut``).
-ablations, table 3: Grad-CAM without the ReLU, with other gradients and pooling, at the last layer
-    and at earlier ones. Classes are predicted from one crop and from ten; maps are of one.
-pointing: the game with the option to reject, of the five likeliest classes. Each method has its
-    threshold from one half of the images, and plays on the other half.
-occlusion: the rank correlation of maps and occlusion maps.
+    surrounds the largest part of its map above 15 % of the maximum. For backpropagation, GrabCut
+    makes the box, as Simonyan et al. do (the extra ``grabcut``).
+ablations, table 3: Grad-CAM without the ReLU, and with other gradients and pooling, at the last
+    layer and at earlier ones. Classes are predicted from one crop and from ten; maps are of one.
+pointing: the pointing game with the option to reject, for the five likeliest classes. Each method
+    gets its threshold from one half of the images, and plays on the other half.
+occlusion: the rank correlation of maps with occlusion maps.
 
-DIR holds ``*boxes.csv`` at most two folders deep, of columns ``path, label, x1, y1, x2, y2``, or
-``<class>_boxes.csv`` without labels; labels are names of ImageNet's classes, or some that are
-translated here. Or it is ImageNet, whose ``val`` is taken, or PASCAL VOC, whose ``--year`` is, for
-a network of its 20 classes (``--weights FILE``). ``--weights none`` starts from random weights.
+DIR holds ``*boxes.csv``, at most two folders deep, with the columns
+``path, label, x1, y1, x2, y2``, or ``<class>_boxes.csv`` without labels. Labels are names of
+ImageNet's classes, or some that are translated here. Or DIR is ImageNet, whose ``val`` is used, or
+PASCAL VOC, whose ``--year`` is used, for a network of its 20 classes (``--weights FILE``).
+``--weights none`` starts from random weights.
 
-An image is seen whole, squeezed into the network's square, as in the authors' code. Intervals of
-95 % are by bootstrap over the images; differences are of the same images.
+The network sees the whole image, squeezed into its square, as in the authors' code. The 95 %
+intervals are by bootstrap over the images; differences are on the same images.
 
 Reference: Selvaraju et al., "Grad-CAM", IJCV 2020, sections 4 and 5.3, appendices B and D. Simonyan
 et al., "Deep inside convolutional networks", 2013, section 3.2.
@@ -68,9 +69,9 @@ from sklcam.metrics import (
 from sklcam.networks import build_model, load_weights
 from sklcam.segmentation import grab_cut
 
-# Labels of data sets that ImageNet calls otherwise.
+# Labels of data sets that have another name in ImageNet.
 ALIASES = {"apple": "Granny Smith", "airplanes": "airliner", "airplane": "airliner"}
-LAYERS = {  # beside the last: that before the last convolution, and earlier ones
+LAYERS = {  # besides the last: the one before the last convolution, and earlier ones
     "efficientnet_lite": ("_blocks.15", "_blocks.10", "_blocks.4"),
     "vgg16": ("features.22", "features.15", "features.8"),
     "resnet": ("layer3", "layer2"),
@@ -96,7 +97,7 @@ CORRELATIONS: dict[str, tuple[str, Method]] = {
     "c-MWP": ("0.220", ExcitationBackprop()),
     "CAM": ("0.208", CAM()),
 }
-BOX, KEPT, SEEN = 0.15, 0.95, 0.30  # shares: of the maximum; quantiles of GrabCut's seeds
+BOX, KEPT, SEEN = 0.15, 0.95, 0.30  # of the maximum; quantiles for GrabCut's seeds
 
 DOCS = {"images": 160, "occlusion_images": 24}
 QUICK = {"images": 12, "occlusion_images": 3}
@@ -109,7 +110,7 @@ say = partial(print, file=sys.stderr, flush=True)
 
 
 def listed(folder: Path) -> list[tuple[str, str, np.ndarray]]:
-    """Return path, label and boxes of each image and class in the CSV files of a folder."""
+    """Return the path, label and boxes of each image and class in a folder's CSV files."""
     found: list[tuple[str, str, np.ndarray]] = []
     for file in sorted({*folder.glob("*boxes.csv"), *folder.glob("*/*boxes.csv")}):
         with file.open(newline="", encoding="utf-8") as lines:
@@ -131,15 +132,15 @@ def entries_of(options: argparse.Namespace) -> list[tuple[str, str, np.ndarray]]
     if (folder / "val").is_dir() or (folder / "ILSVRC").is_dir():
         loaded = load_imagenet(folder)
         if len(loaded.target_names) != 1000:
-            raise SystemExit(f"{folder} has {len(loaded.target_names)} classes of ImageNet's 1000.")
+            raise SystemExit(f"{folder} has {len(loaded.target_names)} of ImageNet's 1000 classes.")
         if loaded.boxes is None:
-            raise SystemExit(f"{folder} has no Annotations/CLS-LOC/val: there are no boxes.")
+            raise SystemExit(f"{folder} has no boxes, as Annotations/CLS-LOC/val is missing.")
     elif any(folder.glob("**/ImageSets")):
         loaded = load_voc(folder, year=options.year)
     else:
         found = listed(folder)
         if not found:
-            raise SystemExit(f"{folder} is neither ImageNet nor VOC, and holds no *boxes.csv.")
+            raise SystemExit(f"{folder} is neither ImageNet nor VOC, and has no *boxes.csv.")
         return found
     return list(zip(loaded.data, loaded.target.tolist(), loaded.boxes, strict=True))
 
@@ -151,12 +152,12 @@ def read(options: argparse.Namespace) -> tuple[CAMExplainer, Bunch]:
     explainer = explainer_of(labels, options)
     known = explainer.classes_ if explainer.class_names_ is None else explainer.class_names_
     if len(labels) == 1000 and explainer.class_names_ is not None:
-        known = labels  # WordNet ids, whose order is that of the classes
+        known = labels  # WordNet ids, in the order of the classes
     places = {name: i for i, name in reversed(list(enumerate(np.asarray(known).tolist())))}
     unknown = {label for label in labels if ALIASES.get(label, label) not in places}
     unknown -= {label for label in labels if label in places}
     if unknown:
-        raise SystemExit(f"The network knows no {', '.join(sorted(unknown))}.")
+        raise SystemExit(f"The network does not know these labels: {', '.join(sorted(unknown))}.")
     of_image: dict[str, dict[Any, np.ndarray]] = {}
     for path, label, boxes in entries:
         place = places.get(label, places.get(ALIASES.get(label, label)))
@@ -177,7 +178,7 @@ def read(options: argparse.Namespace) -> tuple[CAMExplainer, Bunch]:
 
 
 def drawn_evenly(paths: list[str], labels: list[Any], n_images: int | None) -> list[str]:
-    """Draw as many of each class, to within one, as long as a class has as many."""
+    """Draw evenly from the classes, as long as these have enough images."""
     generator = np.random.default_rng(0)
     order, turns = generator.permutation(len(paths)), {}
     ranked = []
@@ -207,11 +208,11 @@ def explainer_of(
 
 
 class GrabCut(Saliency):
-    """Backpropagation, whose map is cut out of the image as Simonyan et al. do."""
+    """Backpropagation, whose map is cut out of the image, as Simonyan et al. do."""
 
 
 def cut_out(image: Tensor, saliency: Tensor) -> Tensor:
-    """Return what GrabCut takes for the object, as a map, from where saliency is high and low."""
+    """Return GrabCut's object as a map, seeded where saliency is high and low."""
     numbers = saliency.cpu().numpy()
     high, low = np.quantile(numbers, (KEPT, SEEN))
     seeds = np.full(numbers.shape, 255)
@@ -227,8 +228,8 @@ def hits_of(
     """Return whether the box of each image's class fits, and how many classes score higher."""
     opened = explainer.open(data.X, originals=True)
     question = explainer.as_target(data.y, len(opened))
-    # Thresholded at a share of its maximum, a map without the ReLU would be one with it: it is
-    # brought to [0, 1] first.
+    # At a share of its maximum, a map without the ReLU has the same box as a map with it. So it is
+    # scaled to [0, 1] first.
     scaled = [not getattr(method, "relu", True) for method in methods.values()]
     hits: dict[str, list[float]] = {name: [] for name in methods}
     ranks: list[int] = []
@@ -250,7 +251,7 @@ def hits_of(
 
 
 def ten_crop_ranks(explainer: CAMExplainer, data: Bunch) -> np.ndarray:
-    """Return how many classes are likelier than the true one, in the mean over ten crops."""
+    """Return how many classes are likelier than the true one, averaged over ten crops."""
     height, width = explainer.open(data.X[:1]).image_size
     ranks = []
     for path, label in zip(data.X, data.y, strict=True):
@@ -264,7 +265,7 @@ def ten_crop_ranks(explainer: CAMExplainer, data: Bunch) -> np.ndarray:
 
 
 def errors(hits: np.ndarray, ranks: np.ndarray, k: int) -> np.ndarray:
-    """Return the errors of top-k localisation, in per cent: one class is right, and so its box."""
+    """Return top-k localisation errors, in per cent; an image needs one right class and box."""
     return 100 * (1 - hits * (ranks < k))
 
 
@@ -276,7 +277,7 @@ def cell(values: np.ndarray, form: str = ".1f") -> str:
 def claim(
     text: str, high: np.ndarray, low: np.ndarray, paper: str = "", unit: str = "points"
 ) -> Claim:
-    """Return the claim that one column is above another, beside the paper's figures of both."""
+    """Return the claim that one column is above another, with the paper's figures for both."""
     text = f"{text} (paper: {paper})" if paper else text
     interval = interval_of(lambda a, b: a.mean() - b.mean(), high, low)
     return Claim(text, *interval, unit, n_images=len(high))
@@ -305,7 +306,7 @@ def localization(explainer: CAMExplainer, data: Bunch, options: argparse.Namespa
         except ValueError as error:
             if name != "CAM":
                 raise
-            say(f"CAM: {error}")  # of a head of another kind
+            say(f"CAM: {error}")  # the head is of another kind
             continue
         found[name] = [100 * result[metric] for metric in metrics]
     wrong = [100.0 * (ranks >= k) for k in (1, 5)]
@@ -337,7 +338,7 @@ def ablations(explainer: CAMExplainer, data: Bunch, options: argparse.Namespace)
         say(f"ablations at {layer}, {time.strftime('%H:%M:%S')}")
         at = explainer if layer == "auto" else explainer_of(data.labels, options, layer)
         name = at.target_layers_[0].name
-        # All of them at the last two layers: what follows the last may have no ReLU to change.
+        # All of them at the last two layers, as no ReLU may follow the last.
         hits, ranks = hits_of(at, single, methods if place < 2 else {"Grad-CAM": GradCAM()})
         found = {way: errors(of, ranks, 1) for way, of in hits.items()}
         for way, values in found.items():
@@ -355,7 +356,7 @@ def ablations(explainer: CAMExplainer, data: Bunch, options: argparse.Namespace)
 
 
 def claims_of_ablations(layer: str, found: Mapping[str, np.ndarray]) -> list[Claim]:
-    """Return what the paper says of each ablation: how much it is worse, or better."""
+    """Return the paper's claims about each ablation: it is worse, or better."""
     claims = []
     for way, values in found.items():
         if way == "Grad-CAM":
@@ -458,12 +459,14 @@ TABLES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, FULL, DOCS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--year", default="2007", help="of VOC")
+    parser.add_argument("--year", default="2007", help="the year of VOC")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--arch", default="efficientnet_lite0")
-    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random ones')
-    parser.add_argument("--layers", nargs="*", metavar="NAME", help="beside the last, for table 3")
-    parser.add_argument("--images", type=int, help="of one class, and of several, at most")
+    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random weights')
+    parser.add_argument(
+        "--layers", nargs="*", metavar="NAME", help="layers besides the last, for table 3"
+    )
+    parser.add_argument("--images", type=int, help="images of one class, and of several, at most")
     parser.add_argument("--occlusion-images", type=int)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -471,8 +474,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.layers is None:
         known = [of for prefix, of in LAYERS.items() if options.arch.startswith(prefix)]
         options.layers = known[0] if known else ()
-    # Blank maps of classes that are not predicted are what is measured, and so are gradients that a
-    # rule for ReLUs does not change.
+    # Blank maps of classes that are not predicted, and gradients that a rule for ReLUs does not
+    # change, are measured as they are.
     warnings.simplefilter("ignore", ExplanationWarning)
     warnings.filterwarnings("ignore", message=".*changes the backward pass through ReLUs")
     explainer, data = read(options)

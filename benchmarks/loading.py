@@ -1,22 +1,23 @@
 """Whether training waits for its images, beside torchvision's usual pipeline.
 
-For each number of workers it measures, in images a second,
+For each number of workers, the program measures, in images per second,
 
-- loader: what the loader delivers to nobody;
-- steps: what training steps do on a batch that is on the device already;
-- epoch: what an epoch does in which the one feeds the other, and which part of it is spent waiting
-  for the next batch.
+- loader: the loader alone, without training;
+- steps: training steps on a batch that is already on the device;
+- epoch: an epoch in which the loader feeds the steps, and the share of it spent waiting for the
+  next batch.
 
-sklcam's workers return bytes, which are normalised on the device. The peer is what torchvision's
+sklcam's workers return bytes, which are normalised on the device. The peer does what torchvision's
 examples do: ``ImageFolder`` with ``Resize``, ``ToTensor`` and ``Normalize`` in the workers, which
-return float32. Both read the same files, their pixels are checked to be the same, and the same
-``ConsistentCAMClassifier.train_step`` trains on them, without augmentation, which would be done on
-the device here and in the workers there. ``--plain`` leaves the terms on explanations out: a step
-is faster then, and asks more of the loader. An epoch includes the start of its workers.
+return float32. Both read the same files, and their pixels must agree. The same
+``ConsistentCAMClassifier.train_step`` trains on both, without augmentation, which sklcam does on
+the device and the peer in the workers. ``--plain`` leaves out the terms on explanations, so a step
+is faster, and demands more of the loader. An epoch includes the start of its workers.
 
     python benchmarks/loading.py --data caltech101/train --workers 0 2 4 --arch resnet50
 
-Without ``--data DIR``, a folder with one folder per class, it writes JPEGs of 500 x 375 itself.
+Without ``--data DIR``, a folder with one folder per class, the program writes JPEG files of 500 x
+375 pixels itself.
 """
 
 from __future__ import annotations
@@ -47,21 +48,21 @@ from sklcam.images import ImageDataset, default_statistics
 SEED = 0
 SIZE_WRITTEN = (500, 375)
 N_CLASSES_WRITTEN = 5
-# Grey levels: Pillow and torch round to whole ones, each in its own order.
+# In grey levels: Pillow and torch round to whole ones, each in its own order.
 TOLERANCE = 1.5
 OURS, PEER = "sklcam", "torchvision"
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A classifier, and the loader of its batches for a number of workers."""
+    """A classifier, and a function that makes a loader with a number of workers."""
 
     clf: ConsistentCAMClassifier
     loader: Callable[[int], Iterable]
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Do what fit_loop puts around its steps."""
+        """Run the code that fit_loop puts around its steps."""
         with self.clf._own_randomness(), self.clf._differentiating():
             yield
 
@@ -79,7 +80,7 @@ class Setting:
 
 
 def classifier(module: object, n_classes: int, setting: Setting, **options: object):
-    """Return a classifier that knows its classes and has not been trained."""
+    """Return an untrained classifier that knows its classes."""
     weights = {"alpha": 0, "beta": 0} if setting.plain else {}
     clf = ConsistentCAMClassifier(
         module,
@@ -109,7 +110,7 @@ def pipelines(folder: Path, n_images: int, setting: Setting) -> dict[str, Pipeli
     generator = torch.Generator().manual_seed(SEED)
     drawn = torch.randperm(len(files), generator=generator)[:n_images].tolist()
     if len(drawn) < n_images:
-        raise SystemExit(f"{n_images} images are needed; {folder} has {len(files)}.")
+        raise SystemExit(f"{folder} has {len(files)} images, but {n_images} are needed.")
     paths, labels = zip(*(files.samples[i] for i in drawn), strict=True)
     ours = ImageDataset(list(paths), list(labels), image_size=size)
     theirs = Subset(files, drawn)
@@ -137,7 +138,7 @@ def pipelines(folder: Path, n_images: int, setting: Setting) -> dict[str, Pipeli
 def check_pixels(
     ours: ImageDataset, theirs: Subset, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Check that the first images are the same in both pipelines."""
+    """Check that the first images agree in both pipelines."""
     worst = 0.0
     for i in range(min(32, len(theirs))):
         pixels, label = ours[i]
@@ -146,12 +147,14 @@ def check_pixels(
         levels += 255 * torch.tensor(mean)[:, None, None]
         worst = max(worst, float((levels - pixels).abs().max()))
         if label != other or not worst <= TOLERANCE:
-            raise SystemExit(f"Image {i} is not the same: it differs by {worst:.1f} grey levels.")
-    print(f"pixels agree: they differ by {worst:.2f} grey levels at most; {TOLERANCE} is allowed")
+            raise SystemExit(
+                f"The pipelines disagree: image {i} differs by {worst:.1f} grey levels."
+            )
+    print(f"pixels agree: they differ by at most {worst:.2f} grey levels; {TOLERANCE} is allowed")
 
 
 def alone(loader: Iterable) -> float:
-    """Seconds that a loader takes to deliver all its batches."""
+    """Return the seconds that a loader takes to deliver all its batches."""
     gc.collect()
     start = time.perf_counter()
     for _ in loader:
@@ -160,7 +163,7 @@ def alone(loader: Iterable) -> float:
 
 
 def steps(pipeline: Pipeline, batch: tuple[Tensor, Tensor], n_batches: int) -> float:
-    """Seconds that training takes on a batch that is there, again and again."""
+    """Return the seconds that training takes on one batch, again and again."""
     gc.collect()
     with pipeline.training():
         start = time.perf_counter()
@@ -170,7 +173,7 @@ def steps(pipeline: Pipeline, batch: tuple[Tensor, Tensor], n_batches: int) -> f
 
 
 def epoch(pipeline: Pipeline, loader: Iterable) -> tuple[float, float]:
-    """Seconds that an epoch takes, and those of them in which there is no batch to train on."""
+    """Return the seconds that an epoch takes, and those spent waiting for a batch."""
     gc.collect()
     waiting = 0.0
     with pipeline.training():
@@ -189,14 +192,14 @@ def measure(
     batches = {}
     for name, pipeline in field.items():
         images, labels = next(iter(pipeline.loader(0)))
-        print(f"{name}: {images.nbytes / len(images):,.0f} bytes an image, {images.dtype}")
+        print(f"{name}: {images.nbytes / len(images):,.0f} bytes per image, {images.dtype}")
         batches[name] = images.to(device), labels.to(device)
         steps(pipeline, batches[name], 2)  # warm-up
     n_batches = n_images // len(batches[OURS][0])
 
     seconds: dict[tuple, list[float]] = {}
     for turn in range(repeats):
-        names = list(field) if turn % 2 == 0 else list(field)[::-1]  # nobody always goes first
+        names = list(field) if turn % 2 == 0 else list(field)[::-1]  # take turns at going first
         for name in names:
             took = steps(field[name], batches[name], n_batches)
             seconds.setdefault(("steps", name), []).append(took)
@@ -221,7 +224,7 @@ def measure(
 
 
 def series(seconds: dict[tuple, list[float]], *what: object) -> np.ndarray:
-    """Ours in the first row, the peer's in the second, a round a column."""
+    """Print results; ours are in the first row, the peer's in the second, one column per round."""
     return np.array([seconds[(*what, name)] for name in (OURS, PEER)])
 
 
@@ -248,11 +251,11 @@ def write_images(folder: Path, n_images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of class folders; else written here")
+    parser.add_argument("--data", type=Path, help="folder of class folders; default: written here")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=20, help="in an epoch")
+    parser.add_argument("--batches", type=int, default=20, help="batches in an epoch")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--plain", action="store_true", help="train without explanations")

@@ -1,22 +1,22 @@
-"""What evaluating explanations costs, beside other libraries that measure the same.
+"""What evaluating explanations costs, compared with other libraries that measure the same.
 
-Runs sklcam's metrics in turns with those of pytorch-grad-cam, torchcam, Quantus and scikit-image,
-in one process, on the same images and the same network. Numbers must agree image by image, or the
-program stops; where a library measures something else, the reason is printed, and agreement is
-checked on what the two have in common.
+The program runs sklcam's metrics in turns with those of pytorch-grad-cam, torchcam, Quantus and
+scikit-image, in one process, on the same images and the same network. Numbers must agree image by
+image, or the program stops. If a library measures something else, the reason is printed, and
+agreement is checked on what the two have in common.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --only adcc insertion_deletion --rounds 5
     python benchmarks/metrics.py --data DIR --weights resnet18.pt --n-steps 56 --device cuda
 
-For ADCC there is no library, but the authors' recipe: one image at a time, a pass, a map, a pass of
-the image times its map, and the map of that; the maps are the peers'.
+No library has ADCC, so the authors' recipe stands for it: one image at a time, a pass, a map, a
+pass of the image times its map, and the map of that. The maps are those of the peers.
 
-"passes" are forward passes alone, 2 n_steps + 1 for each image as insertion and deletion would take
-without sharing any, of the network as it is, under ``torch.inference_mode()``.
+"passes" are only forward passes of the network as it is, under ``torch.inference_mode()``: 2
+n_steps + 1 for each image, which insertion and deletion would take if they shared none.
 
-Quantus, which is ``pip install quantus``, and scikit-image are left out if they are not installed;
-the rest is what ``explain.py`` needs, from which networks and images come.
+Quantus (``pip install quantus``) and scikit-image are left out if they are not installed.
+Everything else is what ``explain.py`` needs, and networks and images are the same as there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from sklcam import CAMExplainer
 
-TOLERANCE = 1e-4  # on the largest difference of two values of one image
+TOLERANCE = 1e-4  # bound on the largest difference of two values of one image
 INDENT = " " * 6
 
 BARS = (
@@ -49,7 +49,7 @@ BARS = (
     Bar(("resnet18",), "adcc_of_methods", "torchcam / sklcam", 3.0),
     Bar(("resnet18",), "insertion_deletion", "torchcam / sklcam", 1.3),
     Bar(("resnet18",), "insertion_deletion", "sklcam / passes of 32", 1.15, at_most=True),
-    # Equations are to take 30 % of the time.
+    # The equations may take 30 % of the time.
     Bar(("resnet18",), "road", "sklcam / the rest", 1.43, at_most=True),
 )
 
@@ -66,7 +66,7 @@ DISTRIBUTIONS = {
 
 
 def agreement(case: Case, peer: Peer, own: Tensor) -> str:
-    """Say how far the values are apart; stop if they should not be."""
+    """Say how far apart the values are, and stop if they should agree."""
     checked = replace(case, batch_size=1) if peer.averages else case
     found = largest_difference(own, peer.measure(checked))
     because = f": {peer.why}" if peer.why else ""
@@ -89,8 +89,8 @@ def largest_difference(own: Tensor, theirs: Tensor) -> float:
 
 def stop(peer: Peer, found: float) -> NoReturn:
     raise SystemExit(
-        f"sklcam and {peer.library} disagree: values differ by {found:.1e}; {TOLERANCE:.0e} is "
-        "allowed."
+        f"sklcam and {peer.library} disagree: values differ by {found:.1e}, "
+        f"but at most {TOLERANCE:.0e} is allowed."
     )
 
 
@@ -98,7 +98,7 @@ def measure(name: str, case: Case, spec: Spec, options: argparse.Namespace) -> N
     peers = [peer for peer in spec.peers if installed(peer.library)]
     for peer in spec.peers:
         if peer not in peers:
-            print(f"\n{name}: {peer.library} is left out, as it is not installed")
+            print(f"\n{name}: {peer.library} is not installed, and is left out")
     if not peers:
         return
     own = spec.ours(case)
@@ -142,7 +142,7 @@ def report(arch: str, name: str, times: dict[str, np.ndarray], one: str, other: 
 
 
 def prepared_case(network: nn.Module, images: Tensor, options: argparse.Namespace) -> Case:
-    """Return a case with a network of its own, as peers leave traces."""
+    """Return a case with its own network, as peers leave traces."""
     own = copy.deepcopy(network)
     explainer = CAMExplainer(
         own, image_size=options.image_size, batch_size=options.batch_size, verbose=0
@@ -154,20 +154,24 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--weights", type=Path, help="state dict of a trained network")
-    parser.add_argument("--data", type=Path, help="folder of images; else noise")
+    parser.add_argument("--data", type=Path, help="folder of images; default: noise")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--n-images", type=int, default=16, help=f"ROAD and ARCC: at most {FEW}")
-    parser.add_argument("--n-steps", type=int, default=14, help="of insertion and deletion")
+    parser.add_argument("--n-steps", type=int, default=14, help="steps of insertion and deletion")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(SPECS), choices=SPECS, metavar="NAME")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
-        "--cpu-time", action="store_true", help="the process's own, where others use the machine"
+        "--cpu-time",
+        action="store_true",
+        help="CPU time of this process, if others use the machine",
     )
     options = parser.parse_args()
     if options.image_size**2 % options.n_steps:
-        parser.error("--n-steps must divide the number of pixels: others round their steps up")
+        parser.error(
+            "--n-steps must divide the number of pixels, because others round their steps up"
+        )
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
@@ -189,7 +193,7 @@ def print_setting(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parse()
-    warnings.simplefilter("ignore")  # Quantus warns of each step that changes little
+    warnings.simplefilter("ignore")  # Quantus warns about each step that changes little
     print_setting(options)
     if options.weights is None:
         network = prepared_network(options.arch, options.image_size, options.device)

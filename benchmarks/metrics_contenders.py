@@ -1,4 +1,4 @@
-"""What :mod:`metrics` compares: each library's way to the same values, and why they may differ."""
+"""What ``metrics.py`` compares: each library's way to the same values, and why they may differ."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from sklcam.metrics import (
     structural_similarity,
 )
 
-SIGNED = GradCAM(relu=False)  # few pixels tie, so that percentiles are what they say
+SIGNED = GradCAM(relu=False)  # few pixels tie, so percentiles are exact
 PERCENTILES = (20, 40, 60, 80)
-PASSES = (10, 32)  # batch sizes of forward passes alone
-FEW = 2  # images that one can afford where many pixels are filled in
+PASSES = (10, 32)  # batch sizes of plain forward passes
+FEW = 2  # affordable number of images if many pixels are filled in
 ADCC = ("coherency", "complexity", "average_drop", "adcc")
-METHODS = {  # those of one gradient that both have, as the papers have them
+METHODS = {  # methods with one gradient that both sides define as the papers do
     "gradcam": torchcam.methods.GradCAM,
     "xgradcam": torchcam.methods.XGradCAM,
     "layercam": torchcam.methods.LayerCAM,
@@ -48,10 +48,11 @@ ARCC = ("complexity", "coherency", "road", "arcc")
 
 
 class Grey(nn.Module):
-    """A network for images of one channel.
+    """A network for images with one channel.
 
-    Quantus spreads a map over the channels and counts each as a pixel of its own: its ROAD breaks
-    off on images of three, and its pixel flipping takes colours of a pixel apart.
+    Quantus spreads a map over the channels and counts each channel of a pixel as a pixel of its
+    own. So its ROAD fails on images with three channels, and its pixel flipping separates a pixel's
+    colours.
     """
 
     def __init__(self, network: nn.Module):
@@ -64,7 +65,7 @@ class Grey(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender gets; peers take the images in batches."""
+    """The input of every contender; peers take the images in batches."""
 
     network: nn.Module
     explainer: CAMExplainer
@@ -87,7 +88,7 @@ class Case:
     def batches(self) -> Sequence[Tensor]:
         return self.images.split(self.batch_size)
 
-    # What is known beforehand where only a metric of ready maps is measured
+    # Given in advance, if only a metric of ready-made maps is measured
 
     @cached_property
     def maps(self) -> Tensor:
@@ -95,19 +96,19 @@ class Case:
 
     @cached_property
     def places(self) -> Tensor:
-        """Each pixel's place, from 0 for the most salient."""
+        """Each pixel's rank, from 0 for the most salient."""
         maps, _ = self.explainer.explain_inputs(self.images, method=SIGNED)
         order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
         return order.argsort(dim=1).view(maps.shape)
 
     @cached_property
     def untied(self) -> Tensor:
-        """Maps of that order without ties, which others break in no fixed order."""
+        """Maps with this order and without ties, which others break in no fixed order."""
         return 1 - self.places / self.places[0].numel()
 
     @cached_property
     def masks(self) -> Tensor:
-        """Where objects may be: under what is bright and under what is dark, in turns."""
+        """Masks of imaginary objects: where images are bright and where they are dark, in turns."""
         masks = self.untied > 0.5
         masks[1::2] = ~masks[1::2]
         return masks
@@ -133,8 +134,8 @@ Measure = Callable[[Case], Tensor]
 class Peer:
     """Another library's way to the same values, a row for each image.
 
-    ``why`` is how it deviates; ``equal`` is a context in which it does not. If ``averages``, a row
-    is the mean over a batch, and agreement is checked one image at a time.
+    ``why`` says how it deviates; ``equal`` returns a context in which it does not. If ``averages``,
+    a row is the mean over a batch, and agreement is checked one image at a time.
     """
 
     library: str
@@ -146,11 +147,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Spec:
-    """One comparison, and how many images of it one can afford; None is all."""
+    """One comparison, and how many images are affordable; None is all."""
 
     ours: Measure
     peers: tuple[Peer, ...]
-    floors: dict[str, Measure] = field(default_factory=dict)  # what ours cannot go below
+    floors: dict[str, Measure] = field(default_factory=dict)  # a lower bound for ours
     n_images: int | None = None
 
 
@@ -178,7 +179,7 @@ def adcc_by_recipe(
         confidence = network(image * first).softmax(dim=1)[0, target]
     second = explain(image * first, int(target))
     correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
-    coherency = ((1 + correlation) / 2).nan_to_num(0)  # the authors', where a map is constant
+    coherency = ((1 + correlation) / 2).nan_to_num(0)  # the authors' value if a map is constant
     complexity = first.abs().mean()
     drop = (full - confidence).clamp(min=0) / full
     adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
@@ -239,7 +240,7 @@ def torchcam_confidence(case: Case) -> Tensor:
 
 
 class OfLogits(torchcam.methods.GradCAM):
-    """Grad-CAM of the logits; torchcam's metrics would explain the probability."""
+    """Explain the logits by Grad-CAM; torchcam's metrics would explain the probability."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
         self.logits = logits
@@ -262,13 +263,13 @@ def torchcam_metric(case: Case, *, kind: Callable, names: Sequence[str]) -> Tens
 
 
 def same_maps(case: Case) -> AbstractContextManager:
-    """Hand torchcam sklcam's maps, batch after batch."""
+    """Give torchcam sklcam's maps, batch after batch."""
     maps = iter(case.maps.split(case.batch_size))
     return patch.object(torchcam.metrics, "_resize_cam", lambda cam, size: next(maps))
 
 
 def passes(case: Case, *, size: int) -> Tensor:
-    """Run as many images through the network as ours does, and nothing else."""
+    """Run as many images through the network as our metric does, and nothing else."""
     n_passes = len(case.images) * (2 * case.n_steps + 1)
     batch = case.images[torch.arange(size) % len(case.images)]
     with torch.inference_mode():
@@ -302,7 +303,7 @@ def softmax_targets(classes: Sequence[int]) -> list[ClassifierOutputSoftmaxTarge
     return [ClassifierOutputSoftmaxTarget(label) for label in classes]
 
 
-# ROAD and ARCC: no noise on either side, and everyone gets maps of sklcam
+# ROAD and ARCC: no noise on either side, and maps of sklcam for everyone
 
 
 def our_filling(case: Case, *, names: Sequence[str]) -> Tensor:
@@ -310,7 +311,7 @@ def our_filling(case: Case, *, names: Sequence[str]) -> Tensor:
 
 
 def without_solving(case: Case) -> Tensor:
-    """Measure ROAD of images whose removed pixels are zeros."""
+    """Measure ROAD with zeros for removed pixels."""
 
     def filling(images: Tensor) -> Callable:
         return lambda removed, drawn: [images * ~mask[:, None] for mask in removed]
@@ -325,7 +326,7 @@ class WithoutNoise(pytorch_grad_cam.metrics.road.NoisyLinearImputer):
 
 
 def signed_maps(case: Case, input_tensor: Tensor, targets: Sequence) -> np.ndarray:
-    """Return sklcam's maps, in the form in which pytorch-grad-cam's metrics ask for them."""
+    """Return sklcam's maps, in the form that pytorch-grad-cam's metrics take."""
     labels = torch.tensor([target.category for target in targets], device=input_tensor.device)
     maps, _ = case.explainer.explain_inputs(input_tensor, labels, method=SIGNED)
     return maps.cpu().numpy()
@@ -364,7 +365,7 @@ def keep(kept: dict[str, np.ndarray], name: str, term: Callable, *job: object) -
     return kept[name]
 
 
-# Quantus: metrics of ready maps, and of grey images where the network is needed
+# Quantus: metrics of ready-made maps, and of grey images if the network is needed
 
 
 def quantus_scores(name: str, case: Case, maps: Tensor, **options: object) -> Tensor:
@@ -391,7 +392,7 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def our_share_recognised(case: Case) -> Tensor:
-    """Share of images whose class survives that their most salient pixels are filled in."""
+    """Return the share of images that keep their class with salient pixels filled in."""
     n_pixels = case.places[0].numel()
     shares = []
     for percentage in PERCENTILES:
@@ -454,7 +455,7 @@ def quantus_sparseness(case: Case) -> Tensor:
     return quantus_scores("Sparseness", case, case.maps)[:, None]
 
 
-# SSIM, of each map and the next image's
+# SSIM of each map with the map of the next image
 
 
 def our_ssim(case: Case) -> Tensor:
@@ -473,23 +474,23 @@ def scikit_image_ssim(case: Case) -> Tensor:
 
 # Who is compared in what
 
-RECIPE = "it has no ADCC: this is the authors' recipe with its maps"
+RECIPE = "it has no ADCC; this is the authors' recipe with its maps"
 AREAS = (
-    "one base for both curves, zeros here, on maps of logits; it scales maps before upsampling, "
-    "where rounding may order pixels otherwise"
+    "it has one baseline for both curves, zeros here, on maps of logits; it scales maps before "
+    "upsampling, and rounding may change the order of pixels"
 )
-DROP = "its drop is absolute: divided by the confidence here"
-PEAKS = "on maps of logits; it scales them before upsampling, after which they peak below 1"
+DROP = "its drop is absolute, and divided by the confidence here"
+PEAKS = "on maps of logits; it scales them before upsampling, so they peak below 1"
 FILLED = "without noise, on sklcam's maps without ReLU"
 RECOGNISED = (
     "its ROAD is the accuracy without the most salient pixels, not what that does to the score "
-    "less what the least salient do; here the accuracy is made of sklcam's impute, on grey images "
+    "minus what the least salient do; here the accuracy uses sklcam's impute, on grey images "
     "without noise"
 )
 FLIPPED = "the deletion curve without its first point, on grey images"
 SPARSE = (
-    "this is its Sparseness; its Complexity is the entropy of the map, and sklcam's the mean: not "
-    "the same quantity, and not compared"
+    "this is its Sparseness; its Complexity is the entropy of the map, and sklcam's the mean, so "
+    "these are not compared"
 )
 SPECS = {
     "adcc": Spec(

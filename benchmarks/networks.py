@@ -1,36 +1,37 @@
-"""Whether ``target_layer="auto"`` finds a layer whose maps are of places, network by network.
+"""Whether ``target_layer="auto"`` finds a layer whose maps show places, network by network.
 
-Builds networks of timm and transformers with random weights, one at a time, explains two images
-with each, and judges the layer that the explainer took, without asking sklcam's own search:
+The program builds networks of timm and transformers with random weights, one at a time, explains
+two images with each, and judges the layer that the explainer chose, without using sklcam's own
+search:
 
     python benchmarks/networks.py
     python benchmarks/networks.py --source timm --arch "swin*" "vit_*"
     python benchmarks/networks.py --wider 32
     python benchmarks/networks.py --calibrate
 
-"right" is a network of which all of this holds:
+A network is "right" if all of this holds:
 
-- maps: the explainer's equal those by autograd, written out here, at that layer in its layout;
-- rows: the layer has one row an image, which depends on that image alone;
-- place: parts of an image are exchanged for another's, one at a time. Responses are what changes,
-  less what changes everywhere alike. Each quadrant of the grid answers most to its own quadrant,
-  where strong quadrants and sensitive ones are discounted (Sinkhorn's scaling of the 4 x 4 table);
-  and rows and columns of the grid go with those of the image, not with each other (correlation
-  of a position with the place that it answers to);
-- prefix: no other choice of the grid's first token puts more of the responses in place;
+- maps: the explainer's maps equal those by autograd, written out here, at that layer in its layout;
+- rows: the layer has one row per image, which depends only on that image;
+- place: parts of an image are replaced by those of another, one at a time. The response is what
+  changes, minus what changes everywhere alike. Each quadrant of the grid responds most to the same
+  quadrant of the image, after strong and sensitive quadrants are discounted (Sinkhorn's scaling of
+  the 4 x 4 table). Rows and columns of the grid correspond to those of the image, and not to each
+  other (correlation of a position with the place that it responds to);
+- prefix: no other first token of the grid puts more of the responses in place;
 - alive: the score has a gradient at more than half of the positions;
-- whole: another image's activations in their place give the other image's output, so that nothing
-  leads around the layer (of a normalisation: its input's);
-- deep: it ends in the last quarter of all that runs, or has the last stage's resolution and ends
-  in the last half.
+- whole: if another image's activations replace those of the layer, the output is that of the other
+  image, so nothing bypasses the layer (for a normalisation, its input is replaced);
+- deep: the layer ends in the last quarter of all layers that run, or has the last stage's
+  resolution and ends in the last half.
 
-"refused" is an error in ``fit`` that names layers. All else is "wrong". The program fails if a
-network is wrong, or fewer than 95 % are right.
+"refused" means an error in ``fit`` that names layers. Everything else is "wrong". The program fails
+if a network is wrong, or if fewer than 95 % are right.
 
-Weights are random, and made to behave as if they were trained: what starts at zero, or nearly so,
-does not stay there (LeViT's attention looks at what is near), and running statistics are those of
-images. ``--calibrate`` shows what the
-judge says of layers and layouts that are known to be right or wrong.
+Weights are random, and made to behave as if they were trained: parameters that start at zero, or
+nearly so, do not stay there (LeViT's attention looks at what is near), and running statistics come
+from images. ``--calibrate`` shows what the judge says about layers and layouts that are known to be
+right or wrong.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ N_IMAGES = 8
 
 @dataclass
 class Verdict:
-    """What came of a network, and the figures it rests on."""
+    """The verdict on a network, and the figures behind it."""
 
     case: Case
     verdict: str = "wrong"
@@ -89,7 +90,7 @@ def images_of_noise(n: int, size: tuple[int, int], seed: int) -> Tensor:
 
 
 def wake(network: nn.Module, images: Tensor) -> None:
-    """Move what training moves: zeros, scales of branches near zero, running statistics."""
+    """Change what training changes: zeros, scales of branches near zero, running statistics."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor, std: float, mean: float = 0.0) -> Tensor:
@@ -113,7 +114,7 @@ def wake(network: nn.Module, images: Tensor) -> None:
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches, of which there is one
+        norm.momentum = None  # the mean of all batches, and there is one
         norm.train()
     with torch.no_grad(), ExitStack() as stack:
         for module in network.modules():
@@ -126,16 +127,16 @@ def wake(network: nn.Module, images: Tensor) -> None:
 
 
 def distances(n: int) -> Tensor:
-    """Return how far the positions of a square grid are from the first one, as LeViT counts them.
+    """Return the distances of a square grid's positions from the first one, as LeViT counts them.
 
-    As biases of attention they let it see near things best; without, it is random, and uniform.
+    As biases, they make attention look at what is near; without them, it is random and uniform.
     """
     side = math.isqrt(n)
     return torch.arange(n) // side + torch.arange(n) % side
 
 
 def raise_voice(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-    """Scale the weights of a layer that is far too faint, or loud, to be that of a trained one."""
+    """Scale the weights of a layer whose output is far too small or large for a trained network."""
     size = float(output.std())
     if not 0 < size < np.inf or 0.03 < size < 30:
         return None
@@ -159,7 +160,7 @@ def judge(case: Case, options: argparse.Namespace) -> Verdict:
     except Exception as error:
         result.verdict, result.why = "not built", short(error)
         if options.wider:
-            result.verdict = "skipped"  # it takes squares alone
+            result.verdict = "skipped"  # it takes only squares
         return result
     try:
         explainer = CAMExplainer(network, batch_size=options.batch_size, verbose=0)
@@ -325,7 +326,7 @@ def flipped_last(output: Tensor) -> Tensor:
 
 
 def calibrate(options: argparse.Namespace) -> bool:
-    """Print what the judge says of layers whose answers are known; True if it is never mistaken."""
+    """Print the judge's verdicts on known layers; return True if none is mistaken."""
     n_wrong = 0
     for name, size, kwargs, answers in known_answers():
         torch.manual_seed(options.seed)
@@ -366,8 +367,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--wider", type=int, default=0, metavar="PIXELS", help="no squares")
-    parser.add_argument("--calibrate", action="store_true", help="judge known answers alone")
+    parser.add_argument(
+        "--wider", type=int, default=0, metavar="PIXELS", help="make images this many pixels wider"
+    )
+    parser.add_argument("--calibrate", action="store_true", help="judge only known answers")
     parser.add_argument("--debug", action="store_true", help="print tracebacks")
     options = parser.parse_args()
     if options.device == "auto":
@@ -393,7 +396,7 @@ def main() -> None:
             print(line(results[-1]), flush=True)
             gc.collect()
     if not results:
-        raise SystemExit(f"No network's name or family is like {options.arch}.")
+        raise SystemExit(f"No network's name or family matches {options.arch}. --arch takes globs.")
     print_totals(results)
     results = [result for result in results if result.verdict != "skipped"]
     counts = Counter(result.verdict for result in results)

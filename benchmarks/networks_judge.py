@@ -1,6 +1,6 @@
-"""The judge of ``networks.py``: whether maps of a layer are of places, by what is written out here.
+"""The judge of ``networks.py``: whether a layer's maps show places, by criteria written out here.
 
-Nothing of sklcam's own search is asked; what a layer lacks to be right is a `NotRight`.
+It does not use sklcam's own search. If a layer is not right, it raises a `NotRight` that says why.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sklcam import CAMExplainer
 from sklcam.cam import GradCAM
 from sklcam.networks import TargetLayer
 
-TOLERANCE = 2e-3  # on maps in [0, 1]
-CONTRAST = 1.0  # how much more than to others a quadrant answers to its own change
-CORRELATION = 0.5  # of a position's row (column) with the row (column) of what it answers to
+TOLERANCE = 2e-3  # bound on differences of maps in [0, 1]
+CONTRAST = 1.0  # how much more a quadrant responds to its own change than to others
+CORRELATION = 0.5  # of a position's row (column) with that of the place that it responds to
 MOST_PARTS = 6  # parts an image is cut into, along a side; four for larger grids
 LATE, HALF = 0.75, 0.5
 N_FIRST = 3  # images that often suffice
@@ -38,7 +38,7 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def own_grid(layer: TargetLayer, output: Tensor, start: int | None = None) -> Tensor:
-    """Bring a layer's output to (n, K, u, v), in the layout that the explainer says it has."""
+    """Bring a layer's output to (n, K, u, v), from the layout that the explainer reports."""
     if layer.reshape is not None:
         return layer.reshape(output)
     if layer.layout == "nchw":
@@ -61,7 +61,7 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 
 @contextmanager
 def hooked(network: nn.Module, layer: TargetLayer, hook: Hook) -> Iterator[None]:
-    """Call a hook after the run of the layer that is explained."""
+    """Call a hook after the run of the explained layer."""
     module = network.get_submodule(layer.name)
     wanted = 0 if layer.run is None else layer.run
     if wanted < 0:
@@ -95,7 +95,7 @@ def activations_of(network: nn.Module, layer: TargetLayer, images: Tensor, size:
 
 
 class NotRight(Exception):
-    """What a layer lacks."""
+    """A layer is not right; the message says what it lacks."""
 
 
 def maps_by_autograd(
@@ -112,17 +112,17 @@ def maps_by_autograd(
     with torch.enable_grad(), hooked(network, layer, replace):
         score = logits_of(network, images).amax(dim=1).sum()
         if not score.requires_grad:
-            raise NotRight("the score does not hang on the layer")
+            raise NotRight("the score does not depend on the layer")
         (gradient,) = torch.autograd.grad(score, leaves[0], allow_unused=True)
     if gradient is None:
-        raise NotRight("the score does not hang on the layer")
+        raise NotRight("the score does not depend on the layer")
     activations, gradients = own_grid(layer, leaves[0].detach()), own_grid(layer, gradient)
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     return (weights * activations).sum(dim=1), gradients
 
 
 def finished(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring maps to the size of the images, and each to [0, 1]."""
+    """Resize maps to the size of the images, and scale each to [0, 1]."""
     maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low), torch.zeros_like(maps))
@@ -147,19 +147,19 @@ def check_maps(explainer: CAMExplainer, raw: Tensor, images: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Parts:
-    """An image's parts, rows x columns, and the responses of a layer to a change of each."""
+    """The parts of an image, rows x columns, and a layer's responses to a change of each."""
 
     rows: int
     columns: int
 
     @classmethod
     def for_grid(cls, u: int, v: int) -> Parts:
-        """As many as the grid has positions, or few; at least four quadrants, or more of odd."""
+        """Return one part per position, or four along larger sides; more along sides of 1 and 3."""
         few = {1: 2, 3: 4}
         return cls(*(few.get(n, n) if n <= MOST_PARTS else 4 for n in (u, v)))
 
     def changed(self, image: Tensor, other: Tensor) -> Tensor:
-        """Return copies of an image (1, ...), each with one part of another one."""
+        """Return copies of an image (1, ...), each with one part from another image."""
         height, width = image.shape[-2:]
         copies = image.repeat(self.rows * self.columns, 1, 1, 1)
         for i in range(self.rows):
@@ -170,7 +170,7 @@ class Parts:
         return copies
 
     def overlap(self, u: int, v: int) -> Tensor:
-        """Return how much of each position of a grid lies in each part, (parts, u, v)."""
+        """Return the share of each grid position that lies in each part, (parts, u, v)."""
         rows, columns = shares(self.rows, u), shares(self.columns, v)
         return torch.einsum("iu,jv->ijuv", rows, columns).flatten(0, 1)
 
@@ -184,7 +184,7 @@ class Parts:
 
 
 def shares(n_parts: int, n_cells: int) -> Tensor:
-    """Return how much of each cell lies in each part, (parts, cells), along a side."""
+    """Return the share of each cell that lies in each part along a side, (parts, cells)."""
     starts, cells = torch.arange(n_parts) / n_parts, torch.arange(n_cells) / n_cells
     ends, cell_ends = starts + 1 / n_parts, cells + 1 / n_cells
     common = torch.minimum(ends[:, None], cell_ends) - torch.maximum(starts[:, None], cells)
@@ -192,16 +192,16 @@ def shares(n_parts: int, n_cells: int) -> Tensor:
 
 
 def responses_of(rows: Tensor, layer: TargetLayer, start: int | None = None) -> Tensor:
-    """Return how positions answer, (parts, u, v); row 0 is that of the image as it is."""
+    """Return the responses of positions, (parts, u, v); row 0 is for the unchanged image."""
     grid = own_grid(layer, rows, start).double()
     change = grid[1:] - grid[:1]
-    # What all positions share says nothing of place, as where attention is uniform.
+    # What all positions share says nothing about place, for example if attention is uniform.
     change = change - change.mean(dim=(2, 3), keepdim=True)
     return change.norm(dim=1).cpu()
 
 
 def balanced(table: Tensor) -> Tensor:
-    """Scale rows and columns of a positive table until each has mean 1."""
+    """Scale the rows and columns of a positive table until each has a mean of 1."""
     table = table.clamp(min=1e-12 * float(table.max()) + 1e-300)
     for _ in range(50):
         table = table / table.mean(dim=1, keepdim=True)
@@ -210,7 +210,7 @@ def balanced(table: Tensor) -> Tensor:
 
 
 def contrast_of(responses: Tensor, parts: Parts) -> float:
-    """Return by how much quadrants answer to their own change more than to others, or less."""
+    """Return how much more quadrants respond to their own change than to changes elsewhere."""
     _, u, v = responses.shape
     to_parts = Parts(2, 2).overlap(parts.rows, parts.columns).flatten(1)  # (4, parts)
     to_cells = Parts(2, 2).overlap(u, v).flatten(1)  # (4, cells)
@@ -221,7 +221,7 @@ def contrast_of(responses: Tensor, parts: Parts) -> float:
 
 
 def correlations_of(responses: Tensor, parts: Parts) -> tuple[float, float]:
-    """Return how place in the grid goes with place in the image: least along, most across."""
+    """Return correlations of place in the grid and the image: the least along, the most across."""
     _, u, v = responses.shape
     table = balanced(responses.flatten(1))
     weights = table**4 / (table**4).sum(dim=0)  # of each position, over the parts
@@ -237,7 +237,7 @@ def correlations_of(responses: Tensor, parts: Parts) -> tuple[float, float]:
 
 
 def agreement_of(responses: Tensor, parts: Parts) -> float:
-    """Return which share of all responses is in place, where parts and positions count alike."""
+    """Return the share of all responses that is in place, if parts and positions count alike."""
     _, u, v = responses.shape
     table = balanced(responses.flatten(1))
     own = parts.overlap(u, v).flatten(1)
@@ -247,7 +247,7 @@ def agreement_of(responses: Tensor, parts: Parts) -> float:
 def check_place(
     network: nn.Module, layer: TargetLayer, images: Tensor, batch_size: int
 ) -> dict[str, float]:
-    """Check that a grid answers where images change; more images are asked while it does not."""
+    """Check that a grid responds where images change; try more images while it does not."""
     u, v = own_grid(layer, activations_of(network, layer, images[:1], 1)).shape[-2:]
     parts = Parts.for_grid(u, v)
     responses: dict[int | None, Tensor] = {}
@@ -272,7 +272,7 @@ def check_place(
 def figures_of_place(
     responses: dict[int | None, Tensor], parts: Parts
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the figures of a grid, and what it lacks; responses are by the first token taken."""
+    """Return a grid's figures, and what it lacks; responses are by first token."""
     own = responses[None]
     along, across = correlations_of(own, parts)
     figures = {
@@ -283,9 +283,9 @@ def figures_of_place(
     }
     lacks = []
     if not figures["contrast"] > CONTRAST:
-        lacks.append("quadrants do not answer in place")
+        lacks.append("quadrants do not respond in place")
     if not along - across > CORRELATION:
-        lacks.append("rows and columns are others")
+        lacks.append("rows and columns do not correspond to those of the image")
     for start, shifted in responses.items():
         if start is not None and agreement_of(shifted, parts) > figures["agreement"]:
             lacks.append(f"the grid begins with token {start} rather")
@@ -297,7 +297,7 @@ def text_of(figures: dict[str, float]) -> str:
 
 
 def check_rows(network: nn.Module, layer: TargetLayer, images: Tensor) -> None:
-    """Check that a row of the layer is that of its image, whatever image is beside it."""
+    """Check that each row of the layer depends only on its image, whatever image is beside it."""
     one = activations_of(network, layer, images[[0, 1]], 2)
     other = activations_of(network, layer, images[[0, 2]], 2)
     scale = float((one[0] - one[1]).abs().max())
@@ -305,11 +305,11 @@ def check_rows(network: nn.Module, layer: TargetLayer, images: Tensor) -> None:
         raise NotRight("a row does not belong to an image")
 
 
-# Depth, and what leads around
+# Depth, and what bypasses the layer
 
 
 def check_whole(network: nn.Module, layer: TargetLayer, images: Tensor) -> float:
-    """Put another image's activations into the layer: the other image's output should come."""
+    """Put another image's activations into the layer, and expect the other image's output."""
     image, other = images[:1], images[1:2]
     with torch.no_grad():
         expected, plain = logits_of(network, other), logits_of(network, image)
@@ -327,7 +327,7 @@ def check_whole(network: nn.Module, layer: TargetLayer, images: Tensor) -> float
             found.append(inputs[0].clone())
 
         def put_input(module: nn.Module, inputs: Any) -> None:
-            inputs[0].copy_(found[0])  # in place, so that what leads around gets it, too
+            inputs[0].copy_(found[0])  # in place, so that a bypass gets it, too
 
         module = network.get_submodule(layer.name)
         with torch.no_grad():
@@ -345,7 +345,7 @@ def check_whole(network: nn.Module, layer: TargetLayer, images: Tensor) -> float
     if left > 1e-3 and "norm" in type(network.get_submodule(layer.name)).__name__.lower():
         left = min(left, rest(of_input=True))
     if not left <= 1e-3:
-        raise NotRight(f"inside a branch: {left:.0%} of the change of the output leads around it")
+        raise NotRight(f"inside a branch: {left:.0%} of the change of the output bypasses it")
     return left
 
 
@@ -390,7 +390,7 @@ def inspect(
     batch_size: int,
     explainer: CAMExplainer | None = None,
 ) -> tuple[tuple[int, int], dict[str, float]]:
-    """Return the grid and the figures of a layer; NotRight says what it lacks to be right."""
+    """Return the grid and the figures of a layer; a NotRight says what it lacks."""
     check_rows(network, layer, images)
     shape = own_grid(layer, activations_of(network, layer, images[:1], 1)).shape
     if len(shape) != 4:

@@ -1,6 +1,6 @@
-"""The networks that ``networks.py`` judges: timm's by name, transformers' by small configurations.
+"""The networks that ``networks.py`` judges: timm's by name, transformers' by configuration.
 
-Small variants, at small sizes where they take those; nothing is downloaded.
+They are small variants, at small sizes if they take those. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Case:
-    """A network to be judged.
+    """A network to judge.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Case:
     build: Callable[[int], nn.Module]
 
     def reduction(self, network: nn.Module) -> int | None:
-        """Return the stride of the last of several stages, if the network says it."""
+        """Return the stride of the last of several stages, if the network declares it."""
         info = getattr(network, "feature_info", None)
         strides = [each["reduction"] for each in info or [] if "reduction" in each]
         return strides[-1] if len(set(strides)) > 1 else None
@@ -137,7 +137,7 @@ TIMM = {
 }
 
 _SMALL_VIT: Mapping[str, Any] = {"embed_dim": 96, "depth": 8, "num_heads": 3}
-# Smaller, at full depth where that is cheap: what is judged is the search, not the weights.
+# Smaller, and at full depth if that is cheap: the search is judged, not the weights.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "vit_medium_patch16_gap_256": _SMALL_VIT,
     "vit_base_patch32_clip_224": _SMALL_VIT,
@@ -162,7 +162,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# What registered variants are too deep for: with random weights little is left of place.
+# Registered variants are too deep here: with random weights, little is left of place.
 CLASSES: Mapping[str, Callable[[int], nn.Module]] = {
     "convmixer_768_32": lambda n_classes: timm.models.ConvMixer(
         dim=128, depth=8, kernel_size=5, patch_size=7, num_classes=n_classes
@@ -187,13 +187,13 @@ def _timm_case(family: str, name: str, size: tuple[int, int]) -> Case:
             return CLASSES[name](n_classes)
         try:
             return timm.create_model(name, num_classes=n_classes, img_size=size, **options)
-        except (TypeError, AssertionError):  # one that takes any size, or one alone
+        except (TypeError, AssertionError):  # a network that takes any size, or only one
             return timm.create_model(name, num_classes=n_classes, **options)
 
     return Case("timm", family, name, size, build)
 
 
-# transformers': a class of networks, a class of configurations, the size, and what makes it small.
+# transformers': a class of networks, a class of configurations, the size, and small settings.
 _VIT: Mapping[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 8,
@@ -413,7 +413,7 @@ _HF: tuple[tuple[str, str, str, int, Mapping[str, Any]], ...] = (
 
 def transformers_cases(wider: int = 0) -> list[Case]:
     """Return the networks of transformers, for images that are wider than high by some pixels."""
-    import transformers  # takes seconds, and is needed here alone
+    import transformers  # takes seconds, and is only needed here
 
     transformers.logging.set_verbosity_error()
     return [

@@ -1,27 +1,27 @@
-"""What a network can be trained for beside cross-entropy, side by side: time, accuracy, maps.
+"""What a network can be trained for besides cross-entropy: time, accuracy and maps.
 
     python benchmarks/objectives.py --docs --data DIR --boxes airplanes_boxes.csv
     python benchmarks/objectives.py --full --data DIR --device cuda --results runs.jsonl
 
-- baseline: cross-entropy alone;
+- baseline: only cross-entropy;
 - ours: the two terms of Sun et al., ``--setting``;
-- CGC: as Pillai et al. published it, but for the schedule: three passes, three cross-entropies,
-  HiResCAM with the ReLU, one class for an image and its view, the contrastive term;
-- MSE: the same with their ablation in its place, its weight balanced by gradients;
-- lazy: ours with its terms in every fourth step, at four times the weight;
+- CGC: as Pillai et al. published it, except for the schedule: three passes, three cross-entropies,
+  HiResCAM with the ReLU, one class for an image and its view, and the contrastive term;
+- MSE: the same with the term of their ablation instead, whose weight is balanced by gradients;
+- lazy: ours with terms in every fourth step, at four times the weight;
 - constant view: ours with the view's map as a constant;
 - photometric: ours with views that change brightness, contrast and colour as well;
-- energy: cross-entropy, and the share of the map outside of boxes, of the images that have some;
-  with ``--boxes``, a CSV file in DIR (path, x1, y1, x2, y2).
+- energy: cross-entropy, and the share of the map outside the boxes, for the images that have some;
+  needs ``--boxes``, a CSV file in DIR (path, x1, y1, x2, y2).
 
-All start from pretrained weights (``--weights none``: from random ones) and have the same images,
-schedule and seeds. Time is that of a step in training, the median over epochs, as a multiple of the
-baseline's of the same seed; train one at a time for it (``--jobs 1``). COSE is of some images, with
-part of its transformations.
+All start from pretrained weights (``--weights none``: from random weights), with the same images,
+schedule and seeds. The time of a training step is the median over epochs, as a multiple of the
+baseline's with the same seed; to measure it, train one network at a time (``--jobs 1``). COSE is
+measured on some of the images, with some of its transformations.
 
 DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``. ``--quick`` and ``--docs`` are for
-machines without a GPU. What is measured goes into ``--results`` at once: a program that was cut off
-goes on.
+machines without a GPU. Measurements are written to ``--results`` at once, so an interrupted program
+resumes.
 
 References: Sun, Phan, Nguyen, "Staying Consistent with GradCAM"; Pillai et al., "Consistent
 Explanations by Contrastive Learning", CVPR 2022; Daroya, Sun, Maji, "COSE", 2023.
@@ -69,8 +69,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "energy": {"alpha": 0.0, "beta": 0.0, "gamma": 1.0},
 }
 PER_IMAGE = ("accuracy", "consistency", "iauc", "complexity")
-OF_ALL = ("adcc", "cose")  # which are not means of images' values
-FEWER = ("TranslateX", "Rotate", "Brightness", "FlipLR")  # transformations of COSE
+OF_ALL = ("adcc", "cose")  # not means of values per image
+FEWER = ("TranslateX", "Rotate", "Brightness", "FlipLR")  # transformations for COSE
 HEADINGS = ["accuracy", "consistency", "COSE", "IAUC", "ADCC", "complexity"]
 DOCS = {"classes": 20, "image_size": 128, "seeds": 3, "epochs": 8, "some": 100, "steps": 16}
 QUICK = {"classes": 7, "image_size": 128, "seeds": 1, "epochs": 3, "some": 20, "steps": 16}
@@ -79,7 +79,7 @@ FULL = {"classes": None, "image_size": 224, "seeds": 3, "epochs": 20, "some": No
 
 @dataclass(frozen=True)
 class ObjectiveRun(Run):
-    """A classifier with another objective than the setting's alone."""
+    """A classifier with a named objective."""
 
     objective: str = "ours"
     boxes: str | None = None  # a CSV file in the folder of the data
@@ -92,7 +92,7 @@ class ObjectiveRun(Run):
 
 
 def boxes_of(run: ObjectiveRun, part: str) -> list[np.ndarray | None]:
-    """Return the boxes of a run's images, in pixels of these as they are resized."""
+    """Return the boxes of a run's images, in pixels of the resized images."""
     assert run.boxes is not None
     folder = Path(run.data) / ("test" if part == "test" else "train")
     known = load_class_folders(folder, boxes=Path(run.data) / run.boxes)
@@ -115,7 +115,7 @@ def trained(run: ObjectiveRun) -> ConsistentCAMClassifier:
 
 
 def measured(run: ObjectiveRun) -> tuple[ObjectiveRun, dict[str, Any]]:
-    """Return a run's measures: a value an image, or one of all; and the seconds of a step."""
+    """Return a run's measures, per image or for all images, and the seconds of a step."""
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -125,7 +125,7 @@ def measured(run: ObjectiveRun) -> tuple[ObjectiveRun, dict[str, Any]]:
         values = evaluate(
             clf, X, y, metrics=("accuracy", "consistency", "complexity", "adcc"), progress=False
         )
-        curves = evaluate(  # of maps without the ReLU, as Sun et al. have it
+        curves = evaluate(  # on maps without the ReLU, as in Sun et al.
             clf,
             X[some],
             metrics="iauc",
@@ -154,7 +154,7 @@ def measured(run: ObjectiveRun) -> tuple[ObjectiveRun, dict[str, Any]]:
 
 
 def energy_inside(clf: ConsistentCAMClassifier, run: ObjectiveRun) -> list[float]:
-    """Return how much of the label's map lies in the boxes, of the images that have some."""
+    """Return the share of the label's map in the boxes, for the images that have some."""
     X, y = images_of(run, run.measured_on)
     boxes = boxes_of(run, run.measured_on)
     rows = [i for i, corners in enumerate(boxes) if corners is not None]
@@ -181,7 +181,7 @@ def told(run: ObjectiveRun, measures: Mapping[str, Any]) -> str:
 
 
 def by_image(results: Results, runs: Sequence[ObjectiveRun], measure: str) -> np.ndarray:
-    """Return a value an image, in per cent, averaged over seeds."""
+    """Return one value per image, in per cent, averaged over seeds."""
     return 100 * np.mean([results[run][measure] for run in runs], axis=0)
 
 
@@ -222,7 +222,7 @@ def table_of(runs: Mapping[str, Sequence[ObjectiveRun]], results: Results, *, ti
 def claims_of(
     runs: Mapping[str, Sequence[ObjectiveRun]], results: Results, *, timed: bool
 ) -> list[Claim]:
-    """Return what is to be reached of ours beside CGC, and of what makes ours cheaper."""
+    """Return our targets beside CGC, and for what makes ours cheaper."""
     claims = []
     if timed and {"ours", "CGC"} <= runs.keys():
         shares = [0.65 - ratio for ratio in times(results, runs["ours"], runs["CGC"])]
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--boxes", metavar="FILE", help="a CSV file in the folder of the data")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES)
     parser.add_argument("--arch", default="efficientnet_lite0")
-    parser.add_argument("--weights", default="DEFAULT", help='"none" for random ones')
+    parser.add_argument("--weights", default="DEFAULT", help='"none" for random weights')
     parser.add_argument("--setting", default="2,1e-6,1", help="alpha,beta,p of ours")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--step-size", type=int, default=6, help="epochs between steps of lr")
@@ -260,9 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--times",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="leave them out where the machine had something else to do",
+        help="leave them out if the machine was busy otherwise",
     )
-    parser.add_argument("--results", type=Path, metavar="FILE", help="what is known, and will be")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a file of all measurements, which the program extends",
+    )
     for name in QUICK:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     options = options_of(parser, arguments)
@@ -271,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name for name, each in OBJECTIVES.items() if options.boxes or not each.get("gamma")
     ]
     if options.boxes is None and any(OBJECTIVES[name].get("gamma") for name in chosen):
-        parser.error("energy is of boxes: give --boxes")
+        parser.error("energy needs boxes: give --boxes")
     base = ObjectiveRun(
         arch=options.arch,
         weights=None if options.weights == "none" else options.weights,
@@ -295,8 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part in ("train", "test"):
             if all(boxes is None for boxes in boxes_of(base, part)):
                 parser.error(
-                    f"{options.boxes} has no box of a {part} image of the classes that are taken, "
-                    "so that energy would be the baseline: take more --classes, or leave it out"
+                    f"{options.boxes} has no box of a {part} image of the chosen classes, "
+                    "so energy would be the baseline. Take more --classes, or leave energy out"
                 )
     runs = {
         name: [replace(base, objective=name, seed=base.seed + i) for i in range(options.seeds)]

@@ -1,15 +1,15 @@
-"""How much of a network a covered patch reaches: what exact incremental inference could save.
+"""How much of a network a covered patch affects, and what exact incremental inference could save.
 
 Krypton (Nakandala et al., "Incremental and Approximate Inference for Faster Occlusion-based Deep
-CNN Explanations", SIGMOD 2019) computes again only what a patch has changed. Printed is, of a patch
-in the middle of the image, which share of all multiplications of the convolutions that is: of each
-layer's output the smallest rectangle around what is not as it was. Its inverse is the bound on what
-is gained.
+CNN Explanations", SIGMOD 2019) only recomputes what a patch has changed. For a patch in the middle
+of the image, the program prints the share of all multiplications in convolutions that this takes:
+in each layer's output, the smallest rectangle around the changed values. The inverse of the share
+bounds the gain.
 
     python benchmarks/occlusion_reach.py
     python benchmarks/occlusion_reach.py --arch vgg16 densenet121 --patch 16
 
-Weights are random: what is reached hardly depends on them.
+Weights are random, because the result hardly depends on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARCHS = ("resnet18", "resnet50", "vgg16", "efficientnet_lite0")
 
 
 def outputs_of(network: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, Tensor]]:
-    """Return the outputs of all convolutions, in the order of their runs."""
+    """Return the outputs of all convolutions, in the order in which they run."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda conv, _, output: outputs.append((conv, output.clone())))
@@ -41,7 +41,7 @@ def outputs_of(network: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, Tenso
 
 
 def share_around(changed: Tensor) -> float:
-    """Return the share of a grid that the smallest rectangle around some of its places has."""
+    """Return the share of a grid that the smallest rectangle around the given places covers."""
     sides = [changed.any(dim=axis).nonzero().flatten() for axis in (0, 1)]
     if not len(sides[0]):
         return 0.0
@@ -50,7 +50,7 @@ def share_around(changed: Tensor) -> float:
 
 
 def reached(network: nn.Module, size: int, patch: int) -> tuple[float, float]:
-    """Return the shares of multiplications, and of convolutions, that a patch reaches wholly."""
+    """Return the share of multiplications that a patch affects, and of layers affected wholly."""
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     covered, start = image.clone(), (size - patch) // 2
     covered[:, :, start : start + patch, start : start + patch] = 0
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch", type=int, default=32)
     options = parser.parse_args(arguments)
-    print(f"{'':24}{'multiplications':>16}{'bound':>8}{'layers reached wholly':>24}")
+    print(f"{'':24}{'multiplications':>16}{'bound':>8}{'layers affected wholly':>24}")
     for arch in options.arch:
         network = build_model(arch).eval()
         share, whole = reached(network, options.image_size, options.patch)

@@ -1,7 +1,7 @@
-"""A paper's table beside ours, as text and as reStructuredText, and what becomes of its claims.
+"""A paper's table beside ours, as text and as reStructuredText, and the verdicts on its claims.
 
-What is measured for it is kept in a file of one JSON object a line. The claims of all papers are in
-one table of the docs, ``docs/explanation/claims.csv``, which the programs write with ``--claims``.
+Measurements are kept in a file with one JSON object per line. The claims of all papers are in one
+table of the docs, ``docs/explanation/claims.csv``, which the programs write with ``--claims``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 
 
 class Keyed(Protocol):
-    """What is measured: something with a name that says all that its measures depend on."""
+    """What is measured, with a key that holds everything the measures depend on."""
 
     @property
     def key(self) -> str: ...
@@ -32,9 +32,9 @@ RunT = TypeVar("RunT", bound=Keyed)
 
 
 class Results(Generic[RunT]):
-    """Measures by run, in a file that grows by a line a run: what was cut off goes on.
+    """Measures by run, in a file that grows by one line per run, so interrupted programs resume.
 
-    ``measured`` returns a run with its measures, and ``told`` what is printed of them.
+    ``measured`` returns a run with its measures, and ``told`` the text that is printed about them.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Results(Generic[RunT]):
         return self._known[run.key]
 
     def complete(self, runs: Iterable[RunT], jobs: int = 1) -> None:
-        """Measure what is not known yet, and print what is told of each."""
+        """Measure the runs that are not known yet, and print a line about each."""
         missing = list({run.key: run for run in runs if run.key not in self._known}.values())
         done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
             delayed(self._measured)(run) for run in missing
@@ -73,14 +73,14 @@ class Results(Generic[RunT]):
 
 @dataclass
 class Claim:
-    """What a paper says, as a number that is above 0 if it is so, with an interval."""
+    """A paper's claim, as a number that is above 0 if the claim is true, with an interval."""
 
     text: str
     value: float
     low: float
     high: float
     unit: str = "points"
-    n_images: int | None = None  # that may be too few
+    n_images: int | None = None  # shown if these may be too few
 
     @property
     def verdict(self) -> str:
@@ -103,7 +103,7 @@ class Claim:
 
 @dataclass
 class Table:
-    """Rows of text under a title, with the claims that they speak to."""
+    """Rows of text under a title, with the claims that they test."""
 
     title: str
     header: Sequence[str]
@@ -143,7 +143,7 @@ def claims_table(tables: Sequence[Table]) -> Table:
 
 
 def publish(tables: Sequence[Table], options: Namespace, paper: str) -> None:
-    """Print tables; write them, and what becomes of a paper's claims, to the files asked for."""
+    """Print tables; write them, and the verdicts on a paper's claims, to the requested files."""
     tables = [*tables, *([claims_table(tables)] if any(table.claims for table in tables) else [])]
     for table in tables:
         print(f"\n{table.text()}", flush=True)
@@ -154,7 +154,7 @@ def publish(tables: Sequence[Table], options: Namespace, paper: str) -> None:
 
 
 def record(claims: Sequence[Claim], file: Path, paper: str) -> None:
-    """Put a paper's claims into a table of all, in place of what it says of the same ones."""
+    """Put a paper's claims into the table of all claims, in place of its earlier claims."""
     rows = [["paper", *CLAIM]]
     if file.exists():
         with file.open(encoding="utf-8", newline="") as known:
@@ -186,18 +186,18 @@ def parser_of(
     full: Mapping[str, Any],
     docs: Mapping[str, Any] | None = None,
 ) -> ArgumentParser:
-    """Return a parser with what all programs of tables take.
+    """Return a parser with the options of all programs for tables.
 
-    ``quick``, ``docs`` and ``full`` have the values of options that are not given: what takes
-    minutes on two cores, what the figures in the docs are made with, which takes hours there, and
-    what the paper has. Without ``docs``, those of the docs are the quick ones.
+    ``quick``, ``docs`` and ``full`` are the values of options that are not given: for minutes on
+    two cores, for the figures in the docs, which take hours on two cores, and for the paper's
+    setting. Without ``docs``, the quick values are also those of the docs.
     """
     parser = ArgumentParser(description=doc.splitlines()[0])
     scale = parser.add_mutually_exclusive_group(required=True)
     scales = {
-        "--quick": (quick, "minutes on two cores: to see that it runs"),
-        "--docs": (docs, "what the figures in the docs are made with; hours on two cores"),
-        "--full": (full, "what the paper has, for a GPU"),
+        "--quick": (quick, "minutes on two cores, to see that it runs"),
+        "--docs": (docs, "the setting of the figures in the docs; hours on two cores"),
+        "--full": (full, "the paper's setting, for a GPU"),
     }
     for option, (values, meaning) in scales.items():
         if values is not None:
@@ -207,13 +207,16 @@ def parser_of(
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write reStructuredText")
     parser.add_argument(
-        "--claims", type=Path, metavar="FILE", help="also put the claims into this table of all"
+        "--claims",
+        type=Path,
+        metavar="FILE",
+        help="also put the claims into this table of all claims",
     )
     return parser
 
 
 def options_of(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
-    """Return the options given, and for the others those of the scale; the device is settled."""
+    """Return the given options, those of the scale for the others, and a definite device."""
     options = parser.parse_args(arguments)
     for name, value in options.scale.items():
         if getattr(options, name) is None:
@@ -226,9 +229,9 @@ def options_of(parser: ArgumentParser, arguments: Sequence[str] | None) -> Names
 def interval_of(
     statistic: Callable[..., float], *columns: np.ndarray, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return a statistic of values by image, and its interval of 95 % by bootstrap over the images.
+    """Return a statistic of values by image, and its 95 % interval by bootstrap over the images.
 
-    The columns are resampled together: they are of the same images.
+    The columns are resampled together, as they belong to the same images.
     """
     columns = tuple(np.asarray(column, dtype=float) for column in columns)
     rng = np.random.default_rng(seed)

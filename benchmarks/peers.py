@@ -1,23 +1,23 @@
-"""What sklcam and its peers do when they are asked for the same: passes, traces, gradients.
+"""What sklcam and its peers do for the same request: passes, traces, gradients.
 
 Nothing is timed here; ``explain.py``, ``metrics.py`` and ``train_step.py`` do that. Each library
-runs as its own documentation says, on copies of one network and the same images, and what it does
-is counted:
+runs as its own documentation says, on copies of one network and on the same images. The program
+counts or checks
 
-- the forward passes that Grad-CAM of several classes of an image takes;
-- whether the gradient runs back through the whole network, or ends at the layer;
-- what explaining leaves behind in a network: hooks, gradients of parameters, another mode, other
-  running statistics of batch normalisation;
-- whether maps can be trained on: the derivative of a map's squares with respect to all weights,
-  beside that by finite differences, in float64;
+- how many forward passes Grad-CAM takes for several classes of an image;
+- whether the backward pass goes through the whole network, or ends at the layer;
+- what an explanation leaves behind in a network: hooks, gradients of parameters, a changed mode,
+  changed running statistics of batch normalisation;
+- whether maps can be trained on: the derivative of the sum of a map's squares with respect to all
+  weights, compared with finite differences, in float64;
 - whether scikit-learn can copy the explainer, as its searches do;
-- how many of the methods and metrics of the four papers there are.
+- how many of the four papers' methods and metrics there are.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --arch vgg16_bn --batch-size 4 --device cuda
 
-The maps must agree, or the program stops. Quantus measures maps and makes none; its metrics are
-counted where it is installed. The others have methods and metrics of other papers, too.
+The maps must agree, or the program stops. Quantus measures maps but makes none; its metrics are
+counted if it is installed. The others also have methods and metrics of other papers.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from sklcam.cam import GradCAM, available
 from sklcam.metrics import available as available_metrics
 from sklcam.networks import find_target_layer, record
 
-TOLERANCE = 1e-4  # on the largest difference of two maps in [0, 1]
-STEP = 1e-8  # of finite differences, as a share of the weights: few units change sides
-N_CLASSES = 3  # explained of each image
+TOLERANCE = 1e-4  # bound on the largest difference of two maps in [0, 1]
+STEP = 1e-8  # of finite differences, as a share of the weights: few ReLUs switch
+N_CLASSES = 3  # classes explained for each image
 
-# What the four papers name, and where it is in pytorch-grad-cam, torchcam and captum, or None.
+# What the four papers name, and its place in pytorch-grad-cam, torchcam and captum, or None.
 METHODS = {
     "CAM": (None, "methods.CAM", None),
     "Grad-CAM": ("GradCAM", "methods.GradCAM", "attr.LayerGradCam"),
@@ -90,7 +90,7 @@ PEERS = ("pytorch_grad_cam", "torchcam", "captum")
 
 
 class Library(ABC):
-    """Grad-CAM of one network at one layer."""
+    """Grad-CAM for one network at one layer."""
 
     name: str
     distribution: str
@@ -110,11 +110,11 @@ class Library(ABC):
 
     @abstractmethod
     def raw(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Return raw maps (n, u, v) with as much of a graph as there is a way to have."""
+        """Return raw maps (n, u, v), with as much of a graph as the library can keep."""
 
     @abstractmethod
     def explainer(self) -> object:
-        """Return what a user makes and keeps."""
+        """Return the object that a user makes and keeps."""
 
 
 class Ours(Library):
@@ -204,7 +204,7 @@ class Captum(Library):
 
 
 class Passes:
-    """Count forward passes, and gradients that come back to the first layer with weights."""
+    """Count forward passes, and gradients that reach the first layer with weights."""
 
     def __init__(self, network: nn.Module):
         self.forward = self.backward = 0
@@ -239,7 +239,7 @@ def passes(library: Library, images: Tensor, classes: Tensor) -> Passes:
 
 
 def traces(library: Library, images: Tensor, classes: Tensor) -> list[str]:
-    """Return what is different about a network in training mode after it has been explained."""
+    """Return what has changed in a network in training mode after an explanation."""
     network = library.network
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -260,7 +260,7 @@ def hooks_of(module: nn.Module) -> list[object]:
 
 
 def has_derivatives(library: Library, images: Tensor) -> bool:
-    """Whether maps have the derivative that finite differences find, in a random direction."""
+    """Return whether maps have the derivative of finite differences, in a random direction."""
     network = library.network.double()
     images = images.double()
     with torch.no_grad():
@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     check_names()
-    warnings.simplefilter("ignore")  # torchcam warns of networks in training mode
+    warnings.simplefilter("ignore")  # torchcam warns about networks in training mode
     network = prepared_network(options.arch, options.image_size, options.device)
     images = noise_images(options.batch_size, options.image_size, seed=0).to(options.device)
     layer = find_target_layer(network, sample=images[:1]).name
@@ -355,15 +355,15 @@ def main() -> None:
         reference = maps if reference is None else reference
         difference = float((maps - reference).abs().max())
         if difference > TOLERANCE:
-            raise SystemExit(f"{kind.name} makes other maps, by up to {difference:.1g}.")
+            raise SystemExit(f"{kind.name} disagrees: maps differ by up to {difference:.1g}.")
         columns[f"{kind.name} {version(kind.distribution)}"] = column(fresh, images, classes)
     columns["Quantus"] = {"metrics of the papers": of_quantus()}
-    print(f"{options.arch} at {layer}, {options.batch_size} images, {N_CLASSES} classes of each\n")
+    print(f"{options.arch} at {layer}, {options.batch_size} images, {N_CLASSES} classes each\n")
     print(table(columns))
 
 
 def column(fresh: Callable[[], Library], images: Tensor, classes: Tensor) -> dict[str, str]:
-    """Count all there is to count, each on a network that nothing was done to."""
+    """Count everything, each on a fresh copy of the network."""
     kind = type(fresh())
     count = passes(fresh(), images, classes)
     left = traces(fresh(), images, classes)
@@ -374,7 +374,7 @@ def column(fresh: Callable[[], Library], images: Tensor, classes: Tensor) -> dic
     return {
         "forward passes for three classes": str(count.forward),
         "backward passes through the whole network": str(count.backward),
-        "left behind in a network that trains": ", ".join(left) or "nothing",
+        "left behind in a training network": ", ".join(left) or "nothing",
         "maps can be trained on": "yes" if trainable else "no",
         "scikit-learn can copy the explainer": "yes" if is_copied(fresh()) else "no",
         "methods of the papers": f"{n_methods} of {len(METHODS)}",

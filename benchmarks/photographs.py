@@ -1,20 +1,20 @@
-"""The pretrained network on photographs: what it calls them, and its maps with the loss.
+"""The pretrained network on photographs: its predictions, and its maps with the loss.
 
     python benchmarks/photographs.py --named --data DIR --fruits DIR
     python benchmarks/photographs.py --data DIR --output docs/images/photographs.png
 
-``--named`` asks the network for its five most likely classes of photographs whose class is plain,
-those of Caltech 101 and of fruit that ImageNet has under a name of its own, and counts.
+``--named`` counts how often the network's five most likely classes are right, on photographs whose
+class is plain: those of Caltech 101 and of fruit whose class is also in ImageNet.
 
-Without it, the network is fine-tuned on some classes of Caltech 101 twice, on labels alone and with
-the consistency loss, and explains the photographs that come with scikit-image and scikit-learn,
-which neither has seen. Their maps and those of their views are drawn, and measured over many views;
-accuracy and consistency are those on the test images of Caltech 101. How alike the maps of two
-photographs are, by correlation, is the control: maps that are the same for all images stay put,
-and explain nothing.
+Without ``--named``, the network is fine-tuned twice on some classes of Caltech 101, on labels alone
+and with the consistency loss. Both networks explain the photographs that come with scikit-image and
+scikit-learn, which they have not seen. The maps of photographs and of their views are drawn, and
+measured over many views; accuracy and consistency are measured on the test images of Caltech 101.
+The correlation between the maps of two photographs is the control: maps that are the same for all
+images are consistent, but explain nothing.
 
-DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is Caltech 101 as it is published;
-that of fruit holds ``boxes.csv``, with ``path`` and ``label``, and ``images``.
+DIR holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is Caltech 101 as published. The
+folder of fruit holds ``boxes.csv``, with ``path`` and ``label``, and ``images``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from sklcam.cam import GradCAM
 from sklcam.datasets import load_caltech101, load_class_folders
 from sklcam.metrics import evaluate
 
-# Of Caltech 101, those whose objects are on the photographs, more or less.
+# Classes of Caltech 101 whose objects are, more or less, in the photographs.
 CLASSES = ("Faces", "Motorbikes", "cougar_face", "cup", "pagoda", "sunflower")
-# Of Caltech 101 and of fruit, those that ImageNet has: by the same name, by another of the same, or
-# as kinds that nearly all of its images are of. Apples and pagodas it has not.
+# Classes of Caltech 101 and of fruit that ImageNet has: by the same name, by another name, or as
+# kinds that cover nearly all of the images. It does not have apples and pagodas.
 NAMES = {
     "accordion": ("accordion",),
     "airplanes": ("airliner", "warplane"),
@@ -98,7 +98,7 @@ def photographs() -> list[Image.Image]:
 
 
 def parts(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return paths and labels of "train" and "test"."""
+    """Return the paths and labels of "train" and "test"."""
     if (folder / "train").is_dir():
         bunches = {part: load_class_folders(folder / part) for part in ("train", "test")}
     else:
@@ -107,7 +107,7 @@ def parts(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def print_names(options: argparse.Namespace) -> None:
-    """Print how often one of a class's names is the first, or among the first five."""
+    """Print how often one of a class's names is the top prediction, or among the top five."""
     X, y = parts(options.data)["test"]
     if options.fruits:
         with (options.fruits / "boxes.csv").open() as file:
@@ -139,7 +139,7 @@ def print_names(options: argparse.Namespace) -> None:
 
 
 def fine_tuned(options: argparse.Namespace) -> dict[str, ConsistentCAMClassifier]:
-    """Return the network without and with the loss, fitted on the same images."""
+    """Return the network trained without and with the loss, on the same images."""
     X, y = parts(options.data)["train"]
     chosen = np.isin(y, options.classes)
     classifiers = {}
@@ -160,12 +160,12 @@ def fine_tuned(options: argparse.Namespace) -> dict[str, ConsistentCAMClassifier
             verbose=0,
         )
         classifiers[name] = clf.fit(X[chosen], y[chosen])
-        print(f"{name} the loss: {clf.history[-1, 'dur']:.0f} s an epoch", flush=True)
+        print(f"{name} the loss: {clf.history[-1, 'dur']:.0f} s per epoch", flush=True)
     return classifiers
 
 
 def measured(clf: ConsistentCAMClassifier, options: argparse.Namespace) -> dict[str, float]:
-    """Return what is said of a classifier: on test images, and of the photographs."""
+    """Return a classifier's numbers on test images and on the photographs."""
     X, y = parts(options.data)["test"]
     chosen = np.isin(y, options.classes)
     of_test = evaluate(
@@ -179,7 +179,7 @@ def measured(clf: ConsistentCAMClassifier, options: argparse.Namespace) -> dict[
         "accuracy": of_test["accuracy"].mean(),
         "consistency": of_test["consistency"].mean(),
         "on the photographs": np.mean([each["consistency"].mean() for each in of_photographs]),
-        "maps alike": likeness(
+        "likeness of maps": likeness(
             [torch.from_numpy(clf.explain(photographs(), method=GradCAM(relu=False)))]
         ),
     }
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--fruits", type=Path)
-    parser.add_argument("--named", action="store_true", help="count the names that are right")
+    parser.add_argument("--named", action="store_true", help="count how often the names are right")
     parser.add_argument("--arch", default="efficientnet_lite0")
     parser.add_argument("--classes", nargs="+", default=CLASSES)
     parser.add_argument("--image-size", type=int, default=128)
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--beta", type=float, default=1e-6, help="for images of 224 pixels")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--views", type=int, default=10, help="of each photograph")
+    parser.add_argument("--views", type=int, default=10, help="views of each photograph")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=Path("photographs.png"))

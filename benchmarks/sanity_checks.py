@@ -1,18 +1,18 @@
-"""Adebayo et al.'s sanity checks: do maps change when what the network has learned is undone?
+"""The sanity checks of Adebayo et al.: do maps change if what the network has learned is undone?
 
     python benchmarks/sanity_checks.py --quick --data DIR --rst sanity.rst
     python benchmarks/sanity_checks.py --full --data IMAGENET --device cuda
 
 cascading: layers are made random one after the other, from the output backwards.
-independent: those of one step alone, while all others are as they were trained.
+independent: only the layers of one step are random; all others are as trained.
 
-The class that is explained stays that which the trained network predicts. Likeness is the rank
-correlation of the maps' absolute values. In the same pass each map is compared with that of another
-class, drawn at random (Sixt et al.), and with the maps of other images.
+The explained class is always the one that the trained network predicts. Likeness is the rank
+correlation of the maps' absolute values. In the same pass, each map is compared with the map of
+another class, drawn at random (Sixt et al.), and with the maps of other images.
 
-DIR holds images, at any depth, in folders named by their class; or it is ImageNet, whose ``val`` is
-taken. Without it, the photographs that come with scikit-image and scikit-learn are explained.
-Intervals of 95 % are by bootstrap over the images.
+DIR holds images, at any depth, in folders named by class, or it is ImageNet, whose ``val`` is used.
+Without ``--data``, the photographs that come with scikit-image and scikit-learn are explained. The
+95 % intervals are by bootstrap over the images.
 
 Reference: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, sections 3 and 4. Sixt
 et al., "When Explanations Lie", ICML 2020, section 5.
@@ -42,7 +42,7 @@ METHODS = (
     *("gradcam", "gradcam++", "layercam", "saliency", "deconvnet", "guidedbackprop"),
     "guidedgradcam",
 )
-# What the papers say: of the weights, and of the class.
+# What the papers say about the weights, and about the class.
 DEPENDS = {"gradcam": True, "saliency": True, "guidedbackprop": False, "guidedgradcam": False}
 OF_CLASS = {"guidedbackprop": False}
 SHOWN = {
@@ -70,7 +70,7 @@ def images(options: argparse.Namespace) -> list[Any]:
 
 
 def figure(values: np.ndarray) -> str:
-    """Return a mean with its interval, in hundredths; of what is finite."""
+    """Return the mean of finite values with its interval, in hundredths."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return "-"
@@ -104,9 +104,9 @@ def table_of(check: SanityCheck, options: argparse.Namespace, n_images: int) -> 
 
 
 def claims_of(check: SanityCheck, n_images: int) -> list[Claim]:
-    """Return what becomes of the papers' claims: by how far maps are on their side of the middle.
+    """Return the papers' claims: how far maps are on the claimed side of the middle.
 
-    The middle lies between the map that stays as it was, and that of another image.
+    The middle lies between an unchanged map and the map of another image.
     """
     found = []
     tests = (
@@ -138,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default="DEFAULT", help='"none" for random weights')
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--images", type=int)
-    parser.add_argument("--classes", type=int, help="the first classes of DIR alone")
-    parser.add_argument("--layers", type=int, help="in how many steps")
+    parser.add_argument("--classes", type=int, help="only the first classes of DIR")
+    parser.add_argument("--layers", type=int, help="number of steps")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--modes", nargs="+", default=("cascading", "independent"))
     parser.add_argument("--batch-size", type=int, default=8)

@@ -1,17 +1,17 @@
-"""Seeds from maps, cut out, and a network trained on them: what are they worth as segmentations?
+"""How good are seeds from maps, GrabCut's version of them, and a network trained on them?
 
     python benchmarks/segmentation.py --docs --data DIR --rst segmentation.rst
     python benchmarks/segmentation.py --quick --data DIR
 
-As in section 4.2 of the Grad-CAM paper: a network that knows labels of whole images makes seeds,
-and a network for segmentation learns from them. The first is EfficientNet-Lite0, trained on
-ImageNet; the second torchvision's LR-ASPP on the same trunk. One half of the images is learned
-from, with their labels; the other is for the test. Seeds are cut out by GrabCut, too (the extra
+As in section 4.2 of the Grad-CAM paper, a network that knows the labels of whole images makes
+seeds, and a segmentation network learns from them. The first is EfficientNet-Lite0, trained on
+ImageNet; the second is torchvision's LR-ASPP on the same trunk. One half of the images, with their
+labels, is for training, and the other half for the test. GrabCut also refines the seeds (the extra
 ``grabcut``).
 
-DIR is as for ``gradcam_tables.py``. Its objects have boxes, which are taken for their masks: even a
-perfect segmentation does not reach 100. Where boxes of several classes overlap, nothing is counted.
-Intervals of 95 % are by bootstrap over the images of the test.
+DIR is as for ``gradcam_tables.py``. Its objects have boxes, which stand for masks, so even a
+perfect segmentation does not reach 100. Pixels where boxes of several classes overlap are not
+counted. The 95 % intervals are by bootstrap over the test images.
 
 Reference: Selvaraju et al., "Grad-CAM", IJCV 2020, section 4.2; Kolesnikov, Lampert, "Seed, Expand
 and Constrain", ECCV 2016; Howard et al., "Searching for MobileNetV3", ICCV 2019 (LR-ASPP).
@@ -44,7 +44,7 @@ from sklcam.metrics import box_masks
 from sklcam.metrics.masks import label_overlaps
 
 UNKNOWN = 255
-LAYERS = {  # the grids of 28 x 28 and 14 x 14 places, of images of 224 x 224 pixels
+LAYERS = {  # with grids of 28 x 28 and 14 x 14 places, for images of 224 x 224 pixels
     "efficientnet_lite0": ("_blocks.4", "_blocks.10"),
     "resnet18": ("layer2", "layer3"),
 }
@@ -67,7 +67,7 @@ def size_of(path: str) -> tuple[int, int]:
 
 
 def mask_of(boxes: Mapping[Any, np.ndarray], classes: list[Any], size: tuple[int, int]) -> Tensor:
-    """Return the label map that the boxes of each class make."""
+    """Return the label map made of the boxes of each class."""
     inside = [
         box_masks([torch.as_tensor(boxes.get(label, np.empty((0, 4))))], size)[0] >= 0.5
         for label in classes
@@ -82,7 +82,7 @@ def mask_of(boxes: Mapping[Any, np.ndarray], classes: list[Any], size: tuple[int
 
 
 class Trunk(nn.Module):
-    """The layers of a network up to one, and what two of them return."""
+    """The layers of a network up to a given one, with the outputs of two of them."""
 
     def __init__(self, network: nn.Module, low: str, high: str):
         super().__init__()
@@ -110,7 +110,7 @@ def segmentation_network(network: nn.Module, layers: Sequence[str], n_labels: in
 
 
 def trained(network: LRASPP, images: Tensor, labels: Tensor, options: argparse.Namespace) -> LRASPP:
-    """Train on label maps, of which the unknown is left out; statistics of batches stay as are."""
+    """Train on label maps without their unknown pixels, and with fixed batch statistics."""
     optimizer = torch.optim.AdamW(
         [
             {"params": network.backbone.parameters(), "lr": 1e-4},
@@ -138,7 +138,7 @@ def trained(network: LRASPP, images: Tensor, labels: Tensor, options: argparse.N
 
 
 def shrunk(label_maps: Sequence[np.ndarray], size: Sequence[int]) -> Tensor:
-    """Return label maps at the network's input size: a label has no value between two others."""
+    """Return label maps at the network's input size, without interpolating between labels."""
     sizes = (size[1], size[0])
     small = [Image.fromarray(labels).resize(sizes, Image.NEAREST) for labels in label_maps]
     return torch.from_numpy(np.stack([np.asarray(labels) for labels in small])).long()
@@ -161,11 +161,11 @@ def batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-# What they are worth
+# Results
 
 
 def counts_of(found: Sequence[np.ndarray], masks: Sequence[Tensor], n_labels: int) -> np.ndarray:
-    """Return what label maps share with masks of each label, and what either has, by image."""
+    """Return the intersections and unions of label maps and masks of each label, by image."""
     pairs = [
         torch.stack(label_overlaps(torch.from_numpy(labels), mask, n_labels))
         for labels, mask in zip(found, masks, strict=True)
@@ -197,9 +197,9 @@ def table_of(
         table.add(name, "yes" if is_given else "no", interval, f"{known_share(found):.0f} %")
     for text, high_name, low_name in (
         ("GrabCut improves seeds", "seeds, GrabCut", "seeds"),
-        ("A network trained on seeds is better than seeds", "network, of seeds", "seeds"),
+        ("A network trained on seeds is better than the seeds", "network, of seeds", "seeds"),
         (
-            "A network trained on what GrabCut made of seeds is better than that",
+            "A network trained on GrabCut's seeds is better than GrabCut's seeds",
             "network, of GrabCut",
             "seeds, GrabCut",
         ),
@@ -218,15 +218,15 @@ def gain(text: str, high: np.ndarray, low: np.ndarray) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, QUICK, None, DOCS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--year", default="2007", help="of VOC")
+    parser.add_argument("--year", default="2007", help="the year of VOC")
     parser.add_argument("--arch", default="efficientnet_lite0", choices=LAYERS)
-    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random ones')
-    parser.add_argument("--images", type=int, help="of one class, and of several, at most")
+    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random weights')
+    parser.add_argument("--images", type=int, help="images of one class, and of several, at most")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
     options = options_of(parser, arguments)
-    warnings.simplefilter("ignore", ExplanationWarning)  # of blank maps, which is measured
+    warnings.simplefilter("ignore", ExplanationWarning)  # about blank maps, which are measured
     explainer, data = read(options)
     n_images = len(data.every.X)
     order = np.random.default_rng(0).permutation(n_images).tolist()
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measured(
     explainer: CAMExplainer, data: Any, parts: Sequence[list[int]], options: argparse.Namespace
 ) -> Table:
-    """Make seeds of both parts, train on the first, and judge all of them on the second."""
+    """Make seeds for both parts, train on the first, and judge all on the second."""
     files, labels = ([[of[i] for i in rows] for rows in parts] for of in (data.X, data.boxes))
     sets = [[{*boxes} for boxes in part] for part in labels]
     every = data.X, [{*boxes} for boxes in data.boxes]  # one half may lack a class

@@ -1,15 +1,15 @@
-"""What masks are worth where something beside the object gives the class away.
+"""How much masks help if something beside the object gives the class away.
 
     python benchmarks/spurious_patch.py --seeds 3
 
-Digits of scikit-learn have a grey patch in a corner; in training its grey tells the class, and in
-test it is random. Cross-entropy alone is compared with the same and a loss on masks of the digits:
-"energy", or those that ``--mask-loss`` names. All start from random weights, which the seeds are
-of, and so is where the digits are.
+Scikit-learn's digits have a grey patch in a corner. In training, its shade gives the class away; in
+the test, it is random. Cross-entropy alone is compared with cross-entropy and a loss on masks of
+the digits: "energy", or the losses that ``--mask-loss`` names. The seeds determine the random
+weights that training starts from, and where the digits are.
 
-Accuracy is that of test images, the heatmap ratio the share on the digit of the Grad-CAM maps of
-their labels. Intervals of 95 % are by bootstrap over the test images, of which the seeds' values
-are averaged first.
+Accuracy is measured on test images. The heatmap ratio is the share of a label's Grad-CAM map that
+lies on the digit. The 95 % intervals are by bootstrap over the test images, for which the seeds'
+values are averaged first.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch import nn
 from sklcam import ConsistentCAMClassifier
 from sklcam.metrics import evaluate
 
-SIZE, PATCH, N_CLASSES = 24, 5, 5  # of an image, of its patch; the first digits
-SIDE = 16  # of a digit
+SIZE, PATCH, N_CLASSES = 24, 5, 5  # sides of an image and of its patch; the first digits
+SIDE = 16  # side of a digit
 MEASURES = ("accuracy", "heatmap_ratio")
 
 
 class SmallNetwork(nn.Sequential):
-    """Three convolutions."""
+    """A network of three convolutions."""
 
     def __init__(self, num_classes: int, in_channels: int):
         def block(n_in: int, n_out: int) -> tuple[nn.Module, ...]:
@@ -71,7 +71,7 @@ def measured(mask_loss: str | None, seed: int, options: argparse.Namespace) -> d
     rng = np.random.default_rng(seed)
     digits, labels = load_digits(n_class=N_CLASSES, return_X_y=True)
     digits = (digits / 16).reshape(-1, 8, 8).repeat(2, axis=1).repeat(2, axis=2)
-    # The same test images for all seeds, so that their values can be averaged.
+    # All seeds have the same test images, so that their values can be averaged.
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[: options.images], order[options.images :][: options.test_images]
     X, masks = with_patches(digits[train], labels[train], rng)
@@ -96,7 +96,7 @@ def measured(mask_loss: str | None, seed: int, options: argparse.Namespace) -> d
         verbose=0,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of statistics that lag, and are re-estimated
+        warnings.simplefilter("ignore")  # about statistics that lag, and are re-estimated
         clf.fit(X, labels[train], masks=masks)
     return evaluate(
         clf,
@@ -123,7 +123,7 @@ def table_of(options: argparse.Namespace) -> Table:
         values = {name: np.array([run[name] for run in runs]) for name in MEASURES}
         found[mask_loss] = {name: 100 * each.mean(axis=0) for name, each in values.items()}
         figures = [spread(100 * each.mean(axis=1)) for each in values.values()]
-        table.add("cross-entropy" if mask_loss is None else f"and {mask_loss}", *figures)
+        table.add("cross-entropy" if mask_loss is None else f"with {mask_loss}", *figures)
     for mask_loss in options.mask_loss:
         for name in MEASURES:
             pair = (found[mask_loss][name], found[None][name])
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--images", type=int, default=400, help="to train on")
+    parser.add_argument("--images", type=int, default=400, help="training images")
     parser.add_argument("--test-images", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)

@@ -1,9 +1,10 @@
-"""How often the intervals of a study hold the truth, by what is resampled.
+"""How often the intervals of a study contain the truth, by what is resampled.
 
-Simulates studies of kind "class", of which the share of right answers is known: on the logit,
-raters and images differ as normal variables do. Printed is, for studies of several sizes, in how
-many the interval of 95 % of ``sklcam.study.analyse`` holds that share, and its mean width; beside
-them those of the usual interval of single answers, as if each were of another rater and image.
+The program simulates studies of kind "class" with a known share of right answers: the logits of
+raters and images are normally distributed. For studies of several sizes, it prints how often the 95
+% interval of ``sklcam.study.analyse`` contains that share, and the interval's mean width. For
+comparison, it prints the same for the usual interval of single answers, which treats each answer as
+if it came from another rater and another image.
 
     python benchmarks/study_intervals.py
     python benchmarks/study_intervals.py --n-studies 40 --sizes 6x10
@@ -25,7 +26,7 @@ N_RESAMPLES = 400
 
 
 def share_of_right_answers() -> float:
-    """Return the share of right answers of all raters and images that could be, by quadrature."""
+    """Return the share of right answers over all possible raters and images, by quadrature."""
     points, weights = np.polynomial.hermite_e.hermegauss(80)
     spread = np.hypot(OF_RATERS, OF_IMAGES)
     return float(weights @ (1 / (1 + np.exp(-MIDDLE - spread * points))) / weights.sum())
@@ -34,7 +35,7 @@ def share_of_right_answers() -> float:
 def simulated(
     n_raters: int, n_images: int, generator: np.random.Generator
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the answers to a study, one question an image, and its key."""
+    """Return the answers to a study with one question per image, and its key."""
     raters = generator.normal(0, OF_RATERS, (n_raters, 1))
     images = generator.normal(0, OF_IMAGES, n_images)
     chance = 1 / (1 + np.exp(-MIDDLE - raters - images))

@@ -1,7 +1,7 @@
-"""Networks and images for the programs that time: as if they were trained, without a download.
+"""Networks and images for the timing programs: as if trained, without a download.
 
-Running statistics are those of images, and the highest logits are as high as a trained network's.
-Images are smooth noise, or those of a folder, as the network gets them.
+Running statistics come from images, and the highest logits are as high as those of a trained
+network. Images are smooth noise, or those of a folder, as the network gets them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ IMAGE_KINDS = (".jpg", ".jpeg", ".png")
 
 
 def trained_network(arch: str, weights: Path, device: str) -> nn.Module:
-    """A network with the weights of a state dict, and as many classes."""
+    """Return a network with the weights of a state dict, and as many classes."""
     state = torch.load(weights, weights_only=True)
     head = next(name for name in reversed(state) if name.endswith(".weight"))
     return build_model(arch, n_classes=len(state[head]), weights=weights).to(device).eval()
 
 
 def prepared_network(arch: str, size: int, device: str) -> nn.Module:
-    """A network that behaves as if it had been trained, without a download."""
+    """Return a network that behaves as if it were trained, without a download."""
     torch.manual_seed(SEED)
     network = untrained_network(arch).to(device)
     images = noise_images(16, size, seed=SEED + 1).to(device)
@@ -68,7 +68,7 @@ def last_linear(network: nn.Module) -> nn.Linear:
 
 
 def noise_images(n_images: int, size: int, seed: int) -> Tensor:
-    """Coarse and fine noise, as the network gets it."""
+    """Return coarse and fine noise, as the network gets it."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n_images, 3, 7, 7, generator=generator)
     coarse = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
@@ -80,7 +80,7 @@ def noise_images(n_images: int, size: int, seed: int) -> Tensor:
 def images_of(folder: Path, n_images: int, size: int) -> Tensor:
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_KINDS]
     if len(paths) < n_images:
-        raise SystemExit(f"A batch needs {n_images} images; {folder} has {len(paths)}.")
+        raise SystemExit(f"A batch needs {n_images} images, but {folder} has {len(paths)}.")
     generator = torch.Generator().manual_seed(SEED)
     drawn = [paths[i] for i in torch.randperm(len(paths), generator=generator)[:n_images]]
     dataset = ImageDataset(drawn, image_size=size)

@@ -1,43 +1,45 @@
-"""What a training step with consistent explanations costs, beside a plain one.
+"""What a training step with consistent explanations costs, compared with a plain one.
 
-Times one optimiser step (zero_grad, forward, loss, backward, SGD) and takes its peak memory, for
+The program measures the time and peak memory of one optimiser step (zero_grad, forward, loss,
+backward, SGD), for
 
 - plain: one view, cross-entropy;
-- two views: a second forward pass, of weight zero: the floor of all that compares two views;
+- two views: a second forward pass, with weight zero: the least that comparing two views costs;
 - sklcam: ``ConsistentCAMClassifier.train_step``, alpha 1, beta 1e-6, p 1;
 - sklcam, low: the same with ``memory="low"``, which trains the view in a pass of its own
   (``--memory`` chooses one of the two);
-- sklcam, auto: the first with alpha and beta that balance themselves (``--auto``);
-- with ``--objectives``, what else the classifier can be trained for: CGC as it was published (three
-  passes), the first of ours with terms in every fourth step (the mean of four), or with the view's
-  map as a constant, and energy in masks alone;
-- input gradient: the same loss with the map's gradient taken by way of the input, as
-  pytorch-grad-cam's BaseCAM does with ``detach=False``: ``autograd.grad(score, input,
-  create_graph=True)`` runs back through the whole network, and what passes the target layer is
-  kept. (``backward(create_graph=True)`` would cost more: all parameters' gradients as well.)
+- sklcam, auto: "sklcam" with alpha and beta that balance themselves (``--auto``);
+- with ``--objectives``, the classifier's other objectives: CGC as published (three passes),
+  "sklcam" with terms in every fourth step (the mean of four), or with the view's map as a constant,
+  and only energy in masks;
+- input gradient: the same loss, but the map's gradient is computed on the way to the input, as in
+  pytorch-grad-cam's BaseCAM with ``detach=False``:
+  ``autograd.grad(score, input, create_graph=True)`` goes back through the whole network, and the
+  gradient at the target layer is kept. (``backward(create_graph=True)`` would cost more, as it also
+  computes the gradients of all parameters.)
 
-All have the same uint8 images, weights and views, and compute in the same precision. Those that
-compute the same loss must agree on it and on its gradient, or the program stops. In fp16 all scale
+All have the same uint8 images, weights and views, and compute in the same precision. Contenders
+with the same loss must agree on it and on its gradient, or the program stops. In fp16, all scale
 their losses, and unscale their gradients at the end of the step.
 
-With ``--compile`` the classifiers are compiled, block by block, and so are, as a whole, the
-networks of plain and of two views: ratios are to a plain step that is compiled itself. The input
-gradient cannot be, as compiled code has no second derivative.
+With ``--compile``, the classifiers are compiled block by block, and the networks of plain and of
+two views as a whole, so ratios compare with a compiled plain step. The input gradient cannot be
+compiled, because compiled code has no second derivative.
 
-Memory is given twice: the most that is allocated at a time during the step, and the most that
-autograd keeps of tensors at a time, each storage once, without parameters. The second is exact, and
-the same on all devices.
+There are two figures for memory: the peak of allocated memory during the step, and the peak of
+tensors that autograd keeps, counting each storage once and without parameters. The second is exact,
+and the same on all devices.
 
-With ``--count`` nothing is timed: it is counted how many operations a device is given for a step,
-views of tensors and allocations aside, and how often the host waits for it, by the pretended device
-of ``tests/``. Many of them take longer to be launched than to be done.
+With ``--count``, nothing is timed. Instead, the pretended device of ``tests/`` counts how many
+operations a step launches on a device, without views of tensors and allocations, and how often the
+host waits for the device. Many operations take longer to launch than to run.
 
     python benchmarks/train_step.py --arch resnet18 resnet50 convnext_tiny --batch-size 8
     python benchmarks/train_step.py --arch resnet18 --image-size 96 --memory normal --count
     python benchmarks/train_step.py --arch timm/vit_small_patch16_224 --target-layer blocks.10
 
-Names are those that the classifier takes. The usual layer of a vision transformer has a way around
-it, so that low memory takes another, or is left out (``--memory normal``).
+Names are those that the classifier takes. The usual layer of a vision transformer is bypassed by a
+residual connection, so low memory needs another layer, or can be left out (``--memory normal``).
 
 The images are random pixels unless ``--data DIR`` names a folder with one folder per class.
 """
@@ -75,22 +77,25 @@ from sklcam.networks import TargetLayer, record
 from sklcam.training import ConsistentCAMLoss, Explanations, ViewSampler, Warp
 from sklcam.training._data import AnnotatedBatch
 
-BARS = {"sklcam": (2.15, 2.1), "sklcam, low": (2.6, 1.2)}  # time and saved tensors, of plain's
-MOST_LAUNCHES = 3.2  # of sklcam, of plain's
+BARS = {
+    "sklcam": (2.15, 2.1),
+    "sklcam, low": (2.6, 1.2),
+}  # bounds on time and saved tensors, relative to plain
+MOST_LAUNCHES = 3.2  # bound on sklcam's launches, relative to plain
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OURS = {"normal": "sklcam", "low": "sklcam, low"}
 LEARNING_RATE = 1e-3
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for all, whatever a network comes with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for all networks, whatever their own
 SEED = 0
-# Relative, on the loss and on the 2-norm of the whole gradient.
+# Relative bounds, on the loss and on the 2-norm of the whole gradient.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.05}
-# A scaler's usual start, 2^16, may overflow: such a step changes nothing, and there is no gradient.
+# A scaler's usual start, 2^16, may overflow; then a step changes nothing, and has no gradient.
 LOSS_SCALE = 2.0**8
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What contenders get: uint8 images, class indices, a view and a mask of each image."""
+    """The contenders' input: uint8 images, class indices, and a view and a mask of each image."""
 
     pixels: Tensor
     labels: Tensor
@@ -103,7 +108,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class RecordedViews(ViewSampler):
-    """A "distribution" of one outcome, so that the classifier gets the others' views."""
+    """A "distribution" with one outcome, so the classifier gets the same views as the others."""
 
     warp: Warp | None = None
 
@@ -114,16 +119,16 @@ class RecordedViews(ViewSampler):
 
 @dataclass(frozen=True)
 class Contender:
-    """A network of its own, and what does one step on it and returns the loss."""
+    """A contender's own network, and a function that takes one step and returns the loss."""
 
     network: nn.Module
     step: Callable[[], Tensor]
-    n_steps: int = 1  # that it makes at a time
+    n_steps: int = 1  # steps that it takes at a time
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How everyone computes."""
+    """The settings that all contenders share."""
 
     device: str
     precision: str
@@ -132,11 +137,11 @@ class Setting:
 
     @property
     def foreach(self) -> bool | None:
-        """Whether the optimiser takes all parameters at once; None leaves it to torch."""
-        return True if self.device == "pretend" else None  # as torch would, on a device
+        """Whether the optimiser updates all parameters at once; None leaves it to torch."""
+        return True if self.device == "pretend" else None  # as torch would on a device
 
     def scaler(self) -> GradScaler:
-        """Return what scales a loss; where that is not needed, it does nothing."""
+        """Return a scaler for the loss, which does nothing if scaling is not needed."""
         return GradScaler(self.device, LOSS_SCALE, enabled=self.precision == "fp16")
 
     def run(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ def input_gradient_loss(
         logits = setting.run(network, images.requires_grad_())
         activations = tape.activations
         score = target_scores(logits).sum()
-        if setting.precision == "fp16":  # in which its gradient at a single position is too small
+        if setting.precision == "fp16":  # whose gradient at a single position would be too small
             score = score * layer.to_grid(activations).shape[-2:].numel()
         _, gradients = torch.autograd.grad(score, (images, activations), create_graph=True)
         grids = (layer.to_grid(of).float() for of in (activations, gradients))
@@ -172,7 +177,7 @@ def input_gradient_loss(
 
     images = batch.images()
     view_images = batch.warp(images)
-    # Attention has a second derivative in its plain kernel only.
+    # Attention has a second derivative only in its plain kernel.
     with record(network, layer.of(network), trunk=True) as tape, sdpa_kernel(SDPBackend.MATH):
         logits, maps = explain(images)
         _, maps_of_view = explain(view_images)
@@ -185,7 +190,7 @@ def input_gradient_loss(
 def own_loop(
     network: nn.Module, loss_of: Callable[[nn.Module], Tensor], setting: Setting, compiled: bool
 ) -> Contender:
-    """Train a copy of the network as one does by hand, with the classifier's optimiser."""
+    """Train a copy of the network in a handwritten loop, with the classifier's optimiser."""
     network = copy.deepcopy(network).train()
     if compiled:
         network.compile()
@@ -209,7 +214,7 @@ def own_loop(
 def classifier(
     module: object, batch: Batch, setting: Setting, memory: str, **options: object
 ) -> ConsistentCAMClassifier:
-    """Return a classifier that knows the batch's classes and has not been trained."""
+    """Return an untrained classifier that knows the batch's classes."""
     height, width = batch.pixels.shape[-2:]
     clf = ConsistentCAMClassifier(
         module,
@@ -243,12 +248,12 @@ def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
     annotated.annotations = {"masks": batch.masks} if clf.gamma else {}
 
     def step() -> Tensor:
-        # What fit_loop puts around its steps.
+        # fit_loop does this around its steps.
         with clf._own_randomness(), clf._differentiating():
             for _ in range(clf.every):
-                if clf.every > 1:  # by which steps are counted
+                if clf.every > 1:  # which counts steps
                     clf.history.new_batch()
-                # From the same seed each time, as the others: dropout and stochastic depth.
+                # Use the same seed each time, as the others do, for dropout and stochastic depth.
                 torch.manual_seed(SEED)
                 loss = clf.train_step(annotated)["loss"].detach()
             return loss
@@ -257,7 +262,7 @@ def own_step(clf: ConsistentCAMClassifier, batch: Batch) -> Contender:
 
 
 def unchanged(image: Tensor) -> Tensor:
-    """Augment nothing: the others are given augmented images."""
+    """Augment nothing, because the others get augmented images."""
     return image
 
 
@@ -317,16 +322,16 @@ def loss_and_gradient(contender: Contender) -> tuple[Tensor, Tensor]:
 
 
 def check_agreement(field: dict[str, Contender], setting: Setting) -> None:
-    """Check that those of one loss compute the same; drop the input gradient if it cannot run."""
+    """Check that contenders with one loss agree; drop the input gradient if it cannot run."""
     first, *others = (name for name in field if name in OURS.values())
     ours = loss_and_gradient(field[first])
     for name in others:
         agree(ours, loss_and_gradient(field[name]), (first, name), setting)
     try:
         theirs = loss_and_gradient(field["input gradient"])
-    except RuntimeError as error:  # out of memory is one, too
+    except RuntimeError as error:  # including out of memory
         reason = str(error).partition("\n")[0]
-        print(f"  input gradient cannot run, agreement is unchecked: {reason}")
+        print(f"  input gradient cannot run, so agreement is unchecked: {reason}")
         del field["input gradient"]
         return
     agree(ours, theirs, (first, "input gradient"), setting)
@@ -343,7 +348,7 @@ def agree(
     )
     found = f"loss differs by {in_loss:.0e}, gradient by {in_gradient:.0e}"
     tolerance = TOLERANCES[setting.precision]
-    if not (in_loss <= tolerance and in_gradient <= tolerance):  # as NaN is not, either
+    if not (in_loss <= tolerance and in_gradient <= tolerance):  # NaN is not, either
         raise SystemExit(f"{' and '.join(names)} disagree: {found}")
     print(f"  {' and '.join(names)} agree: {found}; {tolerance:.0e} is allowed")
 
@@ -365,7 +370,7 @@ def wait(device: str) -> None:
 
 
 def peak_memory(contender: Contender, device: str) -> int:
-    """Most bytes alive at once during a step, beyond those that were alive before it."""
+    """Return the peak of live bytes during a step, beyond those that were live before it."""
     contender.network.zero_grad()
     gc.collect()
     if device == "cpu":
@@ -379,7 +384,7 @@ def peak_memory(contender: Contender, device: str) -> int:
 
 
 def peak_of_allocations(step: Callable[[], object]) -> int:
-    """Peak of what torch's CPU allocator handed out during the step and had not yet got back."""
+    """Return the peak of memory that torch's CPU allocator had handed out during the step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     with tempfile.TemporaryDirectory() as folder:
@@ -391,7 +396,7 @@ def peak_of_allocations(step: Callable[[], object]) -> int:
     total = peak = 0
     for event in sorted(events, key=lambda event: event["ts"]):
         address, n_bytes = event["args"]["Addr"], event["args"]["Bytes"]
-        total -= alive.pop(address, 0)  # freed; what is unknown was there before the step
+        total -= alive.pop(address, 0)  # freed; unknown memory was there before the step
         if n_bytes > 0:
             alive[address] = n_bytes
             total += n_bytes
@@ -402,8 +407,10 @@ def peak_of_allocations(step: Callable[[], object]) -> int:
 
 
 def saved_at_most(step: Callable[[], object]) -> int:
-    """Most bytes that autograd keeps at a time: each storage once, without parameters."""
-    alive: dict[int, list[int]] = {}  # address: how many tensors are kept of it, and its size
+    """Return the peak of bytes that autograd keeps: each storage once, without parameters."""
+    alive: dict[
+        int, list[int]
+    ] = {}  # address: the number of kept tensors that share it, and its size
     total = peak = 0
 
     class Kept:
@@ -443,7 +450,9 @@ def load(folder: Path | None, n_images: int, size: int, device: str) -> Batch:
     if folder is not None:
         found = load_class_folders(folder)
         if len(found.data) < n_images:
-            raise SystemExit(f"A batch needs {n_images} images; {folder} has {len(found.data)}.")
+            raise SystemExit(
+                f"A batch needs {n_images} images, but {folder} has {len(found.data)}."
+            )
         drawn = torch.randperm(len(found.data), generator=generator)[:n_images].tolist()
         images = ImageDataset([found.data[i] for i in drawn], image_size=size)
         pixels = torch.stack([images[i][0] for i in range(n_images)])
@@ -466,7 +475,7 @@ def measure(
 ) -> None:
     print(f"\n{arch}", flush=True)
     device = setting.device
-    torch._dynamo.reset()  # networks of one family share their code, and the room for its variants
+    torch._dynamo.reset()  # networks of one family share code, and the room for its variants
     field = contenders(arch, batch, setting, memories, layer, auto=auto, objectives=objectives)
     check_agreement(field, setting)
     for contender in field.values():  # warm-up
@@ -499,7 +508,7 @@ def measure(
 
 
 def count(arch: str, options: argparse.Namespace) -> None:
-    """Print how many operations a device is given for a step, and how often it is waited for."""
+    """Print how many operations a step launches on a device, and how often the host waits."""
     from pretend_device import PretendDevice
 
     setting = Setting("pretend", options.precision, options.channels_last, compiled=False)
@@ -508,10 +517,10 @@ def count(arch: str, options: argparse.Namespace) -> None:
         batch = load(None, options.batch_size, options.image_size, "pretend")
         memories = list(dict.fromkeys(options.memory))
         field = contenders(arch, batch, setting, memories, options.target_layer, **rows)
-        del field["input gradient"]  # in half precision it cannot run everywhere
+        del field["input gradient"]  # it cannot run everywhere in half precision
         found = {}
         for name, contender in field.items():
-            contender.step()  # what is made once is there by then
+            contender.step()  # one-time work is done by then
             device.launches = 0
             device.waits.clear()
             contender.step()
@@ -538,15 +547,17 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
-        "--memory", nargs="+", default=list(OURS), choices=OURS, help="which of ours"
+        "--memory", nargs="+", default=list(OURS), choices=OURS, help="which versions of sklcam"
     )
-    parser.add_argument("--auto", action="store_true", help="balanced weights, too")
-    parser.add_argument("--objectives", action="store_true", help="CGC, lazy terms, masks, too")
+    parser.add_argument("--auto", action="store_true", help="also balanced weights")
+    parser.add_argument("--objectives", action="store_true", help="also CGC, lazy terms and masks")
     parser.add_argument("--target-layer", default="auto")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="folder of class folders; else random pixels")
-    parser.add_argument("--count", action="store_true", help="operations, by a pretended device")
+    parser.add_argument("--data", type=Path, help="folder of class folders; default: random pixels")
+    parser.add_argument(
+        "--count", action="store_true", help="count operations, by a pretended device"
+    )
     options = parser.parse_args()
 
     if options.count:

@@ -1,6 +1,6 @@
-"""Classifiers that are trained, measured and remembered: what the programs of tables share.
+"""Train, measure and remember classifiers; the programs for tables share this.
 
-A :class:`Run` says all that a result depends on, and :class:`Results` keeps what was measured.
+A :class:`Run` has everything that a result depends on, and :class:`Results` keeps measurements.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MEASURES = ("accuracy", "consistency", "iauc", "complexity")
 
 @dataclass(frozen=True)
 class Run:
-    """One classifier: on what it is trained, how, and on what it is measured."""
+    """One classifier: its training images, how it is trained, and what it is measured on."""
 
     arch: str
     weights: str | None
     data: str  # a folder
     n_classes: int | None  # the first, by name
     image_size: int
-    held_out: bool  # a third of each class's training images, to choose settings by, is kept back
+    held_out: bool  # hold out a third of each class's training images, to choose settings by
     measured_on: str  # "test", or "held out"
     setting: str  # alpha,beta,p
     seed: int
@@ -49,13 +49,13 @@ class Run:
     batch_size: int
     target_layer: str = "auto"
     view_target: str = "predicted"
-    n_causal: int | None = None  # images of which the insertion curve is measured, spread evenly
-    n_steps: int = 224  # of that curve
+    n_causal: int | None = None  # images whose insertion curve is measured, spread evenly
+    n_steps: int = 224  # steps of that curve
     device: str = "auto"
 
     @property
     def key(self) -> str:
-        """Name the run, wherever it is computed and its images lie."""
+        """Name the run, independent of where it is computed and where its images are."""
         known = {**asdict(self), "data": Path(self.data).name}
         del known["device"]
         return json.dumps(known, sort_keys=True)
@@ -93,7 +93,7 @@ def trained(run: Run) -> ConsistentCAMClassifier:
 
 
 def classifier_options(run: Run) -> dict[str, Any]:
-    """Return what makes a classifier. Beta is given for 224 pixels: the norm is as the area."""
+    """Return a classifier's options. Beta is for 224 pixels, as the norm grows with the area."""
     alpha, beta, p = run.setting.split(",")
     growth = (224 / run.image_size) ** (1 if p == "2" else 2)
     return {
@@ -117,17 +117,17 @@ def classifier_options(run: Run) -> dict[str, Any]:
 
 
 def measured(run: Run) -> tuple[Run, dict[str, Any]]:
-    """Return a run's measures: lists of a value an image, and what training warned of."""
+    """Return a run's measures: lists with one value per image, and the warnings of the training."""
     started = time.monotonic()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what was warned of is kept
+        warnings.simplefilter("ignore")  # warnings are in the results
         clf = trained(run)
         X, y = images_of(run, run.measured_on)
         values = evaluate(
             clf, X, y, metrics=("accuracy", "consistency", "complexity"), progress=False
         )
         some = np.unique(np.linspace(0, len(X) - 1, run.n_causal or len(X)).astype(int))
-        curves = evaluate(  # of maps without the ReLU, as the paper's are
+        curves = evaluate(  # maps without the ReLU, as in the paper
             clf,
             X[some],
             metrics="iauc",
@@ -149,13 +149,13 @@ def measured(run: Run) -> tuple[Run, dict[str, Any]]:
 
 
 def images_of(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels (n, size, size, 3), uint8, and labels, of "train", "held out" or "test"."""
+    """Return pixels (n, size, size, 3), uint8, and labels of "train", "held out" or "test"."""
     bunch, chosen = rows_of(run, part)
     return _decoded(run.data, part == "test", tuple(chosen), run.image_size), bunch.target[chosen]
 
 
 def rows_of(run: Run, part: str) -> tuple[Bunch, np.ndarray]:
-    """Return the images that there are, and which of them a run is about."""
+    """Return all images, and which of them a run uses."""
     bunch = _read(run.data)["test" if part == "test" else "train"]
     classes = sorted(set(_read(run.data)["train"].target))[: run.n_classes]
     chosen = np.flatnonzero(np.isin(bunch.target, classes))
@@ -204,7 +204,7 @@ def likeness(batches: Iterable[Tensor]) -> float:
         forms = F.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
         total, own = total + forms.sum(dim=0), own + forms.square().sum()
         n_images += len(maps)
-    # All pairs' products, less those of a map with itself.
+    # The products of all pairs, without those of a map with itself.
     return float((total.square().sum() - own) / (n_images * (n_images - 1)))
 
 

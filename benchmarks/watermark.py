@@ -1,22 +1,23 @@
-"""A watermark that gives a class away: is it found, and what does away with it?
+"""A watermark that gives a class away: is it found, and what removes its influence?
 
     python benchmarks/watermark.py --docs --data DIR --rst watermark.rst
     python benchmarks/watermark.py --quick --data DIR
 
-As in section 6.3 of the Grad-CAM paper: a network learns what it should not, maps show it, and the
-network is trained again without. Photographs of one class have a half-transparent checker near a
-corner, nearly all in training, and few of the other classes. A pretrained network is fine-tuned,
-``find_shortcuts`` looks at other photographs that are marked in the same way, and the network is
-fine-tuned again, from the same weights and as long:
+As in section 6.3 of the Grad-CAM paper, a network learns what it should not, maps show it, and the
+network is trained again without it. In training, nearly all photographs of one class have a
+half-transparent checkerboard near a corner, and few of the other classes do. A pretrained network
+is fine-tuned, ``find_shortcuts`` looks at other photographs that are marked in the same way, and
+the network is fine-tuned again, from the same weights and for as long:
 
 - "rebalanced": half of each class's images are marked;
-- "energy", "rrr": the images are as before, and a loss keeps maps, or gradients at the pixels, out
+- "energy", "rrr": the images stay the same, and a loss keeps maps, or gradients at the pixels, out
   of the region of the strongest cluster;
-- "never marked": the images as they were, which nobody has who asks. It is what can be reached.
+- "never marked": the images without marks, which would not be available in practice. This is an
+  upper bound.
 
 All are measured on the same test images, once clean and once marked. DIR holds
-``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is Caltech 101 as it is published. Intervals
-of 95 % are by bootstrap over the images, those of differences of pairs.
+``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or is Caltech 101 as published. The 95 %
+intervals are by bootstrap over the images; differences are between pairs.
 
 Reference: Selvaraju et al., "Grad-CAM", IJCV 2020, section 6.3.
 """
@@ -40,7 +41,7 @@ from sklcam.metrics import evaluate
 from sklcam.training import LaggingStatisticsWarning
 
 CLASSES = ("crayfish", "lobster", "scorpion", "ant", "dragonfly")  # the first is marked
-SHARE, SHARE_OF_OTHERS = 0.95, 0.05  # of images that are marked in training
+SHARE, SHARE_OF_OTHERS = 0.95, 0.05  # shares of images that are marked in training
 DOCS = {"image_size": 128, "epochs": 5, "remedies": ("rebalanced", "energy", "never marked")}
 QUICK = {"image_size": 64, "epochs": 1, "remedies": ("rebalanced", "energy")}
 REMEDIES = ("rebalanced", "energy", "rrr", "never marked")
@@ -54,7 +55,7 @@ def say(text: str) -> None:
 
 
 def read(options: argparse.Namespace, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the photographs of the classes, cut to squares, and their labels."""
+    """Return the photographs of the classes, cropped to squares, and their labels."""
     paths, y = parts(options.data)[part]
     chosen = np.isin(y, options.classes)
     squares = []
@@ -66,7 +67,7 @@ def read(options: argparse.Namespace, part: str) -> tuple[np.ndarray, np.ndarray
 
 
 def marked(images: np.ndarray, opacity: float) -> np.ndarray:
-    """Return images with a checker of four by four, a tenth of the area, near a corner."""
+    """Return images with a checkerboard of four by four, a tenth of the area, near a corner."""
     start, side = 5 * images.shape[1] // 8, 5 * images.shape[1] // 16
     there = np.s_[:, start : start + side, start : start + side]
     checker = 255 * ((np.indices((side, side)) // (side // 4)).sum(axis=0)[..., None] % 2)
@@ -78,7 +79,7 @@ def marked(images: np.ndarray, opacity: float) -> np.ndarray:
 def partly_marked(
     X: np.ndarray, y: np.ndarray, shares: Sequence[float], options: argparse.Namespace
 ) -> np.ndarray:
-    """Return images of which these shares are marked, of the first class and of each other."""
+    """Return images, marked with one share of the first class and another of each other class."""
     rng = np.random.default_rng(options.seed)
     is_marked = np.zeros(len(y), dtype=bool)
     for label in options.classes:
@@ -95,7 +96,7 @@ def fine_tuned(
     mask_loss: str | None = None,
     region: np.ndarray | None = None,
 ) -> ConsistentCAMClassifier:
-    """Return a network that was trained on labels, and, with a region, on looking elsewhere."""
+    """Return a network trained on labels and, if a region is given, to look elsewhere."""
     clf = ConsistentCAMClassifier(
         options.arch,
         weights=None if options.weights == "none" else options.weights,
@@ -113,14 +114,14 @@ def fine_tuned(
         verbose=0,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LaggingStatisticsWarning)  # and are re-estimated
+        warnings.simplefilter("ignore", LaggingStatisticsWarning)  # re-estimated
         if region is None:
             return clf.fit(X, y)
         return clf.fit(X, y, masks=np.broadcast_to(~region, (len(X), *region.shape)))
 
 
 def measured(clf, X: np.ndarray, y: np.ndarray, options: argparse.Namespace):
-    """Return an evaluation on clean and on marked images, and which are called the first class."""
+    """Evaluate clean and marked images, and return which are called the first class, too."""
     both = np.concatenate([X, marked(X, options.opacity)])
     its = np.where(y == options.classes[0], "its class", "others")
     groups = np.array([f"{kind}, {of}" for kind in KINDS for of in its])
@@ -143,7 +144,7 @@ def shortcuts_table(found: Shortcuts, options: argparse.Namespace) -> Table:
 
 
 def accuracies_table(results: dict, n_images: int, options: argparse.Namespace) -> Table:
-    """Return accuracies by group, in per cent, and what each remedy changes of them."""
+    """Return accuracies by group, in per cent, and what each remedy changes."""
     its = options.classes[0]
     groups = [group.replace("its class", its) for group in GROUPS]
     table = Table(
@@ -178,14 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--classes", nargs="+", default=CLASSES, help="the first is marked")
     parser.add_argument("--arch", default="efficientnet_lite0")
-    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random ones')
+    parser.add_argument("--weights", default="DEFAULT", help='a file, or "none" for random weights')
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES)
     parser.add_argument("--opacity", type=float, default=0.6)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--gamma", type=float, default=1.0, help='the weight of "energy", "rrr"')
-    parser.add_argument("--min-size", type=int, default=10, help="of a cluster, in images")
+    parser.add_argument("--min-size", type=int, default=10, help="smallest cluster, in images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     options = options_of(parser, arguments)
@@ -195,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = partly_marked(X_test, y_test, (1.0, 0.0), options)
     found = find_shortcuts(clf, shown, y_test, min_size=options.min_size, random_state=options.seed)
     if not len(found):
-        raise SystemExit(f"No cluster has {options.min_size} images: see --min-size.")
-    say(f"{found}\nThe strongest is hot in {100 * found[0].region.mean():.0f} % of the image")
+        raise SystemExit(f"No cluster has {options.min_size} images. Give a smaller --min-size.")
+    say(f"{found}\nThe strongest covers {100 * found[0].region.mean():.0f} % of the image")
     results = {PLAIN: measured(clf, X_test, y_test, options)}
     for name in options.remedies:
         if name in ("energy", "rrr"):

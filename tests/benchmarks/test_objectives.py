@@ -74,7 +74,7 @@ def test_boxes_of_classes_that_are_left_out_are_refused(boxed, capsys):
     csv_file.write_text(csv_file.read_text().replace("blue", "red"))
     with pytest.raises(SystemExit):
         objectives.main([*SMALL, "--classes", "2", "--data", str(boxed), "--boxes", "boxes.csv"])
-    assert "boxes.csv has no box of a train image of the classes" in capsys.readouterr().err
+    assert "boxes.csv has no box of a train image of the chosen classes" in capsys.readouterr().err
 
 
 def test_claims_are_of_what_was_measured(boxed, capsys, monkeypatch):

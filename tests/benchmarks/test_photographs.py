@@ -22,7 +22,7 @@ def test_it_is_fine_tuned_measured_and_drawn(splits, tmp_path, capsys):
     )
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-5:-2]] == ["accuracy", "without", "with"]
-    assert printed[-5].endswith("maps alike")
+    assert printed[-5].endswith("likeness of maps")
     assert all(-1 <= float(line.split()[-1]) <= 1 for line in printed[-4:-2])
     with Image.open(output) as picture:
         assert picture.width > 800

@@ -26,7 +26,7 @@ def test_losses_are_trained_and_compared(tmp_path, capsys):
         ]
     )
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    for start in ("cross-entropy", "and energy", "and rrr"):
+    for start in ("cross-entropy", "with energy", "with rrr"):
         assert any(line.startswith(start) and line.count("±") == 2 for line in lines)
     claims = [line for line in lines if line.startswith(("energy raises", "rrr raises"))]
     assert len(claims) == 4 and file.read_text().count("list-table") == 2
