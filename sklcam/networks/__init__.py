@@ -1,4 +1,4 @@
-"""Networks: where they come from, what they are called with, their layers, and the tape."""
+"""Networks: their sources, their inputs, their layers, and the tape."""
 
 from __future__ import annotations
 

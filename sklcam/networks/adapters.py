@@ -1,7 +1,7 @@
 """Adapters: one object that knows the kind of a network.
 
 How a network is called, what its output means and how images are prepared for it depend on where it
-comes from. :func:`adapt` decides that once, and everybody else asks the adapter.
+comes from. :func:`adapt` decides this once, and all other code asks the adapter.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from sklcam.networks.tasks import Evidence, check_said, settle, task_of_config, 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become a network's input, how they are read, and which output counts.
+    """How images are read, how they become a network's input, and which output counts.
 
-    None and "auto" stand for the network's own way, where it has one.
+    None and "auto" stand for the network's own way, if it has one.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Preparation:
     decode: Decode = "exact"
 
     def changed(self) -> list[str]:
-        """Return the names of what was set about the images themselves."""
+        """Return the names of the parameters about the images that are not at their defaults."""
 
         def is_default(value: object) -> bool:
             return value is None or (isinstance(value, str) and value in ("auto", "exact"))
@@ -80,25 +80,25 @@ class Adapter(ABC):
     Attributes
     ----------
     readout : Readout
-        How the network's outputs are read; until ``fit`` has settled it, as they are.
+        How the network's outputs are read. Until ``fit`` has decided, they are left as they are.
     task : str or None
-        See :class:`~sklcam.CAMExplainer`; None of an embedding, or an output of another form.
+        See :class:`~sklcam.CAMExplainer`; None for an embedding, or an output of another form.
     resize : Resizing
         How images are brought to the network's input size.
     input_size : tuple of int
-        Height and width of what images are resized to; depth, height and width of volumes.
+        Height and width that images are resized to; for volumes, depth, height and width.
     labels : ndarray of shape (n_classes,) or None
-        The labels of the columns that are made of the output, where the model knows them.
+        The labels of the columns that the readout makes, if the model knows them.
     target_layer : TargetLayer or None
-        The layer that the model itself says is to be explained.
+        The layer to explain, if the model itself names one.
     gives_probabilities : bool
-        Whether the output of the network is a distribution already, or that of a sigmoid.
+        Whether the network already returns probabilities, from a softmax or a sigmoid.
     autocast : torch.dtype or None
-        What the network computes in under autocast; None if it computes in its own type.
+        The dtype that the network computes in under autocast; None if it uses its own.
 
     Examples
     --------
-    An explainer's adapter answers for its network:
+    The adapter of an explainer describes its network:
 
     >>> import torch
     >>> from torch import nn
@@ -112,7 +112,7 @@ class Adapter(ABC):
     """
 
     readout: Readout = Unread()
-    is_settled: bool = True  # unless fit has to find out what the output is
+    is_settled: bool = True  # False if fit has to find out what the output is
     labels: np.ndarray | None = None
     target_layer: TargetLayer | None = None
     autocast: torch.dtype | None = None
@@ -134,13 +134,13 @@ class Adapter(ABC):
 
     @abstractmethod
     def preprocessing(self, n_channels: int = 3) -> Preprocessing:
-        """Return how images of so many channels become the network's input, and who says so."""
+        """Return how images of this many channels become the network's input, and who says so."""
 
     def remember(self, preprocessing: Preprocessing) -> None:  # noqa: B027  a net knows its own
-        """Prepare images so: a file has kept it, which does not hold all that it was read from."""
+        """Use a saved preprocessing, as its file does not hold the sources that it came from."""
 
     def look_at_inputs(self, sample: Inputs) -> None:  # noqa: B027  a net has done so in fit
-        """Find out if the network normalises images itself, where nobody says how they are made."""
+        """Find out if the network normalises images itself, unless their preparation is known."""
 
     @property
     def resize(self) -> Resizing:
@@ -156,14 +156,14 @@ class Adapter(ABC):
 
     @abstractmethod
     def loader(self, items: FramedItems) -> Iterable[Any]:
-        """Return what reads the items batch by batch, as ``collate_framed`` puts them."""
+        """Return an iterable that reads the items in batches, collated by ``collate_framed``."""
 
     @abstractmethod
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
-        """Bring a batch of a data set to the device, as the network takes it."""
+        """Bring a batch of a data set to the device, in the form that the network takes."""
 
     def blank(self) -> Tensor:
-        """Return a blank image of the kind that the network takes, for a dry run."""
+        """Return a blank image in the form that the network takes, for a dry run."""
         stem = stem_of(self.network)
         device, dtype = _where(self.network)
         n_channels = 3 if stem is None else stem.in_channels
@@ -172,7 +172,7 @@ class Adapter(ABC):
     # The network
 
     def extent(self, size: tuple[int, ...]) -> tuple[float, float]:
-        """Return what part of the field of a layer images of a size fill, from the top left on."""
+        """Return which fraction of a layer's field images of this size fill, from the top left."""
         return 1.0, 1.0
 
     @abstractmethod
@@ -182,21 +182,21 @@ class Adapter(ABC):
         Returns
         -------
         Tensor
-            Of its first output, if it has several, the columns that the readout makes.
+            The columns that the readout makes of the output, or of the first of several.
         """
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Set the network to evaluation mode, and put back the mode of each module afterwards."""
+        """Set the network to evaluation mode, and restore the mode of each module afterwards."""
         return evaluating(self.network)
 
     # What outputs mean
 
     def settle(self, evidence: Evidence) -> None:
-        """Decide how outputs are read; called once, in ``fit``. Some models know it themselves."""
+        """Decide how outputs are read. Called once, in ``fit``; some models know it themselves."""
         check_said(evidence, self.task)
 
     def own(self, columns: Tensor) -> Tensor:
-        """Return the network's own output, of which columns were made."""
+        """Return the network's own output, from which the columns were made."""
         return self.readout.own(columns)
 
     def probabilities(self, columns: Tensor) -> Tensor:
@@ -204,13 +204,13 @@ class Adapter(ABC):
         return self.readout.probabilities(columns)
 
     def decide(self, columns: Tensor) -> Tensor:
-        """Return what is predicted, as ``Readout.decide`` does."""
+        """Return the predictions, as ``Readout.decide`` does."""
         answers = self.probabilities(columns) if self.readout.has_probabilities else columns
         return self.readout.decide(answers)
 
 
 class AdapterAround(Adapter):
-    """An adapter that leaves all to another one; a subclass changes a part."""
+    """An adapter that delegates everything to another one; subclasses change a part of it."""
 
     def __init__(self, inner: Adapter):
         self.inner = inner
@@ -267,7 +267,7 @@ class AdapterAround(Adapter):
 
 
 class LastStep(AdapterAround):
-    """The last step of a pipeline: X goes through the earlier ones first."""
+    """The last step of a pipeline: X goes through the earlier steps first."""
 
     def __init__(self, inner: Adapter, transformers: Sequence[Any]):
         super().__init__(inner)
@@ -281,13 +281,13 @@ class LastStep(AdapterAround):
 
 @runtime_checkable
 class Adaptable(Protocol):
-    """An estimator that brings an adapter of its own."""
+    """An estimator with an adapter of its own."""
 
     def as_adapter(self) -> Adapter: ...
 
 
 def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Preparation) -> Adapter:
-    """Return the adapter for a model. Nobody else looks at what kind of model it is.
+    """Return the adapter for a model. No other code asks what kind of model it is.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     Raises
     ------
     ValueError
-        If the preparation is not for this model to take.
+        If this model prepares images itself and the preparation changes a default.
 
     Examples
     --------
@@ -316,8 +316,8 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
     if isinstance(model, Adaptable):
         if preparation.changed():
             raise ValueError(
-                f"{', '.join(preparation.changed())}: a {type(model).__name__} prepares images as "
-                "it was trained; leave this at its default."
+                f"{', '.join(preparation.changed())} cannot be set for a {type(model).__name__}, "
+                "which prepares images as in its training. Leave each at its default."
             )
         return model.as_adapter()
     if isinstance(model, NeuralNet):
@@ -328,7 +328,7 @@ def adapt(model: nn.Module | NeuralNet | Adaptable | Nesting, preparation: Prepa
 
 
 class ModuleAdapter(Adapter):
-    """A bare network. Float tensors are its input; other images are prepared for it."""
+    """A bare network. Float tensors go in as they are; other images are prepared for it."""
 
     is_settled = False
 
@@ -383,13 +383,13 @@ class ModuleAdapter(Adapter):
             num_workers=self.preparation.num_workers,
             collate_fn=collate_framed,
             multiprocessing_context=way_to_start(self.preparation.num_workers),
-            # A loader draws a seed even if it has no use for it: not from the global generator.
+            # A loader always draws a seed; this keeps the global generator untouched.
             generator=torch.Generator().manual_seed(0),
         )
 
     def prepare(self, images: Tensor, dataset: FramedDataset) -> Tensor:
         device, dtype = _where(self.network)
-        # First: bytes are a quarter of the floats that they become.
+        # Sent before the conversion, as bytes take a quarter of the memory of floats.
         images = sent_to(device, images)
         if not isinstance(dataset, NetworkTensors):
             images = self.preprocessing(images.shape[1]).normalize(images)
@@ -406,8 +406,8 @@ class ModuleAdapter(Adapter):
 class DetectorAdapter(ModuleAdapter):
     """A detector of torchvision, which resizes and normalises images itself.
 
-    So they go there at their own size, which must be one for all, unless ``image_size`` says
-    another.
+    Images therefore keep their own size, which must be the same for all of them, unless
+    ``image_size`` sets another.
     """
 
     def preprocessing(self, n_channels: int = 3) -> Preprocessing:
@@ -426,9 +426,9 @@ class DetectorAdapter(ModuleAdapter):
         size = images.original_size(0) if len(images) == 1 else images.uniform_size
         if size is None:
             raise ValueError(
-                "A detector resizes images itself, and takes a batch at one size, which is not "
-                "known for these: give image_size=, or explain the images of each size "
-                "separately, as arrays."
+                "The images have several sizes or unknown ones, and a detector, which resizes "
+                "images itself, takes batches of a single size. Give image_size=, or explain the "
+                "images of each size separately, as arrays."
             )
         return ImageDataset(X, image_size=size, resize=self.resize)
 
@@ -448,14 +448,14 @@ class DetectorAdapter(ModuleAdapter):
 
 
 def nonlinearity_of(net: NeuralNet) -> Callable[[Tensor], Tensor]:
-    """Return what makes probabilities of a skorch net's output.
+    """Return the function that turns a skorch net's output into probabilities.
 
     Parameters
     ----------
     net : NeuralNet
-        Fitted.
+        A fitted net.
     """
-    # Skorch knows by the criterion; its method has no public name.
+    # Skorch chooses it by the criterion, in a method without a public name.
     found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
     return found
 
@@ -469,18 +469,18 @@ class SkorchAdapter(ModuleAdapter):
     def network(self) -> nn.Module:
         if not getattr(self.model, "initialized_", False) or not hasattr(self.model, "module_"):
             raise NotFittedError(
-                f"Only trained models are explained; fit the {type(self.model).__name__} first."
+                f"The {type(self.model).__name__} is not fitted. Fit it before it is explained."
             )
         return self.model.module_
 
     @property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
-        if self.task in ("multilabel", "regression"):  # skorch takes the values of y for classes
+        if self.task in ("multilabel", "regression"):  # skorch mistakes the values of y for classes
             given = getattr(self.model, "classes", None)
             return None if given is None else np.asarray(given)
         try:
             return np.asarray(self.model.classes_)
-        except AttributeError:  # a regressor has none, and so does a net without labels
+        except AttributeError:  # regressors have no classes, nor do nets without labels
             return None
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -496,12 +496,12 @@ class SkorchAdapter(ModuleAdapter):
         task, is_probability = task_of_criterion(getattr(model, "criterion_", None), evidence)
         if task is None and isinstance(model, NeuralNetBinaryClassifier):
             return settle(evidence, "binary")
-        # Of one row of numbers an image, a criterion tells what they are.
+        # If the output is one row of numbers per image, the criterion tells what they mean.
         is_softmax_of_one = task == "multiclass" and evidence.n_outputs == 1
         if task is None or not evidence.n_outputs or is_softmax_of_one:
             return settle(evidence, task)
         check_said(evidence, task)
-        if model.predict_nonlinearity is None:  # its outputs are its answers
+        if model.predict_nonlinearity is None:  # the output is already the prediction
             is_probability = task != "regression"
         return readout(task, is_probability=is_probability)
 
@@ -522,7 +522,7 @@ class SkorchAdapter(ModuleAdapter):
 
 
 def _where(network: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the precision that a network computes in."""
+    """Return the device and the dtype that a network computes in."""
     for parameter in network.parameters():
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype

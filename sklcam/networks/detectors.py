@@ -1,8 +1,9 @@
 """Detectors of torchvision: lists of images in, lists of dicts out, and one tensor in between.
 
-Targets, metrics and methods take tensors of one row per image. So the detections of a batch are put
-into one, (n_images, n_detections, 6): four corners, the score, the label. Images with fewer than
-the most of the batch are filled up with the label -1. Scores keep their graph.
+Targets, metrics and methods take tensors of one row per image. The detections of a batch are
+therefore joined into one tensor (n_images, n_detections, 6): four coordinates of the box, the score
+and the label. Images with fewer detections than others of the batch are padded with rows of label
+-1. Scores keep their graph.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 N_COLUMNS = 6
-FILLED_UP = -1  # the label of a row that is no detection
+FILLED_UP = -1  # the label of a row that is not a detection
 
 
 def join_detections(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -24,12 +25,12 @@ def join_detections(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
     Parameters
     ----------
     found : sequence of mapping
-        Of each image its "boxes" (k, 4), "scores" (k,) and "labels" (k,).
+        For each image its "boxes" (k, 4), "scores" (k,) and "labels" (k,).
 
     Returns
     -------
     Tensor of shape (n_images, n_detections, 6)
-        Filled up with the label -1, to one detection at least.
+        Padded with rows of label -1, to at least one row per image.
 
     Examples
     --------
@@ -46,7 +47,7 @@ def join_detections(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
     rows = []
     for each in found:
         scores = each["scores"]
-        # Where a box lies is no score: no gradient goes that way.
+        # The position of a box is not a score, so no gradient passes through it.
         boxes, labels = each["boxes"].detach().to(scores), each["labels"].to(scores)
         own = torch.cat([boxes, scores[:, None], labels[:, None]], dim=1)
         rows.append(torch.cat([own, filling.expand(most - len(own), -1)]))
@@ -54,7 +55,7 @@ def join_detections(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
 
 
 def split_detections(joined: Tensor) -> list[dict[str, Tensor]]:
-    """Return the detections of each image, of a tensor that ``join_detections`` has made.
+    """Return the detections of each image from a tensor that ``join_detections`` has made.
 
     Parameters
     ----------
@@ -72,9 +73,9 @@ def split_detections(joined: Tensor) -> list[dict[str, Tensor]]:
 
 
 def n_labels(network: nn.Module) -> int | None:
-    """Return how many labels a detector has, with that of the background; None if not known."""
+    """Return how many labels a detector has, including the background; None if not known."""
     for where in (
-        "roi_heads.box_predictor.cls_score.out_features",  # Faster R-CNN and what is made of it
+        "roi_heads.box_predictor.cls_score.out_features",  # Faster R-CNN and networks based on it
         "head.classification_head.num_classes",  # RetinaNet and FCOS
         "head.classification_head.num_columns",  # SSD
     ):
@@ -87,33 +88,34 @@ def n_labels(network: nn.Module) -> int | None:
 
 
 def extent_within(network: nn.Module, size: tuple[int, ...]) -> tuple[float, float]:
-    """Return what part of a detector's own input an image fills: the rest, on the right and below.
+    """Return the part of a detector's own input that an image fills; padding is right and below.
 
     Parameters
     ----------
     network : nn.Module
-        A detector, whose ``transform`` resizes images and fills them up to a multiple of 32.
+        A detector, whose ``transform`` resizes images and pads them to a multiple of 32.
     size : tuple of (int, int)
         Height and width of the images.
 
     Returns
     -------
     tuple of (float, float), in (0, 1]
+        The fractions of the height and of the width.
 
     Raises
     ------
     ValueError
-        If the transform is not torchvision's own, of which this is known.
+        If the transform is not torchvision's own, the only one for which this is known.
     """
     transform = network.transform
-    is_known = type(transform) is GeneralizedRCNNTransform  # and none that derives from it
+    is_known = type(transform) is GeneralizedRCNNTransform  # a subclass may differ
     if not (is_known and isinstance(transform, GeneralizedRCNNTransform)):
         raise ValueError(
-            f"{type(network).__name__} prepares images by a {type(transform).__name__}, of which "
-            "it is not known where it puts them: use torchvision's GeneralizedRCNNTransform."
+            f"{type(network).__name__} prepares images with a {type(transform).__name__}, and it "
+            "is not known where this places them. Use torchvision's GeneralizedRCNNTransform."
         )
     blank = torch.zeros(len(transform.image_mean), *size)
-    mode, transform.training = transform.training, False  # where it draws a size at random
+    mode, transform.training = transform.training, False  # in training it draws a random size
     try:
         images, _ = transform([blank])
     finally:

@@ -1,4 +1,4 @@
-"""Dry runs: passes that are made to look at a network, and leave it as it was found."""
+"""Dry runs: passes that examine a network, and leave it as they found it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklcam._validation import check_count, check_tensor, describe
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside a compiled one; others as they are."""
+    """Return the network inside a compiled one, and any other as it is."""
     inner = getattr(model, "_orig_mod", model)
     if not isinstance(inner, nn.Module):
         raise ValueError(f"model must be an nn.Module; got {describe(model)}.")
@@ -26,13 +26,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to; None in inference mode, which does not count."""
+    """Return how often a tensor was written to; None in inference mode, which keeps no count."""
     return None if tensor.is_inference() else tensor._version
 
 
 def check_explainable(model: nn.Module) -> None:
     """Raise a ValueError for a network whose layers have neither hooks nor gradients."""
-    instead = "the nn.Module, in floating point, that it was made from"
+    instead = "the floating-point nn.Module that it was made from"
     kinds = [type(part).__module__ for part in model.modules()]
     if isinstance(model, torch.jit.ScriptModule):
         what = "is traced or scripted, so its layers call no hooks"
@@ -40,21 +40,22 @@ def check_explainable(model: nn.Module) -> None:
         what = "is quantized, so its layers have no gradients"
     elif any(parameter.is_inference() for parameter in model.parameters()):
         what = "was made in torch.inference_mode(), so it has no gradients"
-        instead = "a copy.deepcopy of it, made outside of that mode"
+        instead = "a copy.deepcopy of it, made outside that mode"
     else:
         return
-    raise ValueError(f"The network ({type(model).__name__}) {what}; use {instead}.")
+    raise ValueError(f"The network ({type(model).__name__}) {what}. Use {instead}.")
 
 
-# The lock of each module, with its age: modes, hooks and buffers are shared by all threads. And for
-# each network the locks of its parts, with the ids of these, as looking up each takes a while.
+# The lock of each module, with its age, as all threads share modes, hooks and buffers. And for
+# each network the locks of its parts, with the parts' ids, as looking up each one takes a while.
 _AgedLock = tuple[int, Any]
 _locks: MutableMapping[nn.Module, _AgedLock] = WeakKeyDictionary()
 _locks_of: MutableMapping[nn.Module, tuple[list[int], list[_AgedLock]]] = WeakKeyDictionary()
 _ages, _locks_lock = count(), Lock()
-_mine = local()  # the networks that this thread evaluates: those are locked and uncompiled already
+_mine = local()  # the networks that this thread evaluates, which are already locked and uncompiled
 
-# Held while torch's global generators are swapped, which are the process's; after a network's own.
+# Held while torch's global generators, which belong to the process, are swapped. It is acquired
+# after the locks of a network.
 generators_lock = RLock()
 
 
@@ -64,7 +65,7 @@ def _is_evaluated(model: nn.Module) -> bool:
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
-    """Keep other threads from a network, and from those that share a part with it, in the block."""
+    """Keep other threads from a network, and from any that share a part with it, in the block."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"module must be an nn.Module; got {describe(model)}.")
     if _is_evaluated(model):
@@ -86,7 +87,7 @@ def exclusive(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Let an attribute of an instance stand before that of its class, or the one it had."""
+    """Set an attribute of an instance in the block, and restore what was there before."""
     own, missing = vars(owner), object()
     was = own.get(name, missing)
     own[name] = value
@@ -101,10 +102,10 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(model: nn.Module, around: Set[nn.Module] | None = None) -> Iterator[None]:
-    """Run a network's compiled parts, or those around some layers, by what they were made from.
+    """Run the original code of a network's compiled parts, or only of those around some layers.
 
-    Compiled code calls no hooks that came after it, heeds no function modes, and keeps no graph
-    that is gone through twice.
+    Compiled code ignores hooks that were registered later, ignores function modes, and keeps no
+    graph for a second backward pass.
     """
     with ExitStack() as stack:
         for part in () if _is_evaluated(model) else model.modules():
@@ -120,7 +121,7 @@ def uncompiled(model: nn.Module, around: Set[nn.Module] | None = None) -> Iterat
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation mode for this thread alone; the modes are put back afterwards."""
+    """Set a network to evaluation mode for this thread alone, and restore all modes afterwards."""
     with exclusive(model), uncompiled(model):
         modes = [(part, part.training) for part in model.modules()]
         _mine.networks = [*vars(_mine).get("networks", ()), model]
@@ -130,12 +131,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             _mine.networks.pop()
             for part, training in modes:
-                part.training = training  # not train(), which a network may have overridden
+                part.training = training  # not by train(), which a network may override
 
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients; modes, buffers and random state are put back afterwards."""
+    """Evaluate without gradients, and restore modes, buffers and random state afterwards."""
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with (
         evaluating(model),
@@ -147,7 +148,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             (module, name, buffer, buffer.clone(), version_of(buffer))
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
-            if not is_lazy(buffer)  # whose values the first pass decides
+            if not is_lazy(buffer)  # the first pass decides its values
         ]
         try:
             yield
@@ -160,9 +161,9 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def tolerating() -> Iterator[None]:
-    """End a block where a network fails, as one that takes a single size may, with any error.
+    """Leave the block quietly on an error, as of a network that takes a single image size.
 
-    A lack of memory says nothing of the network, and is raised.
+    A lack of memory says nothing about the network, and is raised.
     """
     try:
         yield
@@ -173,39 +174,39 @@ def tolerating() -> Iterator[None]:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Return what is the same for tensors that share their memory, as views do."""
-    # Not the address of the numbers, which is public: on some devices there is none.
+    """Return an identifier that is equal for tensors that share their memory, as views do."""
+    # The address of the data is public but does not serve: on some devices there is none.
     return tensor.untyped_storage()._cdata
 
 
 def first_output(output: Any, name: str | int | None = None) -> Any:
-    """Return the output that counts: the one of that name, or else the one that is recognised.
+    """Return the output that counts: the one with the given name, or the usual one.
 
     Parameters
     ----------
     output : object
-        What a network returns.
+        The return value of a network.
     name : str, int or None, default=None
-        The key or position of the output that counts. None is the first of a tuple or a list, as
-        further ones are of auxiliary heads; of a mapping it is "logits", as Hugging Face's networks
-        call it, "out", as torchvision's do, or its only tensor.
+        The key or position of the output that counts. None takes the first of a tuple or a list, as
+        the others belong to auxiliary heads. From a mapping it takes "logits", as Hugging Face's
+        networks call it, "out", as torchvision's do, or the only tensor.
 
     Returns
     -------
     object
-        A Tensor, or whatever else the network returns where no output can be found by that rule.
+        A Tensor, or whatever else the network returns if this rule finds no output.
 
     Raises
     ------
     ValueError
-        If there is no output of that name, or none is named and a mapping holds several.
+        If there is no output with that name, or none is named and a mapping holds several.
     """
     if name is not None:
         try:
             return output[name]
         except (LookupError, TypeError):
             raise ValueError(
-                f"The network's output has no entry output_name={name!r}: it is "
+                f"The network's output has no entry output_name={name!r}. The output is "
                 f"{_describe_outputs(output)}."
             ) from None
     if isinstance(output, tuple | list):
@@ -219,9 +220,8 @@ def first_output(output: Any, name: str | int | None = None) -> Any:
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     raise ValueError(
-        f"Which output of the network counts cannot be told: it returns "
-        f"{_describe_outputs(output)}; name the entry, output_name=..., or wrap the network in a "
-        "module that returns a Tensor."
+        f"The network returns {_describe_outputs(output)}, and it is unclear which entry counts. "
+        "Name the entry with output_name=, or wrap the network in a module that returns a Tensor."
     )
 
 
@@ -234,13 +234,13 @@ def _describe_outputs(output: Any) -> str:
 
 
 def run_dry(model: nn.Module, sample: Tensor) -> Any:
-    """Run a network on a sample; its first output, or a ValueError that says what is wrong."""
-    model = unwrap(model)  # nothing is gained by compiling for a single run
+    """Return a network's first output for a sample, or raise a ValueError that says what failed."""
+    model = unwrap(model)  # compiling does not pay for a single run
     first = next(model.parameters(), None)
     try:
         with left_as_found(model):
             images = sample.clone() if first is None else sample.to(first.device, copy=True)
-            return first_output(model(images))  # a copy, as some networks write into their input
+            return first_output(model(images))  # of a copy, as some networks write into their input
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
@@ -248,29 +248,28 @@ def run_dry(model: nn.Module, sample: Tensor) -> Any:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise ValueError(
             f"{type(model).__name__} fails on images of {size} pixels and {channels} channel(s): "
-            f"{reason} Try another image_size, or make sure that the network takes {channels} "
-            "input channel(s)."
+            f"{reason} Try another image_size, or use a network that takes {channels} input "
+            "channel(s)."
         ) from error
 
 
 def check_output(
     model: nn.Module, sample: Tensor, n_outputs: int, *, name: str = "classes"
 ) -> None:
-    """Check by one dry run that a network takes such images and has as many outputs as it should.
+    """Check by one dry run that a network takes such images and has the expected outputs.
 
-    The network's mode, hooks, buffers and gradients, and the random generators, are left as they
-    were found.
+    The network's mode, hooks, buffers and gradients, and the random generators, stay as they were.
 
     Parameters
     ----------
     model : nn.Module
-        Its output, or the first entry of it, are the logits, or an embedding.
+        A network whose output, or the first entry of it, is the logits or an embedding.
     sample : float Tensor of shape (n, channels, height, width)
-        One image will do.
+        One image is enough.
     n_outputs : int
-        How many are expected.
+        The expected number of outputs.
     name : str, default="classes"
-        What there should be as many of, for the message.
+        The noun that the message uses for the outputs.
 
     Raises
     ------
@@ -292,11 +291,11 @@ def check_output(
     output = run_dry(model, sample)
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"module returned a {type(output).__name__} for {n_outputs} {name}; it must return a "
+            f"module returned a {type(output).__name__} for {n_outputs} {name}. It must return a "
             f"Tensor of shape (n_images, {n_outputs}), or a tuple that begins with one."
         )
     if output.shape != (len(sample), n_outputs):
         raise ValueError(
-            f"module returned shape {tuple(output.shape)} for {n_outputs} {name}, where "
-            f"{(len(sample), n_outputs)} is wanted; give it num_classes={n_outputs}."
+            f"module returned shape {tuple(output.shape)} for {n_outputs} {name}; expected "
+            f"{(len(sample), n_outputs)}. Give it num_classes={n_outputs}."
         )

@@ -1,9 +1,10 @@
-"""The extent of a grid: whether it is one of all of the image, and of nothing around it.
+"""The extent of a grid: whether it covers the whole image, and nothing around it.
 
-Networks that pad or crop their images by a wide margin have grids whose borders still answer to the
-borders of the images, as `placement` asks, but that are of a larger or a smaller area. Two things
-tell: what the first convolution is given at its borders when all of an image changes, and which
-pixels a grid has a gradient for. Padding and strides of the convolutions themselves do neither.
+In networks that pad or crop their images by a wide margin, the borders of a grid still respond to
+the borders of the images, as `placement` checks, but the grid covers a larger or a smaller area.
+Two things show this: whether the first convolution's input changes at its borders when all of an
+image changes, and which pixels a grid has a gradient for. Padding and strides of the convolutions
+themselves affect neither.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from sklcam.networks.dry_run import left_as_found, tolerating
 from sklcam.networks.layers import TargetLayer
 
-# What part of a side a margin has to be: less moves a map by less than half of that.
+# The least fraction of a side that counts as a margin. A smaller one moves a map by less than half
+# of this.
 _LEAST_MARGIN = 0.1
 _AXES = ("slices", "rows", "columns")
 
@@ -25,10 +27,10 @@ Margins = tuple[int, int]
 
 
 class _Seen(NamedTuple):
-    """One pass: rows and columns of a grid; margins of padding, and of pixels that are not seen."""
+    """One pass: the shape of the grid, and the margins of padding and of unseen pixels."""
 
     grid: tuple[int, ...] | None
-    given: tuple[int, ...] | None  # to the first convolution
+    given: tuple[int, ...] | None  # the size of the first convolution's input
     padding: list[Margins] | None
     unseen: list[Margins] | None
 
@@ -39,20 +41,20 @@ def other_extent(
     draw: Callable[[int], Tensor],
     forward: Callable[[Tensor], Any],
 ) -> str | None:
-    """Say what a grid is of, if that is clearly not the images.
+    """Say what a grid covers, if this is clearly not the images.
 
     Parameters
     ----------
     model : nn.Module
     layer : TargetLayer
-        Whose borders answer in place.
+        A layer whose borders respond to those of the images.
     draw, forward
         As in :func:`~sklcam.networks.placement.misplacement`.
 
     Returns
     -------
     str or None
-        What was seen, to follow the layer's name. None if nothing was, or nothing can be told.
+        The finding, in words that follow the layer's name. None if there is none.
     """
     images = draw(1)
     names = _AXES[-(images.ndim - 2) :]
@@ -68,15 +70,15 @@ def other_extent(
             assert seen.given is not None and seen.padding is not None
             before, behind = seen.padding[axis]
             return (
-                f"is a grid of more than the images: of the {seen.given[axis]} {names[axis]} that "
-                f"the network works on the first {before} and the last {behind} are padding"
+                f"is a grid of more than the images: the network works on {seen.given[axis]} "
+                f"{names[axis]}, the first {before} and the last {behind} of which are padding"
             )
     for axis, is_cropped in enumerate(cropped):
         if not is_cropped:
             continue
         assert seen.unseen is not None
         n, total = images.shape[2 + axis], sum(seen.unseen[axis])
-        # Strides leave out less than a stride, and nothing of images that end where they do.
+        # Strides leave out less than one stride, and nothing of an image that ends at a stride.
         cut = images.narrow(2 + axis, 0, n - total)
         ending = _look(model, layer, cut, forward)
         if (larger.unseen is not None and sum(larger.unseen[axis]) > n) or (
@@ -95,7 +97,7 @@ def _is_wide(margins: Margins, n: int) -> bool:
 
 
 def _is_padded(seen: _Seen) -> list[bool]:
-    """Whether, by axis, padding on a side is as wide as a position of the grid."""
+    """Whether, for each axis, the padding on a side is at least as wide as a grid position."""
     if seen.grid is None or seen.given is None or seen.padding is None:
         return []
     return [
@@ -105,9 +107,9 @@ def _is_padded(seen: _Seen) -> list[bool]:
 
 
 def _is_made_up_for(seen: _Seen, larger: _Seen, axis: int) -> bool:
-    """Whether convolutions without padding take away what was put around the images.
+    """Whether convolutions without padding remove the padding around the images.
 
-    Then the grid of twice the image has no less than twice the positions.
+    Then twice the image gives at least twice the grid positions.
     """
     if seen.grid is None or larger.grid is None or larger.grid[axis] == seen.grid[axis]:
         return False
@@ -117,7 +119,7 @@ def _is_made_up_for(seen: _Seen, larger: _Seen, axis: int) -> bool:
 def _look(
     model: nn.Module, layer: TargetLayer, images: Tensor, forward: Callable[[Tensor], Any]
 ) -> _Seen:
-    """Run two images that differ everywhere, as far as the layer."""
+    """Run two images that differ everywhere, up to the layer."""
     given: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -126,17 +128,17 @@ def _look(
             given.append(inputs[0].detach())
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output.clone())  # what is behind may work on it in place
+        outputs.append(output.clone())  # later layers may change it in place
 
     with torch.inference_mode(False), left_as_found(model), torch.enable_grad():
         handles = [layer.of(model).register_forward_hook(note)]
         for part in model.modules():
-            # Those of single pixels may be a normalisation in front of the padding.
+            # A convolution of single pixels may be a normalisation before the padding.
             if isinstance(part, nn.Conv2d | nn.Conv3d) and max(part.kernel_size) > 1:
                 handles.append(part.register_forward_pre_hook(note_given))
         leaf = images.clone().requires_grad_()
         try:
-            with tolerating():  # what is before the layer has run, or has not
+            with tolerating():  # a failure behind the layer does not matter
                 forward(leaf.clone())
         finally:
             for handle in handles:
@@ -154,7 +156,7 @@ def _look(
 def _grid_of(layer: TargetLayer, output: Tensor) -> tuple[int, ...] | None:
     try:
         return tuple(layer.to_grid(output).shape[2:])
-    except (ValueError, RuntimeError):  # tokens of images of another size
+    except (ValueError, RuntimeError):  # the tokens of images of another size
         return None
 
 
@@ -162,20 +164,20 @@ def _unseen(output: Tensor, images: Tensor) -> list[Margins] | None:
     """Return how many rows and columns of pixels at the borders have no gradient at all."""
     if not output.requires_grad:
         return None
-    # In any direction, as normalised channels have a constant sum.
+    # In a random direction, as the sum of normalised channels is constant.
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).to(output)
     try:
         (gradient,) = torch.autograd.grad(2**8 * (output * weights).sum(), images)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # of what has no way back
+    except RuntimeError:  # an operation has no backward pass
         return None
     counts = (gradient != 0).any(dim=0)
-    return _margins(counts) if counts.any() else None  # dead networks tell nothing
+    return _margins(counts) if counts.any() else None  # a dead network shows nothing
 
 
 def _margins(counts: Tensor) -> list[Margins]:
-    """Return how many of the first rows do not count, and of the last; and of the other axes."""
+    """Return, for each axis, how many entries at the start and at the end do not count."""
     found = []
     for axis in range(1, counts.ndim):
         others = [other for other in range(counts.ndim) if other != axis]

@@ -1,4 +1,4 @@
-"""Families of networks: what is known of their layers, one entry a family.
+"""Families of networks: what is known of their layers, one entry per family.
 
 To add a family, add an entry to `FAMILIES`, and a small member of it to the list in
 ``tests/networks/test_families.py``.
@@ -29,9 +29,9 @@ class Family:
         a container from the end, as in ``"features.-1"``.
     target_layer : callable
         Takes the network and the name of any of its layers, and returns the `TargetLayer`. By
-        default, layers give (n, K, u, v).
+        default, layers output (n, K, u, v).
     auxiliary_heads : tuple of str, default=()
-        How the names of heads start that are only for training; published weights may have them.
+        Prefixes of the names of heads that only training uses. Published weights may have them.
     """
 
     kind: type[nn.Module]
@@ -50,8 +50,8 @@ class Family:
     def is_plain(self, network: nn.Module) -> bool:
         """Whether a network is as its class builds it, up to the usual layer.
 
-        What goes by the class alone holds for no others: a forward of its own, a hook or a part of
-        another kind may turn, shift or crop the images on their way.
+        What is known of a class holds for no other network: a forward method of its own, a hook or
+        an unknown part may turn, shift or crop the images on their way.
         """
         methods = {name: each for name, each in vars(self.kind).items() if callable(each)}
         methods.pop("__init__", None)
@@ -65,12 +65,12 @@ class Family:
                 return False
             if not type(part).__module__.startswith(_PLAIN) and part is not network:
                 return False
-            if part is usual:  # the head, which is registered behind it, may be another
+            if part is usual:  # the head, which is registered after it, may be replaced
                 break
         return True
 
 
-# Where the classes are that families are made of: none of these moves what it is given.
+# The modules whose classes the families consist of. None of these classes moves its input.
 _PLAIN = (
     "torchvision.models.",
     "torchvision.ops.",
@@ -94,14 +94,14 @@ def _of_vision_transformer(network: models.VisionTransformer, name: str) -> Targ
 
 
 def _of_swin_transformer(network: models.SwinTransformer, name: str) -> TargetLayer:
-    # A convolution cuts the patches, and a permutation to channels first follows the last norm.
+    # A convolution makes the patches, and a permutation to channels first follows the last norm.
     is_convolution = isinstance(network.get_submodule(name), nn.Conv2d)
     channels_last = name.startswith(("features", "norm")) and not is_convolution
     return TargetLayer(name, layout="nhwc" if channels_last else "nchw")
 
 
 def _of_conv_next(network: models.ConvNeXt, name: str) -> TargetLayer:
-    # Within a block, a permutation brings the channels to the end, and its last one back.
+    # Within a block, a permutation moves the channels to the end; the last part moves them back.
     path, _, place = name.rpartition(".")
     is_inside = path.endswith(".block") and place in ("1", "2", "3", "4", "5")
     return TargetLayer(name, layout="nhwc" if is_inside else "nchw")
@@ -122,7 +122,7 @@ FAMILIES = (
     Family(models.ShuffleNetV2, "conv5"),
     Family(models.SqueezeNet, "features.-1"),
     Family(models.MNASNet, "layers"),
-    # At a block's output only the class token has a gradient; before the attention, all have.
+    # At a block's output only the class token has a gradient; before the attention, all tokens do.
     Family(models.VisionTransformer, "encoder.layers.-1.ln_1", _of_vision_transformer),
     Family(models.SwinTransformer, "norm", _of_swin_transformer),
     Family(models.MaxVit, "blocks.-1"),
@@ -130,24 +130,24 @@ FAMILIES = (
 
 
 def find_family(network: nn.Module) -> Family | None:
-    """Return the family of a network, if it is known."""
+    """Return the family of a network; None if it is not known."""
     return next(
         (family for family in FAMILIES if isinstance(network, family.kind)), _of_package(network)
     )
 
 
 def _of_package(network: nn.Module) -> Family | None:
-    """Return the family of a network whose package is an extra, if it is of one."""
+    """Return the family of a network of a package that is an extra; None for other networks."""
     kind = lite_class(network)
     return None if kind is None else Family(kind, "_swish", _of_efficient_net_lite)
 
 
 def _of_efficient_net_lite(network: nn.Module, name: str) -> TargetLayer:
-    # One activation for the stem and the head, of which the second is pooled.
+    # The stem and the head share one activation module; the output of its second run is pooled.
     return TargetLayer(name, run=1 if name == "_swish" else None)
 
 
 def lite_class(network: nn.Module) -> type[nn.Module] | None:
-    """Return the class of efficientnet-lite-pytorch that a network is of, if it is."""
+    """Return efficientnet-lite-pytorch's class if a network is an instance of it, else None."""
     names = {f"{each.__module__}.{each.__name__}": each for each in type(network).__mro__}
     return names.get("efficientnet_lite_pytorch.model.EfficientNet")

@@ -1,7 +1,7 @@
-"""Bringing batches to a device and results back without making it stand still.
+"""Bring batches to a device and results back without keeping the device idle.
 
-To read a tensor of a device is to wait until the device has come to it. A copy that is asked for
-early comes by itself, while the device has the next batch to go on with.
+Reading a tensor from a device waits until the device has computed it. A copy that is started early
+arrives on its own, while the device computes the next batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Coming(Protocol):
-    """What is on its way to the host, or has been there all along."""
+    """A result that is on its way to the host, or has been there all along."""
 
     is_here: bool
 
@@ -29,7 +29,7 @@ class Fetching:
     Parameters
     ----------
     tensor : Tensor
-        On any device. What is written into it from now on does not count.
+        On any device. Later changes to it do not count.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Fetching:
         self.is_here = tensor.device.type == "cpu"
         self._arrival: torch.cuda.Event | None = None
         if tensor.is_cuda:
-            # Into pinned memory, after all that the stream has to do, and not by the host.
+            # Copied into pinned memory by the device, once its stream has finished all else.
             stream = torch.cuda.current_stream(tensor.device)
             tensor = tensor.to("cpu", non_blocking=True)
             self._arrival = stream.record_event()
@@ -59,17 +59,17 @@ class Fetching:
         if self._arrival is None:
             return self._tensor.cpu()
         self._arrival.synchronize()
-        return self._tensor.clone()  # there is little pinned memory, and results may stay for long
+        return self._tensor.clone()  # pinned memory is scarce, and results may be kept for long
 
 
 def one_behind(coming: Iterable[AnyComing]) -> Iterator[AnyComing]:
-    """Yield each when the next is there: a device is asked for more before it is waited for.
+    """Yield each item once the next one is started, so that the device never waits for the host.
 
-    What is on the host is yielded at once.
+    Items that are already on the host are yielded at once.
 
     Parameters
     ----------
-    coming : iterable of Fetching, or of what consists of them
+    coming : iterable of Fetching, or of objects that consist of them
 
     Yields
     ------
@@ -88,7 +88,7 @@ def one_behind(coming: Iterable[AnyComing]) -> Iterator[AnyComing]:
 
 
 def fetch_all(tensors: Iterable[Tensor]) -> np.ndarray:
-    """Return tensors of batches as one array on the host.
+    """Join the tensors of all batches into one array on the host.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def fetch_all(tensors: Iterable[Tensor]) -> np.ndarray:
 
 
 def sent_to(device: torch.device, images: Tensor) -> Tensor:
-    """Return images on a device, to which those of the host are on their way.
+    """Return images on a device; those from the host are copied without waiting.
 
     Parameters
     ----------
@@ -115,5 +115,5 @@ def sent_to(device: torch.device, images: Tensor) -> Tensor:
     """
     is_here = images.device.type == "cpu"
     if is_here and device.type == "cuda":
-        images = images.pin_memory()  # from other memory, the host would do the copying
+        images = images.pin_memory()  # from other memory, the host would copy and wait
     return images.to(device, non_blocking=is_here)

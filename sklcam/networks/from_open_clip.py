@@ -1,4 +1,4 @@
-"""Networks of open_clip: how images are prepared for them, as they carry it themselves."""
+"""Networks of open_clip: how their images are prepared, as the networks themselves say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MODES = {"shortest": "center_crop", "longest": "pad", "squash": "stretch"}
 
 
 def origin_of_open_clip(network: nn.Module) -> Origin | None:
-    """Return what a network of open_clip says of its images; None of any other.
+    """Return how a network of open_clip takes its images; None for any other network.
 
     Parameters
     ----------

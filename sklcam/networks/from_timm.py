@@ -25,7 +25,7 @@ from sklcam.networks.named import (
 from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import read_state, renamed_entries
 
-# What build_model says by parameters of its own.
+# Options that build_model has parameters of its own for.
 _SAID_OTHERWISE = {
     **{"num_classes": "n_classes", "in_chans": "in_channels", "img_size": "image_size"},
     **dict.fromkeys(("pretrained", "checkpoint_path", "cache_dir"), "weights"),
@@ -37,7 +37,7 @@ _MODES = {"squash": "stretch", "border": "pad"}  # else "center_crop"
 class TimmSource(Source):
     """A network of timm: "NAME", "NAME.TAG", "hf-hub:OWNER/NAME" or "local-dir:FOLDER".
 
-    These are timm's own words; whose folder has a whole path may call it "timm//PATH", too.
+    These are timm's own names. A folder with an absolute path is also "timm//PATH".
     """
 
     def __init__(self, name: str):
@@ -50,19 +50,19 @@ class TimmSource(Source):
         if not timm.is_model(self.architecture):
             raise ValueError(
                 f"timm has no model {self.architecture!r}. {self._meant(timm.list_models())} "
-                "timm.list_models() lists all."
+                "timm.list_models() lists all names."
             )
         if self.tag and not self._has(self.tag):
             raise ValueError(
-                f"timm has no weights {self.tag!r} of {self.architecture}; it has "
+                f"timm has no weights {self.tag!r} of {self.architecture}. It has "
                 f"{', '.join(self._tags()) or 'none'}."
             )
 
     def _meant(self, known: list[str]) -> str:
         if os.path.isdir(self.where):
-            return f'There is a folder of that name: "local-dir:{self.where}".'
+            return f'A folder has this name: use "local-dir:{self.where}" for it.'
         if self.where in from_torchvision.names():
-            return f'torchvision has: "torchvision/{self.where}".'
+            return f'torchvision has one: use "torchvision/{self.where}".'
         return suggestion(self.architecture, known)
 
     def _has(self, tag: str) -> bool:
@@ -85,7 +85,7 @@ class TimmSource(Source):
         options: dict[str, Any],
     ) -> nn.Module:
         for name in options.keys() & _SAID_OTHERWISE.keys():
-            raise ValueError(f"{name} is said by {_SAID_OTHERWISE[name]}.")
+            raise ValueError(f"{name} is not an option here. Use {_SAID_OTHERWISE[name]}= instead.")
         kind, where = self._chosen(weights)
         architecture, cfg, args = self._described(kind, where)
         given = {**args, **options, "in_chans": in_channels}
@@ -107,12 +107,12 @@ class TimmSource(Source):
             else:
                 _check_hub(kind, where, cfg)
                 model = create(pretrained=True)
-        except Exception as error:  # of timm, torch or a download, which have no kind in common
+        except Exception as error:  # from timm, torch or a download, without a common class
             explained = self._explained(error, kind, where, given, cfg)
             if explained is None:
                 raise
             raise explained from error
-        # By its architecture: whoever builds it again need not have the folder, or the network.
+        # By its architecture, so that it can be built again without the folder or a connection.
         model.built_as = {
             **{"name": f"timm/{where if kind == 'timm' else architecture}"},
             **{"n_classes": given["num_classes"], "in_channels": in_channels},
@@ -133,7 +133,7 @@ class TimmSource(Source):
         return Origin(_read(cfg, shown), names)
 
     def _chosen(self, weights: AnyWeights) -> tuple[str, str]:
-        """Return the kind and the name that stand for the network with these weights."""
+        """Return the kind and the name of the network with these weights."""
         if weights is None or str(weights) == "DEFAULT":
             return self.kind, self.where
         if isinstance(weights, str) and self.kind == "timm" and self._has(weights):
@@ -142,10 +142,10 @@ class TimmSource(Source):
             return "local-dir", os.fspath(weights)
         if isinstance(weights, str | os.PathLike) and Path(weights).is_file():
             return self.kind, self.where
-        has = f", of which timm has {', '.join(self._tags())}" if self.kind == "timm" else ""
+        has = f" timm has {', '.join(self._tags())}." if self.kind == "timm" else ""
         raise ValueError(
-            f"weights={str(weights)!r} is not a name of weights of {self.where}{has}, and there is "
-            'no such file or folder. "DEFAULT" is those that are published.'
+            f"weights={str(weights)!r} is not the name of weights of {self.where}, and there is "
+            f'no such file or folder.{has} "DEFAULT" stands for the published weights.'
         )
 
     def _described(self, kind: str, where: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -162,17 +162,18 @@ class TimmSource(Source):
             if kind == "hf-hub":
                 check_hub(where, "config.json")
             cfg, architecture, args = read(where)
-        except Exception as error:  # of a file, or of a download, which have no kind in common
+        except Exception as error:  # from a file or a download, without a common class
             explained = self._explained(error, kind, where, {}, {})
             if explained is None:
                 raise
             raise explained from error
-        if args and args.get("img_size") is not None:  # which older ones leave out of the other
+        if args and args.get("img_size") is not None:  # older files do not repeat it in input_size
             side, channels = args["img_size"], cfg.get("input_size", (3,))[0]
             cfg["input_size"] = (channels, *((side, side) if isinstance(side, int) else side))
         if self.kind == "timm" and architecture != self.architecture:
             raise ValueError(
-                f"{where!r} holds the weights of {architecture}, not of {self.architecture}."
+                f"{where!r} holds the weights of {architecture}, not of {self.architecture}. "
+                f'Build "timm/{architecture}" instead, or give other weights.'
             )
         return architecture, cfg, dict(args or {})
 
@@ -184,20 +185,20 @@ class TimmSource(Source):
         given: dict[str, Any],
         cfg: dict[str, Any],
     ) -> Exception | None:
-        """Return an error that says what to do about another one; None if nothing is known."""
+        """Return an error that explains another one and its remedy; None if it is not known."""
         if isinstance(error, AssertionError) or "img_size" in str(error):
             return ValueError(
                 f"timm's {where} cannot be built for images of {given.get('img_size')}: {error}"
             )
         if isinstance(error, RuntimeError) and "No pretrained weights" in str(error):
             return ValueError(
-                f"timm has no weights of {where}; it has {', '.join(self._tags()) or 'none'} of "
-                f"{self.architecture}. weights= takes the path of a file as well."
+                f"timm has no weights of {where}. Of {self.architecture} it has "
+                f"{', '.join(self._tags()) or 'none'}. Give weights= the path of a file instead."
             )
         if kind == "local-dir" and isinstance(error, OSError | KeyError | RuntimeError):
             return ValueError(
-                f"{where!r} is not a folder that timm can read, with config.json and "
-                f"model.safetensors, as timm.models.save_for_hf writes it: {error}"
+                f"timm cannot read the folder {where!r}. It must hold config.json and "
+                f"model.safetensors, as timm.models.save_for_hf writes them. {error}"
             )
         if is_offline(error):
             return OSError(
@@ -207,7 +208,7 @@ class TimmSource(Source):
 
 
 def origin_of_timm(network: nn.Module) -> Origin | None:
-    """Return what a network of timm carries; None if it is none."""
+    """Return how a network of timm takes its images; None for any other network."""
     cfg = getattr(network, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not {"mean", "input_size"} <= cfg.keys():
         return None
@@ -217,11 +218,11 @@ def origin_of_timm(network: nn.Module) -> Origin | None:
 
 
 def with_classes(network: nn.Module, n_classes: int) -> None:
-    """Give a network of timm a new head, by its own means, if it has another number of classes."""
+    """Give a network of timm a new head, in timm's way, if it has another number of classes."""
     n_own, n_features = _n_classes(network), getattr(network, "num_features", None)
     reset = getattr(network, "reset_classifier", None)
     is_timm = isinstance(getattr(network, "pretrained_cfg", None), dict)
-    # Without classes, it gives its features.
+    # Without classes, it outputs its features.
     if is_timm and callable(reset) and n_own != n_classes and (n_own or n_features) != n_classes:
         reset(n_classes)
 
@@ -231,7 +232,7 @@ def _n_classes(network: nn.Module) -> int | None:
 
 
 def is_in_timm(name: str) -> bool:
-    """Whether timm is installed, and has a network that is called so, with a tag or without."""
+    """Whether timm is installed and has a network of this name, with or without a tag."""
     try:
         return bool(_timm().is_model(name.partition(".")[0]))
     except ImportError:
@@ -256,7 +257,7 @@ def _timm() -> Any:
 
 
 def _instead(kind: str, where: str, cfg: dict[str, Any]) -> str:
-    """Say what to fetch by other means, and how to name it."""
+    """Return a sentence that says which files to fetch by other means, and how to name them."""
     repository = _repository(kind, where, cfg)
     if not repository:
         return f"Fetch {cfg.get('url')} by other means, and pass the path of that file as weights."
@@ -264,12 +265,12 @@ def _instead(kind: str, where: str, cfg: dict[str, Any]) -> str:
         name = '"timm//path/of/the/folder", or timm\'s own "local-dir:/path/of/the/folder"'
     else:
         name = (
-            'weights="/path/of/the/folder"; weights="/path/of/model.safetensors" alone will do, '
-            "too, without names of classes"
+            'weights="/path/of/the/folder", or, without names of classes, '
+            'weights="/path/of/model.safetensors"'
         )
     return (
         f"Fetch config.json and model.safetensors from https://huggingface.co/{repository} by "
-        f"other means, put them into one folder, and give it: {name}."
+        f"other means, put them into one folder, and give that: {name}."
     )
 
 
@@ -281,14 +282,14 @@ def _repository(kind: str, where: str, cfg: dict[str, Any]) -> str | None:
 def _check_hub(kind: str, where: str, cfg: dict[str, Any]) -> None:
     """Raise at once if published weights cannot be fetched."""
     repository = _repository(kind, where, cfg)
-    # As timm says it, weights that older versions have fetched elsewhere may do.
+    # With this variable, timm uses weights that older versions have fetched elsewhere.
     if kind != "local-dir" and repository and not os.environ.get("TIMM_USE_OLD_CACHE"):
         own = cfg.get("hf_hub_filename")
         check_hub(repository, *([own] if own else ["model.safetensors", "pytorch_model.bin"]))
 
 
 def _config_in_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return the configuration, architecture and arguments that a folder speaks of."""
+    """Return the configuration, the architecture and the arguments in a folder."""
     entries = json.loads((Path(folder) / "config.json").read_text())
     cfg = {**entries.get("pretrained_cfg", entries)}
     for name in ("num_classes", "label_names", "label_descriptions"):
@@ -298,7 +299,7 @@ def _config_in_folder(folder: str) -> tuple[dict[str, Any], str, dict[str, Any]]
 
 
 def _read(cfg: dict[str, Any], shown: str, size: tuple[int, int] | None = None) -> Preprocessing:
-    """Return what timm makes of a configuration, in its evaluation."""
+    """Return the preprocessing that timm reads from a configuration, for evaluation."""
     data: Any = import_module("timm.data")
     read = data.resolve_data_config({}, pretrained_cfg=cfg or {"architecture": shown})
     mean = tuple(map(float, read["mean"]))
@@ -309,7 +310,7 @@ def _read(cfg: dict[str, Any], shown: str, size: tuple[int, int] | None = None) 
             mode,
             float(read["crop_pct"]),
             read["interpolation"],
-            # As timm pads: "border" with the mean, a centre crop with black.
+            # The fill of timm: the mean for "border", black for a centre crop.
             tuple(round(255 * value) / 255 for value in mean) if mode == "pad" else (0.0,),
         ),
         mean=mean,
@@ -340,7 +341,7 @@ def _heads(cfg: dict[str, Any]) -> list[str]:
 def _n_classes_in(
     path: str | os.PathLike[str], network: nn.Module, cfg: dict[str, Any]
 ) -> int | None:
-    """Return for how many classes a file's head is, if it is for others than those published."""
+    """Return the number of classes of a file's head, if it differs from the published one."""
     state, usual = renamed_entries(network, read_state(path)), cfg.get("num_classes", 1000)
     found = [len(state[name]) for head in _heads(cfg) if (name := f"{head}.weight") in state]
     is_usual = not found or found[0] in (usual, usual + (cfg.get("label_offset") or 0))
@@ -354,9 +355,10 @@ def _filled(
     given: dict[str, Any],
     path: Path,
 ) -> nn.Module:
-    """Return the network with a file's weights, adapted by timm, but for a head of other classes.
+    """Return the network with a file's weights, as timm adapts them.
 
-    All else must fit: timm leaves out whatever does not, once the head is another one.
+    A head for another number of classes keeps its own weights. Everything else must fit: with a new
+    head, timm would silently skip whatever does not.
     """
     state: dict[str, Tensor] = dict(renamed_entries(model, read_state(path)))
     own, offset = model.state_dict(), 0
@@ -385,5 +387,5 @@ def _filled(
         raise ValueError(
             f"{os.fspath(path)!r} does not fit timm's {architecture}: {faults}"
         ) from error
-    filled.pretrained_cfg["state_dict"] = None  # it would be kept, and copied, with the network
+    filled.pretrained_cfg["state_dict"] = None  # else the network would keep it, and copies too
     return filled

@@ -22,7 +22,7 @@ _USUAL_SIZE = (224, 224)
 
 
 class TorchvisionSource(Source):
-    """A network of torchvision, in any case of its letters."""
+    """A network of torchvision; upper and lower case are the same."""
 
     def __init__(self, name: str):
         known = names()
@@ -31,9 +31,9 @@ class TorchvisionSource(Source):
             similar = suggestion(self.name, [*known, *names_of_lite()])
             raise ValueError(
                 f"Unknown model {name!r}. {similar} available_models() lists all names of "
-                "torchvision and EfficientNet-Lite; others begin with their source, such as "
+                "torchvision and EfficientNet-Lite. Other names begin with their source, such as "
                 '"timm/resnet50" or "transformers/google/vit-base-patch16-224". For any other '
-                "network pass an nn.Module, its class or a callable that returns one."
+                "network, pass an nn.Module, its class or a callable that returns one."
             )
 
     def build(
@@ -57,7 +57,7 @@ class TorchvisionSource(Source):
             with torch.device("meta"):
                 like = models.get_model(self.name, weights=None, **fixed)
             n_classes = n_classes_in(source, like) or n_classes
-        # Without weights: torchvision's builders would insist on the head that these were made for.
+        # Without weights, as torchvision's builders insist on the head that their weights have.
         model = models.get_model(self.name, weights=None, num_classes=n_classes, **fixed)
         model.built_as = {  # so that a file can name it
             **{"name": self.name, "n_classes": n_classes, "in_channels": in_channels},
@@ -72,7 +72,7 @@ class TorchvisionSource(Source):
     def origin(self, weights: AnyWeights) -> Origin:
         source = None if weights is None else find_weights(self.name, weights)
         if not isinstance(source, WeightsEnum):
-            return Origin()  # of a file, nobody knows what it was trained on
+            return Origin()  # a file does not say what it was trained on
         names = source.meta.get("categories")
         return Origin(_read(source), None if names is None else tuple(names))
 
@@ -83,7 +83,7 @@ def names() -> list[str]:
 
 
 def is_builder(function: Any) -> bool:
-    """Whether a function, or a partial of one, is torchvision's for a network without weights."""
+    """Whether a function, or a partial of one, is torchvision's builder, without weights."""
     inner = function.func if isinstance(function, partial) else function
     if not str(getattr(inner, "__module__", "")).startswith("torchvision.models"):
         return False
@@ -98,7 +98,7 @@ def _read(weights: WeightsEnum) -> Preprocessing:
     if not hasattr(transform, "resize_size"):
         return Preprocessing()
     crop, scaled = transform.crop_size[0], transform.resize_size[0]
-    # Just under the quotient, by which the size comes out to the pixel.
+    # Just under the quotient, so that the size is right to the pixel.
     fraction = 1.0 if crop == scaled else crop / (scaled + 1e-6)
     return Preprocessing(
         image_size=(crop, crop),
@@ -127,6 +127,6 @@ def _patchable_side(name: str, image_size: tuple[int, int]) -> int:
         return height
     side = patch * max(1, round(min(height, width) / patch))
     raise ValueError(
-        f"{name} takes square images whose side is a multiple of {patch}, got "
-        f"image_size={tuple(image_size)}; ({side}, {side}) fits."
+        f"{name} takes square images whose side is a multiple of {patch}; got "
+        f"image_size={tuple(image_size)}. Use ({side}, {side}), for example."
     )

@@ -1,4 +1,4 @@
-"""Networks of Hugging Face's transformers: by name, or by a folder of ``save_pretrained``."""
+"""Networks of Hugging Face's transformers, by name or by a folder of ``save_pretrained``."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _FILES_OF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytor
 
 
 class TransformersSource(Source):
-    """A network for images of transformers: "OWNER/NAME", or the whole path of a folder.
+    """An image network of transformers: "OWNER/NAME", or the absolute path of a folder.
 
-    With a configuration nothing is looked up, and the name is only shown.
+    If a configuration is given, nothing is looked up and the name is only shown.
     """
 
     def __init__(self, name: str, config: Any = None):
@@ -44,8 +44,8 @@ class TransformersSource(Source):
         self._given = config
         if not name:
             raise ValueError(
-                'A network of transformers is named "transformers/OWNER/NAME", or by its folder, '
-                '"transformers//path/of/the/folder".'
+                'The name "transformers/" is incomplete. Give "transformers/OWNER/NAME", or a '
+                'folder as "transformers//path/of/the/folder".'
             )
 
     def build(
@@ -70,8 +70,8 @@ class TransformersSource(Source):
             trained, lacking = self._trained(where)
             if lacking and n_classes is None:
                 raise ValueError(
-                    f"{where} has no weights for {', '.join(lacking[:4])}: it has not been trained "
-                    "to classify images. Train it, as by ConsistentCAMClassifier."
+                    f"{where} has no weights for {', '.join(lacking[:4])}, as it was not trained "
+                    "to classify images. Train it first, for example with ConsistentCAMClassifier."
                 )
             state = {name: v for name, v in trained.state_dict().items() if name not in lacking}
             _load(model, {**model.state_dict(), **state} if lacking else state, where)
@@ -89,18 +89,18 @@ class TransformersSource(Source):
             return Origin(_by_default(config, f"transformers' {config.model_type}"), names)
         where = self._where(weights)
         with _fetching(where, weights, "preprocessor_config.json"):
-            pass  # offline, images would be prepared in another way
+            pass  # otherwise images would silently be prepared in another way when offline
         return Origin(_processor_of(where, config), names)
 
     def _where(self, weights: AnyWeights) -> str:
-        """Return the folder, or the repository, that the network with these weights is in."""
+        """Return the folder or repository of the network with these weights."""
         if weights is None or str(weights) == "DEFAULT" or Path(str(weights)).is_file():
             return self.where
         if Path(str(weights)).is_dir():
             return os.fspath(weights)
         raise ValueError(
-            f'weights={str(weights)!r} is neither "DEFAULT", which is those that {self.where} '
-            "was published with, nor the path of a file, or of a folder that save_pretrained wrote."
+            f'weights={str(weights)!r} is neither "DEFAULT", for the published weights of '
+            f"{self.where}, nor the path of a file or of a folder that save_pretrained wrote."
         )
 
     def _config(self, weights: AnyWeights) -> Any:
@@ -132,7 +132,7 @@ class TransformersSource(Source):
                 raise
             raise ValueError(
                 f"transformers has no network of the kind {config.model_type!r} that classifies "
-                "images; pass an nn.Module that does."
+                "images. Pass an nn.Module that does."
             ) from error
         return model.float().train()
 
@@ -154,15 +154,18 @@ class TransformersSource(Source):
             changes["image_size"] = image_size[0] if len(set(image_size)) == 1 else [*image_size]
         for name, value in changes.items():
             if not hasattr(config, name):
-                raise ValueError(f"The configuration of {self.where} has no {name}.")
+                raise ValueError(
+                    f"The configuration of {self.where} has no {name}. Leave it out, or use "
+                    "another network."
+                )
             setattr(config, name, value)
         return config
 
 
 def origin_of_transformers(network: nn.Module) -> Origin | None:
-    """Return what is known of a network of transformers; None if it is none.
+    """Return how a network of transformers takes its images; None for any other network.
 
-    Its image processor is read where it lies on the disk: nothing is downloaded for that.
+    Its image processor is read from the disk; nothing is downloaded.
     """
     config = getattr(network, "config", None)
     if not (hasattr(config, "model_type") and hasattr(network, "main_input_name")):
@@ -208,7 +211,7 @@ def _transformers() -> Any:
 
 
 def _check_name(where: str) -> None:
-    """Raise a ValueError for what is neither a folder that exists nor a name of a repository."""
+    """Raise a ValueError unless this is an existing folder or the name of a repository."""
     if Path(where).is_dir():
         return
     if os.path.isabs(where) or not _REPOSITORY.fullmatch(where):
@@ -217,7 +220,7 @@ def _check_name(where: str) -> None:
 
 @contextmanager
 def _fetching(where: str, weights: AnyWeights, *files: str) -> Iterator[None]:
-    """Turn the error of a file that cannot be had into one that says which ones would do."""
+    """Turn the error of a missing file into one that says which files to fetch."""
     is_folder = Path(where).is_dir()
     try:
         if not is_folder:
@@ -226,36 +229,36 @@ def _fetching(where: str, weights: AnyWeights, *files: str) -> Iterator[None]:
     except Exception as error:
         if not is_offline(error):
             raise
-        # Those that are asked for later, too.
+        # These include the files that are needed later.
         needed = "config.json and preprocessor_config.json"
         if weights is not None and not Path(str(weights)).is_file():
             needed = "config.json, preprocessor_config.json and model.safetensors"
         if is_folder:
             raise ValueError(
-                f"{where!r} is not a folder that transformers can read, with {needed}, as "
-                f"save_pretrained writes it: {error}"
+                f"transformers cannot read the folder {where!r}. It must hold {needed}, as "
+                f"save_pretrained writes them. {error}"
             ) from error
         folder = os.path.abspath(f"/{where}")
-        meant = f'; is the folder "transformers/{folder}" meant?' if os.path.isdir(folder) else ""
+        meant = f' Do you mean the folder "transformers/{folder}"?' if os.path.isdir(folder) else ""
         raise OSError(
-            f"transformers' {where} could not be downloaded ({error}){meant}. Fetch {needed} from "
-            f"https://huggingface.co/{where} by other means, put them into one folder, and name "
-            'it: "transformers//path/of/the/folder".'
+            f"transformers' {where} could not be downloaded ({error}).{meant} Fetch {needed} from "
+            f"https://huggingface.co/{where} by other means, put them into one folder, and give "
+            'that: "transformers//path/of/the/folder".'
         ) from error
 
 
 def _processor_of(where: str, config: Any, instance: str | None = None) -> Preprocessing:
-    """Return what the image processor does that lies beside a network."""
+    """Return the preprocessing of the image processor that is stored with a network."""
     shown = instance or f"transformers' {where}"
     try:
         processor = _transformers().AutoImageProcessor.from_pretrained(
             where, trust_remote_code=False, **({"local_files_only": True} if instance else {})
         )
-    except Exception as error:  # of none, and of one that this version does not know, anything
+    except Exception as error:  # a missing or unknown processor may raise anything
         if instance is None:
             reason = " ".join(str(error).split())[:200]
             warnings.warn(
-                f"The image processor of {where} cannot be read ({reason}); images are prepared "
+                f"The image processor of {where} cannot be read ({reason}). Images are prepared "
                 "with ImageNet's mean and standard deviation unless mean=, std=, image_size= and "
                 "resize= say otherwise.",
                 stacklevel=2,
@@ -285,14 +288,14 @@ def _names_in(config: Any) -> tuple[str, ...] | None:
 
 
 def _architecture(config: Any) -> dict[str, Any]:
-    """Return a configuration without what all have: labels, where it came from, how it is run."""
+    """Return the entries of a configuration that describe the architecture and nothing else."""
     of_all = _transformers().PretrainedConfig().to_dict().keys() | {"architectures", "dtype"}
     entries = config.to_dict().items()
     return {key: v for key, v in entries if key == "model_type" or key not in of_all}
 
 
 def _n_classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
-    """Return for how many classes the head of weights is, if it is for others than a network's."""
+    """Return the number of classes of the weights' head, if it differs from the network's."""
     for name, value in model.state_dict().items():
         if name in state and _is_other_head(state[name], value, model):
             return len(state[name])
@@ -306,7 +309,7 @@ def _is_other_head(given: Tensor, own: Tensor, model: nn.Module) -> bool:
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load weights, but for heads of other classes; positions of other sizes are interpolated."""
+    """Load weights, except heads of other classes; interpolate embeddings of other positions."""
     own = model.state_dict()
     for name, value in own.items():
         given = state.get(name)
@@ -320,12 +323,12 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def _at_other_positions(embeddings: Tensor, n_positions: int) -> Tensor:
-    """Return the embeddings of square grids, after those of tokens that are none, at a new size."""
+    """Interpolate the embeddings of a square grid to a new size, and keep the prefix tokens'."""
     old = math.isqrt(embeddings.shape[1])
     new = math.isqrt(n_positions)
     n_prefix = embeddings.shape[1] - old**2
     if n_positions - new**2 != n_prefix or n_prefix > 2:
-        return embeddings  # load_state says that it does not fit
+        return embeddings  # load_state raises the error
     prefix, grid = embeddings[:, :n_prefix], embeddings[:, n_prefix:]
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = interpolate(grid, (new, new), mode="bicubic", align_corners=False)

@@ -1,9 +1,9 @@
-"""Heads: what a network computes behind a layer, written down so that it can be computed again.
+"""Heads: the operations behind a layer, recorded so that they can be computed again.
 
-A pass is watched, operation by operation. Where scores are an affine function of the layer's
-output, or come from what a global pooling leaves of each channel, the scores without a channel
-follow without running all of the layer's output through the rest once more. This is read off the
-operations, never off values.
+A pass is recorded operation by operation. If the scores are an affine function of the layer's
+output, or depend only on global pooling of each channel, the scores without a channel follow
+without another pass of the whole output through the rest of the network. This is decided by the
+operations, never by values.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from sklcam.networks.precision import at_least_float32
 
 aten = torch.ops.aten
 
-# A "grid" holds the layer's channels, each made of that channel alone. The "head" is made of
-# channels without places, and of nothing else of the layer. All other is "mixed".
+# A "grid" has the layer's channels, and each of its channels depends on the same one of the layer
+# alone. The "head" depends on the layer only through channels without places. All else is "mixed".
 _Stage = Literal["grid", "head", "mixed"]
 
 
 @dataclass
 class _Value:
-    """A tensor that comes from the layer, and how."""
+    """A tensor that depends on the layer, and how it does."""
 
-    tensor: Tensor  # kept, so that its memory is nobody else's
+    tensor: Tensor  # kept, so that its memory is not used again
     stage: _Stage
-    is_affine: bool = False  # of the layer's output; in the head, of the channels without places
-    axis: int = 0  # of the channels, in a grid
+    is_affine: bool = False  # in the layer's output; in the head, in the channels without places
+    axis: int = 0  # the axis of the channels, in a grid
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Stands for a value among the arguments of a step."""
+    """A placeholder for a value among the arguments of a step."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An operation, of values and of constants, and which values it gives."""
+    """An operation on values and constants, and the values that it returns."""
 
     function: Any
     args: Any
@@ -59,21 +59,21 @@ class _Step:
 
 
 class _Stop(Exception):
-    """Nothing follows from how this network goes on."""
+    """Raised if the rest of the network does not allow the shortcut."""
 
 
 class Head:
-    """How scores come from the output of a layer; made by :func:`trace_head`.
+    """The computation of scores from the output of a layer; made by :func:`trace_head`.
 
     Attributes
     ----------
     scores : Tensor of shape (n_images, k)
-        Those of the pass that was traced.
+        The scores of the traced pass.
 
     Examples
     --------
-    Of a layer whose channels have the means 1 and 4, a linear score falls by its weights times
-    these:
+    The channels of this layer have the means 1 and 4. Without a channel, a linear score falls by
+    the channel's mean times its weight:
 
     >>> import torch
     >>> from torch import nn
@@ -97,25 +97,25 @@ class Head:
     ):
         self.scores = scores
         self._activations = activations
-        self._cuts = cuts  # what the scores come from, with the axes of the channels
+        self._cuts = cuts  # the values that the scores depend on, with the axes of the channels
         self._before = before
         self._behind = behind
         self._last = last
         self._is_affine = is_affine
 
     def falls(self, batch_size: int) -> Tensor:
-        """Return by how much the scores fall if a channel of the layer is zero.
+        """Return by how much the scores fall if a channel of the layer is set to zero.
 
         Parameters
         ----------
         batch_size : int
-            Most rows that go through the head at a time, where any have to.
+            The largest number of rows that go through the head at once, if any need to.
 
         Returns
         -------
         Tensor of shape (n_images, k, K)
-            float32, or float64 if the network computes in it: half precision has too few digits for
-            what a single channel changes.
+            float32, or float64 if the network computes in it. Half precision has too few digits for
+            the effect of a single channel.
         """
         with self._exactly():
             there, gone = self._there_and_gone()
@@ -124,7 +124,7 @@ class Head:
             return self._by_passes(there, gone, batch_size)
 
     def without(self, gone: Tensor, falls: Tensor) -> Tensor:
-        """Return the scores where several channels of the layer are zero.
+        """Return the scores if several channels of the layer are set to zero.
 
         Parameters
         ----------
@@ -160,12 +160,12 @@ class Head:
         return [values[index] for index in self._cuts]
 
     def _score(self, pooled: Iterable[Tensor]) -> Tensor:
-        copies = [each.clone() for each in pooled]  # as a step may work in place
+        copies = [each.clone() for each in pooled]  # a step may work in place
         values = _run(self._behind, dict(zip(self._cuts, copies, strict=True)))
         return values[self._last.index]
 
     def _by_gradient(self, there: list[Tensor], gone: list[Tensor]) -> Tensor:
-        """An affine score falls by its gradient times what is taken away."""
+        """Return the falls of affine scores: the gradient times the values that are removed."""
         with torch.enable_grad():
             leaves = [each.detach().requires_grad_() for each in there]
             columns = self._score(leaves).sum(dim=0)
@@ -194,7 +194,7 @@ class Head:
 
         intact = self._score(there)
         channels = torch.arange(there[0].shape[axes[0]], device=intact.device)
-        # All images without some of the channels at a time.
+        # At a time, all images without each of some channels.
         at_once = max(1, batch_size // len(intact))
         scores = torch.vmap(without, chunk_size=at_once)(channels)
         return (intact - scores).permute(1, 2, 0)
@@ -205,7 +205,7 @@ def _sum_of_places(tensor: Tensor, axis: int) -> Tensor:
 
 
 def _at(channel: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """Return where along an axis of a tensor one channel is, to be broadcast with it."""
+    """Return a mask of one channel along an axis of a tensor, for broadcasting with it."""
     channels = torch.arange(tensor.shape[axis], device=tensor.device)
     return (channels == channel).reshape(-1, *[1] * (tensor.ndim - axis - 1))
 
@@ -213,21 +213,22 @@ def _at(channel: Tensor, tensor: Tensor, axis: int) -> Tensor:
 def trace_head(
     scores_of: Callable[[Tensor], Tensor], activations: Tensor, axis: int
 ) -> Head | None:
-    """Watch how scores come from a layer's output.
+    """Record how scores are computed from a layer's output.
 
     Parameters
     ----------
     scores_of : callable
-        Takes what the layer returns and makes scores of it, (n_images, k), image by image.
+        Maps the layer's output to scores (n_images, k), each row from its own image alone.
     activations : Tensor of shape (n_images, ...)
+        The layer's output.
     axis : int
-        Which one holds the channels.
+        The axis of the channels.
 
     Returns
     -------
     Head or None
-        None where channels meet before they are pooled, unless all is affine, and where it cannot
-        be seen what becomes of them. The pass ends there.
+        None if channels are combined before they are pooled, unless all operations are affine, or
+        if an operation cannot be followed. The pass ends there.
     """
     try:
         with torch.no_grad(), _Trace(activations, axis) as trace, _NoEscape(trace):
@@ -238,23 +239,23 @@ def trace_head(
 
 
 class _Trace(TorchDispatchMode):
-    """Writes down what is done to a layer's output, and to all that comes of it."""
+    """Record the operations on a layer's output, and on everything computed from it."""
 
     def __init__(self, activations: Tensor, axis: int):
         super().__init__()  # type: ignore[no-untyped-call]
         self.given = activations.clone()
         self._axis = axis
         self._steps: list[_Step] = []
-        self._constants: list[tuple[Tensor, int | None]] = []  # with how often they were written to
+        self._constants: list[tuple[Tensor, int | None]] = []  # with the count of writes to each
         self._values: list[_Value] = []
         self._indices: dict[Any, int] = {}
         self._cuts: dict[int, int] = {}
         self._add(_Value(self.given, "grid", is_affine=True, axis=axis))
 
     def head(self, scores: Tensor, activations: Tensor) -> Head:
-        """Return what was written down, of a layer's output and the scores that came of it."""
+        """Return the recorded head, for a layer's output and the scores computed from it."""
         last = self.placed(scores)
-        if not isinstance(last, _Slot):  # nothing of the layer is in them
+        if not isinstance(last, _Slot):  # the scores do not depend on the layer
             raise _Stop
         value = self._values[last.index]
         cuts, before, behind = {0: self._axis}, [], self._steps
@@ -265,11 +266,11 @@ class _Trace(TorchDispatchMode):
         elif not value.is_affine:
             raise _Stop
         if any(version_of(constant) != version for constant, version in self._constants):
-            raise _Stop  # they were written to after their use
+            raise _Stop  # something wrote to them after their use
         return Head(scores, activations, cuts, before, behind, last, value.is_affine)
 
     def placed(self, argument: Any) -> Any:
-        """Return what stands for an argument: the slot of a value, or itself."""
+        """Return the slot of an argument that is a value, and any other argument itself."""
         is_value = isinstance(argument, Tensor) and _identity(argument) in self._indices
         return _Slot(self._indices[_identity(argument)]) if is_value else argument
 
@@ -282,7 +283,7 @@ class _Trace(TorchDispatchMode):
             raise _Stop
         if not slots or func.overloadpacket in _OF_SHAPES:
             return func(*args, **kwargs)
-        if func.overloadpacket is aten.as_strided_:  # how the memory lies, not what is in it
+        if func.overloadpacket is aten.as_strided_:  # changes the strides, not the values
             return self._restrided(func, args, slots)
         values = [self._values[slot.index] for slot in slots]
         stage, is_affine, axis = _Operation(func, taken, options, values).outcome()
@@ -290,13 +291,13 @@ class _Trace(TorchDispatchMode):
         self._constants += [(constant, version_of(constant)) for constant in constants]
         result = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not made:  # a number, by which the network may decide how to go on
+        if not made:  # a number, on which the network's next steps may depend
             raise _Stop
         main = _Value(made[0], stage, is_affine, axis)
         if func._schema.is_mutable:
             self._check_written(main)
         results: list[int | None] = [self._add(main)]
-        for tensor in made[1:]:  # such as the places of maxima, which are not followed in a grid
+        for tensor in made[1:]:  # such as the indices of maxima, which are not followed in a grid
             value = _Value(tensor, "head" if stage == "head" else "mixed")
             results.append(self._add(value) if tensor.numel() else None)
         self._steps.append(_Step(func, taken, options, results, stage))
@@ -320,7 +321,7 @@ class _Trace(TorchDispatchMode):
         return index
 
     def _check_written(self, written: _Value) -> None:
-        """Stop unless what is written in place was followed, with all that shares its memory."""
+        """Stop unless a tensor written in place is known, with all that shares its memory."""
         identity, memory = _identity(written.tensor), memory_of(written.tensor)
         if identity not in self._indices:
             raise _Stop
@@ -333,7 +334,7 @@ class _Trace(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Operation:
-    """What is done to values, of which it gives others."""
+    """An operation on values."""
 
     func: Any
     args: Any
@@ -349,14 +350,14 @@ class _Operation:
         axis = self._axis() if stages == {"grid"} else None
         if axis is not None:
             return "grid", is_affine, axis
-        # Where pooled channels meet others, no one set of values is what the scores come from.
+        # If pooled channels meet others, no single set of values determines the scores.
         if "head" in stages or not is_affine:
             raise _Stop
         return "mixed", True, 0
 
     def _is_affine(self) -> bool:
         packet, dtype = self.func.overloadpacket, self.kwargs.get("dtype")
-        if self.func is aten.view.dtype:  # other numbers of the same bits
+        if self.func is aten.view.dtype:  # reads the same bits as other numbers
             return False
         if self.kwargs.get("rounding_mode") or not (dtype is None or dtype.is_floating_point):
             return False
@@ -370,11 +371,11 @@ class _Operation:
         return is_one and isinstance(self.args[0], _Slot) and packet in _OF_FIRST
 
     def _is_training(self) -> bool:
-        # Only one of them has no argument that says so.
+        # All normalisations but one, which is for evaluation only, have this argument.
         return any(argument is True for argument in self.args[5:6])
 
     def _axis(self) -> int | None:
-        """Return the axis of the channels in what is made of grids, if each goes by itself."""
+        """Return the axis of the channels in the result, if it keeps them separate, else None."""
         shape, axis = self.values[0].tensor.shape, self.values[0].axis
         packet = self.func.overloadpacket
         if torch.Tag.pointwise in self.func.tags or packet in _POINTWISE:
@@ -389,7 +390,7 @@ class _Operation:
         return rule(shape, axis, *self.args[1:], **self.kwargs)
 
     def _is_aligned(self, shape: torch.Size, axis: int) -> bool:
-        """Whether what is combined place by place has the channels in the same one."""
+        """Whether all operands of an elementwise operation have the channels on the same axis."""
         leaves = tree_leaves((self.args, self.kwargs))
         constants = [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
         return all(
@@ -397,8 +398,8 @@ class _Operation:
         ) and all(torch.broadcast_shapes(shape, other) == shape for other in constants)
 
 
-# Where the channels are behind an operation on (n_images, ...) with the channels in an axis, which
-# gets the operation's further arguments; None if rows or channels are mixed.
+# The axis of the channels after an operation on (n_images, ...) that had them on a given axis. Each
+# function also gets the operation's other arguments. None if rows or channels are mixed.
 
 
 def _permuted(shape: torch.Size, axis: int, dims: Sequence[int]) -> int | None:
@@ -460,7 +461,7 @@ def _unmoved(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
 
 
 def _of_images(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
-    """Of what takes (n_images, K, ...), and each channel for itself."""
+    """Return the axis for operations on (n_images, K, ...) that keep the channels separate."""
     return 1 if axis == 1 and len(shape) > 3 else None
 
 
@@ -469,7 +470,7 @@ def _of_pictures(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None
 
 
 def _of_volumes(shape: torch.Size, axis: int, *_: Any, **__: Any) -> int | None:
-    # Of four axes the first are taken for the channels, and the channels for places.
+    # With four axes, the operation would take the images for channels and the channels for places.
     return 1 if axis == 1 and len(shape) == 5 else None
 
 
@@ -502,9 +503,9 @@ _AXES: dict[Any, Callable[..., int | None]] = {
     **_POOLINGS,
     **_MAXIMA,
 }
-# Functions of each place, beside those that torch calls so.
+# Elementwise functions that torch does not tag as pointwise.
 _POINTWISE = {aten.hardswish, aten.hardswish_, aten._prelu_kernel, aten.log_sigmoid_forward}
-# Affine in all of their tensors together; in one, if the others are constants; in the first.
+# Affine in all of their tensors together; in one if the others are constants; in the first one.
 _SUMS = {aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.cat, aten.stack}
 _PRODUCTS = {
     aten.mul, aten.mul_, aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm,
@@ -516,12 +517,12 @@ _OF_FIRST = {
     aten.slice, aten.alias, aten.clone, aten._to_copy, aten.expand, aten.gather, aten.index,
     aten.index_select, aten.diagonal,
 }  # fmt: skip
-# They look at a tensor's shape alone.
+# These use a tensor's shape alone.
 _OF_SHAPES = {
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
     aten.new_ones, aten.new_full, aten.new_empty,
 }  # fmt: skip
-# What they give hangs on more than the values, or its shape on these.
+# Their results depend on more than the values, or the shapes of the results depend on values.
 _HIDDEN = {
     torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
@@ -529,7 +530,7 @@ _HIDDEN = {
 
 
 class _NoEscape(TorchFunctionMode):
-    """Stops a trace where values leave for what cannot be watched."""
+    """Stop a trace where values leave torch and can no longer be followed."""
 
     def __init__(self, trace: _Trace):
         super().__init__()
@@ -545,13 +546,13 @@ _ESCAPES = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Te
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tells tensors apart: a view may come as another object."""
+    """Return a key that identifies a tensor, as the same view may come as another object."""
     place = memory_of(tensor), tensor.storage_offset()
     return (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _run(steps: Sequence[_Step], values: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Do steps once more, with other values, in float32 at least."""
+    """Repeat the steps with other values, in at least float32."""
 
     def fill(argument: Any) -> Any:
         if isinstance(argument, _Slot):

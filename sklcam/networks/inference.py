@@ -1,8 +1,9 @@
-"""Many forward passes, faster: folded batch normalisation, and memory in channels_last.
+"""Faster series of forward passes, by folded batch normalisation and channels_last memory.
 
-In evaluation mode a batch normalisation only scales and shifts the output of a convolution. Methods
-that run a network on hundreds of changed images save its passes over memory. The network itself is
-not changed: the folded weights live beside it, and functions swap them in while a context is open.
+In evaluation mode, a batch normalisation only scales and shifts the output of a convolution.
+Folding both into one convolution saves passes over memory in methods that run a network on hundreds
+of changed images. The network itself does not change: the folded weights are kept beside it and
+replace the original ones while a context is open.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sklcam.networks.precision import at_least_float32
 
 @dataclass(frozen=True, eq=False)
 class _Folded:
-    """A convolution's weight and bias, with the normalisation in them."""
+    """The weight and bias of a convolution that includes the normalisation behind it."""
 
     weight: Tensor
     bias: Tensor
@@ -34,7 +35,7 @@ class _Folded:
 
 @dataclass(eq=False)
 class _Pair:
-    """A convolution, and the normalisation that its output goes to."""
+    """A convolution, and the normalisation that takes its output."""
 
     weight: Tensor
     bias: Tensor | None
@@ -53,7 +54,7 @@ class _Pair:
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> None:
-        """Note the arguments of ``batch_norm``."""
+        """Record the arguments of ``batch_norm``."""
         if training or running_mean is None or running_var is None:
             self.has_another_use = True
             return
@@ -63,7 +64,7 @@ class _Pair:
         self.shift = shift if bias is None else shift + bias.detach()
 
     def fold(self, memory_format: torch.memory_format) -> _Folded | None:
-        """Return both as one convolution, unless the output goes elsewhere, too."""
+        """Return both as one convolution; None if the convolution's output has another use."""
         if self.has_another_use or self.scale is None or self.shift is None:
             return None
         shift = self.shift if self.bias is None else self.shift + self.bias * self.scale
@@ -74,7 +75,7 @@ class _Pair:
 
 
 class LearnPairs(TorchFunctionMode):
-    """Watch one forward pass for convolutions whose output goes to a batch normalisation alone.
+    """Find, in one forward pass, convolutions whose output goes to a batch normalisation alone.
 
     Examples
     --------
@@ -93,17 +94,17 @@ class LearnPairs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # By the convolution's weight. One that is made anew in each pass is soon gone from here.
+        # Keyed by the convolution's weight. A weight that each pass makes anew soon disappears.
         self._pairs: MutableMapping[Tensor, _Pair] = WeakTensorKeyDictionary()
         self._outputs: MutableMapping[Tensor, _Pair] = WeakTensorKeyDictionary()
 
     def folded(
         self, memory_format: torch.memory_format = torch.contiguous_format
     ) -> FoldedConvolutions:
-        """Return the context in which the pairs that were found are one function each.
+        """Return the context in which each pair that was found runs as one function.
 
-        Weights of two dimensions are kept in the memory format, which should be that of the images:
-        each run would have to rearrange them otherwise.
+        Weights of two-dimensional convolutions are kept in the memory format, which should be that
+        of the images. Otherwise each run would have to rearrange them.
         """
         folded: MutableMapping[Tensor, _Folded] = WeakTensorKeyDictionary()
         for weight, pair in self._pairs.items():
@@ -128,7 +129,7 @@ class LearnPairs(TorchFunctionMode):
         self, output: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> None:
         pair = _Pair(weight.detach(), None if bias is None else bias.detach())
-        pair.has_another_use = weight in self._pairs  # it runs twice
+        pair.has_another_use = weight in self._pairs  # this is its second run
         self._pairs[weight] = self._outputs[output] = pair
 
     def _is_first_use(self, args: tuple[Any, ...]) -> bool:
@@ -144,7 +145,7 @@ class LearnPairs(TorchFunctionMode):
 
 
 class FoldedConvolutions(TorchFunctionMode):
-    """Compute pairs of convolution and batch normalisation as one; see :class:`LearnPairs`."""
+    """Run each pair of convolution and batch normalisation as one; see :class:`LearnPairs`."""
 
     def __init__(self, pairs: MutableMapping[Tensor, _Folded]):
         super().__init__()
@@ -160,7 +161,7 @@ class FoldedConvolutions(TorchFunctionMode):
         self._outputs.clear()
 
     def _pair_of(self, weight: Tensor) -> _Folded | None:
-        """Return the pair in the dtype that it is computed in: autocast would cast at each use."""
+        """Return the pair in its compute dtype, as autocast would otherwise cast it at each use."""
         pair, device = self._pairs.get(weight), weight.device.type
         if pair is None or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
             return pair
@@ -179,12 +180,12 @@ class FoldedConvolutions(TorchFunctionMode):
                 self._outputs[output] = True
                 return output
         elif func is F.batch_norm and args and self._outputs.pop(args[0], False):
-            return args[0]  # it is in the weights
+            return args[0]  # the weights already include it
         return func(*args, **kwargs)
 
 
 _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d})
-# They ask for the shape and kind of a tensor, not for its values.
+# These ask for the shape or dtype of a tensor, not for its values.
 _QUESTIONS = frozenset(
     {
         Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement,
@@ -206,20 +207,20 @@ def learn_folding(
     *,
     is_half: bool = False,
 ) -> FoldedConvolutions | None:
-    """Return a network's folded convolutions, if it has any and its output stays the same.
+    """Return a network's folded convolutions, if it has any and they do not change its output.
 
     Parameters
     ----------
     forward : callable
         Runs the network, in evaluation mode.
     inputs
-        For the network.
+        The inputs for the network.
     expected : Tensor
-        The network's output for them.
+        The network's output for these inputs.
     memory_format : torch.memory_format, default=torch.contiguous_format
-        That of the images.
+        The memory format of the images.
     is_half : bool, default=False
-        Whether the network computes in half precision, where its output does not tell.
+        Whether the network computes in half precision, if the dtype of its output does not show it.
 
     Returns
     -------
@@ -233,13 +234,13 @@ def learn_folding(
             return None
         with folded:
             output = forward(inputs)
-    # Rounding differs, and half precision has three digits: what is to be found is another network.
+    # Rounding differs, and half precision has three digits. Only a real difference must show.
     is_half = is_half or output.dtype not in (torch.float32, torch.float64)
     tolerance = 0.05 if is_half else 1e-3
     scale = expected.abs().amax().item()
-    if scale != scale:  # NaN, which says nothing of the folding: nor is it an error here
+    if scale != scale:  # NaN says nothing about the folding, and is not an error here
         return None
-    # What was expected may be from outside of the autocast that this runs in.
+    # The expected output may come from outside the autocast that this runs in.
     output = at_least_float32(output)
     expected = expected.detach().to(output.dtype)
     is_same = torch.allclose(output, expected, rtol=tolerance, atol=tolerance * scale)
@@ -253,9 +254,9 @@ class InferencePlan:
     Attributes
     ----------
     memory_format : torch.memory_format
-        The one to give images in.
+        The format for the images.
     folded : context manager
-        The one to run the network in.
+        The context to run the network in.
     """
 
     memory_format: torch.memory_format
@@ -274,7 +275,7 @@ def plan_inference(
     *,
     is_half: bool = False,
 ) -> InferencePlan:
-    """Find the fastest way to run a network many times, by a few passes of one image.
+    """Find the fastest way to run a network many times, with a few passes of one image.
 
     Parameters
     ----------
@@ -284,14 +285,14 @@ def plan_inference(
         Puts an image into the network's inputs.
     image : Tensor of shape (1, channels, height, width)
     expected : Tensor
-        The network's output for it.
+        The network's output for the image.
     is_half : bool, default=False
         See :func:`learn_folding`.
 
     Returns
     -------
     InferencePlan
-        In channels_last, unless the network fails on it, as one does that uses ``view``.
+        In channels_last, unless the network fails with it, for example because it uses ``view``.
     """
     for memory_format in (torch.channels_last, torch.contiguous_format):
         try:
@@ -305,20 +306,20 @@ def plan_inference(
     return InferencePlan(memory_format, nullcontext() if folding is None else folding)
 
 
-# From 4 images of 224 x 224 pixels on no convolutional family that was tried is slower in
-# channels_last on a CPU; most are faster. As the weights are rearranged as well, in each pass,
-# ResNet-18 loses with 2 images, and a fifth with one.
+# With at least 4 images of 224 x 224 pixels, no convolutional family that was tried is slower in
+# channels_last on a CPU, and most are faster. As each pass also rearranges the weights, ResNet-18
+# is slower with 2 images, and by a fifth with one.
 _PIXELS_TO_REARRANGE = 4 * 224**2
 
 
 def is_faster_in_channels_last(images: Tensor) -> bool:
-    """Whether convolutional networks mostly are faster with images in that order of memory."""
-    # On other devices it depends on the precision; there the images stay as they came.
+    """Whether most convolutional networks are faster with these images in channels_last."""
+    # On other devices this depends on the precision, so the images stay as they are.
     n_pixels = images.numel() // images.shape[1]
-    is_picture = images.ndim == 4  # the format has no place for a third axis
+    is_picture = images.ndim == 4  # the format does not allow a third axis of places
     return is_picture and images.device.type == "cpu" and n_pixels >= _PIXELS_TO_REARRANGE
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the batch was too large, which says nothing about the network."""
+    """Whether an error only means that the batch was too large."""
     return isinstance(error, torch.OutOfMemoryError)

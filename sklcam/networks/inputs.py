@@ -1,7 +1,7 @@
-"""Inputs: what a network is called with.
+"""Inputs: the arguments of a network.
 
-Most networks take images alone. Some take more, by name. :class:`Inputs` holds either, so that
-nobody else has to ask which it is.
+Most networks take only images. Some take more, by name. :class:`Inputs` holds either, so that no
+other code has to ask which it is.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sklcam.networks.dry_run import first_output, version_of
 
 Rows = Tensor | slice | None
 
-# Whether a network writes into its inputs, by whether it is in training, once it has been called.
+# Whether a network that has been called writes into its inputs, keyed by its training mode.
 _writes: MutableMapping[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A batch for a network: its images, and the other inputs of each.
+    """A batch for a network: its images, and the other inputs of each image.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Inputs:
     others : mapping of str to Tensor, default={}
         Further inputs by name, one row per image.
     name : str or None, default=None
-        The images' own name, where the network takes its inputs by name.
+        The images' own name, if the network takes its inputs by name.
     n_answers : int or None, default=None
-        How many rows the network returns; None is one an image.
+        The number of rows that the network returns; None is one per image.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Inputs:
 
     @classmethod
     def of(cls, value: Tensor | Mapping[str, Tensor] | Inputs, name: str | None = None) -> Inputs:
-        """Wrap what a network is called with.
+        """Wrap the arguments of a network.
 
         Parameters
         ----------
@@ -74,7 +74,7 @@ class Inputs:
         Raises
         ------
         ValueError
-            If there are no images, or none of that name.
+            If there are no images, or none with that name.
         """
         if isinstance(value, Inputs):
             return value
@@ -87,7 +87,7 @@ class Inputs:
         if not isinstance(images, Tensor) or images.ndim not in (4, 5) or 0 in images.shape:
             raise ValueError(
                 "A network's images must be a Tensor of shape (n_images, channels, height, width), "
-                "or (n_images, channels, depth, height, width) of volumes, without an empty axis; "
+                "or (n_images, channels, depth, height, width) for volumes, without an empty axis; "
                 f"got {describe(images)}."
             )
         return cls(images, others, name if isinstance(value, Mapping) else None)
@@ -97,12 +97,12 @@ class Inputs:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Height and width of the images; depth, height and width of volumes."""
+        """Height and width of the images; for volumes, depth, height and width."""
         return tuple(self.images.shape[2:])
 
     @property
     def arguments(self) -> Tensor | dict[str, Tensor]:
-        """The images, or a dict of all inputs, to be passed by name."""
+        """The images, or a dict of all inputs if the network takes them by name."""
         return self.images if self.name is None else {**self.others, self.name: self.images}
 
     def call(
@@ -112,16 +112,16 @@ class Inputs:
         *,
         output_name: str | int | None = None,
     ) -> Any:
-        """Call a network with the inputs, by name if they have names; they stay as they are.
+        """Call a network with the inputs, by name if they have names. The inputs do not change.
 
         Parameters
         ----------
         network : nn.Module
         infer : callable or None, default=None
-            What calls the network: it takes ``arguments``. None is the network itself.
+            The function that calls the network; it takes ``arguments``. None calls it directly.
         output_name : str, int or None, default=None
-            Which output counts, if there are several; None is the first of a tuple, or the "logits"
-            of a mapping.
+            Which output counts, if there are several. None takes the first of a tuple, or the
+            "logits" of a mapping.
 
         Returns
         -------
@@ -131,11 +131,11 @@ class Inputs:
         Raises
         ------
         ValueError
-            If there is not one row per image, the network writes into its inputs at times, or it
-            takes images of another number of channels.
+            If the output does not have one row per image, the network writes into its inputs only
+            in some passes, or it takes images with another number of channels.
         """
         known = _writes.setdefault(network, {})
-        # A layer may work in place in training alone, as dropout does.
+        # A layer may work in place in training only, as dropout does.
         writes = known.get(network.training)
         given = self if writes is False else self._copied()
         versions, arguments = given._versions(), given.arguments
@@ -148,8 +148,8 @@ class Inputs:
             if self.name is None or "argument" not in str(error):
                 raise
             raise ValueError(
-                f"{type(network).__name__} does not take inputs by the names "
-                f"{sorted([*self.others, self.name])}: {error}."
+                f"{type(network).__name__} does not take inputs with the names "
+                f"{sorted([*self.others, self.name])}: {error}. Name them as its forward does."
             ) from error
         except RuntimeError as error:
             if "channels" not in str(error) and "unbatched" not in str(error):
@@ -162,26 +162,26 @@ class Inputs:
                 ) from error
             raise ValueError(
                 f"{type(network).__name__} does not take images of {tuple(self.images.shape[1:])}: "
-                f"{error}. Tensors have their channels first: X.permute(0, 3, 1, 2). Files and PIL "
-                "images are read as RGB; grey arrays become so by np.repeat(X[..., np.newaxis], 3, "
-                "axis=-1)."
+                f"{error}. Tensors must have their channels first: X.permute(0, 3, 1, 2). Files "
+                "and PIL images are read as RGB; make grey arrays RGB with "
+                "np.repeat(X[..., np.newaxis], 3, axis=-1)."
             ) from error
         wrote = given._versions() != versions
         if writes is None:
-            # Values are compared once, as writing by way of `.data` does not count as a version.
+            # Values are compared once, as a write through `.data` does not change the version.
             known[network.training] = wrote or not given._equals(self)
         elif wrote and not writes:
             raise ValueError(
                 f"{type(network).__name__} has written into its input, which it did not do in an "
-                "earlier pass, so the images have changed; let its forward begin with a copy, as "
-                "in x = x.clone()."
+                "earlier pass, so the images have changed. Begin its forward with a copy, as in "
+                "x = x.clone()."
             )
         output = first_output(output, output_name)
         n_rows = len(self) if self.n_answers is None else self.n_answers
         if isinstance(output, Tensor) and output.ndim and len(output) != n_rows:
             raise ValueError(
-                f"{type(network).__name__} returned {len(output)} rows for {n_rows} images, of "
-                f"shape {tuple(output.shape)}; its output must have one row per image."
+                f"{type(network).__name__} returned {len(output)} rows, of shape "
+                f"{tuple(output.shape)}, for {n_rows} images. It must return one row per image."
             )
         return output
 
@@ -204,7 +204,7 @@ class Inputs:
         ----------
         images : Tensor of shape (m, channels, height, width)
         rows : Tensor of shape (m,), slice or None, default=None
-            Whose other inputs go with each image; None if the images are in the same order.
+            The row whose other inputs go with each image; None if the order is the same.
 
         Returns
         -------
@@ -220,21 +220,21 @@ class Inputs:
         return self.with_images(self.images[rows], rows)
 
     def recordable(self) -> Inputs:
-        """Return inputs that a graph can hold: copies of those made in inference mode."""
+        """Return inputs that a graph can hold, with copies of those made in inference mode."""
         others = {key: recordable(value) for key, value in self.others.items()}
         return Inputs(recordable(self.images), others, self.name)
 
 
 def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
-    """Return which entry of a network's inputs is the image.
+    """Return the name of the entry of a network's inputs that holds the images.
 
     Parameters
     ----------
     inputs : mapping of str to array-like or Tensor
-        Such as what a processor of Hugging Face's returns.
+        For example the output of a Hugging Face processor.
     name : str or None, default=None
-        What a user says. None is "pixel_values", as those call it, or the only entry of four axes,
-        or of five.
+        The name that the user gives. None is "pixel_values", as Hugging Face calls it, or the only
+        entry with four or five axes.
 
     Returns
     -------
@@ -243,7 +243,7 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     Raises
     ------
     ValueError
-        If there is no entry of that name, or none is named and it cannot be told.
+        If there is no entry with that name, or none is named and several or none could be images.
 
     Examples
     --------
@@ -254,26 +254,26 @@ def name_of_images(inputs: Mapping[str, Any], name: str | None = None) -> str:
     """
     if name is None and "pixel_values" in inputs:
         return "pixel_values"
-    # Only what has axes is looked at: lists are not made arrays of.
+    # Only entries with a shape are considered; lists are not converted.
     images = [key for key, value in inputs.items() if len(getattr(value, "shape", ())) in (4, 5)]
     name = images[0] if name is None and len(images) == 1 else name
     if name is None or name not in inputs:
         raise ValueError(
             f"The inputs are a dict of {sorted(map(str, inputs))}; image_input must name the one "
-            f"that is the image, and is {name!r}. If the network takes images alone, pass them, "
+            f"that holds the images, and is {name!r}. If the network takes only images, pass "
             "X[name]."
         )
     return name
 
 
 def stem_of(network: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
-    """Return the convolution that takes the images, whatever its name is: the first."""
+    """Return the first convolution, which takes the images, whatever its name."""
     kinds = (nn.Conv2d, nn.Conv3d)
     return next((each for each in network.modules() if isinstance(each, kinds)), None)
 
 
 def advice_on_axes(network: nn.Module, images: Tensor) -> str:
-    """Say what to do if a network is of volumes, and its images are none, or the other way round.
+    """Say what to do if a network for volumes gets pictures, or the other way round.
 
     Parameters
     ----------
@@ -283,19 +283,19 @@ def advice_on_axes(network: nn.Module, images: Tensor) -> str:
     Returns
     -------
     str
-        Empty if that is not so.
+        Empty if images and network match.
     """
     stem = stem_of(network)
     if isinstance(stem, nn.Conv3d) and images.ndim == 4:
         return (
             "its first convolution is a Conv3d, which takes volumes, as float tensors of shape "
-            f"(n, C, D, H, W), here of C = {stem.in_channels} channel(s). If X is volumes without "
-            "an axis of channels, pass X[:, None]; if it is one volume, X[None]."
+            f"(n, C, D, H, W), here of C = {stem.in_channels} channel(s). If X holds volumes "
+            "without an axis of channels, pass X[:, None]; if it is one volume, pass X[None]."
         )
     if isinstance(stem, nn.Conv2d) and images.ndim == 5:
         return (
-            "its first convolution is a Conv2d, which takes pictures, (n, C, H, W), and X is of "
-            "volumes, (n, C, D, H, W): explain their slices, such as X[:, :, i]."
+            "its first convolution is a Conv2d, which takes pictures, (n, C, H, W), and X holds "
+            "volumes, (n, C, D, H, W). Explain their slices, such as X[:, :, i]."
         )
     return ""
 
@@ -306,13 +306,13 @@ def recordable(tensor: Tensor) -> Tensor:
 
 
 class NetworkTensors(FramedDataset):
-    """Float tensors, or a data set of them, that go to a network untouched.
+    """Float tensors, or a data set of them, that go to a network unchanged.
 
     Parameters
     ----------
     X : Tensor or data set
     are_volumes : bool, default=False
-        Whether the network is one of volumes, so that an item (1, a, b, c) is one of them.
+        Whether the network is for volumes. If so, an item of shape (1, a, b, c) is one volume.
     """
 
     def __init__(self, X: Any, *, are_volumes: bool = False):
@@ -326,15 +326,17 @@ class NetworkTensors(FramedDataset):
         first = self._X[0]
         if first.ndim not in (3, 4):
             raise ValueError(
-                "A network's images must be of shape (channels, depth, height, width) if they are "
-                "volumes, and else of shape (channels, height, width); the first one of X is of "
+                "A network's images must be of shape (channels, height, width), or (channels, "
+                "depth, height, width) for volumes; the first one of X has shape "
                 f"{tuple(first.shape)}. If X is one image, pass X[None]."
             )
         if first.is_meta:
-            raise ValueError("X is on the meta device, where tensors have no values.")
+            raise ValueError(
+                "X is on the meta device, where tensors have no values. Pass tensors with values."
+            )
         self.n_channels = len(first)
         self.image_size = self.uniform_size = tuple(first.shape[1:])
-        # A tensor is looked at as a whole, once. The items of a data set are, as they are read.
+        # A tensor is checked as a whole, once. The items of a data set are checked when read.
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
             raise ValueError("X has values that are NaN or infinite.")
 
@@ -342,7 +344,7 @@ class NetworkTensors(FramedDataset):
         return len(self._X)
 
     def read_batch(self, indices: Sequence[int], *, originals: bool = True) -> list[FramedImage]:
-        """Return images; their own size is the one that the network gets."""
+        """Return images, whose own size is also the network's input size."""
         images = [self._read(i) for i in indices]
         return [FramedImage(image, image, tuple(image.shape[1:])) for image in images]
 
@@ -350,13 +352,13 @@ class NetworkTensors(FramedDataset):
         image = self._X[i]
         if not isinstance(image, Tensor):
             raise ValueError(
-                f"Item {i} of X is {describe(image)}, and the first one a float tensor, the "
-                "network's own input: all must be of one kind."
+                f"Item {i} of X is {describe(image)}, but the first one is a float tensor. Pass "
+                "only float tensors, the network's own input, or only images."
             )
         if tuple(image.shape) != (self.n_channels, *self.image_size):
             raise ValueError(
-                f"Item {i} of X has shape {tuple(image.shape)}, the first one "
-                f"{(self.n_channels, *self.image_size)}: a network's inputs must be of one shape."
+                f"Item {i} of X has shape {tuple(image.shape)}, but the first one "
+                f"{(self.n_channels, *self.image_size)}. Give all inputs of a network one shape."
             )
         if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
             raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
@@ -364,12 +366,12 @@ class NetworkTensors(FramedDataset):
 
 
 class OtherInputs:
-    """The inputs beside the image, each with one entry per image.
+    """The inputs other than the image, each with one entry per image.
 
     Parameters
     ----------
     values : mapping of str to array-like
-        Also an attribute.
+        The inputs by name. Also an attribute.
     n_images : int
 
     Raises
@@ -388,7 +390,7 @@ class OtherInputs:
                 )
 
     def take(self, rows: np.ndarray | range, images: Tensor) -> dict[str, Tensor]:
-        """Return the inputs of some images, on their device; floats in their precision."""
+        """Return the inputs of some images, on the images' device; floats in the images' dtype."""
         tensors = {
             name: torch.as_tensor(take_rows(value, rows), device=images.device)
             for name, value in self.values.items()
@@ -407,5 +409,5 @@ def is_network_input(X: Any) -> bool:
         items = items_of(X)
         first = None if items is None else items[0]
     except Exception:
-        return False  # ImageDataset says what is wrong with it
+        return False  # ImageDataset says what is wrong with X
     return isinstance(first, Tensor) and first.is_floating_point()

@@ -1,7 +1,7 @@
-"""Which layer of a network to explain: its family's, or the last whose output is a grid of places.
+"""Find the layer to explain: the usual one of a family, or the last one that outputs a grid.
 
-Nothing is guessed: of a network that is not known, layers are probed. What cannot be settled is an
-error that lists the candidates.
+Nothing is guessed: the layers of an unknown network are probed. If that does not decide, an error
+lists the candidates.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from sklcam.networks.probing import (
 from sklcam.networks.reentrant import REENTRANT, ReentrantCheckpoint
 from sklcam.networks.zeros import zeros_filled, zeros_of
 
-# A layer that ends in the first part of a network sees little of what the network does.
+# A layer in the first part of a network shows little of what the network does.
 _LEAST_DEPTH = 0.5
 _N_SHOWN = 5
-# What these give is a grid of more than the images, or of less.
+# The output of these is a grid of more than the images, or of less.
 _PADDING = (
     *(nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
     *(nn.ConstantPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d),
@@ -57,18 +57,19 @@ def find_target_layer(
     model : nn.Module
         A network of a known family, or any other.
     target_layer : str or TargetLayer, default="auto"
-        A dotted name; a `TargetLayer`, which is taken as it is; or "auto": the usual layer of a
-        known family, and for any other network the last that runs once, holds all that reaches the
-        output, and is a grid of places, of which more than one has a gradient. Of a transformer
-        whose last block hands on a class token alone, that is the first normalisation in it.
+        A dotted name; a `TargetLayer`, which is used as it is; or "auto". This is the usual layer
+        of a known family. In any other network it is the last layer that runs once, that everything
+        in the output depends on, and whose output is a grid of places, more than one of which has a
+        gradient. In a transformer whose last block passes on only a class token, this is the first
+        normalisation in that block.
     sample : float Tensor of shape (1, channels, height, width) or None, default=None
-        Or (1, channels, depth, height, width), for a network of volumes. Networks need it that are
-        not of a known family, or not as that builds them (wrapped, with hooks or with parts of
-        their own), to be probed: their layers are looked at while parts of images of noise of that
-        shape change. The network is left as it was found.
+        Or (1, channels, depth, height, width), for a network for volumes. Needed to probe a network
+        that is not of a known family, or differs from it (wrapped, with hooks or with parts of its
+        own): its layers are observed while parts of noise images of that shape change. The network
+        does not change.
     forward : callable or None, default=None
-        How the network is called with images, for one that takes more than these; it returns the
-        output. None is the network itself.
+        Calls the network with images and returns its output, for a network that takes more than
+        images. None calls the network itself.
 
     Returns
     -------
@@ -77,10 +78,10 @@ def find_target_layer(
     Raises
     ------
     ValueError
-        If there is no such layer, none can be settled on, it is not a grid of places of the whole
-        images as they are or its layout cannot be told, or a sample is needed to find out; or if
-        the network is one whose layers cannot be looked into: traced, scripted, quantized, or made
-        in inference mode.
+        If there is no such layer or none can be decided on; if its output is not a grid of the
+        whole images as they are, or its layout cannot be found; if a sample is needed and not
+        given; or if the layers cannot be observed, as the network is traced, scripted, quantized,
+        or made in inference mode.
 
     Examples
     --------
@@ -107,9 +108,8 @@ def find_target_layer(
     if sample is None:
         raise ValueError(
             f"The layers of {type(model).__name__} are not known, as it is not the plain network "
-            "of a known family: give a sample to try them on, or "
-            "say how the output of one lies, as in "
-            f'TargetLayer({name or "features.3"!r}, layout="nchw").'
+            "of a known family. Give a sample to probe them with, or name a layer and the layout "
+            f'of its output, as in TargetLayer({name or "features.3"!r}, layout="nchw").'
         )
     search = _Search(model, sample, forward)
     return search.last() if name is None else search.named(name)
@@ -118,7 +118,7 @@ def find_target_layer(
 def check_positions(
     model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward | None = None
 ) -> None:
-    """Raise a ValueError if all maps of a layer would be constant: of one position, or blank.
+    """Raise a ValueError if all maps of a layer would be constant, with one position or blank.
 
     Parameters
     ----------
@@ -130,27 +130,26 @@ def check_positions(
     Raises
     ------
     ValueError
-        If the layer has a single position for such images, the output has a gradient at none, or
-        one, of its positions, or there is none to be had, of a layer before parts that run by
-        reentrant checkpoints.
+        If the layer has a single position for such images, if at most one of its positions has a
+        gradient, or if no gradient is available, as reentrant checkpoints follow the layer.
     """
     n_positions, n_alive = count_positions(model, layer, *_ready(model, sample, forward))
     size = " x ".join(map(str, sample.shape[2:]))
     if n_positions == 1:
         raise ValueError(
             f"The target layer {layer.name!r} has a single position for images of {size} pixels, "
-            "so every map is constant; use a larger image_size or an earlier target_layer."
+            "so every map would be constant. Use a larger image_size or an earlier target_layer."
         )
     if n_alive is not None and n_alive < 2:
         raise ValueError(
-            f"The target layer {layer.name!r} {_dead(n_alive, n_positions)}, so that every map "
-            "would be blank; name an earlier one, such as the first normalisation of the last "
+            f"The target layer {layer.name!r} {_dead(n_alive, n_positions)}, so every map "
+            "would be blank. Name an earlier one, such as the first normalisation of the last "
             "block of a transformer that passes on a class token."
         )
 
 
 def layer_instead(model: nn.Module, layer: TargetLayer, sample: Tensor) -> str | None:
-    """Name a layer like a bypassed one that everything passes, and that has a map.
+    """Name a layer to use in place of a bypassed one: one that everything passes through.
 
     Parameters
     ----------
@@ -161,8 +160,8 @@ def layer_instead(model: nn.Module, layer: TargetLayer, sample: Tensor) -> str |
     Returns
     -------
     str or None
-        The nearest of those behind the layer, or else of those before it, whose output has the
-        layer's shape and a gradient at several positions. None if there is none.
+        The nearest layer behind the given one, or else before it, whose output has the same shape
+        and a gradient at several positions. None if there is none.
 
     Raises
     ------
@@ -200,7 +199,7 @@ def _dead(n_alive: int, n_positions: int) -> str:
 
 
 def _ready(model: nn.Module, sample: Tensor, forward: Forward | None) -> tuple[Tensor, Forward]:
-    """Return a sample where the network is, and what calls it."""
+    """Return the sample on the network's device, and the function that calls the network."""
     first = next(model.parameters(), None)
     sample = sample if first is None else sample.to(first.device)
     return sample, forward or (lambda images: first_output(model(images)))
@@ -208,19 +207,19 @@ def _ready(model: nn.Module, sample: Tensor, forward: Forward | None) -> tuple[T
 
 def _known_layer(model: nn.Module, name: str) -> str:
     known = [layer for layer, _ in model.named_modules(remove_duplicate=False) if layer]
-    found = name.removeprefix("_orig_mod.")  # so a compiled network calls its layers
+    found = name.removeprefix("_orig_mod.")  # the prefix of layers in a compiled network
     if found in known:
         return found
     raise ValueError(
         f"{type(model).__name__} has no layer {name!r}. {suggestion(found, known)} "
-        "model.named_modules() lists all."
+        "model.named_modules() lists all layers."
     )
 
 
 def _network_around(model: nn.Module, name: str) -> tuple[str, nn.Module, Family | None]:
-    """Return the innermost network of a known family that holds a layer, and its layers' prefix."""
+    """Return the prefix, the network and the family of the innermost known network at a layer."""
     parts = name.split(".")
-    # From the inside, as a known network may be a part of another.
+    # From the inside out, as a known network may be part of another.
     for depth in range(len(parts) - 1, -1, -1):
         network = model.get_submodule(".".join(parts[:depth]))
         family = find_family(network)
@@ -230,45 +229,45 @@ def _network_around(model: nn.Module, name: str) -> tuple[str, nn.Module, Family
 
 
 class _Search:
-    """The layers of a network, what is known of them after one pass, and why some will not do."""
+    """The layers of a network, what one pass shows of them, and why some are unsuitable."""
 
     def __init__(self, model: nn.Module, sample: Tensor, forward: Forward | None):
         self._model = model
         self._sample, forward = _ready(model, sample, forward)
-        self._n_axes = sample.ndim - 2  # of places
+        self._n_axes = sample.ndim - 2  # axes of places
         self._forward = taking_noise(model, self._sample, forward)
-        self._reasons: dict[str, str] = {}  # by the layer and its shape
-        self._layers: dict[Traced, TargetLayer | None] = {}  # that were read
+        self._reasons: dict[str, str] = {}  # keyed by the layer and its shape
+        self._layers: dict[Traced, TargetLayer | None] = {}  # the layers that were read
         self._sequence: Traced | None = None  # see _last_sequence
         try:
             self._trace = trace(model, self._sample, self._forward)
-            # Not those in a branch, as the windows of attention, nor where that cannot be told.
+            # Without those in a branch, such as attention windows, and those that are not clear.
             folded = self._trace.folded if self._trace.images is not None else []
             self._folded = [each for each in folded if self._trace.holds_all(each)]
         except (RuntimeError, AssertionError):
-            run_dry(model, sample)  # says what is wrong with the images, if they are it
+            run_dry(model, sample)  # raises a clearer error if the images are the cause
             raise
 
     def named(self, name: str) -> TargetLayer:
-        """Return a layer as a grid; a ValueError if it is none, or that cannot be told."""
+        """Return a layer as a grid; raise a ValueError if it is not clearly one."""
         part = self._model.get_submodule(name)
         traced = next((each for each in self._trace.traced if each.module is part), None)
         if traced is None and any(
             self._model.get_submodule(each) is part for each in self._trace.repeated
         ):
             raise ValueError(
-                f"The target layer {name!r} runs several times in a pass; say which run is "
-                f"explained, and how its output lies, as in TargetLayer({name!r}, run=-1) for the "
-                "last."
+                f"The target layer {name!r} runs several times in a pass. Name the run to explain "
+                f"and the layout of its output, as in TargetLayer({name!r}, run=-1) for the last "
+                "run."
             )
         if traced is None:
             gave = self._trace.others.get(part)
             raise ValueError(
                 f"The target layer {name!r} "
-                f"{'does not run' if gave is None else f'gives {gave}'} for a sample of shape "
-                f"{tuple(self._sample.shape)}: name another, whose output is a Tensor of three or "
-                f"{'four' if self._n_axes == 2 else 'five'} axes, with one row an image and "
-                "several positions, or use larger images."
+                f"{'does not run' if gave is None else f'returns {gave}'} for a sample of shape "
+                f"{tuple(self._sample.shape)}. Use larger images, or name another layer, whose "
+                f"output is a Tensor of three or {'four' if self._n_axes == 2 else 'five'} axes, "
+                "with one row per image and several positions."
             )
         layer = self._read(traced)
         if layer is None:
@@ -277,7 +276,7 @@ class _Search:
         return replace(layer, name=name)
 
     def last(self) -> TargetLayer:
-        """Return the last layer that will do; a ValueError that lists candidates if none does."""
+        """Return the last suitable layer; raise a ValueError that lists candidates if none is."""
         self._sequence = self._last_sequence()
         usual = self._usual()
         if usual is not None:
@@ -285,48 +284,48 @@ class _Search:
         groups: dict[int, list[Traced]] = {}
         for traced in reversed(self._trace.traced):
             groups.setdefault(id(traced.output), []).append(traced)
-        dead: set[str] = set()  # the names of those of which no position has a gradient
+        dead: set[str] = set()  # the names of layers without a gradient at several positions
         early: Traced | None = None
         for group in groups.values():
-            # Of all that give this tensor the outermost, which is the last to end.
+            # The outermost of all layers that return this tensor, which is the last to end.
             traced = min(group, key=lambda each: each.passes_on)
             if not self._trace.holds_all(traced):
-                self._refuse(traced, "is not all that reaches the output")
+                self._refuse(traced, "does not hold everything that reaches the output")
             elif any(each.depth >= traced.depth for each in self._folded):
-                self._refuse(traced, "lies before where several are made of an image")
+                self._refuse(traced, "lies before the network makes several images of one")
             elif any(isinstance(each.module, _PADDING) for each in group):
                 self._refuse(traced, "is padding around the images' own grid")
             elif self._is_before_sequence(traced):
-                self._refuse(traced, "lies before tokens of which images are the second axis")
+                self._refuse(traced, "lies before tokens that have the images on their second axis")
             elif traced.depth < _LEAST_DEPTH and not self._begins_block(traced, dead):
                 if early is None and self._is_alive(traced):
                     early = traced
                 self._refuse(traced, _EARLY)  # unless it is dead
-            # Gradients first: they cost less, and most layers behind the right one have none.
+            # Gradients are checked first: they cost less, and most later layers have none.
             elif not self._is_alive(traced):
                 dead.update(each.name for each in group)
             else:
                 layer = self._read(traced)
-                # Of tokens that are alive, all may be of classes.
+                # All tokens with a gradient may be class tokens.
                 if layer is not None and self._is_alive(traced, layer):
-                    # What a normalisation is given would be better, if a module gives it.
+                    # The input of a normalisation would be better, if it is a module's output.
                     if id(traced.given) in groups and self._is_passed(traced, layer):
                         continue
                     return layer
                 if layer is None and self._is_pooled(traced):
                     continue
-                # What lies before it may be known, and may be too early. But of two or three tokens
-                # that are no grid, all are of classes.
+                # A layer before it may be known, but be too early. Yet two or three tokens that are
+                # not a grid are all class tokens.
                 is_open = self._reasons[_shown(traced)].endswith(_UNSETTLED)
                 if is_open and not (len(traced.shape) == 3 and traced.shape[1] < 4):
                     break
         raise ValueError(self._nothing_found(early or next(iter(groups.values()), [None])[0]))
 
     def _begins_block(self, traced: Traced, dead: set[str]) -> bool:
-        """Whether it is the normalisation at the start of a block behind which no place counts.
+        """Whether this is the normalisation that begins a block behind which no place counts.
 
-        As of a transformer of a single block that hands on a class token: little lies before it,
-        and all that is of places.
+        An example is a transformer with a single block that passes on a class token: the layer is
+        early in the network, but everything of places lies before it.
         """
         around, _, _ = traced.name.rpartition(".")
         while traced.normalizes and around:
@@ -337,13 +336,13 @@ class _Search:
         return False
 
     def _is_alive(self, traced: Traced, layer: TargetLayer | None = None) -> bool:
-        """Whether several positions have a gradient, whatever axes they are along if not known."""
+        """Whether several positions have a gradient, on whatever axes they are."""
         reading = layer or TargetLayer(traced.name, reshape=_as_columns)
         try:
             n_positions, n_alive = count_positions(
                 self._model, reading, self._sample, self._forward
             )
-        except ReentrantCheckpoint:  # which methods without gradients can do with
+        except ReentrantCheckpoint:  # methods without gradients can still use the layer
             return True
         if n_alive is None or n_alive > 1:
             return True
@@ -351,7 +350,7 @@ class _Search:
         return False
 
     def _read(self, traced: Traced) -> TargetLayer | None:
-        """Return a layer as a grid, if it is one in one way, and one of the images as they are."""
+        """Return a layer as a grid, if it is one in only one way and shows the images in place."""
         if traced not in self._layers:
             self._layers[traced] = self._probe(traced)
         return self._layers[traced]
@@ -387,7 +386,7 @@ class _Search:
             seen = misplacement(*args, self._draw(), self._forward)
             return seen or other_extent(*args, self._draw(), self._forward) or layouts[0]
         read = " or ".join(f'layout="{each.layout}", grid={each.grid}' for each in layouts)
-        what = f"can be read as {read}" if layouts else "does not answer where images change"
+        what = f"can be read as {read}" if layouts else "does not change where images change"
         first = TargetLayer(traced.name, channels_first(self._n_axes))
         likely = known or (first if self._trace.is_nchw(traced) else None)
         if not layouts and likely is not None:
@@ -399,16 +398,16 @@ class _Search:
         return what
 
     def _is_passed(self, traced: Traced, layer: TargetLayer) -> bool:
-        """Whether what a normalisation is given counts, at its positions, without it as well."""
+        """Whether the input of a normalisation also reaches the output around it."""
         if not self._trace.is_passed(traced):
             return False
         if not is_passed_at(self._model, layer, self._sample, self._forward):
             return False
-        self._refuse(traced, "is passed by: what it is given counts beside it")
+        self._refuse(traced, "is bypassed: its input also reaches the output around it")
         return True
 
     def _is_pooled(self, traced: Traced) -> bool:
-        """Whether it is of a fixed size, the images' proportions lost, that a pooling made."""
+        """Whether it has the fixed size of a pooling's output, without the images' proportions."""
         return any(
             isinstance(each.module, _POOLINGS) and each.shape == traced.shape
             for each in self._trace.traced
@@ -419,7 +418,7 @@ class _Search:
         return lambda scale: noise(self._sample, 2, generator, scale)
 
     def _known(self, name: str) -> TargetLayer | None:
-        """Return how a layer lies in the network of a known family around it, if in one."""
+        """Return a layer as its known network around it reads it; None outside of one."""
         prefix, network, family = _network_around(self._model, name)
         if family is None:
             return None
@@ -427,7 +426,7 @@ class _Search:
         return replace(layer, name=name)
 
     def _usual(self) -> TargetLayer | None:
-        """Return the usual layer of a known network inside, if it holds all and is in place."""
+        """Return the usual layer of a known network inside this one, if it is suitable."""
         ran = {traced.name: traced for traced in self._trace.traced}
         if not ran:
             return None
@@ -440,7 +439,7 @@ class _Search:
         return self._read(traced)
 
     def _last_sequence(self) -> Traced | None:
-        """Return the last module that gives tokens of places, images being the second axis."""
+        """Return the last module whose output is tokens (tokens, images, channels)."""
         seen = set()
         for each in reversed(self._trace.sequences):
             if each.shape in seen or not self._trace.holds_all(each):
@@ -463,16 +462,16 @@ class _Search:
         self._reasons.setdefault(_shown(traced), reason)
 
     def _advice(self, traced: Traced) -> str:
-        """Say how to ask for a layer that was refused, or for another one."""
+        """Return a sentence that says how to request a refused layer, or another one."""
         if not self._reasons.get(_shown(traced), _UNSETTLED).endswith(_UNSETTLED):
-            return f"To explain one all the same, name it: target_layer={traced.name!r}."
+            return f"To explain one nevertheless, name it: target_layer={traced.name!r}."
         axes = channels_first if self._trace.is_nchw(traced) else channels_last
         layout = f'layout="{axes(self._n_axes)}"'
         if len(traced.shape) == 3:
             sides = "rows, columns" if self._n_axes == 2 else "slices, rows, columns"
             layout = f'layout="tokens", grid=({sides}), n_prefix=1'
         return (
-            f"Name one, and say how its output lies, as in TargetLayer({traced.name!r}, {layout})."
+            f"Name one and the layout of its output, as in TargetLayer({traced.name!r}, {layout})."
         )
 
     def _nothing_found(self, likely: Traced | None) -> str:
@@ -482,11 +481,11 @@ class _Search:
             return f"No layer of {name} can be explained by its gradients: {REENTRANT}"
         if self._sequence is not None:
             raise ValueError(
-                f"Which layer of {name} to explain cannot be settled. The last candidate, "
+                f"Which layer of {name} to explain cannot be decided. The last candidate, "
                 f"{_shown(self._sequence)} {_SEQUENCE}"
             )
         folded = [
-            f"{_shown(each)} gives {each.shape[0]} rows for one image"
+            f"{_shown(each)} returns {each.shape[0]} rows for one image"
             for each in reversed(self._folded)
         ]
         if folded or likely:
@@ -497,34 +496,33 @@ class _Search:
             listed = "; ".join([*folded[:_N_SHOWN], *shown][:_N_SHOWN])
             advice = _OF_ROWS if folded or likely is None else self._advice(likely)
             return (
-                f"Which layer of {name} to explain cannot be settled. Candidates, the last first: "
+                f"Which layer of {name} to explain cannot be decided. Candidates, last first: "
                 f"{listed}. {advice}"
             )
         if self._trace.repeated:
             again = self._trace.repeated[-1]
             return (
-                f"Every layer of {name} with a spatial output runs several times in a pass, so "
-                "that none is the one to explain; say which run is, as in "
-                f"TargetLayer({again!r}, run=0) for the first or run=-1 for the last."
+                f"Every layer of {name} with a spatial output runs several times in a pass. Name "
+                f"the run to explain, as in TargetLayer({again!r}, run=0) for the first or run=-1 "
+                "for the last."
             )
         return (
-            f"No layer of {name} gives a Tensor (n, K, {'' if self._n_axes == 2 else 'd, '}u, v) "
-            f"with more than one position for a "
-            f"sample of shape {shape}. Grad-CAM needs a layer with a spatial output: name it, as a "
-            "TargetLayer where the axes are others."
+            f"No layer of {name} returns a Tensor (n, K, {'' if self._n_axes == 2 else 'd, '}u, v) "
+            f"with more than one position for a sample of shape {shape}. Grad-CAM needs a layer "
+            "with a spatial output: name one, or give a TargetLayer if its axes are different."
         )
 
 
-_EARLY = "ends in the first half of the network, which target_layer= may ask for all the same"
+_EARLY = "is in the first half of the network, which target_layer= can still name"
 _OF_ROWS = (
-    "The network makes several of each image, as views or tiles, whose rows are no one grid of "
-    "places: explain the network that each of them goes through, or name a TargetLayer whose "
-    "reshape returns one row (K, u, v) an image."
+    "The network makes several images of each one, such as views or tiles, so its rows are not a "
+    "single grid of places. Explain the network that each of them goes through, or name a "
+    "TargetLayer whose reshape returns one row (K, u, v) per image."
 )
 _SEQUENCE = (
-    "is of shape (tokens, images, channels), which has no row for each image. Make it (images, "
-    "tokens, channels), as batch_first=True does in torch.nn's transformers, or ask for an earlier "
-    "layer by its name, target_layer=."
+    "has the shape (tokens, images, channels), so it has no row for each image. Make it (images, "
+    "tokens, channels), as batch_first=True does in torch.nn's transformers, or name an earlier "
+    "layer with target_layer=."
 )
 _POOLINGS = (
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
@@ -538,7 +536,7 @@ def _shown(traced: Traced) -> str:
 
 
 def _counts(shape: tuple[int, ...]) -> set[int]:
-    """Return how many positions an output of that shape may have."""
+    """Return how many positions an output of this shape may have."""
     return {shape[1]} if len(shape) == 3 else {math.prod(shape[1:-1]), math.prod(shape[2:])}
 
 

@@ -1,4 +1,4 @@
-"""The layer that is explained, and how its output becomes a grid of positions."""
+"""Target layers: the layer to explain, and how its output becomes a grid of positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam.networks.dry_run import unwrap
 
 Layout = Literal["nchw", "nhwc", "ncdhw", "ndhwc", "tokens"]
 
-# What a layer's output is in each layout.
+# The axes of a layer's output in each layout.
 _AXES = {
     "nchw": "(n, K, u, v)",
     "nhwc": "(n, u, v, K)",
@@ -34,27 +34,27 @@ class TargetLayer:
     name : str
         Dotted name, as `model.get_submodule` takes it.
     layout : {"nchw", "nhwc", "ncdhw", "ndhwc", "tokens"}, default="nchw"
-        Axes of the output: (n, K, u, v), (n, u, v, K) or (n, n_prefix + u * v, K). With a "d", of
-        networks of volumes: (n, K, d, u, v) or (n, d, u, v, K).
+        Axes of the output: (n, K, u, v), (n, u, v, K) or (n, n_prefix + u * v, K). With a "d", for
+        volumes: (n, K, d, u, v) or (n, d, u, v, K).
     grid : tuple of int (u, v) or None, default=None
-        Rows and columns of the tokens; of volumes (d, u, v).
+        Rows and columns of the tokens; (d, u, v) for volumes.
     n_prefix : int, default=0
-        Tokens before the grid, such as a class token; they are dropped.
+        Number of tokens before the grid, such as a class token; they are dropped.
     reshape : callable or None, default=None
         For outputs that no layout describes: takes the output and returns it as (n, K, u, v), or
-        (n, K, d, u, v) of volumes, one row per image, differentiably.
+        (n, K, d, u, v) for volumes, one row per image, differentiably.
     run : int or None, default=None
         Which run of a layer that runs several times in a pass: 0 is the first, -1 the last. None is
         for a layer that runs once.
     image_size : tuple of int (height, width) or None, default=None
-        The images that the grid is for, if the layer was found by trying some: as many tokens may
-        be another grid of images with other proportions, and those are refused.
+        The image size that the grid is for, if the layer was found by probing. With images of other
+        proportions, the same number of tokens may be another grid, so these are refused.
 
     Raises
     ------
     ValueError
-        If the name is empty or not a str, the layout is not among these or has tokens and no grid,
-        `grid` is not of positive ints, `n_prefix` is not an int >= 0, `run` is not an int, or
+        If the name is empty or not a str, the layout is not one of these or is "tokens" without a
+        grid, `grid` is not of positive ints, `n_prefix` is not an int >= 0, `run` is not an int, or
         `reshape` cannot be called.
 
     Examples
@@ -75,15 +75,18 @@ class TargetLayer:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ValueError("A target layer needs a name; the network as a whole cannot be one.")
+            raise ValueError(
+                "The name of a target layer is empty, but the whole network cannot be one. Give "
+                "the name of a layer."
+            )
         if not isinstance(self.name, str):
-            raise ValueError(f"A target layer's name is a str; got {describe(self.name)}.")
+            raise ValueError(f"A target layer's name must be a str; got {describe(self.name)}.")
         if self.layout not in _AXES:
             raise ValueError(
-                f'layout must be "nchw", "nhwc", "ncdhw", "ndhwc" or "tokens", got {self.layout!r}.'
+                f'layout must be "nchw", "nhwc", "ncdhw", "ndhwc" or "tokens"; got {self.layout!r}.'
             )
         if self.layout == "tokens" and self.grid is None:
-            raise ValueError(f"Target layer {self.name!r} has tokens; give grid=(rows, columns).")
+            raise ValueError(f"Target layer {self.name!r} has tokens. Give grid=(rows, columns).")
         if self.grid is not None and not isinstance(self.grid, tuple):
             raise ValueError(f"grid must be a tuple (rows, columns); got {describe(self.grid)}.")
         if self.grid is not None:
@@ -97,7 +100,7 @@ class TargetLayer:
             check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
 
     def check_images(self, size: tuple[int, ...]) -> None:
-        """Raise a ValueError if the grid is that of images of another size.
+        """Raise a ValueError if the grid is for images of another size.
 
         Parameters
         ----------
@@ -109,14 +112,13 @@ class TargetLayer:
         """
         if self.image_size is not None and tuple(self.image_size) != tuple(size):
             raise ValueError(
-                f"The target layer {self.name!r} was tried on images of {_by(self.image_size)} "
-                f"pixels, of which its tokens are a grid of {self.grid}; what they are of "
-                f"{_by(size)} pixels cannot be told. Fit on images of that size, or give a "
-                "TargetLayer with a grid."
+                f"The tokens of the target layer {self.name!r} are a grid of {self.grid} for "
+                f"images of {_by(self.image_size)} pixels; their grid for {_by(size)} pixels is "
+                "not known. Fit on images of that size, or give a TargetLayer with a grid."
             )
 
     def check_axes(self, grid: Tensor, size: tuple[int, ...]) -> None:
-        """Raise a ValueError if a grid has fewer axes of places than its images, or more.
+        """Raise a ValueError if a grid has another number of spatial axes than its images.
 
         Parameters
         ----------
@@ -131,8 +133,8 @@ class TargetLayer:
         if grid.ndim != 2 + len(size):
             raise ValueError(
                 f"The target layer {self.name!r} is a grid of {_by(grid.shape[2:])} places for "
-                f"images of {_by(size)}: their axes differ, so places of one do not correspond to "
-                "places of the other. Name another layer; volumes are (n, C, D, H, W)."
+                f"images of {_by(size)}. Their axes differ, so their places do not correspond. "
+                "Name another layer; volumes are (n, C, D, H, W)."
             )
 
     def of(self, model: nn.Module) -> nn.Module:
@@ -162,28 +164,28 @@ class TargetLayer:
         tensor : Tensor
             Output of the layer, in its layout.
         n_images : int or None, default=None
-            How many images they are of; None if that is not known.
+            The number of images; None if it is not known.
 
         Returns
         -------
-        Tensor of shape (n, K, u, v), or (n, K, d, u, v) of volumes
+        Tensor of shape (n, K, u, v), or (n, K, d, u, v) for volumes
             A view; gradients flow through it.
 
         Raises
         ------
         ValueError
-            If the tensor does not have the axes that the layout says, or a row for each image.
+            If the tensor does not have the axes of the layout, or one row per image.
         """
         if self.reshape is None:
             self._check_axes(tensor)
         grid = self._laid_out(tensor)
         if n_images is not None and len(grid) != n_images:
             raise ValueError(
-                f"Target layer {self.name!r} gives {len(grid)} rows, of shape "
-                f"{tuple(tensor.shape)}, for {n_images} images: its first axis is another one, or "
-                "the network puts views of an image into the batch. Name a layer with one row an "
-                "image, or pass a TargetLayer whose reshape makes (n_images, K, u, v) of its "
-                "output."
+                f"Target layer {self.name!r} returns {len(grid)} rows, of shape "
+                f"{tuple(tensor.shape)}, for {n_images} images: its first axis is not the images, "
+                "or the network adds views of an image to the batch. Name a layer with one row "
+                "per image, or pass a TargetLayer whose reshape turns the output into "
+                "(n_images, K, u, v)."
             )
         return grid
 
@@ -214,7 +216,7 @@ class TargetLayer:
         return math.prod(self.to_grid(tensor).shape[2:])
 
     def channel_axis(self, tensor: Tensor) -> int:
-        """Return which axis of the layer's output holds the channels.
+        """Return the axis of the layer's output that holds the channels.
 
         Parameters
         ----------
@@ -228,7 +230,7 @@ class TargetLayer:
         Raises
         ------
         ValueError
-            If a `reshape` leaves that open.
+            If a `reshape` does not show which one it is.
         """
         if self.reshape is None:
             return 1 if self.layout in ("nchw", "ncdhw") else tensor.ndim - 1
@@ -237,7 +239,7 @@ class TargetLayer:
         if len(fitting) != 1:
             raise ValueError(
                 f"Which axis of {tuple(tensor.shape)} holds the {n_channels} channels of "
-                f"{self.name!r} cannot be told from its reshape; use a layout instead."
+                f"{self.name!r} cannot be told from its reshape. Use a layout instead."
             )
         return fitting[0]
 
@@ -248,8 +250,8 @@ class TargetLayer:
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
             raise ValueError(
                 f"reshape must turn the output of {self.name!r}, of shape {tuple(tensor.shape)}, "
-                "into a Tensor (n, K, u, v), or (n, K, d, u, v) of volumes, one row an image; it "
-                f"returned {came}."
+                "into a Tensor (n, K, u, v), or (n, K, d, u, v) for volumes, with one row per "
+                f"image; it returned {came}."
             )
         return grid
 
@@ -258,26 +260,27 @@ class TargetLayer:
         given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         if not isinstance(tensor, Tensor) or tensor.ndim != wanted.count(",") + 1:
             raise ValueError(
-                f"Target layer {self.name!r} should give a Tensor {wanted} in the {self.layout} "
-                f"layout, got {given}; name another layer, or pass a TargetLayer with the right "
+                f"Target layer {self.name!r} should return a Tensor {wanted} in the {self.layout} "
+                f"layout; got {given}. Name another layer, or pass a TargetLayer with the right "
                 "layout."
             )
         if self.grid is not None and self.layout == "tokens":
             n_tokens = self.n_prefix + math.prod(self.grid)
             if tensor.shape[1] != n_tokens:
                 raise ValueError(
-                    f"Target layer {self.name!r} should give {n_tokens} tokens ({self.n_prefix} "
-                    f"and a grid of {self.grid}), got {tensor.shape[1]} in shape {given}."
+                    f"Target layer {self.name!r} should return {n_tokens} tokens ({self.n_prefix} "
+                    f"and a grid of {self.grid}); got {tensor.shape[1]} in shape {given}. Give "
+                    "grid= and n_prefix= that fit."
                 )
 
 
 def channels_first(n_axes: int) -> Layout:
-    """Return the layout of a convolution's output, by how many axes of places there are."""
+    """Return the layout of a convolution's output for a number of spatial axes."""
     return "nchw" if n_axes == 2 else "ncdhw"
 
 
 def channels_last(n_axes: int) -> Layout:
-    """Return the layout with the channels last, by how many axes of places there are."""
+    """Return the layout with the channels last for a number of spatial axes."""
     return "nhwc" if n_axes == 2 else "ndhwc"
 
 
@@ -289,13 +292,13 @@ Layer = nn.Module | TargetLayer
 
 
 def module_of(model: nn.Module | None, layer: Layer) -> tuple[nn.Module, int | None]:
-    """Return a layer that is recorded as a part of its network, and which run of it counts.
+    """Return the module of a layer to record, and which of its runs counts.
 
     Raises
     ------
     ValueError
-        If the network is not an nn.Module, or the layer is not a part of it, or is code that was
-        traced or scripted, which cannot be looked into.
+        If the network is not an nn.Module, the layer is not a part of it, or the layer was traced
+        or scripted, so that it cannot be observed.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"module must be an nn.Module; got {describe(model)}.")
@@ -310,7 +313,7 @@ def module_of(model: nn.Module | None, layer: Layer) -> tuple[nn.Module, int | N
     if isinstance(part, torch.jit.ScriptModule):
         raise ValueError(
             f"The target layer {getattr(layer, 'name', type(part).__name__)!r} is traced or "
-            "scripted, so nothing can be recorded from it; use the nn.Module that it was made "
+            "scripted, so nothing can be recorded from it. Use the nn.Module that it was made "
             "from."
         )
     return part, run

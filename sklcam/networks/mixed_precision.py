@@ -1,7 +1,7 @@
 """Networks that keep their weights in float32, and run in half precision.
 
-Autocast is around the passes of the network alone, and what it returns is float32 again. So maps,
-scores and metrics are computed in float32, whatever the network computes in.
+Autocast applies only to the passes of the network, whose output is converted back to float32. Maps,
+scores and metrics are therefore computed in float32, whatever the network computes in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class InPrecision(AdapterAround):
     Parameters
     ----------
     inner : Adapter
-        Settled: how outputs are read was found out in float32.
+        A settled adapter: in float32, it has already found out how outputs are read.
     precision : {"bf16", "fp16"}
     """
 
@@ -35,16 +35,16 @@ class InPrecision(AdapterAround):
 
 
 def in_precision(adapter: Adapter, precision: str, sample: Inputs | None = None) -> Adapter:
-    """Return the adapter of a network in some precision.
+    """Return an adapter that runs the network in a given precision.
 
     Parameters
     ----------
     adapter : Adapter
-        Settled.
+        A settled adapter.
     precision : {"fp32", "bf16", "fp16"}
         "fp32" leaves the network as it is.
     sample : Inputs or None, default=None
-        What the network is tried on; None is nothing.
+        Inputs to try the network on; None does not try it.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def in_precision(adapter: Adapter, precision: str, sample: Inputs | None = None)
     Raises
     ------
     ValueError
-        If the network's weights are not float32; if its device, or the network itself, does not
-        compute so.
+        If the network's weights are not float32, or if its device or the network itself cannot
+        compute in this precision.
 
     Examples
     --------
@@ -83,9 +83,9 @@ def _check_weights(adapter: Adapter, precision: str) -> None:
     if dtypes - {torch.float32}:
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ValueError(
-            f"precision={precision!r} runs a network of float32 weights in half precision; those "
-            f'of this one are {found}. Leave precision at "fp32", by which it stays as it is, or '
-            "give the explainer network.float()."
+            f"precision={precision!r} needs a network with float32 weights, but this one has "
+            f'{found}. Leave precision at "fp32", which does not change the network, or give the '
+            "explainer network.float()."
         )
 
 
@@ -94,8 +94,8 @@ def _try(narrow: InPrecision, sample: Inputs) -> None:
     precision, device = narrow.precision, sample.images.device.type
     if not torch.amp.is_autocast_available(device):
         raise ValueError(
-            f"precision={precision!r} is by torch's autocast, which the device {device!r} does "
-            'not have; leave it at "fp32".'
+            f"precision={precision!r} uses torch's autocast, which the device {device!r} does "
+            'not have. Leave precision at "fp32".'
         )
     try:
         with torch.inference_mode(False), torch.no_grad(), narrow.evaluating():
@@ -104,5 +104,6 @@ def _try(narrow: InPrecision, sample: Inputs) -> None:
         if is_out_of_memory(error):
             raise
         raise ValueError(
-            f"The network does not run with precision={precision!r}, as it does in float32: {error}"
+            f"The network runs in float32, but not with precision={precision!r}: {error}. Leave "
+            'precision at "fp32".'
         ) from error

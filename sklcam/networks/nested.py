@@ -1,4 +1,4 @@
-"""Estimators inside scikit-learn's own: in a search, a pipeline, or frozen."""
+"""Estimators inside those of scikit-learn: in a search, in a pipeline, or frozen."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Nesting: TypeAlias = Pipeline | FrozenEstimator | BaseSearchCV
 
 
 def unnest(estimator: Any) -> tuple[Any, list[Any]]:
-    """Return the estimator inside searches, pipelines and frozen ones, and what transforms its X.
+    """Return the estimator inside searches, pipelines and frozen estimators, and its transformers.
 
     Parameters
     ----------
     estimator : estimator or nn.Module
-        One that wraps no other is returned as it is.
+        An estimator that wraps no other is returned as it is.
 
     Returns
     -------
     estimator
-        Of a search the best, of a pipeline the last step.
+        The best estimator of a search, or the last step of a pipeline.
     transformers : list
-        Fitted; X goes through them in this order before the estimator sees it.
+        Fitted transformers. X goes through them in this order before the estimator sees it.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def unnest(estimator: Any) -> tuple[Any, list[Any]]:
         elif not estimator.refit:
             raise ValueError(
                 f"This {type(estimator).__name__} has refit=False, so it has kept no estimator. "
-                "Search with refit=True, or pass an estimator that is fitted."
+                "Search with refit=True, or pass a fitted estimator."
             )
         else:
             check_is_fitted(estimator, "best_estimator_")

@@ -1,8 +1,9 @@
-"""What is known of an output by the functions that made it: probabilities, or their logarithms.
+"""Output ranges: whether an output is probabilities or logarithms, by the functions that made it.
 
-A network may end in a sigmoid, or in what is one: 1 / (1 + exp(-z)), (tanh(z) + 1) / 2. Values tell
-nothing, as logits may lie in [0, 1] by chance. So the bounds of values are followed through a pass,
-from the functions that have some: what lies in [0, 1] whatever the image is, are probabilities.
+A network may end in a sigmoid, or in an equivalent: 1 / (1 + exp(-z)), (tanh(z) + 1) / 2. Values
+alone tell nothing, as logits may lie in [0, 1] by chance. The bounds of values are therefore
+followed through a pass, from functions with a bounded range. An output that lies in [0, 1] whatever
+the image is consists of probabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sklcam.networks.precision import at_least_float32
 
 # Rounding may take the sum of a row of probabilities this far from 1.
 _SUM_TOLERANCE = 1e-3
-_LEAST = 0.9  # of [0, 1] that probabilities may have, as clamps and label smoothing narrow it
+_LEAST = 0.9  # the least part of [0, 1] for probabilities, as clamps and smoothing narrow it
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class _Range:
     ----------
     low, high : float
     rises : bool or None, default=True
-        Whether values grow with what they were made of; None if some do and others do not.
+        Whether values increase with their inputs; None if some do and others do not.
     is_shared : bool, default=False
-        Whether values take from each other, as those of a softmax do.
+        Whether values depend on each other, as those of a softmax do.
     is_log : bool, default=False
-        Whether these are logarithms of a sigmoid, or their negatives.
+        Whether the values are logarithms of a sigmoid, or their negatives.
     """
 
     low: float
@@ -65,7 +66,7 @@ class _Range:
         return replace(varied, low=self.low + other.low, high=self.high + other.high, is_log=False)
 
     def divided(self) -> _Range | None:
-        """Return the bounds of the inverse."""
+        """Return the bounds of the reciprocal, also that of a negative constant."""
         if self.is_constant:
             return _Range(1 / self.low, 1 / self.low) if self.low else None
         return self.inverted()
@@ -88,7 +89,7 @@ class _Range:
         if self.low < 0:
             return None
         low, high = (-inf if end == 0 else log(end) for end in (self.low, self.high))
-        # log(1 + exp(-z)) is that of one by a sigmoid.
+        # log(1 + exp(-z)) is the logarithm of 1 / sigmoid(z).
         is_log = (self.is_unit or self.low == 1) and not self.is_shared
         return replace(self, low=low, high=high, is_log=is_log)
 
@@ -104,10 +105,10 @@ _SOURCES = {
     "_softmax": _Range(0, 1, is_shared=True),
     "tanh": _Range(-1, 1),
     "erf": _Range(-1, 1),
-    "softplus": _Range(0, inf, is_log=True),  # with a minus before it
+    "softplus": _Range(0, inf, is_log=True),  # the negative of a logarithm
     "log_sigmoid_forward": _Range(-inf, 0, is_log=True),
 }
-# What makes values of values: copies, choices, bounds and averages.
+# Functions whose results stay within the bounds: copies, selections, clamps and averages.
 _COPIES = frozenset(
     {
         "_to_copy", "clone", "index", "index_select", "gather", "clamp", "nan_to_num", "mean",
@@ -115,11 +116,12 @@ _COPIES = frozenset(
         "max_pool2d_with_indices",
     }
 )  # fmt: skip
-_JOINTS = {"cat": 0, "stack": 0, "maximum": 0, "minimum": 0, "where": 1}  # with the first that is
+# Functions that combine several tensors, with the position of the first one.
+_JOINTS = {"cat": 0, "stack": 0, "maximum": 0, "minimum": 0, "where": 1}
 
 
 def _joint(parts: list[_Range]) -> _Range:
-    """Return the bounds of what is put together of several tensors."""
+    """Return the bounds of a combination of several tensors."""
     return _Range(
         min(part.low for part in parts),
         max(part.high for part in parts),
@@ -130,7 +132,7 @@ def _joint(parts: list[_Range]) -> _Range:
 
 
 class OutputRanges(TorchDispatchMode):
-    """Follows the bounds of values through a pass, to tell what the output is.
+    """Follow the bounds of values through a pass, to find out what the output is.
 
     Examples
     --------
@@ -147,12 +149,12 @@ class OutputRanges(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # By where they are; the tensors are held, so that no others take their memory.
+        # Keyed by memory. The tensors are kept, so that no others take their memory.
         self._found: dict[int, tuple[_Range, Tensor]] = {}
 
     def __enter__(self) -> Self:
-        # What is compiled runs as it was written: in a mode torch refuses to compile, and fails
-        # where that was asked for, as FlexAttention does.
+        # Compiled code runs eagerly: torch does not compile within a mode, and code that insists,
+        # such as FlexAttention, would fail.
         self._stance = torch.compiler.set_stance("force_eager")
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -163,7 +165,7 @@ class OutputRanges(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):  # nothing is known of what it makes
+        if isinstance(func, HigherOrderOperator):  # its result is not known
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if func._schema.is_mutable and name.endswith("_"):
@@ -172,7 +174,7 @@ class OutputRanges(TorchDispatchMode):
         result = func(*args, **kwargs)
         made = result[0] if isinstance(result, tuple) and result else result
         if func._schema.is_mutable and args and isinstance(args[0], Tensor):
-            self._found.pop(memory_of(args[0]), None)  # it is something else now
+            self._found.pop(memory_of(args[0]), None)  # its values have changed
         if found not in (None, _ANY) and isinstance(made, Tensor):
             assert found is not None
             self._found[memory_of(made)] = found, made
@@ -187,7 +189,7 @@ class OutputRanges(TorchDispatchMode):
         return self._found[memory_of(value)][0]
 
     def _range_of(self, name: str, args: Any) -> _Range | None:
-        """Return the bounds of what a function of ATen makes; None if they are not known."""
+        """Return the bounds of the result of an ATen function; None if they are not known."""
         first = self._known(args[0])
         if name in _SOURCES:
             return replace(_SOURCES[name], rises=first.rises)
@@ -218,12 +220,12 @@ class OutputRanges(TorchDispatchMode):
         return None
 
     def _of_arithmetic(self, name: str, left: object, right: object) -> _Range | None:
-        if name == "rsub":  # which takes the left from the right
+        if name == "rsub":  # subtracts the left from the right
             name, left, right = "sub", right, left
         one, other = self._known(left), self._known(right)
         if name == "div" and one.low >= 0 and other.low >= 1 and _is_one_less(left, right):
             return replace(one, low=0, high=1)  # z / (1 + z)
-        if name in ("sub", "div"):  # addition and multiplication of another one
+        if name in ("sub", "div"):  # as addition of the negative, multiplication by the reciprocal
             changed = other.scaled(-1) if name == "sub" else other.divided()
             if changed is None:
                 return None
@@ -234,17 +236,18 @@ class OutputRanges(TorchDispatchMode):
             return one.scaled(other.low)
         if one.is_constant:
             return other.scaled(one.low)
-        # A product of probabilities is one.
+        # A product of probabilities is a probability.
         return _joint([one, other]) if one.is_unit and other.is_unit else None
 
     def _of_output(self, output: Tensor) -> _Range:
         found = self._known(output)
-        # Of classes that exclude each other there is a probability each, and together it is 1.
+        # For classes that exclude each other, the probabilities depend on each other and add up to
+        # 1, so they are not those of sigmoids.
         is_mixed = found.is_shared or found.rises is None
         return _ANY if is_mixed and is_distribution(output) else found
 
     def are_probabilities(self, output: Tensor) -> bool:
-        """Whether each value of an output is a probability by itself, as a sigmoid's is."""
+        """Whether each value of an output is a probability of its own, as a sigmoid's is."""
         found = self._of_output(output)
         return found.is_unit and found.high - found.low >= _LEAST
 
@@ -266,7 +269,7 @@ def _number(value: object) -> float | None:
 
 
 def is_distribution(output: Tensor) -> bool:
-    """Whether each row of an output is probabilities that add up to 1.
+    """Whether each row of an output consists of probabilities that add up to 1.
 
     Parameters
     ----------
@@ -275,11 +278,11 @@ def is_distribution(output: Tensor) -> bool:
     Returns
     -------
     bool
-        False of a single column, of which a softmax is 1 whatever the network says.
+        False for a single column, whose softmax is 1 whatever the network says.
     """
     if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
         return False
-    # Off by half of eps, as each probability is, which in bfloat16 is more.
+    # Each probability may be off by half of eps, which in bfloat16 is more.
     tolerance = max(_SUM_TOLERANCE, torch.finfo(output.dtype).eps)
     is_sum = (at_least_float32(output).sum(dim=1) - 1).abs() < tolerance
     return bool((is_sum & (output >= 0).all(dim=1)).all())

@@ -1,9 +1,9 @@
-"""Networks that normalise their images themselves: it is measured what reaches their first layer.
+"""Networks that normalise their images themselves: found by the input of their first layer.
 
 A network may begin with a normalisation of its own, such as ``nn.Sequential(Normalize(mean, std),
-network)``. Images that have been normalised before are then normalised twice, and nothing fails. So
-a black, a grey and a white image are followed to the first layer that has weights, or that
-normalises by statistics of images; whatever comes before is arithmetic, and may be read off.
+network)``. Images that were normalised before are then normalised twice, and nothing fails. A
+black, a grey and a white image are therefore followed to the first layer that has weights, or that
+normalises by statistics of its input. The arithmetic before it shows in what arrives there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sklcam.images.normalization import default_statistics
 from sklcam.networks.dry_run import memory_of
 from sklcam.networks.preprocessing import Preprocessing
 
-# Where layers begin. A batch normalisation is one: it has learned what images it is given.
+# The functions of layers. Batch normalisation is one, as it has learned its input's statistics.
 _LAYERS = frozenset(
     f"aten::{name}"
     for name in (
@@ -32,24 +32,24 @@ _LAYERS = frozenset(
         "_batch_norm_with_update", "native_layer_norm", "native_group_norm",
     )
 )  # fmt: skip
-# Of images in [0, 1], or from 0 to 255 by more.
+# The limits for images in [0, 1]; images from 0 to 255 exceed the last one.
 _LARGEST_STD = 1.0
 _SMALLEST_STD = 1 / 300
 _NOT_OF_UNIT = 10.0
-_MARGIN = 0.02  # no images have a mean so near to black or white
+_MARGIN = 0.02  # no images have a mean this close to black or white
 
 
 class _Reached(Exception):
-    """The first layer is reached; nothing more is to be computed."""
+    """Raised at the first layer, as nothing more needs to be computed."""
 
 
 class _FirstLayer(TorchDispatchMode):
-    """Follows images to the first layer that takes them, and stops there."""
+    """Follow images to the first layer that takes them, and stop there."""
 
     def __init__(self, images: Tensor):
         super().__init__()  # type: ignore[no-untyped-call]
         self.input: Tensor | None = None
-        # By where they are; the tensors are held, so that no others take their memory.
+        # Keyed by memory. The tensors are kept, so that no others take their memory.
         self._made_of_images = {memory_of(images): images}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,16 +69,16 @@ def _input_of_first_layer(forward: Callable[[Tensor], object], images: Tensor) -
     with torch.inference_mode(False), torch.no_grad(), _FirstLayer(images) as first:
         try:
             forward(images)
-        except (_Reached, RuntimeError):  # TorchScript makes the latter of the former
+        except (_Reached, RuntimeError):  # TorchScript turns the first into the second
             if first.input is None:
                 raise
     return None if first.input is None else first.input.cpu().double()
 
 
 def _measure(forward: Callable[[Tensor], object], like: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the mean and the standard deviation by which a network normalises each value.
+    """Return the mean and the standard deviation with which a network normalises each value.
 
-    None where that is nothing of the kind: another function of the image, or no layer at all.
+    None if it computes another function of the image, or has no layer at all.
     """
     found = [_input_of_first_layer(forward, torch.full_like(like, grey)) for grey in (0, 0.5, 1)]
     if any(each is None for each in found):
@@ -90,8 +90,8 @@ def _measure(forward: Callable[[Tensor], object], like: Tensor) -> tuple[Tensor,
     scale = white - black
     tolerance = max(1e-4, 4 * torch.finfo(like.dtype).eps)
     size = torch.maximum(white.abs(), black.abs()).amax()
-    is_seen = scale.abs() > tolerance * size  # not what was put around the image
-    is_line = ((black + white) / 2 - grey).abs() <= tolerance * size  # false of NaN
+    is_seen = scale.abs() > tolerance * size  # False for padding around the image
+    is_line = ((black + white) / 2 - grey).abs() <= tolerance * size  # False for NaN
     if not is_seen.any() or not is_line.all():
         return None
     return (-black / scale)[is_seen], (1 / scale)[is_seen]
@@ -105,7 +105,7 @@ def _is_of_images(mean: Tensor, std: Tensor) -> bool:
     """Whether these may be the statistics of images in [0, 1]."""
     is_mean = (mean > _MARGIN) & (mean < 1 - _MARGIN)
     is_std = (std > _SMALLEST_STD) & (std <= _LARGEST_STD + 1e-3)
-    # Scaled to 0 to 255 alone, the mean is taken off nowhere.
+    # Images that are only scaled to the range from 0 to 255 have no mean subtracted.
     is_bytes = (mean.abs() < 1e-3) & ((std * 255 - 1).abs() < 0.01)
     return bool(((is_mean & is_std) | is_bytes).all())
 
@@ -118,17 +118,17 @@ def with_own_normalization(
     Parameters
     ----------
     said : Preprocessing
-        What is done by default.
+        The default preparation.
     forward : callable
-        Runs the network, in evaluation mode, on images. It is not run to its end.
+        Runs the network on images, in evaluation mode. The pass stops at the first layer.
     like : Tensor of shape (1, n_channels, height, width), floating point
-        An image of the kind that the network takes; its values do not count.
+        An image in the form that the network takes; its values do not count.
 
     Returns
     -------
     Preprocessing
         With mean 0 and standard deviation 1 for a network that normalises images in [0, 1] itself,
-        and with 0 and 1/255 for one that does so with images from 0 to 255; otherwise as it was.
+        and with 0 and 1/255 for one that normalises images from 0 to 255; otherwise as given.
 
     Warns
     -----
@@ -153,7 +153,7 @@ def with_own_normalization(
         return said
     mean, std = measured
     if _are_about(mean, 0.0, 1e-3) and _are_about(std, 1.0, 1e-3):
-        return said  # the images as they are
+        return said  # the network does not change the images
     shown = f"mean {_listed(mean)}, std {_listed(std)}"
     if _is_of_images(mean, std):
         source = f"the network, which normalises images in [0, 1] itself: {shown}"
@@ -168,19 +168,19 @@ def with_own_normalization(
     if _is_of_normalized(mean, std, like.shape[1]):
         return said
     warnings.warn(
-        f"The network computes (image - mean) / std of its images before its first layer, with "
-        f"{shown}, which are not the statistics of images: it takes images in a range other than "
-        "[0, 1], and ImageNet's mean and standard deviation, the default, may be wrong. Give "
-        "mean= and std=; mean=0, std=1 leaves images in [0, 1].",
+        f"The network computes (image - mean) / std before its first layer, with {shown}, which "
+        "are not the statistics of images. It takes images in a range other than [0, 1], so the "
+        "default, ImageNet's mean and standard deviation, may be wrong. Give mean= and std=; "
+        "mean=0, std=1 leaves images in [0, 1].",
         stacklevel=3,
     )
     return said
 
 
 def _is_of_normalized(mean: Tensor, std: Tensor, n_channels: int) -> bool:
-    """Whether images normalised by ImageNet's statistics become those in [-1, 1].
+    """Whether images normalised with ImageNet's statistics end up in [-1, 1].
 
-    So do torchvision's networks that were trained elsewhere, if their ``transform_input`` is set.
+    Torchvision's networks that were trained elsewhere do this if ``transform_input`` is set.
     """
     pairs = [*zip(*default_statistics(n_channels), strict=True)]
     total = torch.stack([mean * s + m for m, s in pairs]), torch.stack([std * s for _, s in pairs])
@@ -189,7 +189,7 @@ def _is_of_normalized(mean: Tensor, std: Tensor, n_channels: int) -> bool:
 
 
 def _listed(values: Tensor) -> str:
-    """Write each value once, in its order, of which there are few."""
+    """List the first different values, at most four, in their order."""
     numbers = dict.fromkeys(float(f"{number:.3g}") for number in values[:4096].tolist())
     first = [*numbers][:4]
     return ", ".join(f"{number + 0.0:g}" for number in first)  # 0 for -0

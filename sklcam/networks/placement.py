@@ -1,8 +1,8 @@
-"""Where a grid of places answers: whether it is one of all of the image, and begins where it does.
+"""Placement: whether a grid of places covers the whole image, and is not shifted.
 
-Quadrants answer in place, too, where a grid is shifted by a few positions, or is one of a part of
-the image. So narrow strips along the borders of an image are changed: each must change something,
-and the half of the grid on its side more than the other.
+Quadrants also respond in place if a grid is shifted by a few positions, or covers only a part of
+the image. Narrow strips along the borders of an image are therefore changed: each must change the
+grid, and the half on its own side more than the other.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sklcam.networks.dry_run import left_as_found, tolerating
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 
-# How much more the half of a grid on a strip's side answers where there is no doubt, and how many
-# images are tried while there is.
+# The ratio by which the half of a grid on a strip's side must respond more to leave no doubt, and
+# the number of images that are tried while there is doubt.
 _CLEAR = 1.25
 _MOST_TRIES = 3
-# What is a rounding error beside the answers to other sides.
+# A response this small beside those to other sides is a rounding error.
 _SILENT = 1e-5
-# Of volumes the last two, and all eight.
+# Only volumes have a front and a back, and so eight parts.
 _SIDES = ("left", "right", "top", "bottom", "front", "back")
 _QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
@@ -39,25 +39,25 @@ def misplacement(
     draw: Callable[[int], Tensor],
     forward: Callable[[Tensor], Any],
 ) -> str | None:
-    """Say what is wrong with where a grid answers, if anything is.
+    """Say how a grid is misplaced, if it is.
 
     Parameters
     ----------
     model : nn.Module
     layer : TargetLayer
-        Whose quadrants answer in place.
+        A layer whose quadrants respond in place.
     draw : callable
-        Takes a scale and returns two images of that times the usual size, others at each call.
+        Takes a scale and returns two images of the usual size times the scale, new ones each time.
     forward : callable
         Runs the network on images.
 
     Returns
     -------
     str or None
-        What was seen, to follow the layer's name. None if nothing was, or nothing can be told.
+        The finding, in words that follow the layer's name. None if there is none.
     """
     seen = None
-    # As in `probing.layouts_of`: of few positions larger images tell more.
+    # As in `probing.layouts_of`: if there are few positions, larger images tell more.
     for scale in (1,) if layer.layout == "tokens" else (1, 2, 4):
         sums: Tensor | float = 0.0
         for i in range(_MOST_TRIES):
@@ -68,7 +68,7 @@ def misplacement(
             if changes is None:
                 return seen
             sums = sums + _answers(changes)
-            # The better of both readings, by side; nothing is told by a side where nothing answers.
+            # The better of both readings for each side. A side without a response shows nothing.
             ratios = (sums[..., 0] / sums[..., 1]).nan_to_num(nan=1.0).amax(dim=0)
             if bool((ratios > _CLEAR).all()):
                 return None
@@ -105,7 +105,7 @@ def quadrants_elsewhere(
     draw: Callable[[int], Tensor],
     forward: Callable[[Tensor], Any],
 ) -> str | None:
-    """Say which quadrants of a grid answer to the change of another, if that is clear.
+    """Say which quadrant of a grid responds to changes in another one, if this is clear.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def quadrants_elsewhere(
     Returns
     -------
     str or None
-        What was seen of the first such quadrant, to follow the layer's name.
+        The finding for the first such quadrant, in words that follow the layer's name.
     """
     for scale in (1,) if layer.layout == "tokens" else (1, 2, 4):
         sums: Tensor | float = 0.0
@@ -127,7 +127,7 @@ def quadrants_elsewhere(
                 return None
             changes = changes - changes.mean(dim=_places(changes), keepdim=True)
             answers = changes.abs().sum(dim=1)
-            for n in answers.shape[1:]:  # each axis of places in turn becomes its two halves, last
+            for n in answers.shape[1:]:  # each spatial axis in turn becomes two halves, at the end
                 answers = torch.tensordot(answers, _halves(n).to(answers), dims=([1], [1]))
             sums = sums + answers.flatten(1).cpu()
         assert isinstance(sums, Tensor)
@@ -145,7 +145,7 @@ def _changes(
     forward: Callable[[Tensor], Any],
     parts: Callable[[Size, Size], list[Part]],
 ) -> Tensor:
-    """Return by how much a grid changes, (parts, K, u, v), with each of some parts of an image."""
+    """Return the changes of a grid, (parts, K, u, v), for the change of each part of an image."""
     grids: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -164,7 +164,7 @@ def _changes(
         finally:
             handle.remove()
     if len(grids[-1]) != 1 + len(changed):
-        raise ValueError("The layer has not a row for each image.")
+        raise ValueError("The layer does not have one row per image.")
     return grids[-1][1:] - grids[-1][:1]
 
 
@@ -177,12 +177,12 @@ def _places(changes: Tensor) -> tuple[int, ...]:
 
 
 def _axis_of(side: int, n_axes: int) -> int:
-    """Return along which axis of places a side lies: left and right are the last."""
+    """Return the spatial axis of a side; left and right belong to the last one."""
     return n_axes - 1 - side // 2
 
 
 def _quadrant_name(i: int, n: int) -> str:
-    """Return what a quadrant is called, or one of the eight parts of a volume."""
+    """Return the name of a quadrant, or of one of the eight parts of a volume."""
     return _QUADRANTS[i] if n == 4 else f"{_SIDES[4 + i // 4]} {_QUADRANTS[i % 4]}"
 
 
@@ -192,10 +192,10 @@ def _quadrants(size: Size, grid: Size) -> list[Part]:
 
 
 def _strips(size: Size, grid: Size) -> list[Part]:
-    """Return strips along the four borders, or along the six of volumes.
+    """Return strips along the four borders, or the six borders of volumes.
 
-    They are so wide that networks use some of each: those that cut an image into patches may leave
-    out less than one at the end, or less than a half of one on both sides.
+    They are wide enough that every network uses a part of each: one that cuts an image into patches
+    may leave out less than a patch at the end, or less than half a patch on both sides.
     """
     starts = [math.ceil(n / (2 * u)) for n, u in zip(size, grid, strict=True)]
     ends = [n - math.ceil(n / (u + 1)) for n, u in zip(size, grid, strict=True)]
@@ -209,16 +209,16 @@ def _strips(size: Size, grid: Size) -> list[Part]:
 
 
 def _answers(changes: Tensor) -> Tensor:
-    """Return how much halves answer to strips, (2 readings, 4 or 6 sides, own and other)."""
+    """Return how much halves respond to strips, (2 readings, 4 or 6 sides, own and other)."""
     readings = []
-    # Layers that mix all places change all alike, which is less telling than what is left without.
+    # In layers that mix all places, all change alike. What remains without this change tells more.
     for part in (changes, changes - changes.mean(dim=_places(changes), keepdim=True)):
         sides = []
         for i, answer in enumerate(part.abs().mean(dim=1)):
             axis = _axis_of(i, answer.ndim)
             along = answer.mean(dim=[other for other in range(answer.ndim) if other != axis])
             halves = _halves(len(along)).to(along) @ along
-            if len(along) == 1:  # which is in place
+            if len(along) == 1:  # a single position is always in place
                 halves[i % 2 ^ 1] = 0
             sides.append(halves if i % 2 == 0 else halves.flip(0))
         readings.append(torch.stack(sides))
@@ -226,6 +226,6 @@ def _answers(changes: Tensor) -> Tensor:
 
 
 def _halves(n: int) -> Tensor:
-    """Return how much of each of some positions lies in the first half, and in the second."""
+    """Return which fraction of each position lies in the first half, and in the second."""
     first = (n / 2 - torch.arange(n)).clamp(0, 1)
     return torch.stack([first, first.flip(0)])

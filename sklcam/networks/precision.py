@@ -1,4 +1,4 @@
-"""Precision: its names, and what half-precision networks hand over to what is in float32."""
+"""Precision: its names, and the conversion of half-precision outputs to float32."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return half-precision tensors as float32, others as they are."""
+    """Convert half-precision tensors to float32, and return others as they are."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -1,8 +1,8 @@
-"""The way back of a class token alone: what other tokens hand on has no gradient, and costs none.
+"""A backward pass for a class token alone, at no cost for tokens without a gradient.
 
-A transformer whose head reads its class token has gradients at that token alone, behind the
-attention of the last block. Of most parts the way back costs little; of linear layers it is a
-product with their weights, of which no more than the first rows are needed there.
+If a transformer's head reads its class token, only this token has a gradient behind the attention
+of the last block. The backward pass is cheap there for most parts, but a linear layer multiplies
+the gradient by its weights, and only the first rows of this product are needed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from sklcam.networks.layers import TargetLayer
 
 @contextmanager
 def short_way_back(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
-    """Let gradients of the tokens before the places go back alone, where others have none.
+    """Propagate only the gradients of the tokens before the places, if other tokens have none.
 
     Parameters
     ----------
     network : nn.Module
-        Of which passes are made in the block, and ways back are gone, as checkpoints run parts
-        again on these. Weights get no gradients from such a pass.
+        A network whose forward and backward passes run within this context, as checkpoints run
+        parts again in backward passes. Weights get no gradients from such a pass.
     layer : TargetLayer
-        Nothing is done for one without tokens before the places.
+        A layer without tokens before the places changes nothing.
 
     Notes
     -----
-    Nothing is assumed of the network: each linear layer looks at the gradient that it is given.
-    That look is free on a CPU and a wait elsewhere, so that other devices do without.
+    Nothing is assumed about the network: each linear layer checks the gradient that it receives.
+    This check is free on a CPU. On other devices it would have to wait, so it is left out.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def short_way_back(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
     with ExitStack() as stack:
         if layer.layout == "tokens" and layer.n_prefix:
             for part in network.modules():
-                # Not what another library has made of a linear layer, nor what is compiled.
+                # Not a linear layer that another library has changed, nor a compiled one.
                 own = vars(part).keys() & {"forward", "_compiled_call_impl"}
                 if type(part) is nn.Linear and not own:
                     stack.enter_context(_shortened(part, layer.n_prefix))
@@ -66,7 +66,7 @@ def _shortened(part: nn.Linear, n_rows: int) -> Iterator[None]:
     def forward(x: Tensor) -> Tensor:
         has_graph = x.requires_grad and torch.is_grad_enabled()
         is_looked_at = has_graph and x.ndim == 3 and x.device.type == "cpu"
-        if is_looked_at and get_ident() == thread:  # nobody else's pass
+        if is_looked_at and get_ident() == thread:  # not the pass of another thread
             return _Linear.apply(x, part.weight, part.bias, n_rows)
         return F.linear(x, part.weight, part.bias)
 
@@ -75,12 +75,12 @@ def _shortened(part: nn.Linear, n_rows: int) -> Iterator[None]:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer of rows, with the way back of the first ones if others have no gradient."""
+    """A linear layer whose backward pass skips all but the first rows if these have no gradient."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, n_rows: int) -> Tensor:
         output = F.linear(x.flatten(0, 1), weight, bias)
-        # No view of it, as what follows may work in place, which views of a function's do not let.
+        # Not a view, as later operations may work in place, which a function's views forbid.
         return torch.ops.aten._unsafe_view(output, [*x.shape[:2], len(weight)])
 
     @staticmethod
@@ -91,8 +91,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        weight = weight.to(gradient.dtype)  # of autocast
-        # Where it is differentiated again, rows count whose gradient is 0.
+        weight = weight.to(gradient.dtype)  # they may differ under autocast
+        # If this is differentiated again, rows with a zero gradient count too.
         if torch.is_grad_enabled() or gradient[:, ctx.n_rows :].any():
             return gradient @ weight, None, None, None
         few = gradient[:, : ctx.n_rows] @ weight

@@ -1,6 +1,6 @@
-"""Preprocessing: what a network's source says of the images that it takes, and of its classes.
+"""Preprocessing: what a network's source says about its images and its classes.
 
-Where that is read from is in the files of the sources, ``from_timm.py`` and so on.
+The files of the sources, such as ``from_timm.py``, read it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklcam.networks.precision import at_least_float32
 
 _BY_DEFAULT = (
     "ImageNet's mean and standard deviation, by default: {} does not say how its images are "
-    "prepared; mean=, std=, image_size= and resize= do"
+    "prepared. Set it with mean=, std=, image_size= and resize="
 )
 
 _PLAIN = Resizing()
@@ -32,22 +32,22 @@ class Preprocessing:
     Parameters
     ----------
     image_size : tuple of (int, int), default=(224, 224)
-        Height and width of the input; depth, height and width of volumes.
+        Height and width of the input; for volumes, depth, height and width.
     resizing : Resizing, default=Resizing()
-        How images are brought to it.
-    mean, std : "auto", float or one float a channel, default="auto"
+        How images are brought to this size.
+    mean, std : "auto", float or one float per channel, default="auto"
         Normalisation of pixels in [0, 1].
     channel_order : {"rgb", "bgr"}, default="rgb"
-        In which order the network takes the channels, once they are normalised.
+        The order in which the network takes the channels, once they are normalised.
     source : str
-        Where it was read.
+        Where this was read from.
     is_settled : bool, default=True
-        False for a source that does something else with its images than can be said here.
+        False if the source prepares images in a way that these parameters cannot express.
 
     Raises
     ------
     ValueError
-        If the size or the order is not one.
+        If the size or the order is not valid.
 
     Examples
     --------
@@ -67,16 +67,19 @@ class Preprocessing:
     def __post_init__(self) -> None:
         check_sides(self.image_size, "image_size")
         if not isinstance(self.resizing, Resizing) or self.channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"This is not how images are prepared: {self!r}.")
+            raise ValueError(
+                'resizing must be a Resizing, and channel_order "rgb" or "bgr"; got '
+                f"{self.resizing!r} and {self.channel_order!r}."
+            )
 
     @classmethod
     def by_default(cls, shown: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
-        """Return what is done for a network that is called so, and does not say."""
+        """Return the default for a network of this name that does not say how it takes images."""
         return cls(image_size or (224, 224), source=_BY_DEFAULT.format(shown))
 
     @classmethod
     def unsettled(cls, shown: str) -> Preprocessing:
-        """Return what stands for a source that cannot be followed."""
+        """Return a placeholder for a source whose way to prepare images cannot be followed."""
         return cls(source=shown, is_settled=False)
 
     def with_given(
@@ -88,7 +91,7 @@ class Preprocessing:
         std: Any = "auto",
         decode: str = "exact",
     ) -> Preprocessing:
-        """Return the same with what a user gives, which wins, one by one.
+        """Return a copy in which each value that a user gives replaces the source's.
 
         Parameters
         ----------
@@ -114,18 +117,19 @@ class Preprocessing:
                 changes[name] = value
         names = [{"resizing": "resize"}.get(name, name) for name in changes]
         given = f"; {', '.join(names)} as given" if names else ""
-        is_settled = self.is_settled or len(changes) == 4  # nothing is left to the source
+        is_settled = self.is_settled or len(changes) == 4  # nothing is left for the source
         if decode != "exact":
             changes["resizing"] = replace(changes.get("resizing", self.resizing), decode=decode)
         return replace(self, **changes, source=self.source + given, is_settled=is_settled)
 
     def of_channels(self, n_channels: int) -> Preprocessing:
-        """Return the same with a mean and a standard deviation in numbers.
+        """Return a copy with the mean and the standard deviation as numbers.
 
         Parameters
         ----------
         n_channels : int
-            Of the images. A source's, of other images, are averaged, as ImageNet's are.
+            Channels of the images. The source's statistics for another number of channels are
+            averaged, as ImageNet's are.
 
         Returns
         -------
@@ -139,7 +143,7 @@ class Preprocessing:
         return replace(self, mean=mean, std=std)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Scale images of the input's size to [0, 1], and each channel by its statistics.
+        """Scale images of the input's size to [0, 1], and normalise each channel.
 
         Parameters
         ----------
@@ -151,22 +155,22 @@ class Preprocessing:
         """
         if not self.is_settled:
             raise ValueError(
-                f"{self.source} does more than resize, cut and normalise images. Give image_size, "
-                "resize, mean and std, all four, or pass X as it makes it: "
+                f"{self.source} does more than resize, crop and normalise images. Give all four of "
+                "image_size, resize, mean and std, or pass the processor's own output as X: "
                 'processor(images, return_tensors="pt").'
             )
         images = normalize(images, self.mean, self.std)
         return images if self.channel_order == "rgb" else images.flip(1)
 
     def on_pixels(self, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Change the pixels of images that are normalised by now.
+        """Change the pixels of normalised images.
 
         Parameters
         ----------
         inputs : Tensor of shape (n_images, n_channels, height, width)
             As :meth:`normalize` returns them.
         change : callable
-            Takes and returns images in [0, 1], in the order of channels that pictures have.
+            Takes and returns images in [0, 1], with channels in the order of the original images.
 
         Returns
         -------
@@ -174,31 +178,31 @@ class Preprocessing:
         """
         pixels = at_least_float32(inputs)
         pixels = pixels if self.channel_order == "rgb" else pixels.flip(1)
-        # Rounding alone leaves the range.
+        # Only rounding leaves the range.
         pixels = denormalize(pixels, self.mean, self.std).clamp(0, 1)
         return self.normalize(change(pixels)).to(inputs.dtype)
 
     def view(self, inputs: Tensor, warp: Warp) -> Tensor:
-        """Return the views of images that are normalised by now.
+        """Return the views of normalised images.
 
         Parameters
         ----------
         inputs : Tensor of shape (n_images, n_channels, height, width)
         warp : Warp
-            What it does to colours, it does before they are normalised.
+            Its changes of colour apply to the pixels before normalisation.
 
         Returns
         -------
         Tensor of the same shape and dtype, normalised
         """
-        # Where pixels go is all the same to normalisation, which is spared what it need not do.
+        # Moving pixels commutes with normalisation, so only changes of colour need to undo it.
         if warp.photometry is None:
             return warp(inputs)
         return self.on_pixels(warp(inputs), warp.photometry)
 
 
 def _for_channels(statistic: Any, n_channels: int) -> Any:
-    # A user's own are checked where they are used; only a source's are of another number.
+    # A user's statistics are checked where they are used; only a source's may differ in number.
     if not isinstance(statistic, tuple) or len(statistic) in (1, n_channels):
         return statistic
     return (sum(statistic) / len(statistic),) * n_channels
@@ -206,7 +210,7 @@ def _for_channels(statistic: Any, n_channels: int) -> Any:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a network by where it comes from.
+    """What is known about a network from its source.
 
     Parameters
     ----------
@@ -217,7 +221,7 @@ class Origin:
     Examples
     --------
     >>> from sklcam.networks import Origin
-    >>> Origin(class_names=("cat", "dog")).is_known  # its names are, how images are prepared is not
+    >>> Origin(class_names=("cat", "dog")).is_known  # names are known, the preparation is not
     False
     """
 
@@ -226,5 +230,5 @@ class Origin:
 
     @property
     def is_known(self) -> bool:
-        """Whether the network says anything of its images."""
+        """Whether the network says anything about its images."""
         return not self.preprocessing.source.startswith(_BY_DEFAULT[:40])

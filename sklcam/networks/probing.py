@@ -1,8 +1,8 @@
-"""Probing: which outputs of a network are grids of places, and which of them the result hangs on.
+"""Probing: which outputs of a network are grids of places, and which of them the result depends on.
 
-The shape of a tensor does not say which of its axes are places. An image of which a part is changed
-does: what answers most in the same part of a grid, for each of four parts, lies as the image does.
-And a graph of one pass tells what nothing leads around, and what has a gradient.
+The shape of a tensor does not say which of its axes are places. Changing a part of an image does:
+if, for each of four parts, the same part of a grid responds most, the grid is laid out as the image
+is. The graph of one pass shows which outputs nothing bypasses, and which have a gradient.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from sklcam.networks.zeros import redrawn, zeros_filled
 Forward = Callable[[Tensor], Any]
 Size = tuple[int, ...]
 
-# An image goes through the network beside two changed ones, so that rows are told from other axes.
+# An image goes through the network with two changed ones, which distinguishes rows from other axes.
 _N_ROWS = 3
-# How much more than others the changed quadrant has to answer: at once, or at the end of all tries.
+# The ratio by which the changed quadrant must respond more than others, at once or after all tries.
 _CLEAR, _ENOUGH = 1.25, 1.02
 _MOST_TRIES = 6
 _MOST_PREFIX_TOKENS = 16
 _MOST_SPECIAL_TOKENS = 5  # a class token, and four registers
-# What returns (n, K, ...) whatever it is given.
+# Modules that always return (n, K, ...).
 _CHANNELS_FIRST = (
     *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.modules.pooling._MaxPoolNd),
     *(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
@@ -53,7 +53,7 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A module's only run in a pass: what it gave, and where that stands in the graph.
+    """A run of a module in a pass: its output, and the output's place in the graph.
 
     Attributes
     ----------
@@ -62,9 +62,9 @@ class Traced:
     output, given : Tensor
         Its output, and its first input.
     nodes : tuple
-        Where they stood in the graph, before anything worked on them in place.
+        The places of both in the graph, before any operation changed them in place.
     depth : float, in [0, 1]
-        Which part of all runs that may give grids has ended with it.
+        The fraction of runs that may return grids which had ended when this one did.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Traced:
 
     @property
     def passes_on(self) -> bool:
-        """Whether in evaluation it hands on what it is given."""
+        """Whether the module returns its input unchanged in evaluation mode."""
         return isinstance(self.module, nn.Identity | _DropoutNd) or _is_called(self, "DropPath")
 
     @property
     def normalizes(self) -> bool:
-        """Whether it is a normalisation, which moves nothing, and not what a block calls so."""
+        """Whether this is a plain normalisation, which moves nothing, and not a block named so."""
         same = self.given is not None and self.given.shape == self.output.shape
         return same and _is_called(self, "norm") and not any(self.module.children())
 
@@ -101,15 +101,15 @@ class Trace:
     Attributes
     ----------
     traced : list of Traced
-        Those modules whose output may be a grid, and that ran once, in the order they finished.
+        The modules whose output may be a grid and that ran once, in the order they finished.
     repeated : list of str
-        The names of those that ran several times, in that order.
+        The names of modules whose output may be a grid and that ran several times, in that order.
     others : dict of nn.Module to str
-        What those gave whose output cannot be a grid.
+        A description of the output of each module whose output cannot be a grid.
     folded : list of Traced
-        Each run of those that gave several rows that may be grids, for the one image.
+        The runs that returned several rows for the one image, each of which may be a grid.
     sequences : list of Traced
-        Each run of those that gave what may be tokens of one image, which is the second axis.
+        The runs whose output may be tokens with the image on the second axis.
     """
 
     traced: list[Traced]
@@ -122,35 +122,35 @@ class Trace:
 
     @property
     def is_reentrant(self) -> bool:
-        """Whether parts run by reentrant checkpoints, which keep no graph of them."""
+        """Whether parts of the network run in reentrant checkpoints, which keep no graph."""
         return is_reentrant(self.output)
 
     def is_nchw(self, traced: Traced) -> bool:
-        """Whether a module returns what a convolution, or the like, does, itself or another."""
+        """Whether a module's output is (n, K, ...), as a convolution's of the same shape is."""
         if isinstance(traced.module, _CHANNELS_FIRST):
             return True
         shapes = {each.shape for each in self.traced if isinstance(each.module, _CHANNELS_FIRST)}
-        # Of three axes the first may be left out.
+        # With three axes, the axis of the images is missing.
         n_channels = traced.shape[0 if len(traced.shape) == 3 else 1]
         return traced.shape in shapes and n_channels != traced.shape[-1]
 
     def is_output(self, traced: Traced) -> bool:
-        """Whether a module gave what the network returns."""
+        """Whether a module's output is what the network returns."""
         own, last = traced.output, self.output
         return own.numel() == last.numel() and memory_of(own) == memory_of(last)
 
     def holds_all(self, traced: Traced) -> bool:
-        """Whether nothing leads around a module's output; of a normalisation, around its input."""
+        """Whether nothing bypasses a module's output or, for a normalisation, its input."""
         return not self.is_passed(traced) or (
             traced.normalizes and not self._reaches(traced.nodes[1])
         )
 
     def is_passed(self, traced: Traced) -> bool:
-        """Whether something leads around a module's output."""
+        """Whether something bypasses a module's output."""
         return self._reaches(traced.nodes[0])
 
     def _reaches(self, barred: Any) -> bool:
-        """Whether the images are reached from the output without passing a place in the graph."""
+        """Whether a path leads from the output to the images around a place in the graph."""
         seen, ahead = {barred}, [_place(self.output)]
         while ahead:
             place = ahead.pop()
@@ -165,20 +165,20 @@ class Trace:
 
 
 def noise(sample: Tensor, n: int, generator: torch.Generator, scale: int = 1) -> Tensor:
-    """Return images of noise, of the kind of a sample and ``scale`` times its size."""
+    """Return noise images with the channels of a sample and ``scale`` times its size."""
     _, n_channels, *sides = sample.shape
     images = torch.randn(n, n_channels, *(side * scale for side in sides), generator=generator)
     return images.to(sample)
 
 
 def taking_noise(model: nn.Module, sample: Tensor, forward: Forward) -> Forward:
-    """Return a pass that noise can go through, of a network that takes no negative values, too.
+    """Return a function that runs a network on noise, even if it takes no negative values.
 
-    Of roots and logarithms it would be NaN, which tells nothing. Values are then brought between
-    0 and 1, each by itself, so that all stays in its place.
+    With roots and logarithms, the output would be NaN, which tells nothing. Each value is then
+    brought between 0 and 1 by itself, so that everything stays in place.
     """
     output = None
-    with tolerating(), left_as_found(model):  # what is wrong is said when it is traced
+    with tolerating(), left_as_found(model):  # tracing will raise the error
         output = forward(noise(sample, 1, torch.Generator().manual_seed(0)))
     if not isinstance(output, Tensor) or bool(output.isfinite().all()):
         return forward
@@ -186,13 +186,13 @@ def taking_noise(model: nn.Module, sample: Tensor, forward: Forward) -> Forward:
 
 
 def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
-    """Run a network once, with a graph, and note what its modules gave.
+    """Run a network once with a graph, and record the outputs of its modules.
 
     Parameters
     ----------
     model : nn.Module
     sample : float Tensor of shape (1, channels, height, width)
-        What kind of images it takes.
+        An image in the form that the network takes.
     forward : callable
         Runs the network on images and returns its output.
 
@@ -218,7 +218,7 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
             with torch.enable_grad():
                 images = leaf.clone()  # some networks write into their input
                 output = forward(images)
-        except RuntimeError:  # of one that cannot do with a graph, which may still run without
+        except RuntimeError:  # a network that fails with a graph may still run without one
             runs.clear()
             images = leaf.detach()
             output = forward(images.clone())
@@ -243,23 +243,23 @@ def trace(model: nn.Module, sample: Tensor, forward: Forward) -> Trace:
 
 
 def _place(tensor: Any) -> tuple[Any, int]:
-    """Return where a tensor stands in its graph: a node, and which of its results it is."""
+    """Return the place of a tensor in its graph: a node, and the number of its result."""
     return (tensor.grad_fn, tensor.output_nr) if isinstance(tensor, Tensor) else (None, 0)
 
 
 def _may_be_grid(output: Any, n_axes: int) -> bool:
-    """Whether it may be a grid of an image of so many axes, all told, or the tokens of one."""
+    """Whether an output may be a grid of one image, with ``n_axes`` axes in all, or its tokens."""
     if not isinstance(output, Tensor) or output.ndim not in (3, n_axes) or len(output) != 1:
         return False
     sides = output.shape[1:]
     if output.ndim == 3:
         return min(sides) > 1
-    # Several positions, whether channels are first or last; one of many channels is none.
+    # Several positions, whether channels are first or last; a single position does not count.
     return math.prod(sides[1:]) > 1 or (math.prod(sides[:-1]) > 1 and sides[-1] > 1)
 
 
 def _are_folded(output: Any, n_axes: int) -> bool:
-    """Whether it is what may be grids of several images, made of the one."""
+    """Whether an output may be the grids of several images made from the one."""
     return (
         isinstance(output, Tensor)
         and output.ndim > 0 < len(output)
@@ -268,7 +268,7 @@ def _are_folded(output: Any, n_axes: int) -> bool:
 
 
 def _may_be_sequence(output: Any) -> bool:
-    """Whether it may be (tokens, images, channels), which a grid of one image is not."""
+    """Whether an output may be (tokens, images, channels), which is never a grid of one image."""
     if not isinstance(output, Tensor) or output.ndim != 3:
         return False
     n_tokens, n_images, n_channels = output.shape
@@ -283,26 +283,26 @@ def _kind(output: Any) -> str:
 def layouts_of(
     model: nn.Module, name: str, sample: Tensor, forward: Forward, *, is_nchw: bool = False
 ) -> list[TargetLayer]:
-    """Return the ways to read a layer's output as a grid that lies as the images do.
+    """Return the ways to read a layer's output as a grid that is laid out as the images are.
 
     Parameters
     ----------
     model : nn.Module
     name : str
-        Of a layer that runs once.
+        The name of a layer that runs once.
     sample, forward
         As in :func:`trace`.
     is_nchw : bool, default=False
-        Whether the output is known to have its channels first, which it then has if nothing is to
-        be seen, as on few positions, or with weights that are NaN.
+        Whether the output is known to have its channels first. This then decides if nothing can be
+        seen, as with few positions or NaN weights.
 
     Returns
     -------
     list of TargetLayer
-        One, if there is no doubt; none, if the output does not answer in place.
+        One if there is no doubt; none if the output does not respond in place.
     """
-    # On two by two positions little can be told. Four axes stay what they are on larger images, if
-    # the network takes those; tokens would be another grid.
+    # Two by two positions tell little. On larger images, if the network takes them, the four axes
+    # of an output keep their meaning; tokens would be another grid.
     is_refuted = False
     first = channels_first(sample.ndim - 2)
     most = 2 if is_nchw else _MOST_TRIES
@@ -329,7 +329,7 @@ def layouts_of(
 def is_sequence_first(
     model: nn.Module, traced: Traced, sample: Tensor, forward: Forward, counts: Collection[int]
 ) -> bool:
-    """Whether a module gives (tokens, images, channels), and the tokens are places.
+    """Whether a module returns (tokens, images, channels), and the tokens are places.
 
     Parameters
     ----------
@@ -339,13 +339,13 @@ def is_sequence_first(
     sample, forward
         As in :func:`trace`.
     counts : collection of int
-        How many positions the grids before it have.
+        The numbers of positions of the grids before it.
 
     Returns
     -------
     bool
-        True if tokens lie as the images do, or are as many as positions before them, beside a class
-        token and the like. Queries of a decoder do neither.
+        True if the tokens are laid out as the images are, or if there are as many as positions
+        before them, apart from class tokens and the like. For queries of a decoder, neither holds.
     """
     tried = None
     with tolerating():
@@ -367,7 +367,7 @@ def _try(
     most: int,
     image_axis: int = 0,
 ) -> tuple[list[TargetLayer], dict[tuple[str, bool], Tensor]]:
-    """Return the layouts found on images of ``scale`` times the size, and the answers."""
+    """Return the layouts found on images of ``scale`` times the size, and the responses."""
     sums: dict[tuple[str, bool], Tensor] = {}
     size = tuple(side * scale for side in sample.shape[2:])
     n_parts = 2 ** len(size)
@@ -376,18 +376,18 @@ def _try(
     grids = {channels_first(len(size)): 1, channels_last(len(size)): 1 + len(size)}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.shape[image_axis] != _N_ROWS:  # what has no row an image is no grid of theirs
+        if output.shape[image_axis] != _N_ROWS:  # without one row per image it is not their grid
             return
         rows = at_least_float32(output.detach()).movedim(image_axis, 0)
         changes = rows[1:] - rows[:1]
         channels = {"tokens": 2} if output.ndim == 3 else grids
         for layout, axis in channels.items():
-            # Layers that mix all places change all of them alike, which is less telling than what
-            # is left without it.
+            # In layers that mix all places, all change alike. What remains without this change
+            # tells more.
             positions = [other for other in range(1, output.ndim) if other != axis]
             for less in (False, True):
                 left = changes - changes.mean(dim=positions, keepdim=True) if less else changes
-                answers = left.abs().mean(dim=axis)  # of the two changed ones, (2, *positions)
+                answers = left.abs().mean(dim=axis)  # to the two changed images, (2, *positions)
                 start = answers.new_zeros(n_parts, *answers.shape[1:])
                 sums.setdefault((layout, less), start)[list(pair)] += answers
 
@@ -420,10 +420,10 @@ def _in_place(
         if _has_proportions(tuple(responses.shape[1:]), size) and contrast(responses) > least:
             yield TargetLayer(name, layout=layout)  # type: ignore[arg-type]
         return
-    if len(size) != 2:  # too many grids of volumes have as many tokens
+    if len(size) != 2:  # too many grids of volumes have the same number of tokens
         return
     n_tokens = responses.shape[1]
-    # Of grids of almost the same proportions, one is best in place.
+    # Among grids of almost the same proportions, one responds best in place.
     fits = {
         grid: agreement(responses[:, n_tokens - math.prod(grid) :].unflatten(1, grid))
         / math.prod(grid)
@@ -432,7 +432,7 @@ def _in_place(
     best = max(fits.values(), default=0)
     for grid in (grid for grid, fit in fits.items() if fit * _ENOUGH > best):
         n_prefix = n_tokens - math.prod(grid)
-        # Shifted by a token or two, quadrants still answer, but not as well.
+        # If shifted by a token or two, quadrants still respond, but not as well.
         shifted = [
             agreement(responses[:, start : start + math.prod(grid)].unflatten(1, grid))
             for start in range(n_prefix + 1)
@@ -477,17 +477,17 @@ def count_positions(
     -------
     n_positions : int
     n_alive : int or None
-        None if no gradient leads from the output to the layer at all, which explaining says, or all
-        of it is zero.
+        None if no gradient at all leads from the output to the layer, which explaining reports, or
+        all of it is zero.
 
     Raises
     ------
     ReentrantCheckpoint
-        If parts behind the layer run by one.
+        If parts behind the layer run in a reentrant checkpoint.
     """
     image = noise(sample, 1, torch.Generator().manual_seed(0))
     n_positions, n_alive = _positions(model, layer, image, forward)
-    if n_alive == 1:  # by structure, or as a ReLU behind it cuts the others off with these weights
+    if n_alive == 1:  # by its structure, or only because a ReLU cuts off others with these weights
         for seed in range(3):
             with redrawn(model, seed):
                 _, with_others = _positions(model, layer, image, forward)
@@ -498,7 +498,8 @@ def count_positions(
 def _positions(
     model: nn.Module, layer: TargetLayer, image: Tensor, forward: Forward
 ) -> tuple[int, int | None]:
-    # A part under no_grad() gives no graph unless gradients are on before: see RecordedPass.
+    # Behind a part under no_grad(), there is a graph only if gradients were on before it: see
+    # RecordedPass.
     for trunk in (False, True):
         with left_as_found(model), zeros_filled(model), record(model, layer, trunk=trunk) as tape:
             output = at_least_float32(forward(image))
@@ -508,13 +509,13 @@ def _positions(
                 continue
             try:
                 (gradient,) = torch.autograd.grad(_score(output), activations, allow_unused=True)
-            except RuntimeError as error:  # of what has no way back
+            except RuntimeError as error:  # an operation has no backward pass
                 if is_reentrant(output):
                     raise ReentrantCheckpoint(
                         f"No gradient leads back to the target layer {layer.name!r}: {REENTRANT}"
                     ) from error
                 break
-            # If all of it is zero, as of a dead network, that tells nothing of positions.
+            # If all of it is zero, as in a dead network, this tells nothing about positions.
             if gradient is not None and bool(gradient.any()):
                 return n_positions, int((layer.to_grid(gradient) != 0).any(dim=1).sum())
             break
@@ -522,13 +523,13 @@ def _positions(
 
 
 def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: Forward) -> bool:
-    """Whether the output has a gradient, at several positions, that passes a normalisation by.
+    """Whether, at several positions, the output has a gradient that bypasses a normalisation.
 
     Parameters
     ----------
     model : nn.Module
     layer : TargetLayer
-        A normalisation: its input lies as its output does.
+        A normalisation, whose input has the layout of its output.
     sample, forward
         As in :func:`trace`.
 
@@ -551,7 +552,7 @@ def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: 
                 score, last = _score(output), given[-1]
             if not (output.requires_grad and last.requires_grad):
                 return False
-            # With the hook, as checkpoints run the layer again on the way back.
+            # With the hook, as checkpoints run the layer again in the backward pass.
             (gradient,) = torch.autograd.grad(score, last, allow_unused=True)
         finally:
             handle.remove()
@@ -559,8 +560,8 @@ def is_passed_at(model: nn.Module, layer: TargetLayer, sample: Tensor, forward: 
 
 
 def _score(output: Tensor) -> Tensor:
-    """Return one number that hangs on an output."""
-    # Of classes one, as each may hang on a position of its own; else any direction. Large, so that
-    # half precision loses no gradient.
+    """Return one number that depends on an output."""
+    # One of several classes, as each may depend on a position of its own; otherwise a random
+    # direction. Large, so that half precision loses no gradient.
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     return 2**8 * (output.amax() if output.ndim == 2 else (output * weights).sum())

@@ -1,8 +1,8 @@
-"""Image processors of transformers, whose work is read off the images that they make.
+"""Image processors of transformers, understood by measuring the images that they return.
 
-Each has parameters of its own, and does with them what it likes: some scale beyond the size that
-they name, normalise twice, or swap the channels. So the numbers are measured, on plain images, and
-the way of resizing is the one that makes the same of a picture of noise.
+Each has parameters of its own, and uses them in its own way: some scale beyond the size that they
+name, normalise twice, or swap the channels. The statistics are therefore measured on plain images,
+and the resizing is the one that gives the same result for images of noise.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from torch import Tensor
 from sklcam.images.frames import Mode, Resizing, resize_image
 from sklcam.networks.preprocessing import Preprocessing
 
-# Levels of 255 by which two ways of interpolating bytes may differ, as each rounds on its way.
+# Two ways of interpolating bytes may differ by this much, as each rounds in between.
 _ROUNDING = 2.5 / 255
-# Their other side, scaled to the usual sizes, is not the same number rounded down and rounded.
+# Scaled to the usual sizes, their longer side differs between rounding and rounding down.
 _SIZES = ((59, 97), (103, 71), (83, 67))
 
 
 def read_processor(processor: Any, shown: str) -> Preprocessing:
-    """Return what an image processor does.
+    """Return the preprocessing of an image processor.
 
     Parameters
     ----------
     processor : image processor of transformers
     shown : str
-        What it is called.
+        The name that messages use for it.
 
     Returns
     -------
     Preprocessing
-        Not settled, if it does something else than resize, cut and normalise.
+        Unsettled if the processor does anything but resize, crop and normalise.
     """
     try:
         return _measured(processor, shown) or Preprocessing.unsettled(shown)
-    except Exception:  # not for images alone, or not of this kind
+    except Exception:  # a processor that needs more than images may raise anything
         return Preprocessing.unsettled(shown)
 
 
@@ -72,7 +72,7 @@ def _measured(processor: Any, shown: str) -> Preprocessing | None:
         source=shown,
     )
     made = _candidates(processor, plain)
-    # Of noise, any other way makes something else.
+    # For noise, any other way of resizing gives another result.
     return next((one for one in made if _distance(one, pictures, outputs) <= _ROUNDING), None)
 
 
@@ -82,7 +82,7 @@ def _run(processor: Any, picture: np.ndarray) -> Tensor:
 
 
 def _written(measured: Tensor, given: Any) -> tuple[float, ...]:
-    """Return a measured statistic as the processor writes it, if that is what it is."""
+    """Return a measured statistic, or the value that the processor names if they agree."""
     is_alike = isinstance(given, list | tuple) and len(given) == len(measured)
     if is_alike and np.allclose(measured.numpy(), given, rtol=0, atol=1e-4):
         return tuple(map(float, given))
@@ -97,7 +97,7 @@ def _candidates(processor: Any, plain: Preprocessing) -> Iterator[Preprocessing]
         names = [Image.Resampling(int(getattr(resample, "value", resample))).name.lower()]
     modes: tuple[Mode, ...] = ("stretch", "center_crop")
     for scaled, mode, name in product(_scales(processor, target), modes, names):
-        # Just under the quotient, by which the size comes out to the pixel.
+        # Just under the quotient, so that the size is right to the pixel.
         fraction = 1.0 if scaled == target else target / (scaled + 1e-6)
         for rounds_down in (True, False):
             way = Resizing(mode, fraction, name, rounds_down=rounds_down)
@@ -109,12 +109,12 @@ def _scales(processor: Any, target: int) -> list[int]:
     entries = dict(size)
     edge = entries.get("shortest_edge") or entries.get("height") or target
     fraction = getattr(processor, "crop_pct", None) or 0.875
-    # Written as transformers computes it: some keep the fraction, LeViT's has its own.
+    # Computed as in transformers: some processors keep the fraction, LeViT's has its own.
     return sorted({target, edge, int(edge / fraction), int(256 / 224 * edge)})
 
 
 def _distance(made: Preprocessing, pictures: list[np.ndarray], outputs: list[Tensor]) -> float:
-    """Return the largest difference from what the processor makes, in units of the pixels."""
+    """Return the largest difference from the processor's output, in units of the pixels."""
     std = made.of_channels(3).std
     std = torch.tensor(std[::-1] if made.channel_order == "bgr" else std)[:, None, None]
     height, width = made.image_size

@@ -1,4 +1,4 @@
-"""Quadrants of images and of grids, or the eight parts of volumes: which answers to which."""
+"""Quadrants of images and grids, or the eight parts of volumes: which of them respond to which."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def with_quadrant(image: Tensor, other: Tensor, quadrant: int) -> Tensor:
 
 
 def contrast(responses: Tensor) -> float:
-    """Return by how much each quadrant answers to its own change more than any other does.
+    """Return the ratio by which each quadrant responds more to its own change than any other does.
 
     Parameters
     ----------
-    responses : Tensor of shape (4, u, v), or (8, d, u, v) of volumes
-        To a change at the top left, top right, bottom left and bottom right.
+    responses : Tensor of shape (4, u, v), or (8, d, u, v) for volumes
+        The responses to a change at the top left, top right, bottom left and bottom right.
 
     Returns
     -------
     float
-        The least of the ratios: 1 where place says nothing. NaN if nothing answers.
+        The smallest ratio; 1 if places make no difference, NaN if nothing responds.
     """
     quadrants = _quadrants(responses)
     totals = torch.einsum("qp,rp->qr", responses.flatten(1), quadrants.flatten(1))
@@ -41,13 +41,13 @@ def contrast(responses: Tensor) -> float:
 
 
 def agreement(responses: Tensor) -> float:
-    """Return the sum over positions of the share of their answers that is in place."""
+    """Return the sum over positions of the share of their responses that is in place."""
     share = responses / responses.sum(dim=0).clamp(min=torch.finfo(responses.dtype).tiny)
     return float((share * _quadrants(responses)).sum())
 
 
 def _quadrants(responses: Tensor) -> Tensor:
-    """Return how much of each position lies in each quadrant, (4, u, v) or (8, d, u, v)."""
+    """Return the fraction of each position in each quadrant, (4, u, v) or (8, d, u, v)."""
     halves = []
     for n in responses.shape[1:]:
         edges = torch.arange(n + 1, device=responses.device, dtype=responses.dtype) / n

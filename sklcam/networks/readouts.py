@@ -1,8 +1,8 @@
-"""Readouts: what a network's output says, by its task.
+"""Readouts: what a network's output means, depending on its task.
 
-A readout makes *columns* of the output: a score for each class, or for each number, which is what
-targets explain. Of these it makes probabilities and decisions. Explaining and training read outputs
-by the same ones.
+A readout turns the output into *columns*: a score for each class, or each number, which targets
+explain. It turns columns into probabilities and decisions. Explaining and training use the same
+readouts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Readout(ABC):
     Parameters
     ----------
     is_probability : bool, default=False
-        Whether the network returns probabilities, and not scores that make some.
+        Whether the network returns probabilities, rather than scores that become probabilities.
 
     Attributes
     ----------
     task : str or None
         See :class:`~sklcam.CAMExplainer`.
     has_probabilities : bool
-        Whether what it says is about classes.
+        Whether there are probabilities of classes.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class Readout(ABC):
         return output
 
     def own(self, columns: Tensor) -> Tensor:
-        """Return the network's own output again, of which columns were made, differentiably.
+        """Return the network's own output, from which the columns were made, differentiably.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class Readout(ABC):
 
         Returns
         -------
-        Tensor, of the shape that the network returned last
+        Tensor of the shape that the network returned last
         """
         return columns
 
@@ -100,23 +100,23 @@ class Readout(ABC):
         """
 
     def decide(self, answers: Tensor) -> Tensor:
-        """Return what is predicted.
+        """Return the predictions.
 
         Parameters
         ----------
         answers : Tensor of shape (n_images, n_columns)
-            Probabilities; of a regression, the columns.
+            Probabilities; for a regression, the columns.
 
         Returns
         -------
         Tensor of shape (n_images,), int64
-            The index of a class. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression"
-            the numbers, (n_images, n_columns); of "segmentation" (n_images, height, width).
+            The index of a class. For "multilabel", 0 or 1, (n_images, n_classes); for "regression",
+            the numbers, (n_images, n_columns); for "segmentation", (n_images, height, width).
         """
         return answers.argmax(dim=1)
 
     def labels(self, decided: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-        """Return what was decided as scikit-learn's ``predict`` returns it.
+        """Return decisions in the form of scikit-learn's ``predict``.
 
         Parameters
         ----------
@@ -127,32 +127,33 @@ class Readout(ABC):
         Returns
         -------
         ndarray of shape (n_images,)
-            The labels. Of "multilabel", (n_images, n_classes), 0 or 1; of "regression" the numbers,
-            (n_images,) if there is one an image; of "segmentation" (n_images, height, width).
+            The labels. For "multilabel", 0 or 1, (n_images, n_classes); for "regression", the
+            numbers, (n_images,) if there is one per image; for "segmentation",
+            (n_images, height, width).
         """
         return decided if classes is None else classes[decided]
 
     def _flattened(self, output: Tensor) -> Tensor:
-        # The shape is the network's, whatever it is called with.
-        self._is_flat = output.ndim < 2  # without axes, if squeezed and of one image
+        # Whether the output is flat depends on the network, not on its input.
+        self._is_flat = output.ndim < 2  # a squeezed output of one image has no axes at all
         return output.reshape(-1, 1) if self._is_flat else output
 
 
 class Unread(Readout):
-    """An output that is explained as it is: an embedding, or one of another form."""
+    """An output that is explained as it is: an embedding, or an output of another form."""
 
     task = None
     has_probabilities = False
 
     def probabilities(self, columns: Tensor) -> Tensor:
         raise ValueError(
-            f"The network's output has shape {tuple(columns.shape)}, not (n_images, n_classes): "
-            "there are no classes to predict."
+            f"The network's output has shape {tuple(columns.shape)}, not (n_images, n_classes), "
+            "so there are no classes to predict. Explain it with a callable target."
         )
 
 
 class MulticlassReadout(Readout):
-    """One of several classes, with a score each."""
+    """One of several classes, with a score for each."""
 
     task = "multiclass"
 
@@ -164,8 +165,8 @@ class MulticlassReadout(Readout):
 class BinaryReadout(Readout):
     """One of two classes, by a single output: the logit, or the probability, of the second.
 
-    What speaks for the second class speaks against the first, so that the first one's score is the
-    logit's negative, or the rest of the probability.
+    Evidence for the second class is evidence against the first, so the score of the first is the
+    negative logit, or 1 minus the probability.
     """
 
     task = "binary"
@@ -186,7 +187,7 @@ class BinaryReadout(Readout):
 
 
 class MultilabelReadout(Readout):
-    """Any number of labels an image, with a score each."""
+    """Any number of labels per image, with a score for each."""
 
     task = "multilabel"
 
@@ -202,7 +203,7 @@ class MultilabelReadout(Readout):
 
 
 class RegressionReadout(Readout):
-    """Numbers, which the outputs are."""
+    """Numbers: the outputs themselves."""
 
     task = "regression"
     has_probabilities = False
@@ -214,7 +215,9 @@ class RegressionReadout(Readout):
         return columns[:, 0] if self._is_flat else columns
 
     def probabilities(self, columns: Tensor) -> Tensor:
-        raise ValueError("The network returns numbers (task='regression'), not probabilities.")
+        raise ValueError(
+            "The network returns numbers (task='regression'), not probabilities. Use predict."
+        )
 
     def decide(self, answers: Tensor) -> Tensor:
         return at_least_float32(answers)
@@ -224,7 +227,7 @@ class RegressionReadout(Readout):
 
 
 class SegmentationReadout(Readout):
-    """One of several classes for each pixel; of a single output the second of two."""
+    """One of several classes for each pixel; a single output is the second of two classes."""
 
     task = "segmentation"
 
@@ -258,11 +261,12 @@ class DetectionReadout(Readout):
         return split_detections(columns)
 
     def probabilities(self, columns: Tensor) -> Tensor:
-        return at_least_float32(columns)  # scores among them, which targets find
+        return at_least_float32(columns)  # the scores are in them, and targets find them
 
     def decide(self, answers: Tensor) -> Tensor:
         raise ValueError(
-            "A detector decides on no class for an image; predict returns what it detects."
+            "A detector does not decide on a class for an image. Use predict, which returns its "
+            "detections."
         )
 
 

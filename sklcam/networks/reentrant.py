@@ -1,22 +1,22 @@
-"""Reentrant checkpoints: parts of a network that keep no graph to take gradients of."""
+"""Reentrant checkpoints: parts of a network that keep no graph for gradients."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 REENTRANT = (
-    "parts of the network run by torch.utils.checkpoint with use_reentrant=True, which keeps no "
-    "graph of them to take gradients of. Use use_reentrant=False, or checkpoint only if "
-    "self.training and turn it off for training on maps."
+    "parts of the network run in torch.utils.checkpoint with use_reentrant=True, which keeps no "
+    "graph for gradients. Use use_reentrant=False, or checkpoint only if self.training and turn "
+    "it off for training on maps."
 )
 
 
 class ReentrantCheckpoint(ValueError):
-    """Behind a layer, parts run by reentrant checkpoints, which gradients of it cannot pass."""
+    """Raised if parts behind a layer run in reentrant checkpoints, which stop its gradients."""
 
 
 def is_reentrant(output: Tensor) -> bool:
-    """Whether an output's graph has reentrant checkpoints in it.
+    """Whether an output's graph contains reentrant checkpoints.
 
     Parameters
     ----------

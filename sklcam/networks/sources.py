@@ -1,8 +1,8 @@
-"""Sources: where networks with a name come from, and what is known of one by its source.
+"""Sources: where named networks come from, and what their sources say about them.
 
-A name says its source: "timm/resnet50", "transformers/google/vit-base-patch16-224", "hf-hub:..." of
-timm's, "torchvision/resnet18"; one without is torchvision's, or an EfficientNet-Lite. Each source
-has a file of its own.
+A name says its source: "timm/resnet50", "hf-hub:..." for timm, "torchvision/resnet18",
+"transformers/google/vit-base-patch16-224". A name without one is torchvision's, or an
+EfficientNet-Lite. Each source has a file of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sklcam.networks.from_transformers import TransformersSource, origin_of_tran
 from sklcam.networks.named import Source
 from sklcam.networks.preprocessing import Origin
 
-# What names begin with, and what comes between that and the rest.
+# The prefixes of names, and the character between prefix and rest.
 _SOURCES = {
     **dict.fromkeys(("torchvision", "timm", "transformers"), "/"),
     **dict.fromkeys(("hf-hub", "local-dir"), ":"),
@@ -31,7 +31,7 @@ _SOURCES = {
 
 
 def find_source(name: str, config: Any = None) -> Source:
-    """Return the source that a name speaks of, once the name is known there.
+    """Return the source of a name, once it has found the name there.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def find_source(name: str, config: Any = None) -> Source:
     if kind == "transformers":
         return TransformersSource(rest, config)
     if kind == "timm":
-        # As timm writes it; a folder is given by its whole path.
+        # Rewritten in timm's own form; a folder is given by its absolute path.
         return TimmSource(f"local-dir:{rest}" if os.path.isabs(rest) else rest)
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return TimmSource(name)
@@ -69,15 +69,17 @@ def find_source(name: str, config: Any = None) -> Source:
     except ValueError as error:
         if not is_in_timm(name):
             raise
-        raise ValueError(f'torchvision has no {name!r}; timm has: "timm/{name}".') from error
+        raise ValueError(
+            f'torchvision has no {name!r}, but timm does. Use "timm/{name}".'
+        ) from error
 
 
 def _other_name(name: str) -> str:
-    """Say what may be meant by a name that begins with something which is not a source."""
+    """Say what a name without a known source may mean; empty if it has no prefix."""
     if os.path.isabs(name):
         return (
-            f'{name!r} is a path; the name of a folder is "transformers/{name}", or "timm/{name}" '
-            "if it is of timm's kind."
+            f'{name!r} is a path. Name a folder as "transformers/{name}", or as "timm/{name}" '
+            "if it is in timm's format."
         )
     kind, *rest = re.split("[/:]", name, maxsplit=1)
     if not rest:
@@ -89,19 +91,19 @@ def _other_name(name: str) -> str:
         )
     repository = rest[0] if "/" in rest[0] else name
     return (
-        f"{kind!r} is not a source of networks. A repository of the Hugging Face hub is "
-        f'"transformers/{repository}", or "hf-hub:{repository}" if it is of timm\'s kind.'
+        f"{kind!r} is not a source of networks. Name a repository of the Hugging Face hub as "
+        f'"transformers/{repository}", or as "hf-hub:{repository}" if it is in timm\'s format.'
     )
 
 
 def origin_of(network: nn.Module) -> Origin:
-    """Return what is known of a network: what it was built from, or what it carries.
+    """Return what is known about a network from its source, or from the network itself.
 
     Parameters
     ----------
     network : nn.Module
-        One of :func:`~sklcam.networks.build_model`, of timm, of transformers or an
-        EfficientNet-Lite; any other says nothing.
+        A network of :func:`~sklcam.networks.build_model`, timm, transformers or open_clip, or an
+        EfficientNet-Lite; nothing is known about any other.
 
     Returns
     -------
@@ -116,7 +118,7 @@ def origin_of(network: nn.Module) -> Origin:
     """
     network = unwrap(network)
     while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        network = network.module  # which computes the same
+        network = network.module  # it computes the same
     if isinstance(getattr(network, "origin", None), Origin):
         return network.origin  # type: ignore[return-value]
     known = (origin_of_timm, origin_of_transformers, origin_of_lite, origin_of_open_clip)
@@ -127,12 +129,12 @@ def origin_of(network: nn.Module) -> Origin:
 def origin_of_module(
     module: Any, weights: str | os.PathLike[str] | None = None, config: Any = None
 ) -> Origin:
-    """Return what is known of a network that has not been made yet.
+    """Return what is known about a network that has not been built yet.
 
     Parameters
     ----------
     module : str, nn.Module, class or callable
-        A class or callable says nothing.
+        Nothing is known about a class or callable.
     weights : str, path or None, default=None
     config : object or None, default=None
 

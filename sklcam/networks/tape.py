@@ -1,8 +1,8 @@
 """The tape: layers' activations in a forward pass, and an autograd graph that grows from there.
 
-A class activation map needs the gradient of a score with respect to one layer. What lies before
-that layer needs no graph at all when explaining; when training it needs one, but the map's own
-gradient still stops at the layer. Nothing here knows of maps.
+A class activation map needs the gradient of a score with respect to one layer. For explaining, the
+network before that layer needs no graph at all. For training it needs one, but the map's own
+gradient still stops at the layer. Nothing here depends on maps.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from sklcam.networks.layers import Layer, module_of
 
 
 class Tape:
-    """What one forward pass recorded; made by :func:`record`.
+    """The record of one forward pass; made by :func:`record`.
 
     Attributes
     ----------
     activations : Tensor
-        The layer's output in the last forward pass, in the layer's own layout; of the first layer
-        if there are several. A score computed from the same pass can be differentiated with respect
-        to it.
+        The layer's output in the last forward pass, in the layer's own layout; the first layer's if
+        there are several. A score from the same pass can be differentiated with respect to it.
 
     Raises
     ------
     RuntimeError
-        When the activations are asked for, if no layer was named or the layer did not run.
+        On access to the activations, if no layer was named or the layer did not run.
     ValueError
-        When they are asked for, if the layer ran several times and nothing says which run counts.
+        On access to the activations, if the layer ran several times and no run was chosen.
 
     Examples
     --------
@@ -63,10 +62,10 @@ class Tape:
         self._trunk = trunk
         self._head = head
         self._is_for_training = trunk and twice
-        self._kernels = ExitStack()  # of what follows the layer
+        self._kernels = ExitStack()  # the attention kernels behind the layer
         self._thread = get_ident()
         self._is_running = True
-        self._runs: dict[nn.Module, list[Tensor]] = {}  # what each layer gave, run by run
+        self._runs: dict[nn.Module, list[Tensor]] = {}  # each layer's outputs, run by run
 
     @property
     def parts(self) -> set[nn.Module]:
@@ -76,7 +75,9 @@ class Tape:
     @property
     def activations(self) -> Tensor:
         if not self._layers:
-            raise RuntimeError("Nothing was recorded: no target layer was named.")
+            raise RuntimeError(
+                "Nothing was recorded, as no target layer was named. Pass one to record()."
+            )
         return self.of(next(iter(self._layers)))
 
     def of(self, layer: Layer) -> Tensor:
@@ -95,93 +96,93 @@ class Tape:
         RuntimeError
             If the layer did not run.
         ValueError
-            If it ran several times and nothing says which run counts, or there was no such run.
+            If it ran several times and no run was chosen, or there was no such run.
         """
         part, run = self._layers.get(layer, (None, None))
         runs = [] if part is None else self._runs.get(part, [])
         if not runs:
             raise RuntimeError(
-                "Nothing was recorded: the target layer did not run in this forward pass. "
+                "Nothing was recorded, as the target layer did not run in this forward pass. "
                 "Name a layer that the output depends on."
             )
         if (run is None and len(runs) > 1) or not -len(runs) <= (run or 0) < len(runs):
             assert self._module is not None
             name = next(name for name, each in self._module.named_modules() if each is part)
-            asked = "" if run is None else f" run={run} is not among them;"
+            asked = "" if run is None else f", and run={run} is not one of these runs"
             raise ValueError(
-                f"The target layer {name!r} runs {len(runs)} time(s) in a pass:{asked} name a "
-                f"layer that runs once, or say which run is explained, as in "
+                f"The target layer {name!r} runs {len(runs)} time(s) in a pass{asked}. Name a "
+                f"layer that runs once, or the run to explain, as in "
                 f"TargetLayer({name!r}, run=0) for the first or run=-1 for the last."
             )
         return runs[run or 0]
 
     def begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Start a pass of the network; a hook before its forward."""
+        """Start a pass of the network. This is a hook before its forward."""
         if get_ident() != self._thread:
             return
         self.clear()
         self._is_running = True
-        # An earlier pass of the block has turned gradients on, at the layer.
+        # An earlier pass in this context has turned gradients on at the layer.
         if not self._trunk:
             torch.set_grad_enabled(False)
 
     def end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """End a pass; what layers do later, as checkpointing runs them again, is no part of it."""
+        """End a pass. Later runs of layers, as checkpointing causes, are not part of it."""
         if get_ident() == self._thread:
             self._is_running = False
             self._kernels.close()
 
     def keep(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Record a layer's output, and hand on a copy of it; a hook behind its forward."""
-        if get_ident() != self._thread:  # somebody else's pass through the same network
+        """Record a layer's output, and return a copy of it. This is a hook behind its forward."""
+        if get_ident() != self._thread:  # another thread's pass through the same network
             return output
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"The target layer {type(layer).__name__} returned a {type(output).__name__}; "
-                "a layer whose output is one tensor is needed."
+                f"The target layer {type(layer).__name__} returned a {type(output).__name__}. "
+                "Name a layer whose output is one tensor."
             )
         n_runs = len(self._runs.get(layer, ()))
         if self._is_running and not self._trunk and n_runs < self._first_run(layer):
             self._runs.setdefault(layer, []).append(output.detach())
             return output
         has_begun = any(run.requires_grad for runs in self._runs.values() for run in runs)
-        # Without trunk, gradients are off until the first layer has turned them on.
+        # Without a trunk, gradients are off until the first layer has turned them on.
         if output.requires_grad and (self._trunk or has_begun):
             activations = output
         else:  # nothing before the layer is trained
             activations = output.detach()
-            if activations.is_inference():  # a layer that hands on its input, in inference mode
+            if activations.is_inference():  # a layer that returned its input, in inference mode
                 activations = activations.clone()
             activations.requires_grad_(self._head)
         if not self._trunk:
-            # Stays on for the rest of the pass; the no_grad() around the block restores it.
+            # It stays on for the rest of the pass; the no_grad() around the context restores it.
             torch.set_grad_enabled(self._head)
         if self._is_for_training and self._is_running and not has_begun:
-            # A loss on maps differentiates what follows the layer twice, and the fused kernels of
-            # attention have no second derivative. What precedes the layer is fused as ever.
+            # A loss on maps differentiates the part behind the layer twice, and the fused kernels
+            # of attention have no second derivative. The part before the layer stays fused.
             self._kernels.enter_context(plain_attention())
         if self._is_running:
             self._runs.setdefault(layer, []).append(activations)
-        # What follows may work in place, as ReLU often does. A network that computes the layer
-        # under no_grad() goes on from the copy, which has a gradient all the same.
+        # Later operations may work in place, as ReLU often does. A network that computes the layer
+        # under no_grad() continues with the copy, which has a gradient nevertheless.
         with torch.set_grad_enabled(self._head):
             return activations.clone()
 
     def _first_run(self, layer: nn.Module) -> int:
-        """Return the first run of a layer that may be asked for, as far as that is known."""
+        """Return the first run of a layer that may be needed, as far as this is known."""
         return max(0, min(run or 0 for part, run in self._layers.values() if part is layer))
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self._runs.clear()
-        self._kernels.close()  # of a pass that was interrupted
+        self._kernels.close()  # after a pass that was interrupted
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Let passes in this block grow a graph of the head alone, though the tape records trunks.
+        """Build a graph of the head alone for passes in the block, although the tape has a trunk.
 
-        Their activations are a leaf. Its gradient can be taken back through the trunk later, by
-        another pass.
+        Their activations are a leaf. Another pass can later propagate its gradient through the
+        trunk.
 
         Examples
         --------
@@ -221,21 +222,20 @@ def record(
     Parameters
     ----------
     module : nn.Module
-        The network. Its mode, hooks, gradients and flags are left as they were. Other threads
-        wait for the block to end before they record it, or a network that shares a part with it.
+        The network. Its mode, hooks, gradients and flags stay as they were. Other threads wait for
+        the block to end before they record it, or a network that shares a part with it.
     *layers : nn.Module or TargetLayer
-        The target layers, submodules of ``module`` whose output is one tensor; a TargetLayer says
+        The target layers: submodules of ``module`` whose output is one tensor. A TargetLayer says
         which run of a layer counts.
     trunk : bool, default=False
         False is for explaining: gradients are off up to the first of the layers, whose activations
-        become a leaf, and on from there, so that the graph holds the head alone. True is for
-        training: the graph reaches back to the parameters of the trunk, as the loss must train
-        them.
+        become a leaf, and on behind it, so the graph holds the head alone. True is for training:
+        the graph reaches back to the parameters of the trunk, so that the loss can train them.
     head : bool, default=True
-        Without trunk, False builds no graph at all.
+        False builds no graph at all if ``trunk`` is False.
     twice : bool, default=True
-        With trunk, whether what follows the layers can be differentiated twice, as a loss on maps
-        is; fused kernels of attention cannot.
+        With ``trunk``, whether the part behind the layers can be differentiated twice, as a loss on
+        maps needs. The fused kernels of attention cannot.
 
     Yields
     ------
@@ -250,8 +250,8 @@ def record(
 
     Notes
     -----
-    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. What a layer lies in
-    runs uncompiled, as compiled code calls no hooks.
+    Works for callers under ``torch.no_grad()`` and ``torch.inference_mode()``. Modules that contain
+    a target layer run uncompiled, as compiled code calls no hooks.
 
     Examples
     --------
@@ -273,7 +273,7 @@ def record(
         stack.enter_context(uncompiled(module, around=parts))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad() if trunk else torch.no_grad())
-        # What is run again on the way back must run as it did before, wherever the layer is.
+        # Parts that run again in the backward pass must run as before, wherever the layer is.
         if trunk and _checkpoints(module):
             stack.enter_context(plain_attention())
         stack.callback(module.register_forward_pre_hook(tape.begin).remove)
@@ -292,15 +292,16 @@ def differentiate(
     keep_graph: bool = False,
     create_graph: bool = False,
 ) -> list[Tensor]:
-    """Return the gradients of scores with respect to what a pass recorded.
+    """Return the gradients of scores with respect to recorded tensors.
 
     Parameters
     ----------
     scores : Tensor of shape (n_images, ...)
-        Of the same pass.
+        The scores of the same pass.
     leaves : sequence of Tensor
+        The recorded tensors.
     names : sequence of str
-        What the leaves are, for the message.
+        The names of the leaves, for the message.
     chosen : Tensor of the scores' shape or None, default=None
         The weight of each score in their sum; None is 1.
     keep_graph, create_graph : bool, default=False
@@ -328,12 +329,12 @@ def differentiate(
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is None:
             raise ValueError(
-                f"No gradient leads from the scores back to {name}. The network may end it, by "
+                f"No gradient leads from the scores back to {name}. The network may stop it with "
                 "detach(), torch.no_grad() or checkpoint(use_reentrant=True) in its forward, or "
-                "return an output first that is made of something else. Take that out (a part with "
+                "its first output may depend on something else. Remove the cause (a part with "
                 "requires_grad_(False) stays frozen without it, and use_reentrant=False lets "
-                "gradients through), name a target layer behind it, or explain by a method without "
-                "gradients, such as ScoreCAM."
+                "gradients through), name a target layer behind it, or explain with a method "
+                "without gradients, such as ScoreCAM."
             )
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -348,45 +349,45 @@ def differentiate_in_float16(
     keep_graph: bool = False,
     again: Callable[[], None] | None = None,
 ) -> list[Tensor]:
-    """Return the gradients of scores where a way back is in float16, whose range is narrow.
+    """Return the gradients of scores for a backward pass in float16, whose range is narrow.
 
     Parameters
     ----------
     scores, leaves, names, chosen, keep_graph
         See :func:`differentiate`.
     n_positions : int
-        How many places a leaf has, which share a score's gradient.
+        The number of places of a leaf, which share a score's gradient.
     again : callable or None, default=None
-        Called before the second of two ways back.
+        Called before the second of two backward passes.
 
     Returns
     -------
     list of Tensor, float32
     """
-    # At one of many positions, a score's gradient is too small for float16: it is scaled by
-    # their number, or the power of two below it, which changes no digit.
+    # At one of many positions, a score's gradient can be too small for float16. It is scaled by
+    # their number, rounded down to a power of two, which changes no digit.
     scale = 2.0 ** min(n_positions.bit_length() - 1, 15)
     scaled = differentiate(scores, leaves, names, chosen=chosen * scale, keep_graph=True)
     if again is not None:
         again()
     plain = differentiate(scores, leaves, names, chosen=chosen, keep_graph=keep_graph)
-    # Where the scaled gradient overflows, the plain one is large enough.
+    # If the scaled gradient overflows, the plain one is large enough.
     return [
         torch.where(large.isfinite(), large.float() / scale, small.float())
         for large, small in zip(scaled, plain, strict=True)
     ]
 
 
-# How many blocks want attention in its plain kernel, and what puts back those that were chosen.
+# The number of contexts that need plain attention, its lock, and what restores the chosen kernels.
 _n_plain, _kernels_lock, _chosen = 0, Lock(), ExitStack()
 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Compute attention in the block by matrix products, which can be differentiated twice.
+    """Compute attention with matrix products in the block, so that it can be differentiated twice.
 
-    The fused kernels have no second derivative. Which are chosen is the process's affair: other
-    threads compute it so as well, and it ends with the last of the blocks that are open.
+    The fused kernels have no second derivative. The choice of kernels applies to the process: other
+    threads use the same ones, and it ends with the last of the open blocks.
 
     Examples
     --------
@@ -414,10 +415,11 @@ def plain_attention() -> Iterator[None]:
 
 
 def _checkpoints(module: nn.Module) -> bool:
-    """Whether a network says that it runs parts of itself again on the way back.
+    """Whether a network says that it runs parts of itself again in the backward pass.
 
-    There is no one flag: timm's is `grad_checkpointing`, Hugging Face's `gradient_checkpointing`,
-    others have a `use_checkpoint`, and torch and fairscale wrap parts in modules of that name.
+    There is no single flag: timm's is `grad_checkpointing`, Hugging Face's
+    `gradient_checkpointing`, others have a `use_checkpoint`, and torch and fairscale wrap parts in
+    modules with "checkpoint" in their names.
     """
     return any(
         "checkpoint" in type(part).__name__.lower()
@@ -427,12 +429,12 @@ def _checkpoints(module: nn.Module) -> bool:
 
 
 class _Stop(Exception):
-    """The layer has run, and what follows it is not needed."""
+    """Raised when the layer has run, as the rest of the pass is not needed."""
 
 
 @contextmanager
 def stopping_after(layer: nn.Module) -> Iterator[None]:
-    """End the forward pass in the block, and the block, once a layer has run.
+    """End the forward pass in the block, and the block itself, once a layer has run.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What a network that somebody else has trained is for: which task, and what its outputs are.
+"""Tasks: what a trained network is for, and what its outputs are.
 
-It is settled once, by what a user says, what the network says of itself, and what is seen of its
-output and of the labels. What cannot be settled is an error.
+This is decided once, from the user's settings, the network's own description, its output and the
+labels. If these do not decide, an error says so.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sklcam.networks.readouts import Readout, Task, Unread, readout
 # Rounding may take probabilities this far out of [0, 1].
 _TOLERANCE = 1e-3
 
-# What Hugging Face's configurations call the tasks.
+# The names of the tasks in Hugging Face's configurations.
 _PROBLEM_TYPES: Mapping[str, Task] = {
     "single_label_classification": "multiclass",
     "multi_label_classification": "multilabel",
     "regression": "regression",
 }
-# Of these losses it is known what they are for, and so what they are not for.
+# The losses whose tasks are known; they are for no other task.
 _LOSSES: Mapping[type[nn.Module], tuple[Task, ...]] = {
     nn.CrossEntropyLoss: ("multiclass",),
     nn.NLLLoss: ("multiclass",),
@@ -42,26 +42,26 @@ _LOSSES: Mapping[type[nn.Module], tuple[Task, ...]] = {
     nn.HuberLoss: ("regression",),
     nn.PoissonNLLLoss: ("regression",),
     nn.SoftMarginLoss: (),  # its labels are -1 and 1
-    nn.MultiLabelMarginLoss: (),  # its labels are lists of indices, filled up
+    nn.MultiLabelMarginLoss: (),  # its labels are lists of indices, padded
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of a network when its task is to be settled.
+    """What is known about a network when its task is decided.
 
     Parameters
     ----------
     output : Tensor
-        The network's own, for a sample.
+        The network's own output for a sample.
     is_sigmoid : bool, default=False
         Whether it is the output of a sigmoid.
     is_log_sigmoid : bool, default=False
-        Whether it is the logarithm of one.
+        Whether it is the logarithm of a sigmoid.
     task : str, default="auto"
-        What a user says: see :class:`~sklcam.CAMExplainer`.
+        The user's ``task``: see :class:`~sklcam.CAMExplainer`.
     form : {"auto", "logits", "probabilities"}, default="auto"
-        What a user says that outputs are.
+        The user's ``output``: what the outputs are.
     y : labels of any kind, or None, default=None
     classes : array-like or None, default=None
         The labels that a user gives the outputs.
@@ -77,8 +77,8 @@ class Evidence:
 
     @property
     def n_outputs(self) -> int | None:
-        """How many outputs the network has; None if it is not some for each image."""
-        if self.output.ndim < 2:  # squeezed, it may even lose the axis of a single image
+        """The number of outputs per image; None if the output is not a row for each image."""
+        if self.output.ndim < 2:  # squeezing may even remove the axis of a single image
             return 1
         return self.output.shape[1] if self.output.ndim == 2 else None
 
@@ -90,7 +90,7 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
     ----------
     evidence : Evidence
     said : str or None
-        The task that the network itself says.
+        The task that the network itself names.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
     Raises
     ------
     ValueError
-        If the task cannot be settled, or the network cannot have it.
+        If the task cannot be decided, or does not fit the network.
 
     Examples
     --------
@@ -113,17 +113,17 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
     n_outputs = evidence.n_outputs
     if evidence.task == "detection":
         raise ValueError(
-            'task="detection" is for the detectors of torchvision.models.detection, or networks '
-            "that derive from them; explain what another one returns by a callable target."
+            'task="detection" is for the detectors of torchvision.models.detection and networks '
+            "that derive from them. Explain any other network with a callable target."
         )
     if "segmentation" in (evidence.task, said if evidence.task == "auto" else None):
         return _of_pixels(evidence)
     if n_outputs is None or n_outputs == 0:
         if evidence.task != "auto":
             raise ValueError(
-                f"task={evidence.task!r} is for an output of one row of numbers an image; the "
-                f'network\'s has shape {tuple(evidence.output.shape)}. Leave task at "auto" and '
-                "explain it by a callable target."
+                f"task={evidence.task!r} needs one row of numbers per image; the network's output "
+                f'has shape {tuple(evidence.output.shape)}. Leave task at "auto" and explain it '
+                "with a callable target."
             )
         return Unread()
     task = said if evidence.task == "auto" else evidence.task
@@ -131,12 +131,12 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
         task = _task_of(evidence, n_outputs)
     if task == "binary" and n_outputs > 1:
         raise ValueError(
-            f'task="binary" is for a network of one output, and this one has {n_outputs}. Two that '
-            'exclude each other are "multiclass"; two that do not, "multilabel".'
+            f'task="binary" needs a network with one output; this one has {n_outputs}. Use '
+            'task="multiclass" for outputs that exclude each other, or "multilabel" otherwise.'
         )
     if task == "multiclass" and n_outputs == 1:
         raise ValueError(
-            'task="multiclass" takes a softmax, which for one output is always 1: use '
+            'task="multiclass" takes a softmax, which is always 1 for one output. Use '
             'task="binary" if it tells two classes apart, or "regression" if it is a number.'
         )
     return readout(task, is_probability=_is_probability(evidence, task))
@@ -146,8 +146,8 @@ def _of_pixels(evidence: Evidence) -> Readout:
     output = evidence.output
     if output.ndim != 4 or not output.shape[1] or output.shape[2] * output.shape[3] < 2:
         raise ValueError(
-            'task="segmentation" is for an output of shape (n_images, n_classes, height, width), '
-            f"with several places; the network's has shape {tuple(output.shape)}."
+            'task="segmentation" needs an output of shape (n_images, n_classes, height, width), '
+            f"with several places; the network's has shape {tuple(output.shape)}. Set another task."
         )
     pixels = replace(evidence, output=output.movedim(1, -1).flatten(0, -2))
     task: Task = "multiclass" if output.shape[1] > 1 else "binary"
@@ -155,21 +155,21 @@ def _of_pixels(evidence: Evidence) -> Readout:
 
 
 def _task_of(evidence: Evidence, n_outputs: int) -> Task:
-    """Return the task that nobody has named."""
+    """Return the task if neither the user nor the network names one."""
     kind = None if evidence.y is None else kind_of_labels(evidence.y)
     if kind == "numbers" and isinstance(evidence.y, list | tuple) and _holds_integers(evidence.y):
         raise ValueError(
-            "y has rows of integers, which may be labels that an image has several of, or numbers. "
-            'If they are labels, give sets, [{3, 5}, {5}]; if they are numbers, task="regression".'
+            "y has rows of integers, which may be several labels per image, or numbers. Give sets, "
+            '[{3, 5}, {5}], if they are labels; set task="regression" if they are numbers.'
         )
     if kind == "numbers":
         return "regression"
     if kind in ("indicator", "label sets"):
         if is_distribution(evidence.output):
             raise ValueError(
-                "y has several labels for an image, and the network's probabilities are of classes "
-                "that exclude each other, as they add up to 1. If they do, set "
-                'task="multiclass", with one label per image in y; otherwise task="multilabel".'
+                "y has several labels for an image, but the network's probabilities add up to 1, "
+                "as those of classes that exclude each other do. If the classes do, set "
+                'task="multiclass", with one label per image in y; otherwise set task="multilabel".'
             )
         rows = as_indicator(evidence.y, learn_label_sets(evidence.y))
         if kind == "indicator" and (rows.sum(axis=1) == 1).all():
@@ -182,9 +182,9 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
         return "multilabel"
     if n_outputs > 1 and kind == "labels" and evidence.is_sigmoid:
         raise ValueError(
-            "The network ends in a sigmoid, as those of several labels an image do, and y has one "
-            'label per image. Set task="multilabel", and give y as sets or as a table of 0 and 1; '
-            'or task="multiclass" with output="probabilities", of which the highest counts.'
+            "The network ends in a sigmoid, as networks for several labels per image do, but y has "
+            'one label per image. Set task="multilabel", and give y as sets or as a table of 0 and '
+            '1; or set task="multiclass" and output="probabilities", so that the highest counts.'
         )
     if n_outputs > 1:
         return "multilabel" if evidence.is_sigmoid else "multiclass"
@@ -194,8 +194,8 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
         return "binary"
     raise ValueError(
         'The network has one output, and nothing says what it is. Set task="binary" if it '
-        'is the logit of the second of two classes, with output="probabilities" if it is its '
-        'probability; or task="regression" if it is a number.'
+        'is the logit of the second of two classes, and output="probabilities" too if it is this '
+        'class\'s probability; or set task="regression" if it is a number.'
     )
 
 
@@ -213,20 +213,21 @@ def _names_two(labels: Any) -> bool:
 
 
 def _is_probability(evidence: Evidence, task: Task) -> bool:
-    """Whether outputs are probabilities; an error if they are said to be, and are not."""
+    """Whether outputs are probabilities; raise an error if the user is wrong about it."""
     output = at_least_float32(evidence.output)
     if task == "regression":
         if evidence.form != "auto":
             raise ValueError(
-                f"output={evidence.form!r} is for classes; a regression's outputs are its numbers."
+                f"output={evidence.form!r} is for classes, but a regression's outputs are numbers. "
+                'Leave output at "auto".'
             )
         return False
     if evidence.form == "probabilities":
         low, high = output.min().item(), output.max().item()
         if low < -_TOLERANCE or high > 1 + _TOLERANCE:
             raise ValueError(
-                f'output="probabilities": the network returns numbers from {low:.3g} to '
-                f'{high:.3g}, which are none. Use output="logits".'
+                f'output="probabilities", but the network returns numbers from {low:.3g} to '
+                f'{high:.3g}, which are not probabilities. Use output="logits".'
             )
         return True
     if evidence.form == "logits":
@@ -234,28 +235,28 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
     if evidence.is_log_sigmoid and task != "multiclass":
         raise ValueError(
             "The network returns logarithms of a sigmoid, and another sigmoid of these is not a "
-            "probability. Let it return the values before the sigmoid, or the exponential, with "
-            'output="probabilities"; output="logits" takes the sigmoid of what it returns.'
+            "probability. Let it return the values before the sigmoid, or the exponential with "
+            'output="probabilities". output="logits" takes the sigmoid of the output as it is.'
         )
     if evidence.is_sigmoid and task == "multiclass":
         raise ValueError(
-            "The network ends in a sigmoid, and a softmax of that is not a probability. If its "
-            'labels do not exclude each other, task="multilabel"; if they do, '
-            'output="probabilities" takes what it returns, and output="logits" the softmax.'
+            "The network ends in a sigmoid, and a softmax of this is not a probability. If its "
+            'labels do not exclude each other, set task="multilabel". If they do, set '
+            'output="probabilities" to use the output as it is, or output="logits" for its softmax.'
         )
     return evidence.is_sigmoid or is_distribution(evidence.output)
 
 
 def check_said(evidence: Evidence, task: Task | None) -> None:
-    """Raise a ValueError if a user says otherwise than a model that knows its task."""
+    """Raise a ValueError if a user contradicts a model that knows its task."""
     if evidence.task not in ("auto", task):
         raise ValueError(
-            f'task={evidence.task!r}: the model was trained for {task!r}; leave task at "auto".'
+            f'task={evidence.task!r}, but the model was trained for {task!r}. Leave task at "auto".'
         )
     if evidence.form != "auto":
         raise ValueError(
-            f"output={evidence.form!r}: the model's criterion says what it returns; leave output "
-            'at "auto".'
+            f"output={evidence.form!r}, but the model's criterion already says what it returns. "
+            'Leave output at "auto".'
         )
 
 
@@ -266,7 +267,7 @@ def task_of_config(network: nn.Module) -> Task | None:
 
 
 def task_of_criterion(criterion: object, evidence: Evidence) -> tuple[Task | None, bool]:
-    """Return the task that a loss is for, None if that is not known; and of probabilities or not.
+    """Return the task of a loss, None if it is not known, and whether it takes probabilities.
 
     Parameters
     ----------
@@ -288,7 +289,7 @@ def task_of_criterion(criterion: object, evidence: Evidence) -> tuple[Task | Non
 
 
 def tasks_of(criterion: object) -> tuple[Task, ...] | None:
-    """Return the tasks that a loss is for; None if that is not known."""
+    """Return the tasks that a loss is for; None if they are not known."""
     return next((tasks for kind, tasks in _LOSSES.items() if is_loss(criterion, kind)), None)
 
 
@@ -299,5 +300,5 @@ def is_loss(criterion: object, *kinds: type[nn.Module]) -> bool:
 
 
 def name_of_loss(criterion: object) -> str:
-    """Return the name of a loss, or of the class of one, or of a function."""
+    """Return the name of a loss: an instance, a class or a function."""
     return getattr(criterion, "__name__", type(criterion).__name__)

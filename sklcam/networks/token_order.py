@@ -1,8 +1,9 @@
-"""The order of tokens: whether each is the patch that its place in a grid says.
+"""The order of tokens: whether each token is the patch at its place in the grid.
 
-That quadrants answer in place does not tell a class token in the middle of the others, or windows
-one after the other, from rows. So rows and columns are numbered in binary, those with a digit 0 and
-those with a 1 are changed in turn, and each token says its own number by what it answers to more.
+Quadrants also respond in place if a class token lies in the middle of the others, or if tokens are
+ordered by windows. Rows and columns are therefore numbered in binary, and for each digit those with
+a 0 and those with a 1 are changed in turn. Each token shows its own number by responding more to
+one of the two.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from sklcam.networks.dry_run import left_as_found
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
 
-# Of images that are changed in other places, so many go through the network at a time.
+# The number of changed images that go through the network at a time.
 _N_ROWS = 8
-# Which share of the tokens must say their own row and column, or one beside it.
+# The share of the tokens that must show their own row and column, or one beside it.
 _LEAST_SHARE = 0.5
 
 
 def are_in_order(
     model: nn.Module, layer: TargetLayer, images: Tensor, forward: Callable[[Tensor], Any]
 ) -> bool:
-    """Whether the tokens of a layer are a grid's, row by row, behind those that are none.
+    """Whether the tokens of a layer, behind its prefix, are those of a grid, row by row.
 
     Parameters
     ----------
     model : nn.Module
     layer : TargetLayer
-        Of tokens.
+        A layer of tokens.
     images : Tensor of shape (2, channels, height, width)
-        An image, and another that takes its place in parts.
+        An image, and another that replaces parts of it.
     forward : callable
         Runs the network on images.
 
@@ -46,12 +47,12 @@ def are_in_order(
     answers = _answers(model, layer, images, forward)  # to a digit of 0, and of 1
     codes = _codes(layer.grid).to(answers)
     ones = (answers[1] / answers.sum(dim=0).clamp(min=torch.finfo(answers.dtype).tiny)).T
-    # How well each token goes with each patch: the logarithm of a likelihood.
+    # How well each token fits each patch, as the logarithm of a likelihood.
     chances = ones.clamp(1e-3, 1 - 1e-3)
     fits = codes @ chances.log().T + (1 - codes) @ (1 - chances).log().T  # (patches, tokens)
     own = fits.diagonal(layer.n_prefix)
     if layer.n_prefix:
-        # As if the last of the tokens that are no patch came later, behind some of the patches.
+        # The alternative: the last prefix token comes later, behind some of the patches.
         earlier = fits.diagonal(layer.n_prefix - 1)[: len(own)]
         if bool(((earlier - own).cumsum(dim=0) > 0).any()):
             return False
@@ -64,7 +65,7 @@ def are_in_order(
 def _answers(
     model: nn.Module, layer: TargetLayer, images: Tensor, forward: Callable[[Tensor], Any]
 ) -> Tensor:
-    """Return how much each token answers to changes, (2, digits, tokens)."""
+    """Return how much each token responds to changes, (2, digits, tokens)."""
     kept: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,7 +86,7 @@ def _answers(
 
 
 def _masks(layer: TargetLayer, images: Tensor) -> Iterator[Tensor]:
-    """Yield which pixels have a 0 in each digit of their row and column, then which have a 1."""
+    """Yield, for each digit of rows and columns, the pixels that have a 0, and then all for 1."""
     assert layer.grid is not None
     for digit in (0, 1):
         for axis, n in zip((-2, -1), layer.grid, strict=True):
@@ -97,7 +98,7 @@ def _masks(layer: TargetLayer, images: Tensor) -> Iterator[Tensor]:
 
 
 def _gray(n: int) -> Tensor:
-    """Return the digits of 0, ..., n - 1, (digits, n), in which neighbours differ by one digit."""
+    """Return the Gray code of 0, ..., n - 1, (digits, n): neighbours differ in one digit."""
     numbers = torch.arange(n)
     numbers = numbers ^ (numbers >> 1)
     return (numbers >> torch.arange((n - 1).bit_length())[:, None]) & 1
@@ -112,13 +113,13 @@ def _codes(grid: tuple[int, ...]) -> Tensor:
 
 
 def _numbers(bits: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Return the row and the column that digits say, (n, 2)."""
+    """Return the row and the column that the digits encode, (n, 2)."""
     parts = bits.long().split([(n - 1).bit_length() for n in grid], dim=1)
     found = []
     for digits in parts:
         number = torch.zeros(len(bits), dtype=torch.long, device=bits.device)
         above = torch.zeros_like(number)
-        for k in reversed(range(digits.shape[1])):  # from the highest: a Gray digit is a change
+        for k in reversed(range(digits.shape[1])):  # highest first; a Gray digit marks a change
             above = above ^ digits[:, k]
             number = number | (above << k)
         found.append(number)

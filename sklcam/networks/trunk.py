@@ -1,6 +1,6 @@
-"""The trunk: what a forward pass does before a layer runs, kept so that it can be resumed there.
+"""The trunk: the part of a forward pass before a layer, kept so that the pass can resume there.
 
-What follows a layer can be run again on other activations, without what lies before it.
+The part behind the layer can then run again on other activations, without the part before it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sklcam.networks.layers import Layer, module_of
 
 
 class Trunk:
-    """What a forward pass did before a layer ran; made by :func:`record_trunk`.
+    """The part of a forward pass before a layer; made by :func:`record_trunk`.
 
-    With it, the pass can be resumed at the layer: modules that had finished by then hand out what
-    they returned, and only what follows the layer is computed.
+    With it, a pass can resume at the layer: modules that had finished before it return their
+    recorded outputs, and only the part behind the layer is computed.
 
     Examples
     --------
@@ -34,24 +34,24 @@ class Trunk:
     >>> with torch.no_grad(), record_trunk(net, net[1]) as trunk:
     ...     _ = net(x)
     >>> with torch.no_grad(), trunk.resumed(torch.zeros(1, 4), image=0, n_images=1):
-    ...     print(torch.equal(net(x)[0], net[2].bias))  # of all that precedes it, nothing is run
+    ...     print(torch.equal(net(x)[0], net[2].bias))  # nothing before the layer runs
     True
     """
 
     def __init__(self, layer: nn.Module, run: int | None = None) -> None:
         self._layer = layer
         self._run = -1 if run is None else run
-        # For each run of the layer, the calls that had finished by then, with their outputs; not
-        # those inside of others.
+        # For each run of the layer, the outermost calls that had finished by then, with their
+        # outputs.
         self._runs: list[list[tuple[nn.Module, Any]]] = []
 
     @property
     def before(self) -> list[tuple[nn.Module, Any]]:
-        """The calls that had finished when the layer began its run, the last one by default."""
+        """The calls that had finished when the layer began the chosen run."""
         return self._runs[self._run] if self._runs else []
 
     def enter_layer(self, finished: list[tuple[nn.Module, Any]]) -> None:
-        """Note what had finished when the layer began, of each of its runs."""
+        """Record the calls that had finished when a run of the layer begins."""
         self._runs.append(list(finished))
 
     @contextmanager
@@ -63,24 +63,24 @@ class Trunk:
         n_images: int = 0,
         from_start: bool = False,
     ) -> Iterator[None]:
-        """Let the forward passes in the block start at the layer, with other activations.
+        """Start the forward pass in the block at the layer, with other activations.
 
         Parameters
         ----------
         activations : Tensor of shape (m, ...)
-            What the layer returns, m variants for one image of the recorded batch; for the batch
-            itself, whatever it returns.
+            The layer's output: m variants for one image of the recorded batch, or whatever the
+            layer returns for the batch itself.
         image : int or None, default=None
-            Which image; None is the batch itself.
+            The image; None is the batch itself.
         n_images : int, default=0
-            Number of images in the recorded batch, where one of them is meant.
+            Number of images in the recorded batch, if one of them is chosen.
         from_start : bool, default=False
-            Run what lies before the layer, too, instead of handing out what it returned. Slower;
-            needed where the network changes tensors in place between its modules.
+            Also run the part before the layer, instead of returning its recorded outputs. Slower,
+            but needed if the network changes tensors in place between its modules.
 
         Notes
         -----
-        One forward pass for each use.
+        Each use is for one forward pass.
         """
         answers: dict[nn.Module, deque[Any]] = {}
         if from_start:
@@ -98,29 +98,29 @@ class Trunk:
             yield
 
 
-_RUN = object()  # stands for: run the module itself
+_RUN = object()  # a placeholder: the module runs itself
 
 
 @contextmanager
 def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
-    """Give a module answers for its next calls; it runs by itself once they are used up."""
-    # A hook could change what a module returns, and not spare what it costs.
+    """Set the outputs of a module's next calls. Once they are used up, the module runs itself."""
+    # A hook could change the output of a module, but not save its cost.
     forward, thread = module.forward, get_ident()
     given: list[Any] = []
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        if get_ident() != thread:  # nobody else's pass is answered
+        if get_ident() != thread:  # passes of other threads are not affected
             return forward(*args, **kwargs)
         ready = answers.popleft() if answers else _RUN
         given[:] = [] if ready is _RUN else [ready]
         return forward(*args, **kwargs) if ready is _RUN else ready
 
     def again(module: nn.Module, inputs: Any, output: Any) -> Any:
-        # What hooks of others make of it was recorded with it.
+        # The recorded output already includes the changes of other hooks.
         return given.pop() if given and get_ident() == thread else None
 
-    # The hook is for torch's TransformerEncoderLayer: unless a part of it has one, it calls none of
-    # them, and computes all in one kernel.
+    # The first hook is for torch's TransformerEncoderLayer: unless one of its parts has a hook, it
+    # calls none of them and computes everything in one kernel.
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs: None),
         module.register_forward_hook(again),
@@ -136,7 +136,7 @@ def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
 def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
     """Return one image's part of a module's output, m times, without copying it."""
     if isinstance(output, Tensor):
-        # What has a row for each image is taken to be theirs; all else belongs to the batch.
+        # Rows that are as many as the images are taken to be theirs; all else belongs to the batch.
         if output.ndim and len(output) == n_images:
             return output[image : image + 1].expand(m, *output.shape[1:])
         return output
@@ -149,19 +149,19 @@ def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
 
 @contextmanager
 def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
-    """Record what a forward pass does before a layer, to resume it there later.
+    """Record the part of a forward pass before a layer, to resume it there later.
 
     Parameters
     ----------
     module : nn.Module
         The network.
     layer : nn.Module or TargetLayer
-        A submodule of ``module``; a TargetLayer says which run of it counts, the last by default.
+        A submodule of ``module``. A TargetLayer says which run of it counts; the last by default.
 
     Yields
     ------
     Trunk
-        It holds the outputs of the modules before the layer for as long as it lives.
+        It keeps the outputs of the modules before the layer as long as it exists.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
     start, run = module_of(module, layer)
     trunk = Trunk(start, run)
     finished: list[tuple[nn.Module, Any]] = []
-    starts: list[int] = []  # per open call: how many calls had finished when it began
+    starts: list[int] = []  # for each open call, how many calls had finished when it began
 
     thread = get_ident()
 
@@ -200,7 +200,7 @@ def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
     def end(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if get_ident() != thread:
             return
-        del finished[starts.pop() :]  # what ran inside it
+        del finished[starts.pop() :]  # the calls inside it
         finished.append((part, output))
 
     with exclusive(module), ExitStack() as stack:
@@ -211,15 +211,15 @@ def record_trunk(module: nn.Module, layer: Layer) -> Iterator[Trunk]:
 
 
 def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list[nn.Module]:
-    """Return the largest modules that a layer's activations are made of and nothing else.
+    """Return the largest modules that lie entirely before the end of a layer.
 
-    They are what can be compiled when a layer is recorded: a compiled module is one node of the
-    graph, which cannot be cut open at the layer, nor be differentiated twice.
+    These can be compiled although the layer is recorded. A compiled module is one node of the
+    graph, which cannot be split at the layer, nor be differentiated twice.
 
     Parameters
     ----------
     module : nn.Module
-        The network, in evaluation mode, as it is run once.
+        The network, in evaluation mode, as it runs once.
     layer : nn.Module
         A submodule of it.
     sample : Tensor of shape (1, channels, height, width)
@@ -227,8 +227,8 @@ def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list
     Returns
     -------
     list of nn.Module
-        In the order in which they run; modules without submodules are left out, as compiling them
-        gains nothing.
+        In the order in which they run. Modules without submodules are left out, as compiling them
+        saves nothing.
 
     Raises
     ------
@@ -252,12 +252,12 @@ def blocks_of_trunk(module: nn.Module, layer: nn.Module, sample: Tensor) -> list
 
 
 def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
-    """Whether there is a way from the images to the output beside a layer.
+    """Whether a path leads from the images to the output around a layer.
 
     Parameters
     ----------
     module : nn.Module
-        The network, in evaluation mode, as it is run once.
+        The network, in evaluation mode, as it runs once.
     layer : nn.Module
         A submodule of it.
     sample : Tensor of shape (1, channels, height, width)
@@ -294,11 +294,11 @@ def is_bypassed(module: nn.Module, layer: nn.Module, sample: Tensor) -> bool:
         with torch.enable_grad():
             # A copy, as the first module may work in place.
             output = first_output(module(images.clone()))
-            if n_runs > 1:  # each run is beside the others
+            if n_runs > 1:  # each run bypasses the others
                 return True
             if not output.requires_grad:
                 return False
-            # Within the hook, as checkpoints run the layer again, for the way back.
+            # With the hook, as checkpoints run the layer again in the backward pass.
             (gradient,) = torch.autograd.grad(output.sum(), images, allow_unused=True)
     finally:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Weights: state dicts that are read, and fitted to a network of other classes or channels."""
+"""Weights: state dicts, read and fitted to a network with other classes or channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklcam._validation import describe
 from sklcam.networks.dry_run import unwrap
 from sklcam.networks.families import find_family
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which checkpoints hold a network
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # the entries of networks in checkpoints
 
 
 def load_weights(
@@ -29,21 +29,21 @@ def load_weights(
 ) -> nn.Module:
     """Load a state dict from a file into a network, adapting the head and the stem.
 
-    A head for other classes is left out: the network keeps its own. A first convolution for another
-    number of channels is averaged over its input channels and repeated. All else must fit. No code
-    runs from the file.
+    If the head is for other classes, it is left out and the network keeps its own. If the first
+    convolution is for another number of channels, it is averaged over its input channels and
+    repeated. Everything else must fit. No code in the file runs.
 
     Parameters
     ----------
     model : nn.Module
         The network to fill, in place.
     path : str or path
-        A state dict, as a ``.safetensors`` file or written by `torch.save`; that one may also hold
-        it under "state_dict", "model_state_dict" or "model". What wrappers such as `DataParallel`,
-        `torch.compile` and Lightning's modules have put before every name is taken off.
+        A state dict, as a ``.safetensors`` file or written by `torch.save`, which may also hold it
+        under "state_dict", "model_state_dict" or "model". Prefixes that wrappers such as
+        `DataParallel`, `torch.compile` and Lightning's modules add to every name are removed.
     head : str or None, default=None
-        Dotted name of the classification head; None is the last `Linear`, or the last `Conv2d` of a
-        network that has no `Linear`.
+        Dotted name of the classification head. None is the last `Linear`, or the last `Conv2d` in a
+        network without a `Linear`.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def load_weights(
     Raises
     ------
     ValueError
-        If the file cannot be read, holds anything but tensors, or does not fit the network, which
-        is then left as it was.
+        If the file cannot be read, holds anything but tensors, or does not fit the network. The
+        network then stays as it was.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def load_weights(
 
 
 def find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> WeightsEnum | Path:
-    """Return what a parameter stands for: weights that torchvision publishes, or a file's."""
+    """Return the weights that a parameter names: published by torchvision, or in a file."""
     published = models.get_model_weights(name)
     member = str(weights).removeprefix(f"{published.__name__}.")
     if not isinstance(weights, os.PathLike) and member in published.__members__:
@@ -86,18 +86,18 @@ def find_weights(name: str, weights: str | os.PathLike[str] | WeightsEnum) -> We
     if path.is_file():
         return path
     raise ValueError(
-        f"weights={str(weights)!r} is not a weights name of {name}, which has "
-        f"{', '.join(published.__members__)}, and no such file exists."
+        f"weights={str(weights)!r} is not the name of weights of {name}, and there is no such "
+        f"file. Use one of {', '.join(published.__members__)}, or the path of a file."
     )
 
 
 def fill(model: nn.Module, source: WeightsEnum | Path) -> None:
-    """Load what `find_weights` found."""
+    """Load the weights that `find_weights` found."""
     if isinstance(source, Path):
         load_weights(model, source)
         return
     load_state(model, _download(source), str(source))
-    # Some leave layers out: IMAGENET1K_FEATURES has NaN for a classifier. Those are drawn anew.
+    # Some weights lack layers: IMAGENET1K_FEATURES has NaN for a classifier. These are drawn anew.
     for module in model.modules():
         if any(bool(parameter.isnan().any()) for parameter in module.parameters(recurse=False)):
             module.reset_parameters()  # type: ignore[operator]
@@ -109,19 +109,19 @@ def _download(weights: WeightsEnum) -> Mapping[str, Tensor]:
     except OSError as error:
         raise OSError(
             f"{weights} could not be downloaded from {weights.url} ({error}). Fetch the file by "
-            "other means and pass its path as weights."
+            "other means, and pass its path as weights."
         ) from error
 
 
 def n_classes_in(path: str | os.PathLike[str], network: nn.Module) -> int | None:
-    """Return for how many classes the head in a file is; None if it has none.
+    """Return the number of classes of the head in a file; None if the file has no head.
 
     Parameters
     ----------
     path : str or path
-        Of a state dict.
+        The path of a state dict.
     network : nn.Module
-        One of that kind, for any number of classes; also on the meta device.
+        A network of the same kind for any number of classes, also on the meta device.
     """
     state = renamed_entries(network, read_state(path))
     weight = state.get(f"{_head_name(network)}.weight")
@@ -135,14 +135,14 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged or foreign file, the unpickler raises anything
+    except Exception as error:  # for a damaged or foreign file, the unpickler may raise anything
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(
             f"{os.fspath(path)!r} cannot be read as a state dict ({type(error).__name__}: "
-            f"{reason}). Write it with torch.save(model.state_dict(), path): a file that holds "
+            f"{reason}). Write it with torch.save(model.state_dict(), path). A file that holds "
             "anything but tensors is refused."
         ) from error
-    # Checkpoints hold more: an epoch, an optimizer.
+    # Checkpoints hold more, such as an epoch and an optimizer.
     while isinstance(state, Mapping):
         inner = [state[k] for k in _WRAPPERS if isinstance(state.get(k), Mapping)]
         if not inner:
@@ -151,8 +151,8 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     entries = state.items() if isinstance(state, Mapping) else ()
     if not entries or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
         raise ValueError(
-            f"{os.fspath(path)!r} holds a {type(state).__name__} that is not a state dict; a dict "
-            "of names and tensors is expected, as torch.save(model.state_dict(), path) writes it."
+            f"{os.fspath(path)!r} holds a {type(state).__name__} that is not a state dict. Give a "
+            "dict of names and tensors, as torch.save(model.state_dict(), path) writes it."
         )
     return state
 
@@ -166,7 +166,7 @@ def load_state(
     try:
         model.load_state_dict(fitted)
     except RuntimeError as error:
-        model.load_state_dict(before)  # what did fit has been copied already
+        model.load_state_dict(before)  # the entries that fit have already been copied
         faults = str(error).splitlines()[1:5]
         named = " ".join(textwrap.shorten(line, 200, placeholder=" ...") for line in faults)
         raise ValueError(f"{source} does not fit {type(model).__name__}. {named}") from error
@@ -189,16 +189,16 @@ def _fit_state(
 
 
 class _StateDict(dict[str, Tensor]):
-    """A state dict with the layers' versions, which old files need to be read as what they were."""
+    """A state dict with the layers' versions, which are needed to read old files correctly."""
 
     _metadata: dict[str, dict[str, Any]]
 
 
 def renamed_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict:
-    """Return a state dict without what wrappers have put before the network's own names."""
+    """Return a state dict without the prefix that wrappers have added to the network's names."""
     prefix = _common_prefix(state, model.state_dict())
     renamed = _StateDict((_unwrapped(name, prefix), state[name]) for name in state)
-    # A plain dict has lost the versions; without its own, MNASNet refuses to load at all.
+    # A plain dict has lost the versions, and MNASNet refuses to load at all without its own.
     versions = getattr(state, "_metadata", {prefix[:-1]: {"version": model._version}})
     renamed._metadata = {
         f"{layer}.".removeprefix(prefix)[:-1]: version
@@ -209,10 +209,10 @@ def renamed_entries(model: nn.Module, state: Mapping[str, Tensor]) -> _StateDict
 
 
 def _common_prefix(names: Collection[str], own: Collection[str]) -> str:
-    """Return what wrappers have put before every name.
+    """Return the prefix that wrappers have added to every name.
 
-    All names of a network may begin alike: of what could be taken off, it is the least that leaves
-    the most names of the network's own.
+    The network's own names may also share a prefix. The result is the shortest prefix whose removal
+    leaves the most names of the network.
     """
     parts = next(iter(names)).split(".")
     prefixes = ["".join(f"{part}." for part in parts[:n]) for n in range(len(parts))]
@@ -225,7 +225,7 @@ def _unwrapped(name: str, prefix: str) -> str:
 
 
 def _current_name(name: str) -> str:
-    """Bring up to date names of the published DenseNets, such as "denselayer1.norm.1.weight"."""
+    """Update old names in the published DenseNets, such as "denselayer1.norm.1.weight"."""
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
 
 
@@ -235,7 +235,7 @@ def _fit_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], stem: str | N
         return
     kernel, wanted = state[entry], own[entry].shape
     if kernel.ndim == 4 and kernel.shape[1] != wanted[1]:
-        # The mean over the old channels, times old / new: a grey image is answered as before.
+        # The mean over the old channels, times old / new: the response to a grey image is the same.
         state[entry] = (kernel.sum(dim=1, keepdim=True) / wanted[1]).repeat(1, wanted[1], 1, 1)
 
 
@@ -245,14 +245,14 @@ def _fit_head(state: dict[str, Tensor], own: Mapping[str, Tensor], head: str | N
     kept = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
     if all(name not in state or state[name].shape == value.shape for name, value in kept.items()):
         return
-    # Names too: the file's head may be another kind of module.
+    # The names may differ too, as the file's head may be another kind of module.
     for name in [name for name in state if name.startswith(f"{head}.")]:
         del state[name]
     state.update(kept)
 
 
 def stem_name(model: nn.Module) -> str | None:
-    """Return the name of the convolution that takes the images, if there is one."""
+    """Return the name of the convolution that takes the images; None if it cannot be adapted."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             # A kernel of several groups cannot be averaged over its channels.
@@ -261,18 +261,18 @@ def stem_name(model: nn.Module) -> str | None:
 
 
 def redraw_stem(model: nn.Module, in_channels: int) -> None:
-    """Give a network that has not been trained a first convolution for other channels."""
+    """Give an untrained network a first convolution for another number of channels."""
     stem = model.get_submodule(stem_name(model) or "")
     assert isinstance(stem, nn.Conv2d)
     old = stem.weight.detach()
-    # Torchvision's spread goes by the outputs, so it is right for any number of channels.
+    # Torchvision's spread depends on the outputs, so it is right for any number of channels.
     kernel = old.new_empty(old.shape[0], in_channels, *old.shape[2:])
     stem.weight = nn.Parameter(kernel.normal_().mul_(old.std()))
     stem.in_channels = in_channels
 
 
 def _head_name(model: nn.Module) -> str | None:
-    # A network without a linear layer, such as SqueezeNet, has a convolution for a head.
+    # In a network without a linear layer, such as SqueezeNet, the head is a convolution.
     for kind in (nn.Linear, nn.Conv2d):
         names = [name for name, module in model.named_modules() if isinstance(module, kind)]
         if names:

@@ -1,7 +1,7 @@
-"""Networks before training: what is multiplied by 0 hides what a network looks at.
+"""Networks before training: parameters that are 0 hide which pixels a network depends on.
 
-A head that starts at 0 has no gradient at all, and without its residual branches a network may skip
-pixels.
+A head that starts at 0 has no gradient at all, and a network whose residual branches start at 0 may
+skip pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 
 def zeros_of(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that are 0 throughout, other than biases."""
+    """Return the parameters whose values are all 0, except biases."""
     named = model.named_parameters()
     found = [p for name, p in named if not name.endswith("bias") and not is_lazy(p)]
     return [p for p in found if not p.is_meta and p.numel() and not p.any()]
@@ -24,7 +24,7 @@ def zeros_of(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def zeros_filled(model: nn.Module) -> Iterator[None]:
-    """Put other weights in the place of those that are 0 throughout, and take them out again."""
+    """Replace parameters whose values are all 0 within the block, and restore them afterwards."""
     generator = torch.Generator().manual_seed(0)
     with _replaced(zeros_of(model), generator):
         yield
@@ -32,9 +32,9 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def redrawn(model: nn.Module, seed: int) -> Iterator[None]:
-    """Put weights drawn at random in the place of a network's own, and take them out again.
+    """Replace a network's weights by random ones within the block, and restore them afterwards.
 
-    What is so with any weights is the network's structure. Scales and biases stay.
+    What holds for any weights is due to the network's structure. Scales and biases stay.
     """
     drawn = [p for p in model.parameters() if not is_lazy(p) and not p.is_meta and p.numel()]
     with _replaced([p for p in drawn if p.ndim > 1], torch.Generator().manual_seed(seed)):

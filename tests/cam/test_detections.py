@@ -297,7 +297,7 @@ def test_arrays_go_there_at_their_own_size_and_boxes_with_their_images():
     maps = large.explain(arrays, strongest(large, arrays))
     np.testing.assert_allclose(maps, own.explain(doubled, strongest(own, doubled)), atol=0.01)
     mixed = [arrays[0], arrays[1, :40]]
-    with pytest.raises(ValueError, match="A detector resizes images itself"):
+    with pytest.raises(ValueError, match="a detector, which resizes images itself, takes"):
         own.explain([*map(_picture, mixed)], Box())
 
 
@@ -361,7 +361,7 @@ def test_the_part_of_a_layer_that_lies_over_the_images():
     network.transform = Other(48, 96, [0.0] * 3, [1.0] * 3)
     layer = TargetLayer("backbone.body.16")
     explainer = CAMExplainer(network, target_layer=layer, verbose=0).fit()
-    with pytest.raises(ValueError, match="it is not known where it puts them"):
+    with pytest.raises(ValueError, match="it is not known where this places them"):
         explainer.explain(images(), Box())
 
 
@@ -371,7 +371,7 @@ def test_layers_of_detectors(explainer):
     assert named.target_layers_ == [TargetLayer("backbone.body.13")]
     network = faster_rcnn()
     network.backbone = nn.Sequential(network.backbone)
-    with pytest.raises(ValueError, match="not as torchvision builds it: say which one"):
+    with pytest.raises(ValueError, match=r"torchvision does not build it like this\. Name"):
         CAMExplainer(network, verbose=0).fit()
 
 

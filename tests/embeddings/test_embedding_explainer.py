@@ -462,7 +462,7 @@ def test_a_class_without_a_direction_is_named():
     ("options", "arguments", "message"),
     [
         ({}, (), "needs images X and labels y"),
-        ({}, (IMAGES,), "proxy='mean' needs y: one label per image"),
+        ({}, (IMAGES,), "proxy='mean' needs y: give one label per image"),
         ({}, (IMAGES, LABELS[:3]), r"y must be one label per image; got shape \(3,\) for 7"),
         ({"proxy": "median"}, (IMAGES, LABELS), "proxy"),
         ({"proxy": np.eye(3)}, (), r"Proxies must be of shape \(n_classes, 5\)"),

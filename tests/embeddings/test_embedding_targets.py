@@ -222,7 +222,7 @@ def test_proxies_and_references_of_several_inputs():
 
 
 def test_a_dict_is_no_target_of_a_network_of_one_input(fitted):
-    with pytest.raises(ValueError, match=r"does not take inputs by the names \['image'\]"):
+    with pytest.raises(ValueError, match=r"does not take inputs with the names \['image'\]"):
         fitted.explain(IMAGES, {"image": IMAGES})
 
 

@@ -367,7 +367,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no name",
             lambda: recorded_pass(inputs={"a": INPUTS}),
-            r"SmallNet does not take inputs by the names \['a'\]",
+            r"SmallNet does not take inputs with the names \['a'\]",
         ),
         ("a graph", lambda: recorded_pass(graph="tail"), 'graph must be "head", .* got .tail'),
     ],

@@ -54,7 +54,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "an untrained net",
             lambda: CAMExplainer(NeuralNetClassifier(SmallNet)).fit(INPUTS),
-            "Only trained models are explained; fit the NeuralNetClassifier first",
+            "The NeuralNetClassifier is not fitted. Fit it before",
             NotFittedError,
         ),
         ("before fit", lambda: CAMExplainer(NET).explain(X), "is not fitted yet", NotFittedError),
@@ -79,16 +79,16 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("std 0", lambda: CAMExplainer(NET, std=0).fit(X), "std must be finite and positive"),
         ("mean of 2", lambda: CAMExplainer(NET, mean=(0, 1)).fit(X), "mean has 2 values"),
-        ("own mean", lambda: CAMExplainer(fitted(), mean=0.5).fit(X), "as it was trained"),
+        ("own mean", lambda: CAMExplainer(fitted(), mean=0.5).fit(X), "as in its training"),
         (
             "float64 in bf16",
             lambda: CAMExplainer(SmallNet().double(), precision="bf16").fit(INPUTS.double()),
-            "of this one are float64",
+            "but this one has float64",
         ),
         (
             "float16 in fp16",
             lambda: CAMExplainer(SmallNet().half(), precision="fp16").fit(INPUTS.half()),
-            "of this one are float16",
+            "but this one has float16",
         ),
         (
             "a file of bf16",

@@ -54,7 +54,7 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     "Tape": [
         ("no layer", lambda: Tape().activations, "Nothing was recorded", RuntimeError),
-        ("no layer named", lambda: recorded(), "no target layer was named", RuntimeError),
+        ("no layer named", lambda: recorded(), "as no target layer was named", RuntimeError),
         ("no pass", lambda: recorded(NET[1]), "the target layer did not run", RuntimeError),
     ],
     "record_trunk": [
@@ -64,7 +64,11 @@ REFUSALS: dict[str, list[Row]] = {
     # Networks and their layers
     "Preprocessing": [
         ("a size", lambda: Preprocessing(image_size=0), "image_size must be"),
-        ("an order", lambda: Preprocessing(channel_order="cmyk"), "is not how images are prepared"),
+        (
+            "an order",
+            lambda: Preprocessing(channel_order="cmyk"),
+            "channel_order .rgb. or .bgr.; .* 'cmyk'",
+        ),
         (
             "a number for 'auto'",
             lambda: Preprocessing().with_given(image_size="a"),
@@ -81,7 +85,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "options of an instance",
             lambda: construct(NET, n_classes=2, in_channels=1, width=3),
-            "instance of SmallNet, .* takes no parameters any more, got width.*class",
+            "Parameters width were given, but .*instance of SmallNet.*Pass its class",
         ),
     ],
     "Inputs": [
@@ -93,7 +97,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a net's own size",
             lambda: adapt(fitted(), Preparation(image_size=8)),
-            "image_size: a ConsistentCAMClassifier prepares images as it was trained",
+            "image_size cannot be set for a ConsistentCAMClassifier, .*as in its training",
         ),
     ],
     "blocks_of_trunk": [
@@ -116,7 +120,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "another width",
             lambda: check_output(NET, INPUTS, 7),
-            r"shape \(2, 3\) for 7 classes, where .* wanted.*num_classes=7",
+            r"shape \(2, 3\) for 7 classes; expected .* Give it num_classes=7",
         ),
         ("a list", lambda: check_output([], INPUTS, 3), "model must be an nn.Module"),
     ],
@@ -129,24 +133,24 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "timm's weights",
             lambda: build_model("timm/resnet18.x"),
-            "timm has no weights 'x' of resnet18; it has a1_in1k, ",
+            r"timm has no weights 'x' of resnet18\. It has a1_in1k, ",
         ),
         (
             "no weights",
             lambda: build_model("timm/resnet18", weights="x"),
-            "'x' is not a name of weights of resnet18, of which timm has a1.*no such file or fold",
+            "'x' is not the name of weights of resnet18, .*no such file or folder. timm has a1",
         ),
         (
             "its option",
             lambda: build_model("timm/resnet18", num_classes=2),
-            "num_classes is said by n_classes",
+            "num_classes is not an option here. Use n_classes=",
         ),
         (
             "no folder",
             lambda: build_model("timm//no/such/folder"),
             "There is no folder '/no/such/folder'",
         ),
-        ("no repository", lambda: build_model("transformers/"), "named .transformers/OWNER/NAME"),
+        ("no repository", lambda: build_model("transformers/"), "Give .transformers/OWNER/NAME"),
         (
             "no folder of it",
             lambda: build_model("transformers//no/such/folder"),
@@ -157,12 +161,12 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no package",
             lambda: build_model("efficientnet_lite4", weights="DEFAULT"),
-            "No package has the weights of efficientnet_lite4; there are .* takes the path",
+            "No package has the weights of efficientnet_lite4, only .* weights= the path",
         ),
         (
             "no such weights",
             lambda: build_model("efficientnet_lite0", weights="x"),
-            "'x' is not a name of weights of efficientnet_lite0, and no such file.*DEFAULT",
+            "'x' is not the name of weights of efficientnet_lite0, and .* no such file.*DEFAULT",
         ),
         (
             "an option",
@@ -172,9 +176,9 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "an option said",
             lambda: build_model("efficientnet_lite0", num_classes=5),
-            "num_classes is said by n_classes",
+            "num_classes is not an option here. Use n_classes=",
         ),
-        ("timm's", lambda: build_model("convnextv2_tiny"), 'timm has: "timm/convnextv2_tiny"'),
+        ("timm's", lambda: build_model("convnextv2_tiny"), 'timm does. Use "timm/convnextv2_tiny"'),
         (
             "a slip",
             lambda: build_model("resnet81", n_classes=3),
@@ -201,14 +205,14 @@ REFUSALS: dict[str, list[Row]] = {
             (
                 f"weights {weights}",
                 lambda weights=weights: build_model("alexnet", n_classes=3, weights=weights),
-                "not a weights name of alexnet.*IMAGENET1K_V1.*DEFAULT.*no such file",
+                "not the name of weights of alexnet.*no such file.*IMAGENET1K_V1.*DEFAULT",
             )
             for weights in ("IMAGENET1K_V9", "ResNet50_Weights.IMAGENET1K_V1", Path("nothing.pt"))
         ),
         (
             "another size",
             lambda: build_model("vit_b_16", n_classes=3, image_size=(100, 100)),
-            r"a multiple of 16, got image_size=\(100, 100\); \(96, 96\) fits",
+            r"a multiple of 16; got image_size=\(100, 100\)\. Use \(96, 96\)",
         ),
         *(
             (
@@ -235,11 +239,11 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "TargetLayer": [
-        ("no name", lambda: TargetLayer(""), "A target layer needs a name"),
-        ("a number", lambda: TargetLayer(3), "A target layer's name is a str; got an int, 3"),
+        ("no name", lambda: TargetLayer(""), "name of a target layer is empty"),
+        ("a number", lambda: TargetLayer(3), "layer's name must be a str; got an int, 3"),
         ("a layout", lambda: TargetLayer("a", "nwhc"), 'layout must be "nchw", .* got .nwhc'),
         ("a number of tokens", lambda: TargetLayer("a", "tokens", grid=7), "grid must be a tuple"),
-        ("no grid", lambda: TargetLayer("a", "tokens"), "has tokens; give grid=.rows, columns"),
+        ("no grid", lambda: TargetLayer("a", "tokens"), "has tokens. Give grid=.rows, columns"),
         ("a grid", lambda: TargetLayer("a", "tokens", grid="ab"), "grid must be a tuple .* 'ab'"),
         ("prefix", lambda: TargetLayer("a", n_prefix=-1), "n_prefix must be an int >= 0; got -1"),
         (
@@ -251,10 +255,10 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "rows",
             lambda: TargetLayer("a").to_grid(torch.zeros(4, 1, 2, 2), 2),
-            r"'a' gives 4 rows, of shape \(4, 1, 2, 2\), for 2 images.*reshape",
+            r"'a' returns 4 rows, of shape \(4, 1, 2, 2\), for 2 images.*reshape",
         ),
         ("reshape", lambda: TargetLayer("a", reshape=3), "reshape must be a callable .* an int, 3"),
-        ("None", lambda: TargetLayer("a").to_grid(None), "should give a Tensor .* got NoneType"),
+        ("None", lambda: TargetLayer("a").to_grid(None), "should return a Tensor .* got NoneType"),
     ],
 }
 

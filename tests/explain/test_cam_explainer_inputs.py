@@ -173,7 +173,7 @@ def not_a_number():
         (lambda: ARRAYS * 16, "divide by their largest possible"),
         (lambda: "image.png", "X"),
         (lambda: ["none.png"], "do not exist"),
-        (lambda: {"image": IMAGES}, r"does not take inputs by the names \['image'\]"),
+        (lambda: {"image": IMAGES}, r"does not take inputs with the names \['image'\]"),
         (lambda: {"label": IMAGES[:, 0, 0, 0]}, "image_input must name"),
     ],
 )

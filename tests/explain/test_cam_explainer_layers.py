@@ -95,7 +95,7 @@ def ablated_by_hand(model):
     ("reshape", "message"),
     [
         (lambda tensor: tensor, "reshape must turn the output of 'norm'"),
-        (lambda tensor: by_hand(tensor)[:1], "'norm' gives 1 rows, .* for 3 images"),
+        (lambda tensor: by_hand(tensor)[:1], "'norm' returns 1 rows, .* for 3 images"),
         (lambda tensor: tensor.shape, "reshape must turn the output of 'norm'"),
     ],
 )

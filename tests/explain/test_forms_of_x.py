@@ -218,7 +218,7 @@ def test_labels_of_hugging_face_stand_for_y(paths, fitted):
         assert (
             "accuracy" in evaluate(explainer(), X, metrics=("accuracy",), progress=False).summary()
         )
-    with pytest.raises(ValueError, match=r"only a torch data set .* one column of ClassLabel"):
+    with pytest.raises(ValueError, match=r"only torch data sets .* one ClassLabel column"):
         clone(fitted).fit(stored["image"])
 
 

@@ -120,7 +120,7 @@ class Determinants(nn.Module):
 def test_a_network_that_does_not_run_so_is_refused_in_fit(network):
     network.insert(6, Determinants())
     explainer_of(network).fit(IMAGES)
-    with pytest.raises(ValueError, match="does not run with precision='bf16'"):
+    with pytest.raises(ValueError, match="but not with precision='bf16'"):
         explainer_of(network, precision="bf16").fit(IMAGES)
 
 

@@ -113,7 +113,7 @@ def test_killed_again_and_again_it_ends_with_the_same_maps(n_passes, ours, tmp_p
         exits.append(process.exitcode)
         done.append(ChunkFolder(tmp_path / "maps").n_done)
         if done[-1] < N:
-            with pytest.raises(ValueError, match=f"has {done[-1]} of 11 images"):
+            with pytest.raises(ValueError, match=f"has only {done[-1]} of 11 images"):
                 sklcam.open_maps(tmp_path / "maps")
     assert exits == [-signal.SIGKILL, -signal.SIGKILL, 0] and done == [4, 8, 11]
     maps = sklcam.open_maps(tmp_path / "maps")
@@ -214,15 +214,15 @@ def test_what_differs_is_said(ours, tmp_path):
     others[0, 0, 0, 0] += 0.5
     for call, match in [
         (lambda: ours.explain_to(IMAGES[:10], path), r"number of images \(11 there, 10 now\)"),
-        (lambda: ours.explain_to(others, path), "same: images. Go on"),
-        (lambda: other_weights().explain_to(IMAGES, path), "same: weights. Go on"),
+        (lambda: ours.explain_to(others, path), "differ: images. Continue"),
+        (lambda: other_weights().explain_to(IMAGES, path), "differ: weights. Continue"),
         (
             lambda: explainer(target_layer="4").explain_to(IMAGES, path),
-            r"same: target layers \(.*5.*4",
+            r"differ: target layers \(.*5.*4",
         ),
         (lambda: explainer(precision="bf16").explain_to(IMAGES, path), "fp32 there, bf16 now"),
         (lambda: ours.explain_to(IMAGES, path, 1), r"target \(None there, 1 now\)"),
-        (lambda: ours.explain_to(IMAGES, path, method="layercam"), r"same: method \("),
+        (lambda: ours.explain_to(IMAGES, path, method="layercam"), r"differ: method \("),
         (
             lambda: ours.explain_to(IMAGES, path, method=GradCAM(relu=False)),
             r"method \(.*relu=false",
@@ -251,7 +251,7 @@ def test_files_are_known_by_their_paths(tmp_path):
     ours = CAMExplainer(SmallNet(in_channels=3).eval(), image_size=16, verbose=0).fit()
     ours.explain_to(paths, tmp_path / "maps")
     ours.explain_to(np.array(paths), tmp_path / "maps")
-    with pytest.raises(ValueError, match=r"same: images\. Go on"):
+    with pytest.raises(ValueError, match=r"differ: images\. Continue"):
         ours.explain_to(paths[::-1], tmp_path / "maps")
 
 
@@ -263,6 +263,6 @@ def test_other_folders_are_left_alone(ours, tmp_path):
         sklcam.open_maps(tmp_path / "photo.jpg")
     for about in ("[]", "{", json.dumps({"format": "something else"})):
         (tmp_path / "about.json").write_text(about)
-        with pytest.raises(ValueError, match="is not of the format"):
+        with pytest.raises(ValueError, match="does not have the format"):
             sklcam.open_maps(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", "photo.jpg"]

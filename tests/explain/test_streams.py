@@ -291,14 +291,14 @@ def test_targets_of_each_image_need_a_length(target, message):
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        (("a.png", "b.png"), "which may be several images, or one and what belongs to it"),
+        (("a.png", "b.png"), "which may be several images, or one image and other data"),
         ((PICTURES[0], PICTURES[1]), "which may be several images"),
         ((TENSORS[:2], TENSORS[2:]), "which may be several images"),
         ([TENSORS[:2], TENSORS[2:]], "which may be several images"),
-        ([("a.png", "cat"), ("b.png", "dog")], "cannot be told from what belongs to them"),
-        ([(PICTURES[0], PICTURES[1])] * 2, "cannot be told from what belongs to them"),
+        ([("a.png", "cat"), ("b.png", "dog")], "cannot be told from other data"),
+        ([(PICTURES[0], PICTURES[1])] * 2, "cannot be told from other data"),
         ({"scan": PICTURES[0], "mask": PICTURES[1]}, "dict of 'scan' .*, 'mask' .* image_input="),
-        ({"path": "a.png", "label": 3}, "which entry is the image, by image_input="),
+        ({"path": "a.png", "label": 3}, "which entry is the image. Name it with image_input="),
         ({}, "a dict of nothing"),
         ((), "an empty tuple"),
         ([], "an empty list"),
@@ -317,7 +317,7 @@ def test_what_is_no_image(element, message):
 
 def test_matrices_that_a_loader_stacks_are_no_image():
     for loader in (DataLoader(TENSORS[:3, 0], 3), DataLoader(Listed([{"scan": TENSORS[0, 0]}]), 1)):
-        with pytest.raises(ValueError, match="whose images have no axis of channels"):
+        with pytest.raises(ValueError, match="whose images have no channel axis"):
             next(explainer().iter_explain(loader))
     one = DataLoader(TENSORS, 1, collate_fn=lambda images: images[0])
     maps = np.concatenate([*explainer().iter_explain(one)])
@@ -336,7 +336,7 @@ def test_a_stream_is_of_one_kind():
         next(maps)
         with pytest.raises(ValueError, match=r"From image 2 of X on: some .* float tensors"):
             next(maps)
-    with pytest.raises(ValueError, match=r"Item 1 of X is an Image.*all must be of one kind"):
+    with pytest.raises(ValueError, match=r"Item 1 of X is an Image.*Pass only float tensors"):
         next(explainer().iter_explain(iter([TENSORS[0], PICTURES[0]])))
 
 
@@ -352,7 +352,7 @@ def test_other_methods_name_the_one_that_takes_streams():
     ours = explainer()
     for stream in (iter(TENSORS), DataLoader(TensorDataset(TENSORS), 2), Streaming([*TENSORS])):
         for method in (ours.explain, ours.predict, ours.predict_proba, ours.fit):
-            with pytest.raises(ValueError, match="iter_explain of an explainer takes"):
+            with pytest.raises(ValueError, match="An explainer's iter_explain takes"):
                 method(stream)
 
 

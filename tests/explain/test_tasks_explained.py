@@ -201,18 +201,22 @@ def test_callables_see_the_networks_own_output(flat):
     ("net", "options", "message"),
     [
         (Net(), {}, r'one output, and nothing says what.*task="binary".*task="regression"'),
-        (Net(), {"task": "multiclass"}, r"softmax, which for one output is always 1"),
-        (Net(3), {"task": "binary"}, r"for a network of one output, and this one has 3"),
-        (Net(), {"task": "binary", "output": "probabilities"}, r"numbers from .* which are none"),
+        (Net(), {"task": "multiclass"}, r"softmax, which is always 1 for one output"),
+        (Net(3), {"task": "binary"}, r"needs a network with one output; this one has 3"),
+        (Net(), {"task": "binary", "output": "probabilities"}, r"numbers from .* which are not"),
         (Net(3, nn.Sigmoid()), {"task": "multiclass"}, r"ends in a sigmoid, and a softmax"),
         (Net(2), {"task": "regression", "output": "logits"}, r"is for classes"),
         (Net(), {"task": "binary", "classes": ["no", "yes", "so"]}, r"one output, for two classes"),
-        (nn.Conv2d(3, 2, 1), {"task": "multilabel"}, r"network's has shape \(1, 2, 16, 16\)"),
+        (
+            nn.Conv2d(3, 2, 1),
+            {"task": "multilabel"},
+            r"network's output has shape \(1, 2, 16, 16\)",
+        ),
         (skorch_net(Net(3), NeuralNetClassifier), {"task": "multilabel"}, r"trained for 'multicla"),
         (
             skorch_net(Net(3), NeuralNetClassifier),
             {"output": "logits"},
-            r"criterion says what it returns",
+            r"criterion already says what it returns",
         ),
     ],
 )
@@ -296,7 +300,7 @@ def test_a_last_sigmoid_is_recognised(last, task):
     ("last", "y", "message"),
     [
         (nn.Sigmoid(), [0, 1, 2, 0, 1, 2], r'y has one label per image.*task="multilabel"'),
-        (nn.Softmax(dim=1), [[1, 0, 1]] * 6, r"exclude each other, as they add up to 1"),
+        (nn.Softmax(dim=1), [[1, 0, 1]] * 6, r"add up to 1, as those of classes that exclude"),
     ],
 )
 def test_labels_that_contradict_the_network(last, y, message):
@@ -380,7 +384,7 @@ def test_estimators_that_were_trained_here(task):
         assert_allclose(ours.predict_proba(X), clf.predict_proba(X), atol=1e-6)
         found = evaluate(clf, X, y, metrics=("accuracy", "dauc"), progress=False)
         assert found["accuracy"].mean() == pytest.approx(clf.score(X, y))
-    with pytest.raises(ValueError, match=r"task='multiclass': the model was trained for"):
+    with pytest.raises(ValueError, match=r"task='multiclass', but the model was trained for"):
         CAMExplainer(clf, task="multiclass").fit()
 
 
@@ -667,7 +671,7 @@ def test_sets_are_no_targets_and_rows_of_integers_no_task():
     ours = CAMExplainer(network, verbose=0, task="multilabel", classes=["a", "b"]).fit(IMAGES)
     with pytest.raises(ValueError, match=r'sets are for y\. target="positive"'):
         ours.explain(IMAGES, target=[{"a"}, {"a", "b"}, {"b"}, {"a"}, {"a"}, {"b"}])
-    with pytest.raises(ValueError, match=r"rows of integers.* give sets, .* task=\"regression\""):
+    with pytest.raises(ValueError, match=r"rows of integers.* Give sets, .* task=\"regression\""):
         CAMExplainer(network, verbose=0).fit(IMAGES, [[3, 5], [5, 3], [3, 3]] * 2)
 
 

@@ -84,12 +84,12 @@ def test_a_layer_whose_rows_are_not_the_images_is_refused(method, batch_size):
         if method == "fakecam":  # looks at no layer
             explain()
             continue
-        with pytest.raises(ValueError, match=r"'net.act' gives \d rows, .* for \d images"):
+        with pytest.raises(ValueError, match=r"'net.act' returns \d rows, .* for \d images"):
             explain()
 
 
 def test_a_named_layer_whose_rows_are_not_the_images_is_refused_in_fit():
-    with pytest.raises(ValueError, match=r"'net.act' gives shape .* with one row an image"):
+    with pytest.raises(ValueError, match=r"'net.act' returns shape .* with one row per image"):
         explainer(Folded().eval(), "net.act")
 
 
@@ -101,13 +101,13 @@ def test_a_reshape_says_which_rows_are_the_images():
 
 
 def test_auto_passes_over_layers_whose_rows_are_not_the_images():
-    with pytest.raises(ValueError, match=r"'net.act', .* gives 2 rows for one image"):
+    with pytest.raises(ValueError, match=r"'net.act', .* returns 2 rows for one image"):
         explainer(Folded().eval(), "auto")
 
 
 def test_a_network_with_other_rows_than_images_is_refused():
     network = nn.Sequential(Net(), nn.Flatten(0), nn.Unflatten(0, (-1, 1)))
-    with pytest.raises(ValueError, match=r"Sequential returned 3 rows for 1 images"):
+    with pytest.raises(ValueError, match=r"Sequential returned 3 rows, .* for 1 images"):
         CAMExplainer(network.eval(), target_layer="0.act").fit(X)
 
 
@@ -160,9 +160,9 @@ def test_a_run_of_a_layer_is_explained(run):
 
 
 def test_a_run_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"'net.act' runs 2 time\(s\).*run=2 is not among them"):
+    with pytest.raises(ValueError, match=r"'net.act' runs 2 time\(s\).*run=2 is not one of"):
         explainer(Twice().eval(), TargetLayer("net.act", run=2))
-    with pytest.raises(ValueError, match=r"'act' runs 1 time\(s\).*run=1 is not among them"):
+    with pytest.raises(ValueError, match=r"'act' runs 1 time\(s\).*run=1 is not one of"):
         explainer(Net().eval(), TargetLayer("act", run=1))
 
 
@@ -438,7 +438,7 @@ def quantized(network):
     ids=["scripted", "traced", "quantized"],
 )
 def test_networks_that_cannot_be_looked_into_are_refused_at_the_door(make):
-    with pytest.raises(ValueError, match=r"The network .* use the nn.Module"):
+    with pytest.raises(ValueError, match=r"The network .* Use the floating-point nn.Module"):
         CAMExplainer(make(Net().eval()), target_layer="act").fit(X)
 
 

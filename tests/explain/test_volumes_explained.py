@@ -373,7 +373,7 @@ def test_arrays_of_five_axes_are_refused(kind):
     explainer = CAMExplainer(tiny_volume_net(), target_layer=LAYER, verbose=0)
     first, last = np.zeros((2, 1, 8, 8, 8), np.float32), np.zeros((2, 8, 8, 8, 1), np.float32)
     for X, message in (
-        (first, r"float tensors of shape \(n, C, D, H, W\)"),
+        (first, r"as float tensors \(n, C, D, H, W\)"),
         (last, "channels last"),
     ):
         X = torch.from_numpy(X).to(torch.uint8) if kind == "bytes" else X

@@ -95,7 +95,7 @@ def test_an_estimator_brings_its_own_adapter():
 )
 def test_an_estimator_prepares_images_as_it_was_trained(options, names):
     clf = ConsistentCAMClassifier(DigitNet)
-    with pytest.raises(ValueError, match=rf"^{names}: a ConsistentCAMClassifier prepares images"):
+    with pytest.raises(ValueError, match=rf"^{names} cannot be set for a ConsistentCAM"):
         adapt(clf, Preparation(**options))
     adapt(clf, Preparation(batch_size=3, num_workers=1, mean="auto"))  # how they are read is free
 

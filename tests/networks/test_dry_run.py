@@ -100,10 +100,14 @@ def test_the_output_that_counts(output, name):
         (
             {"main": ONE, "aux": TWO},
             None,
-            r"a dict of \['aux', 'main'\]; name the entry, output_name=",
+            r"a dict of \['aux', 'main'\], .* Name the entry with output_name=",
         ),
-        ({"out": ONE}, "logits", r"no entry output_name='logits': it is a dict of \['out'\]"),
-        ((ONE, TWO), 2, "no entry output_name=2: it is a tuple of 2"),
+        (
+            {"out": ONE},
+            "logits",
+            r"no entry output_name='logits'. The output is a dict of \['out'\]",
+        ),
+        ((ONE, TWO), 2, r"no entry output_name=2. The output is a tuple of 2"),
         (None, "out", "no entry output_name='out'"),
     ],
 )

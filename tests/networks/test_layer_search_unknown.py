@@ -81,7 +81,7 @@ def test_tokens_of_images_of_another_shape_are_refused():
     assert found.image_size == (24, 40)
     RecordedPass(model, [found], torch.zeros(2, 3, 24, 40))
     with pytest.raises(
-        ValueError, match=r"tried on images of 24 x 40 pixels.* \(6, 10\).* 40 x 24"
+        ValueError, match=r"grid of \(6, 10\) for images of 24 x 40 pixels; .* for 40 x 24"
     ):
         RecordedPass(model, [found], torch.zeros(2, 3, 40, 24))
 
@@ -141,9 +141,9 @@ def test_a_head_of_zeros_does_not_hide_where_gradients_would_be():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("blocks.1.attention.softmax", "does not answer where images change"),  # (1, 1, 65, 65)
-        ("norm", "does not answer where images change"),  # its last token is no patch
-        ("head", r"gives shape \(1, 3\) for a sample of shape \(1, 3, 32, 32\)"),
+        ("blocks.1.attention.softmax", "does not change where images change"),  # (1, 1, 65, 65)
+        ("norm", "does not change where images change"),  # its last token is no patch
+        ("head", r"returns shape \(1, 3\) for a sample of shape \(1, 3, 32, 32\)"),
     ],
 )
 def test_a_named_layer_that_is_no_grid_of_places_is_refused(name, why):
@@ -157,7 +157,7 @@ def test_a_grid_that_is_turned_is_no_grid_of_places():
         def forward(self, x):
             return super().forward(x.transpose(2, 3))
 
-    with pytest.raises(ValueError, match=r"'norm', of shape .* does not answer where images"):
+    with pytest.raises(ValueError, match=r"'norm', of shape .* does not change where images"):
         find_target_layer(Turned(), sample=torch.zeros(1, 3, 32, 32))
 
 
@@ -185,7 +185,7 @@ class TwoWays(nn.Module):
 
 def test_where_nothing_holds_all_the_candidates_are_listed():
     sample = torch.zeros(1, 3, 32, 32)
-    listed = r"'fine', of shape \(1, 4, 26, 26\), is not all that .* name it: target_layer='"
+    listed = r"'fine', of shape \(1, 4, 26, 26\), does not hold .* name it: target_layer='"
     with pytest.raises(ValueError, match=listed):
         find_target_layer(TwoWays(), sample=sample)
     assert find_target_layer(TwoWays(), "coarse", sample=sample) == TargetLayer("coarse")
@@ -258,7 +258,7 @@ def test_tokens_in_order_are_taken(at):
 )
 def test_tokens_in_another_order_are_refused(order, at):
     """Quadrants of a grid answer in place, though its tokens are not where it says."""
-    with pytest.raises(ValueError, match="cannot be settled"):
+    with pytest.raises(ValueError, match="cannot be decided"):
         find_target_layer(Reordered(order, at), sample=torch.zeros(1, 3, 32, 48))
 
 
@@ -293,7 +293,7 @@ def test_a_layer_with_one_row_for_all_images_is_none_of_theirs():
             x = self.conv(x)
             return self.head((x + self.pool(x.mean(0, keepdim=True))).mean((2, 3)))
 
-    with pytest.raises(ValueError, match=r"'pool', of shape \(1, 4, 16, 16\), does not answer"):
+    with pytest.raises(ValueError, match=r"'pool', of shape \(1, 4, 16, 16\), does not change"):
         find_target_layer(Shared(), "pool", sample=torch.zeros(1, 3, 16, 16))
 
 
@@ -315,10 +315,10 @@ class Views(nn.Module):
 
 @pytest.mark.parametrize("first", [None, nn.Conv2d(3, 3, 3, padding=1)], ids=["none", "first"])
 def test_rows_of_several_views_are_listed(first):
-    """That of one row an image which lies before them is in place, and says little."""
+    """The layer before them, with one row per image, is in place, but says little."""
     listed = (
-        r"the last first: 'network.drop', of shape \(2, 4, 8, 8\), gives 2 rows for one image; "
-        r".*'network.conv2', .*explain the network that each of them goes through"
+        r"last first: 'network.drop', of shape \(2, 4, 8, 8\), returns 2 rows for one image; "
+        r".*'network.conv2', .*Explain the network that each of them goes through"
     )
     with pytest.raises(ValueError, match=listed):
         find_target_layer(Views(SmallNet(), first), sample=torch.zeros(1, 3, 8, 8))
@@ -411,7 +411,7 @@ def test_a_norm_before_blocks_that_are_no_modules_is_too_early():
             return self.head(self.end(self.norm(tokens))[:, 0])
 
     said = (
-        r"first: 'norm_pre', .*ends in the first half of the network, which target_layer= may .*"
+        r"first: 'norm_pre', .*is in the first half of the network, which target_layer= can .*"
         r"target_layer='norm_pre'"
     )
     sample = torch.zeros(1, 3, 32, 32)
@@ -456,7 +456,7 @@ def test_tokens_whose_second_axis_is_the_images_are_not_passed_over(stem, n_spec
         network = SequenceFirst(n_special, body, width=512)
     network.eval()
     images = torch.zeros(1, 3, 64, 64)
-    said = r"'encoder', of shape \(\d+, 1, \d+\), is of shape \(tokens, images, channels\).*batch_"
+    said = r"'encoder', of shape \(\d+, 1, \d+\), has the shape \(tokens, images, channe.*batch_"
     with pytest.raises(ValueError, match=said):
         find_target_layer(network, sample=images)
     assert find_target_layer(network, "stem", sample=images) == TargetLayer("stem")

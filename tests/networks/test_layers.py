@@ -74,7 +74,7 @@ def test_a_grid_has_a_row_for_each_image(layout):
     options = {"reshape": torch.clone} if layout == "reshape" else {"layout": layout}
     layer = TargetLayer("a", **options)
     assert len(layer.to_grid(output, 4)) == 4
-    with pytest.raises(ValueError, match=r"'a' gives 4 rows, .*, for 2 images"):
+    with pytest.raises(ValueError, match=r"'a' returns 4 rows, .*, for 2 images"):
         layer.to_grid(output, 2)
 
 

@@ -105,7 +105,7 @@ def test_the_weights_that_were_published(monkeypatch):
     assert explainer.class_names_[0] == "tench, Tinca tinca" and explainer.model == "timm/resnet18"
     assert explainer.predict(X).dtype.kind == "i"
     explainer.class_names_[[134, 517]] = "crane"  # as torchvision's once were
-    with pytest.raises(ValueError, match=r"\[134, 517\] are all called 'crane'"):
+    with pytest.raises(ValueError, match=r"\[134, 517\] all have the name 'crane'"):
         explainer.explain(X, target="crane")
 
 
@@ -145,7 +145,7 @@ _OF_TRANSFORMERS = "config.json, preprocessor_config.json and model.safetensors"
     [
         (
             *("timm/resnet18", "DEFAULT", "timm/resnet18.a1_in1k"),
-            *("config.json and model.safetensors", 'weights="/path/of/the/folder"; weights="/pa'),
+            *("config.json and model.safetensors", 'weights="/path/of/the/folder", or, without '),
         ),
         (
             *("hf-hub:owner/name", None, "owner/name", "config.json and model.safetensors"),
@@ -153,7 +153,7 @@ _OF_TRANSFORMERS = "config.json, preprocessor_config.json and model.safetensors"
         ),
         (
             *("transformers/owner/name", "DEFAULT", "owner/name", _OF_TRANSFORMERS),
-            'name it: "transformers//path/of/the/folder"',
+            'give that: "transformers//path/of/the/folder"',
         ),
         (
             *("transformers/owner/name", None, "owner/name"),
@@ -258,25 +258,25 @@ def test_folders_that_are_not_there(folder, timm_folder, tmp_path, monkeypatch, 
     for kind, where in (("transformers", folder), ("timm", timm_folder)):
         with pytest.raises(ValueError, match=f"no folder .*Did you mean '{where}'"):
             build_model(f"{kind}/{where}s")
-        with pytest.raises(ValueError, match="is a file; name the folder that it is in"):
+        with pytest.raises(ValueError, match=r"is a file\. Name the folder that it is in"):
             build_model(f"{kind}/{where}/config.json")
     with pytest.raises(ValueError, match=r"There is no folder 'a/b/c'\.$"):
         build_model("transformers/a/b/c")
     with pytest.raises(ValueError, match=f"no folder '{folder[1:]}'. Did you mean '{folder}'"):
         build_model(f"transformers/{folder[1:]}")
     monkeypatch.setattr(os.path, "isdir", lambda path: path == "/data/vit")
-    with pytest.raises(OSError, match='is the folder "transformers//data/vit" meant'):
+    with pytest.raises(OSError, match='Do you mean the folder "transformers//data/vit"'):
         build_model("transformers/data/vit")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=f"no folder '{folder[1:]}'. Did you mean '{folder}'"):
         build_model(f"transformers/{folder[1:]}")
     monkeypatch.setattr(os.path, "isdir", lambda path: path == "/data/vit")
-    with pytest.raises(OSError, match='is the folder "transformers//data/vit" meant'):
+    with pytest.raises(OSError, match='Do you mean the folder "transformers//data/vit"'):
         build_model("transformers/data/vit")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    with pytest.raises(ValueError, match='a folder of that name: "local-dir:here"'):
+    with pytest.raises(ValueError, match='A folder has this name: use "local-dir:here"'):
         build_model("timm/here")
 
 
@@ -369,7 +369,7 @@ def test_files_and_configurations_of_transformers(vit, folder, tmp_path):
 def test_a_network_without_a_head(vit, folder, tmp_path):
     vit.vit.save_pretrained(tmp_path / "base")
     name = f"transformers/{tmp_path}/base"
-    with pytest.raises(ValueError, match=r"no weights for classifier.bias.* not been trained"):
+    with pytest.raises(ValueError, match=r"no weights for classifier.bias.* was not trained"):
         CAMExplainer(name, weights="DEFAULT").fit(X)
     with pytest.warns(UserWarning, match=r"image processor of .* cannot be read"):
         network = build_model(name, weights="DEFAULT", n_classes=2)

@@ -170,7 +170,5 @@ def test_hugging_face(kind):
 def test_two_branches_are_refused_with_candidates():
     torch.manual_seed(0)
     network = timm.create_model("crossvit_9_240", num_classes=4).eval()
-    with pytest.raises(
-        ValueError, match=r"cannot be settled. Candidates, the last first: '\S+', of"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be decided. Candidates, last first: '\S+', of"):
         CAMExplainer(network, verbose=0).fit(torch.zeros(1, 3, 240, 240))

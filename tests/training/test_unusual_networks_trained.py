@@ -101,12 +101,12 @@ def test_a_run_that_is_asked_for_is_trained_on():
 
 @pytest.mark.parametrize("memory", ["normal", "low"])
 def test_rows_that_are_not_images_are_refused(memory):
-    with pytest.raises(ValueError, match=r"'net.act' .*one row an image"):
+    with pytest.raises(ValueError, match=r"'net.act' .*one row per image"):
         fitted(Around(folded), "net.act", memory=memory)
 
 
 def test_embeddings_of_such_networks_are_refused():
-    with pytest.raises(ValueError, match=r"'net.act' .*one row an image"):
+    with pytest.raises(ValueError, match=r"'net.act' .*one row per image"):
         fitted(Around(folded), "net.act", EmbeddingNet, embedding_dim=3)
 
 
@@ -173,7 +173,7 @@ def test_compiled_networks_train_as_what_they_were_made_from(in_place):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_networks_that_cannot_be_looked_into_are_refused():
     traced = torch.jit.trace(Net(), torch.rand(1, 3, 12, 12))
-    with pytest.raises(ValueError, match=r"traced or scripted.*use the nn.Module"):
+    with pytest.raises(ValueError, match=r"traced or scripted.*Use the floating-point nn.Module"):
         fitted(traced)
 
 
