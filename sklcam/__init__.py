@@ -64,8 +64,8 @@ __all__ = [
     "show_versions",
 ]
 
-# Torchvision, scikit-learn and skorch take longer to import than torch does. So a name is imported
-# when it is asked for.
+# Torchvision, scikit-learn and skorch take longer to import than torch does, so names are imported
+# on first access.
 _MODULE_OF = {
     "CAMExplainer": "explain",
     "CAMSegmenter": "segmentation",

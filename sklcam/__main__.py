@@ -1,4 +1,4 @@
-"""``python -m sklcam``: the command ``sklcam``, where its script is not on the path."""
+"""``python -m sklcam``: the command ``sklcam``, for when its script is not on the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file beside the wanted one, and put it in its place once it is complete.
+    """Open a temporary file next to the wanted one, and replace that once it is complete.
 
     Parameters
     ----------
     path : str or path-like
-        The wanted one. Whatever is there stays until then; a link is followed.
+        The wanted file. An existing file stays until then; a link is followed.
 
     Yields
     ------
     file
-        Open to read and write bytes.
+        Open for reading and writing bytes.
 
     Raises
     ------
     IsADirectoryError, FileNotFoundError
-        If the path is a folder, or in none that exists; before anything is written.
+        If the path is a folder, or its folder does not exist. Nothing has been written then.
     OSError
-        If the path is a device, a pipe or a socket, which would be replaced by a file.
+        If the path is a device, a pipe or a socket, which a file would replace.
 
     Notes
     -----
-    What a killed process has left beside the same file is removed.
+    Temporary files that a killed process has left for the same file are removed.
     """
     final = Path(os.path.realpath(path))
     if final.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the path of a file in it.")
+        raise IsADirectoryError(f"{str(path)!r} is a folder. Give the path of a file in it.")
     if not final.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(final.parent)!r} to save to.")
+        raise FileNotFoundError(
+            f"There is no folder {str(final.parent)!r} to save to. Make it first."
+        )
     if final.exists() and not final.is_file():
-        raise OSError(f"{str(path)!r} is a device, a pipe or a socket; give the path of a file.")
+        raise OSError(f"{str(path)!r} is a device, a pipe or a socket. Give the path of a file.")
     _sweep(final)
-    # In the same folder: a file is only replaced in one step within a file system. The name is
-    # cut, as those of long files have no room for a suffix.
+    # In the same folder, as a file is only replaced in one step within a file system. The name is
+    # shortened, as a long one leaves no room for a suffix.
     beside = final.with_name(f".{final.name[:64]}.{secrets.token_hex(8)}.tmp")
     try:
         with beside.open("x+b") as file:
@@ -67,15 +69,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write one of very many files, whole or not at all.
+    """Write one of very many files, completely or not at all.
 
-    Unlike :func:`replacing`, it neither looks through the folder for what killed processes have
-    left, which would take longer with each file, nor waits until the disk has it.
+    Unlike :func:`replacing`, this neither searches the folder for files that killed processes have
+    left, which would take longer with each file, nor waits until the file is on the disk.
 
     Parameters
     ----------
     path : str or path-like
-        In a folder that exists.
+        The path of the file, in an existing folder.
     content : bytes
     """
     final = Path(path)
@@ -90,11 +92,11 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def _sweep(final: Path) -> None:
-    """Remove the files beside it whose process has ended, so that nobody holds them."""
+    """Remove temporary files of the same file whose processes have ended, as nothing locks them."""
     ours = re.compile(rf"\.{re.escape(final.name[:64])}\.[0-9a-f]{{16}}\.tmp")
     for path in [path for path in final.parent.iterdir() if ours.fullmatch(path.name)]:
         with suppress(OSError):
-            # One that has just been made may not be held yet.
+            # A new file may not be locked yet.
             if path.is_symlink() or not path.is_file() or time.time() - path.stat().st_mtime < 60:
                 continue
             with path.open("rb") as file:
@@ -103,15 +105,15 @@ def _sweep(final: Path) -> None:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Hold a file until it is closed or the process ends; an OSError if another one does."""
-    if sys.platform != "win32":  # which lets nobody remove an open file anyway
+    """Lock a file until it is closed or the process ends; an OSError if another process has it."""
+    if sys.platform != "win32":  # Windows does not let other processes remove an open file anyway
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk, too, where the system can."""
+    """Write the new name to the disk as well, if the system supports this."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

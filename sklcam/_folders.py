@@ -1,8 +1,8 @@
-"""Folders that results are written to chunk by chunk, by one process or many, and read once whole.
+"""Folders of results, written in chunks by one process or several, and read once complete.
 
-A folder is made with its description, whole or not at all, and a chunk is marked once it is on the
-disk. So work that was killed goes on where it was, and nothing is in a folder twice. What there is
-of a chunk is nobody's business here.
+A folder is made with its description, completely or not at all, and a chunk is marked once it is on
+the disk. Work that was killed therefore continues where it stopped, and nothing is written twice.
+The contents of chunks do not matter here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shard = tuple[int, int]
 
 
 def check_shard(shard: object) -> None:
-    """Raise a ValueError unless a process is one of several, (index, count), or alone, None."""
+    """Raise a ValueError unless shard is (index, count) for one of several processes, or None."""
     if shard is None:
         return
     if (
@@ -42,27 +42,29 @@ def check_shard(shard: object) -> None:
         )
     index, count = shard
     if not 0 <= index < count:
-        raise ValueError(f"shard must be (index, count), 0 <= index < count; got {tuple(shard)}.")
+        raise ValueError(
+            f"shard must be (index, count) with 0 <= index < count; got {tuple(shard)}."
+        )
 
 
 class ChunkFolder:
-    """A folder of chunks, each of the same number of images, of which the last may have fewer.
+    """A folder of chunks with the same number of images each, except that the last may have fewer.
 
     Parameters
     ----------
     path : path-like
-        Of one that is there.
+        The path of an existing folder.
 
     Raises
     ------
     ValueError
-        If there is none, or it is another kind of folder.
+        If there is no such folder, or it is another kind of folder.
 
     Attributes
     ----------
     path : Path
     about : dict
-        What it was made with: "kind", "n_images", "chunk_size", "depends_on" and more.
+        The description of the folder: "kind", "n_images", "chunk_size", "depends_on" and more.
 
     Examples
     --------
@@ -83,13 +85,16 @@ class ChunkFolder:
             about = json.loads((self.path / _ABOUT).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
-                f"{str(path)!r} is not a folder of maps or values that was written here: it has no "
-                f"{_ABOUT}."
+                f"{str(path)!r} is not a folder of maps or values, as it has no {_ABOUT}. Give the "
+                "path of one that sklcam has written."
             ) from None
         except ValueError:
             about = None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"{_ABOUT} in {str(path)!r} is not of the format {FORMAT!r}.")
+            raise ValueError(
+                f"{_ABOUT} in {str(path)!r} does not have the format {FORMAT!r}. Give the path of "
+                "a folder that this version of sklcam has written."
+            )
         self.about: dict[str, Any] = about
         for name in ("n_images", "chunk_size"):
             check_count(f"{name} in {str(self.path / _ABOUT)!r}", about.get(name))
@@ -98,20 +103,20 @@ class ChunkFolder:
     def made(
         cls, path: str | os.PathLike[str], about: Mapping[str, Any], fill: Callable[[Path], None]
     ) -> ChunkFolder:
-        """Make a folder, whole or not at all, unless another process has just made it.
+        """Make a folder, completely or not at all, unless another process has just made it.
 
         Parameters
         ----------
         path : path-like
         about : mapping
-            The attribute, but for the format. All of it must be JSON.
+            The attribute without the format. All of it must be JSON.
         fill : callable
-            Writes into the folder what is to be there from the start.
+            Writes the initial contents into the folder.
 
         Returns
         -------
         ChunkFolder
-            The one that is there; see :meth:`check`.
+            The folder that now exists; see :meth:`check`.
         """
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +130,7 @@ class ChunkFolder:
             fill(beside)
             _flush(beside)
             try:
-                os.rename(beside, final)  # fails if something is there, but for an empty folder
+                os.rename(beside, final)  # fails if something other than an empty folder is there
             except OSError:
                 if not (final / _ABOUT).is_file():
                     raise
@@ -134,25 +139,27 @@ class ChunkFolder:
         return cls(final)
 
     def check(self, kind: str, n_images: int, depends_on: Mapping[str, Any]) -> None:
-        """Raise a ValueError, which says what differs, unless what is there goes on like this.
+        """Raise a ValueError that says what differs, unless this work can continue in the folder.
 
         Parameters
         ----------
         kind : str
         n_images : int
         depends_on : mapping
-            What all numbers depend on, by the names that messages call it; all of it JSON.
+            Everything that the results depend on, by its name in messages. All of it must be JSON.
         """
         if self.about.get("kind") != kind:
-            raise ValueError(f"{str(self.path)!r} holds {self.about.get('kind')}, and not {kind}.")
+            raise ValueError(
+                f"{str(self.path)!r} holds {self.about.get('kind')}, not {kind}. Give another path."
+            )
         now = json.loads(json.dumps({"number of images": n_images, **depends_on}))
         there = {"number of images": self.about["n_images"], **self.about.get("depends_on", {})}
         names = [name for name in {**now, **there} if now.get(name) != there.get(name)]
         if names:
             told = [_difference(name, there.get(name), now.get(name)) for name in names]
             raise ValueError(
-                f"{str(self.path)!r} was begun with something else, and is left as it is. Not the "
-                f"same: {'; '.join(told)}. Go on as it was begun, or give another path."
+                f"{str(self.path)!r} was begun with something else, and does not change. These "
+                f"differ: {'; '.join(told)}. Continue as it was begun, or give another path."
             )
 
     # Chunks
@@ -170,17 +177,17 @@ class ChunkFolder:
         return -(-self.n_images // self.chunk_size)
 
     def rows(self, chunks: range) -> range:
-        """Return which images some chunks, one after the other, are of."""
+        """Return the images of some consecutive chunks."""
         stop = min(chunks.stop * self.chunk_size, self.n_images)
         return range(min(chunks.start * self.chunk_size, stop), stop)
 
     def share(self, shard: Shard | None) -> range:
-        """Return the chunks that one of several processes makes; all of them if it is alone."""
+        """Return the chunks for one of several processes; all of them if there is only one."""
         index, count = (0, 1) if shard is None else shard
         return range(self.n_chunks * index // count, self.n_chunks * (index + 1) // count)
 
     def undone(self, shard: Shard | None = None) -> Iterator[range]:
-        """Yield the chunks of a share that are still to be made, as many in a row as there are."""
+        """Yield the chunks of a share that are not done yet, as ranges of consecutive chunks."""
         share, done = self.share(shard), self._done()
         start = share.start
         for chunk in [*share, share.stop]:
@@ -190,7 +197,7 @@ class ChunkFolder:
                 start = chunk + 1
 
     def ended(self, run: range, start: int, stop: int) -> list[int]:
-        """Return the chunks of a run whose last rows are among some, one after the other."""
+        """Return the chunks of a run whose last rows are among the rows from start to stop."""
         chunks = range(start // self.chunk_size, -(-stop // self.chunk_size))
         return [
             chunk
@@ -199,17 +206,17 @@ class ChunkFolder:
         ]
 
     def finish(self, chunk: int, content: bytes = b"") -> None:
-        """Mark a chunk as done, with what is to be kept of it in the mark."""
+        """Mark a chunk as done, and keep some content in the mark."""
         with replacing(self._mark(chunk)) as file:
             file.write(content)
 
     def content(self, chunk: int) -> bytes:
-        """Return what the mark of a chunk holds."""
+        """Return the content in the mark of a chunk."""
         return self._mark(chunk).read_bytes()
 
     @property
     def n_done(self) -> int:
-        """How many images are done."""
+        """The number of images that are done."""
         return sum(len(self.rows(range(chunk, chunk + 1))) for chunk in self._done())
 
     @property
@@ -220,12 +227,12 @@ class ChunkFolder:
         """Raise a ValueError unless all chunks are done."""
         if not self.is_complete:
             raise ValueError(
-                f"{str(self.path)!r} has {self.n_done} of {self.n_images} images: make the others "
-                "by the same call as the first ones, which goes on where that was."
+                f"{str(self.path)!r} has only {self.n_done} of {self.n_images} images. Repeat the "
+                "call that made it, which continues where it stopped."
             )
 
     def wait(self, waited: Callable[[int], None]) -> None:
-        """Wait until other processes have done their chunks, and tell how many images are done."""
+        """Wait until other processes have done their chunks; pass ``waited`` the images done."""
         while not self.is_complete:
             waited(self.n_done)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -247,7 +254,7 @@ def _difference(name: str, there: Any, now: Any) -> str:
 
 
 def _flush(folder: Path) -> None:
-    """Have the files of a folder on the disk before it is put in its place."""
+    """Write the files of a folder to the disk before it is moved to its place."""
     for path in folder.iterdir():
         if path.is_file():
             with path.open("r+b") as file:
@@ -255,7 +262,7 @@ def _flush(folder: Path) -> None:
 
 
 def _sweep(final: Path) -> None:
-    """Remove what killed processes have left of folders that were being made, a moment's work."""
+    """Remove unfinished folders that killed processes have left. Making one takes only a moment."""
     for path in final.parent.glob(f".{_escaped(final.name[:64])}.*.tmp"):
         with suppress(OSError):
             if path.is_dir() and time.time() - path.stat().st_mtime > 3600:
@@ -263,5 +270,5 @@ def _sweep(final: Path) -> None:
 
 
 def _escaped(name: str) -> str:
-    """Return a name as a pattern that matches it alone."""
+    """Return a pattern that matches only this name."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

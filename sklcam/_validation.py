@@ -1,8 +1,8 @@
-"""Checks of arguments that many functions take: numbers, sizes, tensors, seeds.
+"""Checks of arguments that many functions take: numbers, sizes, tensors and seeds.
 
-They look at types, shapes and plain numbers alone. That costs next to nothing, and never makes the
-host wait for a device, so that functions in the middle of training can afford it, too. What only
-one module takes is checked there.
+They look only at types, shapes and plain numbers. This costs next to nothing and never makes the
+host wait for a device, so functions in the middle of training can afford it too. Arguments of a
+single module are checked in that module.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-# The axes of pictures are the last two of these, those of volumes all three.
+# Pictures have the last two of these axes, volumes have all three.
 AXES = ("depth", "height", "width")
 
 
 def describe(value: Any) -> str:
-    """Describe a value for a message: the form of what has one, else the type and the value.
+    """Describe a value for a message: the dtype and shape of an array, else the type and the value.
 
     Parameters
     ----------
@@ -52,15 +52,15 @@ def describe(value: Any) -> str:
 
 
 def is_instance(value: Any, library: str, *names: str) -> bool:
-    """Whether a value is of a class of a library that may not be there, and is not imported here.
+    """Whether a value is an instance of a class of an optional library, without importing it.
 
     Parameters
     ----------
     value : Any
     library : str
-        The name that is imported.
+        The name of the library's module.
     *names : str
-        Of the classes; a version of the library may lack some.
+        The names of the classes; a version of the library may lack some.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
     ('Did you mean: adcc?', 'There are: adcc, iauc.')
     """
     known, name = sorted(known), str(name)
-    # Those that are as close come in their order, such as that of numbers at their end.
+    # Names that are equally close stay sorted, for example by the numbers at their ends.
     close = get_close_matches(name, known, n=10)
     close.sort(key=lambda each: (-SequenceMatcher(None, each, name).ratio(), each))
     if close:
@@ -112,10 +112,10 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
     Parameters
     ----------
     name : str
-        What it is, for the message.
+        The name of the value in the message.
     value : Any
     low, high : int
-        The range, its ends included; None stands for no limit.
+        The range, including its ends; None means no limit.
 
     Examples
     --------
@@ -144,12 +144,12 @@ def check_number(
     Parameters
     ----------
     name : str
-        What it is, for the message.
+        The name of the value in the message.
     value : Any
     low, high : float
         The range.
     closed : {"both", "left", "right", "neither"}, default="both"
-        Which of its ends are part of it.
+        Which ends belong to the range.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def check_number(
             return
     wanted = "a finite number"
     if math.isfinite(low) and math.isfinite(high):
-        start, end = "from" if has_low else "above", "to" if has_high else "to under"
+        start, end = "from" if has_low else "above", "to" if has_high else "to below"
         wanted = f"a number {start} {low} {end} {high}"
         if closed == "neither":
             wanted = f"a number between {low} and {high}"
@@ -177,13 +177,13 @@ def check_number(
 
 
 def check_size(size: Any, name: str) -> tuple[int, int]:
-    """Return height and width; a ValueError unless there are two positive ints, or one for both.
+    """Return height and width; raise a ValueError unless they are positive ints, or one for both.
 
     Parameters
     ----------
     size : int or (int, int)
     name : str
-        What it is, for the message.
+        The name of the value in the message.
 
     Returns
     -------
@@ -199,20 +199,20 @@ def check_size(size: Any, name: str) -> tuple[int, int]:
     is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
     if not is_pair or not all(_is_positive_int(side) for side in pair):
         raise ValueError(
-            f"{name} must be a positive int or a pair (height, width) of them, got {size!r}."
+            f"{name} must be a positive int or a pair (height, width) of them; got {size!r}."
         )
     return int(pair[0]), int(pair[1])
 
 
 def check_sides(size: Any, name: str) -> tuple[int, ...]:
-    """Return the sides of pictures, as :func:`check_size` does, or the three of volumes.
+    """Return the sides of pictures, as :func:`check_size` does, or the three sides of volumes.
 
     Parameters
     ----------
     size : int, (height, width) or (depth, height, width)
-        An int is that of both sides of pictures.
+        An int stands for both sides of pictures.
     name : str
-        What it is, for the message.
+        The name of the value in the message.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def check_sides(size: Any, name: str) -> tuple[int, ...]:
         return check_size(size, name)
     if not all(_is_positive_int(side) for side in size):
         raise ValueError(
-            f"{name} must be of positive ints, (height, width) or, of volumes, (depth, height, "
+            f"{name} must be positive ints, (height, width) or, for volumes, (depth, height, "
             f"width); got {size!r}."
         )
     return tuple(int(side) for side in size)
@@ -240,17 +240,17 @@ def _is_positive_int(value: Any) -> bool:
 
 
 def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> None:
-    """Raise a ValueError unless the value is a tensor of these axes.
+    """Raise a ValueError unless the value is a tensor with these axes.
 
     Parameters
     ----------
     name : str
-        What it is, for the message.
+        The name of the value in the message.
     value : Any
     *axes : str
-        What each axis is, such as ``"n_images"``. Depths, heights and widths must not be zero.
+        The name of each axis, such as ``"n_images"``. Depths, heights and widths must not be zero.
     floating : bool, default=True
-        Whether it must be of a floating-point type.
+        Whether it must have a floating-point type.
 
     Examples
     --------
@@ -273,16 +273,16 @@ def check_tensor(name: str, value: Any, *axes: str, floating: bool = True) -> No
 
 
 def check_map(name: str, value: Any, spatial_dims: int = 2) -> None:
-    """Raise a ValueError unless the value is a floating-point tensor of a map, or of many.
+    """Raise a ValueError unless the value is a floating-point tensor of one map or several.
 
     Parameters
     ----------
     name : str
-        What it is, for the message.
+        The name of the value in the message.
     value : Any
         Should be a Tensor of shape (..., height, width), or (..., depth, height, width).
     spatial_dims : {2, 3}, default=2
-        How many of the last axes are the sides of one map: 3 for volumes.
+        The number of last axes that are the sides of one map: 3 for volumes.
     """
     is_float = isinstance(value, Tensor) and value.is_floating_point()
     n = spatial_dims
@@ -300,10 +300,10 @@ def check_maps(spatial_dims: int = 2, /, **maps: Any) -> None:
     Parameters
     ----------
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes.
+        The number of sides of a map: 3 for volumes.
     **maps
-        By the names of the arguments: Tensors of shape (n_images, height, width), or (n_images,
-        depth, height, width) of volumes, of one shape and on one device.
+        The maps by the names of the arguments: Tensors of shape (n_images, height, width), or
+        (n_images, depth, height, width) for volumes, all with one shape and on one device.
 
     Examples
     --------
@@ -325,17 +325,17 @@ def check_maps(spatial_dims: int = 2, /, **maps: Any) -> None:
 
 
 def _advice_on_sides(name: str, value: Any, spatial_dims: int) -> str:
-    """Return what to do with maps that have the axes of others; "" if they have not."""
+    """Return advice on maps whose axes do not match spatial_dims; otherwise an empty string."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return ""
-    # Four axes may be those of volumes, or of several maps of each picture: which, the caller says.
+    # Four axes may mean volumes, or several maps of each picture; only the caller knows.
     if spatial_dims == 2 and value.ndim == 4:
         return (
-            f" Of several classes or channels give one at a time, as {name}[:, 0]; of volumes, say "
-            "spatial_dims=3."
+            f" For several classes or channels, give one at a time, as {name}[:, 0]; for volumes, "
+            "set spatial_dims=3."
         )
     if spatial_dims == 3 and value.ndim == 3:
-        return " Of pictures leave spatial_dims at 2."
+        return " For pictures, leave spatial_dims at 2."
     return ""
 
 
@@ -345,8 +345,8 @@ def check_values(**values: Any) -> None:
     Parameters
     ----------
     **values
-        By the names of the arguments: Tensors of shape (n_images,), or all of shape (), of one
-        shape and on one device.
+        The values by the names of the arguments: Tensors of shape (n_images,), or all of shape (),
+        with one shape and on one device.
 
     Examples
     --------
@@ -365,7 +365,7 @@ def check_values(**values: Any) -> None:
 
 
 def check_alike(tensors: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless tensors are of one shape and on one device.
+    """Raise a ValueError unless all tensors have one shape and are on one device.
 
     Parameters
     ----------
@@ -380,15 +380,15 @@ def check_alike(tensors: Mapping[str, Any]) -> None:
 
 
 def check_callable(name: str, value: Any, takes: str) -> Callable[..., Any]:
-    """Return the value; a ValueError unless it can be called.
+    """Return the value; raise a ValueError unless it can be called.
 
     Parameters
     ----------
     name : str
-        What it is, for the message.
+        The name of the value in the message.
     value : Any
     takes : str
-        What it is called with and returns, for the message.
+        Its arguments and results, in words for the message.
 
     Returns
     -------
@@ -400,12 +400,12 @@ def check_callable(name: str, value: Any, takes: str) -> Callable[..., Any]:
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return one seed, from which several may start so that they draw the same numbers.
+    """Return one seed, with which several generators can draw the same numbers.
 
     Parameters
     ----------
     random_state : int, RandomState or None
-        An int is the seed. A RandomState moves on by one draw; None is numpy's global one.
+        An int is the seed. A RandomState advances by one draw; None is NumPy's global one.
 
     Returns
     -------

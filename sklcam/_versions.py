@@ -1,4 +1,4 @@
-"""Which versions are installed: for files, and for reports of errors."""
+"""Installed versions, for files and for bug reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPTIONAL = (
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return the versions of the packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -27,7 +27,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def show_versions() -> None:
-    """Print the versions of sklcam, of Python and of what sklcam uses, for a report of an error.
+    """Print the versions of sklcam, Python and the packages that sklcam uses, for a bug report.
 
     Examples
     --------

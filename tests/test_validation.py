@@ -54,7 +54,7 @@ def test_counts_are_ints_in_their_range(value):
     ("closed", "bad", "words"),
     [
         ("both", [], "from 0 to 1"),
-        ("left", [1], "from 0 to under 1"),
+        ("left", [1], "from 0 to below 1"),
         ("right", [0], "above 0 to 1"),
         ("neither", [0, 1], "between 0 and 1"),
     ],

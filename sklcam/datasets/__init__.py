@@ -1,14 +1,14 @@
 """Data sets of images, with the boxes and masks of their objects.
 
-Loaders of the sets that papers on explanations use, each with its own split. They read a local
-folder; two sets can be downloaded by torchvision. No image is opened here: the estimators read the
-paths in ``data`` lazily, and masks are read when they are asked for.
+These are loaders for the data sets that papers on explanations use, each with its own split. They
+read a local folder; torchvision can download two of the sets. No image is opened here: the
+estimators read the paths in ``data`` lazily, and masks are read on access.
 
-Boxes are ``(x1, y1, x2, y2)`` in pixels of the image itself: edges of pixels, counted from 0, so
-that a box from 0 to the width is as wide as the image. Each loader converts the coordinates of its
-source. Masks are of the image's size. ``evaluate(..., boxes=..., masks=...)`` brings the maps into
-this frame, however the network's input was resized. The estimators turn images upright by their
-EXIF orientation: the boxes of your own photographs must be those of the upright image.
+Boxes are ``(x1, y1, x2, y2)`` in pixels of the image itself: edges of pixels, counted from 0, so a
+box from 0 to the width is as wide as the image. Each loader converts the coordinates of its source.
+Masks have the image's size. ``evaluate(..., boxes=..., masks=...)`` brings the maps into this
+frame, however the network's input was resized. The estimators turn images upright by their EXIF
+orientation, so the boxes of your own photographs must be those of the upright image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Boxes of objects: how they are checked, chosen by class, and read from XML files."""
+"""Boxes of objects: checked, selected by class, and read from XML files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2: edges of pixels, from 0
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2: edges of pixels, counted from 0
 
 
 class AnnotatedObject(NamedTuple):
-    label: str  # empty where a CSV file names no class
+    label: str  # empty if a CSV file names no class
     box: Box
     difficult: bool = False
 
@@ -28,7 +28,7 @@ def four_numbers(values: Sequence[str | float], where: str) -> Box:
     try:
         first, second, third, fourth = (float(value) for value in values)
     except ValueError:
-        raise ValueError(f"{where}: a box is four numbers; got {list(values)}.") from None
+        raise ValueError(f"{where}: a box must be four numbers; got {list(values)}.") from None
     return first, second, third, fourth
 
 
@@ -36,7 +36,7 @@ def check_box(values: Sequence[str | float], where: str) -> Box:
     x1, y1, x2, y2 = four_numbers(values, where)
     if not (x1 < x2 and y1 < y2 and all(map(math.isfinite, (x1, y1, x2, y2)))):
         raise ValueError(
-            f"{where}: a box is x1, y1, x2, y2, with x1 < x2 and y1 < y2; got {list(values)}."
+            f"{where}: a box must be x1, y1, x2, y2, with x1 < x2 and y1 < y2; got {list(values)}."
         )
     return x1, y1, x2, y2
 
@@ -44,12 +44,15 @@ def check_box(values: Sequence[str | float], where: str) -> Box:
 def boxes_of_class(objects: Sequence[AnnotatedObject], label: str, image: str) -> np.ndarray:
     """Return the boxes of the image's own class.
 
-    An image whose boxes are all of other classes is taken for a mistake, not for one without boxes.
+    If all boxes of an image are of other classes, this counts as a mistake, and not as no boxes.
     """
     own = [one.box for one in objects if one.label in ("", label)]
     if objects and not own:
         others = ", ".join(sorted({one.label for one in objects}))
-        raise ValueError(f"{image} is of class {label!r}, but all of its boxes are of: {others}.")
+        raise ValueError(
+            f"{image} is of class {label!r}, but all of its boxes are of: {others}. Correct its "
+            "class or its boxes."
+        )
     return box_array(own)
 
 
@@ -62,20 +65,20 @@ def read_xml(path: Path, *, first: int) -> list[AnnotatedObject]:
         image = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} cannot be read as XML: {error}.") from None
-    # Some files give no size, or 0: their boxes are not cut.
+    # Some files have no size, or 0; their boxes are not clipped.
     size = [_number(image, f"size/{side}", path, "0") or math.inf for side in ("width", "height")]
     objects = []
-    # Direct children alone: the parts of an object have names and boxes, too.
+    # Only direct children, as the parts of an object also have names and boxes.
     for element in image.iterfind("object"):
         label = element.findtext("name", "").strip()
         if not label:
-            raise ValueError(f"{path}: an <object> has no <name>.")
+            raise ValueError(f"{path}: an <object> has no <name>. Add the name of its class.")
         x, y = (
             [_number(element, f"bndbox/{axis}{end}", path) - first for end in ("min", "max")]
             for axis in "xy"
         )
         # ImageNet has a few boxes with swapped corners, and a few that reach beyond the image.
-        # The last pixel belongs to the box, so that its far edge is one further.
+        # The last pixel belongs to the box, so its far edge is one further.
         low = [max(min(pair), 0) for pair in (x, y)]
         high = [min(max(pair) + 1, side) for pair, side in zip((x, y), size, strict=True)]
         if low[0] < high[0] and low[1] < high[1]:

@@ -1,4 +1,4 @@
-"""The form in which every loader returns its data set, with masks that stay on the disk."""
+"""The form of the data sets that loaders return, with masks that stay on the disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sklearn.utils import Bunch
 
 from sklcam._validation import check_callable
 
-_MOST_NAMES = 5  # of classes
+_MOST_NAMES = 5  # the largest number of classes that are printed
 
 
 class LazyMask:
-    """The mask of one object or class, read from its file each time it is asked for.
+    """The mask of one object or class, read from its file on each access.
 
-    ``np.asarray(mask)`` gives the array. Loaders return these in an object array, so that slices
+    ``np.asarray(mask)`` returns the array. Loaders return these in an object array, so that slices
     of it, scikit-learn's splits and pickles hold file names, not pixels.
 
     Parameters
@@ -48,7 +48,7 @@ class LazyMask:
 
 
 class ImageBunch(Bunch):
-    """A data set as loaders return it: a Bunch that prints how much there is, not all of it.
+    """A data set as loaders return it: a Bunch that prints a summary instead of all its data.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def bunch(
     boxes: list[np.ndarray] | None = None,
     masks: Sequence[Callable[[], np.ndarray]] | None = None,
 ) -> ImageBunch:
-    """Return a data set; `names` are its classes where `target` may lack some."""
+    """Return a data set. `names` are its classes, if `target` may lack some."""
     if not len(data):
         raise ValueError(f"There are no images in this data set: {descr}")
     return ImageBunch(
@@ -91,7 +91,7 @@ def bunch(
 
 def _object_array(reads: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
     masks = np.empty(len(reads), dtype=object)
-    # One by one: from a list of masks, NumPy would read and stack all of their pixels.
+    # One by one, as NumPy would read and stack the pixels of a whole list of masks.
     for i, read in enumerate(reads):
         masks[i] = LazyMask(read)
     return masks

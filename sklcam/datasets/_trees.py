@@ -1,4 +1,4 @@
-"""Look for files and folders, and say what is expected where one is missing."""
+"""Look for files and folders, and show the expected layout if one is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklcam.images.labels import are_splits
 
 AnyPath = str | os.PathLike[str]
 
-# Of images that Pillow opens.
+# The suffixes of images that Pillow opens.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -18,7 +18,7 @@ def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Return the files with these suffixes at any depth, sorted, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder):
-        # In place: os.walk goes on into the folders that are left in its own list.
+        # In place, as os.walk continues into the folders that are left in its own list.
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in names if not name.startswith("."))
         found += [os.path.join(parent, name) for name in visible if name.lower().endswith(suffixes)]
@@ -30,25 +30,25 @@ def class_folders(root: Path) -> list[Path]:
 
 
 def images_by_class(root: Path, tree: str) -> dict[str, list[str]]:
-    """Return the images in each class's folder; `tree` shows the layout to whoever lacks it."""
+    """Return the images in each class's folder. `tree` is the layout that an error shows."""
     if not root.is_dir():
         raise FileNotFoundError(missing(root, "", tree))
     folders = class_folders(root)
     names = [folder.name for folder in folders]
-    if are_splits(names):  # read as classes, they would train a network to tell splits apart
+    if are_splits(names):  # as classes, they would train a network to tell splits apart
         raise ValueError(
-            f"{root} holds the splits {', '.join(names)}, which are not classes. Load each by "
-            f"itself, such as {str(folders[0])!r}."
+            f"{root} holds the splits {', '.join(names)}, which are not classes. Load each one "
+            f"separately, such as {str(folders[0])!r}."
         )
     by_class = {folder.name: files_under(folder, SUFFIXES) for folder in folders}
     if not by_class:
         raise ValueError(missing(root, "folders of classes", tree))
     for label, images in by_class.items():
-        # Without this, an estimator would never hear of the class.
+        # Otherwise an estimator would never know of the class.
         if not images:
             raise ValueError(
-                f"The class folder {root / label} has no images in it, by their suffixes "
-                f"({', '.join(SUFFIXES)}): fill it, or take it away."
+                f"The class folder {root / label} has no files with a suffix of images "
+                f"({', '.join(SUFFIXES)}). Add images to it, or remove it."
             )
     return by_class
 
@@ -65,7 +65,7 @@ def first_with(name: str, places: Iterable[Path]) -> Path | None:
 
 
 def find(name: str, places: Sequence[Path], tree: str) -> Path:
-    """Return the first of these folders that has `name` in it."""
+    """Return the first of these folders that contains `name`."""
     place = first_with(name, places)
     if place is None:
         raise FileNotFoundError(missing(places[0], name, tree))

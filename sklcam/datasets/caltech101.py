@@ -1,4 +1,4 @@
-"""Caltech 101: objects of 101 categories, with outlines of them drawn by hand."""
+"""Caltech 101: objects of 101 categories, with outlines drawn by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TREE = """\
 <root>/Annotations/<class>/annotation_0001.mat (optional)
 or both in <root>/caltech101"""
 
-# Four folders of annotations are not named like their class; torchvision's loader has the same map.
+# Four folders of annotations are not named like their class. Torchvision's loader has the same map.
 _ANNOTATION_FOLDERS = {
     "Faces": "Faces_2",
     "Faces_easy": "Faces_3",
@@ -45,32 +45,32 @@ def load_caltech101(
 ) -> Bunch:
     """Load Caltech 101, with the outlines of its objects.
 
-    The set comes without a split. The protocol of the literature draws `n_train` images of each
-    class for training, and tests on the others, at most `n_test` per class.
+    The data set has no split. The protocol of the literature draws `n_train` images of each class
+    for training, and tests on the others, at most `n_test` per class.
 
     Parameters
     ----------
     root : path
-        Holds ``101_ObjectCategories`` and, for boxes and masks, ``Annotations``; or ``caltech101``
-        with both, as torchvision has it.
+        The folder that holds ``101_ObjectCategories`` and, for boxes and masks, ``Annotations``, or
+        ``caltech101`` with both, as in torchvision.
     subset : {"train", "test", "all"}, default="train"
         "all" is every image, whatever `n_train` and `n_test` are.
     n_train : int, default=30
         Images per class for training.
     n_test : int or None, default=50
-        At most this many images per class for testing; None takes all that are not for training.
+        Largest number of images per class for testing; None takes all that are not for training.
     include_background : bool, default=False
         Whether the 102nd folder, with images of nothing in particular, counts as a class.
     random_state : int, default=0
-        The seed of the draw. "train" and "test" of the same seed and `n_train` share no image.
+        The seed of the draw. With the same seed and `n_train`, "train" and "test" share no image.
     download : bool, default=False
-        Have torchvision download the set if it is not there.
+        Whether torchvision downloads the data set if it is missing.
 
     Returns
     -------
     Bunch
-        With ``data``, list of paths; ``target``, the names of their classes; ``target_names``;
-        ``boxes``, list of float64 arrays of shape (n_boxes, 4); ``masks``, object array of
+        With ``data``, a list of paths; ``target``, the names of their classes; ``target_names``;
+        ``boxes``, a list of float64 arrays of shape (n_boxes, 4); ``masks``, an object array of
         :class:`LazyMask`; and ``DESCR``. Boxes and masks are None without ``Annotations``, and
         empty for the background.
 
@@ -82,15 +82,15 @@ def load_caltech101(
         If `root` is not a path.
     ValueError
         If there is no such subset, a class has no images or none left for testing, or an annotation
-        lacks a field; the file is named.
+        lacks a field. The message names the file.
 
     Notes
     -----
-    Annotations count pixels from 1, and include the last one. A mask is the outline's polygon with
-    its corners rounded to pixels, filled; the pixels on the outline belong to the object.
+    Annotations count pixels from 1, and include the last one. A mask is the filled polygon of the
+    outline, with corners rounded to pixels; the pixels on the outline belong to the object.
 
-    torchvision unpacks only the gzipped parts of the download. If the annotations are not among
-    them, unpack ``Annotations.tar`` of the same archive beside ``101_ObjectCategories``.
+    Torchvision unpacks only the gzipped parts of the download. If the annotations are missing then,
+    unpack ``Annotations.tar`` from the same archive next to ``101_ObjectCategories``.
 
     References
     ----------
@@ -149,16 +149,16 @@ def _draw(
     if not 0 < n_train < len(images):
         raise ValueError(
             f"n_train must be from 1 to {len(images) - 1}, as {label!r} has {len(images)} images "
-            f"and one must be left for testing; got {n_train}. subset='all' loads all of them."
+            f"and one must be left for testing; got {n_train}. Use subset='all' to load all images."
         )
-    # Seeded by the class, too, so that a class's draw does not depend on which others there are.
+    # The class is part of the seed, so that its draw does not depend on the other classes.
     order = np.random.default_rng([seed, *label.encode()]).permutation(len(images))
     test = order[n_train:] if n_test is None else order[n_train : n_train + n_test]
     return [images[i] for i in sorted(order[:n_train] if subset == "train" else test)]
 
 
 def _annotation_of(home: Path, image: str, label: str) -> Path | None:
-    """Return the annotation of an image, None for the background."""
+    """Return the annotation file of an image; None for the background."""
     if label == _BACKGROUND:
         return None
     name = Path(image).stem.replace("image", "annotation")
@@ -171,7 +171,7 @@ def _annotation_of(home: Path, image: str, label: str) -> Path | None:
 
 
 def _read_outline(path: Path) -> tuple[Box, np.ndarray]:
-    """Return the box, and the outline: (n_points, 2), x and y of pixels' centres from 0."""
+    """Return the box and the outline, (n_points, 2): x and y of pixel centres, counted from 0."""
     annotation = loadmat(os.fspath(path))
     try:
         top, bottom, left, right = np.asarray(annotation["box_coord"], dtype=float).ravel()
@@ -182,7 +182,7 @@ def _read_outline(path: Path) -> tuple[Box, np.ndarray]:
             "row of x and a row of y."
         ) from None
     box = check_box((left - 1, top - 1, right, bottom), str(path))
-    # The outline counts from the box's corner.
+    # The outline is relative to the box's corner.
     return box, np.stack([x + left - 1, y + top - 1], axis=1)
 
 

@@ -27,32 +27,33 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
     ----------
     root : path
         The unpacked ``CUB_200_2011``, or the folder that holds it. The segmentations, which come in
-        an archive of their own, may lie in it or beside it. Nothing is downloaded, as torchvision
-        has no loader of this set.
+        a separate archive, may lie in it or next to it. Nothing is downloaded, as torchvision has
+        no loader for this data set.
     subset : {"train", "test", "all"}, default="train"
         The authors' split: 5994 and 5794 images.
 
     Returns
     -------
     Bunch
-        With ``data``, list of paths; ``target``, names such as "001.Black_footed_Albatross";
-        ``target_names``, all of ``classes.txt``; ``boxes``, list of float64 arrays of shape (1, 4);
-        ``masks``, object array of :class:`LazyMask`, or None without segmentations; and ``DESCR``.
+        With ``data``, a list of paths; ``target``, names such as "001.Black_footed_Albatross";
+        ``target_names``, all of ``classes.txt``; ``boxes``, a list of float64 arrays of shape
+        (1, 4); ``masks``, an object array of :class:`LazyMask`, or None without segmentations; and
+        ``DESCR``.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing; the message shows the layout.
+        If a file is missing. The message shows the expected layout.
     TypeError
         If `root` is not a path.
     ValueError
-        If there is no such subset, or the files do not fit together; the file is named.
+        If there is no such subset, or the files do not fit together. The message names the file.
 
     Notes
     -----
-    ``bounding_boxes.txt`` holds ``x y width height``, taken as edges that count from 0: boxes of
-    whole images read ``0 0 500 375``. The segmentations are means over annotators, from 0 to 255;
-    pixels of 128 and more are the bird's.
+    ``bounding_boxes.txt`` holds ``x y width height``, which are read as edges counted from 0: boxes
+    of whole images are ``0 0 500 375``. The segmentations are means over annotators, from 0 to 255;
+    pixels of at least 128 belong to the bird.
 
     References
     ----------
@@ -95,7 +96,7 @@ def load_cub200(root: AnyPath, *, subset: str = "train") -> Bunch:
 
 
 class _Table(dict[str, str]):
-    """The lines ``key value`` of a text file; a key that is missing names the file."""
+    """The lines ``key value`` of a text file. The error for a missing key names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +106,9 @@ class _Table(dict[str, str]):
         super().__init__({key: value for key, _, value in lines if key})
 
     def __missing__(self, key: str) -> str:
-        raise ValueError(f"{self.path} has no line for {key!r}.")
+        raise ValueError(
+            f"{self.path} has no line for {key!r}. Use the files of one copy of the data set."
+        )
 
 
 def _box_of(table: _Table, image: str) -> Box:

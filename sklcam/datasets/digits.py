@@ -20,8 +20,8 @@ def load_digits(*, n_class: int = 10) -> Bunch:
     Returns
     -------
     Bunch
-        With ``data``, float32 in [0, 1] of shape (n_images, 8, 8); ``target``, the digits, int;
-        ``target_names``; ``boxes`` and ``masks``, None; and ``DESCR``.
+        With ``data``, float32 in [0, 1] of shape (n_images, 8, 8); ``target``, the digits as ints;
+        ``target_names``; ``boxes`` and ``masks``, which are None; and ``DESCR``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Images of one's own: folders of classes, and CSV files of boxes."""
+"""Your own images: folders of classes, and CSV files of boxes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def find_images(root: AnyPath) -> list[str]:
-    """Return the images in a folder, at any depth, whatever its folders mean.
+    """Return the images in a folder, at any depth, whatever the folders in it mean.
 
     Parameters
     ----------
     root : path
-        Hidden files and folders, and files without the suffix of an image, are skipped.
+        The folder. Hidden files and folders, and files without the suffix of an image, are skipped.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def find_images(root: AnyPath) -> list[str]:
     TypeError
         If `root` is not a path.
     ValueError
-        If there are no images in it.
+        If the folder has no images.
 
     Examples
     --------
@@ -58,32 +58,32 @@ def find_images(root: AnyPath) -> list[str]:
     found = files_under(folder, SUFFIXES)
     if not found:
         raise ValueError(
-            f"There are no images in {os.fspath(root)!r}, by their suffixes "
-            f"({', '.join(SUFFIXES)})."
+            f"There are no images in {os.fspath(root)!r}. They must have one of the suffixes "
+            f"{', '.join(SUFFIXES)}."
         )
     return found
 
 
 def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
-    """Load images from a folder for each class.
+    """Load images from folders, one for each class.
 
     Parameters
     ----------
     root : path
-        Holds ``<class>/<image>``; folders within a class's folder belong to the class. Hidden files
-        and files without the suffix of an image are skipped.
+        The folder that holds ``<class>/<image>``. Folders within a class's folder belong to the
+        class. Hidden files and files without the suffix of an image are skipped.
     boxes : path or None, default=None
-        A CSV file with the columns ``path, x1, y1, x2, y2`` and maybe ``label``, one row per box.
-        Paths are relative to the folder of the CSV file, or else to `root`. With labels, an image's
-        boxes are those of its own class. Rows of files outside `root` are skipped, so that one file
-        can serve the folders of several splits.
+        A CSV file with the columns ``path, x1, y1, x2, y2`` and optionally ``label``, one row per
+        box. Paths are relative to the folder of the CSV file, or else to `root`. With labels, an
+        image's boxes are those of its own class. Rows for files outside `root` are skipped, so one
+        CSV file can serve the folders of several splits.
 
     Returns
     -------
     Bunch
-        With ``data``, list of paths, sorted; ``target``, the names of their classes;
+        With ``data``, a sorted list of paths; ``target``, the names of their classes;
         ``target_names``; ``boxes``, None or a list of float64 arrays of shape (n_boxes, 4), empty
-        for an image without a row; ``masks``, None; and ``DESCR``.
+        for an image without a row; ``masks``, which is None; and ``DESCR``.
 
     Raises
     ------
@@ -92,9 +92,9 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
     TypeError
         If `root` is not a path.
     ValueError
-        If `root` has no class folders, or folders of splits such as ``train`` and ``test`` in their
-        place; if a class has no images; or if the CSV file lacks a column, has a box that is not
-        one, or names an image that does not exist.
+        If `root` has no class folders, or has folders of splits such as ``train`` and ``test``
+        instead; if a class has no images; or if the CSV file lacks a column, has an invalid box, or
+        names an image that does not exist.
 
     Examples
     --------
@@ -116,11 +116,11 @@ def load_class_folders(root: AnyPath, *, boxes: AnyPath | None = None) -> Bunch:
 
 
 def load_boxes_csv(path: AnyPath) -> Bunch:
-    r"""Load a data set that a CSV file of labelled boxes describes.
+    r"""Load the data set that a CSV file of labelled boxes describes.
 
-    There is one entry for each image *and* label, with the boxes of that label: an image with
-    apples and bananas comes twice. That is the form of the pointing game, where each class in an
-    image is explained, ``explain(data, target=target)``.
+    There is one entry for each image *and* label, with the boxes of that label, so an image with
+    apples and bananas has two entries. The pointing game needs this form: it explains each class in
+    an image, ``explain(data, target=target)``.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
     Returns
     -------
     Bunch
-        With ``data``, list of paths, in the order of the file; ``target``, the labels;
-        ``target_names``; ``boxes``, list of float64 arrays of shape (n_boxes, 4); ``masks``, None;
-        and ``DESCR``.
+        With ``data``, a list of paths in the order of the file; ``target``, the labels;
+        ``target_names``; ``boxes``, a list of float64 arrays of shape (n_boxes, 4); ``masks``,
+        which is None; and ``DESCR``.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
     TypeError
         If `path` is not a path.
     ValueError
-        If a column is missing, or a box is not one; the message names file and line.
+        If a column is missing, or a box is invalid. The message names the file and the line.
 
     Examples
     --------
@@ -161,12 +161,14 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
     table = Path(path)
     entries: dict[tuple[str, str], list[Box]] = {}
     for where, name, annotated in _read_csv(table, ("path", "label", *_CORNERS)):
-        # One name for one file, however a row writes it.
+        # The same name for each file, however a row writes it.
         image = os.path.normpath(table.parent / name)
         if not annotated.label:
-            raise ValueError(f"{where}: the label is empty.")
+            raise ValueError(f"{where}: the label is empty. Give the class of the box.")
         if (image, annotated.label) not in entries and not os.path.isfile(image):
-            raise FileNotFoundError(f"{where}: there is no file {image}.")
+            raise FileNotFoundError(
+                f"{where}: there is no file {image}. Give paths relative to the CSV file's folder."
+            )
         entries.setdefault((image, annotated.label), []).append(annotated.box)
     data, target = [image for image, _ in entries], [label for _, label in entries]
     boxes = [box_array(corners) for corners in entries.values()]
@@ -174,7 +176,7 @@ def load_boxes_csv(path: AnyPath) -> Bunch:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, str, AnnotatedObject]]:
-    """Yield, for each row, its file and line, the path in it, and the object."""
+    """Yield the file and line of each row, the path in it, and the object."""
     # Spreadsheets write a byte order mark, which would be part of the first column's name.
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
@@ -182,14 +184,16 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, str, An
             header = rows.fieldnames or []
             if not set(columns) <= set(header):
                 raise ValueError(
-                    f"{path} must have the columns {', '.join(columns)} in its first line; "
+                    f"{path} must name the columns {', '.join(columns)} in its first line; "
                     f"it has {', '.join(header) or 'none'}."
                 )
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
-                # DictReader puts entries too many under the key None, and None for those too few.
+                # DictReader puts extra entries under the key None, and None for missing ones.
                 if None in row or None in row.values():
-                    raise ValueError(f"{where}: there must be one entry for each column.")
+                    raise ValueError(
+                        f"{where}: the line must have {len(header)} entries, one per column."
+                    )
                 box = check_box([row[name] for name in _CORNERS], where)
                 yield where, row["path"], AnnotatedObject(row.get("label", ""), box)
         except (UnicodeDecodeError, csv.Error) as error:
@@ -199,7 +203,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, str, An
 def _boxes_of_images(
     table: Path, root: Path, data: Sequence[str], target: Sequence[str]
 ) -> list[np.ndarray]:
-    """Return the boxes that a CSV file has of each image under `root`."""
+    """Return the boxes in a CSV file for each image under `root`."""
     index_of = {_resolved(Path(image)): i for i, image in enumerate(data)}
     objects: list[list[AnnotatedObject]] = [[] for _ in data]
     for where, name, annotated in _read_csv(table, ("path", *_CORNERS)):
@@ -207,14 +211,15 @@ def _boxes_of_images(
         i = next((index_of[place] for place in places if place in index_of), None)
         if i is not None:
             objects[i].append(annotated)
-        # A row may be of another split's image, outside root; any other is a mistake.
+        # A row may be for an image of another split, outside root; anything else is a mistake.
         elif places[0].is_relative_to(root.resolve()) or not places[0].is_file():
             raise ValueError(
-                f"{where}: there is no image {name!r}, neither beside the CSV file nor in {root}."
+                f"{where}: there is no image {name!r}. Give paths relative to the CSV file's "
+                f"folder or to {root}."
             )
     return list(map(boxes_of_class, objects, target, data))
 
 
 def _resolved(path: Path) -> Path:
-    """Return the path by which a file is known, whatever links lead to its folder."""
+    """Return the path of a file with all links to its folder resolved."""
     return path.parent.resolve() / path.name

@@ -1,4 +1,4 @@
-"""ImageNet's images of 1000 classes, with the boxes of its localisation task."""
+"""ImageNet: images of 1000 classes, with the boxes of its localisation task."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ def load_imagenet(
     Parameters
     ----------
     root : path
-        Holds ``<subset>``, or Kaggle's ``Data/CLS-LOC/<subset>``, also in a folder ``ILSVRC``, with
-        a folder of images for each class; without such folders, an image's class is that of its
-        boxes.
+        The folder that holds ``<subset>``, or Kaggle's ``Data/CLS-LOC/<subset>``, also within
+        ``ILSVRC``, with a folder of images for each class. Without such folders, an image's class
+        is that of its boxes.
     subset : {"train", "val"}, default="val"
     annotations : path or None, default=None
-        A folder with ``<image>.xml``, in folders of the classes or not. None takes
-        ``<root>/Annotations/CLS-LOC/<subset>``, if it is there.
+        A folder with ``<image>.xml``, with or without class folders. None takes
+        ``<root>/Annotations/CLS-LOC/<subset>`` if it exists.
 
     Returns
     -------
     Bunch
-        With ``data``, list of paths, sorted; ``target``, the classes as WordNet ids;
-        ``target_names``; ``boxes``, list of float64 arrays of shape (n_boxes, 4), those of the
-        image's class, empty for an image without an XML file, or None without their folder;
-        ``masks``, None; and ``DESCR``.
+        With ``data``, a sorted list of paths; ``target``, the classes as WordNet ids;
+        ``target_names``; ``boxes``, a list of float64 arrays of shape (n_boxes, 4) with the boxes
+        of the image's class, empty for an image without an XML file, or None without a folder of
+        annotations; ``masks``, which is None; and ``DESCR``.
 
     Raises
     ------
     FileNotFoundError
-        If there are no images, or no annotations of any of them.
+        If there are no images, or no annotation of any image.
     TypeError
         If `root` is not a path.
     ValueError
-        If there is no such subset, a class has no images, the class of an image cannot be known, or
-        an XML file lacks a field; the file is named.
+        If there is no such subset, a class has no images, the class of an image is not known, or an
+        XML file lacks a field. The message names the file.
 
     Notes
     -----
     The XML files count pixels from 0, and include the last one: a box as wide as an image of 500
-    pixels goes from 0 to 499. In the training set, about half of the images have boxes. Some reach
-    beyond the image, and are cut; some have their corners swapped, and are put in order.
+    pixels goes from 0 to 499. In the training set, about half of the images have boxes. Boxes that
+    reach beyond the image are clipped, and swapped corners are put in order.
 
-    Boxes are in pixels of the size that the XML file names. No image is opened to see whether it
-    still has that size: if you resize the images, resize their boxes, too.
+    Boxes are in pixels of the size in the XML file. No image is opened to check that it still has
+    this size: if you resize the images, resize their boxes too.
 
     References
     ----------
@@ -114,8 +114,8 @@ def load_imagenet(
 def _label_of(image: str, objects: Sequence[AnnotatedObject]) -> str:
     if not objects:
         raise ValueError(
-            f"The class of {image} is not known, as it lies in no class folder and no XML file "
-            f"has an object of it. The expected layout is:\n{_TREE}"
+            f"The class of {image} is not known, as it is not in a class folder, and no XML file "
+            f"has an object in it. The expected layout is:\n{_TREE}"
         )
     return objects[0].label
 
@@ -123,14 +123,14 @@ def _label_of(image: str, objects: Sequence[AnnotatedObject]) -> str:
 def _objects_in(
     annotations: Path, data: Sequence[str], folder: Path
 ) -> list[list[AnnotatedObject]]:
-    """Return the objects in each image's XML file, none for an image without one."""
+    """Return the objects in each image's XML file; an empty list for an image without one."""
     files = {_name_in(annotations, file): file for file in files_under(annotations, (".xml",))}
-    # By class and name where there are folders of classes: names alone need not be unique.
+    # By class and name if there are class folders, as names alone may not be unique.
     names = [_name_in(folder, image) for image in data]
     found = [files.get(name) or files.get(Path(name.name)) for name in names]
     if not any(found):
         raise FileNotFoundError(
-            f"{annotations} has no XML file of any of the images in {folder}. The expected layout "
+            f"{annotations} has no XML file for any image in {folder}. The expected layout "
             f"is:\n{_TREE}"
         )
     return [read_xml(Path(file), first=0) if file else [] for file in found]

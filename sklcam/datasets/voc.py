@@ -1,4 +1,4 @@
-"""PASCAL VOC: objects of 20 classes, several in an image, with boxes and segmentations."""
+"""PASCAL VOC: objects of 20 classes, several per image, with boxes and segmentations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TREE = """\
 <root>/VOCdevkit/VOC<year>/ImageSets/{Main,Segmentation}/<subset>.txt
 <root>/VOCdevkit/VOC<year>/SegmentationClass/<image>.png (for segmentation=True)"""
 
-# In the order of their numbers in the segmentations, from 1.
+# In the order of their numbers in the segmentations, which begin at 1.
 _CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
@@ -39,52 +39,54 @@ def load_voc(
     difficult: bool = False,
     download: bool = False,
 ) -> Bunch:
-    """Load PASCAL VOC: an entry for each image and class in it.
+    """Load PASCAL VOC, with an entry for each image and each class in it.
 
-    An image with a person and two dogs comes twice, as "dog", with two boxes, and as "person": a
-    map explains one class, and the pointing game is played for each class in the image.
+    An image with a person and two dogs has two entries: "dog", with two boxes, and "person". A map
+    explains one class, and the pointing game is played for each class in the image.
 
     Parameters
     ----------
     root : path
-        Holds ``VOCdevkit/VOC<year>``, or is ``VOC<year>`` itself.
+        The folder that holds ``VOCdevkit/VOC<year>``, or ``VOC<year>`` itself.
     year : {"2007", ..., "2012"}, default="2012"
     subset : {"train", "val", "trainval", "test"}, default="val"
-        The authors' split. Only that of 2007 has annotations for "test".
+        The authors' split. Only 2007 has annotations for "test".
     segmentation : bool, default=False
         Whether to load only the images of the segmentation task, with masks.
     difficult : bool, default=False
         Whether objects that the annotators marked as difficult count. Otherwise they are left out,
-        and with them each entry that has no others.
+        and so are entries without any other object.
     download : bool, default=False
-        Have torchvision download the year if this subset is not there.
+        Whether torchvision downloads the year if this subset is missing.
 
     Returns
     -------
     Bunch
-        With ``data``, list of paths; ``target``, the classes; ``target_names``, all 20; ``boxes``,
-        list of float64 arrays of shape (n_boxes, 4), those of the class; ``masks``, None or an
-        object array of :class:`LazyMask`, those of the class; and ``DESCR``.
+        With ``data``, a list of paths; ``target``, the classes; ``target_names``, all 20 names;
+        ``boxes``, a list of float64 arrays of shape (n_boxes, 4) with the boxes of the class;
+        ``masks``, None or an object array of :class:`LazyMask` of the class; and ``DESCR``.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing; the message shows the layout.
+        If a file is missing. The message shows the expected layout.
     TypeError
         If `root` is not a path.
     ValueError
-        If there is no such year or subset, or an XML file lacks a field; the file is named.
+        If there is no such year or subset, or an XML file lacks a field. The message names the
+        file.
 
     Notes
     -----
     The XML files count pixels from 1, and include the last one. A mask holds the pixels of the
-    class in ``SegmentationClass``; the void border around objects is not part of them. The
-    segmentation task labels some objects differently: a mask may be empty where there is a box.
+    class in ``SegmentationClass``; the void border around objects is not part of it. The
+    segmentation task labels some objects differently, so a mask may be empty although there is a
+    box.
 
     References
     ----------
-    Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010; for the game,
-    Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
+    Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010; for the
+    pointing game, Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
 
     Examples
     --------
@@ -106,7 +108,7 @@ def load_voc(
     check_choice("year", year, _YEARS)
     check_choice("subset", subset, ("train", "val", "trainval", "test"))
     listed = f"ImageSets/{'Segmentation' if segmentation else 'Main'}/{subset}.txt"
-    # torchvision unpacks the year 2011 into "TrainVal", as its archive says.
+    # Torchvision unpacks the year 2011 into "TrainVal", as its archive says.
     folders = (f"VOCdevkit/VOC{year}", f"TrainVal/VOCdevkit/VOC{year}", f"VOC{year}", "")
     places = [Path(root, folder) for folder in folders]
     if download and not first_with(listed, places):

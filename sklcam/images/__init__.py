@@ -1,6 +1,6 @@
-"""What X may be, and how it becomes batches of images: forms, frames, views, labels, rows.
+"""Images: what X may be, and how it becomes batches; forms, frames, views, labels and rows.
 
-Nothing here knows of networks.
+Nothing here depends on networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What X may be, in words; and, of what it may not be, what would do."""
+"""Messages about X: which forms it may have, and what to do with anything else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMS = (
     "images or encoded images; or a map-style torch or Hugging Face Dataset of images."
 )
 
-# What reads a file that holds more than one image, by its suffix.
+# How to read a file that holds more than one image, by its suffix.
 _READERS = {
     ".csv": 'pandas.read_csv(path)["the column of paths"]',
     ".npy": "numpy.load(path)",
@@ -38,17 +38,17 @@ _READERS = {
 
 
 def diagnose(X: Any) -> str:
-    """Say what X is, when it is not a form of images, and what may have been meant."""
+    """Say what X is if it is not images in a known form, and what to pass instead."""
     name = f"{type(X).__module__}.{type(X).__qualname__}".removeprefix("builtins.")
     if isinstance(X, str | os.PathLike):
         return _diagnose_path(os.fsdecode(X))
     if isinstance(X, bytes | bytearray | memoryview | io.BytesIO):
-        return f"X is {name} of one image: wrap it in a list, X=[data]."
+        return f"X is {name} with one image: wrap it in a list, X=[data]."
     if isinstance(X, Image.Image):
         return "X is one PIL image: wrap it in a list, X=[image]."
     if isinstance(X, np.ndarray):
         strings = (
-            ": bytes of an array of NumPy's lose zeros at their end, so pass a list"
+            ": bytes in a NumPy array lose zeros at their end, so pass a list"
             if X.dtype.kind == "S"
             else ", whose entries are not pixels"
         )
@@ -61,42 +61,42 @@ def diagnose(X: Any) -> str:
         )
     if isinstance(X, DataLoader):
         return (
-            "X is a DataLoader: pass the data set that it reads, X.dataset; iter_explain of an "
-            "explainer takes the loader itself."
+            "X is a DataLoader: pass the data set that it reads, X.dataset. An explainer's "
+            "iter_explain takes the loader itself."
         )
     if isinstance(X, io.IOBase):
         return f"X is an open file ({name}): pass its path or bytes in a list, X=[file.read()]."
     if is_stream(X):
         return (
-            f"X is a {name}, which has no indices: pass list(X) if its images fit into memory; "
-            "iter_explain of an explainer takes it as it is."
+            f"X is a {name}, which has no indices: pass list(X) if its images fit into memory. "
+            "An explainer's iter_explain takes it as it is."
         )
     if isinstance(X, Dataset):
-        return f"X is {name}, a data set without length or indices: a map-style Dataset is needed."
+        return f"X is {name}, a data set without length or indices: pass a map-style Dataset."
     if hasattr(X, "tocsr"):
-        return f"X is a sparse matrix ({name}): tables are not images."
+        return f"X is a sparse matrix ({name}), but tables are not images."
     if name.startswith("dask."):
         return f"X is a {name}, which is not computed yet: pass X.compute()."
     if hasattr(X, "__array__") and getattr(X, "shape", None):
         return f"X is a {name}: pass np.asarray(X) if its entries are pixels."
     if isinstance(X, Iterable) and not isinstance(X, range):
-        return f"X is a {name}: pass list(X) if it is of file paths or images."
+        return f"X is a {name}: pass list(X) if it holds file paths or images."
     return "X is None." if X is None else f"X is a {name}."
 
 
 def advice_on_path(path: str) -> str:
-    """Say what to do with a path that is not that of a file."""
+    """Say what to do with a text that is not the path of a file."""
     if path.startswith(BASE64):
-        return "; it is base64: pass base64.b64decode(text), without what precedes a comma"
+        return "; it is base64: pass base64.b64decode(text), without the part before a comma"
     if "://" in path:
-        return "; it is a URL: download it, and pass the path, or its bytes"
+        return "; it is a URL: download it, and pass the path or the bytes"
     if any(character in path for character in "*?"):
         return "; it is a pattern: pass sorted(glob.glob(pattern))"
     return f", {_FOLDER}" if os.path.isdir(path) else ""
 
 
 _FOLDER = (
-    "a folder: sklcam.datasets.load_class_folders lists the images of a folder for each class; "
+    "a folder: use sklcam.datasets.load_class_folders if it has a folder for each class; "
     'for the images of one folder, pass sorted(pathlib.Path(folder).glob("*.jpg"))'
 )
 
@@ -106,9 +106,9 @@ def advice_on_entry(entry: Any) -> str:
     if _is_missing(entry):
         return ": leave such rows out, and their labels"
     if isinstance(entry, io.IOBase):
-        return ": pass its path, or what its read() returns"
+        return ": pass its path, or the result of its read()"
     if isinstance(entry, list | int | float | np.number):
-        return ": pixels come as an array, np.asarray(X)"
+        return ": pass pixels as an array, np.asarray(X)"
     return ""
 
 
@@ -119,7 +119,7 @@ def _is_missing(entry: Any) -> bool:
 
 
 def _diagnose_path(path: str) -> str:
-    """Say what to do with a path that was given in the place of X."""
+    """Say what to do with a path that was given as X."""
     text = path if len(path) < 100 else f"{path[:100]}..."
     if os.path.isdir(path):
         return f"X is {text!r}, {_FOLDER}."

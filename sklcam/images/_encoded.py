@@ -1,4 +1,4 @@
-"""Images that are to be decoded: files, their bytes, and pictures that Pillow has opened."""
+"""Encoded images: files, their bytes, and pictures that Pillow has opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklcam.images._pixels import check_pages, lies_on_its_side
 
 Encoded = str | bytes | Image.Image
 
-# How JPEG, PNG, GIF and WebP begin in base64, and any of them in a web page.
+# The beginnings of JPEG, PNG, GIF and WebP in base64, and of any image in a web page.
 BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:image/")
 
 _MAX_SHOWN = 240
@@ -27,8 +27,7 @@ _MAX_SHOWN = 240
 def as_encoded(value: Any) -> Encoded | None:
     """Return a path, bytes or PIL image, which can go to other processes; None for anything else.
 
-    Of a dict of "bytes" and "path", as in files of Hugging Face's, the bytes count, or else the
-    path.
+    In a dict of "bytes" and "path", as in Hugging Face's files, the bytes count, or else the path.
     """
     if isinstance(value, Image.Image | str | bytes):
         return value
@@ -43,19 +42,19 @@ def as_encoded(value: Any) -> Encoded | None:
 
 
 def is_bytes_and_path(value: Any) -> bool:
-    """Whether a value is a dict of "bytes" and "path", or of one of them."""
+    """Whether a value is a dict of "bytes" and "path", or of only one of them."""
     return isinstance(value, Mapping) and bool(value) and set(value) <= {"bytes", "path"}
 
 
 def is_batch_of_one(value: Any) -> bool:
-    """Whether a value is an image with an axis of images before it, as processors return it."""
+    """Whether a value is one image with a batch axis, as processors return it."""
     return isinstance(value, np.ndarray | Tensor) and value.ndim == 4 and len(value) == 1
 
 
 def is_image(value: Any) -> bool:
     """Whether a value is one image, and not a label, a box, a vector or a name.
 
-    Texts are names: which of them are paths cannot be told.
+    Strings count as names, as paths among them cannot be recognised.
     """
     if is_batch_of_one(value):
         value = value[0]
@@ -65,7 +64,7 @@ def is_image(value: Any) -> bool:
         try:
             with opened(as_encoded(value)):
                 return True
-        except Exception:  # whatever a decoder raises
+        except Exception:  # a decoder may raise anything
             return False
     if isinstance(value, Tensor):
         return value.ndim == 3
@@ -74,7 +73,7 @@ def is_image(value: Any) -> bool:
 
 @contextmanager
 def opened(item: Any) -> Iterator[Image.Image]:
-    """Open what `as_encoded` has returned."""
+    """Open a path, bytes or PIL image that `as_encoded` has returned."""
     if isinstance(item, Image.Image):
         yield item
         return
@@ -91,16 +90,16 @@ def opened(item: Any) -> Iterator[Image.Image]:
 
 
 def draft(image: Image.Image, item: Any, size: tuple[int, int] | None) -> Image.Image:
-    """Return an image, of a large JPEG file at a fraction of its sides, of this size or more.
+    """Return an image; decode a large JPEG file at a fraction of its sides, but at least ``size``.
 
     Parameters
     ----------
     image : Image
-        As :func:`opened` yields it, not loaded yet.
+        An image from :func:`opened`, not loaded yet.
     item : Encoded
-        What was opened. A picture that somebody else has opened stays as it is.
+        The item that was opened. A picture that the user has opened stays as it is.
     size : (height, width) or None
-        Upright. None leaves the file as it is.
+        The least size of the upright image. None leaves the file as it is.
 
     Returns
     -------
@@ -112,25 +111,25 @@ def draft(image: Image.Image, item: Any, size: tuple[int, int] | None) -> Image.
     drafted = image.draft(None, (width, height))  # keeps the mode, and never goes below the size
     if drafted is None:
         return image
-    # The last row and column may stand for a few pixels alone; as whole ones they would shift all.
+    # The last row and column may stand for only a few pixels; kept whole, they would shift all.
     width, height = (round(side) for side in drafted[1][2:])
     return image if (width, height) == image.size else image.crop((0, 0, width, height))
 
 
 def shown(text: str) -> str:
-    """Return a text as it is quoted in a message; of a path, the end is what tells."""
+    """Return a text as a message quotes it, with its end, which matters in a path."""
     half = _MAX_SHOWN // 2
     return repr(text if len(text) <= _MAX_SHOWN else f"{text[:half]}...{text[-half:]}")
 
 
 def _advice_on(item: str | bytes) -> str:
-    """Say what may have been meant by something that is not an image file."""
+    """Say what something that is not an image file may be, and what to do with it."""
     if isinstance(item, str):
         is_archive = zipfile.is_zipfile(item) or tarfile.is_tarfile(item)
-        return ": it is an archive; unpack it first" if is_archive else ""
+        return ": it is an archive, so unpack it first" if is_archive else ""
     text = item[:4096].decode("latin-1")
     if text.startswith(BASE64):
-        return ": they are base64: pass base64.b64decode(text), without what precedes a comma"
+        return ": they are base64, so pass base64.b64decode(text), without the part before a comma"
     if item and len(item) < 4096 and text.isprintable():
         return ": if they are a path, pass it as a str, os.fsdecode(path)"
     return ""

@@ -1,7 +1,7 @@
-"""Many paths: held in one piece, and looked for folder by folder.
+"""Many paths: stored in one array, and checked folder by folder.
 
-A million of them as Python's strings are a million objects, whose counts of references every
-process that reads them writes to, so that each process ends up with a copy of its own.
+A million paths as Python strings are a million objects. Every process that reads them writes to
+their reference counts, and so ends up with a copy of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-# A folder is listed if at least so many files of it are wanted, and for so many entries for each.
+# A folder is listed if this many of its files are wanted, up to this many entries for each file.
 _FEWEST_TO_LIST = 64
 _ENTRIES_A_FILE = 20
 
 
 class Paths(Sequence[str]):
-    """Paths in one array, which processes share once they are forked.
+    """Paths in one array, which forked processes share.
 
     Examples
     --------
@@ -47,8 +47,8 @@ class Paths(Sequence[str]):
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Return the paths at which there is no file, in their order.
 
-    A file system far away answers for each path as slowly as it lists a part of a folder. So
-    folders are listed of which many files are wanted.
+    On a remote file system, checking one path takes as long as listing a part of a folder. Folders
+    are therefore listed if many of their files are wanted.
     """
     by_folder: dict[str, list[str]] = {}
     for path in paths:
@@ -56,15 +56,15 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     lost: set[str] = set()
     for folder, wanted in by_folder.items():
         unseen = _not_listed(folder, wanted) if len(wanted) >= _FEWEST_TO_LIST else wanted
-        # Names may be written in another way than they are listed, and links lead elsewhere.
+        # Names may be spelled differently from the listing, and links lead elsewhere.
         lost.update(path for path in unseen if not os.path.isfile(path))
     return [path for path in paths if path in lost] if lost else []
 
 
 def _not_listed(folder: str, wanted: Sequence[str]) -> Iterator[str]:
-    """Yield those of a folder's files that are not among its first entries."""
+    """Yield the wanted files that are not among the first entries of a folder."""
     names = {os.path.basename(path): path for path in wanted}
-    # One that is not there, or may not be listed, tells nothing.
+    # A folder that does not exist, or must not be listed, tells nothing.
     with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
         for entry in islice(entries, _ENTRIES_A_FILE * len(wanted)):
             if entry.name in names and entry.is_file():

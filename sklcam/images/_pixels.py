@@ -1,4 +1,4 @@
-"""One image as a tensor, whatever form it has, and the checks of its pixels."""
+"""Pixels: one image in any form as a tensor, with checks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-# Floats are scanned this many pixels at a time: it bounds the memory that a memory map takes.
+# Floats are scanned this many pixels at a time, which limits the memory for a memory map.
 _SCAN_PIXELS = 2**22
 
-# Rounding may have brought a float this far out of [0, 1]; such pixels are clamped when read.
+# Rounding may take a float this far out of [0, 1]; such pixels are clamped when read.
 _ROUNDING = 1e-6
 
-# More channels than these of a picture (grey or RGB, with or without alpha) are told from its sides
-# by being fewer than the pixels along them.
+# Pictures (grey or RGB, with or without alpha) have at most this many channels. More channels are
+# recognised by being fewer than the pixels along the sides.
 MAX_CHANNELS = 4
 
 # Tags of TIFF files.
@@ -32,26 +32,26 @@ WHITE: RGB = (255, 255, 255)
 
 
 class Reading(NamedTuple):
-    """How images are read, where neither a shape nor a file tells."""
+    """How images are read, if neither a shape nor a file tells."""
 
     channels: str | None = None
     background: RGB | None = None  # None is white for files, and leaves arrays as they are
-    column: str | None = None  # the name of the image among what a table or an item holds
+    column: str | None = None  # the name of the image in a table or an item
 
 
 def item_tensor(image: Any, name: str, reading: Reading, hint: str = "") -> Tensor:
-    """Return an item of a lazy source as a tensor, with the checks that arrays get at the door.
+    """Return an item of a lazy source as a tensor, with the checks that arrays get in advance.
 
-    The hint is added to the message where pixels are out of range.
+    The hint is added to the message if pixels are out of range.
     """
     if isinstance(image, Image.Image):
         with naming(name):
             return rgb_tensor(image, reading.background)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(
-            f"{name} is a {type(image).__name__}; an item of a data set must be a PIL image, an "
+            f"{name} is a {type(image).__name__}. An item of a data set must be a PIL image, an "
             "array of shape (height, width) or (height, width, n_channels), a tensor of shape "
-            "(n_channels, height, width), or a tuple that starts with one of them."
+            "(n_channels, height, width), or a tuple that starts with one of these."
         )
     channels = locate_channels(image, name, reading.channels)
     check_pixel_dtype(image, name)
@@ -64,9 +64,9 @@ def item_tensor(image: Any, name: str, reading: Reading, hint: str = "") -> Tens
 def copy_channels_first(
     image: np.ndarray | Tensor, channels: str, background: RGB | None = None
 ) -> Tensor:
-    """Return a copy, uint8 or float32, with the channels third from last; it shares no memory."""
+    """Return a copy, uint8 or float32, with the channels third from last."""
     if isinstance(image, Tensor):
-        # As a plain tensor: torchvision's classes of tensors would follow into the network.
+        # As a plain tensor: torchvision's tensor classes would otherwise reach the network.
         dtype = torch.uint8 if is_uint8(image) else torch.float32
         tensor = image.detach().as_subclass(Tensor).to(dtype, copy=True)
     else:
@@ -78,7 +78,7 @@ def copy_channels_first(
 
 
 def _laid_on(background: RGB | None, pixels: Tensor) -> Tensor:
-    """Compose pixels, whose last channel is their opacity, on a background."""
+    """Lay pixels, whose last channel is their opacity, over a background."""
     *colours, alpha = pixels.unbind(-3)
     mode = "L" if len(colours) == 1 else "RGB"
     behind = Image.new("RGB", (1, 1), background).convert(mode).tobytes()
@@ -99,10 +99,10 @@ def rgb_tensor(image: Image.Image, background: RGB | None = None) -> Tensor:
     if image.mode.startswith("I;16"):
         return _deep_grey(image, background)
     if image.has_transparency_data:
-        # The colours behind full transparency are whatever an editor left there.
+        # The colours of fully transparent pixels are whatever an editor has left there.
         canvas = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
@@ -112,7 +112,7 @@ def check_pages(image: Image.Image) -> None:
         return
     for page in range(1, image.n_frames):
         image.seek(page)
-        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:  # a thumbnail says that it is one
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:  # thumbnails are marked
             raise ValueError(
                 f"it has {image.n_frames} pages; pass the page you mean as a PIL image, after "
                 "Image.open(path) and seek(page)."
@@ -121,9 +121,9 @@ def check_pages(image: Image.Image) -> None:
 
 
 def _deep_grey(image: Image.Image, background: RGB) -> Tensor:
-    """Return a grey image of 16 bits, float32; Pillow would cut off everything above 255."""
+    """Return a 16-bit grey image as float32; Pillow would clip everything above 255."""
     values = np.asarray(image)
-    # Pillow scales the values of TIFF files neither by their depth nor by what they stand for.
+    # In TIFF files, Pillow ignores the depth of values, and whether 0 is white.
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     grey = torch.from_numpy(values.astype(np.float32)) / (2**bits - 1)
@@ -137,25 +137,25 @@ def _deep_grey(image: Image.Image, background: RGB) -> Tensor:
 
 
 def load_upright(image: Image.Image) -> Image.Image:
-    """Return the image, loaded and turned as its EXIF orientation says."""
+    """Load an image, and turn it as its EXIF orientation says."""
     if 0 in image.size:
         raise ValueError(f"its size is {image.width} x {image.height}.")
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"its pixels have 32 bits (mode {image.mode!r}) and thus no known range; "
+            f"its pixels have 32 bits (mode {image.mode!r}), so their range is not known; "
             "pass float arrays in [0, 1] instead."
         )
     image.load()
-    # To turn an image is to copy it, also where there is nothing to turn.
+    # exif_transpose() copies an image even if there is nothing to turn.
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return the height and width that `load_upright` would give, mostly without loading."""
+    """Return the height and width after `load_upright`, mostly without loading the image."""
     if image.format == "TIFF" and lies_on_its_side(image):
-        image.load()  # Pillow turns a TIFF as it loads it; its size before depends on the version
+        image.load()  # Pillow turns a TIFF on loading; its size before depends on the version
     if lies_on_its_side(image):
         return image.width, image.height
     return image.height, image.width
@@ -168,7 +168,7 @@ def lies_on_its_side(image: Image.Image) -> bool:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a ValueError that says which image it was."""
+    """Turn any error of a decoder into a ValueError that names the image."""
     try:
         yield
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
@@ -185,11 +185,11 @@ def check_pixel_dtype(pixels: np.ndarray | Tensor, name: str) -> None:
     if isinstance(pixels, np.ma.MaskedArray):
         raise ValueError(
             f"{name} is a masked array, whose masked pixels have values that no network should "
-            f"see; pass {name}.filled(...)."
+            f"see. Pass {name}.filled(...)."
         )
     if isinstance(pixels, Tensor):
         if pixels.layout != torch.strided:
-            raise ValueError(f"{name} is a sparse tensor; pass a dense one, {name}.to_dense().")
+            raise ValueError(f"{name} is a sparse tensor. Pass a dense one, {name}.to_dense().")
         is_float = pixels.is_floating_point() and pixels.dtype.itemsize > 1
         is_whole = not (
             pixels.dtype.is_floating_point or pixels.is_complex() or pixels.is_quantized
@@ -203,7 +203,7 @@ def check_pixel_dtype(pixels: np.ndarray | Tensor, name: str) -> None:
     advice = ""
     if is_whole and not (isinstance(pixels, Tensor) and pixels.is_meta):
         values = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels)
-        low, high = int(values.min()), int(values.max())  # torch has none for all types
+        low, high = int(values.min()), int(values.max())  # torch lacks these for some types
         advice = f" Its values range from {low} to {high}: "
         if low >= 0 and high <= 1:
             advice += f"pass {name}{to_floats}."
@@ -222,7 +222,7 @@ def locate_channels(
     channels: str | None,
     batch: tuple[int, ...] | None = None,
 ) -> str:
-    """Return where an image's channels are, "first" or "last".
+    """Return the place of an image's channels, "first" or "last".
 
     Parameters
     ----------
@@ -230,18 +230,20 @@ def locate_channels(
         An image, or the first of a batch.
     name : str
     channels : {"first", "last"} or None
-        What was said of it, if anything.
+        The user's setting, if any.
     batch : tuple of int or None, default=None
         The shape of the batch, which the messages show.
     """
     shape = tuple(image.shape) if batch is None else batch
     if image.ndim != 3 and (image.ndim != 2 or isinstance(image, Tensor)):
         raise ValueError(
-            f"{name} has shape {shape}; an image is an array of shape (height, width) or "
+            f"{name} has shape {shape}. An image must be an array of shape (height, width) or "
             "(height, width, n_channels), or a tensor of shape (n_channels, height, width)."
         )
     if 0 in image.shape:
-        raise ValueError(f"{name} has shape {shape}: its images have no pixels.")
+        raise ValueError(
+            f"{name} has shape {shape}, so its images have no pixels. Pass images with pixels."
+        )
     if image.ndim == 2:
         return "last"
     if channels is not None:
@@ -252,41 +254,43 @@ def locate_channels(
         kind, usual, move = "an array", "last", "transpose"
     found = _channels_by_shape(tuple(image.shape))
     sides = image.shape[1:] if usual == "first" else image.shape[:-1]
-    # The shape of a toy says nothing, and neither does that of single pixels.
+    # The shape of a tiny image says nothing, nor does that of single pixels.
     if found == usual or max(image.shape) <= MAX_CHANNELS or max(sides) == 1:
         return usual
     if found is None:
         raise ValueError(
-            f"{name} is {kind} of shape {shape}, whose channels may come first or last. Say which: "
-            f'pass sklcam.images.ImageDataset(X, channels="{usual}") in place of X.'
+            f"{name} is {kind} of shape {shape}, whose channels may be first or last. Pass "
+            f'sklcam.images.ImageDataset(X, channels="{usual}") instead of X if they are {usual}.'
         )
     n_leading = len(shape) - 3
     order = (1, 2, 0) if found == "first" else (2, 0, 1)
     axes = (*range(n_leading), *(n_leading + axis for axis in order))
     raise ValueError(
-        f"{name} is {kind} of shape {shape}, with its channels {found}; they come {usual} in such: "
-        f"pass {name}.{move}{axes}, or sklcam.images.ImageDataset(X, channels={found!r})."
+        f"{name} is {kind} of shape {shape}, with its channels {found}; {kind} must have them "
+        f"{usual}. Pass {name}.{move}{axes}, or sklcam.images.ImageDataset(X, channels={found!r})."
     )
 
 
 def _channels_by_shape(shape: tuple[int, ...]) -> str | None:
-    """Return where an image of three axes has its channels, None if it could be either."""
+    """Return the place of the channels in an image with three axes; None if it is ambiguous."""
     limit = MAX_CHANNELS
     if min(shape[0], shape[-1]) > limit and shape.count(min(shape)) == 1:
-        limit = min(shape)  # more than a picture has, but fewer than there are pixels a side
+        limit = min(shape)  # more than a picture has, but fewer than the pixels along each side
     few = [place for n, place in ((shape[0], "first"), (shape[-1], "last")) if n <= limit]
     return few[0] if len(few) == 1 else None
 
 
 def check_pixel_values(images: np.ndarray | Tensor) -> None:
-    """Check that all pixels are finite and in [0, 1], a piece at a time, without a copy."""
+    """Check that all pixels are finite and in [0, 1], in pieces and without a copy."""
     if isinstance(images, Tensor) and images.is_meta:
-        raise ValueError("X is on the meta device, where tensors have no values.")
+        raise ValueError(
+            "X is on the meta device, where tensors have no values. Pass tensors with values."
+        )
     lowest, highest = math.inf, -math.inf
     step = max(1, _SCAN_PIXELS // math.prod(images.shape[1:]))
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
-        # A NaN is the minimum and the maximum of whatever it is in.
+        # The minimum and the maximum of values with a NaN are NaN.
         low, high = float(chunk.min()), float(chunk.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             for i, image in enumerate(chunk, start):
@@ -296,15 +300,15 @@ def check_pixel_values(images: np.ndarray | Tensor) -> None:
 
 
 def warn_of_binary_bytes(images: np.ndarray | Tensor) -> None:
-    """Warn if bytes are 0 and 1 alone: they are shares of 255, and all of them black."""
+    """Warn if all bytes are 0 or 1, as they count as levels of 255 and all images are black."""
     if isinstance(images, Tensor) and images.is_meta:
         return
-    # A look at the first ones tells, mostly: only where these are so, all are read.
+    # The first images mostly decide; all are read only if these are 0 and 1.
     some = images[: max(1, _SCAN_PIXELS // math.prod(images.shape[1:]))]
     if int(some.max()) == 1 == int(images.max()):
         warnings.warn(
-            "X is of bytes, which go from 0 to 255, but has no value above 1, so that its images "
-            "are black. If they are of 0 and 1, pass X * 255.",
+            "X has bytes, which range from 0 to 255, but none is above 1, so its images are "
+            "black. If they are masks of 0 and 1, pass X * 255.",
             stacklevel=2,
         )
 
@@ -312,7 +316,9 @@ def warn_of_binary_bytes(images: np.ndarray | Tensor) -> None:
 def _finite_extremes(image: np.ndarray | Tensor, name: str) -> tuple[float, float]:
     low, high = float(image.min()), float(image.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} has pixels that are NaN or infinite.")
+        raise ValueError(
+            f"{name} has pixels that are NaN or infinite. Replace them, or leave it out."
+        )
     return low, high
 
 
@@ -325,9 +331,9 @@ def _check_range(low: float, high: float, subject: str, hint: str = "") -> None:
 
 
 def _advice(low: float, high: float) -> str:
-    """Say how values of this range come to lie in [0, 1]."""
-    if low >= -0.25 and high <= 1.25:  # as interpolation and sharpening leave
-        return "clip them to it"
+    """Say how to bring values of this range into [0, 1]."""
+    if low >= -0.25 and high <= 1.25:  # after interpolation or sharpening
+        return "clip them to this range"
     if low >= -_ROUNDING:
         if 100 < high <= 255:
             return "divide by 255"
@@ -339,7 +345,7 @@ def _advice(low: float, high: float) -> str:
         return "if they are from -1 to 1, pass (X + 1) / 2"
     if low >= -10 and high <= 10:
         return (
-            "they look normalised; pass the images as they were before, as the estimator "
-            "normalises them by its mean= and std="
+            "they look normalised, so pass the original images; the estimator normalises them by "
+            "its mean= and std="
         )
-    return "choose a window, the same for all images, such as ((X - low) / (high - low)).clip(0, 1)"
+    return "use one window for all images, such as ((X - low) / (high - low)).clip(0, 1)"

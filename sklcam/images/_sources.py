@@ -1,4 +1,4 @@
-"""The forms that X may have, each as a source of single images."""
+"""Sources: the forms that X may have, each as a source of single images."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from sklcam.images._tables import column_of
 from sklcam.images.framed import FramedDataset
 from sklcam.images.items import Items, has_entries, is_lazy
 
-# Small images are copied and resized together, this many values at a time: each call has a cost of
-# its own. With more, floats no longer fit in the caches.
+# Small images are copied and resized together, this many values at a time, as each call has a fixed
+# cost. With more values, floats no longer fit into the caches.
 _STACK_VALUES = 2**17
 
 
@@ -50,7 +50,7 @@ Draft = tuple[Tensor, tuple[int, ...]]
 
 
 class Source(ABC):
-    """The images of one form of X, in their own sizes."""
+    """The images of X in one of its forms, at their own sizes."""
 
     n_channels: int
     uniform_size: tuple[int, ...] | None = None
@@ -63,26 +63,26 @@ class Source(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Do the checks that look further than the container: at pixels, or at the disk."""
+        """Check pixels, or files on the disk, and not only the container."""
 
     @abstractmethod
     def read(self, i: int) -> Tensor:
         """Return image i, (n_channels, height, width), uint8 or float32, in memory of its own."""
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
-        """Yield images in their order, as many to a stack as are best resized together."""
+        """Yield images in their order, in stacks that are best resized together."""
         for i in indices:
             yield self.read(i)[None]
 
     def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
-        """Yield images in their order, with their own sizes; they may be smaller than these.
+        """Yield images in their order, possibly decoded at a smaller size, with their own sizes.
 
         Parameters
         ----------
         indices : sequence of int
         least : callable
-            Takes an image's own height and width, and returns the least size that it may be decoded
-            at, or None.
+            Takes an image's own height and width, and returns the least size to decode it at, or
+            None for its own size.
         """
         for stack in self.read_stacks(indices):
             for image in stack:
@@ -93,12 +93,12 @@ class Source(ABC):
         """Return the height and width of image i, or the depth, height and width of a volume."""
 
     def path(self, i: int) -> str | None:
-        """Return the path of image i, if it is known to be a file; nothing is read for it."""
+        """Return the path of image i, if it is known to be a file, without reading anything."""
         return None
 
 
 class ArraySource(Source):
-    """Images of one size in an array or a tensor, whichever: both index and reduce alike."""
+    """Images of one size in an array or a tensor; both are indexed and reduced in the same way."""
 
     def __init__(self, X: np.ndarray | Tensor, reading: Reading) -> None:
         _check_batch_shape(X)
@@ -128,9 +128,9 @@ class ArraySource(Source):
         step = max(1, _STACK_VALUES // math.prod(self._images.shape[1:]))
         for start in range(0, len(indices), step):
             rows = [*indices[start : start + step]]
-            # A list of rows makes a copy, which a large image, alone in its stack, is spared.
+            # A list of rows makes a copy, which a large image, alone in its stack, does not need.
             stack = self._images[rows] if len(rows) > 1 else self._images[rows[0]][None]
-            # Grey arrays have no axis of channels: the last of a stack would be taken for it.
+            # Grey arrays have no channel axis: the last axis of a stack would be mistaken for it.
             stack = stack if stack.ndim == 4 else stack[..., np.newaxis]
             yield copy_channels_first(stack, self._channels, self._background)
 
@@ -139,16 +139,18 @@ class ArraySource(Source):
 
 
 class VolumeSource(ArraySource):
-    """Volumes of one size in an array or a tensor (n, C, D, H, W): channels first in either."""
+    """Volumes of one size in an array or a tensor (n, C, D, H, W), with the channels first."""
 
     def __init__(self, X: np.ndarray | Tensor) -> None:
         if 0 in X.shape:
-            raise ValueError(f"X is empty, of shape {tuple(X.shape)}: it has no voxels.")
+            raise ValueError(
+                f"X is empty, of shape {tuple(X.shape)}. Pass volumes with at least one voxel."
+            )
         if X.shape[-1] <= MAX_CHANNELS < X.shape[1]:
             move = "permute" if isinstance(X, Tensor) else "transpose"
             raise ValueError(
-                f"X is volumes of shape {tuple(X.shape)}, which seem to have their channels last; "
-                f"they come first, (n, C, D, H, W): pass X.{move}(0, 4, 1, 2, 3)."
+                f"X is volumes of shape {tuple(X.shape)}, which seem to have their channels last. "
+                f"They must be first, (n, C, D, H, W): pass X.{move}(0, 4, 1, 2, 3)."
             )
         check_pixel_dtype(X, "X")
         self._channels, self._background = "first", None
@@ -159,7 +161,7 @@ class VolumeSource(ArraySource):
         self.uniform_size = self._size = tuple(first.shape[1:])
 
     def read_stacks(self, indices: Sequence[int]) -> Iterator[Tensor]:
-        return Source.read_stacks(self, indices)  # volumes are large, and none is resized
+        return Source.read_stacks(self, indices)  # volumes are large, and are not resized
 
 
 class FileSource(Source):
@@ -176,7 +178,7 @@ class FileSource(Source):
         return len(self._items)
 
     def check(self) -> None:
-        # Later, a missing file would end a training that has run for hours.
+        # If it were found later, a missing file could end a training that has run for hours.
         if isinstance(self._items, Paths):
             _check_files_exist(self._items)
         elif isinstance(self._items, list):
@@ -186,7 +188,7 @@ class FileSource(Source):
                     # An opened one holds a file handle, which worker processes cannot share.
                     with naming(_name(item, i)):
                         self._items[i] = load_upright(item)
-        # If all were encoded in a way of which Pillow knows nothing, the first would be, too.
+        # If Pillow cannot decode any of the files, the first one already shows it.
         if not isinstance(self._items[0], str):
             with self._opened(0):
                 pass
@@ -218,7 +220,7 @@ class FileSource(Source):
 
 
 class LazySource(Source):
-    """A map-style torch data set, or any other sequence that makes its images when asked."""
+    """A map-style torch data set, or any other sequence that makes its images on access."""
 
     items: Items
 
@@ -231,7 +233,7 @@ class LazySource(Source):
         return len(self.items)
 
     def check(self) -> None:
-        # The only item to be read in advance: a network is built for its number of channels.
+        # Only this item is read in advance, as a network is built for its number of channels.
         first = self._tensor(self.items[0], 0)
         self.n_channels, self.device = len(first), first.device
 
@@ -240,7 +242,10 @@ class LazySource(Source):
 
     def _of_channels(self, image: Tensor, i: int) -> Tensor:
         if len(image) != self.n_channels:
-            raise ValueError(f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}.")
+            raise ValueError(
+                f"X[{i}] has {len(image)} channel(s), but X[0] has {self.n_channels}. Give all "
+                "images the same channels."
+            )
         return image
 
     def read_drafts(self, indices: Sequence[int], least: LeastSize) -> Iterator[Draft]:
@@ -286,7 +291,7 @@ class Rows(Source):
         return len(self._rows)
 
     def check(self) -> None:
-        """Do nothing: it was checked when it was opened."""
+        """Do nothing, as the source was checked when it was opened."""
 
     def read(self, i: int) -> Tensor:
         return self._source.read(self._rows[i])
@@ -325,8 +330,8 @@ def open_source(X: Any, reading: Reading | None = None) -> Source:
 
 
 def _opened_before(X: Any) -> Source | None:
-    """Return the source of an ImageDataset, or of a part of one: how it is read has been said."""
-    if isinstance(X, Subset):  # whose items have been resized, unlike those of its source
+    """Return the source of an ImageDataset or a part of one, which already says how to read it."""
+    if isinstance(X, Subset):  # its items have been resized, unlike those of its source
         source = _opened_before(X.dataset)
         return None if source is None else Rows(source, [*map(int, X.indices)])
     source = getattr(X, "source", None) if isinstance(X, FramedDataset) else None
@@ -334,7 +339,7 @@ def _opened_before(X: Any) -> Source | None:
 
 
 def find_items(X: Any) -> Items | None:
-    """Return the images of a data set as it has them; None if X is in another form."""
+    """Return the images of a data set as it returns them; None if X has another form."""
     is_data_set = is_instance(X, "datasets", "Dataset", "Column") or (
         isinstance(X, Dataset) and not isinstance(X, FramedDataset) and _opened_before(X) is None
     )
@@ -345,7 +350,7 @@ def find_items(X: Any) -> Items | None:
 
 
 def _entries_of(X: Any, column: str | None = None) -> Items | Sequence[Any]:
-    """Return the items of a data set, or the files and pictures that anything else holds."""
+    """Return the items of a data set, or the files and pictures in any other form of X."""
     found = column_of(X, column)
     if type(found) is list:
         return [_as_file(entry, i, found) for i, entry in enumerate(found)]
@@ -366,7 +371,7 @@ def _entries_of(X: Any, column: str | None = None) -> Items | Sequence[Any]:
 
 
 def _is_list_of_items(X: Any) -> bool:
-    """Whether X holds the items of a data set, as scikit-learn makes it of one that it splits."""
+    """Whether X is a list of a data set's items, as scikit-learn makes it when splitting one."""
     if not isinstance(X, list | tuple) or len(X) == 0:
         return False
     return isinstance(X[0], tuple) or has_entries(X[0])
@@ -375,15 +380,15 @@ def _is_list_of_items(X: Any) -> bool:
 def _check_has_columns(X: Any, column: str | None) -> None:
     if column is not None:
         raise ValueError(
-            f"image_column is {column!r}, which is for tables and for data sets of dicts; X is "
-            f"{describe(X)}."
+            f"image_column={column!r} is for tables and data sets of dicts, but X is "
+            f"{describe(X)}. Leave image_column out."
         )
 
 
 def _files_of(X: Any) -> list[str] | None:
-    """Return the files of a data set that only reads them, as torchvision's ImageFolder.
+    """Return the files of a data set that only reads them, such as torchvision's ImageFolder.
 
-    Its own reader shows the hidden colours of transparent files.
+    The reader of ImageFolder would show the hidden colours of transparent files.
     """
     if isinstance(X, Subset):
         files = _files_of(X.dataset)
@@ -394,7 +399,7 @@ def _files_of(X: Any) -> list[str] | None:
 
 
 def _transform_to_blame(dataset: Any) -> str:
-    """Say what to do about a data set's transform if its images are out of range."""
+    """Return a sentence about a data set's transform, for images that are out of range."""
     while not hasattr(dataset, "transform") and hasattr(dataset, "dataset"):  # such as a Subset
         dataset = dataset.dataset
     transform = getattr(dataset, "transform", None)
@@ -403,7 +408,7 @@ def _transform_to_blame(dataset: Any) -> str:
     steps = [type(step).__name__ for step in getattr(transform, "transforms", [transform])]
     blamed = "Normalize" if "Normalize" in steps else ", ".join(steps)
     return (
-        f" The data set's transform makes them so: take {blamed} out of it. Estimators normalise "
+        f" The data set's transform causes this: remove {blamed} from it. Estimators normalise "
         "images themselves, by mean= and std=."
     )
 
@@ -411,8 +416,8 @@ def _transform_to_blame(dataset: Any) -> str:
 def _check_batch_shape(X: np.ndarray | Tensor) -> None:
     if X.ndim == 2:
         raise ValueError(
-            f"X has shape {tuple(X.shape)}: tables are not images. If each row is a flattened "
-            "image, reshape to (n_samples, height, width); if it is one grey image, pass "
+            f"X has shape {tuple(X.shape)}, but tables are not images. If each row is a flattened "
+            "image, reshape X to (n_samples, height, width). If X is one grey image, pass "
             f"{'X[None, None]' if isinstance(X, Tensor) else 'X[np.newaxis]'}."
         )
     if X.ndim == 3 and isinstance(X, Tensor):
@@ -424,7 +429,7 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
         raise ValueError(f"X is {X.ndim}-dimensional, of shape {tuple(X.shape)}. {FORMS}")
     if len(X) == 0:
         raise ValueError(f"X is empty, of shape {tuple(X.shape)}: at least one image is needed.")
-    # Grey images of so few columns, beside so many rows, would be odd ones.
+    # Grey images with so few columns and so many rows are unlikely.
     if X.ndim == 3 and 0 < X.shape[2] <= MAX_CHANNELS < X.shape[1]:
         raise ValueError(
             f"X is an array of shape {X.shape}, which seems to be one image with its channels "
@@ -433,7 +438,7 @@ def _check_batch_shape(X: np.ndarray | Tensor) -> None:
 
 
 def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
-    """Return an entry of X as something that can be opened; a ValueError if it cannot be."""
+    """Return an entry of X as something that can be opened; raise a ValueError if there is none."""
     encoded = as_encoded(entry)
     if encoded is not None:
         return encoded
@@ -446,11 +451,11 @@ def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
         joined = "torch.cat(X)" if isinstance(entry, Tensor) else "np.concatenate(X)"
         raise ValueError(
             f"X is a list of batches of images, the first of shape {tuple(entry.shape)}: pass "
-            f"{joined}; iter_explain of an explainer takes iter(X)."
+            f"{joined}. An explainer's iter_explain takes iter(X)."
         )
     if len({getattr(each, "shape", None) for each in X}) > 1:
         raise ValueError(
-            "X is a list of arrays that do not all have the same shape: arrays of different "
+            "X is a list of arrays that do not all have the same shape, and arrays of different "
             "sizes cannot be mixed. Pass file paths or PIL images instead, or a torch Dataset "
             "whose items are the arrays."
         )
@@ -461,13 +466,13 @@ def _as_file(entry: Any, i: int, X: Sequence[Any]) -> Encoded:
 def _check_files_exist(paths: Sequence[str]) -> None:
     if missing := missing_files(paths):
         raise ValueError(
-            f"{len(missing)} of the {len(paths)} file(s) in X do not exist, "
+            f"{len(missing)} of the {len(paths)} file(s) in X do not exist; "
             f"the first is {shown(missing[0])}{advice_on_path(missing[0])}."
         )
 
 
 def _name(item: Encoded | None, i: int) -> str:
-    """Return what a message calls an image."""
+    """Return the name of an image in a message."""
     if isinstance(item, str):
         return shown(item)
     if isinstance(item, bytes):

@@ -1,6 +1,6 @@
 """Tables: the column of images in pandas, Polars, PyArrow and Hugging Face's data sets.
 
-None of these libraries is needed, or imported: what is one of their objects has brought it along.
+None of these libraries is required or imported: an object of one has already imported it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sklcam._validation import is_instance
 from sklcam.images._encoded import is_image
 from sklcam.images.items import Items
 
-# Rows that are looked at together.
+# The number of rows that are read together.
 _PIECE = 1000
 
 
 class ArrowEntries(Sequence[Any]):
-    """The encoded images of a PyArrow array; each becomes Python's when it is asked for."""
+    """The encoded images of a PyArrow array; each becomes a Python object on access."""
 
     def __init__(self, array: Any):
         self._array = array
@@ -33,7 +33,7 @@ class ArrowEntries(Sequence[Any]):
 
 
 class EncodedRows(Sequence[Any]):
-    """The encoded images in a column of a Hugging Face data set, each read when it is asked for."""
+    """The encoded images in a column of a Hugging Face data set, each read on access."""
 
     def __init__(self, dataset: Any, name: str):
         self._feature = dataset.features[name]
@@ -48,13 +48,13 @@ class EncodedRows(Sequence[Any]):
         return decoded_if_remote(self._feature, value)
 
     def columns(self) -> Iterator[Any]:
-        """Yield the column, piece by piece."""
+        """Yield the column in pieces."""
         for start in range(0, len(self), _PIECE):
             yield self._rows[start : min(start + _PIECE, len(self))].column(self._name)
 
 
 def decoded_if_remote(feature: Any, value: Any) -> Any:
-    """Return a value of a Hugging Face column; the image, if its library must fetch it first."""
+    """Return a value of a Hugging Face column, or the image if the library must fetch it first."""
     is_file = isinstance(value, dict) and value.get("bytes") is None
     is_remote = is_file and "://" in (value.get("path") or "")
     return feature.decode_example(value) if is_remote else value
@@ -67,7 +67,7 @@ def column_of(X: Any, name: str | None) -> Any:
     ----------
     X : Any
     name : str or None
-        Of the column, if it was said.
+        The name of the column, if the user gave it.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def column_of(X: Any, name: str | None) -> Any:
 
 
 def is_table(X: Any) -> bool:
-    """Whether X is a table or a column of one."""
+    """Whether X is a table or a column of a table."""
     return (
         is_instance(X, "datasets", "Dataset", "Column")
         or is_instance(X, "pandas", "DataFrame", "Series", "Index")
@@ -110,7 +110,7 @@ def is_table(X: Any) -> bool:
 def class_labels(X: Any) -> np.ndarray | None:
     """Return the labels in the only column of classes of a Hugging Face data set, if it has one."""
     if not is_instance(X, "datasets", "Dataset") or X.format["type"] == "custom":
-        return None  # a transform may change labels, too
+        return None  # a transform may also change labels
     names = [
         name for name, each in X.features.items() if is_instance(each, "datasets", "ClassLabel")
     ]
@@ -118,12 +118,12 @@ def class_labels(X: Any) -> np.ndarray | None:
         return None
     labels = X.with_format("arrow", columns=names)[:].column(names[0])
     numbers = None if labels.null_count else labels.to_numpy()
-    # -1 is an image without a label.
+    # -1 stands for an image without a label.
     return None if numbers is None or (numbers < 0).any() else numbers
 
 
 def class_label_names(X: Any) -> list[str] | None:
-    """Return what Hugging Face's data set, or a column of one, calls its classes 0, 1, ...."""
+    """Return the names of the classes 0, 1, ... in a Hugging Face data set, or a column of one."""
     features: Any = {}
     if is_instance(X, "datasets", "Dataset"):
         features = X.features
@@ -147,10 +147,10 @@ def take_from_table(X: Any, positions: Sequence[int]) -> Any:
 
 
 def _only(X: Any, names: Sequence[Any], name: str | None) -> Any:
-    """Return the column that is named, or the only one."""
+    """Return the named column, or the only one."""
     if name is None and len(names) != 1:
         raise ValueError(
-            f"X is a {_kind(X)} of the columns {_listed(names)}: pass the one that holds the "
+            f"X is a {_kind(X)} with the columns {_listed(names)}. Pass the one that holds the "
             "images, X[column], or sklcam.images.ImageDataset(X, image_column=...)."
         )
     name = names[0] if name is None else name
@@ -167,9 +167,9 @@ def _pandas_entries(column: Any, X: Any) -> list[Any]:
     if len(missing):
         row = int(missing[0])
         raise ValueError(
-            f"{len(missing)} of the {len(entries)} rows of X have no image, the first is row {row} "
+            f"{len(missing)} of the {len(entries)} rows of X have no image; the first is row {row} "
             f"(index {X.index[row] if hasattr(X, 'index') else row!r}), which holds "
-            f"{entries[row]!r}: leave them out, as X.dropna() does, and their labels."
+            f"{entries[row]!r}. Leave them out, as X.dropna() does, and their labels."
         )
     return list(entries)
 
@@ -191,7 +191,7 @@ def _arrow_entries(array: Any) -> Sequence[Any]:
         return ArrowEntries(array)
     raise ValueError(
         f"X is a {_kind(array)} of {kind}; it may hold file paths, or encoded images as binary. "
-        "Pixels come as arrays: np.stack of the images."
+        "Pass pixels as an array, np.stack of the images."
     )
 
 
@@ -212,7 +212,7 @@ def _check_nulls(pieces: Any) -> None:
         missing = np.flatnonzero(np.asarray(piece))
         if len(missing):
             raise ValueError(
-                f"Row {start + int(missing[0])} of X has no image: it is null. Leave such rows "
+                f"Row {start + int(missing[0])} of X has no image, as it is null. Leave such rows "
                 "out, and their labels."
             )
         start += len(piece)
@@ -224,11 +224,11 @@ def _hugging_face_column(X: Any, name: str | None) -> Any:
     kind = X.format["type"]
     if kind == "custom":  # a transform makes the items
         return Items(X, name)
-    # As a network's own input, arrays are of torch, if their user wants them so.
+    # If the data set's format is torch, arrays stay tensors, which may be a network's own input.
     arrays = X if kind == "torch" else X.with_format("numpy")
     name = _name_of_images(X, arrays, name)
     feature, stored = X.features[name], X.features.arrow_schema.field(name).type
-    if _is_image_feature(feature) and feature.mode is not None:  # which is for them to convert to
+    if _is_image_feature(feature) and feature.mode is not None:  # the library converts to this mode
         return Items(X.with_format(None, columns=[name]))
     if _is_text(stored):
         texts = X.with_format("arrow", columns=[name])[:].column(name)
@@ -236,29 +236,29 @@ def _hugging_face_column(X: Any, name: str | None) -> Any:
         return texts.to_pylist()
     if _is_encoded(stored):
         rows = EncodedRows(X, name)
-        if X.data.column(name).null_count:  # which counts rows that were not selected, too
+        if X.data.column(name).null_count:  # this also counts rows that were not selected
             _check_nulls(piece.is_null() for piece in rows.columns())
         return rows
     return Items(arrays.select_columns([name]))
 
 
 def _name_of_images(X: Any, arrays: Any, name: str | None) -> str:
-    """Return the column of a Hugging Face data set that has the images."""
+    """Return the name of the column of a Hugging Face data set that holds the images."""
     names = list(X.features)
     if name is None and len(names) == 1:
         return names[0]
     if name is None:
         declared = [each for each in names if _is_image_feature(X.features[each])]
-        # Beside a declared image, a matrix is more likely boxes.
+        # If another column is declared as images, a matrix is more likely boxes.
         others = [each for each in names if each not in declared]
         found = declared + [
             each for each in others if _looks_like_images(X, arrays, each, matrices=not declared)
         ]
         if len(found) != 1:
             raise ValueError(
-                f"X is a Hugging Face data set of the columns {_listed(names)}, where "
-                f"{_listed(found) if found else 'none'} hold images: say which one is meant, "
-                "sklcam.images.ImageDataset(X, image_column=...) in the place of X, or pass "
+                f"X is a Hugging Face data set with the columns {_listed(names)}, of which "
+                f"{_listed(found) if found else 'none'} hold images. Name the one to use with "
+                "sklcam.images.ImageDataset(X, image_column=...) instead of X, or pass "
                 "X.select_columns([...])."
             )
         return found[0]
@@ -270,10 +270,10 @@ def _name_of_images(X: Any, arrays: Any, name: str | None) -> str:
 
 
 def _looks_like_images(X: Any, arrays: Any, name: str, *, matrices: bool) -> bool:
-    """Whether the first row of a column that does not say so is an image."""
+    """Whether the first row of a column that is not declared as images is an image."""
     if _is_encoded(X.features.arrow_schema.field(name).type):
         return is_image(EncodedRows(X, name)[0])
-    # Sounds and videos are decoded by libraries of their own.
+    # Sounds and videos need libraries of their own to decode them.
     if hasattr(X.features[name], "decode_example"):
         return False
     value = arrays.select_columns([name])[0][name]

@@ -1,4 +1,4 @@
-"""``ImageDataset``: any X as equally sized images, read when they are asked for."""
+"""``ImageDataset``: any X as images of one size, read on access."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sklcam.images.normalization import of_one_dtype
 
 
 class ImageDataset(FramedDataset):
-    """Any X as a lazy torch data set of equally sized images.
+    """Any X as a lazy torch data set of images of one size.
 
     Parameters
     ----------
@@ -39,44 +39,42 @@ class ImageDataset(FramedDataset):
         - Tensor of shape (n_samples, n_channels, height, width), uint8, or float in [0, 1];
         - list, tuple or one-dimensional array of file paths, PIL images and encoded images (bytes,
           ``bytearray``, ``io.BytesIO``, or dicts of "bytes" and "path"), of any sizes. They become
-          RGB, upright by their EXIF orientation. Files are read when asked for; PIL images are
-          loaded here, as an opened one holds a file handle that worker processes cannot share.
-          Transparent ones are laid on the `background`. Of an animation the first picture is read,
-          and a TIFF file of several pages is refused;
-        - column of such in a table: a pandas or Polars Series, a PyArrow array, or a table of one
-          column; of several, `image_column` says which. Rows count by their position;
+          RGB, upright by their EXIF orientation. Files are read on access; PIL images are loaded
+          here, as an opened one holds a file handle that worker processes cannot share.
+          Transparent images are laid over the `background`. Only the first picture of an animation
+          is read, and a TIFF file with several pages is refused;
+        - a column of such images in a table: a pandas or Polars Series, a PyArrow array, or a table
+          with one column; `image_column` names one of several. Rows count by their position;
         - Hugging Face ``Dataset``: the one column that holds images, or `image_column`. Images are
-          read as their files are, whatever the format of the data set; a transform of its own is
-          applied;
+          read as files are, whatever the format of the data set; a transform of its own is applied;
         - map-style torch ``Dataset`` (or a lazy sequence such as skorch's ``SliceDataset``) whose
           items are an image or a tuple that starts with one: an image as above, an ndarray of shape
           (height, width) or (height, width, n_channels), or a Tensor of shape (n_channels, height,
-          width). Items may be dicts, too, of which one entry is an image, or `image_column`;
-        - `ImageDataset`: its images, read as was said when it was made. So it can be passed in the
-          place of X wherever images are taken, to say `channels` and `background`.
+          width). Items may also be dicts in which one entry is an image, or `image_column`;
+        - `ImageDataset`: its images, read as it was told when it was made. It can therefore replace
+          X wherever images are taken, to set `channels` and `background`.
     y : array-like of length n_samples, optional
-        What to return beside each image.
+        The labels to return with the images.
     image_size : int or (int, int), default=224
-        Of volumes, arrays or tensors (n, C, D, H, W), (depth, height, width): their own, as they
-        are not resized.
-        Height and width of the images returned.
+        Height and width of the images returned. For volumes, which are arrays or tensors
+        (n, C, D, H, W), their own (depth, height, width), as they are not resized.
     resize : {"stretch", "center_crop"} or Resizing, default="stretch"
         "stretch" brings both sides to `image_size`. "center_crop" keeps the proportions: it scales
-        the image until it just covers `image_size`, and cuts off what stands over, evenly on both
-        sides. A `Resizing` says more, such as how pixels are interpolated.
+        the image until it just covers `image_size`, and crops the rest evenly on both sides. A
+        `Resizing` says more, such as how pixels are interpolated.
     n_channels : int, optional
         The number of channels that X must have.
     channels : {"first", "last"}, optional
         Where arrays and tensors have their channels. By default, arrays have them last and tensors
-        first, and those are refused whose shape says otherwise, or could mean both: the channels of
-        a picture are at most four, or fewer than the pixels along either side.
+        first, and a shape that is ambiguous or says otherwise is refused: a picture has at most
+        four channels, or fewer than the pixels along either side.
     background : str or (int, int, int), optional
         The colour behind transparent pixels: a name or "#rrggbb", or red, green and blue from 0 to
-        255. By default it is white for files and PIL images, and arrays and tensors of two or four
-        channels stay as they are. With a background, their last channel is taken for the opacity.
+        255. By default it is white for files and PIL images, and arrays and tensors with two or
+        four channels stay as they are. With a background, their last channel is the opacity.
     image_column : str, optional
-        The column of a table or Hugging Face ``Dataset``, or the entry of items that are dicts,
-        which is the image.
+        The column of a table or Hugging Face ``Dataset``, or the entry of dicts, that holds the
+        images.
 
     Attributes
     ----------
@@ -85,13 +83,13 @@ class ImageDataset(FramedDataset):
     image_size : tuple of (int, int)
         Height and width of the images returned.
     uniform_size : tuple of (int, int) or None
-        Height and width that all images have before resizing, if X is an array or a tensor.
+        Height and width of all images before resizing, if X is an array or a tensor.
     tensor_device : torch.device
-        Where the images returned are: on the CPU, unless X is, or holds, tensors elsewhere.
+        The device of the images returned: the CPU, unless X is or holds tensors elsewhere.
     targets : ndarray of shape (n_samples,) or None
         `y`, or the labels that X itself is known to have; see :func:`dataset_labels`.
     classes : tuple of str or None
-        What X calls the numbers that are its labels.
+        The names in X for the numbers that are its labels.
 
     Raises
     ------
@@ -99,19 +97,19 @@ class ImageDataset(FramedDataset):
         If X is none of the above, is empty, names a missing file, or has pixels that are NaN,
         infinite or out of range; if `y`, `n_channels` or `image_column` do not fit X, or it is not
         clear which column holds images; if `image_size` is not of positive ints, or `resize`,
-        `channels` or `background` unknown. What only shows when an image is read is checked then:
-        the error names the file or index.
+        `channels` or `background` is unknown. Faults that only show when an image is read are
+        reported then, with the file or index.
 
     Warns
     -----
     UserWarning
-        If X is of bytes, and has no value but 0 and 1.
+        If X has bytes, and none is above 1.
 
     Notes
     -----
     Images keep their kind: uint8 stays uint8, any float becomes float32. A 16-bit greyscale file
-    becomes float32, so a batch may mix the two. Stacked as they are, the uint8 ones would end up
-    255 times too bright; a ``DataLoader`` therefore gets such a batch as float32 throughout (see
+    becomes float32, so a batch may mix the two. Stacked without conversion, the uint8 images would
+    be 255 times too bright. A ``DataLoader`` therefore gets such a batch as float32 throughout (see
     ``__getitems__``).
 
     Examples
@@ -148,7 +146,7 @@ class ImageDataset(FramedDataset):
         self.source = open_source(X, reading)
         _check_axes(self.source, self.image_size, X)
         self._labels = _check_labels(y, len(self.source))
-        # Whose labels are looked for once they are asked for, and of which rows.
+        # The data set whose labels are read on first access, and which of its rows are used.
         keeps_labels = isinstance(X, Dataset) or is_instance(X, "datasets", "Dataset")
         self._labelled = X if y is None and keeps_labels else None
         self._taken: Sequence[int] = range(len(self.source))
@@ -157,7 +155,7 @@ class ImageDataset(FramedDataset):
         self.array = self.source.array
         self.n_channels = self.source.n_channels
         self.uniform_size = self.source.uniform_size
-        # Not "device": scikit-learn reads that of an array, and takes it for NumPy's.
+        # Not named "device", which scikit-learn would read as that of an array.
         self.tensor_device = self.source.device
         if n_channels is not None and n_channels != self.n_channels:
             one = self.n_channels == 1 and len(self) == n_channels
@@ -180,7 +178,7 @@ class ImageDataset(FramedDataset):
 
     @property
     def shape(self) -> tuple[int]:
-        """The number of images; what has a shape, scikit-learn's searches split as an array."""
+        """The number of images. With a shape, scikit-learn's searches split this like an array."""
         return (len(self),)
 
     def __len__(self) -> int:
@@ -196,7 +194,7 @@ class ImageDataset(FramedDataset):
         return f"<{name} of {len(self)} images {own}, returned as {returned}{labels}>"
 
     def __getitem__(self, i: Any) -> Any:
-        """Return image i at `image_size`, and its label; or some of the images.
+        """Return image i at `image_size` with its label, or a data set of some images.
 
         Parameters
         ----------
@@ -206,7 +204,7 @@ class ImageDataset(FramedDataset):
         -------
         image : Tensor of shape (n_channels, height, width), uint8, or float32 in [0, 1]
         label : the entry of `y`, or a tensor that holds 0 if there is no `y`
-            Or, where `i` is not an int, an `ImageDataset` of these rows.
+            If `i` is not an int, the result is an `ImageDataset` of these rows instead.
 
         Raises
         ------
@@ -233,14 +231,14 @@ class ImageDataset(FramedDataset):
         ----------
         indices : sequence of int
         originals : bool, default=True
-            Whether the originals are needed as they are. Otherwise they may be what was decoded at
-            a fraction of their sides, with ``decode="fast"``.
+            Whether the originals are needed as they are. Otherwise, with ``decode="fast"``, they
+            may be decoded at a fraction of their sides.
 
         Returns
         -------
         list of FramedImage
-            Where `image_size` brings together uint8 and float32, all are float32 in [0, 1]; the
-            originals stay as they are.
+            If the images mix uint8 and float32, all are float32 in [0, 1]; the originals stay as
+            they are.
         """
         if self.resize.decode == "fast" and not (originals or self.are_volumes):
             return self._read_drafts(indices)
@@ -266,7 +264,7 @@ class ImageDataset(FramedDataset):
 
     @property
     def are_volumes(self) -> bool:
-        """Whether they are volumes, which come at ``image_size``."""
+        """Whether these are volumes, which already have ``image_size``."""
         return len(self.image_size) == 3
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -274,7 +272,7 @@ class ImageDataset(FramedDataset):
         return resize_image(images, (height, width), self.resize)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
-        """Return images and labels of one batch, with all images of one dtype.
+        """Return the images and labels of one batch, with all images in one dtype.
 
         Parameters
         ----------
@@ -283,9 +281,9 @@ class ImageDataset(FramedDataset):
         Returns
         -------
         list of (image, label)
-            As single items are; where these mix uint8 and float32, all are float32 in [0, 1].
+            The same as single items. If these mix uint8 and float32, all are float32 in [0, 1].
         """
-        # Negative indices count from the end, and others beyond it are an IndexError.
+        # Negative indices count from the end, and others beyond it raise an IndexError.
         indices = [range(len(self))[i] for i in indices]
         images = [framed.image for framed in self.read_batch(indices, originals=False)]
         return [(image, self._label(i)) for image, i in zip(images, indices, strict=True)]
@@ -296,9 +294,9 @@ class ImageDataset(FramedDataset):
     def original_size(self, i: int) -> tuple[int, ...]:
         """Return the height and width of image i before resizing.
 
-        An item of a data set is read whole. Of a file, only the header is decoded, except where
-        that does not tell: a PNG without EXIF data in its header, as PNG allows the orientation to
-        follow the pixels, and a TIFF that lies on its side.
+        An item of a data set is read as a whole. For a file, only the header is decoded, unless
+        this is not enough: a PNG without EXIF data in its header, as PNG allows the orientation to
+        follow the pixels, or a TIFF that lies on its side.
 
         Parameters
         ----------
@@ -354,7 +352,7 @@ def check_images(X: Any) -> None:
     Raises
     ------
     ValueError
-        As in `ImageDataset`; the message says what X is, and what is needed.
+        As in `ImageDataset`. The message says what X is, and what to pass.
 
     Examples
     --------
@@ -370,14 +368,14 @@ def check_images(X: Any) -> None:
 
 
 def n_images(X: Any, image_size: tuple[int, ...] | None = None) -> int:
-    """Return the number of images in X, once its form is checked; no file is opened.
+    """Check the form of X and return the number of its images, without opening a file.
 
     Parameters
     ----------
     X : array, tensor, list or Dataset
         As in `ImageDataset`.
     image_size : tuple of int or None, default=None
-        What they are to be of: three sides are those of volumes.
+        The size that the images should have; three sides mean volumes.
 
     Returns
     -------
@@ -386,7 +384,7 @@ def n_images(X: Any, image_size: tuple[int, ...] | None = None) -> int:
     Raises
     ------
     ValueError
-        If X is none of these forms, or is empty.
+        If X has none of these forms, or is empty.
 
     Examples
     --------
@@ -401,7 +399,7 @@ def n_images(X: Any, image_size: tuple[int, ...] | None = None) -> int:
 
 
 def file_paths(X: Any) -> list[str | None]:
-    """Return the path of each image, None for one that is not known to be a file.
+    """Return the path of each image, and None for an image that is not known to be a file.
 
     Parameters
     ----------
@@ -415,7 +413,7 @@ def file_paths(X: Any) -> list[str | None]:
     Raises
     ------
     ValueError
-        If X is in none of these forms.
+        If X has none of these forms.
 
     Examples
     --------
@@ -429,7 +427,7 @@ def file_paths(X: Any) -> list[str | None]:
 
 
 def are_images(value: Any) -> bool:
-    """Whether a value is images rather than labels, where either may be given.
+    """Whether a value is images rather than labels, for an argument that may be either.
 
     Parameters
     ----------
@@ -438,8 +436,8 @@ def are_images(value: Any) -> bool:
     Returns
     -------
     bool
-        True for what has the axes of images, for data sets, and for lists and columns whose first
-        entry is a picture, an encoded image or a ``pathlib.Path``. Texts are labels.
+        True for arrays with the axes of images, for data sets, and for lists and columns whose
+        first entry is a picture, an encoded image or a ``pathlib.Path``. Strings are labels.
 
     Examples
     --------
@@ -456,7 +454,7 @@ def are_images(value: Any) -> bool:
     if is_table(value) and len(value):
         try:
             first = column_of(take_from_table(value, [0]), None)[0]
-        except ValueError:  # it is a table of numbers, or of several columns
+        except ValueError:  # a table of numbers, or with several columns
             return False
     elif isinstance(value, list | tuple | np.ndarray) and len(value):
         first = value[0]
@@ -464,7 +462,7 @@ def are_images(value: Any) -> bool:
 
 
 def items_of(X: Any) -> Items | None:
-    """Return the images of a data set as it has them, neither resized nor checked.
+    """Return the images of a data set as it returns them, neither resized nor checked.
 
     Parameters
     ----------
@@ -489,40 +487,40 @@ def items_of(X: Any) -> Items | None:
 
 
 def _check_may_be(X: Any, size: tuple[int, ...]) -> None:
-    """Raise a ValueError if volumes are asked for, and X cannot be any, before it is opened."""
+    """Raise a ValueError if volumes are expected and X cannot be volumes, before it is opened."""
     if len(size) == 3 and isinstance(X, np.ndarray | Tensor) and X.ndim != 5:
         raise _not_volumes(X, size)
 
 
 def _not_volumes(X: Any, size: tuple[int, ...]) -> ValueError:
     return ValueError(
-        f"image_size must be (height, width) of pictures; {size} is that of volumes, which are an "
-        "array or a tensor of shape (n, C, D, H, W), bytes or floats in [0, 1], and X is "
-        f"{describe(X)}."
+        f"image_size={size} is for volumes, but X is {describe(X)}. Give (height, width) for "
+        "pictures, or pass volumes: an array or a tensor of shape (n, C, D, H, W), bytes or floats "
+        "in [0, 1]."
     )
 
 
 def _check_axes(source: Source, size: tuple[int, ...], X: Any) -> None:
-    """Raise a ValueError unless volumes are asked for where there are some, of their size."""
+    """Raise a ValueError unless image_size is for volumes if, and only if, X is volumes."""
     if len(size) == 2:
         found = source.uniform_size
         if found is not None and len(found) == 3:
             as_tensor = "X" if isinstance(X, Tensor) else "torch.from_numpy(X)"
             raise ValueError(
-                f"X is 5-dimensional, {describe(X)}: volumes, and image_size={size} is that of "
-                "pictures. An explainer around a network takes volumes as float tensors of shape "
-                f"(n, C, D, H, W), unchanged: pass {as_tensor}.float(), normalised as the network "
-                f"needs it. An estimator that trains takes image_size={found}. If X is batches of "
-                "images, pass X.reshape(-1, *X.shape[2:])."
+                f"X is 5-dimensional, {describe(X)}, so it holds volumes, but image_size={size} is "
+                "for pictures. For an explainer around a network, which takes volumes as float "
+                f"tensors (n, C, D, H, W), unchanged, pass {as_tensor}.float(), normalised as the "
+                f"network needs it. For an estimator that trains, set image_size={found}. If X is "
+                "batches of images, pass X.reshape(-1, *X.shape[2:])."
             )
         return
     if source.uniform_size is None or len(source.uniform_size) != 3:
         raise _not_volumes(X, size)
     if source.uniform_size != size:
         raise ValueError(
-            f"X is volumes of {source.uniform_size}, and image_size={size}. Volumes are not "
-            "resized: give their own size, or resize them, as by torch.nn.functional.interpolate("
-            f'X, size={size}, mode="trilinear").'
+            f"X is volumes of size {source.uniform_size}, but image_size={size}, and volumes are "
+            "not resized. Give their own size, or resize them first, as with "
+            f'torch.nn.functional.interpolate(X, size={size}, mode="trilinear").'
         )
 
 
@@ -533,7 +531,7 @@ def _check_channels(channels: Any) -> str | None:
 
 
 def _rgb(background: Any) -> RGB | None:
-    """Return a colour as red, green and blue; a ValueError unless it is one."""
+    """Return a colour as red, green and blue; raise a ValueError if it is not one."""
     if background is None:
         return None
     try:
@@ -550,7 +548,7 @@ def _rgb(background: Any) -> RGB | None:
 
 
 def _check_labels(y: Any, n_samples: int) -> Any:
-    """Return labels that can be indexed by position, which a pandas Series cannot."""
+    """Return labels that can be indexed by position, unlike a pandas Series."""
     if y is None:
         return None
     try:
@@ -558,7 +556,9 @@ def _check_labels(y: Any, n_samples: int) -> Any:
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"y must hold one label per image: {error}") from error
     if labels.ndim == 0:
-        raise ValueError(f"y must hold one label per image, got {y!r}.")
+        raise ValueError(f"y must hold one label per image; got {y!r}.")
     if len(labels) != n_samples:
-        raise ValueError(f"X has {n_samples} image(s), but y has {len(labels)} label(s).")
+        raise ValueError(
+            f"X has {n_samples} image(s), but y has {len(labels)} label(s). Give one per image."
+        )
     return labels

@@ -1,7 +1,7 @@
-"""Framed images: each at the network's input size, with the picture that it was made from.
+"""Framed images: each at the network's input size, together with its original.
 
-A map is shown on the picture, and measured in its frame. So both are read together: an image is
-opened once, whatever is asked of it afterwards.
+A map is shown on the original, and measured in its frame. Both are therefore read together: an
+image is opened once, whatever is needed of it later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sklcam.images.items import Items
 
 
 class FramedImage(NamedTuple):
-    """An image at the network's input size, and the one that it was made from, with its size."""
+    """An image at the network's input size, its original, and the size of the original."""
 
     image: Tensor
     original: Tensor
@@ -30,21 +30,21 @@ class FramedImage(NamedTuple):
 
 
 class FramedDataset(Dataset[Any]):
-    """Equally sized images, each of which knows its original.
+    """Images of one size, each with its original.
 
     Attributes
     ----------
     n_channels : int
     image_size : tuple of int
-        Height and width of the images returned; depth, height and width of volumes.
+        Height and width of the images returned; for volumes, depth, height and width.
     uniform_size : tuple of int or None
-        The same of all originals, if they are known to be of one size.
+        The size of all originals, if they are known to have the same one.
     tensor_device : torch.device
-        Where the images are.
+        The device of the images.
     items : Items or None
-        What the images are taken out of, if it is a data set.
+        The items that hold the images, if X is a data set.
     array : ndarray or Tensor, or None
-        All of them, as they were given, if they were in one.
+        All images as they were given, if X is an array or a tensor.
     """
 
     n_channels: int
@@ -59,24 +59,23 @@ class FramedDataset(Dataset[Any]):
 
     @abstractmethod
     def read_batch(self, indices: Sequence[int], *, originals: bool = True) -> list[FramedImage]:
-        """Read several images, all returned in one dtype; their originals may not be needed."""
+        """Read several images, all in one dtype. ``originals`` says if the originals are needed."""
 
     def read(self, i: int) -> FramedImage:
-        """Read image i, at the network's input size and as it was."""
+        """Read image i at the network's input size, with its original."""
         return self.read_batch([i])[0]
 
 
 class FramedItems(Dataset[Any]):
-    """The rows of a data set that one run over it reads, with the sizes of the originals.
+    """Some rows of a data set for one run over it, with the sizes of the originals.
 
     Parameters
     ----------
     dataset : FramedDataset
     rows : sequence of int or None, default=None
-        Which images, in this order; None is all.
+        The images to read, in this order; None is all.
     originals : bool, default=False
-        Whether the originals come along. Otherwise they stay behind: a worker process would have to
-        hand them over.
+        Whether to return the originals as well. Worker processes would have to transfer them.
     """
 
     def __init__(
@@ -108,30 +107,30 @@ class FramedItems(Dataset[Any]):
         return item
 
     def _name_row(self, error: Exception, rows: Sequence[int]) -> None:
-        """Note which of a batch's images cannot be read."""
+        """Add a note to an error that says which image of a batch cannot be read."""
         for row in rows:
             try:
                 self.dataset.read_batch([row])
-            except Exception:  # of any kind: it is raised as the error that is there already
+            except Exception:  # any kind, as the first error is the one that is raised
                 error.add_note(f"It is image {row} of X that could not be read.")
                 return
 
 
 class Failure(NamedTuple):
-    """What a worker process hands over in the place of a batch that it could not read.
+    """The result of a worker process for a batch that it could not read.
 
-    A loader would make another error of it, whose message is the whole traceback.
+    A loader would otherwise raise another error, whose message is the whole traceback.
     """
 
     error: Exception
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return the failure of an error, in a form that goes from one process to another."""
+        """Return the failure for an error, in a form that can go to another process."""
         told = "".join(traceback.format_exception(error))
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # some errors cannot be made anew
+        except Exception:  # some errors cannot be unpickled
             notes = getattr(error, "__notes__", ())
             error = RuntimeError(f"{type(error).__name__}: {error}")
             for note in notes:
@@ -141,9 +140,9 @@ class Failure(NamedTuple):
 
 
 def collate_framed(items: Any) -> Any:
-    """Make a batch of items: images, and in the place of labels their sizes and originals.
+    """Make a batch of items: the images, and their sizes and originals in place of labels.
 
-    A :class:`Failure` stays what it is.
+    A :class:`Failure` is returned as it is.
     """
     if isinstance(items, Failure):
         return items
@@ -152,10 +151,10 @@ def collate_framed(items: Any) -> Any:
 
 
 def way_to_start(num_workers: int) -> str | None:
-    """Return how a loader's processes are to be started; None is as Python would.
+    """Return the start method for a loader's processes; None is Python's own choice.
 
-    Within one of joblib's processes that is joblib's own way, by which only joblib's can be
-    started: there it is the usual one of the system.
+    Within a process of joblib, Python's choice would be joblib's start method, which only joblib
+    can use. The system's usual method is returned there.
     """
     if num_workers and multiprocessing.get_start_method(allow_none=True) == "loky":
         return multiprocessing.get_all_start_methods()[0]

@@ -1,4 +1,4 @@
-"""Frames: an image is brought to the size of a network's input, and a map is brought back."""
+"""Frames: bring images to the size of a network's input, and maps back to the image."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from torchvision.transforms.v2 import functional
 
 from sklcam._validation import check_map, check_number, check_size
 
-# A centre crop scales an image before it cuts off what stands over. Of a side with more than this
-# many times what is seen of it, as of a line of 65,000 pixels, the rest is cut off first: scaled,
-# it could fill any memory.
+# A centre crop scales an image before it crops it. If a side is more than this many times as long
+# as its visible part, as in a line of 65,000 pixels, it is shortened to that first. Otherwise the
+# scaled image could fill any memory.
 _LONGEST = 64
 
-# What is decoded at a fraction of its sides is still at least this many times as large as it is
-# brought to: less, and antialiasing would have too little to average.
+# A file that is decoded at a fraction of its sides is still at least this many times as large as
+# the scaled image. With less, antialiasing would have too little to average.
 _LEAST_DECODED = 2
 
 Mode = Literal["stretch", "center_crop", "pad"]
 Decode = Literal["exact", "fast"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-# PIL's nearest neighbour is what torch calls the exact one. Of the others, torch has no kernels.
+# PIL's nearest neighbour is torch's exact one. Torch has no kernels for the others.
 _IN_TORCH = {
     "nearest": InterpolationMode.NEAREST_EXACT,
     "bilinear": InterpolationMode.BILINEAR,
@@ -42,31 +42,31 @@ _IN_TORCH = {
 class Resizing:
     """How an image of any size is brought to the size of a network's input.
 
-    It is scaled to the input's size over ``crop_fraction``, of which the middle is cut out.
+    It is scaled to the input's size divided by ``crop_fraction``, and its middle is cropped.
 
     Parameters
     ----------
     mode : {"stretch", "center_crop", "pad"}, default="stretch"
-        Both sides are scaled to that size; or the proportions are kept, and the image just covers
-        it, or just fits into it.
+        "stretch" scales both sides to that size. The others keep the proportions: with
+        "center_crop" the image just covers the size, with "pad" it just fits into it.
     crop_fraction : float from 0.1 to 10, default=1.0
-        The part of either side that is cut out. Above 1, the border is filled up.
+        The fraction of each side that is kept. Above 1, the border is filled.
     interpolation : str, default="bilinear"
         One of "nearest", "box", "bilinear", "hamming", "bicubic" and "lanczos", antialiased.
     fill : tuple of float in [0, 1], default=(0.0,)
-        The colour that fills what an image does not cover.
+        The colour where the image does not cover the input.
     rounds_down : bool, default=False
-        Whether a middle that lies between two pixels is taken at the first, and not at the even
-        one, as torchvision does.
+        Whether a middle between two pixels goes to the first one, rather than to the even one as in
+        torchvision.
     decode : {"exact", "fast"}, default="exact"
-        "fast" decodes large JPEG files at an eighth, a quarter or half of their sides, where that
-        is still twice the scaled image or more: pixels differ by fractions of a grey level, by some
-        at edges. All else is decoded as it is.
+        "fast" decodes large JPEG files at an eighth, a quarter or half of their sides, if this is
+        still at least twice the scaled image. Pixels then differ by fractions of a grey level, and
+        by a few levels at edges. All else is decoded as it is.
 
     Raises
     ------
     ValueError
-        If one of them is not as it must be.
+        If a parameter is not one of these.
 
     Examples
     --------
@@ -84,14 +84,14 @@ class Resizing:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}.")
+            raise ValueError(f"mode must be one of {get_args(Mode)}; got {self.mode!r}.")
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(
-                f"interpolation must be one of {get_args(Interpolation)}, got "
+                f"interpolation must be one of {get_args(Interpolation)}; got "
                 f"{self.interpolation!r}."
             )
         if self.decode not in get_args(Decode):
-            raise ValueError(f'decode must be "exact" or "fast", got {self.decode!r}.')
+            raise ValueError(f'decode must be "exact" or "fast"; got {self.decode!r}.')
         check_number("crop_fraction", self.crop_fraction, 0.1, 10)
         for value in self.fill:
             check_number("fill", value, 0, 1)
@@ -99,7 +99,7 @@ class Resizing:
     def place(
         self, size: Sequence[int], input_size: Sequence[int]
     ) -> tuple[tuple[int, int], int, int]:
-        """Return where the network's input lies in the scaled image.
+        """Return the place of the network's input in the scaled image.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Resizing:
         scaled : tuple of (int, int)
             Height and width of the scaled image.
         top, left : int
-            Where the input lies in it; negative if the input is filled up.
+            The first row and column of the input in it; negative if the input is padded.
         """
         height, width = size
         around = self._around(input_size)
@@ -132,7 +132,7 @@ class Resizing:
         return scaled, top, left
 
     def decoded(self, size: Sequence[int], input_size: Sequence[int]) -> tuple[int, int] | None:
-        """Return the least size that a file may be decoded at.
+        """Return the smallest size to decode a file at.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class Resizing:
         Returns
         -------
         (height, width) or None
-            None if it is to be decoded as it is.
+            None to decode it at its own size.
         """
         whole = (slice(0, size[0]), slice(0, size[1]))
         if self.decode == "exact" or self.seen(size, input_size) != whole:
@@ -161,7 +161,7 @@ class Resizing:
         return rest // 2 if self.rounds_down else round(rest / 2)
 
     def seen(self, size: Sequence[int], input_size: Sequence[int]) -> tuple[slice, slice]:
-        """Return the rows and columns of an image that are scaled: for most images, all."""
+        """Return the rows and columns of an image that are scaled, which mostly is all of them."""
         if self.mode != "center_crop":
             return slice(0, size[0]), slice(0, size[1])
         around = self._around(input_size)
@@ -177,24 +177,24 @@ def map_to_frame(
     Parameters
     ----------
     map_ : Tensor of shape (..., height, width), float
-        A map, or many of images of one size, at the network's input size.
+        A map, or many maps of images of one size, at the network's input size.
     size : (int, int)
-        Height and width of the original image, as `ImageDataset.original_size` gives them.
+        Height and width of the original image, as `ImageDataset.original_size` returns them.
     resize : {"stretch", "center_crop"} or Resizing, default="stretch"
         How the image was brought to the network's input size. The map of a centre crop is put back
-        where the crop was, and is zero outside it: at original pixels whose centre the network did
-        not see.
+        in its place, and is zero outside it, which means at original pixels whose centre the
+        network did not see.
 
     Returns
     -------
     Tensor of shape (..., size[0], size[1])
-        Interpolated bilinearly, pixels taken as areas (``align_corners=False``), antialiased where
-        the map shrinks.
+        Interpolated bilinearly with pixels as areas (``align_corners=False``), antialiased if the
+        map shrinks.
 
     Raises
     ------
     ValueError
-        If `map_` is not float or has under two dimensions, `size` is not two positive ints, or
+        If `map_` is not float or has fewer than two dimensions, `size` is not two positive ints, or
         `resize` is unknown.
 
     Examples
@@ -222,9 +222,9 @@ def resize_image(
     resize: str | Resizing,
     own_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return the image at `size`; every form of X is resized here, so that all look alike.
+    """Return the image at `size`. Every form of X is resized here, so that all look the same.
 
-    One that was decoded at a fraction of its sides lies where it would otherwise, by `own_size`.
+    If an image was decoded at a fraction of its sides, `own_size` keeps it in the same place.
     """
     how = as_resizing(resize)
     if own_size is None or tuple(own_size) == tuple(image.shape[-2:]):
@@ -234,7 +234,7 @@ def resize_image(
     image = _interpolated(image, scaled, how.interpolation)
     if (top, left, *scaled) != (0, 0, *size):
         image = _cut(image, size, top, left, how.fill)
-    # Interpolation, and whatever made X, may round to a hair outside [0, 1].
+    # Interpolation, and the origin of X, may round to slightly outside [0, 1].
     return (image.clamp(0, 1) if image.is_floating_point() else image).contiguous()
 
 
@@ -251,7 +251,7 @@ def _interpolated(image: Tensor, size: tuple[int, int], interpolation: str) -> T
 def _cut(
     image: Tensor, size: tuple[int, int], top: int, left: int, fill: tuple[float, ...]
 ) -> Tensor:
-    """Cut the input out of a scaled image, and fill what lies outside."""
+    """Crop the input out of a scaled image, and fill its parts outside the image."""
     inside = image[..., max(0, top) : top + size[0], max(0, left) : left + size[1]]
     if tuple(inside.shape[-2:]) == size:
         return inside
@@ -267,7 +267,7 @@ def _cut(
 
 
 def _middle(length: int, n_seen: int) -> slice:
-    n_off = max(0, length - _LONGEST * n_seen) // 2  # at either end, so that the middle stays
+    n_off = max(0, length - _LONGEST * n_seen) // 2  # at each end, so the middle stays the same
     return slice(n_off, length - n_off)
 
 
@@ -282,9 +282,9 @@ def _undo_crop(maps: Tensor, size: tuple[int, int], how: Resizing) -> Tensor:
         return around
     scaled, top, left = how.place(size, (height, width))
     bottom, right = scaled[0] - height - top, scaled[1] - width - left
-    # What was filled up is not of the image.
+    # Padding is not part of the image.
     maps = maps[..., max(0, -top) : height + min(0, bottom), max(0, -left) : width + min(0, right)]
-    # Repeated beyond its edges, the map is not pulled down there by zeros when it is interpolated.
+    # Edge values are repeated beyond the edges, so that zeros there do not lower interpolated ones.
     beyond = [max(0, side) for side in (left, right, top, bottom)]
     maps = functional.resize(pad(maps, beyond, mode="replicate"), list(size), antialias=True)
     in_rows = _covered(size[0], scaled[0], top, height, maps.device)
@@ -293,17 +293,17 @@ def _undo_crop(maps: Tensor, size: tuple[int, int], how: Resizing) -> Tensor:
 
 
 def _covered(n_pixels: int, n_scaled: int, start: int, length: int, device: torch.device) -> Tensor:
-    """Mark the original pixels of a side whose centre is in the crop: bool of shape (n_pixels,)."""
+    """Mark the original pixels of a side whose centre is in the crop, as bool (n_pixels,)."""
     centers = (torch.arange(n_pixels, device=device) + 0.5) * (n_scaled / n_pixels)
     return (centers >= start) & (centers < start + length)
 
 
 def as_resizing(resize: Any) -> Resizing:
-    """Return the way of resizing; a ValueError unless it is known."""
+    """Return a name as a Resizing; raise a ValueError if it is not known."""
     if isinstance(resize, Resizing):
         return resize
     if resize not in ("stretch", "center_crop"):
-        raise ValueError(f"resize must be 'stretch' or 'center_crop', got {resize!r}.")
+        raise ValueError(f"resize must be 'stretch' or 'center_crop'; got {resize!r}.")
     return Resizing(resize)
 
 
@@ -314,16 +314,16 @@ def shares_of_cells(
     *,
     resize: str | Resizing = "stretch",
 ) -> tuple[Tensor, Tensor]:
-    """Bring masks of an image to the grid of a layer: the share of each cell that they cover.
+    """Bring masks of an image to the grid of a layer, as the share of each cell that they cover.
 
-    Shares are those of areas, exactly: no pixel is interpolated.
+    The shares are exact fractions of areas; no pixel is interpolated.
 
     Parameters
     ----------
     mask : Tensor of shape (..., height, width), float in [0, 1]
-        At the image's own size.
+        Masks at the image's own size.
     grid : (int, int)
-        How many rows and columns of cells lie over the network's input.
+        The numbers of rows and columns of cells over the network's input.
     input_size : (int, int)
         Height and width of the network's input.
     resize : {"stretch", "center_crop"} or Resizing, default="stretch"
@@ -333,7 +333,7 @@ def shares_of_cells(
     -------
     covered : Tensor of shape (..., grid[0], grid[1]), in [0, 1]
     seen : Tensor of shape (grid[0], grid[1]), in [0, 1]
-        The share of each cell that lies over the image: less than 1 where the input was filled up.
+        The share of each cell that lies over the image: less than 1 where the input was padded.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Items: what data sets yield, and which part of an item is the image."""
+"""Items of data sets, and which part of an item is the image."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from sklcam.images._encoded import is_batch_of_one, is_bytes_and_path, is_image
 
 
 class Items(Sequence[Any]):
-    """The images of a data set, or of any other sequence that makes its items when asked.
+    """The images of a data set, or of any other sequence that makes its items on access.
 
-    Of a tuple or list, which mostly holds the label as well, the first entry counts; of a dict, the
-    one that is named, or that alone is an image.
+    In a tuple or list, which mostly also holds the label, the first entry is the image. In a dict,
+    it is the named entry, or the only one that is an image.
 
     Parameters
     ----------
     dataset : map-style Dataset or sequence
     column : str or None, default=None
-        The name of the entry that is the image, where items are dicts.
+        The name of the entry that is the image, if items are dicts.
 
     Attributes
     ----------
     name : str or None
-        That of the entry, once an item has been read.
+        The name of this entry, once an item has been read.
     others : list of str
         The names of the other entries.
     are_volumes : bool
-        Whether (1, a, b, c) is a volume of one channel, and not one picture of a channels, with an
-        axis of images before it.
+        Whether (1, a, b, c) is a volume with one channel, rather than a batch of one picture with a
+        channels.
 
     Examples
     --------
@@ -57,15 +57,15 @@ class Items(Sequence[Any]):
         return self._n_items
 
     def __getitem__(self, i: Any) -> Any:
-        """Return the image of item i, as the data set has it."""
+        """Return the image of item i as the data set returns it."""
         item = self.dataset[i]
         item = item[0] if isinstance(item, tuple | list) and item else item
         where = f"X[{i}]"
         if not has_entries(item):
             if self._column is not None:
                 raise ValueError(
-                    f"{where} is {describe(item)}, and has no entry {self._column!r}: image_column "
-                    "is for items that are dicts, and for tables."
+                    f"{where} is {describe(item)} and has no entry {self._column!r}. Leave "
+                    "image_column out, as it is for tables and for items that are dicts."
                 )
             return self._alone(item)
         item = of_processor(item)
@@ -75,12 +75,12 @@ class Items(Sequence[Any]):
         return self._alone(item[name_of_image(item, where, self.name)])
 
     def _alone(self, image: Any) -> Any:
-        """Return an image without the axis of images that it may have in the item."""
+        """Return an image without the batch axis that it may have in the item."""
         return image[0] if is_batch_of_one(image) and not self.are_volumes else image
 
 
 def has_entries(item: Any) -> bool:
-    """Whether an item is a dict of which one entry is the image."""
+    """Whether an item is a dict in which one entry is the image."""
     return isinstance(item, Mapping) and not is_bytes_and_path(item)
 
 
@@ -91,9 +91,9 @@ def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) 
     ----------
     item : mapping
     where : str
-        What it is, for the message.
+        The name of the item in the message.
     name : str or None, default=None
-        What was said of it.
+        The name that the user gave, if any.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) 
     Raises
     ------
     ValueError
-        If there is no entry of that name, or none was said and not exactly one is an image.
+        If there is no entry with that name, or none is given and not exactly one is an image.
     """
     if name is not None:
         if name not in item:
@@ -116,13 +116,13 @@ def name_of_image(item: Mapping[str, Any], where: str, name: str | None = None) 
     held = ", ".join(f"{key!r} ({describe(value)})" for key, value in item.items())
     raise ValueError(
         f"{where} is a dict of {held or 'nothing'}, where {len(images) or 'no'} entries are "
-        "images: say which one is, sklcam.images.ImageDataset(X, image_column=...) in the place of "
-        "X, or let items have that one alone."
+        "images. Name the image with sklcam.images.ImageDataset(X, image_column=...) instead of X, "
+        "or return only that entry."
     )
 
 
 def of_processor(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a processor of Hugging Face's makes of images as tensors, a network's own input.
+    """Return the output of a Hugging Face processor as tensors, which are a network's own input.
 
     Anything else is returned as it is.
     """
@@ -135,15 +135,15 @@ def of_processor(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_splits(X: Any) -> bool:
-    """Whether X is a Hugging Face ``DatasetDict``: each entry is a data set of its own."""
+    """Whether X is a Hugging Face ``DatasetDict``, in which each entry is a data set."""
     return is_instance(X, "datasets", "DatasetDict", "IterableDatasetDict")
 
 
 def is_lazy(X: Any) -> bool:
-    """Whether X makes its items when asked: a map-style data set, or another sequence."""
+    """Whether X makes its items on access: a map-style data set, or another sequence."""
     if isinstance(X, Dataset):
         return isinstance(X, Sized) and not isinstance(X, IterableDataset)
-    # These are sequences as well, and never of images.
+    # These are also sequences, but never of images.
     return isinstance(X, Sequence) and not isinstance(
         X, str | bytes | bytearray | memoryview | range
     )

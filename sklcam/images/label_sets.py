@@ -1,7 +1,7 @@
-"""What an image may be labelled with beside one class: several labels at once, or numbers.
+"""Labels other than one class per image: several labels at once, or numbers.
 
-Several labels come as an indicator, a table of 0 and 1 with a column for each label, or as a
-collection of labels for each image. Numbers are what a regression learns.
+Several labels come as an indicator, which is a table of 0 and 1 with a column for each label, or as
+a collection of labels for each image. Numbers are for regression.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sklcam.images.labels import nearest_label
 LabelKind = Literal["labels", "indicator", "label sets", "numbers"]
 
 _WHAT_WILL_DO = (
-    "give y as an array of 0 and 1 of shape (n_images, n_labels), or as a set of labels for each "
+    "Give y as an array of 0 and 1 of shape (n_images, n_labels), or as a set of labels for each "
     "image."
 )
 
 
 def kind_of_labels(y: Any) -> LabelKind:
-    """Tell what y holds for each image.
+    """Return what y holds for each image.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def kind_of_labels(y: Any) -> LabelKind:
     Returns
     -------
     {"labels", "indicator", "label sets", "numbers"}
-        "labels": one for each image. "indicator": a table of 0 and 1, of at least two columns.
-        "label sets": a set for each image, or a list or tuple, where these are not the rows of a
-        table of numbers. "numbers": such as 0.5, or a table of anything but 0 and 1.
+        "labels": one for each image. "indicator": a table of 0 and 1 with at least two columns.
+        "label sets": a set for each image, or a list or tuple, unless these are the rows of a table
+        of numbers. "numbers": such as 0.5, or a table of other numbers than 0 and 1.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def kind_of_labels(y: Any) -> LabelKind:
     ('indicator', 'numbers')
     """
     table = _as_table(y)
-    if table is None or (table.ndim == 2 and table.shape[1] == 0):  # of no label for any image
+    if table is None or (table.ndim == 2 and table.shape[1] == 0):  # no image has a label
         return "label sets"
     if table.ndim == 2 and table.shape[1] > 1:
         return "indicator" if _is_indicator(table) else "numbers"
@@ -65,15 +65,14 @@ def kind_of_labels(y: Any) -> LabelKind:
 
 
 def learn_label_sets(y: Any, classes: ArrayLike | None = None) -> np.ndarray:
-    """Return the labels that images may have several of.
+    """Return the labels that occur in y, of which images may have several.
 
     Parameters
     ----------
     y : indicator, or sequence of collections of labels
     classes : array-like or None, default=None
-        The labels, in the order of an indicator's columns. None is the names of the columns of a
-        DataFrame, 0, 1, ... for those of any other table, and of label sets those that there are,
-        sorted.
+        The labels, in the order of an indicator's columns. None is the names of a DataFrame's
+        columns, 0, 1, ... for the columns of any other table, and the sorted labels of label sets.
 
     Returns
     -------
@@ -82,7 +81,7 @@ def learn_label_sets(y: Any, classes: ArrayLike | None = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are none, one is named twice, or they cannot be sorted.
+        If there are no labels, one is named twice, or they cannot be sorted.
 
     Examples
     --------
@@ -101,7 +100,9 @@ def learn_label_sets(y: Any, classes: ArrayLike | None = None) -> np.ndarray:
         else:
             labels = np.arange(table.shape[-1]) if names is None else names
     if len(labels) == 0:
-        raise ValueError("No image has a label, and classes= names none: there is nothing to tell.")
+        raise ValueError(
+            "No image has a label, and classes= names none. Give labels, or name some in classes=."
+        )
     return labels
 
 
@@ -122,8 +123,8 @@ def as_indicator(y: Any, classes: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If y is neither, has a column too many or too few or named otherwise, holds anything but 0
-        and 1, or names a label that is not among the classes, or one twice.
+        If y is neither; if a table has the wrong number or names of columns, or holds anything but
+        0 and 1; or if an image has an unknown label, or a label twice.
 
     Examples
     --------
@@ -137,29 +138,29 @@ def as_indicator(y: Any, classes: np.ndarray) -> np.ndarray:
         return _indicator_of(_as_sets(y), classes)
     if table.shape[1] != len(classes):
         raise ValueError(
-            f"y has {table.shape[1]} columns for {len(classes)} labels, {_listed(classes)}; "
+            f"y has {table.shape[1]} columns for {len(classes)} labels, {_listed(classes)}. "
             f"{_WHAT_WILL_DO}"
         )
     numbers = [*range(len(classes))]
-    # Columns that nobody has named are numbered, which says something only of classes so named.
+    # Columns without names are numbered, which means something only if the classes are numbers too.
     is_free = {*numbers} != {*classes.tolist()}
     wanted = [classes.tolist(), *([numbers] if is_free else [])]
     if names is not None and names.tolist() not in wanted:
         raise ValueError(
-            f"The columns of y are {_listed(names)}, and the labels {_listed(classes)}; put them "
-            "in that order, y[classes]."
+            f"The columns of y are {_listed(names)}, but the labels are {_listed(classes)}. Put "
+            "the columns in that order, y[classes]."
         )
     if not _is_indicator(table):
         others = np.unique(table[~np.isin(table, (0, 1))])
         raise ValueError(
-            f"y has {_listed(others)} among its values, where 1 means that an image has a label "
-            f"and 0 that it does not; {_WHAT_WILL_DO}"
+            f"y has the values {_listed(others)}, but may hold only 1 for a label that an image "
+            f"has, and 0 for one that it does not have. {_WHAT_WILL_DO}"
         )
     return table.astype(np.int64)
 
 
 def as_numbers(y: Any) -> np.ndarray:
-    """Return the numbers that each image is labelled with.
+    """Return the numbers that are the labels of a regression.
 
     Parameters
     ----------
@@ -168,12 +169,12 @@ def as_numbers(y: Any) -> np.ndarray:
     Returns
     -------
     ndarray of the same shape, float64
-        A column, (n, 1), is made flat with scikit-learn's ``DataConversionWarning``.
+        A column, (n, 1), is flattened with scikit-learn's ``DataConversionWarning``.
 
     Raises
     ------
     ValueError
-        If they are not finite numbers in one of these shapes.
+        If y is not finite numbers in one of these shapes.
 
     Examples
     --------
@@ -187,7 +188,7 @@ def as_numbers(y: Any) -> np.ndarray:
         numbers = np.array(np.nan)
     if numbers.ndim not in (1, 2) or 0 in numbers.shape or not np.isfinite(numbers).all():
         raise ValueError(
-            "A regression learns finite numbers: y of shape (n_images,) or (n_images, n_outputs); "
+            "A regression needs finite numbers, y of shape (n_images,) or (n_images, n_outputs); "
             f"got {describe(y)}."
         )
     is_column = numbers.ndim == 2 and numbers.shape[1] == 1
@@ -202,7 +203,7 @@ def _dense(y: Any) -> Any:
         return y.toarray()
     if not hasattr(y, "dtypes") or not hasattr(y, "columns"):
         return y
-    # Columns of several types would make a table of objects.
+    # Columns of several types would become a table of objects.
     are_numbers = all(getattr(dtype, "kind", "O") in "biuf" for dtype in y.dtypes)
     table = np.asarray(y.astype(np.float64) if are_numbers else y)
     return table[:, 0] if table.shape[1] == 1 else table
@@ -219,7 +220,7 @@ def _as_table(y: Any) -> np.ndarray | None:
     else:
         try:
             table = np.asarray(rows)
-        except ValueError:  # of several lengths
+        except ValueError:  # rows of several lengths
             return None
     is_of_words = table.ndim == 2 and table.dtype.kind not in "biuf" and table.shape[1] != 1
     return None if is_of_words else table
@@ -228,15 +229,15 @@ def _as_table(y: Any) -> np.ndarray | None:
 def _as_columns(y: Any, n_classes: int | None = None) -> np.ndarray | None:
     """Return y as a table with a column for each label; None if it holds collections of labels.
 
-    Lists may be either. They are rows of a table if they are as long as one, of 0 and 1 alone.
+    Lists may be either. They are the rows of a table if they have its length and hold only 0 and 1.
     """
     table = _as_table(y)
     if table is None:
         return None
     if table.ndim != 2:
         raise ValueError(
-            "Images may have several labels, or none, and y does not say which "
-            f"({describe(np.asarray(y))}): {_WHAT_WILL_DO}"
+            f"y is {describe(np.asarray(y))}, but each image may have several labels, or none. "
+            f"{_WHAT_WILL_DO}"
         )
     if _rows(_dense(y)) is None:
         return table
@@ -246,7 +247,7 @@ def _as_columns(y: Any, n_classes: int | None = None) -> np.ndarray | None:
 
 
 def _rows(y: Any) -> list[Any] | None:
-    """Return the images' own entries, if they are collections; None if none of them is."""
+    """Return the entries of all images if these are collections; None if no entry is one."""
     if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__len__"):
         return None
     if getattr(y, "dtype", np.dtype(object)) != np.dtype(object):
@@ -259,32 +260,32 @@ def _rows(y: Any) -> list[Any] | None:
     if any(are_collections) and not all(are_collections):
         odd = rows[are_collections.index(False)]
         raise ValueError(
-            f"y holds several labels for some images and {describe(odd)} for another: "
+            f"y holds collections of labels for some images, but {describe(odd)} for another. "
             f"{_WHAT_WILL_DO}"
         )
     return rows if any(are_collections) else None
 
 
 def _as_sets(y: Any) -> list[list[Any]]:
-    """Return the labels of each image; an error if one is named twice, or is missing."""
+    """Return the labels of each image; raise an error if one is a duplicate or missing."""
     y = _dense(y)
     rows = _rows(y)
     sets = [np.asarray([*row], dtype=object).tolist() for row in (y if rows is None else rows)]
     for i, row in enumerate(sets):
-        try:  # NaN is not equal to itself, and pandas' NA is neither that nor another
+        try:  # NaN is not equal to itself, and comparing pandas' NA raises a TypeError
             is_missing = any(label is None or bool(label != label) for label in row)
             is_twice = len(set(row)) < len(row)
         except TypeError:
             raise ValueError(
-                f"Labels must be numbers or strings; those of image {i} are {row}. Leave out what "
-                "is missing."
+                f"Labels must be numbers or strings; those of image {i} are {row}. Leave out "
+                "missing labels."
             ) from None
         if is_missing:
-            raise ValueError(f"Image {i} has a missing label, {row}; leave it out of the set.")
+            raise ValueError(f"Image {i} has a missing label, {row}. Leave it out of the set.")
         if is_twice:
             raise ValueError(
-                f"Image {i} has a label twice, {row}. If these are rows of 0 and 1, all must have "
-                "the same length."
+                f"Image {i} has a label twice, {row}. Name it once or, if these are rows of 0 and "
+                "1, give all rows the same length."
             )
     return sets
 
@@ -318,7 +319,7 @@ def _sorted(labels: set[Any]) -> np.ndarray:
         return _as_labels(sorted(labels))
     except TypeError:
         raise ValueError(
-            f"Labels must be numbers or strings, and not both; got {[*labels][:5]}."
+            f"Labels must be all numbers or all strings; got {[*labels][:5]}."
         ) from None
 
 
@@ -326,7 +327,7 @@ def _as_labels(labels: list[Any]) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim == 1 and array.tolist() == labels:
         return array
-    array = np.empty(len(labels), dtype=object)  # numpy would make them all strings
+    array = np.empty(len(labels), dtype=object)  # NumPy would turn them all into strings
     array[:] = labels
     return array
 

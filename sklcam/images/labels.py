@@ -1,7 +1,6 @@
-"""Labels: those that are given, those that data sets keep, and their numbers in a network.
+"""Labels: given by the user or stored in data sets, and their numbers in a network.
 
-Here an image has one label. Several, or numbers, are the business of
-:mod:`sklcam.images.label_sets`.
+Each image has one label here. Several labels, or numbers, are in :mod:`sklcam.images.label_sets`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from torch.utils.data import Dataset, Subset
 
 from sklcam.images._tables import class_label_names, class_labels
 
-_LIKE = 0.75  # how close a spelling is that may have been meant, as difflib has it
+_LIKE = 0.75  # the least similarity of a spelling to suggest, as difflib measures it
 
 _WHERE_FROM = (
-    "one label per image (only a torch data set that has .targets, and a Hugging Face one with one "
-    "column of ClassLabel, bring their own)."
+    "one label per image (only torch data sets with .targets, and Hugging Face data sets with one "
+    "ClassLabel column, have their own)."
 )
 
 _SPLIT = re.compile(
@@ -35,14 +34,14 @@ _SPLIT = re.compile(
 
 
 def are_splits(folders: Collection[str]) -> bool:
-    """Whether folders seem to be the parts of a data set, and not its classes.
+    """Whether folders seem to be the splits of a data set, and not its classes.
 
-    A class may be called "train"; it is not alone then, and there is no class "test" beside it.
+    A class may be named "train", but then it is not the only one, and there is no class "test".
 
     Parameters
     ----------
     folders : collection of str
-        Their names.
+        The names of the folders.
 
     Returns
     -------
@@ -59,11 +58,11 @@ def are_splits(folders: Collection[str]) -> bool:
 
 
 def dataset_labels(X: Any) -> np.ndarray | None:
-    """Return the labels that a data set keeps beside its images, without loading an image.
+    """Return the labels that a data set stores, without loading an image.
 
-    They are looked for where torchvision's data sets keep them, in ``targets`` or ``labels``, pass
-    through the data set's ``target_transform`` as its items' labels do, and are followed through
-    ``Subset``. Of a Hugging Face ``Dataset`` they are the numbers in its column of ``ClassLabel``.
+    They are looked up where torchvision's data sets store them, in ``targets`` or ``labels``, also
+    through ``Subset``, and go through the data set's ``target_transform``, as the labels of items
+    do. For a Hugging Face ``Dataset``, they are the numbers in its ``ClassLabel`` column.
 
     Parameters
     ----------
@@ -73,14 +72,14 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     Returns
     -------
     ndarray of shape (n_samples,) or None
-        None if X is not a data set, or keeps no labels, or keeps something of another length (such
-        as the names of the classes) under that name; if there are several columns of classes, or
-        images without a label; or if the labels are in the items alone, which would be read for it.
+        None if X is not a data set, stores no labels, or stores something of another length under
+        that name, such as the names of the classes; if there are several ``ClassLabel`` columns, or
+        images without a label; or if only the items have labels, as these would have to be read.
 
     Raises
     ------
     ValueError
-        If the labels are those of folders such as train and test, which are not classes.
+        If the labels are folders such as train and test, which are not classes.
 
     Examples
     --------
@@ -95,14 +94,14 @@ def dataset_labels(X: Any) -> np.ndarray | None:
     """
     if (labels := class_labels(X)) is not None:
         return labels
-    # A data set without length is a stream, whose labels come with its items.
+    # A data set without a length is a stream, whose labels come with its items.
     if not (isinstance(X, Dataset) and isinstance(X, Sized)):
         return None
-    folders = getattr(X, "class_to_idx", {})  # of torchvision's data sets of class folders
+    folders = getattr(X, "class_to_idx", {})  # in torchvision's data sets of class folders
     if are_splits(folders):
         raise ValueError(
-            f"The classes of the data set are folders of splits, {', '.join(folders)}: make one "
-            "data set of each. Give y if the splits are the classes."
+            f"The classes of the data set are folders of splits, {', '.join(folders)}. Make a "
+            "data set of each one, or give y if the splits are the classes."
         )
     for name in ("targets", "labels"):
         labels = getattr(X, name, None)
@@ -115,9 +114,9 @@ def dataset_labels(X: Any) -> np.ndarray | None:
 
 
 def label_names(X: Any, y: Any = None) -> tuple[str, ...] | None:
-    """Return what the numbers are called that a data set has for labels.
+    """Return the names of the numbers that are a data set's labels.
 
-    They are the ``classes`` of torchvision's data sets, also through ``Subset``, and the names of
+    They are the ``classes`` of torchvision's data sets, also through ``Subset``, or the names of
     Hugging Face's ``ClassLabel``.
 
     Parameters
@@ -125,13 +124,13 @@ def label_names(X: Any, y: Any = None) -> tuple[str, ...] | None:
     X : Any
         A data set, or anything else.
     y : array-like or None, default=None
-        The labels that were given, if they were.
+        The labels that the user gave, if any.
 
     Returns
     -------
     tuple of str or None
-        The name of each number from 0. None if X has no names for its labels; or if y is given, and
-        is neither the same labels nor a column of ``ClassLabel`` that has names of its own.
+        The name of each number from 0. None if X has no names for its labels, or if y is given and
+        is neither the same labels nor a ``ClassLabel`` column with names of its own.
 
     Examples
     --------
@@ -158,11 +157,11 @@ def _names_in(X: Any) -> list[str] | None:
     if isinstance(X, Subset):
         return _names_in(X.dataset)
     if getattr(X, "target_transform", None) is not None:
-        return None  # other labels are made of the numbers
+        return None  # the numbers become other labels
     names = class_label_names(X) or getattr(X, "classes", None)
     if not isinstance(names, Sequence) or isinstance(names, str):
         return None
-    # Those of torchvision's ImageNet are tuples of synonyms.
+    # In torchvision's ImageNet, names are tuples of synonyms.
     names = [", ".join(each) if isinstance(each, tuple) else each for each in names]
     numbers = getattr(X, "class_to_idx", {})
     is_other = isinstance(numbers, Mapping) and any(
@@ -172,7 +171,7 @@ def _names_in(X: Any) -> list[str] | None:
 
 
 def names_of_classes(names: Sequence[str] | None, classes: np.ndarray) -> tuple[str, ...] | None:
-    """Return what classes are called that are numbers.
+    """Return the names of classes that are numbers.
 
     Parameters
     ----------
@@ -200,9 +199,9 @@ def names_of_classes(names: Sequence[str] | None, classes: np.ndarray) -> tuple[
 
 
 def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndarray | None) -> None:
-    """Raise a ValueError if a data set has other numbers for classes that are called the same.
+    """Raise a ValueError if a data set has other numbers for classes with the same names.
 
-    Two data sets of class folders have, if one of them lacks a folder.
+    This happens to data sets of class folders if one of them lacks a folder.
 
     Parameters
     ----------
@@ -211,7 +210,7 @@ def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndar
     classes : ndarray of shape (n_classes,) or None
         The numbers that an estimator knows.
     names : sequence of str of length n_classes, or None
-        What it calls them.
+        The estimator's names for them.
     """
     own = None if classes is None or names is None else label_names(X, y)
     if own is None or names is None:
@@ -222,14 +221,14 @@ def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndar
         meant = [i for i, other in zip(numbers, known, strict=True) if other == name]
         if meant and number not in meant:
             raise ValueError(
-                f"The data set's label for {name!r} is {number}, and the estimator's is "
-                f"{meant[0]}: give y, with the numbers that class_names_ of the estimator has for "
-                "the data set's names."
+                f"The data set's label for {name!r} is {number}, but the estimator's is "
+                f"{meant[0]}. Give y with the estimator's numbers, which are in the order of its "
+                "class_names_."
             )
 
 
 def given_labels(X: Any, y: Any) -> Any:
-    """Return the labels that were given, in whatever form they are, or else the data set's own.
+    """Return the labels that the user gave, in any form, or else the data set's own.
 
     Parameters
     ----------
@@ -247,12 +246,12 @@ def given_labels(X: Any, y: Any) -> Any:
     """
     y = dataset_labels(X) if y is None else y
     if y is None:
-        raise ValueError(f"requires y to be passed, but the target y is None: give {_WHERE_FROM}")
+        raise ValueError(f"requires y to be passed, but the target y is None. Give {_WHERE_FROM}")
     return y
 
 
 def known_labels(X: Any, y: Any, classes: Any, names: np.ndarray | None) -> Any:
-    """Return the labels that were given of classes that are known, or else the data set's own.
+    """Return the labels that the user gave, or else the data set's own, as known classes.
 
     Parameters
     ----------
@@ -262,7 +261,7 @@ def known_labels(X: Any, y: Any, classes: Any, names: np.ndarray | None) -> Any:
     classes : ndarray of shape (n_classes,) or None
         The classes that an estimator knows.
     names : ndarray of str of shape (n_classes,), or None
-        What it calls them.
+        The estimator's names for them.
 
     Returns
     -------
@@ -272,22 +271,22 @@ def known_labels(X: Any, y: Any, classes: Any, names: np.ndarray | None) -> Any:
     Raises
     ------
     ValueError
-        If there are none, a data set has other numbers for the same names, or there is no class, or
-        more than one, of a name.
+        If there are no labels, a data set has other numbers for the same names, or a name belongs
+        to no class, or to more than one.
     """
     check_numbering(X, y, classes, names)
     return labels_of_names(given_labels(X, y), classes, names)
 
 
 def labels_of_names(labels: Any, classes: Any, names: np.ndarray | None) -> Any:
-    """Return labels as they are, or those of the classes whose names they are.
+    """Return labels as they are, and names as the labels of their classes.
 
     Parameters
     ----------
     labels : array-like
     classes : ndarray of shape (n_classes,) or None
     names : ndarray of str of shape (n_classes,), or None
-        What the classes are called.
+        The names of the classes.
 
     Returns
     -------
@@ -296,7 +295,7 @@ def labels_of_names(labels: Any, classes: Any, names: np.ndarray | None) -> Any:
     Raises
     ------
     ValueError
-        If there is no class, or more than one, of a name.
+        If a name belongs to no class, or to more than one.
 
     Examples
     --------
@@ -312,18 +311,18 @@ def labels_of_names(labels: Any, classes: Any, names: np.ndarray | None) -> Any:
 
 
 def are_names(labels: Any, names: np.ndarray) -> bool:
-    """Whether labels are the names of classes, and not the classes.
+    """Whether labels are the names of classes, and not the classes themselves.
 
     Parameters
     ----------
     labels : array-like
     names : ndarray of str of shape (n_classes,)
-        What classes are called that are numbers.
+        The names of classes that are numbers.
 
     Raises
     ------
     ValueError
-        If several classes have a name that was given.
+        If one of the labels is the name of several classes.
     """
     if isinstance(labels, Tensor):
         return False
@@ -334,33 +333,35 @@ def are_names(labels: Any, names: np.ndarray) -> bool:
     for name in given:
         rows = np.flatnonzero(names == name).tolist()
         if len(rows) > 1:
-            raise ValueError(f"The classes {rows} are all called {name!r}; say which.")
+            raise ValueError(
+                f"The classes {rows} all have the name {name!r}. Give the number of the class."
+            )
     return bool(given)
 
 
 def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
-    """Return the labels that something needs: those that were given, or the data set's own.
+    """Return the labels for a purpose: given by the user, or the data set's own.
 
     Parameters
     ----------
     X : images
     y : array-like or None
     purpose : str
-        What needs them, for the message.
+        What needs the labels, for the message.
 
     Returns
     -------
     ndarray
-        A column, (n, 1), is made flat with scikit-learn's ``DataConversionWarning``.
+        A column, (n, 1), is flattened with scikit-learn's ``DataConversionWarning``.
 
     Raises
     ------
     ValueError
-        If there are none.
+        If there are no labels.
     """
     y = dataset_labels(X) if y is None else y
     if y is None:
-        raise ValueError(f"{purpose} needs y: {_WHERE_FROM}")
+        raise ValueError(f"{purpose} needs y: give {_WHERE_FROM}")
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
     check_one_each(y)
     labels = np.asarray(y)
@@ -369,7 +370,7 @@ def labels_for(X: Any, y: Any, purpose: str) -> np.ndarray:
 
 
 def check_one_each(y: Any) -> None:
-    """Raise a ValueError if labels are a table, which has no one label for each image.
+    """Raise a ValueError if labels are a table, which does not have one label per image.
 
     Parameters
     ----------
@@ -381,17 +382,17 @@ def check_one_each(y: Any) -> None:
     what = ""
     are_01 = table.dtype.kind in "biuf" and bool(np.isin(table, (0, 1)).all())
     if are_01 and (table.sum(axis=1) == 1).all():
-        # Which class a column is for is nowhere said.
+        # The table does not say which class each column is for.
         what = (
-            " Its rows are one-hot, with a single 1: give the class of that column, such as "
+            " Its rows are one-hot, with a single 1. Give the class of that column, such as "
             "classes_[y.argmax(axis=1)] if the columns are in the order of classes_, or "
-            "y.idxmax(axis=1) of a DataFrame whose columns are named so."
+            "y.idxmax(axis=1) for a DataFrame whose columns are the classes."
         )
     raise ValueError(f"y should be a 1d array, one label per image; got shape {table.shape}.{what}")
 
 
 def check_labels(X: Any, y: Any) -> np.ndarray:
-    """Return one label of a class for each image, as an estimator's ``fit`` needs them.
+    """Return one class label for each image, as an estimator's ``fit`` needs it.
 
     Parameters
     ----------
@@ -405,7 +406,7 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are none, or they are not labels of classes.
+        If there are no labels, or they are not class labels.
     """
     y = given_labels(X, y)
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
@@ -416,7 +417,7 @@ def check_labels(X: Any, y: Any) -> np.ndarray:
 
 
 def nearest_label(unknown: Collection[Any], known: Collection[Any]) -> str:
-    """Return a sentence that names the labels that unknown names may stand for, or nothing.
+    """Return a sentence that suggests a known label for unknown ones, or an empty string.
 
     Parameters
     ----------
@@ -436,8 +437,8 @@ def nearest_label(unknown: Collection[Any], known: Collection[Any]) -> str:
     by_name = {str(label).casefold(): label for label in known}
     for name in unknown:
         if isinstance(name, str):
-            # One that has it among its words, or else one that is spelt like it. Of a thousand
-            # classes, some word is always a little alike.
+            # A label that contains it as a word, or else one with a similar spelling. Among a
+            # thousand classes, some word is always a little similar.
             close = [each for each in by_name if name.casefold() in each.replace(",", "").split()]
             close += get_close_matches(name.casefold(), by_name, n=1, cutoff=_LIKE)
             if close:
@@ -464,9 +465,10 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """
     try:
         found, positions = np.unique(labels, return_inverse=True)
-    except TypeError:  # what cannot be sorted, such as dicts, or None among numbers
+    except TypeError:  # labels that cannot be sorted, such as dicts, or None among numbers
         raise ValueError(
-            f"y or target has labels that are neither numbers nor strings: {labels[:5].tolist()}."
+            "y or target must have labels that are all numbers or all strings; got "
+            f"{labels[:5].tolist()}."
         ) from None
     # Classes may stand in any order, such as that of a network's outputs.
     order = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
@@ -481,7 +483,7 @@ def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
-    """Return labels as an array on the host, each transformed if there is a function for it."""
+    """Return labels as an array on the host, transformed if there is a function for this."""
     array = _as_array(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     return _as_array([*map(transform, array.tolist())]) if callable(transform) else array
 
@@ -489,7 +491,7 @@ def _transform_labels(labels: Any, transform: Any) -> np.ndarray:
 def _as_array(labels: Any) -> np.ndarray:
     try:
         return np.asarray(labels)
-    except ValueError:  # several for each image, here more and there fewer
+    except ValueError:  # different numbers of labels per image
         array = np.empty(len(labels), dtype=object)
         array[:] = labels
         return array

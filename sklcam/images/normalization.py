@@ -1,4 +1,4 @@
-"""Normalisation of pixels, to the range that networks are trained on."""
+"""Normalisation of pixels to the range that networks are trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_STATISTIC = 10
 
 
 def default_statistics(n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation that images are normalised with by default.
+    """Return the default mean and standard deviation for normalising images.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     ----------
     batch : Tensor of shape (n_images, n_channels, height, width)
         uint8, or float in [0, 1]; or volumes, (n_images, n_channels, depth, height, width).
-    mean, std : "auto", float, sequence of float or Tensor, one value or one a channel
+    mean, std : "auto", float, sequence of float or Tensor, one value or one per channel
         Statistics of images in [0, 1]; "auto" is ImageNet's for three channels, and
         their averages for any other number.
 
@@ -65,7 +65,7 @@ def normalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     Raises
     ------
     ValueError
-        If `batch` has another shape or dtype, or `mean` or `std` another length, or is that of
+        If `batch` has another shape or dtype, or if `mean` or `std` has another length or is for
         images from 0 to 255.
 
     Examples
@@ -91,12 +91,12 @@ def denormalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
     Parameters
     ----------
     batch : Tensor of shape (n_images, n_channels, height, width), floating point
-    mean, std : float, sequence of float or Tensor, one value or one a channel
+    mean, std : float, sequence of float or Tensor, one value or one per channel
 
     Returns
     -------
     Tensor of shape (n_images, n_channels, height, width)
-        In [0, 1], if it was normalised by the same statistics.
+        In [0, 1], if `batch` was normalised with the same statistics.
 
     Examples
     --------
@@ -110,25 +110,25 @@ def denormalize(batch: Tensor, mean: Any, std: Any) -> Tensor:
 
 
 def checked_unit_floats(batch: Tensor) -> Tensor:
-    """Return a batch of images as floats; a ValueError if it is none, of bytes or floats."""
+    """Return a batch of images as floats; raise a ValueError if it is not one."""
     is_batch = isinstance(batch, Tensor) and batch.ndim in (4, 5)
     if not is_batch or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
         raise ValueError(
-            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width), "
+            "batch must be a uint8 or float Tensor of shape (n_images, n_channels, height, width); "
             f"got {describe(batch)}."
         )
     return to_unit_floats(batch)
 
 
 def to_unit_floats(images: Tensor) -> Tensor:
-    """Return bytes as float32 in [0, 1], floats as they are."""
+    """Return bytes as float32 in [0, 1], and floats as they are."""
     return images if images.is_floating_point() else images.to(torch.float32) / 255
 
 
 def of_one_dtype(images: list[Tensor]) -> list[Tensor]:
     """Return images as they are, or as floats if they are both bytes and floats.
 
-    Files of 16 bits are floats: stacked with them, bytes would be 255 times too bright.
+    Files with 16 bits are floats. Stacked with these, bytes would be 255 times too bright.
     """
     if len({image.dtype for image in images}) < 2:
         return images
@@ -138,7 +138,7 @@ def of_one_dtype(images: list[Tensor]) -> list[Tensor]:
 def _one_per_channel(values: Any, batch: Tensor, name: str) -> Tensor:
     place = (batch.ndim, batch.shape[1], batch.dtype, batch.device, name)
     numbers = values if isinstance(values, tuple) else (values,)
-    # What is traced has no values, and is not to be met again.
+    # A traced tensor has no values, and must not be cached.
     if isinstance(batch, FakeTensor) or not all(type(number) is float for number in numbers):
         return _made(values, *place)
     return _made_once(values, *place)
@@ -156,9 +156,10 @@ def _made(
         ) from None
     if statistic.numel() not in (1, n_channels):
         raise ValueError(
-            f"{name} has {statistic.numel()} values, but the images have {n_channels} channel(s)."
+            f"{name} has {statistic.numel()} values, but the images have {n_channels} channel(s). "
+            "Give one value, or one per channel."
         )
-    # Values on another device are not looked at, as the host would have to wait for them.
+    # Values on another device are not checked, as the host would have to wait for them.
     if statistic.device.type == "cpu":
         numbers = statistic.double().numpy() if isinstance(values, Tensor) else np.asarray(values)
         limits = torch.finfo(dtype)
@@ -166,16 +167,16 @@ def _made(
         if not ((numbers >= low) & (numbers <= limits.max)).all():
             wanted = "finite" if name == "mean" else "finite and positive"
             raise ValueError(f"{name} must be {wanted}; got {describe(values)}.")
-        if (abs(numbers) > _LARGEST_STATISTIC).any():  # of images in [0, 1], both are under 1
+        if (abs(numbers) > _LARGEST_STATISTIC).any():  # for images in [0, 1], both are under 1
             raise ValueError(
-                f"{name} is that of images from 0 to 255, and here they are in [0, 1]: divide it "
-                f"by 255; got {describe(values)}."
+                f"{name} is {describe(values)}, which is for images from 0 to 255, but here they "
+                "are in [0, 1]. Divide it by 255."
             )
-    # A blocking copy to the device would make it wait, too.
+    # A blocking copy to the device would also have to wait.
     return statistic.to(device, non_blocking=True).reshape(-1, *[1] * (n_axes - 2))
 
 
-@lru_cache(maxsize=16)  # a copy to the device, for every batch of training
+@lru_cache(maxsize=16)  # saves a copy to the device for every batch of training
 def _made_once(values: Any, *place: Any) -> Tensor:
-    with torch.inference_mode(False):  # whatever it is first made in: it is for training, too
+    with torch.inference_mode(False):  # the cached tensor must also serve training
         return _made(values, *place)

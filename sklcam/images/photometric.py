@@ -1,7 +1,7 @@
-"""Photometric views: changes of brightness, colour and focus that are recorded, image by image.
+"""Photometric views: changes of brightness, colour and focus, recorded for each image.
 
-They are those of torchvision and PIL, on images in [0, 1], each with a strength of its own. Where
-pixels go is the business of ``views.py``.
+They are the changes of torchvision and PIL, on images in [0, 1], each with a strength of its own.
+Changes of geometry are in ``views.py``.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _BLUR_REACHES = 3  # standard deviations, on each side
 
 @dataclass(frozen=True, eq=False)
 class Photometry:
-    """What is changed in the pixels of each image of a batch, in this order.
+    """Changes to the pixels of each image of a batch, in this order.
 
     Parameters
     ----------
     brightness, contrast, color, sharpness : Tensor of shape (n_images,) or None, default=None
-        Factors >= 0; 1 changes nothing. They multiply the pixels, their distance to the image's
-        mean grey, to their own grey, and to the smoothed image. None leaves a change out.
+        Factors >= 0; 1 changes nothing. They multiply, in this order, the pixels themselves and
+        their distances to the image's mean grey, to their own grey and to the smoothed image. None
+        leaves a change out.
     blur : Tensor of shape (n_images,) or None, default=None
         Standard deviation of a Gaussian, in pixels.
     grey : Tensor of shape (n_images,), bool, or None, default=None
         Which images lose their colour.
     largest_blur : float, default=0.0
-        No ``blur`` is larger. The Gaussian is cut off at three of it.
+        The upper limit of ``blur``. The Gaussian is truncated at three times this value.
 
     Raises
     ------
     ValueError
-        When it is called, if a contrast or colour is to be changed and the images are neither grey
-        nor RGB.
+        On a call, if contrast or colour change and the images are neither grey nor RGB.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class Photometry:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Photometry:
-        """Return the same on another device."""
+        """Return a copy on another device."""
         return self._of_tensors(lambda value: value.to(device, non_blocking=True))
 
     def __getitem__(self, rows: slice) -> Photometry:
@@ -107,13 +107,13 @@ class Photometry:
 
 
 def filtered(images: Tensor, kernel: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Filter images as PIL does: the border, where the kernel does not fit, stays as it is.
+    """Filter images as PIL does; the border, where the kernel does not fit, does not change.
 
     Parameters
     ----------
     images : Tensor of shape (n_images, channels, height, width)
     kernel : tuple of rows
-        Of an odd number of weights each way, of which the mean is taken.
+        Weights, with odd numbers of rows and columns, for a weighted mean.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def filtered(images: Tensor, kernel: tuple[tuple[int, ...], ...]) -> Tensor:
 
 
 def _blended(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
-    """Go from the others (factor 0) to the images (1), or beyond."""
+    """Interpolate from the others (factor 0) to the images (1), or extrapolate beyond them."""
     factors = factors.to(images.dtype)[:, None, None, None]
     return (factors * images + (1 - factors) * others).clamp(0, 1)
 
@@ -141,7 +141,7 @@ def _grey(images: Tensor, name: str) -> Tensor:
         return images
     if images.shape[1] != 3:
         raise ValueError(
-            f"{name} of a view needs grey or RGB images, and these have {images.shape[1]} "
+            f"{name} of a view needs grey or RGB images, but these have {images.shape[1]} "
             f"channels: {describe(images)}. Leave it at 0; brightness, sharpness and blur work "
             "for any images."
         )
@@ -150,13 +150,13 @@ def _grey(images: Tensor, name: str) -> Tensor:
 
 
 def _blurred(images: Tensor, sigmas: Tensor, largest: float) -> Tensor:
-    """Blur each image by a Gaussian of its own; the image goes on mirrored beyond its border."""
+    """Blur each image with its own Gaussian; images are mirrored beyond their borders."""
     n_images, n_channels, height, width = images.shape
     radius = math.ceil(_BLUR_REACHES * largest)
     for axis, side in ((2, height), (3, width)):
         reach = min(radius, side - 1)
         offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-        # As good as 0 leaves the image as it is, and 0 / 0 is NaN.
+        # The minimum has the effect of 0, and avoids 0 / 0.
         sigma = sigmas.to(images.dtype).clamp(min=1e-3)[:, None]
         weights = torch.softmax(-0.5 * (offsets / sigma) ** 2, dim=1)
         kernels = weights.repeat_interleave(n_channels, dim=0)[:, None]

@@ -1,4 +1,4 @@
-"""Pictures: images as they are drawn and written to files."""
+"""Pictures: images in the form in which they are drawn and written to files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def to_picture(image: Tensor) -> np.ndarray:
     Parameters
     ----------
     image : Tensor of shape (n_channels, height, width)
-        uint8, or float. Floats outside [0, 1], such as a network's own input, are scaled to it.
+        uint8, or float. Floats outside [0, 1], such as a network's own input, are scaled to [0, 1].
 
     Returns
     -------
@@ -34,20 +34,20 @@ def to_picture(image: Tensor) -> np.ndarray:
 
 
 def picture_of_slice(volume: Tensor, i: int) -> np.ndarray:
-    """Turn a slice of a volume (n_channels, depth, height, width) into an array, as `to_picture`.
+    """Turn slice i of a volume (n_channels, depth, height, width) into an array, as `to_picture`.
 
-    Floats outside [0, 1] are scaled to it by the whole volume, so that slices can be compared.
+    Floats outside [0, 1] are scaled by the range of the whole volume, so slices can be compared.
     """
     return _drawable(_in_unit(volume)[:, i])
 
 
 def check_is_picture(size: Sequence[int]) -> None:
-    """Raise a ValueError if an image of this size is a volume, which cannot be drawn as it is."""
+    """Raise a ValueError if an image of this size is a volume, which cannot be drawn."""
     if len(size) == 3:
         raise ValueError(
             f"Volumes, of {' x '.join(map(str, size))} voxels, are not drawn as pictures are here. "
-            "CAMDisplay.from_estimator draws a slice of each; for others take slices of X and of "
-            "the maps, such as X[:, :, i] and maps[:, i]."
+            "Use CAMDisplay.from_estimator, which draws a slice of each, or pass slices of X and "
+            "of the maps, such as X[:, :, i] and maps[:, i]."
         )
 
 

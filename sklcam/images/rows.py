@@ -1,4 +1,4 @@
-"""Rows of X: some of the images, in the form that all of them came in."""
+"""Rows of X: some of the images, in the form of X."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam.images.dataset import ImageDataset
 
 
 def take_rows(X: Any, indices: np.ndarray | range) -> Any:
-    """Return some rows of X, or of anything else that has one entry per image.
+    """Return some rows of X, or of anything else with one entry per image.
 
     Parameters
     ----------
@@ -25,8 +25,7 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
     Returns
     -------
     array, tensor, list, Subset, ImageDataset, table or dict
-        Of a pandas Series, an array.
-        Nothing is read of what is lazy.
+        An array for a pandas Series. Nothing is read from lazy forms of X.
 
     Examples
     --------
@@ -46,7 +45,7 @@ def take_rows(X: Any, indices: np.ndarray | range) -> Any:
             return X[indices.start : indices.stop]  # a view: no copy of a memory map
         positions = np.asarray(indices, dtype=np.intp)
         return X[torch.from_numpy(positions) if isinstance(X, Tensor) else positions]
-    if isinstance(X, ImageDataset):  # whose items have been resized, unlike those of its rows
+    if isinstance(X, ImageDataset):  # its items have been resized, unlike those of its rows
         return X[np.asarray(indices)]
     if isinstance(X, Dataset):
         return Subset(X, list(map(int, indices)))

@@ -1,4 +1,4 @@
-"""Streams: images that come one after the other, or batch by batch, from whatever yields them."""
+"""Streams: images from anything that yields them, one at a time or in batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklcam.images._encoded import as_encoded, is_image
 from sklcam.images._tables import decoded_if_remote, is_table
 from sklcam.images.items import has_entries, name_of_image, of_processor
 
-_ALONE = "yield images alone, a list of images, or images and labels as (images, labels)"
+_ALONE = "yield only images, a list of images, or images and labels as (images, labels)"
 
 
 @dataclass
@@ -26,11 +26,11 @@ class StreamedImages:
     Attributes
     ----------
     images : images
-        In a form of X.
+        The images, in a form of X.
     name : str or None
-        Under which they came, if they came in a dict.
+        Their key, if they came in a dict.
     others : dict of str to sequence
-        What else the dict held, with one entry for each image.
+        The other entries of the dict, each with one value per image.
     """
 
     images: Any
@@ -39,24 +39,24 @@ class StreamedImages:
 
 
 class ImageStream:
-    """Images as a generator, a ``DataLoader`` or a streaming data set yields them.
+    """Images from a generator, a ``DataLoader`` or a streaming data set.
 
-    What it yields is an image or a batch of images: an array or tensor of four axes, a list of
-    images, or a table. Either may be the first entry of a tuple, with labels behind, or an entry of
-    a dict. Labels are not looked at.
+    Each element is an image or a batch of images: an array or tensor with four axes, a list of
+    images, or a table. It may also be the first entry of a tuple, followed by labels, or an entry
+    of a dict. Labels are ignored.
 
     Parameters
     ----------
     X : iterable
     batch_size : int
-        How many images that come one by one are put together; batches stay as they are.
+        The number of single images that make a batch; batches stay as they are.
     image_input : str or None, default=None
-        The entry of dicts that is the image. None is the only one that is images.
+        The entry of dicts that holds the images. None is the only one that does.
 
     Raises
     ------
     ValueError
-        While it is read, if what is yielded is neither, or could be either.
+        During iteration, if an element is neither an image nor a batch, or could be either.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class ImageStream:
         self._X = X
         self._batch_size = batch_size
         self._image_input = image_input
-        # Of these, items come in tuples by convention; and a loader makes lists of tuples.
+        # Items of these are tuples by convention, and a loader turns tuples into lists.
         self._is_data_set = isinstance(X, DataLoader | IterableDataset)
         self._yields_items = self._stacks = False
         if isinstance(X, DataLoader):
@@ -93,7 +93,7 @@ class ImageStream:
             yield _together(held)
 
     def _read(self, element: Any) -> StreamedImages | _Image:
-        """Return what was yielded: an image, or a batch of them."""
+        """Return an element of the stream as an image, or as a batch of images."""
         if isinstance(element, tuple) or (self._yields_items and isinstance(element, list)):
             return self._read_pair(element)
         if isinstance(element, list):
@@ -107,8 +107,8 @@ class ImageStream:
             return StreamedImages(element)
         if self._stacks and isinstance(element, Tensor) and element.ndim == 3:
             raise ValueError(
-                f"X is a DataLoader that yields {describe(element)}, whose images have no axis of "
-                "channels: let its data set yield them of shape (1, height, width)."
+                f"X is a DataLoader that yields {describe(element)}, whose images have no channel "
+                "axis. Return images of shape (1, height, width) from its data set."
             )
         return _Image(element)
 
@@ -119,8 +119,8 @@ class ImageStream:
         # Items of data sets start with the image, by convention.
         if not self._is_data_set and len(element) > 1 and kinds in ({"image"}, {"name"}):
             raise ValueError(
-                f"X yields {describe(element)}, which may be several images, or one and what "
-                f"belongs to it: {_ALONE}."
+                f"X yields {describe(element)}, which may be several images, or one image and "
+                f"other data: {_ALONE}."
             )
         return self._read(element[0])
 
@@ -131,7 +131,7 @@ class ImageStream:
         if isinstance(first, list | tuple) and first:
             return self._read_nested(element)
         if _is_batch(first) or (has_entries(first) and self._holds_batch(first)):
-            return self._read_pair(element)  # with the labels, as a loader puts them together
+            return self._read_pair(element)  # images and labels, as a loader collates them
         if has_entries(first):
             return _together([self._read_item(each) for each in element])
         kinds = [_kind(each) for each in element]
@@ -140,7 +140,7 @@ class ImageStream:
         return _together([_Image(each) for each in element])
 
     def _read_nested(self, element: list[Any]) -> StreamedImages:
-        """Return the images of a list of lists: of items, or of images and of labels."""
+        """Return the images of a list of lists: of items, or one of images and one of labels."""
         first, *rest = element
         behind = [_kind(each) for part in rest if isinstance(part, list | tuple) for each in part]
         if {*map(_kind, first)} == {"image"} and "image" not in behind:
@@ -148,8 +148,8 @@ class ImageStream:
         if all(isinstance(item, list | tuple) and _is_item(item) for item in element):
             return _together([_Image(item[0]) for item in element])
         raise ValueError(
-            f"X yields {describe(element)}, in which images cannot be told from what belongs to "
-            f"them: {_ALONE}."
+            f"X yields {describe(element)}, in which images cannot be told from other data: "
+            f"{_ALONE}."
         )
 
     def _read_item(self, element: Any) -> _Image:
@@ -174,9 +174,9 @@ class ImageStream:
 
     def _name_in(self, element: Mapping[str, Any]) -> str:
         if self._image_input is not None:
-            return name_of_image(element, "What X yields", self._image_input)
+            return name_of_image(element, "An element of X", self._image_input)
         batches = [key for key, value in element.items() if _is_batch(value)]
-        # Of what a processor of Hugging Face's returns, these are the images.
+        # In the output of a Hugging Face processor, these are the images.
         batches = ["pixel_values"] if "pixel_values" in batches else batches
         lists = [
             key
@@ -186,18 +186,18 @@ class ImageStream:
         if len(batches or lists) == 1:
             return (batches or lists)[0]
         try:
-            return name_of_image(element, "What X yields")
+            return name_of_image(element, "An element of X")
         except ValueError as error:
             held = ", ".join(f"{key!r} ({describe(value)})" for key, value in element.items())
             raise ValueError(
-                f"X yields a dict of {held or 'nothing'}: say which entry is the image, by "
-                f"image_input= of the explainer, or {_ALONE}."
+                f"X yields a dict of {held or 'nothing'}, and it is unclear which entry is the "
+                f"image. Name it with image_input= of the explainer, or {_ALONE}."
             ) from error
 
 
 @dataclass
 class _Image:
-    """An image by itself, with what else came in its dict."""
+    """A single image, with the other entries of its dict."""
 
     image: Any
     name: str | None = None
@@ -205,7 +205,7 @@ class _Image:
 
 
 class _Held(Dataset[Any]):
-    """Images that have been yielded, as a data set of them."""
+    """Images that were yielded, as a data set."""
 
     def __init__(self, images: list[Any]):
         self._images = images
@@ -218,7 +218,7 @@ class _Held(Dataset[Any]):
 
 
 def is_stream(X: Any) -> bool:
-    """Whether X yields images from the first to the last, and has no indices.
+    """Whether X can only be iterated from first to last, as it has no indices.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def is_stream(X: Any) -> bool:
     """
     if isinstance(X, DataLoader | IterableDataset):
         return True
-    # A progress bar around a loader has a length, and no indices. A set has no order.
+    # A progress bar around a loader has a length but no indices. A set has no order.
     has_indices = isinstance(X, Sized) and hasattr(X, "__getitem__")
     return (
         isinstance(X, Iterable)
@@ -253,7 +253,7 @@ def _together(images: list[_Image]) -> StreamedImages:
 
 
 def _as_form(images: list[Any]) -> Any:
-    """Return images as a form of X, in which files are checked together."""
+    """Return images in a form of X in which files are checked together."""
     are_files = all(as_encoded(image) is not None for image in images)
     return images if are_files else _Held(images)
 
@@ -261,32 +261,32 @@ def _as_form(images: list[Any]) -> Any:
 def _is_batch(value: Any) -> bool:
     if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
         return value.ndim == 1
-    # Of five axes it is one of volumes.
+    # With five axes it is a batch of volumes.
     return (isinstance(value, np.ndarray | Tensor) and value.ndim in (4, 5)) or is_table(value)
 
 
 def _kind(value: Any) -> str | None:
     if is_image(value) or _is_batch(value):
         return "image"
-    # A text may be a path or a label, and a path an image's or a note.
+    # A string may be a path or a label, and a path may be that of an image or of notes.
     return "name" if isinstance(as_encoded(value), str) else None
 
 
 def _is_item(item: Sequence[Any]) -> bool:
-    """Whether a tuple is one image, and what belongs to it."""
+    """Whether a tuple is one image, followed by other data."""
     kinds = [*map(_kind, item)]
     return kinds[:1] == ["image"] and "image" not in kinds[1:]
 
 
 def _undecoded(X: Iterable[Any], name: str | None) -> Iterator[Any]:
-    """Yield what X does; the images of a Hugging Face data set as the files that they are in.
+    """Yield the elements of X, with the images of a Hugging Face data set as undecoded files.
 
-    So the format of the data set does not matter, and all forms of X are decoded alike.
+    The format of the data set then does not matter, and all forms of X are decoded in the same way.
     """
     is_streaming = is_instance(X, "datasets", "IterableDataset")
     features: Mapping[str, Any] = (getattr(X, "features", None) or {}) if is_streaming else {}
     declared = [key for key, each in features.items() if is_instance(each, "datasets", "Image")]
-    # Beside other pixels, it is not clear which are meant.
+    # If other columns hold pixels too, it is unclear which are the images.
     if (
         len(declared) != 1
         or (name or declared[0]) != declared[0]
@@ -297,14 +297,14 @@ def _undecoded(X: Iterable[Any], name: str | None) -> Iterator[Any]:
     name, feature = declared[0], features[declared[0]]
     stored: Any = X
     stored = stored.with_format(None)
-    if feature.mode is None:  # otherwise it is for them to convert to
+    if feature.mode is None:  # otherwise the library converts to this mode
         stored = stored.cast_column(name, replace(feature, decode=False))
     for row in stored:
         yield {**row, name: decoded_if_remote(feature, row[name])}
 
 
 def _is_pixels(feature: Any) -> bool:
-    """Whether a column of a Hugging Face data set holds arrays of three axes or more."""
+    """Whether a column of a Hugging Face data set holds arrays with three or more axes."""
     n_axes = 0
     while hasattr(feature, "feature"):
         feature, n_axes = feature.feature, n_axes + 1

@@ -1,4 +1,4 @@
-"""Which files cannot be read as images, found before hours of work would end at one of them."""
+"""Find files that cannot be read as images, before one of them ends hours of work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from joblib import cpu_count
 
 from sklcam.images._sources import open_source
 
-_AT_ONCE = 256  # files
+_AT_ONCE = 256  # files between reports of progress
 _MOST_THREADS = 8
 
 
@@ -18,20 +18,21 @@ def unreadable_files(
 ) -> dict[str, str]:
     """Return the files that cannot be read as images, each with the reason.
 
-    Every file is decoded as an explainer would decode it, so truncated ones are found, too. JPEG
+    Every file is decoded as an explainer would decode it, so truncated files are found too. JPEG
     files are decoded at the smallest size that the format offers, which takes a fraction of the
-    time. Decoders run in threads, and release Python's lock.
+    time. Decoders run in threads and release Python's lock.
 
     Parameters
     ----------
     paths : sequence of str
+        The files to read.
     progress : callable or None, default=None
         Called with the number of files that have been read since the last call.
 
     Returns
     -------
     dict of str to str
-        By path, in their order; empty if all can be read.
+        The reasons by path, in the order of the paths; empty if all files can be read.
 
     Examples
     --------
@@ -63,7 +64,7 @@ def _reason(path: str) -> str | None:
     try:
         for _ in open_source([path]).read_drafts([0], least=lambda size: (1, 1)):
             pass
-    except ValueError as error:  # which the source makes of whatever a decoder raises
-        told = str(error.__cause__ or error).replace(repr(path), "")  # which the caller knows
+    except ValueError as error:  # the source turns any error of a decoder into this
+        told = str(error.__cause__ or error).replace(repr(path), "")  # the caller knows the path
         return " ".join(told.split())
     return None

@@ -1,7 +1,7 @@
-"""Views: crops, flips and turns that are recorded, to be applied to an image and its map alike.
+"""Views: crops, flips and rotations, recorded so that they apply to an image and its map alike.
 
-Here they are drawn; what is recorded of them, and applied, is in ``warps.py``. Nothing here knows
-of networks, explanations or losses.
+Views are drawn here; ``warps.py`` records and applies them. Nothing here depends on networks,
+explanations or losses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sklcam.images.normalization import to_unit_floats
 from sklcam.images.photometric import Photometry
 from sklcam.images.warps import Warp
 
-_N_TRIES = 10  # as torchvision's RandomResizedCrop: then the largest central crop is taken
+_N_TRIES = 10  # as in torchvision's RandomResizedCrop; then the largest central crop is taken
 _N_OF_CROP = 2 * _N_TRIES + 3  # areas, ratios, two of the position, the flip
 _N_OF_VOLUMES = 3 * _N_TRIES + 10  # volumes, two ratios; positions, flips, an angle, shifts
 _PHOTOMETRIC = ("brightness", "contrast", "color", "sharpness", "blur", "grey")
@@ -29,11 +29,11 @@ _N_FURTHER = 3 + len(_PHOTOMETRIC)  # the angle and two shifts
 
 
 class Crop(NamedTuple):
-    """A view of one image, cut out of its own pixels and only then brought to a size.
+    """A view of one image, cropped from its original pixels and only then resized.
 
-    A :class:`Warp` samples an image that has its size already; a crop of few of its pixels is
-    blurred. This cuts whole pixels, as torchvision does, so that the crop is as sharp as the image.
-    What a sampler does beside crops and flips, a warp then does to the crop.
+    A :class:`Warp` samples an image that is already resized, so a crop of few of its pixels is
+    blurred. This crops whole pixels, as torchvision does, so that the crop is as sharp as the
+    image. Changes other than crops and flips are then applied to the crop by a warp.
     """
 
     top: int
@@ -46,7 +46,7 @@ class Crop(NamedTuple):
     def __call__(
         self, image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
     ) -> Tensor:
-        """Return the crop of an image, or of its mask, (channels, height, width), at a size."""
+        """Return the crop of an image or mask, (channels, height, width), at a given size."""
         rows = slice(self.top, self.top + self.height)
         part = image[..., rows, self.left : self.left + self.width]
         part = resize_image(part, size, Resizing(interpolation=interpolation))
@@ -56,7 +56,7 @@ class Crop(NamedTuple):
     def of_image(
         self, image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
     ) -> Tensor:
-        """Return the crop of an image, with what is done to its colours."""
+        """Return the crop of an image, with the changes of its colours."""
         part = self(image, size, interpolation)
         if self.rest is None or self.rest.photometry is None:
             return part
@@ -65,31 +65,31 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """The distribution of views: a random resized crop and a horizontal flip, and more if asked.
+    """The distribution of views: random resized crops and horizontal flips, and more if requested.
 
-    A view is cropped and flipped, then turned about its centre and shifted, and last changed in its
-    colours, in the order of the parameters. Each image draws its own view.
+    A view is cropped and flipped, then rotated about its centre and shifted, and finally changed in
+    its colours, in the order of the parameters. Each image draws its own view.
 
-    Views of volumes are crops in three dimensions, flips along each of them, turns about the axis
-    of the depth, which leave slices in their place, and shifts. Their colours are not changed.
+    Views of volumes are crops in three dimensions, flips along each of them, rotations about the
+    depth axis, which keep slices in place, and shifts. Their colours do not change.
 
     Parameters
     ----------
     scale : tuple of two floats in (0, 1], default=(0.08, 1.0)
-        Range of the crop's area, as a fraction of the image's; of its volume, for volumes.
+        Range of the crop's area as a fraction of the image's; for volumes, of its volume.
     ratio : tuple of two floats > 0, default=(3/4, 4/3)
         Range of the crop's width over its height, in pixels, before it is resized. For volumes,
-        whose voxels are seldom cubes, the sides are shares of the volume's own, and the range is
-        that of the width over the height, and of the depth over the geometric mean of both.
+        whose voxels are seldom cubes, sides are fractions of the volume's own, and the range
+        applies to the width over the height, and to the depth over the geometric mean of both.
     flip : float in [0, 1], default=0.5
-        Probability of the flip; for volumes along each axis.
+        Probability of the flip; for volumes, along each axis.
     rotation : float in [0, 180], default=0
-        Largest angle in degrees, either way.
+        Largest angle in degrees, in either direction.
     translation : float in [0, 1], default=0
-        Largest shift along each axis, either way, as a share of the view's side.
+        Largest shift along each axis, in either direction, as a fraction of the view's side.
     brightness, contrast, color, sharpness : float >= 0, default=0
-        A factor is drawn from max(0, 1 - value) to 1 + value, as by torchvision's ``ColorJitter``;
-        ``color`` is its saturation. Contrast and colour are of grey or RGB images.
+        A factor is drawn from max(0, 1 - value) to 1 + value, as in torchvision's ``ColorJitter``;
+        ``color`` is its saturation. Contrast and colour need grey or RGB images.
     blur : float >= 0, default=0
         Largest standard deviation of a Gaussian blur, in pixels of the view.
     grey : float in [0, 1], default=0
@@ -99,7 +99,7 @@ class ViewSampler:
     ------
     ValueError
         If ``scale`` is not a range within (0, 1], ``ratio`` is not a range of positive numbers, or
-        another parameter is outside of its range.
+        another parameter is outside its range.
 
     References
     ----------
@@ -141,7 +141,7 @@ class ViewSampler:
 
     @property
     def changes_colors(self) -> bool:
-        """Whether views differ from crops in more than where their pixels are."""
+        """Whether views change more than the positions of pixels."""
         return any(getattr(self, name) for name in _PHOTOMETRIC)
 
     def __call__(
@@ -153,22 +153,22 @@ class ViewSampler:
         ----------
         n_images : int
         size : tuple of two ints, or of three
-            Height and width of the images, in pixels; only their ratio matters. Depth, height and
-            width make views of volumes.
+            Height and width of the images, in pixels; only their ratio matters. For volumes, depth,
+            height and width.
         generator : torch.Generator on the CPU or None
-            Where the numbers come from; None is torch's global generator. An image takes a fixed
+            The source of random numbers; None is torch's global generator. Each image uses a fixed
             count of them, so the views do not depend on how the images are batched.
 
         Returns
         -------
         Warp
-            On the CPU: the same seed gives the same views whatever the device of the images.
+            On the CPU, so the same seed gives the same views whatever the device of the images.
 
         Raises
         ------
         ValueError
-            If ``n_images`` is not an int >= 0, a side is not a positive int, or ``generator`` is
-            something else; or if the views of volumes are to change colours.
+            If ``n_images`` is not an int >= 0, a side is not a positive int, ``generator`` is not a
+            generator, or views of volumes would change colours.
         """
         check_count("n_images", n_images, 0)
         size = check_sides(size, "size")
@@ -187,12 +187,12 @@ class ViewSampler:
         return crops if rest is None else crops.then(rest)
 
     def views_of_volumes(self, draws: Tensor, size: tuple[int, ...]) -> Warp:
-        """Turn numbers into views of volumes.
+        """Turn random numbers into views of volumes.
 
         Parameters
         ----------
         draws : Tensor of shape (n_images, n_numbers)
-            What :meth:`draw` returns with ``n_axes=3``.
+            The output of :meth:`draw` with ``n_axes=3``.
         size : (depth, height, width)
 
         Returns
@@ -202,24 +202,24 @@ class ViewSampler:
         Raises
         ------
         ValueError
-            If colours are to be changed, which volumes do not have.
+            If the views would change colours, which volumes do not have.
         """
         if self.changes_colors:
             raise ValueError(
-                f"{self!r} changes colours, which volumes do not have: their views are crops, "
-                "flips, rotations and translations."
+                f"{self!r} changes colours, which volumes do not have. Use only crops, flips, "
+                "rotations and translations."
             )
         *of_crops, rest = draws.split([_N_TRIES] * 3 + [10], dim=1)
         position, flips, angle, shifts = rest.split([3, 3, 1, 3], dim=1)
         share = self.scale[0] + (self.scale[1] - self.scale[0]) * of_crops[0]
-        # Uniform in the logarithm, as of pictures.
+        # Uniform in the logarithm, as for pictures.
         low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
         flat, deep = (torch.exp(low + (high - low) * drawn) for drawn in of_crops[1:])
         side = (share / deep) ** (1 / 3)
         sides = torch.stack([side * flat.sqrt(), side / flat.sqrt(), side * deep], dim=2)
         fits = (sides <= 1).all(dim=2)
         first = fits.to(torch.uint8).argmax(dim=1)
-        # Where no try fits, it is the whole.
+        # If no try fits, the crop is the whole volume.
         lengths = torch.where(
             fits.any(dim=1, keepdim=True), sides[torch.arange(len(draws)), first], 1.0
         )
@@ -235,7 +235,7 @@ class ViewSampler:
     def draw(
         self, n_images: int, generator: torch.Generator | None = None, *, n_axes: int = 2
     ) -> Tensor:
-        """Draw the numbers that views are made of, a row per image, whether or not all are needed.
+        """Draw the random numbers for views, one row per image, even if not all are needed.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class ViewSampler:
         -------
         Tensor of shape (n_images, n_numbers), float64 in [0, 1)
         """
-        # Crops and flips alone are those that the same seed has always given.
+        # With only crops and flips, a seed gives the same views as it always has.
         n_numbers = _N_OF_CROP + (_N_FURTHER if self._does_more else 0)
         if n_axes == 3:
             n_numbers = _N_OF_VOLUMES
@@ -261,17 +261,17 @@ class ViewSampler:
         *,
         size: tuple[int, int] | None = None,
     ) -> list[Crop]:
-        """Turn numbers into views of images whose sizes are known by now.
+        """Turn random numbers into crops of images of known sizes.
 
         Parameters
         ----------
         draws : Tensor of shape (n_images, n_numbers)
-            What :meth:`draw` returns.
+            The output of :meth:`draw`.
         sizes : sequence of (height, width)
             The sizes of the images before they are resized.
         size : (height, width) or None, default=None
-            To which the crops will be resized before they are turned; None is a square. Only its
-            ratio matters.
+            The size that crops will have when they are rotated; None is a square. Only its ratio
+            matters.
 
         Returns
         -------
@@ -306,7 +306,7 @@ class ViewSampler:
         return draws[:, _N_OF_CROP - 1] < self.flip
 
     def _rest(self, draws: Tensor, size: tuple[int, ...]) -> Warp | None:
-        """Return what is done to the crops; None if nothing is."""
+        """Return the further changes to the crops; None if there are none."""
         if not self._does_more:
             return None
         numbers = draws[:, _N_OF_CROP:]
@@ -333,26 +333,26 @@ class ViewSampler:
         return warp
 
     def _boxes(self, draws: Tensor, aspect: Tensor) -> Tensor:
-        """Left, top, width and height of the first try that fits into an image of this aspect."""
+        """Return left, top, width and height of the first try that fits into the image."""
         areas, ratios = draws[:, :_N_TRIES], draws[:, _N_TRIES : 2 * _N_TRIES]
         positions = draws[:, _N_OF_CROP - 3 : _N_OF_CROP - 1]
-        # Uniform in the logarithm: a crop is as likely to be tall as it is to be wide.
+        # Uniform in the logarithm: tall crops are as likely as wide ones.
         low, high = torch.tensor(self.ratio, dtype=torch.float64).log()
         ratio = torch.exp(low + (high - low) * ratios)
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * areas
         sides = torch.stack([(area * ratio / aspect).sqrt(), (area / ratio * aspect).sqrt()], dim=2)
         fits = (sides <= 1).all(dim=2)
-        first = fits.to(torch.uint8).argmax(dim=1)  # of bool, torch has none
+        first = fits.to(torch.uint8).argmax(dim=1)  # torch has no argmax for bool
         side = sides[torch.arange(len(sides)), first]
         drawn = torch.cat([(1 - side) * positions, side], dim=1)
-        # The largest central crop: cut where the image is wider, or taller, than any may be.
+        # The largest central crop, for an image that is wider or taller than the range allows.
         largest = torch.cat([self.ratio[1] / aspect, aspect / self.ratio[0]], dim=1).clamp(max=1)
         central = torch.cat([(1 - largest) / 2, largest], dim=1)
         return torch.where(fits.any(dim=1, keepdim=True), drawn, central)
 
 
 def _is_range(pair: Any, highest: float) -> bool:
-    """Whether these are two numbers, 0 < low <= high <= highest."""
+    """Whether a pair is two numbers with 0 < low <= high <= highest."""
     if not isinstance(pair, Sequence) or len(pair) != 2:
         return False
     return all(isinstance(end, Real) for end in pair) and 0 < pair[0] <= pair[1] <= highest

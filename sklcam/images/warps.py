@@ -1,7 +1,7 @@
 """Warps: where the pixels of views come from, recorded for a batch, and applied to images or maps.
 
-They are affine maps, so a whole batch is one tensor of 2x3 matrices, or 3x4 of volumes. What a view
-does to colours is recorded beside it.
+They are affine maps, so a whole batch is one tensor of 2x3 matrices, or 3x4 matrices for volumes.
+Changes of colour are recorded with them.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from torch.nn import functional as F
 from sklcam._validation import check_count, check_sides, check_tensor, describe
 from sklcam.images.photometric import Photometry
 
-# Where a view moves pixels to pixels, rounding may be off by this share of one.
+# If a view moves whole pixels, rounding may be off by this fraction of one.
 _PIXEL_ROUNDING = 1e-3
-# So far beyond the image's edge, in units of half its side, is rounding too.
+# Rounding may reach this far beyond the image's edge, in units of half its side.
 _EDGE_ROUNDING = 1e-6
 
 
 class Warp:
     """A recorded view of each image of a batch.
 
-    Calling it warps images or maps; the same object warps both, so that ``t(map(x))`` and
-    ``map(t(x))`` can be compared pixel by pixel. :meth:`of_images` changes colours as well.
+    Calling it warps images or maps. The same object warps both, so that ``t(map(x))`` and
+    ``map(t(x))`` can be compared pixel by pixel. :meth:`of_images` also changes colours.
 
     Parameters
     ----------
-    matrix : Tensor of shape (n_images, 2, 3), floating point; (n_images, 3, 4) of volumes
+    matrix : Tensor of shape (n_images, 2, 3), floating point; (n_images, 3, 4) for volumes
         Affine maps from output to input coordinates, both in [-1, 1] with the pixels' outer edges
-        at the ends (``align_corners=False``). They do not depend on the resolution, so that one
-        view serves an image and a map of another size.
+        at the ends (``align_corners=False``). They do not depend on the resolution, so one view
+        serves an image and a map of another size.
     photometry : Photometry or None, default=None
-        What happens to the pixels of an image, and not to its map.
+        Changes to the pixels of an image, but not to its map.
     is_inside : bool, default=False
-        Whether it is known that no view reaches beyond its image, as crops and flips do not. Nobody
-        has to look then.
+        Whether it is known that no view reaches beyond its image, as with crops and flips. This
+        saves a check.
 
     Raises
     ------
@@ -63,21 +63,20 @@ class Warp:
         is_float = isinstance(matrix, Tensor) and matrix.is_floating_point()
         if not is_float or matrix.ndim != 3 or tuple(matrix.shape[1:]) not in ((2, 3), (3, 4)):
             raise ValueError(
-                "A view is a 2x3 matrix per image, in a floating-point Tensor of shape "
-                "(n_images, 2, 3), or (n_images, 3, 4) of volumes; got "
-                f"{describe(matrix)}."
+                "The matrices of views must be a floating-point Tensor of shape (n_images, 2, 3), "
+                f"or (n_images, 3, 4) for volumes; got {describe(matrix)}."
             )
         self.matrix, self.photometry, self.is_inside = matrix, photometry, is_inside
-        self._mirrors: _Mirrors | None = None  # of views that came from the host
+        self._mirrors: _Mirrors | None = None  # known for views that came from the host
 
     @property
     def n_axes(self) -> int:
-        """How many axes the images have: 2, or 3 of volumes."""
+        """The number of spatial axes of the images: 2, or 3 for volumes."""
         return self.matrix.shape[1]
 
     @classmethod
     def identity(cls, n_images: int, n_axes: int = 2) -> Warp:
-        """Return the views that change nothing.
+        """Return views that change nothing.
 
         Parameters
         ----------
@@ -101,14 +100,14 @@ class Warp:
         Parameters
         ----------
         boxes : Tensor of shape (n_images, 4), in [0, 1]
-            Left, top, width and height of each crop, as fractions of the image's sides. Of volumes
+            Left, top, width and height of each crop, as fractions of the image's sides. For volumes
             (n_images, 6): left, top and front, then width, height and depth.
         flip : Tensor of shape (n_images,), bool
-            Whether the crop is then mirrored left to right. Of volumes (n_images, 3): along the
+            Whether the crop is then mirrored left to right. For volumes (n_images, 3): along the
             width, the height and the depth.
         is_inside : bool or None, default=None
-            Whether all boxes lie within their images. None looks, where the host need not wait for
-            it; what is not known counts as False.
+            Whether all boxes lie within their images. None checks this if the boxes are on the CPU,
+            and assumes False otherwise.
 
         Returns
         -------
@@ -142,8 +141,8 @@ class Warp:
         is_bool = isinstance(flip, Tensor) and flip.dtype == torch.bool
         if not is_bool or flip.shape != (len(boxes), 3):
             raise ValueError(
-                "flip must be bool and of shape (n_images, 3), for boxes of volumes, (n_images, "
-                f"6); got {describe(flip)}, and {describe(boxes)}."
+                "flip must be bool and of shape (n_images, 3) for boxes of volumes, (n_images, 6); "
+                f"got {describe(flip)}, and {describe(boxes)}."
             )
         starts, lengths = boxes[:, :3], boxes[:, 3:]
         linear = torch.diag_embed(torch.where(flip, -lengths, lengths))
@@ -152,15 +151,15 @@ class Warp:
 
     @classmethod
     def from_rotations(cls, degrees: Tensor, size: tuple[int, ...]) -> Warp:
-        """Build views that turn images about their centres.
+        """Build views that rotate images about their centres.
 
         Parameters
         ----------
         degrees : Tensor of shape (n_images,)
             Counterclockwise.
         size : tuple of two ints, or of three
-            Height and width of the images, in pixels; only their ratio matters. Volumes, of depth,
-            height and width, are turned about the axis of their depth: slice by slice.
+            Height and width of the images, in pixels; only their ratio matters. Volumes, with
+            depth, height and width, are rotated about their depth axis, slice by slice.
 
         Returns
         -------
@@ -175,7 +174,7 @@ class Warp:
         """
         check_tensor("degrees", degrees, "n_images")
         *depth, height, width = check_sides(size, "size")
-        # The quarter turns apart: a cosine of 90 degrees is not exactly 0.
+        # Quarter turns are separate, as the computed cosine of 90 degrees is not exactly 0.
         quarters = (degrees / 90).round()
         rest = torch.deg2rad(degrees - 90 * quarters)
         turn = quarters.remainder(4)
@@ -195,13 +194,14 @@ class Warp:
 
     @classmethod
     def from_shifts(cls, shifts: Tensor) -> Warp:
-        """Build views that move images.
+        """Build views that shift images.
 
         Parameters
         ----------
         shifts : Tensor of shape (n_images, 2)
-            How far the content goes to the right and down, as fractions of the width and the
-            height. Of volumes (n_images, 3), with how far it goes back, as that of the depth.
+            How far the content moves to the right and down, as fractions of the width and the
+            height. For volumes (n_images, 3), with how far it moves back as a fraction of the
+            depth.
 
         Returns
         -------
@@ -217,7 +217,7 @@ class Warp:
         n_axes = shifts.shape[1]
         if n_axes not in (2, 3):
             raise ValueError(
-                f"shifts must be of shape (n_images, 2), or (n_images, 3) of volumes; got "
+                f"shifts must be of shape (n_images, 2), or (n_images, 3) for volumes; got "
                 f"{describe(shifts)}."
             )
         matrix = torch.eye(n_axes, n_axes + 1, dtype=shifts.dtype, device=shifts.device)
@@ -249,28 +249,29 @@ class Warp:
         return moved
 
     def then(self, other: Warp) -> Warp:
-        """Return the views of these views, as one warp of the image, which is sampled once.
+        """Return this warp followed by another, as one warp that samples the image once.
 
         Parameters
         ----------
         other : Warp
-            Of as many images.
+            A warp of the same number of images.
 
         Returns
         -------
         Warp
-            What the first cut off, the second may bring back.
+            The second warp may bring back parts that the first one has cropped.
 
         Raises
         ------
         ValueError
-            If it is not a Warp of as many images, or the first changes colours: that comes last.
+            If `other` is not a Warp of the same number of images, or this one changes colours,
+            which must come last.
         """
         is_alike = isinstance(other, Warp) and other.matrix.shape == self.matrix.shape
         if not is_alike or self.photometry is not None:
             raise ValueError(
-                f"then takes a Warp of {len(self)} images, of {self.n_axes} axes, and follows one "
-                f"that leaves colours as they are; got {describe(other)} after {describe(self)}."
+                f"then needs a Warp of {len(self)} images with {self.n_axes} axes, after one that "
+                f"does not change colours; got {describe(other)} after {describe(self)}."
             )
         linear, shift = self.matrix[:, :, :-1], self.matrix[:, :, -1:]
         matrix = linear @ other.matrix
@@ -278,7 +279,7 @@ class Warp:
         return Warp(matrix, other.photometry, is_inside=self.is_inside and other.is_inside)
 
     def inverse(self) -> Warp:
-        """Return the views that undo these, where pixels go; see :meth:`valid`.
+        """Return the views that undo the geometry of these; see :meth:`valid`.
 
         Returns
         -------
@@ -287,7 +288,7 @@ class Warp:
         Raises
         ------
         ValueError
-            If a view cannot be undone, as it shows a line or a point.
+            If a view cannot be undone, as it shows only a line or a point.
         """
         linear, shift = self.matrix[:, :, :-1], self.matrix[:, :, -1:]
         if self.n_axes == 2:
@@ -301,7 +302,8 @@ class Warp:
             determinant = (x * crossed[0]).sum(dim=1)
         if bool((determinant == 0).any()):
             raise ValueError(
-                "A view that shows only a line or a point of its image has no inverse."
+                "A view shows only a line or a point of its image, so it has no inverse. Use crops "
+                "with an area."
             )
         linear = adjugate / determinant[:, None, None]
         return Warp(torch.cat([linear, -linear @ shift], dim=2))
@@ -312,7 +314,7 @@ class Warp:
         Parameters
         ----------
         size : tuple of two ints, or of three
-            Height and width of the views; depth, height and width of volumes.
+            Height and width of the views; for volumes, depth, height and width.
 
         Returns
         -------
@@ -321,7 +323,7 @@ class Warp:
         Raises
         ------
         ValueError
-            If there are not as many sides as the images have axes, or one is not a positive int.
+            If the number of sides is not that of the images' axes, or a side is not a positive int.
         """
         size = check_sides(size, "size")
         if len(size) != self.n_axes:
@@ -331,12 +333,12 @@ class Warp:
         return (grid.abs() <= 1 + _EDGE_ROUNDING).all(dim=-1)
 
     def of_images(self, images: Tensor) -> Tensor:
-        """Return the views of images: warped, and with what is done to their colours.
+        """Return the views of images: warped, and with their changes of colour.
 
         Parameters
         ----------
         images : Tensor of shape (n_images, channels, height, width), in [0, 1]
-            Before they are normalised.
+            Images that are not normalised yet.
 
         Returns
         -------
@@ -351,20 +353,20 @@ class Warp:
         Parameters
         ----------
         images : Tensor of shape (n_images, channels, height, width) or (n_images, height, width)
-            Floating point; where the views are of volumes, with an axis of their depth before the
-            height. What lies outside the image takes the value of its border.
+            Floating point; for volumes, with a depth axis before the height. Places outside the
+            image take the value of its border.
 
         Returns
         -------
         Tensor of the same shape and dtype
-            Bilinear samples, trilinear ones of volumes. Views that bring pixels to pixels are
-            exact: the identity, flips, quarter turns of square images, and shifts by whole pixels.
+            Bilinear samples; trilinear ones for volumes. Views that move whole pixels are exact:
+            the identity, flips, quarter turns of square images, and shifts by whole pixels.
 
         Raises
         ------
         ValueError
-            If the images are not a tensor of three or four axes (four or five, of volumes), or not
-            as many as the views.
+            If the images are not a tensor with three or four axes (four or five for volumes), or
+            their number is not that of the views.
         """
         n_axes = self.n_axes
         if not isinstance(images, Tensor) or images.ndim not in (n_axes + 1, n_axes + 2):
@@ -375,21 +377,21 @@ class Warp:
             )
         if len(images) != len(self):
             raise ValueError(
-                f"Got {len(images)} images for {len(self)} views; give one view for each image."
+                f"Got {len(images)} images for {len(self)} views. Give one view per image."
             )
         if images.ndim == n_axes + 1:
             return self(images.unsqueeze(1)).squeeze(1)
-        # Half precision could not tell one pixel from the next.
+        # Half precision is too coarse to distinguish neighbouring pixels.
         dtype = torch.promote_types(images.dtype, torch.float32)
         matrix = self.matrix.to(images.device, dtype, non_blocking=True)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         warped = F.grid_sample(
             images.to(dtype), grid, padding_mode="border", align_corners=False
         ).to(images.dtype)
-        # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. That is nothing to a
-        # crop, but where pixels are only moved they should come back bit by bit.
+        # In float32 the sampling grid is off by 1e-5 of a pixel at 224 pixels. This does not matter
+        # for a crop, but views that only move pixels should be exact to the bit.
         if self.is_inside and n_axes == 2:
-            # Of crops and flips these alone move pixels, and to look at them costs next to nothing.
+            # Among crops and flips, only these move whole pixels, and checking is almost free.
             return self._found_mirrors().to(images.device).put(images, warped)
         moved = F.grid_sample(
             images.to(dtype), grid, mode="nearest", padding_mode="border", align_corners=False
@@ -403,12 +405,12 @@ class Warp:
 
 @dataclass(frozen=True)
 class _Mirrors:
-    """Which views are their images as they are, and which are these mirrored left to right.
+    """Which views leave their images unchanged, and which only mirror them left to right.
 
     Parameters
     ----------
     unchanged, mirrored : Tensor of shape (n_images,), bool, or None
-        None where it is known that none is.
+        None if it is known that there are none.
     """
 
     unchanged: Tensor | None
@@ -416,14 +418,14 @@ class _Mirrors:
 
     @classmethod
     def among(cls, matrix: Tensor) -> _Mirrors:
-        """Look for them."""
+        """Find them among the matrices of views."""
         unchanged = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
         mirrored = unchanged.clone()
-        mirrored[0, 0].neg_()  # to assign a number would be a copy that the host waits for
+        mirrored[0, 0].neg_()  # assigning a number would be a copy that the host waits for
         return cls(*((matrix == each).flatten(1).all(dim=1) for each in (unchanged, mirrored)))
 
     def pruned(self) -> _Mirrors:
-        """Return the same on the host, where it can be told if there are none."""
+        """Return the same on the host, with None in place of masks that are all False."""
         return self._each(lambda which: which if which.any() else None)
 
     def __getitem__(self, rows: slice) -> _Mirrors:
@@ -437,7 +439,7 @@ class _Mirrors:
         return _Mirrors(*(None if which is None else change(which) for which in both))
 
     def put(self, images: Tensor, warped: Tensor) -> Tensor:
-        """Return the warped images with those in their place that only move pixels."""
+        """Replace the warped images of views that only move pixels by exact ones."""
         if self.unchanged is not None:
             warped = torch.where(self.unchanged[:, None, None, None], images, warped)
         if self.mirrored is not None:
@@ -446,21 +448,21 @@ class _Mirrors:
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Move a tensor; only a copy to the host, which is read there at once, is waited for."""
+    """Move a tensor; wait only for a copy to the host, which is read there at once."""
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 def _are_inside(boxes: Tensor) -> bool:
-    """Whether crops lie within their images, where the host need not wait to know."""
+    """Whether crops are known to lie within their images, without waiting for a device."""
     n_axes = boxes.shape[1] // 2
     reach = torch.maximum(-boxes[:, :n_axes], boxes[:, :n_axes] + boxes[:, n_axes:] - 1)
     return boxes.device.type == "cpu" and bool((reach <= _EDGE_ROUNDING).all())
 
 
 def _moves_pixels(matrix: Tensor, size: Sequence[int]) -> Tensor:
-    """Return which views take each pixel from the middle of one, (n_images,)."""
-    sides = [*reversed(size)]  # the first coordinate runs along the width
-    # The maps of the pixels' indices: their steps, and where the first pixel comes from.
+    """Return which views take each pixel from the centre of another, (n_images,)."""
+    sides = [*reversed(size)]  # the first coordinate is along the width
+    # The maps of pixel indices: their steps, and the origin of the first pixel.
     rows, firsts = [], []
     for n, row in zip(sides, matrix.unbind(1), strict=True):
         *linear, shift = row.unbind(1)

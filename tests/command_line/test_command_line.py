@@ -449,11 +449,11 @@ def test_what_was_begun_with_something_else_is_not_continued(interrupted, run, a
         (("--format=jpeg",), r"--format \(png there, jpeg now\)"),
     ):
         code, _, error = run("explain", *options, *changed)
-        assert code == 1 and re.search(f"Not the same: .*{said}.*--overwrite begins anew", error)
+        assert code == 1 and re.search(f"These differ: .*{said}.*--overwrite begins anew", error)
     assert run("explain", *options, place=str(place))[0] == 1
     (at / "pets" / "cat" / "1.png").touch()  # a photograph that was changed meanwhile
     code, _, error = run("explain", *options)
-    assert code == 1 and "Not the same: sizes or dates of the images' files." in error
+    assert code == 1 and "These differ: sizes or dates of the images' files." in error
     code, told, _ = run("explain", *options, "--method=layercam", "--overwrite")
     assert (code, told) == (0, f"{out}: 4 images explained\n")
 

@@ -138,7 +138,7 @@ def test_folders_of_splits_are_not_classes(splits, labels, tmp_path):
         load_class_folders(tmp_path)
     files = ImageFolder(str(tmp_path))
     for X in (files, Subset(files, [0])):
-        with pytest.raises(ValueError, match=r"folders of splits, .*make one data set of each"):
+        with pytest.raises(ValueError, match=r"folders of splits, .*Make a data set of each"):
             dataset_labels(X)
     if labels != ("",):
         assert load_class_folders(tmp_path / splits[0]).target.tolist() == ["cat", "dog"]
@@ -650,23 +650,23 @@ def test_voc_is_downloaded_where_it_is_missing(voc, monkeypatch):
 
 def test_a_class_without_images_is_named(pets):
     write(pets / "emu" / "notes.txt", "none yet")
-    with pytest.raises(ValueError, match=r"pets/emu has no images .*\.jpg.* fill it, or take"):
+    with pytest.raises(ValueError, match=r"pets/emu has no files .*\.jpg.* Add images to it, or"):
         load_class_folders(pets)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,x1,y1,x2\n", r"must have the columns path, .*y2 .* it has path, x1, y1, x2\."),
+        ("path,x1,y1,x2\n", r"must name the columns path, .*y2 .* it has path, x1, y1, x2\."),
         ("", "in its first line; it has none"),
-        ("dog/b.PNG,1,2,3,4\n", "must have the columns"),
-        ("path,x1,y1,x2,y2\n\ndog/b.PNG,1,2,three,4\n", "csv, line 3: a box is four numbers; .*th"),
+        ("dog/b.PNG,1,2,3,4\n", "must name the columns"),
+        ("path,x1,y1,x2,y2\n\ndog/b.PNG,1,2,three,4\n", "line 3: a box must be four numbers; .*th"),
         ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,1,4\n", "csv, line 2: .* x1 < x2 and y1 < y2; got"),
         ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,3,1\n", "line 2: .* y1 < y2; got"),
         ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,inf,4\n", "line 2: .* y1 < y2; got"),
         ("path,x1,y1,x2,y2\ndog/b.PNG,nan,2,3,4\n", "line 2: .* y1 < y2; got"),
-        ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,3\n", "line 2: there must be one entry for each column"),
-        ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,3,4,5\n", "line 2: there must be one entry for each"),
+        ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,3\n", "must have 5 entries, one per column"),
+        ("path,x1,y1,x2,y2\ndog/b.PNG,1,2,3,4,5\n", "line 2: the line must have 5 entries"),
         ("path,x1,y1,x2,y2\ndog/emu.png,1,2,3,4\n", r"line 2: there is no image 'dog/emu\.png'"),
         ("path,x1,y1,x2,y2\ndog/notes.txt,1,2,3,4\n", "line 2: there is no image"),
         ("path,x1,y1,x2,y2\n../nowhere.png,1,2,3,4\n", "line 2: there is no image"),
@@ -680,7 +680,7 @@ def test_wrong_csv_files(pets, text, message):
 
 def test_wrong_labelled_csv_files(tmp_path):
     table = write(tmp_path / "boxes.csv", "path,x1,y1,x2,y2\n")
-    with pytest.raises(ValueError, match="must have the columns path, label, x1"):
+    with pytest.raises(ValueError, match="must name the columns path, label, x1"):
         load_boxes_csv(table)
     table.write_bytes(b"\x91")
     with pytest.raises(ValueError, match="cannot be read as a CSV"):
@@ -709,7 +709,7 @@ def test_wrong_annotations_of_caltech(caltech):
         with pytest.raises(ValueError, match=r"_0002\.mat must hold box_coord, .* obj_contour"):
             load_caltech101(caltech, subset="all")
     savemat(path, {"box_coord": [[5, 3, 4, 10]], "obj_contour": np.ones((2, 3))})
-    with pytest.raises(ValueError, match=r"_0002\.mat: a box is .* y1 < y2"):
+    with pytest.raises(ValueError, match=r"_0002\.mat: a box must be .* y1 < y2"):
         load_caltech101(caltech, subset="all")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"image_0002\.jpg has no annotation .*Faces_2"):
@@ -720,8 +720,8 @@ def test_wrong_annotations_of_caltech(caltech):
     ("name", "text", "message"),
     [
         ("bounding_boxes", "1 3 2 7 3\n", r"bounding_boxes\.txt has no line for '2'"),
-        ("bounding_boxes", "1 3 2 7\n2 1 1 1\n3 0 0 0 0\n", "image 2: a box is four numbers"),
-        ("bounding_boxes", "2 1 1 0 2\n", "image 2: a box is .* x1 < x2"),
+        ("bounding_boxes", "1 3 2 7\n2 1 1 1\n3 0 0 0 0\n", "image 2: a box must be four numbers"),
+        ("bounding_boxes", "2 1 1 0 2\n", "image 2: a box must be .* x1 < x2"),
         ("classes", "1 001.Albatross\n", r"classes\.txt has no line for '2'"),
         ("train_test_split", "1 0\n2 1\n", r"train_test_split\.txt has no line for '3'"),
     ],
@@ -780,7 +780,7 @@ def test_wrong_folders_of_imagenet(tmp_path):
         load_imagenet(tmp_path)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty" / "val" / "1.xml", xml(("n01", FROM_0, 0)))
-    with pytest.raises(FileNotFoundError, match=r"(?s)empty has no XML file of any .*\[<wnid>/\]"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)empty has no XML file for any .*\[<wnid>/\]"):
         load_imagenet(tmp_path, annotations=tmp_path / "empty")
     save_image(tmp_path / "val" / "n01" / "2.JPEG")
     write(tmp_path / "boxes" / "2.xml", xml(("n02", FROM_0, 0)))

@@ -34,29 +34,29 @@ REFUSALS: dict[str, list[Row]] = {
             (
                 f"size {size!r}",
                 lambda size=size: ImageDataset(X, image_size=size),
-                "image_size must be",
+                "image_size must be|image_size=.8, 8, 3. is for volumes",
             )
             for size in (-8, 8.0, True, "8", "88", (8,), (8, 8, 3), (8, 0), None)
         ),
         ("size 0", lambda: ImageDataset(X, image_size=0), "a positive int or a pair .*got 0"),
-        ("column", lambda: ImageDataset(X, image_column="a"), "image_column is 'a', which is for"),
+        ("column", lambda: ImageDataset(X, image_column="a"), "image_column='a' is for"),
         ("no column", lambda: ImageDataset([{"b": 1}], image_column="a"), "no entry 'a'; it has b"),
         (
             "crop",
             lambda: ImageDataset(X, resize="crop"),
-            "be 'stretch' or 'center_crop', got 'crop'",
+            "be 'stretch' or 'center_crop'; got 'crop'",
         ),
         ("no resize", lambda: ImageDataset(X, resize=None), "resize must be"),
         ("channels", lambda: ImageDataset(X, channels=1), "'first', 'last' or None; got 1"),
         (
             "channels first",
             lambda: ImageDataset(np.zeros((2, 1, 28, 28))),
-            r"with its channels first; .* pass X.transpose\(0, 2, 3, 1\)",
+            r"with its channels first; .* Pass X.transpose\(0, 2, 3, 1\)",
         ),
         (
             "channels?",
             lambda: ImageDataset(torch.zeros(2, 3, 28, 3)),
-            r"may come first or last. Say which: .*ImageDataset\(X, channels=",
+            r"may be first or last. Pass .*ImageDataset\(X, channels=",
         ),
         ("one image", lambda: ImageDataset(np.zeros((28, 28, 3))), r"pass X\[np.newaxis\]"),
         *(
@@ -69,7 +69,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("a resize", lambda: ImageDataset(X, resize=["x"]), "resize must be .* got .'x'"),
         ("labels", lambda: ImageDataset(X, y=[1]), r"X has 12 image\(s\), but y has 1 label"),
-        ("one label", lambda: ImageDataset(X, y=1), "y must hold one label per image, got 1"),
+        ("one label", lambda: ImageDataset(X, y=1), "y must hold one label per image; got 1"),
         (
             "ragged",
             lambda: ImageDataset(X[:2], y=[[1], [1, 2]]),
@@ -140,7 +140,7 @@ FILES: dict[str, list[Row]] = {
         (
             "folders of splits",
             lambda _: dataset_labels(SplitFolders()),
-            "folders of splits, train, test: make one data set of each",
+            "folders of splits, train, test. Make a data set of each",
         ),
     ],
 }

@@ -93,7 +93,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no labels",
             lambda: FailuresDisplay.from_estimator(fitted(), X),
-            "FailuresDisplay needs y: one label per image",
+            "FailuresDisplay needs y: give one label per image",
         ),
         (
             "5 labels",

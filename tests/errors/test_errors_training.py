@@ -175,7 +175,7 @@ CLASSIFIER: list[Row] = [
     (
         "labels of one",
         lambda: classifier(task="multilabel").fit(X, Y),
-        "y does not say which .*give y as an array of 0 and 1 .* or as a set of labels",
+        "may have several labels, .*Give y as an array of 0 and 1 .* or as a set of labels",
     ),
     (
         "a sigmoid",
@@ -540,9 +540,9 @@ REFUSALS: dict[str, list[Row]] = {
         ("infinite", lambda: Balanced(INF), "ratio must be a finite number > 0; got inf"),
     ],
     "GradientSizes": [
-        ("1", lambda: GradientSizes(1), "decay must be a number from 0 to under 1; got 1"),
-        ("2", lambda: GradientSizes(2), "decay must be a number from 0 to under 1; got 2"),
-        ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to under 1; got 'a'"),
+        ("1", lambda: GradientSizes(1), "decay must be a number from 0 to below 1; got 1"),
+        ("2", lambda: GradientSizes(2), "decay must be a number from 0 to below 1; got 2"),
+        ("a word", lambda: GradientSizes("a"), "decay must be a number from 0 to below 1; got 'a'"),
     ],
     "consistency_loss": [
         *of_pairs(consistency_loss, "view_of_maps", "maps_of_view"),
@@ -583,9 +583,9 @@ REFUSALS: dict[str, list[Row]] = {
     ],
     # Views
     "Warp": [
-        ("None", lambda: Warp(None), "A view is a 2x3 matrix per image, .* got None"),
-        ("one matrix", lambda: Warp(torch.eye(2, 3)), r"2x3 matrix per image, .* \(2, 3\)"),
-        ("integers", lambda: Warp(torch.ones(2, 2, 3).int()), "2x3 matrix per image, .*int32"),
+        ("None", lambda: Warp(None), "matrices of views must be .* got None"),
+        ("one matrix", lambda: Warp(torch.eye(2, 3)), r"matrices of views must be .* \(2, 3\)"),
+        ("integers", lambda: Warp(torch.ones(2, 2, 3).int()), "matrices of views must be .*int32"),
         ("-1 images", lambda: Warp.identity(-1), "n_images must be an int >= 0; got -1"),
         ("no boxes", lambda: Warp.from_crops(None, VALUES > 0), "boxes must be .* got None"),
         (
@@ -598,12 +598,12 @@ REFUSALS: dict[str, list[Row]] = {
         ("no images", lambda: VIEWS(None), "images must be a Tensor .* got None"),
         ("arrays", lambda: VIEWS(MAPS.numpy()), "images must be a Tensor .* got an ndarray"),
         ("a table", lambda: VIEWS(LOGITS), r"images must be a Tensor .* shape \(2, 3\)"),
-        ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views; give one view for each"),
+        ("one of two", lambda: VIEWS(MAPS[:1]), "Got 1 images for 2 views. Give one view per"),
         ("no angles", lambda: Warp.from_rotations(30, (4, 4)), "degrees must be .* got an int, 30"),
         ("a side", lambda: Warp.from_rotations(VALUES, (4, 0)), r"size must be .* got \(4, 0\)"),
         ("shifts", lambda: Warp.from_shifts(torch.rand(2, 4)), r"shifts must be .*\(2, 4\)"),
         ("no shifts", lambda: Warp.from_shifts(None), "shifts must be .* got None"),
-        ("then None", lambda: VIEWS.then(None), "then takes a Warp of 2 images, .* got None"),
+        ("then None", lambda: VIEWS.then(None), "then needs a Warp of 2 images .* got None"),
         ("a line", lambda: Warp(torch.zeros(2, 2, 3)).inverse(), "a line or a point .* no inverse"),
         ("no size", lambda: VIEWS.valid(None), "size must be .* got None"),
     ],

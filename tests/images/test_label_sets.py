@@ -103,17 +103,17 @@ def test_labels_of_one_image_stay_what_they_are():
 
 
 REFUSED = {
-    "one label": (["a", "b"], r"several labels, or none, and y does not say which"),
-    "some alone": ([{"a"}, "b"], r"several labels for some images and a str, 'b'"),
+    "one label": (["a", "b"], r"each image may have several labels, or none"),
+    "some alone": ([{"a"}, "b"], r"collections of labels for some images, but a str, 'b'"),
     "unknown": ([{"a", "bus"}], r"not seen in fit: \['bus'\].*classes are \['a', 'b'\]"),
     "ragged rows": ([[0, 1, 0], [1, 0]], r"Image 0 has a label twice.*the same length"),
     "missing": ([{"a", None}], r"Image 0 has a missing label"),
     "NaN": ([["a"], ["b", np.nan]], r"Image 1 has a missing label"),
-    "NA": ([["a", pd.NA], ["b"]], r"those of image 0 .*Leave out what is missing"),
+    "NA": ([["a", pd.NA], ["b"]], r"those of image 0 .*Leave out missing"),
     "deep": ([[["a"]], [["b"], ["a"]]], r"Labels must be numbers or strings; those of image 0"),
     "width": (np.eye(3), r"y has 3 columns for 2 labels, \['a', 'b'\]"),
-    "values": (np.array([[0, 2], [1, -1]]), r"y has \[-1, 2\] among its values"),
-    "shares": (np.array([[0.5, 1.0]]), r"y has \[0\.5\] among its values"),
+    "values": (np.array([[0, 2], [1, -1]]), r"y has the values \[-1, 2\], but may hold only"),
+    "shares": (np.array([[0.5, 1.0]]), r"y has the values \[0\.5\], but may hold only"),
     "gap": (pd.DataFrame({"a": pd.array([0, pd.NA], dtype="Int64"), "b": [1, 0]}), r"\[nan\]"),
 }
 
@@ -130,7 +130,7 @@ def test_what_is_no_indicator_and_no_label_sets(case):
     [
         ([set(), set()], None, "No image has a label"),
         ([[], []], None, "No image has a label"),
-        ([{1}, {"a"}], None, "numbers or strings, and not both"),
+        ([{1}, {"a"}], None, "all numbers or all strings"),
         ([{"a"}], ["a", "a"], "name each label once"),
         (["a", "b"], None, "several labels, or none"),
     ],
@@ -146,7 +146,7 @@ def test_numbers_are_finite_and_one_or_a_row_an_image():
     with pytest.warns(DataConversionWarning):
         assert as_numbers([[0.5], [1.5]]).shape == (2,)
     for wrong in ([0.5, np.nan], ["a", "b"], np.zeros((2, 2, 2)), 3.0, None, [[1.0], [1.0, 2.0]]):
-        with pytest.raises(ValueError, match="A regression learns finite numbers"):
+        with pytest.raises(ValueError, match="A regression needs finite numbers"):
             as_numbers(wrong)
 
 

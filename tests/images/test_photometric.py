@@ -132,7 +132,7 @@ def test_colors_come_last():
     colors, turns = ViewSampler(brightness=1), ViewSampler(rotation=9)
     views = turns(2, size=(4, 4)).then(colors(2, size=(4, 4)))
     assert views.photometry is not None and views.inverse().photometry is None
-    with pytest.raises(ValueError, match="follows one that leaves colours as they are"):
+    with pytest.raises(ValueError, match="after one that does not change colours"):
         views.then(turns(2, size=(4, 4)))
-    with pytest.raises(ValueError, match=r"then takes a Warp of 2 .* got .*n_images=3"):
+    with pytest.raises(ValueError, match=r"then needs a Warp of 2 .* got .*n_images=3"):
         turns(2, size=(4, 4)).then(turns(3, size=(4, 4)))

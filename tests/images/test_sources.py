@@ -231,18 +231,18 @@ OBJECTS[:] = RAGGED
         (csr_matrix(np.eye(3)), "sparse matrix .*tables are not images"),
         (torch.zeros(1, 1, 3, 3).to_sparse(), "sparse tensor"),
         (Stream(), r"Stream, which has no indices: pass list\(X\) .*iter_explain"),
-        (Unsized(), "without length or indices: a map-style Dataset is needed"),
+        (Unsized(), "without length or indices: pass a map-style Dataset"),
         ([], "X is empty"),
         ((), "X is empty"),
         (np.array([], dtype=object), "X is empty"),
         (CountingDataset([]), "X is empty"),
         (np.zeros((0, 8, 8)), "X is empty, of shape"),
         (torch.zeros(0, 3, 8, 8), "X is empty, of shape"),
-        (np.zeros((2, 0, 8)), "has shape .2, 0, 8.: its images have no pixels"),
+        (np.zeros((2, 0, 8)), "has shape .2, 0, 8., so its images have no pixels"),
         (np.zeros((2, 8, 0, 3)), "no pixels"),
         (np.zeros((2, 8, 8, 0)), "no pixels"),
         (torch.zeros(2, 3, 8, 0), "no pixels"),
-        (np.zeros((10, 64)), r"tables are not images.*reshape to \(n_samples, height, width\)"),
+        (np.zeros((10, 64)), r"tables are not images.*reshape X to \(n_samples, height, width\)"),
         (np.zeros((10, 64), dtype=int), "tables are not images"),
         (torch.zeros(10, 64), "tables are not images"),
         (np.zeros(64), "X is 1-dimensional"),
@@ -251,7 +251,7 @@ OBJECTS[:] = RAGGED
         (np.full((2, 8, 8), 99, dtype=np.int64), r"int64; .*0 to 255, pass X.astype\(np.uint8\)"),
         (np.ones((2, 8, 8), dtype=int), r"from 1 to 1: pass X.astype\(np.float32\)\."),
         (np.full((2, 8, 8), 999, dtype=np.uint16), r"uint16; .*X.astype\(np.float32\), .*4095 for"),
-        (np.full((2, 8, 8), -999, dtype=">i2"), r">i2; .*-999 to -999: .*float32\), .* a window"),
+        (np.full((2, 8, 8), -999, dtype=">i2"), r">i2; .*-999 to -999: .*float32\), .* one window"),
         (np.zeros((2, 8, 8), dtype=bool), "dtype bool"),
         (np.zeros((2, 8, 8), dtype=complex), "dtype complex128"),
         (np.zeros((2, 8, 8), dtype=object), "dtype object and shape"),
@@ -264,14 +264,14 @@ OBJECTS[:] = RAGGED
         (torch.zeros(2, 1, 8, 8).bool(), "dtype torch.bool"),
         (torch.full((2, 1, 8, 8), 4095).to(torch.uint16), r"torch.uint16; .*4095 for 12 bits"),
         (torch.ones(2, 1, 8, 8).to(torch.float8_e5m2), "dtype torch.float8_e5m2"),
-        (np.ma.masked_less(np.zeros((2, 8, 8)), 1), r"masked array.*pass X.filled"),
+        (np.ma.masked_less(np.zeros((2, 8, 8)), 1), r"masked array.*Pass X.filled"),
         *(
-            (np.zeros((2, n, 8, 9)), r"first;.*pass X.transpose\(0, 2, 3, 1\)")
+            (np.zeros((2, n, 8, 9)), r"first;.*Pass X.transpose\(0, 2, 3, 1\)")
             for n in (1, 2, 4, 6)
         ),
         *((torch.zeros(2, 8, 9, n), r"last;.*X.permute\(0, 3, 1, 2\)") for n in (1, 2, 4, 6)),
-        (np.zeros((2, 3, 8, 3)), 'first or last. Say which: .*ImageDataset.X, channels="last"'),
-        (torch.zeros(2, 1, 9, 4), 'first or last. Say which: .*ImageDataset.X, channels="first"'),
+        (np.zeros((2, 3, 8, 3)), 'first or last. Pass .*ImageDataset.X, channels="last"'),
+        (torch.zeros(2, 1, 9, 4), 'first or last. Pass .*ImageDataset.X, channels="first"'),
         (np.zeros((2, 8, 8, 9)), "first or last"),
         (torch.zeros(2, 8, 8, 8), "first or last"),
         (np.zeros((224, 200, 3)), r"seems to be one image.*pass X\[np.newaxis\]"),
@@ -282,7 +282,7 @@ OBJECTS[:] = RAGGED
             np.zeros((2, 3, 8, 9)),
             r"X.transpose\(0, 2, 3, 1\), or .*channels='first'",
         ),
-        (torch.zeros(2, 8, 9, 3), r"pass X.permute\(0, 3, 1, 2\)"),
+        (torch.zeros(2, 8, 9, 3), r"Pass X.permute\(0, 3, 1, 2\)"),
         (RAGGED, "arrays of different sizes cannot be mixed. Pass file paths or PIL images"),
         (OBJECTS, "arrays of different sizes cannot be mixed"),
         ([np.zeros((4, 4)), "cat.png"], "cannot be mixed"),
@@ -328,11 +328,11 @@ def test_volumes_are_images_of_three_sides():
         (np.full((2, 4, 4), 1e6), "their largest possible value"),
         (np.array([[[-0.02, 1.1]]]), "clip them"),
         (torch.linspace(-2.1, 2.6, 16).reshape(1, 1, 4, 4), "look normalised.*mean= and std="),
-        (np.linspace(-1000, 400, 16).reshape(1, 4, 4), "a window, the same for all images"),
+        (np.linspace(-1000, 400, 16).reshape(1, 4, 4), "use one window for all images"),
         (torch.full((2, 1, 4, 4), 200.0), "range from 200 to 200; .*divide by 255"),
         (np.array([[[0.0]], [[np.nan]]]), r"X\[1\] has pixels that are NaN or infinite"),
         (torch.tensor([0.0, -torch.inf]).reshape(2, 1, 1, 1), r"X\[1\] has pixels that are NaN"),
-        (CountingDataset([{"image": 0}]), r"X\[0\] is a int; an item of a data set must be"),
+        (CountingDataset([{"image": 0}]), r"X\[0\] is a int. An item of a data set must be"),
         (CountingDataset([()]), r"X\[0\] is a tuple"),
         (SliceDataset(CountingDataset([(torch.zeros(3, 4, 4), 2)]), idx=1), r"X\[0\] is a int"),
     ],
@@ -353,7 +353,7 @@ def test_what_only_the_content_shows(X, message):
         ),
         (torch.full((3, 4, 4), torch.nan), r"X\[1\] has pixels that are NaN"),
         (torch.zeros(1, 4, 4), r"X\[1\] has 1 channel\(s\), but X\[0\] has 3"),
-        (torch.zeros(4, 4), r"X\[1\] has shape \(4, 4\); an image is"),
+        (torch.zeros(4, 4), r"X\[1\] has shape \(4, 4\)\. An image must"),
         (torch.zeros(3, 4, 0), r"X\[1\] has shape \(3, 4, 0\).*no pixels"),
         (torch.zeros(8, 8, 3), r"X\[1\].permute\(2, 0, 1\)"),
         (np.zeros((3, 8, 8)), r"X\[1\].transpose\(1, 2, 0\)"),
@@ -407,10 +407,10 @@ def test_the_transform_of_a_data_set_is_named():
     data = CountingDataset([torch.rand(3, 8, 8) - 0.4])
     data.transform = v2.Compose([v2.ToImage(), v2.Normalize([0.5] * 3, [0.5] * 3)])
     for X in (data, Subset(data, [0])):
-        with pytest.raises(ValueError, match="take Normalize out of it"):
+        with pytest.raises(ValueError, match="remove Normalize from it"):
             check_images(X)
     data.transform = v2.GaussianNoise(clip=False)
-    with pytest.raises(ValueError, match="take GaussianNoise out of it"):
+    with pytest.raises(ValueError, match="remove GaussianNoise from it"):
         check_images(data)
 
 
@@ -422,5 +422,5 @@ def test_bytes_of_0_and_1_are_warned_of(make):
         warnings.simplefilter("error")
         check_images(make(X))
         check_images(make(X + 2))
-    with pytest.warns(UserWarning, match=r"no value above 1, .* are black. .* pass X \* 255"):
+    with pytest.warns(UserWarning, match=r"none is above 1, .* are black. .* pass X \* 255"):
         check_images(make(X + 1))

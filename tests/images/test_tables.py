@@ -172,11 +172,11 @@ def test_columns_of_polars(form, paths):
     }[form]()
     check(ImageDataset(X), paths)
     check(ImageDataset(take_rows(X, np.array([3, 0]))), [paths[3], paths[0]])
-    with pytest.raises(ValueError, match="Row 1 of X has no image: it is null"):
+    with pytest.raises(ValueError, match="Row 1 of X has no image, as it is null"):
         ImageDataset(polars.Series(["a", None]))
     table = polars.DataFrame({"path": paths, "note": paths[::-1]})
     check(ImageDataset(table, image_column="path"), paths)
-    with pytest.raises(ValueError, match=r"polars\.DataFrame of the columns 'path', 'note'"):
+    with pytest.raises(ValueError, match=r"polars\.DataFrame with the columns 'path', 'note'"):
         ImageDataset(table)
 
 
@@ -219,7 +219,7 @@ def test_the_column_may_be_named(table, paths):
 
 
 def test_columns_are_for_what_has_some():
-    message = "image_column is 'a', which is for tables and for data sets of dicts; X is"
+    message = "image_column='a' is for tables and data sets of dicts, but X is"
     for X in (np.zeros((2, 8, 8)), ["cat.png"], torch.zeros(1, 3, 8, 8)):
         with pytest.raises(ValueError, match=message):
             ImageDataset(X, image_column="a")
@@ -330,9 +330,15 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"pandas.DataFrame of the columns 'a', 'b': pass"),
-        (pa.table({"a": ["x"], "b": ["y"]}), r"pyarrow.Table of the columns 'a', 'b'.*X\[column\]"),
-        (pd.DataFrame(), "of the columns nothing"),
+        (
+            pd.DataFrame({"a": ["x"], "b": ["y"]}),
+            r"pandas.DataFrame with the columns 'a', 'b'. Pass",
+        ),
+        (
+            pa.table({"a": ["x"], "b": ["y"]}),
+            r"pyarrow.Table with the columns 'a', 'b'.*X\[column\]",
+        ),
+        (pd.DataFrame(), "with the columns nothing"),
         (pd.Series([], dtype=object), "X is empty"),
         (pa.array([], pa.string()), "X is empty"),
         (datasets.Dataset.from_dict({"a": []}), "X is empty"),
@@ -342,18 +348,18 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
         ),
         (pd.Series(["a", pd.NA, pd.NA], dtype="string"), "2 of the 3 rows .* row 1 .*dropna"),
         (pd.DataFrame({"a": [b"x", None]}), r"row 1 \(index 1\), which holds None"),
-        (pa.array(["a", None]), "Row 1 of X has no image: it is null"),
+        (pa.array(["a", None]), "Row 1 of X has no image, as it is null"),
         (pa.chunked_array([["a"], [None]]), "Row 1 of X"),
         (pd.Series([1.0, 2.0]), r"X\[0\] is a float, 1.0, not a file path"),
         (pa.array([1, 2]), "pyarrow.Int64Array of int64; it may hold file paths, or encoded"),
         (datasets.Dataset.from_dict({"a": ["x", None]}), "Row 1 of X has no image"),
         (
             datasets.Dataset.from_dict({"a": ["x"], "b": [1]}),
-            r"Hugging Face data set of the columns 'a', 'b', where none hold images: say",
+            r"Hugging Face data set with the columns 'a', 'b', of which none hold images. Name",
         ),
         (
             datasets.Dataset.from_dict({"a": [PNG.getvalue()], "b": [PNG.getvalue()]}),
-            r"where 'a', 'b' hold images",
+            r"of which 'a', 'b' hold images",
         ),
         (
             datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": ["x"]})}),
@@ -364,19 +370,19 @@ TEXT = base64.b64encode(PNG.getvalue()).decode()
         ([[0.5, 0.5]], r"X\[0\] is a list.* np.asarray\(X\)"),
         (
             [io.BufferedReader(io.BytesIO())],
-            r"is a BufferedReader.* pass its path, or what its",
+            r"is a BufferedReader.* pass its path, or the result of its read",
         ),
         (io.BufferedReader(io.BytesIO()), r"X is an open file .*pass its path"),
         (
             [np.zeros((2, 4, 4, 3))],
             r"list of batches .* \(2, 4, 4, 3\): pass np.concatenate\(X\)",
         ),
-        ([torch.zeros(2, 3, 4, 4)] * 2, r"a list of batches.*torch.cat\(X\); .*iter\(X\)"),
+        ([torch.zeros(2, 3, 4, 4)] * 2, r"a list of batches.*torch.cat\(X\)\. .*iter\(X\)"),
         (Arraylike(), r"X is a .*Arraylike: pass np.asarray\(X\) if its entries are pixels"),
-        (PNG, r"X is _io.BytesIO of one image: wrap it in a list"),
-        (PNG.getvalue(), "X is bytes of one image: wrap it in a list"),
+        (PNG, r"X is _io.BytesIO with one image: wrap it in a list"),
+        (PNG.getvalue(), "X is bytes with one image: wrap it in a list"),
         ({}.keys(), r"X is a dict_keys: pass list\(X\)"),
-        (str(Path(__file__).parent), r"a folder: sklcam.datasets.load_class_folders .*glob"),
+        (str(Path(__file__).parent), r"a folder: use sklcam.datasets.load_class_folders .*glob"),
         (Path(__file__).parent, "load_class_folders"),
         ("https://a.b/cat.png", "it is a URL: download it"),
         ("photos/*.jpg", r"it is a pattern: pass sorted\(glob.glob\(pattern\)\)"),
@@ -397,7 +403,7 @@ def test_what_cannot_be_taken_says_what_would_do(X, message):
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ([TEXT], r"do not exist, the first is .*; it is base64: pass base64.b64decode"),
+        ([TEXT], r"do not exist; the first is .*; it is base64: pass base64.b64decode"),
         ([f"data:image/png;base64,{TEXT}" * 9], r"\.\.\..*'; it is base64"),
         ([TEXT.encode()], r"X\[0\], of \d+ bytes, cannot be read.*base64.b64decode"),
         ([b"cat.png"], r"7 bytes, cannot be read .* a path, pass it as a str, os.fsdecode"),
@@ -406,7 +412,7 @@ def test_what_cannot_be_taken_says_what_would_do(X, message):
         ([{"bytes": None, "path": "/no.png"}], "first is '/no.png'"),
         (
             CountingDataset([{"image": Image.new("L", (4, 4)), "mask": Image.new("L", (4, 4))}]),
-            r"X\[0\] is a dict of 'image' .*, 'mask' .*, where 2 entries are images: say which",
+            r"X\[0\] is a dict of 'image' .*, 'mask' .*, where 2 entries are images. Name",
         ),
         (CountingDataset([{"path": "a", "label": 1}]), "where no entries are images"),
         (CountingDataset([{}]), "a dict of nothing"),

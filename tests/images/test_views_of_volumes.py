@@ -132,7 +132,7 @@ def test_what_volumes_do_not_take_is_refused():
         warp(torch.rand(2, 8, 8))
     with pytest.raises(ValueError, match="size must have 3 sides"):
         warp.valid((8, 8))
-    with pytest.raises(ValueError, match="of 3 axes"):
+    with pytest.raises(ValueError, match="with 3 axes"):
         warp.then(Warp.identity(2))
-    with pytest.raises(ValueError, match=r"\(n_images, 3\), for boxes of volumes"):
+    with pytest.raises(ValueError, match=r"\(n_images, 3\) for boxes of volumes"):
         Warp.from_crops(torch.rand(2, 6), flip=torch.tensor([True, False]))

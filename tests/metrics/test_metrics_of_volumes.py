@@ -276,9 +276,9 @@ def test_maps_are_of_volumes_where_the_caller_says_so(function):
     function(volumes, spatial_dims=3)
     for n_slices in (3, 12):
         message = rf"height, width\); got .* \(2, {n_slices}, 13, 14\).* one at a time, as "
-        with pytest.raises(ValueError, match=message + r".*\[:, 0\]; of volumes.*spatial_dims=3"):
+        with pytest.raises(ValueError, match=message + r".*\[:, 0\]; for volumes.*spatial_dims=3"):
             function(volumes[:, :n_slices])
-    with pytest.raises(ValueError, match=r"depth, height.*\(2, 13, 14\). Of pictures leave"):
+    with pytest.raises(ValueError, match=r"depth, height.*\(2, 13, 14\). For pictures, leave"):
         function(volumes[:, 0], spatial_dims=3)
     with pytest.raises(ValueError, match="spatial_dims must be an int from 2 to 3; got 4"):
         function(volumes, spatial_dims=4)

@@ -121,7 +121,7 @@ def test_several_methods_share_a_folder(ours, tmp_path):
         for name, expected in whole.items():
             assert_same(found[name], expected)
         (tmp_path / "values" / "done" / "00000001").unlink()
-    with pytest.raises(ValueError, match="same: method "):
+    with pytest.raises(ValueError, match="differ: method "):
         measured(ours, method=["gradcam"], store=tmp_path / "values")
 
 
@@ -130,18 +130,21 @@ def test_what_differs_is_said(ours, tmp_path):
     first = measured(ours, store=path)
     own = {"metrics": [*METRICS, Metric("mean", lambda maps: maps.mean(dim=(1, 2)), ("maps",))]}
     for call, match in [
-        (lambda: measured(explainer(seed=1), store=path), "same: weights. Go on"),
-        (lambda: measured(ours, store=path, metrics="adcc"), r"same: metrics \("),
-        (lambda: measured(ours, store=path, **own), "; functions of the metrics. Go on"),
+        (lambda: measured(explainer(seed=1), store=path), "differ: weights. Continue"),
+        (lambda: measured(ours, store=path, metrics="adcc"), r"differ: metrics \("),
+        (lambda: measured(ours, store=path, **own), "; functions of the metrics. Continue"),
         (lambda: measured(ours, store=path, method="gradcam"), r"method \(.*LayerCAM.*GradCAM"),
-        (lambda: measured(ours, store=path, random_state=1), r"same: random_state \("),
+        (lambda: measured(ours, store=path, random_state=1), r"differ: random_state \("),
         (lambda: measured(ours, store=path, target=1), r"target \(None there, 1 now\)"),
         (
             lambda: measured(ours, store=path, metric_params={"iauc": {"n_steps": 5}}),
             r"options of the metrics \(.*n_steps.*4.*5",
         ),
-        (lambda: evaluate(ours, IMAGES, LABELS[::-1], store=path, **OPTIONS), "same: y. Go on"),
-        (lambda: ours.explain_to(IMAGES, path), "holds values, and not maps"),
+        (
+            lambda: evaluate(ours, IMAGES, LABELS[::-1], store=path, **OPTIONS),
+            "differ: y. Continue",
+        ),
+        (lambda: ours.explain_to(IMAGES, path), "holds values, not maps"),
     ]:
         with pytest.raises(ValueError, match=match):
             call()

@@ -81,7 +81,7 @@ def test_labels_of_the_users_own_have_no_names(folders):
 def test_other_numbers_for_the_same_names(classifier, folders, tmp_path):
     fewer = pets(tmp_path / "fewer", "cat", "emu")
     network = CAMExplainer(classifier.module_, verbose=0).fit(folders)
-    message = "label for 'emu' is 1, and the estimator's is 2: give y"
+    message = "label for 'emu' is 1, but the estimator's is 2. Give y"
     for estimator in (classifier, CAMExplainer(classifier, verbose=0).fit(), network):
         with pytest.raises(ValueError, match=message):
             estimator.score(fewer)
@@ -113,7 +113,7 @@ def test_labels_may_be_names_wherever_the_numbers_are_known(classifier, folders)
 def test_a_name_of_two_classes_is_no_label(classifier):
     names = np.array(["cat", "cat", "emu"])
     assert labels_of_names(["emu"], np.arange(3), names).tolist() == [2]
-    with pytest.raises(ValueError, match=r"classes \[0, 1\] are all called 'cat'"):
+    with pytest.raises(ValueError, match=r"classes \[0, 1\] all have the name 'cat'"):
         labels_of_names(["emu", "cat"], np.arange(3), names)
 
 

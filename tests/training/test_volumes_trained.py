@@ -256,8 +256,8 @@ def test_one_epoch_of_monais_densenet121():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda X: X[:, :, :8], "Volumes are not resized"),
-        (lambda X: X[:, 0], ".16, 16, 16. is that of volumes"),
+        (lambda X: X[:, :, :8], "volumes are not resized"),
+        (lambda X: X[:, 0], "image_size=.16, 16, 16. is for volumes"),
         (lambda X: X.permute(0, 2, 3, 4, 1), "channels last.*permute"),
         (lambda X: X.permute(0, 2, 3, 4, 1).numpy(), "channels last.*transpose"),
         (lambda X: X * 1000, "floats must lie in"),
@@ -276,7 +276,7 @@ def test_what_are_no_such_volumes_is_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 16}, "is that of pictures"),
+        ({"image_size": 16}, "is for pictures"),
         ({"image_size": (8, 8, 8), "alpha": 1.0}, "windows of 11 pixels"),
         ({"module": "resnet18", "target_layer": "auto"}, "networks given by name"),
         ({"augment": ViewSampler(brightness=0.2)}, "have no colours"),
