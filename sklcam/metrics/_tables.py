@@ -1,6 +1,6 @@
 """Tables of figures, as a notebook shows them and as text.
 
-They take the notebook's colours, dark or light, and mark by signs and weight alone.
+They take the notebook's colours, dark or light, and mark rows only by signs and bold type.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LEFT = "text-align:left; white-space:nowrap; padding:0.2em 0.7em"
 
 
 def direction(name: str) -> str:
-    """Return an arrow and a word for which values of a metric are good; "" if nobody has said.
+    """Return an arrow and a word for which values of a metric are good; "" if unknown.
 
     Parameters
     ----------
     name : str
-        Of a row of a :class:`Summary`.
+        The name of a row of a :class:`Summary`.
     """
     metric = metric_of_row(name)
     if metric is None:
@@ -44,11 +44,11 @@ def _verdict(name: str, row: Bunch) -> str:
 def table_of_evaluation(evaluation: Evaluation) -> str | None:
     """Return the table of an evaluation's summary; None if it has none.
 
-    Of very many images there are no intervals, which take seconds: a table is shown unasked.
+    For very many images it has no intervals: they take seconds, and a table is shown unasked.
     """
     lengths = {len(values) for values in evaluation.values()}
     if len(lengths) != 1:
-        return None  # what is wrong with it, summary says
+        return None  # summary says what is wrong
     (n_images,) = lengths
     groups = "".join(f", in groups by {name!r}" for name in evaluation.groups)
     notes = [f"{n_images} images{groups}. result[name] holds a value for each of them."]
@@ -62,7 +62,7 @@ def table_of_evaluation(evaluation: Evaluation) -> str | None:
 
 
 def text_of_summary(rows: Mapping[str, Bunch], *, is_difference: bool) -> list[str]:
-    """Return the lines of a table of a row for each metric; see :func:`table_of_summary`."""
+    """Return the lines of a table with a row for each metric; see :func:`table_of_summary`."""
     width = max(map(len, rows), default=0)
     head = "difference" if is_difference else "mean"
     lines = [f"{'':{width}}{head:>10}{'std':>10}   interval"]
@@ -77,14 +77,14 @@ def text_of_summary(rows: Mapping[str, Bunch], *, is_difference: bool) -> list[s
 def table_of_summary(
     rows: Mapping[str, Bunch], notes: Iterable[str], *, is_difference: bool = False
 ) -> str:
-    """Return a table of a row for each metric.
+    """Return a table with a row for each metric.
 
     Parameters
     ----------
     rows : mapping of str to Bunch
-        Of a :class:`Summary`.
+        The rows of a :class:`Summary`.
     notes : iterable of str
-        What is said under the table.
+        Sentences under the table.
     is_difference : bool
         Whether they are differences of two evaluations, the first less the second.
     """
@@ -100,23 +100,26 @@ def table_of_summary(
         body.append(_row(name, cells, title=_meaning(name), bold=is_sure))
     if is_difference:
         heads.append("the first is")
-        notes = [*notes, "\u25cf The interval does not hold 0: the difference is more than chance."]
+        notes = [
+            *notes,
+            "\u25cf The interval does not contain 0: the difference is more than chance.",
+        ]
     return _table(heads, body, notes)
 
 
 def table_of_groups(
     tables: Mapping[str, Mapping[str, Bunch]], gaps: Mapping[str, Bunch], n_groups: int
 ) -> str:
-    """Return a table of a row for each group, and one of the largest gaps between two.
+    """Return a table with a row for each group, and one of the largest gaps between two.
 
     Parameters
     ----------
     tables : mapping of str to Summary
-        The groups', and that of the mean over them, which is the last.
+        The groups' tables and, last, that of the mean over them.
     gaps : mapping of str to Bunch
-        Of a :class:`GroupedSummary`.
+        The gaps of a :class:`GroupedSummary`.
     n_groups : int
-        The rows after them are in bold.
+        How many groups there are; the rows after them are in bold.
     """
     columns = [*next(iter(tables.values()), {})]
     heads = ["", "n", *(f"{name} {direction(name)[:1]}".strip() for name in columns)]

@@ -1,8 +1,8 @@
 """Insertion and deletion: the network's score as pixels come and go by their saliency.
 
-A ``score`` is a callable that runs the network on images (m, channels, height, width), of which row
-i belongs to image ``rows[i]`` of the batch. It returns each image's score of the target, of shape
-(m,), in [0, 1]. If the map of an image has NaN, its scores are NaN.
+A ``score`` is a callable that runs the network on images (m, channels, height, width), where image
+i was made from image ``rows[i]`` of the batch. It returns each image's score of the target, of
+shape (m,), in [0, 1]. If the map of an image has NaN, its scores are NaN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VOLUME_AXES = ("n_images", "channels", "depth", "height", "width")
 
 
 class CausalCurves(NamedTuple):
-    """Scores as pixels come and go.
+    """Scores as pixels are inserted and deleted.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class CausalCurves(NamedTuple):
 
 
 class InsertionCurve(NamedTuple):
-    """Scores as pixels come: one half of :class:`CausalCurves`.
+    """Scores as pixels are inserted: one half of :class:`CausalCurves`.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class InsertionCurve(NamedTuple):
 
 
 class DeletionCurve(NamedTuple):
-    """Scores as pixels go: one half of :class:`CausalCurves`.
+    """Scores as pixels are deleted: one half of :class:`CausalCurves`.
 
     Examples
     --------
@@ -178,8 +178,7 @@ def causal_curves(
     Returns
     -------
     CausalCurves
-        They take 2 ``n_steps`` + 1 images through the network for each image, or one less with
-        ``full``.
+        For each image, 2 ``n_steps`` + 1 images go through the network, or one less with ``full``.
 
     Raises
     ------
@@ -227,7 +226,7 @@ def insertion_curve(
     Returns
     -------
     InsertionCurve
-        From ``n_steps`` + 1 images through the network for each image.
+        For each image, ``n_steps`` + 1 images go through the network.
 
     Raises
     ------
@@ -271,7 +270,7 @@ def deletion_curve(
     Returns
     -------
     DeletionCurve
-        From ``n_steps`` + 1 images through the network for each image.
+        For each image, ``n_steps`` + 1 images go through the network.
 
     Raises
     ------
@@ -354,7 +353,7 @@ def deletion_auc(curves: CausalCurves | DeletionCurve) -> Tensor:
 def cover(
     images: Tensor, maps: Tensor, *, share: float = 0.2, base: Base = blur
 ) -> tuple[Tensor, Tensor]:
-    """Cover what maps mark most strongly, to see what the network says without it.
+    """Cover the pixels that maps mark most strongly, to see what the network says without them.
 
     Parameters
     ----------
@@ -377,7 +376,7 @@ def cover(
     Raises
     ------
     ValueError
-        If an argument does not fit.
+        If an argument is not valid.
 
     References
     ----------
@@ -485,9 +484,9 @@ class PixelSweep:
         return self._ranks[rows] < counts
 
     def _score_base(self, base: Tensor) -> Tensor:
-        """Score what has no pixel of the images, (n_images, 1)."""
-        # Where it is the same for all images, such as zeros, one image is handed on, expanded: the
-        # network need not see it more than once.
+        """Score the base, which has no pixel of the images, (n_images, 1)."""
+        # If it is the same for all images, such as zeros, a single image is passed on, expanded:
+        # the network need not see it more than once.
         if bool((base == base[:1]).all()):
             base = base[:1].expand_as(base)
         return score_in_batches(self._score, base, self._batch_size)[:, None]
@@ -553,7 +552,9 @@ def check_pixels(images: Tensor, maps: Tensor) -> None:
             f"for these images; got {tuple(maps.shape)}."
         )
     if maps.device != images.device:
-        raise ValueError(f"maps are on {maps.device}, and images on {images.device}.")
+        raise ValueError(
+            f"maps are on {maps.device}, and images on {images.device}. Move them to one device."
+        )
 
 
 def check_images(images: Tensor) -> None:

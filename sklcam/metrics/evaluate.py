@@ -1,7 +1,7 @@
 """All metrics of an explainer in one pass over the images.
 
 Everything is checked before any work. Then batch after batch goes through the metrics, in one
-process or several, and only one value per image and metric is kept of a batch.
+process or several, and only one value per image and metric is kept.
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ def evaluate(
     boxes : sequence of array-like of shape (n_boxes, 4) or None, default=None
         The objects of each image, ``(x1, y1, x2, y2)`` in pixels of the image itself. They belong
         to one class, the image's label; for objects of several classes, give a mapping of labels to
-        their boxes, of which those of the explained class are used.
+        their boxes; those of the explained class are used.
     masks : sequence of array-like of shape (height, width) or None, default=None
-        The same as masks of the image's own size: bool, integers that are 0 outside, or shares in
-        [0, 1]; or mappings of labels to them. They take precedence over boxes, except in metrics of
-        boxes.
+        The objects as masks of the image's own size: bool, integers that are 0 outside, or shares
+        in [0, 1]; or mappings of labels to masks. They take precedence over boxes, except in
+        metrics of boxes.
     references : sequence of array-like of shape (height, width) or None, default=None
         A map for each image, for ``"reference_correlation"``: where people look, or a mask; for
         volumes (depth, height, width). It may have any size that covers the image, in its
@@ -177,13 +177,13 @@ def evaluate(
         Processes that share the images, as joblib counts them; the numbers are the same. This pays
         off on many cores and for many images: each process gets a copy of the network.
     num_workers : int or None, default=None
-        How many processes read, decode and resize images ahead, for each of those; None is as many
+        How many processes read, decode and resize images ahead, for each of these; None is as many
         as the explainer has.
     random_state : int, RandomState or None, default=0
         Seeds the views and the noise of ROAD.
     store : str, path or None, default=None
-        A folder that keeps the values of each batch. If it is killed at any time, the same call
-        resumes at the first missing batch and ends with the same numbers. It is an error if
+        A folder that keeps the values of each batch. If the call is killed at any time, the same
+        call resumes at the first missing batch and ends with the same numbers. It is an error if
         anything that the values depend on has changed.
     shard : (index, count) or None, default=None
         Which of several processes with a shared ``store`` this is, such as ``(0, 8)``. Each
@@ -202,9 +202,9 @@ def evaluate(
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If there is no such metric or option, or something that it needs is missing; before any
-        work. Also if the ``store`` was begun with other images, weights or settings; the message
-        names them.
+        If there is no such metric or option, or something that it needs is missing. This is raised
+        before any work. It is also raised if the ``store`` was begun with other images, weights or
+        settings; the message names them.
 
     Warns
     -----
@@ -278,16 +278,16 @@ class Evaluator(Generic[Observed]):
     labels : ndarray of shape (n_images,) or (n_images, n_classes), or None
         The true labels, if there are any, in the form of predictions.
     metrics : dict of str to Metric
-        Those whose values are collected, by name.
+        The metrics whose values are collected, by name.
     plans : dict of str to Plan
-        One for each method.
+        A plan for each method.
 
     Raises
     ------
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If an argument does not fit; see :func:`evaluate`.
+        If an argument is not valid; see :func:`evaluate`.
 
     Examples
     --------
@@ -327,7 +327,8 @@ class Evaluator(Generic[Observed]):
         originals: bool = False,
         num_workers: int | None = None,
     ):
-        # First what can be told without the estimator: to fit one around a network takes a pass.
+        # First what can be checked without the estimator: fitting one around a network takes a
+        # pass.
         self.metrics = get_metrics(metrics)
         if target is None:
             has_labels = y is not None or dataset_labels(X) is not None
@@ -430,7 +431,9 @@ class Evaluator(Generic[Observed]):
 
     def _only_plan(self) -> Plan:
         if len(self.plans) > 1:
-            raise ValueError(f"One method is measured here; got several: {', '.join(self.plans)}.")
+            raise ValueError(
+                f"run measures one method; got several: {', '.join(self.plans)}. Call run_each."
+            )
         return next(iter(self.plans.values()))
 
     def _values(
@@ -454,7 +457,7 @@ class Evaluator(Generic[Observed]):
         n_jobs: int | None = None,
         progress: bool = True,
     ) -> dict[str, Evaluation]:
-        """Run the evaluation by way of a folder; parameters are those of :func:`evaluate`.
+        """Run the evaluation, and keep its values in a folder; see :func:`evaluate`.
 
         Returns
         -------
@@ -491,7 +494,7 @@ class Evaluator(Generic[Observed]):
     def _evaluation(
         self, plan: Plan, values: dict[str, np.ndarray], what: str = "maps"
     ) -> Evaluation:
-        """Return the values as users get them, and warn of those that say nothing."""
+        """Return the values as users get them, and warn about those that say nothing."""
         n_constant = int(values.pop("constant_views", np.zeros(1)).sum())
         if n_constant:
             warnings.warn(

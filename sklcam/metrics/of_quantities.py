@@ -1,4 +1,4 @@
-"""Functions of metrics that take quantities as a measurement has them, and not as tensors alike."""
+"""Functions of metrics whose quantities are not all tensors, but as a measurement holds them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def accuracy(prediction_is_right: Tensor, output: Tensor) -> Tensor:
-    """Return whether predictions are right; NaN where the network answers nothing."""
+    """Return whether predictions are right; NaN where the network gives no answer."""
     return _unless_silent(prediction_is_right, output)
 
 
 def _unless_silent(right: Tensor, output: Tensor) -> Tensor:
-    # What the network does not answer it predicts neither right nor wrong.
+    # Without an answer, there is no prediction to be right or wrong.
     is_silent = output.reshape(len(output), -1).isnan().any(dim=1)
     return right.float().to(output.device).masked_fill(is_silent, torch.nan)
 
@@ -35,28 +35,28 @@ def top1_localization(
     output: Tensor,
     **options: Any,
 ) -> Tensor:
-    """Return whether the class is right, and its map's box."""
+    """Return whether both the class and its map's box are right."""
     right = _unless_silent(class_is_right, output)
     return right * image_by_image(localization_of_maps, maps, boxes, **options).to(right)
 
 
 def consistency_kept(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
-    """Return the consistency where the view is predicted as its image."""
+    """Return the consistency where the view keeps the prediction."""
     return torch.where(view_keeps_prediction, consistency, torch.nan)
 
 
 def consistency_changed(consistency: Tensor, view_keeps_prediction: Tensor) -> Tensor:
-    """Return the consistency where it is not."""
+    """Return the consistency where the view changes the prediction."""
     return torch.where(view_keeps_prediction, torch.nan, consistency)
 
 
 def cose_consistency(similarities: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the likeness of what is still predicted right."""
+    """Return the similarity of maps where the prediction stays right."""
     return similarities[0]
 
 
 def cose_sensitivity(similarities: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the unlikeness of what is predicted wrong."""
+    """Return the dissimilarity of maps where the prediction is wrong."""
     return 1 - similarities[1]
 
 
@@ -85,7 +85,7 @@ def image_by_image(
     annotations: Sequence[Tensor],
     **options: Any,
 ) -> Tensor:
-    """Measure maps of different sizes, each against what is annotated on its image."""
+    """Measure maps of different sizes, each against the annotation of its image."""
     pairs = zip(maps, annotations, strict=True)
     values = [
         measure(map_[None], of_image[None], spatial_dims=map_.ndim, **options)
@@ -97,7 +97,7 @@ def image_by_image(
 def localization_of_maps(
     maps: Tensor, boxes: Tensor, threshold: float = 0.15, *, spatial_dims: int = 2, **options: Any
 ) -> Tensor:
-    """Return whether the boxes of maps fit."""
+    """Return whether the boxes around maps fit the true ones."""
     found = box_from_map(maps, threshold, spatial_dims=spatial_dims)
     return localization_accuracy(found, list(boxes), **options)
 
@@ -108,7 +108,7 @@ def reference_correlation(
     """Return the rank correlation with references, on a grid that both fill."""
     correlations = []
     for map_, reference in zip(maps, references, strict=True):
-        # A reference that is coarser than the grid has nothing to say of its finer cells.
+        # A reference that is coarser than the grid says nothing about its finer cells.
         size = [min(grid, *sides) for sides in zip(map_.shape, reference.shape, strict=True)]
         pool: Any = adaptive_avg_pool2d if map_.ndim == 2 else adaptive_avg_pool3d
         cells = [pool(each[None].cpu().double(), size) for each in (map_, reference)]

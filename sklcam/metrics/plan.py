@@ -33,34 +33,34 @@ from sklcam.metrics.registry import (
 Params = Mapping[str, Mapping[str, Any]]
 OutputScore = Callable[[Tensor], Tensor]
 
-# What is wrong, and the remedy: said at the door, and by targets that turn out to be no class.
+# The problem and the remedy: raised before any work, or by targets that turn out not to be classes.
 NO_PROBABILITY = (
-    "a target that is not a class, such as a callable, has no probability; give score=, a function "
+    "a target that is not a class, such as a callable, has no probability. Give score=, a function "
     "of the network's output that returns one number in [0, 1] per image."
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is computed of every batch, in whichever process.
+    """What is computed for every batch, in whichever process.
 
     Attributes
     ----------
     collected : tuple of str
         The metrics and quantities whose values are kept.
     metrics : dict of str to Metric
-        Those that are collected, and those that go into them.
+        The metrics that are collected, and those that go into them.
     method : Method
     quantities : frozenset of str
-        All that they need.
+        Everything that they need.
     explained : dict of str to tuple of (Method, bool)
-        How each quantity of the first pass explains, and whether it is scaled.
+        By which method each quantity of the first pass is made, and whether it is scaled.
     options : dict of str to dict
-        Of metrics' functions and of quantities, by their names.
+        Options of metrics' functions and of quantities, by their names.
     score : callable or None
         What stands in for the probability.
     batch_size : int or None
-        Most changed images that go through the network at a time.
+        The largest number of changed images to run at a time.
     seed : int
     """
 
@@ -85,13 +85,13 @@ def make_plan(
     batch_size: int | None,
     seed: int,
 ) -> Plan:
-    """Decide what is computed; parameters as those of :class:`Plan`, ``needs`` are quantities."""
+    """Decide what is computed; see :class:`Plan`. ``needs`` are names of quantities."""
     collected = tuple(metrics)
     if any("consistency" in all_needs(metric) for metric in metrics.values()):
         # Images whose consistency is 0 because a map is constant are counted, for the warning.
         collected = (*collected, "constant_views")
     names = closure([*collected, *needs], lambda name: needs_of(name, metrics))
-    # Blank maps of views are counted already, and NaN is that of the consistency, if it is shown.
+    # Blank maps of views are counted already, and their NaN shows in the consistency.
     looked_at = set(EXPLAINED).difference(["view_maps"] if "consistency" in metrics else [])
     if not looked_at.isdisjoint(names):
         collected = (*collected, "map_peaks")
@@ -113,7 +113,7 @@ def make_plan(
 
 
 def _drawing_the_same(method: Method, seed: int) -> Method:
-    """Return a method that draws the same in each pass, so that maps differ by the images alone."""
+    """Return a method that draws the same in each pass, so that maps differ only by the images."""
     unseeded = {
         name: seed
         for name, value in method.get_params().items()
@@ -125,11 +125,11 @@ def _drawing_the_same(method: Method, seed: int) -> Method:
 def _explanation(name: str, method: Method, options: Mapping[str, Any]) -> tuple[Method, bool]:
     """Return how the maps of the first pass are made, and whether they are scaled."""
     if name == "view_maps":
-        # Training keeps maps without the ReLU consistent, and so they are measured.
+        # Training makes maps without the ReLU consistent, so these are measured.
         return get_method(options.get("method") or GradCAM(relu=False)), True
     if name == "curve_maps" and not options.get("relu", True):
         if "relu" not in method.get_params(deep=False):
-            raise ValueError(f"{method!r} has no relu to leave out.")
+            raise ValueError(f"{method!r} has no ReLU to leave out. Leave relu at True.")
         return clone(method).set_params(relu=False), True
     return method, name != "raw_maps"
 
@@ -148,7 +148,7 @@ def _route(metrics: Mapping[str, Metric], params: Params | None) -> dict[str, di
                 if earlier is not value and earlier != value:
                     raise ValueError(
                         f"{option} is shared by several metrics, but given as {earlier!r} and as "
-                        f"{value!r}."
+                        f"{value!r}. Give it once."
                     )
     return options
 
@@ -165,13 +165,13 @@ def check_required_options(params: Params | None, metrics: Mapping[str, Metric])
                 else ""
             )
             raise ValueError(
-                f"{name} has no {missing[0]} unless you choose it: metric_params={{{name!r}: "
+                f"{name} has no default for {missing[0]}. Choose it: metric_params={{{name!r}: "
                 f"{{{missing[0]!r}: ...}}}}.{hint}"
             )
 
 
 def metrics_of_confidence(metrics: Mapping[str, Metric]) -> list[str]:
-    """Return the names of the metrics that need the probability of what is explained."""
+    """Return the names of the metrics that need the probability of the target."""
     return sorted(name for name, metric in metrics.items() if "confidence" in all_needs(metric))
 
 
@@ -235,7 +235,7 @@ def names_needing(metrics: Mapping[str, Metric], *quantities: str) -> str:
 
 
 def check_objects(metrics: Mapping[str, Metric], annotations: Annotations) -> None:
-    """Raise a ValueError if metrics need to know where things are, and nobody says so."""
+    """Raise a ValueError if metrics need to know where objects are, and it is not given."""
     boxes, masks, references = annotations.boxes, annotations.masks, annotations.references
     of_boxes = sorted(
         name
@@ -243,21 +243,21 @@ def check_objects(metrics: Mapping[str, Metric], annotations: Annotations) -> No
         if not {"boxes", "class_boxes"}.isdisjoint(metric.needs)
     )
     if of_boxes and boxes is None:
-        raise ValueError(f"{', '.join(of_boxes)} needs boxes, the true ones of each image.")
+        raise ValueError(f"{', '.join(of_boxes)} needs boxes. Give the true ones of each image.")
     of_masks = names_needing(metrics, "masks", "class_masks")
     if of_masks and boxes is None and masks is None:
         raise ValueError(
-            f"{of_masks}: needs boxes or masks that say where the objects of each image are."
+            f"{of_masks} needs boxes or masks. Give those of the objects in each image."
         )
     of_references = names_needing(metrics, "references")
     if of_references and references is None:
         raise ValueError(
-            f"{of_references} needs references: for each image a map to compare with, such as "
+            f"{of_references} needs references. Give a map to compare with for each image, such as "
             "where people look."
         )
     if references is not None and not of_references:
         raise ValueError(
-            "references= is given, but no metric uses it: 'reference_correlation' does; "
+            "references= is given, but none of the metrics uses it. 'reference_correlation' would; "
             "'rank_correlation' compares with occlusion."
         )
 
@@ -269,12 +269,12 @@ def check_objects_of_classes(
     explains_classes: bool,
     task: str | None,
 ) -> None:
-    """Raise a ValueError unless it is known of which class each object is, where that counts."""
+    """Raise a ValueError if metrics need to know the class of each object, and it is not given."""
     boxes, masks = annotations.boxes, annotations.masks
     of_one = names_needing(metrics, "boxes", "masks")
     if of_one and not explains_classes and (is_by_class(boxes) or is_by_class(masks)):
         raise ValueError(
-            f"{of_one}: boxes and masks by class need targets that are classes; give those of the "
+            f"{of_one}: boxes and masks by class need targets that are classes. Give those of the "
             "explained object, without a label."
         )
     for quantity, entries in (
@@ -285,7 +285,7 @@ def check_objects_of_classes(
         if needy and not is_by_class(entries):
             if task == "multilabel":
                 raise ValueError(
-                    f"{needy}: images have several labels; give boxes or masks by class, a dict by "
+                    f"{needy}: images have several labels. Give boxes or masks by class, a dict by "
                     "label for each image."
                 )
             if annotations.labels is None:
@@ -293,14 +293,14 @@ def check_objects_of_classes(
 
 
 def check_ranks(metrics: Mapping[str, Metric], classes: np.ndarray | None) -> None:
-    """Raise a ValueError unless there are as many classes as are explained of each image."""
+    """Raise a ValueError if there are fewer classes than are explained for each image."""
     for quantity, k in RANKS.items():
         needy = names_needing(metrics, quantity)
         if needy and (classes is None or len(classes) < k):
             found = "none" if classes is None else len(classes)
             raise ValueError(
-                f"{needy}: the {k} classes that score the highest are explained, and the estimator "
-                f"has {found}."
+                f"{needy}: the {k} highest-scoring classes are explained, and the estimator has "
+                f"{found}. Leave this metric out."
             )
 
 
@@ -310,19 +310,19 @@ def check_has_probability(
     classes: np.ndarray | None = None,
     task: str | None = None,
 ) -> None:
-    """Raise a ValueError if metrics need a probability, and the target is not one of classes."""
+    """Raise a ValueError if metrics need a probability, and the target has none."""
     needy = metrics_of_confidence(metrics)
     if needy and task == "regression":
         raise ValueError(
-            f"{', '.join(needy)}: the network returns numbers, which are not a confidence; give "
+            f"{', '.join(needy)}: the network returns numbers, which are not a confidence. Give "
             "score=, a function of its output that returns one number in [0, 1] per image."
         )
     if needy and not is_class:
         raise ValueError(f"{', '.join(needy)}: {NO_PROBABILITY}")
-    # Of several labels, one has a probability of its own.
+    # With several labels per image, each has its own probability.
     if needy and task != "multilabel" and classes is not None and len(classes) == 1:
         raise ValueError(
-            f"{', '.join(needy)}: the probability of a single class is always 1; give score=, "
+            f"{', '.join(needy)}: the probability of a single class is always 1. Give score=, "
             "such as lambda output: output[:, 0].sigmoid() for one logit."
         )
 
@@ -356,45 +356,45 @@ def check_classes(
         return
     if classes is None:
         raise ValueError(f"{needy} needs classes, and the estimator has none.")
-    if labels is None or labels.ndim != 1:  # those of several an image have been looked up
+    if labels is None or labels.ndim != 1:  # several labels per image have been looked up
         return
     known, found = np.asarray(classes).tolist(), list(dict.fromkeys(labels.tolist()))
     if not set(known).intersection(found):
         raise ValueError(
             f"None of the labels in y is a class of the estimator: they are {found[:5]}, its "
-            f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. CAMExplainer takes classes=, "
-            "the label of each output in their order."
+            f"classes {known[:5]}{' ...' if len(known) > 5 else ''}. Give CAMExplainer classes=, "
+            "the label of each output, in order."
         )
 
 
 def check_predicts(metrics: Mapping[str, Metric], task: str | None) -> None:
-    """Raise a ValueError if metrics ask whether a prediction stays, and there are but numbers."""
+    """Raise a ValueError if metrics ask whether a prediction stays, and that makes no sense."""
     needy = names_needing(metrics, "view_keeps_prediction", "cose_similarities")
     if needy and task == "regression":
         raise ValueError(
-            f"{needy}: the network returns numbers, and any view changes them a little; "
-            "'consistency' does not depend on the prediction."
+            f"{needy}: the network returns numbers, and any view changes them a little. Use "
+            "'consistency', which does not depend on the prediction."
         )
     if needy and task in ("segmentation", "detection"):
         raise ValueError(
-            f"{needy}: the network answers for each pixel or object, and views move these; "
-            "'consistency' does not depend on the prediction."
+            f"{needy}: the network answers for each pixel or object, and views move these. Use "
+            "'consistency', which does not depend on the prediction."
         )
 
 
 def check_places(metrics: Mapping[str, Metric], question: Target) -> None:
-    """Raise a ValueError if views would move what is asked about."""
+    """Raise a ValueError if views would move the target."""
     needy = names_needing(metrics, "warp", "pass_of_view")
     if needy and question.is_placed:
         raise ValueError(
-            f"{needy} compares views, in which {question!r} is elsewhere, or cut off: choose a "
+            f"{needy} compares views, in which {question!r} is elsewhere, or cut off. Choose a "
             "target that views keep, such as Pixels(label) without a mask, or leave the metric "
             "out."
         )
 
 
 def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int, n_axes: int = 2) -> None:
-    """Raise a ValueError if colours cannot be changed, or nobody knows what the pixels are."""
+    """Raise a ValueError if colours cannot be changed, or the range of pixels is not known."""
     views = plan.options.get("warp", {}).get("views")
     changed = []
     if "warp" in plan.quantities and views and views.changes_colors:
@@ -405,8 +405,8 @@ def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int, n_axes:
     for shown, is_of_colors in changed:
         if n_axes == 3:
             raise ValueError(
-                f"{shown} changes colours, which volumes do not have. 'consistency', by views that "
-                "crop, flip, turn and shift, is for them as well."
+                f"{shown} changes colours, which volumes do not have. Use 'consistency', with "
+                "views that crop, flip, turn and shift."
             )
         if is_network_input:
             raise ValueError(
@@ -417,12 +417,12 @@ def check_colors(plan: Plan, *, is_network_input: bool, n_channels: int, n_axes:
         if is_of_colors and n_channels not in (1, 3):
             raise ValueError(
                 f"{shown} changes contrast or colour, which only grey and RGB images have, and "
-                f"these have {n_channels} channels. Leave these out, and grey."
+                f"these have {n_channels} channels. Leave these changes out, and grey."
             )
 
 
 def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
-    """Raise a ValueError where an image would have several maps, by layers or channels."""
+    """Raise a ValueError if an image would have several maps, by layers or channels."""
     methods = [method for method, _ in plan.explained.values()]
     if not plan.quantities.isdisjoint(RANKS):
         methods.append(plan.method)
@@ -430,13 +430,13 @@ def check_maps_are_single(explainer: Explainer, plan: Plan) -> None:
 
 
 def check_one_map(explainer: Explainer, methods: Iterable[Method], purpose: str) -> None:
-    """Raise a ValueError where an image would have several maps by one of the methods."""
+    """Raise a ValueError if an image would have several maps by one of the methods."""
     n_layers = len(explainer.target_layers)
     for method in methods:
         if method.uses_layers and n_layers > 1 and explainer.layer_fusion is None:
             raise ValueError(
                 f"layer_fusion=None keeps the maps of {n_layers} layers apart; {purpose} measures "
-                'one map per image: choose layer_fusion="mean" or "max", or one layer.'
+                'one map per image. Choose layer_fusion="mean" or "max", or one layer.'
             )
         if method.keeps_channels:
-            raise ValueError(f'{purpose} measures one map per image; leave channels="keep" out.')
+            raise ValueError(f'{purpose} measures one map per image. Leave channels="keep" out.')

@@ -1,4 +1,4 @@
-"""What metrics need of a batch of images: maps, confidences, curves, annotations.
+"""What metrics need from a batch of images: maps, confidences, curves, annotations.
 
 A :class:`~sklcam.metrics.Metric` names the quantities that it is a function of. A
 :class:`~sklcam.metrics.Measurement` computes those that are asked for, each of them once.
@@ -49,14 +49,14 @@ class Check(Protocol):
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that metrics need of a batch.
+    """Something that metrics need from a batch.
 
     Parameters
     ----------
     compute : callable
-        Makes it of a Measurement.
+        Computes it from a Measurement.
     needs : tuple of str, default=()
-        The quantities that it is made of.
+        The quantities that it is computed from.
     options : mapping of str to callable, default={}
         The options that it takes, each with its check.
     """
@@ -97,7 +97,7 @@ def _check_occlusion(name: str, value: Any) -> None:
     value.check()
 
 
-# Those that take more than a line
+# Quantities that take more than a line
 
 
 def _pixel_sweep(measurement: Measurement) -> PixelSweep:
@@ -116,8 +116,8 @@ def _pass_of_view(measurement: Measurement) -> tuple[Tensor, Tensor]:
     """Return the maps of the views, and the network's output for them."""
     inputs, warp = measurement.batch.inputs, measurement["warp"]
     seen = inputs.with_images(measurement.preprocessing.view(inputs.images, warp))
-    # The question is asked anew: what is explained of a view is its own prediction, unless a class
-    # was asked for.
+    # The question is asked again: a view is explained for its own prediction, unless a class was
+    # asked for.
     method, scaled = measurement.plan.explained["view_maps"]
     return measurement.explain(seen, measurement.question, method, normalize=scaled)
 
@@ -129,16 +129,16 @@ def _valid_in_view(measurement: Measurement) -> Tensor | None:
 
 
 def _framed_maps(measurement: Measurement) -> Sequence[Tensor]:
-    # The function holds on to what it needs, and not to the measurement, which holds on to it.
+    # The function keeps what it needs, and not the measurement, which keeps the function.
     explainer, sizes = measurement.explainer, measurement.batch.sizes
-    # Shares of the maximum, energies and means are of the map as the papers have it: after the
-    # ReLU, and with the floor that scaling by minimum and maximum would take away.
+    # Shares of the maximum, energies and means are those of the papers' map: after the ReLU, and
+    # with the floor that scaling by minimum and maximum would remove.
     maps = measurement["raw_maps"].clamp(min=0)
     return LazyTensors(lambda i: explainer.to_frame(maps[i], sizes[i]), len(sizes))
 
 
 def _boxes(measurement: Measurement) -> Sequence[Tensor] | None:
-    """Return the boxes of each image; of several classes, those of the explained one."""
+    """Return the boxes of each image; for boxes by class, those of the explained class."""
     entries = measurement.annotations.boxes
     if not is_by_class(entries):
         for i, corners in enumerate(entries or ()):
@@ -184,7 +184,7 @@ def _own_labels(measurement: Measurement) -> Sequence[Any]:
 
 
 def _class_boxes(measurement: Measurement) -> list[OfClass]:
-    """Return, for each image, what gives the boxes of a class."""
+    """Return, for each image, a function that returns the boxes of a class."""
     entries, empty = measurement.annotations.boxes or (), torch.empty(0, 4)
     for i, entry in enumerate(entries):
         for corners in entry.values() if isinstance(entry, Mapping) else [entry]:
@@ -194,7 +194,7 @@ def _class_boxes(measurement: Measurement) -> list[OfClass]:
 
 
 def _class_masks(measurement: Measurement) -> Sequence[OfClass]:
-    """Return, for each image, what gives the mask of a class."""
+    """Return, for each image, a function that returns the mask of a class."""
     masks, sizes = measurement.annotations.masks, measurement.batch.sizes
     device, labels = measurement.batch.inputs.images.device, _own_labels(measurement)
     boxes = None if masks is not None else _class_boxes(measurement)
@@ -238,7 +238,7 @@ QUANTITIES: dict[str, Quantity] = {
     "raw_maps": Quantity(lambda m: m.explained("raw_maps")),
     "view_maps": Quantity(lambda m: m.explained("view_maps"), (), {"method": _check_method}),
     "curve_maps": Quantity(lambda m: m.explained("curve_maps"), (), {"relu": _check_flag}),
-    # What is collected to tell blank maps and NaN: as good as nothing, and no wait for a device.
+    # Collected to find blank maps and NaN: it costs next to nothing, and waits for no device.
     "map_peaks": Quantity(lambda m: m.map_peaks()),
     "images": Quantity(lambda m: m.batch.inputs.images),
     "output": Quantity(lambda m: m.own_output()),
@@ -313,7 +313,7 @@ QUANTITIES: dict[str, Quantity] = {
     "boxes": Quantity(_boxes),
     "masks": Quantity(_masks, ("boxes",)),
     "references": Quantity(_references),
-    # Of several classes an image, from a pass of their own
+    # Of several classes per image, from a pass of their own
     **{name: Quantity(partial(_ranked, k=k)) for name, k in RANKS.items()},
     "class_boxes": Quantity(_class_boxes),
     "class_masks": Quantity(_class_masks),

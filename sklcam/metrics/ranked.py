@@ -26,10 +26,10 @@ class RankedClasses:
     Attributes
     ----------
     maps : sequence of Tensor of shape (k, height, width)
-        The method's own, after the ReLU and not scaled, each in the frame of its image.
+        The method's own maps, after the ReLU and not scaled, each in the frame of its image.
     labels : list of list of k labels
     indices : ndarray of shape (n_images, k)
-        Which of the classes they are.
+        The indices of these classes.
     is_nan : Tensor of shape (n_images,), bool
         Whether the network's output, or a map, has NaN.
     """
@@ -71,7 +71,7 @@ def ranked_localization_error(
         found = torch.zeros(())
         for j, label in enumerate(ranked.labels[i]):
             truth = of_image(label)
-            # Boxes around parts are slow to find, and count for the true class alone.
+            # Boxes around parts are slow to find, and count only for true classes.
             if len(truth) and (are_true is None or are_true[i, j]):
                 maps = ranked.maps[i][j : j + 1]
                 box = box_from_map(maps, threshold, spatial_dims=maps.ndim - 1)

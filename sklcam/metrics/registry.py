@@ -57,45 +57,45 @@ class Metric:
         The key of its values.
     function : callable
         Takes the quantities of ``needs``, in this order, and the options by their names. Returns a
-        Tensor of shape (n_images,). If it has a parameter ``spatial_dims``, it is given how many
-        sides a map has: 2, or 3 of volumes.
+        Tensor of shape (n_images,). If it has a parameter ``spatial_dims``, it receives the number
+        of sides of a map: 2, or 3 for volumes.
     needs : tuple of str
-        Names of quantities of a batch of n images, or of other metrics, whose values are meant:
+        Names of quantities of a batch of n images, or of other metrics, whose values it takes:
 
         - ``"maps"``, ``"raw_maps"``: Tensor (n, height, width), at the size of the network's input,
           scaled to [0, 1] or the method's own numbers;
         - ``"images"``, ``"output"``: Tensor, what the network gets and returns;
-        - ``"confidence"``, ``"masked_confidence"``: Tensor (n,), the score in [0, 1] of what is
-          explained, on the images and on the images times their maps;
+        - ``"confidence"``, ``"masked_confidence"``: Tensor (n,), the score of the target
+          in [0, 1], for the images and for the images times their maps;
         - ``"maps_of_masked"``: Tensor (n, height, width), the maps of the images times their maps;
         - ``"view_of_maps"``, ``"maps_of_view"``: Tensor (n, height, width), without the ReLU: the
-          maps warped, and those of the images warped likewise; ``"valid_in_view"``: Tensor (n,
-          height, width), bool, which of their pixels come from inside the images, or None, if all
-          do; ``"view_keeps_prediction"``: Tensor (n,), bool;
+          warped maps, and the maps of the images warped in the same way; ``"valid_in_view"``:
+          Tensor (n, height, width), bool, which of their pixels come from inside the images, or
+          None if all do; ``"view_keeps_prediction"``: Tensor (n,), bool;
         - ``"insertion_curve"``, ``"deletion_curve"``: see :func:`insertion_curve`;
-        - ``"perturbation"``: a callable of changed images (m, channels, height, width) and rows
-          (m,), which image of the batch each was made from, that returns their confidence (m,); its
-          attribute ``images`` are the images to change, and ``generator()`` makes the seeded
-          ``torch.Generator``;
-        - ``"neighbour_maps"``: Tensor (n_samples, n, height, width), raw maps of images near to
-          each; ``"neighbour_distances"``: Tensor (n_samples, n), how near;
+        - ``"perturbation"``: a callable that takes changed images (m, channels, height, width) and
+          rows (m,), the image of the batch that each was made from, and returns their confidence
+          (m,); its attribute ``images`` holds the images to change, and ``generator()`` makes the
+          seeded ``torch.Generator``;
+        - ``"neighbour_maps"``: Tensor (n_samples, n, height, width), raw maps of images close
+          to each image; ``"neighbour_distances"``: Tensor (n_samples, n), their distances to it;
         - ``"occlusion_maps"``: Tensor (n, height, width), see :class:`sklcam.cam.Occlusion`;
-        - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels; of
-          several an image, (n, n_classes), 0 or 1; ``"prediction_is_right"``: Tensor (n,), bool,
-          whether they are the same; ``"class_is_right"``: Tensor (n,), bool, whether the predicted
-          class is the true one, or, of several, the explained one is among them;
+        - ``"predictions"``, ``"labels"``: ndarray (n,), the predicted and the true labels; for
+          several labels per image, (n, n_classes), 0 or 1; ``"prediction_is_right"``: Tensor (n,),
+          bool, whether they are the same; ``"class_is_right"``: Tensor (n,), bool, whether the
+          predicted class is the true one or, for several labels, the explained one is among them;
         - ``"framed_maps"``, ``"boxes"``, ``"masks"``: sequences with one Tensor per image, all in
           the frame of the image at its own size: (height, width), (n_boxes, 4), (height, width).
-          The maps are ``"raw_maps"`` after the ReLU, and not scaled. Of boxes and masks by class
-          they are those of the class that is explained;
+          The maps are ``"raw_maps"`` after the ReLU, and not scaled. If boxes and masks are given
+          by class, these are the ones of the explained class;
         - ``"references"``: sequence with one Tensor per image, at any size that covers it;
-        - ``"top1"``, ``"top5"``: the one class, or five, that score the highest in each image: an
+        - ``"top1"``, ``"top5"``: the one or five highest-scoring classes of each image: an
           object with ``labels``, a list of k labels for each image, and ``maps``, a Tensor (k,
-          height, width) for each, as ``"framed_maps"`` are;
+          height, width) for each, like ``"framed_maps"``;
         - ``"class_boxes"``, ``"class_masks"``: sequences with one function per image, which returns
           the boxes, or the mask, of the class whose label it is given.
     meaning : str, default=""
-        One sentence, or less, for readers who do not know it.
+        A short sentence that says to newcomers what the metric measures.
     higher_is_better : bool, default=True
     range : tuple of two floats, default=(0, 1)
         The lowest and the highest possible value.
@@ -113,7 +113,7 @@ class Metric:
     ------
     ValueError
         If it has no name, the function is not callable, a quantity or metric that it needs is not
-        known, or the range is not one.
+        known, or the range is not (low, high).
 
     Examples
     --------
@@ -148,7 +148,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"A metric has a name; got {describe(self.name)}.")
+            raise ValueError(f"A metric needs a name; got {describe(self.name)}.")
         if self.name in QUANTITIES:
             raise ValueError(f"{self.name!r} is the name of a quantity; choose another.")
         check_callable("function", self.function, "of the quantities that the metric needs")
@@ -233,7 +233,7 @@ def get_metric(metric: str | Metric) -> Metric:
     >>> from sklcam.metrics import get_metric
     >>> dauc = get_metric("dauc")
     >>> dauc.higher_is_better, dauc.meaning
-    (False, "confidence while pixels are deleted, the map's brightest first")
+    (False, "mean confidence while pixels are deleted, the map's brightest first")
     """
     if isinstance(metric, Metric):
         return metric
@@ -243,19 +243,19 @@ def get_metric(metric: str | Metric) -> Metric:
 
 
 def get_metrics(metrics: str | Metric | Iterable[str | Metric]) -> dict[str, Metric]:
-    """Return metrics by name, each followed by those that go with it; a ValueError for none."""
+    """Return metrics by name, and last the terms that they bring along; a ValueError for none."""
     if not isinstance(metrics, str | Metric | Iterable):
         raise ValueError(f"metrics must be a name or a sequence of names; got {describe(metrics)}.")
     asked = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
     if not asked:
         raise ValueError("metrics is empty; name at least one.")
     found = [get_metric(metric) for metric in asked]
-    # Terms follow all that was asked for, so that these keep their places in tables.
+    # Terms come last, so that the requested metrics keep their places in tables.
     found += [get_metric(term) for metric in found if metric.of_averages for term in metric.needs]
     named: dict[str, Metric] = {}
     for metric in found:
         if named.setdefault(metric.name, metric) is not metric:
-            raise ValueError(f"There are two metrics of one name, {metric.name!r}.")
+            raise ValueError(f"There are two metrics named {metric.name!r}; rename one of them.")
     return named
 
 
@@ -265,7 +265,7 @@ def default_metrics(*, confidence: bool = True, labels: bool = False) -> tuple[s
     Parameters
     ----------
     confidence : bool, default=True
-        Whether what is explained has a probability, or a score in its place.
+        Whether the target has a probability, or a score in its place.
     labels : bool, default=False
         Whether there are true labels.
 
@@ -291,8 +291,8 @@ def metric_of_row(row: str) -> Metric | None:
     Parameters
     ----------
     row : str
-        The name of a metric; or of the mean over the images where a metric's own row is the figure
-        of the averages, such as ``"mean_adcc"``.
+        The name of a metric; or, for a metric whose own row is computed from averages, the name of
+        its mean over the images, such as ``"mean_adcc"``.
 
     Returns
     -------
@@ -311,7 +311,7 @@ def metric_of_row(row: str) -> Metric | None:
 
 
 def row_meaning(row: str) -> str:
-    """Return what a row of a :class:`Summary` tells, in a few words; "" if nothing is known.
+    """Return the meaning of a row of a :class:`Summary`, in a few words; "" if it is unknown.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ def row_meaning(row: str) -> str:
 
 
 def needs_of(name: str, metrics: Mapping[str, Metric]) -> Sequence[str]:
-    """Return what a quantity or a metric is made of; a ValueError if there is no such thing."""
+    """Return what a quantity or a metric is made of; a ValueError if no such thing exists."""
     if name in QUANTITIES:
         return QUANTITIES[name].needs
     known = _REGISTERED | dict(metrics)
@@ -377,10 +377,10 @@ def required_options(metric: Metric) -> list[str]:
 
 
 def takes_spatial_dims(metric: Metric) -> bool:
-    """Whether the function of a metric is told how many sides a map has."""
+    """Whether the function of a metric takes the number of sides of a map."""
     try:
         return "spatial_dims" in inspect.signature(metric.function).parameters
-    except ValueError:  # a function in C, such as torch.amax, may have none to look at
+    except ValueError:  # a function in C, such as torch.amax, may have no signature
         return False
 
 
@@ -406,15 +406,15 @@ register(Metric(
 ))
 register(Metric(
     "average_drop", average_drop, _CONFIDENCES,
-    "confidence lost when only what the map shows is seen", higher_is_better=False,
+    "confidence lost when the network sees only what the map shows", higher_is_better=False,
 ))
 register(Metric(
     "average_increase", average_increase, _CONFIDENCES,
-    "share of images whose confidence rises when only the map is seen",
+    "share of images whose confidence rises if only what the map shows is visible",
 ))
 register(Metric(
     "coherency", coherency, ("maps", "maps_of_masked"),
-    "correlation of the map with the map of what it shows",
+    "similarity of the map to the one made when only what it shows is visible",
 ))
 register(Metric(
     "complexity", complexity, ("maps",), "how much of the image the map covers",
@@ -422,146 +422,146 @@ register(Metric(
 ))
 register(Metric(
     "adcc", adcc, ("coherency", "complexity", "average_drop"),
-    "harmonic mean of coherency, simplicity and kept confidence", of_averages=True,
+    "coherency, simplicity and kept confidence in one number (harmonic mean)", of_averages=True,
 ))
 register(Metric(
     "road", road_of_perturbation, ("perturbation", "maps"),
-    "confidence without the least relevant pixels, against without the most",
+    "confidence without the map's darkest pixels minus that without its brightest",
     range=(-0.5, 0.5), options={"noise": _NOT_NEGATIVE, "percentiles": _check_percentiles},
 ))
 register(Metric(
     "arcc", arcc, ("coherency", "complexity", "road"),
-    "harmonic mean of coherency, simplicity and ROAD",
+    "coherency, simplicity and ROAD in one number (harmonic mean)",
 ))
 register(Metric(
     "consistency", ssim_consistency, ("view_of_maps", "maps_of_view", "valid_in_view"),
-    "likeness of the map's view and the view's map", range=(-1, 1),
+    "how well the map follows when the image is cropped and flipped", range=(-1, 1),
 ))
 register(Metric(
     "consistency_kept", consistency_kept, ("consistency", "view_keeps_prediction"),
-    "consistency of the images whose view is predicted as they are", range=(-1, 1),
+    "consistency where crop and flip leave the prediction unchanged", range=(-1, 1),
     may_be_undefined=True,
 ))
 register(Metric(
     "consistency_changed", consistency_changed, ("consistency", "view_keeps_prediction"),
-    "likeness of the two maps where the view is predicted to be something else",
+    "consistency where crop and flip change the prediction",
     higher_is_better=False, range=(-1, 1), may_be_undefined=True,
 ))
 register(Metric(
     "cose_consistency", cose_consistency, ("cose_similarities",),
-    "likeness of the maps of transformed images that are still predicted right", range=(-1, 1),
+    "how similar maps stay when an altered image is still predicted correctly", range=(-1, 1),
     may_be_undefined=True,
 ))
 register(Metric(
     "cose_sensitivity", cose_sensitivity, ("cose_similarities",),
-    "unlikeness of the maps where a transformation, or a worse network, is wrong",
+    "how much maps change if altering image or network makes the prediction wrong",
     range=(0, 2), may_be_undefined=True,
 ))
 register(Metric(
     "cose", cose, ("cose_consistency", "cose_sensitivity"),
-    "geometric mean of consistency while right and of sensitivity to what is not",
+    "COSE's consistency and sensitivity in one number (geometric mean)",
     range=(0, math.sqrt(2)), of_averages=True, may_be_undefined=True,
 ))
 register(Metric(
     "iauc", insertion_auc, ("insertion_curve",),
-    "confidence while pixels are inserted, the map's brightest first",
+    "mean confidence while pixels are inserted, the map's brightest first",
 ))
 register(Metric(
     "dauc", deletion_auc, ("deletion_curve",),
-    "confidence while pixels are deleted, the map's brightest first", higher_is_better=False,
+    "mean confidence while pixels are deleted, the map's brightest first", higher_is_better=False,
 ))
 register(Metric(
     "heatmap_ratio", partial(image_by_image, heatmap_ratio), _OBJECTS,
-    "share of the map that lies inside the object",
+    "share of the map's brightness that lies on the object",
 ))
 register(Metric(
     "inside_outside_ratio", partial(image_by_image, inside_outside_ratio), _OBJECTS,
-    "mean of the map inside the object over its mean outside", range=(0, float("inf")),
+    "mean brightness of the map on the object, divided by that outside", range=(0, float("inf")),
     may_be_undefined=True,
 ))
 register(Metric(
     "pointing_game", partial(image_by_image, pointing_game), _OBJECTS,
-    "share of images whose brightest pixel is on the object",
+    "share of images where the map's brightest pixel is on the object",
     options={"tolerance": _NOT_NEGATIVE},
 ))
 register(Metric(
     "relevance_rank_accuracy", partial(image_by_image, relevance_rank_accuracy), _OBJECTS,
-    "share of the brightest pixels, as many as the object's, that are on it",
+    "share of an object of n pixels that is among the map's n brightest",
     may_be_undefined=True,
 ))
 register(Metric(
     "topk_intersection", partial(image_by_image, topk_intersection), _OBJECTS,
-    "share of the k brightest pixels that are on the object", options={"k": check_count},
+    "share of the map's k brightest pixels that are on the object", options={"k": check_count},
 ))
 register(Metric(
     "pixel_auc", partial(image_by_image, pixel_auc), _OBJECTS,
-    "probability that a pixel of the object is brighter than another",
+    "probability that a pixel of the object is brighter than one outside",
     may_be_undefined=True,
 ))
 register(Metric(
     "localization_accuracy", partial(image_by_image, localization_of_maps),
     ("framed_maps", "boxes"),
-    "GT-known localisation: share of images whose map's box fits a true one",
+    "GT-known localisation: share of images where the map's box fits a true box",
     options=_BOX_OPTIONS,
 ))
 register(Metric(
     "top1_localization_error", ranked_localization_error, ("top1", "class_boxes", "labels"),
-    "share of images whose likeliest class is wrong, or badly boxed",
+    "share of images where the likeliest class, or its box, is wrong",
     higher_is_better=False, options=_BOX_OPTIONS,
 ))
 register(Metric(
     "top5_localization_error", ranked_localization_error, ("top5", "class_boxes", "labels"),
-    "share of images of whose five likeliest classes none is right and well boxed",
+    "share of images where no class among the 5 likeliest is right and well boxed",
     higher_is_better=False, options=_BOX_OPTIONS,
 ))
 register(Metric(
     "pointing_game_reject", ranked_pointing_game, ("top5", "class_masks", "labels"),
-    "share of five likely classes found where they are, and rejected otherwise",
+    "share of the 5 likeliest classes found if present, and rejected if absent",
     options={"threshold": check_number, "tolerance": _NOT_NEGATIVE},
 ))
 register(Metric(
     "reference_correlation", reference_correlation, ("framed_maps", "references"),
-    "correlation of the ranks of the map and of the reference", range=(-1, 1),
+    "how well the map ranks places as the reference does (rank correlation)", range=(-1, 1),
     options={"grid": check_count},
 ))
 register(Metric(
     "rank_correlation", correlation_with_occlusion, ("maps", "occlusion_maps", "occlusion_stride"),
-    "correlation of the ranks of the map and of occlusion's map", range=(-1, 1),
+    "how well the map ranks places as occlusion does (rank correlation)", range=(-1, 1),
 ))
 register(Metric(
     "max_sensitivity", max_sensitivity, ("raw_maps", "neighbour_maps"),
-    "most that the map changes with noise that is hardly seen, relative to it",
+    "largest relative change of the map under barely visible noise",
     higher_is_better=False, range=(0, math.inf), may_be_undefined=True,
 ))
 register(Metric(
     "local_lipschitz", local_lipschitz, ("raw_maps", "neighbour_maps", "neighbour_distances"),
-    "most that the map changes for each unit that the image does",
+    "largest change of the map per unit of change in the image",
     higher_is_better=False, range=(0, math.inf), may_be_undefined=True,
 ))
 register(Metric(
     "sparsity", sparsity, ("raw_maps",),
-    "Gini index of the map: how much of it lies in few pixels",
+    "how much of the map lies in few pixels (Gini index)",
 ))
 # fmt: on
 
 
 def of_the_predicted_class(metric: Metric, *, has_labels: bool) -> Metric:
-    """Return what a metric of the class that is given is where the predicted one is explained."""
+    """Return the form that a metric takes if the predicted class is explained, not a given one."""
     if metric.name != "localization_accuracy":
         return metric
     if not has_labels:
-        meaning = "share of images where the box of the predicted class fits a true one"
+        meaning = "share of images where the box of the predicted class fits a true box"
         return replace(metric, meaning=meaning)
     return replace(
         metric,
         function=top1_localization,
         needs=("framed_maps", "boxes", "class_is_right", "output"),
-        meaning="top-1 localisation: share of images whose class and box are both right",
+        meaning="top-1 localisation: share of images where class and box are both right",
     )
 
 
 def of_all_classes(metric: Metric) -> Metric:
-    """Return what a metric of the true classes is where these are the ones that have objects."""
+    """Return the form that a metric takes if the classes with objects are the true ones."""
     if metric.function not in (ranked_localization_error, ranked_pointing_game):
         return metric
     # The functions take the labels last, and may be called without them.

@@ -26,12 +26,12 @@ _RESAMPLES_AT_A_TIME = 50  # a row of them is as long as there are images
 class Evaluation(Bunch):
     """The values of an evaluation: for each metric an ndarray of shape (n_images,).
 
-    Made by :func:`evaluate`. An image whose map or score is NaN has NaN for its value.
+    Made by :func:`evaluate`. An image whose map or score is NaN has the value NaN.
 
     Parameters
     ----------
     meanings : mapping of str to str or None, default=None
-        What metrics mean here, if that depends on what was asked.
+        What metrics mean here, as this may depend on the target.
     labels : array-like of shape (n_images,) or None, default=None
         The class of each image, for :meth:`summary` by class.
     groups : mapping of str to ndarray of shape (n_images,), or None, default=None
@@ -104,9 +104,9 @@ class Evaluation(Bunch):
         Parameters
         ----------
         by : None, "class", str or array-like of shape (n_images,), default=None
-            Whether to give a table for each group of images, and one of the means over groups: by
-            the true class, by the name of a grouping that :func:`evaluate` was given ("group", if
-            it has none), or by your own labels.
+            How to group the images, for a table for each group and one of the means over groups: by
+            the true class, by the name of a grouping that :func:`evaluate` was given ("group" if it
+            has no name), or by your own labels. None gives one table of all images.
         level : float, default=0.95
             The level of the interval, which lies between percentiles of resampled means.
         n_resamples : int, default=2000
@@ -115,17 +115,18 @@ class Evaluation(Bunch):
         Returns
         -------
         Summary, or GroupedSummary with ``by=``
-            A row for each metric. Its figures are NaN if the value of an image is not finite; where
-            a metric may be undefined (see :class:`Metric`), what is not finite is left out.
+            A row for each metric. Its figures are NaN if the value of an image is not finite; but
+            if a metric may be undefined (see :class:`Metric`), such values are left out.
             ``adcc`` is the harmonic mean of the averages of its terms, as in the paper's tables,
             and ``mean_adcc`` the mean of the images' own values.
 
         Raises
         ------
         ValueError
-            If ``level`` is not between 0 and 1, ``n_resamples`` is not an int >= 1, or there is
-            no metric, or not as many values of each; or if ``by`` is no grouping that is known and
-            not one label per image, or "class" without ``y``, or where images have several labels.
+            If ``level`` is not between 0 and 1, ``n_resamples`` is not an int >= 1, there is no
+            metric, or metrics have different numbers of values; or if ``by`` is neither a known
+            grouping nor one label per image, or is "class" without ``y`` or with several labels per
+            image.
 
         Examples
         --------
@@ -144,7 +145,7 @@ class Evaluation(Bunch):
             figures = _figures(self, n_resamples, random_state)
             return Summary(_rows(self, figures, level), self.meanings)
         groups = self._groups(by)
-        # One stream of draws for all: groups of one size must not be resampled alike.
+        # One stream of draws for all groups, or groups of one size would be resampled alike.
         generator = check_random_state(random_state)
         found, tables = [], {}
         for group in np.unique(groups).tolist():
@@ -193,7 +194,7 @@ class Evaluation(Bunch):
         Raises
         ------
         ValueError
-            If there are no groups; and as :meth:`summary`.
+            If there are no groups; and as for :meth:`summary`.
 
         Examples
         --------
@@ -210,7 +211,7 @@ class Evaluation(Bunch):
         accuracy: new is above old by 0.6667 (0.0000 .. 1.0000)
         """
         if not self.groups:
-            raise ValueError("There are no groups of images: give evaluate groups=.")
+            raise ValueError("There are no groups of images. Give groups= to evaluate.")
         options: dict[str, Any] = {"level": level, "n_resamples": n_resamples}
         return {
             name: self.summary(by=labels, random_state=random_state, **options)
@@ -222,10 +223,10 @@ class Evaluation(Bunch):
             return self.groups[by]
         if isinstance(by, str) and by == "class":
             if self.labels is None:
-                raise ValueError('by="class" needs y, the true labels: give them to evaluate.')
+                raise ValueError('by="class" needs y, the true labels. Give them to evaluate.')
             if self.labels.ndim != 1:
                 raise ValueError(
-                    "Images have several labels each, and so several classes; give by= one group "
+                    "Images have several labels each, and so several classes. Give by= one group "
                     "for each image."
                 )
             return np.asarray(self.labels)
@@ -238,7 +239,7 @@ class Evaluation(Bunch):
     def __repr__(self) -> str:
         try:
             means = self.means()
-        except ValueError:  # there is none: what is wrong with it, summary says
+        except ValueError:  # there are none; summary says what is wrong
             return super().__repr__()
         told = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         return f"<Evaluation of {len(next(iter(self.values())))} images: {told}>"
@@ -252,16 +253,18 @@ class Evaluation(Bunch):
         Raises
         ------
         ValueError
-            If there is no metric, or not as many values of each.
+            If there is no metric, or metrics have different numbers of values.
         """
         return {name: float(figures[0]) for name, figures in _figures(self, 0, 0).items()}
 
     def to_frame(self) -> Any:
-        """Return a pandas data frame of one row per image; pandas must be installed."""
+        """Return a pandas data frame with one row per image; pandas must be installed."""
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install pandas") from error
+            raise ImportError(
+                "to_frame needs pandas; install it with `pip install pandas`."
+            ) from error
 
         return pandas.DataFrame(dict(self))
 
@@ -269,11 +272,11 @@ class Evaluation(Bunch):
 class Summary(dict[str, Bunch]):
     """A table: for each metric its ``mean``, ``std`` and interval ``low`` to ``high``.
 
-    ``sem`` is the standard error of the mean, NaN of a single image; where the figure is not a mean
-    of images' values, as ADCC's, that of the bootstrap. ``n`` is how many images have a finite
-    value, and ``n_missing`` how many have none. What a row means is said under the table
-    where that depends on what was asked. ``is_difference`` says that it is of :func:`compare`:
-    what is more than chance then has a verdict.
+    ``sem`` is the standard error of the mean, NaN for a single image; if the figure is not a mean
+    of images' values, like ADCC's, it is the bootstrap's. ``n`` is how many images have a finite
+    value, and ``n_missing`` how many have none. The meaning of a row is shown under the table if it
+    depends on the target. ``is_difference`` says that the table is a result of :func:`compare`:
+    differences that are more than chance then have a verdict.
 
     Examples
     --------
@@ -311,7 +314,7 @@ class Summary(dict[str, Bunch]):
             for name, row in self.items()
             if row.n_missing
         ]
-        # Localisation is called by the class that was explained.
+        # The name of localisation depends on the class that was explained.
         meanings = self.meanings.items()
         return missing + [f"{name}: {text}" for name, text in meanings if name.startswith("locali")]
 
@@ -330,14 +333,14 @@ class GroupedSummary(dict[Any, Summary]):
     Attributes
     ----------
     mean : Summary
-        The mean over groups, each of which counts alike; ``std`` is the deviation of the groups'
-        means, ``low`` to ``high`` the interval of a bootstrap within each group.
+        The mean over groups, each of which counts equally; ``std`` is the deviation of the groups'
+        means, and ``low`` to ``high`` the interval of a bootstrap within each group.
     gaps : dict of str to Bunch
-        For each metric the largest difference between two groups: ``groups``, that with the higher
-        mean first, ``mean``, their difference, and ``low`` to ``high``, its interval. If that does
-        not hold 0, the difference is more than chance: the level is that of all ``n_pairs`` pairs
-        of groups together, among which the largest was looked for. No interval, NaN, if one of the
-        two has fewer than two values; percentiles of resamples of a few are too narrow.
+        For each metric the largest difference between two groups: ``groups``, the one with the
+        higher mean first; ``mean``, the difference; and ``low`` to ``high``, its interval. If the
+        interval does not contain 0, the difference is more than chance: the level holds for all
+        ``n_pairs`` pairs of groups together, among which the largest was found. The interval is NaN
+        if one of the two has fewer than two values, and too narrow if one has only a few.
 
     Examples
     --------
@@ -413,14 +416,14 @@ def compare(
     Summary
         ``mean`` is the first's minus the second's, ``std`` the deviation of the images'
         differences, and ``low`` to ``high`` the bootstrap interval of pairs: if it does not contain
-        0, the difference is more than chance. An image without a value in either is without one in
-        both, as in :meth:`Evaluation.summary`.
+        0, the difference is more than chance. An image that lacks a value in one of them counts as
+        lacking it in both, as in :meth:`Evaluation.summary`.
 
     Raises
     ------
     ValueError
-        If the two are not of as many images, share no metric, or one that means something else in
-        the other, such as top-1 and GT-known localisation.
+        If the two have different numbers of images, share no metric, or share one that means
+        something else in each, such as top-1 and GT-known localisation.
 
     Examples
     --------
@@ -447,7 +450,7 @@ def compare(
         if meanings[name] != others_meanings[name]:
             raise ValueError(
                 f"{name} means {meanings[name]!r} in the first, and {others_meanings[name]!r} in "
-                "the second: evaluate both with the same target and y."
+                "the second. Evaluate both with the same target and y."
             )
     pair = Evaluation(), Evaluation()
     for name in shared:
@@ -477,7 +480,7 @@ def mean_and_interval(
     Parameters
     ----------
     values : ndarray of shape (n_images, n_columns)
-        What is not finite is left out.
+        Values that are not finite are left out.
     level, n_resamples, random_state
         As in :meth:`Evaluation.summary`.
 
@@ -514,7 +517,7 @@ def _figures(
     lengths = {name: len(values) for name, values in evaluation.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
-            "An evaluation needs a metric, and as many values of each; got "
+            "An evaluation needs a metric, and the same number of values for each; got "
             f"{lengths or 'none at all'}."
         )
     means = dict(
@@ -571,7 +574,7 @@ def _rows(
 
 
 def _row(name: str, figures: np.ndarray, low: float, high: float, values: np.ndarray) -> Bunch:
-    """Return a row of a table; of values that make the mean NaN there is no deviation either."""
+    """Return a row of a table; if the mean is NaN, so is the deviation."""
     some, mean = values[np.isfinite(values)], float(figures[0])
     std = float(some.std(ddof=len(some) > 1)) if np.isfinite(mean) else float("nan")
     sem = std / np.sqrt(len(some)) if len(some) > 1 else float("nan")

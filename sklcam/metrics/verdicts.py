@@ -1,4 +1,4 @@
-"""What the interval of a difference says, in a word: the same on every table and page."""
+"""The verdict on a difference, in a word: the same in every table and on every page."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ CLEAR = frozenset({"better", "worse", "higher", "lower"})
 
 
 def verdict(row: Bunch, higher_is_better: bool | None) -> str:
-    """Return what the difference of two evaluations says of the first of them.
+    """Return what the interval of a difference says about the first of two evaluations.
 
     Parameters
     ----------
     row : Bunch
-        Of what :func:`compare` returns.
+        A row of what :func:`compare` returns.
     higher_is_better : bool or None
-        None if nobody has said.
+        None if it is not known.
 
     Returns
     -------
     str
         "better" or "worse", or "higher" or "lower", if the interval does not contain 0; otherwise
-        "no clear difference". "unknown" of a single image, whose interval has no width, and of
+        "no clear difference". "unknown" for a single image, whose interval has no width, and for
         values that are not finite.
 
     Examples

@@ -375,7 +375,7 @@ def test_metrics_by_hand(fitted):
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_metrics_of_what_is_no_class_need_a_score(n_jobs, fitted):
     for target in ("self", IMAGES.flip(0)):
-        with pytest.raises(ValueError, match=r"not a class, such as a callable.* give score="):
+        with pytest.raises(ValueError, match=r"not a class, such as a callable.* Give score="):
             evaluate(fitted, IMAGES, target=target, metrics="adcc", progress=False)
         options = {"metrics": "complexity", "target": target, "n_jobs": n_jobs, "progress": False}
         result = evaluate(fitted, IMAGES, **options)

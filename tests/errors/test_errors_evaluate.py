@@ -139,7 +139,7 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: metrics.Evaluator(
                 fitted(), X, metrics="sparsity", method=["cam", "gradcam"]
             ).run(),
-            "One method is measured here; got several: cam, gradcam",
+            "run measures one method; got several: cam, gradcam",
         ),
         ("a target", lambda: evaluate(target=99), "not seen in fit"),
         ("TopK", lambda: evaluate(target=cam.TopK(2)), "one class per image"),
@@ -175,19 +175,19 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "boxes of 3",
             lambda: evaluate("top5_localization_error", y=Y, boxes=[BOX] * 12),
-            "the 5 classes that score the highest are explained, and the estimator has 3",
+            "the 5 highest-scoring classes are explained, and the estimator has 3",
         ),
         (
             "no threshold",
             lambda: evaluate("pointing_game_reject", y=Y, boxes=[BOX] * 12),
-            "no threshold unless you choose it: .* rejection_threshold",
+            "no default for threshold. Choose it: .* rejection_threshold",
         ),
         (
             "no references",
             lambda: evaluate("reference_correlation"),
-            "needs references: for each image a map",
+            "needs references. Give a map to compare with for each image",
         ),
-        ("unasked references", lambda: evaluate(references=X), "no metric uses it"),
+        ("unasked references", lambda: evaluate(references=X), "none of the metrics uses it"),
         (
             "few references",
             lambda: evaluate("reference_correlation", references=X[:3]),
@@ -200,7 +200,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
         ("sizes", lambda: evaluate("pointing_game", masks=X[:, :5]), r"masks of \(1, 5, 8\)"),
         ("255", lambda: evaluate("pointing_game", masks=X * 255), r"float64 beyond \[0, 1\]"),
-        ("no class", lambda: evaluate("adcc", target=lambda o: o[:, 0]), "give score="),
+        ("no class", lambda: evaluate("adcc", target=lambda o: o[:, 0]), "Give score="),
         ("score 3", lambda: evaluate("adcc", score=3), "score must be a callable .* got an int, 3"),
         (
             "a score",
@@ -258,12 +258,12 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no boxes",
             lambda: metrics.rejection_threshold(fitted(), X, Y),
-            "pointing_game_reject: needs boxes or masks",
+            "pointing_game_reject needs boxes or masks",
         ),
         (
             "3 classes",
             lambda: metrics.rejection_threshold(fitted(), X, Y, boxes=[BOX] * 12),
-            "the 5 classes .* the estimator has 3",
+            "the 5 highest-scoring classes .* the estimator has 3",
         ),
         (
             "tolerance",
@@ -287,7 +287,7 @@ REFUSALS: dict[str, list[Row]] = {
         ),
     ],
     "Metric": [
-        ("no name", lambda: metrics.Metric("", max, ("maps",)), "A metric has a name; got a str"),
+        ("no name", lambda: metrics.Metric("", max, ("maps",)), "A metric needs a name; got a str"),
         ("a quantity", lambda: metrics.Metric("maps", max, ("maps",)), "name of a quantity"),
         (
             "no function",
@@ -351,7 +351,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "no groups",
             lambda: evaluation().by_group(),
-            "There are no groups.* give evaluate groups",
+            "There are no groups.* Give groups= to evaluate",
         ),
         ("nothing", lambda: metrics.Evaluation().summary(), "needs a metric, .* none at all"),
         ("no means", lambda: metrics.Evaluation().means(), "needs a metric, .* none at all"),

@@ -319,11 +319,11 @@ def test_what_needs_no_score(shape):
         ),
         (
             {"metrics": ["heatmap_ratio", "adcc", "pointing_game"]},
-            "heatmap_ratio, pointing_game: needs boxes or masks",
+            "heatmap_ratio, pointing_game needs boxes or masks",
         ),
         (
             {"metrics": ["adcc", "coherency"], "target": lambda output: output[:, 0]},
-            "adcc, average_drop: a target that is not a class, .* give score=",
+            "adcc, average_drop: a target that is not a class, .* Give score=",
         ),
         ({"target": TopK(2)}, "one class per image"),
         ({"target": np.zeros((N, 2), dtype=int)}, "one class per image"),

@@ -96,7 +96,7 @@ def test_maps_without_the_relu_share_the_pass():
     assert_same(result, without, names=("iauc", "dauc"))
     assert_same(result, by_hand(model, IMAGES), names=("adcc",))
     assert not np.allclose(without["iauc"], by_hand(model, IMAGES)["iauc"], atol=1e-3)
-    with pytest.raises(ValueError, match="has no relu to leave out"):
+    with pytest.raises(ValueError, match="has no ReLU to leave out"):
         measure(explainer(), metric_params=params, method="fakecam")
 
 

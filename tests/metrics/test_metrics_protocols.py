@@ -357,7 +357,7 @@ ONE_EACH = [np.eye(8)] * 4
         (TOP1, {"boxes": BOXES}, f"{TOP1} needs y"),
         (TOP5, {"y": LABELS}, f"{TOP5} needs boxes"),
         (TOP5, {"y": LABELS, "masks": ONE_EACH}, f"{TOP5} needs boxes"),
-        (REJECT, {"y": LABELS}, f"{REJECT}: needs boxes or masks"),
+        (REJECT, {"y": LABELS}, f"{REJECT} needs boxes or masks"),
         (REJECT, {"masks": ONE_EACH}, f"{REJECT} needs y"),
         (TOP5, {"y": [*"zzzz"], "boxes": BOXES}, "None of the labels in y is a class"),
         (
@@ -387,11 +387,15 @@ ONE_EACH = [np.eye(8)] * 4
             {"boxes": BY_CLASS, "target": lambda output: output[:, 0]},
             "heatmap_ratio: boxes and masks by class need targets that are classes",
         ),
-        ("reference_correlation", {}, "needs references: for each image a map"),
+        (
+            "reference_correlation",
+            {},
+            "needs references. Give a map to compare with for each image",
+        ),
         (
             "rank_correlation",
             {"references": ONE_EACH},
-            "no metric uses it: 'reference_correlation' does",
+            "none of the metrics uses it. 'reference_correlation' would",
         ),
         ("reference_correlation", {"references": ONE_EACH[:3]}, "references has 3 entries for 4"),
         (
@@ -423,16 +427,19 @@ def test_what_protocols_refuse(metric, options, message):
 
 
 def test_too_few_classes_and_no_threshold():
-    with pytest.raises(ValueError, match=f"{TOP5}: the 5 classes .* the estimator has 3"):
+    with pytest.raises(
+        ValueError, match=f"{TOP5}: the 5 highest-scoring classes .* the estimator has 3"
+    ):
         measure(few(), SCENES[:, :3], [*"aaaa"], metrics=TOP5, boxes=BOXES, metric_params={})
-    with pytest.raises(ValueError, match=f"{REJECT} has no threshold unless .* rejection_threshol"):
+    message = f"{REJECT} has no default for threshold.* rejection_threshold"
+    with pytest.raises(ValueError, match=message):
         measure(explainer(SCENES), SCENES, LABELS, metrics=REJECT, boxes=BOXES, metric_params={})
 
     def above(maps, *, level):
         return (maps > level).float().mean((1, 2))
 
     own = Metric("above", above, ("maps",), options={"level": lambda name, value: None})
-    with pytest.raises(ValueError, match="above has no level unless you choose it"):
+    with pytest.raises(ValueError, match=r"above has no default for level\. Choose it"):
         measure(explainer(SCENES), SCENES, metrics=own, metric_params={})
 
 
@@ -441,7 +448,9 @@ def test_several_labels_an_image():
     estimator = explainer(SCENES, task="multilabel")
     y = [{"a", "b"}, {"c"}, {"c", "a"}, {"f"}]
     options = {"metrics": [TOP1, TOP5], "metric_params": {}}
-    with pytest.raises(ValueError, match="images have several labels; give boxes or masks by clas"):
+    with pytest.raises(
+        ValueError, match=r"images have several labels\. Give boxes or masks by clas"
+    ):
         measure(estimator, SCENES, y, boxes=BOXES, **options)
     result = measure(estimator, SCENES, y, boxes=BY_CLASS, **options)
     assert_array_equal(result[TOP1], [0, 1, 1, 1])
@@ -502,7 +511,7 @@ def test_references_have_the_proportions_of_their_images():
 
 @pytest.mark.parametrize("name", [TOP1, TOP5])
 def test_maps_of_channels_have_no_box(name):
-    with pytest.raises(ValueError, match="leave channels"):
+    with pytest.raises(ValueError, match="Leave channels"):
         evaluate(
             explainer(SCENES),
             SCENES,

@@ -252,7 +252,7 @@ def test_perturbed_images_and_objects_reach_a_metric():
     rows, classes = torch.arange(N), full.argmax(1)
     assert_allclose(result["left"], (full - left)[rows, classes], atol=1e-6)
     assert result["area"][0] == pytest.approx(5 * 7.5)
-    with pytest.raises(ValueError, match=r"^area: needs boxes or masks"):
+    with pytest.raises(ValueError, match=r"^area needs boxes or masks"):
         measure(explainer(), metrics=metrics, metric_params={})
 
 
@@ -296,7 +296,7 @@ def test_options_are_checked_before_any_work(metric, options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": ""}, "A metric has a name; got a str, ''"),
+        ({"name": ""}, "A metric needs a name; got a str, ''"),
         ({"name": "maps"}, "'maps' is the name of a quantity"),
         ({"function": 3}, "function must be a callable .* got an int, 3"),
         ({"needs": "maps"}, "needs must be a tuple of names; got a str, 'maps'"),
@@ -312,7 +312,7 @@ def test_what_is_not_a_metric(changes, message):
 
 def test_two_metrics_of_one_name():
     twin = Metric("peak_share", peak_share, needs=("raw_maps",))
-    with pytest.raises(ValueError, match="two metrics of one name, 'peak_share'"):
+    with pytest.raises(ValueError, match="two metrics named 'peak_share'"):
         measure(explainer(), metrics=[PEAK, twin])
     assert list(measure(explainer(), metrics=[PEAK, PEAK], metric_params={})) == ["peak_share"]
 
