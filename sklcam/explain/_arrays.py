@@ -1,4 +1,4 @@
-"""Maps as NumPy arrays: their frame, their dtype, and where they are written."""
+"""Maps as NumPy arrays: their frame and dtype, and the array that holds them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IN_TORCH = {"float16": torch.float16, "float32": torch.float32, "float64": torc
 
 
 def check_frame(frame: object) -> None:
-    """Raise a ValueError unless maps can come in this frame."""
+    """Raise a ValueError unless this is a frame of maps."""
     if frame not in ("input", "image", "layer"):
         raise ValueError(f'frame must be "input", "image" or "layer"; got {frame!r}.')
 
@@ -31,10 +31,10 @@ def dtype_of_maps(
 
     Parameters
     ----------
-    dtype : {"float16", "float32", "float64"}, NumPy's of these, or None
+    dtype : {"float16", "float32", "float64"}, a NumPy dtype of these, or None
         None takes the dtype of ``out``, or float32 without it.
     out : ndarray or None
-        Where the maps are written.
+        The array to write the maps to.
     methods : iterable of Method
     normalize : bool
         Whether maps are scaled to [0, 1].
@@ -46,14 +46,15 @@ def dtype_of_maps(
     Raises
     ------
     ValueError
-        If it is not one of these, ``out`` has a different one, or maps would not fit into float16.
+        If ``dtype`` is none of these, ``out`` has a different dtype, or maps would not fit into
+        float16.
     """
     held = out.dtype if _is_floating(out) else np.dtype(np.float32)
     asked = held if dtype is None else _as_dtype(dtype)
     if asked is None:
         raise ValueError(f'dtype must be "float16", "float32" or "float64"; got {dtype!r}.')
     if _is_floating(out) and asked != held:
-        raise ValueError(f"dtype is {asked}, and out is of {held}; leave dtype at None with out.")
+        raise ValueError(f"dtype is {asked}, but out has {held}. Leave dtype at None with out.")
     if asked == np.float16:
         _check_fits_into_float16(methods, normalize)
     return asked
@@ -75,16 +76,16 @@ def _check_fits_into_float16(methods: Iterable[Method], normalize: bool) -> None
     for method in methods:
         if isinstance(method, Uniform) or (normalize and method.scaled):
             continue
-        remedy = "take float32, or leave normalize at True" if method.scaled else "take float32"
+        remedy = "Use float32, or leave normalize at True" if method.scaled else "Use float32"
         raise ValueError(
-            "float16 is for maps scaled to [0, 1]; the unscaled numbers of "
-            f"{type(method).__name__} may be too large for it, or so small that they become 0: "
+            "float16 is for maps scaled to [0, 1]. The unscaled numbers of "
+            f"{type(method).__name__} may be too large for it, or so small that they become 0. "
             f"{remedy}."
         )
 
 
 class MapStore:
-    """The maps of all images, as they come batch after batch.
+    """Collects the maps of all images, batch after batch.
 
     Parameters
     ----------
@@ -92,16 +93,16 @@ class MapStore:
         The shape of the maps of all images, for each method.
     dtype : dtype
     out : ndarray or None
-        Where the maps of the one method are written.
+        The array to write the maps of a single method to.
     has_lists : bool
-        Whether images have maps of their own sizes, or numbers, which are held in lists.
+        Whether images differ in the size or the number of their maps, which are then held in lists.
     has_sides : bool
-        Whether the shapes end with the sides of a map. Otherwise these show in the first batch.
+        Whether the shapes end with the sides of a map. Otherwise the first batch tells the sides.
 
     Attributes
     ----------
     results : list of ndarray, or list of list of ndarray
-        For each method.
+        The maps of each method.
 
     Raises
     ------
@@ -124,7 +125,7 @@ class MapStore:
         if out is not None:
             if has_lists:
                 raise ValueError(
-                    'out= takes maps of one size; leave frame at "input" with it, or take maps of '
+                    'out= takes maps of one size. Leave frame at "input" with it, or get maps of '
                     "the images' sizes from iter_explain."
                 )
             if len(shapes) > 1:
@@ -141,7 +142,7 @@ class MapStore:
         self.results = [self._out] if made is None else made
 
     def write(self, start: int, maps: Sequence[Any]) -> int:
-        """Write each method's maps of a batch from a row on; return the number of images."""
+        """Write each method's maps of a batch, starting at a row. Return the number of images."""
         if not self.results:
             shapes = [(self._n_images, *each.shape[1:]) for each in maps]
             if self._out is not None:
@@ -156,16 +157,16 @@ def _check_out(out: object, shape: tuple[int, ...], has_sides: bool) -> None:
     part = slice(None if has_sides else len(shape))
     if not _is_floating(out) or out.shape[part] != shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out)
-        rest = "" if has_sides else ", and the sides of the layer's grid"
+        rest = "" if has_sides else ", followed by the sides of the layer's grid"
         raise ValueError(
             f"out must be a floating-point ndarray of shape {shape}{rest}; got {found}."
         )
     if not out.flags.writeable:
-        raise ValueError("out is read-only; open a memmap with mode 'r+' or 'w+'.")
+        raise ValueError("out is read-only. Open a memmap with mode 'r+' or 'w+'.")
 
 
 class SentMaps:
-    """The maps of a batch, on their way to the host.
+    """The maps of a batch, while they are copied to the host.
 
     Parameters
     ----------
@@ -174,9 +175,9 @@ class SentMaps:
     maps : sequence of Tensor, or of list of Tensor
         The maps of each method: in one tensor, or one tensor per image.
     dtype : dtype
-        They are narrowed to it before they are copied.
+        The dtype to which maps are converted before they are copied.
     counts : sequence of int or None, default=None
-        How many maps each image has, where the rows were padded to the largest number.
+        The number of maps of each image, if rows were padded to the largest number.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class SentMaps:
         self.is_here = all(one.is_here for each in self._coming for one in each)
 
     def arrays(self) -> list[Any]:
-        """Return the maps of each method: an array, or a list of one for each image."""
+        """Return the maps of each method: one array, or a list with one array per image."""
         made = [[one.get().numpy() for one in each] for each in self._coming]
         found: list[Any] = [
             each if is_list else each[0]

@@ -30,7 +30,7 @@ AnyInputs = Inputs | Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ExplainedBatch:
-    """A batch, its maps and the network's answer, all from the same pass.
+    """A batch, its maps and the network's output, all from the same pass.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class ExplainedBatch:
     output : Tensor
         The network's output, such as logits of shape (n_images, n_classes).
     target : Target
-        The resolved target that is explained.
+        The resolved target.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class ExplainedBatch:
 
 
 class BatchExplainer(Questions):
-    """What an :class:`Explainer` does with opened images and with one batch."""
+    """The part of an :class:`Explainer` that explains opened images and single batches."""
 
     target_layer_: TargetLayer
     layer_fusion: Literal["mean", "max"] | None = "mean"
@@ -72,15 +72,15 @@ class BatchExplainer(Questions):
     verbose: int
     shows_probabilities: ClassVar[bool] = True
 
-    # What a subclass says
+    # For subclasses to override
 
     @property
     def target_layers(self) -> list[TargetLayer]:
-        """The layers that are explained; a NotFittedError if they are not known yet."""
+        """The target layers. Raises a NotFittedError if they are not known yet."""
         return [self.as_explainer().target_layer_]
 
     def as_explainer(self) -> Self:
-        """Return the explainer itself; a NotFittedError if it has not been fitted."""
+        """Return the explainer itself, or raise a NotFittedError if it has not been fitted."""
         _ = self.adapter
         return self
 
@@ -96,7 +96,7 @@ class BatchExplainer(Questions):
         X : images
             In any form that ``fit`` takes.
         originals : bool, default=False
-            Whether the batches bring the images at their own sizes, too.
+            Whether the batches also hold the images at their own sizes.
         num_workers : int or None, default=None
             How many processes read images ahead; None takes the explainer's own number.
 
@@ -107,14 +107,14 @@ class BatchExplainer(Questions):
         Raises
         ------
         ValueError
-            If X holds no images of a form that can be read.
+            If X does not hold images in a form that can be read.
         """
         return OpenedImages(
             self.adapter, X, self.image_input, originals=originals, num_workers=num_workers
         )
 
     def iter_inputs(self, X: Any) -> Iterator[Any]:
-        """Yield X as the network gets it, batch after batch.
+        """Yield X as the network receives it, batch after batch.
 
         Parameters
         ----------
@@ -130,20 +130,20 @@ class BatchExplainer(Questions):
         return (batch.inputs.arguments for batch in opened.batches())
 
     def to_frame(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Bring maps to the frame of an image at its own size.
+        """Convert maps from the network's input to the frame of an image at its own size.
 
         Parameters
         ----------
         maps : Tensor of shape (..., height, width), or (..., depth, height, width)
-            At the network's input size.
+            Maps at the network's input size.
         size : tuple of int
-            Height and width of the image; depth, height and width of a volume.
+            Height and width of the image, or depth, height and width of a volume.
 
         Returns
         -------
-        Tensor of the same shape, of that height and width, or depth, height and width
+        Tensor of the same leading shape, at the image's or volume's own size
         """
-        if len(size) == 3:  # volumes, which go to the network as they are
+        if len(size) == 3:  # volumes, which the network receives unchanged
             return upsample(maps, size)
         return map_to_frame(maps, size, resize=self.adapter.resize)
 
@@ -170,7 +170,7 @@ class BatchExplainer(Questions):
         return (*shape, *opened.image_size)
 
     def check_at_layer(self, methods: Iterable[Method]) -> None:
-        """Raise a ValueError unless maps by these methods can stay at the layer's resolution.
+        """Raise a ValueError unless maps of these methods can stay at the layer's resolution.
 
         Parameters
         ----------
@@ -179,19 +179,19 @@ class BatchExplainer(Questions):
         Raises
         ------
         ValueError
-            If there are several layers, or a method whose maps are not made at a layer.
+            If there are several layers, or a method's maps are not at the resolution of a layer.
         """
         for method in methods:
             if not method.at_layer:
                 raise ValueError(
                     f'{type(method).__name__} makes its maps at the pixels, so frame="layer" does '
-                    'not apply; use frame="input".'
+                    'not apply. Use frame="input".'
                 )
         names = [layer.name for layer in self.target_layers]
         if len(names) > 1:
             raise ValueError(
-                f'frame="layer" needs a single target layer, and there are {", ".join(names)}, '
-                "with a grid each. Explain one at a time."
+                f'frame="layer" needs a single target layer, but there are {", ".join(names)}, '
+                "each with its own grid. Explain one layer at a time."
             )
 
     # One batch
@@ -206,7 +206,7 @@ class BatchExplainer(Questions):
         Returns
         -------
         Tensor
-            A single logit or probability becomes two columns, one for each class.
+            A single logit or probability becomes two columns, one per class.
         """
         adapter = self.adapter
         with without_graph(adapter):
@@ -237,8 +237,8 @@ class BatchExplainer(Questions):
         Returns
         -------
         Tensor of shape (n_images,), int64
-            For several labels per image (n_images, n_classes), 0 or 1; for a regression the
-            numbers.
+            For several labels per image, 0 or 1 in shape (n_images, n_classes). For a regression,
+            the numbers.
         """
         return self.adapter.decide(output)
 
@@ -250,32 +250,32 @@ class BatchExplainer(Questions):
         method: AnyMethod | None = None,
         normalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Explain one batch of network inputs; one forward pass gives maps and output.
+        """Explain one batch of network inputs. One forward pass gives both maps and output.
 
         Parameters
         ----------
         inputs : Inputs, Tensor of shape (n_images, channels, height, width), or mapping
             As :meth:`iter_inputs` yields them.
         target : None, Tensor of class indices, Target or callable, default=None
-            None is the predicted class; indices may be one per image, or one row of k; a callable
-            turns the output into one score per image.
+            None is the predicted class. Give one index per image, or a row of k indices per image.
+            A callable turns the output into one score per image.
         method : str, Method or None, default=None
             See :meth:`explain`.
         normalize : bool, default=True
-            Whether each map is scaled to [0, 1] by its minimum and maximum.
+            Whether to scale each map to [0, 1] by its minimum and maximum.
 
         Returns
         -------
         maps : Tensor of shape (n_images, height, width), or (n_images, depth, height, width)
-            With further axes after the first as :meth:`explain` describes.
+            Further axes may follow the first, as :meth:`explain` describes.
         output : Tensor
-            The network's output, such as logits of shape (n_images, n_classes); a single logit or
-            probability becomes two columns, one for each class.
+            The network's output, such as logits of shape (n_images, n_classes). A single logit or
+            probability becomes two columns, one per class.
 
         Warns
         -----
         ExplanationWarning
-            If maps are blank or not finite. The host waits for the device to find out.
+            If maps are blank or not finite. For this check the host waits for the device.
         """
         chosen, check = self.as_method(method), ExplanationCheck()
         maps, output, _ = self.explain_batch(inputs, target, methods=[chosen], normalize=normalize)
@@ -296,7 +296,8 @@ class BatchExplainer(Questions):
         """Explain one batch by several methods, in as few forward passes as possible.
 
         Methods share a pass unless they change what it returns, as guided backpropagation does.
-        There is no warning about blank maps here: the host would wait for the device at each batch.
+        There is no warning about blank maps here, as the host would wait for the device at each
+        batch.
 
         Parameters
         ----------
@@ -304,9 +305,9 @@ class BatchExplainer(Questions):
             See :meth:`explain_inputs`.
         methods : sequence of str, Method or None
         normalize : bool or sequence of bool, default=True
-            Whether maps are scaled to [0, 1]: one choice for all methods, or one per method.
+            Whether to scale maps to [0, 1]: one choice for all methods, or one per method.
         at_layer : bool, default=False
-            Whether maps stay at the resolution of the one target layer.
+            Whether to leave maps at the resolution of the single target layer.
 
         Returns
         -------
@@ -314,7 +315,7 @@ class BatchExplainer(Questions):
             The maps of each method, as :meth:`explain_inputs` returns them.
         output : Tensor
         target : Target
-            The target that was explained, as this output resolves it.
+            The target, resolved by this output.
         """
         if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
             raise ValueError(
@@ -334,7 +335,7 @@ class BatchExplainer(Questions):
         maps: dict[int, Tensor] = {}
         with without_graph(self.adapter):
             recordable = given.recordable()
-            # A method that is asked for scaled and unscaled maps explains once.
+            # A method that is given twice, for scaled and for unscaled maps, explains only once.
             distinct = list({id(method): method for method in chosen}.values())
             for group in sharing_a_pass(distinct):
                 recorded = self._record([distinct[i] for i in group], recordable, question)
@@ -349,19 +350,19 @@ class BatchExplainer(Questions):
                         scale = recorded.scaled if scaled[i] and method.scaled else None
                         made = self._fuse(raw, scale)
                         maps[i] = made if question.several else made[:, 0]
-                # The first pass decides what is explained: two passes that round in different ways
-                # could otherwise see the predicted class in two places.
+                # The first pass fixes the target. Otherwise two passes that round differently could
+                # predict different classes.
                 output, question = recorded.output.detach(), recorded.target
-                del recorded  # with its graph, before the next pass grows another
+                del recorded  # frees its graph before the next pass builds another
         return [maps[i] for i in range(len(chosen))], output, question
 
     def _check_extent(self, inputs: Inputs) -> None:
         extent = self.adapter.extent(inputs.size)
         if extent != (1.0, 1.0):
             raise ValueError(
-                f"The network pads images, so {extent[0]:.0%} of the layer's rows and "
-                f"{extent[1]:.0%} of its columns lie over the image: its grid is not theirs. Take "
-                'frame="input".'
+                f"The network pads images, so only {extent[0]:.0%} of the layer's rows and "
+                f"{extent[1]:.0%} of its columns cover the image, and the layer's grid does not "
+                'match it. Use frame="input".'
             )
 
     def _record(self, methods: Sequence[Method], inputs: Inputs, target: Target) -> RecordedPass:
@@ -369,7 +370,7 @@ class BatchExplainer(Questions):
         needy = [method_name(method) for method in methods if method.uses_layers]
         if needy and not self.target_layers:
             raise ValueError(
-                f"{needy[0]} explains a layer, and fit found none: name one with target_layer=...."
+                f"{needy[0]} explains a layer, but fit found none. Name one with target_layer=."
             )
         return record_for(
             methods,
@@ -414,7 +415,7 @@ class BatchExplainer(Questions):
         opened : OpenedImages
             See :meth:`open`.
         target : Target or None, default=None
-            For all of the images; see ``as_target``.
+            The target for all of the images; see ``as_target``.
         methods : sequence of str, Method or None, default=(None,)
         normalize, at_layer
             See :meth:`explain_batch`.
@@ -448,7 +449,7 @@ class BatchExplainer(Questions):
         return self.framed(question.take(slice(batch.start, batch.stop)), batch)
 
     def framed(self, question: Target, batch: Batch) -> Target:
-        """Return the target of a batch, its places converted to those of the network's input."""
+        """Return the target of a batch, with its places converted to the network's input."""
         return question.framed(batch.sizes, self.adapter.resize, batch.inputs.size)
 
     def iter_streamed(
@@ -460,10 +461,10 @@ class BatchExplainer(Questions):
         normalize: bool | Sequence[bool] = True,
         at_layer: bool = False,
     ) -> Iterator[ExplainedBatch]:
-        """Explain an iterable of images, batch after batch, as they come.
+        """Explain an iterable of images, batch after batch, as they arrive.
 
-        The parameters are those of :meth:`iter_explain`, for several methods. They are checked at
-        once.
+        The parameters are those of :meth:`iter_explain`, but for several methods. They are checked
+        immediately.
 
         Yields
         ------
@@ -511,7 +512,7 @@ class BatchExplainer(Questions):
 
 
 def _axes(method: Method, inputs: Inputs) -> int:
-    """Return how many axes one map of a method has."""
+    """Return the number of axes of one map of a method."""
     return len(inputs.size) + method.keeps_channels
 
 
@@ -533,9 +534,9 @@ def _check_grid(method: Method, raw: list[Tensor], recorded: RecordedPass) -> No
     for maps in raw:
         if maps.shape[2:] != grid:
             raise ValueError(
-                f"{type(method).__name__} returned maps of {_by(maps.shape[2:])} places, and the "
-                f'layer has {_by(grid)}. Set at_layer = False on such a method; frame="layer" '
-                "does not apply to it."
+                f"{type(method).__name__} returned maps of {_by(maps.shape[2:])} places, but the "
+                f'layer has {_by(grid)}. frame="layer" does not apply to such a method: set '
+                "at_layer = False on it."
             )
 
 
@@ -545,6 +546,6 @@ def _by(sides: Iterable[int]) -> str:
 
 @contextmanager
 def without_graph(adapter: Adapter) -> Iterator[None]:
-    """Evaluate the network without a graph, except where a recording turns it on."""
+    """Run the network in evaluation mode and without a graph, unless a recording turns it on."""
     with torch.inference_mode(False), torch.no_grad(), adapter.evaluating():
         yield

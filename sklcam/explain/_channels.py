@@ -1,4 +1,4 @@
-"""Channels of the target layer: how they fire, how much they weigh, and what they are called."""
+"""Channels of the target layer: their activations, their weights and their names."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Namer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ChannelBatch:
-    """A batch, and the channels of the target layer in it.
+    """A batch, and the channels of the target layer for it.
 
     Attributes
     ----------
     batch : Batch
     activations : Tensor of shape (n_images, K, u, v)
-        At least float32.
+        The activations, in float32 or float64.
     weights : Tensor of shape (n_images, K), or None
-        The weight of each channel, if a method was given to weigh them.
+        The weight of each channel, if a method was given.
     output : Tensor
         The network's output.
     target : Target
-        The resolved target that channels were weighed for.
+        The resolved target that the weights are for.
 
     Examples
     --------
@@ -71,14 +71,14 @@ class ChannelBatch:
 
 
 class _Looking(Method):
-    """Records the layer and weighs nothing."""
+    """Records the layer and computes no maps."""
 
     def explain(self, recorded: RecordedPass) -> list[Tensor]:
         return []
 
 
 class _Nothing(Target):
-    """A target that asks for nothing, whatever the network returns."""
+    """A target whose scores are 0, whatever the network returns."""
 
     def resolve(self, output: Tensor, inputs: Inputs | None = None) -> Target:
         return self
@@ -88,7 +88,7 @@ class _Nothing(Target):
 
 
 class ChannelExplainer(BatchExplainer):
-    """What an :class:`Explainer` knows about the channels of its target layers."""
+    """The part of an :class:`Explainer` that works on the channels of its target layers."""
 
     def channel_weights(
         self, X: Any, target: Any = None, *, method: AnyMethod | None = None
@@ -98,8 +98,8 @@ class ChannelExplainer(BatchExplainer):
         Parameters
         ----------
         X, target, method
-            See :meth:`explain`; the method must be one that weighs channels as a whole, such as
-            Grad-CAM.
+            See :meth:`explain`. The method must give each channel a single weight, as Grad-CAM
+            does.
 
         Returns
         -------
@@ -110,7 +110,7 @@ class ChannelExplainer(BatchExplainer):
         Raises
         ------
         ValueError
-            If an argument does not fit, or the method does not weigh channels.
+            If an argument is invalid, or the method does not weight channels.
 
         References
         ----------
@@ -122,7 +122,7 @@ class ChannelExplainer(BatchExplainer):
         question, check = self.as_target(target, len(opened)), ExplanationCheck()
         if question.ragged:
             raise ValueError(
-                "channel_weights needs the same number of rows for each image: give Box the same "
+                "channel_weights needs the same number of rows for each image. Give Box the same "
                 "number of boxes for each, or explain one word of each text, or the text as a "
                 "whole."
             )
@@ -142,20 +142,21 @@ class ChannelExplainer(BatchExplainer):
     def strongest_channels(
         self, X: Any, target: Any = None, *, k: int = 5, method: AnyMethod | None = None
     ) -> Bunch:
-        """Return the channels that speak most strongly for a class, and against it.
+        """Return the channels with the highest and the lowest weights for a class.
 
         Parameters
         ----------
         X, target, method
-            See :meth:`channel_weights`; for one target layer.
+            See :meth:`channel_weights`. There must be a single target layer.
         k : int, default=5
-            How many channels for, and how many against.
+            How many channels to return for the class, and how many against it.
 
         Returns
         -------
         Bunch
-            ``positive`` and ``negative``: ndarrays of shape (n_images, k), indices of channels, the
-            strongest first; ``positive_weights`` and ``negative_weights``: their weights.
+            ``positive`` and ``negative`` are ndarrays of shape (n_images, k) with indices of
+            channels, the strongest first. ``positive_weights`` and ``negative_weights`` are their
+            weights.
 
         References
         ----------
@@ -164,7 +165,8 @@ class ChannelExplainer(BatchExplainer):
         check_count("k, how many channels,", k)
         if len(self.target_layers) > 1:
             raise ValueError(
-                "strongest_channels needs a single target layer; there are several here."
+                f"strongest_channels needs a single target layer; got {len(self.target_layers)}. "
+                "Name one with target_layer=."
             )
         weights = self.channel_weights(X, target, method=method)
         check_count("k, how many channels,", k, 1, weights.shape[-1])
@@ -186,18 +188,18 @@ class ChannelExplainer(BatchExplainer):
         k: int = 5,
         weigh: Literal["importance", "contribution"] = "importance",
     ) -> Any:
-        r"""Name the concepts that speak for each decision, and those that speak against it.
+        r"""Name the concepts for and against each decision.
 
         Parameters
         ----------
         X, target
-            See :meth:`explain`; one class per image.
+            See :meth:`explain`. There must be one class per image.
         namer : ConceptNamer or TextConceptNamer
-            Fitted to the same layer: see :mod:`sklcam.concepts`.
+            A namer that is fitted to the same layer: see :mod:`sklcam.concepts`.
         k : int, default=5
-            How many channels of each sign.
+            How many channels to name for the class, and how many against it.
         weigh : {"importance", "contribution"}, default="importance"
-            What they are sorted by: the paper's :math:`\alpha_k`, or :math:`\alpha_k` times the
+            What channels are sorted by: the paper's :math:`\alpha_k`, or :math:`\alpha_k` times the
             channel's mean activation in the image.
 
         Returns
@@ -209,7 +211,8 @@ class ChannelExplainer(BatchExplainer):
         Raises
         ------
         ValueError
-            If the namer is not one, or was fitted to another layer, or an argument does not fit.
+            If ``namer`` is not a fitted namer, was fitted to another layer, or another argument is
+            invalid.
 
         References
         ----------
@@ -228,17 +231,17 @@ class ChannelExplainer(BatchExplainer):
         *,
         method: AnyMethod | None = None,
     ) -> Iterator[ChannelBatch]:
-        """Run opened images batch after batch, and yield the channels of the one target layer.
+        """Yield the channels of the single target layer for opened images, batch after batch.
 
         Parameters
         ----------
         opened : OpenedImages
             See :meth:`open`.
         target : Target or None, default=None
-            For all of the images; see ``as_target``. Used only with a method.
+            The target for all of the images; see ``as_target``. It is used only with a method.
         method : str, Method or None, default=None
-            The method that weighs the channels, such as "gradcam". With None there are no weights
-            and no gradient.
+            The method that computes the weights, such as "gradcam". With None there are no weights
+            and no gradients.
 
         Yields
         ------
@@ -247,14 +250,18 @@ class ChannelExplainer(BatchExplainer):
         Raises
         ------
         ValueError
-            If there are several target layers, the method does not weigh channels as a whole, the
-            layer's grid reaches beyond the images, or there are several classes per image.
+            If there are several target layers, the method does not give each channel a single
+            weight, the layer's grid covers more than the images, or there are several classes per
+            image.
         """
         looking = _Looking() if method is None else self._as_channel_method(method)
         self.check_at_layer([looking])
         question = _Nothing() if method is None else self.translate(target)
         if question.several:
-            raise ValueError("Channels are weighed for one class per image here; give one label.")
+            raise ValueError(
+                "Weights of channels are for one class per image, but the target has several. Give "
+                "one label per image."
+            )
         for batch in opened.batches():
             self._check_extent(batch.inputs)
             with without_graph(self.adapter):
@@ -264,22 +271,22 @@ class ChannelExplainer(BatchExplainer):
                 if isinstance(looking, ChannelMethod):
                     weights = looking.channel_weights(recorded)[0][:, 0]
                 found = (recorded.grid(0), weights, recorded.output.detach(), recorded.target)
-                del recorded  # with its graph
+                del recorded  # frees its graph
             yield ChannelBatch(batch, *found)
 
     def _as_channel_method(self, method: AnyMethod | None) -> ChannelMethod:
         chosen = self.as_method(method)
         if not isinstance(chosen, ChannelMethod):
             raise ValueError(
-                f"{type(chosen).__name__} does not weigh channels as a whole; GradCAM, XGradCAM, "
-                "GradCAMPlusPlus, ScoreCAM and AblationCAM do."
+                f"{type(chosen).__name__} does not give each channel a single weight. Use GradCAM, "
+                "XGradCAM, GradCAMPlusPlus, ScoreCAM or AblationCAM."
             )
         return chosen
 
     def _weigh_channels(
         self, inputs: Inputs, target: Target, method: ChannelMethod
     ) -> list[Tensor]:
-        """Return the weights of one batch; on return, everything else is freed."""
+        """Return the weights of one batch, and free everything else."""
         with without_graph(self.adapter):
             weights = method.channel_weights(self._record([method], inputs.recordable(), target))
         return weights if target.several else [layer_weights[:, 0] for layer_weights in weights]

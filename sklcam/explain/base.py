@@ -1,8 +1,8 @@
-"""The Explainer protocol: what every explainer offers to metrics, displays and reports.
+"""The Explainer protocol: the interface of explainers for metrics, displays and reports.
 
-An explainer opens any ``X`` once, runs it through its network batch by batch, and returns the
-maps of several methods, the network's output and the frames of the images from the same pass. So
-memory holds one batch at a time, and no image has to be read twice.
+An explainer opens any ``X`` once, runs it through its network batch by batch, and returns the maps
+of several methods, the network's output and the sizes of the images from the same pass. Memory
+holds one batch at a time, and no image is read twice.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ __all__ = [
 
 
 class Explainer(ChannelExplainer):
-    """An adapter to a network, the layers to look at, and a method.
+    """Base class of explainers: an adapter to a network, its target layers, and a method.
 
-    Metrics, displays and reports use only what is public here.
+    Metrics, displays and reports use only this class's public methods and attributes.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,) or None
-        The label of each class; None if the network has none.
+        The label of each class. None if the network has no classes.
     method : str, Method or class of methods
-        How to explain unless a call asks for something else.
+        The default method, for calls that do not name another.
     layer_fusion : {"mean", "max"} or None
-        How the maps of several layers become one.
+        How the maps of several layers are fused into one.
     image_input : str or None
         Which of several inputs is the image.
     top_channels : int or None
-        How many channels make a map: those with the highest weights. None uses all.
+        The number of channels that make up a map: the channels with the highest weights. None uses
+        all.
     verbose : int
         0 silences the progress bar.
     shows_probabilities : bool
@@ -68,7 +69,7 @@ class Explainer(ChannelExplainer):
 
     Examples
     --------
-    The values of :class:`~sklcam.CAMExplainer`, batch by batch:
+    The maps of a :class:`~sklcam.CAMExplainer`, batch by batch:
 
     >>> import torch
     >>> from torch import nn
@@ -96,28 +97,28 @@ class Explainer(ChannelExplainer):
     ) -> Iterator[Any]:
         """Yield the maps of X batch after batch, in constant memory.
 
-        Arguments are checked at once, before the first batch is asked for.
+        Arguments are checked immediately, before the first batch is requested.
 
         Parameters
         ----------
         X : images, or iterable of them
-            X may have no length: a generator, a torch ``DataLoader``, an ``IterableDataset``, a
-            streaming Hugging Face data set. It yields images, which are collected into batches, or
-            batches, which stay as they are: arrays or tensors of four axes, lists of images,
-            tables. Either may come with its labels, (images, labels), or in a dict, in which the
-            images are found automatically or named by ``image_input``. Labels are ignored; other
-            entries that the network takes by name are passed to it. Tensors of a ``DataLoader``
-            mean what they mean in ``explain``: to a bare network, float tensors are its own input
-            and stay untouched. Nothing is read before it is needed.
+            X may have no length, such as a generator, a torch ``DataLoader``, an
+            ``IterableDataset`` or a streaming Hugging Face data set. It yields single images, which
+            are collected into batches, or batches, which are kept: arrays or tensors with four
+            axes, lists of images, or tables. Both may come with their labels, (images, labels), or
+            in a dict, in which the images are found automatically or named by ``image_input``.
+            Labels are ignored. Other entries that the network takes by name are passed to it.
+            Tensors of a ``DataLoader`` mean the same as in ``explain``: for a bare network, float
+            tensors are its own input and stay untouched. Nothing is read before it is needed.
         target : None, label, array-like of labels, Target or callable, default=None
-            If X has no length, it is the same for all images.
+            If X has no length, the target must be the same for all images.
         method, normalize, frame, dtype
             See :meth:`explain`.
 
         Yields
         ------
         ndarray of shape (batch_size, height, width), of ``dtype``
-            With ``frame="image"`` always a list of arrays, each of its own image's size.
+            With ``frame="image"``, always a list of arrays, each at its own image's size.
         """
         chosen = self.as_method(method)
         numbers = dtype_of_maps(dtype, None, [chosen], normalize)
@@ -139,7 +140,7 @@ class Explainer(ChannelExplainer):
         return (self._send(explained, frame, numbers).arrays()[0] for explained in batches)
 
     def is_at_layer(self, frame: str, methods: Iterable[Method]) -> bool:
-        """Whether a frame is the target layer's.
+        """Whether a frame is that of the target layer.
 
         Parameters
         ----------
@@ -153,8 +154,8 @@ class Explainer(ChannelExplainer):
         Raises
         ------
         ValueError
-            If there is no such frame, or it is the layer's and there are several layers, or a
-            method whose maps are not made at a layer.
+            If there is no such frame. For the layer's frame, if there are several layers, or a
+            method's maps are not at the resolution of a layer.
         """
         check_frame(frame)
         if frame == "layer":
@@ -162,7 +163,7 @@ class Explainer(ChannelExplainer):
         return frame == "layer"
 
     def _send(self, explained: ExplainedBatch, frame: str, dtype: np.dtype[Any]) -> SentMaps:
-        """Start copying maps to the host; in the images' own frames, one by one."""
+        """Start copying maps to the host. In the images' own frames they go one by one."""
         batch, target, sent = explained.batch, explained.target, list[Any](explained.maps)
         if frame == "image":
             sent = [
@@ -183,62 +184,65 @@ class Explainer(ChannelExplainer):
         dtype: MapDtype | None = None,
         num_workers: int | None = None,
     ) -> Any:
-        """Return one map per image: where the network looked to decide.
+        """Return one map per image, which shows the places that the decision is based on.
 
         Parameters
         ----------
         X : images
             In any form that ``fit`` takes.
         target : None, label, array-like of labels, Target or callable, default=None
-            The class to explain: None is the predicted one. Give one label for all images, one per
-            image, or several per image in shape (n_images, k); :class:`sklcam.cam.TopK` takes the
-            highest-scoring ones. Several classes are explained from one forward pass. Where an
-            image may have several labels, None is the highest-scoring one, and "positive" explains
-            all that the network finds, in one map. The numbers of a regression have names, or 0, 1,
-            ...; None works if there is only one. A callable takes the network's output for any
-            number of images and returns one score for each: any differentiable score that depends
-            only on that image's part of the output. A callable of two arguments also gets the
-            network's inputs.
+            The class to explain. None is the predicted class. Give one label for all images, one
+            per image, or several per image in shape (n_images, k). :class:`sklcam.cam.TopK` takes
+            the highest-scoring classes. Several classes are explained from one forward pass. For a
+            multilabel network, None is the highest-scoring label, and "positive" explains all
+            labels that the network finds, in one map. The numbers of a regression have names, or
+            0, 1, ...; None works only if there is a single number. A callable takes the network's
+            output for any number of images and returns one score per image. The score must be
+            differentiable, and depend only on that image's part of the output. A callable with two
+            arguments also gets the network's inputs.
         method : str, Method, list of them, dict of names to them, or None, default=None
             One of :func:`sklcam.cam.available`, or a method object such as ``GradCAM(relu=False)``.
             None is the estimator's own, or Grad-CAM. Several methods share the same forward passes.
         normalize : bool, default=True
-            Whether each map is scaled to [0, 1] by its minimum and maximum; a constant map becomes
+            Whether to scale each map to [0, 1] by its minimum and maximum. A constant map becomes
             all zeros. False returns the method's own numbers. Controls and signed maps
             (``channels="keep"``) are never scaled.
         frame : {"input", "image", "layer"}, default="input"
-            "input" gives maps at the network's input size, "image" each map at its own image's
-            size. "layer" leaves them on the target layer's grid (u, v), such as 7 x 7, for one
-            layer and methods whose maps are made there: :func:`sklcam.cam.upsample` and then
-            :func:`sklcam.cam.min_max` turn them into those of "input", to rounding.
+            "input" gives maps at the network's input size, and "image" gives each map at its own
+            image's size. "layer" leaves maps on the target layer's grid (u, v), such as 7 x 7. It
+            needs a single layer and a method whose maps are made there.
+            :func:`sklcam.cam.upsample`, followed by :func:`sklcam.cam.min_max`, turns such maps
+            into those of "input", up to rounding.
         out : ndarray of the result's shape or None
-            Where to write the maps, such as a ``numpy.memmap``; for one method, and not for
-            ``frame="image"``. The sides of a layer's grid are checked with the first batch, when
-            they become known.
+            The array to write the maps to, such as a ``numpy.memmap``. It is for a single method,
+            and not for ``frame="image"``. The sides of a layer's grid are checked with the first
+            batch, when they become known.
         dtype : {"float16", "float32", "float64"} or None, default=None
-            The dtype of the maps; None takes that of ``out``, or float32 without it. float16 takes
-            half the bytes; it is for maps in [0, 1], and keeps them to within 0.00025.
+            The dtype of the maps. None takes that of ``out``, or float32 without it. float16 takes
+            half the bytes. It is for maps in [0, 1], which it keeps to within 0.00025.
         num_workers : int or None, default=None
-            How many processes read, decode and resize images ahead; None takes the explainer's own
+            How many processes read, decode and resize images ahead. None takes the explainer's own
             number. Maps and their order stay the same.
 
         Returns
         -------
         ndarray of shape (n_images, height, width), or list of ndarray of shape (height, width)
-            Of ``dtype``, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes have
-            shape (depth, height, width). Further axes follow the first, in this order: k for a
+            Maps of ``dtype``, in [0, 1] if normalised; ``out`` if it was given. The maps of volumes
+            have shape (depth, height, width). Further axes follow the first, in this order: k for a
             target of several classes per image, the layers if several are kept apart, and the
-            image's channels for signed maps. Several methods return a dict of these, by name.
+            image's channels for signed maps. For several methods, a dict of these, by name.
 
-            With ``frame="image"`` it is a list, one map of the image's own size for each image,
-            even if the sizes happen to be equal: ``np.stack`` then makes one array of them. It is
-            still one array where X cannot hold images of different sizes: an array, a tensor, an
-            ``ImageDataset`` of one, or float tensors that are the network's own input.
+            With ``frame="image"``, a list with one map per image, at the image's own size. It is a
+            list even if the sizes happen to be equal; ``np.stack`` then makes one array of it. If X
+            cannot hold images of different sizes, the result is still one array. This is so for an
+            array, a tensor, an ``ImageDataset`` of either, and float tensors that are the network's
+            own input.
 
         Raises
         ------
         ValueError
-            If X, the target or another argument does not fit; before any work is done.
+            If X, the target or another argument is invalid. This is checked before any work is
+            done.
 
         Warns
         -----
@@ -252,7 +256,7 @@ class Explainer(ChannelExplainer):
         opened = self.open(X, num_workers=num_workers)
         question = self.as_target(target, len(opened))
         shapes = [(len(opened), *self.map_shape(opened, question, each)) for each in methods]
-        if at_layer:  # whose sides are known once it has run
+        if at_layer:  # the grid's sides are known only once the layer has run
             shapes = [shape[: -len(opened.image_size)] for shape in shapes]
         has_lists = frame == "image" or question.ragged
         store = MapStore(shapes, numbers, out, has_lists=has_lists, has_sides=not at_layer)
@@ -260,7 +264,7 @@ class Explainer(ChannelExplainer):
             batches = self.iter_explained(
                 opened, question, methods=methods, normalize=normalize, at_layer=at_layer
             )
-            # By map, which holds on to no batch, with its maps, while the next is read.
+            # With map, no reference keeps a batch and its maps alive while the next one is read.
             for sent in one_behind(map(partial(self._send, frame=frame, dtype=numbers), batches)):
                 bar.update(store.write(sent.start, sent.arrays()))
                 del sent
@@ -292,9 +296,9 @@ class Explainer(ChannelExplainer):
     ) -> None:
         """Write the maps of many images to a folder, chunk by chunk; see :func:`sklcam.open_maps`.
 
-        It can be killed at any time: the same call resumes at the first chunk that is not done, and
-        the maps are those of an uninterrupted call. If anything that the maps depend on has
-        changed, that is an error, and the folder stays as it is.
+        The process can be killed at any time. The same call then resumes at the first unfinished
+        chunk, and gives the same maps as an uninterrupted call. If anything that the maps depend on
+        has changed, the call raises an error, and the folder stays unchanged.
 
         Parameters
         ----------
@@ -306,28 +310,28 @@ class Explainer(ChannelExplainer):
             See :meth:`explain`.
         dtype : {"float16", "float32", "float64"}, default="float32"
             Maps of 50,000 images of 224 x 224 pixels take 10 GB in float32, and half of that in
-            float16; with ``frame="layer"`` and 7 x 7 places 10 MB.
+            float16. With ``frame="layer"`` and 7 x 7 places, they take 10 MB.
         chunk_size : int or None, default=None
-            How many images are completed together. None takes as many whole batches as hold about
-            256 images, or what the folder was begun with.
+            The number of images per chunk. None takes whole batches with about 256 images in all,
+            or the size that the folder was begun with.
         shard : (index, count) or None, default=None
-            Which of several processes this is, such as ``(0, 8)``; each makes its share of the
-            chunks, in the same folder. None makes all of them.
+            Which of several processes this is, such as ``(0, 8)``. Each makes its share of the
+            chunks, in the same folder. None makes all chunks.
         resume : bool, default=True
-            Whether to resume what is at ``path``. With False, anything there is an error.
+            Whether to resume the work at ``path``. With False, anything at ``path`` is an error.
         num_workers : int or None, default=None
             See :meth:`explain`.
 
         Raises
         ------
         FileExistsError
-            If something is at ``path``, with ``resume=False``.
+            If something is at ``path`` and ``resume`` is False.
         OSError
             If the folder cannot be created or written, such as on a full disk. Finished chunks
             stay.
         ValueError
-            If an argument does not fit, before any work is done; or if what is at ``path`` was
-            begun with other images, weights or settings, which the message names.
+            If an argument is invalid, which is checked before any work is done. If the folder at
+            ``path`` was begun with other images, weights or settings, which the message names.
 
         Warns
         -----
@@ -336,10 +340,11 @@ class Explainer(ChannelExplainer):
 
         Notes
         -----
-        Image files are recognised by their paths, and eight of them by their contents; arrays by
-        all of their images, data sets by eight items. A network is recognised by its weights and
-        the options of its layers. Numbers depend on the batch in their last digits: a folder can be
-        resumed with another ``batch_size``, and its maps are then equal to rounding.
+        Image files are recognised by their paths, and eight of them also by their contents. Arrays
+        are recognised by all of their images, and data sets by eight items. A network is recognised
+        by its weights and the options of its layers. A folder can be resumed with another
+        ``batch_size``. As the last digits of numbers depend on the batch, its maps are then equal
+        up to rounding.
 
         Examples
         --------
@@ -382,37 +387,37 @@ class Explainer(ChannelExplainer):
     ) -> None:
         """Write the network to an ONNX file that can be used without this library.
 
-        The file takes ``images``, float32 of shape (n_images, n_channels, height, width) in [0, 1],
-        any number of them at the network's own size, and normalises them itself. It returns
+        The file takes ``images``, float32 of shape (n_images, n_channels, height, width) in [0, 1]:
+        any number of images at the network's own size, which it normalises itself. It returns
         ``logits``, as the network does (a single logit as (n_images, 1)), and ``probabilities``, as
-        ``predict_proba`` does; for a regression, ``predictions``. A network that returns
-        probabilities has no logits.
+        ``predict_proba`` does. For a regression it returns ``predictions``. For a network that
+        returns probabilities, there are no logits.
 
-        If the head is global average pooling and one linear layer, it also returns ``maps``,
+        If the head is global average pooling and one linear layer, the file also returns ``maps``,
         of shape (n_images, n_classes, u, v): the Grad-CAM map of each class, at the layer's
-        resolution. Resized bilinearly (``align_corners=False``) to the images' size, they are those
-        of ``explain(X, target=label, normalize=False)``; scaled by their minimum and maximum, those
-        of ``explain(X, target=label)``.
+        resolution. Resized bilinearly (``align_corners=False``) to the images' size, they equal
+        ``explain(X, target=label, normalize=False)``. Scaled by their minimum and maximum as well,
+        they equal ``explain(X, target=label)``.
 
         Parameters
         ----------
         path : str or path
-            The file to write; its name ends in ".onnx". An existing file is replaced only once the
-            new one is complete and checked.
+            The file to write. Its name must end in ".onnx". An existing file is replaced only once
+            the new one is complete and checked.
         X : images or None, default=None
-            Images to check the file on, of which the first three are used: arrays, files or PIL
-            images. None is noise.
+            Images to check the file with, as arrays, files or PIL images. The first three are used.
+            None uses noise.
         maps : "auto" or bool, default="auto"
-            Whether the file has maps. "auto" includes them where possible and warns where not; with
-            True, that is an error.
+            Whether the file has maps. "auto" includes them if possible, and warns if not. With
+            True, it is an error if they are not possible.
         card : str or None, default=None
             A description in Markdown, such as :func:`sklcam.model_card` makes, for the file's
-            ``doc_string``, which describes the input and the outputs in any case.
+            ``doc_string``. The input and the outputs are always described there.
 
         Raises
         ------
         ImportError
-            If onnx, onnxruntime or onnxscript is missing; they come with the extra ``onnx``.
+            If onnx, onnxruntime or onnxscript is missing. They come with the extra ``onnx``.
         NotFittedError
             If the explainer has not been fitted.
         OSError
@@ -420,10 +425,10 @@ class Explainer(ChannelExplainer):
         TypeError
             If `path` is not a path.
         ValueError
-            If an argument does not fit; if the network has no task, computes in a precision other
-            than float32, has 2 GB of weights or more, or does not say how its images are prepared;
-            if torch cannot export it; or if onnxruntime's answers are not those of the network, up
-            to rounding.
+            If an argument is invalid. If the network has no task, computes in a precision other
+            than float32, has 2 GB of weights or more, or does not say how its images are prepared.
+            If torch cannot export it, or onnxruntime's results differ from the network's by more
+            than rounding.
 
         Warns
         -----
@@ -432,16 +437,16 @@ class Explainer(ChannelExplainer):
 
         Notes
         -----
-        A numerical check decides whether a head is linear: it must turn the pooled activations into
-        the output, and gradients must equal its weights. For all other networks, and for methods
-        other than Grad-CAM and CAM, maps need a gradient for each image, which such files do not
-        compute.
+        A numerical check decides whether a head is linear: its weights must turn the pooled
+        activations into the output, and must equal the gradients. For all other networks, and for
+        methods other than Grad-CAM and CAM, maps need a gradient for each image, which an ONNX file
+        does not compute.
 
         The metadata are JSON: ``task``, ``classes``, ``class_names``, ``image_size``, ``resize``
         (see :class:`~sklcam.images.Resizing`), ``value_range`` and ``channel_order`` of ``images``,
-        ``normalized_in_the_file`` (the mean and the standard deviation, already applied in the
-        file), ``preparation_by`` (where that comes from), ``target_layers``, ``maps`` (the method)
-        or ``no_maps_because``, and ``versions``.
+        ``normalized_in_the_file`` (the mean and the standard deviation that the file applies),
+        ``preparation_by`` (where the preparation comes from), ``target_layers``, ``maps`` (the
+        method) or ``no_maps_because``, and ``versions``.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""``CAMExplainer`` explains any trained network as it is."""
+"""``CAMExplainer`` explains any trained network without changing it."""
 
 from __future__ import annotations
 
@@ -51,76 +51,78 @@ def _has_probabilities(explainer: CAMExplainer) -> bool:
 
 
 class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
-    """Explain a trained classifier by any method, as it is.
+    """Explain a trained network by any method, without changing the network.
 
-    The network is never changed: after each call, even one that raised an error, its mode, hooks,
-    gradients and flags are what they were before. It stays on its device, in its precision.
+    After each call, even one that raised an error, the network's mode, hooks, gradients and flags
+    are what they were before. It stays on its device and in its precision.
 
     Parameters
     ----------
     model : nn.Module, fitted estimator or str
-        A network that takes images and returns logits of shape (n_images, n_classes), or what
-        ``task`` and ``output`` say; a fitted skorch net around one; a fitted
-        :class:`~sklcam.ConsistentCAMClassifier`; a search or a ``FrozenEstimator`` around these; or
-        a name such as ``"timm/resnet50"``, from which :meth:`fit` builds the network by
+        A network that takes images and returns logits of shape (n_images, n_classes), or another
+        output that ``task`` and ``output`` describe. A fitted skorch net around such a network, a
+        fitted :class:`~sklcam.ConsistentCAMClassifier`, or a search or a ``FrozenEstimator`` around
+        these. Or a name such as ``"timm/resnet50"``, from which :meth:`fit` builds the network with
         :func:`sklcam.networks.build_model`.
     method : str, Method or class of methods, default="gradcam"
         One of :func:`sklcam.cam.available`, or a method object with its own options.
     target_layer : str, TargetLayer or list of them, default="auto"
-        Dotted name of the layer to explain; "auto" takes the usual one of a known family, and
-        otherwise the last layer that is a grid of places, by
+        Dotted name of the layer to explain. "auto" takes the usual layer of a known family, and
+        otherwise the last layer that is a grid of places, found by
         :func:`sklcam.networks.find_target_layer`. One pass makes the maps of all layers.
     weights : str, path or None, default=None
-        The weights of a network given by name: ``"DEFAULT"`` loads the published ones, together
-        with their head. None leaves them random.
+        The weights of a network given by name. ``"DEFAULT"`` loads the published weights, with
+        their head. None leaves the weights random.
     task : {"auto", "multiclass", "binary", "multilabel", "regression", "segmentation", "detection"}
-        What the network is for. "multiclass": one of several classes, by a softmax. "binary": one
-        of two classes, by a single output for the second; the first is explained by its negative.
-        "multilabel": any number of labels, each with its own sigmoid. "regression": numbers, which
-        are explained as they are. "segmentation": one of several classes for each pixel;
-        :class:`sklcam.cam.Pixels` selects pixels. "detection": objects, by torchvision's detectors;
-        :class:`sklcam.cam.Box` selects objects. "auto", the default, is what a skorch net's
-        criterion says, or a Hugging Face network's ``problem_type``; "segmentation" and "detection"
-        for networks of torchvision and Hugging Face made for these; "multilabel" ("binary" for a
-        single output) for a network that ends in a sigmoid; what the labels in :meth:`fit` are; or
-        else "multiclass". A network with a single output is refused if none of these applies.
+        The network's task. "multiclass" is one of several classes, by a softmax. "binary" is one of
+        two classes, by a single output for the second; its negative explains the first.
+        "multilabel" is any number of labels, each with its own sigmoid. "regression" is numbers,
+        which are explained themselves. "segmentation" is one of several classes for each pixel;
+        :class:`sklcam.cam.Pixels` selects pixels. "detection" is objects, by torchvision's
+        detectors; :class:`sklcam.cam.Box` selects objects.
+
+        "auto", the default, takes the task from a skorch net's criterion or a Hugging Face
+        network's ``problem_type``. It is "segmentation" or "detection" for networks of torchvision
+        and Hugging Face made for these, and "multilabel" ("binary" for a single output) for a
+        network that ends in a sigmoid. Otherwise the labels in :meth:`fit` decide, or else it is
+        "multiclass". A network with a single output is refused if none of these applies.
     output : {"auto", "logits", "probabilities"}, default="auto"
-        What the network returns for classes; "auto" recognises a final sigmoid, and rows that add
+        What the network returns for classes. "auto" recognises a final sigmoid, and rows that add
         up to 1 in the sample that ``fit`` runs.
     layer_fusion : {"mean", "max"} or None, default="mean"
-        How the maps of several layers become one: each is scaled to [0, 1], then their mean or
-        maximum is taken; None keeps them apart, on an axis of their own.
+        How the maps of several layers are fused: each is scaled to [0, 1], then their mean or
+        maximum is taken. None keeps them apart, on an axis of their own.
     reshape : callable or None, default=None
         For layers whose output is not a grid, such as the tokens of a transformer that is not
         torchvision's: takes the output and returns it as (n_images, K, u, v), differentiably.
     image_input : str or None, default=None
-        For networks with several inputs, whose X is a dict of arrays or tensors as in skorch: which
-        of them is the image. None is ``"pixel_values"``, or the only one with four axes.
+        For networks with several inputs, whose X is a dict of arrays or tensors as in skorch: the
+        key of the image. None is ``"pixel_values"``, or the only input with four axes.
     output_name : str, int or None, default=None
-        For networks with several outputs: the key or position of the one that counts. None is the
+        For networks with several outputs: the key or position of the output to use. None is the
         first of a tuple; in a mapping, ``"logits"`` or its only tensor.
     classes : array-like or None, default=None
-        The label of each output, in order; for a single output, the labels of both classes; for a
+        The label of each output, in order. For a single output, the labels of both classes; for a
         regression, the names of its numbers. None is the model's ``classes_``, the labels of ``y``
         in :meth:`fit`, or 0, 1, ....
     image_size : int, (height, width) or None, default=None
-        What images are resized to; None is what the model's source says, else 224.
+        The size that images are resized to. None is the size of the model's source, else 224.
     resize : {"stretch", "center_crop"} or None, default=None
-        "stretch" resizes both sides to ``image_size``; "center_crop" keeps the proportions and cuts
-        out the middle. None is what the model's source says (it may scale beyond ``image_size``
+        "stretch" resizes both sides to ``image_size``. "center_crop" keeps the proportions and cuts
+        out the middle. None does as the model's source says (it may scale beyond ``image_size``
         first), else "stretch".
     decode : {"exact", "fast"}, default="exact"
-        "fast" reads large JPEG files at a fraction of their sides, at least twice what they are
-        resized to: see :class:`~sklcam.images.Resizing`.
-    mean, std : "auto", float or one float a channel, default="auto"
-        Normalisation after scaling to [0, 1]; "auto" is what the model's source says, else 0 and 1
-        for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
+        "fast" reads large JPEG files at a fraction of their size, which is still at least twice the
+        size that they are resized to: see :class:`~sklcam.images.Resizing`.
+    mean, std : "auto", float or one float per channel, default="auto"
+        Normalisation after scaling to [0, 1]. "auto" takes the values of the model's source, else 0
+        and 1 for a network that normalises its images itself, as ``fit`` measures, else ImageNet's.
     batch_size : int, default=32
-        How many images go through the network at a time.
+        The number of images that go through the network at a time.
     num_workers : int, default=0
-        Processes that read and resize images.
+        The number of processes that read and resize images.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
-        The precision in which a network with float32 weights computes: "bf16" and "fp16" run its
+        The precision in which a network with float32 weights computes. "bf16" and "fp16" run its
         passes under torch's autocast. Maps, probabilities and metrics stay float32. "fp32" leaves a
         network in the precision of its weights. A classifier trained in another precision predicts
         in float32 unless this says otherwise.
@@ -131,30 +133,31 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,) or None
         The label of each class, as ``predict`` returns it: 0, 1, ... unless ``classes``, the model
-        or ``y`` in :meth:`fit` says otherwise. None if there are none: for a regression, or if the
-        output is not (n_images, n_classes).
+        or ``y`` in :meth:`fit` says otherwise. None if there are no classes: for a regression, or
+        if the output is not (n_images, n_classes).
     task_ : str or None
-        What the network is for, one of those of ``task``; None if its output is not (n_images,
+        The network's task, one of the values of ``task``. None if its output is not (n_images,
         n_outputs).
     output_names_ : ndarray of shape (n_outputs,) or None
-        What ``target`` may name: the classes, or the numbers of a regression.
+        The names that ``target`` may use: the classes, or the numbers of a regression.
     class_names_ : ndarray of shape (n_classes,) or None
-        What the model's source calls the classes 0, 1, ..., or else the data set in :meth:`fit`,
-        if it has as many: displays and reports show them, and ``target`` and ``y`` take them in
-        place of ``classes_``. ``class_names_[predict(X)]`` gives the names of the predictions.
+        The names of the classes 0, 1, ... in the model's source, or else in the data set given to
+        :meth:`fit`, if their number is right. Displays and reports show them, and ``target`` and
+        ``y`` take them in place of ``classes_``. ``class_names_[predict(X)]`` gives the names of
+        the predictions.
     model_ : nn.Module or fitted estimator
-        The model; for a name, the network that was built.
+        The model. For a name, the network that was built.
     preprocessing_ : Preprocessing
-        How images are prepared, and where that comes from: timm's configuration, a Hugging Face
-        image processor, torchvision's weights, the parameters, or nowhere.
+        How images are prepared, and the source of this: timm's configuration, a Hugging Face image
+        processor, torchvision's weights, the parameters, or nothing.
     target_layers_ : list of TargetLayer
-        The layers that are explained.
+        The layers to explain.
     gives_probabilities_ : bool
-        Whether a bare module returns probabilities already, as one that ends in a softmax does.
+        Whether a bare module already returns probabilities, as one that ends in a softmax does.
 
     Notes
     -----
-    With a bare module or a plain skorch net, float tensors, and data sets that yield them, are the
+    For a bare module or a plain skorch net, float tensors, and data sets that yield them, are the
     network's own input and stay untouched, in any range. Arrays, file paths and PIL images are
     resized, scaled to [0, 1] and normalised, as ``image_size``, ``mean`` and ``std`` say. A
     ConsistentCAMClassifier prepares all its images itself.
@@ -244,17 +247,17 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.verbose = verbose
 
     def check_parameters(self) -> None:
-        """Raise a ValueError for invalid parameters; :meth:`fit` calls this by itself."""
+        """Raise a ValueError for invalid parameters. :meth:`fit` calls this itself."""
         self._validate_params()
 
     def fit(self, X: Any = None, y: Any = None) -> CAMExplainer:
-        """Find the layers and the classes; nothing is learned.
+        """Find the layers and the classes. Nothing is learned.
 
         Parameters
         ----------
         X : images or None, default=None
-            One image is enough. It is needed where a dry run on a blank image of ``image_size`` is
-            not possible, such as for networks with several inputs.
+            Images for a dry run, of which one is enough. They are needed if a dry run on a blank
+            image of ``image_size`` is not possible, such as for networks with several inputs.
         y : array-like of labels, label sets, numbers or None, default=None
             All labels, if the model does not know them. For several labels per image: a table of 0
             and 1, or a set of labels for each image. Numbers such as 0.5 mean a regression.
@@ -268,8 +271,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         NotFittedError
             If the model is an estimator that has not been fitted.
         ValueError
-            If a parameter does not fit the model, if nothing says what the network is for, or if
-            the network or its device does not compute in ``precision``.
+            If a parameter does not fit the model, if the task of the network is unknown, or if the
+            network or its device does not compute in ``precision``.
         """
         self.check_parameters()
         get_method(self.method).check()
@@ -279,11 +282,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         network = adapter.network
         if any(parameter.is_meta for parameter in network.parameters()):
             raise ValueError(
-                "The network is on the meta device, where tensors have no values; load its weights."
+                "The network is on the meta device, where tensors have no values. Load its weights."
             )
         sample = self._sample(X, adapter)
         with OutputRanges() as ranges:
-            # Some models say how their output is to be read.
+            # Some models know how to read their output.
             output = adapter.own(self._dry_run(adapter, sample, given=X is not None))
         adapter.look_at_inputs(sample)
         self._adapter = adapter
@@ -311,8 +314,9 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         if not isinstance(self.model, str):
             if self.weights is not None:
                 raise ValueError(
-                    f"weights={str(self.weights)!r} is for a network by name; the model here is a "
-                    f"{type(self.model).__name__}, which has its own."
+                    f"weights={str(self.weights)!r} is for a network given by name, but the model "
+                    f"is a {type(self.model).__name__} with weights of its own. Leave weights at "
+                    "None."
                 )
             return self.model
         if self.weights is None:
@@ -326,7 +330,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return build_model(self.model, image_size=size, weights=self.weights).eval()
 
     def _find_class_names(self, X: Any, y: Any) -> np.ndarray | None:
-        """Return the names that the source or the data set has; None if these are labels."""
+        """Return the class names of the source or the data set, or None if these are the labels."""
         if self.classes_ is None or self.classes is not None:
             return None
         inner = unnest(self.model_)[0]
@@ -349,7 +353,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             return next(opened.subset(range(1)).batches()).inputs
         if self.image_input is not None:
             raise ValueError(
-                "A network with several inputs cannot be tried on a blank image; give fit an X."
+                "A network with several inputs cannot be tried on a blank image. Give fit an X."
             )
         return Inputs(adapter.blank())
 
@@ -371,7 +375,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         self.task_ = self._adapter.task
 
     def _find_names(self, output: Tensor, y: Any) -> np.ndarray | None:
-        """Return the names of the columns that the outputs become."""
+        """Return a name for each column of the output."""
         known = self._adapter.labels if self.classes is None else self.classes
         if self.task_ == "detection" and known is not None:
             check_detected(known, self._adapter.network)
@@ -384,7 +388,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         given, adapter = self.target_layer, self._adapter
         wanted = [given] if isinstance(given, str | TargetLayer) else list(given)
         if not wanted:
-            raise ValueError("target_layer is an empty list; name at least one layer.")
+            raise ValueError("target_layer is an empty list. Name at least one layer.")
         method = get_method(self.method)
         if adapter.target_layer is not None and wanted == ["auto"]:
             layers = [adapter.target_layer]
@@ -395,12 +399,12 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             except ValueError:
                 if method.uses_layers or wanted != ["auto"]:
                     raise
-                return []  # there are networks whose pixels alone can be explained
+                return []  # for some networks, only methods at the pixels work
         names = [layer.name for layer in layers]
         if len(set(names)) < len(names):
-            raise ValueError(f"target_layer names a layer twice: {names}.")
+            raise ValueError(f"target_layer names a layer twice: {names}. Name each layer once.")
         layers = [replace(layer, reshape=self.reshape or layer.reshape) for layer in layers]
-        # What a detector finds in noise says nothing, whatever its weights.
+        # Detections in noise say nothing about a layer, whatever the weights.
         if method.uses_layers and method.graph is not None and self.task_ != "detection":
             forward = self._forward_like(sample)
             for layer in layers:
@@ -409,7 +413,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
 
     def _find_layer(self, name: str | TargetLayer, sample: Inputs) -> TargetLayer:
         if self.reshape is not None and isinstance(name, str) and name != "auto":
-            name = TargetLayer(name, reshape=self.reshape)  # how its output lies is said
+            name = TargetLayer(name, reshape=self.reshape)  # reshape gives the layout
         is_dense = self.task_ in ("segmentation", "detection")
         find = find_dense_layer if is_dense else find_target_layer
         return find(
@@ -417,7 +421,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         )
 
     def _forward_like(self, sample: Inputs) -> Callable[[Tensor], Tensor]:
-        """Return a function that calls the network with other images, and the rest of a sample."""
+        """Return a function that calls the network with other images and the rest of a sample."""
 
         def forward(images: Tensor) -> Tensor:
             rows = torch.zeros(len(images), dtype=torch.int64)
@@ -428,7 +432,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
     @property
     def adapter(self) -> Adapter:
         check_is_fitted(self, "target_layers_")
-        if "_adapter" not in vars(self):  # read from a file, which holds no adapters
+        if "_adapter" not in vars(self):  # loaded from a file, which does not hold adapters
             self._adapter = self._adapt()
             self._restore_readout()
             self._adapter.remember(self.preprocessing_)
@@ -436,7 +440,7 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         return self._adapter
 
     def _restore_readout(self) -> None:
-        if not self._adapter.is_settled:  # by what the model itself knows
+        if not self._adapter.is_settled:  # the model itself does not settle it
             self._adapter.readout = readout(self.task_, is_probability=self.gives_probabilities_)
 
     @property
@@ -460,10 +464,11 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_images, n_classes), in [0, 1]
-            In the order of ``classes_``. A skorch net's own nonlinearity makes them; otherwise they
-            are the softmax of the output (the sigmoid for "binary" and "multilabel"), or the output
-            itself where it is probabilities already. Rows add up to 1, except for "multilabel". For
-            "segmentation", (n_images, n_classes, height, width) at the output's size.
+            The probabilities, in the order of ``classes_``. A skorch net's own nonlinearity makes
+            them. Otherwise they are the softmax of the output (the sigmoid for "binary" and
+            "multilabel"), or the output itself if it already holds probabilities. Rows add up to 1,
+            except for "multilabel". For "segmentation", the shape is (n_images, n_classes, height,
+            width), at the output's size.
         """
         return fetch_all(map(self.probabilities, self._iter_outputs(X)))
 
@@ -474,8 +479,8 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
             if output.ndim != 2 and self.task_ is None:
                 raise ValueError(
                     f"The network's output has shape {tuple(output.shape)}, not (n_images, "
-                    "n_classes): there are no classes to predict. If it answers for each pixel, "
-                    'task="segmentation".'
+                    "n_classes), so there are no classes to predict. If the network classifies "
+                    'pixels, set task="segmentation".'
                 )
             check.add(output, "outputs of the network", n_axes=output.ndim - 1, blank=False)
             yield output
@@ -491,13 +496,13 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_images,) or (n_images, n_outputs)
-            The most probable label, one of ``classes_``: a number where only ``class_names_`` has
-            names. For "multilabel", 0 and 1: the labels whose probability is above 0.5 are 1. For
+            The most probable label, one of ``classes_``. It is a number if only ``class_names_``
+            has names. For "multilabel", 0 and 1: labels with a probability above 0.5 are 1. For
             "regression", the numbers, of shape (n_images,) if there is one per image. For
             "segmentation", the label of each pixel, (n_images, height, width), at the output's
             size. For "detection", a list of dicts, one per image: "boxes" (k, 4), x1, y1, x2, y2 in
-            pixels of the image as given, "scores" (k,), and "labels" (k,), from ``classes_`` if
-            there are any.
+            pixels of the original image, "scores" (k,), and "labels" (k,), from ``classes_`` if it
+            is not None.
         """
         if self.adapter.task == "detection":
             return detections(self, X)
@@ -511,21 +516,22 @@ class CAMExplainer(ClassifierMixin, Explainer, BaseEstimator):
         ----------
         X : images
         y : array-like of shape (n_images,) or (n_images, n_outputs), or label sets
-            May be left out for a data set that has ``targets``. For "multilabel" a table of 0 and
-            1, or a set of labels for each image; for "regression" numbers.
+            The true labels. They may be left out for a data set that has ``targets``. For
+            "multilabel", a table of 0 and 1, or a set of labels for each image. For "regression",
+            numbers.
         sample_weight : array-like of shape (n_images,) or None, default=None
 
         Returns
         -------
         float
-            In [0, 1], except for "regression". For "multilabel", the share of images whose labels
-            are all right.
+            In [0, 1], except for "regression". For "multilabel", the fraction of images whose
+            labels are all correct.
         """
         if self.adapter.task in ("segmentation", "detection"):
             raise ValueError(
-                "score compares one answer per image with its label; for pixels or objects, "
-                "compare predict(X) with the truth yourself, for example by "
-                "sklearn.metrics.jaccard_score."
+                f"score compares one prediction per image with its label, but the task is "
+                f"{self.adapter.task!r}. Compare predict(X) with the truth yourself, for example "
+                "with sklearn.metrics.jaccard_score."
             )
         expected = self.expected_labels(X, y, "score")
         measure = r2_score if self.task_ == "regression" else accuracy_score

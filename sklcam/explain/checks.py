@@ -1,4 +1,4 @@
-"""Whether maps and predictions say anything: those that do not are counted and warned about."""
+"""Count maps and predictions that are blank or not finite, and warn about them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ExplanationCheck", "ExplanationWarning", "checked"]
 
 
 class ExplanationWarning(UserWarning):
-    """Maps are blank, or maps or predictions are not finite: they say nothing about the images.
+    """Maps are blank, or maps or predictions are not finite, so they say nothing about the images.
 
     Examples
     --------
-    Where blank maps are expected, such as for classes that are not in the image:
+    If blank maps are expected, such as for classes that are not in the image, ignore it:
 
     >>> import warnings
     >>> import torch
@@ -34,7 +34,7 @@ class ExplanationWarning(UserWarning):
 
 
 def remark(map_: np.ndarray) -> str:
-    """Return the label for a picture of a map that says nothing; "" if the map says something.
+    """Return a label for the picture of a map that says nothing, or "" for any other map.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def remark(map_: np.ndarray) -> str:
 
 
 def checked(outputs: np.ndarray) -> np.ndarray:
-    """Return outputs (n_images, ...), or values made from them; warn if they hold NaN."""
+    """Return outputs (n_images, ...), or values made from them. Warn if any is not finite."""
     check = ExplanationCheck()
     rows = torch.from_numpy(outputs.reshape(len(outputs), -1))
     check.add(rows, "outputs of the network", n_axes=1, blank=False)
@@ -85,29 +85,29 @@ class ExplanationCheck:
     def add(
         self, values: Tensor, what: str = "maps", *, n_axes: int = 2, blank: bool = True
     ) -> None:
-        """Count those of a batch. The host waits for the device only in ``counts``.
+        """Count the blank and non-finite maps of a batch. The host waits only in ``counts``.
 
         Parameters
         ----------
         values : Tensor of shape (n_images, ..., height, width)
-            Maps, scaled or not; several maps of one image count separately. With another
+            Maps, scaled or not. Several maps of one image count separately. With another
             ``n_axes``, other values, such as the network's output.
         what : str, default="maps"
-            What they are, for the message.
+            A name for the values, for the message.
         n_axes : int, default=2
-            How many of the last axes belong to one map: 3 if it has a part for each channel.
+            How many of the last axes belong to one map: 3 if a map has a part for each channel.
         blank : bool, default=True
-            Whether a map that is zero everywhere counts.
+            Whether to count maps that are zero everywhere.
         """
         axes = tuple(range(-n_axes, 0))
-        # The largest absolute value, NaN if there is one; without the copy that abs() would make.
+        # The largest absolute value, or NaN if there is any, without the copy that abs() makes.
         peaks = torch.maximum(values.amax(axes), -values.amin(axes))
         counts = torch.stack([((peaks == 0) & blank).sum(), (~peaks.isfinite()).sum()])
         known, n_known = self._found.get(what, (0, 0))
         self._found[what] = known + counts, n_known + peaks.numel()
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Return how many of each kind are blank, how many not finite, and how many there are."""
+        """Return, for each kind of values, the numbers of blank, of non-finite and of all maps."""
         found = {}
         for what, (counts, n) in self._found.items():
             n_blank, n_wrong = counts.tolist()
@@ -122,15 +122,15 @@ class ExplanationCheck:
         message = []
         if wrong:
             message.append(
-                f"{', '.join(wrong)} are NaN or infinite: so are some of the network's weights, "
-                "or its activations overflow, as they may in half precision."
+                f"{', '.join(wrong)} are NaN or infinite. Some of the network's weights are NaN or "
+                "infinite too, or its activations overflow, as they may in half precision."
             )
         if blank:
             message.append(
                 f"{', '.join(blank)} are blank: nothing in the image speaks for the target. "
-                "Usually all weights are negative, so that the ReLU leaves nothing (relu=False "
-                "shows what speaks against it), the layer has a single position, the network is "
-                "saturated, or the image has no evidence."
+                "Usually all weights are negative, so the ReLU leaves nothing (relu=False shows "
+                "the evidence against the target), the layer has a single position, the network "
+                "is saturated, or the image has no evidence."
             )
         if message:
             warnings.warn(" ".join(message), ExplanationWarning, stacklevel=3)

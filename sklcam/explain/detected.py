@@ -19,8 +19,8 @@ def check_detected(labels: Any, network: nn.Module) -> None:
     n_known = n_labels(unwrap(network))
     if n_known not in (None, len(labels)) or len({*labels}) < len(labels):
         raise ValueError(
-            f"The detector has {n_known} labels, 0 of which is the background, and classes= "
-            f"{len({*labels})}: give each number its own, in their order, as in "
+            f"The detector has {n_known} labels, of which label 0 is the background, but classes= "
+            f"has {len({*labels})} different names. Give one name per label, in order, as in "
             '["background", "cat", "dog"].'
         )
 
@@ -33,16 +33,16 @@ def advice_on_detectors(network: nn.Module, error: object = None) -> str | None:
         if "nms" not in str(error):
             return None
         return (
-            f": {type(network).__name__} does not compute in {dtype} on this device, where "
-            "torchvision's non-maximum suppression does not support it: use float32, by "
+            f": {type(network).__name__} does not compute in {dtype} on this device, as "
+            "torchvision's non-maximum suppression does not support it here. Use float32, by "
             "network.float(), or another device."
         )
     for name, part in network.named_modules():
         if dense_task(part) == "detection":
             return (
                 f". It contains a torchvision detector, a {type(part).__name__}, which takes a "
-                f"list of images and finds objects: explain that by itself, network.{name}, or let "
-                "the module around it take a batch of images and return a Tensor of scores."
+                f"list of images and finds objects. Explain the detector alone, network.{name}, or "
+                "let the module around it take a batch of images and return a Tensor of scores."
             )
     return None
 
@@ -59,7 +59,7 @@ def detections(explainer: Explainer, X: Any) -> list[dict[str, np.ndarray]]:
     Returns
     -------
     list of dict
-        For each image "boxes" (k, 4), x1, y1, x2, y2 in pixels of the image at its own size,
+        One dict per image: "boxes" (k, 4), x1, y1, x2, y2 in pixels of the original image,
         "scores" (k,) and "labels" (k,).
     """
     found = []

@@ -1,7 +1,7 @@
-"""Fingerprints of what maps and values depend on: they tell whether work can be resumed.
+"""Fingerprints of everything that maps and values depend on, to tell whether work can be resumed.
 
-Weights, labels and the paths of images are reduced to a digest of all that they hold. All images of
-an array are included; of files and items of data sets, some are read.
+Weights, labels and the paths of images are reduced to a digest of their whole content. For an
+array, all images are included. For files and items of data sets, some are read.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from sklcam.explain.base import Explainer
     from sklcam.explain.opened import OpenedImages
 
-_SAMPLE = 8  # images that are read, of those that are not in an array
-_START = 2**20  # bytes of a file that are read
-_NUMBERS = 4096  # of an image in an array, at equal distances
+_SAMPLE = 8  # images to read if X is not an array
+_START = 2**20  # bytes to read of a file
+_NUMBERS = 4096  # values of an image in an array, at equal distances
 _AT_ONCE = 256  # images
-_LONGEST = 300  # characters that are kept as they are
-_DEEPEST = 6
+_LONGEST = 300  # characters of a text that is not shortened
+_DEEPEST = 6  # levels of nesting
 _PLAIN = (bool, int, float, str)
 _LOOKED_UP = (*_PLAIN, tuple, list, dict, set, frozenset, np.ndarray, Tensor)
 
-# Classes and functions from here go by name: their code looks different to another Python.
+# Classes and functions of these packages are described by name only, as their compiled code differs
+# between Python versions.
 _BY_NAME = {
     *("abc", "builtins", "collections", "numpy", "open_clip", "sklcam", "sklearn", "skorch"),
     *("timm", "torch", "torchvision", "transformers", "typing"),
 }
 
-# What an explainer may have besides a network, by the names of its parameters.
+# Settings that an explainer may have besides a network, by attribute.
 _SETTINGS = (
     *("layer_fusion", "reshape", "image_input", "output_name", "top_channels"),
     *("contrast", "embedding_layer", "proxies_"),
@@ -49,7 +50,7 @@ _SETTINGS = (
 
 
 def digest(*parts: bytes) -> str:
-    """Return a short name that is unique to these bytes."""
+    """Return a short name for these bytes, which other bytes do not share."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -60,8 +61,9 @@ def digest(*parts: bytes) -> str:
 def described(value: Any) -> Any:
     """Return a value as JSON that distinguishes it from others, in any process.
 
-    Functions are told apart by name and code, and by the numbers, strings and arrays that they look
-    up outside, alone or in lists and dicts; objects by their class, its code, and their attributes.
+    Functions are distinguished by their name and code, and by the global numbers, strings and
+    arrays that they use, also in lists and dicts. Objects are distinguished by their class, its
+    code and their attributes.
 
     Examples
     --------
@@ -82,7 +84,7 @@ def _short(text: str) -> str:
 
 
 def _text(value: Any, depth: int) -> str:
-    """Return a value as text that is the same in each process."""
+    """Return a value as text that is the same in every process."""
     if depth > _DEEPEST:
         return _name(type(value))
     if isinstance(value, np.generic):
@@ -91,7 +93,7 @@ def _text(value: Any, depth: int) -> str:
         return json.dumps(value)
     if isinstance(value, Tensor | np.ndarray):
         return _of_array(value)
-    if hasattr(value, "__array_interface__"):  # a picture of Pillow's
+    if hasattr(value, "__array_interface__"):  # a Pillow image
         return _of_array(np.asarray(value))
     if isinstance(value, bytes | bytearray):
         return digest(bytes(value))
@@ -133,7 +135,7 @@ def _bytes_of(value: Tensor | np.ndarray) -> bytes:
 
 
 def _of_code(value: Any, depth: int) -> str:
-    """Return what distinguishes a function, or a callable object, from others."""
+    """Return a text that distinguishes a function, or a callable object, from others."""
     if isinstance(value, partial):
         parts = (value.func, value.args, value.keywords)
         return f"partial({', '.join(_text(part, depth + 1) for part in parts)})"
@@ -151,12 +153,12 @@ def _of_code(value: Any, depth: int) -> str:
 def _in_cell(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it is empty
+    except ValueError:  # the cell is empty
         return None
 
 
 def _of_class(value: type) -> str:
-    """Return a class by its name, and by its own and its parents' code that users may change."""
+    """Describe a class by its name and by code that users may change, parents' code included."""
     codes = [
         name.encode() + _own_code(each)
         for parent in value.__mro__
@@ -175,11 +177,11 @@ def _of_class(value: type) -> str:
 
 
 def _functions_in(held: Any) -> Iterator[FunctionType]:
-    """Yield the functions that an entry of a class is made of."""
+    """Yield the functions behind an attribute of a class."""
     if isinstance(held, property):
         parts = [held.fget, held.fset]
     else:
-        parts = [getattr(held, "__func__", held)]  # of a class method or a static one
+        parts = [getattr(held, "__func__", held)]  # a class method or static method has __func__
     yield from (each for each in parts if isinstance(each, FunctionType))
 
 
@@ -188,7 +190,7 @@ def _goes_by_name(value: Any) -> bool:
 
 
 def _own_code(value: FunctionType) -> bytes:
-    """Return a function's code and the module values that it uses; nothing of a library's."""
+    """Digest a function's code and the global values that it uses, but nothing of a library."""
     if _goes_by_name(value):
         return b""
     held = {name: value.__globals__.get(name) for name in sorted({*_names_in(value.__code__)})}
@@ -220,7 +222,7 @@ def _code_of(code: CodeType) -> bytes:
 def _constant(value: Any) -> bytes:
     if isinstance(value, CodeType):
         return _code_of(value)
-    if isinstance(value, frozenset):  # in another order in each process
+    if isinstance(value, frozenset):  # its order differs between processes
         return repr(sorted(map(repr, value))).encode()
     return repr(value).encode()
 
@@ -240,9 +242,9 @@ def _of_object(value: Any, depth: int) -> str:
 
 def _reduced(value: Any) -> dict[str, Any]:
     """Return the contents of an object without attributes, such as a range or a generator."""
-    with suppress(Exception):  # there are objects that do not tell
+    with suppress(Exception):  # some objects cannot be reduced
         _, arguments, *rest = value.__reduce_ex__(2)
-        if type(value) in arguments:  # as objects without any state have it
+        if type(value) in arguments:  # for objects without any state
             arguments = tuple(each for each in arguments if each is not type(value))
         parts = [each if i == 0 else [*each] for i, each in enumerate(rest) if each is not None]
         return {str(i): each for i, each in enumerate([*arguments, *parts])}
@@ -255,7 +257,7 @@ def _reduced(value: Any) -> dict[str, Any]:
 def weights_of(network: nn.Module) -> str:
     """Return a short name for the weights and buffers of a network."""
     parts: list[bytes] = []
-    passing = network.named_buffers()  # with those that files of weights leave out
+    passing = network.named_buffers()  # including buffers that state_dict leaves out
     for name, value in {**network.state_dict(), **dict(passing)}.items():
         parts += [name.encode(), _text(value, 0).encode()]
     return digest(*parts)
@@ -289,8 +291,8 @@ def _options_of(layer: nn.Module) -> list[str]:
 def images_of(opened: OpenedImages) -> str:
     """Return a short name for images.
 
-    For an array, it covers all images; for files, their paths and the contents of some; for others,
-    the pixels of some.
+    It covers all images of an array, all paths and some contents of files, and the pixels of some
+    images otherwise.
     """
     array = opened.array()
     rows = np.unique(np.linspace(0, len(opened) - 1, _SAMPLE).astype(int)).tolist()
@@ -311,12 +313,12 @@ def _of_images(array: np.ndarray | Tensor) -> Iterator[bytes]:
     for start in range(0, len(array), _AT_ONCE):
         some = array[start : start + _AT_ONCE]
         rows = some.reshape(len(some), -1)
-        # Odd, so that it does not meet the same column again and again.
+        # An odd step, so that it does not meet the same columns of the image again and again.
         yield digest(_bytes_of(rows[:, :: rows.shape[1] // _NUMBERS | 1])).encode()
 
 
 def _start_of(path: str) -> bytes:
-    with suppress(OSError), open(path, "rb") as file:  # it is read, and refused, later
+    with suppress(OSError), open(path, "rb") as file:  # an unreadable file is refused later
         return digest(file.read(_START)).encode()
     return b""
 
@@ -329,12 +331,12 @@ def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dic
     explainer : Explainer
     opened : OpenedImages
     target : Any
-        As the user gives it.
+        The target as the user gave it.
 
     Returns
     -------
     dict of str to JSON
-        Keyed by names that a message can use.
+        The keys are names that a message can use.
     """
     adapter = explainer.adapter
     readout = adapter.readout
@@ -358,6 +360,6 @@ def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dic
         "layout of target layers": described(explainer.target_layers),
         "settings": described({k: v for k, v in settings.items() if v is not None}),
         "target": described(target),
-        # What a label stands for; it does not matter if no label is asked for.
+        # The meaning of labels, which matters only if there is a target.
         "classes": None if target is None else described(names),
     }

@@ -1,6 +1,6 @@
-"""The names of a network's outputs: from the model, from its user or from the labels there are.
+"""The names of a network's outputs: from the model, the user or the labels.
 
-It looks at neither images nor layers: the output has a number of columns, and each gets a name.
+This uses neither images nor layers. The output has a number of columns, and each gets a name.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from sklcam.networks.readouts import Task
 
 
 def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np.ndarray:
-    """Return a name for each column that a network's outputs become.
+    """Return a name for each column of a network's output.
 
     Parameters
     ----------
     known : array-like of shape (n_columns,) or None
-        What the user or the model says; None is the labels in ``y``, or else 0, 1, ....
+        The names that the user or the model gives. None uses the labels in ``y``, or else 0, 1,
+        ....
     y : array-like of labels, label sets, numbers or None
-        Those of the images, if there are any.
+        The labels or numbers of the images, if there are any.
     task : str or None
-        What the network is for.
+        The network's task.
     n_columns : int
 
     Returns
@@ -34,7 +35,7 @@ def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np
     Raises
     ------
     ValueError
-        If there is not one name for each, all different, or ``y`` has a different number of
+        If there is not a different name for each column, or ``y`` has a different number of
         columns.
 
     Examples
@@ -48,10 +49,10 @@ def name_outputs(known: Any, y: Any, *, task: Task | None, n_columns: int) -> np
         known = _labels_in(y, numbers, task)
     names = numbers if known is None else np.asarray(known)
     if names.shape != (n_columns,) or len(np.unique(names)) != n_columns:
-        outputs = "one output, for two classes" if task == "binary" else f"{n_columns} outputs"
+        outputs = "one output for two classes" if task == "binary" else f"{n_columns} outputs"
         raise ValueError(
-            f"The network has {outputs}, and {len(np.unique(names))} labels for them: give "
-            "classes= the label of each output, in order."
+            f"The network has {outputs}, but there are {len(np.unique(names))} different labels. "
+            f"Give {n_columns} labels in classes=, in the order of the outputs."
         )
     if y is not None and task == "regression":
         _check_numbers(y, n_columns)
@@ -73,6 +74,6 @@ def _check_numbers(y: Any, n_columns: int) -> None:
     n_given = 1 if given.ndim == 1 else given.shape[1]
     if n_given != n_columns:
         raise ValueError(
-            f"y has {n_given} number(s) per image, and the network has {n_columns} output(s). If "
-            "it tells classes apart, y must be their labels."
+            f"y has {n_given} number(s) per image, but the network has {n_columns} output(s). Give "
+            "one number per output. If the network is a classifier, give y its class labels."
         )

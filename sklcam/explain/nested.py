@@ -1,4 +1,4 @@
-"""Turns whatever a user has into an explainer."""
+"""Turn any estimator or network that a user has into an explainer."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explai
     Parameters
     ----------
     estimator : Explainer, estimator that brings one, nn.Module, or one of these nested
-        Fitted, unless it is a module. Inside a pipeline, a search or a ``FrozenEstimator``, the
-        last or best estimator is meant.
+        A fitted estimator, or a module. Of a pipeline, a search or a ``FrozenEstimator``, the last
+        or best estimator is used.
     X : images
         A module's explainer is fitted on them.
     y : labels, label sets, numbers or None, default=None
-        Several labels per image, or numbers, tell what a module is for. Class labels do not, as
-        nothing says in which order the outputs are.
+        Several labels per image, or numbers, determine the task of a module. Class labels do not,
+        as they do not tell the order of the outputs.
 
     Returns
     -------
     explainer : Explainer
     X : images
-        What the earlier steps of a pipeline make of X; otherwise X itself.
+        X as transformed by the earlier steps of a pipeline; otherwise X itself.
 
     Raises
     ------
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If it is none of these, or a search without a refitted best estimator.
+        If the estimator is none of these, or a search without a refitted best estimator.
 
     Examples
     --------
@@ -65,8 +65,8 @@ def as_explainer(estimator: AnyEstimator, X: Any, y: Any = None) -> tuple[Explai
     elif not isinstance(inner, torch.nn.Module):
         raise ValueError(
             "estimator must be a ConsistentCAMClassifier, a CAMExplainer or a network, or a "
-            f"pipeline or search around one; got {type(inner).__name__}. CAMExplainer explains "
-            "other skorch nets."
+            f"pipeline or search around one; got {type(inner).__name__}. For another skorch net, "
+            "give CAMExplainer(net)."
         )
     for transformer in transformers:
         X = transformer.transform(X)

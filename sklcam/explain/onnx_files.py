@@ -1,8 +1,8 @@
-"""ONNX files: a network's answers without sklcam and without torch.
+"""ONNX files: a network's outputs without sklcam and without torch.
 
-A file takes images in [0, 1], as they are displayed, and normalises them itself. Besides the
-answers it has the maps of all classes, where these need no gradient: with a head of global average
-pooling and one linear layer, Grad-CAM is CAM, whose weights are the same for every image.
+A file takes images in [0, 1], as they are displayed, and normalises them itself. It returns the
+network's outputs and, if they need no gradient, the maps of all classes. With a head of global
+average pooling and one linear layer, Grad-CAM is CAM, whose weights are the same for every image.
 """
 
 from __future__ import annotations
@@ -38,20 +38,19 @@ if TYPE_CHECKING:
 Maps = Literal["auto"] | bool
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_OPSET = 18  # the oldest that torch writes, which most runtimes take
-_LARGEST = 2**31 - 2**20  # bytes of weights: a file is one message, of less than 2 GiB
-_N_IMAGES = 3  # of a sample
-_N_CLASSES = 4  # whose gradients are compared with the linear layer
+_OPSET = 18  # the oldest that torch writes, which most runtimes support
+_LARGEST = 2**31 - 2**20  # bytes of weights: a file is a single message of less than 2 GiB
+_N_IMAGES = 3  # in a sample
+_N_CLASSES = 4  # gradients of these are compared with the linear layer
 # How far rounding may move results from those of another implementation, relative to the largest.
-# GPUs round the factors of products to 10 bits, unless they are told not to; a file is tried on the
-# CPU.
+# By default GPUs round the factors of products to 10 bits, while a file is checked on the CPU.
 _ROUNDING, _ROUNDING_OF_GPUS = 1e-4, 1e-2
 
 
 def write_onnx(
     explainer: Explainer, path: str | os.PathLike[str], X: Any, maps: Maps, card: str | None
 ) -> None:
-    """Write an explainer's network to a file; see ``Explainer.export``."""
+    """Write an explainer's network to a file. See ``Explainer.export``."""
     _check_arguments(path, maps, card)
     adapter = explainer.adapter
     _check_adapter(adapter)
@@ -60,7 +59,10 @@ def write_onnx(
         sample = _Sample(explainer, X)
         weights, reason = _class_weights(sample) if maps else (None, "maps=False")
         if reason and maps is True:
-            raise ValueError(f"maps=True, but the file would have none: {reason}.")
+            raise ValueError(
+                f"maps=True, but the file would have no maps: {reason}. To write it without them, "
+                "set maps=False."
+            )
         if reason and maps:
             warnings.warn(f"The file has no maps: {reason}.", stacklevel=3)
         names = [name for name, _ in _read(adapter, sample.output)]
@@ -74,7 +76,7 @@ def write_onnx(
         file.write(data)
 
 
-# What is asked for
+# Checks
 
 
 def _check_arguments(path: Any, maps: object, card: object) -> None:
@@ -99,35 +101,36 @@ def _check_adapter(adapter: Adapter) -> None:
     name = type(adapter.network).__name__
     if isinstance(adapter, InPrecision):
         raise ValueError(
-            f"The explainer runs {name} with precision={adapter.precision!r}, and a file computes "
-            'in float32: export one with precision="fp32".'
+            f"The explainer runs {name} with precision={adapter.precision!r}, but a file computes "
+            'in float32. Export an explainer with precision="fp32".'
         )
     if isinstance(adapter, LastStep):
         raise ValueError(
-            "A file holds a network, and this is a pipeline whose earlier steps change the "
-            "images first: export an explainer of its last step."
+            "A file holds only a network, but the earlier steps of this pipeline change the "
+            "images first. Export an explainer of the last step."
         )
     if isinstance(stem_of(adapter.network), nn.Conv3d):
         raise ValueError(
-            f"{name} takes volumes, and a file prepares pictures: torch.onnx.export writes any "
-            "network, without maps."
+            f"{name} takes volumes, but a file prepares pictures. Use torch.onnx.export, which "
+            "writes any network, without maps."
         )
     if adapter.task is None:
         raise ValueError(
-            "A file holds a classifier, or a regressor, and the output of "
-            f"{name} is neither: torch.onnx.export writes any network, without maps."
+            "A file holds a classifier or a regressor, but the output of "
+            f"{name} is that of neither. Use torch.onnx.export, which writes any network, without "
+            "maps."
         )
     tensors = [*adapter.network.parameters(), *adapter.network.buffers()]
     others = {each.dtype for each in tensors if each.is_floating_point()} - {torch.float32}
     if others:
         raise ValueError(
-            f"{name} computes in {', '.join(sorted(map(str, others)))}, and a file in float32: "
-            "export an explainer of copy.deepcopy(network).float(), and compare what it predicts."
+            f"{name} computes in {', '.join(sorted(map(str, others)))}, but a file in float32. "
+            "Export an explainer of copy.deepcopy(network).float(), and compare its predictions."
         )
     n_bytes = sum(each.numel() * each.element_size() for each in tensors)
     if n_bytes > _LARGEST:
         raise _too_large(f"{name} has {n_bytes / 1e9:.2f} GB of weights")
-    # A net that was trained here knows how its images were prepared; another may not.
+    # A net trained by this library knows how its images were prepared. Other networks may not.
     if not isinstance(adapter, ModuleAdapter) or Origin(adapter.preprocessing()).is_known:
         return
     given = adapter.preparation
@@ -135,16 +138,16 @@ def _check_adapter(adapter: Adapter) -> None:
     missing = [f"{key}=" for key, each in wanted.items() if each is None or isinstance(each, str)]
     if missing:
         raise ValueError(
-            f"A file prepares images for the network, and {name} does not say how: give the "
+            f"A file prepares images for the network, but {name} does not say how. Give the "
             f"explainer {', '.join(missing)}, and fit it."
         )
 
 
 def _too_large(what: str) -> ValueError:
     return ValueError(
-        f"{what}, and a file in ONNX holds less than {_LARGEST / 1e9:.2f} GB. torch.onnx.export("
-        "network, (images,), path, dynamo=True) writes the weights into a second file beside it, "
-        "without maps; its images are the network's own input."
+        f"{what}, but an ONNX file holds less than {_LARGEST / 1e9:.2f} GB. Use "
+        "torch.onnx.export(network, (images,), path, dynamo=True), which writes the weights to a "
+        "second file. It takes the network's own input, and has no maps."
     )
 
 
@@ -162,21 +165,21 @@ class _Sample:
         output = self.adapter.forward(self.inputs)
         if not bool(output.isfinite().all()):
             raise ValueError(
-                "The network answers some images with NaN or infinite numbers, so the file "
-                "cannot be checked: give X, images like those it was trained on."
+                "The network returns NaN or infinite numbers for some images, so the file cannot "
+                "be checked. Give X: images like those that it was trained on."
             )
         self.output = output
         self.n_columns = output.shape[1]
-        # These are looked at one by one.
+        # Only these columns are checked one by one.
         self.columns = np.unique(np.linspace(0, self.n_columns - 1, _N_CLASSES).astype(int))
 
     @property
     def tolerance(self) -> float:
-        """How far results may be from another implementation's, relative to the largest."""
+        """The allowed difference from another implementation, relative to the largest value."""
         return _ROUNDING if self.images.device.type == "cpu" else _ROUNDING_OF_GPUS
 
     def record(self, columns: Any) -> RecordedPass:
-        """Run the images once, to explain some columns of the output."""
+        """Run the images once to explain some columns of the output."""
         target = torch.as_tensor(columns).expand(len(self.images), -1)
         return RecordedPass(
             self.adapter.network,
@@ -187,7 +190,7 @@ class _Sample:
         )
 
     def answers(self, names: list[str]) -> dict[str, tuple[Any, Tensor]]:
-        """Return which entries of an answer are known, and their values, by name."""
+        """Return, by name, which entries of each output are known, and their values."""
         everything: Any = slice(None)
         found = {name: (everything, each) for name, each in _read(self.adapter, self.output)}
         if "maps" in names:
@@ -205,24 +208,24 @@ def _some_of(explainer: Explainer, X: Any) -> Tensor:
     opened = explainer.open(X, originals=True)
     if opened.is_network_input:
         raise ValueError(
-            "X must be images as arrays, files or PIL images: a file normalises images itself, and "
-            "these tensors are the network's own input."
+            "X must be images as arrays, files or PIL images, as a file normalises images itself; "
+            "got tensors that are the network's own input."
         )
     batch = opened.subset(range(min(_N_IMAGES, len(opened)))).whole()
-    assert batch.resized is not None  # as originals were asked for
+    assert batch.resized is not None  # as originals were requested
     images = to_unit_floats(batch.resized).float()
     return images if len(images) > 1 else images.repeat(2, *[1] * (images.ndim - 1))
 
 
 def _read(adapter: Adapter, columns: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield the answers, by name."""
+    """Yield the names and values of the outputs."""
     read = adapter.readout
     if not read.has_probabilities:
         yield "predictions", columns
         return
     if not read.is_probability:
         own = read.own(columns)
-        yield "logits", own if own.ndim > 1 else own[:, None]  # squeezed, of a single output
+        yield "logits", own if own.ndim > 1 else own[:, None]  # a single output may be squeezed
     yield "probabilities", adapter.probabilities(columns)
 
 
@@ -230,7 +233,7 @@ def _read(adapter: Adapter, columns: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_plain(method: Method) -> bool:
-    """Whether it weighs channels by their plain mean gradient, or by CAM's weights."""
+    """Whether a method weights channels by their plain mean gradient, or by CAM's weights."""
     options = {name: each for name, each in method.get_params().items() if name != "relu"}
     usual = {"pooling": "mean", "gradient": "plain"}
     return type(method) in (CAM, GradCAM) and options.items() <= usual.items()
@@ -240,14 +243,14 @@ def _class_weights(sample: _Sample) -> tuple[Tensor | None, str]:
     """Return the weight of each channel for each class, or why there are no such weights."""
     method, layers = sample.method, sample.explainer.target_layers
     if not _is_plain(method):
-        return None, f"{method!r} needs more than the activations; Grad-CAM may not"
+        return None, f"{method!r} needs more than the activations (Grad-CAM may not)"
     if sample.output.ndim != 2:
-        return None, "they explain scores of an image, and these scores are per pixel"
+        return None, "maps in a file explain scores of an image, but these scores are per pixel"
     if len(layers) != 1:
-        return None, f"they combine {len(layers)} layers, each of which would be scaled first"
+        return None, f"maps combine {len(layers)} layers, whose maps would be scaled first"
     recorded = sample.record(range(sample.n_columns))
     reason = (
-        f"what follows {layers[0].name!r} is not global average pooling and one linear layer, so "
+        f"the head after {layers[0].name!r} is not global average pooling and one linear layer, so "
         "Grad-CAM needs a gradient for each image"
     )
     try:
@@ -255,8 +258,8 @@ def _class_weights(sample: _Sample) -> tuple[Tensor | None, str]:
     except ValueError:
         return None, reason
     if not bool(weights.any()):
-        return None, "the weights of the last layer are all zero, so its kind cannot be told"
-    # Activations may tell nothing, for instance if all are zero; gradients always do.
+        return None, "the weights of the last layer are all zero, so its kind cannot be checked"
+    # Activations may prove nothing, for instance if all are zero. Gradients always do.
     for column in sample.columns.tolist():
         (gradients,) = recorded.gradient_grids(column, keep=True)
         n_positions = gradients[0, 0].numel()
@@ -280,7 +283,7 @@ class _Runs:
 
 
 class _Deployed(nn.Module):
-    """Takes images in [0, 1], and returns everything that the file returns."""
+    """A module that takes images in [0, 1] and returns all outputs of the file."""
 
     class_weights: Tensor | None
     image_mean: Tensor
@@ -340,12 +343,12 @@ def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
         )
         assert made is not None
         model = made.model_proto
-    except Exception as error:  # of torch's exporter, or of onnxscript's, which is of any kind
+    except Exception as error:  # torch's and onnxscript's exporters raise errors of any kind
         found = installed_versions(["torch", "onnxscript"])
         versions = " and ".join(f"{name} {version}" for name, version in found.items())
         raise ValueError(
-            f"{kind} cannot be exported. torch.onnx.export says: {_said(error)} This is torch's "
-            f"exporter, which needs an onnxscript of about its own age; installed are {versions}."
+            f"{kind} cannot be exported. torch.onnx.export says: {_said(error)} It needs a version "
+            f"of onnxscript about as old as torch's; installed are {versions}."
         ) from error
     _tidy(model.graph)
     return model
@@ -353,29 +356,29 @@ def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
 
 def _followed(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """Return the network's program for any number of images."""
-    # Torch 2.6 compares it with the largest number that there is.
+    # Without a maximum, torch 2.6 compares the number of images with the largest integer.
     shapes = {"images": {0: torch.export.Dim("n_images", max=2**31 - 1)}}
     errors = []
-    # The first runs the forward once. The second reads its code, and so knows that len(images) may
-    # vary; but there is much code that it cannot read.
+    # The first attempt runs the forward once. The second reads its code, so it knows that
+    # len(images) may vary, but it cannot read all code.
     for strict in (False, True):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as that the hook keeps what it sees
+                warnings.simplefilter("ignore")  # for example that the hook keeps its output
                 return torch.export.export(network, (images,), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:  # of the network's own code, too
+        except Exception as error:  # including errors of the network's own code
             errors.append(error)
     raise ValueError(
         f"{type(network.network).__name__} cannot be exported. torch.export says: "
-        f"{_said(errors[0])} A file does the same for all images: forward must not branch on the "
-        "values of tensors (torch.where chooses between two), must not turn them into Python "
-        "numbers or arrays (.item(), .numpy()), and should take the number of images from "
+        f"{_said(errors[0])} A file does the same for all images, so forward must not branch on "
+        "the values of tensors or turn them into Python numbers or arrays (.item(), .numpy()). "
+        "Choose between values with torch.where, and take the number of images from "
         "images.shape[0]."
     ) from errors[0]
 
 
 def _said(error: BaseException) -> str:
-    """Return the beginning of the first message."""
+    """Return the beginning of the original error's message."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
@@ -383,7 +386,7 @@ def _said(error: BaseException) -> str:
 
 
 def _tidy(graph: Any) -> None:
-    """Remove what torch adds for itself, such as the paths of source files."""
+    """Remove torch's own additions, such as the paths of source files."""
     del graph.value_info[:], graph.metadata_props[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
@@ -395,13 +398,13 @@ def _tidy(graph: Any) -> None:
 def _serialized(model: Any) -> bytes:
     try:
         data: bytes = model.SerializeToString()
-    except Exception as error:  # protobuf's versions raise errors of several kinds
+    except Exception as error:  # versions of protobuf raise errors of several kinds
         raise _too_large(f"The network does not fit into one file ({_said(error)})") from error
     return data
 
 
 def _facts(sample: _Sample, reason: str) -> dict[str, Any]:
-    """Return what a program that uses the file has to know."""
+    """Return the metadata for programs that use the file."""
     explainer, said = sample.explainer, sample.preprocessing
     classes, names = explainer.output_names, explainer.class_names_
     n_channels = sample.images.shape[1]
@@ -428,13 +431,13 @@ def _facts(sample: _Sample, reason: str) -> dict[str, Any]:
 
 
 _SAYS = {
-    "logits": "what the network returns",
-    "probabilities": "of each class",
+    "logits": "the network's output",
+    "probabilities": "the probability of each class",
     "predictions": "the numbers that the network returns",
     "maps": (
         "the map of each class at the layer's resolution, before scaling: resized bilinearly to "
-        "the size of the images, and scaled to [0, 1] by its own minimum and maximum, it is what "
-        "sklcam shows"
+        "the size of the images, and scaled to [0, 1] by its own minimum and maximum, it is the "
+        "map that sklcam shows"
     ),
 }
 
@@ -448,16 +451,16 @@ def _usage(sample: _Sample, names: list[str]) -> str:
             "## Input and outputs",
             "",
             f"- `images`: float32 of shape (n_images, {n_channels}, {height}, {width}) in [0, 1]"
-            f"{order}, not normalised: the file does that itself",
+            f"{order}, not normalised: the file normalises them itself",
             *(f"- `{name}`: {_SAYS[name]}" for name in names),
             "",
-            "The metadata (JSON) says what the classes are and how images are resized.",
+            "The metadata (JSON) names the classes and says how to resize images.",
         ]
     )
 
 
 def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: Any) -> None:
-    """Raise a ValueError unless the file answers as the explainer does, for one image as well."""
+    """Raise a ValueError unless the file's outputs equal the explainer's, also for one image."""
     kind = type(sample.adapter.network).__name__
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -465,9 +468,9 @@ def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: 
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         images = sample.images.cpu().numpy()
         found = [session.run(names, {"images": each}) for each in (images, images[:1])]
-    except Exception as error:  # onnxruntime's have no base of their own
+    except Exception as error:  # onnxruntime's errors share no base class
         raise ValueError(
-            f"{kind} cannot be exported. onnxruntime does not take the file: {_said(error)}"
+            f"{kind} cannot be exported. onnxruntime does not accept the file: {_said(error)}"
         ) from error
     for several, one, (name, (part, expected)) in zip(
         *found, sample.answers(names).items(), strict=True
@@ -477,7 +480,7 @@ def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: 
         difference = max(np.abs(several[part] - wanted).max(), np.abs(one[part] - wanted[:1]).max())
         if not difference <= sample.tolerance * largest:
             raise ValueError(
-                f"{kind} cannot be exported: in the {name} of a sample, up to {largest:.3g}, the "
-                f"file is {difference:.3g} from what the network says here. Does it draw random "
-                "numbers, look at the other images of a batch, or write into its own state?"
+                f"{kind} cannot be exported: for a sample whose {name} reach {largest:.3g}, the "
+                f"file differs from the network by {difference:.3g}. Check whether the network "
+                "draws random numbers, uses the other images of a batch, or changes its own state."
             )

@@ -1,4 +1,4 @@
-"""X, opened once: batches of a network's inputs, each with the frames of its images."""
+"""X, opened once and read in batches: network inputs with the sizes of their images."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Batch:
     Attributes
     ----------
     inputs : Inputs
-        On the network's device.
+        The network's inputs, on its device.
     start, stop : int
-        Which of the opened rows they are.
+        The range of the opened rows that the batch holds.
     sizes : list of tuple (height, width)
         The images' own sizes; (depth, height, width) for volumes.
     originals : list of Tensor of shape (channels, height, width), or None
-        The images at their own sizes, on the CPU, if they were asked for.
+        The images at their own sizes, on the CPU, if they were requested.
     resized : Tensor of shape (n_images, channels, height, width), or None
-        The same images at the network's input size, before they are normalised.
+        The same images at the network's input size, before normalisation.
 
     Examples
     --------
@@ -73,27 +73,27 @@ class Batch:
 class OpenedImages:
     """X, checked and ready to be read batch by batch.
 
-    Made by :meth:`Explainer.open`.
+    :meth:`Explainer.open` makes these objects.
 
     Parameters
     ----------
     adapter : Adapter
     X : images
-        In any form that the adapter's model takes; a mapping for a network with several inputs.
+        In any form that the adapter's model takes, or a mapping for a network with several inputs.
     image_input : str or None
         Which entry of a mapping is the image.
     originals : bool
-        Whether batches bring the images at their own sizes.
+        Whether batches also hold the images at their own sizes.
     num_workers : int or None
-        How many processes read ahead; None takes the number that the adapter's model says.
+        How many processes read ahead. None takes the number of the adapter's model.
 
     Attributes
     ----------
     image_size : tuple of int
-        Height and width that the network receives; depth, height and width for volumes.
+        Height and width that the network receives, or depth, height and width for volumes.
     n_channels : int
     uniform_size : tuple of int or None
-        The one size of all images, if they are known to share it.
+        The size of all images, if they are known to share one.
 
     Examples
     --------
@@ -132,8 +132,8 @@ class OpenedImages:
         device = self._dataset.tensor_device
         if num_workers and device.type != "cpu":
             raise ValueError(
-                f"num_workers={num_workers} asks for processes that read images, and those of X "
-                f"are on {device} already: leave it at 0, or give X.cpu()."
+                f"num_workers={num_workers} asks for processes that read images, but the images of "
+                f"X are on {device} already. Leave num_workers at 0, or give X.cpu()."
             )
         if self._name is not None:
             others = {name: value for name, value in X.items() if name != self._name}
@@ -148,7 +148,7 @@ class OpenedImages:
         return len(self._rows)
 
     def subset(self, rows: Iterable[int]) -> OpenedImages:
-        """Return some of the images, without checking again.
+        """Return some of the images, without checking them again.
 
         Parameters
         ----------
@@ -160,18 +160,18 @@ class OpenedImages:
         """
         part = object.__new__(type(self))
         if isinstance(rows, range) and rows.step == 1 and rows.start >= 0:
-            kept = self._rows[rows.start : rows.stop]  # of a range another: no number for each
+            kept = self._rows[rows.start : rows.stop]  # a slice of a range is a range
         else:
             kept = [self._rows[row] for row in rows]
         vars(part).update(vars(self), _rows=kept)
         return part
 
     def array(self) -> np.ndarray | Tensor | None:
-        """Return all images as given, if that is one array in its own order."""
+        """Return all images as given, if they are one array in its original order."""
         return self._dataset.array if self._rows == range(len(self._dataset)) else None
 
     def files(self) -> list[str] | None:
-        """Return the path of each image, or None if not all are files."""
+        """Return the path of each image, or None unless all images are files."""
         if not isinstance(self._dataset, ImageDataset):
             return None
         source = self._dataset.source
@@ -179,7 +179,7 @@ class OpenedImages:
         return paths if len(paths) == len(self) else None
 
     def originals(self, rows: Sequence[int]) -> list[Tensor]:
-        """Read some images at their own sizes, as they are."""
+        """Read some images unchanged, at their own sizes."""
         read = self._dataset.read_batch([self._rows[row] for row in rows])
         return [framed.original for framed in read]
 
@@ -190,7 +190,7 @@ class OpenedImages:
 
     @property
     def batch_size(self) -> int | None:
-        """How many images a batch holds; None if the loader does not say."""
+        """The number of images per batch, or None if the loader does not say."""
         size = getattr(self._loader(), "batch_size", None)
         return size if isinstance(size, int) else None
 
@@ -210,8 +210,8 @@ class OpenedImages:
             start = batch.stop
         if start != len(self):
             raise ValueError(
-                f"The loader gave {start} of {len(self)} images; for explanations it must yield "
-                "each once, in order: without drop_last, shuffle or its own sampler."
+                f"The loader yielded {start} of {len(self)} images. For explanations it must yield "
+                "each image once, in order. Build it without drop_last, shuffle or a sampler."
             )
 
     def whole(self) -> Batch:
@@ -252,7 +252,7 @@ class OpenedImages:
 
 
 def _check_others(network: nn.Module, dataset: FramedDataset) -> None:
-    """Raise a ValueError if items hold further inputs of the network beside the image."""
+    """Raise a ValueError if items hold other inputs of the network besides the image."""
     items = dataset.items
     if items is None or items.name is None:
         return
@@ -260,9 +260,9 @@ def _check_others(network: nn.Module, dataset: FramedDataset) -> None:
     others = [name for name in items.others if name in names and name not in LABELS]
     if others and items.name in names:
         raise ValueError(
-            f"Items of X hold {', '.join(map(repr, others))} beside {items.name!r}, which the "
-            '"network takes, too: iter_explain passes them on from a DataLoader, and so does X '
-            "as a dict with an array for each. Otherwise leave them out of the items."
+            f"Items of X hold {', '.join(map(repr, others))} besides {items.name!r}, and the "
+            "network takes these too. To pass them on, give a DataLoader to iter_explain, or X as "
+            "a dict with an array for each input. Otherwise remove them from the items."
         )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sklcam.explain.base import Explainer
 
-NO_LABEL = "no label"  # of an image that has none of several
-NO_ANSWER = "NaN"  # where the network's output is NaN
-_MOST_LABELS = 5  # of one image, beside it
+NO_LABEL = "no label"  # for a multilabel image without labels
+NO_ANSWER = "NaN"  # for an output with NaN
+_MOST_LABELS = 5  # the most labels to write beside an image
 
 
 class Prediction(NamedTuple):
@@ -21,13 +21,12 @@ class Prediction(NamedTuple):
     Attributes
     ----------
     label : str or None
-        The predicted class, or all of several labels; "NaN" where the network's output is NaN; None
+        The predicted class, or all predicted labels. "NaN" if the network's output is NaN, and None
         without classes.
     probability : float or None
-        How sure the network is; None where that would tell a reader nothing, and for several
-        labels.
+        How sure the network is. None if this would tell a reader nothing, and for several labels.
     text : str or None
-        The full text: the label and its probability, several labels each with their own, or the
+        The full text: the label and its probability, several labels with a probability each, or the
         numbers of a regression.
     """
 
@@ -55,12 +54,13 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         numbers = explainer.decide(output).cpu().numpy()
         return [Prediction(None, None, text) for text in spelled(explainer, numbers)]
     classes = class_names(explainer)
-    # The probability of a single class is always 1; a single label has its own.
+    # The probability of a single class is always 1, which tells nothing. A single label of a
+    # multilabel network has a probability of its own.
     if output.ndim != 2 or len(classes) < (1 if task == "multilabel" else 2):
         return [Prediction(None, None)] * len(output)
     decided = explainer.decide(output)
     probabilities = explainer.probabilities(output) if explainer.shows_probabilities else None
-    is_nan = output.isnan().any(dim=1).tolist()  # for which an argmax gives a class even so
+    is_nan = output.isnan().any(dim=1).tolist()  # argmax would give a class even then
     if task == "multilabel":
         assert probabilities is not None
         rows = zip(decided.tolist(), probabilities.tolist(), is_nan, strict=True)
@@ -70,7 +70,8 @@ def predictions(explainer: Explainer, output: Tensor) -> list[Prediction]:
         ]
     chances: list[float | None] = [None] * len(output)
     if probabilities is not None:
-        # For the class that was decided on: with a threshold it need not be the likeliest.
+        # The probability of the predicted class, which a threshold may have chosen over the most
+        # probable one.
         chances = probabilities.gather(1, decided[:, None])[:, 0].tolist()
     names = [
         NO_ANSWER if wrong else classes[i]
@@ -99,12 +100,12 @@ def spelled(explainer: Explainer, labels: np.ndarray) -> list[str]:
     ----------
     explainer : Explainer
     labels : ndarray of shape (n_images,) or (n_images, n_outputs)
-        In the form of predictions: see ``expected_labels``.
+        Labels in the form of predictions: see ``expected_labels``.
 
     Returns
     -------
     list of str
-        Each is written as its class is: 1 rather than 1.0, for example.
+        Each label is written as its class is: 1 rather than 1.0, for example.
     """
     names = class_names(explainer)
     if explainer.adapter.task == "multilabel":
@@ -127,13 +128,12 @@ def spelled(explainer: Explainer, labels: np.ndarray) -> list[str]:
 
 
 def class_names(explainer: Explainer) -> list[str]:
-    """Return the labels of the classes as text, each once; none without classes."""
+    """Return the labels of the classes as text, all different. The list may be empty."""
     if explainer.classes_ is None:
         return []
     named = explainer.classes_ if explainer.class_names_ is None else explainer.class_names_
     # Python's own values are written as their users write them: 1.0, not np.float64(1.0).
     texts = [*map(str, np.asarray(named).tolist())]
-    # ImageNet has two classes that are called crane: without their numbers one would pass for the
-    # other.
+    # ImageNet has two classes with the name crane. Only their numbers tell them apart.
     count = Counter(texts)
     return [f"{text} [{i}]" if count[text] > 1 else text for i, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Errors for a network that does not take a first sample, or returns no tensor."""
+"""Errors for a network that does not take a first sample, or does not return a tensor."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sklcam.networks.inputs import Inputs, advice_on_axes
 def why_refused(
     network: nn.Module, sample: Inputs, error: Exception, *, given: bool
 ) -> ValueError | None:
-    """Return the error to raise in place of a network's own; None if that says what is wrong.
+    """Return the error to raise in place of a network's own, or None to keep the network's.
 
     Parameters
     ----------
     network : nn.Module
     sample : Inputs
-        What the network was called with.
+        The inputs that the network was called with.
     error : Exception
-        What it raised.
+        The error that it raised.
     given : bool
-        Whether the sample comes from the user's images rather than being a blank.
+        Whether the sample comes from the user's images. If not, it is a blank image.
 
     Returns
     -------
@@ -39,15 +39,15 @@ def why_refused(
     if given:
         return ValueError(f"The network does not take images of {shape}: {advice or error}")
     return ValueError(
-        f"The network does not take a blank image of {shape}; give fit an X of the kind it "
+        f"The network does not take a blank image of {shape}. Give fit an X of the kind it "
         f"takes{'.' if not advice else ': ' + advice}"
     )
 
 
 def not_a_tensor(network: nn.Module, output: object) -> ValueError:
-    """Return the error for a network that returns nothing that can be explained."""
+    """Return the error for a network whose output cannot be explained."""
     return ValueError(
-        f"The network returns a {type(output).__name__}; it must return a Tensor, a tuple that "
+        f"The network returns a {type(output).__name__}, but it must return a Tensor, a tuple that "
         "starts with one, or a mapping with one"
-        f"{advice_on_detectors(network) or ': wrap it in a module that does.'}"
+        f"{advice_on_detectors(network) or '. Wrap it in a module that does.'}"
     )

@@ -1,9 +1,9 @@
 """Maps of many images in a folder: written chunk by chunk and read as memory maps.
 
 The folder holds a NumPy file for each method, with room for all images from the start, a record of
-what the maps depend on, and a mark for each chunk that is done. Bytes are written to the file
-rather than through a memory map, so that a full disk is an error and processes on several machines
-can share the folder.
+everything that the maps depend on, and a mark for each finished chunk. Bytes are written to the
+file rather than through a memory map, so that a full disk is an error and processes on several
+machines can share the folder.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def write_maps(
     num_workers: int | None,
     make_bar: Callable[[int, str, int], tqdm],
 ) -> None:
-    """Write the maps of X to a folder; for the parameters see ``Explainer.explain_to``."""
+    """Write the maps of X to a folder. See ``Explainer.explain_to`` for the parameters."""
     check_shard(shard)
     if frame == "image":
         raise ValueError(
-            'explain_to writes maps of one size: frame must be "input" or "layer". iter_explain '
-            "yields maps of the images' sizes, and to_frame resizes the maps of one row to its "
-            "image."
+            'explain_to writes maps of one size, so frame must be "input" or "layer"; got "image". '
+            "For maps of the images' sizes, use iter_explain, or resize the maps of a row with "
+            "to_frame."
         )
     named = explainer.named_methods(method)
     methods = list(named.values())
@@ -66,7 +66,7 @@ def write_maps(
     question = explainer.as_target(target, len(opened))
     if question.ragged:
         raise ValueError(
-            "explain_to writes the same number of maps for each image: give Box the same number "
+            "explain_to writes the same number of maps for each image. Give Box the same number "
             "of boxes for each, or explain one word of each text, or the text as a whole."
         )
     size = chunk_size_for(opened, explainer, chunk_size)
@@ -87,13 +87,13 @@ def write_maps(
 
     def fill(folder: Path) -> None:
         shapes = [explainer.map_shape(opened, question, each) for each in methods]
-        if at_layer:  # one image tells what the grid of a layer is
+        if at_layer:  # one image tells the size of the layer's grid
             batch = next(opened.subset(range(1)).batches())
             asked = explainer.question_of(question, batch)
             maps, *_ = explainer.explain_batch(batch.inputs, asked, methods=methods, at_layer=True)
             shapes = [tuple(each.shape[1:]) for each in maps]
         for i, shape in enumerate(shapes):
-            # No byte is written yet, so most file systems reserve no space.
+            # No bytes are written yet, so most file systems reserve no space.
             _ = np.lib.format.open_memmap(
                 folder / _file(i), mode="w+", dtype=numbers, shape=(len(opened), *shape)
             )
@@ -133,9 +133,9 @@ def _sent(explained: ExplainedBatch, numbers: np.dtype[Any]) -> SentMaps:
 
 
 def runs_of(folder: ChunkFolder, shard: Shard | None, opened: OpenedImages) -> list[range]:
-    """Group the chunks to make into runs whose batches are those that each chunk has alone.
+    """Group the missing chunks into runs with the same batches that each chunk would have alone.
 
-    Numbers depend on the batch in their last digits, so batches must not depend on where work was
+    The last digits of numbers depend on the batch, so batches must not depend on where the work was
     interrupted.
     """
     runs = list(folder.undone(shard))
@@ -145,7 +145,7 @@ def runs_of(folder: ChunkFolder, shard: Shard | None, opened: OpenedImages) -> l
 
 
 def chunk_size_for(opened: OpenedImages, explainer: Explainer, chunk_size: int | None) -> int:
-    """Return the number of images per chunk: whole batches, unless the user says otherwise."""
+    """Return the number of images per chunk: ``chunk_size``, or by default whole batches."""
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
         return chunk_size
@@ -171,37 +171,37 @@ def open_folder(
     fill : callable
         See :meth:`ChunkFolder.made`.
     resume : bool
-        Whether there may be such a folder already.
+        Whether such a folder may exist already.
     chunk_size : int or None
-        If given, it must be that of an existing folder.
+        The chunk size that an existing folder must have, if given.
 
     Raises
     ------
     FileExistsError
-        If something is there and ``resume`` is False.
+        If something is at the path and ``resume`` is False.
     ValueError
-        If what is there was made from something else.
+        If the folder at the path belongs to other work.
     """
     final = Path(path)
     is_new = not final.exists() or (final.is_dir() and not any(final.iterdir()))
     if not is_new and not resume:
         raise FileExistsError(
-            f"There is something at {str(path)!r}: resume=True continues it if it is the "
-            "beginning of the same work; otherwise remove it, or give another path."
+            f"There is something at {str(path)!r}. If it is the beginning of the same work, "
+            "resume=True continues it. Otherwise remove it, or give another path."
         )
     folder = ChunkFolder.made(final, about, fill) if is_new else ChunkFolder(final)
     expected = dict(about["depends_on"])
     if chunk_size is not None and chunk_size != folder.chunk_size:
         raise ValueError(
-            f"{str(path)!r} was begun in chunks of {folder.chunk_size} images, and chunk_size is "
-            f"{chunk_size}: leave it at None, or give another path."
+            f"{str(path)!r} was begun in chunks of {folder.chunk_size} images, but chunk_size is "
+            f"{chunk_size}. Leave it at None, or give another path."
         )
     folder.check(about["kind"], about["n_images"], expected)
     return folder
 
 
 def open_maps(path: str | os.PathLike[str]) -> Any:
-    """Return the maps that :meth:`CAMExplainer.explain_to` has written, without loading them.
+    """Open the maps that :meth:`CAMExplainer.explain_to` has written, without loading them.
 
     Parameters
     ----------
@@ -211,12 +211,12 @@ def open_maps(path: str | os.PathLike[str]) -> Any:
     Returns
     -------
     numpy.memmap of shape (n_images, height, width), or dict of str to numpy.memmap
-        Read-only, in the form that ``explain`` returns: for several methods, a dict by name.
+        Read-only maps, in the form that ``explain`` returns: for several methods, a dict by name.
 
     Raises
     ------
     ValueError
-        If it is not such a folder, or maps are missing.
+        If the path is not such a folder, or maps are missing.
 
     Examples
     --------
@@ -234,7 +234,10 @@ def open_maps(path: str | os.PathLike[str]) -> Any:
     """
     folder = ChunkFolder(path)
     if folder.about.get("kind") != KIND:
-        raise ValueError(f"{str(path)!r} holds {folder.about.get('kind')}, and not maps.")
+        raise ValueError(
+            f"{str(path)!r} holds {folder.about.get('kind')}, not maps. Give a folder that "
+            "explain_to has written."
+        )
     folder.check_complete()
     names = folder.about.get("names")
     maps = [
@@ -250,14 +253,14 @@ def _file(i: int) -> str:
 
 @contextmanager
 def _rows_of(path: Path) -> Iterator[_Rows]:
-    """Open a NumPy file to write rows of it."""
+    """Open a NumPy file to write its rows."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     with path.open("r+b") as file:
         yield _Rows(file, array.offset, array[:1].nbytes)
 
 
 class _Rows:
-    """The rows of an array in a NumPy file, to be written in any order."""
+    """The rows of an array in a NumPy file, which can be written in any order."""
 
     def __init__(self, file: BinaryIO, offset: int, n_bytes: int):
         self._file, self._offset, self._n_bytes = file, offset, n_bytes
@@ -267,6 +270,6 @@ class _Rows:
         self._file.write(np.ascontiguousarray(rows).data)
 
     def sync(self) -> None:
-        """Return once all that was written is on the disk."""
+        """Wait until everything written is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())

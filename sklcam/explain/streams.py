@@ -1,4 +1,4 @@
-"""X without a length: read batch by batch, as it comes, with the same target for each image."""
+"""X without a length: read batch by batch, as it arrives, with the same target for each image."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sklcam.networks.adapters import Adapter
 class OpenedStream:
     """X without a length, ready to be read batch by batch; see :class:`ImageStream`.
 
-    Nothing is read ahead, and nothing is kept. Entries of dicts that the network takes by name are
-    passed on with the image, except labels.
+    Nothing is read ahead, and nothing is kept. Entries of dicts that the network takes by name,
+    except labels, are passed on with the image.
 
     Parameters
     ----------
@@ -58,11 +58,14 @@ class OpenedStream:
                 opened = OpenedImages(self._adapter, self._inputs(streamed), streamed.name)
                 batch = opened.whole()
             except ValueError as error:
-                raise ValueError(f"From image {start} of X on: {error}") from error
+                raise ValueError(
+                    f"In the batch that begins with image {start} of X: {error}"
+                ) from error
             if as_it_is not in (None, opened.is_network_input):
                 raise ValueError(
-                    f"From image {start} of X on: some of the images are float tensors, the "
-                    "network's own input, and others are prepared for it. Yield one kind of them."
+                    f"In the batch that begins with image {start} of X: some images are float "
+                    "tensors, the network's own input, but others are prepared for it. Yield only "
+                    "one kind."
                 )
             as_it_is = opened.is_network_input
             yield replace(batch, start=start, stop=start + len(batch))
@@ -90,7 +93,7 @@ def question_of_any_number(
     Parameters
     ----------
     as_target : callable
-        Makes a target from what a user asks for and a number of images.
+        Makes a target from the user's target and a number of images.
     target : None, label, Target or callable
 
     Returns
@@ -100,7 +103,7 @@ def question_of_any_number(
     Raises
     ------
     ValueError
-        If the target holds something for each image, or is refused anyway.
+        If the target holds a value per image, or is invalid.
     """
     error: ValueError | None = None
     ask = cache(lambda n_images: as_target(target, n_images))
@@ -115,7 +118,7 @@ def question_of_any_number(
     if holds_rows or error is not None:
         raise ValueError(
             "X has no length, so target must be the same for all of its images; got "
-            f"{describe(target)}. For one target per image, explain batch by batch: for images, "
-            "labels in X: explainer.explain(images, labels)."
+            f"{describe(target)}. For one target per image, explain each batch by itself: "
+            '"for images, labels in X: explainer.explain(images, labels)".'
         ) from error
     return ask

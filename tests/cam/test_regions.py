@@ -253,7 +253,7 @@ def test_predictions_are_of_pixels():
     expected = np.array(["a", "b", "c"])[logits.argmax(1).numpy()]
     assert np.array_equal(explainer.predict(X), expected)
     np.testing.assert_allclose(explainer.predict_proba(X), logits.softmax(1).numpy(), atol=1e-6)
-    with pytest.raises(ValueError, match="score compares one answer per image"):
+    with pytest.raises(ValueError, match="score compares one prediction per image"):
         explainer.score(X, ["a", "b"])
 
 

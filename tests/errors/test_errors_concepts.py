@@ -109,7 +109,7 @@ REFUSALS = {
         ("no explainer", lambda: ConceptNamer().fit("resnet18", INPUTS), "estimator must be a "),
         ("no images", lambda: name(images=None), "X is None"),
         ("volumes", lambda: name(of=of_volumes, images=VOLUMES), "volumes .* only for pictures"),
-        ("two layers", lambda: name(of=of_two_layers), "needs a single target layer, and .* 2, 5"),
+        ("two layers", lambda: name(of=of_two_layers), "needs a single target layer, but .* 2, 5"),
         ("both", lambda: name({"top": MASKS}, {"top": BOXES}), "boxes_by_concept are both given"),
         ("nothing", lambda: name({}), "masks_by_concept names no concept"),
         ("masks alone", lambda: name(MASKS), r"for each image; masks_by_concept\[0\] is an"),

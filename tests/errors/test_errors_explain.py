@@ -71,7 +71,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("no layers", lambda: CAMExplainer(NET, target_layer=[]).fit(INPUTS), "an empty list"),
         ("a layer twice", lambda: CAMExplainer(NET, target_layer=["4", "4"]).fit(INPUTS), "twice"),
         ("number 4", lambda: CAMExplainer(NET, target_layer=[4]).fit(INPUTS), "dotted name"),
-        ("few classes", lambda: CAMExplainer(NET, classes=["a"]).fit(INPUTS), "has 3 outputs, and"),
+        ("few classes", lambda: CAMExplainer(NET, classes=["a"]).fit(INPUTS), "has 3 outputs, but"),
         (
             "one side",
             lambda: CAMExplainer(NET, image_size=(8,)).fit(X),

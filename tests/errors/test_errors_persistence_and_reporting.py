@@ -89,7 +89,7 @@ FILES: dict[str, list[Row]] = {
         ("a card", lambda f: export(f, card=3), "card must be a string, .* got an int, 3"),
         ("no X", lambda f: export(f, X=3), "X is a int"),
         ("its input", lambda f: export(f, around(NET, **PREPARED), X=INPUTS), "own input"),
-        ("an embedding", lambda f: export(f, embedder()), "holds a classifier, or a regressor"),
+        ("an embedding", lambda f: export(f, embedder()), "holds a classifier or a regressor"),
         ("volumes", lambda f: export(f, of_volumes()), "takes volumes, .* prepares pictures"),
         (
             "half precision",
@@ -99,12 +99,12 @@ FILES: dict[str, list[Row]] = {
         (
             "nobody says",
             lambda f: export(f, around(NET, image_size=16, mean=0)),
-            "does not say how: give the explainer std=, and fit it",
+            "does not say how. Give the explainer std=, and fit it",
         ),
         (
             "a pipeline",
             lambda f: export(f, CAMExplainer(STEPS.fit(X, Y), verbose=0).fit()),
-            "of its last step",
+            "of the last step",
         ),
     ],
     "save": [

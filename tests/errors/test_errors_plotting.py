@@ -98,7 +98,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "5 labels",
             lambda: FailuresDisplay.from_estimator(fitted(), X, Y[:5]),
-            "one label, or one .* per image; got shape",
+            "one label, one label per image, or .* per image; got shape",
         ),
         (
             "an unknown label",

@@ -107,7 +107,7 @@ class AtThePixels(Method):
 
 def test_what_has_no_grid_of_its_own(ours):
     several = explainer(target_layer=["2", "5"]).fit(IMAGES)
-    with pytest.raises(ValueError, match=r"single target layer, and .* 2, 5"):
+    with pytest.raises(ValueError, match=r"single target layer, but .* 2, 5"):
         several.explain(IMAGES, frame="layer")
     with pytest.raises(ValueError, match=r"AtThePixels returned maps of 8 x 8 .* has 4 x 4"):
         ours.explain(IMAGES, method=AtThePixels(), frame="layer")
@@ -115,7 +115,7 @@ def test_what_has_no_grid_of_its_own(ours):
 
 def test_images_that_are_filled_up_have_no_grid_of_their_own(ours, monkeypatch):
     monkeypatch.setattr(type(ours.adapter), "extent", lambda self, size: (1.0, 0.75))
-    with pytest.raises(ValueError, match="75% of its columns lie over the image"):
+    with pytest.raises(ValueError, match="75% of its columns cover the image"):
         ours.explain(IMAGES, frame="layer")
 
 
@@ -145,8 +145,8 @@ def test_networks_in_float64_have_maps_of_it(ours):
     ("method", "options", "remedy"),
     [
         (GradCAM(), {"normalize": False}, "GradCAM may .* or leave normalize at True"),
-        (Saliency(channels="keep"), {}, "Saliency may .*: take float32[.]"),
-        (GuidedGradCAM(channels="keep"), {"normalize": False}, "take float32[.]"),
+        (Saliency(channels="keep"), {}, "Saliency may .*[.] Use float32[.]"),
+        (GuidedGradCAM(channels="keep"), {"normalize": False}, "Use float32[.]"),
     ],
 )
 def test_float16_is_for_maps_in_the_unit_interval(ours, method, options, remedy):

@@ -199,9 +199,9 @@ def test_fit_without_images():
     assert [layer.name for layer in explainer(X=None).target_layers_] == ["5"]
     model = network(vision_transformer, 4)
     explainer(model, X=None, image_size=16)
-    with pytest.raises(ValueError, match="give fit an X"):
+    with pytest.raises(ValueError, match="Give fit an X"):
         explainer(model, X=None)
-    with pytest.raises(ValueError, match="give fit an X"):
+    with pytest.raises(ValueError, match="Give fit an X"):
         explainer(network(ImageAndVector), X=None, image_input="image", target_layer="conv")
 
 
@@ -283,7 +283,7 @@ def test_labels_by_classes_or_by_y():
     assert_array_equal(by_classes.explain(IMAGES, names[LABELS]), numbers)
     assert_array_equal(by_classes.explain(IMAGES, names[LABELS].tolist()), numbers)
     assert by_classes.score(IMAGES, names[logits.argmax(1)]) == 1
-    with pytest.raises(ValueError, match="3 outputs, and 2 labels for them"):
+    with pytest.raises(ValueError, match="3 outputs, but there are 2 different labels"):
         explainer(y=["a", "b"])
     with pytest.raises(ValueError, match="plum"):
         by_classes.explain(IMAGES, "plum")

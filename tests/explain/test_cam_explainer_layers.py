@@ -123,7 +123,7 @@ def test_pixels_are_explained_where_no_layer_is_a_grid():
     assert ours.target_layers_ == []
     weights = (model[2].weight @ model[1].weight).detach()[LABELS].reshape(IMAGES.shape)
     assert_allclose(ours.explain(IMAGES, LABELS), scaled(weights.abs()[:, 0].numpy()), atol=1e-5)
-    with pytest.raises(ValueError, match=r"GradCAM.* explains a layer, and fit found none"):
+    with pytest.raises(ValueError, match=r"GradCAM.* explains a layer, but fit found none"):
         ours.explain(IMAGES, method="gradcam")
 
 
@@ -156,7 +156,7 @@ def test_channel_weights():
     (gradient,) = torch.autograd.grad(of_class(LABELS)(output).sum(), activations)
     assert_allclose(maxima, gradient.amax((2, 3)), rtol=1e-4, atol=1e-7)
     for method in ("layercam", "saliency", "uniform"):
-        with pytest.raises(ValueError, match="does not weigh channels"):
+        with pytest.raises(ValueError, match="does not give each channel a single weight"):
             ours.channel_weights(IMAGES, method=method)
 
 

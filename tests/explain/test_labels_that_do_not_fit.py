@@ -68,17 +68,22 @@ def test_a_label_that_is_only_a_little_alike_is_not_suggested():
 
 
 RAGGED = {
-    "lists": ([[0], [0, 1], [2], [1]], "image 0 has 1, image 1 has 2"),
-    "names": ([["a", "b"], ["a", "b"], ["b"], []], "image 0 has 2, image 2 has 1"),
-    "labels and lists": ([0, 1, [1, 2], 0], "image 0 has 1, image 2 has 2"),
-    "an array of lists": (np.array([[0], [0, 1], [2], [1]], object), "image 1 has 2"),
+    "lists": ([[0], [0, 1], [2], [1]], "got 1 for image 0 and 2 for image 1"),
+    "names": ([["a", "b"], ["a", "b"], ["b"], []], "got 2 for image 0 and 1 for image 2"),
+    "labels and lists": ([0, 1, [1, 2], 0], "got 1 for image 0 and 2 for image 2"),
+    "an array of lists": (
+        np.array([[0], [0, 1], [2], [1]], object),
+        "got 1 for image 0 and 2 for image 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", RAGGED)
 def test_targets_of_several_lengths(case):
     target, message = RAGGED[case]
-    with pytest.raises(ValueError, match=rf'the same number for each image.*{message}.*"positive"'):
+    with pytest.raises(
+        ValueError, match=rf'the same number of labels for each image.*{message}.*"positive"'
+    ):
         explainer().fit(IMAGES).explain(IMAGES, target)
 
 

@@ -233,7 +233,7 @@ def test_what_differs_is_said(ours, tmp_path):
         ),
         (lambda: ours.explain_to(IMAGES, path, dtype="float16"), "float32 there, float16 now"),
         (lambda: ours.explain_to(IMAGES, path, frame="layer"), r"frame \(input there, layer now\)"),
-        (lambda: ours.explain_to(IMAGES, path, chunk_size=6), "in chunks of 4 images, and chunk_s"),
+        (lambda: ours.explain_to(IMAGES, path, chunk_size=6), "in chunks of 4 images, but chunk_s"),
     ]:
         with pytest.raises(ValueError, match=match):
             call()

@@ -219,7 +219,8 @@ def test_other_inputs_of_the_network_come_along():
         maps = np.concatenate([*ours.iter_explain(stream)])
         np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-6)
     with pytest.raises(
-        ValueError, match=r"hold 'vector' beside 'image'.*iter_explain passes them on"
+        ValueError,
+        match=r"hold 'vector' besides 'image', and the network.* DataLoader to iter_explain",
     ):
         ours.explain(Listed(rows))
 
@@ -302,9 +303,9 @@ def test_targets_of_each_image_need_a_length(target, message):
         ({}, "a dict of nothing"),
         ((), "an empty tuple"),
         ([], "an empty list"),
-        (3, r"From image 0 of X on: X\[0\] is a int"),
+        (3, r"begins with image 0 of X: X\[0\] is a int"),
         (None, r"X\[0\] is a NoneType"),
-        ("/no.png", "From image 0 of X on: .* '/no.png'"),
+        ("/no.png", "begins with image 0 of X: .* '/no.png'"),
         (np.zeros((4, 12, 9), dtype=np.uint8), "channels first"),
         (TENSORS[0, 0], "must be of shape"),
         (torch.full((3, 12, 12), torch.nan), "NaN"),
@@ -334,7 +335,7 @@ def test_a_stream_is_of_one_kind():
     for elements in ([TENSORS[:2], PICTURES[:2]], [PICTURES[:2], TENSORS[:2]]):
         maps = explainer().iter_explain(iter(elements))
         next(maps)
-        with pytest.raises(ValueError, match=r"From image 2 of X on: some .* float tensors"):
+        with pytest.raises(ValueError, match=r"begins with image 2 of X: some .* float tensors"):
             next(maps)
     with pytest.raises(ValueError, match=r"Item 1 of X is an Image.*Pass only float tensors"):
         next(explainer().iter_explain(iter([TENSORS[0], PICTURES[0]])))

@@ -124,7 +124,7 @@ def test_a_loader_that_leaves_out_images_is_noticed(monkeypatch, options):
 
     monkeypatch.setattr(explained.adapter, "loader", shortened)
     for call in (explained.explain, explained.predict, lambda X: list(explained.iter_explain(X))):
-        with pytest.raises(ValueError, match=r"The loader gave 3 of 4 images"):
+        with pytest.raises(ValueError, match=r"The loader yielded 3 of 4 images"):
             call(X)
 
 

@@ -361,7 +361,7 @@ def test_images_of_other_axes_are_refused():
         explainer.explain(random_volumes(2, *SHAPE[1:]))
     with pytest.raises(ValueError, match="Conv3d, which takes volumes"):
         CAMExplainer(net, target_layer=LAYER, verbose=0).fit(random_volumes(2, *SHAPE[1:]))
-    with pytest.raises(ValueError, match=r"give fit an X.*Conv3d, which takes volumes"):
+    with pytest.raises(ValueError, match=r"Give fit an X.*Conv3d, which takes volumes"):
         CAMExplainer(net, target_layer=LAYER, verbose=0).fit()
     flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(ValueError, match="Conv2d, which takes pictures"):
