@@ -138,7 +138,7 @@ def tables_of(run: Run, inits: Sequence[int], results: Results) -> list[Table]:
     )
     scenes = Table(
         f"{name}: pointing game, {0 if data.scenes is None else len(data.scenes)} classes in "
-        "images with several",
+        f"images with several, at {run.image_size} pixels",
         ["network", "chance", CHEN, SINGLE, MEAN, CONTRAST],
     )
     shares = ("box", "mask") if has_masks else ("box",)
