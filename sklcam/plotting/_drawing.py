@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
 Alpha = float | Literal["map"]
 AnyColormap: TypeAlias = "str | Colormap"
@@ -261,22 +263,21 @@ def box(place: Axes, corners: Sequence[float] | np.ndarray, style: Mapping[str, 
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = map(float, corners)
-    looks: tuple[tuple[float, Any], ...] = ((3.6, {"color": "white"}), (1.8, style))
-    for width, look in looks:
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=width, **look)
-        frame.set_clip_on(False)
-        place.add_patch(frame)
+    _within_white(place, partial(Rectangle, (x1, y1), x2 - x1, y2 - y1), style)
 
 
 def outline(place: Axes, corners: np.ndarray, style: Mapping[str, Any]) -> None:
     """Draw a polygon, (n_corners, 2), as :func:`box` draws a box."""
     from matplotlib.patches import Polygon
 
+    _within_white(place, partial(Polygon, corners), style)
+
+
+def _within_white(place: Axes, shape: Callable[..., Patch], style: Mapping[str, Any]) -> None:
+    """Draw the outline of a shape in a style, on a wider white one."""
     looks: tuple[tuple[float, Any], ...] = ((3.6, {"color": "white"}), (1.8, style))
     for width, look in looks:
-        frame = Polygon(corners, fill=False, linewidth=width, **look)
-        frame.set_clip_on(False)
-        place.add_patch(frame)
+        place.add_patch(shape(fill=False, linewidth=width, clip_on=False, **look))
 
 
 def stacked(*parts: str) -> str:
@@ -303,6 +304,13 @@ def title(place: Axes, *lines: str, columns: int = 1) -> None:
     given = stacked(*lines).splitlines()
     text = "\n".join(wrapped(line, letters) for line in given)
     place.set_title(text, fontsize=_SMALL, **PLAIN)
+
+
+def row_title(places: Sequence[Axes], text: str) -> None:
+    """Write a line over a row of pictures, from its left edge on."""
+    title(places[0], text, columns=len(places))
+    places[0].title.set_horizontalalignment("left")
+    places[0].title.set_x(0)
 
 
 def caption(place: Axes, text: str) -> None:

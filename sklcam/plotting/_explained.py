@@ -13,7 +13,7 @@ from sklcam.cam.targets import Classes, Deferred
 from sklcam.explain._batches import ExplainedBatch
 from sklcam.explain.base import AnyMethod, Explainer, Methods, method_name
 from sklcam.explain.nested import AnyEstimator, as_explainer
-from sklcam.explain.opened import Batch
+from sklcam.explain.opened import Batch, OpenedImages
 from sklcam.explain.predictions import Prediction, class_names, predictions, spelled
 from sklcam.images.dataset import ImageDataset
 from sklcam.images.labels import dataset_labels, labels_for
@@ -130,8 +130,11 @@ class Explanation:
             self.pictures += pictures_of_batch(batch, own_size=self._own_size)
             self.predictions += predictions(explainer, explained.output)
             for collected, maps in zip(self.maps.values(), explained.maps, strict=True):
-                framed = map(explainer.to_frame, maps, batch.sizes) if self._own_size else maps
-                collected += [map_.float().cpu().numpy() for map_ in framed]
+                collected += (
+                    maps_of_batch(explainer, maps, batch)
+                    if self._own_size
+                    else [*maps.float().cpu().numpy()]
+                )
             self._add_targets(explained)
         return self
 
@@ -276,3 +279,14 @@ def pictures_of_batch(batch: Batch, *, own_size: bool = False) -> list[np.ndarra
     images = batch.originals if own_size else batch.resized
     assert images is not None  # they were asked for when X was opened
     return [to_picture(image) for image in images]
+
+
+def pictures_of_opened(opened: OpenedImages) -> list[np.ndarray]:
+    """Return opened images at the network's input size."""
+    return [picture for batch in opened.batches() for picture in pictures_of_batch(batch)]
+
+
+def maps_of_batch(explainer: Explainer, maps: Tensor, batch: Batch) -> list[np.ndarray]:
+    """Return the maps of a batch, (n_images, ..., height, width), at its images' own sizes."""
+    framed = map(explainer.to_frame, maps, batch.sizes)
+    return [map_.float().cpu().numpy() for map_ in framed]

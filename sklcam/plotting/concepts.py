@@ -14,7 +14,7 @@ from sklcam.concepts.namer import ChannelNamer
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display, check_titles
-from sklcam.plotting._explained import as_text, pictures_of_batch
+from sklcam.plotting._explained import as_text, pictures_of_opened
 
 _DISTINCT = 6  # colours that are told apart easily
 
@@ -97,8 +97,9 @@ class ConceptMapsDisplay(Display):
         opened = explainer.open(images, originals=True)
         cls._check_n_rows(len(opened))
         maps = concepts.transform(explainer, images)
-        pictures = [each for batch in opened.batches() for each in pictures_of_batch(batch)]
-        return cls(images=pictures, maps=maps, names=as_text(names)).plot(**options)
+        return cls(images=pictures_of_opened(opened), maps=maps, names=as_text(names)).plot(
+            **options
+        )
 
     def plot(self, *, ax: AnyAxes = None) -> ConceptMapsDisplay:
         """Draw a row for each image.
@@ -273,10 +274,7 @@ class ConceptCropsDisplay(Display):
             ]
             for place in places:
                 place.set_anchor("N")  # or a higher crop would cover the title beside it
-            text = "" if self.titles is None else self.titles[i]
-            draw.title(places[0], text, columns=n_columns)
-            places[0].title.set_horizontalalignment("left")
-            places[0].title.set_x(0)
+            draw.row_title(places, "" if self.titles is None else self.titles[i])
         return self
 
 

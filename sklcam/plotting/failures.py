@@ -29,6 +29,7 @@ from sklcam.plotting._explained import (
     as_text,
     is_pixelwise,
     map_list,
+    maps_of_batch,
     pictures_of,
     pictures_of_batch,
 )
@@ -358,6 +359,5 @@ def _explained(
                 "draws random numbers. Give images without augmentation."
             )
         pictures += pictures_of_batch(batch, own_size=True)
-        framed = map(explainer.to_frame, explained.maps[0], batch.sizes)
-        maps += [each.float().cpu().numpy() for each in framed]
+        maps += maps_of_batch(explainer, explained.maps[0], batch)
     return pictures, maps

@@ -15,7 +15,6 @@ from sklcam._validation import describe
 from sklcam.embeddings.explainer import EmbeddingCAMExplainer
 from sklcam.explain.base import AnyMethod
 from sklcam.explain.nested import AnyEstimator, as_explainer
-from sklcam.explain.opened import OpenedImages
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
 from sklcam.plotting._explained import (
@@ -24,7 +23,7 @@ from sklcam.plotting._explained import (
     is_pixelwise,
     labels_of_images,
     pictures_of,
-    pictures_of_batch,
+    pictures_of_opened,
 )
 
 if TYPE_CHECKING:
@@ -162,10 +161,10 @@ class RetrievalDisplay(Display):
         found = explainer.explain_neighbors(query_images, gallery_images, k, method=method)
         # An image that is found several times is read once.
         rows, places = np.unique(found.indices, return_inverse=True)
-        pictures = _pictures(others.subset(rows))
+        pictures = pictures_of_opened(others.subset(rows))
         neighbors = [[pictures[i] for i in row] for row in places.reshape(found.indices.shape)]
         display = cls(
-            queries=_pictures(queries),
+            queries=pictures_of_opened(queries),
             neighbors=neighbors,
             pixelwise=is_pixelwise(explainer.as_method(method)),
             **labels.beside(found),
@@ -328,7 +327,3 @@ class _Labels:
             "neighbor_labels": [as_text(row) for row in of_neighbors],
             "right": right,
         }
-
-
-def _pictures(opened: OpenedImages) -> list[np.ndarray]:
-    return [picture for batch in opened.batches() for picture in pictures_of_batch(batch)]

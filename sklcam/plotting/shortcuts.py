@@ -15,7 +15,7 @@ from sklcam.concepts import Shortcut, Shortcuts
 from sklcam.explain.nested import AnyEstimator, as_explainer
 from sklcam.plotting import _drawing as draw
 from sklcam.plotting._display import AnyAxes, Display
-from sklcam.plotting._explained import pictures_of_batch
+from sklcam.plotting._explained import pictures_of_opened
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -107,12 +107,7 @@ class ShortcutsDisplay(Display):
                 "which the shortcuts were found."
             )
         images = [
-            [
-                picture
-                for batch in opened.subset(cluster.rows[:k].tolist()).batches()
-                for picture in pictures_of_batch(batch)
-            ]
-            for cluster in clusters
+            pictures_of_opened(opened.subset(cluster.rows[:k].tolist())) for cluster in clusters
         ]
         return cls(clusters=clusters, images=images).plot(**options)
 
@@ -146,9 +141,7 @@ class ShortcutsDisplay(Display):
                 f"{cluster.label}, {len(cluster)} images: separation {cluster.separation:.2f}, "
                 f"likeness {cluster.likeness:.2f}, drop {cluster.drop:.2f}"
             )
-            draw.title(axes[i, 0], text, columns=n_columns)
-            axes[i, 0].title.set_horizontalalignment("left")
-            axes[i, 0].title.set_x(0)
+            draw.row_title(axes[i], text)
         return self
 
 
