@@ -158,7 +158,7 @@ class ChunkFolder:
         if names:
             told = [_difference(name, there.get(name), now.get(name)) for name in names]
             raise ValueError(
-                f"{str(self.path)!r} was begun with something else, and does not change. These "
+                f"{str(self.path)!r} was begun with something else, and was left unchanged. These "
                 f"differ: {'; '.join(told)}. Continue as it was begun, or give another path."
             )
 

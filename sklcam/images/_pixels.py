@@ -317,7 +317,7 @@ def _finite_extremes(image: np.ndarray | Tensor, name: str) -> tuple[float, floa
     low, high = float(image.min()), float(image.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
-            f"{name} has pixels that are NaN or infinite. Replace them, or leave it out."
+            f"{name} has pixels that are NaN or infinite. Replace them, or leave the image out."
         )
     return low, high
 

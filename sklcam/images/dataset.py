@@ -51,8 +51,8 @@ class ImageDataset(FramedDataset):
           items are an image or a tuple that starts with one: an image as above, an ndarray of shape
           (height, width) or (height, width, n_channels), or a Tensor of shape (n_channels, height,
           width). Items may also be dicts in which one entry is an image, or `image_column`;
-        - `ImageDataset`: its images, read as it was told when it was made. It can therefore replace
-          X wherever images are taken, to set `channels` and `background`.
+        - `ImageDataset`: its images, read with its own settings. It can therefore replace X
+          wherever images are taken, to set `channels` and `background`.
     y : array-like of length n_samples, optional
         The labels to return with the images.
     image_size : int or (int, int), default=224

@@ -222,8 +222,8 @@ def check_numbering(X: Any, y: Any, classes: Any, names: Sequence[str] | np.ndar
         if meant and number not in meant:
             raise ValueError(
                 f"The data set's label for {name!r} is {number}, but the estimator's is "
-                f"{meant[0]}. Give y with the estimator's numbers, which are in the order of its "
-                "class_names_."
+                f"{meant[0]}. Give y with the numbers that the estimator's classes_ have for the "
+                "same names in its class_names_."
             )
 
 

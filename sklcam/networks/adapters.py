@@ -172,7 +172,7 @@ class Adapter(ABC):
     # The network
 
     def extent(self, size: tuple[int, ...]) -> tuple[float, float]:
-        """Return which fraction of a layer's field images of this size fill, from the top left."""
+        """Return the fractions of a layer's field that images of a size fill, from the top left."""
         return 1.0, 1.0
 
     @abstractmethod

@@ -161,7 +161,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def tolerating() -> Iterator[None]:
-    """Leave the block quietly on an error, as of a network that takes a single image size.
+    """Leave the block quietly on an error, such as that of a network with a fixed image size.
 
     A lack of memory says nothing about the network, and is raised.
     """
@@ -175,7 +175,7 @@ def tolerating() -> Iterator[None]:
 
 def memory_of(tensor: Tensor) -> int:
     """Return an identifier that is equal for tensors that share their memory, as views do."""
-    # The address of the data is public but does not serve: on some devices there is none.
+    # Not data_ptr(), as data has no address on some devices.
     return tensor.untyped_storage()._cdata
 
 

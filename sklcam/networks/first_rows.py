@@ -92,7 +92,7 @@ class FirstRows(TorchFunctionMode):
         return output[:, : self.n_rows]
 
     def miss_others(self) -> bool:
-        """Whether a gradient reached other rows, so that the first rows' gradients are not all."""
+        """Whether other rows have a gradient too, so that the first rows do not tell everything."""
         return bool(self._others) and bool(torch.stack(self._others).any())
 
     def __torch_function__(

@@ -234,7 +234,7 @@ def learn_folding(
             return None
         with folded:
             output = forward(inputs)
-    # Rounding differs, and half precision has three digits. Only a real difference must show.
+    # Rounding differs, and half precision has three digits, so only larger differences count.
     is_half = is_half or output.dtype not in (torch.float32, torch.float64)
     tolerance = 0.05 if is_half else 1e-3
     scale = expected.abs().amax().item()

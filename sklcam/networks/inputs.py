@@ -338,7 +338,7 @@ class NetworkTensors(FramedDataset):
         self.image_size = self.uniform_size = tuple(first.shape[1:])
         # A tensor is checked as a whole, once. The items of a data set are checked when read.
         if isinstance(X, Tensor) and not bool(torch.isfinite(X).all()):
-            raise ValueError("X has values that are NaN or infinite.")
+            raise ValueError("X has values that are NaN or infinite. Replace them.")
 
     def __len__(self) -> int:
         return len(self._X)
@@ -361,7 +361,10 @@ class NetworkTensors(FramedDataset):
                 f"{(self.n_channels, *self.image_size)}. Give all inputs of a network one shape."
             )
         if not isinstance(self._X, Tensor) and not bool(torch.isfinite(image).all()):
-            raise ValueError(f"Item {i} of X has values that are NaN or infinite.")
+            raise ValueError(
+                f"Item {i} of X has values that are NaN or infinite. Replace them, or leave the "
+                "image out."
+            )
         return image.detach()
 
 

@@ -58,9 +58,9 @@ def find_target_layer(
         A network of a known family, or any other.
     target_layer : str or TargetLayer, default="auto"
         A dotted name; a `TargetLayer`, which is used as it is; or "auto". This is the usual layer
-        of a known family. In any other network it is the last layer that runs once, that everything
-        in the output depends on, and whose output is a grid of places, more than one of which has a
-        gradient. In a transformer whose last block passes on only a class token, this is the first
+        of a known family. In any other network it is the last layer that runs once, through which
+        everything reaches the output, and which returns a grid of places with a gradient at several
+        of them. In a transformer whose last block passes on only a class token, this is the first
         normalisation in that block.
     sample : float Tensor of shape (1, channels, height, width) or None, default=None
         Or (1, channels, depth, height, width), for a network for volumes. Needed to probe a network
@@ -292,11 +292,11 @@ class _Search:
             if not self._trace.holds_all(traced):
                 self._refuse(traced, "does not hold everything that reaches the output")
             elif any(each.depth >= traced.depth for each in self._folded):
-                self._refuse(traced, "lies before the network makes several images of one")
+                self._refuse(traced, "comes before the network makes several images of each one")
             elif any(isinstance(each.module, _PADDING) for each in group):
                 self._refuse(traced, "is padding around the images' own grid")
             elif self._is_before_sequence(traced):
-                self._refuse(traced, "lies before tokens that have the images on their second axis")
+                self._refuse(traced, "comes before tokens with the images on their second axis")
             elif traced.depth < _LEAST_DEPTH and not self._begins_block(traced, dead):
                 if early is None and self._is_alive(traced):
                     early = traced
@@ -418,7 +418,7 @@ class _Search:
         return lambda scale: noise(self._sample, 2, generator, scale)
 
     def _known(self, name: str) -> TargetLayer | None:
-        """Return a layer as its known network around it reads it; None outside of one."""
+        """Return a layer as the known network around it reads it; None if there is none."""
         prefix, network, family = _network_around(self._model, name)
         if family is None:
             return None

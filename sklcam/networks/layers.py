@@ -97,7 +97,7 @@ class TargetLayer:
         if self.image_size is not None:
             check_sides(self.image_size, "image_size")
         if self.reshape is not None:
-            check_callable("reshape", self.reshape, "that makes (n, K, u, v) of the layer's output")
+            check_callable("reshape", self.reshape, "that turns outputs into (n, K, u, v)")
 
     def check_images(self, size: tuple[int, ...]) -> None:
         """Raise a ValueError if the grid is for images of another size.
@@ -308,7 +308,8 @@ def module_of(model: nn.Module | None, layer: Layer) -> tuple[nn.Module, int | N
         part, run = layer, None
     else:
         raise ValueError(
-            f"The target layer {type(layer).__name__} is not a part of {type(model).__name__}."
+            f"The target layer {type(layer).__name__} is not a part of {type(model).__name__}. "
+            "Pass one of its modules."
         )
     if isinstance(part, torch.jit.ScriptModule):
         raise ValueError(

@@ -21,7 +21,7 @@ class InPrecision(AdapterAround):
     Parameters
     ----------
     inner : Adapter
-        A settled adapter: in float32, it has already found out how outputs are read.
+        A settled adapter, which has found out in float32 how outputs are read.
     precision : {"bf16", "fp16"}
     """
 

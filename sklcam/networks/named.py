@@ -39,7 +39,7 @@ class Source(ABC):
 
     @abstractmethod
     def origin(self, weights: AnyWeights) -> Origin:
-        """Return what the source says of the network with these weights."""
+        """Return what the source says about the network with these weights."""
 
 
 def is_offline(error: BaseException) -> bool:

@@ -75,7 +75,7 @@ def _shortened(part: nn.Linear, n_rows: int) -> Iterator[None]:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer whose backward pass skips all but the first rows if these have no gradient."""
+    """A linear layer whose backward pass skips rows behind the first ones without a gradient."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, n_rows: int) -> Tensor:

@@ -105,7 +105,7 @@ class Preprocessing:
         Raises
         ------
         ValueError
-            If ``image_size`` is not a size.
+            If ``image_size`` is not a valid size.
         """
         changes: dict[str, Any] = {}
         if image_size is not None:

@@ -64,7 +64,7 @@ class Traced:
     nodes : tuple
         The places of both in the graph, before any operation changed them in place.
     depth : float, in [0, 1]
-        The fraction of runs that may return grids which had ended when this one did.
+        Among the runs that may return grids, the fraction that had ended with this one.
     """
 
     name: str

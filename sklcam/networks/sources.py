@@ -31,7 +31,7 @@ _SOURCES = {
 
 
 def find_source(name: str, config: Any = None) -> Source:
-    """Return the source of a name, once it has found the name there.
+    """Return the source of a name, after checking that it knows the name.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class Trunk:
 
     @property
     def before(self) -> list[tuple[nn.Module, Any]]:
-        """The calls that had finished when the layer began the chosen run."""
+        """The calls that had finished when the layer began the chosen run, by default the last."""
         return self._runs[self._run] if self._runs else []
 
     def enter_layer(self, finished: list[tuple[nn.Module, Any]]) -> None:
@@ -136,7 +136,8 @@ def _answering(module: nn.Module, answers: deque[Any]) -> Iterator[None]:
 def _repeat(output: Any, image: int, n_images: int, m: int) -> Any:
     """Return one image's part of a module's output, m times, without copying it."""
     if isinstance(output, Tensor):
-        # Rows that are as many as the images are taken to be theirs; all else belongs to the batch.
+        # An output with as many rows as images is taken to have one per image; any other output
+        # belongs to the whole batch.
         if output.ndim and len(output) == n_images:
             return output[image : image + 1].expand(m, *output.shape[1:])
         return output
