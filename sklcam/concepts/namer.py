@@ -284,7 +284,7 @@ class ConceptNamer(ChannelNamer):
     Notes
     -----
     A finer grid makes no difference: on photographs of fruit, scores change by 0.001 from twice to
-    four times the layer's grid. At the layer's own grid they are lower, by 0.03 in the mean: if an
+    four times the layer's grid. At the layer's own grid they are lower, by 0.03 on average: if an
     object covers several cells, a channel often fires in only some of them.
 
     Memory does not grow with the number of images. Activations are counted in 16 fixed bins per

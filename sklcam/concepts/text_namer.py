@@ -46,7 +46,7 @@ class TextConceptNamer(ChannelNamer):
         A name needs a score over this. 0.5 is chance, but the scores of few crops stray from it,
         and the best of many prompts strays further.
     n_crops : int, default=10
-        How many crops per channel, each from another image.
+        How many crops per channel, each from a different image.
 
     Attributes
     ----------

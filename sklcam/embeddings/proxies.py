@@ -18,7 +18,9 @@ def check_one_label_each(labels: np.ndarray, n_images: int) -> None:
             f"y must be one label per image; got shape {labels.shape} for {n_images} images."
         )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("y has labels that are NaN or infinite.")
+        raise ValueError(
+            "y has labels that are NaN or infinite. Leave these images out, or label them."
+        )
 
 
 def add_to_sums(

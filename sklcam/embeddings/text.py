@@ -24,8 +24,8 @@ class Text(BaseEstimator):
     .. math:: L_t = y \cdot \frac{p_t}{\lVert p_t \rVert}
 
     where y is the image's embedding and :math:`p_t` the prompt's. For networks of images and
-    texts: those of ``transformers`` that have ``get_image_features`` and ``get_text_features``,
-    such as CLIP and SigLIP, and those of ``open_clip``, with ``encode_image`` and ``encode_text``.
+    texts: networks of ``transformers`` with ``get_image_features`` and ``get_text_features``, such
+    as CLIP and SigLIP, and networks of ``open_clip``, with ``encode_image`` and ``encode_text``.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Text(BaseEstimator):
         Parameters
         ----------
         adapter : Adapter
-            Of a network of images and texts.
+            The adapter of a network of images and texts.
 
         Returns
         -------

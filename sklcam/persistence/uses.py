@@ -82,7 +82,9 @@ def check_found(kind: type, found: Mapping[str, Any]) -> None:
             sides.setdefault(side, n) == n for side, n in zip(wanted, shape, strict=True)
         )
         if not is_of_size:
-            raise PersistenceError(f"{name} is of shape {shape}, which others do not fit")
+            raise PersistenceError(
+                f"{name} is of shape {shape}, which does not fit the other arrays"
+            )
 
 
 def _is_complete(kind: type, found: Mapping[str, Any]) -> bool:

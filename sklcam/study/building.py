@@ -95,8 +95,8 @@ def build(
     """Write a page on which people judge explanations, and the key to their answers.
 
     The page is one file that loads nothing and sends nothing. It opens from a disk, keeps a rater's
-    answers in the browser, and saves them in the end as a JSON file for :func:`analyse`. It does
-    not say which model or method a picture is of, or which answer is right. Only the key says so, a
+    answers in the browser, and finally saves them as a JSON file for :func:`analyse`. It does
+    not say which model or method a picture is of, or which answer is right. Only the key does: a
     file beside the page, which is not for the raters.
 
     Parameters

@@ -371,7 +371,7 @@ def _n_each(n_questions: int | None, n_kinds: int, most: int, what: str) -> int:
     if n_questions % n_kinds:
         raise ValueError(
             f"n_questions must be a multiple of {n_kinds}, the number of methods of all models, so "
-            f"that each gets as many questions; got {n_questions}."
+            f"that each gets equally many questions; got {n_questions}."
         )
     if n_questions > most * n_kinds:
         raise ValueError(
