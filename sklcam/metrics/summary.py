@@ -263,7 +263,7 @@ class Evaluation(Bunch):
             import pandas
         except ImportError as error:
             raise ImportError(
-                "to_frame needs pandas; install it with `pip install pandas`."
+                'to_frame needs pandas. It comes with: pip install "sklcam[pandas]"'
             ) from error
 
         return pandas.DataFrame(dict(self))

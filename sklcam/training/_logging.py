@@ -170,7 +170,7 @@ class LoggingNet(FreezingNet):
             import pandas
         except ImportError as error:
             raise ImportError(
-                "history_frame_ needs pandas; install it with `pip install pandas`."
+                'history_frame_ needs pandas. It comes with: pip install "sklcam[pandas]"'
             ) from error
 
         rows = [{key: row[key] for key in row if key != "batches"} for row in self.history]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,8 +69,12 @@ def without(monkeypatch, *names: str) -> None:
             lambda: grab_cut(np.zeros((2, 2), np.uint8), np.eye(2, dtype=int)),
             r"sklcam\[grabcut\]",
         ),
-        ("pandas", lambda: evaluation().to_frame(), "pip install pandas"),
-        ("pandas", lambda: fitted().history_frame_, "history_frame_ needs pandas; install it with"),
+        ("pandas", lambda: evaluation().to_frame(), r"to_frame needs pandas.*sklcam\[pandas\]"),
+        (
+            "pandas",
+            lambda: fitted().history_frame_,
+            r"history_frame_ needs pandas.*sklcam\[pandas\]",
+        ),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(package, call, match, monkeypatch):
@@ -75,3 +82,15 @@ def test_a_missing_package_is_named_with_its_extra(package, call, match, monkeyp
     without(monkeypatch, package)
     with pytest.raises(ImportError, match=match):
         call()
+
+
+def test_every_extra_that_an_error_names_is_there():
+    """So that the command of the error can be run as it is."""
+    settings = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = "".join(path.read_text() for path in Path(sklcam.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"sklcam\[([\w,-]+)\]", text))
+    assert (
+        {"pandas", "plot", "report"}
+        <= named
+        <= set(tomllib.loads(settings)["project"]["optional-dependencies"])
+    )
