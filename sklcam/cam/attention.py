@@ -179,7 +179,7 @@ class AttentionRelevance(_AttentionMethod):
 
 
 class LeGrad(_AttentionMethod):
-    r"""LeGrad: how much more attention to a place would raise the score of each layer.
+    r"""LeGrad: by how much each layer's score would rise with more attention to a place.
 
     .. math:: E_l = \frac{1}{h n} \sum_{h, i} \Big(\frac{\partial s_l}{\partial
               A_{l, h, i, \cdot}}\Big)^+, \qquad L = \frac{1}{L} \sum_l E_l
@@ -413,7 +413,7 @@ def _scores_behind(recorded: RecordedPass, last: Block, tokens: Tensor) -> Tenso
 def _by_first_rows(
     recorded: RecordedPass, record: AttentionRecord, first: FirstRows
 ) -> Tensor | None:
-    """Return LeGrad from only the tokens before the places, or None if the head reads others."""
+    """Compute LeGrad from only the tokens before the places, or return None if others are read."""
     blocks = _blocks_of(recorded, record)
     *_, last = blocks
     tokens = [block.tokens for block in blocks]

@@ -195,8 +195,8 @@ class _Contrast(Classes):
         super().__init__(indices)
         self._others, self._at = others, at
         self._gamma, self._weights = gamma, weights
-        # The derivatives of the score with respect to the output, those of the shares included, for
-        # methods that use the head's weights.
+        # The derivatives of the score with respect to the output, including derivatives of the
+        # shares, for methods that use the head's weights.
         compared = self._compared(at, others)
         shares = self._shares(compared)
         if weights == "probability":

@@ -1,4 +1,4 @@
-"""Methods that weight channels by the network's score with only a channel, or without it.
+"""Methods that weight channels by the network's score with each channel alone, or without it.
 
 They need no gradient. Score-CAM and its relatives run the network on masked images. Ablation-CAM
 runs the part after the layer on activations with one channel set to zero.

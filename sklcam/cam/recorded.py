@@ -94,8 +94,8 @@ class RecordedPass:
     TypeError
         If a layer's output is not a tensor.
     ValueError
-        If the network is not an nn.Module, the inputs hold no images, ``graph`` is none of the
-        above, or the target does not fit the output. If a layer is not a TargetLayer, does not
+        If the network is not an nn.Module, the inputs hold no images, ``graph`` is not one of its
+        options, or the target does not fit the output. If a layer is not a TargetLayer, does not
         return one row per image, or runs several times without saying which run counts. When a
         gradient is requested, if the scores do not depend on the layer.
 

@@ -45,8 +45,7 @@ class Target(ABC):
     names_classes : bool
         Whether the target stands for classes, and so has a probability.
     has_probabilities : bool
-        Whether the scores are probabilities when ``scores`` is given probabilities, because they
-        are picked from it unchanged.
+        Whether ``scores``, applied to probabilities, picks out probabilities unchanged.
     indices : Tensor of shape (n_images, k), int64, or None
         The classes of a resolved target, if it stands for classes.
     directions : Tensor of shape (n_images, k, n_outputs) or None

@@ -16,7 +16,7 @@ class ExplanationWarning(UserWarning):
 
     Examples
     --------
-    If blank maps are expected, such as for classes that are not in the image, ignore it:
+    If blank maps are expected, such as for classes that are not in the image, ignore the warning:
 
     >>> import warnings
     >>> import torch
